@@ -1,0 +1,196 @@
+"""Events to bytes and back: what is accepted here is accepted, byte for byte, by all three stores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from letopis.store.errors import InvalidInput
+from letopis.store.events import Event, check_type, to_microseconds
+from letopis.store.identifiers import check_identifier
+from letopis.store.messages import EMPTY
+from letopis.store.vocabulary import parse
+
+INTEGER_MIN: Final = -(2**63)
+INTEGER_MAX: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How large an event may be.
+
+    The defaults stay far below what any of the three stores refuses: MariaDB's ``max_allowed_packet`` (16 MB as
+    shipped) bounds a statement, and its refusal looks like a lost connection.
+
+    :ivar max_bytes: of the data, and of the metadata, as JSON in UTF-8.
+    :ivar max_depth: of nested objects and lists.
+    """
+
+    max_bytes: int = 1_048_576
+    max_depth: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_bytes <= 8_388_608:
+            raise InvalidInput("max_bytes", "must be between 1 and 8388608 (8 MiB)")
+        if not 1 <= self.max_depth <= 200:  # orjson gives up at 254
+            raise InvalidInput("max_depth", "must be between 1 and 200")
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedEvent:
+    """An event as it is stored: JSON text, digest, microseconds.
+
+    :ivar data: JSON with sorted keys. ``metadata`` likewise, ``None`` when empty.
+    :ivar digest: SHA-256 over conversation id, type, schema version, data and metadata; *not* over the time, so that
+        the same content said again with the clock moved on is the same content.
+    :ivar occurred_at: UTC microseconds since 1970.
+    """
+
+    conversation_id: str
+    event_id: UUID
+    type: str
+    schema_version: int
+    data: str
+    metadata: str | None
+    digest: bytes
+    occurred_at: int
+
+
+def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS) -> EncodedEvent:
+    """Return ``event`` as it is stored.
+
+    :raises InvalidInput: something in it would be refused, or changed, by one of the stores; the error names the field.
+    """
+    check_identifier(conversation_id, "conversation_id")
+    check_type(event.type)
+    if not isinstance(event.event_id, UUID):
+        raise InvalidInput("event_id", f"must be a UUID, not {type(event.event_id).__name__}")
+    if not _is_whole(event.schema_version) or not 1 <= event.schema_version <= 32_767:
+        raise InvalidInput("schema_version", "must be a whole number from 1 to 32767")
+    data = _dump(event.data, "data", limits)
+    metadata = _dump(event.metadata, "metadata", limits) if event.metadata else None
+    body = parse(event.type, event.schema_version, event.data)
+    for name in ("message_id", "owner_id"):
+        if (value := event.data.get(name)) is not None and body.type == event.type:
+            check_identifier(value, f"data.{name}")
+    return EncodedEvent(
+        conversation_id=conversation_id,
+        event_id=event.event_id,
+        type=event.type,
+        schema_version=event.schema_version,
+        data=data.decode(),
+        metadata=None if metadata is None else metadata.decode(),
+        digest=digest_of(conversation_id, event.type, event.schema_version, data, metadata),
+        occurred_at=to_microseconds(event.occurred_at),
+    )
+
+
+def digest_of(
+    conversation_id: str, type_name: str, schema_version: int, data: bytes | str, metadata: bytes | str | None
+) -> bytes:
+    """Return the SHA-256 of an event's content."""
+    data = data.encode() if isinstance(data, str) else data
+    metadata = b"" if metadata is None else metadata.encode() if isinstance(metadata, str) else metadata
+    # Ids and types hold no control characters and compact JSON no raw line feed, so the parts cannot run together.
+    return sha256(
+        b"%s\n%s\n%d\n%s\n%s" % (conversation_id.encode(), type_name.encode(), schema_version, data, metadata)
+    ).digest()
+
+
+def decode(text: str | bytes | None) -> Mapping[str, Any]:
+    """Return the JSON object that ``text`` holds; ``None`` is the empty object.
+
+    :raises ValueError: the stored text is no JSON object, so the file was damaged.
+    """
+    if text is None:
+        return EMPTY
+    value = orjson.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"stored JSON is {type(value).__name__}, not an object")  # noqa: TRY004 - damage, not a type
+    return value
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _dump(value: Any, field: str, limits: Limits) -> bytes:
+    if not isinstance(value, Mapping):
+        raise InvalidInput(field, f"must be an object, not {type(value).__name__}")
+    _check(value, field, limits.max_depth)
+    try:
+        # Sorted, so that equal objects have equal bytes whatever order their keys were set in.
+        dumped = orjson.dumps(value if isinstance(value, dict) else dict(value), option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:  # a lone surrogate: orjson finds it faster than a walk over every character would
+        raise InvalidInput(_surrogate(value, field) or field, "has a lone surrogate: it is not text") from error
+    if len(dumped) > limits.max_bytes:
+        raise InvalidInput(field, f"is {len(dumped)} bytes of JSON, the limit is {limits.max_bytes}: store a reference")
+    return dumped
+
+
+def _check(value: Any, field: str, depth: int) -> None:
+    """Refuse, by name, what a store would refuse or JSON would change without a word."""
+    kind = type(value)
+    if kind is str:
+        if "\0" in value:
+            raise InvalidInput(
+                field, f"has a NUL character at {value.index(chr(0))}: PostgreSQL cannot store it, remove it"
+            )
+    elif kind is bool or value is None:
+        return
+    elif kind is int:
+        if not INTEGER_MIN <= value <= INTEGER_MAX:
+            raise InvalidInput(field, "is an integer beyond 64 bits: give it as a string")
+    elif kind is float:
+        if not math.isfinite(value):
+            raise InvalidInput(field, "is not a finite number: JSON has no NaN and no infinity")
+    elif isinstance(value, Mapping):
+        if depth == 0:
+            raise InvalidInput(field, "is nested too deep")
+        for key, item in value.items():
+            if type(key) is not str:
+                raise InvalidInput(field, f"has a key that is {type(key).__name__}: JSON keys are strings")
+            if "\0" in key:
+                raise InvalidInput(field, "has a key with a NUL character: PostgreSQL cannot store it")
+            _check(item, f"{field}.{key}" if key.isprintable() else f"{field}.{key!a}", depth - 1)
+    elif kind is list or kind is tuple:
+        if depth == 0:
+            raise InvalidInput(field, "is nested too deep")
+        for index, item in enumerate(value):
+            _check(item, f"{field}[{index}]", depth - 1)
+    else:
+        raise InvalidInput(field, f"is {kind.__name__}: only what JSON has can be stored")
+
+
+def _surrogate(value: Any, field: str) -> str | None:
+    """Return the path of the first text that is not valid UTF-16, so not text at all."""
+    if isinstance(value, str):
+        return None if _encodable(value) else field
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not _encodable(key):
+                return f"{field}.{key!a}"
+            if (found := _surrogate(item, f"{field}.{key}")) is not None:
+                return found
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if (found := _surrogate(item, f"{field}[{index}]")) is not None:
+                return found
+    return None
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""What a history gives back: conversations and their messages, as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Generic, Self, TypeVar, overload
+from uuid import UUID
+
+from letopis.store.messages import Content, Message, content_text, empty
+
+T = TypeVar("T")
+
+
+class Saved(StrEnum):
+    """How far a message has got on its way into the history store."""
+
+    SAVED = "saved"
+    """The history store holds it."""
+    PENDING = "pending"
+    """It is safe in the outbox and on its way."""
+    BLOCKED = "blocked"
+    """It is safe in the outbox, and its conversation waits for a person."""
+
+
+class Delivery(StrEnum):
+    """What is known of a message's way to the chat platform."""
+
+    APPENDED = "appended"
+    """Said, and not yet confirmed as sent."""
+    SENT = "sent"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedMessage:
+    """One message as a history holds it.
+
+    :ivar message: as it was appended, with the content of the latest edit.
+    :ivar version: its place in the history store's conversation; ``None`` while pending.
+    :ivar sequence: its place in the conversation in the outbox it came through.
+    :ivar saved: saved, pending or blocked.
+    :ivar edited: whether an edit has replaced the content. An edit of a message that is still unsaved shows at once.
+    :ivar delivery: appended, sent or failed; ``delivery_data`` holds the platform's ids, ``sent_as``, ``file_path``, or
+        the reason of the failure.
+    """
+
+    conversation_id: str
+    message: Message
+    event_id: UUID
+    origin_id: UUID
+    sequence: int
+    occurred_at: datetime
+    version: int | None = None
+    recorded_at: datetime | None = None
+    saved: Saved = Saved.SAVED
+    edited: bool = False
+    delivery: Delivery = Delivery.APPENDED
+    delivery_data: Mapping[str, Any] = field(default_factory=empty)
+
+    @property
+    def id(self) -> str:
+        """The message id."""
+        return self.message.id
+
+    @property
+    def role(self) -> str:
+        """The role of who said it."""
+        return self.message.role
+
+    @property
+    def content(self) -> Content:
+        """Text, or parts."""
+        return self.message.content
+
+    @property
+    def text(self) -> str:
+        """The words for people."""
+        return content_text(self.message.content)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """One conversation as it stands, without its messages.
+
+    :ivar version: how many events the history store holds of it; pending events are not counted.
+    :ivar number: the owner's permanent number of it, from 1, never used again; ``None`` while pending or without owner.
+    :ivar message_count: messages said, pending ones included where a read overlays them.
+    :ivar tokens: the sum of what its messages cost, as far as they say.
+    :ivar pending: events of it that wait in this outbox; 0 where only the history store was read.
+    """
+
+    conversation_id: str
+    owner_id: str | None = None
+    number: int | None = None
+    title: str | None = None
+    state: str = "active"
+    version: int = 0
+    message_count: int = 0
+    tokens: int = 0
+    created_at: datetime
+    updated_at: datetime
+    pending: int = 0
+
+    def with_changes(self, **fields: Any) -> Self:
+        """Return a copy with ``fields`` changed."""
+        return replace(self, **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T], Sequence[T]):
+    """Some items of a list, and where to go on.
+
+    :ivar items: in the order of the list.
+    :ivar next: give it as ``after`` (or ``before``) for the following page; ``None`` where there is none.
+    :ivar complete: ``False`` where the history store could not be reached and the items come from the outbox's
+        retained tail alone, so that older ones may be missing.
+    """
+
+    items: tuple[T, ...]
+    next: str | None = None
+    complete: bool = True
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)

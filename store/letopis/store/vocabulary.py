@@ -1,0 +1,324 @@
+"""The vocabulary: what can happen in a conversation, one frozen type an event, with its ``schema_version``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Self
+
+from letopis.store.errors import InvalidInput
+from letopis.store.messages import Content, Message, content_from_json, content_to_json
+
+
+def _required(*kinds: type) -> Any:
+    return field(metadata={"kinds": kinds})
+
+
+def _optional(*kinds: type) -> Any:
+    return field(default=None, metadata={"kinds": (*kinds, type(None))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """What one event says. ``type`` and ``schema_version`` name its shape for ever; a new shape is a new version."""
+
+    type: ClassVar[str]
+    schema_version: ClassVar[int] = 1
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the event's data as JSON values; fields that are ``None`` are left out."""
+        return {name: item for name in self.__dataclass_fields__ if (item := getattr(self, name)) is not None}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        """Return the body that ``data`` holds; keys that this version does not know are left aside.
+
+        :raises InvalidInput: a field is missing or of the wrong kind.
+        """
+        values: dict[str, Any] = {}
+        for name, spec in cls.__dataclass_fields__.items():
+            kinds = spec.metadata["kinds"]
+            if name not in data:
+                if type(None) not in kinds:
+                    raise InvalidInput(f"data.{name}", "is missing")
+                continue
+            item = data[name]
+            if not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds):
+                expected = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+                raise InvalidInput(f"data.{name}", f"must be {expected}, not {type(item).__name__}")
+            values[name] = item
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationStarted(Body):
+    """A conversation begins. Said again, it only fills what is still unknown (owner, title)."""
+
+    type: ClassVar[str] = "conversation.started"
+    owner_id: str | None = _optional(str)
+    title: str | None = _optional(str)
+    forked_from: Mapping[str, Any] | None = _optional(Mapping)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationRenamed(Body):
+    """A conversation has a new title, of any length."""
+
+    type: ClassVar[str] = "conversation.renamed"
+    title: str = _required(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationAnnotated(Body):
+    """Keys of the conversation's own metadata are set; a ``null`` removes a key."""
+
+    type: ClassVar[str] = "conversation.annotated"
+    metadata: Mapping[str, Any] = _required(Mapping)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationActivated(Body):
+    """The conversation becomes its owner's active one."""
+
+    type: ClassVar[str] = "conversation.activated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationArchived(Body):
+    """The conversation leaves the everyday list; nothing of it is lost."""
+
+    type: ClassVar[str] = "conversation.archived"
+    reason: str | None = _optional(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationRestored(Body):
+    """An archived conversation returns."""
+
+    type: ClassVar[str] = "conversation.restored"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationRewound(Body):
+    """Messages after a point leave the active path (undo, pop, clear, regenerate); the log keeps them.
+
+    ``to_message_id`` names the last message that stays; without it none stays.
+    """
+
+    type: ClassVar[str] = "conversation.rewound"
+    to_message_id: str | None = _optional(str)
+    reason: str | None = _optional(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationDeleted(Body):
+    """The conversation is deleted; its id is never used again."""
+
+    type: ClassVar[str] = "conversation.deleted"
+    reason: str | None = _optional(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageAppended(Body):
+    """A message was said. It is appended before it is sent."""
+
+    type: ClassVar[str] = "message.appended"
+    message: Message = field(metadata={"kinds": (Message,)})
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the message's fields, flat."""
+        return self.message.to_data()
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        """Return the body around the message that ``data`` holds.
+
+        :raises InvalidInput: a field is missing or of the wrong kind.
+        """
+        return cls(message=Message.from_data(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageSent(Body):
+    """The platform took the message.
+
+    ``platform_ids`` are its ids there, ``sent_as`` how it went (``message``, ``file`` ...), ``file_path`` where the
+    file lies that it went as.
+    """
+
+    type: ClassVar[str] = "message.sent"
+    message_id: str = _required(str)
+    platform_ids: Mapping[str, Any] | None = _optional(Mapping)
+    sent_as: str | None = _optional(str)
+    file_path: str | None = _optional(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageFailed(Body):
+    """The platform did not take the message; the message itself stays in the history."""
+
+    type: ClassVar[str] = "message.failed"
+    message_id: str = _required(str)
+    reason: str | None = _optional(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageEdited(Body):
+    """A message has new content; role, name and metadata stay."""
+
+    type: ClassVar[str] = "message.edited"
+    message_id: str = _required(str)
+    content: Content = field(metadata={"kinds": (str, tuple)})
+    reason: str | None = _optional(str)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the event's data; parts become JSON objects."""
+        data = Body.to_data(self)
+        data["content"] = content_to_json(self.content)
+        return data
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        """Return the edit that ``data`` holds.
+
+        :raises InvalidInput: a field is missing or of the wrong kind.
+        """
+        if "content" not in data:
+            raise InvalidInput("data.content", "is missing")
+        message_id, reason = data.get("message_id"), data.get("reason")
+        if not isinstance(message_id, str):
+            raise InvalidInput("data.message_id", "must be str")
+        if reason is not None and not isinstance(reason, str):
+            raise InvalidInput("data.reason", "must be str")
+        return cls(message_id=message_id, content=content_from_json(data["content"]), reason=reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageRedacted(Body):
+    """A message's content is taken away for good; its place stays."""
+
+    type: ClassVar[str] = "message.redacted"
+    message_id: str = _required(str)
+    by: str | None = _optional(str)
+    reason: str | None = _optional(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReactionAdded(Body):
+    """Somebody reacted to, or rated, a message."""
+
+    type: ClassVar[str] = "reaction.added"
+    message_id: str = _required(str)
+    key: str = _required(str)
+    actor: str | None = _optional(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReactionRemoved(Body):
+    """A reaction was taken back."""
+
+    type: ClassVar[str] = "reaction.removed"
+    message_id: str = _required(str)
+    key: str = _required(str)
+    actor: str | None = _optional(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSkipped(Body):
+    """A tombstone: a person let an event of the outbox go, for a reason, so that the hole is explicit.
+
+    It carries the sequence of the event it stands for; the event itself was never in the history.
+    """
+
+    type: ClassVar[str] = "event.skipped"
+    skipped_event_id: str = _required(str)
+    skipped_type: str = _required(str)
+    digest: str = _required(str)
+    reason: str = _required(str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomEvent(Body):
+    """An event of the application's own, ``custom.<name>``: kept, ordered, subscribed to, never interpreted."""
+
+    name: str = field(metadata={"kinds": (str,)})
+    data: Mapping[str, Any] = field(default_factory=dict, metadata={"kinds": (Mapping,)})
+
+    @property
+    def type(self) -> str:  # type: ignore[override]
+        """``custom.`` and the name."""
+        return f"custom.{self.name}"
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the application's data as it is."""
+        return dict(self.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownEvent(Body):
+    """An event of a type, version or shape that this version of Letopis does not know: shown as it is.
+
+    :ivar problem: why it was not understood, for people.
+    """
+
+    name: str = field(metadata={"kinds": (str,)})
+    version: int = field(metadata={"kinds": (int,)})
+    data: Mapping[str, Any] = field(metadata={"kinds": (Mapping,)})
+    problem: str = field(metadata={"kinds": (str,)})
+
+    @property
+    def type(self) -> str:  # type: ignore[override]
+        """The type as it was recorded."""
+        return self.name
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the data as it was recorded."""
+        return dict(self.data)
+
+
+VOCABULARY: Final[Mapping[str, type[Body]]] = {
+    body.type: body
+    for body in (
+        ConversationStarted,
+        ConversationRenamed,
+        ConversationAnnotated,
+        ConversationActivated,
+        ConversationArchived,
+        ConversationRestored,
+        ConversationRewound,
+        ConversationDeleted,
+        MessageAppended,
+        MessageSent,
+        MessageFailed,
+        MessageEdited,
+        MessageRedacted,
+        ReactionAdded,
+        ReactionRemoved,
+        EventSkipped,
+    )
+}
+"""Every type that Letopis gives a meaning to, by name."""
+
+
+def parse(type_name: str, schema_version: int, data: Mapping[str, Any]) -> Body:
+    """Return the typed body of an event, strictly; unknown types and newer versions become :class:`UnknownEvent`.
+
+    :raises InvalidInput: the type and version are known, but the data does not fit them.
+    """
+    if type_name.startswith("custom."):
+        return CustomEvent(name=type_name.removeprefix("custom."), data=data)
+    body = VOCABULARY.get(type_name)
+    if body is None:
+        return UnknownEvent(name=type_name, version=schema_version, data=data, problem="unknown type")
+    if body.schema_version != schema_version:
+        problem = f"version {schema_version}, this release knows {body.schema_version}"
+        return UnknownEvent(name=type_name, version=schema_version, data=data, problem=problem)
+    return body.from_data(data)
+
+
+def read(type_name: str, schema_version: int, data: Mapping[str, Any]) -> Body:
+    """Return the typed body of a recorded event, leniently: what does not fit is shown, never raised."""
+    try:
+        return parse(type_name, schema_version, data)
+    except InvalidInput as error:
+        return UnknownEvent(name=type_name, version=schema_version, data=data, problem=str(error))
