@@ -1,0 +1,70 @@
+"""Sphinx: the documentation of Letopis, built with warnings as errors."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+ROOT = Path(__file__).parent.parent
+
+project = "Letopis"
+author = "the Letopis authors"
+copyright = "the Letopis authors"  # noqa: A001  # the name that Sphinx reads
+release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+version = release
+
+extensions = ["sphinx.ext.autodoc", "myst_parser", "sphinx_copybutton"]
+exclude_patterns = ["_build", "adr/template.md"]
+html_theme = "furo"
+html_title = f"Letopis {release}"
+html_show_copyright = False
+html_show_sphinx = False
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+copybutton_prompt_text = "$ "
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"show-inheritance": False}
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_display_short_literal_types = True
+
+nitpicky = True
+# Nothing is fetched while the documentation is built, so other projects' names cannot be resolved; ours must be.
+nitpick_ignore_regex = [("py:.*", r"(?!letopis\.).*"), ("py:.*", r"letopis\..*\.T")]
+
+# A public name is documented where people import it from; code and docstrings may name the room where it is defined.
+DOORS = {
+    f"{getattr(door, name).__module__}.{name}": f"{door.__name__}.{name}"
+    for door in map(importlib.import_module, ("letopis.store", "letopis.outbox"))
+    for name in door.__all__
+    if isinstance(getattr(door, name), type)
+}
+
+
+def at_the_door(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
+) -> nodes.reference | None:
+    """Resolve a reference to a name in its room as one to the same name at its package's front door."""
+    room, member = node["reftarget"], ""
+    while room and room not in DOORS:
+        room, _, last = room.rpartition(".")
+        member = f".{last}{member}"
+    if not room or node["refdomain"] != "py":
+        return None
+    return env.domains["py"].resolve_xref(
+        env, node["refdoc"], app.builder, node["reftype"], DOORS[room] + member, node, content
+    )
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("missing-reference", at_the_door)

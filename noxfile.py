@@ -1,0 +1,82 @@
+"""The project's chores; `nox -l` lists them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+LOCK = ROOT / "requirements" / "dev.txt"
+PACKAGES = ("-p", "letopis.store", "-p", "letopis.outbox", "-p", "letopis.migrations")
+
+nox.options.sessions = ["lint", "typing", "tests", "docs"]
+
+
+def install(session: nox.Session) -> None:
+    """Install the locked development set and the project itself."""
+    session.install("--require-hashes", "-r", str(LOCK))
+    session.install("--no-deps", "-e", ".")
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def tests(session: nox.Session) -> None:
+    """Run the test suite; words after `--` go to pytest."""
+    install(session)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format, style and spelling."""
+    install(session)
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("codespell")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types with mypy (strict) and pyright."""
+    install(session)
+    session.run("mypy", *PACKAGES)
+    session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    install(session)
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def campaign(session: nox.Session) -> None:
+    """Send real conversations through all three stores under faults; words after `--` go to the campaign."""
+    install(session)
+    session.run(
+        "python", "-m", "tests.campaigns.chitchat", *(session.posargs or ("--sample", "0.01", "--store", "all"))
+    )
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write requirements/dev.txt anew: every version with its hashes, for Python 3.11 and later, without addresses."""
+    session.install("uv")
+    with tempfile.TemporaryDirectory() as temporary:
+        # uv also writes a lock of its own, which names the registry that was asked: it stays in the temporary folder.
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, temporary)
+        for name in ("store", "outbox", "migrations"):
+            Path(temporary, name).mkdir()
+        with session.chdir(temporary):
+            locked = session.run(
+                *("uv", "export", "--quiet", "--format", "requirements.txt"),
+                *("--all-extras", "--group", "dev", "--no-emit-project", "--no-annotate", "--no-header"),
+                silent=True,
+                log=False,
+            )
+    LOCK.parent.mkdir(exist_ok=True)
+    LOCK.write_text(f"# Made by `nox -s lock` from pyproject.toml; not edited by hand.\n{locked}", encoding="utf-8")

@@ -1,0 +1,307 @@
+"""The house holds: imports run one way, every module has one declared place, and what is forbidden is absent."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# One entry a module, lowest first: a module imports only what stands before it. `store` alone is the package itself.
+ORDER: dict[str, tuple[str, ...]] = {
+    "letopis.store": (
+        "errors",
+        "identifiers",
+        "messages",
+        "shield",
+        "upcasters",
+        "vocabulary",
+        "events",
+        "codec",
+        "conversation",
+        "fold",
+        "plan",
+        "schema",
+        "faults",
+        "urls",
+        "engines",
+        "dialects",
+        "migration",
+        "apply",
+        "reads",
+        "subscription",
+        "shield",
+        "history",
+        "transfer",
+        "transfer.jsonl",
+        "transfer.occurrences",
+    ),
+    "letopis.outbox": (
+        "schema",
+        "backoff",
+        "breaker",
+        "clock",
+        "thread",
+        "shield",
+        "file",
+        "lanes",
+        "tail",
+        "writer",
+        "transaction",
+        "receipts",
+        "overlay",
+        "wake",
+        "lease",
+        "relay",
+        "history",
+        "status",
+        "config",
+        "demo",
+        "cli",
+    ),
+}
+
+# The one direction between the packages: who may import whom.
+MAY_IMPORT: dict[str, frozenset[str]] = {
+    "letopis.store": frozenset(),
+    "letopis.outbox": frozenset({"letopis.store"}),
+    "letopis.migrations": frozenset({"letopis.store", "letopis.outbox"}),
+}
+
+# What an env.py may know of the code: the tables, and what opens a database. Revisions are frozen and know nothing.
+MIGRATIONS_MAY_IMPORT: frozenset[str] = frozenset(
+    {
+        "letopis.store.schema",
+        "letopis.store.urls",
+        "letopis.store.engines",
+        "letopis.store.dialects",
+        "letopis.store.migration",
+        "letopis.outbox.schema",
+    }
+)
+
+# What is importable after a plain `pip install letopis`; extras are imported where they are used.
+CORE = frozenset({"sqlalchemy", "aiosqlite", "alembic", "orjson", "anyio", "click", "filelock"})
+
+LONGEST = 600
+NO_NAMES = frozenset(
+    {"manager", "helper", "helpers", "util", "utils", "service", "handler", "processor", "common", "misc"}
+)
+SWALLOWING_SQL = re.compile(r"INSERT\s+OR\s+IGNORE|INSERT\s+IGNORE|ON\s+CONFLICT\s+DO\s+NOTHING", re.IGNORECASE)
+BROAD = frozenset({"Exception", "BaseException"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """One source file of the distribution."""
+
+    name: str
+    path: Path
+
+    @property
+    def package(self) -> str:
+        return ".".join(self.name.split(".")[:2])
+
+    @property
+    def room(self) -> str:
+        """The name inside its package; empty for the package itself."""
+        return self.name.removeprefix(self.package).removeprefix(".")
+
+    @property
+    def source(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source)
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    found = []
+    for folder in ("store", "outbox", "migrations"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found.append(Module(name=name, path=path))
+    return tuple(found)
+
+
+@cache
+def names() -> frozenset[str]:
+    return frozenset(module.name for module in modules())
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Each module that is imported, wherever the import stands, with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                yield (whole if whole in names() else base), node.lineno
+
+
+def test_there_is_code_to_look_at() -> None:
+    """The rules below would all hold for an empty list."""
+    assert {"letopis.store", "letopis.outbox", "letopis.migrations"} <= {module.package for module in modules()}
+
+
+def test_the_packages_import_one_way() -> None:
+    wrong = [
+        f"{module.name}:{line} imports {target}"
+        for module in modules()
+        for target, line in imported(module.tree)
+        if target.startswith((".", "letopis"))
+        and ".".join(target.split(".")[:2]) not in MAY_IMPORT[module.package] | {module.package}
+    ]
+
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_every_module_has_its_declared_place(package: str) -> None:
+    there = {module.room for module in modules() if module.package == package} - {""}
+
+    assert there == set(ORDER[package]), "declare new modules in ORDER, and take away the ones that are gone"
+    assert len(ORDER[package]) == len(set(ORDER[package]))
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_inside_a_package_imports_run_down_the_rooms(package: str) -> None:
+    place = {f"{package}.{room}": index for index, room in enumerate(ORDER[package])} | {package: len(ORDER[package])}
+    wrong = [
+        f"{module.name}:{line} imports {target}, which stands above it"
+        for module in modules()
+        if module.package == package
+        for target, line in imported(module.tree)
+        if target in place and place[target] >= place.get(module.name, -1)
+    ]
+
+    assert not wrong
+
+
+def test_migrations_know_only_the_tables() -> None:
+    wrong = [
+        f"{module.name}:{line} imports {target}"
+        for module in modules()
+        if module.package == "letopis.migrations"
+        for target, line in imported(module.tree)
+        if target.startswith("letopis.")
+        and not target.startswith("letopis.migrations")
+        and (target not in MIGRATIONS_MAY_IMPORT or ".versions." in module.name)
+    ]
+
+    assert not wrong
+
+
+def test_the_core_imports_its_declared_dependencies_only() -> None:
+    wrong = [
+        f"{module.name}:{node.lineno} imports {target}"
+        for module in modules()
+        for node in module.tree.body
+        for target, _ in imported(node if isinstance(node, ast.Import | ast.ImportFrom) else ast.Pass())
+        if (top := target.split(".")[0]) not in CORE | {"letopis"} and top not in sys.stdlib_module_names
+    ]
+
+    assert not wrong, "a dependency of an extra is imported inside the function that needs it"
+
+
+def test_no_module_is_longer_than_can_be_read() -> None:
+    long = {module.name: lines for module in modules() if (lines := len(module.source.splitlines())) > LONGEST}
+
+    assert not long
+
+
+def test_every_module_says_its_one_job_in_one_sentence() -> None:
+    def one_sentence(text: str | None) -> bool:
+        first = " ".join((text or "").split("\n\n")[0].split())
+        return first.endswith((".", "::")) and not re.search(r"[.!?] [A-Z]", first)
+
+    wrong = [module.name for module in modules() if not one_sentence(ast.get_docstring(module.tree))]
+
+    assert not wrong
+
+
+def test_names_say_what_a_module_holds() -> None:
+    wrong = [module.name for module in modules() if NO_NAMES & set(re.split(r"[._]", module.name))]
+
+    assert not wrong
+
+
+def test_imports_are_absolute() -> None:
+    wrong = [f"{module.name}:{line}" for module in modules() for name, line in imported(module.tree) if name[0] == "."]
+
+    assert not wrong
+
+
+def test_no_insert_swallows_a_conflict_it_did_not_name() -> None:
+    """An unnamed conflict target would hide a real loss: the row that was refused for another reason."""
+
+    def swallows(node: ast.AST) -> bool:
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            return False
+        if node.func.attr == "on_conflict_do_nothing":
+            return not node.args and not {"index_elements", "constraint"} & {word.arg for word in node.keywords}
+        return node.func.attr == "prefix_with" and any(
+            isinstance(argument, ast.Constant) and "IGNORE" in str(argument.value).upper() for argument in node.args
+        )
+
+    wrong = [
+        f"{module.name}: {found.group()}" for module in modules() for found in SWALLOWING_SQL.finditer(module.source)
+    ]
+    wrong += [
+        f"{module.name}:{node.lineno}" for module in modules() for node in ast.walk(module.tree) if swallows(node)
+    ]  # type: ignore[attr-defined]
+
+    assert not wrong
+
+
+def test_a_broad_except_gives_its_reason_and_does_something() -> None:
+    """One that raises at its end swallows nothing, and needs no comment."""
+    wrong = []
+    for module in modules():
+        lines = module.source.splitlines()
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.ExceptHandler) or isinstance(node.body[-1], ast.Raise):
+                continue
+            broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in BROAD)
+            idle = all(isinstance(child, ast.Pass | ast.Continue) for child in node.body)
+            reason = any("#" in line for line in lines[node.lineno - 1 : node.end_lineno])
+            if broad and (idle or not reason):
+                wrong.append(f"{module.name}:{node.lineno}")
+
+    assert not wrong
+
+
+def test_nothing_unfinished_is_left() -> None:
+    mark = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
+    wrong = [module.name for module in modules() if mark.search(module.source)]
+
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ["letopis.store", "letopis.outbox"])
+def test_the_front_door_lists_exactly_the_public_names(package: str) -> None:
+    door = importlib.import_module(package)
+    public = {
+        name
+        for name, value in vars(door).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType) and name != "annotations"
+    }
+
+    assert sorted(door.__all__) == sorted(set(door.__all__))
+    assert set(door.__all__) == public
+    assert [name for name in door.__all__ if not getattr(door, name).__doc__] == []

@@ -1,0 +1,148 @@
+"""What is shipped: the contents of the sdist and the wheel, and the installed wheel beside a bot's own folders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("letopis/store", "letopis/outbox", "letopis/migrations")
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """Run a command to its end, and return what it printed; its errors are the failure's text."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COV_"))}
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, and the wheel that is built from the sdist, as a release would be."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (path,) = built.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel: Path) -> frozenset[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return frozenset(archive.namelist())
+
+
+@pytest.fixture(scope="module")
+def sdist_names(built: Path) -> frozenset[str]:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        return frozenset(name.split("/", 1)[1] for name in archive.getnames() if "/" in name)
+
+
+def sources() -> set[str]:
+    """Every file of the three code folders, by its path in the wheel."""
+    return {
+        path.relative_to(ROOT / folder).as_posix()
+        for folder in ("store", "outbox", "migrations")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_the_wheel_holds_every_source_file_and_nothing_else(wheel_names: frozenset[str]) -> None:
+    code = {name for name in wheel_names if ".dist-info/" not in name}
+
+    assert code == sources()
+
+
+def test_the_wheel_has_no_generic_name_at_its_top(wheel_names: frozenset[str]) -> None:
+    assert {name.split("/")[0] for name in wheel_names if ".dist-info/" not in name} == {"letopis"}
+    assert "letopis/__init__.py" not in wheel_names, "letopis is a namespace package"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_tells_type_checkers_that_it_is_typed(package: str, wheel_names: frozenset[str]) -> None:
+    assert f"{package}/py.typed" in wheel_names
+
+
+@pytest.mark.parametrize("end", ["store", "outbox"])
+def test_the_wheel_carries_the_migrations(end: str, wheel_names: frozenset[str]) -> None:
+    folder = f"letopis/migrations/{end}"
+
+    assert f"{folder}/env.py" in wheel_names
+    assert any(name.startswith(f"{folder}/versions/") and name.endswith(".py") for name in wheel_names)
+
+
+def test_the_wheel_carries_the_licence_and_the_command(wheel: Path, wheel_names: frozenset[str]) -> None:
+    (info,) = {name.split("/")[0] for name in wheel_names if ".dist-info/" in name}
+    with zipfile.ZipFile(wheel) as archive:
+        entry_points = archive.read(f"{info}/entry_points.txt").decode()
+
+    assert f"{info}/licenses/LICENSE" in wheel_names
+    assert "letopis = letopis.outbox.cli:main" in entry_points
+
+
+def test_the_sdist_can_be_tested_and_documented(sdist_names: frozenset[str]) -> None:
+    needed = {
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "noxfile.py",
+        "requirements/dev.txt",
+        "tests/conftest.py",
+        "tests/servers/postgresql.py",
+        "docs/conf.py",
+        "docs/index.md",
+    }
+
+    assert needed <= sdist_names
+
+
+def test_the_sdist_holds_nothing_of_the_workplace(sdist_names: frozenset[str]) -> None:
+    allowed = {"store", "outbox", "migrations", "tests", "docs", "requirements", ".ci"}
+    folders = {name.split("/")[0] for name in sdist_names if "/" in name}
+
+    assert folders <= allowed
+    assert not [name for name in sdist_names if "__pycache__" in name or name.endswith((".db", ".lock", ".log"))]
+
+
+def test_the_installed_wheel_is_not_disturbed_by_a_bots_own_folders(wheel: Path, tmp_path: Path) -> None:
+    """A bot project often has `store/`, `outbox.py` and `migrations/`; the current folder precedes site-packages."""
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel, cwd=tmp_path)
+    bot = tmp_path / "bot"
+    for folder in ("store", "migrations"):
+        (bot / folder).mkdir(parents=True)
+        (bot / folder / "__init__.py").write_text("OWNER = 'the bot'\n")
+    (bot / "outbox.py").write_text("OWNER = 'the bot'\n")
+    code = (
+        "import letopis.store, letopis.outbox, letopis.migrations as m, store, outbox, migrations\n"
+        "print(store.OWNER, outbox.OWNER, migrations.OWNER, sep='|')\n"
+        "print(letopis.store.__file__, letopis.outbox.__file__, list(m.__path__)[0], sep='\\n')\n"
+    )
+
+    # The site comes first, so that this wheel is imported and not the editable install of these tests.
+    owners, *files = run(sys.executable, "-c", code, cwd=bot, PYTHONPATH=str(site)).splitlines()
+
+    assert owners == "the bot|the bot|the bot"
+    assert len(files) == 3
+    assert [file for file in files if not Path(file).is_relative_to(site)] == []
