@@ -1,0 +1,67 @@
+"""Shields: keep a cancellation from tearing a database transaction in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
+
+T = TypeVar("T")
+
+# The event loop holds tasks weakly; a caller that is closed while it waits must not let its work be collected.
+_running: set[asyncio.Future[Any]] = set()
+
+
+async def uninterrupted(awaitable: Awaitable[T]) -> T:
+    """Run ``awaitable`` to its end even if the caller is cancelled meanwhile, then let the cancellation go on.
+
+    Holds for ``Task.cancel()``, once or often, and for anyio's cancel scopes. A cancelled caller never learns the
+    result: the cancellation wins over a value and over an error. The work runs in a task of its own with a copy of the
+    caller's context, outside the caller's cancel scopes and deadlines, so whatever may hang needs its own deadline.
+
+    Not promised: an end when the event loop itself is shut down, which cancels the inner task too.
+    """
+    return await _outlive(awaitable, pass_on=False)
+
+
+async def interrupted_once(awaitable: Awaitable[T]) -> T:
+    """Run ``awaitable`` so that a cancellation reaches it at most once, and wait until it has cleaned up.
+
+    An anyio cancel scope interrupts *every* await until it is left, also those by which a driver closes its
+    connection; what leaks then is a socket or a task. Here the work sees one plain asyncio cancellation.
+    """
+    return await _outlive(awaitable, pass_on=True)
+
+
+async def _outlive(awaitable: Awaitable[T], *, pass_on: bool) -> T:
+    work = asyncio.ensure_future(awaitable)
+    _running.add(work)
+    work.add_done_callback(_running.discard)
+    interruption: asyncio.CancelledError | None = None
+    if pass_on:
+        try:
+            # A scope that is cancelled already, or during the wait, interrupts this await alone.
+            await asyncio.wait((work,))
+        except asyncio.CancelledError as cancelled:
+            interruption = cancelled
+            work.cancel()
+    # The scope keeps anyio from delivering its cancellation again at every turn of the loop.
+    with anyio.CancelScope(shield=True):
+        while not work.done():
+            try:
+                await asyncio.wait((work,))
+            except asyncio.CancelledError as cancelled:
+                interruption = cancelled
+    if interruption is not None:
+        raise interruption from (None if work.cancelled() else work.exception())
+    if work.cancelled() or work.exception() is None:
+        await checkpoint_if_cancelled()
+    else:
+        try:
+            await checkpoint_if_cancelled()
+        except asyncio.CancelledError as cancelled:
+            raise cancelled from work.exception()
+    return work.result()

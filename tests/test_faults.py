@@ -1,0 +1,748 @@
+"""Every failure that a real server, driver or file can give is put into its class."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import sqlite3
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncmy.errors
+import asyncpg
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.exc
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from letopis.store.engines import Timeouts, create_store_engine
+from letopis.store.errors import ConfigurationError
+from letopis.store.faults import FaultClass, StoreFault, classify, translated
+from tests import peers
+from tests.servers import OwnPostgresServer, PostgresServer, ServerUnavailable
+
+UNAVAILABLE = FaultClass.UNAVAILABLE
+MISCONFIGURED = FaultClass.MISCONFIGURED
+UNKNOWN_OUTCOME = FaultClass.UNKNOWN_OUTCOME
+CONFLICT = FaultClass.CONFLICT
+POISON = FaultClass.POISON
+UNCLASSIFIED = FaultClass.UNCLASSIFIED
+
+PLANTED = "planted-Secret-42"
+SHORT = Timeouts(connect=1.0, statement=0.5, lock=1.0)
+
+
+async def fault_of(work: Coroutine[Any, Any, Any], *, committing: bool = False) -> tuple[FaultClass, str]:
+    """Run `work` where it must fail, and return the class and code of its fault."""
+
+    async def guarded() -> None:
+        async with asyncio.timeout(30):
+            with translated(committing=committing):
+                await work
+
+    with pytest.raises(StoreFault) as caught:
+        await guarded()
+    return caught.value.fault_class, caught.value.code
+
+
+# --- real servers ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Bench:
+    """A real server's fresh database with one table, and an engine on it."""
+
+    kind: str
+    url: str
+    engine: AsyncEngine
+    admin: Callable[[str], None]
+
+    @property
+    def postgresql(self) -> bool:
+        return self.kind == "postgresql"
+
+    @property
+    def port(self) -> int:
+        return int(make_url(self.url).port or 0)
+
+    def changed(self, **fields: Any) -> str:
+        """The URL with other parts."""
+        return make_url(self.url).set(**fields).render_as_string(hide_password=False)
+
+    async def run(self, *statements: str, engine: AsyncEngine | None = None) -> None:
+        """Run the statements in one transaction."""
+        async with (engine or self.engine).begin() as connection:
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+
+    async def at(self, url: str, statement: str = "SELECT 1", timeouts: Timeouts = SHORT) -> None:
+        """Run the statement on another URL."""
+        engine = create_store_engine(url, timeouts=timeouts, pool_size=1)
+        try:
+            await self.run(statement, engine=engine)
+        finally:
+            await engine.dispose()
+
+    async def session(self, connection: Any) -> int:
+        """The number by which an operator kills this connection."""
+        asks = "SELECT pg_backend_pid()" if self.postgresql else "SELECT CONNECTION_ID()"
+        return int((await connection.exec_driver_sql(asks)).scalar_one())
+
+    async def kill(self, session: int) -> None:
+        kill = f"SELECT pg_terminate_backend({session})" if self.postgresql else f"KILL CONNECTION {session}"
+        await asyncio.to_thread(self.admin, kill)
+        await asyncio.sleep(0.1)
+
+    @property
+    def sleep(self) -> str:
+        return "SELECT pg_sleep(10)" if self.postgresql else "SELECT SLEEP(10)"
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+async def bench(request: pytest.FixtureRequest, new_store_url: Callable[[str], str]) -> AsyncIterator[Bench]:
+    server = request.getfixturevalue(f"{request.param}_server")
+    url = new_store_url(request.param)
+    engine = create_store_engine(url, timeouts=Timeouts(connect=5, statement=10, lock=1), pool_size=3)
+    bench = Bench(request.param, url, engine, server.execute)
+    await bench.run(
+        "CREATE TABLE probe (id INT PRIMARY KEY, body VARCHAR(10) NOT NULL, number INT, CHECK (number < 100))",
+        "INSERT INTO probe VALUES (1, 'one', 1), (2, 'two', 2)",
+    )
+    yield bench
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected", "sqlstate", "number"),
+    [
+        pytest.param("INSERT INTO probe VALUES (1, 'again', 1)", POISON, "23505", "1062", id="unique"),
+        pytest.param("INSERT INTO probe VALUES (3, NULL, 1)", POISON, "23502", "1048", id="not-null"),
+        pytest.param("INSERT INTO probe VALUES (3, 'x', 1000)", POISON, "23514", "4025", id="check"),
+        pytest.param("INSERT INTO probe VALUES (3, '12345678901', 1)", POISON, "22001", "1406", id="too-long"),
+        pytest.param("INSERT INTO probe VALUES (99999999999, 'x', 1)", POISON, "22003", "1264", id="overflow"),
+        pytest.param("SELECT * FROM nowhere", MISCONFIGURED, "42P01", "1146", id="no-table"),
+        pytest.param("SELECT absent FROM probe", MISCONFIGURED, "42703", "1054", id="no-column"),
+        pytest.param("SELEKT 1", UNCLASSIFIED, "42601", "1064", id="syntax"),
+    ],
+)
+async def test_a_refused_statement(
+    bench: Bench, statement: str, expected: FaultClass, sqlstate: str, number: str
+) -> None:
+    found = await fault_of(bench.run(statement))
+
+    assert found == (expected, sqlstate if bench.postgresql else number)
+
+
+async def test_a_refused_value(bench: Bench) -> None:
+    """What the driver itself cannot send, or the server cannot take as a parameter."""
+
+    async def insert(value: Any, column: str = "body") -> None:
+        async with bench.engine.begin() as connection:
+            table = sa.table("probe", sa.column("id", sa.Integer), sa.column("body", sa.String), sa.column("number"))
+            values: dict[str, Any] = {"id": 3, "body": "x"} | {column: value}
+            await connection.execute(table.insert().values(values))
+
+    assert (await fault_of(insert("\ud800")))[0] is POISON
+    assert (await fault_of(insert(2**70, "id")))[0] is POISON
+    if bench.postgresql:
+        assert await fault_of(insert("a\0b")) == (POISON, "22021")
+
+
+async def test_a_terminated_idle_connection(bench: Bench) -> None:
+    async def work() -> None:
+        async with bench.engine.begin() as connection:
+            await bench.kill(await bench.session(connection))
+            await connection.exec_driver_sql("SELECT 1")
+
+    assert (await fault_of(work()))[0] is UNAVAILABLE
+    await bench.run("SELECT 1")
+
+
+async def test_a_connection_that_died_in_the_pool_fails_once(bench: Bench) -> None:
+    async with bench.engine.begin() as connection:
+        session = await bench.session(connection)
+    await bench.kill(session)
+
+    assert (await fault_of(bench.run("SELECT 1")))[0] is UNAVAILABLE
+    await bench.run("SELECT 1")
+
+
+async def test_a_connection_terminated_in_mid_statement(bench: Bench) -> None:
+    async def work() -> None:
+        async with bench.engine.begin() as connection:
+            session = await bench.session(connection)
+            running = asyncio.create_task(connection.exec_driver_sql(bench.sleep))
+            await asyncio.sleep(0.1)
+            await bench.kill(session)
+            await running
+
+    assert (await fault_of(work()))[0] is UNAVAILABLE
+
+
+@pytest.mark.parametrize(("committing", "expected"), [(True, UNKNOWN_OUTCOME), (False, UNAVAILABLE)])
+async def test_a_connection_lost_in_commit_leaves_the_outcome_unknown(
+    bench: Bench, committing: bool, expected: FaultClass
+) -> None:
+    async with bench.engine.connect() as connection:
+        await connection.exec_driver_sql("UPDATE probe SET number = 7")
+        await bench.kill(await bench.session(connection))
+
+        assert (await fault_of(connection.commit(), committing=committing))[0] is expected
+
+
+async def test_nobody_listens(bench: Bench) -> None:
+    url = bench.changed(port=await peers.refused_port())
+
+    assert await fault_of(bench.at(url)) == (UNAVAILABLE, "refused")
+
+
+async def test_a_host_without_an_address(bench: Bench) -> None:
+    found = await fault_of(bench.at(bench.changed(host="history.invalid")))
+
+    assert found == (UNAVAILABLE, "name-resolution")
+
+
+async def test_a_peer_that_accepts_and_never_answers(bench: Bench) -> None:
+    async with peers.silent() as port:
+        assert await fault_of(bench.at(bench.changed(port=port))) == (UNAVAILABLE, "timeout")
+
+
+async def test_a_peer_that_hangs_up(bench: Bench) -> None:
+    async with peers.closing() as port:
+        assert (await fault_of(bench.at(bench.changed(port=port))))[0] is UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="http"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.9\r\n", id="ssh"),
+        pytest.param(b"\xff" * 64, id="ones"),
+        pytest.param(b"\x05\0\0\0\x0a1.0\0", id="mariadb-handshake-cut-short"),
+        pytest.param(b"\x01\0\0\0\xff", id="mariadb-error-cut-short"),
+        pytest.param(b"R\0\0\0\x08\0\0\0\x63", id="postgresql-strange-authentication"),
+        pytest.param(b"R\0\0\0\x04", id="postgresql-authentication-cut-short"),
+        pytest.param(b"E\0\0\0\x05\0", id="postgresql-error-without-code"),
+        pytest.param(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I", id="postgresql-without-version"),
+    ],
+)
+async def test_a_peer_that_speaks_another_language(bench: Bench, words: bytes) -> None:
+    async with peers.babbling(words) as port:
+        url = bench.changed(port=port, query={"sslmode": "disable"})
+
+        assert (await fault_of(bench.at(url)))[0] is UNAVAILABLE
+
+
+@pytest.mark.parametrize("bench", ["postgresql"], indirect=True)
+async def test_a_connection_setting_that_the_server_refuses_is_no_fault_of_an_event(bench: Bench) -> None:
+    for options in ("-c work_mem=much", "-c no_such_setting=1"):
+        found = await fault_of(bench.at(bench.changed(query={"options": options})))
+
+        assert found[0] is MISCONFIGURED
+
+
+async def test_a_server_that_falls_silent_in_mid_statement(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No packet says that it is gone: only our own clock does. Also while we still have much to send."""
+    monkeypatch.setattr("letopis.store.engines.MARGIN", 0.5)
+    for size in (10, 5_000_000):
+        wire = peers.Wire(bench.port)
+        async with wire.open() as port:
+            engine = create_store_engine(bench.changed(port=port), timeouts=SHORT, pool_size=1)
+
+            async def work(size: int = size, wire: peers.Wire = wire, engine: AsyncEngine = engine) -> None:
+                async with engine.begin() as connection:
+                    await connection.exec_driver_sql("SELECT 1")
+                    wire.flowing.clear()
+                    await connection.execute(sa.text("SELECT LENGTH(:body)"), {"body": "x" * size})
+
+            before = asyncio.get_running_loop().time()
+
+            assert (await fault_of(work()))[0] is UNAVAILABLE
+            assert asyncio.get_running_loop().time() - before < 10
+            wire.flowing.set()
+            await bench.run("SELECT 1", engine=engine)
+            await engine.dispose()
+
+
+async def test_a_database_that_does_not_exist(bench: Bench) -> None:
+    found = await fault_of(bench.at(bench.changed(database="letopis_no_such")))
+
+    assert found == (MISCONFIGURED, "3D000" if bench.postgresql else "1049")
+
+
+@pytest.fixture
+def user(bench: Bench) -> Iterator[str]:
+    """A database user who may log in once at a time, and nothing else."""
+    name = f"letopis_{uuid.uuid4().hex[:12]}"
+    database = make_url(bench.url).database
+    if bench.postgresql:
+        bench.admin(f"CREATE ROLE {name} LOGIN PASSWORD '{PLANTED}' CONNECTION LIMIT 1")
+        yield name
+        bench.admin(f"DROP ROLE {name}")
+    else:
+        bench.admin(f"CREATE USER '{name}'@'%' IDENTIFIED BY '{PLANTED}' WITH MAX_USER_CONNECTIONS 1")
+        bench.admin(f"GRANT CREATE ON `{database}`.* TO '{name}'@'%'")
+        yield name
+        bench.admin(f"DROP USER '{name}'@'%'")
+
+
+async def test_a_user_without_the_privilege(bench: Bench, user: str) -> None:
+    url = bench.changed(username=user, password=PLANTED)
+
+    found = await fault_of(bench.at(url, "SELECT * FROM probe"))
+
+    assert found == (MISCONFIGURED, "42501" if bench.postgresql else "1142")
+
+
+async def test_too_many_connections(bench: Bench, user: str) -> None:
+    url = bench.changed(username=user, password=PLANTED)
+    first = create_store_engine(url, timeouts=SHORT, pool_size=1)
+    async with first.connect() as connection:
+        await connection.exec_driver_sql("SELECT 1")
+
+        assert await fault_of(bench.at(url)) == (UNAVAILABLE, "53300" if bench.postgresql else "1226")
+    await first.dispose()
+
+
+async def test_all_connections_of_the_pool_are_in_use(bench: Bench) -> None:
+    engine = create_store_engine(bench.url, timeouts=SHORT, pool_size=1)
+    async with engine.connect():
+        assert await fault_of(bench.run("SELECT 1", engine=engine)) == (UNAVAILABLE, "pool-timeout")
+    await engine.dispose()
+
+
+async def test_a_statement_that_takes_too_long(bench: Bench) -> None:
+    found = await fault_of(bench.at(bench.url, bench.sleep))
+
+    assert found == (UNAVAILABLE, "57014" if bench.postgresql else "1969")
+
+
+async def test_an_idle_transaction_is_ended(bench: Bench) -> None:
+    timeouts = Timeouts(connect=5, statement=1, lock=1)
+    engine = create_store_engine(bench.url, timeouts=timeouts, pool_size=1)
+
+    async def work() -> None:
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("UPDATE probe SET number = 3")
+            await asyncio.sleep(2.2)
+            await connection.exec_driver_sql("SELECT 1")
+
+    assert (await fault_of(work()))[0] is UNAVAILABLE
+    await engine.dispose()
+
+
+async def test_a_row_that_another_transaction_holds(bench: Bench) -> None:
+    async with bench.engine.connect() as holder:
+        await holder.exec_driver_sql("SELECT * FROM probe WHERE id = 1 FOR UPDATE")
+
+        found = await fault_of(bench.run("UPDATE probe SET number = 4 WHERE id = 1"))
+
+    assert found == (CONFLICT, "55P03" if bench.postgresql else "1205")
+
+
+async def test_a_deadlock(bench: Bench) -> None:
+    met = asyncio.Barrier(2)
+
+    async def work(first: int, second: int) -> None:
+        with translated():
+            async with bench.engine.begin() as connection:
+                # On PostgreSQL the victim is found after deadlock_timeout, which is as long as our lock timeout.
+                if bench.postgresql:
+                    await connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+                    await connection.exec_driver_sql("SET LOCAL deadlock_timeout = '100ms'")
+                await connection.exec_driver_sql(f"UPDATE probe SET number = 5 WHERE id = {first}")
+                await met.wait()
+                await connection.exec_driver_sql(f"UPDATE probe SET number = 6 WHERE id = {second}")
+
+    async with asyncio.timeout(20):
+        ends = await asyncio.gather(work(1, 2), work(2, 1), return_exceptions=True)
+
+    (victim,) = [end for end in ends if end is not None]
+    assert isinstance(victim, StoreFault)
+    assert (victim.fault_class, victim.code) == (CONFLICT, "40P01" if bench.postgresql else "1213")
+
+
+async def test_a_row_changed_since_the_snapshot(bench: Bench) -> None:
+    """Ours is READ COMMITTED; a server or a caller may still ask for more."""
+    async with bench.engine.connect() as connection:
+        if bench.postgresql:
+            await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        else:
+            await connection.exec_driver_sql("SET SESSION innodb_snapshot_isolation = ON")
+            await connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            await connection.commit()
+        await connection.exec_driver_sql("SELECT * FROM probe")
+        await bench.run("UPDATE probe SET number = 8 WHERE id = 1")
+
+        found = await fault_of(connection.exec_driver_sql("UPDATE probe SET number = 9 WHERE id = 1"))
+
+    assert found == (CONFLICT, "40001" if bench.postgresql else "1020")
+
+
+async def test_a_read_only_server_and_the_way_back(bench: Bench) -> None:
+    """After a failover the pool holds connections to what is now a standby: they must not be used again."""
+    async with bench.engine.begin() as connection:
+        before = await bench.session(connection)
+        begin = "SET TRANSACTION READ ONLY" if bench.postgresql else "START TRANSACTION READ ONLY"
+
+        async def work() -> None:
+            await connection.exec_driver_sql(begin)
+            await connection.exec_driver_sql("UPDATE probe SET number = 1")
+
+        found = await fault_of(work())
+        await connection.rollback()
+    async with bench.engine.begin() as connection:
+        after = await bench.session(connection)
+
+    assert found == (UNAVAILABLE, "25006" if bench.postgresql else "1792")
+    assert after != before
+
+
+@pytest.mark.parametrize("bench", ["mariadb"], indirect=True)
+async def test_a_payload_beyond_the_packet_limit_looks_like_an_outage(bench: Bench) -> None:
+    """Which is why an outage that only one conversation meets is taken for that conversation's fault."""
+
+    async def work() -> None:
+        async with bench.engine.begin() as connection:
+            await connection.execute(sa.text("SELECT LENGTH(:body)"), {"body": "x" * (17 * 1024 * 1024)})
+
+    assert (await fault_of(work()))[0] is UNAVAILABLE
+    await bench.run("SELECT 1")
+
+
+@pytest.mark.parametrize("bench", ["postgresql"], indirect=True)
+async def test_a_schema_changed_under_a_prepared_statement(bench: Bench) -> None:
+    engine = create_store_engine(bench.url, pool_size=1)
+    await bench.run("SELECT * FROM probe", engine=engine)
+    await bench.run("ALTER TABLE probe ADD COLUMN more INT")
+
+    found = await fault_of(bench.run("SELECT * FROM probe", engine=engine))
+
+    assert found == (CONFLICT, "cached-statement")
+    await bench.run("SELECT * FROM probe", engine=engine)
+    await engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def own_postgresql() -> Iterator[OwnPostgresServer]:
+    """A server that asks for a password and has no TLS."""
+    try:
+        server = PostgresServer.own(auth="scram-sha-256", settings={"max_connections": "10"})
+    except ServerUnavailable as exc:
+        pytest.skip(str(exc))
+    with server:
+        yield server
+
+
+async def _ask(url: str) -> None:
+    engine = create_store_engine(url, timeouts=SHORT, pool_size=1)
+    try:
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+    finally:
+        await engine.dispose()
+
+
+async def test_a_wrong_password(bench: Bench, user: str, request: pytest.FixtureRequest) -> None:
+    if bench.postgresql:
+        own = request.getfixturevalue("own_postgresql")
+        url = make_url(own.url).set(password="wrong").render_as_string(hide_password=False)
+    else:
+        url = bench.changed(username=user, password="wrong")
+
+    assert await fault_of(_ask(url)) == (MISCONFIGURED, "28P01" if bench.postgresql else "1045")
+
+
+async def test_a_certificate_that_nobody_vouches_for(bench: Bench) -> None:
+    """MariaDB makes itself a certificate when it has none; so does Debian's PostgreSQL."""
+    async with bench.engine.connect() as connection:
+        asks = "SHOW ssl" if bench.postgresql else "SELECT @@have_ssl"
+        has_tls = (await connection.exec_driver_sql(asks)).scalar_one()
+    if has_tls not in ("on", "YES"):
+        pytest.skip("the server has no TLS")
+    url = bench.changed(query={"sslmode": "verify-full"})
+
+    assert await fault_of(bench.at(url)) in {(MISCONFIGURED, "tls"), (MISCONFIGURED, "client-configuration")}
+
+
+async def test_a_server_that_refuses_tls(own_postgresql: OwnPostgresServer) -> None:
+    assert await fault_of(_ask(f"{own_postgresql.url}?sslmode=require")) == (MISCONFIGURED, "tls-refused")
+
+
+async def test_a_server_that_stops_and_starts(own_postgresql: OwnPostgresServer) -> None:
+    """While it is down connections are refused, while it starts it says so; each is waited for."""
+    engine = create_store_engine(own_postgresql.url, timeouts=SHORT, pool_size=1)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("SELECT 1")
+        await asyncio.to_thread(own_postgresql.stop, "immediate")
+        lost = await fault_of(connection.exec_driver_sql("SELECT 1"))
+        with suppress(sa.exc.SQLAlchemyError):
+            await connection.rollback()
+    seen = set()
+    starting = asyncio.create_task(asyncio.to_thread(own_postgresql.start))
+    while not starting.done():
+        with suppress(StoreFault):
+            try:
+                with translated():
+                    await _ask(own_postgresql.url)
+            except StoreFault as fault:
+                seen.add(fault.fault_class)
+                raise
+        await asyncio.sleep(0.01)
+    await starting
+    await engine.dispose()
+    await _ask(own_postgresql.url)
+
+    assert lost[0] is UNAVAILABLE
+    assert seen == {UNAVAILABLE}
+
+
+# --- SQLite ---------------------------------------------------------------------------------------------------------
+
+
+async def test_sqlite_faults(tmp_path: Path) -> None:
+    engine = create_store_engine(tmp_path / "history.db", timeouts=SHORT)
+
+    async def run(*statements: str) -> None:
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+
+    await run("CREATE TABLE probe (id INTEGER PRIMARY KEY, body TEXT NOT NULL CHECK (length(body) < 5))")
+    await run("INSERT INTO probe VALUES (1, 'one')")
+
+    assert await fault_of(run("INSERT INTO probe VALUES (1, 'x')")) == (POISON, "SQLITE_CONSTRAINT_PRIMARYKEY")
+    assert await fault_of(run("INSERT INTO probe VALUES (2, NULL)")) == (POISON, "SQLITE_CONSTRAINT_NOTNULL")
+    assert await fault_of(run("INSERT INTO probe VALUES (2, '12345')")) == (POISON, "SQLITE_CONSTRAINT_CHECK")
+    assert await fault_of(run("INSERT INTO probe VALUES ('two', 'x')")) == (POISON, "SQLITE_MISMATCH")
+    assert await fault_of(run("SELECT * FROM nowhere")) == (MISCONFIGURED, "SQLITE_ERROR")
+    assert await fault_of(run("SELECT absent FROM probe")) == (MISCONFIGURED, "SQLITE_ERROR")
+    assert await fault_of(run("SELEKT 1")) == (UNCLASSIFIED, "SQLITE_ERROR")
+    assert await fault_of(run("SELECT CAST(x'ff' AS TEXT)")) == (MISCONFIGURED, "undecodable")
+    async with engine.connect() as connection:
+        for value in (2**63, "\ud800"):
+            work = connection.execute(sa.text("SELECT :value"), {"value": value})
+            assert (await fault_of(work))[0] is POISON
+    await engine.dispose()
+
+
+async def test_a_locked_sqlite_file(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    engine = create_store_engine(path, timeouts=Timeouts(lock=0.2))
+    reader = engine.execution_options(sqlite_begin="DEFERRED")
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE probe (id INTEGER PRIMARY KEY)")
+
+    async def write(who: AsyncEngine) -> None:
+        async with who.begin() as connection:
+            await connection.exec_driver_sql("INSERT INTO probe VALUES (NULL)")
+
+    async with engine.begin():
+        assert await fault_of(write(engine)) == (UNAVAILABLE, "SQLITE_BUSY")
+    async with reader.begin() as connection:
+        await connection.exec_driver_sql("SELECT * FROM probe")
+        await write(engine)
+        late = connection.exec_driver_sql("INSERT INTO probe VALUES (NULL)")
+
+        assert await fault_of(late) == (CONFLICT, "SQLITE_BUSY_SNAPSHOT")
+        await connection.rollback()
+    await engine.dispose()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file modes")
+async def test_sqlite_files_that_cannot_be_used(tmp_path: Path) -> None:
+    no_database = tmp_path / "letter.db"
+    no_database.write_text("Dear reader, this is no database, but it is long enough to be looked at. " * 20)
+
+    with pytest.raises(ConfigurationError, match="folder"):
+        await _ask(str(tmp_path / "nowhere" / "history.db"))
+    assert await fault_of(_ask(str(no_database))) == (MISCONFIGURED, "SQLITE_NOTADB")
+    assert await fault_of(_ask(str(tmp_path))) == (MISCONFIGURED, "SQLITE_CANTOPEN")
+
+
+# --- constructed errors ---------------------------------------------------------------------------------------------
+
+
+def _asyncpg(code: str) -> Any:
+    return asyncpg.PostgresError.new({"C": code, "M": PLANTED, "D": PLANTED, "S": "ERROR"})
+
+
+def _sqlite(name: str) -> BaseException:
+    error = sqlite3.OperationalError(PLANTED)
+    error.sqlite_errorname = name
+    return error
+
+
+def _wrapped(orig: BaseException, *, lost: bool = False) -> BaseException:
+    return sa.exc.DBAPIError(f"SELECT '{PLANTED}'", {"body": PLANTED}, orig, connection_invalidated=lost)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "code"),
+    [
+        (_asyncpg("08006"), UNAVAILABLE, "08006"),
+        (_asyncpg("08007"), UNKNOWN_OUTCOME, "08007"),
+        (_asyncpg("0A000"), MISCONFIGURED, "0A000"),
+        (_asyncpg("22P05"), POISON, "22P05"),
+        (_asyncpg("26000"), MISCONFIGURED, "26000"),
+        (_asyncpg("28000"), MISCONFIGURED, "28000"),
+        (_asyncpg("40001"), CONFLICT, "40001"),
+        (_asyncpg("40003"), UNKNOWN_OUTCOME, "40003"),
+        (_asyncpg("42P05"), MISCONFIGURED, "42P05"),
+        (_asyncpg("53100"), UNAVAILABLE, "53100"),
+        (_asyncpg("54000"), POISON, "54000"),
+        (_asyncpg("57P03"), UNAVAILABLE, "57P03"),
+        (_asyncpg("XX000"), UNCLASSIFIED, "XX000"),
+        (_asyncpg("XX001"), MISCONFIGURED, "XX001"),
+        (_asyncpg("ZZ999"), UNCLASSIFIED, "ZZ999"),
+        (asyncpg.DataError(PLANTED), POISON, "22000"),
+        (asyncpg.exceptions._base.DataError(PLANTED), POISON, "client-data"),
+        (asyncpg.TargetServerAttributeNotMatched(PLANTED), UNAVAILABLE, "no-matching-server"),
+        (asyncpg.ClientConfigurationError(PLANTED), MISCONFIGURED, "client-configuration"),
+        (asyncpg.InterfaceError(PLANTED), UNCLASSIFIED, "InterfaceError"),
+        (_wrapped(asyncpg.InterfaceError(PLANTED), lost=True), UNAVAILABLE, "disconnected"),
+        (asyncmy.errors.OperationalError(1040, PLANTED), UNAVAILABLE, "1040"),
+        (asyncmy.errors.OperationalError(1047, PLANTED), UNAVAILABLE, "1047"),
+        (asyncmy.errors.OperationalError(1153, PLANTED), POISON, "1153"),
+        (asyncmy.errors.OperationalError(1180, PLANTED), UNKNOWN_OUTCOME, "1180"),
+        (asyncmy.errors.OperationalError(1193, PLANTED), MISCONFIGURED, "1193"),
+        (asyncmy.errors.OperationalError(1290, PLANTED), UNAVAILABLE, "1290"),
+        (asyncmy.errors.InternalError(PLANTED), UNAVAILABLE, "protocol"),
+        (asyncmy.errors.InternalError(1030, PLANTED), UNAVAILABLE, "1030"),
+        (asyncmy.errors.InterfaceError(0, "Not connected"), UNAVAILABLE, "0"),
+        (asyncmy.errors.ProgrammingError(PLANTED), UNCLASSIFIED, "ProgrammingError"),
+        (asyncmy.errors.OperationalError(9999, PLANTED), UNCLASSIFIED, "9999"),
+        (_wrapped(asyncmy.errors.OperationalError(9999, PLANTED), lost=True), UNAVAILABLE, "9999"),
+        (_sqlite("SQLITE_IOERR_FSYNC"), UNAVAILABLE, "SQLITE_IOERR_FSYNC"),
+        (_sqlite("SQLITE_FULL"), UNAVAILABLE, "SQLITE_FULL"),
+        (_sqlite("SQLITE_CORRUPT_INDEX"), MISCONFIGURED, "SQLITE_CORRUPT_INDEX"),
+        (_sqlite("SQLITE_READONLY_DIRECTORY"), MISCONFIGURED, "SQLITE_READONLY_DIRECTORY"),
+        (_sqlite("SQLITE_TOOBIG"), POISON, "SQLITE_TOOBIG"),
+        (_sqlite("SQLITE_MISUSE"), UNCLASSIFIED, "SQLITE_MISUSE"),
+        (sqlite3.OperationalError("no active connection"), UNAVAILABLE, "closed"),
+        (ConnectionRefusedError(), UNAVAILABLE, "refused"),
+        (ConnectionResetError(), UNAVAILABLE, "disconnected"),
+        (asyncio.IncompleteReadError(b"", 1), UNAVAILABLE, "disconnected"),
+        (socket.gaierror(), UNAVAILABLE, "name-resolution"),
+        (TimeoutError(), UNAVAILABLE, "timeout"),
+        (ssl.SSLCertVerificationError(), MISCONFIGURED, "tls"),
+        (ssl.SSLEOFError(), UNAVAILABLE, "disconnected"),
+        (FileNotFoundError(), UNAVAILABLE, "no-socket"),
+        (PermissionError(), MISCONFIGURED, "permission"),
+        (OSError("Multiple exceptions"), UNAVAILABLE, "os-error"),
+        (OSError(errno.ENOSPC, "x"), UNAVAILABLE, "ENOSPC"),
+        (OSError(errno.EHOSTUNREACH, "x"), UNAVAILABLE, "EHOSTUNREACH"),
+        (OSError(errno.EROFS, "x"), MISCONFIGURED, "EROFS"),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, PLANTED), POISON, "encoding"),
+        (OverflowError(), POISON, "overflow"),
+        (sa.exc.TimeoutError(), UNAVAILABLE, "pool-timeout"),
+        (sa.exc.PendingRollbackError(), UNAVAILABLE, "disconnected"),
+        (sa.exc.StatementError(PLANTED, PLANTED, None, TypeError(PLANTED)), UNCLASSIFIED, "TypeError"),
+        (TypeError(PLANTED), UNCLASSIFIED, "TypeError"),
+        (AttributeError(PLANTED), UNCLASSIFIED, "AttributeError"),
+        (asyncio.CancelledError(), UNCLASSIFIED, "CancelledError"),
+    ],
+    ids=lambda value: repr(value)[:40] if isinstance(value, BaseException) else None,
+)
+def test_classify(error: BaseException, expected: FaultClass, code: str) -> None:
+    found = classify(error)
+
+    assert (found.fault_class, found.code) == (expected, code)
+    assert PLANTED not in found.reason
+
+
+def test_the_code_is_found_through_sqlalchemys_wrapping() -> None:
+    adapter = AsyncAdapt_asyncpg_dbapi.Error("x", _asyncpg("40P01"))  # type: ignore[no-untyped-call]
+
+    assert classify(_wrapped(adapter)).code == "40P01"
+    assert classify(_wrapped(asyncmy.errors.OperationalError(1213, "x"))).fault_class is CONFLICT
+    assert classify(_wrapped(_sqlite("SQLITE_BUSY"))).fault_class is UNAVAILABLE
+
+
+def test_the_cause_of_a_bug_says_nothing_about_the_store() -> None:
+    bug = KeyError("x")
+    bug.__cause__ = ConnectionResetError()
+
+    assert classify(bug).fault_class is UNCLASSIFIED
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError(), UNKNOWN_OUTCOME),
+        (TimeoutError(), UNKNOWN_OUTCOME),
+        (_wrapped(asyncpg.InterfaceError("x"), lost=True), UNKNOWN_OUTCOME),
+        (_sqlite("SQLITE_IOERR_FSYNC"), UNKNOWN_OUTCOME),
+        (_asyncpg("40001"), CONFLICT),
+        (_asyncpg("23505"), POISON),
+        (TypeError(), UNCLASSIFIED),
+    ],
+)
+def test_in_commit_what_is_lost_is_in_doubt_and_what_is_refused_is_not(
+    error: BaseException, expected: FaultClass
+) -> None:
+    assert classify(error, committing=True).fault_class is expected
+
+
+@given(st.text(), st.one_of(st.integers(), st.text(), st.none()), st.booleans())
+def test_classify_never_raises(text: str, first: object, committing: bool) -> None:
+    kinds: tuple[type[Exception], ...] = (
+        asyncmy.errors.OperationalError,
+        asyncmy.errors.InternalError,
+        sqlite3.OperationalError,
+        asyncpg.PostgresError,
+        OSError,
+        ConnectionError,
+        Exception,
+    )
+    for kind in kinds:
+        error = kind(first, text)
+
+        assert classify(error, committing=committing).reason
+        assert classify(_wrapped(error), committing=committing).code
+
+
+def test_a_fault_tells_class_and_code_and_nothing_of_the_driver() -> None:
+    with pytest.raises(StoreFault) as caught, translated():
+        raise _wrapped(_asyncpg("23505"))
+
+    assert str(caught.value) == "the event breaks a constraint of the history store [poison 23505]"
+    assert isinstance(caught.value.__cause__, sa.exc.DBAPIError)
+    assert (caught.value.fault_class, caught.value.code) == (POISON, "23505")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        TypeError("x"),
+        asyncio.CancelledError(),
+        KeyboardInterrupt(),
+        ConfigurationError("x"),
+        StoreFault(fault_class=CONFLICT, code="40001", reason="x"),
+        sa.exc.InvalidRequestError("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_not_the_stores_passes_unchanged(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, translated():
+        raise error
+
+    assert caught.value is error
+
+
+def test_a_fault_classified_again_stays_what_it_is() -> None:
+    fault = StoreFault(fault_class=MISCONFIGURED, code="no-wal", reason="x")
+
+    assert classify(fault, committing=True).fault_class is MISCONFIGURED
