@@ -15,7 +15,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.events import Event, check_type, to_microseconds
 from letopis.store.identifiers import check_identifier
 from letopis.store.messages import EMPTY
-from letopis.store.vocabulary import parse
+from letopis.store.vocabulary import VOCABULARY, parse
 
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**63 - 1
@@ -77,11 +77,14 @@ def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMIT
     if not _is_whole(event.schema_version) or not 1 <= event.schema_version <= 32_767:
         raise InvalidInput("schema_version", "must be a whole number from 1 to 32767")
     data = _dump(event.data, "data", limits)
-    metadata = _dump(event.metadata, "metadata", limits) if event.metadata else None
+    # Only an empty object may be left out: an empty list is as wrong as a full one.
+    metadata = None if event.metadata == EMPTY else _dump(event.metadata, "metadata", limits)
     body = parse(event.type, event.schema_version, event.data)
-    for name in ("message_id", "owner_id"):
-        if (value := event.data.get(name)) is not None and body.type == event.type:
-            check_identifier(value, f"data.{name}")
+    # The data of custom events, and of what only a newer release understands, is the caller's own affair.
+    if type(body) is VOCABULARY.get(event.type):
+        for name in ("message_id", "owner_id"):
+            if (value := event.data.get(name)) is not None:
+                check_identifier(value, f"data.{name}")
     return EncodedEvent(
         conversation_id=conversation_id,
         event_id=event.event_id,

@@ -19,6 +19,8 @@ MAX_TYPE_LENGTH: Final = 64
 _TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)+")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_FIRST: Final = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 def utc_now() -> datetime:
@@ -29,11 +31,17 @@ def utc_now() -> datetime:
 def to_microseconds(moment: datetime) -> int:
     """Return UTC microseconds since 1970, exact.
 
-    :raises InvalidInput: ``moment`` has no time zone, so it names no moment.
+    :raises InvalidInput: ``moment`` is no datetime, has no time zone, so that it names no moment, or lies outside the
+        years 1 to 9999 in UTC, where no datetime could give it back.
     """
-    if moment.tzinfo is None:
+    if not isinstance(moment, datetime):
+        raise InvalidInput("occurred_at", f"must be a datetime, not {type(moment).__name__}")
+    if moment.utcoffset() is None:
         raise InvalidInput("occurred_at", "has no time zone: give an aware datetime, for example datetime.now(UTC)")
-    return (moment - _EPOCH) // _MICROSECOND
+    value = (moment - _EPOCH) // _MICROSECOND
+    if not _FIRST <= value <= _LAST:
+        raise InvalidInput("occurred_at", "lies outside the years 1 to 9999 in UTC")
+    return value
 
 
 def from_microseconds(value: int) -> datetime:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, Generic, TypeVar
 
 from letopis.store.conversation import Conversation, Delivery, RecordedMessage, Saved
 from letopis.store.events import RecordedEvent
 from letopis.store.messages import empty
 from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.vocabulary import (
+    Body,
     ConversationRenamed,
     ConversationStarted,
     MessageAppended,
@@ -17,6 +20,49 @@ from letopis.store.vocabulary import (
     MessageFailed,
     MessageSent,
 )
+
+Moment = TypeVar("Moment", datetime, int)
+
+TOKENS_MAX: Final = 2**63 - 1
+"""Where the sum of tokens stops: the largest number that all three stores hold."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally(Generic[Moment]):
+    """One conversation while events are taken in: all of it but the messages themselves.
+
+    Mutable, because it takes in thousands of events a second and nobody sees it in between. Moments are datetimes in a
+    fold and microseconds in the history store, which keeps its row of the conversation by this same rule.
+    """
+
+    owner_id: str | None = None
+    title: str | None = None
+    state: str = "active"
+    version: int = 0
+    message_count: int = 0
+    tokens: int = 0
+    created_at: Moment
+    updated_at: Moment
+
+    def take(self, body: Body, *, version: int | None, occurred_at: Moment) -> None:
+        """Take in the next event; ``version`` is ``None`` while it is pending."""
+        if version is not None:
+            self.version = version
+        # Clocks step back; the list of conversations must not.
+        self.updated_at = max(self.updated_at, occurred_at)
+        match body:
+            case MessageAppended():
+                self.message_count += 1
+                self.tokens = min(self.tokens + (body.message.tokens or 0), TOKENS_MAX)
+            case ConversationStarted():
+                if self.owner_id is None:
+                    self.owner_id = body.owner_id
+                if self.title is None:
+                    self.title = body.title
+            case ConversationRenamed():
+                self.title = body.title
+            case _:
+                pass  # carried and shown in the log; no state of the conversation hangs on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +79,7 @@ class Fold:
     Events that this version gives no meaning to move ``version`` and ``updated_at`` and change nothing else.
     """
 
-    __slots__ = ("_conversation", "_messages", "_places", "_upcasters")
+    __slots__ = ("_conversation", "_messages", "_pending", "_places", "_tally", "_upcasters")
 
     def __init__(
         self,
@@ -43,6 +89,8 @@ class Fold:
         upcasters: Upcasters = NO_UPCASTERS,
     ) -> None:
         self._conversation = conversation
+        self._tally: Tally[datetime] | None = None
+        self._pending = 0
         self._messages = list(messages)
         self._places: dict[str, list[int]] = {}
         for place, message in enumerate(self._messages):
@@ -52,30 +100,13 @@ class Fold:
     def apply(self, event: RecordedEvent, *, saved: Saved = Saved.SAVED) -> None:
         """Take in the next event; ``saved`` says how far it has got."""
         body = event.body(self._upcasters)
-        before = self._conversation or Conversation(
-            conversation_id=event.conversation_id, created_at=event.occurred_at, updated_at=event.occurred_at
-        )
-        after = replace(
-            before,
-            version=before.version if event.version is None else event.version,
-            pending=before.pending + (event.version is None),
-            # Clocks step back; the list of conversations must not.
-            updated_at=max(before.updated_at, event.occurred_at),
-        )
+        if self._tally is None:
+            self._tally = self._begin(event)
+        self._tally.take(body, version=event.version, occurred_at=event.occurred_at)
+        self._pending += event.version is None
         match body:
-            case ConversationStarted():
-                after = replace(
-                    after,
-                    owner_id=after.owner_id if after.owner_id is not None else body.owner_id,
-                    title=after.title if after.title is not None else body.title,
-                )
-            case ConversationRenamed():
-                after = replace(after, title=body.title)
             case MessageAppended():
                 self._append(body, event, saved)
-                after = replace(
-                    after, message_count=after.message_count + 1, tokens=after.tokens + (body.message.tokens or 0)
-                )
             case MessageEdited():
                 for place in self._places.get(body.message_id, ()):
                     old = self._messages[place]
@@ -85,8 +116,24 @@ class Fold:
                 for place in self._places.get(body.message_id, ()):
                     self._messages[place] = with_delivery(self._messages[place], body)
             case _:
-                pass  # carried and shown in the log; no state of the conversation hangs on it
-        self._conversation = after
+                pass  # no message hangs on it
+
+    def _begin(self, event: RecordedEvent) -> Tally[datetime]:
+        before = self._conversation
+        if before is None:
+            before = self._conversation = Conversation(
+                conversation_id=event.conversation_id, created_at=event.occurred_at, updated_at=event.occurred_at
+            )
+        return Tally(
+            owner_id=before.owner_id,
+            title=before.title,
+            state=before.state,
+            version=before.version,
+            message_count=before.message_count,
+            tokens=before.tokens,
+            created_at=before.created_at,
+            updated_at=before.updated_at,
+        )
 
     def _append(self, body: MessageAppended, event: RecordedEvent, saved: Saved) -> None:
         self._places.setdefault(body.message.id, []).append(len(self._messages))
@@ -94,7 +141,20 @@ class Fold:
 
     def result(self) -> Folded:
         """Return the conversation (``None`` before the first event) and its messages, in order."""
-        return Folded(self._conversation, tuple(self._messages))
+        conversation, tally = self._conversation, self._tally
+        if conversation is not None and tally is not None:
+            conversation = replace(
+                conversation,
+                owner_id=tally.owner_id,
+                title=tally.title,
+                state=tally.state,
+                version=tally.version,
+                message_count=tally.message_count,
+                tokens=tally.tokens,
+                updated_at=tally.updated_at,
+                pending=conversation.pending + self._pending,
+            )
+        return Folded(conversation, tuple(self._messages))
 
 
 def fold(events: Iterable[RecordedEvent], *, upcasters: Upcasters = NO_UPCASTERS) -> Folded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Self
 from uuid import UUID
@@ -93,9 +93,9 @@ def part_to_json(part: Part) -> dict[str, Any]:
     if isinstance(part, UnknownPart):
         return dict(part.value)
     value: dict[str, Any] = {"type": part.kind}
-    for name in part.__dataclass_fields__:
-        if (item := getattr(part, name)) is not None:
-            value[name] = item
+    for spec in fields(part):
+        if (item := getattr(part, spec.name)) is not None:
+            value[spec.name] = item
     return value
 
 
@@ -106,14 +106,15 @@ def part_from_json(value: Any) -> Part:
     """
     if not isinstance(value, Mapping):
         raise InvalidInput("content", f"a part must be an object, not {type(value).__name__}")
-    known = _PARTS.get(value.get("type", ""))
-    fields = {key: item for key, item in value.items() if key != "type"}
-    if known is None or not fields.keys() <= known.__dataclass_fields__.keys():
+    kind = value.get("type")
+    known = _PARTS.get(kind) if isinstance(kind, str) else None
+    given = {key: item for key, item in value.items() if key != "type"}
+    if known is None or not given.keys() <= {spec.name for spec in fields(known)}:
         return UnknownPart(dict(value))
-    if any(key in _TEXT_FIELDS and not isinstance(item, str) for key, item in fields.items()):
+    if any(key in _TEXT_FIELDS and not isinstance(item, str) for key, item in given.items()):
         return UnknownPart(dict(value))
     try:
-        return known(**fields)
+        return known(**given)
     except TypeError:  # a field that the kind needs is missing
         return UnknownPart(dict(value))
 
@@ -177,6 +178,9 @@ class Message:
             raise InvalidInput("role", f"must be one of {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             object.__setattr__(self, "content", _parts(self.content))
+        for name in ("usage", "external_ids", "metadata"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InvalidInput(name, f"must be an object, not {type(getattr(self, name)).__name__}")
         if self.id:
             check_identifier(self.id, "id")
         elif self.id == "":
@@ -270,4 +274,9 @@ def _parts(content: Any) -> tuple[Part, ...]:
     for part in parts:
         if not isinstance(part, Part):
             raise InvalidInput("content", f"a part must be Text, File, ToolCall ..., not {type(part).__name__}")
+        for spec in fields(part):
+            item = getattr(part, spec.name)
+            # Stored all the same it would come back as a part of an unknown kind.
+            if spec.name in _TEXT_FIELDS and not isinstance(item, str) and not (item is None and spec.default is None):
+                raise InvalidInput("content", f"{spec.name} of a part must be text, not {type(item).__name__}")
     return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Self
 
 from letopis.store.errors import InvalidInput
@@ -27,7 +27,7 @@ class Body:
 
     def to_data(self) -> dict[str, Any]:
         """Return the event's data as JSON values; fields that are ``None`` are left out."""
-        return {name: item for name in self.__dataclass_fields__ if (item := getattr(self, name)) is not None}
+        return {spec.name: item for spec in fields(self) if (item := getattr(self, spec.name)) is not None}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
@@ -36,8 +36,8 @@ class Body:
         :raises InvalidInput: a field is missing or of the wrong kind.
         """
         values: dict[str, Any] = {}
-        for name, spec in cls.__dataclass_fields__.items():
-            kinds = spec.metadata["kinds"]
+        for spec in fields(cls):
+            name, kinds = spec.name, spec.metadata["kinds"]
             if name not in data:
                 if type(None) not in kinds:
                     raise InvalidInput(f"data.{name}", "is missing")

@@ -1,0 +1,87 @@
+"""Alembic's environment of the history store: where the database is, and what of it is ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from logging.config import fileConfig
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import context
+
+from letopis.store.engines import Timeouts, create_store_engine
+from letopis.store.migration import alone
+from letopis.store.schema import metadata
+from letopis.store.urls import normalise_url
+
+config = context.config
+
+
+def database_url() -> sa.URL:
+    """Return the URL from ``-x url=``, else ``LETOPIS_STORE``, else ``sqlalchemy.url`` in the ini file."""
+    given = context.get_x_argument(as_dictionary=True).get("url")
+    found = given or os.environ.get("LETOPIS_STORE") or config.get_main_option("sqlalchemy.url")
+    if not found:
+        raise SystemExit("no database: give `-x url=...`, set LETOPIS_STORE, or sqlalchemy.url in alembic.ini")
+    return normalise_url(found)
+
+
+def include_name(name: str | None, kind: str, _parents: Any) -> bool:
+    """Leave the bot's own tables, and those of the outbox, alone."""
+    return kind != "table" or name in metadata.tables
+
+
+def configure(**options: Any) -> None:
+    """Configure the run in the same way wherever the connection comes from."""
+    partitions = context.get_x_argument(as_dictionary=True).get("partitions")
+    if partitions is not None:
+        config.attributes["partitions"] = int(partitions)
+    context.configure(
+        target_metadata=metadata,
+        version_table=config.attributes.get("version_table", "letopis_version"),
+        include_name=include_name,
+        **options,
+    )
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Migrate over an open connection, inside its transaction."""
+    configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def migrate_alone(connection: sa.Connection) -> None:
+    """Migrate while other processes that want to do the same wait."""
+    with alone(connection):
+        migrate(connection)
+
+
+async def migrate_by_url() -> None:
+    """Migrate the database that the URL names, in one transaction where the database can."""
+    # A statement may have to rebuild a table of any size.
+    engine = create_store_engine(database_url(), timeouts=Timeouts(statement=24 * 3600.0, lock=60.0), pool_size=1)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(migrate_alone)
+    finally:
+        await engine.dispose()
+
+
+def main() -> None:
+    """Migrate, or print the SQL of it."""
+    # A file of the two lines that are needed says nothing of logging.
+    if config.config_file_name is not None and config.file_config.has_section("formatters"):
+        fileConfig(config.config_file_name, disable_existing_loggers=False)
+    if context.is_offline_mode():
+        configure(url=database_url(), literal_binds=True, dialect_opts={"paramstyle": "named"})
+        with context.begin_transaction():
+            context.run_migrations()
+    elif (connection := config.attributes.get("connection")) is not None:
+        migrate(connection)
+    else:
+        asyncio.run(migrate_by_url())
+
+
+main()

@@ -1,0 +1,443 @@
+"""Reads: conversations, messages and events by key, each page in as few round trips as it takes."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.codec import INTEGER_MAX, INTEGER_MIN, decode
+from letopis.store.conversation import Conversation, Page, RecordedMessage
+from letopis.store.dialects import Dialect, lookups
+from letopis.store.errors import InvalidInput
+from letopis.store.events import RecordedEvent, from_microseconds
+from letopis.store.faults import FaultClass, StoreFault
+from letopis.store.fold import recorded_message, replace_content, with_delivery
+from letopis.store.identifiers import check_identifier, partition_of
+from letopis.store.messages import ROLES, Message, UnknownPart
+from letopis.store.schema import conversations, events, lanes, log_heads, messages
+from letopis.store.upcasters import Upcasters
+from letopis.store.vocabulary import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
+
+MAX_PAGE: Final = 10_000
+"""Items in one page, so that a page fits in memory whatever is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreView:
+    """What the history store holds of a conversation, to lay what is still pending over.
+
+    :ivar sequence: how far this outbox's lane had got when the messages were read, *or earlier*; 0 if nowhere. So what
+        lies beyond it may be in ``messages`` already, and what lies before it is there for certain.
+    :ivar next: where the messages go on, as in a page.
+    """
+
+    conversation: Conversation | None
+    messages: tuple[RecordedMessage, ...]
+    sequence: int
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Which messages of a conversation: the newest ``last``, or the ``first``, or all, between two versions."""
+
+    last: int | None = None
+    first: int | None = None
+    before: int | None = None
+    after: int | None = None
+
+    @classmethod
+    def of(cls, *, last: int | None, first: int | None, before: int | str | None, after: int | str | None) -> Window:
+        """Return the window that a caller asks for.
+
+        :raises InvalidInput: both ``last`` and ``first``, a number out of bounds, or no place of a page.
+        """
+        if last is not None and first is not None:
+            raise InvalidInput("first", "cannot be given together with last: ask for the newest or for the oldest")
+        return cls(
+            last=None if last is None else check_count(last, "last"),
+            first=None if first is None else check_count(first, "first"),
+            before=check_place(before, "before"),
+            after=check_place(after, "after"),
+        )
+
+    @property
+    def limit(self) -> int | None:
+        """The number of messages asked for, whichever the end; ``None`` for all."""
+        return self.last if self.last is not None else self.first
+
+
+class Reader:
+    """Reads one history store over connections that it is given; its statements are made once."""
+
+    def __init__(self, dialect: Dialect, *, partitions: int, upcasters: Upcasters) -> None:
+        self._partitions = partitions
+        self._upcasters = upcasters
+        self._statements = _Statements(dialect)
+
+    async def conversation(self, connection: AsyncConnection, conversation_id: str) -> Conversation | None:
+        """Return a conversation, or ``None`` where there is none."""
+        key = self._key(conversation_id)
+        row = (await connection.execute(self._statements.conversation, key)).first()
+        return None if row is None else _conversation(row)
+
+    async def conversations(
+        self, connection: AsyncConnection, *, owner: str | None, after: str | None, limit: int
+    ) -> Page[Conversation]:
+        """Return a page of conversations, the newest activity first."""
+        parameters: dict[str, Any] = {"limit": check_count(limit, "limit") + 1}
+        if owner is not None:
+            parameters["owner"] = check_identifier(owner, "owner")
+        if after is not None:
+            parameters["updated"], parameters["conversation"] = read_conversations_cursor(after)
+        statement = self._statements.conversations(owned=owner is not None, going_on=after is not None)
+        rows = (await connection.execute(statement, parameters)).all()
+        items = tuple(_conversation(row) for row in rows[:limit])
+        more = len(rows) > limit
+        return Page(
+            items,
+            next=conversations_cursor(rows[limit - 1].updated_at, rows[limit - 1].conversation_id) if more else None,
+        )
+
+    async def messages(
+        self, connection: AsyncConnection, conversation_id: str, window: Window
+    ) -> Page[RecordedMessage]:
+        """Return the messages of a window, in order."""
+        parameters = self._key(conversation_id)
+        if window.before is not None:
+            parameters["before"] = window.before
+        if window.after is not None:
+            parameters["after"] = window.after
+        if window.limit is not None:
+            parameters["limit"] = window.limit + 1
+        rows: Sequence[sa.Row[Any]] = (await connection.execute(self._statements.messages(window), parameters)).all()
+        more = window.limit is not None and len(rows) > window.limit
+        if more:
+            rows = rows[: window.limit]
+        found = [self._message(row, conversation_id) for row in rows]
+        place = str(rows[-1].m_version) if more else None
+        if window.last is not None:
+            found.reverse()
+        return Page(tuple(found), next=place)
+
+    async def events(
+        self, connection: AsyncConnection, conversation_id: str, *, after: int | str, limit: int
+    ) -> Page[RecordedEvent]:
+        """Return a page of a conversation's events, by version."""
+        parameters = self._key(conversation_id)
+        parameters["after"] = check_place(after, "after")
+        parameters["limit"] = check_count(limit, "limit") + 1
+        rows = (await connection.execute(self._statements.events, parameters)).all()
+        items = tuple(recorded_event(row) for row in rows[:limit])
+        return Page(items, next=str(items[-1].version) if len(rows) > limit else None)
+
+    async def view(
+        self, connection: AsyncConnection, conversation_id: str, *, origin_id: UUID, window: Window
+    ) -> StoreView:
+        """Return a conversation with messages, and how far an origin's lane had got before."""
+        # One statement is one snapshot: the conversation's counts are those of the lane's head. The messages come
+        # after, so they hold at least what the head says.
+        row = (
+            await connection.execute(self._statements.view, {**self._key(conversation_id), "origin": origin_id})
+        ).first()
+        if row is None:
+            return StoreView(conversation=None, messages=(), sequence=0)
+        page = await self.messages(connection, conversation_id, window)
+        return StoreView(
+            conversation=_conversation(row), messages=page.items, sequence=row.sequence or 0, next=page.next
+        )
+
+    async def lane_heads(
+        self, connection: AsyncConnection, origin_id: UUID, conversation_ids: Sequence[str]
+    ) -> dict[str, int]:
+        """Return how far an origin's lanes have got; lanes that are not there are left out."""
+        heads: dict[str, int] = {}
+        for part in lookups(dict.fromkeys(check_identifier(name, "conversation_id") for name in conversation_ids)):
+            rows = await connection.execute(
+                self._statements.lane_heads,
+                {
+                    "partitions": sorted({partition_of(name, self._partitions) for name in part}),
+                    "conversations": part,
+                    "origin": origin_id,
+                },
+            )
+            heads.update({row.conversation_id: row.sequence for row in rows})
+        return heads
+
+    async def log(self, connection: AsyncConnection, *, partition: int, after: int, limit: int) -> list[RecordedEvent]:
+        """Return the next events of a log partition, by position."""
+        rows = await connection.execute(self._statements.log, {"partition": partition, "after": after, "limit": limit})
+        return [recorded_event(row) for row in rows]
+
+    async def head(self, connection: AsyncConnection, partition: int) -> int:
+        """Return the position given out last in a partition."""
+        return int((await connection.execute(self._statements.head, {"partition": partition})).scalar_one())
+
+    def _key(self, conversation_id: str) -> dict[str, Any]:
+        check_identifier(conversation_id, "conversation_id")
+        return {"partition": partition_of(conversation_id, self._partitions), "conversation": conversation_id}
+
+    def _message(self, row: sa.Row[Any], conversation_id: str) -> RecordedMessage:
+        values = row._mapping
+        event = RecordedEvent(
+            conversation_id=conversation_id,
+            event_id=values["e_event_id"],
+            origin_id=values["e_origin_id"],
+            sequence=values["e_sequence"],
+            type=values["e_type"],
+            schema_version=values["e_schema_version"],
+            data=_decoded(values["e_data"]),
+            metadata={},
+            digest=None,
+            occurred_at=from_microseconds(values["e_occurred_at"]),
+            version=values["m_version"],
+            recorded_at=from_microseconds(values["e_recorded_at"]),
+        )
+        body = event.body(self._upcasters)
+        if not isinstance(body, MessageAppended):
+            body = _unreadable(values, event.data)
+        message = recorded_message(body, event)
+        if values["c_data"] is not None:
+            edit = self._body(values, "c")
+            if isinstance(edit, MessageEdited):
+                message = replace_content(message, edit)
+        if values["d_data"] is not None:
+            delivery = self._body(values, "d")
+            if isinstance(delivery, MessageSent | MessageFailed):
+                message = with_delivery(message, delivery)
+        return message
+
+    def _body(self, values: Mapping[Any, Any], prefix: str) -> object:
+        name = values[f"{prefix}_type"]
+        data = _decoded(values[f"{prefix}_data"])
+        return read(name, *self._upcasters.upcast(name, values[f"{prefix}_schema_version"], data))
+
+
+def recorded_event(row: sa.Row[Any]) -> RecordedEvent:
+    """Return the event that a row of the log holds."""
+    values = row._mapping
+    return RecordedEvent(
+        conversation_id=values["conversation_id"],
+        event_id=values["event_id"],
+        origin_id=values["origin_id"],
+        sequence=values["sequence"],
+        type=values["type"],
+        schema_version=values["schema_version"],
+        data=_decoded(values["data"]),
+        metadata=_decoded(values["metadata"]),
+        digest=values["digest"],
+        occurred_at=from_microseconds(values["occurred_at"]),
+        version=values["version"],
+        partition=values["partition"],
+        position=values["position"],
+        recorded_at=from_microseconds(values["recorded_at"]),
+    )
+
+
+def _decoded(text: str | None) -> Mapping[str, Any]:
+    try:
+        return decode(text)
+    except ValueError:
+        # Not chained: the error holds the text.
+        reason = "an event in the history store is not the JSON that was written: the database was damaged"
+    raise StoreFault(fault_class=FaultClass.UNCLASSIFIED, code="damaged", reason=reason)
+
+
+def check_count(value: object, field: str) -> int:
+    """Return ``value`` if it may be the size of a page.
+
+    :raises InvalidInput: no whole number from 1 to 10,000.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PAGE:
+        raise InvalidInput(field, f"must be a whole number from 1 to {MAX_PAGE}")
+    return value
+
+
+def check_place(value: object, field: str) -> int | None:
+    """Return a version or a position; a page gives it as text.
+
+    :raises InvalidInput: no whole number from 0, as a number or as text.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INTEGER_MAX:
+        raise InvalidInput(field, "must be a whole number from 0, or the `next` of a page")
+    return value
+
+
+def _unreadable(values: Mapping[Any, Any], data: Mapping[str, Any]) -> MessageAppended:
+    """Return a message whose event this release cannot read (written by a newer one): shown as it is."""
+    role = values["m_role"]
+    return MessageAppended(
+        message=Message(
+            role=role if role in ROLES else "system", content=(UnknownPart(data),), id=values["m_message_id"]
+        )
+    )
+
+
+def _conversation(row: sa.Row[Any]) -> Conversation:
+    values = row._mapping
+    return Conversation(
+        conversation_id=values["conversation_id"],
+        owner_id=values["owner_id"],
+        number=values["number"],
+        title=values["title"],
+        state=values["state"],
+        version=values["version"],
+        message_count=values["message_count"],
+        tokens=values["tokens"],
+        created_at=from_microseconds(values["created_at"]),
+        updated_at=from_microseconds(values["updated_at"]),
+    )
+
+
+def conversations_cursor(updated_at: int, conversation_id: str) -> str:
+    """Return the place after a conversation in the list of conversations; ``updated_at`` in microseconds."""
+    place = orjson.dumps([updated_at, conversation_id])
+    return urlsafe_b64encode(place).decode().rstrip("=")
+
+
+def read_conversations_cursor(cursor: object) -> tuple[int, str]:
+    """Return what :func:`conversations_cursor` made a cursor of.
+
+    :raises InvalidInput: it did not make this one.
+    """
+    try:
+        if not isinstance(cursor, str) or len(cursor) > 4_000:
+            raise TypeError  # noqa: TRY301 - all that is wrong with a cursor has one answer
+        place = orjson.loads(urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)))
+        updated, conversation_id = place
+        if type(updated) is not int or not INTEGER_MIN <= updated <= INTEGER_MAX:
+            raise TypeError  # noqa: TRY301
+        return updated, check_identifier(conversation_id, "after")
+    except (TypeError, ValueError) as error:
+        raise InvalidInput("after", "must be the `next` of a page of conversations") from error
+
+
+class _Statements:
+    """The selects of a reader, compiled once each."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.conversation = sa.select(conversations).where(
+            conversations.c.partition == sa.bindparam("partition"),
+            conversations.c.conversation_id == sa.bindparam("conversation"),
+        )
+        self.view = (
+            sa.select(conversations, lanes.c.sequence)
+            .select_from(
+                conversations.outerjoin(
+                    lanes,
+                    sa.and_(
+                        lanes.c.partition == conversations.c.partition,
+                        lanes.c.conversation_id == conversations.c.conversation_id,
+                        lanes.c.origin_id == sa.bindparam("origin"),
+                    ),
+                )
+            )
+            .where(
+                conversations.c.partition == sa.bindparam("partition"),
+                conversations.c.conversation_id == sa.bindparam("conversation"),
+            )
+        )
+        self.events = (
+            sa.select(events)
+            .where(
+                events.c.partition == sa.bindparam("partition"),
+                events.c.conversation_id == sa.bindparam("conversation"),
+                events.c.version > sa.bindparam("after"),
+            )
+            .order_by(events.c.version)
+            .limit(sa.bindparam("limit"))
+        )
+        self.log = (
+            sa.select(events)
+            .where(events.c.partition == sa.bindparam("partition"), events.c.position > sa.bindparam("after"))
+            .order_by(events.c.position)
+            .limit(sa.bindparam("limit"))
+        )
+        self.head = sa.select(log_heads.c.position).where(log_heads.c.partition == sa.bindparam("partition"))
+        self.lane_heads = sa.select(lanes.c.conversation_id, lanes.c.sequence).where(
+            dialect.among(lanes.c.partition, "partitions"),
+            dialect.among(lanes.c.conversation_id, "conversations"),
+            lanes.c.origin_id == sa.bindparam("origin"),
+        )
+        self._messages: dict[tuple[bool, ...], sa.Select[Any]] = {}
+
+    def conversations(self, *, owned: bool, going_on: bool) -> sa.Select[Any]:
+        """Return the select of a page of conversations."""
+        updated, name = conversations.c.updated_at, conversations.c.conversation_id
+        statement = sa.select(conversations)
+        if owned:
+            statement = statement.where(conversations.c.owner_id == sa.bindparam("owner"))
+        if going_on:
+            # The first condition is what an index can use; MariaDB makes no range of a comparison of pairs.
+            statement = statement.where(
+                updated <= sa.bindparam("updated"),
+                sa.or_(
+                    updated < sa.bindparam("updated"),
+                    sa.and_(updated == sa.bindparam("updated"), name < sa.bindparam("conversation")),
+                ),
+            )
+        return statement.order_by(updated.desc(), name.desc()).limit(sa.bindparam("limit"))
+
+    def messages(self, window: Window) -> sa.Select[Any]:
+        """Return the select of a window: each message with the events of its origin, content and delivery."""
+        shape = (window.last is not None, window.limit is None, window.before is None, window.after is None)
+        if (found := self._messages.get(shape)) is None:
+            found = self._messages[shape] = _messages_select(window)
+        return found
+
+
+def _messages_select(window: Window) -> sa.Select[Any]:
+    m, e = messages.alias("m"), events.alias("e")
+    c, d = events.alias("c"), events.alias("d")
+
+    def at(event: Any, version: Any) -> sa.ColumnElement[bool]:
+        return sa.and_(
+            event.c.partition == m.c.partition,
+            event.c.conversation_id == m.c.conversation_id,
+            event.c.version == version,
+        )
+
+    statement = (
+        sa.select(
+            m.c.version.label("m_version"),
+            m.c.message_id.label("m_message_id"),
+            m.c.role.label("m_role"),
+            e.c.event_id.label("e_event_id"),
+            e.c.origin_id.label("e_origin_id"),
+            e.c.sequence.label("e_sequence"),
+            e.c.type.label("e_type"),
+            e.c.schema_version.label("e_schema_version"),
+            e.c.data.label("e_data"),
+            e.c.occurred_at.label("e_occurred_at"),
+            e.c.recorded_at.label("e_recorded_at"),
+            c.c.type.label("c_type"),
+            c.c.schema_version.label("c_schema_version"),
+            c.c.data.label("c_data"),
+            d.c.type.label("d_type"),
+            d.c.schema_version.label("d_schema_version"),
+            d.c.data.label("d_data"),
+        )
+        .select_from(
+            m.join(e, at(e, m.c.version))
+            .outerjoin(c, sa.and_(m.c.content_version != m.c.version, at(c, m.c.content_version)))
+            .outerjoin(d, at(d, m.c.delivery_version))
+        )
+        .where(m.c.partition == sa.bindparam("partition"), m.c.conversation_id == sa.bindparam("conversation"))
+        .order_by(m.c.version.desc() if window.last is not None else m.c.version)
+    )
+    if window.before is not None:
+        statement = statement.where(m.c.version < sa.bindparam("before"))
+    if window.after is not None:
+        statement = statement.where(m.c.version > sa.bindparam("after"))
+    return statement if window.limit is None else statement.limit(sa.bindparam("limit"))

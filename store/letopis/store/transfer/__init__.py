@@ -1,0 +1,1 @@
+"""Formats in which conversations come in and go out."""

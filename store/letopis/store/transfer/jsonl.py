@@ -1,0 +1,267 @@
+"""JSON Lines: one message a line, in and out; pure, so import, dry run and export share it.
+
+A line is an object with ``conversation_id``, ``role`` and ``content``, and, where they apply, ``id``, ``owner``,
+``occurred_at``, ``name``, ``tokens``, ``usage``, ``external_ids`` and ``metadata``. Other keys are refused: what would
+be dropped without a word is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, BinaryIO, Final, Protocol
+from uuid import UUID, uuid5
+
+import orjson
+
+from letopis.store.conversation import RecordedMessage
+from letopis.store.errors import InvalidInput
+from letopis.store.events import Event, utc_now
+from letopis.store.identifiers import check_identifier
+from letopis.store.messages import EMPTY, Message, content_from_json
+from letopis.store.transfer.moments import parse_moment, render_moment
+
+MAX_LINE_BYTES: Final = 8_388_608
+"""The longest line that is looked at; an event of the largest size fits, even if written in ``\\u`` escapes."""
+
+IMPLIED_NAMESPACE: Final = UUID("5b0b9d0c-0d5e-5f0c-8f57-3f2b4b1c7a10")
+"""Namespace of the ids of lines that give none; part of the data format, never to change."""
+
+_REQUIRED: Final = ("conversation_id", "role", "content")
+_OPTIONAL: Final = ("id", "owner", "occurred_at", "name", "tokens", "usage", "external_ids", "metadata")
+_KEYS: Final = frozenset((*_REQUIRED, *_OPTIONAL))
+_BOM: Final = b"\xef\xbb\xbf"
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Count(Protocol):
+    """Tells how often a key was seen; ``Occurrences`` is one."""
+
+    def seen(self, key: bytes) -> int:
+        """Return how often ``key`` was added."""
+        ...
+
+    def add(self, key: bytes) -> None:
+        """Count ``key`` once more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line that can be kept.
+
+    :ivar number: the line's number in its file, from 1.
+    :ivar occurred_at: as given; ``None`` where the line does not say.
+    :ivar size: bytes of the line in its file.
+    """
+
+    number: int
+    size: int = 0
+    conversation_id: str
+    message: Message
+    owner: str | None = None
+    occurred_at: datetime | None = None
+
+    def event(self, *, now: Callable[[], datetime] = utc_now) -> Event:
+        """Return the event that records the line; without a time of its own it happens ``now``."""
+        return Event.of(self.message, conversation_id=self.conversation_id, occurred_at=self.occurred_at or now())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """One line that cannot be kept, and why; nothing of it was written.
+
+    :ivar reason: the place of the fault and what is wrong there, without the value itself.
+    :ivar size: bytes of the line in its file.
+    """
+
+    number: int
+    reason: str
+    size: int = 0
+
+
+def read_lines(stream: BinaryIO, *, count: Count, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line | Refused]:
+    """Yield what each line of ``stream`` holds, in order, reading as it goes: memory is bounded by the longest line.
+
+    Lines end with LF or CRLF, the last one may end with the file. Blank lines, and a byte order mark at the very start,
+    are passed over. A line that is too long is read past, not into memory.
+
+    :param count: gives lines without an id of their own the id that a second reading gives them again.
+    """
+    number = 0
+    while raw := stream.readline(max_line_bytes + 2):
+        number += 1
+        size = len(raw)
+        if len(raw.rstrip(b"\r\n")) > max_line_bytes:
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(65_536)
+                size += len(raw)
+            yield Refused(number=number, reason=f"the line is longer than {max_line_bytes} bytes", size=size)
+            continue
+        if number == 1:
+            raw = raw.removeprefix(_BOM)
+        if not raw or raw.isspace():
+            continue
+        try:
+            yield parse_line(raw, number=number, count=count)
+        except InvalidInput as error:
+            yield Refused(number=number, reason=str(error), size=size)
+
+
+def parse_line(raw: bytes, *, number: int, count: Count) -> Line:
+    """Return what one line holds.
+
+    :raises InvalidInput: it cannot be kept as it is written; the error names the key.
+    """
+    fields = _load(raw)
+    for key in fields:
+        if key not in _KEYS:
+            raise InvalidInput(key if key.isprintable() else ascii(key), f"is no key of a line: {_known()}")
+    for key in _REQUIRED:
+        if fields.get(key) is None:
+            raise InvalidInput(key, "is missing")
+    conversation_id = check_identifier(fields["conversation_id"], "conversation_id")
+    if not isinstance(fields["role"], str):
+        raise InvalidInput("role", f"must be a string, not {type(fields['role']).__name__}")
+    given_id = fields.get("id")
+    if given_id is not None:
+        check_identifier(given_id, "id")
+    owner = fields.get("owner")
+    occurred_at = fields.get("occurred_at")
+    message = Message(
+        role=fields["role"],
+        content=content_from_json(fields["content"]),
+        # Any id will do until the line's own content has told which one it is.
+        id=given_id if given_id is not None else "?",
+        name=_kind(fields, "name", str),
+        tokens=_tokens(fields),
+        usage=_kind(fields, "usage", Mapping) or EMPTY,
+        external_ids=_kind(fields, "external_ids", Mapping) or EMPTY,
+        metadata=_kind(fields, "metadata", Mapping) or EMPTY,
+    )
+    if given_id is None:
+        content = implied_key(conversation_id, message)
+        message = replace(message, id=implied_id(content, count.seen(content) + 1))
+        count.add(content)
+    return Line(
+        number=number,
+        size=len(raw),
+        conversation_id=conversation_id,
+        message=message,
+        owner=None if owner is None else check_identifier(owner, "owner"),
+        occurred_at=None if occurred_at is None else parse_moment(occurred_at, "occurred_at"),
+    )
+
+
+def render_line(message: RecordedMessage, *, owner: str | None, count: Count) -> bytes:
+    """Return the line of one message in normal form, with its line feed.
+
+    Keys stand in a fixed order and those that hold nothing are left out, so equal histories give equal bytes. ``id`` is
+    left out exactly where reading the lines again gives the same one.
+
+    :param count: one for all lines of an export, so that each knows what stands before it.
+    """
+    said = message.message
+    fields: dict[str, Any] = {"conversation_id": message.conversation_id}
+    if not _is_implied(message, count):
+        fields["id"] = said.id
+    data = said.to_data()
+    fields["role"] = data["role"]
+    fields["content"] = data["content"]
+    if owner is not None:
+        fields["owner"] = owner
+    fields["occurred_at"] = render_moment(message.occurred_at)
+    for name in ("name", "tokens", "usage", "external_ids", "metadata"):
+        if name in data:
+            fields[name] = data[name]
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def implied_key(conversation_id: str, message: Message) -> bytes:
+    """Return what tells a message without an id from others of its conversation: what it says, not when or where.
+
+    So a second reading gives the same ids although lines were mended, added or taken out in between.
+    """
+    data = message.to_data()
+    del data["message_id"]
+    # Not orjson: this runs before the content was checked, and must take lone surrogates and any integer.
+    content = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return sha256(f"{conversation_id!a}\n{content}".encode()).digest()
+
+
+def implied_id(key: bytes, occurrence: int) -> str:
+    """Return the id of the *n*-th message that says the same in its conversation; the same for ever."""
+    return str(uuid5(IMPLIED_NAMESPACE, f"{key.hex()}\n{occurrence}"))
+
+
+def _is_implied(message: RecordedMessage, count: Count) -> bool:
+    # The version digit of a UUIDv5 spares the ids that bots make (UUIDv7) the work below.
+    if len(message.id) != 36 or message.id[14] != "5":
+        return False
+    key = implied_key(message.conversation_id, message.message)
+    if implied_id(key, count.seen(key) + 1) != message.id:
+        return False
+    count.add(key)
+    return True
+
+
+def _load(raw: bytes) -> dict[str, Any]:
+    if raw.startswith(_UTF16):
+        raise InvalidInput("line", "is UTF-16: save the file as UTF-8")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput("line", f"is not UTF-8 at byte {error.start + 1}: save the file as UTF-8") from None
+    try:
+        # Not orjson: it takes a key twice, and rounds integers beyond 64 bits, without a word.
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
+    except RecursionError:
+        raise InvalidInput("line", "is nested too deep") from None
+    except json.JSONDecodeError as error:
+        raise InvalidInput("line", f"is not JSON at character {error.pos + 1}: {error.msg}") from None
+    except InvalidInput:
+        raise
+    except ValueError:  # an integer of thousands of digits
+        raise InvalidInput("line", "has an integer beyond 64 bits: give it as a string") from None
+    if not isinstance(value, dict):
+        raise InvalidInput("line", f"must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise InvalidInput(key if key.isprintable() else ascii(key), "is given twice")
+            seen.add(key)
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise InvalidInput("line", f"has {name}: JSON has no NaN and no infinity")
+
+
+def _kind(fields: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = fields.get(key)
+    if value is not None and not isinstance(value, kind):
+        expected = "a string" if kind is str else "an object"
+        raise InvalidInput(key, f"must be {expected}, not {type(value).__name__}")
+    return value
+
+
+def _tokens(fields: Mapping[str, Any]) -> int | None:
+    value = fields.get("tokens")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidInput("tokens", "must be a whole number, zero or more")
+    return value
+
+
+def _known() -> str:
+    return f"it may have {', '.join((*_REQUIRED, *_OPTIONAL))}; put your own into metadata"

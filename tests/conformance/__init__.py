@@ -1,0 +1,1 @@
+"""The one suite that every history store passes: the same tests on SQLite, PostgreSQL and MariaDB."""

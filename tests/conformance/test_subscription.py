@@ -1,0 +1,162 @@
+"""A subscription yields every event of a partition once and in order, whoever writes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import aclosing
+from uuid import UUID
+
+import anyio
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, RecordedEvent, StoreFault
+from letopis.store.engines import create_store_engine
+from tests.conformance.outboxes import Outbox
+
+WRITERS = 16
+ROUNDS = 12
+
+
+async def take(store: ConversationStore, count: int, from_position: int = 0) -> list[RecordedEvent]:
+    seen: list[RecordedEvent] = []
+    async with aclosing(store.subscribe(from_position, batch=7, poll=0.002)) as events:
+        async for event in events:
+            seen.append(event)
+            if len(seen) == count:
+                break
+    return seen
+
+
+async def test_sixteen_writers_and_nothing_is_missed(store_url: str) -> None:
+    async with ConversationStore.open(store_url, migrate=True, pool_size=WRITERS + 2) as store:
+        outboxes = [Outbox(f"{number}.db") for number in range(WRITERS)]
+        total = 0
+        for number, outbox in enumerate(outboxes):
+            chance = random.Random(number)
+            for _ in range(ROUNDS * 3):
+                outbox.append(chance.choice(["shared", f"own-{number}"]), Message.user("x"))
+                total += 1
+
+        async def write(number: int, outbox: Outbox) -> None:
+            chance = random.Random(number)
+            while pending := outbox.pending():
+                batch = [
+                    outbox.batch(lane.conversation_id, lane.deliveries[0].sequence, lane.deliveries[0].sequence + 2)
+                    for lane in pending
+                ]
+                try:
+                    result = await store.apply(outbox.origin, batch)
+                except StoreFault as fault:
+                    if fault.fault_class is not FaultClass.CONFLICT:
+                        raise
+                    continue
+                assert not result.refused
+                outbox.delivered.update({applied.conversation_id: applied.head for applied in result.applied})
+                await asyncio.sleep(chance.random() * 0.005)
+
+        with anyio.fail_after(60):
+            follower = asyncio.ensure_future(take(store, total))
+            await asyncio.gather(*(write(number, outbox) for number, outbox in enumerate(outboxes)))
+            seen = await follower
+
+        assert [event.position for event in seen] == list(range(1, total + 1))
+        assert {event.event_id for event in seen} == {
+            event.event_id for outbox in outboxes for lane in outbox.lanes.values() for event in lane
+        }
+        versions: dict[str, int] = {}
+        sequences: dict[tuple[str, UUID], int] = {}
+        for event in seen:
+            assert event.version == versions.get(event.conversation_id, 0) + 1
+            versions[event.conversation_id] = event.version
+            lane = (event.conversation_id, event.origin_id)
+            assert event.sequence == sequences.get(lane, 0) + 1
+            sequences[lane] = event.sequence
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_the_danger_is_real_where_the_database_gives_out_the_positions(kind: str, new_store_url: object) -> None:
+    """The control: with an auto-increment column, the same reader misses a row that commits late."""
+    engine = create_store_engine(new_store_url(kind))  # type: ignore[operator]
+    log = sa.Table("log", sa.MetaData(), sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=True))
+    async with engine.begin() as connection:
+        await connection.run_sync(log.create)
+    seen: list[int] = []
+
+    async def look() -> None:
+        async with engine.connect() as reader:
+            after = seen[-1] if seen else 0
+            seen.extend((await reader.execute(sa.select(log).where(log.c.position > after))).scalars())
+
+    async with engine.connect() as slow, engine.connect() as fast:
+        await slow.execute(log.insert())
+        await fast.execute(log.insert())
+        await fast.commit()
+        await look()
+        await slow.commit()
+        await look()
+        await slow.execute(log.delete())
+        await slow.commit()
+    await engine.dispose()
+
+    assert seen == [2], "position 1 was committed after 2 had been read"
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_a_writer_that_commits_late_holds_the_positions_after_its_own(kind: str, new_store_url: object) -> None:
+    """The same moment with the counter row: who comes second cannot be read first, because it has to wait."""
+    url = new_store_url(kind)  # type: ignore[operator]
+    outbox = Outbox()
+    outbox.append("chat-1", Message.user("first"))
+    async with ConversationStore.open(url, migrate=True) as store:
+        slow = create_async_engine(store.url)
+        async with slow.connect() as connection:
+            await connection.execute(sa.text("SELECT * FROM letopis_log_heads FOR UPDATE"))
+            second = asyncio.ensure_future(outbox.deliver(store))
+            done, _ = await asyncio.wait({second}, timeout=0.3)
+            assert not done and await store.head() == 0
+            await connection.rollback()
+        await second
+        assert [event.position for event in await take(store, 1)] == [1]
+        await slow.dispose()
+
+
+async def test_a_subscription_goes_on_from_any_position(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("chat-1", *(Message.user(str(number)) for number in range(30)))
+    await outbox.deliver(store)
+
+    assert [event.position for event in await take(store, 30)] == list(range(1, 31))
+    assert [event.position for event in await take(store, 9, from_position=21)] == list(range(22, 31))
+
+
+async def test_a_subscription_waits_for_what_is_to_come(store: ConversationStore) -> None:
+    outbox = Outbox()
+    follower = asyncio.ensure_future(take(store, 3))
+    await asyncio.sleep(0.05)
+    assert not follower.done()
+    for number in range(3):
+        outbox.append("chat-1", Message.user(str(number)))
+        await outbox.deliver(store)
+
+    with anyio.fail_after(10):
+        seen = await follower
+
+    assert [event.data["content"] for event in seen] == ["0", "1", "2"]
+
+
+async def test_a_subscription_equals_the_events_of_the_conversation(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("chat-1", *(Message.user(str(number), metadata={"n": number}) for number in range(10)))
+    await outbox.deliver(store)
+
+    assert tuple(await take(store, 10)) == (await store.events("chat-1")).items
+
+
+async def test_a_partition_that_is_not_there_is_refused(store: ConversationStore) -> None:
+    for options in ({"partition": 1}, {"partition": -1}, {"batch": 0}, {"from_position": -1}):
+        with pytest.raises(InvalidInput):
+            async for _ in store.subscribe(**options):
+                pass
