@@ -101,11 +101,25 @@ incidents: Final = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("events", sa.Integer, nullable=False),
+    sa.Column("conversations", sa.Integer, nullable=False),
+    # Microseconds that processes have watched it in its present state: no clock jump adds to it, no restart resets it.
+    sa.Column("ran", sa.Integer, nullable=False),
+    # Which alert operators are due: 1 once it fires, one more for each repeat and escalation; and why the last one.
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("repeats", sa.Integer, nullable=False),
+    sa.Column("why", sa.Text),
+    # A conversation: the sequence whose delivery ends it. Others: the position up to which what is owed is part of it.
+    sa.Column("mark", sa.Integer, nullable=False),
+    sa.Column("outcome", sa.Text),
     sa.Column("opened_at", sa.Integer, nullable=False),
     sa.Column("changed_at", sa.Integer, nullable=False),
     sa.Column("notified_at", sa.Integer),
-    sa.Column("notices", sa.Integer, nullable=False),
     sa.Column("resolved_at", sa.Integer),
+    # One more with each change: an UPDATE names the revision it was decided on, so two processes never both win.
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.CheckConstraint(
+        "state IN ('pending', 'firing', 'notified', 'resolved')", name="ck_letopis_outbox_incidents_state"
+    ),
     # At most one open incident a key, whichever process raises it.
     sa.Index(
         "uq_letopis_outbox_incidents_open",
@@ -114,4 +128,49 @@ incidents: Final = sa.Table(
         unique=True,
         sqlite_where=sa.text("resolved_at IS NULL"),
     ),
+    sa.Index("ix_letopis_outbox_incidents_resolved", "resolved_at", sqlite_where=sa.text("resolved_at IS NOT NULL")),
+)
+
+notices: Final = sa.Table(
+    "letopis_outbox_notices",
+    metadata,
+    # Who was told what: one row an incident and recipient, so that a restart or a second process tells nobody twice.
+    sa.Column("incident_id", Id16, primary_key=True),
+    sa.Column("recipient", sa.Text, primary_key=True),
+    sa.Column("conversation_id", sa.Text),
+    sa.Column("owner_id", sa.Text),
+    sa.Column("word", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    # 0 no, 1 perhaps (the process died or the call timed out while telling), 2 yes: only who heard hears the end.
+    sa.Column("reached", sa.Integer, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("due_at", sa.Integer, nullable=False),
+    sa.Column("changed_at", sa.Integer, nullable=False),
+    # Set once nothing is left to say to this recipient.
+    sa.Column("closed_at", sa.Integer),
+    sa.CheckConstraint("word IN ('stuck', 'recovered')", name="ck_letopis_outbox_notices_word"),
+    sa.CheckConstraint("state IN ('telling', 'waiting', 'told', 'failed')", name="ck_letopis_outbox_notices_state"),
+    sa.Index("ix_letopis_outbox_notices_open", "recipient", sqlite_where=sa.text("closed_at IS NULL")),
+)
+
+repairs: Final = sa.Table(
+    "letopis_outbox_repairs",
+    metadata,
+    # What a person did to a stuck event, and the event as it was: fixing and skipping destroy nothing.
+    sa.Column("repair_id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("verb", sa.Text, nullable=False),
+    sa.Column("conversation_id", sa.Text, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("event_id", Id16, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("schema_version", sa.Integer, nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Column("metadata", sa.Text),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("occurred_at", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("repaired_at", sa.Integer, nullable=False),
+    sa.CheckConstraint("verb IN ('fix', 'skip')", name="ck_letopis_outbox_repairs_verb"),
+    sqlite_autoincrement=True,
 )

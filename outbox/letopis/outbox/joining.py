@@ -1,0 +1,105 @@
+"""Joining: append inside a transaction that the caller opened, on the caller's own connection or session."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from letopis.outbox.append import Appended, Prepared
+from letopis.outbox.file import OutboxFile
+from letopis.outbox.identity import place_of
+from letopis.outbox.transaction import write
+from letopis.outbox.trouble import translate
+from letopis.store.errors import InvalidInput
+
+# Changes nothing, and makes SQLite begin a write: from here on nobody else can append before this transaction ends.
+_LOCK: Final = "UPDATE letopis_outbox_origin SET epoch = epoch WHERE false"
+_FULL: Final = 2
+_CHECKED: Final = "letopis_outbox_place"
+_FIRST_LOOK: Final = 0.0005
+_SLOWEST_LOOK: Final = 0.05
+_LAST_LOOK: Final = 10.0
+
+_heard: weakref.WeakSet[sa.Connection] = weakref.WeakSet()
+
+
+async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, prepared: Prepared) -> Appended:
+    """Write an append in the caller's transaction, which this begins where it has not begun.
+
+    The relay is woken after the caller's commit, and by nothing where the caller rolls back.
+
+    :raises InvalidInput: the connection is not on this outbox file, does not flush its commits, or commits each
+        statement by itself.
+    :raises OutboxUnavailable: the file is held by somebody else, or the transaction read before it wrote and another
+        writer committed in between.
+    """
+    if isinstance(given, AsyncSession):
+        try:
+            connection = await given.connection()
+        except sa.exc.UnboundExecutionError as error:
+            raise InvalidInput("connection", "is a session without an engine: bind it to the outbox file") from error
+    elif isinstance(given, AsyncConnection):
+        connection = given
+    else:
+        raise InvalidInput("connection", f"must be an AsyncConnection or AsyncSession, not {type(given).__name__}")
+    if connection.dialect.name != "sqlite":
+        raise InvalidInput("connection", f"is on {connection.dialect.name}: it must be on this outbox file")
+    try:
+        await connection.run_sync(_check_place, outbox)
+        await connection.exec_driver_sql(_LOCK)
+    except sa.exc.DBAPIError as error:
+        raise translate(error) or error from error
+    driver = (await connection.get_raw_connection()).driver_connection
+    if not getattr(driver, "in_transaction", False):
+        raise InvalidInput("connection", "commits each statement by itself: begin a transaction on it")
+    appended = await write(outbox, connection, prepared)
+    assert connection.sync_connection is not None  # noqa: S101 - it has just been used
+    _ring_after_commit(outbox, connection.sync_connection, driver)
+    return appended
+
+
+def _check_place(connection: sa.Connection, outbox: OutboxFile) -> None:
+    if connection.info.get(_CHECKED) == outbox.place:
+        return
+    files = {row[1]: row[2] for row in connection.exec_driver_sql("PRAGMA database_list")}
+    try:
+        here = bool(files.get("main")) and place_of(Path(files["main"])) == outbox.place
+    except OSError:
+        here = False
+    if not here:
+        raise InvalidInput(
+            "connection", f"is not on this outbox file ({outbox.path.name!r}): use an engine on its path"
+        )
+    if connection.exec_driver_sql("PRAGMA synchronous").scalar_one() < _FULL:
+        raise InvalidInput(
+            "connection", "does not flush its commits to disk: set PRAGMA synchronous=FULL on its engine"
+        )
+    connection.info[_CHECKED] = outbox.place
+
+
+def _ring_after_commit(outbox: OutboxFile, connection: sa.Connection, driver: Any) -> None:
+    if connection in _heard:
+        return
+    _heard.add(connection)
+    loop = asyncio.get_running_loop()
+
+    def on_commit(_: sa.Connection) -> None:
+        # SQLAlchemy tells of a commit before it makes it: the bell waits until the driver has left the transaction.
+        loop.call_soon(look, _FIRST_LOOK, loop.time() + _LAST_LOOK)
+
+    def look(pause: float, until: float) -> None:
+        try:
+            busy = bool(driver.in_transaction)
+        except ValueError:
+            busy = False  # closed meanwhile
+        if busy and loop.time() < until:
+            loop.call_later(pause, look, min(pause * 2, _SLOWEST_LOOK), until)
+        else:
+            outbox.appended.ring()
+
+    sa.event.listen(connection, "commit", on_commit)

@@ -1,0 +1,314 @@
+"""Overlay: lay what the outbox holds beyond the history store over what was read from there, so that nothing is missed.
+
+The store is read first, with how far this outbox's lane had got there; what lies beyond that is in the file. An event
+that is delivered in between is beyond what was read and so still found here, once: ``(event_id)`` tells.
+
+A *place* is the version that an event has in the history store or, while it is pending, the one that it will have
+unless another outbox says something in the same conversation first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+import sqlalchemy as sa
+
+from letopis.outbox.lanes import Lane, find_lane
+from letopis.outbox.tail import Row, rows_after
+from letopis.store.conversation import Conversation, Page, RecordedMessage, Saved
+from letopis.store.events import RecordedEvent, to_microseconds
+from letopis.store.fold import Fold
+from letopis.store.reads import StoreView, Window, conversations_cursor
+from letopis.store.upcasters import Upcasters
+
+NOWHERE: Final = StoreView(conversation=None, messages=(), sequence=0)
+"""What a history store holds of a conversation that it does not know."""
+
+_RECENT: Final = (
+    "SELECT l.conversation_id, e.occurred_at FROM letopis_outbox_lanes AS l"
+    " JOIN letopis_outbox_events AS e ON e.conversation_id = l.conversation_id AND e.sequence = l.head"
+    " WHERE {conditions} ORDER BY e.occurred_at DESC, l.conversation_id DESC LIMIT ?"
+)
+_OWED: Final = (
+    "SELECT conversation_id FROM letopis_outbox_lanes WHERE delivered < head"
+    " AND conversation_id IN (SELECT value FROM json_each(?))"
+)
+
+
+class Overtaken(Exception):
+    """Events between what the store held and what the file holds were delivered and let go meanwhile: read again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beyond:
+    """How the file's sequences stand to the places of a conversation.
+
+    :ivar base: the place up to which the store was read; ``start``: the sequence of this outbox there.
+    """
+
+    lane: Lane
+    start: int
+    base: int
+    away: bool
+
+    def place(self, sequence: int) -> int:
+        return self.base + sequence - self.start
+
+    def saved(self, sequence: int) -> Saved:
+        if self.away and sequence <= self.lane.delivered:
+            return Saved.SAVED
+        return Saved.BLOCKED if self.lane.state == "blocked" else Saved.PENDING
+
+
+def _beyond(connection: sa.Connection, conversation_id: str, view: StoreView | None) -> _Beyond | None:
+    """Return where the file goes on after ``view``, or from where its tail begins without one.
+
+    :raises Overtaken: the file does not go on there.
+    """
+    lane = find_lane(connection, conversation_id)
+    if lane is None:
+        return None
+    if view is None:
+        return _Beyond(lane=lane, start=lane.pruned, base=lane.pruned, away=True)
+    if lane.pruned > view.sequence:
+        raise Overtaken
+    base = 0 if view.conversation is None else view.conversation.version
+    return _Beyond(lane=lane, start=view.sequence, base=base, away=False)
+
+
+def messages_over(
+    connection: sa.Connection,
+    conversation_id: str,
+    view: StoreView | None,
+    window: Window,
+    *,
+    origin_id: UUID,
+    upcasters: Upcasters,
+) -> Page[RecordedMessage]:
+    """Return the messages of a window: those of ``view`` with what the file holds beyond it.
+
+    ``view`` was read with the same window; ``None`` where the store could not be read: then the page comes from the
+    retained tail alone and is not complete.
+
+    :raises Overtaken: read the store again.
+    """
+    beyond = _beyond(connection, conversation_id, view)
+    away = view is None
+    view = NOWHERE if view is None else view
+    if beyond is None:
+        return Page(view.messages, next=view.next, complete=not away)
+    there = {message.event_id for message in view.messages}
+    rows, cut = _rows_of(connection, conversation_id, beyond, view, window)
+    folding = Fold(messages=view.messages, upcasters=upcasters)
+    for row in rows:
+        event = row.event(conversation_id, origin_id)
+        if event.event_id not in there:
+            folding.apply(event, saved=beyond.saved(row.sequence))
+    found = folding.result().messages
+    older = view.next is not None or (away and beyond.lane.pruned > 0 and window.first is None)
+    limit = window.limit
+    if window.last is not None:
+        cut = cut or (limit is not None and len(found) > limit)
+        found = found[-window.last :]
+        place = _place(found[0], beyond) if found and (cut or older) else None
+    else:
+        cut = cut or (limit is not None and len(found) > limit)
+        found = found[:limit]
+        place = _place(found[-1], beyond) if found and (cut or view.next is not None) and limit is not None else None
+    return Page(found, next=None if place is None else str(place), complete=not away)
+
+
+def _rows_of(
+    connection: sa.Connection, conversation_id: str, beyond: _Beyond, view: StoreView, window: Window
+) -> tuple[list[Row], bool]:
+    """Return the events to fold, in order, and whether messages of the window were left out.
+
+    Only messages inside the window, and not more than it holds; but all that may change them.
+    """
+    room = window.limit
+    if window.first is not None:
+        # What the store still has comes first.
+        room = 0 if view.next is not None else window.first - len(view.messages)
+    backward = window.last is not None
+    kept: list[Row] = []
+    cut = False
+    for row in rows_after(connection, conversation_id, beyond.start, backward=backward):
+        if row.appends:
+            place = beyond.place(row.sequence)
+            if (window.before is not None and place >= window.before) or (
+                window.after is not None and place <= window.after
+            ):
+                continue
+            if room is not None and room <= 0:
+                cut = True
+                if backward:
+                    break  # whatever lies before changes nothing that is shown
+                continue
+            room = None if room is None else room - 1
+        kept.append(row)
+    if backward:
+        kept.reverse()
+    return kept, cut
+
+
+def _place(message: RecordedMessage, beyond: _Beyond) -> int:
+    return beyond.place(message.sequence) if message.version is None else message.version
+
+
+def conversation_over(
+    connection: sa.Connection,
+    conversation_id: str,
+    view: StoreView | None,
+    *,
+    origin_id: UUID,
+    upcasters: Upcasters,
+) -> Conversation | None:
+    """Return the conversation of ``view`` with what the file holds beyond it; from the retained tail without one.
+
+    :raises Overtaken: read the store again.
+    """
+    beyond = _beyond(connection, conversation_id, view)
+    held = None if view is None else view.conversation
+    if beyond is None:
+        return held
+    folding = Fold(held, upcasters=upcasters)
+    for row in rows_after(connection, conversation_id, beyond.start):
+        folding.apply(row.event(conversation_id, origin_id))
+    found = folding.result().conversation
+    if found is None:
+        return None
+    if view is None:
+        return replace(
+            found,
+            owner_id=found.owner_id if found.owner_id is not None else beyond.lane.owner_id,
+            version=beyond.lane.delivered,
+            pending=beyond.lane.pending,
+        )
+    return found
+
+
+def events_over(
+    connection: sa.Connection,
+    conversation_id: str,
+    view: StoreView | None,
+    page: Page[RecordedEvent],
+    *,
+    after: int,
+    limit: int,
+    origin_id: UUID,
+) -> Page[RecordedEvent]:
+    """Return ``page`` of the store's events, filled up with those that only the file holds.
+
+    :raises Overtaken: read the store again.
+    """
+    beyond = _beyond(connection, conversation_id, view)
+    if beyond is None or page.next is not None:
+        return Page(page.items, next=page.next, complete=view is not None)
+    there = {event.event_id for event in page}
+    found = list(page)
+    place = None
+    for row in rows_after(connection, conversation_id, beyond.start):
+        if beyond.place(row.sequence) <= after:
+            continue
+        event = row.event(conversation_id, origin_id)
+        if event.event_id in there:
+            continue
+        if len(found) >= limit:
+            place = str(beyond.place(row.sequence) - 1)
+            break
+        found.append(event)
+    return Page(tuple(found), next=place, complete=view is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Key:
+    """A conversation's place in the list: the newest activity first, so the greatest key first."""
+
+    updated_at: int
+    conversation_id: str
+
+    @property
+    def cursor(self) -> str:
+        """The place after it."""
+        return conversations_cursor(self.updated_at, self.conversation_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One page of the list, before the conversations on it are read.
+
+    :ivar items: in order; with the store's conversation where nothing is pending of it.
+    """
+
+    items: tuple[tuple[str, Conversation | None], ...]
+    next: str | None
+
+
+def list_over(
+    connection: sa.Connection, page: Page[Conversation] | None, *, owner: str | None, after: Key | None, limit: int
+) -> Listed:
+    """Return the page of the list of conversations that comes after a key, owed ones at the place that is due to them.
+
+    :param page: the store's own page after the same key; ``None`` where it could not be read.
+    """
+    recent = _recent(connection, owner=owner, after=after, most=limit + 1, owed=page is not None)
+    stored = () if page is None else page.items
+    names = {one.conversation_id for one in recent}
+    owed = _owed(connection, (one.conversation_id for one in stored))
+    found: dict[Key, Conversation | None] = dict.fromkeys(recent)
+    keys = [Key(updated_at=to_microseconds(one.updated_at), conversation_id=one.conversation_id) for one in stored]
+    for key, one in zip(keys, stored, strict=True):
+        if key.conversation_id not in owed:
+            found[key] = one
+        elif owner is not None and key.conversation_id not in names and not _knows(connection, key.conversation_id):
+            found[key] = None  # ours to complete, but the outbox does not know whose it is
+    order = sorted(found, reverse=True)
+    going_on = page is not None and page.next is not None
+    if going_on:
+        # What the store has not shown yet may come before what lies behind its last one.
+        order = [key for key in order if key >= keys[-1]]
+    cursor = None
+    if len(order) > limit:
+        order = order[:limit]
+        cursor = order[-1].cursor
+    elif going_on:
+        cursor = keys[-1].cursor
+    return Listed(items=tuple((key.conversation_id, found[key]) for key in order), next=cursor)
+
+
+def _recent(connection: sa.Connection, *, owner: str | None, after: Key | None, most: int, owed: bool) -> list[Key]:
+    conditions = ["l.delivered < l.head"] if owed else ["true"]
+    values: list[str | int] = []
+    if owner is not None:
+        conditions.append("l.owner_id = ?")
+        values.append(owner)
+    if after is not None:
+        conditions.append("(e.occurred_at, l.conversation_id) < (?, ?)")
+        values.extend((after.updated_at, after.conversation_id))
+    return [
+        Key(updated_at=row[1], conversation_id=row[0])
+        for row in _all(connection, _RECENT.format(conditions=" AND ".join(conditions)), (*values, most))
+    ]
+
+
+def _owed(connection: sa.Connection, conversation_ids: Iterable[str]) -> set[str]:
+    names = orjson.dumps(list(conversation_ids)).decode()
+    return {row[0] for row in _all(connection, _OWED, (names,))}
+
+
+def _knows(connection: sa.Connection, conversation_id: str) -> bool:
+    lane = find_lane(connection, conversation_id)
+    return lane is not None and lane.owner_id is not None
+
+
+def _all(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(statement, values)
+        return list(cursor.fetchall())
+    finally:
+        cursor.close()

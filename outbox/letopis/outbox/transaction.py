@@ -1,0 +1,193 @@
+"""Transactions: the bot's own rows and what it says, committed together or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.outbox.append import Appended, Prepared, append_events, prepare
+from letopis.outbox.file import OutboxFile
+from letopis.outbox.receipts import Deliveries, Receipt, receipt_of
+from letopis.outbox.trouble import is_busy, translate
+from letopis.outbox.writer import PATIENCE
+from letopis.store.codec import Limits
+from letopis.store.errors import LetopisError
+from letopis.store.events import Event
+from letopis.store.messages import Message
+from letopis.store.shield import uninterrupted
+from letopis.store.vocabulary import Body
+
+logger = logging.getLogger("letopis.outbox.history")
+
+LONG: Final = 1.0
+"""Seconds after which a transaction that is still open is worth a warning: everybody else waits for it."""
+
+
+class Transaction:
+    """An open transaction on the outbox file. Made by ``History.transaction()``; ends with its ``async with`` block.
+
+    :ivar connection: SQLAlchemy's, for everything that has no method here. It must not be committed or closed.
+    """
+
+    def __init__(self, outbox: OutboxFile, connection: AsyncConnection, deliveries: Deliveries, limits: Limits) -> None:
+        self.connection = connection
+        self._outbox = outbox
+        self._deliveries = deliveries
+        self._limits = limits
+        self._void = asyncio.Event()  # set when rolled back: the receipts are worth nothing
+        self._appended = False
+        self._ending = False
+
+    async def execute(
+        self, statement: sa.Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> sa.CursorResult[Any]:
+        """Run a statement on the bot's own tables and return its result, fetched already."""
+        return await uninterrupted(self.connection.execute(statement, parameters))
+
+    async def scalar(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Any:
+        """Run a statement and return the first column of its first row, or ``None``."""
+        return await uninterrupted(self.connection.scalar(statement, parameters))
+
+    async def append(
+        self,
+        conversation_id: str,
+        what: Message | Body | Event,
+        *more: Message | Body | Event,
+        owner: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        occurred_at: datetime | None = None,
+    ) -> Receipt:
+        """Append as ``History.append`` does, with the transaction: it is durable once that has committed.
+
+        An append that is refused writes nothing and leaves the transaction usable. The receipt's ``saved()`` is for
+        after the commit.
+
+        :raises LetopisError: as for ``History.append``.
+        """
+        prepared = prepare(
+            conversation_id,
+            (what, *more),
+            owner=owner,
+            metadata=metadata,
+            occurred_at=occurred_at,
+            limits=self._limits,
+        )
+        appended = await uninterrupted(write(self._outbox, self.connection, prepared))
+        self._appended = True
+        return receipt_of(appended, self._deliveries, void=self._void)
+
+    async def _commit(self) -> None:
+        self._ending = True  # from here on the outcome is the file's to tell
+        try:
+            await self.connection.commit()
+        except Exception as error:
+            await self.connection.invalidate()
+            raise translate(error) or error from error
+        if self._appended:
+            self._outbox.appended.ring()
+
+    def _fail(self) -> None:
+        if not self._ending:
+            self._void.set()
+
+
+async def write(outbox: OutboxFile, connection: AsyncConnection, prepared: Prepared) -> Appended:
+    """Write an append in the transaction that is open on ``connection`` and holds the write lock.
+
+    :raises LetopisError: it was refused, or the file cannot be written.
+    """
+
+    def run(sync_connection: sa.Connection) -> Appended | LetopisError:
+        cursor = sync_connection.connection.cursor()
+        try:
+            outbox.bounds.check(cursor)
+            # Careful: a row that the unique index refused could not be taken back without the caller's own rows.
+            return append_events(cursor, (prepared,), now_us=outbox.now_us(), careful=True)[0]
+        finally:
+            cursor.close()
+
+    try:
+        outcome = await connection.run_sync(run)
+    except Exception as error:
+        raise translate(error) or error from error
+    if isinstance(outcome, LetopisError):
+        raise outcome
+    return outcome
+
+
+@asynccontextmanager
+async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits) -> AsyncIterator[Transaction]:
+    """Open a transaction; commit it when the block ends well, else roll it back, also when the block is cancelled.
+
+    :raises OutboxUnavailable: the file is held by somebody else for 10 seconds, or the commit ended in an error: then
+        whether it took effect is known by the event ids.
+    """
+    await outbox.turn.take()
+    opened: list[AsyncConnection] = []
+    watch: _Watch | None = None
+    try:
+        await uninterrupted(_begin(outbox, opened))
+        running = Transaction(outbox, opened[0], deliveries, limits)
+        watch = _Watch(outbox)
+        try:
+            yield running
+            await uninterrupted(running._commit())
+        except BaseException:
+            running._fail()
+            raise
+    finally:
+        if watch is not None:
+            watch.end()
+        try:
+            if opened:
+                await uninterrupted(opened[0].close())  # rolls back what is still open
+        finally:
+            outbox.turn.give()
+
+
+async def _begin(outbox: OutboxFile, opened: list[AsyncConnection]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    connection = await outbox.engine.connect()
+    opened.append(connection)
+    while True:
+        try:
+            await connection.begin()
+        except Exception as error:
+            if is_busy(error) and time.monotonic() < deadline:
+                continue
+            raise translate(error) or error from error
+        return
+
+
+class _Watch:
+    """Sees to it that a transaction that stays open for long is noticed, and does not hold up the others for ever."""
+
+    def __init__(self, outbox: OutboxFile) -> None:
+        self._outbox = outbox
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(LONG, self._warn)
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._timer.cancel()
+
+    def _warn(self) -> None:
+        logger.warning(
+            "a transaction on the outbox has been open for %g s: all appends wait for it; await nothing slow inside",
+            LONG,
+        )
+        self._timer = self._loop.call_later(PATIENCE - LONG, self._give_up)
+
+    def _give_up(self) -> None:
+        self._outbox.give_up_waiting(
+            f"a transaction of this process has held the outbox for {PATIENCE:g} s: await nothing slow inside one"
+        )
+        self._timer = self._loop.call_later(PATIENCE, self._give_up)

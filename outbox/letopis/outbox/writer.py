@@ -1,0 +1,325 @@
+"""The writer: takes everything that waits and commits it in one transaction, on one connection, in one thread hop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+
+from letopis.outbox.append import Appended, Prepared, append_events
+from letopis.outbox.bell import Bell
+from letopis.outbox.bounds import Bounds
+from letopis.outbox.identity import place_of
+from letopis.outbox.thread import OwnThread
+from letopis.outbox.trouble import is_busy, is_conflict, sqlite_error, translate
+from letopis.outbox.turn import Turn
+from letopis.store.errors import Closed, LetopisError, OutboxUnavailable
+
+T = TypeVar("T")
+logger = logging.getLogger("letopis.outbox.writer")
+
+GROUP: Final = 512
+"""Requests in one transaction: more gain nothing, and keep the first of them waiting."""
+PATIENCE: Final = 10.0
+"""Seconds that a write waits for the file before it is given up."""
+TRIES: Final = 3
+"""How often a transaction is run whose commit ended in an error."""
+
+Work = Callable[[sa.Connection], Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One caller that waits, and what it wants written."""
+
+    answer: asyncio.Future[Any]
+    prepared: Prepared | None = None
+    work: Work | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """What goes into one transaction, and what came of each."""
+
+    requests: list[_Request]
+    values: list[Any] = field(default_factory=list)
+    appended: bool = False
+    changed: bool = False
+
+
+class _CommitFailed(Exception):
+    """COMMIT ended in an error: whether it took effect is not known."""
+
+
+class Writer:
+    """The one writer of an outbox file in this process.
+
+    Nothing that a caller does tears a transaction: it runs in the writer's thread, whatever becomes of those who wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        place: tuple[int, int],
+        engine: sa.Engine,
+        thread: OwnThread,
+        turn: Turn,
+        bounds: Bounds,
+        now_us: Callable[[], int],
+        appended: Bell,
+        changed: Bell,
+    ) -> None:
+        self._path = path
+        self._place = place
+        self._engine = engine
+        self._thread = thread
+        self._turn = turn
+        self._bounds = bounds
+        self._now_us = now_us
+        self._appended = appended
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._connection: sa.Connection | None = None  # the thread's alone
+        self._waiting: deque[_Request] = deque()
+        self._asked = False
+        self._crowded = False
+        self._idle: asyncio.Future[None] | None = None
+        self._closed = False
+
+    async def append(self, prepared: Prepared) -> Appended:
+        """Write one append, durably; concurrent ones share a transaction.
+
+        :raises LetopisError: it was refused, or the file cannot be written; then nothing of it was acknowledged.
+        """
+        request = _Request(self._loop.create_future(), prepared=prepared)
+        self._submit(request)
+        result: Appended = await request.answer
+        return result
+
+    async def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run ``work`` in a write transaction, which others may share, and return what it returns, after COMMIT."""
+        request = _Request(self._loop.create_future(), work=work)
+        self._submit(request)
+        result: T = await request.answer
+        return result
+
+    async def close(self) -> None:
+        """Write what waits, then close the connection. Later requests are refused."""
+        self._closed = True
+        if self._asked:
+            self._idle = self._loop.create_future()
+            await self._idle
+        await self._thread.run(self._disconnect)
+
+    def give_up_waiting(self, reason: str) -> None:
+        """Refuse what waits for its turn; what is being written is not touched."""
+        waiting, self._waiting = self._waiting, deque()
+        for request in waiting:
+            if not request.answer.done():
+                request.answer.set_exception(OutboxUnavailable(reason))
+
+    # In the event loop.
+
+    def _submit(self, request: _Request) -> None:
+        if self._closed:
+            raise Closed("the outbox was closed")
+        if self._turn.holder is not None and self._turn.holder is asyncio.current_task():
+            # It would wait for itself.
+            raise OutboxUnavailable("this task holds a transaction on the outbox: append through it (tx.append)")
+        self._thread.check()
+        if asyncio.get_running_loop() is not self._loop:
+            raise Closed("opened in another event loop: open the outbox in the loop that uses it")
+        self._waiting.append(request)
+        if not self._asked:
+            self._asked = True
+            if self._crowded:
+                # At the end of this turn of the loop, so that what other tasks are about to submit comes along.
+                self._loop.call_soon(self._turn.ask, self._begin)
+            else:
+                self._turn.ask(self._begin)
+
+    def _begin(self) -> bool:
+        count = min(len(self._waiting), GROUP)
+        # A caller that was cancelled while it waited is not written at all.
+        requests = [one for one in (self._waiting.popleft() for _ in range(count)) if not one.answer.done()]
+        group = _Group(requests)
+        self._crowded = count > 1
+        try:
+            self._thread.post(lambda: self._commit(group), lambda _, error: self._finish(group, error))
+        except Closed as closed:
+            self._loop.call_soon(self._finish, group, closed)
+        return True
+
+    def _finish(self, group: _Group, error: BaseException | None) -> None:
+        values = group.values if error is None else [error] * len(group.requests)
+        for request, value in zip(group.requests, values, strict=True):
+            if request.answer.done():
+                continue
+            if isinstance(value, BaseException):
+                request.answer.set_exception(value)
+            else:
+                request.answer.set_result(value)
+        if group.appended:
+            self._appended.ring()
+        if group.changed:
+            self._changed.ring()
+        if self._waiting:
+            # After those who were woken just now, and behind the transactions that ask already.
+            self._loop.call_soon(self._turn.ask, self._begin)
+        else:
+            self._asked = False
+            if self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+        self._turn.give()
+
+    # In the thread.
+
+    def _commit(self, group: _Group) -> None:
+        group.values = self._write([(one.prepared, one.work) for one in group.requests])
+        done = [one for one, value in zip(group.requests, group.values, strict=True) if not _failed(value)]
+        group.appended = any(one.prepared is not None for one in done)
+        group.changed = any(one.work is not None for one in done)
+
+    def _write(self, members: Sequence[tuple[Prepared | None, Work | None]]) -> list[Any]:
+        """Return, for each member, what came of it: a value or an error."""
+        deadline = time.monotonic() + PATIENCE
+        careful = False
+        tries = 0
+        while True:
+            try:
+                return self._transact(members, careful=careful)
+            except _CommitFailed as failed:
+                # Once more with the same ids: what did get committed is found again and not written twice.
+                self._disconnect()
+                careful = True
+                tries += 1
+                if tries >= TRIES:
+                    return [_ours(failed.__cause__ or failed)] * len(members)
+                logger.warning("a commit of the outbox ended in an error; running it again under the same event ids")
+            except LetopisError as error:
+                return [error] * len(members)
+            except Exception as error:  # sorted here: waited for, isolated, or handed to the one it belongs to
+                if is_busy(error):
+                    if time.monotonic() < deadline:
+                        continue
+                    return [_ours(error)] * len(members)
+                if is_conflict(error) and not careful:
+                    careful = True  # an id is there already, most likely
+                    continue
+                if len(members) > 1:
+                    return [self._write([member])[0] for member in members]
+                if sqlite_error(error) is not None:
+                    self._disconnect()  # after an error of the disk a connection is not to be trusted
+                return [_ours(error)]
+
+    def _transact(self, members: Sequence[tuple[Prepared | None, Work | None]], *, careful: bool) -> list[Any]:
+        connection = self._connect()
+        driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+        transaction: sqlite3.Connection | sa.RootTransaction
+        if any(work is not None for _, work in members):
+            transaction = connection.begin()  # IMMEDIATE, by the engine's event
+        else:
+            # What SQLAlchemy does around a transaction costs as much as the rows of an append.
+            driver.execute("BEGIN IMMEDIATE")
+            transaction = driver
+        try:
+            values = self._run(connection, driver.cursor(), members, careful=careful)
+            self._check_place()
+        except BaseException:
+            self._roll_back(transaction)
+            raise
+        try:
+            transaction.commit()
+        except Exception as error:
+            if is_busy(error):  # refused before anything was written
+                self._roll_back(transaction)
+                raise
+            raise _CommitFailed from error
+        return values
+
+    def _run(
+        self,
+        connection: sa.Connection,
+        cursor: sqlite3.Cursor,
+        members: Sequence[tuple[Prepared | None, Work | None]],
+        *,
+        careful: bool,
+    ) -> list[Any]:
+        values: list[Any] = [None] * len(members)
+        appends = [(place, prepared) for place, (prepared, _) in enumerate(members) if prepared is not None]
+        if appends:
+            try:
+                self._bounds.check(cursor)
+            except LetopisError as full:
+                outcomes: Sequence[Any] = [full] * len(appends)
+            else:
+                prepared = [one for _, one in appends]
+                outcomes = append_events(cursor, prepared, now_us=self._now_us(), careful=careful)
+            for (place, _), outcome in zip(appends, outcomes, strict=True):
+                values[place] = outcome
+        for place, (_, work) in enumerate(members):
+            if work is not None:
+                values[place] = self._run_apart(connection, work) if len(members) > 1 else work(connection)
+        return values
+
+    def _run_apart(self, connection: sa.Connection, work: Work) -> Any:
+        """Run ``work`` under a savepoint, so that its failure is its own."""
+        savepoint = connection.begin_nested()
+        try:
+            value = work(connection)
+        except Exception as error:
+            if sqlite_error(error) is not None and not is_conflict(error):
+                raise  # SQLite may have rolled back the whole transaction
+            savepoint.rollback()
+            return error
+        savepoint.commit()
+        return value
+
+    def _connect(self) -> sa.Connection:
+        if self._connection is None:
+            self._check_place()
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+    def _check_place(self) -> None:
+        """Refuse to write into a file that nobody will find: SQLite does not notice that its file was removed."""
+        try:
+            place = place_of(self._path)
+        except OSError as gone:
+            raise OutboxUnavailable("the outbox file is gone from its place: restore it, then start again") from gone
+        if place != self._place:
+            raise OutboxUnavailable("the outbox file was replaced by another while it was open: start again")
+
+    def _roll_back(self, transaction: sqlite3.Connection | sa.RootTransaction) -> None:
+        try:
+            transaction.rollback()
+        except Exception:  # a connection that cannot even roll back is of no further use, its end rolls back
+            self._disconnect()
+
+
+def _failed(value: object) -> bool:
+    return isinstance(value, BaseException)
+
+
+def _ours(error: BaseException) -> BaseException:
+    """Return our error for ``error``, chained; what is not SQLite's is returned as it is."""
+    translated = translate(error)
+    if translated is None:
+        return error
+    translated.__cause__ = error
+    return translated

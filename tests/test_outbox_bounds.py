@@ -1,0 +1,45 @@
+"""Bounds: a full outbox refuses what is new and keeps what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox.append import prepare
+from letopis.outbox.bounds import Bounds
+from letopis.outbox.file import OutboxFile
+from letopis.store.errors import InvalidInput, OutboxFull
+from letopis.store.messages import Message
+
+
+def said(text: str) -> Any:
+    return prepare("c1", [Message.user(text)])
+
+
+@pytest.mark.parametrize("bounds", [Bounds(max_events=3), Bounds(max_events=None, max_bytes=250_000)])
+async def test_a_full_outbox_refuses_new_events_drops_none_and_takes_acks(tmp_path: Path, bounds: Bounds) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db", bounds=bounds)
+    kept = 0
+    with pytest.raises(OutboxFull, match="nothing was dropped"):
+        for _ in range(200):
+            await outbox.append(said("x" * 20_000))
+            kept += 1
+    count = "SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.appended'"
+
+    assert 0 < kept < 200
+    assert await outbox.read(lambda connection: connection.exec_driver_sql(count).scalar_one()) == kept
+
+    await outbox.write(
+        lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = head, pruned = head")
+    )
+    await outbox.write(lambda connection: connection.exec_driver_sql("DELETE FROM letopis_outbox_events"))
+    assert (await outbox.append(said("room again"))).written == 1
+    await outbox.close()
+
+
+@pytest.mark.parametrize("field", ["max_events", "max_bytes"])
+def test_a_bound_below_one_is_refused(field: str) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        Bounds(**{field: 0})

@@ -1,0 +1,120 @@
+"""The own thread: one hop, in order, and nothing that a caller does interrupts it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+
+import pytest
+
+from letopis.outbox.thread import OwnThread
+from letopis.store.errors import Closed
+
+
+def alive(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+async def test_functions_run_in_one_other_thread_in_order() -> None:
+    thread = OwnThread("own-order")
+    seen: list[tuple[int, int]] = []
+
+    await asyncio.gather(*(thread.run(lambda n=n: seen.append((n, threading.get_ident()))) for n in range(50)))  # type: ignore[misc]
+
+    assert [number for number, _ in seen] == list(range(50))
+    assert len({ident for _, ident in seen}) == 1
+    assert seen[0][1] != threading.get_ident()
+    await thread.close()
+
+
+async def test_an_error_comes_to_the_one_who_waits_and_the_thread_goes_on() -> None:
+    thread = OwnThread("own-error")
+
+    with pytest.raises(ZeroDivisionError):
+        await thread.run(lambda: 1 / 0)
+
+    assert await thread.run(lambda: 7) == 7
+    await thread.close()
+
+
+async def test_a_cancelled_caller_does_not_interrupt_the_function() -> None:
+    thread = OwnThread("own-cancel")
+    begun, go, done = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go.wait(5)
+        done.set()
+
+    task = asyncio.ensure_future(thread.run(work))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go.set()
+
+    assert await thread.run(done.is_set)
+    await thread.close()
+
+
+async def test_close_finishes_what_was_posted_and_ends_the_thread() -> None:
+    thread = OwnThread("own-close")
+    seen: list[int] = []
+    tasks = [asyncio.ensure_future(thread.run(lambda n=n: (time.sleep(0.002), seen.append(n)))) for n in range(5)]  # type: ignore[misc]
+    await asyncio.sleep(0)
+
+    await thread.close()
+    await thread.close()
+
+    assert seen == list(range(5))
+    assert alive("own-close") == 0
+    await asyncio.gather(*tasks)
+    with pytest.raises(Closed):
+        await thread.run(int)
+
+
+async def test_a_forgotten_thread_ends_by_itself() -> None:
+    thread = OwnThread("own-forgotten")
+    await thread.run(int)
+    del thread
+    gc.collect()
+
+    for _ in range(200):
+        if not alive("own-forgotten"):
+            break
+        await asyncio.sleep(0.01)
+
+    assert alive("own-forgotten") == 0
+
+
+async def test_after_a_fork_it_says_so_instead_of_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = OwnThread("own-fork")
+    here = os.getpid()
+
+    monkeypatch.setattr(os, "getpid", lambda: here + 1)
+    with pytest.raises(Closed, match="fork"):
+        await thread.run(int)
+    monkeypatch.undo()
+
+    assert await thread.run(lambda: 1) == 1
+    await thread.close()
+
+
+def test_a_result_for_a_closed_loop_is_dropped() -> None:
+    thread = OwnThread("own-loop")
+    go = threading.Event()
+
+    async def leave() -> None:
+        task = asyncio.ensure_future(thread.run(go.wait, 5))
+        await asyncio.sleep(0.01)
+        task.cancel()
+
+    asyncio.run(leave())
+    go.set()
+
+    assert asyncio.run(thread.run(lambda: 3)) == 3
+    asyncio.run(thread.close())
