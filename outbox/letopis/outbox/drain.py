@@ -1,0 +1,479 @@
+"""Drain: one step of delivery, from reading what is due to writing back what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from letopis.outbox.backoff import RetryPolicy
+from letopis.outbox.breaker import Breaker
+from letopis.outbox.clock import Clock, Waits
+from letopis.outbox.diversity import Diversity
+from letopis.outbox.file import OutboxFile
+from letopis.outbox.isolation import Isolation, Refusal, Sent
+from letopis.outbox.lanes import Due, Lane, next_batch, tails
+from letopis.outbox.lease import Beat, Lease, beat
+from letopis.outbox.marks import Acknowledged, Rewound, acknowledge, block, holds, retry_later, rewind
+from letopis.store.codec import EncodedEvent, decode
+from letopis.store.errors import OutboxUnavailable
+from letopis.store.faults import FaultClass, StoreFault
+from letopis.store.history import ConversationStore
+from letopis.store.plan import ApplyResult, LaneBatch
+
+logger: Final = logging.getLogger("letopis.outbox.relay")
+
+HEARTBEAT: Final = 10.0
+"""Seconds between two stamps of a relay that has nothing to write back."""
+PAGE: Final = 500
+"""Lanes compared with the history store at a time."""
+RAMP_PAUSE: Final = 0.1
+"""Seconds, at most, between two batches after an outage, so that many relays do not come back in step."""
+FIRST_LOOK: Final = ""
+
+
+@dataclass(slots=True)
+class RelayStats:
+    """What a relay has done since it was made.
+
+    :ivar delivered: events that the history store took and that were acknowledged here.
+    :ivar duplicates: events that the store held already: re-sent after a lost acknowledgement. No cause for alarm.
+    :ivar faults: by fault class, those that passed by themselves included.
+    :ivar blocked: times that a lane was blocked.
+    :ivar rewound: events sent again because the store had lost them.
+    :ivar acks_fenced: results not written back because another relay holds the lease by now.
+    :ivar acks_lost: results not written back because the outbox file could not be written.
+    :ivar loop_errors: times that the loop went on after an error it did not expect.
+    """
+
+    delivered: int = 0
+    duplicates: int = 0
+    batches: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    blocked: int = 0
+    rewound: int = 0
+    acks_fenced: int = 0
+    acks_lost: int = 0
+    loop_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one step came to.
+
+    :ivar more: whether the next one is worth making at once.
+    :ivar wait: seconds until something that waits now is due; ``None`` where nothing does.
+    :ivar fenced: whether another relay has taken over.
+    """
+
+    delivered: int = 0
+    more: bool = False
+    wait: float | None = None
+    fenced: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mark:
+    """What is to be written back about one lane that is in trouble."""
+
+    lane: Lane
+    attempts: int
+    fault_class: str
+    fault: str
+    event: EncodedEvent | None
+    due_at_us: int | None = None
+    """``None``: the lane is blocked."""
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What writing back changed."""
+
+    acknowledged: Acknowledged
+    marked: tuple[bool, ...]
+    rewound: Mapping[str, Rewound]
+
+
+class Drain:
+    """Delivers from one outbox file to one history store, a step at a time. Not to be used by two tasks at once.
+
+    No transaction of the outbox is open while the store is spoken to. What became of a batch is written back in one
+    transaction, fenced by the incarnation that the batch was read under; if that is lost, the batch is sent again and
+    the store recognises it.
+    """
+
+    def __init__(
+        self,
+        outbox: OutboxFile,
+        store: ConversationStore,
+        lease: Lease,
+        *,
+        policy: RetryPolicy,
+        clock: Clock,
+        uniform: Callable[[float, float], float],
+        breaker: Breaker,
+        batch: int,
+        deadline: float,
+        chores: Sequence[Callable[[sa.Connection], bool]] = (),
+        chore_interval: float = 5.0,
+    ) -> None:
+        self._outbox = outbox
+        self._store = store
+        self._lease = lease
+        self.policy = policy
+        self._clock = clock
+        self._uniform = uniform
+        self.breaker = breaker
+        self._batch = batch
+        self._waits = Waits(clock, longest=policy.cap)
+        self._diversity = Diversity()
+        self._isolation = Isolation(
+            self._apply, diversity=self._diversity, deadline=deadline, uniform=uniform, monotonic=clock.monotonic
+        )
+        self._unsure: Counter[str] = Counter()
+        self._chores = chores
+        self._chore_interval = chore_interval
+        self._chores_due = clock.after(0)
+        self._beat_due = clock.after(0)
+        self._beaten = 0  # of stats.delivered, what the relay's row has been told
+        self._look_from: str | None = FIRST_LOOK
+        self._was_closed = True
+        self.stats = RelayStats()
+
+    def compare_again(self) -> None:
+        """Have all lanes compared with the history store, when there is time: it may have been restored."""
+        self._look_from = FIRST_LOOK
+
+    async def step(self) -> Step:
+        """Deliver one batch of what is due; where nothing is, do what is done in quiet moments.
+
+        :raises OutboxUnavailable: the outbox file cannot be read or written.
+        """
+        if not self.breaker.closed:
+            if not self.breaker.probe():
+                return await self._rest(max(self.breaker.remaining(), 0.05))
+            self._was_closed = False
+            try:
+                return await self._probe()
+            finally:
+                self.breaker.hold()
+        if not self._was_closed:
+            self._was_closed = True  # by another relay of this process
+            self.compare_again()
+        if self.breaker.ramping:
+            await asyncio.sleep(self._uniform(0.0, RAMP_PAUSE))
+        due = await self._due(limit=self.breaker.limit(self._batch))
+        if self._lease.held and due.incarnation != self._lease.incarnation:
+            return self._fenced()
+        if due.batches or due.broken:
+            return await self._deliver(due)
+        if self._look_from is not None:
+            return await self._compare(due)
+        return await self._rest(due.wait)
+
+    async def _probe(self) -> Step:
+        """Ask a store that was away, with one event, if possible of a conversation that did not fail before."""
+        due = await self._due(limit=1, exclude=self.breaker.suspects)
+        if not due.batches:
+            due = await self._due(limit=1)
+        if self._lease.held and due.incarnation != self._lease.incarnation:
+            return self._fenced()
+        if due.batches or due.broken:
+            return await self._deliver(due)
+        try:
+            await self._store.prepare()
+            await self._store.ping()
+        except StoreFault as fault:
+            self._trip(fault, ())
+        else:
+            self._succeed()
+        return await self._rest(0.0 if self.breaker.closed else self.breaker.remaining(), progress=True)
+
+    async def _due(self, *, limit: int, exclude: frozenset[str] = frozenset()) -> Due:
+        return await self._outbox.read(partial(next_batch, waits=self._waits, max_events=limit, exclude=exclude))
+
+    async def _apply(self, batches: Sequence[LaneBatch]) -> ApplyResult:
+        return await self._store.apply(self._outbox.origin, batches)
+
+    async def _deliver(self, due: Due) -> Step:
+        # A lane that was refused goes on its own, or each of its retries would have the whole batch sent in parts.
+        suspects = [lane.conversation_id for lane in due.lanes.values() if lane.attempts]
+        sent = await self._isolation.send(due.batches, suspects=suspects) if due.batches else Sent()
+        self.stats.batches += 1
+        self.stats.faults.update(sent.faults)
+        self.stats.duplicates += sent.duplicates
+        if sent.answered:
+            self._succeed()
+        if sent.fault is not None:
+            self._trip(sent.fault, [one.conversation_id for one in due.batches])
+        marks = [self._mark(due.lanes[one.conversation_id], one) for one in sent.refusals]
+        marks += [_damaged(lane) for lane in due.broken]
+        written = await self._write_back(due, sent, marks)
+        if written is None:
+            return self._fenced()
+        self._tell(due, sent, marks, written)
+        delivered = written.acknowledged.events
+        if sent.gaps:
+            self.compare_again()
+        if sent.fault is not None:
+            return Step(delivered=delivered, wait=self.breaker.remaining())
+        return Step(delivered=delivered, more=True, wait=due.wait)
+
+    def _mark(self, lane: Lane, refusal: Refusal) -> _Mark:
+        """Decide what a refused event means for its lane: another try, and when, or the end of them."""
+        moved = refusal.sequence - 1 != lane.delivered
+        before = 0 if moved else lane.attempts
+        lane = replace(lane, delivered=refusal.sequence - 1)
+        attempts = before + (refusal.charged or refusal.final)
+        mark = _Mark(
+            lane=lane,
+            attempts=attempts,
+            fault_class=refusal.fault_class,
+            fault=refusal.fault,
+            event=refusal.event,
+        )
+        if refusal.final or attempts > self.policy.attempts:
+            return mark
+        if not refusal.charged:
+            self._unsure[lane.conversation_id] += 1
+        retry = attempts if refusal.charged else self._unsure[lane.conversation_id]
+        delay = self.policy.delay(retry, uniform=self._uniform)
+        return replace(mark, due_at_us=self._waits.set(lane.conversation_id, delay), delay=delay)
+
+    async def _write_back(self, due: Due, sent: Sent, marks: Sequence[_Mark]) -> _Written | None:
+        what = self._beat(progress=True)
+        write = partial(
+            _write_back,
+            due=due,
+            sent=sent,
+            marks=marks,
+            what=what,
+            incarnation=self._lease.incarnation,
+            now_us=self._clock.now_us(),
+        )
+        try:
+            written = await self._outbox.write(write)
+        except OutboxUnavailable:
+            self.stats.acks_lost += bool(sent.delivered)
+            raise
+        if written is None:
+            return None
+        self._beaten += what.delivered + written.acknowledged.events
+        self._beat_due = self._clock.after(HEARTBEAT)
+        return written
+
+    def _tell(self, due: Due, sent: Sent, marks: Sequence[_Mark], written: _Written) -> None:
+        """Count and log what was written back."""
+        self.stats.delivered += written.acknowledged.events
+        for mark, marked in zip(marks, written.marked, strict=True):
+            if marked:
+                self._tell_mark(mark)
+        troubled = {mark.lane.conversation_id for mark in marks}
+        for conversation_id in sent.delivered:
+            lane = due.lanes[conversation_id]
+            if conversation_id not in troubled:
+                self._unsure.pop(conversation_id, None)
+                self._waits.forget(conversation_id)
+                if lane.state == "retrying":
+                    logger.info(
+                        "conversation %r is delivered again after %d refusals",
+                        conversation_id,
+                        lane.attempts,
+                        extra=context(lane),
+                    )
+        for conversation_id, rewound in written.rewound.items():
+            self._tell_rewound(conversation_id, rewound)
+
+    def _tell_mark(self, mark: _Mark) -> None:
+        conversation_id = mark.lane.conversation_id
+        if mark.due_at_us is not None:
+            logger.warning(
+                "conversation %r: event %d was refused (%d of %d retries used up), next try in %.1f s: %s",
+                conversation_id,
+                mark.lane.delivered + 1,
+                max(0, mark.attempts - 1),
+                self.policy.attempts,
+                mark.delay,
+                mark.fault,
+                extra=context(mark.lane, mark.event),
+            )
+            return
+        self.stats.blocked += 1
+        self._waits.forget(conversation_id)
+        self._unsure.pop(conversation_id, None)
+        self._diversity.forget(conversation_id)
+        logger.error(
+            "conversation %r is blocked at event %d and waits for a person; nothing was dropped: %s",
+            conversation_id,
+            mark.lane.delivered + 1,
+            mark.fault,
+            extra=context(mark.lane, mark.event),
+        )
+
+    def _tell_rewound(self, conversation_id: str, rewound: Rewound) -> None:
+        self.stats.rewound += rewound.events
+        extra = context(None) | {"conversation_id": conversation_id}
+        if rewound.lost:
+            self.stats.blocked += 1
+            logger.error(
+                "conversation %r is blocked: the history store lost %d events that this outbox no longer holds either",
+                conversation_id,
+                rewound.lost,
+                extra=extra,
+            )
+        elif rewound.events:
+            logger.warning(
+                "conversation %r: the history store lost %d events that it had; they are sent again",
+                conversation_id,
+                rewound.events,
+                extra=extra,
+            )
+
+    def _succeed(self) -> None:
+        away = self.breaker.succeed()
+        if away is not None:
+            logger.info("the history store is back after %.1f s", away, extra=context(None))
+            self._was_closed = True
+            self.compare_again()
+
+    def _trip(self, fault: StoreFault, conversation_ids: Sequence[str]) -> None:
+        before = None if self.breaker.trouble is None else self.breaker.trouble.code
+        self.breaker.trip(fault, conversation_ids)
+        human = fault.fault_class is FaultClass.MISCONFIGURED and before != fault.code
+        logger.log(
+            logging.ERROR if human else logging.WARNING,
+            "the history store cannot be delivered to, next try in %.1f s: %s",
+            self.breaker.remaining(),
+            fault,
+            extra=context(None),
+        )
+
+    async def _compare(self, due: Due) -> Step:
+        """Compare a page of lanes with the history store, and send again what it lost: a restored backup heals."""
+        page = await self._outbox.read(partial(tails, after=self._look_from or FIRST_LOOK, limit=PAGE))
+        if page:
+            try:
+                heads = await self._store.lane_heads(self._outbox.origin.origin_id, list(page))
+            except StoreFault as fault:
+                self._trip(fault, ())
+                return Step(wait=self.breaker.remaining())
+            behind = {one: heads.get(one, 0) for one, delivered in page.items() if heads.get(one, 0) < delivered}
+            if behind:
+                rewound = await self._outbox.write(
+                    partial(_rewind_all, behind=behind, incarnation=due.incarnation, now_us=self._clock.now_us())
+                )
+                if rewound is None:
+                    return self._fenced()
+                for conversation_id, one in rewound.items():
+                    self._tell_rewound(conversation_id, one)
+        self._look_from = max(page) if len(page) == PAGE else None
+        return Step(more=True, wait=due.wait)
+
+    async def _rest(self, wait: float | None, *, progress: bool = False) -> Step:
+        """Stamp the relay's row and do a chore, when it is time for either."""
+        if self._lease.held and (progress or self._beat_due.remaining(self._clock) == 0):
+            stamp = partial(
+                beat,
+                incarnation=self._lease.incarnation,
+                what=self._beat(progress=progress),
+                now_us=self._clock.now_us(),
+            )
+            if not await self._outbox.write(stamp):
+                return self._fenced()
+            self._beat_due = self._clock.after(HEARTBEAT)
+        if self._chores and self.breaker.closed and self._chores_due.remaining(self._clock) == 0:
+            more = [await self._outbox.write(chore) for chore in self._chores]
+            self._chores_due = self._clock.after(0.0 if any(more) else self._chore_interval)
+            if any(more):
+                return Step(more=True, wait=wait)
+        return Step(wait=wait, more=wait == 0)
+
+    def _fenced(self) -> Step:
+        self.stats.acks_fenced += 1
+        logger.warning(
+            "another relay has taken this outbox over; what this one still had under way is sent again, harmlessly"
+        )
+        return Step(fenced=True)
+
+    def _beat(self, *, progress: bool) -> Beat:
+        return Beat(
+            progress=progress,
+            breaker=str(self.breaker.state),
+            breaker_since_us=self.breaker.since_us,
+            reason=self.breaker.reason,
+            delivered=self.stats.delivered - self._beaten,
+        )
+
+
+def _write_back(
+    connection: sa.Connection,
+    *,
+    due: Due,
+    sent: Sent,
+    marks: Sequence[_Mark],
+    what: Beat,
+    incarnation: int,
+    now_us: int,
+) -> _Written | None:
+    if not holds(connection, due.incarnation):
+        return None
+    acknowledged = acknowledge(connection, sent.delivered, now_us=now_us)
+    marked = []
+    for mark in marks:
+        if mark.due_at_us is None:
+            done = block(connection, mark.lane, attempts=mark.attempts, fault_class=mark.fault_class, fault=mark.fault)
+        else:
+            done = retry_later(
+                connection,
+                mark.lane,
+                attempts=mark.attempts,
+                due_at_us=mark.due_at_us,
+                fault_class=mark.fault_class,
+                fault=mark.fault,
+            )
+        marked.append(done)
+    rewound = {one: rewind(connection, one, head, now_us=now_us) for one, head in sent.gaps.items()}
+    # With what this transaction itself acknowledges: there may be no later beat.
+    beat(connection, incarnation, replace(what, delivered=what.delivered + acknowledged.events), now_us=now_us)
+    return _Written(acknowledged=acknowledged, marked=tuple(marked), rewound=rewound)
+
+
+def _rewind_all(
+    connection: sa.Connection, *, behind: Mapping[str, int], incarnation: int, now_us: int
+) -> dict[str, Rewound] | None:
+    if not holds(connection, incarnation):
+        return None
+    return {one: rewind(connection, one, head, now_us=now_us) for one, head in behind.items()}
+
+
+def _damaged(lane: Lane) -> _Mark:
+    return _Mark(
+        lane=lane,
+        attempts=lane.attempts,
+        fault_class="damaged",
+        fault=f"event {lane.delivered + 1} is owed, but the outbox file does not hold it: the file was damaged",
+        event=None,
+    )
+
+
+def context(lane: Lane | None, event: EncodedEvent | None = None) -> dict[str, Any]:
+    """Return what every log record of the relay says of its subject; ``None`` where it has none."""
+    message_id = None
+    if event is not None:
+        try:
+            message_id = decode(event.data).get("message_id")
+        except ValueError:
+            message_id = None  # damaged data is no reason to say less about it
+    return {
+        "conversation_id": None if lane is None else lane.conversation_id,
+        "owner_id": None if lane is None else lane.owner_id,
+        "message_id": message_id,
+        "event_id": None if event is None else str(event.event_id),
+    }

@@ -1,0 +1,299 @@
+"""Intake: put lines of a file into the outbox, in order, once however often the file is read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+import sqlalchemy as sa
+
+from letopis.outbox.append import Prepared, prepare
+from letopis.outbox.file import OutboxFile
+from letopis.store.codec import DEFAULT_LIMITS, Limits
+from letopis.store.errors import EventIdReused, InvalidInput
+from letopis.store.faults import StoreFault
+from letopis.store.history import ConversationStore
+from letopis.store.transfer.jsonl import Line, Refused
+from letopis.store.transfer.occurrences import Occurrences
+
+CHUNK_LINES: Final = 500
+CHUNK_BYTES: Final = 8_388_608
+"""A chunk is read, then committed as one: it is at most so many lines, and little longer than so many bytes."""
+
+_KNOWN: Final = "SELECT event_id FROM letopis_outbox_events WHERE event_id IN ({places})"
+_LANES: Final = "SELECT conversation_id, pruned FROM letopis_outbox_lanes WHERE conversation_id IN ({places})"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has become of the lines so far.
+
+    :ivar imported: lines that were not there before; ``known``: lines that were, with the same content.
+    :ivar refused: lines that cannot be kept; each was told, and nothing of it was written.
+    :ivar bytes: of the lines, for a progress bar.
+    """
+
+    imported: int = 0
+    known: int = 0
+    refused: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One line, encoded."""
+
+    line: Line
+    prepared: Prepared
+
+    @property
+    def event_id(self) -> UUID:
+        return self.prepared.events[0].event_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What the outbox holds of a chunk: its events, and how many events of each conversation it has pruned."""
+
+    event_ids: frozenset[UUID]
+    pruned: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class Intake:
+    """One run of lines into an outbox; a context manager.
+
+    Appending is durable when a chunk is through; an interrupted run is taken up again by reading the same lines again.
+
+    The store need not be reachable. Where it is, it is asked about what the outbox cannot know: events that were pruned
+    here, or came through another outbox. So a changed line is refused now, instead of blocking its conversation later.
+
+    :ivar tell: called for each line that is refused, in order within its chunk.
+    :ivar progress: called after each chunk.
+    """
+
+    outbox: OutboxFile
+    store: ConversationStore
+    tell: Callable[[Refused], None]
+    progress: Callable[[Counts], None] = lambda _: None
+    limits: Limits = DEFAULT_LIMITS
+    counts: Counts = field(default_factory=Counts)
+    _answers: bool = True
+    """Whether the store does: one that is away is not waited for twice."""
+    _elsewhere: Occurrences = field(default_factory=Occurrences)
+    """The conversations of which the store held events before this run."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._elsewhere.close()
+
+    async def take(self, lines: Iterable[Line | Refused]) -> Counts:
+        """Append every line that can be kept; return the counts, which :attr:`counts` shows while it runs.
+
+        The lines are drawn in a thread, so they may come from a pipe that is slow.
+
+        :raises OutboxFull, OutboxUnavailable: the outbox takes no more; what was counted is in it.
+        :raises StoreFault: the store had to be asked about events that were pruned here, and does not answer.
+        """
+        source = iter(lines)
+        while chunk := await anyio.to_thread.run_sync(_draw, source, abandon_on_cancel=True):
+            await self._take_chunk(chunk)
+            self.progress(self.counts)
+        return self.counts
+
+    async def _take_chunk(self, chunk: Sequence[Line | Refused]) -> None:
+        items: list[_Item] = []
+        refused: list[Refused] = []
+        for line in chunk:
+            found = check(line, self.limits)
+            if isinstance(found, Refused):
+                refused.append(found)
+            else:
+                items.append(found)
+        held = await self.outbox.read(lambda connection: _look_up(connection, items))
+        items = await self._without_what_the_store_holds(items, held, refused)
+        lanes: dict[str, list[_Item]] = {}
+        for item in items:
+            lanes.setdefault(item.line.conversation_id, []).append(item)
+        async with anyio.create_task_group() as tasks:
+            # Together, so that the writer commits them together; one conversation stays in order.
+            for run in lanes.values():
+                tasks.start_soon(self._append, run, held.event_ids, refused)
+        for one in sorted(refused, key=lambda one: one.number):
+            self.tell(one)
+        self.counts.refused += len(refused)
+        self.counts.bytes += sum(line.size for line in chunk)
+
+    async def _append(self, run: Sequence[_Item], known: frozenset[UUID], refused: list[Refused]) -> None:
+        """Append lines of one conversation: at once, or one by one where that is refused, so that only the bad is."""
+        owners = {item.line.owner for item in run} - {None}
+        if len(run) > 1 and len(owners) < 2:
+            try:
+                await self.outbox.append(_merged(run, next(iter(owners), None)))
+            except (EventIdReused, InvalidInput):
+                pass  # not all of them can be: the loop below finds which
+            else:
+                self._count(run, known)
+                return
+        for item in run:
+            try:
+                await self.outbox.append(item.prepared)
+            except EventIdReused:
+                refused.append(_taken(item))
+            except InvalidInput as error:
+                refused.append(Refused(number=item.line.number, reason=str(error), size=item.line.size))
+            else:
+                self._count((item,), known)
+
+    def _count(self, run: Iterable[_Item], known: frozenset[UUID]) -> None:
+        new = {item.event_id for item in run if item.event_id not in known}
+        total = sum(1 for _ in run)
+        self.counts.imported += len(new)
+        self.counts.known += total - len(new)
+
+    async def _without_what_the_store_holds(
+        self, items: Sequence[_Item], held: _Held, refused: list[Refused]
+    ) -> list[_Item]:
+        """Return the items without those that only the store holds, which count as known or as refused."""
+        asked: dict[str, set[UUID]] = {}
+        for item in items:
+            if item.event_id not in held.event_ids:
+                asked.setdefault(item.line.conversation_id, set()).add(item.event_id)
+        there: dict[UUID, bytes | None] = {}
+        for conversation_id, wanted in asked.items():
+            there |= await self._ask(conversation_id, wanted, pruned=held.pruned.get(conversation_id))
+        rest: list[_Item] = []
+        for item in items:
+            if item.event_id not in there:
+                rest.append(item)
+            elif there[item.event_id] in (None, item.prepared.events[0].digest):  # None: redacted since
+                self.counts.known += 1
+            else:
+                refused.append(_taken(item))
+        return rest
+
+    async def _ask(
+        self, conversation_id: str, wanted: Collection[UUID], *, pruned: int | None
+    ) -> dict[UUID, bytes | None]:
+        """Return which of the events the store holds, with their digests.
+
+        :param pruned: events of the conversation that the outbox has pruned; ``None`` where it does not know of it.
+        """
+        key = conversation_id.encode()
+        if pruned == 0 and not self._elsewhere.seen(key):
+            return {}  # all of it is in the outbox
+        if not self._answers and not pruned:
+            return {}
+        found: dict[UUID, bytes | None] = {}
+        try:
+            async for event_id, digest in _digests(self.store, conversation_id):
+                if not self._elsewhere.seen(key):
+                    self._elsewhere.add(key)
+                if event_id in wanted:
+                    found[event_id] = digest
+        except StoreFault:
+            if pruned:
+                raise
+            self._answers = False
+        return found
+
+
+async def _digests(store: ConversationStore, conversation_id: str) -> AsyncIterator[tuple[UUID, bytes | None]]:
+    """Yield id and digest of every event of a conversation that the store holds."""
+    after = 0
+    while page := await store.events(conversation_id, after=after, limit=CHUNK_LINES):
+        for event in page:
+            yield event.event_id, event.digest
+            after = event.version or after
+        if page.next is None:
+            return
+
+
+def check(line: Line | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | Refused:
+    """Return a line encoded as it will be stored, or why it cannot be."""
+    if isinstance(line, Refused):
+        return line
+    try:
+        prepared = prepare(line.conversation_id, (line.event(),), owner=line.owner, limits=limits)
+    except InvalidInput as error:
+        return Refused(number=line.number, reason=str(error), size=line.size)
+    return _Item(line, prepared)
+
+
+def try_out(lines: Iterable[Line | Refused], tell: Callable[[Refused], None]) -> Counts:
+    """Do all of an import but the writing: each line alone, and ids that the lines themselves use twice.
+
+    What the outbox holds already is not looked at; lines that say the same as one before them count as known.
+    """
+    counts = Counts()
+    with Occurrences() as seen:
+        for line in lines:
+            found = check(line)
+            if not isinstance(found, Refused):
+                found = _first_use(found, seen, counts)
+            if isinstance(found, Refused):
+                tell(found)
+                counts.refused += 1
+    return counts
+
+
+def _first_use(item: _Item, seen: Occurrences, counts: Counts) -> _Item | Refused:
+    event = item.prepared.events[0]
+    whole = event.event_id.bytes + event.digest
+    if seen.seen(whole):
+        counts.known += 1
+    elif seen.seen(event.event_id.bytes):
+        reason = "id: an earlier line uses it for other content"
+        return Refused(number=item.line.number, reason=reason, size=item.line.size)
+    else:
+        seen.add(event.event_id.bytes)
+        seen.add(whole)
+        counts.imported += 1
+    return item
+
+
+def _draw(source: Iterator[Line | Refused]) -> list[Line | Refused]:
+    chunk: list[Line | Refused] = []
+    size = 0
+    for line in islice(source, CHUNK_LINES):
+        chunk.append(line)
+        size += line.size
+        if size >= CHUNK_BYTES:
+            break
+    return chunk
+
+
+def _merged(run: Sequence[_Item], owner: str | None) -> Prepared:
+    return replace(
+        run[0].prepared,
+        events=tuple(item.prepared.events[0] for item in run),
+        message_ids=tuple(item.prepared.message_ids[0] for item in run),
+        owner_id=owner,
+    )
+
+
+def _look_up(connection: sa.Connection, items: Sequence[_Item]) -> _Held:
+    known = _select(connection, _KNOWN, [item.event_id.bytes for item in items])
+    lanes = _select(connection, _LANES, list({item.line.conversation_id for item in items}))
+    return _Held(frozenset(UUID(bytes=one[0]) for one in known), {one[0]: one[1] for one in lanes})
+
+
+def _select(connection: sa.Connection, statement: str, values: Sequence[Any]) -> Sequence[Any]:
+    if not values:
+        return ()
+    places = ", ".join("?" * len(values))
+    return connection.exec_driver_sql(statement.format(places=places), tuple(values)).all()
+
+
+def _taken(item: _Item) -> Refused:
+    return Refused(number=item.line.number, reason="id: holds other content already: use a new id", size=item.line.size)

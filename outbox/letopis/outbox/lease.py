@@ -1,0 +1,172 @@
+"""Lease: one relay an outbox file, by a lock of the operating system; a row in the file tells people, and fences."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+from filelock import FileLock, Timeout
+
+from letopis.outbox.clock import Clock
+from letopis.outbox.file import OutboxFile
+
+SUFFIX: Final = ".relay.lock"
+
+# An incarnation is never used twice, whoever takes the lease: what an earlier one still writes is told apart by it.
+_TAKE: Final = (
+    "INSERT INTO letopis_outbox_relay (only, incarnation, holder, pid, host, boot_id, started_at, heartbeat_at,"
+    " progress_at, breaker, breaker_since, breaker_reason, delivered_total)"
+    " VALUES (1, 1, :holder, :pid, :host, :boot_id, :now, :now, :now, 'closed', :now, NULL, 0)"
+    " ON CONFLICT (only) DO UPDATE SET incarnation = incarnation + 1, holder = excluded.holder, pid = excluded.pid,"
+    " host = excluded.host, boot_id = excluded.boot_id, started_at = excluded.started_at,"
+    " heartbeat_at = excluded.heartbeat_at, progress_at = excluded.progress_at, breaker = excluded.breaker,"
+    " breaker_since = excluded.breaker_since, breaker_reason = excluded.breaker_reason"
+)
+_BEAT: Final = (
+    "UPDATE letopis_outbox_relay SET heartbeat_at = :now,"
+    " progress_at = CASE WHEN :progress THEN :now ELSE progress_at END, breaker = :breaker,"
+    " breaker_since = :breaker_since, breaker_reason = :breaker_reason, delivered_total = delivered_total + :delivered"
+    " WHERE incarnation = :incarnation"
+)
+_COUNT: Final = "UPDATE letopis_outbox_relay SET delivered_total = delivered_total + :delivered"
+_LEAVE: Final = "UPDATE letopis_outbox_relay SET pid = 0, heartbeat_at = :now WHERE incarnation = :incarnation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a relay says of itself.
+
+    :ivar progress: whether something moved: events, or an answer of a store that was away.
+    :ivar reason: of a breaker that is not closed: fault class and code.
+    :ivar delivered: events since the last beat.
+    """
+
+    progress: bool
+    breaker: str
+    breaker_since_us: int
+    reason: str | None
+    delivered: int
+
+
+def lock_path(outbox: Path) -> Path:
+    """Return the side file whose lock is the lease; the same for every way to name the outbox file."""
+    real = Path(os.path.realpath(outbox))
+    return real.with_name(real.name + SUFFIX)
+
+
+def beat(connection: sa.Connection, incarnation: int, what: Beat, *, now_us: int) -> bool:
+    """Stamp the relay's row in an open write transaction; whether this incarnation still is the one in it.
+
+    :param incarnation: 0 for one who delivers without the lease: counted, and no sign of life of the relay.
+    """
+    if incarnation == 0:
+        return connection.exec_driver_sql(_COUNT, {"delivered": what.delivered}).rowcount == 1
+    changed = connection.exec_driver_sql(
+        _BEAT,
+        {
+            "incarnation": incarnation,
+            "now": now_us,
+            "progress": what.progress,
+            "breaker": what.breaker,
+            "breaker_since": what.breaker_since_us,
+            "breaker_reason": what.reason,
+            "delivered": what.delivered,
+        },
+    )
+    return changed.rowcount == 1
+
+
+class Lease:
+    """The right to deliver from one outbox file, held by at most one relay at a time.
+
+    The lock is gone with the process that held it, however that ended; no clock has a say in it. The row says who holds
+    it: pid, host, boot, start, heartbeat. Its incarnation rises with each holder, and what a relay writes back is
+    refused when it is no longer the current one: a holder that was stopped, or lost its lock file, does no harm.
+
+    The lock is lost at a fork only when the parent *and* all its children end, so fork before a relay runs.
+
+    :param holder: what this relay calls itself, for people.
+    :param locked: only for tests: ``False`` takes the lease without the lock.
+    """
+
+    def __init__(self, outbox: OutboxFile, *, clock: Clock, holder: str, locked: bool = True) -> None:
+        self._outbox = outbox
+        self._clock = clock
+        self._holder = holder
+        self._locked = locked
+        self._lock = FileLock(lock_path(outbox.path), mode=0o600, thread_local=False)
+        self.incarnation = 0
+        """The incarnation of this holder; 0 while it does not hold the lease."""
+
+    @property
+    def held(self) -> bool:
+        """Whether this relay holds the lease, as far as it knows."""
+        return self.incarnation != 0
+
+    async def take(self) -> bool:
+        """Take the lease if it is free, without waiting; whether it is held now.
+
+        :raises OSError: the lock file cannot be made or opened.
+        :raises OutboxUnavailable: the file cannot be written.
+        """
+        if self.held:
+            return True
+        # Not in a thread: one open() and one flock() that does not wait.
+        if self._locked:
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout:
+                return False
+        try:
+            self.incarnation = await self._outbox.write(partial(self._register, now_us=self._clock.now_us()))
+        finally:
+            if not self.held:
+                self._unlock()
+        return True
+
+    async def release(self) -> None:
+        """Give the lease up; again does nothing. The lock is free even where the row cannot be written."""
+        if not self.held:
+            return
+        incarnation, self.incarnation = self.incarnation, 0
+        try:
+            await self._outbox.write(
+                lambda connection: (
+                    connection.exec_driver_sql(
+                        _LEAVE, {"incarnation": incarnation, "now": self._clock.now_us()}
+                    ).rowcount
+                )
+            )
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._locked:
+            self._lock.release()
+
+    def _register(self, connection: sa.Connection, *, now_us: int) -> int:
+        connection.exec_driver_sql(
+            _TAKE,
+            {
+                "holder": self._holder,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "boot_id": boot_id(),
+                "now": now_us,
+            },
+        )
+        found = connection.exec_driver_sql("SELECT incarnation FROM letopis_outbox_relay").scalar_one()
+        return int(found)
+
+
+def boot_id() -> str:
+    """Return what tells this boot of the machine from another; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

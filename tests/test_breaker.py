@@ -1,0 +1,158 @@
+"""Whether the history store is to be asked at all."""
+
+from __future__ import annotations
+
+import random
+
+from letopis.outbox.breaker import RAMP_START, Breaker, BreakerState
+from letopis.outbox.clock import Clock
+from letopis.store.faults import FaultClass
+from tests.relays import DOWN, Hands, fault
+
+
+def upper(low: float, high: float) -> float:
+    """Chance at its longest."""
+    return high
+
+
+def made(uniform: object = upper) -> tuple[Hands, Breaker]:
+    hands = Hands()
+    return hands, Breaker(clock=Clock(now=hands.now, monotonic=hands.monotonic), uniform=uniform)  # type: ignore[arg-type]
+
+
+def test_it_opens_on_the_first_fault_and_says_since_when_and_why() -> None:
+    hands, breaker = made()
+    hands.advance(5)
+    breaker.trip(DOWN, ["a"])
+
+    assert breaker.state is BreakerState.OPEN
+    assert breaker.reason == "unavailable refused"
+    assert breaker.since_us == Clock(now=hands.now).now_us()
+    assert breaker.suspects == {"a"}
+
+
+def test_probes_come_after_one_two_four_seconds_up_to_a_minute_and_never_end() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, ["a"])
+    waits = []
+    for _ in range(1_000):
+        waits.append(breaker.remaining())
+        assert not breaker.probe() or waits[-1] == 0
+        hands.advance(breaker.remaining())
+        assert breaker.probe()
+        breaker.trip(DOWN, ["b"])
+
+    assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert waits[-1] == 60
+    assert breaker.trips == 1
+    assert breaker.suspects == {"a"}
+
+
+def test_chance_spreads_the_probes_of_many_relays() -> None:
+    first = []
+    for seed in range(200):
+        _, breaker = made(random.Random(seed).uniform)
+        breaker.trip(DOWN, [])
+        first.append(breaker.remaining())
+
+    assert min(first) < 0.2
+    assert max(first) > 0.9
+    assert len({round(one, 3) for one in first}) > 150
+
+
+def test_only_one_probe_is_made_at_a_time() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, [])
+    hands.advance(1)
+
+    assert breaker.probe()
+    assert not breaker.probe()
+    breaker.hold()
+    assert breaker.probe()
+
+
+def test_faults_of_what_was_under_way_when_it_opened_do_not_count_as_probes() -> None:
+    _, breaker = made()
+    for _ in range(8):
+        breaker.trip(DOWN, ["a"])
+
+    assert breaker.remaining() == 1
+
+
+def test_a_success_closes_it_and_says_how_long_the_store_was_away() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, ["a"])
+    hands.advance(90)
+    breaker.probe()
+
+    assert breaker.succeed() == 90
+    assert breaker.closed
+    assert breaker.reason is None
+    assert breaker.remaining() == 0
+    assert breaker.suspects == frozenset()
+    assert breaker.succeed() is None
+
+
+def test_after_an_outage_the_batches_grow_from_small_to_full() -> None:
+    hands, breaker = made()
+    assert breaker.limit(500) == 500
+    breaker.trip(DOWN, [])
+    assert breaker.limit(500) == 1
+    hands.advance(1)
+    breaker.probe()
+    assert breaker.limit(500) == 1
+
+    breaker.succeed()
+    limits = []
+    while breaker.ramping:
+        limits.append(breaker.limit(500))
+        breaker.succeed()
+
+    assert limits[:3] == [RAMP_START, 2 * RAMP_START, 4 * RAMP_START]
+    assert limits[-1] == 500
+    assert limits == sorted(limits)
+
+
+def test_a_fault_during_the_ramp_starts_it_anew() -> None:
+    hands, breaker = made()
+    for _ in range(2):
+        breaker.trip(DOWN, [])
+        hands.advance(1)
+        breaker.probe()
+        breaker.succeed()
+        breaker.succeed()
+
+    assert breaker.limit(500) == 2 * RAMP_START
+
+
+def test_the_waits_begin_anew_with_the_next_outage() -> None:
+    hands, breaker = made()
+    for _ in range(6):
+        breaker.trip(DOWN, [])
+        hands.advance(100)
+        breaker.probe()
+    breaker.succeed()
+    breaker.trip(DOWN, [])
+
+    assert breaker.remaining() == 1
+
+
+def test_a_jumping_clock_neither_stretches_nor_multiplies_the_wait() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, [])
+    hands.jump(-3_600)
+    assert breaker.remaining() == 1
+    hands.advance(1)
+    assert breaker.remaining() == 0
+
+
+def test_the_reason_follows_what_the_store_says_last() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, [])
+    since = breaker.since_us
+    hands.advance(1)
+    breaker.probe()
+    breaker.trip(fault(FaultClass.MISCONFIGURED, "42P01"), [])
+
+    assert breaker.reason == "misconfigured 42P01"
+    assert breaker.since_us == since
