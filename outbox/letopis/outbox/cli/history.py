@@ -1,0 +1,187 @@
+"""``letopis history``: the conversations, the pending events among them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from letopis.outbox.cli.exits import Ended, Exit
+from letopis.outbox.cli.lazy import LazyGroup
+from letopis.outbox.cli.options import settings, with_options
+from letopis.outbox.cli.output import JSON, clean, cut, note, print_json, table
+
+if TYPE_CHECKING:
+    from letopis.store.conversation import Conversation, RecordedMessage
+
+VERBS: Final = {
+    "list": ("letopis.outbox.cli.history:list_", "List conversations, the newest activity first."),
+    "show": ("letopis.outbox.cli.history:show", "Show the messages of a conversation."),
+    "import": ("letopis.outbox.cli.transfer:import_", "Take conversations in from a file."),
+    "export": ("letopis.outbox.cli.transfer:export", "Write conversations to a file."),
+}
+
+
+@click.group(cls=LazyGroup, verbs=VERBS)
+@with_options
+def history() -> None:
+    """List, show, import and export conversations.
+
+    What still waits in the outbox is part of what is read. Where there is no outbox and --store is given, the history
+    store is read alone.
+    """
+
+
+@click.command(name="list")
+@click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
+@click.option("--after", metavar="PLACE", help="Go on where an earlier list ended; it named the place.")
+@JSON
+@with_options
+def list_(owner: str | None, limit: int, after: str | None, as_json: bool) -> None:
+    """List conversations, the newest activity first.
+
+    Exits with 3 if there is none.
+    """
+    import anyio
+
+    from letopis.outbox.cli.places import opened_source
+
+    async def read() -> Any:
+        async with opened_source(settings()) as source:
+            return await source.conversations(owner=owner, after=after, limit=limit)
+
+    page = anyio.run(read)
+    if as_json:
+        print_json(
+            {"conversations": [_conversation(one) for one in page], "next": page.next, "complete": page.complete}
+        )
+    elif page:
+        rows = [
+            (
+                clean(one.conversation_id),
+                clean(one.owner_id or "-"),
+                "-" if one.number is None else str(one.number),
+                str(one.message_count),
+                str(one.pending or "-"),
+                _minute(one.updated_at),
+                cut(one.title or "", 40),
+            )
+            for one in page
+        ]
+        head = ("CONVERSATION", "OWNER", "NUMBER", "MESSAGES", "PENDING", "LAST", "TITLE")
+        click.echo(table(head, rows, right=(2, 3, 4)))
+        if page.next is not None:
+            note(f"there are more: --after {page.next}")
+    _say_whether_complete(page.complete)
+    if not page:
+        raise Ended(Exit.NOTHING, "no conversations" if owner is None else "no conversations of this owner")
+
+
+@click.command()
+@click.argument("conversation")
+@click.option("--last", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many messages.")
+@click.option("--before", metavar="PLACE", help="Only what was said before an earlier page; it named the place.")
+@JSON
+@with_options
+def show(conversation: str, last: int, before: str | None, as_json: bool) -> None:
+    """Show the last messages of a conversation, oldest first.
+
+    Exits with 3 if there is no such conversation.
+    """
+    import anyio
+
+    from letopis.outbox.cli.places import opened_source
+
+    async def read() -> Any:
+        async with opened_source(settings()) as source:
+            # The messages first: a conversation that begins in between is then there for both.
+            messages = await source.messages(conversation, last=last, before=before)
+            return messages, await source.conversation(conversation)
+
+    page, found = anyio.run(read)
+    if found is None and not page:
+        _say_whether_complete(page.complete)
+        raise Ended(Exit.NOTHING, f"there is no conversation {conversation!r}")
+    if as_json:
+        print_json(
+            {
+                "conversation": None if found is None else _conversation(found),
+                "messages": [_message(one) for one in page],
+                "next": page.next,
+                "complete": page.complete,
+            }
+        )
+    else:
+        for one in page:
+            click.echo(_said(one))
+        if page.next is not None:
+            note(f"there are earlier ones: --before {page.next}")
+    _say_whether_complete(page.complete)
+
+
+def _say_whether_complete(complete: bool) -> None:
+    if not complete:
+        note("the history store cannot be reached: this is what the outbox retains, older parts may be missing")
+
+
+def _conversation(found: Conversation) -> dict[str, Any]:
+    """Return the JSON of a conversation; the keys are documented and stay."""
+    from letopis.store.transfer.moments import render_moment
+
+    return {
+        "conversation_id": found.conversation_id,
+        "owner": found.owner_id,
+        "number": found.number,
+        "title": found.title,
+        "state": found.state,
+        "version": found.version,
+        "messages": found.message_count,
+        "tokens": found.tokens,
+        "pending": found.pending,
+        "created_at": render_moment(found.created_at),
+        "updated_at": render_moment(found.updated_at),
+    }
+
+
+def _message(found: RecordedMessage) -> dict[str, Any]:
+    """Return the JSON of a message; the keys are documented and stay."""
+    from letopis.store.messages import content_to_json
+    from letopis.store.transfer.moments import render_moment
+
+    said = found.message
+    return {
+        "id": said.id,
+        "version": found.version,
+        "role": said.role,
+        "content": content_to_json(said.content),
+        "name": said.name,
+        "tokens": said.tokens,
+        "usage": dict(said.usage),
+        "external_ids": dict(said.external_ids),
+        "metadata": dict(said.metadata),
+        "occurred_at": render_moment(found.occurred_at),
+        "recorded_at": None if found.recorded_at is None else render_moment(found.recorded_at),
+        "saved": found.saved,
+        "edited": found.edited,
+        "delivery": found.delivery,
+        "delivery_data": dict(found.delivery_data),
+    }
+
+
+def _said(found: RecordedMessage) -> str:
+    """Return a message for people: who and when, its marks, then the words."""
+    marks = [mark for mark, there in (("edited", found.edited), (found.saved, found.saved != "saved")) if there]
+    if found.delivery != "appended":
+        marks.append(found.delivery)
+    name = f" ({clean(found.message.name)})" if found.message.name else ""
+    head = f"{_minute(found.occurred_at)}  {found.role}{name}{''.join(f'  [{mark}]' for mark in marks)}"
+    parts = 0 if isinstance(found.content, str) else sum(1 for part in found.content if not hasattr(part, "text"))
+    words = clean(found.text, lines=True) or ("" if parts else "(empty)")
+    more = f"({parts} other part{'s' if parts > 1 else ''})" if parts else ""
+    body = "\n".join(line for line in (words, more) if line)
+    return head + "\n" + "\n".join(f"    {line}" for line in body.split("\n"))
+
+
+def _minute(moment: Any) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}Z"

@@ -1,0 +1,87 @@
+"""The options that every verb takes, before it or after it: which outbox, which store, which configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from letopis.outbox.config import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_META: Final = "letopis.outbox.cli.options"
+
+
+def with_options(function: F) -> F:
+    """Give a verb ``--outbox``, ``--store``, ``--config`` and ``--debug``; :func:`settings` reads them."""
+    for decorate in reversed(
+        (
+            click.option(
+                "--outbox",
+                metavar="PATH",
+                envvar="LETOPIS_OUTBOX",
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help="The outbox file. Default: bot.outbox.db.",
+            ),
+            click.option(
+                "--store",
+                metavar="URL",
+                envvar="LETOPIS_STORE",
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help="The history store: postgresql://, mysql:// or sqlite:///, or the path of a SQLite file. "
+                "LETOPIS_STORE_FILE names a file that holds it. Default: a SQLite file beside the outbox.",
+            ),
+            click.option(
+                "--config",
+                metavar="FILE",
+                envvar="LETOPIS_CONFIG",
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help="The configuration file. Default: letopis.toml in the current folder, if there is one.",
+            ),
+            click.option(
+                "--debug",
+                is_flag=True,
+                envvar="LETOPIS_DEBUG",
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help="Show where an error comes from. A traceback may quote messages.",
+            ),
+        )
+    ):
+        function = decorate(function)
+    return function
+
+
+def settings() -> Settings:
+    """Return the settings of the running command.
+
+    :raises ConfigurationError: as ``config.load``.
+    """
+    from letopis.outbox.config import load
+
+    given = _given(click.get_current_context())
+    return load(outbox=given.get("outbox"), store=given.get("store"), config=given.get("config"))
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    # The environment is read by `config.load`: here it would hide what stands before the verb from what is after it.
+    name = parameter.name or ""
+    if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        _given(context)[name] = value
+
+
+def _given(context: click.Context) -> dict[str, Any]:
+    """Return what the command line said; one for a command and the group around it."""
+    given: dict[str, Any] = context.meta.setdefault(_META, {})
+    return given
