@@ -1,0 +1,80 @@
+"""Controls that must fail: damage a store on purpose, so that the check shows that it can see.
+
+A check that finds nothing proves something only if it finds what is there. Each control does to one conversation what a
+faulty relay would do.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.schema import conversations, events, messages
+from tests.campaigns.invariants import open_engine
+
+CONTROLS: Final = ("drop-one", "swap", "double")
+
+
+async def damage(url: str, control: str, conversation_id: str) -> None:
+    """Lose a message of the conversation, or let two change places, or store one twice."""
+    engine = open_engine(url)
+    try:
+        async with engine.begin() as connection:
+            found = await connection.execute(
+                sa.select(events)
+                .where(events.c.conversation_id == conversation_id, events.c.type == "message.appended")
+                .order_by(events.c.version)
+            )
+            rows = found.mappings().all()
+            middle = len(rows) // 2
+            if control == "drop-one":
+                await _drop(connection, rows[middle])
+            elif control == "swap":
+                await _swap(connection, rows[middle - 1], rows[middle])
+            else:
+                await _double(connection, rows[middle])
+    finally:
+        await engine.dispose()
+
+
+async def _drop(connection: AsyncConnection, row: sa.RowMapping) -> None:
+    for table in (messages, events):
+        await connection.execute(
+            sa.delete(table).where(table.c.conversation_id == row["conversation_id"], table.c.version == row["version"])
+        )
+
+
+async def _swap(connection: AsyncConnection, one: sa.RowMapping, other: sa.RowMapping) -> None:
+    for row, source in ((one, other), (other, one)):
+        await connection.execute(
+            sa.update(events)
+            .where(events.c.conversation_id == row["conversation_id"], events.c.version == row["version"])
+            .values({name: source[name] for name in ("data", "metadata", "digest", "occurred_at")})
+        )
+
+
+async def _double(connection: AsyncConnection, row: sa.RowMapping) -> None:
+    same = events.c.conversation_id == row["conversation_id"]
+    version = (await connection.execute(sa.select(sa.func.max(events.c.version)).where(same))).scalar_one() + 1
+    position = (await connection.execute(sa.select(sa.func.max(events.c.position)))).scalar_one() + 1
+    await connection.execute(
+        sa.insert(events).values({**row, "version": version, "position": position, "event_id": uuid4()})
+    )
+    message = (
+        await connection.execute(
+            sa.select(messages).where(
+                messages.c.conversation_id == row["conversation_id"], messages.c.version == row["version"]
+            )
+        )
+    ).mappings()
+    await connection.execute(
+        sa.insert(messages).values({**message.one(), "version": version, "content_version": version})
+    )
+    await connection.execute(
+        sa.update(conversations)
+        .where(conversations.c.conversation_id == row["conversation_id"])
+        .values(version=version, message_count=conversations.c.message_count + 1)
+    )

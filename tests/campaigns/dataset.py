@@ -1,0 +1,78 @@
+"""The real input: conversations of real people (the package ``chitchat-dataset``, MIT) as lines of JSONL."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import chitchat_dataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written to a file."""
+
+    conversations: int
+    messages: int
+    longest: int
+    version: str
+
+
+def write(path: Path, *, sample: float = 1.0, seed: int = 0) -> Written:
+    """Write a share of the conversations to a JSONL file, interleaved as people talked, and count them.
+
+    Every utterance is one message. Conversations are drawn with ``seed``; ``sample=1.0`` takes them all. The lines of
+    every tenth one have no id of their own.
+    """
+    data = _load()
+    names = sorted(data)
+    if sample < 1.0:
+        names = sorted(random.Random(seed).sample(names, max(1, round(len(names) * sample))))
+    lines: list[tuple[str, int, int, dict[str, Any]]] = []
+    longest = 0
+    for place, name in enumerate(names):
+        count = 0
+        for count, line in enumerate(conversation_lines(name, data[name]), 1):
+            if place % 10 == 3:
+                del line["id"]
+            lines.append((line["occurred_at"], place, count, line))
+        longest = max(longest, count)
+    # By time over all conversations, as a bot would have met them; within one, times never step back.
+    lines.sort(key=lambda entry: entry[:3])
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for *_, line in lines)
+    return Written(conversations=len(names), messages=len(lines), longest=longest, version=_version())
+
+
+def conversation_lines(name: str, conversation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of one conversation: who speaks first is the user and the owner."""
+    number = 0
+    first = conversation["messages"][0][0]["sender"]
+    for turn, utterances in enumerate(conversation["messages"], 1):
+        for utterance in utterances:
+            number += 1
+            yield {
+                "conversation_id": name,
+                "role": "user" if utterance["sender"] == first else "assistant",
+                "content": utterance["text"],
+                "id": f"{number}",
+                "owner": first,
+                "occurred_at": utterance["timestamp"],
+                "metadata": {"sender": utterance["sender"], "turn": turn},
+            }
+
+
+@cache
+def _load() -> dict[str, Any]:
+    return dict(chitchat_dataset.Dataset())
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("chitchat-dataset")

@@ -1,0 +1,390 @@
+"""Examine an outbox and a history store: nothing lost, nothing doubled, nothing out of order, nothing changed.
+
+It reads with plain SQL and shares no code with the library but the digest, so that a fault of the library cannot hide
+in its own check. :func:`examine` is pure; :func:`read_outbox` and :func:`read_store` fetch what it looks at.
+
+    verdict = await check(["bot.outbox.db"], "postgresql://...", acknowledged=acks)
+    assert verdict.ok, verdict
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from letopis.store.codec import digest_of
+
+SHOWN: Final = 20
+_DRIVERS: Final = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "mysql": "mysql+asyncmy",
+    "mariadb": "mysql+asyncmy",
+}
+
+
+class Ack(NamedTuple):
+    """What a bot was told: the append returned, so this event must never be missed again."""
+
+    conversation_id: str
+    event_id: UUID
+    sequence: int | None = None
+
+
+class StoredEvent(NamedTuple):
+    """One row of the store's log; ``content`` is the digest of what the row really holds."""
+
+    partition: int
+    position: int
+    conversation_id: str
+    version: int
+    event_id: UUID
+    origin_id: UUID
+    sequence: int
+    type: str
+    digest: bytes | None
+    content: bytes
+
+
+class OutboxEvent(NamedTuple):
+    """One row of an outbox's log; ``content`` is the digest of what the row really holds."""
+
+    conversation_id: str
+    sequence: int
+    event_id: UUID
+    digest: bytes
+    content: bytes
+
+
+class OutboxLane(NamedTuple):
+    """How far one conversation has got in an outbox."""
+
+    head: int
+    delivered: int
+    pruned: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreState:
+    """All that the history store holds, as far as it is examined."""
+
+    events: Sequence[StoredEvent]
+    lanes: Mapping[tuple[UUID, str], int]
+    conversations: Mapping[str, tuple[int, int]]  # version, message_count
+    messages: Sequence[tuple[str, int]]  # conversation, version
+    log_heads: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxState:
+    """All that one outbox file holds, as far as it is examined."""
+
+    name: str
+    origin_id: UUID
+    events: Sequence[OutboxEvent]
+    lanes: Mapping[str, OutboxLane]
+    integrity: str = "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was found: the counts, and every problem (the first ones in words)."""
+
+    conversations: int
+    stored: int
+    pending: int
+    retained: int
+    acknowledged: int
+    problem_count: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no invariant is broken."""
+        return self.problem_count == 0
+
+    def __str__(self) -> str:
+        counts = (
+            f"{self.conversations} conversations, {self.stored} stored, {self.pending} pending, "
+            f"{self.acknowledged} acknowledged, {self.problem_count} problems"
+        )
+        return "\n  ".join((counts, *self.problems))
+
+
+@dataclass(slots=True)
+class _Findings:
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.shown) < SHOWN:
+            self.shown.append(text)
+
+
+async def check(
+    outboxes: Iterable[Path | str], store_url: str, *, acknowledged: Iterable[Ack] = (), drained: bool = False
+) -> Verdict:
+    """Read the outbox files and the store, and examine them.
+
+    The outboxes are read first: what they hold as pending may have reached the store by the time it is read.
+
+    :param acknowledged: what appends have returned; each must be stored, or pending.
+    :param drained: whether the outboxes must be empty of pending events.
+    """
+    states = [read_outbox(Path(path)) for path in outboxes]
+    return examine(await read_store(store_url), states, acknowledged=acknowledged, drained=drained)
+
+
+def examine(
+    store: StoreState, outboxes: Sequence[OutboxState], *, acknowledged: Iterable[Ack] = (), drained: bool = False
+) -> Verdict:
+    """Return every invariant that is broken."""
+    found = _Findings()
+    _examine_log(store, found)
+    _examine_projections(store, found)
+    places = {(event.origin_id, event.conversation_id, event.sequence): event for event in store.events}
+    for outbox in outboxes:
+        _examine_outbox(outbox, found)
+        _examine_transfer(store, outbox, places, found, drained=drained)
+    acks = _examine_acknowledged(store, outboxes, acknowledged, found)
+    return Verdict(
+        conversations=len({event.conversation_id for event in store.events}),
+        stored=len(store.events),
+        pending=sum(lane.head - lane.delivered for outbox in outboxes for lane in outbox.lanes.values()),
+        retained=sum(len(outbox.events) for outbox in outboxes),
+        acknowledged=acks,
+        problem_count=found.count,
+        problems=tuple(found.shown),
+    )
+
+
+def _examine_log(store: StoreState, found: _Findings) -> None:
+    positions: dict[int, list[int]] = defaultdict(list)
+    conversations: dict[str, list[StoredEvent]] = defaultdict(list)
+    for event in store.events:
+        positions[event.partition].append(event.position)
+        conversations[event.conversation_id].append(event)
+        if event.digest is not None and event.digest != event.content:
+            found.add(f"{event.conversation_id!r} version {event.version}: the content does not match its digest")
+    for partition, given in positions.items():
+        _expect_run(found, f"positions of partition {partition}", given)
+    for partition, head in store.log_heads.items():
+        if head != max(positions.get(partition, [0])):
+            found.add(f"partition {partition}: the counter is at {head}, the log at {max(positions[partition])}")
+    lanes: dict[tuple[UUID, str], list[int]] = defaultdict(list)
+    for conversation_id, events in conversations.items():
+        events.sort(key=lambda event: event.version)
+        _expect_run(found, f"{conversation_id!r}: versions", [event.version for event in events])
+        if len({event.partition for event in events}) > 1:
+            found.add(f"{conversation_id!r}: lies in several partitions")
+        for event_id, times in Counter(event.event_id for event in events).items():
+            if times > 1:
+                found.add(f"{conversation_id!r}: event {event_id} is stored {times} times")
+        for event in events:
+            lanes[event.origin_id, conversation_id].append(event.sequence)
+    for (origin_id, conversation_id), sequences in lanes.items():
+        # In the order of versions: a gap, a double and a swap all show as a sequence out of place.
+        _expect_run(found, f"{conversation_id!r}: sequences from {origin_id}", sequences)
+    for key, head in store.lanes.items():
+        if head != max(lanes.get(key, [0])):
+            found.add(f"{key[1]!r}: the lane of {key[0]} is at {head}, its events at {max(lanes.get(key, [0]))}")
+    for origin_id, conversation_id in lanes.keys() - store.lanes.keys():
+        found.add(f"{conversation_id!r}: events from {origin_id}, but no lane")
+
+
+def _examine_projections(store: StoreState, found: _Findings) -> None:
+    said = {(event.conversation_id, event.version) for event in store.events if event.type == "message.appended"}
+    listed = Counter(store.messages)
+    for conversation_id, version in said - listed.keys():
+        found.add(f"{conversation_id!r} version {version}: a message of the log that the list of messages lacks")
+    for conversation_id, version in listed.keys() - said:
+        found.add(f"{conversation_id!r} version {version}: a message that the log lacks")
+    versions = Counter(event.conversation_id for event in store.events)
+    counts = Counter(conversation_id for conversation_id, _ in said)
+    for conversation_id in versions.keys() | store.conversations.keys():
+        version, message_count = store.conversations.get(conversation_id, (0, 0))
+        if version != versions[conversation_id]:
+            found.add(f"{conversation_id!r}: at version {version}, with {versions[conversation_id]} events")
+        if message_count != counts[conversation_id]:
+            found.add(f"{conversation_id!r}: counts {message_count} messages, the log {counts[conversation_id]}")
+
+
+def _examine_outbox(outbox: OutboxState, found: _Findings) -> None:
+    if outbox.integrity != "ok":
+        found.add(f"{outbox.name}: integrity check says {outbox.integrity}")
+    for event_id, times in Counter(event.event_id for event in outbox.events).items():
+        if times > 1:
+            found.add(f"{outbox.name}: event {event_id} is kept {times} times")
+    kept: dict[str, list[int]] = defaultdict(list)
+    for event in outbox.events:
+        kept[event.conversation_id].append(event.sequence)
+        if event.digest != event.content:
+            found.add(f"{outbox.name}: {event.conversation_id!r} {event.sequence}: content does not match its digest")
+    for conversation_id, sequences in kept.items():
+        lane = outbox.lanes.get(conversation_id)
+        if lane is None:
+            found.add(f"{outbox.name}: {conversation_id!r} has events, but no lane")
+        elif sorted(sequences) != list(range(lane.pruned + 1, lane.head + 1)):
+            found.add(
+                f"{outbox.name}: {conversation_id!r} keeps {_span(sequences)}, not {lane.pruned + 1}..{lane.head}"
+            )
+    for conversation_id, lane in outbox.lanes.items():
+        if not lane.pruned <= lane.delivered <= lane.head:
+            found.add(f"{outbox.name}: {conversation_id!r} has marks out of order: {lane}")
+        if conversation_id not in kept and lane.pruned < lane.head:
+            found.add(f"{outbox.name}: {conversation_id!r} has lost {lane.pruned + 1}..{lane.head}")
+
+
+def _examine_transfer(
+    store: StoreState,
+    outbox: OutboxState,
+    places: Mapping[tuple[UUID, str, int], StoredEvent],
+    found: _Findings,
+    *,
+    drained: bool,
+) -> None:
+    for conversation_id, lane in outbox.lanes.items():
+        stored = store.lanes.get((outbox.origin_id, conversation_id), 0)
+        # A store ahead of the outbox's mark is a lost acknowledgement, which is harmless; one behind it is a loss.
+        if stored < lane.delivered:
+            found.add(f"{conversation_id!r}: {outbox.name} counts {lane.delivered} delivered, the store has {stored}")
+        if stored > lane.head:
+            found.add(f"{conversation_id!r}: the store has {stored} of {outbox.name}, which ends at {lane.head}")
+        if drained and (lane.delivered < lane.head or lane.state != "ready"):
+            found.add(f"{conversation_id!r}: {lane.head - lane.delivered} still pending, lane {lane.state}")
+    for event in outbox.events:
+        twin = places.get((outbox.origin_id, event.conversation_id, event.sequence))
+        if twin is not None and (twin.event_id, twin.digest) != (event.event_id, event.digest):
+            found.add(f"{event.conversation_id!r} sequence {event.sequence}: stored as another event than was appended")
+    for origin_id, conversation_id in store.lanes:
+        if origin_id == outbox.origin_id and conversation_id not in outbox.lanes:
+            found.add(f"{conversation_id!r}: stored from {outbox.name}, which does not know it")
+
+
+def _examine_acknowledged(
+    store: StoreState, outboxes: Sequence[OutboxState], acknowledged: Iterable[Ack], found: _Findings
+) -> int:
+    sequences = {(event.conversation_id, event.event_id): event.sequence for event in store.events}
+    for outbox in outboxes:
+        for event in outbox.events:
+            if event.sequence > outbox.lanes[event.conversation_id].delivered:
+                sequences.setdefault((event.conversation_id, event.event_id), event.sequence)
+    count = 0
+    for ack in acknowledged:
+        count += 1
+        sequence = sequences.get((ack.conversation_id, ack.event_id))
+        if sequence is None:
+            found.add(f"{ack.conversation_id!r}: event {ack.event_id} was acknowledged and is LOST")
+        elif ack.sequence is not None and sequence != ack.sequence:
+            found.add(f"{ack.conversation_id!r}: event {ack.event_id} is at {sequence}, acknowledged at {ack.sequence}")
+    return count
+
+
+def _expect_run(found: _Findings, what: str, numbers: Sequence[int]) -> None:
+    """Expect 1, 2, 3 ... in this order; positions arrive sorted from the database."""
+    for place, number in enumerate(numbers, 1):
+        if number != place:
+            found.add(f"{what}: {number} where {place} belongs")
+            return
+
+
+def _span(sequences: Sequence[int]) -> str:
+    return f"{len(sequences)} events of {min(sequences)}..{max(sequences)}"
+
+
+def read_outbox(path: Path) -> OutboxState:
+    """Read an outbox file in one snapshot, also while others write to it."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)) as connection:
+        connection.execute("BEGIN")
+        ((origin,),) = connection.execute("SELECT origin_id FROM letopis_outbox_origin").fetchall()
+        lanes = connection.execute(
+            "SELECT conversation_id, head, delivered, pruned, state FROM letopis_outbox_lanes"
+        ).fetchall()
+        rows = connection.execute(
+            "SELECT conversation_id, sequence, event_id, digest, type, schema_version, data, metadata"
+            " FROM letopis_outbox_events ORDER BY position"
+        )
+        events = [
+            OutboxEvent(row[0], row[1], UUID(bytes=row[2]), row[3], digest_of(row[0], row[4], row[5], row[6], row[7]))
+            for row in rows
+        ]
+        connection.execute("COMMIT")
+        ((integrity,),) = connection.execute("PRAGMA integrity_check(1)").fetchall()
+    return OutboxState(
+        name=path.name,
+        origin_id=UUID(bytes=origin),
+        events=events,
+        lanes={row[0]: OutboxLane(*row[1:]) for row in lanes},
+        integrity=integrity,
+    )
+
+
+def open_engine(url: str) -> AsyncEngine:
+    """Open a store with SQLAlchemy alone: none of the library's own settings."""
+    parsed = sa.make_url(url)
+    return create_async_engine(parsed.set(drivername=_DRIVERS[parsed.get_backend_name()]))
+
+
+async def read_store(url: str) -> StoreState:
+    """Read a history store; nobody should write to it meanwhile."""
+    engine = open_engine(url)
+    quote = engine.dialect.identifier_preparer.quote
+    partition, position, key = quote("partition"), quote("position"), quote("type")
+    try:
+        async with engine.connect() as connection:
+
+            async def rows(statement: str) -> Sequence[Sequence[Any]]:
+                return (await connection.execute(sa.text(statement))).all()
+
+            stream = await connection.stream(
+                sa.text(
+                    f"SELECT {partition}, {position}, conversation_id, version, event_id, origin_id, sequence, {key},"
+                    " digest, schema_version, data, metadata"
+                    f" FROM letopis_events ORDER BY {partition}, {position}"
+                )
+            )
+            events = [_stored(row) async for part in stream.partitions(1000) for row in part]
+            lanes = await rows("SELECT origin_id, conversation_id, sequence FROM letopis_lanes")
+            conversations = await rows("SELECT conversation_id, version, message_count FROM letopis_conversations")
+            messages = await rows("SELECT conversation_id, version FROM letopis_messages")
+            heads = await rows(f"SELECT {partition}, {position} FROM letopis_log_heads")
+    finally:
+        await engine.dispose()
+    return StoreState(
+        events=events,
+        lanes={(_uuid(row[0]), row[1]): row[2] for row in lanes},
+        conversations={row[0]: (row[1], row[2]) for row in conversations},
+        messages=[(row[0], row[1]) for row in messages],
+        log_heads={row[0]: row[1] for row in heads},
+    )
+
+
+def _stored(row: Sequence[Any]) -> StoredEvent:
+    return StoredEvent(
+        partition=row[0],
+        position=row[1],
+        conversation_id=row[2],
+        version=row[3],
+        event_id=_uuid(row[4]),
+        origin_id=_uuid(row[5]),
+        sequence=row[6],
+        type=row[7],
+        digest=None if row[8] is None else bytes(row[8]),
+        content=digest_of(row[2], row[7], row[9], row[10], row[11]),
+    )
+
+
+def _uuid(value: Any) -> UUID:
+    return value if isinstance(value, UUID) else UUID(bytes=bytes(value))

@@ -1,0 +1,220 @@
+"""The real command as subprocesses: the relay, which is killed and started again, and verbs that run to their end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+LETOPIS: Final = Path(sys.executable).with_name("letopis.exe" if os.name == "nt" else "letopis")
+
+
+_CLASS_AND_CODE: Final = re.compile(r"\[([a-z_-]+ [^\]]+)\]")
+
+
+class Failed(Exception):
+    """A command did not do what it must; the message says which and how it ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One bot: its outbox file, its store, and a folder for what its commands print."""
+
+    folder: Path
+    outbox: Path
+    store: str
+
+    def command(self, *words: str) -> list[str]:
+        """The words of a command on this outbox; the store's URL goes in the environment."""
+        return [str(LETOPIS), *words]
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The environment of every command."""
+        return {**os.environ, "LETOPIS_OUTBOX": str(self.outbox), "LETOPIS_STORE": self.store, "NO_COLOR": "1"}
+
+    def run(self, *words: str, timeout: float, expect: Sequence[int] = (0,)) -> str:
+        """Run a command to its end and return what it printed.
+
+        :raises Failed: another exit code than expected, or it took longer than ``timeout`` seconds.
+        """
+        with self.start(*words) as process:
+            return finish(process, words, timeout=timeout, expect=expect)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start a command."""
+        return subprocess.Popen(
+            self.command(*words),
+            env=self.environment,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
+
+
+def finish(
+    process: subprocess.Popen[str], words: Sequence[str], *, timeout: float, expect: Sequence[int] = (0,)
+) -> str:
+    """Wait for a command's end and return what it printed.
+
+    :raises Failed: another exit code than expected, or it took longer than ``timeout`` seconds.
+    """
+    try:
+        printed, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        printed, _ = process.communicate()
+        raise Failed(f"`letopis {' '.join(words)}` took longer than {timeout:g} s:\n{printed[-2000:]}") from None
+    if process.returncode not in expect:
+        raise Failed(f"`letopis {' '.join(words)}` ended with {process.returncode}:\n{printed[-2000:]}")
+    return printed
+
+
+@dataclass(slots=True)
+class Relay:
+    """The relay daemon of a place: started again whenever it is gone."""
+
+    place: Place
+    starts: int = 0
+    deaths: list[int] = field(default_factory=list)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        """What it printed, over all its lives."""
+        return self.place.folder / "relay.log"
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def ensure(self) -> None:
+        """Start it if it does not run; a life that ended by itself is noted in ``deaths``."""
+        if self.pid is not None:
+            return
+        if self._process is not None and self._process.returncode != -signal.SIGKILL:
+            self.deaths.append(self._process.returncode)
+            if len(self.deaths) > 5:
+                raise Failed(f"the relay keeps ending by itself, with {self.deaths}: see its output\n{self.tail()}")
+        self.starts += 1
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.place.command("relay", "--log-format", "json"),
+                env=self.place.environment,
+                cwd=self.place.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> bool:
+        """Kill it with SIGKILL; whether it was still alive."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return False
+        process.kill()
+        process.wait()
+        # A process that was just ending by itself shows its own code.
+        return process.returncode == -signal.SIGKILL
+
+    def stop(self, *, timeout: float = 30.0) -> int:
+        """Ask it to end (SIGTERM) and return its exit code."""
+        process = self._process
+        if process is None:
+            raise Failed("the relay was never started")
+        process.terminate()
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise Failed(f"the relay did not end in {timeout:g} s after SIGTERM:\n{self.tail()}") from None
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def noticed(self) -> tuple[Counter[str], list[str]]:
+        """Return the faults that it told of, by class and code, and what else it called an error."""
+        faults: Counter[str] = Counter()
+        errors: list[str] = []
+        for text in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else ():
+            if not text.startswith("{"):
+                continue
+            entry = json.loads(text)
+            found = _CLASS_AND_CODE.search(entry["message"])
+            if entry["level"] == "ERROR":
+                errors.append(f"{entry['logger']}: {entry['message'][:200]}")
+            elif found is not None:
+                faults[found.group(1)] += 1
+        return faults, errors
+
+    def tail(self) -> str:
+        """The end of what it printed."""
+        return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an outbox is: events appended and delivered, and the process that holds the relay's lease."""
+
+    appended: int
+    delivered: int
+    holder: int | None
+
+    @property
+    def pending(self) -> int:
+        """Events that wait."""
+        return self.appended - self.delivered
+
+
+class Probe:
+    """Looks into an outbox while others use it."""
+
+    def __init__(self, outbox: Path) -> None:
+        self._connection = sqlite3.connect(outbox, isolation_level=None, timeout=10)
+        self._connection.execute("PRAGMA query_only = ON")
+
+    @classmethod
+    def of(cls, outbox: Path) -> Probe | None:
+        """Return a probe of the file, or ``None`` while it is still being made."""
+        probe = cls(outbox)
+        try:
+            probe.look()
+        except sqlite3.OperationalError:
+            probe.close()
+            return None
+        return probe
+
+    def look(self) -> Progress:
+        """Return how far the outbox is now."""
+        ((appended, delivered),) = self._connection.execute(
+            "SELECT coalesce(sum(head), 0), coalesce(sum(delivered), 0) FROM letopis_outbox_lanes"
+        ).fetchall()
+        row = self._connection.execute("SELECT pid FROM letopis_outbox_relay").fetchall()
+        return Progress(appended, delivered, row[0][0] if row else None)
+
+    def blocked(self) -> list[tuple[str, str, str]]:
+        """Return the lanes that wait for a person, with what is the matter."""
+        return self._connection.execute(
+            "SELECT conversation_id, fault_class, fault FROM letopis_outbox_lanes WHERE state = 'blocked' LIMIT 10"
+        ).fetchall()
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._connection.close()

@@ -1,0 +1,1 @@
+"""Corpora: hostile values, as data."""
