@@ -8,9 +8,13 @@ import json
 import logging
 import os
 import random
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +200,29 @@ class TestImport:
         assert (done.returncode, done.stdout) == (0, b"")
         assert done.stderr.splitlines()[0] == b"8 imported, 0 already there, 0 refused"
 
+    @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+    def test_an_interruption_does_not_wait_for_a_pipe(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "letopis.outbox.cli", "history", "import", "jsonl", "-"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with process.stdin, process.stderr:
+            for number in range(CHUNK_LINES + 1):
+                process.stdin.write(orjson.dumps(line("c1", f"m{number}")) + b"\n")
+            process.stdin.flush()
+            deadline = time.monotonic() + 40
+            while _imported() < CHUNK_LINES:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+            process.send_signal(signal.SIGINT)
+
+            assert process.wait(30) == 130
+            assert process.stderr.read().strip() == b"letopis: interrupted"
+
     def test_a_file_that_is_missing_is_wrong_usage(self, letopis: Any, tmp_path: Path) -> None:
         code, _, err = letopis("history", "import", "jsonl", "none.jsonl")
 
@@ -246,6 +273,14 @@ class TestImport:
         assert "20000 can be imported" in done.stderr
         peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
         assert peak < 150_000_000
+
+
+def _imported() -> int:
+    try:
+        with closing(sqlite3.connect("file:bot.outbox.db?mode=ro", uri=True)) as connection:
+            return int(connection.execute("SELECT count(*) - 1 FROM letopis_outbox_events").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
 
 
 PEAK = """

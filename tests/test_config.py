@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from letopis.outbox.backoff import RetryPolicy
 from letopis.outbox.config import Settings, load
+from letopis.outbox.tail import Retention
 from letopis.store.errors import ConfigurationError
 
 SECRET = "hunter2-correct-horse"
@@ -102,6 +104,12 @@ def test_the_relay_policy_comes_from_the_file(tmp_path: Path) -> None:
     assert load(environ={}, folder=tmp_path).policy == RetryPolicy(base=2, cap=30.5, jitter="none", attempts=5)
 
 
+def test_what_the_relay_keeps_comes_from_the_file(tmp_path: Path) -> None:
+    write(tmp_path, "[retention]\nkeep_last = 50\nkeep_hours = 0.5")
+
+    assert load(environ={}, folder=tmp_path).retention == Retention(keep_last=50, keep_for=timedelta(minutes=30))
+
+
 def test_settings_do_not_show_the_store(tmp_path: Path) -> None:
     found = load(store=f"postgresql://bot:{SECRET}@db/history", environ={}, folder=tmp_path)
 
@@ -114,7 +122,7 @@ WRONG = {
     "a key that is close": ('outbx = "a"', "'outbx' is not known: did you mean 'outbox'?"),
     "a key of another world": (
         "colour = 1",
-        "'colour' is not known: known are alerts, outbox, relay, store, store_file",
+        "'colour' is not known: known are alerts, outbox, relay, retention, store, store_file",
     ),
     "a number": ("outbox = 7", "outbox must be text in quotes"),
     "no table": ("relay = 7", "relay must be a table"),
@@ -124,6 +132,12 @@ WRONG = {
     "policy kind": ('[relay]\nbase = "1"', "[relay] base must be int or float"),
     "policy true": ("[relay]\nattempts = true", "[relay] attempts must be int"),
     "policy value": ("[relay]\nbase = -1.0", "[relay] base: must be more than 0 seconds"),
+    "retention key": ("[retention]\nkeep = 1", "[retention] 'keep' is not known"),
+    "retention value": ("[retention]\nkeep_last = -1", "[retention] keep_last: must not be negative"),
+    "retention below zero": ("[retention]\nkeep_hours = -1", "[retention] keep_hours: must not be negative"),
+    "retention for ever": ("[retention]\nkeep_hours = 1e300", "[retention] keep_hours: is no length of time"),
+    "retention nan": ("[retention]\nkeep_hours = nan", "[retention] keep_hours: is no length of time"),
+    "policy nan": ("[relay]\nbase = nan", "[relay] base"),
     "policy word": ('[relay]\njitter = "some"', "[relay] jitter: must be 'full' or 'none'"),
 }
 

@@ -299,8 +299,8 @@ def test_an_id_that_only_looks_implied_shifts_no_other() -> None:
     assert [orjson.loads(one) for one in out.splitlines()] == [orjson.loads(one) for one in raw.splitlines()]
 
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
-IDENTIFIER = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+IDENTIFIER = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 VALUE = st.recursive(
     st.none()
     | st.booleans()

@@ -6,12 +6,14 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox.backoff import RetryPolicy
-from letopis.store.errors import ConfigurationError
+from letopis.outbox.tail import Retention
+from letopis.store.errors import ConfigurationError, InvalidInput
 
 FILE: Final = "letopis.toml"
 OUTBOX: Final = "bot.outbox.db"
@@ -19,7 +21,14 @@ OUTBOX: Final = "bot.outbox.db"
 
 MAX_SECRET_BYTES: Final = 65_536
 
-_KEYS: Final[Mapping[str, type]] = {"outbox": str, "store": str, "store_file": str, "relay": dict, "alerts": dict}
+_KEYS: Final[Mapping[str, type]] = {
+    "outbox": str,
+    "store": str,
+    "store_file": str,
+    "relay": dict,
+    "retention": dict,
+    "alerts": dict,
+}
 _RELAY_KEYS: Final[Mapping[str, tuple[type, ...]]] = {
     "base": (int, float),
     "factor": (int, float),
@@ -27,6 +36,7 @@ _RELAY_KEYS: Final[Mapping[str, tuple[type, ...]]] = {
     "jitter": (str,),
     "attempts": (int,),
 }
+_RETENTION_KEYS: Final[Mapping[str, tuple[type, ...]]] = {"keep_last": (int,), "keep_hours": (int, float)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +48,7 @@ class Settings:
         it; ``None`` where nothing names one, which means the SQLite file beside the outbox.
     :ivar outbox_from, store_from: what named it, for people: ``--outbox``, ``LETOPIS_OUTBOX``, a file, or ``default``.
     :ivar policy: how the relay retries an event that was refused.
+    :ivar retention: how long ``letopis relay`` keeps delivered events in the outbox.
     :ivar alerts: the ``[alerts]`` table as it stands, for ``alert_settings.load_alerts``; it may hold secrets.
     :ivar file: the ``letopis.toml`` that was read, if any.
     """
@@ -47,6 +58,7 @@ class Settings:
     outbox_from: str = "default"
     store_from: str = "default"
     policy: RetryPolicy = field(default_factory=RetryPolicy)
+    retention: Retention = field(default_factory=Retention)
     file: Path | None = None
     alerts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -86,6 +98,7 @@ def load(
         outbox_from=outbox_from,
         store_from=store_from,
         policy=_policy(table.get("relay", {}), path),
+        retention=_retention(table.get("retention", {}), path),
         file=path,
         alerts=table.get("alerts", {}),
     )
@@ -193,17 +206,33 @@ def _first(*candidates: tuple[str | None, str]) -> tuple[str | None, str]:
 
 
 def _policy(table: Mapping[str, Any], path: Path | None) -> RetryPolicy:
-    for key, value in table.items():
-        if key not in _RELAY_KEYS:
-            raise ConfigurationError(f"{path}: [relay] {_unknown(key, _RELAY_KEYS)}")
-        if not isinstance(value, _RELAY_KEYS[key]) or isinstance(value, bool):
-            raise ConfigurationError(
-                f"{path}: [relay] {key} must be {' or '.join(k.__name__ for k in _RELAY_KEYS[key])}"
-            )
+    _check(table, _RELAY_KEYS, "relay", path)
     try:
         return RetryPolicy(**table)
     except ValueError as error:
         raise ConfigurationError(f"{path}: [relay] {error}") from error
+
+
+def _retention(table: Mapping[str, Any], path: Path | None) -> Retention:
+    _check(table, _RETENTION_KEYS, "retention", path)
+    default = Retention()
+    try:
+        keep_for = timedelta(hours=table["keep_hours"]) if "keep_hours" in table else default.keep_for
+        return Retention(keep_last=table.get("keep_last", default.keep_last), keep_for=keep_for)
+    except InvalidInput as error:
+        field_name = "keep_hours" if error.field == "keep_for" else error.field
+        raise ConfigurationError(f"{path}: [retention] {field_name}: {error.reason}") from error
+    except (OverflowError, ValueError) as error:  # beyond what a timedelta holds; not a number
+        raise ConfigurationError(f"{path}: [retention] keep_hours: is no length of time") from error
+
+
+def _check(table: Mapping[str, Any], keys: Mapping[str, tuple[type, ...]], name: str, path: Path | None) -> None:
+    for key, value in table.items():
+        if key not in keys:
+            raise ConfigurationError(f"{path}: [{name}] {_unknown(key, keys)}")
+        if not isinstance(value, keys[key]) or isinstance(value, bool):
+            kinds = " or ".join(kind.__name__ for kind in keys[key])
+            raise ConfigurationError(f"{path}: [{name}] {key} must be {kinds}")
 
 
 def _unknown(key: str, known: Mapping[str, Any]) -> str:

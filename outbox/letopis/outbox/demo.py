@@ -146,18 +146,13 @@ async def _poison(history: History, folder: Path, said: Said, script: Iterator[t
     _run(folder / STORE, _POISON)
     await _talk(history, said, script, rounds=3, people=PEOPLE)
     await _until(partial(_blocked, history), "the poisoned conversation was blocked, and no other")
-    through, waiting = 0, 0
-    for conversation_id in PEOPLE:
-        page = await history.messages(conversation_id, last=6)  # three questions, three answers
-        if conversation_id == POISONED:
-            waiting = sum(one.saved is Saved.BLOCKED for one in page)
-            last = page[-1]
-        else:
-            through += sum(one.saved is Saved.SAVED for one in page)
+    pages = {name: await history.messages(name, last=6) for name in PEOPLE}  # three questions, three answers each
+    waiting = sum(one.saved is Saved.BLOCKED for one in pages[POISONED])
+    through = sum(one.saved is Saved.SAVED for name, page in pages.items() if name != POISONED for one in page)
     if (through, waiting) != (12, 6):
         raise DemoFailed(f"{through} of 12 messages went through, and {waiting} of 6 show as blocked")
     say(f"     Anna's and Boris's {through} messages went through. Vera's {waiting} wait, blocked, not dropped,")
-    say(f"     and she can read them: “{last.text}”")
+    say(f"     and she can read them: “{pages[POISONED][-1].text}”")
     _run(folder / STORE, "DROP TRIGGER letopis_demo")
     await history.outbox.write(
         lambda connection: retry(connection, Selection(states=("blocked",)), now_us=history.outbox.now_us())

@@ -10,11 +10,11 @@ from typing import Any, Final, Self
 from uuid import UUID
 
 import anyio
-import anyio.to_thread
 import sqlalchemy as sa
 
 from letopis.outbox.append import Prepared, prepare
 from letopis.outbox.file import OutboxFile
+from letopis.outbox.thread import OwnThread
 from letopis.store.codec import DEFAULT_LIMITS, Limits
 from letopis.store.errors import EventIdReused, InvalidInput
 from letopis.store.faults import StoreFault
@@ -106,9 +106,12 @@ class Intake:
         :raises StoreFault: the store had to be asked about events that were pruned here, and does not answer.
         """
         source = iter(lines)
-        while chunk := await anyio.to_thread.run_sync(_draw, source, abandon_on_cancel=True):
+        # Left alone when cancelled: it ends when its line has come, and holds up neither us nor the interpreter.
+        thread = OwnThread("letopis-intake")
+        while chunk := await thread.run(_draw, source):
             await self._take_chunk(chunk)
             self.progress(self.counts)
+        await thread.close()
         return self.counts
 
     async def _take_chunk(self, chunk: Sequence[Line | Refused]) -> None:

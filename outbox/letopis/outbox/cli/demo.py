@@ -40,7 +40,7 @@ def demo(keep: str | None) -> None:
 
     def say(line: str) -> None:
         # With an indent it is a detail, without one a step of the story.
-        click.echo(click.style(line, bold=True) if bold and not line.startswith(" ") else line)
+        click.echo(click.style(line, bold=True) if bold and line and not line.startswith(" ") else line)
         sys.stdout.flush()
 
     with ExitStack() as stack:

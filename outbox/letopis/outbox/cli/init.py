@@ -36,6 +36,12 @@ outbox = {outbox}
 # cap = 60.0        # and never longer than this
 # jitter = "full"   # "full": a random part of it; "none": exactly
 # attempts = 3
+
+# How long `letopis relay` keeps delivered events in the outbox, for reads during an outage and to fill a store that
+# was restored from a backup. An event goes when it is beyond both. A bot that embeds History sets its own.
+# [retention]
+# keep_last = 200   # events a conversation
+# keep_hours = 24
 """
 
 

@@ -37,17 +37,19 @@ def existing_outbox(found: Settings) -> Path:
 
 
 @asynccontextmanager
-async def opened_source(found: Settings) -> AsyncIterator[Any]:
+async def opened_source(found: Settings, *, patience: float = 3.0) -> AsyncIterator[Any]:
     """Open what conversations are read from: the outbox with its store, or a store that was named, alone.
 
     Nothing is created, and no relay runs.
 
+    :param patience: seconds that one read waits for the store before the outbox alone answers.
     :raises Ended: there is neither.
     """
     if found.outbox.is_file() or found.store is None:
         from letopis.outbox.history import History
 
-        async with History.open(existing_outbox(found), store=found.store, relay=False) as history:
+        path = existing_outbox(found)
+        async with History.open(path, store=found.store, relay=False, create=False, read_timeout=patience) as history:
             yield history
         return
     from letopis.store.history import ConversationStore

@@ -136,6 +136,7 @@ async def _opened(found: Settings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
     from letopis.outbox.cli.places import existing_outbox, store_of
     from letopis.outbox.file import OutboxFile
     from letopis.outbox.relay import Relay
+    from letopis.outbox.tail import Pruner
     from letopis.store.faults import FaultClass, StoreFault
     from letopis.store.history import ConversationStore
 
@@ -148,7 +149,8 @@ async def _opened(found: Settings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
             except StoreFault as fault:
                 if fault.fault_class is FaultClass.MISCONFIGURED:
                     raise
-            yield outbox, Relay(outbox, store, policy=found.policy, holder="letopis relay")
+            chores = (Pruner(found.retention, outbox.now_us),)
+            yield outbox, Relay(outbox, store, policy=found.policy, holder="letopis relay", chores=chores)
         finally:
             await store.close()
     finally:

@@ -51,7 +51,8 @@ def _told(found: Status) -> str:
     busy = ", ".join(f"{found.lanes.get(state, 0)} {state}" for state in LANES if found.lanes.get(state, 0))
     lines.append(f"waiting    {busy or 'no conversation'}")
     reason = f", {clean(breaker.reason)}" if breaker.reason else ""
-    lines.append(f"store      {_STORE.get(breaker.state, clean(breaker.state))}{reason}")
+    store = _STORE.get(breaker.state, clean(breaker.state)) if relay.holder else "no relay has asked it yet"
+    lines.append(f"store      {store}{reason}")
     running = "running" if relay.running else "not running"
     holder = f", {'' if relay.running else 'last '}{clean(relay.holder)}" if relay.holder else ""
     progress = f", moved {span(relay.last_progress_seconds)} ago" if relay.last_progress_seconds is not None else ""

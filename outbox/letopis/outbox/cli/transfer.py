@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
@@ -18,6 +19,10 @@ from letopis.outbox.cli.output import JSON, clean, note, print_json, progress
 if TYPE_CHECKING:
     from letopis.outbox.intake import Counts
     from letopis.store.transfer.jsonl import Refused
+
+
+PATIENCE: Final = 60.0
+"""Seconds that an export waits for one page of a store that is slow."""
 
 
 @click.group(name="import")
@@ -75,7 +80,9 @@ async def _import(lines: Iterator[Any], wait: bool, patience: float | None, move
     from letopis.outbox.intake import Intake
 
     found = settings()
-    async with History.open(found.outbox, store=found.store, relay=wait, policy=found.policy) as history:
+    async with History.open(
+        found.outbox, store=found.store, relay=wait, policy=found.policy, retention=found.retention
+    ) as history:
         with Intake(outbox=history.outbox, store=history.store, tell=_tell, progress=moved) as intake:
             counts = await intake.take(lines)
         if wait:
@@ -134,7 +141,7 @@ async def _export(stream: BinaryIO, conversation: str | None, owner: str | None)
     from letopis.outbox.cli.places import opened_source
     from letopis.outbox.outflow import Flow, Incomplete
 
-    async with opened_source(settings()) as source:
+    async with opened_source(settings(), patience=PATIENCE) as source:
         flow = Flow(source)
         lines = flow.of_one(conversation) if conversation is not None else flow.of_all(owner=owner)
         try:
@@ -148,15 +155,21 @@ async def _export(stream: BinaryIO, conversation: str | None, owner: str | None)
 @contextmanager
 def _reading(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
     """Open a file for reading, with its size where it has one."""
-    if file == "-":
-        yield sys.stdin.buffer, None
-        return
     try:
-        stream = Path(file).open("rb")  # noqa: SIM115  # closed below; only its opening may fail as a wrong usage
+        # Not sys.stdin.buffer: the interpreter could not end while a thread still waits for a line from it.
+        stream = open(sys.stdin.fileno(), "rb", closefd=False) if file == "-" else Path(file).open("rb")  # noqa: SIM115
     except OSError as error:
         raise Ended(Exit.USAGE, f"{clean(file)} cannot be read: {error.strerror}") from error
-    with stream:
-        yield stream, os.fstat(stream.fileno()).st_size
+    try:
+        found = os.fstat(stream.fileno())
+        yield stream, found.st_size if stat.S_ISREG(found.st_mode) else None
+    except KeyboardInterrupt:
+        raise  # the thread may still wait for a line of a pipe, and closing would wait for the thread
+    except BaseException:
+        stream.close()
+        raise
+    else:
+        stream.close()
 
 
 @contextmanager
