@@ -61,7 +61,7 @@ async def fault_of(work: Coroutine[Any, Any, Any], *, committing: bool = False) 
 
 @dataclass
 class Bench:
-    """A real server's fresh database with one table, and an engine on it."""
+    """A real server's database with one new table, and an engine on it."""
 
     kind: str
     url: str
@@ -110,16 +110,18 @@ class Bench:
 
 
 @pytest.fixture(params=["postgresql", "mariadb"])
-async def bench(request: pytest.FixtureRequest, new_store_url: Callable[[str], str]) -> AsyncIterator[Bench]:
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     server = request.getfixturevalue(f"{request.param}_server")
-    url = new_store_url(request.param)
+    url = request.getfixturevalue(f"{request.param}_url")
     engine = create_store_engine(url, timeouts=Timeouts(connect=5, statement=10, lock=1), pool_size=3)
     bench = Bench(request.param, url, engine, server.execute)
     await bench.run(
+        "DROP TABLE IF EXISTS probe",
         "CREATE TABLE probe (id INT PRIMARY KEY, body VARCHAR(10) NOT NULL, number INT, CHECK (number < 100))",
         "INSERT INTO probe VALUES (1, 'one', 1), (2, 'two', 2)",
     )
     yield bench
+    await bench.run("DROP TABLE probe")
     await engine.dispose()
 
 
@@ -253,9 +255,9 @@ async def test_a_connection_setting_that_the_server_refuses_is_no_fault_of_an_ev
 
 
 async def test_a_server_that_falls_silent_in_mid_statement(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No packet says that it is gone: only our own clock does. Also while we still have much to send."""
+    """No packet says that it is gone: only our own clock does. On MariaDB also while we still have much to send."""
     monkeypatch.setattr("letopis.store.engines.MARGIN", 0.5)
-    for size in (10, 5_000_000):
+    for size in (10,) if bench.postgresql else (10, 5_000_000):
         wire = peers.Wire(bench.port)
         async with wire.open() as port:
             engine = create_store_engine(bench.changed(port=port), timeouts=SHORT, pool_size=1)
@@ -329,13 +331,14 @@ async def test_a_statement_that_takes_too_long(bench: Bench) -> None:
 
 
 async def test_an_idle_transaction_is_ended(bench: Bench) -> None:
-    timeouts = Timeouts(connect=5, statement=1, lock=1)
+    # MariaDB counts in whole seconds, from the end of the last statement.
+    timeouts = Timeouts(connect=5, statement=0.5 if bench.postgresql else 1, lock=1)
     engine = create_store_engine(bench.url, timeouts=timeouts, pool_size=1)
 
     async def work() -> None:
         async with engine.begin() as connection:
             await connection.exec_driver_sql("UPDATE probe SET number = 3")
-            await asyncio.sleep(2.2)
+            await asyncio.sleep(0.8 if bench.postgresql else 2.2)
             await connection.exec_driver_sql("SELECT 1")
 
     assert (await fault_of(work()))[0] is UNAVAILABLE
@@ -565,8 +568,8 @@ async def test_sqlite_files_that_cannot_be_used(tmp_path: Path) -> None:
     no_database = tmp_path / "letter.db"
     no_database.write_text("Dear reader, this is no database, but it is long enough to be looked at. " * 20)
 
-    with pytest.raises(ConfigurationError, match="folder"):
-        await _ask(str(tmp_path / "nowhere" / "history.db"))
+    # A folder may come back, as a volume that is mounted late does.
+    assert await fault_of(_ask(str(tmp_path / "nowhere" / "history.db"))) == (MISCONFIGURED, "no-folder")
     assert await fault_of(_ask(str(no_database))) == (MISCONFIGURED, "SQLITE_NOTADB")
     assert await fault_of(_ask(str(tmp_path))) == (MISCONFIGURED, "SQLITE_CANTOPEN")
 
@@ -663,7 +666,8 @@ def test_classify(error: BaseException, expected: FaultClass, code: str) -> None
 
 
 def test_the_code_is_found_through_sqlalchemys_wrapping() -> None:
-    adapter = AsyncAdapt_asyncpg_dbapi.Error("x", _asyncpg("40P01"))  # type: ignore[no-untyped-call]
+    adapter = AsyncAdapt_asyncpg_dbapi.Error("x")  # type: ignore[no-untyped-call]
+    adapter.__cause__ = _asyncpg("40P01")
 
     assert classify(_wrapped(adapter)).code == "40P01"
     assert classify(_wrapped(asyncmy.errors.OperationalError(1213, "x"))).fault_class is CONFLICT

@@ -104,7 +104,6 @@ def test_memory_is_refused_unless_it_is_asked_for() -> None:
         ("sqlite://history.db", "three slashes"),
         ("sqlite:///history.db?mode=ro", "no options"),
         ("sqlite:///file:history.db", "plain path"),
-        ("sqlite:///a%00b.db", "NUL"),
         ("a\0b.db", "NUL"),
         ("postgresql://h/db?sslmode=maybe", "one of disable, allow"),
         ("postgresql://h/db?sslmode=require&ssl=disable", "'ssl' twice"),

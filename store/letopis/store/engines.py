@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlencode
 from uuid import uuid4
 
@@ -83,7 +83,8 @@ def create_store_engine(
     SQLite they begin with ``BEGIN IMMEDIATE``, or with a plain ``BEGIN`` for a reader's
     ``engine.execution_options(sqlite_begin="DEFERRED")``. SQLAlchemy's ``isolation_level`` option must not be used on
     SQLite (it undoes that): ``sqlite_begin="AUTOCOMMIT"`` is for statements that run outside a transaction. At most
-    `pool_size` connections are open. A missing SQLite file is created with mode 0600 by the first connection.
+    `pool_size` connections are open. A missing SQLite file is created with mode 0600 by the first connection. A
+    connection raises StoreFault where the file's folder is missing or keeps no WAL, and where no database answers.
 
     Errors are SQLAlchemy's and the drivers' own, without parameters in their text: run SQL inside
     `letopis.store.faults.translated`. The pool does not ping: a connection that died while idle fails once.
@@ -186,6 +187,20 @@ class _SQLiteConnection(aiosqlite.Connection):
     _stopped: asyncio.Future[Any] | None = None
     _stop_called = False
 
+    async def opened(self) -> Self:
+        """Connect; if this is cancelled, the connection is closed as soon as it is there, and not left to be freed."""
+
+        async def connect() -> None:
+            await self
+
+        connecting = asyncio.create_task(connect())
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(lambda done: self.stop())
+            raise
+        return self
+
     def stop(self) -> asyncio.Future[Any] | None:
         """Close the connection and end its thread; the same future each time."""
         if not self._stop_called:
@@ -201,11 +216,15 @@ def _sqlite(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncEngine:
 
     async def connect() -> aiosqlite.Connection:
         if not in_memory and not os.path.exists(path):  # noqa: PTH110, ASYNC240  # one stat; a Path is dearer
-            await asyncio.to_thread(create_private_file, path)
+            try:
+                await asyncio.to_thread(create_private_file, path)
+            except ConfigurationError as error:
+                # A volume that is not mounted yet comes back: a fault of the store, and of no event.
+                raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="no-folder", reason=str(error)) from error
         connection = _SQLiteConnection(opened, iter_chunk_size=64)
         # As SQLAlchemy does: a connection that nobody closed must not keep the process from ending.
         connection._thread.daemon = True
-        return await connection
+        return await connection.opened()
 
     # In memory there is one connection for all, which takes no size.
     pool = {} if in_memory else _pool(timeouts, pool_size)
@@ -477,6 +496,10 @@ def _abandon_what_is_of_no_use(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+_inherited: Final[list[DBAPIConnection]] = []
+"""Connections of the parent process that a forked child met."""
+
+
 def _refuse_after_fork(sync_engine: sa.Engine) -> None:
     """A forked child shares sockets and locks with its parent and lacks its threads: it would hang or do harm."""
     maker = os.getpid()
@@ -492,7 +515,9 @@ def _refuse_after_fork(sync_engine: sa.Engine) -> None:
         try:
             check()
         except ConfigurationError:
-            # Dropped without a farewell, which would be the parent's, or wait for a thread that is not there.
+            # Not closed: that would wait for a thread that is not here. Not freed either: its transport would leave
+            # the selector, which the parent's event loop shares.
+            _inherited.append(connection)
             record.dbapi_connection = proxy.dbapi_connection = None  # type: ignore[misc]
             raise
 

@@ -130,6 +130,7 @@ _UNREACHABLE = _unavailable(f"the history store cannot be reached; {_AGAIN}; if 
 _NO_NAME = _unavailable(f"the host name of the history store cannot be resolved; {_AGAIN}; if it stays so, check it")
 _SILENT = _unavailable(f"the history store did not answer in time; {_AGAIN}")
 _GARBLED = _unavailable(f"the peer does not speak the protocol of the history store; {_AGAIN}; check host and port")
+_STRANGE = _unavailable(f"the peer refuses the protocol; {_AGAIN}; behind PgBouncer add ?pgbouncer=true to the URL")
 _STOPPING = _unavailable(f"the history store is starting or stopping; {_AGAIN}")
 _CROWDED = _unavailable(f"the history store takes no more connections; {_AGAIN}; raise its limit if it stays so")
 _POOL_EMPTY = _unavailable(f"all connections of this process are in use; {_AGAIN}")
@@ -170,7 +171,7 @@ _SQLSTATE: Final[Mapping[str, _Rule]] = {
     "08001": _UNREACHABLE,
     "08004": _UNREACHABLE,
     "08007": _IN_DOUBT,
-    "08P01": _GARBLED,
+    "08P01": _STRANGE,
     "0A": _misconfigured("the server lacks a feature that Letopis needs: check that it is not too old"),
     "22": _REFUSED_VALUE,
     "23": _CONSTRAINT,
@@ -279,6 +280,7 @@ _DRIVER_TYPES: Final[Mapping[tuple[str, str], tuple[str, _Rule]]] = {
     ("asyncmy", "InterfaceError"): ("not-connected", _LOST),
     ("pymysql", "InternalError"): ("protocol", _GARBLED),
     ("pymysql", "InterfaceError"): ("not-connected", _LOST),
+    ("sqlalchemy", "InvalidCachedStatementError"): ("cached-statement", _STALE),
     ("sqlalchemy", "PendingRollbackError"): ("disconnected", _LOST),
 }
 # asyncpg's own DataError is client-side and has no SQLSTATE; the server's one does, and is found by it.
