@@ -169,3 +169,56 @@ async def test_a_lease_that_cannot_be_written_down_is_not_taken(outbox: OutboxFi
 
     await sql(outbox, "DROP TRIGGER no")
     assert await lease(outbox).take()
+
+
+class Ticking:
+    """A monotonic clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+async def test_a_holder_that_gives_no_sign_of_life_is_taken_over_and_fenced(outbox: OutboxFile) -> None:
+    """A stopped process keeps its lock; its beat is what it cannot keep."""
+    ticking = Ticking()
+    stopped = lease(outbox)
+    standby = Lease(outbox, clock=Clock(monotonic=ticking), holder="standby", silence=30)
+    await stopped.take()
+
+    assert not await standby.take()
+    ticking.seconds = 29
+    assert not await standby.take()
+    ticking.seconds = 31
+    assert await standby.take()
+
+    assert standby.incarnation == stopped.incarnation + 1
+    assert not await outbox.write(lambda connection: beat(connection, stopped.incarnation, BEAT, now_us=9))
+    await standby.release()
+    await stopped.release()
+    assert await standby.take()
+
+
+async def test_a_holder_that_beats_is_not_taken_over_however_long_it_holds(outbox: OutboxFile) -> None:
+    ticking = Ticking()
+    living = lease(outbox)
+    standby = Lease(outbox, clock=Clock(monotonic=ticking), holder="standby", silence=30)
+    await living.take()
+    for second in range(0, 200, 20):
+        ticking.seconds = second
+        await outbox.write(lambda connection, at=second: beat(connection, living.incarnation, BEAT, now_us=at))
+        assert not await standby.take()
+
+
+async def test_of_two_that_would_take_over_one_does(outbox: OutboxFile) -> None:
+    ticking = Ticking()
+    stopped = lease(outbox)
+    await stopped.take()
+    two = [Lease(outbox, clock=Clock(monotonic=ticking), holder="standby", silence=30) for _ in range(2)]
+    for one in two:
+        assert not await one.take()
+    ticking.seconds = 31
+
+    assert [await one.take() for one in two] == [True, False]

@@ -105,7 +105,7 @@ async def test_an_append_wakes_it_within_milliseconds(outbox: OutboxFile) -> Non
         await asyncio.sleep(0.01)
     await end(task)
 
-    assert sorted(delays)[len(delays) // 2] < 0.015  # about 1 ms on a machine of its own
+    assert sorted(delays)[len(delays) // 2] < 0.05  # a few milliseconds on a machine of its own; by the floor 1 s
 
 
 async def test_a_store_that_is_away_charges_nobody_and_gets_everything_when_it_is_back(outbox: OutboxFile) -> None:
@@ -464,6 +464,29 @@ async def test_a_second_cancellation_drops_a_store_that_hangs(outbox: OutboxFile
     assert not relay.lease.held
 
 
+async def test_a_cancellation_after_stop_does_not_wait(outbox: OutboxFile) -> None:
+    """First signal, second signal."""
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    entered = asyncio.Event()
+
+    async def hang() -> None:
+        entered.set()
+        await asyncio.sleep(3_600)
+
+    store.before = hang
+    await say(outbox, "a")
+    task = asyncio.create_task(relay.run())
+    await entered.wait()
+    relay.stop()
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    async with asyncio.timeout(2):
+        await end(task)
+
+    assert (await lane(outbox, "a")).pending == 2
+
+
 async def test_a_cancelled_run_does_not_wait_for_a_hanging_store_for_ever(outbox: OutboxFile) -> None:
     store = ToldStore()
     relay = relay_on(outbox, store, stop_timeout=0.2)
@@ -686,6 +709,68 @@ async def test_quiet_moments_are_used_for_chores(outbox: OutboxFile) -> None:
     await relay_on(outbox, store, chores=[chore]).drain()
 
     assert order == ["delivery", "chore", "chore", "chore"]
+
+
+async def test_chores_are_done_under_constant_load_too(outbox: OutboxFile) -> None:
+    done: list[int] = []
+    store = ToldStore()
+    store.after = lambda: done.append(0)
+
+    def chore(_: object) -> bool:
+        done.append(1)
+        return False
+
+    relay = relay_on(outbox, store, batch=1, chores=[chore])
+    await say(outbox, "a", 120)
+    for _ in range(110):
+        await relay.drain_once()
+
+    assert done.count(1) >= 1
+    assert done.count(0) >= 105
+
+
+async def test_a_chore_that_fails_does_not_keep_anything_from_being_delivered(
+    outbox: OutboxFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(connection: object) -> bool:
+        raise RuntimeError("a secret")
+
+    store = ToldStore()
+    relay = relay_on(outbox, store, chores=[broken])
+    await relay.drain()
+    await say(outbox, "a", 2)
+
+    assert await relay.drain() == 3
+    assert "RuntimeError" in caplog.text
+    assert "a secret" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a secret"), POISON, DOWN])
+async def test_a_comparison_that_fails_does_not_keep_anything_from_being_delivered(
+    outbox: OutboxFile, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ToldStore()
+    await say(outbox, "a", 2)
+    await relay_on(outbox, store).drain()
+    failing = [error]
+    heads = store.lane_heads
+
+    async def broken(origin_id: object, conversation_ids: Sequence[str]) -> dict[str, int]:
+        if failing:
+            raise failing.pop()
+        return await heads(origin_id, conversation_ids)
+
+    store.lane_heads = broken  # type: ignore[method-assign]
+    relay = relay_on(outbox, store)
+    task = asyncio.create_task(relay.run())
+    await until(lambda: not failing)
+    await say(outbox, "a", 2)
+    await drained(outbox)
+    await end(task)
+
+    assert relay.stats.loop_errors == 0
+    assert relay.breaker.trips == (1 if error is DOWN else 0)
+    assert "a secret" not in caplog.text
 
 
 async def test_the_relay_shows_life_while_there_is_nothing_to_do_and_while_the_store_is_away(

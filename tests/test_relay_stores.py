@@ -110,12 +110,12 @@ async def test_connections_that_are_cut_while_it_drains_cost_nothing(
     server: PostgresServer | MariaDBServer = request.getfixturevalue(f"{kind}_server")
     chance = random.Random(5)
     cuts = 0
-    for number in range(60):
+    for number in range(40):
         await say(outbox, f"c{number % 20}", 20)
     async with ConversationStore.open(url, migrate=True) as store:
         relay = relay_on(outbox, store, batch=20)
         async with running(relay):
-            while cuts < 20:
+            while cuts < 8:
                 await asyncio.sleep(chance.uniform(0.05, 0.25))
                 cut = await asyncio.to_thread(server.terminate_connections, url)
                 cuts += cut > 0

@@ -87,8 +87,8 @@ async def test_wake_ups_of_a_busy_file_come_within_milliseconds(outbox: OutboxFi
             assert time.perf_counter() > start
     other.close()
 
-    assert statistics.median(delays) < 0.010
-    assert statistics.quantiles(delays, n=100)[98] < 0.060
+    assert statistics.median(delays) < 0.03
+    assert statistics.quantiles(delays, n=100)[98] < 0.15
 
 
 async def test_the_pause_grows_with_the_quiet_and_has_a_limit(outbox: OutboxFile) -> None:

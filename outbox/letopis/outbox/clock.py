@@ -57,12 +57,12 @@ class Waits:
     The stored moment is a hint. Where another process wrote it, or this one before a restart, a lane waits until then,
     but a moment further away than any wait can be comes from a clock that was set: then the lane is due.
 
-    :param longest: seconds that no wait exceeds.
+    :ivar longest: seconds that no wait exceeds.
     """
 
     def __init__(self, clock: Clock, *, longest: float) -> None:
         self._clock = clock
-        self._longest_us = round(longest * SECOND_US)
+        self.longest = longest
         self._set: dict[str, Deadline] = {}
 
     def set(self, conversation_id: str, seconds: float) -> int:
@@ -85,4 +85,4 @@ class Waits:
         if deadline is not None and deadline.wall_us == due_at_us:
             return deadline.remaining(self._clock)
         left = due_at_us - self._clock.now_us()
-        return left / SECOND_US if 0 < left <= self._longest_us else 0.0
+        return left / SECOND_US if 0 < left <= self.longest * SECOND_US else 0.0

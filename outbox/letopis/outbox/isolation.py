@@ -26,7 +26,8 @@ LOST_TRIES: Final = 2
 AT_ONCE: Final = 1.0
 """Seconds; what took longer to fail is not tried again at once."""
 
-_OF_THE_STORE: Final = frozenset({FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED, FaultClass.UNKNOWN_OUTCOME})
+OF_THE_STORE: Final = frozenset({FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED, FaultClass.UNKNOWN_OUTCOME})
+"""Classes of faults that are the store's, whatever was being delivered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,7 @@ class Isolation:
         found = await self._try(lanes, sent)
         if isinstance(found, ApplyResult):
             return await self._record(lanes, found, sent)
-        if found.fault_class in _OF_THE_STORE and not self._is_event(lanes):
+        if found.fault_class in OF_THE_STORE and not self._is_event(lanes):
             self._fail(found, lanes, sent)
             return False
         if len(lanes) == 1:
@@ -147,7 +148,7 @@ class Isolation:
                 if sent.delivered.get(lane.conversation_id) != half.deliveries[-1].sequence:
                     return True  # refused for what the store holds: nothing of the lane can follow
                 rest = rest[len(half.deliveries) :]
-            elif found.fault_class in _OF_THE_STORE and not self._is_event([half]):
+            elif found.fault_class in OF_THE_STORE and not self._is_event([half]):
                 self._fail(found, [half], sent)
                 return False
             else:

@@ -33,6 +33,7 @@ _EVENT: Final = (
 )
 _NEXT: Final = _EVENT + " WHERE conversation_id = ? AND sequence > ? ORDER BY sequence LIMIT ?"
 _LAST: Final = _EVENT + " WHERE conversation_id = ? AND sequence <= ? ORDER BY sequence DESC LIMIT ?"
+_HELD: Final = "SELECT 1 FROM letopis_outbox_hold"
 _INCARNATION: Final = "SELECT incarnation FROM letopis_outbox_relay"
 
 _TAILS: Final = (
@@ -117,6 +118,7 @@ def next_batch(
     """Read what is due: oldest debt first, every lane its share, so that a long one does not starve the rest.
 
     Memory is bounded by the limits, whatever the backlog. A single event larger than ``max_bytes`` still goes, alone.
+    Nothing is due while a person holds the relay back.
 
     :param exclude: conversations to leave out.
     """
@@ -124,8 +126,9 @@ def next_batch(
     try:
         lanes: list[Lane] = []
         wait: float | None = None
+        held = cursor.execute(_HELD).fetchone() is not None
         cursor.execute(_OWED)
-        for row in _rows(cursor):
+        for row in () if held else _rows(cursor):
             lane = lane_of(row)
             if lane.conversation_id in exclude:
                 continue

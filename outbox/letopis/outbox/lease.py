@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from dataclasses import dataclass
@@ -15,7 +16,11 @@ from filelock import FileLock, Timeout
 from letopis.outbox.clock import Clock
 from letopis.outbox.file import OutboxFile
 
+logger: Final = logging.getLogger("letopis.outbox.relay")
 SUFFIX: Final = ".relay.lock"
+SILENCE: Final = 120.0
+"""Seconds without a beat after which a holder that still has the lock is taken for stopped. Longer than the slowest
+step of a healthy one; and if it is not, two at once do no harm, and the fence tells them apart."""
 
 # An incarnation is never used twice, whoever takes the lease: what an earlier one still writes is told apart by it.
 _TAKE: Final = (
@@ -53,6 +58,15 @@ class Beat:
     delivered: int
 
 
+_Sign = tuple[int, int]
+"""Incarnation and last beat: what changes as long as a holder lives."""
+
+
+def _sign(connection: sa.Connection) -> _Sign | None:
+    row = connection.exec_driver_sql("SELECT incarnation, heartbeat_at FROM letopis_outbox_relay").one_or_none()
+    return None if row is None else (row[0], row[1])
+
+
 def lock_path(outbox: Path) -> Path:
     """Return the side file whose lock is the lease; the same for every way to name the outbox file."""
     real = Path(os.path.realpath(outbox))
@@ -88,18 +102,27 @@ class Lease:
     it: pid, host, boot, start, heartbeat. Its incarnation rises with each holder, and what a relay writes back is
     refused when it is no longer the current one: a holder that was stopped, or lost its lock file, does no harm.
 
+    A process that is stopped, not ended, keeps its lock. So a standby that has seen no beat for ``silence`` seconds, by
+    its own monotonic clock, takes over without the lock; when the stopped one goes on, it finds itself fenced.
+
     The lock is lost at a fork only when the parent *and* all its children end, so fork before a relay runs.
 
     :param holder: what this relay calls itself, for people.
+    :param silence: seconds.
     :param locked: only for tests: ``False`` takes the lease without the lock.
     """
 
-    def __init__(self, outbox: OutboxFile, *, clock: Clock, holder: str, locked: bool = True) -> None:
+    def __init__(
+        self, outbox: OutboxFile, *, clock: Clock, holder: str, silence: float = SILENCE, locked: bool = True
+    ) -> None:
         self._outbox = outbox
         self._clock = clock
         self._holder = holder
+        self._silence = silence
         self._locked = locked
         self._lock = FileLock(lock_path(outbox.path), mode=0o600, thread_local=False)
+        self._seen: _Sign | None = None
+        self._seen_at = 0.0
         self.incarnation = 0
         """The incarnation of this holder; 0 while it does not hold the lease."""
 
@@ -109,7 +132,7 @@ class Lease:
         return self.incarnation != 0
 
     async def take(self) -> bool:
-        """Take the lease if it is free, without waiting; whether it is held now.
+        """Take the lease if it is free, or its holder has long been silent, without waiting; whether it is held now.
 
         :raises OSError: the lock file cannot be made or opened.
         :raises OutboxUnavailable: the file cannot be written.
@@ -121,13 +144,34 @@ class Lease:
             try:
                 self._lock.acquire(blocking=False)
             except Timeout:
-                return False
+                return await self._take_over()
         try:
             self.incarnation = await self._outbox.write(partial(self._register, now_us=self._clock.now_us()))
         finally:
             if not self.held:
                 self._unlock()
         return True
+
+    async def _take_over(self) -> bool:
+        """Take the lease from a holder that has the lock and gives no sign of life; whether that was done."""
+        sign = await self._outbox.read(_sign)
+        if sign is None or sign != self._seen:
+            self._seen, self._seen_at = sign, self._clock.monotonic()
+            return False
+        if self._clock.monotonic() - self._seen_at < self._silence:
+            return False
+        self._seen = None
+        self.incarnation = await self._outbox.write(
+            # Only from the holder that was silent: another standby may have been faster.
+            lambda connection: (
+                self._register(connection, now_us=self._clock.now_us()) if _sign(connection) == sign else 0
+            )
+        )
+        if self.held:
+            logger.warning(
+                "the relay that holds the lease gives no sign of life: taken over as number %d", self.incarnation
+            )
+        return self.held
 
     async def release(self) -> None:
         """Give the lease up; again does nothing. The lock is free even where the row cannot be written."""
@@ -146,7 +190,7 @@ class Lease:
             self._unlock()
 
     def _unlock(self) -> None:
-        if self._locked:
+        if self._lock.is_locked:
             self._lock.release()
 
     def _register(self, connection: sa.Connection, *, now_us: int) -> int:

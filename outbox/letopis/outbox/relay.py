@@ -14,13 +14,14 @@ from typing import Any, Final, TypeVar
 import anyio
 import sqlalchemy as sa
 
+from letopis.outbox.account import RelayStats, context, logger
 from letopis.outbox.backoff import RetryPolicy
 from letopis.outbox.breaker import Breaker
 from letopis.outbox.clock import Clock
-from letopis.outbox.drain import Drain, RelayStats, Step, context, logger
+from letopis.outbox.drain import Drain, Step
 from letopis.outbox.file import OutboxFile
 from letopis.outbox.lanes import MAX_EVENTS
-from letopis.outbox.lease import Lease
+from letopis.outbox.lease import SILENCE, Lease
 from letopis.outbox.wake import SLOWEST, FileWatch
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 from letopis.store.events import utc_now
@@ -55,6 +56,7 @@ class Relay:
     :param deadline: seconds for one delivery, longer than the store's own timeouts.
     :param stop_timeout: seconds that a cancelled :meth:`run` gives the batch in flight.
     :param idle_poll: seconds between two looks at the file, at most, while other processes write nothing to it.
+    :param silence: seconds without a sign of life after which a holder that was stopped, not ended, is taken over.
     :param chores: run in a write transaction in quiet moments; each returns whether it has more to do at once.
     :param locked: only for tests: ``False`` runs without the lease's lock.
     """
@@ -71,6 +73,7 @@ class Relay:
         deadline: float = 60.0,
         stop_timeout: float = 8.0,
         idle_poll: float = SLOWEST,
+        silence: float = SILENCE,
         chores: Sequence[Callable[[sa.Connection], bool]] = (),
         locked: bool = True,
         now: Callable[[], datetime] = utc_now,
@@ -87,7 +90,11 @@ class Relay:
         self._stop = asyncio.Event()
         self._errors = 0
         self._standby_said = False
-        self.lease = Lease(outbox, clock=clock, holder=holder, locked=locked)
+        self._monotonic = monotonic
+        self.turned_at = monotonic()
+        """When :meth:`run` last came round its loop, by the monotonic clock: at least every few seconds, unless a
+        delivery takes longer, or an error is waited out (30 s at most)."""
+        self.lease = Lease(outbox, clock=clock, holder=holder, silence=silence, locked=locked)
         self._drain = Drain(
             outbox,
             store,
@@ -129,7 +136,8 @@ class Relay:
         """Hold the lease and deliver until cancelled or told to stop; stand by while another relay holds it.
 
         No error of a delivery ends it: it is logged, counted and waited out. When cancelled, the batch in flight is
-        finished first, for at most ``stop_timeout`` seconds; a second cancellation drops it, which loses nothing.
+        finished first, for at most ``stop_timeout`` seconds; a second cancellation, or one after :meth:`stop`, drops
+        it, which loses nothing.
 
         :raises OutboxUnavailable: another file lies at the outbox's path by now: open it anew.
         :raises Closed: the outbox or the store was closed.
@@ -138,6 +146,7 @@ class Relay:
         async with watch:
             try:
                 while not self._stop.is_set():
+                    self.turned_at = self._monotonic()
                     _check(watch)
                     rings = self._outbox.appended.rings
                     step = await self._survive()
@@ -264,7 +273,8 @@ class Relay:
 
     async def _finish(self, task: asyncio.Task[Any]) -> None:
         with anyio.CancelScope(shield=True):
-            for patience in (self._stop_timeout, LAST_PATIENCE):
+            # Cancelled after stop(), which waited already, is the second request: drop what is under way.
+            for patience in (0.0 if self._stop.is_set() else self._stop_timeout, LAST_PATIENCE):
                 try:
                     await asyncio.wait((task,), timeout=patience)
                 except asyncio.CancelledError:
