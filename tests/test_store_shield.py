@@ -164,7 +164,7 @@ async def test_a_cancellation_wins_over_an_error_and_carries_it() -> None:
 async def test_a_scope_interrupts_once_and_lets_the_work_clean_up() -> None:
     work = Work()
     with anyio.move_on_after(0.02) as scope:
-        await interrupted_once(work.run())
+        await interrupted_once(work.run(), grace=0.02)
 
     assert scope.cancelled_caught and work.ended
     assert work.interruptions == 1
@@ -172,7 +172,7 @@ async def test_a_scope_interrupts_once_and_lets_the_work_clean_up() -> None:
 
 async def test_asyncio_interrupts_once_and_lets_the_work_clean_up() -> None:
     work = Work()
-    caller = asyncio.ensure_future(interrupted_once(work.run()))
+    caller = asyncio.ensure_future(interrupted_once(work.run(), grace=0.02))
     await work.started.wait()
     for _ in range(3):
         caller.cancel()
@@ -181,6 +181,27 @@ async def test_asyncio_interrupts_once_and_lets_the_work_clean_up() -> None:
         await caller
 
     assert work.ended and work.interruptions == 1
+
+
+async def test_work_that_ends_within_the_grace_is_not_interrupted() -> None:
+    work = Work()
+    asyncio.get_running_loop().call_later(0.05, work.let_go.set)
+    with anyio.move_on_after(0.01) as scope:
+        await interrupted_once(work.run(), grace=10)
+
+    assert scope.cancelled_caught and work.ended and not work.interruptions
+
+
+@both
+async def test_a_caller_that_ends_with_its_scope_gets_its_result(shield: Shield) -> None:
+    work = Work()
+    work.let_go.set()
+    result = None
+    with anyio.CancelScope() as scope:
+        result = await shield(work.run())
+        scope.cancel()
+
+    assert result == 7 and not scope.cancelled_caught
 
 
 @both

@@ -313,6 +313,20 @@ async def test_one_event_through_two_outboxes_is_in_the_history_once(store: Conv
     await assert_no_gaps(store)
 
 
+async def test_many_events_of_which_some_came_through_another_outbox(store: ConversationStore) -> None:
+    """More rows than one statement takes by the way for a few."""
+    shared = [Message.user(f"shared {number}", id=f"m-{number}") for number in range(100)]
+    one, other = Outbox(), Outbox()
+    one.append(ONLY, *shared[::2])
+    other.append(ONLY, *shared, *said(60))
+
+    assert (await one.deliver(store)).applied == (applied(50, 50, 0),)
+    assert (await other.deliver(store)).applied == (applied(160, 110, 50),)
+    assert (await store.apply(other.origin, [other.batch(ONLY)])).applied == (applied(160, 0, 160),)
+    assert sorted(await texts(store)) == sorted([message.text for message in (*shared, *said(60))])
+    await assert_no_gaps(store)
+
+
 async def test_one_id_with_other_content_through_another_outbox_is_refused(store: ConversationStore) -> None:
     one, other = Outbox(), Outbox()
     one.append(ONLY, Message.user("hello", id="telegram-1"))
@@ -553,19 +567,22 @@ async def test_unknown_custom_and_newer_events_are_kept_as_they_are(store: Conve
     assert (conversation.title, conversation.message_count, conversation.version) == ("Ж" * 3000, 1, 5)
 
 
-async def test_every_event_is_stored_byte_for_byte(store: ConversationStore) -> None:
+@pytest.mark.parametrize("count", [1, 80])
+async def test_every_event_is_stored_byte_for_byte(store: ConversationStore, count: int) -> None:
     outbox = Outbox()
-    content = "".join(map(chr, range(1, 0x300))) + "\u2028\ufeff\ufffe\U0001f600\U0010ffff e\u0301 é"
-    encoded = outbox.append(ONLY, Message.user(content, metadata={"z": 1, "a": {"ключ": [-(2**63), 2**63 - 1, 1e300]}}))
+    content = "".join(map(chr, range(1, 0x300))) + "\u2028\ufeff\ufffe\U0001f600\U0010ffff e\u0301 é \\N \\. \t"
+    metadata = {"z": 1, "a": {"ключ": [-(2**63), 2**63 - 1, 1e300, None, "\\", "\r\n"]}}
+    encoded = outbox.append(ONLY, *(Message.user(content, metadata=metadata) for _ in range(count)))
     await outbox.deliver(store)
 
     async with store._engine.connect() as connection:
-        row = (await connection.execute(sa.select(events_table))).one()
+        rows = (await connection.execute(sa.select(events_table).order_by(events_table.c.version))).all()
 
-    assert (row.data, row.digest) == (encoded[0].data, encoded[0].digest)
-    assert digest_of(ONLY, row.type, row.schema_version, row.data, row.metadata) == encoded[0].digest
-    [message] = await store.messages(ONLY)
-    assert message.text == content
+    assert [(row.event_id, row.data, row.metadata, row.digest) for row in rows] == [
+        (event.event_id, event.data, event.metadata, event.digest) for event in encoded
+    ]
+    assert all(digest_of(ONLY, row.type, row.schema_version, row.data, row.metadata) == row.digest for row in rows)
+    assert {message.text for message in await store.messages(ONLY)} == {content}
 
 
 async def test_a_large_event_is_stored(store: ConversationStore) -> None:

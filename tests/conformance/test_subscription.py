@@ -69,7 +69,7 @@ async def test_sixteen_writers_and_nothing_is_missed(store_url: str) -> None:
         versions: dict[str, int] = {}
         sequences: dict[tuple[str, UUID], int] = {}
         for event in seen:
-            assert event.version == versions.get(event.conversation_id, 0) + 1
+            assert event.version is not None and event.version == versions.get(event.conversation_id, 0) + 1
             versions[event.conversation_id] = event.version
             lane = (event.conversation_id, event.origin_id)
             assert event.sequence == sequences.get(lane, 0) + 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from letopis.store.codec import Limits
 from letopis.store.conversation import Conversation, Delivery, Page, RecordedMessage, Saved
 from letopis.store.engines import Timeouts
@@ -98,3 +100,6 @@ __all__ = (
     "UnknownPart",
     "Upcasters",
 )
+
+# What the library logs is for the program to show; without this, Python would print warnings on its own.
+logging.getLogger("letopis").addHandler(logging.NullHandler())

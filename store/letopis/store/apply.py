@@ -8,7 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
-import sqlalchemy.exc
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.dialects import Dialect, lookups
@@ -87,7 +87,7 @@ class Applier:
             except StoreFault as fault:
                 # Somebody else began the same conversation, or delivered one of these events, since we looked. Now
                 # that their transaction is over, a careful look will see it.
-                if not isinstance(fault.__cause__, sa.exc.IntegrityError):
+                if not isinstance(fault.__cause__, IntegrityError):
                     raise
         return await self._attempt(origin, batch, careful=True)
 
@@ -453,7 +453,7 @@ class _Apply:
         """The order of the primary key, which compares bytes on all three databases."""
         return self._partition(name), name.encode()
 
-    async def _rows(self, statement: sa.Select[Any], **parameters: Any) -> sa.CursorResult[Any]:
+    async def _rows(self, statement: sa.Executable, **parameters: Any) -> sa.CursorResult[Any]:
         found: sa.CursorResult[Any] = await self._connection.execute(statement, parameters)
         return found
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.errors import ConfigurationError
@@ -16,6 +17,10 @@ from letopis.store.schema import Uuid16
 
 _LOOKUP: Final = 1_000
 """Values in one lookup; SQLite takes 32,766 parameters, and short statements stay in the caches."""
+Statement = TypeVar("Statement", bound=sa.GenerativeSelect)
+
+_COPY: Final = 50
+"""Rows from which on PostgreSQL's COPY is worth its two more round trips."""
 
 
 class Dialect(ABC):
@@ -31,7 +36,7 @@ class Dialect(ABC):
     async def begin_apply(self, connection: AsyncConnection) -> None:  # noqa: B027 - not every database needs it
         """Set what one transaction of an apply needs beyond the connection's own settings."""
 
-    def locked(self, statement: sa.Select[Any]) -> sa.Select[Any]:
+    def locked(self, statement: Statement) -> Statement:
         """Return ``statement`` so that the rows it finds stay locked until the end of the transaction."""
         return statement.with_for_update()
 
@@ -66,7 +71,7 @@ class Dialect(ABC):
 class SQLite(Dialect):
     """One writer at a time: ``BEGIN IMMEDIATE`` is the lock."""
 
-    def locked(self, statement: sa.Select[Any]) -> sa.Select[Any]:
+    def locked(self, statement: Statement) -> Statement:
         """Return ``statement`` as it is: the transaction holds the whole file."""
         return statement
 
@@ -87,7 +92,7 @@ class SQLite(Dialect):
 
 
 class PostgreSQL(Dialect):
-    """Arrays, unnested: one round trip and one plan for any number of rows."""
+    """Arrays, unnested: one round trip and one plan for any number of rows; COPY for many."""
 
     async def begin_apply(self, connection: AsyncConnection) -> None:
         """Wait for the disk at COMMIT; else a crash of the server loses what was acknowledged."""
@@ -107,6 +112,21 @@ class PostgreSQL(Dialect):
             f"FROM {_unnest(table)} AS v ({names}) "
             f"WHERE {' AND '.join(f't.{name} = v.{name}' for name in _keys(table))}"
         )
+
+    async def insert(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[Row]) -> None:
+        """Insert rows that are not there yet; many of them by COPY, which is half as fast again."""
+        if len(rows) < _COPY:
+            await super().insert(connection, table, rows)
+            return
+        raw = await connection.get_raw_connection()
+        driver: Any = raw.driver_connection
+        try:
+            # By the driver's own method, in the transaction that is open: begin_apply() has begun it.
+            await driver.copy_records_to_table(table.name, records=rows, columns=_names(table))
+        except Exception as error:  # what SQLAlchemy would have made of it; the rest is translated as it is
+            if str(getattr(error, "sqlstate", "")).startswith("23"):
+                raise IntegrityError(None, None, error) from error
+            raise
 
     async def _run(self, connection: AsyncConnection, statement: str, table: sa.Table, rows: Sequence[Row]) -> None:
         await connection.exec_driver_sql(statement, tuple(list(column) for column in zip(*rows, strict=True)))

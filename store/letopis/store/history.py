@@ -272,11 +272,17 @@ class ConversationStore:
                 async with self._engine.begin() as connection:
                     await connection.run_sync(upgrade, STORE, attributes={"partitions": self._partitions})
                 found, partitions = await self._state()
-        if found.state is not State.CURRENT or partitions == 0:
+        if found.state is not State.CURRENT:
             raise StoreFault(
                 fault_class=FaultClass.MISCONFIGURED,
                 code=f"schema-{found.state}",
                 reason=found.advice(STORE, command=UPGRADE_COMMAND),
+            )
+        if partitions == 0:
+            raise StoreFault(
+                fault_class=FaultClass.MISCONFIGURED,
+                code="partitions",
+                reason="the counters of the log are gone (letopis_log_heads is empty): restore the database",
             )
         return _Ready(
             applier=Applier(

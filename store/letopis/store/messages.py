@@ -178,9 +178,9 @@ class Message:
             raise InvalidInput("role", f"must be one of {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             object.__setattr__(self, "content", _parts(self.content))
-        for name in ("usage", "external_ids", "metadata"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise InvalidInput(name, f"must be an object, not {type(getattr(self, name)).__name__}")
+        for name, value in (("usage", self.usage), ("external_ids", self.external_ids), ("metadata", self.metadata)):
+            if value is not EMPTY and not isinstance(value, Mapping):
+                raise InvalidInput(name, f"must be an object, not {type(value).__name__}")
         if self.id:
             check_identifier(self.id, "id")
         elif self.id == "":
@@ -253,7 +253,7 @@ class Message:
         if name is not None and not isinstance(name, str):
             raise InvalidInput("data.name", "must be a string")
         for key in ("usage", "external_ids", "metadata"):
-            if not isinstance(data.get(key, EMPTY), Mapping):
+            if key in data and not isinstance(data[key], Mapping):  # absent in most, and the check is not cheap
                 raise InvalidInput(f"data.{key}", "must be an object")
         return cls(
             role=role,

@@ -7,7 +7,6 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 T = TypeVar("T")
 
@@ -24,44 +23,42 @@ async def uninterrupted(awaitable: Awaitable[T]) -> T:
 
     Not promised: an end when the event loop itself is shut down, which cancels the inner task too.
     """
-    return await _outlive(awaitable, pass_on=False)
+    return await _outlive(awaitable, grace=None)
 
 
-async def interrupted_once(awaitable: Awaitable[T]) -> T:
-    """Run ``awaitable`` so that a cancellation reaches it at most once, and wait until it has cleaned up.
+async def interrupted_once(awaitable: Awaitable[T], *, grace: float = 0.5) -> T:
+    """Run ``awaitable`` so that a cancellation reaches it late and at most once, and wait until it has cleaned up.
 
-    An anyio cancel scope interrupts *every* await until it is left, also those by which a driver closes its
-    connection; what leaks then is a socket or a task. Here the work sees one plain asyncio cancellation.
+    Nearly all work ends by itself within ``grace`` seconds: a connection that is cut off in mid answer is lost, and
+    drivers complain about it. After that the work sees one plain asyncio cancellation. (An anyio cancel scope would
+    interrupt *every* await until it is left, also those by which a driver closes its connection; what leaks then is a
+    socket or a task.) Otherwise as :func:`uninterrupted`.
     """
-    return await _outlive(awaitable, pass_on=True)
+    return await _outlive(awaitable, grace=grace)
 
 
-async def _outlive(awaitable: Awaitable[T], *, pass_on: bool) -> T:
+async def _outlive(awaitable: Awaitable[T], *, grace: float | None) -> T:
     work = asyncio.ensure_future(awaitable)
     _running.add(work)
     work.add_done_callback(_running.discard)
     interruption: asyncio.CancelledError | None = None
-    if pass_on:
-        try:
-            # A scope that is cancelled already, or during the wait, interrupts this await alone.
-            await asyncio.wait((work,))
-        except asyncio.CancelledError as cancelled:
-            interruption = cancelled
-            work.cancel()
+    try:
+        # A scope that is cancelled already, or during the wait, interrupts this await alone.
+        await asyncio.wait((work,))
+    except asyncio.CancelledError as cancelled:
+        interruption = cancelled
     # The scope keeps anyio from delivering its cancellation again at every turn of the loop.
     with anyio.CancelScope(shield=True):
+        last_call = (
+            None if grace is None or interruption is None else asyncio.get_running_loop().call_later(grace, work.cancel)
+        )
         while not work.done():
             try:
                 await asyncio.wait((work,))
             except asyncio.CancelledError as cancelled:
                 interruption = cancelled
-    if interruption is not None:
-        raise interruption from (None if work.cancelled() else work.exception())
-    if work.cancelled() or work.exception() is None:
-        await checkpoint_if_cancelled()
-    else:
-        try:
-            await checkpoint_if_cancelled()
-        except asyncio.CancelledError as cancelled:
-            raise cancelled from work.exception()
-    return work.result()
+        if last_call is not None:
+            last_call.cancel()
+    if interruption is None:
+        return work.result()
+    raise interruption from (None if work.cancelled() else work.exception())

@@ -27,7 +27,7 @@ class Body:
 
     def to_data(self) -> dict[str, Any]:
         """Return the event's data as JSON values; fields that are ``None`` are left out."""
-        return {spec.name: item for spec in fields(self) if (item := getattr(self, spec.name)) is not None}
+        return {name: item for name, _ in _shape(type(self)) if (item := getattr(self, name)) is not None}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
@@ -36,8 +36,7 @@ class Body:
         :raises InvalidInput: a field is missing or of the wrong kind.
         """
         values: dict[str, Any] = {}
-        for spec in fields(cls):
-            name, kinds = spec.name, spec.metadata["kinds"]
+        for name, kinds in _shape(cls):
             if name not in data:
                 if type(None) not in kinds:
                     raise InvalidInput(f"data.{name}", "is missing")
@@ -48,6 +47,16 @@ class Body:
                 raise InvalidInput(f"data.{name}", f"must be {expected}, not {type(item).__name__}")
             values[name] = item
         return cls(**values)
+
+
+_SHAPES: Final[dict[type[Body], tuple[tuple[str, tuple[type, ...]], ...]]] = {}
+
+
+def _shape(body: type[Body]) -> tuple[tuple[str, tuple[type, ...]], ...]:
+    """Return the names of a body's fields and what each may be; asked for with every event, so it is kept."""
+    if (shape := _SHAPES.get(body)) is None:
+        shape = _SHAPES[body] = tuple((spec.name, spec.metadata["kinds"]) for spec in fields(body))
+    return shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,139 @@
+"""Reads find their rows by an index in the order of the answer, however much the store holds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from letopis.store import ConversationStarted, ConversationStore, Message, MessageSent
+from tests.conformance.outboxes import Outbox
+
+MANY = 2_000
+
+
+@pytest.fixture
+async def filled(store_url: str) -> AsyncIterator[tuple[ConversationStore, Outbox]]:
+    """Two thousand conversations, and one of four thousand events; the planner has seen them."""
+    async with ConversationStore.open(store_url, migrate=True) as store:
+        outbox = Outbox()
+        for number in range(MANY):
+            outbox.append(f"chat-{number}", ConversationStarted(owner_id=f"owner-{number % 2}"))
+        for number in range(MANY):
+            outbox.append("long", Message.user("x" * 500, id=f"m-{number}"), MessageSent(message_id=f"m-{number}"))
+        await outbox.deliver(store)
+        async with store._engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.exec_driver_sql("ANALYZE")
+            elif connection.dialect.name != "sqlite":
+                names = "letopis_events, letopis_messages, letopis_conversations, letopis_lanes"
+                (await connection.exec_driver_sql(f"ANALYZE TABLE {names}")).all()
+            else:
+                await connection.exec_driver_sql("ANALYZE")
+            await connection.commit()
+        yield store, outbox
+
+
+Explained = list[str]
+
+
+async def explained(store: ConversationStore, read: Callable[[], Awaitable[object]]) -> list[tuple[str, Explained]]:
+    """The statements of a read, each with how the database runs it."""
+    ran: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        ran.append((statement, parameters))
+
+    event.listen(store._engine.sync_engine, "before_cursor_execute", note)
+    try:
+        await read()
+    finally:
+        event.remove(store._engine.sync_engine, "before_cursor_execute", note)
+    told = []
+    prefix = "EXPLAIN QUERY PLAN" if store._engine.dialect.name == "sqlite" else "EXPLAIN"
+    async with store._engine.connect() as connection:
+        for statement, parameters in ran:
+            if statement.startswith(("SELECT", "WITH")):
+                rows = await connection.exec_driver_sql(f"{prefix} {statement}", parameters)
+                told.append((statement, [" ".join(str(value) for value in row) for row in rows]))
+    return told
+
+
+def complaints(kind: str, plan: Explained) -> list[str]:
+    """What of a plan reads more rows than it gives back, or sorts them."""
+    bad = {
+        "sqlite": ("SCAN", "TEMP B-TREE", "AUTOMATIC"),
+        "postgresql": ("Seq Scan", "Sort", "Materialize"),
+        "mariadb": (" ALL ", "filesort", "temporary", " index "),
+    }
+    # The page that was cut out of the index is then read whole.
+    page = ("SCAN m", "<derived2>")
+    return [line for line in plan if any(word in line for word in bad[kind]) and not any(word in line for word in page)]
+
+
+def reads(store: ConversationStore, outbox: Outbox) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Every read of which there may be many in a second, at the awkward place."""
+    origin_id = outbox.origin.origin_id
+    return {
+        "conversation": lambda: store.conversation("chat-77"),
+        "newest messages": lambda: store.messages("long", last=50),
+        "messages before": lambda: store.messages("long", last=50, before=2_000),
+        "messages after": lambda: store.messages("long", first=50, after=2_000),
+        "view": lambda: store.view("long", origin_id=origin_id, last=50),
+        "events": lambda: store.events("long", after=2_000, limit=50),
+        "lane heads": lambda: store.lane_heads(origin_id, ["chat-1", "chat-2", "long"]),
+        "own conversations": lambda: store.conversations(owner="owner-1", limit=10),
+        "conversations": lambda: store.conversations(limit=10),
+    }
+
+
+async def test_every_read_goes_by_an_index(filled: tuple[ConversationStore, Outbox]) -> None:
+    store, outbox = filled
+    kind = store._engine.dialect.name
+    wrong = {}
+    for name, read in reads(store, outbox).items():
+        plans = await explained(store, read)
+        assert plans, name
+        for statement, plan in plans:
+            if found := complaints(kind, plan):
+                # A whole list, newest first, is read from its end: that is an index scan without a condition.
+                backward = name == "conversations" and any("ix_letopis_conversations_updated" in line for line in found)
+                if not backward:
+                    wrong[name] = statement, found
+            assert "OFFSET" not in statement.upper().split("LIMIT")[0]
+    assert wrong == {}
+
+
+async def test_following_pages_go_by_an_index_too(filled: tuple[ConversationStore, Outbox]) -> None:
+    store, _ = filled
+    kind = store._engine.dialect.name
+    for owner in (None, "owner-1"):
+        page = await store.conversations(owner=owner, limit=10)
+        [(statement, plan)] = await explained(
+            store, partial(store.conversations, owner=owner, after=page.next, limit=10)
+        )
+        assert complaints(kind, plan) == [], statement
+
+
+async def test_a_bad_plan_would_be_found(filled: tuple[ConversationStore, Outbox]) -> None:
+    """The control: a condition on a column without an index."""
+    store, _ = filled
+    kind = store._engine.dialect.name
+
+    async def read() -> None:
+        async with store._engine.connect() as connection:
+            await connection.execute(sa.text("SELECT title FROM letopis_conversations ORDER BY title"))
+
+    [(_, plan)] = await explained(store, read)
+    assert complaints(kind, plan) != []
+
+
+async def test_messages_and_views_take_one_and_two_round_trips(filled: tuple[ConversationStore, Outbox]) -> None:
+    store, outbox = filled
+
+    assert len(await explained(store, lambda: store.messages("long", last=50))) == 1
+    assert len(await explained(store, lambda: store.view("long", origin_id=outbox.origin.origin_id, last=50))) == 2
