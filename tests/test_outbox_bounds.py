@@ -22,10 +22,15 @@ def said(text: str) -> Any:
 async def test_a_full_outbox_refuses_new_events_drops_none_and_takes_acks(tmp_path: Path, bounds: Bounds) -> None:
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db", bounds=bounds)
     kept = 0
-    with pytest.raises(OutboxFull, match="nothing was dropped"):
+
+    async def fill() -> None:
+        nonlocal kept
         for _ in range(200):
             await outbox.append(said("x" * 20_000))
             kept += 1
+
+    with pytest.raises(OutboxFull, match="nothing was dropped"):
+        await fill()
     count = "SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.appended'"
 
     assert 0 < kept < 200

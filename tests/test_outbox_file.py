@@ -22,22 +22,19 @@ from letopis.outbox.schema import metadata
 from letopis.store.errors import Closed, ConfigurationError, OutboxUnavailable
 from letopis.store.history import ConversationStore
 from letopis.store.messages import Message
+from tests.resources import open_descriptors
 
 COUNT = "SELECT count(*) FROM letopis_outbox_events"
 
 
-def run(code: str, *arguments: str, **options: object) -> subprocess.Popen[str]:
+def run(code: str, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,  # type: ignore[call-overload]
     )
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
 
 
 async def events(outbox: OutboxFile) -> int:
@@ -72,7 +69,8 @@ def test_the_file_and_its_wal_are_private_under_any_umask(tmp_path: Path, umask:
         async def main():
             outbox = await OutboxFile.open(sys.argv[1])
             await outbox.append(prepare("c1", [Message.user("hi")]))
-            print(*sorted(f"{path.name}={path.stat().st_mode & 0o777:o}" for path in Path(sys.argv[1]).parent.iterdir()))
+            there = sorted(Path(sys.argv[1]).parent.iterdir())
+            print(*(f"{path.name}={path.stat().st_mode & 0o777:o}" for path in there))
             await outbox.close()
 
         asyncio.run(main())
@@ -80,7 +78,7 @@ def test_the_file_and_its_wal_are_private_under_any_umask(tmp_path: Path, umask:
     process = run(code, str(tmp_path / "bot.db"), umask)
     out, err = process.communicate(timeout=60)
 
-    assert out.split() == ["bot.db-shm=600", "bot.db-wal=600", "bot.db=600"], err
+    assert out.split() == ["bot.db=600", "bot.db-shm=600", "bot.db-wal=600"], err
 
 
 def test_four_processes_that_race_for_a_fresh_file_all_get_it(tmp_path: Path) -> None:
@@ -328,11 +326,11 @@ async def test_close_leaves_no_thread_task_or_descriptor(tmp_path: Path) -> None
         await outbox.close()
 
     await live(0)
-    open_before, tasks = descriptors(), len(asyncio.all_tasks())
+    open_before, tasks = open_descriptors(), len(asyncio.all_tasks())
     for number in range(1, 6):
         await live(number)
 
-    assert descriptors() <= open_before
+    assert open_descriptors() <= open_before
     assert len(asyncio.all_tasks()) == tasks
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("letopis-outbox")]
 

@@ -22,7 +22,7 @@ async def test_functions_run_in_one_other_thread_in_order() -> None:
     thread = OwnThread("own-order")
     seen: list[tuple[int, int]] = []
 
-    await asyncio.gather(*(thread.run(lambda n=n: seen.append((n, threading.get_ident()))) for n in range(50)))  # type: ignore[misc]
+    await asyncio.gather(*(thread.run(lambda n=n: seen.append((n, threading.get_ident()))) for n in range(50)))
 
     assert [number for number, _ in seen] == list(range(50))
     assert len({ident for _, ident in seen}) == 1
@@ -50,8 +50,7 @@ async def test_a_cancelled_caller_does_not_interrupt_the_function() -> None:
         done.set()
 
     task = asyncio.ensure_future(thread.run(work))
-    while not begun.is_set():
-        await asyncio.sleep(0.001)
+    assert await asyncio.to_thread(begun.wait, 5)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -64,7 +63,12 @@ async def test_a_cancelled_caller_does_not_interrupt_the_function() -> None:
 async def test_close_finishes_what_was_posted_and_ends_the_thread() -> None:
     thread = OwnThread("own-close")
     seen: list[int] = []
-    tasks = [asyncio.ensure_future(thread.run(lambda n=n: (time.sleep(0.002), seen.append(n)))) for n in range(5)]  # type: ignore[misc]
+
+    def slow(number: int) -> None:
+        time.sleep(0.002)
+        seen.append(number)
+
+    tasks = [asyncio.ensure_future(thread.run(slow, number)) for number in range(5)]
     await asyncio.sleep(0)
 
     await thread.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -54,6 +54,14 @@ class Prepared:
     events: tuple[EncodedEvent, ...]
     message_ids: tuple[str | None, ...]
     owner_id: str | None = None
+
+    @property
+    def last_message_id(self) -> str | None:
+        """The id of the last message among the events."""
+        for message_id in reversed(self.message_ids):
+            if message_id is not None:
+                return message_id
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +124,8 @@ class _Lane:
     touched: bool = False
 
 
-@dataclass(slots=True)
-class _Known:
-    """Where an event id is already in use."""
-
-    conversation_id: str
-    sequence: int
-    digest: bytes
+_Known = tuple[str, int, bytes]
+"""Where an event id is in use already: conversation, sequence, digest."""
 
 
 @dataclass(slots=True)
@@ -130,7 +133,7 @@ class Plan:
     """The rows that a run of appends will write; pure, given the lanes and ids that were found."""
 
     lanes: dict[str, _Lane]
-    known: dict[UUID, _Known]
+    known: dict[bytes, _Known]
     now_us: int
     rows: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -143,32 +146,36 @@ class Plan:
         conversation_id = prepared.conversation_id
         lane = self.lanes.get(conversation_id) or _Lane(conversation_id)
         fresh: list[EncodedEvent] = []
-        taken: dict[UUID, EncodedEvent] = {}
+        ids: list[bytes] = []
+        # What this append brings itself; known to the plan only once all of it is in order.
+        taken: dict[bytes, bytes] = {}
+        begins = False
         for event, message_id in zip(prepared.events, prepared.message_ids, strict=True):
-            there = self.known.get(event.event_id)
-            twin = taken.get(event.event_id)
-            if there is not None:
-                same = (there.conversation_id, there.digest) == (conversation_id, event.digest)
+            event_id = event.event_id.bytes
+            ids.append(event_id)
+            there = self.known.get(event_id)
+            if there is None:
+                twin = taken.get(event_id)
+                if twin is None:
+                    taken[event_id] = event.digest
+                    fresh.append(event)
+                    begins = begins or event.type == ConversationStarted.type
+                    continue
+                same = twin == event.digest
             else:
-                same = twin is None or twin.digest == event.digest
+                same = there[0] == conversation_id and there[2] == event.digest
             if not same:
                 raise EventIdReused(conversation_id=conversation_id, event_id=event.event_id, message_id=message_id)
-            if there is None and twin is None:
-                fresh.append(event)
-                taken[event.event_id] = event
-        owner_id = _owner(lane.owner_id, prepared.owner_id, fresh)
-        begun = bool(fresh) and fresh[0].type == ConversationStarted.type
-        told = lane.owner_id == owner_id or any(_owner_in(event) is not None for event in fresh)
-        if not told or (lane.head == 0 and fresh and not begun):
-            # The conversation begins, or its owner becomes known: the history store learns it from an event.
-            place = 1 if begun else 0
-            fresh.insert(place, _started(conversation_id, prepared.owner_id, prepared.events[0].occurred_at))
+        owner_id = lane.owner_id
+        if begins or lane.head == 0 or prepared.owner_id not in (None, owner_id):
+            owner_id = _begin(lane, prepared, fresh)
         for event in fresh:
             lane.head += 1
-            self.known[event.event_id] = _Known(conversation_id, lane.head, event.digest)
+            event_id = event.event_id.bytes
+            self.known[event_id] = (conversation_id, lane.head, event.digest)
             self.rows.append(
                 (
-                    event.event_id.bytes,
+                    event_id,
                     conversation_id,
                     lane.head,
                     event.type,
@@ -186,10 +193,10 @@ class Plan:
             self.lanes[conversation_id] = lane
         return Appended(
             conversation_id=conversation_id,
-            event_ids=tuple(event.event_id for event in prepared.events),
-            sequences=tuple(self.known[event.event_id].sequence for event in prepared.events),
-            message_id=next((one for one in reversed(prepared.message_ids) if one is not None), None),
-            owner_id=lane.owner_id,
+            event_ids=tuple([event.event_id for event in prepared.events]),
+            sequences=tuple([self.known[event_id][1] for event_id in ids]),
+            message_id=prepared.last_message_id,
+            owner_id=owner_id,
             written=len(fresh),
         )
 
@@ -202,14 +209,24 @@ class Plan:
         ]
 
 
-def _owner(recorded: str | None, given: str | None, events: Iterable[EncodedEvent]) -> str | None:
-    """Return the owner after ``events``, refusing a second one: a conversation does not change hands."""
-    owner = recorded
-    for one in (given, *(_owner_in(event) for event in events)):
-        if owner is not None and one is not None and owner != one:
+def _begin(lane: _Lane, prepared: Prepared, fresh: list[EncodedEvent]) -> str | None:
+    """Return the owner after an append, having put the event in front of it that begins a conversation, if it does.
+
+    :raises InvalidInput: a second owner: a conversation does not change hands.
+    """
+    said = [owner_id for event in fresh if (owner_id := _owner_in(event)) is not None]
+    owner_id = lane.owner_id
+    for one in (prepared.owner_id, *said):
+        if owner_id is not None and one is not None and owner_id != one:
             raise InvalidInput("owner", "the conversation belongs to another owner already")
-        owner = owner if one is None else one
-    return owner
+        owner_id = owner_id if one is None else one
+    begun = bool(fresh) and fresh[0].type == ConversationStarted.type
+    told = owner_id == lane.owner_id or bool(said)
+    if not told or (lane.head == 0 and fresh and not begun):
+        # The conversation begins, or its owner becomes known: the history store learns it from an event.
+        started = _started(prepared.conversation_id, prepared.owner_id, prepared.events[0].occurred_at)
+        fresh.insert(1 if begun else 0, started)
+    return owner_id
 
 
 def _owner_in(event: EncodedEvent) -> str | None:
@@ -281,11 +298,11 @@ def _find_lanes(cursor: Any, conversation_ids: set[str]) -> dict[str, _Lane]:
     return {row[0]: _Lane(row[0], head=row[2], owner_id=row[1]) for row in cursor.fetchall()}
 
 
-def _find_ids(cursor: Any, event_ids: list[UUID]) -> dict[UUID, _Known]:
-    found: dict[UUID, _Known] = {}
+def _find_ids(cursor: Any, event_ids: list[UUID]) -> dict[bytes, _Known]:
+    found: dict[bytes, _Known] = {}
     for start in range(0, len(event_ids), _CHUNK):
         chunk = [event_id.bytes for event_id in event_ids[start : start + _CHUNK]]
         cursor.execute(_KNOWN.format(places=", ".join("?" * len(chunk))), chunk)
         for event_id, conversation_id, sequence, digest in cursor.fetchall():
-            found[UUID(bytes=event_id)] = _Known(conversation_id, sequence, digest)
+            found[event_id] = (conversation_id, sequence, digest)
     return found

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
@@ -17,9 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from letopis.outbox.append import Appended, Prepared
 from letopis.outbox.bell import Bell
 from letopis.outbox.bounds import Bounds
+from letopis.outbox.headroom import Headroom, release
 from letopis.outbox.identity import place_of, settle
 from letopis.outbox.thread import OwnThread
-from letopis.outbox.trouble import code_of, is_busy, sqlite_error, translate
+from letopis.outbox.trouble import code_of, is_busy, is_full, sqlite_error, translate
 from letopis.outbox.turn import Turn
 from letopis.outbox.writer import PATIENCE, Writer
 from letopis.store.engines import Timeouts, create_private_file, create_store_engine, install_sqlite_events
@@ -69,6 +70,7 @@ class OutboxFile:
         self.origin = origin
         self.place = place
         self.bounds = bounds
+        self._headroom = Headroom(path, watermark=bounds.min_free_bytes)
         self.appended = Bell()
         self.changed = Bell()
         self.turn = Turn()
@@ -86,6 +88,7 @@ class OutboxFile:
             thread=thread,
             turn=self.turn,
             bounds=bounds,
+            headroom=self._headroom,
             now_us=self.now_us,
             appended=self.appended,
             changed=self.changed,
@@ -146,32 +149,43 @@ class OutboxFile:
         """
         return await self._writer.append(prepared)
 
-    async def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run ``work(connection)`` in a write transaction and return its result after COMMIT.
+    async def write(self, fn: Callable[[sa.Connection], T]) -> T:
+        """Run ``fn(connection)`` in a write transaction and return its result after COMMIT.
 
-        The transaction may be shared with appends and other work; ``work`` that raises fails alone. It runs in the
+        The transaction may be shared with appends and other work; a function that raises fails alone. It runs in the
         writer's thread and may be run more than once, when a commit ends in an error: it must bear that. It must not
         commit, and must fetch all that it reads.
 
-        :raises OutboxUnavailable: the file cannot be written. What ``work`` raises comes as it is, unless it is
+        :raises OutboxUnavailable: the file cannot be written. What ``fn`` raises comes as it is, unless it is
             SQLite's.
         """
-        return await self._writer.write(work)
+        return await self._writer.write(fn)
 
-    async def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run ``work(connection)`` over one snapshot of the file, in the reading thread, and return its result.
+    async def read(self, fn: Callable[[sa.Connection], T]) -> T:
+        """Run ``fn(connection)`` over one snapshot of the file, in the reading thread, and return its result.
 
         It waits for no writer, and no writer waits for it. It must fetch all that it reads.
 
         :raises OutboxUnavailable: the file cannot be read.
         """
         self._check_open()
-        return await self._reading.run(self._read, work)
+        return await self._reading.run(lambda: self._read(fn))
 
-    async def compute(self, work: Callable[[], T]) -> T:
-        """Run ``work()`` in the reading thread, so that a long computation does not hold up the event loop."""
-        self._check_open()
-        return await self._reading.run(work)
+    def check_room(self, cursor: Any) -> None:
+        """Look whether new events may be written, in the transaction that is open on a DBAPI ``cursor``.
+
+        :raises OutboxFull: the outbox has reached one of its bounds, or its disk the watermark.
+        """
+        self._headroom.check()
+        self.bounds.check(cursor)
+
+    async def tidy(self) -> None:
+        """Move the WAL into the file as far as no reader needs it, cut it back where it has grown large, and see to it
+        that there is a ballast. For quiet moments.
+
+        :raises OutboxUnavailable: the file cannot be written; :exc:`OutboxFull` where the disk is full.
+        """
+        await self._writer.tidy()
 
     def give_up_waiting(self, reason: str) -> None:
         """Refuse the appends and writes that wait for their turn, with ``OutboxUnavailable``."""
@@ -210,6 +224,8 @@ class OutboxFile:
                 if sqlite_error(error) is None:
                     raise  # the work's own
                 self._disconnect()
+                if is_full(error) and self._headroom.release():
+                    continue
                 if not is_busy(error) or time.monotonic() > deadline:
                     raise translate(error) or error from error
 
@@ -252,11 +268,15 @@ def _look(path: Path, work: Callable[[sa.Connection], T]) -> T:
     check_file(path, create=False)
     engine = _sync_engine(path).execution_options(sqlite_begin="DEFERRED")
     try:
-        with engine.connect() as connection, connection.begin():
-            _check_revision(connection, path)
-            return work(connection)
-    except Exception as error:
-        raise _ours(error, path) or error from error
+        while True:
+            try:
+                with engine.connect() as connection, connection.begin():
+                    _check_revision(connection, path)
+                    return work(connection)
+            except Exception as error:
+                # On a full disk even a look needs a little space, where no other process has the file open.
+                if not (is_full(error) and release(path)):
+                    raise _ours(error, path) or error from error
     finally:
         engine.dispose()
 
@@ -293,6 +313,8 @@ def _prepare(path: Path, create: bool, now_us: Callable[[], int]) -> tuple[sa.En
             return engine, origin, place_of(path)
         except Exception as error:
             if is_busy(error) and time.monotonic() < deadline:
+                continue
+            if is_full(error) and release(path):
                 continue
             engine.dispose()
             raise _ours(error, path) or error from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +15,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from letopis.outbox.alerts import Channel, open_channels
 from letopis.outbox.append import prepare
 from letopis.outbox.backoff import RetryPolicy
 from letopis.outbox.bounds import Bounds
 from letopis.outbox.breaker import Breaker
 from letopis.outbox.file import OutboxFile, outbox_path
-from letopis.outbox.incidents import BreakerView
+from letopis.outbox.incidents import BreakerView, Rules
 from letopis.outbox.joining import append_in
 from letopis.outbox.overlay import Key, Overtaken, conversation_over, events_over, list_over, messages_over
 from letopis.outbox.reach import Reach
@@ -28,6 +29,7 @@ from letopis.outbox.receipts import FASTEST, SLOWEST, Deliveries, Receipt, recei
 from letopis.outbox.relay import Relay
 from letopis.outbox.status import Status, read_status
 from letopis.outbox.tail import Pruner, Retention
+from letopis.outbox.texts import Style
 from letopis.outbox.transaction import Transaction, transaction
 from letopis.outbox.watch import Callback, Watch, breaker_view
 from letopis.store.codec import DEFAULT_LIMITS, Limits
@@ -54,6 +56,7 @@ AT_ONCE: Final = 4
 _POLICY: Final = RetryPolicy()
 _RETENTION: Final = Retention()
 _BOUNDS: Final = Bounds()
+_RULES: Final = Rules()
 
 
 class History:
@@ -92,16 +95,21 @@ class History:
         *,
         store: str | URL | os.PathLike[str] | ConversationStore | None = None,
         relay: bool = True,
+        watch: bool = True,
         create: bool = True,
         policy: RetryPolicy = _POLICY,
         retention: Retention = _RETENTION,
         limits: Limits = DEFAULT_LIMITS,
         max_events: int | None = _BOUNDS.max_events,
         max_bytes: int | None = _BOUNDS.max_bytes,
+        min_free_bytes: int | None = _BOUNDS.min_free_bytes,
         upcasters: Upcasters = NO_UPCASTERS,
         on_stuck: Callback | None = None,
         on_recovered: Callback | None = None,
+        channels: Iterable[str | Channel] = (),
+        rules: Rules = _RULES,
         locale: str | None = None,
+        style: Style = "plain",
         read_timeout: float = 3.0,
         now: Callable[[], datetime] = utc_now,
     ) -> AsyncIterator[History]:
@@ -116,26 +124,32 @@ class History:
         :param store: the history store, by URL or path; by default an SQLite file beside the outbox (``bot.outbox.db``
             and ``bot.history.db``). A :class:`ConversationStore` of the caller's is not closed.
         :param relay: ``False`` where another process delivers, for example ``letopis relay``.
+        :param watch: ``False`` to look and tell nobody of what is stuck, for a program that only reads.
         :param policy: how events that the store refuses are tried again before they block their conversation.
         :param retention: how long delivered events stay readable in the outbox.
         :param max_events, max_bytes: how much may be in the outbox before new appends are refused with ``OutboxFull``.
+        :param min_free_bytes: how much of the outbox's disk new appends leave free, for delivering what is pending.
         :param on_stuck: told once of each user whose messages are stuck: called with an ``Incident``, in this process,
             also when the relay is another one or dead. ``on_recovered``: of the same, once they are saved.
-        :param locale: the language of the texts of incidents.
+        :param channels: addresses of the operators who are told as well: ``https://`` is a webhook, anything else one
+            for Apprise (extra ``letopis[alerts]``). What ``open_channels`` returns is taken too.
+        :param rules: how patient people are.
+        :param locale: the language of the texts of incidents. ``style``: ``plain``, or ``seed`` for the older sentence.
         :param read_timeout: seconds that a read waits for the store before it is answered from the outbox.
         :raises ConfigurationError: the path, the URL or an option is wrong.
         :raises OutboxUnavailable: the file cannot be used at present.
         """
         where = outbox_path(path)
+        operators = await _opened(channels)
         own = not isinstance(store, ConversationStore)
         if isinstance(store, ConversationStore):
-            _check_apart(where, store.url)
+            check_apart(where, store.url)
             keeping = store
         else:
             url = normalise_url(store_beside(where) if store is None else store)
-            _check_apart(where, url)
+            check_apart(where, url)
             keeping = ConversationStore(url, upcasters=upcasters, now=now)
-        bounds = Bounds(max_events=max_events, max_bytes=max_bytes)
+        bounds = Bounds(max_events=max_events, max_bytes=max_bytes, min_free_bytes=min_free_bytes)
         outbox = await OutboxFile.open(where, create=create, bounds=bounds, now=now)
         working = (
             Relay(
@@ -158,23 +172,28 @@ class History:
             upcasters=upcasters,
             read_timeout=read_timeout,
         )
-        watch = Watch(
+        watching = Watch(
             outbox,
             on_stuck=on_stuck,
             on_recovered=on_recovered,
+            channels=operators,
+            rules=rules,
             breaker=history._breaker_view,
             locale=locale,
+            style=style,
             now=now,
         )
         # Plain tasks and not a task group, which would wrap every exception of the block in a group.
         loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(_kept_running(watch.run, "watch"), name="letopis-watch")]
+        watchers, relays = [], []
+        if watch:
+            watchers.append(loop.create_task(_kept_running(watching.run, "watch"), name="letopis-watch"))
         if working is not None:
-            tasks.append(loop.create_task(_kept_running(working.run, "relay"), name="letopis-relay"))
+            relays.append(loop.create_task(_kept_running(working.run, "relay"), name="letopis-relay"))
         try:
             yield history
         finally:
-            await uninterrupted(history._close(tasks, close_store=own))
+            await uninterrupted(history._close(watchers, relays, close_store=own))
 
     # Saying.
 
@@ -379,7 +398,8 @@ class History:
             return view, await store.events(conversation_id, after=start, limit=limit)
 
         def lay(connection: sa.Connection, found: tuple[StoreView, Page[RecordedEvent]] | None) -> Page[RecordedEvent]:
-            view, page = (None, Page[RecordedEvent](())) if found is None else found
+            nothing: Page[RecordedEvent] = Page(())
+            view, page = (None, nothing) if found is None else found
             return events_over(connection, conversation_id, view, page, after=start, limit=limit, origin_id=origin_id)
 
         return await self._read(ask, lay)
@@ -436,23 +456,33 @@ class History:
         breaker = self._breaker()
         return None if breaker is None else breaker_view(breaker)
 
-    async def _close(self, tasks: list[asyncio.Task[None]], *, close_store: bool) -> None:
+    async def _close(
+        self, watching: list[asyncio.Task[None]], delivering: list[asyncio.Task[None]], *, close_store: bool
+    ) -> None:
         try:
-            watching, *delivering = tasks
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             if self.relay is not None and delivering:
                 self.relay.stop()
                 # A store that is away would not answer in time either.
                 await asyncio.wait(delivering, timeout=GRACE if self.relay.breaker.closed else 0.1)
                 for task in delivering:
                     task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*watching, *delivering, return_exceptions=True)
             await self._deliveries.close()
             await self._reach.close()
             if close_store:
                 await self.store.close()
         finally:
             await self.outbox.close()
+
+
+async def _opened(channels: Iterable[str | Channel]) -> tuple[Channel, ...]:
+    """Open the channels that are given by their addresses; in a thread, for Apprise takes a second to import."""
+    given = list(channels)
+    addresses = [one for one in given if isinstance(one, str)]
+    opened = await asyncio.to_thread(open_channels, addresses) if addresses else ()
+    return (*opened, *(one for one in given if not isinstance(one, str)))
 
 
 def store_beside(path: str | os.PathLike[str]) -> Path:
@@ -462,7 +492,11 @@ def store_beside(path: str | os.PathLike[str]) -> Path:
     return where.with_name("history.db" if stem in ("outbox", "") else f"{stem}.history.db")
 
 
-def _check_apart(outbox: Path, url: URL) -> None:
+def check_apart(outbox: Path, url: URL) -> None:
+    """Make sure that an outbox does not deliver into itself.
+
+    :raises ConfigurationError: the store is the outbox file.
+    """
     if url.get_backend_name() != "sqlite" or not url.database:
         return
     if os.path.realpath(url.database) == os.path.realpath(outbox):

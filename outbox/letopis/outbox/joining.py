@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.append import Appended, Prepared
@@ -41,7 +43,7 @@ async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, p
     if isinstance(given, AsyncSession):
         try:
             connection = await given.connection()
-        except sa.exc.UnboundExecutionError as error:
+        except UnboundExecutionError as error:
             raise InvalidInput("connection", "is a session without an engine: bind it to the outbox file") from error
     elif isinstance(given, AsyncConnection):
         connection = given
@@ -52,7 +54,7 @@ async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, p
     try:
         await connection.run_sync(_check_place, outbox)
         await connection.exec_driver_sql(_LOCK)
-    except sa.exc.DBAPIError as error:
+    except DBAPIError as error:
         raise translate(error) or error from error
     driver = (await connection.get_raw_connection()).driver_connection
     if not getattr(driver, "in_transaction", False):
@@ -102,4 +104,4 @@ def _ring_after_commit(outbox: OutboxFile, connection: sa.Connection, driver: An
         else:
             outbox.appended.ring()
 
-    sa.event.listen(connection, "commit", on_commit)
+    event.listen(connection, "commit", on_commit)

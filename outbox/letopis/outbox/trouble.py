@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
 
@@ -28,7 +28,7 @@ def sqlite_error(error: BaseException) -> sqlite3.Error | None:
     """Return the driver's error in or under ``error``, if there is one."""
     if isinstance(error, sqlite3.Error):
         return error
-    if isinstance(error, sa.exc.DBAPIError):
+    if isinstance(error, DBAPIError):
         for under in (error.orig, error.__cause__):
             if isinstance(under, sqlite3.Error):
                 return under
@@ -51,6 +51,11 @@ def is_conflict(error: BaseException) -> bool:
     return code_of(error).startswith("SQLITE_CONSTRAINT")
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether the disk has no space left; opening a file on such a disk has a code of its own."""
+    return code_of(error) in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+
+
 def is_stale(error: BaseException) -> bool:
     """Whether a transaction read before it wrote, and another one committed in between."""
     return code_of(error) == "SQLITE_BUSY_SNAPSHOT"
@@ -61,9 +66,9 @@ def translate(error: BaseException) -> LetopisError | None:
     if sqlite_error(error) is None:
         return None
     code = code_of(error)
-    if code == "SQLITE_FULL":
+    if is_full(error):
         return OutboxFull(
-            "the disk is full: nothing was written and nothing was dropped, free some space [SQLITE_FULL]"
+            f"the disk is full: nothing was written and nothing was dropped, free some space [{code}]"
         )
     if is_stale(error):
         return OutboxUnavailable(

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -17,9 +18,10 @@ import sqlalchemy as sa
 from letopis.outbox.append import Appended, Prepared, append_events
 from letopis.outbox.bell import Bell
 from letopis.outbox.bounds import Bounds
+from letopis.outbox.headroom import Headroom
 from letopis.outbox.identity import place_of
 from letopis.outbox.thread import OwnThread
-from letopis.outbox.trouble import is_busy, is_conflict, sqlite_error, translate
+from letopis.outbox.trouble import is_busy, is_conflict, is_full, sqlite_error, translate
 from letopis.outbox.turn import Turn
 from letopis.store.errors import Closed, LetopisError, OutboxUnavailable
 
@@ -30,6 +32,9 @@ GROUP: Final = 512
 """Requests in one transaction: more gain nothing, and keep the first of them waiting."""
 PATIENCE: Final = 10.0
 """Seconds that a write waits for the file before it is given up."""
+LARGE_WAL: Final = 8 * 1024**2
+"""Bytes of a WAL, twice what SQLite lets it grow to by itself, above which a quiet moment is used to cut it back."""
+_CUT_PATIENCE_MS: Final = 50
 TRIES: Final = 3
 """How often a transaction is run whose commit ended in an error."""
 
@@ -74,6 +79,7 @@ class Writer:
         thread: OwnThread,
         turn: Turn,
         bounds: Bounds,
+        headroom: Headroom,
         now_us: Callable[[], int],
         appended: Bell,
         changed: Bell,
@@ -84,6 +90,7 @@ class Writer:
         self._thread = thread
         self._turn = turn
         self._bounds = bounds
+        self._headroom = headroom
         self._now_us = now_us
         self._appended = appended
         self._changed = changed
@@ -111,6 +118,13 @@ class Writer:
         self._submit(request)
         result: T = await request.answer
         return result
+
+    async def tidy(self) -> None:
+        """Checkpoint the WAL, between two transactions, and see to the ballast.
+
+        :raises OutboxUnavailable: the file cannot be written; OutboxFull where the disk is full.
+        """
+        await self._thread.run(self._tidy)
 
     async def close(self) -> None:
         """Write what waits, then close the connection. Later requests are refused."""
@@ -198,6 +212,11 @@ class Writer:
             try:
                 return self._transact(members, careful=careful)
             except _CommitFailed as failed:
+                if is_full(failed.__cause__ or failed):  # no space for its last page: nothing of it can be read
+                    careful = True
+                    if (refused := self._without_space(members, failed.__cause__ or failed)) is not None:
+                        return refused
+                    continue
                 # Once more with the same ids: what did get committed is found again and not written twice.
                 self._disconnect()
                 careful = True
@@ -215,11 +234,58 @@ class Writer:
                 if is_conflict(error) and not careful:
                     careful = True  # an id is there already, most likely
                     continue
+                if is_full(error):
+                    if (refused := self._without_space(members, error)) is not None:
+                        return refused
+                    continue
                 if len(members) > 1:
                     return [self._write([member])[0] for member in members]
                 if sqlite_error(error) is not None:
                     self._disconnect()  # after an error of the disk a connection is not to be trusted
                 return [_ours(error)]
+
+    def _without_space(
+        self, members: Sequence[tuple[Prepared | None, Work | None]], error: BaseException
+    ) -> list[Any] | None:
+        """Return what comes of ``members`` on a full disk; ``None`` to try again, there is a little space now.
+
+        The space of the ballast is for what writes events off, not for new ones.
+        """
+        if len(members) > 1:
+            return [self._write([member])[0] for member in members]
+        _, work = members[0]
+        if work is None or not self._headroom.release():
+            return [_ours(error)]
+        logger.warning("the disk of the outbox is full: its ballast was deleted, so that deliveries can be written off")
+        with suppress(sqlite3.Error, sa.exc.DBAPIError):  # then the WAL goes on growing, into the same space
+            self._checkpoint()
+        return None
+
+    def _tidy(self) -> None:
+        try:
+            self._checkpoint()
+        except (sqlite3.Error, sa.exc.DBAPIError) as error:
+            raise _ours(error) from error
+        self._headroom.restore()
+
+    def _checkpoint(self) -> None:
+        """Move the WAL into the file. Only what has grown large is cut back: to write over a WAL is cheaper."""
+        driver: sqlite3.Connection = self._connect().connection.driver_connection  # type: ignore[assignment]
+        _, frames, moved = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if frames == moved and self._wal_bytes() > LARGE_WAL:
+            # Waits for readers, and appends wait behind it.
+            ((patience,),) = driver.execute("PRAGMA busy_timeout").fetchall()
+            driver.execute(f"PRAGMA busy_timeout={_CUT_PATIENCE_MS}").fetchall()
+            try:
+                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                driver.execute(f"PRAGMA busy_timeout={patience}").fetchall()
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self._path.with_name(self._path.name + "-wal").stat().st_size
+        except OSError:
+            return 0
 
     def _transact(self, members: Sequence[tuple[Prepared | None, Work | None]], *, careful: bool) -> list[Any]:
         connection = self._connect()
@@ -243,6 +309,10 @@ class Writer:
             if is_busy(error):  # refused before anything was written
                 self._roll_back(transaction)
                 raise
+            if driver.in_transaction:  # else a connection that is kept could not begin the next one
+                self._roll_back(driver)
+            if is_full(error):
+                driver.rollback()  # the connection stays: on a full disk there may be no opening another
             raise _CommitFailed from error
         return values
 
@@ -258,6 +328,7 @@ class Writer:
         appends = [(place, prepared) for place, (prepared, _) in enumerate(members) if prepared is not None]
         if appends:
             try:
+                self._headroom.check()
                 self._bounds.check(cursor)
             except LetopisError as full:
                 outcomes: Sequence[Any] = [full] * len(appends)
