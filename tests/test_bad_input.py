@@ -218,8 +218,10 @@ def test_the_corpus_is_large_and_tries_every_place() -> None:
 @pytest.mark.slow
 async def test_hostile_values_are_kept_equal_or_refused_by_name(store_url: str, tmp_path: Path) -> None:
     complaints: list[str] = []
-    store = ConversationStore(store_url, migrate=True)
-    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+    async with (
+        ConversationStore.open(store_url, migrate=True) as store,
+        History.open(tmp_path / "bot.outbox.db", store=store) as history,
+    ):
         attempts = [(case, number) for number, case in enumerate(CASES)]
         for case, number in attempts:
             if not case.kept:

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from typing import Final
 import pytest
 
 from letopis.outbox import History
+from letopis.store import ConversationStore
 from tests.campaigns import bot
 from tests.campaigns.invariants import Ack, check
 
@@ -28,10 +30,10 @@ class Victims:
 
     def __init__(self, outbox: Path, store: str) -> None:
         # A fork server has everything imported and runs no thread: a new process is there at once.
-        methods = multiprocessing.get_all_start_methods()
-        self._context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            multiprocessing.set_forkserver_preload(["tests.campaigns.bot"])
+        self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            self._context = multiprocessing.get_context("forkserver")
+            self._context.set_forkserver_preload(["tests.campaigns.bot"])
         self._outbox, self._store = str(outbox), store
         self._processes: dict[str, BaseProcess] = {}
         self._readers: list[threading.Thread] = []
@@ -93,6 +95,8 @@ class Victims:
 async def test_twenty_kills_lose_nothing_double_nothing_and_keep_the_order(tmp_path: Path) -> None:
     outbox, store = tmp_path / "bot.outbox.db", f"sqlite:///{(tmp_path / 'history.db').as_posix()}"
     chance, kills, checks = random.Random(SEED), 0, 0
+    async with ConversationStore.open(store):
+        pass  # its tables are there before anybody is killed
     victims = Victims(outbox, store)
     try:
         while kills < KILLS:

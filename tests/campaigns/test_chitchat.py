@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.campaigns.controls import CONTROLS
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,22 +29,15 @@ def campaign(report: Path, *words: str) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_small_campaign_finds_everything_equal_and_catches_its_controls(tmp_path: Path) -> None:
-    code, figures = campaign(tmp_path / "report.json", "--kills", "3", "--cuts", "3")
+def test_a_campaign_fires_its_faults_and_fails_for_a_damaged_store(tmp_path: Path) -> None:
+    """That an undamaged one passes, and catches its own controls, is what the sample in `.ci/run` shows."""
+    code, figures = campaign(tmp_path / "report.json", "--kills", "2", "--cuts", "2", "--control", "swap")
 
     (outcome,) = figures["stores"]
-    assert (code, figures["ok"], outcome["problems"]) == (0, True, [])
-    assert outcome["fired"] == {"kill": 3, "cut": 3, "outage": 0}
+    assert outcome["fired"] == {"kill": 2, "cut": 2, "outage": 0}
     assert (outcome["conversations"], outcome["messages"]) == (7, figures["dataset"]["messages"])
-    assert [outcome["controls"][control] for control in CONTROLS] == ["caught"] * 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("control", CONTROLS)
-def test_a_damaged_store_fails_the_campaign(control: str, tmp_path: Path) -> None:
-    code, figures = campaign(tmp_path / "report.json", "--kills", "0", "--cuts", "0", "--control", control)
-
-    (outcome,) = figures["stores"]
     assert (code, figures["ok"]) == (1, False)
-    assert any(problem.startswith("the export differs from the import") for problem in outcome["problems"])
-    assert any(problem.startswith("the logs break their invariants") for problem in outcome["problems"])
+    assert [problem.split(":")[0] for problem in outcome["problems"]] == [
+        "the export differs from the import",
+        "the logs break their invariants",
+    ]
