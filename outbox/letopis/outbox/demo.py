@@ -16,7 +16,8 @@ import anyio
 
 from letopis.outbox.backoff import RetryPolicy
 from letopis.outbox.history import History
-from letopis.outbox.repair import Selection, retry
+from letopis.outbox.repair import Selection
+from letopis.outbox.verbs import retry
 from letopis.store.conversation import Saved
 from letopis.store.engines import Timeouts
 from letopis.store.history import ConversationStore
@@ -154,9 +155,7 @@ async def _poison(history: History, folder: Path, said: Said, script: Iterator[t
     say(f"     Anna's and Boris's {through} messages went through. Vera's {waiting} wait, blocked, not dropped,")
     say(f"     and she can read them: “{pages[POISONED][-1].text}”")
     _run(folder / STORE, "DROP TRIGGER letopis_demo")
-    await history.outbox.write(
-        lambda connection: retry(connection, Selection(states=("blocked",)), now_us=history.outbox.now_us())
-    )
+    await retry(history.outbox, Selection(states=("blocked",)))
     await _everything_arrives(history)
     say("     Somebody mends the rule and says retry: they are delivered too.")
     say("")

@@ -21,8 +21,10 @@ MOST: Final = 200
 """Lanes that become incidents in one observation; the others follow in the next ones."""
 _MOST_OPEN: Final = 1_000
 
+# While a person holds the relay back nothing can be delivered, as from a lane that is paused.
 _OWED: Final = (
-    "SELECT count(*), coalesce(sum(head - delivered), 0), coalesce(sum(state IN ('ready', 'retrying')), 0)"
+    "SELECT count(*), coalesce(sum(head - delivered), 0), coalesce(sum(state IN ('ready', 'retrying')"
+    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_hold)), 0)"
     " FROM letopis_outbox_lanes WHERE delivered < head"
 )
 _NEWEST: Final = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'letopis_outbox_events'), 0)"

@@ -1,36 +1,76 @@
 """Repair: what a person can do about events that are stuck; each a function on an open write transaction.
 
-Only the head of a lane, the event that holds up the rest, can be fixed or skipped, and only while its lane is blocked,
+Only the front of a lane, the event that holds up the rest, can be fixed or skipped, and only while its lane is blocked,
 paused or retrying: an event that is simply waiting its turn needs no repair. Nothing is destroyed: the event as it was
 goes to ``letopis_outbox_repairs``.
+
+A relay may have the event as it was under way at this very moment. Its result is then refused by the fence of the
+lease, and the event as it is now is sent. If the history store took the old one all the same, it finds that the two
+differ and the lane is blocked as ``diverged``: :func:`restore` ends that. In no case is one taken for the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from letopis.store.codec import DEFAULT_LIMITS, EncodedEvent, Limits, decode, encode
+from letopis.outbox.incident_log import note_skipped
+from letopis.outbox.lanes import find_lane
+from letopis.store.codec import DEFAULT_LIMITS, EncodedEvent, Limits, decode, digest_of, encode
 from letopis.store.errors import InvalidInput, LetopisError
 from letopis.store.events import Event, from_microseconds
 from letopis.store.messages import EMPTY
-from letopis.store.vocabulary import EventSkipped, MessageAppended
+from letopis.store.vocabulary import ConversationStarted, EventSkipped, MessageAppended
 
 STATES: Final = ("ready", "retrying", "blocked", "paused")
 REPAIRABLE: Final = ("blocked", "retrying", "paused")
 MAX_REASON: Final = 2_000
+UNKNOWN: Final = "unknown"
+"""What a tombstone says of an event that the file no longer holds."""
 
-_ENTRY: Final = (
-    "SELECT e.event_id, e.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest,"
-    " e.occurred_at, e.appended_at, l.owner_id, l.state, l.attempts, l.due_at, l.fault_class, l.fault, l.delivered"
+Verb = Literal["fix", "skip", "restore"]
+
+_PENDING: Final = (
     " FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e"
     " ON e.conversation_id = l.conversation_id AND e.sequence > l.delivered"
-    " WHERE l.delivered < l.head"
 )
+_ENTRY: Final = (
+    "SELECT e.event_id, e.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest,"
+    " e.occurred_at, e.appended_at, l.owner_id, l.state, l.attempts, l.due_at, l.fault_class, l.fault, l.delivered,"
+    f" l.head{_PENDING} WHERE l.delivered < l.head"
+)
+_REPAIR: Final = (
+    "SELECT verb, conversation_id, sequence, event_id, type, schema_version, data, metadata, digest, occurred_at,"
+    " reason, repaired_by, repaired_at FROM letopis_outbox_repairs"
+)
+_KEEP: Final = (
+    "INSERT INTO letopis_outbox_repairs (verb, conversation_id, sequence, event_id, type, schema_version, data,"
+    " metadata, digest, occurred_at, reason, repaired_by, repaired_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_REPLACE: Final = (
+    "UPDATE letopis_outbox_events SET event_id = ?, type = ?, schema_version = ?, data = ?, metadata = ?, digest = ?"
+    " WHERE event_id = ?"
+)
+_ADD: Final = (
+    "INSERT INTO letopis_outbox_events (event_id, conversation_id, sequence, type, schema_version, data, metadata,"
+    " digest, occurred_at, appended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_READY: Final = (
+    "UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0, due_at = 0, fault_class = NULL, fault = NULL"
+    " WHERE conversation_id = ?"
+)
+_PAUSE: Final = "UPDATE letopis_outbox_lanes SET state = 'paused' WHERE conversation_id = ?"
+_RESUME: Final = (
+    "UPDATE letopis_outbox_lanes SET state = CASE WHEN attempts > 0 THEN 'retrying' ELSE 'ready' END, due_at = 0"
+    " WHERE conversation_id = ?"
+)
+# What a relay reports under an earlier number is refused, as after a takeover.
+_FENCE: Final = "UPDATE letopis_outbox_relay SET incarnation = incarnation + 1"
 
 
 class NotRepairable(LetopisError):
@@ -41,6 +81,7 @@ class NotRepairable(LetopisError):
 class Selection:
     """Which pending events or lanes a verb is about; what is not said does not narrow, all that is said must hold.
 
+    :ivar fronts: only the event of each lane that the others wait for.
     :raises InvalidInput: a state is not known.
     """
 
@@ -48,11 +89,17 @@ class Selection:
     conversation_ids: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     fault_classes: tuple[str, ...] = ()
+    fronts: bool = False
 
     def __post_init__(self) -> None:
         for state in self.states:
             if state not in STATES:
                 raise InvalidInput("state", f"must be one of {', '.join(STATES)}")
+
+    @property
+    def of_events(self) -> bool:
+        """Whether events have to be looked at to know the lanes."""
+        return self.fronts or bool(self.event_ids)
 
     def where(self) -> tuple[str, tuple[Any, ...]]:
         """Return the condition on lanes ``l`` and events ``e``, beginning with ``AND``, and what it binds."""
@@ -67,6 +114,8 @@ class Selection:
             if items:
                 words.append(f" AND {column} IN ({', '.join('?' * len(items))})")
                 values.extend(items)
+        if self.fronts:
+            words.append(" AND e.sequence = l.delivered + 1")
         return "".join(words), tuple(values)
 
 
@@ -74,8 +123,8 @@ class Selection:
 class Entry:
     """One pending event and the state of its lane. Moments are UTC microseconds.
 
-    :ivar head: whether it is the event that its conversation waits for.
-    :ivar size: bytes of data and metadata.
+    :ivar front: whether it is the event that its conversation waits for.
+    :ivar behind: how many events of the conversation come after it.
     """
 
     event_id: UUID
@@ -94,12 +143,35 @@ class Entry:
     due_at: int
     fault_class: str | None
     fault: str | None
-    head: bool
+    front: bool
+    behind: int
 
     @property
     def size(self) -> int:
         """Bytes of data and metadata."""
         return len(self.data.encode()) + len((self.metadata or "").encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What was done to an event, and the event as it was before. Moments are UTC microseconds.
+
+    :ivar repaired_by: who did it, as far as the caller said.
+    """
+
+    verb: str
+    conversation_id: str
+    sequence: int
+    event_id: UUID
+    type: str
+    schema_version: int
+    data: str
+    metadata: str | None
+    digest: bytes
+    occurred_at: int
+    reason: str
+    repaired_by: str | None
+    repaired_at: int
 
 
 def entries(
@@ -108,8 +180,9 @@ def entries(
     """Return pending events, by conversation and sequence, from the one behind ``after`` on; at most ``limit``."""
     words, values = selection.where()
     rows = connection.exec_driver_sql(
-        f"{_ENTRY} AND (e.conversation_id, e.sequence) > (?, ?){words} ORDER BY e.conversation_id, e.sequence LIMIT ?",
-        (*after, *values, limit),
+        f"{_ENTRY} AND l.conversation_id >= ? AND (l.conversation_id, e.sequence) > (?, ?){words}"
+        " ORDER BY l.conversation_id, e.sequence LIMIT ?",
+        (after[0], *after, *values, limit),
     ).fetchall()
     return [_entry(row) for row in rows]
 
@@ -132,122 +205,247 @@ def _entry(row: Sequence[Any]) -> Entry:
         due_at=row[13],
         fault_class=row[14],
         fault=row[15],
-        head=row[2] == row[16] + 1,
+        front=row[2] == row[16] + 1,
+        behind=row[17] - row[2],
     )
 
 
-def lanes_of(connection: sa.Connection, selection: Selection) -> list[str]:
-    """Return the conversations with pending events that the selection is about."""
-    words, values = selection.where()
-    if selection.event_ids:
-        statement = (
-            "SELECT DISTINCT l.conversation_id FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e"
-            " ON e.conversation_id = l.conversation_id AND e.sequence > l.delivered WHERE l.delivered < l.head"
-        )
-    else:
-        statement = "SELECT l.conversation_id FROM letopis_outbox_lanes AS l WHERE l.delivered < l.head"
-    return list(connection.exec_driver_sql(f"{statement}{words} ORDER BY 1", values).scalars())
+def repairs_of(connection: sa.Connection, entry: Entry) -> list[Repair]:
+    """Return what was done to a pending event, or to the one that it is the tombstone of; the first repair first."""
+    ids = [entry.event_id]
+    if entry.type == EventSkipped.type and (skipped := _uuid(_decoded(entry.data, "data").get("skipped_event_id"))):
+        ids.append(skipped)
+    # By ids and not by place: a file that was given a new identity numbers its events anew.
+    rows = connection.exec_driver_sql(
+        f"{_REPAIR} WHERE event_id IN ({', '.join('?' * len(ids))}) ORDER BY repair_id",
+        tuple(one.bytes for one in ids),
+    ).fetchall()
+    return [_repair(row) for row in rows]
 
 
-def retry(connection: sa.Connection, selection: Selection, *, now_us: int) -> list[str]:
+def _uuid(text: object) -> UUID | None:
+    try:
+        return UUID(str(text))
+    except ValueError:
+        return None
+
+
+def _repair(row: Sequence[Any]) -> Repair:
+    return Repair(
+        verb=row[0],
+        conversation_id=row[1],
+        sequence=row[2],
+        event_id=UUID(bytes=row[3]),
+        type=row[4],
+        schema_version=row[5],
+        data=row[6],
+        metadata=row[7],
+        digest=row[8],
+        occurred_at=row[9],
+        reason=row[10],
+        repaired_by=row[11],
+        repaired_at=row[12],
+    )
+
+
+def retry(connection: sa.Connection, selection: Selection) -> list[str]:
     """Make blocked and retrying lanes due now, with their attempts forgotten; return their conversations.
 
     A paused lane stays paused: :func:`resume` is for that.
     """
-    chosen = [one for one in lanes_of(connection, selection) if _state(connection, one) in ("blocked", "retrying")]
-    _set_state(connection, chosen, "ready", now_us)
-    return chosen
+    return _set(connection, _READY, _lanes_of(connection, selection, ("blocked", "retrying"), owing=True))
 
 
-def pause(connection: sa.Connection, selection: Selection, *, now_us: int) -> list[str]:
-    """Hold lanes back until :func:`resume`; what is appended meanwhile waits behind. Return their conversations."""
-    chosen = [one for one in lanes_of(connection, selection) if _state(connection, one) != "paused"]
-    _set_state(connection, chosen, "paused", now_us)
-    return chosen
+def pause(connection: sa.Connection, selection: Selection) -> list[str]:
+    """Hold lanes back until :func:`resume`; what is appended meanwhile waits behind. Return their conversations.
+
+    A conversation that is named need not have anything pending. A blocked lane stays blocked: it is held back already.
+    """
+    owing = not selection.conversation_ids
+    return _set(connection, _PAUSE, _lanes_of(connection, selection, ("ready", "retrying"), owing=owing))
 
 
-def resume(connection: sa.Connection, selection: Selection, *, now_us: int) -> list[str]:
+def resume(connection: sa.Connection, selection: Selection) -> list[str]:
     """Let paused lanes go on, due now; return their conversations."""
-    chosen = [one for one in lanes_of(connection, selection) if _state(connection, one) == "paused"]
-    _set_state(connection, chosen, "ready", now_us)
-    return chosen
+    return _set(connection, _RESUME, _lanes_of(connection, selection, ("paused",), owing=False))
 
 
-def _state(connection: sa.Connection, conversation_id: str) -> str | None:
-    found: str | None = connection.exec_driver_sql(
-        "SELECT state FROM letopis_outbox_lanes WHERE conversation_id = ?", (conversation_id,)
-    ).scalar()
-    return found
+def _lanes_of(connection: sa.Connection, selection: Selection, states: Sequence[str], *, owing: bool) -> list[str]:
+    words, values = selection.where()
+    source = _PENDING if selection.of_events else " FROM letopis_outbox_lanes AS l"
+    owed = " AND l.delivered < l.head" if owing else ""
+    statement = (
+        f"SELECT DISTINCT l.conversation_id{source} WHERE l.state IN ({', '.join('?' * len(states))}){owed}{words}"
+        " ORDER BY 1"
+    )
+    return list(connection.exec_driver_sql(statement, (*states, *values)).scalars())
 
 
-def _set_state(connection: sa.Connection, conversation_ids: Sequence[str], state: str, now_us: int) -> None:
+def _set(connection: sa.Connection, statement: str, conversation_ids: list[str]) -> list[str]:
     if conversation_ids:
-        connection.exec_driver_sql(
-            "UPDATE letopis_outbox_lanes SET state = ?, attempts = 0, due_at = ?, fault_class = NULL, fault = NULL"
-            " WHERE conversation_id = ?",
-            [(state, now_us, one) for one in conversation_ids],
-        )
+        connection.exec_driver_sql(statement, [(one,) for one in conversation_ids])
+    return conversation_ids
 
 
-def skip(connection: sa.Connection, event_id: UUID, *, reason: str, now_us: int) -> Entry:
+def skip(connection: sa.Connection, event_id: UUID, *, reason: str, now_us: int, by: str | None = None) -> Entry:
     """Let an event go: a tombstone (``event.skipped``) takes its place and its sequence; return the event as it was.
 
     The lane goes on at once. The history then holds the tombstone, with the reason, where the event would have been.
 
-    :raises NotRepairable: see the module.
-    :raises InvalidInput: the reason is empty or too long.
+    :param by: who does it, for the record.
+    :raises NotRepairable: see the module; or the event is a tombstone itself.
+    :raises InvalidInput: the reason is empty, too long, or no text that a store can hold.
     """
-    old = _head(connection, event_id)
-    tombstone = EventSkipped(
-        skipped_event_id=str(old.event_id), skipped_type=old.type, digest=old.digest.hex(), reason=_reason(reason)
+    said = checked_reason(reason)
+    old = _front(connection, event_id)
+    if old.type == EventSkipped.type:
+        raise NotRepairable(f"event {event_id} is a tombstone already: retry it, or put the original back")
+    event = _tombstone(
+        old.conversation_id,
+        EventSkipped(skipped_event_id=str(old.event_id), skipped_type=old.type, digest=old.digest.hex(), reason=said),
+        occurred_at=old.occurred_at,
     )
-    event = Event.of(tombstone, conversation_id=old.conversation_id, occurred_at=from_microseconds(old.occurred_at))
-    _replace(connection, old, encode(event, conversation_id=old.conversation_id), "skip", tombstone.reason, now_us)
+    _replace(connection, old, event, "skip", said, now_us=now_us, by=by)
+    note_skipped(connection, old.conversation_id)
     return old
+
+
+def skip_missing(
+    connection: sa.Connection, conversation_id: str, *, held: int, reason: str, now_us: int
+) -> tuple[int, ...]:
+    """Put tombstones where neither the file nor the history store holds an event that is owed; return the sequences.
+
+    For a lane that is blocked as ``damaged`` or ``lost``. It goes on at once, from ``held + 1``.
+
+    :param held: the sequence up to which the history store holds this lane.
+    :raises NotRepairable: the lane is not blocked, or nothing is missing.
+    :raises InvalidInput: as for :func:`skip`.
+    """
+    said = checked_reason(reason)
+    lane = find_lane(connection, conversation_id)
+    if lane is None or lane.state != "blocked":
+        raise NotRepairable("the conversation is not blocked: nothing of it has to be given up")
+    start = min(held, lane.delivered)
+    rows = connection.exec_driver_sql(
+        "SELECT sequence, occurred_at FROM letopis_outbox_events WHERE conversation_id = ? AND sequence > ?"
+        " ORDER BY sequence",
+        (conversation_id, start),
+    ).fetchall()
+    there = {row[0] for row in rows}
+    missing = tuple(one for one in range(start + 1, lane.head + 1) if one not in there)
+    if not missing:
+        raise NotRepairable("no event of the conversation is missing: skip the one at its front, or retry")
+    moment = rows[0][1] if rows else now_us
+    body = EventSkipped(skipped_event_id=UNKNOWN, skipped_type=UNKNOWN, digest=UNKNOWN, reason=said)
+    for sequence in missing:
+        new = _tombstone(conversation_id, body, occurred_at=moment)
+        connection.exec_driver_sql(
+            _ADD,
+            (
+                new.event_id.bytes,
+                conversation_id,
+                sequence,
+                new.type,
+                new.schema_version,
+                new.data,
+                new.metadata,
+                new.digest,
+                new.occurred_at,
+                now_us,
+            ),
+        )
+    connection.exec_driver_sql(
+        "UPDATE letopis_outbox_lanes SET delivered = ?, pruned = min(pruned, ?),"
+        " owed_since = coalesce(owed_since, ?) WHERE conversation_id = ?",
+        (start, start, now_us, conversation_id),
+    )
+    _set(connection, _READY, [conversation_id])
+    note_skipped(connection, conversation_id)
+    return missing
+
+
+def _tombstone(conversation_id: str, body: EventSkipped, *, occurred_at: int) -> EncodedEvent:
+    event = Event.of(body, conversation_id=conversation_id, occurred_at=from_microseconds(occurred_at))
+    return encode(event, conversation_id=conversation_id)
 
 
 def fix(
     connection: sa.Connection,
     event_id: UUID,
-    data: dict[str, Any],
+    data: Mapping[str, Any] | None,
     *,
     reason: str,
     now_us: int,
+    metadata: Mapping[str, Any] | None = None,
+    by: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Entry:
     """Give an event corrected data, under its id, type and sequence; return the event as it was.
 
     The lane goes on at once.
 
+    :param data, metadata: each stays as it was where it is ``None``.
+    :param by: who does it, for the record.
     :raises NotRepairable: see the module.
     :raises InvalidInput: the data is not what this type of event needs, or a store would refuse it; or the data of a
         message names another message; or the reason is empty or too long.
     """
-    old = _head(connection, event_id)
-    said = _reason(reason)
-    if old.type == MessageAppended.type and data.get("message_id") != decode(old.data).get("message_id"):
-        raise InvalidInput("data.message_id", "must stay as it was: other events may point at the message")
+    said = checked_reason(reason)
+    old = _front(connection, event_id)
     event = Event(
         type=old.type,
-        data=data,
+        data=_decoded(old.data, "data") if data is None else dict(data),
         schema_version=old.schema_version,
-        metadata=EMPTY if old.metadata is None else decode(old.metadata),
+        metadata=_decoded(old.metadata, "metadata") if metadata is None else metadata,
         event_id=old.event_id,
         occurred_at=from_microseconds(old.occurred_at),
     )
     encoded = encode(event, conversation_id=old.conversation_id, limits=limits)
+    if old.type == MessageAppended.type and event.data["message_id"] != _message_id(old.data, event.data["message_id"]):
+        raise InvalidInput("data.message_id", "must stay as it was: other events may point at the message")
     if encoded.digest == old.digest:
         raise InvalidInput("data", "is the same as before: correct what the fault names, or retry")
-    _replace(connection, old, encoded, "fix", said, now_us)
+    _replace(connection, old, encoded, "fix", said, now_us=now_us, by=by)
     return old
 
 
-def _head(connection: sa.Connection, event_id: UUID) -> Entry:
+def restore(connection: sa.Connection, event_id: UUID, *, reason: str, now_us: int, by: str | None = None) -> Entry:
+    """Put back an event as it was appended, after :func:`fix` or :func:`skip`; return what stood in its place.
+
+    For a repair that was a mistake, or that came too late: the history store had the event as it was. The lane goes on
+    at once.
+
+    :raises NotRepairable: see the module; or nothing was repaired at this place.
+    :raises InvalidInput: the reason is empty or too long.
+    """
+    said = checked_reason(reason)
+    now = _front(connection, event_id)
+    done = [one for one in repairs_of(connection, now) if one.verb != "restore"]
+    if not done:
+        raise NotRepairable(f"event {event_id} is as it was appended: there is nothing to put back")
+    first = done[0]
+    if first.event_id == now.event_id and first.digest == now.digest:
+        raise NotRepairable(f"event {event_id} is as it was appended: there is nothing to put back")
+    original = EncodedEvent(
+        conversation_id=first.conversation_id,
+        event_id=first.event_id,
+        type=first.type,
+        schema_version=first.schema_version,
+        data=first.data,
+        metadata=first.metadata,
+        digest=first.digest,
+        occurred_at=first.occurred_at,
+    )
+    _replace(connection, now, original, "restore", said, now_us=now_us, by=by)
+    return now
+
+
+def _front(connection: sa.Connection, event_id: UUID) -> Entry:
     found = entries(connection, Selection(event_ids=(event_id,)), limit=1)
     if not found:
         raise NotRepairable(f"no pending event has the id {event_id}: it was delivered, skipped, or never appended")
     entry = found[0]
-    if not entry.head:
+    if not entry.front:
         raise NotRepairable(
             f"event {event_id} only waits behind an earlier one of its conversation: repair that one first"
         )
@@ -256,26 +454,46 @@ def _head(connection: sa.Connection, event_id: UUID) -> Entry:
     return entry
 
 
-def _reason(reason: str) -> str:
+def checked_reason(reason: str) -> str:
+    """Return the reason without space around it.
+
+    :raises InvalidInput: there is none, or it is too long.
+    """
     said = reason.strip()
     if not said:
-        raise InvalidInput("reason", "must say why: it is kept in the history")
+        raise InvalidInput("reason", "must say why: it is kept")
     if len(said) > MAX_REASON:
         raise InvalidInput("reason", f"has {len(said)} characters, the limit is {MAX_REASON}")
     return said
+
+
+def _decoded(text: str | None, field: str) -> Mapping[str, Any]:
+    try:
+        return EMPTY if text is None else decode(text)
+    except ValueError:
+        raise InvalidInput(field, "is damaged in the file: give the whole of it anew") from None
+
+
+def _message_id(data: str, otherwise: str) -> Any:
+    """Return the message that the data is of; where it is damaged nobody knows, and who mends it is believed."""
+    try:
+        return decode(data).get("message_id")
+    except ValueError:
+        return otherwise
 
 
 def _replace(
     connection: sa.Connection,
     old: Entry,
     new: EncodedEvent,
-    verb: Literal["fix", "skip"],
+    verb: Verb,
     reason: str,
+    *,
     now_us: int,
+    by: str | None,
 ) -> None:
     connection.exec_driver_sql(
-        "INSERT INTO letopis_outbox_repairs (verb, conversation_id, sequence, event_id, type, schema_version, data,"
-        " metadata, digest, occurred_at, reason, repaired_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        _KEEP,
         (
             verb,
             old.conversation_id,
@@ -288,12 +506,12 @@ def _replace(
             old.digest,
             old.occurred_at,
             reason,
+            by,
             now_us,
         ),
     )
-    changed = connection.exec_driver_sql(
-        "UPDATE letopis_outbox_events SET event_id = ?, type = ?, schema_version = ?, data = ?, metadata = ?,"
-        " digest = ? WHERE event_id = ?",
+    connection.exec_driver_sql(
+        _REPLACE,
         (
             new.event_id.bytes,
             new.type,
@@ -303,7 +521,24 @@ def _replace(
             new.digest,
             old.event_id.bytes,
         ),
-    ).rowcount
-    if changed != 1:
-        raise NotRepairable(f"event {old.event_id} changed meanwhile: look again")
-    _set_state(connection, (old.conversation_id,), "ready", now_us)
+    )
+    if ConversationStarted.type in (old.type, new.type):
+        _follow_owner(connection, old, new)
+    if old.state != "blocked":  # nobody has an event of a blocked lane under way
+        connection.exec_driver_sql(_FENCE)
+    _set(connection, _READY, [old.conversation_id])
+
+
+def _follow_owner(connection: sa.Connection, old: Entry, new: EncodedEvent) -> None:
+    """Have the lane know the owner that the history store will hear of, so that a later append may tell it again."""
+    if digest_of(old.conversation_id, old.type, old.schema_version, old.data, old.metadata) != old.digest:
+        return  # damaged: what it said is not known
+    before, after = (
+        _decoded(data, "data").get("owner_id") if type_ == ConversationStarted.type else None
+        for type_, data in ((old.type, old.data), (new.type, new.data))
+    )
+    if before != after:
+        connection.exec_driver_sql(
+            "UPDATE letopis_outbox_lanes SET owner_id = ? WHERE conversation_id = ? AND owner_id IS ?",
+            (after, old.conversation_id, before),
+        )

@@ -170,7 +170,19 @@ repairs: Final = sa.Table(
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
     sa.Column("occurred_at", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("repaired_by", sa.Text),
     sa.Column("repaired_at", sa.Integer, nullable=False),
-    sa.CheckConstraint("verb IN ('fix', 'skip')", name="ck_letopis_outbox_repairs_verb"),
+    sa.CheckConstraint("verb IN ('fix', 'skip', 'restore')", name="ck_letopis_outbox_repairs_verb"),
+    sa.Index("ix_letopis_outbox_repairs_event_id", "event_id"),
     sqlite_autoincrement=True,
+)
+
+hold: Final = sa.Table(
+    "letopis_outbox_hold",
+    metadata,
+    # One row while a person holds the whole relay back, none otherwise.
+    sa.Column("only", sa.Integer, sa.CheckConstraint("only = 1", name="ck_letopis_outbox_hold_only"), primary_key=True),
+    sa.Column("since", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("held_by", sa.Text),
 )

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from letopis.outbox.hold import held
 from letopis.outbox.incident_log import open_incidents
 from letopis.outbox.incidents import Case
 from letopis.outbox.lanes import counts
@@ -43,11 +44,14 @@ class RelayStatus:
     :ivar running: whether it has given a sign of life lately.
     :ivar holder: what it calls itself, with pid and host; ``None`` where no relay ever ran.
     :ivar last_progress_seconds: since something last moved.
+    :ivar held_since: since when a person holds it back; ``None`` where nobody does.
     """
 
     running: bool = False
     holder: str | None = None
     last_progress_seconds: float | None = None
+    held_since: datetime | None = None
+    held_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,8 @@ class Status:
                 "running": self.relay.running,
                 "holder": self.relay.holder,
                 "last_progress_seconds": self.relay.last_progress_seconds,
+                "held_since": _moment(self.relay.held_since),
+                "held_reason": self.relay.held_reason,
             },
             "incidents": [
                 {
@@ -116,7 +122,10 @@ def read_status(connection: sa.Connection, *, now_us: int) -> Status:
     """Return the status of the outbox file that is open on ``connection``; reads only, and never the history store."""
     figures = counts(connection)
     row = connection.exec_driver_sql(_RELAY).one_or_none()
-    breaker, relay, delivered = BreakerStatus(), RelayStatus(), 0
+    holding = held(connection)
+    since_held = None if holding is None else holding.since
+    why_held = None if holding is None else holding.reason
+    breaker, relay, delivered = BreakerStatus(), RelayStatus(held_since=since_held, held_reason=why_held), 0
     if row is not None:
         pid, holder, host, heartbeat_at, progress_at, state, since, reason, delivered = row
         if holder:
@@ -125,6 +134,8 @@ def read_status(connection: sa.Connection, *, now_us: int) -> Status:
                 running=pid != 0 and _seconds(now_us, heartbeat_at) <= ALIVE,
                 holder=f"{holder} (pid {pid} on {host})" if pid else holder,
                 last_progress_seconds=_seconds(now_us, progress_at),
+                held_since=since_held,
+                held_reason=why_held,
             )
     owed = figures.oldest_owed_us
     return Status(

@@ -57,6 +57,9 @@ def _told(found: Status) -> str:
     holder = f", {'' if relay.running else 'last '}{clean(relay.holder)}" if relay.holder else ""
     progress = f", moved {span(relay.last_progress_seconds)} ago" if relay.last_progress_seconds is not None else ""
     lines.append(f"relay      {running}{holder}{progress}")
+    if relay.held_since is not None:
+        why = f": {clean(relay.held_reason)}" if relay.held_reason else ""
+        lines.append(f"held back  since {relay.held_since:%Y-%m-%d %H:%M}Z{why}")
     lines += [
         f"incident   {case.kind}, {case.state}, since {case.opened_at:%Y-%m-%d %H:%M}Z"
         + (f", {clean(case.conversation_id)}" if case.conversation_id else "")
@@ -80,6 +83,8 @@ def _verdict(found: Status) -> str:
         return "Something is stuck; nothing is lost."
     if not found.pending:
         return "Everything is in the history store."
+    if found.relay.held_since is not None:
+        return f"{found.pending} events wait: the relay is held back until `letopis resume`."
     if found.breaker.state != "closed":
         return f"{found.pending} events wait for the history store to come back; nothing is lost."
     if not found.relay.running:

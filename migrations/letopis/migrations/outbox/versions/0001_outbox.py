@@ -31,6 +31,15 @@ TABLES = (
     "CREATE UNIQUE INDEX uq_letopis_outbox_events_event_id ON letopis_outbox_events (event_id)",
     "CREATE UNIQUE INDEX uq_letopis_outbox_events_sequence ON letopis_outbox_events (conversation_id, sequence)",
     """
+    CREATE TABLE letopis_outbox_hold (
+        only INTEGER NOT NULL CONSTRAINT ck_letopis_outbox_hold_only CHECK (only = 1),
+        since INTEGER NOT NULL,
+        reason TEXT,
+        held_by TEXT,
+        PRIMARY KEY (only)
+    )
+    """,
+    """
     CREATE TABLE letopis_outbox_incidents (
         incident_id BLOB NOT NULL,
         kind TEXT NOT NULL,
@@ -147,10 +156,12 @@ TABLES = (
         digest BLOB NOT NULL,
         occurred_at INTEGER NOT NULL,
         reason TEXT NOT NULL,
+        repaired_by TEXT,
         repaired_at INTEGER NOT NULL,
-        CONSTRAINT ck_letopis_outbox_repairs_verb CHECK (verb IN ('fix', 'skip'))
+        CONSTRAINT ck_letopis_outbox_repairs_verb CHECK (verb IN ('fix', 'skip', 'restore'))
     )
     """,
+    "CREATE INDEX ix_letopis_outbox_repairs_event_id ON letopis_outbox_repairs (event_id)",
 )
 
 
@@ -169,6 +180,7 @@ def downgrade() -> None:
         "letopis_outbox_notices",
         "letopis_outbox_lanes",
         "letopis_outbox_incidents",
+        "letopis_outbox_hold",
         "letopis_outbox_events",
     ):
         op.drop_table(table)
