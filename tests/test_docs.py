@@ -14,7 +14,9 @@ from pathlib import Path
 import click
 import pytest
 
-from letopis.outbox.cli import main
+from letopis.outbox.cli import cli
+from letopis.outbox.schema import metadata as outbox_tables
+from letopis.store.schema import metadata as store_tables
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -124,10 +126,18 @@ def test_every_public_name_is_in_the_reference(package: str) -> None:
 
 def test_every_verb_of_the_command_is_in_the_reference() -> None:
     page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
-    found = [" ".join(("letopis", *path)) for path in verbs(main)]
+    found = [" ".join(("letopis", *path)) for path in verbs(cli)]
 
     assert len(found) > 5
     assert [verb for verb in found if verb not in page] == []
+
+
+def test_every_table_is_in_the_reference() -> None:
+    page = (DOCS / "reference" / "schema.md").read_text(encoding="utf-8")
+    tables = [*outbox_tables.tables, *store_tables.tables]
+
+    assert len(tables) > 10
+    assert [table for table in tables if f"| `{table}` |" not in page] == []
 
 
 def test_the_readme_names_files_that_exist() -> None:

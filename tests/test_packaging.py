@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("letopis/store", "letopis/outbox", "letopis/migrations")
@@ -118,11 +123,31 @@ def test_the_sdist_can_be_tested_and_documented(sdist_names: frozenset[str]) -> 
 
 
 def test_the_sdist_holds_nothing_of_the_workplace(sdist_names: frozenset[str]) -> None:
-    allowed = {"store", "outbox", "migrations", "tests", "docs", "requirements", ".ci"}
+    allowed = {"store", "outbox", "migrations", "tests", "docs", "deploy", "requirements", ".ci"}
     folders = {name.split("/")[0] for name in sdist_names if "/" in name}
 
     assert folders <= allowed
     assert not [name for name in sdist_names if "__pycache__" in name or name.endswith((".db", ".lock", ".log"))]
+
+
+def test_the_lock_has_what_the_project_asks_for() -> None:
+    """Run `nox -s lock` after each change of a dependency."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"].values()
+    groups = project["dependency-groups"].values()
+    wanted = [
+        Requirement(line)
+        for line in (*project["project"]["dependencies"], *chain(*extras), *chain(*groups))
+        if isinstance(line, str) and not line.startswith("letopis")
+    ]
+    lock = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
+    locked = dict(re.findall(r"^([a-z0-9.-]+)==([^ ]+)", lock, re.MULTILINE))
+
+    assert len(wanted) > 10
+    assert [
+        str(one) for one in wanted if not one.specifier.contains(locked.get(canonicalize_name(one.name), "0"))
+    ] == []
+    assert "://" not in lock
 
 
 def test_the_installed_wheel_is_not_disturbed_by_a_bots_own_folders(wheel: Path, tmp_path: Path) -> None:
