@@ -6,10 +6,12 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from letopis.outbox.alerts import Channel
     from letopis.outbox.backoff import RetryPolicy
     from letopis.outbox.bounds import Bounds
     from letopis.outbox.file import OutboxFile
     from letopis.outbox.history import History
+    from letopis.outbox.incidents import Rules
     from letopis.outbox.notices import Incident
     from letopis.outbox.receipts import Receipt
     from letopis.outbox.relay import Relay
@@ -19,6 +21,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = (
     "Bounds",
+    "Channel",
     "History",
     "Incident",
     "OutboxFile",
@@ -26,12 +29,14 @@ __all__ = (
     "Relay",
     "Retention",
     "RetryPolicy",
+    "Rules",
     "Status",
     "Transaction",
 )
 
 _ROOMS = {
     "Bounds": "bounds",
+    "Channel": "alerts",
     "History": "history",
     "Incident": "notices",
     "OutboxFile": "file",
@@ -39,6 +44,7 @@ _ROOMS = {
     "Relay": "relay",
     "Retention": "tail",
     "RetryPolicy": "backoff",
+    "Rules": "incidents",
     "Status": "status",
     "Transaction": "transaction",
 }

@@ -6,61 +6,40 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
+from letopis.outbox.account import Mark, RelayStats, context, logger, tell_mark, tell_rewound
 from letopis.outbox.backoff import RetryPolicy
 from letopis.outbox.breaker import Breaker
 from letopis.outbox.clock import Clock, Waits
 from letopis.outbox.diversity import Diversity
 from letopis.outbox.file import OutboxFile
-from letopis.outbox.isolation import Isolation, Refusal, Sent
+from letopis.outbox.isolation import OF_THE_STORE, Isolation, Refusal, Sent
 from letopis.outbox.lanes import Due, Lane, next_batch, tails
 from letopis.outbox.lease import Beat, Lease, beat
 from letopis.outbox.marks import Acknowledged, Rewound, acknowledge, block, holds, retry_later, rewind
-from letopis.store.codec import EncodedEvent, decode
-from letopis.store.errors import OutboxUnavailable
+from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
 from letopis.store.faults import FaultClass, StoreFault
 from letopis.store.history import ConversationStore
 from letopis.store.plan import ApplyResult, LaneBatch
-
-logger: Final = logging.getLogger("letopis.outbox.relay")
 
 HEARTBEAT: Final = 10.0
 """Seconds between two stamps of a relay that has nothing to write back."""
 PAGE: Final = 500
 """Lanes compared with the history store at a time."""
+ASIDE_EVERY: Final = 50
+"""So many deliveries in a row are followed by what is otherwise done in quiet moments."""
+TIDY: Final = 5.0
+"""Seconds between two quiet moments that are used to tidy the outbox file."""
+CHORE_AGAIN: Final = 60.0
+"""Seconds until a chore that failed is tried again."""
 RAMP_PAUSE: Final = 0.1
 """Seconds, at most, between two batches after an outage, so that many relays do not come back in step."""
 FIRST_LOOK: Final = ""
-
-
-@dataclass(slots=True)
-class RelayStats:
-    """What a relay has done since it was made.
-
-    :ivar delivered: events that the history store took and that were acknowledged here.
-    :ivar duplicates: events that the store held already: re-sent after a lost acknowledgement. No cause for alarm.
-    :ivar faults: by fault class, those that passed by themselves included.
-    :ivar blocked: times that a lane was blocked.
-    :ivar rewound: events sent again because the store had lost them.
-    :ivar acks_fenced: results not written back because another relay holds the lease by now.
-    :ivar acks_lost: results not written back because the outbox file could not be written.
-    :ivar loop_errors: times that the loop went on after an error it did not expect.
-    """
-
-    delivered: int = 0
-    duplicates: int = 0
-    batches: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    blocked: int = 0
-    rewound: int = 0
-    acks_fenced: int = 0
-    acks_lost: int = 0
-    loop_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,20 +55,6 @@ class Step:
     more: bool = False
     wait: float | None = None
     fenced: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Mark:
-    """What is to be written back about one lane that is in trouble."""
-
-    lane: Lane
-    attempts: int
-    fault_class: str
-    fault: str
-    event: EncodedEvent | None
-    due_at_us: int | None = None
-    """``None``: the lane is blocked."""
-    delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +92,7 @@ class Drain:
         self._outbox = outbox
         self._store = store
         self._lease = lease
-        self.policy = policy
+        self._policy = policy
         self._clock = clock
         self._uniform = uniform
         self.breaker = breaker
@@ -141,11 +106,23 @@ class Drain:
         self._chores = chores
         self._chore_interval = chore_interval
         self._chores_due = clock.after(0)
+        self._tidy_due = clock.after(TIDY)
         self._beat_due = clock.after(0)
         self._beaten = 0  # of stats.delivered, what the relay's row has been told
         self._look_from: str | None = FIRST_LOOK
         self._was_closed = True
+        self._steps = 0
         self.stats = RelayStats()
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """How refused events are tried again."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._waits.longest = policy.cap
 
     def compare_again(self) -> None:
         """Have all lanes compared with the history store, when there is time: it may have been restored."""
@@ -172,11 +149,16 @@ class Drain:
         due = await self._due(limit=self.breaker.limit(self._batch))
         if self._lease.held and due.incarnation != self._lease.incarnation:
             return self._fenced()
-        if due.batches or due.broken:
-            return await self._deliver(due)
-        if self._look_from is not None:
-            return await self._compare(due)
-        return await self._rest(due.wait)
+        self._steps += 1
+        if not (due.batches or due.broken):
+            return await self._aside(due)
+        if self._steps % ASIDE_EVERY == 0 and (aside := await self._aside(due)).fenced:
+            return aside
+        return await self._deliver(due) if self.breaker.closed else Step(more=True)
+
+    async def _aside(self, due: Due) -> Step:
+        """Do what is done in quiet moments, and now and then in busy ones."""
+        return await (self._rest(due.wait) if self._look_from is None else self._compare(due))
 
     async def _probe(self) -> Step:
         """Ask a store that was away, with one event, if possible of a conversation that did not fail before."""
@@ -226,28 +208,28 @@ class Drain:
             return Step(delivered=delivered, wait=self.breaker.remaining())
         return Step(delivered=delivered, more=True, wait=due.wait)
 
-    def _mark(self, lane: Lane, refusal: Refusal) -> _Mark:
+    def _mark(self, lane: Lane, refusal: Refusal) -> Mark:
         """Decide what a refused event means for its lane: another try, and when, or the end of them."""
         moved = refusal.sequence - 1 != lane.delivered
         before = 0 if moved else lane.attempts
         lane = replace(lane, delivered=refusal.sequence - 1)
         attempts = before + (refusal.charged or refusal.final)
-        mark = _Mark(
+        mark = Mark(
             lane=lane,
             attempts=attempts,
             fault_class=refusal.fault_class,
             fault=refusal.fault,
             event=refusal.event,
         )
-        if refusal.final or attempts > self.policy.attempts:
+        if refusal.final or attempts > self._policy.attempts:
             return mark
         if not refusal.charged:
             self._unsure[lane.conversation_id] += 1
         retry = attempts if refusal.charged else self._unsure[lane.conversation_id]
-        delay = self.policy.delay(retry, uniform=self._uniform)
+        delay = self._policy.delay(retry, uniform=self._uniform)
         return replace(mark, due_at_us=self._waits.set(lane.conversation_id, delay), delay=delay)
 
-    async def _write_back(self, due: Due, sent: Sent, marks: Sequence[_Mark]) -> _Written | None:
+    async def _write_back(self, due: Due, sent: Sent, marks: Sequence[Mark]) -> _Written | None:
         what = self._beat(progress=True)
         write = partial(
             _write_back,
@@ -269,12 +251,17 @@ class Drain:
         self._beat_due = self._clock.after(HEARTBEAT)
         return written
 
-    def _tell(self, due: Due, sent: Sent, marks: Sequence[_Mark], written: _Written) -> None:
+    def _tell(self, due: Due, sent: Sent, marks: Sequence[Mark], written: _Written) -> None:
         """Count and log what was written back."""
         self.stats.delivered += written.acknowledged.events
         for mark, marked in zip(marks, written.marked, strict=True):
             if marked:
-                self._tell_mark(mark)
+                tell_mark(mark, attempts=self._policy.attempts)
+                if mark.due_at_us is None:
+                    self._blocked(mark.lane.conversation_id)
+        if sent.faults and sent.delivered and not (marks or sent.fault):
+            passed = ", ".join(f"{count} {one}" for one, count in sent.faults.items())
+            logger.info("delivered after faults that passed: %s", passed, extra=context(None))
         troubled = {mark.lane.conversation_id for mark in marks}
         for conversation_id in sent.delivered:
             lane = due.lanes[conversation_id]
@@ -288,53 +275,18 @@ class Drain:
                         lane.attempts,
                         extra=context(lane),
                     )
-        for conversation_id, rewound in written.rewound.items():
-            self._tell_rewound(conversation_id, rewound)
+        self._rewound(written.rewound)
 
-    def _tell_mark(self, mark: _Mark) -> None:
-        conversation_id = mark.lane.conversation_id
-        if mark.due_at_us is not None:
-            logger.warning(
-                "conversation %r: event %d was refused (%d of %d retries used up), next try in %.1f s: %s",
-                conversation_id,
-                mark.lane.delivered + 1,
-                max(0, mark.attempts - 1),
-                self.policy.attempts,
-                mark.delay,
-                mark.fault,
-                extra=context(mark.lane, mark.event),
-            )
-            return
+    def _blocked(self, conversation_id: str) -> None:
         self.stats.blocked += 1
         self._waits.forget(conversation_id)
         self._unsure.pop(conversation_id, None)
         self._diversity.forget(conversation_id)
-        logger.error(
-            "conversation %r is blocked at event %d and waits for a person; nothing was dropped: %s",
-            conversation_id,
-            mark.lane.delivered + 1,
-            mark.fault,
-            extra=context(mark.lane, mark.event),
-        )
 
-    def _tell_rewound(self, conversation_id: str, rewound: Rewound) -> None:
-        self.stats.rewound += rewound.events
-        extra = context(None) | {"conversation_id": conversation_id}
-        if rewound.lost:
-            self.stats.blocked += 1
-            logger.error(
-                "conversation %r is blocked: the history store lost %d events that this outbox no longer holds either",
-                conversation_id,
-                rewound.lost,
-                extra=extra,
-            )
-        elif rewound.events:
-            logger.warning(
-                "conversation %r: the history store lost %d events that it had; they are sent again",
-                conversation_id,
-                rewound.events,
-                extra=extra,
-            )
+    def _rewound(self, rewound: Mapping[str, Rewound]) -> None:
+        self.stats.rewound += sum(one.events for one in rewound.values())
+        self.stats.blocked += sum(one.lost > 0 for one in rewound.values())
+        tell_rewound(rewound)
 
     def _succeed(self) -> None:
         away = self.breaker.succeed()
@@ -361,9 +313,14 @@ class Drain:
         if page:
             try:
                 heads = await self._store.lane_heads(self._outbox.origin.origin_id, list(page))
-            except StoreFault as fault:
-                self._trip(fault, ())
-                return Step(wait=self.breaker.remaining())
+            except Exception as error:  # a look that fails must not keep the relay from delivering
+                if isinstance(error, StoreFault) and error.fault_class in OF_THE_STORE:
+                    self._trip(error, ())
+                    return Step(wait=self.breaker.remaining())
+                self._look_from = None
+                what = str(error) if isinstance(error, StoreFault) else type(error).__name__
+                logger.warning("lanes could not be compared with the history store: %s", what, extra=context(None))
+                return Step(more=True, wait=due.wait)
             behind = {one: heads.get(one, 0) for one, delivered in page.items() if heads.get(one, 0) < delivered}
             if behind:
                 rewound = await self._outbox.write(
@@ -371,8 +328,7 @@ class Drain:
                 )
                 if rewound is None:
                     return self._fenced()
-                for conversation_id, one in rewound.items():
-                    self._tell_rewound(conversation_id, one)
+                self._rewound(rewound)
         self._look_from = max(page) if len(page) == PAGE else None
         return Step(more=True, wait=due.wait)
 
@@ -388,17 +344,47 @@ class Drain:
             if not await self._outbox.write(stamp):
                 return self._fenced()
             self._beat_due = self._clock.after(HEARTBEAT)
-        if self._chores and self.breaker.closed and self._chores_due.remaining(self._clock) == 0:
-            more = [await self._outbox.write(chore) for chore in self._chores]
-            self._chores_due = self._clock.after(0.0 if any(more) else self._chore_interval)
-            if any(more):
-                return Step(more=True, wait=wait)
+        if self._tidy_due.remaining(self._clock) == 0:
+            await self._tidy()
+        due = self._chores and self.breaker.closed and self._chores_due.remaining(self._clock) == 0
+        if due and await self._do_chores():
+            return Step(more=True, wait=wait)
         return Step(wait=wait, more=wait == 0)
+
+    async def _do_chores(self) -> bool:
+        """Do each chore once; whether one of them has more to do at once."""
+        more = False
+        again = self._chore_interval
+        for chore in self._chores:
+            try:
+                more = await self._outbox.write(chore) or more
+            except Exception as error:  # a chore that fails must not keep the relay from delivering
+                again = CHORE_AGAIN
+                logger.warning(
+                    "a chore of the relay failed, next try in %.0f s: %s",
+                    again,
+                    error if isinstance(error, LetopisError) else type(error).__name__,
+                    extra=context(None),
+                )
+        self._chores_due = self._clock.after(0.0 if more else again)
+        return more
+
+    async def _tidy(self) -> None:
+        """Have the outbox file tidied, also while the store is away: then it is what fills the disk."""
+        again = TIDY
+        try:
+            await self._outbox.tidy()
+        except (OutboxFull, OutboxUnavailable) as error:
+            again = CHORE_AGAIN
+            logger.warning(
+                "the outbox file could not be tidied, next try in %.0f s: %s", again, error, extra=context(None)
+            )
+        self._tidy_due = self._clock.after(again)
 
     def _fenced(self) -> Step:
         self.stats.acks_fenced += 1
         logger.warning(
-            "another relay has taken this outbox over; what this one still had under way is sent again, harmlessly"
+            "another relay, or a repair, has taken this outbox over; what was under way here is sent again, harmlessly"
         )
         return Step(fenced=True)
 
@@ -417,7 +403,7 @@ def _write_back(
     *,
     due: Due,
     sent: Sent,
-    marks: Sequence[_Mark],
+    marks: Sequence[Mark],
     what: Beat,
     incarnation: int,
     now_us: int,
@@ -453,27 +439,11 @@ def _rewind_all(
     return {one: rewind(connection, one, head, now_us=now_us) for one, head in behind.items()}
 
 
-def _damaged(lane: Lane) -> _Mark:
-    return _Mark(
+def _damaged(lane: Lane) -> Mark:
+    return Mark(
         lane=lane,
         attempts=lane.attempts,
         fault_class="damaged",
         fault=f"event {lane.delivered + 1} is owed, but the outbox file does not hold it: the file was damaged",
         event=None,
     )
-
-
-def context(lane: Lane | None, event: EncodedEvent | None = None) -> dict[str, Any]:
-    """Return what every log record of the relay says of its subject; ``None`` where it has none."""
-    message_id = None
-    if event is not None:
-        try:
-            message_id = decode(event.data).get("message_id")
-        except ValueError:
-            message_id = None  # damaged data is no reason to say less about it
-    return {
-        "conversation_id": None if lane is None else lane.conversation_id,
-        "owner_id": None if lane is None else lane.owner_id,
-        "message_id": message_id,
-        "event_id": None if event is None else str(event.event_id),
-    }

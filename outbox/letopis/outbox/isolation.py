@@ -153,10 +153,11 @@ class Isolation:
                 return False
             else:
                 rest, fault = half.deliveries, found
+        culprit = next(iter(rest))
         refusal = Refusal(
             conversation_id=lane.conversation_id,
-            sequence=rest[0].sequence,
-            event=rest[0].event,
+            sequence=culprit.sequence,
+            event=culprit.event,
             fault_class=str(fault.fault_class),
             fault=str(fault),
         )

@@ -88,7 +88,8 @@ class HistoryDiverged(BatchRefused):
     def __init__(self, *, conversation_id: str, sequence: int, event_id: UUID) -> None:
         super().__init__(
             f"sequence {sequence} (event {event_id}) differs from what the history store already holds: "
-            "compare the two, then fix or skip the event",
+            "compare the two; `letopis outbox` can fix the event, put its original back, or skip it, and a copied file "
+            "that is to live on gets a name of its own with `letopis init --new-origin`",
             conversation_id=conversation_id,
         )
         self.sequence = sequence

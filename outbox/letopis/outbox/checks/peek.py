@@ -10,6 +10,7 @@ from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 
 BUSY: Final = 3.0
 
@@ -42,9 +43,9 @@ def peek(path: Path) -> Iterator[sa.Connection]:
 
 def code_of(error: BaseException) -> str:
     """Return SQLite's name of an error, never its text."""
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    cause = error.orig if isinstance(error, DBAPIError) else error
     name = getattr(cause, "sqlite_errorname", None)
     return str(name or type(cause or error).__name__)
 
 
-SQLITE_ERRORS: Final = (sa.exc.DBAPIError, sqlite3.Error)
+SQLITE_ERRORS: Final = (DBAPIError, sqlite3.Error)
