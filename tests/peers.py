@@ -79,34 +79,64 @@ async def refused_port() -> int:
 
 
 class Wire:
-    """A way to a real server on 127.0.0.1; `flowing.clear()` stops every byte in both directions, and reads no more."""
+    """A way to a real server on 127.0.0.1, and what can happen to it.
+
+    :ivar flowing: while cleared, no byte goes either way, and none is read: a black hole.
+    :ivar cut_at: a word that the client says; the connection is reset when it comes by, once, and then forgotten.
+    :ivar heard: whether the server still hears that word (its answer is lost), or does not.
+    :ivar pace: seconds between two bytes of the server's answers.
+    :ivar cuts: connections that were reset so far; ``openings``: when each was made, by the event loop's clock.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
         self.flowing = asyncio.Event()
         self.flowing.set()
+        self.cut_at: bytes | None = None
+        self.heard = False
+        self.pace: float | None = None
+        self.cuts = 0
+        self.openings: list[float] = []
 
     def open(self) -> AbstractAsyncContextManager[int]:
         """Listen, and yield the port that leads to the server."""
         return _listening(self._talk)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.openings.append(asyncio.get_running_loop().time())
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        deaf = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._carry(reader, there_writer))
-                group.create_task(self._carry(there_reader, writer))
+                group.create_task(self._carry(reader, there_writer, deaf, asks=True))
+                group.create_task(self._carry(there_reader, writer, deaf, asks=False))
         except* OSError:
             pass  # one side hung up: the other one is cut too
         finally:
             there_writer.transport.abort()
 
-    async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _carry(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, deaf: asyncio.Event, *, asks: bool
+    ) -> None:
         while True:
             await self.flowing.wait()
             data = await source.read(65536)
             if not data:
                 raise ConnectionError("end")
             await self.flowing.wait()
-            target.write(data)
-            await target.drain()
+            if asks and self.cut_at is not None and self.cut_at in data:
+                self.cut_at = None
+                self.cuts += 1
+                if not self.heard:
+                    raise ConnectionError("cut")
+                deaf.set()
+            if not asks and deaf.is_set():
+                raise ConnectionError("cut")  # the server has answered, so it has done what it was told
+            if asks or self.pace is None:
+                target.write(data)
+                await target.drain()
+                continue
+            for byte in data:
+                target.write(bytes((byte,)))
+                await target.drain()
+                await asyncio.sleep(self.pace)

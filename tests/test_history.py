@@ -91,6 +91,16 @@ async def test_a_wrong_store_url_is_told_before_anything_is_created(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["on_stuck", "on_recovered"])
+async def test_a_callback_that_cannot_be_called_is_told_before_it_is_needed(tmp_path: Path, name: str) -> None:
+    wrong: Any = {name: "tell_user"}
+    with pytest.raises(ConfigurationError, match=f"{name} must be a function"):
+        async with History.open(tmp_path / "bot.outbox.db", **wrong):
+            pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_an_exception_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="mine"):
         async with History.open(tmp_path / "bot.outbox.db"):

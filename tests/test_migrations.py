@@ -20,6 +20,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.outbox.file import OUTBOX, OutboxFile
+from letopis.outbox.schema import metadata as outbox_metadata
 from letopis.store import ConversationStore, FaultClass, StoreFault
 from letopis.store.engines import create_store_engine
 from letopis.store.migration import STORE, Revision, State, revision_state, upgrade
@@ -217,6 +219,25 @@ async def test_without_a_url_it_says_how_to_give_one(tmp_path: Path) -> None:
     )
     with pytest.raises(AssertionError, match="LETOPIS_STORE"):
         alembic("upgrade", "head", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://bot:s3cret@127.0.0.1:1/history", "cannot be reached"),
+        ("mysql://bot:s3cret@127.0.0.1:1/history", "cannot be reached"),
+        ("oracle://bot:s3cret@127.0.0.1/history", "no kind of database"),
+        ("sqlite:////no/such/folder/history.db", "does not exist: create it"),
+    ],
+)
+async def test_no_way_to_the_database_is_one_line_without_a_secret(url: str, said: str) -> None:
+    with pytest.raises(AssertionError) as caught:
+        alembic("upgrade", "head", url=url)
+
+    line = str(caught.value).splitlines()[0]
+    assert said in line
+    assert "Traceback" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 async def test_the_sql_that_is_printed_makes_the_same_store(
@@ -417,3 +438,20 @@ async def test_a_number_of_partitions_that_is_none_is_refused(number: int, tmp_p
         with pytest.raises(ValueError, match="partitions"):
             await connection.run_sync(upgrade, STORE, attributes={"partitions": number})
     await engine.dispose()
+
+
+async def test_many_databases_are_migrated_at_once_in_one_process(tmp_path: Path) -> None:
+    """Alembic keeps the database it works on in globals: each has to have its turn."""
+    outboxes = [tmp_path / f"{number}.outbox.db" for number in range(4)]
+    stores = [f"sqlite:///{tmp_path}/{number}.history.db" for number in range(4)]
+
+    async def created(path: Path) -> None:
+        await (await OutboxFile.open(path)).close()
+
+    await asyncio.gather(*map(created, outboxes), *map(migrated, stores))
+
+    assert [await tables(url) for url in stores] == [OURS] * 4
+    for path in outboxes:
+        assert sorted({*outbox_metadata.tables, OUTBOX.version_table}) == [
+            one for one in await tables(str(path)) if one.startswith("letopis_")
+        ]

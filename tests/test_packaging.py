@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from letopis.store.migration import STORE
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("letopis/store", "letopis/outbox", "letopis/migrations")
 
@@ -150,15 +152,27 @@ def test_the_lock_has_what_the_project_asks_for() -> None:
     assert "://" not in lock
 
 
-def test_the_installed_wheel_is_not_disturbed_by_a_bots_own_folders(wheel: Path, tmp_path: Path) -> None:
-    """A bot project often has `store/`, `outbox.py` and `migrations/`; the current folder precedes site-packages."""
-    site = tmp_path / "site"
-    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the wheel is installed in."""
+    site = tmp_path_factory.mktemp("installed") / "site"
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel, cwd=site.parent)
+    return site
+
+
+@pytest.fixture
+def bot(tmp_path: Path) -> Path:
+    """A bot project as there are many: it has `store/`, `outbox.py` and `migrations/`."""
     bot = tmp_path / "bot"
     for folder in ("store", "migrations"):
         (bot / folder).mkdir(parents=True)
         (bot / folder / "__init__.py").write_text("OWNER = 'the bot'\n")
     (bot / "outbox.py").write_text("OWNER = 'the bot'\n")
+    return bot
+
+
+def test_the_installed_wheel_is_not_disturbed_by_a_bots_own_folders(site: Path, bot: Path) -> None:
+    """The current folder precedes site-packages."""
     code = (
         "import letopis.store, letopis.outbox, letopis.migrations as m, store, outbox, migrations\n"
         "print(store.OWNER, outbox.OWNER, migrations.OWNER, sep='|')\n"
@@ -171,3 +185,21 @@ def test_the_installed_wheel_is_not_disturbed_by_a_bots_own_folders(wheel: Path,
     assert owners == "the bot|the bot|the bot"
     assert len(files) == 3
     assert [file for file in files if not Path(file).is_relative_to(site)] == []
+
+
+def test_the_installed_wheel_migrates_beside_a_bots_own_migrations(site: Path, bot: Path) -> None:
+    """With Alembic itself and an ini file of two lines, as the guide says."""
+    (bot / "alembic.ini").write_text("[alembic]\nscript_location = letopis.migrations:store\npath_separator = os\n")
+    url = f"sqlite:///{bot / 'history.db'}"
+    code = (
+        "import sqlite3, letopis.migrations as m\n"
+        "with sqlite3.connect('history.db') as connection:\n"
+        "    print(*connection.execute('SELECT version_num FROM letopis_version').fetchone(), list(m.__path__)[0])\n"
+        "connection.close()\n"
+    )
+
+    run(sys.executable, "-m", "alembic", "-x", f"url={url}", "upgrade", "head", cwd=bot, PYTHONPATH=str(site))
+    revision, place = run(sys.executable, "-c", code, cwd=bot, PYTHONPATH=str(site)).split()
+
+    assert revision == STORE.head
+    assert Path(place).is_relative_to(site)

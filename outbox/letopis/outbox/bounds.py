@@ -19,13 +19,15 @@ class Bounds:
 
     :ivar max_events: pending events; ``None`` for no limit.
     :ivar max_bytes: of the file in use, delivered events that are still kept included; ``None`` for no limit.
+    :ivar min_free_bytes: of the disk, kept free for delivering what is pending; ``None`` for no limit.
     """
 
     max_events: int | None = None
     max_bytes: int | None = 8 * 1024**3
+    min_free_bytes: int | None = 16 * 1024**2
 
     def __post_init__(self) -> None:
-        for name in ("max_events", "max_bytes"):
+        for name in ("max_events", "max_bytes", "min_free_bytes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InvalidInput(name, "must be at least 1, or None for no limit")
 

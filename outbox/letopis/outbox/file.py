@@ -27,7 +27,7 @@ from letopis.store.engines import Timeouts, create_private_file, create_store_en
 from letopis.store.errors import Closed, ConfigurationError, OutboxUnavailable
 from letopis.store.events import to_microseconds, utc_now
 from letopis.store.faults import StoreFault
-from letopis.store.migration import Migrations, State, revision_state, upgrade
+from letopis.store.migration import IN_TURN, Migrations, State, revision_state, upgrade
 from letopis.store.plan import Origin
 from letopis.store.shield import uninterrupted
 from letopis.store.urls import normalise_url
@@ -188,8 +188,9 @@ class OutboxFile:
         await self._writer.tidy()
 
     def give_up_waiting(self, reason: str) -> None:
-        """Refuse the appends and writes that wait for their turn, with ``OutboxUnavailable``."""
+        """Refuse the appends, writes and transactions that wait for their turn, with ``OutboxUnavailable``."""
         self._writer.give_up_waiting(reason)
+        self.turn.give_up_waiting(reason)
 
     async def close(self) -> None:
         """Write what waits, then close everything; nothing has to be delivered first. Again does nothing."""
@@ -354,7 +355,8 @@ def _migrate(connection: sa.Connection, path: Path) -> None:
         raise ConfigurationError(f"{path.name!r} is a history store: give the outbox a file of its own")
     if found.state in (State.NEWER, State.FOREIGN):
         raise ConfigurationError(f"{path.name!r}: {found.advice(OUTBOX, command='letopis init')}")
-    upgrade(connection, OUTBOX)
+    with IN_TURN:
+        upgrade(connection, OUTBOX)
 
 
 def _ours(error: BaseException, path: Path) -> Exception | None:

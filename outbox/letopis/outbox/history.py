@@ -139,6 +139,8 @@ class History:
         :raises ConfigurationError: the path, the URL or an option is wrong.
         :raises OutboxUnavailable: the file cannot be used at present.
         """
+        _check_callback("on_stuck", on_stuck)
+        _check_callback("on_recovered", on_recovered)
         where = outbox_path(path)
         operators = await _opened(channels)
         own = not isinstance(store, ConversationStore)
@@ -272,7 +274,8 @@ class History:
             occurred_at=occurred_at,
             limits=self._limits,
         )
-        return receipt_of(await append_in(self.outbox, connection, prepared), self._deliveries)
+        void = asyncio.Event()
+        return receipt_of(await append_in(self.outbox, connection, prepared, void=void), self._deliveries, void=void)
 
     async def sent(
         self,
@@ -475,6 +478,12 @@ class History:
                 await self.store.close()
         finally:
             await self.outbox.close()
+
+
+def _check_callback(name: str, callback: object) -> None:
+    # Else it would come out when the first person is to be told.
+    if callback is not None and not callable(callback):
+        raise ConfigurationError(f"{name} must be a function that takes an Incident, not {type(callback).__name__}")
 
 
 async def _opened(channels: Iterable[str | Channel]) -> tuple[Channel, ...]:

@@ -41,12 +41,12 @@ def settle(connection: sa.Connection, path: Path, *, now_us: int) -> Origin:
     if row is None:
         made = uuid4()
         connection.exec_driver_sql(_MINT, (made.bytes, device, inode, now_us))
-        return Origin(origin_id=made, epoch=1, name=path.name)
+        return Origin(origin_id=made, epoch=1, name=_name(path))
     origin_id, epoch = UUID(bytes=row[0]), row[1]
     if (row[2], row[3]) != (device, inode):
         epoch += 1
         connection.exec_driver_sql(_RAISE, (epoch, device, inode))
-    return Origin(origin_id=origin_id, epoch=epoch, name=path.name)
+    return Origin(origin_id=origin_id, epoch=epoch, name=_name(path))
 
 
 def renew(connection: sa.Connection, path: Path, *, now_us: int) -> Origin:
@@ -58,4 +58,9 @@ def renew(connection: sa.Connection, path: Path, *, now_us: int) -> Origin:
     device, inode = (str(one) for one in place_of(path))
     made = uuid4()
     connection.exec_driver_sql(_RENEW, (made.bytes, device, inode, now_us))
-    return Origin(origin_id=made, epoch=1, name=path.name)
+    return Origin(origin_id=made, epoch=1, name=_name(path))
+
+
+def _name(path: Path) -> str:
+    """Return the file's base name, which may be bytes that are no text: no history store takes those."""
+    return path.name.encode("utf-8", "replace").decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import TracebackType
@@ -148,6 +148,7 @@ class Intake:
             else:
                 self._count(run, known)
                 return
+        there = set(known)
         for item in run:
             try:
                 await self.outbox.append(item.prepared)
@@ -156,9 +157,10 @@ class Intake:
             except InvalidInput as error:
                 refused.append(Refused(number=item.line.number, reason=str(error), size=item.line.size))
             else:
-                self._count((item,), known)
+                self._count((item,), there)
+                there.add(item.event_id)
 
-    def _count(self, run: Iterable[_Item], known: frozenset[UUID]) -> None:
+    def _count(self, run: Iterable[_Item], known: Set[UUID]) -> None:
         new = {item.event_id for item in run if item.event_id not in known}
         total = sum(1 for _ in run)
         self.counts.imported += len(new)
@@ -234,20 +236,44 @@ def check(line: Line | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | Refu
 
 
 def try_out(lines: Iterable[Line | Refused], tell: Callable[[Refused], None]) -> Counts:
-    """Do all of an import but the writing: each line alone, and ids that the lines themselves use twice.
+    """Do all of an import but the writing: each line alone, and where lines contradict each other in ids or owners.
 
     What the outbox holds already is not looked at; lines that say the same as one before them count as known.
     """
     counts = Counts()
-    with Occurrences() as seen:
+    with Occurrences() as seen, Occurrences() as owners:
         for line in lines:
             found = check(line)
             if not isinstance(found, Refused):
+                found = _same_owner(found, owners)
+            if not isinstance(found, Refused):
                 found = _first_use(found, seen, counts)
+            if not isinstance(found, Refused):
+                _note_owner(found, owners)
             if isinstance(found, Refused):
                 tell(found)
                 counts.refused += 1
     return counts
+
+
+def _same_owner(item: _Item, owners: Occurrences) -> _Item | Refused:
+    conversation, owned = _owned(item)
+    if item.line.owner is None or not owners.seen(conversation) or owners.seen(owned):
+        return item
+    reason = "owner: an earlier line gives the conversation to another owner"
+    return Refused(number=item.line.number, reason=reason, size=item.line.size)
+
+
+def _note_owner(item: _Item, owners: Occurrences) -> None:
+    if item.line.owner is not None:
+        for key in _owned(item):
+            if not owners.seen(key):
+                owners.add(key)
+
+
+def _owned(item: _Item) -> tuple[bytes, bytes]:
+    """Return the keys of a conversation that has an owner, and of this owner; no identifier holds a NUL."""
+    return item.line.conversation_id.encode(), f"{item.line.conversation_id}\0{item.line.owner}".encode()
 
 
 def _first_use(item: _Item, seen: Occurrences, counts: Counts) -> _Item | Refused:

@@ -18,6 +18,7 @@ from letopis.outbox.identity import place_of
 from letopis.outbox.transaction import write
 from letopis.outbox.trouble import translate
 from letopis.store.errors import InvalidInput
+from letopis.store.shield import uninterrupted
 
 # Changes nothing, and makes SQLite begin a write: from here on nobody else can append before this transaction ends.
 _LOCK: Final = "UPDATE letopis_outbox_origin SET epoch = epoch WHERE false"
@@ -27,14 +28,18 @@ _FIRST_LOOK: Final = 0.0005
 _SLOWEST_LOOK: Final = 0.05
 _LAST_LOOK: Final = 10.0
 
-_heard: weakref.WeakSet[sa.Connection] = weakref.WeakSet()
+_heard: weakref.WeakKeyDictionary[sa.Connection, list[asyncio.Event]] = weakref.WeakKeyDictionary()
+"""What to set when the transaction that is open on a connection is rolled back."""
 
 
-async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, prepared: Prepared) -> Appended:
+async def append_in(
+    outbox: OutboxFile, given: AsyncConnection | AsyncSession, prepared: Prepared, *, void: asyncio.Event
+) -> Appended:
     """Write an append in the caller's transaction, which this begins where it has not begun.
 
     The relay is woken after the caller's commit, and by nothing where the caller rolls back.
 
+    :param void: set when the caller rolls back the whole transaction; not for a savepoint.
     :raises InvalidInput: the connection is not on this outbox file, does not flush its commits, or commits each
         statement by itself.
     :raises OutboxUnavailable: the file is held by somebody else, or the transaction read before it wrote and another
@@ -59,10 +64,10 @@ async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, p
     driver = (await connection.get_raw_connection()).driver_connection
     if not getattr(driver, "in_transaction", False):
         raise InvalidInput("connection", "commits each statement by itself: begin a transaction on it")
-    appended = await write(outbox, connection, prepared)
     assert connection.sync_connection is not None  # noqa: S101 - it has just been used
-    _ring_after_commit(outbox, connection.sync_connection, driver)
-    return appended
+    _listen(outbox, connection.sync_connection, driver).append(void)
+    # A caller that is cancelled here may commit all the same: then it commits the whole append, never half of one.
+    return await uninterrupted(write(outbox, connection, prepared))
 
 
 def _check_place(connection: sa.Connection, outbox: OutboxFile) -> None:
@@ -84,13 +89,20 @@ def _check_place(connection: sa.Connection, outbox: OutboxFile) -> None:
     connection.info[_CHECKED] = outbox.place
 
 
-def _ring_after_commit(outbox: OutboxFile, connection: sa.Connection, driver: Any) -> None:
-    if connection in _heard:
-        return
-    _heard.add(connection)
+def _listen(outbox: OutboxFile, connection: sa.Connection, driver: Any) -> list[asyncio.Event]:
+    """Ring after each commit on the connection from now on; return what is set by the next rollback."""
+    if (known := _heard.get(connection)) is not None:
+        return known
+    voided = _heard[connection] = []
     loop = asyncio.get_running_loop()
 
+    def on_rollback(_: sa.Connection) -> None:
+        for void in voided:
+            void.set()
+        voided.clear()
+
     def on_commit(_: sa.Connection) -> None:
+        voided.clear()
         # SQLAlchemy tells of a commit before it makes it: the bell waits until the driver has left the transaction.
         loop.call_soon(look, _FIRST_LOOK, loop.time() + _LAST_LOOK)
 
@@ -105,3 +117,5 @@ def _ring_after_commit(outbox: OutboxFile, connection: sa.Connection, driver: An
             outbox.appended.ring()
 
     event.listen(connection, "commit", on_commit)
+    event.listen(connection, "rollback", on_rollback)
+    return voided

@@ -34,7 +34,7 @@ class Source(Protocol):
 
 
 class Incomplete(Exception):
-    """The history store cannot be reached, so older messages may be missing: nothing of this is an export."""
+    """The history store cannot be read, so older messages may be missing: nothing of this is an export."""
 
 
 @dataclass(slots=True)
@@ -106,4 +106,6 @@ class Flow:
 
 def _whole(page: Page[Conversation] | Page[RecordedMessage]) -> None:
     if not page.complete:
-        raise Incomplete("the history store cannot be reached, so older messages would be missing: try again later")
+        raise Incomplete(
+            "the history store cannot be read, so older messages would be missing: `letopis db check` says why it is so"
+        )

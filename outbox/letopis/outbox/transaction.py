@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.append import Appended, Prepared, append_events, prepare
@@ -19,12 +20,13 @@ from letopis.outbox.receipts import Deliveries, Receipt, receipt_of
 from letopis.outbox.trouble import is_busy, translate
 from letopis.outbox.writer import PATIENCE
 from letopis.store.codec import Limits
-from letopis.store.errors import LetopisError
+from letopis.store.errors import LetopisError, OutboxUnavailable
 from letopis.store.events import Event
 from letopis.store.messages import Message
 from letopis.store.shield import uninterrupted
 from letopis.store.vocabulary import Body
 
+T = TypeVar("T")
 logger = logging.getLogger("letopis.outbox.history")
 
 LONG: Final = 1.0
@@ -50,11 +52,11 @@ class Transaction:
         self, statement: sa.Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> sa.CursorResult[Any]:
         """Run a statement on the bot's own tables and return its result, fetched already."""
-        return await uninterrupted(self.connection.execute(statement, parameters))
+        return await self._run(self.connection.execute(statement, parameters))
 
     async def scalar(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Any:
         """Run a statement and return the first column of its first row, or ``None``."""
-        return await uninterrupted(self.connection.scalar(statement, parameters))
+        return await self._run(self.connection.scalar(statement, parameters))
 
     async def append(
         self,
@@ -80,11 +82,23 @@ class Transaction:
             occurred_at=occurred_at,
             limits=self._limits,
         )
+        self._appended = True  # also where the caller is cancelled and commits all the same
         appended = await uninterrupted(write(self._outbox, self.connection, prepared))
-        self._appended = True
         return receipt_of(appended, self._deliveries, void=self._void)
 
+    async def _run(self, statement: Awaitable[T]) -> T:
+        try:
+            return await uninterrupted(statement)
+        except DBAPIError:
+            if not is_open(self.connection):
+                await self.connection.invalidate()  # else what comes next would commit by itself
+            raise
+
     async def _commit(self) -> None:
+        if not is_open(self.connection):
+            raise OutboxUnavailable(
+                "a statement of the transaction failed and took all of it back: nothing was committed, run it again"
+            )
         self._ending = True  # from here on the outcome is the file's to tell
         try:
             await self.connection.commit()
@@ -108,7 +122,7 @@ async def write(outbox: OutboxFile, connection: AsyncConnection, prepared: Prepa
     def run(sync_connection: sa.Connection) -> Appended | LetopisError:
         cursor = sync_connection.connection.cursor()
         try:
-            outbox.bounds.check(cursor)
+            outbox.check_room(cursor)
             # Careful: a row that the unique index refused could not be taken back without the caller's own rows.
             return append_events(cursor, (prepared,), now_us=outbox.now_us(), careful=True)[0]
         finally:
@@ -116,11 +130,22 @@ async def write(outbox: OutboxFile, connection: AsyncConnection, prepared: Prepa
 
     try:
         outcome = await connection.run_sync(run)
+    except LetopisError:
+        raise  # refused before anything was written
     except Exception as error:
+        # Half of it may be written, or SQLite has taken back all that came before: none of it may be committed now.
+        await connection.invalidate()
         raise translate(error) or error from error
     if isinstance(outcome, LetopisError):
         raise outcome
     return outcome
+
+
+def is_open(connection: AsyncConnection) -> bool:
+    """Whether a transaction is still open in SQLite: on some errors, as of a full disk, it rolls back by itself."""
+    if connection.invalidated or connection.sync_connection is None:
+        return False
+    return bool(getattr(connection.sync_connection.connection.driver_connection, "in_transaction", False))
 
 
 @asynccontextmanager

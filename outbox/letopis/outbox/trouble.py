@@ -67,9 +67,7 @@ def translate(error: BaseException) -> LetopisError | None:
         return None
     code = code_of(error)
     if is_full(error):
-        return OutboxFull(
-            f"the disk is full: nothing was written and nothing was dropped, free some space [{code}]"
-        )
+        return OutboxFull(f"the disk is full: nothing was written and nothing was dropped, free some space [{code}]")
     if is_stale(error):
         return OutboxUnavailable(
             "the transaction read before it wrote, and another writer committed in between: begin it with BEGIN"

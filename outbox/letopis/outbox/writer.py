@@ -312,7 +312,9 @@ class Writer:
             if driver.in_transaction:  # else a connection that is kept could not begin the next one
                 self._roll_back(driver)
             if is_full(error):
-                driver.rollback()  # the connection stays: on a full disk there may be no opening another
+                # The connection stays: on a full disk there may be no opening another.
+                driver.rollback()
+                self._roll_back(transaction)
             raise _CommitFailed from error
         return values
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 from urllib.parse import urlencode
 from uuid import uuid4
 
@@ -28,9 +28,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from letopis.store.errors import ConfigurationError
 from letopis.store.faults import FaultClass, StoreFault, classify
 from letopis.store.urls import MARIADB, POSTGRESQL, normalise_url
-
-if TYPE_CHECKING:
-    from asyncmy.connection import Connection as AsyncmyConnection
 
 PROGRAM: Final = "letopis"
 RECYCLE: Final = 1800.0
@@ -390,14 +387,13 @@ def _mariadb_session(timeouts: Timeouts) -> tuple[str, ...]:
     )
 
 
-async def _connect_to_mariadb(
-    arguments: Mapping[str, Any], session: tuple[str, ...], deadline: float
-) -> AsyncmyConnection:
+async def _connect_to_mariadb(arguments: Mapping[str, Any], session: tuple[str, ...], deadline: float) -> Any:
     """Connect, log in and set the session, all within one deadline: the driver's own ends with the TCP connection."""
     from asyncmy.constants import CLIENT
 
     # FOUND_ROWS: an update counts the rows it matched, as SQLAlchemy expects, and not only those that changed.
     connection = _mariadb_connection()(client_flag=CLIENT.FOUND_ROWS, **arguments)
+    connection.patience = arguments["read_timeout"]
     try:
         async with asyncio.timeout(deadline):
             await connection.connect()
@@ -411,11 +407,29 @@ async def _connect_to_mariadb(
 
 
 @cache
-def _mariadb_connection() -> type[AsyncmyConnection]:
+def _mariadb_connection() -> type[Any]:
     from asyncmy.connection import Connection
 
     class MariaDBConnection(Connection):
-        """Says farewell for a short time only: the driver would wait for ever for a peer that reads no more."""
+        """Waits `patience` seconds for an answer, however it comes, and says farewell for a short time only.
+
+        The driver's own timeout begins anew with each piece of an answer, and it would wait for ever for a peer that
+        reads no more.
+        """
+
+        patience: float | None = None
+
+        async def query(self, *args: Any, **options: Any) -> Any:
+            async with asyncio.timeout(self.patience):
+                return await super().query(*args, **options)  # type: ignore[no-untyped-call]
+
+        async def commit(self) -> None:
+            async with asyncio.timeout(self.patience):
+                await super().commit()
+
+        async def rollback(self) -> None:
+            async with asyncio.timeout(self.patience):
+                await super().rollback()
 
         async def ensure_closed(self) -> None:
             try:

@@ -23,7 +23,7 @@ from letopis.store.engines import Timeouts, create_store_engine
 from letopis.store.errors import Closed, ConfigurationError, InvalidInput
 from letopis.store.events import RecordedEvent, to_microseconds, utc_now
 from letopis.store.faults import FaultClass, StoreFault, translated
-from letopis.store.migration import STORE, Revision, State, revision_state, upgrade
+from letopis.store.migration import IN_TURN, STORE, Revision, State, revision_state, upgrade
 from letopis.store.plan import ApplyResult, LaneBatch, Origin
 from letopis.store.reads import Reader, StoreView, Window, check_count, check_place
 from letopis.store.schema import log_heads
@@ -269,7 +269,7 @@ class ConversationStore:
             if self._migrate and found.state in (State.MISSING, State.OLDER):
                 # Off the loop: it takes as long as everything else that is imported together.
                 await asyncio.to_thread(import_module, "alembic.command")
-                async with self._engine.begin() as connection:
+                async with _in_turn(), self._engine.begin() as connection:
                     await connection.run_sync(upgrade, STORE, attributes={"partitions": self._partitions})
                 found, partitions = await self._state()
         if found.state is not State.CURRENT:
@@ -334,3 +334,14 @@ class ConversationStore:
             if fault.fault_class is FaultClass.MISCONFIGURED:
                 self._ready = None
             raise
+
+
+@asynccontextmanager
+async def _in_turn() -> AsyncIterator[None]:
+    """Hold the lock of migrations; waited for in small steps, since other holders are threads and other tasks."""
+    while not IN_TURN.acquire(blocking=False):  # noqa: ASYNC110 - a lock between threads
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        IN_TURN.release()

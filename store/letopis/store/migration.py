@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class Migrations:
     version_table: str
     head: str
 
+
+IN_TURN: Final = threading.Lock()
+"""Held by who runs :func:`upgrade`: Alembic keeps what it works on in globals, so two upgrades at the same time, in
+threads or in tasks of one event loop, would run on each other's databases."""
 
 STORE: Final = Migrations(location="letopis.migrations:store", version_table="letopis_version", head="0001")
 """The history store's."""
@@ -100,9 +105,9 @@ def upgrade(
 ) -> None:
     """Bring the database to ``target``; nothing happens where it is there already.
 
-    Runs inside the connection's transaction and leaves the commit to the caller. Several processes may call it at
-    once: they wait for each other. Where the database commits each table by itself (MariaDB), an upgrade that was cut
-    off is taken up again by the next one.
+    Runs inside the connection's transaction and leaves the commit to the caller, who holds :data:`IN_TURN`. Several
+    processes may call it at once: they wait for each other. Where the database commits each table by itself (MariaDB),
+    an upgrade that was cut off is taken up again by the next one.
 
     :param attributes: for the migrations, for example ``{"partitions": 4}`` for a store that is created now.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from sqlalchemy import exc
@@ -96,11 +97,15 @@ def _parsed(url: str | URL | os.PathLike[str]) -> URL:
 
 def _from_text(text: str) -> URL:
     # The errors of SQLAlchemy and of int() are not chained: they may quote the URL, password and all.
-    try:
-        return make_url(text)
-    except (exc.ArgumentError, ValueError):
-        reason = f"the database URL cannot be read (is a character of the password to be %-encoded?): {ACCEPTED}"
-    raise ConfigurationError(reason)
+    with suppress(exc.ArgumentError, ValueError):
+        parsed = make_url(text)
+        # A plain @ in a password ends it early, and what follows would pass, and be shown, as the host.
+        shown = (parsed.host, parsed.database, *parsed.query)
+        if parsed.get_backend_name() == "sqlite" or not any("@" in (part or "") for part in shown):
+            return parsed
+    raise ConfigurationError(
+        f"the database URL cannot be read (is a character of the password to be %-encoded?): {ACCEPTED}"
+    )
 
 
 def _sqlite(url: URL, *, allow_memory: bool) -> URL:

@@ -9,8 +9,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import context
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.store.engines import Timeouts, create_store_engine
+from letopis.store.errors import ConfigurationError
+from letopis.store.faults import StoreFault, translated
 from letopis.store.migration import alone
 from letopis.store.schema import metadata
 from letopis.store.urls import normalise_url
@@ -24,7 +27,10 @@ def database_url() -> sa.URL:
     found = given or os.environ.get("LETOPIS_STORE") or config.get_main_option("sqlalchemy.url")
     if not found:
         raise SystemExit("no database: give `-x url=...`, set LETOPIS_STORE, or sqlalchemy.url in alembic.ini")
-    return normalise_url(found)
+    try:
+        return normalise_url(found)
+    except ConfigurationError as error:
+        raise SystemExit(str(error)) from None
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
@@ -58,11 +64,22 @@ def migrate_alone(connection: sa.Connection) -> None:
         migrate(connection)
 
 
+async def reach(engine: AsyncEngine) -> None:
+    """End with one line where there is no way to the database: a traceback would quote the driver, and help nobody."""
+    try:
+        with translated():
+            async with engine.connect():
+                pass  # it waits in the pool for the migration
+    except StoreFault as fault:
+        raise SystemExit(str(fault)) from None
+
+
 async def migrate_by_url() -> None:
     """Migrate the database that the URL names, in one transaction where the database can."""
     # A statement may have to rebuild a table of any size.
     engine = create_store_engine(database_url(), timeouts=Timeouts(statement=24 * 3600.0, lock=60.0), pool_size=1)
     try:
+        await reach(engine)
         async with engine.begin() as connection:
             await connection.run_sync(migrate_alone)
     finally:

@@ -1,0 +1,688 @@
+"""Make every fault of the table happen to a real server, and show its class and what a relay does with it.
+
+    python -m tests.campaigns.faults                     # both servers and SQLite, about a minute
+    python -m tests.campaigns.faults --store postgresql
+
+The servers are those of the tests (`tests.servers`); each run makes a database of its own and drops it. What comes out
+of the driver is put into a class by `letopis.store.faults`, as everywhere; the very same fault is then given to a real
+relay, as often as its cause would last, and the table tells what that did with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import tempfile
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from letopis.outbox.file import OutboxFile
+from letopis.store import engines
+from letopis.store.engines import Timeouts, create_store_engine
+from letopis.store.faults import FaultClass, StoreFault, translated
+from letopis.store.plan import LaneBatch
+from tests import peers
+from tests.relays import ToldStore, figures, lane, relay_on, say, until
+from tests.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+
+UNAVAILABLE = FaultClass.UNAVAILABLE
+MISCONFIGURED = FaultClass.MISCONFIGURED
+UNKNOWN_OUTCOME = FaultClass.UNKNOWN_OUTCOME
+CONFLICT = FaultClass.CONFLICT
+POISON = FaultClass.POISON
+
+SHORT: Final = Timeouts(connect=1.0, statement=0.5, lock=1.0)
+KINDS: Final = ("postgresql", "mariadb", "sqlite")
+DRIVERS: Final = {"postgresql": "asyncpg", "mariadb": "asyncmy", "sqlite": "aiosqlite"}
+NOT_PRODUCED: Final = {
+    "disk full on the server (53100, 1021)": "would fill a disk of the machine; the codes are checked as constructed",
+    "promotion of a standby": "needs a second server; its sign, a read-only primary, is produced",
+    "the server's own certificate expires": "needs a clock of the server's own; an unknown authority is tested",
+}
+"""Rows that this campaign leaves out, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A database of the campaign's own, with one table."""
+
+    kind: str
+    url: str
+    engine: AsyncEngine
+    admin: Callable[[str], None]
+
+    @property
+    def postgresql(self) -> bool:
+        return self.kind == "postgresql"
+
+    def either(self, postgresql: str, mariadb: str) -> str:
+        """The word for this kind of server."""
+        return postgresql if self.postgresql else mariadb
+
+    def changed(self, **fields: Any) -> str:
+        """The URL with other parts."""
+        return make_url(self.url).set(**fields).render_as_string(hide_password=False)
+
+    async def run(self, *statements: str, engine: AsyncEngine | None = None) -> None:
+        """Run the statements in one transaction."""
+        async with (engine or self.engine).begin() as connection:
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+
+    async def at(self, url: str, *statements: str) -> None:
+        """Run the statements on another URL."""
+        engine = create_store_engine(url, timeouts=SHORT, pool_size=1)
+        try:
+            await self.run(*(statements or ("SELECT 1",)), engine=engine)
+        finally:
+            await engine.dispose()
+
+    async def kill(self, connection: Any) -> None:
+        """Cut this connection, as an operator would."""
+        asks = self.either("SELECT pg_backend_pid()", "SELECT CONNECTION_ID()")
+        session = int((await connection.exec_driver_sql(asks)).scalar_one())
+        await self.kill_session(session)
+
+    async def kill_session(self, session: int) -> None:
+        await asyncio.to_thread(
+            self.admin, self.either(f"SELECT pg_terminate_backend({session})", f"KILL CONNECTION {session}")
+        )
+        await asyncio.sleep(0.1)
+
+
+Scene = Callable[[Bench], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One fault of the table: what makes it happen, and the class that it must come out as."""
+
+    name: str
+    scene: Scene
+    expected: FaultClass
+    kinds: Sequence[str] = ("postgresql", "mariadb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a row."""
+
+    name: str
+    kind: str
+    driver_error: str
+    code: str
+    expected: str
+    found: str
+    reaction: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the class is the one of the table."""
+        return self.expected == self.found
+
+
+ROWS: Final[list[Row]] = []
+
+
+def row(name: str, expected: FaultClass, *kinds: str) -> Callable[[Scene], Scene]:
+    """Enter a scene in the table."""
+
+    def enter(scene: Scene) -> Scene:
+        ROWS.append(Row(name, scene, expected, kinds or ("postgresql", "mariadb")))
+        return scene
+
+    return enter
+
+
+def statements(name: str, expected: FaultClass, postgresql: str | None, mariadb: str | None) -> None:
+    """Enter a statement that is refused."""
+    for kind, statement in (("postgresql", postgresql), ("mariadb", mariadb)):
+        if statement is not None:
+
+            async def scene(bench: Bench, statement: str = statement) -> None:
+                with translated():
+                    await bench.run(statement)
+
+            ROWS.append(Row(name, scene, expected, (kind,)))
+
+
+# --- the connection -------------------------------------------------------------------------------------------------
+
+
+@row("killed by an operator while idle", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    with translated():
+        async with bench.engine.connect() as connection:
+            await bench.kill(connection)
+            await connection.exec_driver_sql("SELECT 1")
+
+
+@row("killed in mid statement", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    with translated():
+        async with bench.engine.connect() as connection:
+            asks = bench.either("SELECT pg_backend_pid()", "SELECT CONNECTION_ID()")
+            session = int((await connection.exec_driver_sql(asks)).scalar_one())
+            killing = asyncio.create_task(_later(bench.kill_session(session)))
+            try:
+                await connection.exec_driver_sql(bench.either("SELECT pg_sleep(5)", "SELECT SLEEP(5)"))
+            finally:
+                await killing
+
+
+async def _later(work: Coroutine[Any, Any, None]) -> None:
+    await asyncio.sleep(0.2)
+    await work
+
+
+async def _commit_through(bench: Bench, *, heard: bool = False, hole: bool = False) -> None:
+    wire = peers.Wire(int(make_url(bench.url).port or 0))
+    async with wire.open() as port:
+        engine = create_store_engine(bench.changed(port=port), timeouts=SHORT, pool_size=1)
+        try:
+            async with engine.connect() as connection:
+                await connection.exec_driver_sql("UPDATE probe SET number = 1 WHERE id = 1")
+                wire.heard = heard
+                wire.cut_at = None if hole else b"COMMIT"
+                if hole:
+                    wire.flowing.clear()
+                with translated(committing=True):
+                    await connection.commit()
+        finally:
+            wire.flowing.set()
+            await engine.dispose()
+
+
+@row("reset before COMMIT arrived", UNKNOWN_OUTCOME)
+async def _(bench: Bench) -> None:
+    await _commit_through(bench)
+
+
+@row("reset after COMMIT arrived", UNKNOWN_OUTCOME)
+async def _(bench: Bench) -> None:
+    await _commit_through(bench, heard=True)
+
+
+@row("black hole on COMMIT", UNKNOWN_OUTCOME)
+async def _(bench: Bench) -> None:
+    await _commit_through(bench, hole=True)
+
+
+@row("refused", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    with translated():
+        await bench.at(bench.changed(port=await peers.refused_port()))
+
+
+@row("no such host", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    with translated():
+        await bench.at(bench.changed(host="history.invalid"))
+
+
+@row("a peer of another protocol", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    async with peers.babbling(b"SSH-2.0-OpenSSH_9.9\r\n") as port:
+        with translated():
+            await bench.at(bench.changed(port=port, query={"sslmode": "disable"}))
+
+
+@row("accepts and hangs up", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    async with peers.closing() as port:
+        with translated():
+            await bench.at(bench.changed(port=port))
+
+
+@row("accepts and never answers", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    async with peers.silent() as port:
+        with translated():
+            await bench.at(bench.changed(port=port))
+
+
+@row("all connections of the pool in use", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    engine = create_store_engine(bench.url, timeouts=SHORT, pool_size=1)
+    try:
+        async with engine.connect():
+            with translated():
+                await bench.run("SELECT 1", engine=engine)
+    finally:
+        await engine.dispose()
+
+
+# --- the account ----------------------------------------------------------------------------------------------------
+
+
+async def _as_user(bench: Bench, work: Callable[[str], Awaitable[None]], *, password: str = "right") -> None:  # noqa: S107  # of a user made for the moment
+    name = f"letopis_{uuid.uuid4().hex[:12]}"
+    database = make_url(bench.url).database
+    admin = bench.admin
+    if bench.postgresql:
+        await asyncio.to_thread(admin, f"CREATE ROLE {name} LOGIN PASSWORD 'right' CONNECTION LIMIT 1")
+    else:
+        await asyncio.to_thread(admin, f"CREATE USER '{name}'@'%' IDENTIFIED BY 'right' WITH MAX_USER_CONNECTIONS 1")
+        await asyncio.to_thread(admin, f"GRANT CREATE ON `{database}`.* TO '{name}'@'%'")
+    try:
+        with translated():
+            await work(bench.changed(username=name, password=password))
+    finally:
+        await asyncio.to_thread(admin, bench.either(f"DROP ROLE {name}", f"DROP USER '{name}'@'%'"))
+
+
+@row("wrong password", MISCONFIGURED, "mariadb")
+async def _(bench: Bench) -> None:
+    await _as_user(bench, bench.at, password="wrong")
+
+
+@row("wrong password", MISCONFIGURED, "postgresql")
+async def _(bench: Bench) -> None:
+    # A server of our own: the one of the tests may trust everybody.
+    with PostgresServer.own(auth="scram-sha-256") as own, translated():
+        await bench.at(make_url(own.url).set(password="wrong").render_as_string(hide_password=False))
+
+
+@row("TLS demanded and refused", MISCONFIGURED, "postgresql")
+async def _(bench: Bench) -> None:
+    with PostgresServer.own() as own, translated():
+        await bench.at(f"{own.url}?sslmode=require")
+
+
+@row("the server stops under a connection", UNAVAILABLE, "postgresql")
+async def _(bench: Bench) -> None:
+    with PostgresServer.own() as own:
+        engine = create_store_engine(own.url, timeouts=SHORT, pool_size=1)
+        try:
+            async with engine.connect() as connection:
+                await connection.exec_driver_sql("SELECT 1")
+                await asyncio.to_thread(own.stop, "immediate")
+                with translated():
+                    await connection.exec_driver_sql("SELECT 1")
+        finally:
+            await engine.dispose()
+
+
+@row("no such database", MISCONFIGURED)
+async def _(bench: Bench) -> None:
+    with translated():
+        await bench.at(bench.changed(database="letopis_no_such"))
+
+
+@row("no privilege", MISCONFIGURED)
+async def _(bench: Bench) -> None:
+    await _as_user(bench, lambda url: bench.at(url, "SELECT * FROM probe"))
+
+
+@row("too many connections", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    async def work(url: str) -> None:
+        first = create_store_engine(url, timeouts=SHORT, pool_size=1)
+        try:
+            async with first.connect() as connection:
+                await connection.exec_driver_sql("SELECT 1")
+                await bench.at(url)
+        finally:
+            await first.dispose()
+
+    await _as_user(bench, work)
+
+
+# --- limits and locks -----------------------------------------------------------------------------------------------
+
+
+@row("statement takes too long", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    with translated():
+        await bench.at(bench.url, bench.either("SELECT pg_sleep(10)", "SELECT SLEEP(10)"))
+
+
+@row("idle in a transaction for too long", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    timeouts = Timeouts(connect=5, statement=0.5 if bench.postgresql else 1, lock=1)
+    engine = create_store_engine(bench.url, timeouts=timeouts, pool_size=1)
+    try:
+        with translated():
+            async with engine.begin() as connection:
+                await connection.exec_driver_sql("UPDATE probe SET number = 3")
+                await asyncio.sleep(0.8 if bench.postgresql else 2.2)
+                await connection.exec_driver_sql("SELECT 1")
+    finally:
+        await engine.dispose()
+
+
+@row("lock held by another", CONFLICT)
+async def _(bench: Bench) -> None:
+    async with bench.engine.connect() as holder:
+        await holder.exec_driver_sql("SELECT * FROM probe WHERE id = 1 FOR UPDATE")
+        with translated():
+            await bench.run("UPDATE probe SET number = 4 WHERE id = 1")
+
+
+@row("deadlock", CONFLICT)
+async def _(bench: Bench) -> None:
+    met = asyncio.Barrier(2)
+
+    async def work(first: int, second: int) -> None:
+        with translated():
+            async with bench.engine.begin() as connection:
+                if bench.postgresql:
+                    await connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+                    await connection.exec_driver_sql("SET LOCAL deadlock_timeout = '100ms'")
+                await connection.exec_driver_sql(f"UPDATE probe SET number = 5 WHERE id = {first}")
+                await met.wait()
+                await connection.exec_driver_sql(f"UPDATE probe SET number = 6 WHERE id = {second}")
+
+    for end in await asyncio.gather(work(1, 2), work(2, 1), return_exceptions=True):
+        if end is not None:
+            raise end
+
+
+@row("row changed since the snapshot", CONFLICT)
+async def _(bench: Bench) -> None:
+    engine = create_store_engine(bench.url, timeouts=SHORT, pool_size=1)
+    try:
+        async with engine.connect() as connection:
+            if bench.postgresql:
+                await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            else:
+                await connection.exec_driver_sql("SET SESSION innodb_snapshot_isolation = ON")
+                await connection.exec_driver_sql("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                await connection.commit()
+            await connection.exec_driver_sql("SELECT * FROM probe")
+            await bench.run("UPDATE probe SET number = number + 1 WHERE id = 1")
+            with translated():
+                await connection.exec_driver_sql("UPDATE probe SET number = 9 WHERE id = 1")
+    finally:
+        await engine.dispose()
+
+
+@row("read-only server (failover)", UNAVAILABLE)
+async def _(bench: Bench) -> None:
+    with translated():
+        begin = bench.either("SET TRANSACTION READ ONLY", "START TRANSACTION READ ONLY")
+        await bench.run(begin, "UPDATE probe SET number = 1")
+
+
+@row("schema changed under a prepared statement", CONFLICT, "postgresql")
+async def _(bench: Bench) -> None:
+    engine = create_store_engine(bench.url, pool_size=1)
+    try:
+        await bench.run("SELECT * FROM probe", engine=engine)
+        await bench.run("ALTER TABLE probe ADD COLUMN IF NOT EXISTS more INT")
+        with translated():
+            await bench.run("SELECT * FROM probe", engine=engine)
+    finally:
+        await engine.dispose()
+
+
+@row("payload beyond max_allowed_packet", UNAVAILABLE, "mariadb")
+async def _(bench: Bench) -> None:
+    with translated():
+        async with bench.engine.begin() as connection:
+            await connection.execute(sa.text("SELECT LENGTH(:body)"), {"body": "x" * (17 * 1024 * 1024)})
+
+
+# --- the data -------------------------------------------------------------------------------------------------------
+
+statements("duplicate key", POISON, *["INSERT INTO probe VALUES (1, 'x', 1)"] * 2)
+statements("null where none may be", POISON, *["INSERT INTO probe VALUES (3, NULL, 1)"] * 2)
+statements("check constraint", POISON, *["INSERT INTO probe VALUES (3, 'x', 100)"] * 2)
+statements("too long", POISON, *["INSERT INTO probe VALUES (3, 'far too long', 1)"] * 2)
+statements("number out of range", POISON, *["INSERT INTO probe VALUES (3, 'x', 99999999999)"] * 2)
+statements("bad JSON", POISON, "SELECT '{'::jsonb", "INSERT INTO probe_json VALUES ('{')")
+statements("NUL in JSON", POISON, r"""SELECT '"\u0000"'::jsonb ->> 0, ('{"a":"\u0000"}'::jsonb)""", None)
+statements("missing table", MISCONFIGURED, *["SELECT * FROM nowhere"] * 2)
+statements("missing column", MISCONFIGURED, *["SELECT absent FROM probe"] * 2)
+
+
+@row("NUL in text", POISON, "postgresql")
+async def _(bench: Bench) -> None:
+    with translated():
+        async with bench.engine.begin() as connection:
+            await connection.execute(sa.text("SELECT CAST(:body AS text)"), {"body": "a\0b"})
+
+
+@row("lone surrogate", POISON)
+async def _(bench: Bench) -> None:
+    with translated():
+        async with bench.engine.begin() as connection:
+            await connection.execute(sa.text("SELECT LENGTH(:body)"), {"body": "\ud800"})
+
+
+# --- SQLite ---------------------------------------------------------------------------------------------------------
+
+
+@row("file locked by another process", UNAVAILABLE, "sqlite")
+async def _(bench: Bench) -> None:
+    async with bench.engine.begin():
+        with translated():
+            await bench.run("UPDATE probe SET number = 1")
+
+
+@row("read before a write, and another wrote", CONFLICT, "sqlite")
+async def _(bench: Bench) -> None:
+    async with bench.engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+        await connection.exec_driver_sql("SELECT * FROM probe")
+        await bench.run("UPDATE probe SET number = 2")
+        with translated():
+            await connection.exec_driver_sql("UPDATE probe SET number = 3")
+
+
+@row("no folder", MISCONFIGURED, "sqlite")
+async def _(bench: Bench) -> None:
+    with translated():
+        await bench.at(str(Path(make_url(bench.url).database or "").parent / "nowhere" / "history.db"))
+
+
+@row("no database file", MISCONFIGURED, "sqlite")
+async def _(bench: Bench) -> None:
+    letter = Path(make_url(bench.url).database or "").parent / "letter.db"
+    letter.write_text("Dear reader, this is no database, but it is long enough to be looked at. " * 20)
+    with translated():
+        await bench.at(str(letter))
+
+
+for _name, _statement, _expected in (
+    ("duplicate key", "INSERT INTO probe VALUES (1, 'x', 1)", POISON),
+    ("null where none may be", "INSERT INTO probe VALUES (3, NULL, 1)", POISON),
+    ("check constraint", "INSERT INTO probe VALUES (3, 'x', 100)", POISON),
+    ("missing table", "SELECT * FROM nowhere", MISCONFIGURED),
+    ("missing column", "SELECT absent FROM probe", MISCONFIGURED),
+):
+
+    async def _refused(bench: Bench, statement: str = _statement) -> None:
+        with translated():
+            await bench.run(statement)
+
+    ROWS.append(Row(_name, _refused, _expected, ("sqlite",)))
+
+
+# --- what a relay does with it --------------------------------------------------------------------------------------
+
+
+async def reaction(fault: StoreFault, folder: Path) -> str:
+    """Give a relay this fault for as long as its cause would last, and tell what it did.
+
+    What lies with the store or the batch fails twice, whatever is sent; what lies with an event fails with it always.
+    """
+    outbox = await OutboxFile.open(folder / f"{uuid.uuid4().hex}.outbox.db")
+    lasting = fault.fault_class is POISON
+    left = 2
+
+    def refuse(batch: Sequence[LaneBatch]) -> StoreFault | None:
+        nonlocal left
+        if lasting:
+            return fault if any(one.conversation_id == "bad" for one in batch) else None
+        left -= 1
+        return fault if left >= 0 else None
+
+    store = ToldStore(refuse)
+    relay = relay_on(outbox, store)
+    for name in ("good", "bad", "other"):
+        await say(outbox, name)
+    task = asyncio.create_task(relay.run())
+
+    async def settled() -> bool:
+        found = await figures(outbox)
+        return found.pending == 0 or found.lanes["blocked"] == 1
+
+    await until(settled)
+    bad = await lane(outbox, "bad")
+    pending = (await figures(outbox)).pending
+    relay.stop()
+    await task
+    await outbox.close()
+    said = []
+    if relay.breaker.trips:
+        said.append("breaker opened, probed, closed")
+    if relay.stats.blocked:
+        said.append(f"blocked its conversation after {bad.attempts - 1} retries, delivered the others")
+    if not said:
+        said.append("sent the batch again")
+    if not relay.stats.blocked:
+        said.append("no attempt charged" if bad.attempts == 0 else f"{bad.attempts} attempts charged")
+        said.append("all delivered" if pending == 0 else f"{pending} PENDING")
+    return "; ".join(said)
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+async def _open(kind: str, server: Server | None, folder: Path) -> Bench:
+    if server is None:
+        url = f"sqlite:///{(folder / 'history.db').as_posix()}"
+        engine = create_store_engine(url, timeouts=Timeouts(lock=0.3))
+        bench = Bench(kind, url, engine, lambda _: None)
+    else:
+        url = server.create_database("letopis_faults")
+        engine = create_store_engine(url, timeouts=Timeouts(connect=5, statement=10, lock=1), pool_size=3)
+        admin = server.execute  # type: ignore[attr-defined]
+        bench = Bench(kind, url, engine, admin)
+        if kind == "mariadb":
+            await bench.run("CREATE TABLE probe_json (body JSON)")
+    await bench.run(
+        "CREATE TABLE probe (id INT PRIMARY KEY, body VARCHAR(10) NOT NULL, number INT, CHECK (number < 100))",
+        "INSERT INTO probe VALUES (1, 'one', 1), (2, 'two', 2)",
+    )
+    return bench
+
+
+async def produce(kind: str, folder: Path) -> list[Outcome]:
+    """Produce every row of one kind of store.
+
+    :raises ServerUnavailable: there is no such server, and none can be started.
+    """
+    server: Any = {"postgresql": PostgresServer, "mariadb": MariaDBServer}.get(kind)
+    found = None if server is None else server.find()
+    margin, engines.MARGIN = engines.MARGIN, 0.5  # type: ignore[misc]
+    bench = None
+    known: dict[tuple[str, str], str] = {}
+    outcomes = []
+    try:
+        bench = await _open(kind, found, folder)
+        for one in ROWS:
+            if kind not in one.kinds:
+                continue
+            fault = await _fault(one.scene, bench)
+            if fault is None:
+                outcomes.append(_nothing(one, kind))
+                continue
+            key = (str(fault.fault_class), fault.code)
+            if key not in known:
+                known[key] = await reaction(fault, folder)
+            outcomes.append(
+                Outcome(
+                    name=one.name,
+                    kind=kind,
+                    driver_error=_driver_error(fault),
+                    code=fault.code,
+                    expected=str(one.expected),
+                    found=str(fault.fault_class),
+                    reaction=known[key],
+                )
+            )
+    finally:
+        engines.MARGIN = margin  # type: ignore[misc]
+        if bench is not None:
+            await bench.engine.dispose()
+            if found is not None:
+                found.drop_database(bench.url)
+        if found is not None:
+            found.close()
+    return outcomes
+
+
+async def _fault(scene: Scene, bench: Bench) -> StoreFault | None:
+    try:
+        async with asyncio.timeout(30):
+            await scene(bench)
+    except StoreFault as fault:
+        return fault
+    return None
+
+
+def _nothing(one: Row, kind: str) -> Outcome:
+    return Outcome(
+        name=one.name, kind=kind, driver_error="none", code="-", expected=str(one.expected), found="none", reaction="-"
+    )
+
+
+def _driver_error(fault: StoreFault) -> str:
+    """The name of the driver's own class, under SQLAlchemy's."""
+    error: BaseException | None = fault.__cause__
+    if isinstance(error, sa.exc.DBAPIError) and error.orig is not None:
+        error = error.orig.__cause__ or error.orig
+    return type(error).__name__
+
+
+def render(outcomes: Sequence[Outcome]) -> str:
+    """The table, for people."""
+    lines = [("fault", "driver", "driver's error", "code", "class", "the relay")]
+    for one in outcomes:
+        found = one.found if one.ok else f"{one.found} (NOT {one.expected})"
+        lines.append((one.name, DRIVERS[one.kind], one.driver_error, one.code, found, one.reaction))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines
+    )
+
+
+async def _main(kinds: Sequence[str]) -> int:
+    outcomes: list[Outcome] = []
+    missing: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="letopis-faults-") as folder:
+        for kind in kinds:
+            try:
+                outcomes += await produce(kind, Path(folder))
+            except ServerUnavailable as unavailable:
+                missing[f"every row of {kind}"] = str(unavailable).splitlines()[0]
+    print(render(outcomes))
+    for name, reason in (NOT_PRODUCED | missing).items():
+        print(f"not produced: {name}: {reason}")
+    wrong = sum(not one.ok for one in outcomes)
+    print(f"{len(outcomes)} faults produced, {wrong} in a class that is not the table's")
+    return 1 if wrong or missing else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--store", choices=[*KINDS, "all"], default="all")
+    chosen = parser.parse_args().store
+    logging.disable()
+    with suppress(KeyboardInterrupt):
+        return asyncio.run(_main(KINDS if chosen == "all" else (chosen,)))
+    return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,22 @@
+"""Relays fight for one file, in small."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.campaigns.fight import run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGSTOP")
+@pytest.mark.timeout(200)
+async def test_relays_that_fight_for_one_file_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
+    report = await run(tmp_path, seconds=20, seed=5)
+
+    assert not report.problems, str(report)
+    assert report.fired["SIGKILL"] >= 2 and report.fired["SIGSTOP"] >= 3, str(report)
+    assert report.incarnations >= 4, str(report)
+    assert report.stored > 500

@@ -1,0 +1,31 @@
+"""A real outage, in small: who is told, and how the backlog comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox.incidents import Rules
+from tests.campaigns.outage import run
+from tests.servers import ServerUnavailable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("outage", "rules", "expect"),
+    [
+        pytest.param(20.0, Rules(), 0, id="20 s: nobody hears of it"),
+        pytest.param(14.0, Rules(hold=3, resolve_after=3, stuck_after=4), 1, id="beyond the hold: told once"),
+    ],
+)
+@pytest.mark.timeout(240)
+async def test_a_real_outage_of_eight_relays(tmp_path: Path, outage: float, rules: Rules, expect: int) -> None:
+    try:
+        report = await run(tmp_path, outage=outage, rules=rules, expect=expect, pace=0.25)
+    except ServerUnavailable as missing:
+        pytest.skip(str(missing))
+
+    assert not report.problems, str(report)
+    assert report.pending_at_the_end > 100
+    assert bool(report.users_told) is bool(expect)
