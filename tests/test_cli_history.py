@@ -167,6 +167,15 @@ class TestImport:
         assert "line 2: owner: the conversation belongs to another owner already" in err
         assert "3 imported, 0 already there, 1 refused" in err
 
+    def test_a_line_twice_beside_a_refused_one_is_counted_once(self, letopis: Any) -> None:
+        """Where one line of a conversation is refused, its others go in one by one, and count as when they do not."""
+        write("in.jsonl", line("c1", "a", id="1"), line("c1", "a", id="1"), line("c1", "b", id="1"))
+
+        code, _, err = letopis("history", "import", "jsonl", "in.jsonl")
+
+        assert code == Exit.FAILED
+        assert "1 imported, 1 already there, 1 refused" in err
+
     def test_a_dry_run_writes_nothing(self, letopis: Any, tmp_path: Path) -> None:
         write("in.jsonl", *EXAMPLES, line("c1", "no", id="1"), line("c1", "Hello", id="1"), b"{}\n")
 
@@ -177,6 +186,25 @@ class TestImport:
         assert "line 9: id: an earlier line uses it for other content" in err
         assert "line 11: conversation_id: is missing" in err
         assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+    def test_a_dry_run_finds_what_the_lines_contradict_each_other_in(self, letopis: Any) -> None:
+        """It counts what the run itself will count."""
+        write(
+            "in.jsonl",
+            line("c1", "a"),
+            line("c1", "b", owner="1"),
+            line("c1", "c", owner="2"),
+            line("c1", "d"),
+            line("c2", "a", owner="2"),
+        )
+
+        tried = letopis("history", "import", "jsonl", "in.jsonl", "--dry-run")
+        done = letopis("history", "import", "jsonl", "in.jsonl")
+
+        assert tried[0] == done[0] == Exit.FAILED
+        assert tried[2].splitlines()[0] == "line 3: owner: an earlier line gives the conversation to another owner"
+        assert "4 can be imported, 0 already there, 1 refused" in tried[2]
+        assert "4 imported, 0 already there, 1 refused" in done[2]
 
     def test_the_store_need_not_be_reachable(self, letopis: Any) -> None:
         write("in.jsonl", *EXAMPLES)
@@ -283,12 +311,17 @@ def _imported() -> int:
         return 0
 
 
+# Linux hands ru_maxrss on across fork and exec, so there it would be the peak of the whole test run.
 PEAK = """
-import resource, sys
+import pathlib, resource, sys
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.exits import run
 code = run(cli, sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+status = pathlib.Path("/proc/self/status")
+if status.exists():
+    print(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 sys.exit(code)
 """
 
@@ -412,6 +445,7 @@ class TestExport:
 
         assert code == Exit.LATER
         assert "older messages would be missing" in err
+        assert "`letopis db check` says why" in err
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
     async def test_a_conversation_that_moves_while_pages_are_turned_is_not_missed(self) -> None:

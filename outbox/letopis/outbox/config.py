@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox.backoff import RetryPolicy
+from letopis.outbox.logs import FORMATS, LEVELS
 from letopis.outbox.tail import Retention
 from letopis.store.errors import ConfigurationError, InvalidInput
 
@@ -28,6 +29,7 @@ _KEYS: Final[Mapping[str, type]] = {
     "relay": dict,
     "retention": dict,
     "alerts": dict,
+    "daemon": dict,
 }
 _RELAY_KEYS: Final[Mapping[str, tuple[type, ...]]] = {
     "base": (int, float),
@@ -35,6 +37,12 @@ _RELAY_KEYS: Final[Mapping[str, tuple[type, ...]]] = {
     "cap": (int, float),
     "jitter": (str,),
     "attempts": (int,),
+}
+_DAEMON_KEYS: Final[Mapping[str, tuple[type, ...]]] = {
+    "listen": (str, int),
+    "stop_timeout": (int, float),
+    "log_level": (str,),
+    "log_format": (str,),
 }
 _RETENTION_KEYS: Final[Mapping[str, tuple[type, ...]]] = {"keep_last": (int,), "keep_hours": (int, float)}
 
@@ -50,6 +58,7 @@ class Settings:
     :ivar policy: how the relay retries an event that was refused.
     :ivar retention: how long ``letopis relay`` keeps delivered events in the outbox.
     :ivar alerts: the ``[alerts]`` table as it stands, for ``alert_settings.load_alerts``; it may hold secrets.
+    :ivar daemon: the ``[daemon]`` table, its keys and their kinds checked.
     :ivar file: the ``letopis.toml`` that was read, if any.
     """
 
@@ -61,6 +70,7 @@ class Settings:
     retention: Retention = field(default_factory=Retention)
     file: Path | None = None
     alerts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    daemon: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(
@@ -101,6 +111,7 @@ def load(
         retention=_retention(table.get("retention", {}), path),
         file=path,
         alerts=table.get("alerts", {}),
+        daemon=_daemon(table.get("daemon", {}), path),
     )
 
 
@@ -224,6 +235,16 @@ def _retention(table: Mapping[str, Any], path: Path | None) -> Retention:
         raise ConfigurationError(f"{path}: [retention] {field_name}: {error.reason}") from error
     except (OverflowError, ValueError) as error:  # beyond what a timedelta holds; not a number
         raise ConfigurationError(f"{path}: [retention] keep_hours: is no length of time") from error
+
+
+def _daemon(table: Mapping[str, Any], path: Path | None) -> Mapping[str, Any]:
+    _check(table, _DAEMON_KEYS, "daemon", path)
+    for key, known in (("log_level", LEVELS), ("log_format", FORMATS)):
+        if str(table.get(key, known[0])).lower() not in (one.lower() for one in known):
+            raise ConfigurationError(f"{path}: [daemon] {key} is one of {', '.join(known)}")
+    if not 0 <= table.get("stop_timeout", 0) <= 3600:
+        raise ConfigurationError(f"{path}: [daemon] stop_timeout is between 0 and 3600 seconds")
+    return table
 
 
 def _check(table: Mapping[str, Any], keys: Mapping[str, tuple[type, ...]], name: str, path: Path | None) -> None:

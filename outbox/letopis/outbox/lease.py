@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from letopis.outbox.clock import Clock
 from letopis.outbox.file import OutboxFile
+from letopis.store.errors import OutboxUnavailable
 
 logger: Final = logging.getLogger("letopis.outbox.relay")
 SUFFIX: Final = ".relay.lock"
@@ -56,6 +57,10 @@ class Beat:
     breaker_since_us: int
     reason: str | None
     delivered: int
+
+
+class AnotherOutbox(OutboxUnavailable):
+    """The file has been given another identity since it was opened here: it has to be opened anew."""
 
 
 _Sign = tuple[int, int]
@@ -134,6 +139,7 @@ class Lease:
     async def take(self) -> bool:
         """Take the lease if it is free, or its holder has long been silent, without waiting; whether it is held now.
 
+        :raises AnotherOutbox: the file has another identity by now, and numbers its events by it.
         :raises OSError: the lock file cannot be made or opened.
         :raises OutboxUnavailable: the file cannot be written.
         """
@@ -194,6 +200,9 @@ class Lease:
             self._lock.release()
 
     def _register(self, connection: sa.Connection, *, now_us: int) -> int:
+        origin_id = connection.exec_driver_sql("SELECT origin_id FROM letopis_outbox_origin").scalar_one()
+        if origin_id != self._outbox.origin.origin_id.bytes:
+            raise AnotherOutbox("the outbox file was given a new identity while it was open here: open it anew")
         connection.exec_driver_sql(
             _TAKE,
             {

@@ -15,6 +15,7 @@ from letopis.store.errors import LetopisError
 
 CONTEXT: Final = ("conversation_id", "owner_id", "message_id", "event_id")
 """The keys that say what a record is about, always under these names."""
+LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 FORMATS: Final = ("auto", "text", "json")
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -38,7 +39,10 @@ class TextFormatter(logging.Formatter):
         """Return the line; a traceback, where there is one, follows on lines of its own."""
         moment = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
         words = "".join(f" {key}={escaped(value)}" for key, value in _extra(record).items())
-        message = " ".join(record.getMessage().split())
+        # A message of ours quotes ids escaped; this is for those that are not ours.
+        message = "".join(
+            one if one.isprintable() else ascii(one)[1:-1] for one in " ".join(record.getMessage().split())
+        )
         line = f"{moment}Z {record.levelname:<7} {message}{words}"
         return line if record.exc_info is None else f"{line}\n{_places(record.exc_info)}"
 
@@ -87,9 +91,8 @@ def set_up(*, level: str = "INFO", style: str = "auto", stream: TextIO | None = 
     """
     if style not in FORMATS:
         raise ValueError(f"log format must be one of {', '.join(FORMATS)}")
-    numeric = logging.getLevelNamesMapping().get(level.upper())
-    if numeric is None:
-        raise ValueError("log level must be one of DEBUG, INFO, WARNING, ERROR")
+    if level.upper() not in LEVELS:
+        raise ValueError(f"log level must be one of {', '.join(LEVELS)}")
     target = sys.stderr if stream is None else stream
     text = target.isatty() if style == "auto" else style == "text"
     handler = logging.StreamHandler(target)
@@ -98,5 +101,5 @@ def set_up(*, level: str = "INFO", style: str = "auto", stream: TextIO | None = 
     for old in logger.handlers[:]:
         logger.removeHandler(old)
     logger.addHandler(handler)
-    logger.setLevel(numeric)
+    logger.setLevel(level.upper())
     logger.propagate = False

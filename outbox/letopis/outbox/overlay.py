@@ -24,6 +24,7 @@ from letopis.store.events import RecordedEvent, to_microseconds
 from letopis.store.fold import Fold
 from letopis.store.reads import StoreView, Window, conversations_cursor
 from letopis.store.upcasters import Upcasters
+from letopis.store.vocabulary import EventSkipped
 
 NOWHERE: Final = StoreView(conversation=None, messages=(), sequence=0)
 """What a history store holds of a conversation that it does not know."""
@@ -36,6 +37,12 @@ _RECENT: Final = (
 _OWED: Final = (
     "SELECT conversation_id FROM letopis_outbox_lanes WHERE delivered < head"
     " AND conversation_id IN (SELECT value FROM json_each(?))"
+)
+_REPAIRED: Final = (
+    "SELECT 1 FROM letopis_outbox_events AS e JOIN letopis_outbox_repairs AS r ON r.event_id = e.event_id"
+    " WHERE e.conversation_id = ? AND e.sequence = ?"
+    " UNION ALL SELECT 1 FROM letopis_outbox_events AS e"
+    " WHERE e.conversation_id = ? AND e.sequence = ? AND e.type = ?"
 )
 
 
@@ -77,7 +84,22 @@ def _beyond(connection: sa.Connection, conversation_id: str, view: StoreView | N
     if lane.pruned > view.sequence:
         raise Overtaken
     base = 0 if view.conversation is None else view.conversation.version
-    return _Beyond(lane=lane, start=view.sequence, base=base, away=False)
+    start = lane.delivered if _apart(connection, lane, view) else view.sequence
+    return _Beyond(lane=lane, start=start, base=base, away=False)
+
+
+def _apart(connection: sa.Connection, lane: Lane, view: StoreView) -> bool:
+    """Whether the store holds other events where those that are pending lie: the file is a restored backup, or a copy.
+
+    An event that a person has repaired differs too, but is there as it was, and those behind it may be as they are.
+    """
+    place = (lane.conversation_id, lane.delivered + 1)
+    return (
+        lane.delivered < view.sequence
+        and lane.state == "blocked"
+        and lane.fault_class == "diverged"
+        and not _all(connection, _REPAIRED, (*place, *place, EventSkipped.type))
+    )
 
 
 def messages_over(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -31,6 +31,13 @@ _LOOK: Final = (
     " ON e.conversation_id = l.conversation_id AND e.sequence = json_extract(w.value, '$[1]')"
 )
 
+_SKIPPED: Final = (
+    "SELECT 1 FROM letopis_outbox_repairs AS s WHERE s.event_id = ? AND s.verb = 'skip' AND NOT EXISTS ("
+    "SELECT 1 FROM letopis_outbox_repairs AS r WHERE r.repair_id > s.repair_id AND r.verb = 'restore'"
+    " AND r.conversation_id = s.conversation_id AND r.sequence = s.sequence)"
+)
+"""Whether a tombstone was put in an event's place, and the event not put back."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
@@ -53,8 +60,9 @@ class Receipt:
         """Wait until the history store holds the events, at most ``timeout`` seconds.
 
         Returns ``True`` once it does. Returns ``False`` when the time is over, and at once where nothing will come by
-        itself: the conversation is blocked and waits for a person, or the transaction was rolled back. ``False`` does
-        not mean lost: what was appended stays in the outbox and is delivered when it can be.
+        itself: the conversation is blocked and waits for a person, a person has skipped the event, or the transaction
+        was rolled back. ``False`` does not mean lost: what was appended stays in the outbox and is delivered when it
+        can be; of a skipped event the outbox keeps the content, and the history a tombstone.
 
         Without a relay, here or in another process, nothing is ever delivered: give a timeout.
 
@@ -65,10 +73,14 @@ class Receipt:
         return await self._deliveries.wait(self.conversation_id, self.sequence, self._last, timeout=timeout)
 
     async def state(self) -> Saved:
-        """Return how far the events have got: saved, pending or blocked.
+        """Return how far the events have got: saved, pending or blocked; blocked also where a person skipped the last.
+
+        Of a transaction that was rolled back nothing will come: it says pending, never saved.
 
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
+        if self._void is not None and self._void.is_set():
+            return Saved.PENDING
         return await self._deliveries.state(self.conversation_id, self.sequence, self._last)
 
 
@@ -173,23 +185,28 @@ def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> dict[_Waiter
     by_place: dict[tuple[str, int], list[_Waiter]] = {}
     for waiter in waiters:
         by_place.setdefault((waiter.conversation_id, waiter.sequence), []).append(waiter)
+    found: dict[_Waiter, Saved] = {}
     cursor = connection.connection.cursor()
     try:
         cursor.execute(_LOOK, (orjson.dumps(list(by_place)).decode(),))
-        rows = cursor.fetchall()
+        for conversation_id, delivered, state, sequence, event_id in cursor.fetchall():
+            for waiter in by_place[conversation_id, sequence]:
+                if event_id != waiter.event_id.bytes and _skipped(cursor, waiter):
+                    found[waiter] = Saved.BLOCKED
+                elif event_id is not None and event_id != waiter.event_id.bytes:
+                    continue  # that transaction was rolled back, and the place taken by another event
+                elif sequence <= delivered:
+                    # Not in the file any more: it was let go, which only what is delivered is.
+                    found[waiter] = Saved.SAVED
+                elif event_id is not None:
+                    found[waiter] = Saved.BLOCKED if state == "blocked" else Saved.PENDING
     finally:
         cursor.close()
-    found: dict[_Waiter, Saved] = {}
-    for conversation_id, delivered, state, sequence, event_id in rows:
-        for waiter in by_place[conversation_id, sequence]:
-            if event_id is not None and event_id != waiter.event_id.bytes:
-                continue  # that transaction was rolled back, and the place taken by another event
-            if sequence <= delivered:
-                # Not in the file any more: it was let go, which only what is delivered is.
-                found[waiter] = Saved.SAVED
-            elif event_id is not None:
-                found[waiter] = Saved.BLOCKED if state == "blocked" else Saved.PENDING
     return found
+
+
+def _skipped(cursor: Any, waiter: _Waiter) -> bool:
+    return cursor.execute(_SKIPPED, (waiter.event_id.bytes,)).fetchone() is not None
 
 
 def waiting_for_nothing(connection: sa.Connection) -> bool | None:

@@ -21,7 +21,7 @@ from letopis.outbox.clock import Clock
 from letopis.outbox.drain import Drain, Step
 from letopis.outbox.file import OutboxFile
 from letopis.outbox.lanes import MAX_EVENTS
-from letopis.outbox.lease import SILENCE, Lease
+from letopis.outbox.lease import SILENCE, AnotherOutbox, Lease
 from letopis.outbox.wake import SLOWEST, FileWatch
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 from letopis.store.events import utc_now
@@ -139,7 +139,8 @@ class Relay:
         finished first, for at most ``stop_timeout`` seconds; a second cancellation, or one after :meth:`stop`, drops
         it, which loses nothing.
 
-        :raises OutboxUnavailable: another file lies at the outbox's path by now: open it anew.
+        :raises OutboxUnavailable: another file lies at the outbox's path by now, or this one was given a new identity:
+            open it anew.
         :raises Closed: the outbox or the store was closed.
         """
         watch = FileWatch(self._outbox.path, self._outbox.appended, place=self._outbox.place, slowest=self._idle_poll)
@@ -188,7 +189,7 @@ class Relay:
         """Make one step, and outlive whatever goes wrong with it: the next may go well."""
         try:
             step = await self._one()
-        except Closed:
+        except (Closed, AnotherOutbox):
             raise
         except Exception as error:  # a loop that dies of one bad step is the worst failure a relay can have
             self._errors += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -11,7 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from letopis.store.codec import decode
-from letopis.store.errors import InvalidInput
+from letopis.store.errors import InvalidInput, OutboxUnavailable
 from letopis.store.events import RecordedEvent, from_microseconds
 from letopis.store.vocabulary import MessageAppended
 
@@ -63,8 +63,12 @@ class Row:
     values: tuple[Any, ...]
 
     def event(self, conversation_id: str, origin_id: UUID) -> RecordedEvent:
-        """Return the event; its version in the history store is not known here."""
+        """Return the event; its version in the history store is not known here.
+
+        :raises OutboxUnavailable: it is damaged in the file.
+        """
         _, event_id, name, schema_version, data, metadata, digest, occurred_at = self.values
+        read_data, read_metadata = _decoded(data, self.sequence), _decoded(metadata, self.sequence)
         return RecordedEvent(
             conversation_id=conversation_id,
             event_id=UUID(bytes=event_id),
@@ -72,8 +76,8 @@ class Row:
             sequence=self.sequence,
             type=name,
             schema_version=schema_version,
-            data=decode(data),
-            metadata=decode(metadata),
+            data=read_data,
+            metadata=read_metadata,
             digest=digest,
             occurred_at=from_microseconds(occurred_at),
         )
@@ -82,6 +86,17 @@ class Row:
     def appends(self) -> bool:
         """Whether it appends a message."""
         return self.type == MessageAppended.type
+
+
+def _decoded(text: str | None, sequence: int) -> Mapping[str, Any]:
+    try:
+        return decode(text)
+    except ValueError:
+        # Not chained: the error holds the text.
+        reason = (
+            f"event {sequence} of the conversation is damaged in the outbox file: `letopis outbox` can fix or skip it"
+        )
+    raise OutboxUnavailable(reason)
 
 
 def rows_after(

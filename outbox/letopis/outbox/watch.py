@@ -127,6 +127,13 @@ class Watch:
         self.told = 0
         self.failed = 0
 
+    def change(self, *, channels: Sequence[Channel], rules: Rules, locale: str | None, style: texts.Style) -> None:
+        """Go on with other settings; what is just being told is told with the old ones."""
+        self._channels = tuple(channels)
+        self._rules = rules
+        self._locale = locale
+        self._style = style
+
     async def run(self) -> None:
         """Watch until cancelled. What is just being told is given a moment to end; no error ends this."""
         try:

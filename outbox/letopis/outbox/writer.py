@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from letopis.outbox.append import Appended, Prepared, append_events
 from letopis.outbox.bell import Bell
@@ -257,14 +258,14 @@ class Writer:
         if work is None or not self._headroom.release():
             return [_ours(error)]
         logger.warning("the disk of the outbox is full: its ballast was deleted, so that deliveries can be written off")
-        with suppress(sqlite3.Error, sa.exc.DBAPIError):  # then the WAL goes on growing, into the same space
+        with suppress(sqlite3.Error, DBAPIError):  # then the WAL goes on growing, into the same space
             self._checkpoint()
         return None
 
     def _tidy(self) -> None:
         try:
             self._checkpoint()
-        except (sqlite3.Error, sa.exc.DBAPIError) as error:
+        except (sqlite3.Error, DBAPIError) as error:
             raise _ours(error) from error
         self._headroom.restore()
 

@@ -97,11 +97,13 @@ def _on_store(work: Callable[[sa.Connection], Any], *, create: bool) -> tuple[st
     import anyio
 
     from letopis.outbox.cli.places import store_of
+    from letopis.outbox.history import check_apart
     from letopis.store.engines import Timeouts, create_store_engine
     from letopis.store.faults import translated
     from letopis.store.urls import normalise_url, safe_url
 
     url = normalise_url(store_of(settings()))
+    check_apart(Path(settings().outbox), url)
     name = clean(safe_url(url))
     if not create and url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         raise Ended(Exit.CONFIGURATION, f"{name}: there is no such file: `letopis db upgrade` makes it")

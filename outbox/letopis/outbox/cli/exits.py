@@ -7,9 +7,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
+
+if TYPE_CHECKING:
+    from letopis.store.faults import StoreFault
 
 LONGEST_LINE: Final = 500
 """Characters of an error that are shown: what it quotes may come from a file of somebody else's."""
@@ -83,8 +86,8 @@ def explain(error: BaseException) -> tuple[Exit, str]:
         return error.code, shown(str(error))
     if isinstance(error, StoreFault):
         if error.fault_class is FaultClass.MISCONFIGURED:
-            return Exit.CONFIGURATION, shown(f"the history store: {error}")
-        return Exit.LATER, shown(f"the history store: {error}; nothing is lost, try again later")
+            return Exit.CONFIGURATION, shown(_about_the_store(error))
+        return Exit.LATER, shown(f"{_about_the_store(error)}; nothing is lost, try again later")
     match error:
         case ConfigurationError() | OriginSuperseded():
             return Exit.CONFIGURATION, shown(str(error))
@@ -100,6 +103,11 @@ def explain(error: BaseException) -> tuple[Exit, str]:
         case _:
             # Its text is not ours: a driver's may quote the data, or the URL.
             return Exit.FAILED, f"unexpected {type(error).__name__}: run it again with --debug, and please report it"
+
+
+def _about_the_store(fault: StoreFault) -> str:
+    said = str(fault)
+    return said if said.startswith("the history store") else f"the history store: {said}"
 
 
 def shown(text: str) -> str:

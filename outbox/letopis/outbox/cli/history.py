@@ -122,7 +122,10 @@ def show(conversation: str, last: int, before: str | None, as_json: bool) -> Non
 
 def _say_whether_complete(complete: bool) -> None:
     if not complete:
-        note("the history store cannot be reached: this is what the outbox retains, older parts may be missing")
+        note(
+            "the history store cannot be read (`letopis db check` says why): this is what the outbox retains, "
+            "older parts may be missing"
+        )
 
 
 def _conversation(found: Conversation) -> dict[str, Any]:

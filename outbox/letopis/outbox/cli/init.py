@@ -37,6 +37,18 @@ outbox = {outbox}
 # jitter = "full"   # "full": a random part of it; "none": exactly
 # attempts = 3
 
+# How `letopis relay` runs. SIGHUP reads everything but listen again.
+# [daemon]
+# listen = "127.0.0.1:9464"   # /healthz and /metrics; needs letopis[daemon]
+# stop_timeout = 8            # seconds that the batch in flight has after the first signal
+# log_level = "INFO"
+# log_format = "auto"         # text on a terminal, else JSON
+
+# Whom to tell of what stays stuck: https:// is a webhook, anything else needs letopis[alerts]. Or LETOPIS_ALERTS.
+# [alerts]
+# channels_file = "/run/secrets/letopis-alerts"   # one address a line
+# language = "en"
+
 # How long `letopis relay` keeps delivered events in the outbox, for reads during an outage and to fill a store that
 # was restored from a backup. An event goes when it is beyond both. A bot that embeds History sets its own.
 # [retention]

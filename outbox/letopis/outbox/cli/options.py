@@ -23,6 +23,7 @@ def with_options(function: F) -> F:
             click.option(
                 "--outbox",
                 metavar="PATH",
+                multiple=True,
                 envvar="LETOPIS_OUTBOX",
                 show_envvar=True,
                 expose_value=False,
@@ -63,15 +64,26 @@ def with_options(function: F) -> F:
     return function
 
 
-def settings() -> Settings:
+def settings(*, several: bool = False) -> Settings:
     """Return the settings of the running command.
 
+    :param several: the command takes more than one outbox; the settings then name the first.
+    :raises click.UsageError: it does not, and more than one is given.
     :raises ConfigurationError: as ``config.load``.
     """
     from letopis.outbox.config import load
 
+    outboxes = given_outboxes()
+    if len(outboxes) > 1 and not several:
+        raise click.UsageError("this command takes one --outbox: only `letopis relay` and `healthcheck` take several")
     given = _given(click.get_current_context())
-    return load(outbox=given.get("outbox"), store=given.get("store"), config=given.get("config"))
+    return load(outbox=next(iter(outboxes), None), store=given.get("store"), config=given.get("config"))
+
+
+def given_outboxes() -> tuple[str, ...]:
+    """Return what ``--outbox`` says, each time that it is said; nothing where the command line does not."""
+    outboxes: tuple[str, ...] = _given(click.get_current_context()).get("outbox", ())
+    return outboxes
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:

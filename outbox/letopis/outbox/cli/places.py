@@ -49,7 +49,9 @@ async def opened_source(found: Settings, *, patience: float = 3.0) -> AsyncItera
         from letopis.outbox.history import History
 
         path = existing_outbox(found)
-        async with History.open(path, store=found.store, relay=False, create=False, read_timeout=patience) as history:
+        async with History.open(
+            path, store=found.store, relay=False, watch=False, create=False, read_timeout=patience
+        ) as history:
             yield history
         return
     from letopis.store.history import ConversationStore

@@ -1,0 +1,78 @@
+"""Spans say how much was delivered and what class of fault came back, and nothing of anybody's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from letopis.outbox.file import OutboxFile
+from letopis.outbox.measured import MeasuredStore
+from letopis.outbox.relay import Relay
+from letopis.outbox.tracing import Spans
+from tests.peers import refused_port
+from tests.relays import say
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def spans(exporter: InMemorySpanExporter) -> Spans:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Spans(provider)
+
+
+async def test_a_delivery_is_one_client_span(tmp_path: Path, spans: Spans, exporter: InMemorySpanExporter) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    await say(outbox, "c1", 2)
+    await say(outbox, "c2", 2)
+    store = MeasuredStore(tmp_path / "history.db", spans=spans)
+
+    await Relay(outbox, store).drain()
+
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.kind, span.status.status_code) == ("send letopis", SpanKind.CLIENT, StatusCode.UNSET)
+    assert span.attributes is not None
+    assert (span.attributes["messaging.batch.message_count"], span.attributes["letopis.conversations"]) == (6, 2)
+    await store.close()
+    await outbox.close()
+
+
+async def test_a_fault_is_its_class_without_the_drivers_words(
+    tmp_path: Path, spans: Spans, exporter: InMemorySpanExporter
+) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    await say(outbox, "telegram:alice", 1)
+    store = MeasuredStore(f"postgresql://bot:hunter2@127.0.0.1:{await refused_port()}/h", spans=spans)
+
+    await Relay(outbox, store).drain()
+
+    shown = exporter.get_finished_spans()
+    assert shown
+    for span in shown:
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.attributes is not None
+        assert span.attributes["error.type"] == "unavailable"
+        assert span.events == ()
+        assert "hunter2" not in span.to_json()
+        assert "alice" not in span.to_json()
+    await store.close()
+    await outbox.close()
+
+
+def test_without_the_extra_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+
+    with Spans().delivery(events=1, conversations=1) as failed:
+        failed("poison")
+
+    assert Spans()._trace is None
