@@ -56,6 +56,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "clock",
         "breaker",
         "diversity",
+        "tracing",
         "bounds",
         "headroom",
         "incidents",
@@ -110,7 +111,6 @@ ORDER: dict[str, tuple[str, ...]] = {
         # the process that serves many
         "alert_settings",
         "outboxes",
-        "tracing",
         "measured",
         "stores",
         "figures",

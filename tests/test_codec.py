@@ -240,3 +240,12 @@ def test_ids_and_numbers_pass_unchanged() -> None:
     assert isinstance(encoded.event_id, UUID) and encoded.event_id == event.event_id
     assert decode(encoded.data)["platform_ids"] == {"tg": 2**53 + 1}
     assert encoded.occurred_at == round(event.occurred_at.timestamp() * 1_000_000)
+
+
+def test_the_trace_in_which_an_event_was_appended_is_no_part_of_its_content() -> None:
+    trace = '"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"'
+
+    assert digest_of("c", "a.b", 1, "{}", "{" + trace + "}") == digest_of("c", "a.b", 1, "{}", None)
+    assert digest_of("c", "a.b", 1, "{}", '{"k":1,' + trace + "}") == digest_of("c", "a.b", 1, "{}", '{"k":1}')
+    assert digest_of("c", "a.b", 1, "{}", '{"k":2,' + trace + "}") != digest_of("c", "a.b", 1, "{}", '{"k":1}')
+    assert digest_of("c", "a.b", 1, "{}", trace) != digest_of("c", "a.b", 1, "{}", None)

@@ -11,10 +11,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from letopis.outbox import History
 from letopis.outbox.file import OutboxFile
 from letopis.outbox.measured import MeasuredStore
 from letopis.outbox.relay import Relay
 from letopis.outbox.tracing import Spans
+from letopis.store import Message
 from tests.peers import refused_port
 from tests.relays import say
 
@@ -67,6 +69,40 @@ async def test_a_fault_is_its_class_without_the_drivers_words(
         assert "alice" not in span.to_json()
     await store.close()
     await outbox.close()
+
+
+async def test_a_delivery_is_linked_to_the_span_in_which_its_events_were_appended(
+    tmp_path: Path, spans: Spans, exporter: InMemorySpanExporter
+) -> None:
+    store = MeasuredStore(tmp_path / "history.db", spans=spans)
+    tracer = TracerProvider().get_tracer("bot")
+    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False) as history:
+        with tracer.start_as_current_span("answer") as answer:
+            await history.append("c1", Message.assistant("hello"), Message.assistant("again"))
+        await history.append("c2", Message.user("outside of any trace"))
+        await Relay(history.outbox, store).drain()
+
+        appended = answer.get_span_context()
+        (span,) = exporter.get_finished_spans()
+        assert [(one.context.trace_id, one.context.span_id) for one in span.links] == [
+            (appended.trace_id, appended.span_id)
+        ]
+        recorded = (await store.events("c1")).items[-1]
+        assert f"{appended.trace_id:032x}" in recorded.metadata["traceparent"]
+    await store.close()
+
+
+async def test_a_message_said_again_in_another_trace_is_the_same_message(tmp_path: Path) -> None:
+    tracer = TracerProvider().get_tracer("bot")
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        receipts = []
+        for _ in range(2):
+            with tracer.start_as_current_span("answer"):
+                receipts.append(await history.append("c1", Message.assistant("hello", id="m1"), metadata={"a": 1}))
+
+        assert receipts[0].sequence == receipts[1].sequence
+        assert await receipts[1].saved(timeout=20)
+        assert [message.text for message in await history.messages("c1")] == ["hello"]
 
 
 def test_without_the_extra_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 import orjson
 
-from letopis.store.codec import DEFAULT_LIMITS, EncodedEvent, Limits, decode, encode
+from letopis.outbox.tracing import current_traceparent
+from letopis.store.codec import DEFAULT_LIMITS, TRACEPARENT, EncodedEvent, Limits, decode, encode
 from letopis.store.errors import EventIdReused, InvalidInput, LetopisError
 from letopis.store.events import Event
 from letopis.store.identifiers import check_identifier
@@ -99,6 +100,7 @@ def prepare(
         check_identifier(owner, "owner")
     if not what:
         raise InvalidInput("event", "there is nothing to append")
+    trace = current_traceparent()
     encoded, message_ids = [], []
     for one in what:
         event = Event.of(
@@ -107,6 +109,8 @@ def prepare(
             metadata=EMPTY if metadata is None else metadata,
             occurred_at=occurred_at,
         )
+        if trace is not None and isinstance(event.metadata, Mapping) and TRACEPARENT not in event.metadata:
+            event = replace(event, metadata={**event.metadata, TRACEPARENT: trace})
         encoded.append(encode(event, conversation_id=conversation_id, limits=limits))
         message_ids.append(event.data["message_id"] if event.type == MessageAppended.type else None)
     return Prepared(

@@ -69,7 +69,8 @@ class MeasuredStore(ConversationStore):
         outcome = "error"
         events = sum(len(lane.deliveries) for lane in batch)
         try:
-            with self._spans.delivery(events=events, conversations=len(batch)) as failed:
+            stored = (delivery.event.metadata for lane in batch for delivery in lane.deliveries)
+            with self._spans.delivery(events=events, conversations=len(batch), metadata=stored) as failed:
                 try:
                     result = await super().apply(origin, batch)
                     outcome = "ok"

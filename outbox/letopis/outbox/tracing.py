@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
+
+MOST_LINKS: Final = 128
+"""Links of one span, as many as OpenTelemetry keeps by default."""
+_STORED: Final = re.compile(r'"traceparent":"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})"')
+
+
+def current_traceparent() -> str | None:
+    """Return the W3C trace context of the span that is current here; ``None`` where nothing is traced.
+
+    Costs one look-up where OpenTelemetry was never imported: then nobody in the process can have begun a span.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
 class Spans:
     """Makes spans with the tracer provider that the process has set up, if any; the library sets up none.
 
     A span says how many events and conversations were delivered and what class of fault came back. It never holds an
-    id, a payload or the text of an error, and it is a root of its own: events carry no trace context, so it is not
-    linked to the append.
+    id, a payload or the text of an error. It is linked to the spans in which its events were appended, whose context
+    travels in the events' metadata (``traceparent``).
 
     :param provider: an OpenTelemetry ``TracerProvider``; by default the process's.
     """
@@ -27,8 +47,13 @@ class Spans:
         self._tracer = trace.get_tracer("letopis", tracer_provider=provider)
 
     @contextmanager
-    def delivery(self, *, events: int, conversations: int) -> Iterator[Callable[[str], None]]:
-        """Span the ``with`` block; call what is yielded with the class of the fault, if it ends in one."""
+    def delivery(
+        self, *, events: int, conversations: int, metadata: Iterable[str | None] = ()
+    ) -> Iterator[Callable[[str], None]]:
+        """Span the ``with`` block; call what is yielded with the class of the fault, if it ends in one.
+
+        :param metadata: of the events, as stored; read for their traces only where spans are made.
+        """
         if self._trace is None:
             yield lambda _: None
             return
@@ -37,6 +62,7 @@ class Spans:
         with self._tracer.start_as_current_span(
             "send letopis",
             kind=trace.SpanKind.CLIENT,
+            links=self._links(metadata),
             attributes={
                 "messaging.system": "letopis",
                 "messaging.operation.type": "send",
@@ -53,3 +79,24 @@ class Spans:
                 span.set_status(trace.Status(trace.StatusCode.ERROR))
 
             yield failed
+
+    def _links(self, metadata: Iterable[str | None]) -> list[Any]:
+        """Return a link to each span, once, in which an event was appended."""
+        found: dict[tuple[str, ...], None] = {}
+        for text in metadata:
+            if text is not None and (stored := _STORED.search(text)) is not None:
+                found[stored.groups()] = None
+                if len(found) == MOST_LINKS:
+                    break
+        trace = self._trace
+        return [
+            trace.Link(
+                trace.SpanContext(
+                    trace_id=int(trace_id, 16),
+                    span_id=int(span_id, 16),
+                    is_remote=True,
+                    trace_flags=trace.TraceFlags(int(flags, 16)),
+                )
+            )
+            for trace_id, span_id, flags in found
+        ]

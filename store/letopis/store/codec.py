@@ -19,6 +19,8 @@ from letopis.store.vocabulary import VOCABULARY, parse
 
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**63 - 1
+TRACEPARENT: Final = "traceparent"
+"""The key of an event's metadata that names the trace it was appended in (W3C Trace Context)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +102,27 @@ def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMIT
 def digest_of(
     conversation_id: str, type_name: str, schema_version: int, data: bytes | str, metadata: bytes | str | None
 ) -> bytes:
-    """Return the SHA-256 of an event's content."""
+    """Return the SHA-256 of an event's content; of its metadata without the trace that it was appended in.
+
+    The same message said again, in another trace, is the same message.
+    """
     data = data.encode() if isinstance(data, str) else data
     metadata = b"" if metadata is None else metadata.encode() if isinstance(metadata, str) else metadata
+    if b'"traceparent"' in metadata:
+        metadata = _without_trace(metadata)
     # Ids and types hold no control characters and compact JSON no raw line feed, so the parts cannot run together.
     return sha256(
         b"%s\n%s\n%d\n%s\n%s" % (conversation_id.encode(), type_name.encode(), schema_version, data, metadata)
     ).digest()
+
+
+def _without_trace(metadata: bytes) -> bytes:
+    try:
+        value = decode(metadata)
+    except ValueError:
+        return metadata  # damaged: then the digest shall not match
+    rest = {key: item for key, item in value.items() if key != TRACEPARENT}
+    return orjson.dumps(rest, option=orjson.OPT_SORT_KEYS) if rest else b""
 
 
 def decode(text: str | bytes | None) -> Mapping[str, Any]:
