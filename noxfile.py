@@ -25,7 +25,7 @@ def install(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite; words after `--` go to pytest."""
     install(session)
-    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
+    session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session

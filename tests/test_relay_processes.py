@@ -60,6 +60,15 @@ class Process:
     def signal(self, how: signal.Signals) -> None:
         self._popen.send_signal(how)
 
+    async def stand_still(self) -> None:
+        """Stop it, and wait until it stands: a thread that is inside a system call first comes to the end of it."""
+        self.signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+        while tasks.exists() and any(  # noqa: ASYNC110 - the kernel rings no bell
+            (one / "stat").read_text().rpartition(")")[2].split()[0] not in ("T", "t") for one in tasks.iterdir()
+        ):
+            await asyncio.sleep(0.001)
+
     def kill(self) -> None:
         with self._popen:
             self._popen.kill()
@@ -147,11 +156,11 @@ async def test_a_holder_that_was_stopped_wakes_up_to_find_itself_replaced(outbox
         return 0 < (await figures(outbox)).pending < 400
 
     await until(begun)
-    stopped.signal(signal.SIGSTOP)
+    await stopped.stand_still()
     while not (writable(outbox.path) and writable(store)):  # stopped with a lock in its hand: once more
         stopped.signal(signal.SIGCONT)
         await asyncio.sleep(0.003)
-        stopped.signal(signal.SIGSTOP)
+        await stopped.stand_still()
     async with ConversationStore.open(f"sqlite:///{store}") as history:
         successor = relay_on(outbox, history, locked=False)
         await successor.drain()
