@@ -123,7 +123,7 @@ class OutboxFile:
             return cls(
                 path=where, origin=origin, place=place, sync_engine=engine, thread=thread, bounds=bounds, now=now
             )
-        except BaseException:
+        except BaseException:  # a cancelled open leaves no thread behind either
             await uninterrupted(thread.close())
             raise
 

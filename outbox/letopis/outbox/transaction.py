@@ -165,7 +165,7 @@ async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits
         try:
             yield running
             await uninterrupted(running._commit())
-        except BaseException:
+        except BaseException:  # a cancellation too: its receipts must not wait for what was rolled back
             running._fail()
             raise
     finally:

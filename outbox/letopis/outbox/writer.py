@@ -301,7 +301,7 @@ class Writer:
         try:
             values = self._run(connection, driver.cursor(), members, careful=careful)
             self._check_place()
-        except BaseException:
+        except BaseException:  # whatever it was, the write lock is not kept
             self._roll_back(transaction)
             raise
         try:

@@ -150,7 +150,7 @@ def alone(connection: sa.Connection) -> Iterator[None]:
             connection.execute(sa.text("SET SESSION max_error_count = 0"))
             try:
                 yield
-            except BaseException:
+            except BaseException:  # an interrupt as well: the lock outlives the transaction
                 connection.invalidate()  # the server frees the lock with the connection, whatever state it is in
                 raise
             connection.execute(sa.text("SET SESSION max_error_count = DEFAULT"))

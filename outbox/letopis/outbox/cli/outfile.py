@@ -30,6 +30,7 @@ def written(file: str, *, force: bool) -> Iterator[BinaryIO]:
         with target.open("wb") as stream:
             yield stream
         return
+    # For its owner only: these are conversations.
     part = target.with_name(f"{target.name}.part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:

@@ -14,6 +14,7 @@ import click
 
 from letopis.outbox.cli.exits import Ended, Exit, shown
 from letopis.outbox.cli.options import settings, with_options
+from letopis.outbox.cli.outfile import written
 from letopis.outbox.cli.output import JSON, clean, note, print_json, progress
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def export_jsonl(file: str, conversation: str | None, owner: str | None, force: 
 
     if conversation is not None and owner is not None:
         raise click.UsageError("Give --conversation or --owner, not both.")
-    with _writing(file, force=force) as stream:
+    with written(file, force=force) as stream:
         lines, conversations = anyio.run(_export, stream, conversation, owner)
         if not conversations:
             raise Ended(Exit.NOTHING, "nothing matched")
@@ -165,35 +166,8 @@ def _reading(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
         yield stream, found.st_size if stat.S_ISREG(found.st_mode) else None
     except KeyboardInterrupt:
         raise  # the thread may still wait for a line of a pipe, and closing would wait for the thread
-    except BaseException:
+    except BaseException:  # whatever ended the block, a cancellation too, the file is closed
         stream.close()
         raise
     else:
         stream.close()
-
-
-@contextmanager
-def _writing(file: str, *, force: bool) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name when all went well, and not at all otherwise."""
-    if file == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    target = Path(file)
-    if target.exists() and not force:
-        raise Ended(Exit.FAILED, f"{clean(file)} exists and is left as it is: name another file, or give --force")
-    if target.exists() and not target.is_file():  # /dev/stdout, a pipe: there is nothing to appear
-        with target.open("wb") as stream:
-            yield stream
-        return
-    part = target.with_name(f"{target.name}.part")
-    # For its owner only: these are conversations.
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with open(descriptor, "wb") as stream:  # noqa: PTH123  # a descriptor, not a path
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
