@@ -34,7 +34,10 @@ from letopis.store.vocabulary import VOCABULARY, parse, read
 BODIES: tuple[tuple[Body, dict[str, Any]], ...] = (
     (ConversationStarted(), {}),
     (ConversationStarted(owner_id="42", title="Tea"), {"owner_id": "42", "title": "Tea"}),
-    (ConversationStarted(forked_from={"id": "a", "version": 3}), {"forked_from": {"id": "a", "version": 3}}),
+    (
+        ConversationStarted(forked_from={"conversation_id": "a", "version": 3}),
+        {"forked_from": {"conversation_id": "a", "version": 3}},
+    ),
     (ConversationRenamed(title=""), {"title": ""}),
     (words.ConversationAnnotated(metadata={"a": None}), {"metadata": {"a": None}}),
     (words.ConversationActivated(), {}),

@@ -23,18 +23,20 @@ from letopis.store import (
     Upcasters,
 )
 from letopis.store.codec import EncodedEvent, encode
-from letopis.store.fold import Tally
+from letopis.store.fold import PROJECTION_RULES, Tally
 from letopis.store.plan import (
     Compared,
-    ConversationRow,
     Delivery,
     LaneBatch,
-    MessageRow,
     Stored,
     absorb,
     check_known,
     check_places,
     compare,
+)
+from letopis.store.projection import (
+    ConversationRow,
+    MessageRow,
     interpret,
     project,
     targets_of,
@@ -302,6 +304,12 @@ def test_rows_stand_in_the_order_of_the_columns() -> None:
         "updated_at": items[1].delivery.event.occurred_at,
         "forked_from_id": None,
         "forked_from_version": None,
+        "metadata": None,
+        "forked_from_event": None,
+        "inherits": 0,
+        "inherited_to": None,
+        "retained": 0,
+        "rules": PROJECTION_RULES,
     }
     message = dict(zip(messages.columns.keys(), projected.messages[0].as_row(5, CHAT), strict=True))
     assert message == {
@@ -313,4 +321,7 @@ def test_rows_stand_in_the_order_of_the_columns() -> None:
         "delivery_version": None,
         "role": "tool",
         "state": "appended",
+        "left_at": None,
+        "redacted_at": None,
+        "reactions": None,
     }

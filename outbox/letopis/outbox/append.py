@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import orjson
 
+from letopis.outbox.effects import EFFECTIVE, Effect, take_effect
 from letopis.outbox.tracing import current_traceparent
-from letopis.store.codec import DEFAULT_LIMITS, TRACEPARENT, EncodedEvent, Limits, decode, encode
-from letopis.store.errors import EventIdReused, InvalidInput, LetopisError
-from letopis.store.events import Event
+from letopis.store.codec import DEFAULT_LIMITS, INTEGER_MAX, RESERVED, TRACEPARENT, EncodedEvent, Limits, decode, encode
+from letopis.store.conversation import Seen
+from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError, VersionConflict
+from letopis.store.events import Event, check_type
 from letopis.store.identifiers import check_identifier
 from letopis.store.messages import EMPTY, Message
-from letopis.store.vocabulary import Body, ConversationStarted, MessageAppended
-
-_ONE_LANE: Final = "SELECT conversation_id, owner_id, head FROM letopis_outbox_lanes WHERE conversation_id = ?"
-_LANES: Final = (
-    "SELECT conversation_id, owner_id, head FROM letopis_outbox_lanes"
-    " WHERE conversation_id IN (SELECT value FROM json_each(?))"
+from letopis.store.projection import ORDER
+from letopis.store.turns import EXPECTS, TURN_TYPES, Expects
+from letopis.store.vocabulary import (
+    Body,
+    ConversationActivated,
+    ConversationDeleted,
+    ConversationStarted,
+    MessageAppended,
 )
+
+_LANE: Final = "SELECT conversation_id, owner_id, head, pruned, deleted FROM letopis_outbox_lanes"
+_ONE_LANE: Final = _LANE + " WHERE conversation_id = ?"
+_LANES: Final = _LANE + " WHERE conversation_id IN (SELECT value FROM json_each(?))"  # noqa: S608 - ours
+_SINCE: Final = "SELECT sequence, type FROM letopis_outbox_events WHERE conversation_id = ? AND sequence > ?"
+# What the next event will be after: positions rise with each append, whichever conversation it is in.
+_POSITION: Final = "SELECT seq FROM sqlite_sequence WHERE name = 'letopis_outbox_events'"
 _KNOWN: Final = (
-    "SELECT event_id, conversation_id, sequence, digest FROM letopis_outbox_events WHERE event_id IN ({places})"
+    "SELECT event_id, conversation_id, sequence, iif(redacted, NULL, digest) FROM letopis_outbox_events"
+    " WHERE event_id IN ({places})"
 )
 _INSERT_EVENTS: Final = (
     "INSERT INTO letopis_outbox_events (event_id, conversation_id, sequence, type, schema_version, data, metadata,"
@@ -49,12 +61,14 @@ class Prepared:
     :ivar events: in order, not empty.
     :ivar message_ids: one an event; ``None`` where the event appends no message.
     :ivar owner_id: whose conversation it is, if said.
+    :ivar expects: under which condition it is written.
     """
 
     conversation_id: str
     events: tuple[EncodedEvent, ...]
     message_ids: tuple[str | None, ...]
     owner_id: str | None = None
+    expects: Expects | None = None
 
     @property
     def last_message_id(self) -> str | None:
@@ -72,6 +86,7 @@ class Appended:
     :ivar sequences: one an event of the append; where the same event was there already, the place it has had since.
     :ivar owner_id: the conversation's owner as far as this outbox knows.
     :ivar written: events that were not there before.
+    :ivar erased: whether content was taken out of the file: the WAL is to be cut back.
     """
 
     conversation_id: str
@@ -80,6 +95,61 @@ class Appended:
     message_id: str | None
     owner_id: str | None
     written: int
+    erased: bool = False
+
+
+class HasSeen(Protocol):
+    """What knows how much of a conversation was seen: a page, a conversation, a receipt."""
+
+    @property
+    def seen(self) -> Seen | None:
+        """How much."""
+
+
+After = int | Seen | HasSeen
+"""What to append after: the sequence of a receipt, or what was read."""
+
+
+def condition(*, expected: After | None, after: After | None, fail_if_types: Collection[str] | None) -> Expects | None:
+    """Return the condition that a caller names; ``None`` for none.
+
+    :raises InvalidInput: it makes no sense.
+    """
+    if expected is not None and after is not None:
+        raise InvalidInput("after", "cannot be given together with expected: that one stands against every event")
+    if expected is not None:
+        if fail_if_types is not None:
+            raise InvalidInput("fail_if_types", "goes with after: expected stands against every event")
+        seen = _seen(expected, "expected")
+        return Expects(sequence=seen.sequence, version=seen.version)
+    if after is None:
+        if fail_if_types is not None:
+            raise InvalidInput("fail_if_types", "needs after: what was seen")
+        return None
+    types = TURN_TYPES if fail_if_types is None else _types(fail_if_types)
+    seen = _seen(after, "after")
+    return Expects(sequence=seen.sequence, version=seen.version, types=types)
+
+
+def _types(given: Collection[str]) -> frozenset[str]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidInput("fail_if_types", "must be several types, for example a set of them")
+    try:
+        return frozenset(check_type(one) for one in given)
+    except InvalidInput as error:
+        raise InvalidInput("fail_if_types", error.reason) from error
+
+
+def _seen(given: After, field_: str) -> Seen:
+    seen = given if isinstance(given, Seen | int) else getattr(given, "seen", None)
+    if isinstance(seen, int) and not isinstance(seen, bool):
+        seen = Seen(sequence=seen)
+    if not isinstance(seen, Seen):
+        raise InvalidInput(field_, "must be what a history read, a receipt, or the sequence of one")
+    for value in (seen.sequence, seen.version or 0):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INTEGER_MAX:
+            raise InvalidInput(field_, "must be a whole number from 0")
+    return seen
 
 
 def prepare(
@@ -90,6 +160,7 @@ def prepare(
     metadata: Mapping[str, Any] | None = None,
     occurred_at: datetime | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    expects: Expects | None = None,
 ) -> Prepared:
     """Check and encode what is to be appended, without touching the file.
 
@@ -109,13 +180,30 @@ def prepare(
             metadata=EMPTY if metadata is None else metadata,
             occurred_at=occurred_at,
         )
-        if trace is not None and isinstance(event.metadata, Mapping) and TRACEPARENT not in event.metadata:
-            event = replace(event, metadata={**event.metadata, TRACEPARENT: trace})
+        if isinstance(event.metadata, Mapping):
+            if event.metadata:
+                _check_keys(event.metadata)
+            if trace is not None and TRACEPARENT not in event.metadata:
+                event = replace(event, metadata={**event.metadata, TRACEPARENT: trace})
+            if expects is not None:
+                event = replace(event, metadata={**event.metadata, EXPECTS: expects.to_data()})
+                if expects.turn is None:
+                    expects = replace(expects, turn=event.event_id)  # the first one decides for all
         encoded.append(encode(event, conversation_id=conversation_id, limits=limits))
         message_ids.append(event.data["message_id"] if event.type == MessageAppended.type else None)
     return Prepared(
-        conversation_id=conversation_id, events=tuple(encoded), message_ids=tuple(message_ids), owner_id=owner
+        conversation_id=conversation_id,
+        events=tuple(encoded),
+        message_ids=tuple(message_ids),
+        owner_id=owner,
+        expects=expects,
     )
+
+
+def _check_keys(metadata: Mapping[str, Any]) -> None:
+    for key in metadata:
+        if isinstance(key, str) and key.startswith(RESERVED):
+            raise InvalidInput("metadata", f"has a key that begins with {RESERVED!r}: those are Letopis' own")
 
 
 @dataclass(slots=True)
@@ -125,11 +213,13 @@ class _Lane:
     conversation_id: str
     head: int = 0
     owner_id: str | None = None
+    pruned: int = 0
+    deleted: int = 0
     touched: bool = False
 
 
-_Known = tuple[str, int, bytes]
-"""Where an event id is in use already: conversation, sequence, digest."""
+_Known = tuple[str, int, bytes | None]
+"""Where an event id is in use already: conversation, sequence, digest; no digest where the content was taken away."""
 
 
 @dataclass(slots=True)
@@ -139,13 +229,18 @@ class Plan:
     lanes: dict[str, _Lane]
     known: dict[bytes, _Known]
     now_us: int
+    since: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    position: int = 0
     rows: list[tuple[Any, ...]] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
 
     def add(self, prepared: Prepared) -> Appended:
         """Plan one append; all of it or, when it raises, nothing of it.
 
         :raises EventIdReused: an id of it holds other content.
         :raises InvalidInput: another owner than the conversation has.
+        :raises ConversationGone: the conversation was deleted.
+        :raises VersionConflict: something is there that the writer had not seen.
         """
         conversation_id = prepared.conversation_id
         lane = self.lanes.get(conversation_id) or _Lane(conversation_id)
@@ -167,14 +262,26 @@ class Plan:
                     continue
                 same = twin == event.digest
             else:
-                same = there[0] == conversation_id and there[2] == event.digest
+                # What was taken away cannot be compared any more; its id has to do.
+                same = there[0] == conversation_id and there[2] in (None, event.digest)
             if not same:
                 raise EventIdReused(conversation_id=conversation_id, event_id=event.event_id, message_id=message_id)
+        # A retry must succeed although the conversation has moved on, so this comes after the ids.
+        if fresh:
+            if lane.deleted:
+                raise ConversationGone(conversation_id=conversation_id)
+            if prepared.expects is not None:
+                self._check(lane, prepared.expects)
         owner_id = lane.owner_id
         if begins or lane.head == 0 or prepared.owner_id not in (None, owner_id):
             owner_id = _begin(lane, prepared, fresh)
+        since = self.since.get(conversation_id)
         for event in fresh:
             lane.head += 1
+            if event.type in EFFECTIVE:
+                event = self._effect(lane, owner_id, event)
+            if since is not None:
+                since.append((lane.head, event.type))
             event_id = event.event_id.bytes
             self.known[event_id] = (conversation_id, lane.head, event.digest)
             self.rows.append(
@@ -203,6 +310,44 @@ class Plan:
             owner_id=owner_id,
             written=len(fresh),
         )
+
+    def _check(self, lane: _Lane, expects: Expects) -> None:
+        """Compare what the writer had seen with what is here."""
+        if lane.head == expects.sequence:
+            return
+        # What is not in the file any more may have been anything.
+        late = lane.head < expects.sequence or expects.types is None or lane.pruned > expects.sequence
+        actual = lane.head
+        if not late:
+            types = [
+                (sequence, name)
+                for sequence, name in self.since.get(lane.conversation_id, ())
+                if sequence > expects.sequence and expects.stands_against(name)
+            ]
+            late = bool(types)
+            actual = min((sequence for sequence, _ in types), default=actual)
+        if late:
+            raise VersionConflict(conversation_id=lane.conversation_id, expected=expects.sequence, actual=actual)
+
+    def _effect(self, lane: _Lane, owner_id: str | None, event: EncodedEvent) -> EncodedEvent:
+        """Note an event that does something to the file; return it as it is to be written."""
+        order = 0
+        if event.type == ConversationActivated.type:
+            order = self.position + len(self.rows) + 1
+            metadata = {**decode(event.metadata), ORDER: order}
+            event = replace(event, metadata=orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS).decode())
+        elif event.type == ConversationDeleted.type:
+            lane.deleted = lane.head
+        self.effects.append(
+            Effect(
+                conversation_id=lane.conversation_id,
+                owner_id=owner_id,
+                sequence=lane.head,
+                event=event,
+                order=order,
+            )
+        )
+        return event
 
     def lane_rows(self) -> list[tuple[Any, ...]]:
         """Return the rows of the lanes that the plan moves."""
@@ -277,10 +422,13 @@ def append_events(
                 event.event_id
                 for one in appends
                 for event in one.events
-                if careful or event.event_id.version == _DERIVED
+                # With a condition too: a retry is to be told from a conflict.
+                if careful or event.event_id.version == _DERIVED or one.expects is not None
             ],
         ),
         now_us=now_us,
+        since=_find_since(cursor, appends),
+        position=_find_position(cursor, appends),
     )
     outcomes: list[Appended | LetopisError] = []
     for one in appends:
@@ -291,7 +439,32 @@ def append_events(
     if plan.rows:
         cursor.executemany(_INSERT_EVENTS, plan.rows)
         cursor.executemany(_UPSERT_LANES, plan.lane_rows())
+    if plan.effects and take_effect(cursor, plan.effects):
+        outcomes = [replace(one, erased=True) if isinstance(one, Appended) else one for one in outcomes]
     return outcomes
+
+
+def _find_since(cursor: Any, appends: Sequence[Prepared]) -> dict[str, list[tuple[int, str]]]:
+    """Return what came since the writers of conditional appends had looked, by conversation."""
+    earliest: dict[str, int] = {}
+    for one in appends:
+        if one.expects is not None:
+            sequence = one.expects.sequence
+            earliest[one.conversation_id] = min(sequence, earliest.get(one.conversation_id, sequence))
+    found = {}
+    for conversation_id, sequence in earliest.items():
+        cursor.execute(_SINCE, (conversation_id, sequence))
+        found[conversation_id] = list(cursor.fetchall())
+    return found
+
+
+def _find_position(cursor: Any, appends: Sequence[Prepared]) -> int:
+    """Return the last position that was given out, where an activation is to be ordered by it; else 0."""
+    if not any(event.type == ConversationActivated.type for one in appends for event in one.events):
+        return 0
+    cursor.execute(_POSITION)
+    row = cursor.fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _find_lanes(cursor: Any, conversation_ids: set[str]) -> dict[str, _Lane]:
@@ -299,7 +472,9 @@ def _find_lanes(cursor: Any, conversation_ids: set[str]) -> dict[str, _Lane]:
         cursor.execute(_ONE_LANE, tuple(conversation_ids))
     else:
         cursor.execute(_LANES, (orjson.dumps(list(conversation_ids)).decode(),))
-    return {row[0]: _Lane(row[0], head=row[2], owner_id=row[1]) for row in cursor.fetchall()}
+    return {
+        row[0]: _Lane(row[0], head=row[2], owner_id=row[1], pruned=row[3], deleted=row[4]) for row in cursor.fetchall()
+    }
 
 
 def _find_ids(cursor: Any, event_ids: list[UUID]) -> dict[bytes, _Known]:

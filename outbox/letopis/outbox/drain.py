@@ -247,6 +247,8 @@ class Drain:
             raise
         if written is None:
             return None
+        if written.acknowledged.erased:
+            self._outbox.cut_back()
         self._beaten += what.delivered + written.acknowledged.events
         self._beat_due = self._clock.after(HEARTBEAT)
         return written
@@ -275,6 +277,13 @@ class Drain:
                         lane.attempts,
                         extra=context(lane),
                     )
+        for conversation_id, verdicts in sent.superseded.items():
+            logger.info(
+                "%d events of conversation %r came after another writer's turn: kept, and put aside",
+                len(verdicts),
+                conversation_id,
+                extra=context(due.lanes[conversation_id]),
+            )
         self._rewound(written.rewound)
 
     def _blocked(self, conversation_id: str) -> None:
@@ -410,7 +419,7 @@ def _write_back(
 ) -> _Written | None:
     if not holds(connection, due.incarnation):
         return None
-    acknowledged = acknowledge(connection, sent.delivered, now_us=now_us)
+    acknowledged = acknowledge(connection, sent.delivered, now_us=now_us, superseded=sent.superseded)
     marked = []
     for mark in marks:
         if mark.due_at_us is None:

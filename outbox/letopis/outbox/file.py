@@ -34,7 +34,7 @@ from letopis.store.urls import normalise_url
 
 T = TypeVar("T")
 
-OUTBOX: Final = Migrations(location="letopis.migrations:outbox", version_table="letopis_outbox_version", head="0001")
+OUTBOX: Final = Migrations(location="letopis.migrations:outbox", version_table="letopis_outbox_version", head="0002")
 """The outbox file's migrations."""
 BUSY_TIMEOUT: Final = 1.5
 """Seconds that SQLite itself waits for a lock; waiting longer is done above it, where it can be given up."""
@@ -186,6 +186,10 @@ class OutboxFile:
         :raises OutboxUnavailable: the file cannot be written; :exc:`OutboxFull` where the disk is full.
         """
         await self._writer.tidy()
+
+    def cut_back(self) -> None:
+        """Have the WAL cut back as soon as no reader needs it: content was taken out of the file."""
+        self._writer.cut_back()
 
     def give_up_waiting(self, reason: str) -> None:
         """Refuse the appends, writes and transactions that wait for their turn, with ``OutboxUnavailable``."""

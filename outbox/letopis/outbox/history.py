@@ -5,61 +5,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
-import sqlalchemy as sa
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.alerts import Channel, open_channels
-from letopis.outbox.append import prepare
 from letopis.outbox.backoff import RetryPolicy
 from letopis.outbox.bounds import Bounds
-from letopis.outbox.breaker import Breaker
+from letopis.outbox.chats import Chats
 from letopis.outbox.file import OutboxFile, outbox_path
-from letopis.outbox.incidents import BreakerView, Rules
-from letopis.outbox.joining import append_in
-from letopis.outbox.overlay import Key, Overtaken, conversation_over, events_over, list_over, messages_over
-from letopis.outbox.reach import Reach
-from letopis.outbox.receipts import FASTEST, SLOWEST, Deliveries, Receipt, receipt_of, waiting_for_nothing
+from letopis.outbox.incidents import Rules
+from letopis.outbox.receipts import FASTEST, SLOWEST, waiting_for_nothing
 from letopis.outbox.relay import Relay
+from letopis.outbox.replies import OnUnconfirmed, Replies
+from letopis.outbox.searching import Searching
 from letopis.outbox.status import Status, read_status
 from letopis.outbox.tail import Pruner, Retention
 from letopis.outbox.texts import Style
-from letopis.outbox.transaction import Transaction, transaction
-from letopis.outbox.watch import Callback, Watch, breaker_view
+from letopis.outbox.watch import Callback, Watch
+from letopis.outbox.windows import Windows
 from letopis.store.codec import DEFAULT_LIMITS, Limits
-from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.errors import Closed, ConfigurationError
-from letopis.store.events import Event, RecordedEvent, utc_now
+from letopis.store.events import utc_now
 from letopis.store.history import ConversationStore
-from letopis.store.identifiers import check_identifier
-from letopis.store.messages import Content, Message
-from letopis.store.reads import StoreView, Window, check_count, check_place, read_conversations_cursor
 from letopis.store.shield import uninterrupted
 from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.urls import normalise_url
-from letopis.store.vocabulary import Body, ConversationRenamed, MessageEdited, MessageFailed, MessageSent
 
-T = TypeVar("T")
-V = TypeVar("V")
 logger = logging.getLogger("letopis.outbox.history")
 
 GRACE: Final = 5.0
 """Seconds that the relay has to finish its batch when the history is closed; what it does not, it does next time."""
-AT_ONCE: Final = 4
-"""Conversations of a page that are completed at the same time."""
 _POLICY: Final = RetryPolicy()
 _RETENTION: Final = Retention()
 _BOUNDS: Final = Bounds()
 _RULES: Final = Rules()
 
 
-class History:
+class History(Chats, Replies, Searching, Windows):
     """A conversation history that never silently loses what was said. Open it with :meth:`open`.
 
     To be used by any number of tasks of one event loop. Other processes may have the same outbox open.
@@ -68,24 +55,6 @@ class History:
     :ivar store: the history store.
     :ivar relay: the relay of this process; ``None`` where another process delivers.
     """
-
-    def __init__(
-        self,
-        *,
-        outbox: OutboxFile,
-        store: ConversationStore,
-        relay: Relay | None,
-        limits: Limits,
-        upcasters: Upcasters,
-        read_timeout: float,
-    ) -> None:
-        self.outbox = outbox
-        self.store = store
-        self.relay = relay
-        self._limits = limits
-        self._upcasters = upcasters
-        self._deliveries = Deliveries(outbox)
-        self._reach = Reach(store, breaker=self._breaker, deadline=read_timeout)
 
     @classmethod
     @asynccontextmanager
@@ -106,6 +75,7 @@ class History:
         upcasters: Upcasters = NO_UPCASTERS,
         on_stuck: Callback | None = None,
         on_recovered: Callback | None = None,
+        on_unconfirmed: OnUnconfirmed | None = None,
         channels: Iterable[str | Channel] = (),
         rules: Rules = _RULES,
         locale: str | None = None,
@@ -131,6 +101,8 @@ class History:
         :param min_free_bytes: how much of the outbox's disk new appends leave free, for delivering what is pending.
         :param on_stuck: told once of each user whose messages are stuck: called with an ``Incident``, in this process,
             also when the relay is another one or dead. ``on_recovered``: of the same, once they are saved.
+        :param on_unconfirmed: told once, after opening, of the replies that were appended to be sent and never
+            confirmed, because the process that wrote them ended: called with a tuple of ``Unconfirmed``. See ``reply``.
         :param channels: addresses of the operators who are told as well: ``https://`` is a webhook, anything else one
             for Apprise (extra ``letopis[alerts]``). What ``open_channels`` returns is taken too.
         :param rules: how patient people are.
@@ -141,6 +113,7 @@ class History:
         """
         _check_callback("on_stuck", on_stuck)
         _check_callback("on_recovered", on_recovered)
+        _check_callback("on_unconfirmed", on_unconfirmed, takes="a tuple of Unconfirmed")
         where = outbox_path(path)
         operators = await _opened(channels)
         own = not isinstance(store, ConversationStore)
@@ -193,219 +166,14 @@ class History:
         if working is not None:
             relays.append(loop.create_task(_kept_running(working.run, "relay"), name="letopis-relay"))
         try:
+            if relay or watch:  # else a program that only reads
+                await history._begin_replies()
+                watchers.append(loop.create_task(_kept_running(history._tend_replies, "tending"), name="letopis-tend"))
+            if on_unconfirmed is not None:
+                watchers.append(loop.create_task(history._tell_unconfirmed(on_unconfirmed), name="letopis-tell"))
             yield history
         finally:
             await uninterrupted(history._close(watchers, relays, close_store=own))
-
-    # Saying.
-
-    async def append(
-        self,
-        conversation_id: str,
-        what: Message | Body | Event,
-        *more: Message | Body | Event,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        occurred_at: datetime | None = None,
-    ) -> Receipt:
-        """Append what was said, all or nothing; when this returns, neither ``kill -9`` nor a power cut takes it away.
-
-        Concurrent appends share one flush to disk; those of one conversation keep the order of the calls. A message
-        whose id the caller chose may be appended again with the same content, which does nothing. (Where its first
-        event was let go from the outbox meanwhile, the history store sees to that.)
-
-        When the caller is cancelled, or the file fails, the append may have taken effect: running it again with the
-        same events is always safe.
-
-        :param owner: whose conversation it is; said once, it is remembered.
-        :param metadata: a JSON object about the events rather than in them.
-        :param occurred_at: when it happened, aware; by default now. No order is ever taken from it.
-        :raises InvalidInput: something in it cannot be kept in every store, or the conversation has another owner;
-            nothing was written.
-        :raises EventIdReused: a message or event id holds other content; nothing was written.
-        :raises OutboxFull: the outbox or its disk is full; nothing was written and nothing was dropped.
-        :raises OutboxUnavailable: the outbox file cannot be written.
-        :raises Closed: the history is closed, or was opened before this process was forked off.
-        """
-        prepared = prepare(
-            conversation_id,
-            (what, *more),
-            owner=owner,
-            metadata=metadata,
-            occurred_at=occurred_at,
-            limits=self._limits,
-        )
-        return receipt_of(await self.outbox.append(prepared), self._deliveries)
-
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Open a transaction on the outbox file, for the bot's own tables in it and what is said, together.
-
-        It commits when the block ends well; an exception or a cancellation rolls it back. Everybody else who writes
-        waits for it meanwhile, so nothing slow belongs inside; after 10 seconds the others are refused.
-
-        :raises OutboxUnavailable: the file is held by somebody else, or the commit ended in an error.
-        """
-        return transaction(self.outbox, self._deliveries, self._limits)
-
-    async def append_in(
-        self,
-        connection: AsyncConnection | AsyncSession,
-        conversation_id: str,
-        what: Message | Body | Event,
-        *more: Message | Body | Event,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        occurred_at: datetime | None = None,
-    ) -> Receipt:
-        """Append in a transaction of the caller's, on a connection or session of the caller's on the outbox file.
-
-        It takes effect with the caller's commit, and the relay is woken after that; a rollback leaves nothing. The
-        receipt's ``saved()`` is for after the commit. ``history.outbox.engine`` is an engine whose transactions begin
-        as they should; with another one, a transaction that reads before its first write may be refused.
-
-        :raises InvalidInput: also where the connection is not on this file, or is not in a transaction.
-        :raises OutboxUnavailable: also where the transaction read before it wrote, and another writer came first.
-        """
-        prepared = prepare(
-            conversation_id,
-            (what, *more),
-            owner=owner,
-            metadata=metadata,
-            occurred_at=occurred_at,
-            limits=self._limits,
-        )
-        void = asyncio.Event()
-        return receipt_of(await append_in(self.outbox, connection, prepared, void=void), self._deliveries, void=void)
-
-    async def sent(
-        self,
-        conversation_id: str,
-        message_id: str,
-        *,
-        platform_ids: Mapping[str, Any] | None = None,
-        sent_as: str | None = None,
-        file_path: str | None = None,
-    ) -> Receipt:
-        """Say that the platform took a message: with its ids there, how it went, and the file it went as."""
-        return await self.append(
-            conversation_id,
-            MessageSent(message_id=message_id, platform_ids=platform_ids, sent_as=sent_as, file_path=file_path),
-        )
-
-    async def failed(self, conversation_id: str, message_id: str, *, reason: str | None = None) -> Receipt:
-        """Say that the platform did not take a message; the message itself stays."""
-        return await self.append(conversation_id, MessageFailed(message_id=message_id, reason=reason))
-
-    async def edit(
-        self, conversation_id: str, message_id: str, content: Content, *, reason: str | None = None
-    ) -> Receipt:
-        """Give a message new content; the old one stays in the log."""
-        return await self.append(conversation_id, MessageEdited(message_id=message_id, content=content, reason=reason))
-
-    async def rename(self, conversation_id: str, title: str) -> Receipt:
-        """Give a conversation a new title."""
-        return await self.append(conversation_id, ConversationRenamed(title=title))
-
-    # Reading.
-
-    async def messages(
-        self,
-        conversation_id: str,
-        *,
-        last: int | None = None,
-        first: int | None = None,
-        before: int | str | None = None,
-        after: int | str | None = None,
-    ) -> Page[RecordedMessage]:
-        """Return messages, oldest first, with what is not saved yet: the newest ``last``, the ``first``, or all.
-
-        ``before`` and ``after`` are the ``next`` of a page, or versions. While the history store is away, what the
-        outbox still holds is returned, with ``complete`` set to ``False``.
-
-        :raises InvalidInput: an argument is wrong.
-        :raises OutboxUnavailable: the outbox file cannot be read.
-        """
-        check_identifier(conversation_id, "conversation_id")
-        window = Window.of(last=last, first=first, before=before, after=after)
-        origin_id = self.outbox.origin.origin_id
-        return await self._read(
-            lambda store: store.view(
-                conversation_id, origin_id=origin_id, last=last, first=first, before=before, after=after
-            ),
-            lambda connection, view: messages_over(
-                connection, conversation_id, view, window, origin_id=origin_id, upcasters=self._upcasters
-            ),
-        )
-
-    async def conversation(self, conversation_id: str) -> Conversation | None:
-        """Return a conversation with what is not saved yet; ``None`` where there is none.
-
-        While the history store is away it is what the outbox still holds of it, which may be less than all.
-        """
-        check_identifier(conversation_id, "conversation_id")
-        origin_id = self.outbox.origin.origin_id
-        return await self._read(
-            lambda store: store.view(conversation_id, origin_id=origin_id, last=1),
-            lambda connection, view: conversation_over(
-                connection, conversation_id, view, origin_id=origin_id, upcasters=self._upcasters
-            ),
-        )
-
-    async def conversations(
-        self, *, owner: str | None = None, after: str | None = None, limit: int = 50
-    ) -> Page[Conversation]:
-        """Return a page of conversations, of one owner or of all, the newest activity first, unsaved ones included.
-
-        A page may hold fewer than ``limit`` although there are more: go on while ``next`` is not ``None``. A
-        conversation that becomes active while pages are turned moves to the front, so later pages may miss it.
-
-        :param after: the ``next`` of the page before.
-        :raises InvalidInput: an argument is wrong.
-        """
-        check_count(limit, "limit")
-        if owner is not None:
-            check_identifier(owner, "owner")
-        key = None
-        if after is not None:
-            updated_at, conversation_id = read_conversations_cursor(after)
-            key = Key(updated_at=updated_at, conversation_id=conversation_id)
-        page = await self._reach.read(lambda store: store.conversations(owner=owner, after=after, limit=limit))
-        listed = await self.outbox.read(
-            lambda connection: list_over(connection, page, owner=owner, after=key, limit=limit)
-        )
-        gate = asyncio.Semaphore(AT_ONCE)
-
-        async def complete(conversation_id: str, held: Conversation | None) -> Conversation | None:
-            if held is not None:
-                return held
-            async with gate:
-                return await self.conversation(conversation_id)
-
-        found = await asyncio.gather(*(complete(*item) for item in listed.items))
-        return Page(tuple(one for one in found if one is not None), next=listed.next, complete=page is not None)
-
-    async def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
-        """Return a page of a conversation's events after a version, in order, unsaved ones (no version yet) last.
-
-        :param after: the ``next`` of the page before, or a version.
-        :raises InvalidInput: an argument is wrong.
-        """
-        check_identifier(conversation_id, "conversation_id")
-        check_count(limit, "limit")
-        start = check_place(after, "after") or 0
-        origin_id = self.outbox.origin.origin_id
-
-        async def ask(store: ConversationStore) -> tuple[StoreView, Page[RecordedEvent]]:
-            # How far the lane had got is read first: what arrives after that is found in both, and told by its id.
-            view = await store.view(conversation_id, origin_id=origin_id, last=1)
-            return view, await store.events(conversation_id, after=start, limit=limit)
-
-        def lay(connection: sa.Connection, found: tuple[StoreView, Page[RecordedEvent]] | None) -> Page[RecordedEvent]:
-            nothing: Page[RecordedEvent] = Page(())
-            view, page = (None, nothing) if found is None else found
-            return events_over(connection, conversation_id, view, page, after=start, limit=limit, origin_id=origin_id)
-
-        return await self._read(ask, lay)
 
     async def status(self) -> Status:
         """Return how outbox and relay are; does not ask the history store.
@@ -437,34 +205,13 @@ class History:
             except TimeoutError:
                 pause = min(pause * 1.5, SLOWEST)
 
-    async def _read(
-        self,
-        ask: Callable[[ConversationStore], Coroutine[Any, Any, V]],
-        lay: Callable[[sa.Connection, V | None], T],
-    ) -> T:
-        """Read the store, then lay over it what the outbox holds beyond."""
-        for _ in range(3):
-            found = await self._reach.read(ask)
-            try:
-                return await self.outbox.read(lambda connection, held=found: lay(connection, held))  # type: ignore[misc]
-            except Overtaken:
-                continue
-        # The store has lost events that the outbox does not hold any more either: a restored backup. What is here:
-        return await self.outbox.read(lambda connection: lay(connection, None))
-
-    def _breaker(self) -> Breaker | None:
-        return self.relay.breaker if self.relay is not None and self.relay.lease.held else None
-
-    def _breaker_view(self) -> BreakerView | None:
-        breaker = self._breaker()
-        return None if breaker is None else breaker_view(breaker)
-
     async def _close(
         self, watching: list[asyncio.Task[None]], delivering: list[asyncio.Task[None]], *, close_store: bool
     ) -> None:
         try:
             for task in watching:
                 task.cancel()
+            await self._end_replies()
             if self.relay is not None and delivering:
                 self.relay.stop()
                 # A store that is away would not answer in time either.
@@ -477,13 +224,16 @@ class History:
             if close_store:
                 await self.store.close()
         finally:
-            await self.outbox.close()
+            try:
+                await self.outbox.close()
+            finally:
+                self._liveness.end()
 
 
-def _check_callback(name: str, callback: object) -> None:
+def _check_callback(name: str, callback: object, *, takes: str = "an Incident") -> None:
     # Else it would come out when the first person is to be told.
     if callback is not None and not callable(callback):
-        raise ConfigurationError(f"{name} must be a function that takes an Incident, not {type(callback).__name__}")
+        raise ConfigurationError(f"{name} must be a function that takes {takes}, not {type(callback).__name__}")
 
 
 async def _opened(channels: Iterable[str | Channel]) -> tuple[Channel, ...]:

@@ -14,6 +14,7 @@ from letopis.store.codec import EncodedEvent
 from letopis.store.errors import Closed, HistoryDiverged, LetopisError, OriginSuperseded, SequenceGap
 from letopis.store.faults import FaultClass, StoreFault
 from letopis.store.plan import ApplyResult, Delivery, LaneBatch
+from letopis.store.turns import Conflict
 
 Apply = Callable[[Sequence[LaneBatch]], Awaitable[ApplyResult]]
 
@@ -53,12 +54,14 @@ class Sent:
     """What became of a batch.
 
     :ivar delivered: conversation id to the last sequence that the history store holds for certain.
+    :ivar superseded: verdicts of the store on what was delivered, by conversation and sequence.
     :ivar gaps: conversation id to the sequence up to which the store holds a lane that it lacks events of.
     :ivar fault: of the store as a whole; what had not been sent by then was not tried.
     :ivar faults: all faults met, by class, those that were overcome included.
     """
 
     delivered: dict[str, int] = field(default_factory=dict)
+    superseded: dict[str, dict[int, Conflict]] = field(default_factory=dict)
     gaps: dict[str, int] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     fault: StoreFault | None = None
@@ -208,6 +211,8 @@ class Isolation:
         for applied in result.applied:
             sent.inserted += applied.inserted
             sent.duplicates += applied.duplicates
+            if applied.superseded:
+                sent.superseded.setdefault(applied.conversation_id, {}).update(applied.superseded)
             sent.delivered[applied.conversation_id] = by_id[applied.conversation_id].deliveries[-1].sequence
         if acquit:
             self._diversity.succeeded([applied.conversation_id for applied in result.applied])

@@ -67,7 +67,10 @@ async def append_in(
     assert connection.sync_connection is not None  # noqa: S101 - it has just been used
     _listen(outbox, connection.sync_connection, driver).append(void)
     # A caller that is cancelled here may commit all the same: then it commits the whole append, never half of one.
-    return await uninterrupted(write(outbox, connection, prepared))
+    appended = await uninterrupted(write(outbox, connection, prepared))
+    if appended.erased:
+        outbox.cut_back()
+    return appended
 
 
 def _check_place(connection: sa.Connection, outbox: OutboxFile) -> None:

@@ -29,7 +29,8 @@ LANE: Final = (
 )
 _OWED: Final = LANE + " WHERE delivered < head AND state IN ('ready', 'retrying') ORDER BY owed_since"
 _EVENT: Final = (
-    "SELECT sequence, event_id, type, schema_version, data, metadata, digest, occurred_at FROM letopis_outbox_events"
+    "SELECT sequence, event_id, type, schema_version, data, metadata, digest, occurred_at, redacted"
+    " FROM letopis_outbox_events"
 )
 _NEXT: Final = _EVENT + " WHERE conversation_id = ? AND sequence > ? ORDER BY sequence LIMIT ?"
 _LAST: Final = _EVENT + " WHERE conversation_id = ? AND sequence <= ? ORDER BY sequence DESC LIMIT ?"
@@ -316,6 +317,7 @@ def _delivery(conversation_id: str, row: Sequence[Any]) -> Delivery:
             metadata=row[5],
             digest=row[6],
             occurred_at=row[7],
+            redacted=bool(row[8]),
         ),
     )
 

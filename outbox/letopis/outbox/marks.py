@@ -6,10 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
 import sqlalchemy as sa
 
+from letopis.outbox.effects import erase_delivered
 from letopis.outbox.lanes import LANE, Lane, incarnation_of, lane_of
 from letopis.store.errors import OutboxUnavailable
+from letopis.store.turns import Conflict
 
 FAULT_LENGTH: Final = 500
 
@@ -24,6 +27,14 @@ _ACKNOWLEDGE: Final = (
     " WHERE e.conversation_id = letopis_outbox_lanes.conversation_id AND e.sequence = :sequence + 1)"
     " WHERE conversation_id = :conversation_id AND delivered < :sequence AND head >= :sequence"
 )
+_SUPERSEDE: Final = (
+    "INSERT INTO letopis_outbox_superseded (expected, actual, conversation_id, sequence, event_id)"
+    " SELECT ?1, ?2, conversation_id, sequence, event_id FROM letopis_outbox_events"
+    " WHERE conversation_id = ?3 AND sequence = ?4"
+    " ON CONFLICT (conversation_id, sequence) DO UPDATE SET expected = ?1, actual = ?2, event_id = excluded.event_id"
+)
+# What the history store has lost, it has no verdict on any more; the next delivery brings one.
+_UNJUDGED: Final = "DELETE FROM letopis_outbox_superseded WHERE conversation_id = ? AND sequence > ?"
 _RETRY: Final = (
     "UPDATE letopis_outbox_lanes SET state = 'retrying', attempts = :attempts, due_at = :due_at,"
     " fault_class = :fault_class, fault = :fault"
@@ -48,10 +59,12 @@ class Acknowledged:
     """What an acknowledgement changed.
 
     :ivar missed: lanes that did not move: there already, gone from the file, or asked beyond their head.
+    :ivar erased: whether content was taken out of the file: the WAL is to be cut back.
     """
 
     events: int
     missed: tuple[str, ...]
+    erased: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +79,20 @@ class Rewound:
     lost: int
 
 
-def acknowledge(connection: sa.Connection, delivered: Mapping[str, int], *, now_us: int) -> Acknowledged:
+def acknowledge(
+    connection: sa.Connection,
+    delivered: Mapping[str, int],
+    *,
+    now_us: int,
+    superseded: Mapping[str, Mapping[int, Conflict]] | None = None,
+) -> Acknowledged:
     """Note how far the history store holds lanes; a lane that stood in trouble is well again.
 
-    Never moves a lane back, or beyond its head: such lanes are reported, and whoever asked has a stale view.
+    Never moves a lane back, or beyond its head: such lanes are reported, and whoever asked has a stale view. What is
+    left in the file of a conversation whose deletion is delivered goes.
 
     :param delivered: conversation id to the last sequence that the history store holds.
+    :param superseded: the verdicts of the history store, by conversation and sequence.
     """
     cursor = connection.connection.cursor()
     try:
@@ -92,7 +113,18 @@ def acknowledge(connection: sa.Connection, delivered: Mapping[str, int], *, now_
             raise OutboxUnavailable(
                 f"{cursor.rowcount} of {len(moved)} lanes took their acknowledgement: it is given again"
             )
-        return Acknowledged(events=sum(moved.values()), missed=tuple(one for one in delivered if one not in moved))
+        for conversation_id, verdicts in (superseded or {}).items():
+            cursor.executemany(
+                _SUPERSEDE,
+                [
+                    (conflict.expected, conflict.actual, conversation_id, sequence)
+                    for sequence, conflict in verdicts.items()
+                ],
+            )
+        erased = bool(moved) and erase_delivered(cursor, orjson.dumps(list(moved)).decode())
+        return Acknowledged(
+            events=sum(moved.values()), missed=tuple(one for one in delivered if one not in moved), erased=erased
+        )
     finally:
         cursor.close()
 
@@ -160,6 +192,7 @@ def rewind(connection: sa.Connection, conversation_id: str, head: int, *, now_us
                 " history store, then retry",
             },
         )
+        cursor.execute(_UNJUDGED, (conversation_id, head))
         return Rewound(events=lane.delivered - max(head, lane.pruned), lost=lost)
     finally:
         cursor.close()

@@ -9,7 +9,7 @@ unless another outbox says something in the same conversation first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
@@ -19,12 +19,13 @@ import sqlalchemy as sa
 
 from letopis.outbox.lanes import Lane, find_lane
 from letopis.outbox.tail import Row, rows_after
-from letopis.store.conversation import Conversation, Page, RecordedMessage, Saved
+from letopis.store.conversation import Conversation, Page, RecordedMessage, Saved, Seen
 from letopis.store.events import RecordedEvent, to_microseconds
-from letopis.store.fold import Fold
+from letopis.store.fold import SUPERSEDED, Elsewhere, Fold
 from letopis.store.reads import StoreView, Window, conversations_cursor
+from letopis.store.turns import Conflict
 from letopis.store.upcasters import Upcasters
-from letopis.store.vocabulary import EventSkipped
+from letopis.store.vocabulary import ConversationDeleted, ConversationRewound, EventSkipped
 
 NOWHERE: Final = StoreView(conversation=None, messages=(), sequence=0)
 """What a history store holds of a conversation that it does not know."""
@@ -38,12 +39,30 @@ _OWED: Final = (
     "SELECT conversation_id FROM letopis_outbox_lanes WHERE delivered < head"
     " AND conversation_id IN (SELECT value FROM json_each(?))"
 )
+_CUTTING: Final = (
+    "SELECT 1 FROM letopis_outbox_events WHERE conversation_id = ? AND sequence > ? AND type IN (?, ?) LIMIT 1"
+)
+_SUPERSEDED: Final = (
+    "SELECT sequence, expected, actual FROM letopis_outbox_superseded WHERE conversation_id = ? AND sequence > ?"
+)
 _REPAIRED: Final = (
     "SELECT 1 FROM letopis_outbox_events AS e JOIN letopis_outbox_repairs AS r ON r.event_id = e.event_id"
     " WHERE e.conversation_id = ? AND e.sequence = ?"
     " UNION ALL SELECT 1 FROM letopis_outbox_events AS e"
     " WHERE e.conversation_id = ? AND e.sequence = ? AND e.type = ?"
 )
+
+
+CUTTING: Final = frozenset({ConversationRewound.type, ConversationDeleted.type})
+"""What takes messages off the path that may be in the store alone."""
+
+
+class Unplaced(Exception):
+    """What is pending takes messages off the path: ask the store where the named ones stand, then read again."""
+
+    def __init__(self, message_ids: frozenset[str]) -> None:
+        super().__init__("where the path is cut has to be asked of the store")
+        self.message_ids = message_ids
 
 
 class Overtaken(Exception):
@@ -61,9 +80,17 @@ class _Beyond:
     start: int
     base: int
     away: bool
+    superseded: Mapping[int, Conflict]
 
     def place(self, sequence: int) -> int:
         return self.base + sequence - self.start
+
+    def judged(self, event: RecordedEvent) -> RecordedEvent:
+        """Return an event with the verdict on it, if the history store has given one."""
+        conflict = self.superseded.get(event.sequence)
+        if conflict is None:
+            return event
+        return replace(event, metadata={**event.metadata, SUPERSEDED: conflict.to_data()})
 
     def saved(self, sequence: int) -> Saved:
         if self.away and sequence <= self.lane.delivered:
@@ -79,13 +106,18 @@ def _beyond(connection: sa.Connection, conversation_id: str, view: StoreView | N
     lane = find_lane(connection, conversation_id)
     if lane is None:
         return None
-    if view is None:
-        return _Beyond(lane=lane, start=lane.pruned, base=lane.pruned, away=True)
-    if lane.pruned > view.sequence:
+    if view is not None and lane.pruned > view.sequence:
         raise Overtaken
-    base = 0 if view.conversation is None else view.conversation.version
-    start = lane.delivered if _apart(connection, lane, view) else view.sequence
-    return _Beyond(lane=lane, start=start, base=base, away=False)
+    base = lane.pruned if view is None else 0 if view.conversation is None else view.conversation.version
+    start = lane.pruned if view is None else lane.delivered if _apart(connection, lane, view) else view.sequence
+    verdicts = _all(connection, _SUPERSEDED, (conversation_id, start))
+    return _Beyond(
+        lane=lane,
+        start=start,
+        base=base,
+        away=view is None,
+        superseded={row[0]: Conflict(expected=row[1], actual=row[2]) for row in verdicts},
+    )
 
 
 def _apart(connection: sa.Connection, lane: Lane, view: StoreView) -> bool:
@@ -110,27 +142,44 @@ def messages_over(
     *,
     origin_id: UUID,
     upcasters: Upcasters,
+    places: Mapping[str, Elsewhere] | None = None,
 ) -> Page[RecordedMessage]:
     """Return the messages of a window: those of ``view`` with what the file holds beyond it.
 
-    ``view`` was read with the same window; ``None`` where the store could not be read: then the page comes from the
-    retained tail alone and is not complete.
+    ``view`` was read with the same window, up to where what is pending cuts the path; ``None`` where the store could
+    not be read: then the page comes from the retained tail alone and is not complete.
 
+    :param places: of the messages in the store that pending rewinds name.
     :raises Overtaken: read the store again.
+    :raises Unplaced: ask for the places first.
     """
     beyond = _beyond(connection, conversation_id, view)
     away = view is None
+    seen = _seen(beyond, view)
     view = NOWHERE if view is None else view
     if beyond is None:
-        return Page(view.messages, next=view.next, complete=not away)
+        return Page(view.messages, next=view.next, complete=not away, seen=seen)
     there = {message.event_id for message in view.messages}
-    rows, cut = _rows_of(connection, conversation_id, beyond, view, window)
-    folding = Fold(messages=view.messages, upcasters=upcasters)
+    cuts = _cuts(connection, conversation_id, beyond)
+    if cuts and places is None and not away:
+        raise Unplaced(_named(cuts))
+    whole = bool(cuts or beyond.superseded)
+    rows, cut = _rows_of(connection, conversation_id, beyond, view, window, whole=whole)
+    folding = Fold(
+        view.conversation,
+        messages=view.messages,
+        elsewhere=_older(cuts, beyond) if away else places,
+        upcasters=upcasters,
+    )
     for row in rows:
         event = row.event(conversation_id, origin_id)
         if event.event_id not in there:
-            folding.apply(event, saved=beyond.saved(row.sequence))
+            folding.apply(beyond.judged(event), saved=beyond.saved(row.sequence))
     found = folding.result().messages
+    if not window.every:
+        found = folding.result().path
+    if whole:
+        found = _inside(found, beyond, window)
     older = view.next is not None or (away and beyond.lane.pruned > 0 and window.first is None)
     limit = window.limit
     if window.last is not None:
@@ -141,16 +190,88 @@ def messages_over(
         cut = cut or (limit is not None and len(found) > limit)
         found = found[:limit]
         place = _place(found[-1], beyond) if found and (cut or view.next is not None) and limit is not None else None
-    return Page(found, next=None if place is None else str(place), complete=not away)
+    return Page(found, next=None if place is None else str(place), complete=not away, seen=seen)
+
+
+def bound_of(
+    connection: sa.Connection, conversation_id: str, view: StoreView, places: Mapping[str, Elsewhere]
+) -> int | None:
+    """Return the version beyond which what is pending takes stored messages off the path; ``None`` for none.
+
+    :raises Overtaken: read the store again.
+    """
+    beyond = _beyond(connection, conversation_id, view)
+    if beyond is None:
+        return None
+    bound: int | None = None
+    for target, pending in _cuts(connection, conversation_id, beyond):
+        there = None if target is None else places.get(target)
+        if target is None or (there is None and not pending and view.conversation and view.conversation.inherits):
+            bound = 0
+        elif not pending and there is not None and there.on_path and (bound is None or there.version <= bound):
+            bound = there.version
+    return bound
+
+
+def _cuts(connection: sa.Connection, conversation_id: str, beyond: _Beyond) -> list[tuple[str | None, bool]]:
+    """Return what the path is cut after, in order, and whether that message is in the file itself."""
+    cuts: list[tuple[str | None, bool]] = []
+    if not _all(connection, _CUTTING, (conversation_id, beyond.start, *sorted(CUTTING))):
+        return cuts
+    appended: set[str] = set()
+    for row in rows_after(connection, conversation_id, beyond.start):
+        if row.sequence in beyond.superseded:
+            continue
+        if row.appends:
+            appended.add(str(row.data.get("message_id")))
+        elif row.type in CUTTING:
+            target = row.data.get("to_message_id")
+            cuts.append((target, target in appended))
+    return cuts
+
+
+def _named(cuts: Iterable[tuple[str | None, bool]]) -> frozenset[str]:
+    return frozenset(target for target, pending in cuts if target is not None and not pending)
+
+
+def _older(cuts: Iterable[tuple[str | None, bool]], beyond: _Beyond) -> dict[str, Elsewhere]:
+    """Take the messages that rewinds name and the tail does not hold for older ones, where the tail has been let go."""
+    if beyond.lane.pruned == 0:
+        return {}
+    return {name: Elsewhere(version=0, on_path=True, count=0) for name in _named(cuts)}
+
+
+def _inside(found: tuple[RecordedMessage, ...], beyond: _Beyond, window: Window) -> tuple[RecordedMessage, ...]:
+    return tuple(
+        message
+        for message in found
+        if (window.before is None or _place(message, beyond) < window.before)
+        and (window.after is None or _place(message, beyond) > window.after)
+    )
+
+
+def _seen(beyond: _Beyond | None, view: StoreView | None) -> Seen:
+    version = None if view is None else 0 if view.conversation is None else view.conversation.version
+    return Seen(sequence=0 if beyond is None else beyond.lane.head, version=version)
 
 
 def _rows_of(
-    connection: sa.Connection, conversation_id: str, beyond: _Beyond, view: StoreView, window: Window
+    connection: sa.Connection,
+    conversation_id: str,
+    beyond: _Beyond,
+    view: StoreView,
+    window: Window,
+    *,
+    whole: bool = False,
 ) -> tuple[list[Row], bool]:
     """Return the events to fold, in order, and whether messages of the window were left out.
 
     Only messages inside the window, and not more than it holds; but all that may change them.
+
+    :param whole: all of them, since some are not on the path, or may take others off it.
     """
+    if whole:
+        return list(rows_after(connection, conversation_id, beyond.start)), False
     room = window.limit
     if window.first is not None:
         # What the store still has comes first.
@@ -188,21 +309,31 @@ def conversation_over(
     *,
     origin_id: UUID,
     upcasters: Upcasters,
+    places: Mapping[str, Elsewhere] | None = None,
 ) -> Conversation | None:
     """Return the conversation of ``view`` with what the file holds beyond it; from the retained tail without one.
 
+    Whether it is the active one is not looked at here.
+
+    :param places: of the messages in the store that pending rewinds name.
     :raises Overtaken: read the store again.
+    :raises Unplaced: ask for the places first.
     """
     beyond = _beyond(connection, conversation_id, view)
     held = None if view is None else view.conversation
+    seen = _seen(beyond, view)
     if beyond is None:
-        return held
-    folding = Fold(held, upcasters=upcasters)
+        return None if held is None else replace(held, seen=seen)
+    cuts = _cuts(connection, conversation_id, beyond)
+    if cuts and places is None and view is not None:
+        raise Unplaced(_named(cuts))
+    folding = Fold(held, elsewhere=_older(cuts, beyond) if view is None else places, upcasters=upcasters)
     for row in rows_after(connection, conversation_id, beyond.start):
-        folding.apply(row.event(conversation_id, origin_id))
+        folding.apply(beyond.judged(row.event(conversation_id, origin_id)))
     found = folding.result().conversation
     if found is None:
         return None
+    found = replace(found, seen=seen)
     if view is None:
         return replace(
             found,
@@ -236,7 +367,7 @@ def events_over(
     for row in rows_after(connection, conversation_id, beyond.start):
         if beyond.place(row.sequence) <= after:
             continue
-        event = row.event(conversation_id, origin_id)
+        event = beyond.judged(row.event(conversation_id, origin_id))
         if event.event_id in there:
             continue
         if len(found) >= limit:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.append import Appended
 from letopis.outbox.file import OutboxFile
-from letopis.store.conversation import Saved
+from letopis.store.conversation import Saved, Seen
 from letopis.store.errors import Closed, OutboxUnavailable
 
 logger = logging.getLogger("letopis.outbox.history")
@@ -31,6 +31,7 @@ _LOOK: Final = (
     " ON e.conversation_id = l.conversation_id AND e.sequence = json_extract(w.value, '$[1]')"
 )
 
+_SUPERSEDED: Final = "SELECT 1 FROM letopis_outbox_superseded WHERE event_id = ?"
 _SKIPPED: Final = (
     "SELECT 1 FROM letopis_outbox_repairs AS s WHERE s.event_id = ? AND s.verb = 'skip' AND NOT EXISTS ("
     "SELECT 1 FROM letopis_outbox_repairs AS r WHERE r.repair_id > s.repair_id AND r.verb = 'restore'"
@@ -71,6 +72,21 @@ class Receipt:
         if self._void is not None and self._void.is_set():
             return False
         return await self._deliveries.wait(self.conversation_id, self.sequence, self._last, timeout=timeout)
+
+    @property
+    def seen(self) -> Seen:
+        """What to append after, for an answer to this: the conversation as far as this outbox holds it."""
+        return Seen(sequence=self.sequence)
+
+    async def superseded(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
+        """Wait until the events are saved, as ``saved()`` does; whether the history store has put any of them aside.
+
+        That happens where they were appended with a condition and another outbox was first, or where the conversation
+        was deleted meanwhile. ``False`` where they are not saved in time: then it is not known yet.
+
+        :raises Closed: the history is closed.
+        """
+        return await self.saved(timeout) and await self._deliveries.superseded(self.event_ids)
 
     async def state(self) -> Saved:
         """Return how far the events have got: saved, pending or blocked; blocked also where a person skipped the last.
@@ -149,6 +165,11 @@ class Deliveries:
         found = await self._outbox.read(lambda connection: _read(connection, (waiter,)))
         return found.get(waiter, Saved.PENDING)
 
+    async def superseded(self, event_ids: Iterable[UUID]) -> bool:
+        """Return whether the history store has put one of these events aside."""
+        ids = [event_id.bytes for event_id in event_ids]
+        return await self._outbox.read(lambda connection: _any_superseded(connection, ids))
+
     async def close(self) -> None:
         """Refuse whatever still waits."""
         self._closed = True
@@ -203,6 +224,14 @@ def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> dict[_Waiter
     finally:
         cursor.close()
     return found
+
+
+def _any_superseded(connection: sa.Connection, event_ids: list[bytes]) -> bool:
+    cursor = connection.connection.cursor()
+    try:
+        return any(cursor.execute(_SUPERSEDED, (event_id,)).fetchone() is not None for event_id in event_ids)
+    finally:
+        cursor.close()
 
 
 def _skipped(cursor: Any, waiter: _Waiter) -> bool:

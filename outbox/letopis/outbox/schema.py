@@ -43,6 +43,8 @@ events: Final = sa.Table(
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
     sa.Column("occurred_at", sa.Integer, nullable=False),
     sa.Column("appended_at", sa.Integer, nullable=False),
+    # 1: its content was taken away by a redaction or a deletion, after it was appended.
+    sa.Column("redacted", sa.Integer, nullable=False, server_default="0"),
     sa.Index("uq_letopis_outbox_events_event_id", "event_id", unique=True),
     sa.Index("uq_letopis_outbox_events_sequence", "conversation_id", "sequence", unique=True),
     sqlite_autoincrement=True,
@@ -64,6 +66,8 @@ lanes: Final = sa.Table(
     sa.Column("owed_since", sa.Integer),
     sa.Column("fault_class", sa.Text),
     sa.Column("fault", sa.Text),
+    # The sequence of the event that deleted the conversation, 0 while it lives: nothing is appended after it.
+    sa.Column("deleted", sa.Integer, nullable=False, server_default="0"),
     sa.CheckConstraint("delivered <= head AND pruned <= delivered", name="ck_letopis_outbox_lanes_order"),
     sa.CheckConstraint("state IN ('ready', 'retrying', 'blocked', 'paused')", name="ck_letopis_outbox_lanes_state"),
     # What is owed, oldest first: the only lanes that the relay ever looks at.
@@ -185,4 +189,55 @@ hold: Final = sa.Table(
     sa.Column("since", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("held_by", sa.Text),
+)
+
+owners: Final = sa.Table(
+    "letopis_outbox_owners",
+    metadata,
+    # The conversation that this outbox made active last, by owner: it outlives the event that did.
+    sa.Column("owner_id", sa.Text, primary_key=True),
+    sa.Column("active_conversation_id", sa.Text, nullable=False),
+    # The order that the activation carries; see `letopis.order` in the metadata of events.
+    sa.Column("activated_order", sa.Integer, nullable=False),
+)
+
+drafts: Final = sa.Table(
+    "letopis_outbox_drafts",
+    metadata,
+    # Replies that are being written, outside the log: one becomes a message at its end, or after a crash.
+    sa.Column("conversation_id", sa.Text, primary_key=True),
+    sa.Column("message_id", sa.Text, primary_key=True),
+    sa.Column("event_id", Id16, nullable=False),
+    sa.Column("owner_id", sa.Text),
+    # The data of the message as JSON, with the text so far.
+    sa.Column("data", sa.Text, nullable=False),
+    # Who writes it: while that one lives, the draft is nobody else's affair.
+    sa.Column("writer", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Integer, nullable=False),
+    sa.Column("updated_at", sa.Integer, nullable=False),
+)
+
+unconfirmed: Final = sa.Table(
+    "letopis_outbox_unconfirmed",
+    metadata,
+    # Replies that were appended to be sent, and of which nobody has said yet that they were or were not.
+    sa.Column("conversation_id", sa.Text, primary_key=True),
+    sa.Column("message_id", sa.Text, primary_key=True),
+    sa.Column("event_id", Id16, nullable=False),
+    sa.Column("owner_id", sa.Text),
+    sa.Column("writer", sa.Text, nullable=False),
+    sa.Column("appended_at", sa.Integer, nullable=False),
+)
+
+superseded: Final = sa.Table(
+    "letopis_outbox_superseded",
+    metadata,
+    # Events that the history store has put aside, because another writer's turn came first; kept as long as the lane.
+    sa.Column("conversation_id", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("event_id", Id16, nullable=False),
+    # The version that the writer had seen, and that of the event that came in between.
+    sa.Column("expected", sa.Integer, nullable=False),
+    sa.Column("actual", sa.Integer, nullable=False),
+    sa.Index("ix_letopis_outbox_superseded_event_id", "event_id"),
 )

@@ -15,7 +15,7 @@ from letopis.store.errors import InvalidInput, OutboxUnavailable
 from letopis.store.events import RecordedEvent, from_microseconds
 from letopis.store.vocabulary import MessageAppended
 
-_COLUMNS: Final = "sequence, event_id, type, schema_version, data, metadata, digest, occurred_at"
+_COLUMNS: Final = "sequence, event_id, type, schema_version, data, metadata, digest, occurred_at, redacted"
 _FORWARD: Final = (
     f"SELECT {_COLUMNS} FROM letopis_outbox_events WHERE conversation_id = ? AND sequence > ? ORDER BY sequence"  # noqa: S608
 )
@@ -67,7 +67,7 @@ class Row:
 
         :raises OutboxUnavailable: it is damaged in the file.
         """
-        _, event_id, name, schema_version, data, metadata, digest, occurred_at = self.values
+        _, event_id, name, schema_version, data, metadata, digest, occurred_at, redacted = self.values
         read_data, read_metadata = _decoded(data, self.sequence), _decoded(metadata, self.sequence)
         return RecordedEvent(
             conversation_id=conversation_id,
@@ -78,9 +78,17 @@ class Row:
             schema_version=schema_version,
             data=read_data,
             metadata=read_metadata,
-            digest=digest,
+            digest=None if redacted else digest,
             occurred_at=from_microseconds(occurred_at),
         )
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What it says.
+
+        :raises OutboxUnavailable: it is damaged in the file.
+        """
+        return _decoded(self.values[4], self.sequence)
 
     @property
     def appends(self) -> bool:

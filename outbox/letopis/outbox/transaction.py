@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.outbox.append import Appended, Prepared, append_events, prepare
+from letopis.outbox.append import After, Appended, Prepared, append_events, condition, prepare
 from letopis.outbox.file import OutboxFile
 from letopis.outbox.receipts import Deliveries, Receipt, receipt_of
 from letopis.outbox.trouble import is_busy, translate
@@ -66,6 +66,9 @@ class Transaction:
         owner: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         occurred_at: datetime | None = None,
+        expected: After | None = None,
+        after: After | None = None,
+        fail_if_types: Collection[str] | None = None,
     ) -> Receipt:
         """Append as ``History.append`` does, with the transaction: it is durable once that has committed.
 
@@ -81,9 +84,12 @@ class Transaction:
             metadata=metadata,
             occurred_at=occurred_at,
             limits=self._limits,
+            expects=condition(expected=expected, after=after, fail_if_types=fail_if_types),
         )
         self._appended = True  # also where the caller is cancelled and commits all the same
         appended = await uninterrupted(write(self._outbox, self.connection, prepared))
+        if appended.erased:
+            self._outbox.cut_back()
         return receipt_of(appended, self._deliveries, void=self._void)
 
     async def _run(self, statement: Awaitable[T]) -> T:

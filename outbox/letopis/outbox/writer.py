@@ -100,6 +100,8 @@ class Writer:
         self._waiting: deque[_Request] = deque()
         self._asked = False
         self._crowded = False
+        # Whether the WAL may still hold what was taken out of the file; also by a process that died before it cut it.
+        self._cut = True
         self._idle: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -126,6 +128,10 @@ class Writer:
         :raises OutboxUnavailable: the file cannot be written; OutboxFull where the disk is full.
         """
         await self._thread.run(self._tidy)
+
+    def cut_back(self) -> None:
+        """Have the WAL cut back, at the next quiet moment at the latest: it holds what was taken out of the file."""
+        self._cut = True
 
     async def close(self) -> None:
         """Write what waits, then close the connection. Later requests are refused."""
@@ -203,6 +209,10 @@ class Writer:
         done = [one for one, value in zip(group.requests, group.values, strict=True) if not _failed(value)]
         group.appended = any(one.prepared is not None for one in done)
         group.changed = any(one.work is not None for one in done)
+        if any(isinstance(value, Appended) and value.erased for value in group.values):
+            self._cut = True
+            with suppress(sqlite3.Error, DBAPIError):  # then at a quiet moment
+                self._checkpoint()
 
     def _write(self, members: Sequence[tuple[Prepared | None, Work | None]]) -> list[Any]:
         """Return, for each member, what came of it: a value or an error."""
@@ -273,12 +283,13 @@ class Writer:
         """Move the WAL into the file. Only what has grown large is cut back: to write over a WAL is cheaper."""
         driver: sqlite3.Connection = self._connect().connection.driver_connection  # type: ignore[assignment]
         _, frames, moved = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        if frames == moved and self._wal_bytes() > LARGE_WAL:
+        if frames == moved and (self._cut or self._wal_bytes() > LARGE_WAL):
             # Waits for readers, and appends wait behind it.
             ((patience,),) = driver.execute("PRAGMA busy_timeout").fetchall()
             driver.execute(f"PRAGMA busy_timeout={_CUT_PATIENCE_MS}").fetchall()
             try:
-                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                ((busy, _, _),) = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._cut = self._cut and bool(busy)
             finally:
                 driver.execute(f"PRAGMA busy_timeout={patience}").fetchall()
 

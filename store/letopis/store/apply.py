@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,33 +13,45 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.dialects import Dialect, lookups
+from letopis.store.erasing import Eraser
 from letopis.store.errors import BatchRefused, InvalidInput, OriginSuperseded
 from letopis.store.faults import FaultClass, StoreFault, translated
 from letopis.store.fold import Tally
 from letopis.store.identifiers import check_identifier, partition_of
+from letopis.store.inline import Inline
+from letopis.store.owners import Owners, OwnerStatements
 from letopis.store.plan import (
     ApplyResult,
     Compared,
-    ConversationRow,
     Delivery,
-    Interpreted,
     LaneApplied,
     LaneBatch,
-    MessageRow,
     Origin,
-    Projected,
     Row,
     Stored,
     absorb,
     check_known,
     check_places,
     compare,
+)
+from letopis.store.projection import (
+    ConversationRow,
+    Interpreted,
+    MessageRow,
+    Projected,
     interpret,
+    leaves_after,
     project,
     targets_of,
 )
-from letopis.store.schema import conversations, events, lanes, log_heads, messages, origins, owners
+from letopis.store.rows import conflict_of, conversation_row, message_row
+from letopis.store.schema import conversations, events, lanes, log_heads, messages, origins
+from letopis.store.turns import Conflict
 from letopis.store.upcasters import Upcasters
+from letopis.store.verdicts import Verdicts
+from letopis.store.vocabulary import ConversationDeleted, ConversationStarted
+
+logger = logging.getLogger("letopis.store.apply")
 
 _ATTEMPTS: Final = 4
 """The first optimistic, the others careful; two outboxes that begin one conversation at once need the second."""
@@ -53,6 +66,8 @@ class _Accepted:
     compared: Compared
     partition: int
     fresh: tuple[Interpreted, ...]
+    verdicts: Mapping[int, Conflict]
+    """Those of the events that are stored already, by sequence."""
 
 
 class Applier:
@@ -65,14 +80,20 @@ class Applier:
         *,
         partitions: int,
         upcasters: Upcasters,
+        inline: Inline,
         now: Callable[[], int],
+        erased: Callable[[], None] = lambda: None,
     ) -> None:
+        self._inline = inline
+        self._erased = erased
+        self._looked_back = False  # whether what a process that died had erased was seen to
         self._engine = engine
         self._dialect = dialect
         self._partitions = partitions
         self._upcasters = upcasters
         self._now = now
         self._statements = _Statements(dialect)
+        self._eraser = Eraser(dialect)
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a batch; see :meth:`letopis.store.history.ConversationStore.apply`."""
@@ -81,6 +102,15 @@ class Applier:
             raise InvalidInput("batch", "has two deliveries of one lane: put them together")
         for name in names:
             check_identifier(name, "conversation_id")
+        result, transaction = await self._tried(origin, batch)
+        if transaction.released:
+            await self._let_go()
+        if transaction.erased or transaction.released or not self._looked_back:
+            self._looked_back = True
+            self._erased()
+        return result
+
+    async def _tried(self, origin: Origin, batch: Sequence[LaneBatch]) -> tuple[ApplyResult, _Apply]:
         for attempt in range(1, _ATTEMPTS):
             try:
                 return await self._attempt(origin, batch, careful=attempt > 1)
@@ -91,7 +121,20 @@ class Applier:
                     raise
         return await self._attempt(origin, batch, careful=True)
 
-    async def _attempt(self, origin: Origin, batch: Sequence[LaneBatch], *, careful: bool) -> ApplyResult:
+    async def _let_go(self) -> None:
+        """Strip what deleted conversations kept for forks that read it no more; what fails is done the next time."""
+        try:
+            with translated():
+                async with self._engine.connect() as connection:
+                    await self._dialect.begin_apply(connection)
+                    await self._eraser.let_go(connection)
+                    await connection.commit()
+        except StoreFault as fault:
+            logger.info("what deleted conversations kept for their forks is let go later: %s", fault)
+
+    async def _attempt(
+        self, origin: Origin, batch: Sequence[LaneBatch], *, careful: bool
+    ) -> tuple[ApplyResult, _Apply]:
         with translated():
             async with self._engine.connect() as connection:
                 await self._dialect.begin_apply(connection)
@@ -99,15 +142,17 @@ class Applier:
                     connection,
                     self._dialect,
                     self._statements,
+                    self._eraser,
                     origin=origin,
                     partitions=self._partitions,
                     upcasters=self._upcasters,
                     now=self._now(),
                 )
                 result = await transaction.run(batch, careful=careful)
+                await self._inline.take(connection, transaction.recorded)
                 with translated(committing=True):
                     await connection.commit()
-        return result
+        return result, transaction
 
 
 class _Statements:
@@ -134,7 +179,12 @@ class _Statements:
             .order_by(conversations.c.partition, conversations.c.conversation_id)
         )
         self.stored = sa.select(
-            events.c.conversation_id, events.c.event_id, events.c.origin_id, events.c.sequence, events.c.digest
+            events.c.conversation_id,
+            events.c.event_id,
+            events.c.origin_id,
+            events.c.sequence,
+            events.c.digest,
+            events.c.metadata,
         ).where(
             dialect.among(events.c.partition, "partitions"),
             dialect.among(events.c.conversation_id, "conversations"),
@@ -151,9 +201,14 @@ class _Statements:
             dialect.among(messages.c.conversation_id, "conversations"),
             dialect.among(messages.c.message_id, "ids"),
         )
-        self.owners = dialect.locked(
-            sa.select(owners).where(dialect.among(owners.c.owner_id, "owners")).order_by(owners.c.owner_id)
+        self.path = sa.select(messages).where(
+            messages.c.partition == sa.bindparam("partition"),
+            messages.c.conversation_id == sa.bindparam("conversation"),
+            messages.c.version > sa.bindparam("after"),
+            messages.c.left_at.is_(None),
         )
+        self.verdicts = Verdicts(dialect)
+        self.owners = OwnerStatements(dialect)
         self.log_heads = dialect.locked(
             sa.select(log_heads)
             .where(dialect.among(log_heads.c.partition, "partitions"))
@@ -169,6 +224,7 @@ class _Apply:
         connection: AsyncConnection,
         dialect: Dialect,
         statements: _Statements,
+        eraser: Eraser,
         *,
         origin: Origin,
         partitions: int,
@@ -178,7 +234,12 @@ class _Apply:
         self._connection = connection
         self._dialect = dialect
         self._statements = statements
+        self._eraser = eraser
+        self._marks = Owners(connection, dialect, statements.owners, origin_id=origin.origin_id)
         self._origin = origin
+        self.released = False  # whether a fork has ceased to read its parent
+        self.erased = False  # whether content was taken out of what is stored
+        self.recorded = list[Row]()
         self._partitions = partitions
         self._upcasters = upcasters
         self._now = now
@@ -188,11 +249,14 @@ class _Apply:
         await self._register()
         accepted, refused = await self._compare(batch, careful=careful)
         projected = await self._project([lane for lane in accepted if lane.fresh])
-        await self._number([item.row for _, item in projected])
+        marks = await self._marks.take([item for _, item in projected])
         await self._write(projected)
+        await self._marks.move([item for _, item in projected], marks)
+        await self._erase(projected)
         await self._advance(accepted)
         # The counter of a partition is what all writers share: taken last, held for one insert and the commit.
         await self._log(projected)
+        verdicts = {item.row.conversation_id: item.superseded for _, item in projected}
         return ApplyResult(
             applied=tuple(
                 LaneApplied(
@@ -200,6 +264,7 @@ class _Apply:
                     head=max(lane.compared.head, lane.compared.lane.deliveries[-1].sequence),
                     inserted=len(lane.fresh),
                     duplicates=len(lane.compared.lane.deliveries) - len(lane.fresh),
+                    superseded={**lane.verdicts, **verdicts.get(lane.compared.lane.conversation_id, {})},
                 )
                 for lane in accepted
             ),
@@ -253,7 +318,16 @@ class _Apply:
                 refused.append(refusal)
                 continue
             accepted.append(
-                _Accepted(compared=one, partition=self._partition(name), fresh=interpreted(fresh, self._upcasters))
+                _Accepted(
+                    compared=one,
+                    partition=self._partition(name),
+                    fresh=interpreted(fresh, self._upcasters),
+                    verdicts={
+                        delivery.sequence: found.conflict
+                        for delivery in one.lane.deliveries
+                        if (found := there.get(delivery.event.event_id)) is not None and found.conflict is not None
+                    },
+                )
             )
         return accepted, refused
 
@@ -285,7 +359,11 @@ class _Apply:
             )
             for row in rows:
                 stored.setdefault(row.conversation_id, {})[row.event_id] = Stored(
-                    event_id=row.event_id, origin_id=row.origin_id, sequence=row.sequence, digest=row.digest
+                    event_id=row.event_id,
+                    origin_id=row.origin_id,
+                    sequence=row.sequence,
+                    digest=row.digest,
+                    conflict=conflict_of(row.metadata),
                 )
         return stored
 
@@ -318,17 +396,60 @@ class _Apply:
                     tally=Tally(created_at=first, updated_at=first),
                     new=True,
                 )
-            projected.append((lane, project(row, lane.fresh, targets.get(name, ()))))
+            known = await self._leaving(lane, targets.get(name, []))
+            verdicts = await self._judge(lane, row)
+            deletes = any(isinstance(item.body, ConversationDeleted) for item in lane.fresh)
+            retain = await self._eraser.retained(self._connection, lane.partition, name) if deletes else 0
+            projected.append((lane, project(row, lane.fresh, known, verdicts=verdicts, retain=retain)))
         return projected
+
+    async def _leaving(self, lane: _Accepted, targets: list[MessageRow]) -> list[MessageRow]:
+        """Return the stored messages that the fresh events change, with those that they take off the path."""
+        after = leaves_after(lane.fresh, targets)
+        if after is None:
+            return targets
+        rows = await self._rows(
+            self._statements.path,
+            partition=lane.partition,
+            conversation=lane.compared.lane.conversation_id,
+            after=after,
+        )
+        there = {row.version for row in targets}
+        return [*targets, *(message_row(row) for row in rows if row.version not in there)]
+
+    async def _judge(self, lane: _Accepted, row: ConversationRow) -> dict[int, Conflict]:
+        """Return which conditional events came too late; asked under the lock of the conversation."""
+        conditions = [
+            (item.delivery.sequence, item.delivery.event.event_id, item.expects)
+            for item in lane.fresh
+            if item.expects is not None
+        ]
+        if not conditions or row.new:
+            return {}
+        return await self._statements.verdicts.of(
+            self._connection,
+            conditions,
+            partition=lane.partition,
+            conversation_id=lane.compared.lane.conversation_id,
+            origin_id=self._origin.origin_id,
+            head=lane.compared.head,
+        )
 
     async def _conversations(self, accepted: Sequence[_Accepted]) -> dict[str, ConversationRow]:
         found: dict[str, ConversationRow] = {}
-        names = sorted((lane.compared.lane.conversation_id for lane in accepted), key=self._lock_order)
+        # A fork's parent too, so that it is not deleted and emptied before the fork is seen to read it.
+        parents = {
+            fork.conversation_id
+            for lane in accepted
+            for item in lane.fresh
+            if isinstance(item.body, ConversationStarted) and (fork := item.body.fork) is not None
+        }
+        names = sorted(parents | {lane.compared.lane.conversation_id for lane in accepted}, key=self._lock_order)
         for part in lookups(names):
             rows = await self._rows(
                 self._statements.conversations, partitions=self._partitions_of(part), conversations=part
             )
-            found.update({row.conversation_id: _conversation_row(row) for row in rows})
+            found.update({row.conversation_id: conversation_row(row) for row in rows})
         return found
 
     async def _targets(self, accepted: Sequence[_Accepted]) -> dict[str, list[MessageRow]]:
@@ -344,37 +465,27 @@ class _Apply:
             )
             for row in rows:
                 if row.message_id in wanted[row.conversation_id]:
-                    found.setdefault(row.conversation_id, []).append(
-                        MessageRow(
-                            version=row.version,
-                            message_id=row.message_id,
-                            content_version=row.content_version,
-                            delivery_version=row.delivery_version,
-                            role=row.role,
-                            state=row.state,
-                        )
-                    )
+                    found.setdefault(row.conversation_id, []).append(message_row(row))
         return found
 
-    async def _number(self, rows: Sequence[ConversationRow]) -> None:
-        """Give each conversation whose owner is known now the owner's next number; numbers are never used again."""
-        due: dict[str, list[ConversationRow]] = {}
-        for row in rows:
-            if row.number is None and row.tally.owner_id is not None:
-                due.setdefault(row.tally.owner_id, []).append(row)
-        known: dict[str, tuple[str | None, int]] = {}
-        for part in lookups(sorted(due, key=str.encode)):
-            found = await self._rows(self._statements.owners, owners=part)
-            known.update({row.owner_id: (row.active_conversation_id, row.next_number) for row in found})
-        new, changed = list[Row](), list[Row]()
-        for owner_id in sorted(due, key=str.encode):
-            active, number = known.get(owner_id, (None, 1))
-            for row in due[owner_id]:
-                row.number = number
-                number += 1
-            (changed if owner_id in known else new).append((owner_id, active, number))
-        await self._dialect.insert(self._connection, owners, new)
-        await self._dialect.overwrite(self._connection, owners, changed)
+    async def _erase(self, projected: Sequence[tuple[_Accepted, Projected]]) -> None:
+        """Take the content of redacted messages and deleted conversations out of the events that are stored."""
+        for lane, item in projected:
+            name = item.row.conversation_id
+            if item.deleted:
+                await self._eraser.strip(
+                    self._connection, lane.partition, name, after=item.row.retained, upto=item.versions.start - 1
+                )
+            elif item.redactions:
+                await self._eraser.strip(
+                    self._connection,
+                    lane.partition,
+                    name,
+                    upto=item.versions.start - 1,
+                    message_ids=item.redactions.keys(),
+                )
+            self.released = self.released or item.released
+            self.erased = self.erased or item.deleted or bool(item.redactions)
 
     async def _write(self, projected: Sequence[tuple[_Accepted, Projected]]) -> None:
         """Write the projections."""
@@ -414,13 +525,11 @@ class _Apply:
                 code="partitions",
                 reason="the store has fewer log partitions than when it was opened: open it again",
             )
-        recorded = list[Row]()
-        origin_id, now = self._origin.origin_id, self._now
+        recorded, origin_id, now = self.recorded, self._origin.origin_id, self._now
         for lane, item in projected:
             position = heads[lane.partition]
-            for interpreted_event, version in zip(lane.fresh, item.versions, strict=True):
+            for interpreted_event, event, version in zip(lane.fresh, item.events, item.versions, strict=True):
                 position += 1
-                event = interpreted_event.delivery.event
                 recorded.append(
                     (
                         lane.partition,
@@ -434,7 +543,7 @@ class _Apply:
                         event.schema_version,
                         event.data,
                         event.metadata,
-                        event.digest,
+                        None if event.redacted else event.digest,
                         event.occurred_at,
                         now,
                     )
@@ -464,24 +573,3 @@ def interpreted(fresh: tuple[Delivery, ...], upcasters: Upcasters) -> tuple[Inte
         return interpret(fresh, upcasters)
     except InvalidInput as error:
         raise StoreFault(fault_class=FaultClass.POISON, code="invalid", reason=str(error)) from error
-
-
-def _conversation_row(row: sa.Row[Any]) -> ConversationRow:
-    values: Mapping[Any, Any] = row._mapping
-    return ConversationRow(
-        partition=values["partition"],
-        conversation_id=values["conversation_id"],
-        tally=Tally(
-            owner_id=values["owner_id"],
-            title=values["title"],
-            state=values["state"],
-            version=values["version"],
-            message_count=values["message_count"],
-            tokens=values["tokens"],
-            created_at=values["created_at"],
-            updated_at=values["updated_at"],
-        ),
-        number=values["number"],
-        forked_from_id=values["forked_from_id"],
-        forked_from_version=values["forked_from_version"],
-    )

@@ -21,6 +21,8 @@ INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**63 - 1
 TRACEPARENT: Final = "traceparent"
 """The key of an event's metadata that names the trace it was appended in (W3C Trace Context)."""
+RESERVED: Final = "letopis."
+"""How keys of an event's metadata begin that are Letopis' own; a caller's are refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class EncodedEvent:
     :ivar digest: SHA-256 over conversation id, type, schema version, data and metadata; *not* over the time, so that
         the same content said again with the clock moved on is the same content.
     :ivar occurred_at: UTC microseconds since 1970.
+    :ivar redacted: whether its content was taken away after it was appended; then the digest is of what is left.
     """
 
     conversation_id: str
@@ -65,6 +68,7 @@ class EncodedEvent:
     metadata: str | None
     digest: bytes
     occurred_at: int
+    redacted: bool = False
 
 
 def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS) -> EncodedEvent:
@@ -102,26 +106,26 @@ def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMIT
 def digest_of(
     conversation_id: str, type_name: str, schema_version: int, data: bytes | str, metadata: bytes | str | None
 ) -> bytes:
-    """Return the SHA-256 of an event's content; of its metadata without the trace that it was appended in.
+    """Return the SHA-256 of an event's content; of its metadata without the trace and what Letopis itself put there.
 
-    The same message said again, in another trace, is the same message.
+    The same message said again, in another trace or after another reading, is the same message.
     """
     data = data.encode() if isinstance(data, str) else data
     metadata = b"" if metadata is None else metadata.encode() if isinstance(metadata, str) else metadata
-    if b'"traceparent"' in metadata:
-        metadata = _without_trace(metadata)
+    if b'"traceparent"' in metadata or b'"letopis.' in metadata:
+        metadata = _without_ours(metadata)
     # Ids and types hold no control characters and compact JSON no raw line feed, so the parts cannot run together.
     return sha256(
         b"%s\n%s\n%d\n%s\n%s" % (conversation_id.encode(), type_name.encode(), schema_version, data, metadata)
     ).digest()
 
 
-def _without_trace(metadata: bytes) -> bytes:
+def _without_ours(metadata: bytes) -> bytes:
     try:
         value = decode(metadata)
     except ValueError:
         return metadata  # damaged: then the digest shall not match
-    rest = {key: item for key, item in value.items() if key != TRACEPARENT}
+    rest = {key: item for key, item in value.items() if key != TRACEPARENT and not key.startswith(RESERVED)}
     return orjson.dumps(rest, option=orjson.OPT_SORT_KEYS) if rest else b""
 
 

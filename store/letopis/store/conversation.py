@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 from uuid import UUID
 
 from letopis.store.messages import Content, Message, content_text, empty
+from letopis.store.vocabulary import ForkPoint
 
 T = TypeVar("T")
 
@@ -35,6 +36,27 @@ class Delivery(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """How much of a conversation a reader has seen; give it back with what is appended in answer to that.
+
+    :ivar sequence: of the last event in the reader's own outbox; 0 for none.
+    :ivar version: of the last event in the history store; ``None`` where that was not read.
+    """
+
+    sequence: int
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaction:
+    """What somebody put to a message: a mark (``key``), or a rating with its ``value``."""
+
+    key: str
+    actor: str | None = None
+    value: int | float | str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedMessage:
     """One message as a history holds it.
 
@@ -45,6 +67,10 @@ class RecordedMessage:
     :ivar edited: whether an edit has replaced the content. An edit of a message that is still unsaved shows at once.
     :ivar delivery: appended, sent or failed; ``delivery_data`` holds the platform's ids, ``sent_as``, ``file_path``, or
         the reason of the failure.
+    :ivar on_path: whether it is on the active path: neither rewound over nor put aside.
+    :ivar superseded: whether it was put aside by the history store, because another writer's turn came first.
+    :ivar redacted: whether its content was taken away for good.
+    :ivar reactions: one a key and actor, in the order in which they were first given.
     """
 
     conversation_id: str
@@ -59,6 +85,15 @@ class RecordedMessage:
     edited: bool = False
     delivery: Delivery = Delivery.APPENDED
     delivery_data: Mapping[str, Any] = field(default_factory=empty)
+    on_path: bool = True
+    superseded: bool = False
+    redacted: bool = False
+    reactions: tuple[Reaction, ...] = ()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether its writer was cut off, so that this is only as far as it came."""
+        return self.message.status == "interrupted"
 
     @property
     def id(self) -> str:
@@ -87,8 +122,16 @@ class Conversation:
 
     :ivar version: how many events the history store holds of it; pending events are not counted.
     :ivar number: the owner's permanent number of it, from 1, never used again; ``None`` while pending or without owner.
-    :ivar message_count: messages said, pending ones included where a read overlays them.
-    :ivar tokens: the sum of what its messages cost, as far as they say.
+    :ivar state: ``active``, ``archived`` or ``deleted``.
+    :ivar message_count: messages on its active path, without what a fork inherits; pending ones included where a read
+        overlays them.
+    :ivar tokens: the sum of what its messages cost, as far as they say; those that have left the path too.
+    :ivar metadata: the conversation's own, as it was annotated.
+    :ivar active: whether it is its owner's active one.
+    :ivar forked_from: where it reads its parent up to; ``None`` where it is no fork.
+    :ivar inherits: whether messages of the parent are on its path: not after all of it was cleared. ``inherited_to``
+        is the id of the last one that is, after a rewind into them; ``None`` is all up to ``forked_from``.
+    :ivar seen: what to append after, where a history read it; ``None`` elsewhere.
     :ivar pending: events of it that wait in this outbox; 0 where only the history store was read.
     """
 
@@ -103,6 +146,12 @@ class Conversation:
     created_at: datetime
     updated_at: datetime
     pending: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=empty)
+    active: bool = False
+    forked_from: ForkPoint | None = None
+    inherits: bool = False
+    inherited_to: str | None = None
+    seen: Seen | None = field(default=None, compare=False, repr=False)
 
     def with_changes(self, **fields: Any) -> Self:
         """Return a copy with ``fields`` changed."""
@@ -117,11 +166,13 @@ class Page(Generic[T], Sequence[T]):
     :ivar next: give it as ``after`` (or ``before``) for the following page; ``None`` where there is none.
     :ivar complete: ``False`` where the history store could not be reached and the items come from the outbox's
         retained tail alone, so that older ones may be missing.
+    :ivar seen: of a page of messages that a history read: what to append after; ``None`` elsewhere.
     """
 
     items: tuple[T, ...]
     next: str | None = None
     complete: bool = True
+    seen: Seen | None = None
 
     @overload
     def __getitem__(self, index: int) -> T: ...

@@ -6,6 +6,8 @@
      +-- InvalidInput (also a ValueError)   what was given cannot be kept; nothing was written
      +-- ConfigurationError                 a URL, a file or an option is wrong; exit code 78
      +-- EventIdReused                      the id is taken by other content; nothing was written
+     +-- VersionConflict                    somebody else was first; nothing was written
+     +-- ConversationGone                   the conversation was deleted; nothing was written
      +-- BatchRefused                       a delivery contradicts what the history store holds
      |    +-- SequenceGap                   events before it are missing; the relay rewinds
      |    +-- HistoryDiverged               the same place or id holds other content
@@ -54,6 +56,30 @@ class EventIdReused(LetopisError):
         self.conversation_id = conversation_id
         self.event_id = event_id
         self.message_id = message_id
+
+
+class VersionConflict(LetopisError):
+    """The conversation has moved on since the caller read it; nothing was written.
+
+    :ivar expected: the sequence of the last event in this outbox that the caller had seen, 0 for none.
+    :ivar actual: the sequence of the event that the caller had not seen: read the conversation again, then decide.
+    """
+
+    def __init__(self, *, conversation_id: str, expected: int, actual: int) -> None:
+        super().__init__(
+            f"the conversation is at sequence {actual} of this outbox, not {expected}: read it again and decide anew"
+        )
+        self.conversation_id = conversation_id
+        self.expected = expected
+        self.actual = actual
+
+
+class ConversationGone(LetopisError):
+    """The conversation was deleted, and its id is never used again; nothing was written."""
+
+    def __init__(self, *, conversation_id: str) -> None:
+        super().__init__("the conversation was deleted: begin a new one, under another id")
+        self.conversation_id = conversation_id
 
 
 class BatchRefused(LetopisError):

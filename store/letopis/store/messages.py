@@ -12,6 +12,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.identifiers import check_identifier, uuid7
 
 ROLES: Final = ("system", "user", "assistant", "tool")
+STATUSES: Final = ("complete", "interrupted")
 EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -154,6 +155,7 @@ class Message:
     :ivar role: ``system``, ``user``, ``assistant`` or ``tool``.
     :ivar content: text, or parts.
     :ivar tokens: what the message cost, if known. ``usage`` holds the breakdown (``{"input": 12, "output": 40}``).
+    :ivar status: ``complete``, or ``interrupted`` where its writer was cut off and this is as far as it came.
     :ivar external_ids: ids that other systems gave it, for example ``{"telegram": 4711}``.
     :ivar metadata: any JSON object of the caller's.
 
@@ -170,12 +172,15 @@ class Message:
     usage: Mapping[str, Any] = field(default_factory=empty)
     external_ids: Mapping[str, Any] = field(default_factory=empty)
     metadata: Mapping[str, Any] = field(default_factory=empty)
+    status: str = "complete"
     event_id: UUID | None = field(default=None, init=False, repr=False, compare=False)
     """The event id made with the message; ``None`` where the caller chose ``id`` and the event id derives from it."""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise InvalidInput("role", f"must be one of {', '.join(ROLES)}")
+        if self.status not in STATUSES:
+            raise InvalidInput("status", f"must be one of {', '.join(STATUSES)}")
         if not isinstance(self.content, str):
             object.__setattr__(self, "content", _parts(self.content))
         for name, value in (("usage", self.usage), ("external_ids", self.external_ids), ("metadata", self.metadata)):
@@ -232,6 +237,8 @@ class Message:
             data["external_ids"] = dict(self.external_ids)
         if self.metadata:
             data["metadata"] = dict(self.metadata)
+        if self.status != "complete":
+            data["status"] = self.status
         return data
 
     @classmethod
@@ -264,6 +271,7 @@ class Message:
             usage=data.get("usage", EMPTY),
             external_ids=data.get("external_ids", EMPTY),
             metadata=data.get("metadata", EMPTY),
+            status=data.get("status", "complete"),
         )
 
 

@@ -35,7 +35,7 @@ IN_TURN: Final = threading.Lock()
 """Held by who runs :func:`upgrade`: Alembic keeps what it works on in globals, so two upgrades at the same time, in
 threads or in tasks of one event loop, would run on each other's databases."""
 
-STORE: Final = Migrations(location="letopis.migrations:store", version_table="letopis_version", head="0001")
+STORE: Final = Migrations(location="letopis.migrations:store", version_table="letopis_version", head="0003")
 """The history store's."""
 
 

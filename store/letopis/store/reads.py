@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,13 +18,18 @@ from letopis.store.dialects import Dialect, lookups
 from letopis.store.errors import InvalidInput
 from letopis.store.events import RecordedEvent, from_microseconds
 from letopis.store.faults import FaultClass, StoreFault
-from letopis.store.fold import recorded_message, replace_content, with_delivery
+from letopis.store.fold import Elsewhere, recorded_message, replace_content, with_delivery
 from letopis.store.identifiers import check_identifier, partition_of
 from letopis.store.messages import ROLES, Message, UnknownPart
-from letopis.store.schema import conversations, events, lanes, log_heads, messages
+from letopis.store.projection import reactions_from_text
+from letopis.store.rows import fork_of
+from letopis.store.schema import conversations, events, lanes, log_heads, messages, owners
 from letopis.store.upcasters import Upcasters
 from letopis.store.vocabulary import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
 
+STATES: Final = ("active", "archived", "deleted")
+EVERYDAY: Final = ("active",)
+"""The states of conversations that a list shows when it is not asked for others."""
 MAX_PAGE: Final = 10_000
 """Items in one page, so that a page fits in memory whatever is asked for."""
 
@@ -46,15 +51,27 @@ class StoreView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Which messages of a conversation: the newest ``last``, or the ``first``, or all, between two versions."""
+    """Which messages of a conversation: the newest ``last``, or the ``first``, or all, between two versions.
+
+    :ivar every: those that have left the active path too.
+    """
 
     last: int | None = None
     first: int | None = None
     before: int | None = None
     after: int | None = None
+    every: bool = False
 
     @classmethod
-    def of(cls, *, last: int | None, first: int | None, before: int | str | None, after: int | str | None) -> Window:
+    def of(
+        cls,
+        *,
+        last: int | None,
+        first: int | None,
+        before: int | str | None,
+        after: int | str | None,
+        every: bool = False,
+    ) -> Window:
         """Return the window that a caller asks for.
 
         :raises InvalidInput: both ``last`` and ``first``, a number out of bounds, or no place of a page.
@@ -66,6 +83,7 @@ class Window:
             first=None if first is None else check_count(first, "first"),
             before=check_place(before, "before"),
             after=check_place(after, "after"),
+            every=every,
         )
 
     @property
@@ -89,10 +107,16 @@ class Reader:
         return None if row is None else _conversation(row)
 
     async def conversations(
-        self, connection: AsyncConnection, *, owner: str | None, after: str | None, limit: int
+        self,
+        connection: AsyncConnection,
+        *,
+        owner: str | None,
+        after: str | None,
+        limit: int,
+        states: Collection[str] = EVERYDAY,
     ) -> Page[Conversation]:
         """Return a page of conversations, the newest activity first."""
-        parameters: dict[str, Any] = {"limit": check_count(limit, "limit") + 1}
+        parameters: dict[str, Any] = {"limit": check_count(limit, "limit") + 1, "states": check_states(states)}
         if owner is not None:
             parameters["owner"] = check_identifier(owner, "owner")
         if after is not None:
@@ -155,6 +179,24 @@ class Reader:
             conversation=_conversation(row), messages=page.items, sequence=row.sequence or 0, next=page.next
         )
 
+    async def active(self, connection: AsyncConnection, owner: str) -> Conversation | None:
+        """Return an owner's active conversation; ``None`` where there is none."""
+        row = (await connection.execute(self._statements.active, {"owner": check_identifier(owner, "owner")})).first()
+        return None if row is None else _conversation(row)
+
+    async def path_of(
+        self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str]
+    ) -> dict[str, Elsewhere]:
+        """Return where messages stand on the path; those that are not there are left out."""
+        found: dict[str, Elsewhere] = {}
+        for part in lookups(dict.fromkeys(message_ids)):
+            rows = await connection.execute(self._statements.path_of, {**self._key(conversation_id), "ids": part})
+            for row in sorted(rows, key=lambda row: (row.left_at is None, row.version)):
+                found[row.message_id] = Elsewhere(
+                    version=row.version, on_path=row.left_at is None, count=row.on_path_count
+                )
+        return found
+
     async def lane_heads(
         self, connection: AsyncConnection, origin_id: UUID, conversation_ids: Sequence[str]
     ) -> dict[str, int]:
@@ -196,7 +238,7 @@ class Reader:
             schema_version=values["e_schema_version"],
             data=_decoded(values["e_data"]),
             metadata={},
-            digest=None,
+            digest=values["e_digest"],
             occurred_at=from_microseconds(values["e_occurred_at"]),
             version=values["m_version"],
             recorded_at=from_microseconds(values["e_recorded_at"]),
@@ -204,15 +246,22 @@ class Reader:
         body = event.body(self._upcasters)
         if not isinstance(body, MessageAppended):
             body = _unreadable(values, event.data)
-        message = recorded_message(body, event)
-        if values["c_data"] is not None:
+        left_at, redacted_at = values["m_left_at"], values["m_redacted_at"]
+        message = replace(
+            recorded_message(body, event),
+            on_path=left_at is None,
+            superseded=left_at == event.version,
+            redacted=redacted_at is not None or event.digest is None,
+            reactions=reactions_from_text(values["m_reactions"]),
+        )
+        if values["c_digest"] is not None:
             edit = self._body(values, "c")
             if isinstance(edit, MessageEdited):
                 message = replace_content(message, edit)
         if values["d_data"] is not None:
             delivery = self._body(values, "d")
             if isinstance(delivery, MessageSent | MessageFailed):
-                message = with_delivery(message, delivery)
+                message = with_delivery(message, delivery, redacted=message.redacted)
         return message
 
     def _body(self, values: Mapping[Any, Any], prefix: str) -> object:
@@ -298,7 +347,22 @@ def _conversation(row: sa.Row[Any]) -> Conversation:
         tokens=values["tokens"],
         created_at=from_microseconds(values["created_at"]),
         updated_at=from_microseconds(values["updated_at"]),
+        metadata=_decoded(values["metadata"]),
+        active=values["active_conversation_id"] == values["conversation_id"],
+        forked_from=fork_of(values),
+        inherits=bool(values["inherits"]),
+        inherited_to=values["inherited_to"],
     )
+
+
+def check_states(states: Collection[str]) -> list[str]:
+    """Return the states of conversations that are asked for.
+
+    :raises InvalidInput: none, or one that does not exist.
+    """
+    if isinstance(states, str) or not states or not set(states) <= set(STATES):
+        raise InvalidInput("states", f"must be some of {', '.join(STATES)}")
+    return sorted(set(states))
 
 
 def conversations_cursor(updated_at: int, conversation_id: str) -> str:
@@ -328,14 +392,53 @@ class _Statements:
     """The selects of a reader, compiled once each."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self.conversation = sa.select(conversations).where(
-            conversations.c.partition == sa.bindparam("partition"),
-            conversations.c.conversation_id == sa.bindparam("conversation"),
+        of_owner = conversations.outerjoin(owners, owners.c.owner_id == conversations.c.owner_id)
+        self.conversation = (
+            sa.select(conversations, owners.c.active_conversation_id)
+            .select_from(of_owner)
+            .where(
+                conversations.c.partition == sa.bindparam("partition"),
+                conversations.c.conversation_id == sa.bindparam("conversation"),
+            )
         )
-        self.view = (
-            sa.select(conversations, lanes.c.sequence)
+        self.active = (
+            sa.select(conversations, owners.c.active_conversation_id)
             .select_from(
-                conversations.outerjoin(
+                owners.join(
+                    conversations,
+                    sa.and_(
+                        conversations.c.owner_id == owners.c.owner_id,
+                        conversations.c.conversation_id == owners.c.active_conversation_id,
+                    ),
+                )
+            )
+            .where(owners.c.owner_id == sa.bindparam("owner"))
+        )
+        earlier = messages.alias("earlier")
+        self.path_of = sa.select(
+            messages.c.message_id,
+            messages.c.version,
+            messages.c.left_at,
+            sa.select(sa.func.count())
+            .select_from(earlier)
+            .where(
+                earlier.c.partition == messages.c.partition,
+                earlier.c.conversation_id == messages.c.conversation_id,
+                earlier.c.version <= messages.c.version,
+                earlier.c.left_at.is_(None),
+            )
+            .scalar_subquery()
+            .label("on_path_count"),
+        ).where(
+            messages.c.partition == sa.bindparam("partition"),
+            messages.c.conversation_id == sa.bindparam("conversation"),
+            dialect.among(messages.c.message_id, "ids"),
+        )
+        self._among_states = dialect.among(conversations.c.state, "states")
+        self.view = (
+            sa.select(conversations, owners.c.active_conversation_id, lanes.c.sequence)
+            .select_from(
+                of_owner.outerjoin(
                     lanes,
                     sa.and_(
                         lanes.c.partition == conversations.c.partition,
@@ -376,7 +479,11 @@ class _Statements:
     def conversations(self, *, owned: bool, going_on: bool) -> sa.Executable:
         """Return the select of a page of conversations."""
         updated, name = conversations.c.updated_at, conversations.c.conversation_id
-        statement = sa.select(conversations)
+        statement = (
+            sa.select(conversations, owners.c.active_conversation_id)
+            .select_from(conversations.outerjoin(owners, owners.c.owner_id == conversations.c.owner_id))
+            .where(self._among_states)
+        )
         if owned:
             statement = statement.where(conversations.c.owner_id == sa.bindparam("owner"))
         if going_on:
@@ -392,7 +499,13 @@ class _Statements:
 
     def messages(self, window: Window) -> sa.Executable:
         """Return the select of a window: each message with the events of its origin, content and delivery."""
-        shape = (window.last is not None, window.limit is None, window.before is None, window.after is None)
+        shape = (
+            window.last is not None,
+            window.limit is None,
+            window.before is None,
+            window.after is None,
+            window.every,
+        )
         if (found := self._messages.get(shape)) is None:
             found = self._messages[shape] = _messages_select(window)
         return found
@@ -403,6 +516,19 @@ def _messages_select(window: Window) -> sa.Executable:
     page = sa.select(messages).where(
         messages.c.partition == sa.bindparam("partition"), messages.c.conversation_id == sa.bindparam("conversation")
     )
+    if window.every:
+        # Of a deleted conversation, nothing is on the path, and nothing else is shown either.
+        page = page.where(
+            sa.select(conversations.c.state)
+            .where(
+                conversations.c.partition == sa.bindparam("partition"),
+                conversations.c.conversation_id == sa.bindparam("conversation"),
+            )
+            .scalar_subquery()
+            != "deleted"
+        )
+    else:
+        page = page.where(messages.c.left_at.is_(None))
     if window.before is not None:
         page = page.where(messages.c.version < sa.bindparam("before"))
     if window.after is not None:
@@ -425,17 +551,22 @@ def _messages_select(window: Window) -> sa.Executable:
         m.c.version.label("m_version"),
         m.c.message_id.label("m_message_id"),
         m.c.role.label("m_role"),
+        m.c.left_at.label("m_left_at"),
+        m.c.redacted_at.label("m_redacted_at"),
+        m.c.reactions.label("m_reactions"),
         e.c.event_id.label("e_event_id"),
         e.c.origin_id.label("e_origin_id"),
         e.c.sequence.label("e_sequence"),
         e.c.type.label("e_type"),
         e.c.schema_version.label("e_schema_version"),
         e.c.data.label("e_data"),
+        e.c.digest.label("e_digest"),
         e.c.occurred_at.label("e_occurred_at"),
         e.c.recorded_at.label("e_recorded_at"),
         c.c.type.label("c_type"),
         c.c.schema_version.label("c_schema_version"),
         c.c.data.label("c_data"),
+        c.c.digest.label("c_digest"),
         d.c.type.label("d_type"),
         d.c.schema_version.label("d_schema_version"),
         d.c.data.label("d_data"),

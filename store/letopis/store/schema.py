@@ -69,6 +69,12 @@ Digest: Final = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mari
 Moment: Final = sa.BigInteger()
 """UTC microseconds since 1970."""
 Count: Final = sa.BigInteger()
+Codes: Final = (
+    sa.Text()
+    .with_variant(postgresql.TSVECTOR(), "postgresql")
+    .with_variant(mysql.LONGTEXT(charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
+)
+"""Codes of words, for a full-text index; see :mod:`letopis.store.search.words`."""
 
 _MARIADB: Final[Mapping[str, Any]] = {
     "mysql_engine": "InnoDB",
@@ -125,11 +131,22 @@ conversations: Final = sa.Table(
     sa.Column("tokens", Count, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("updated_at", Moment, nullable=False),
+    # A fork reads its parent up to a version; where that was not known when it was made, up to an event.
     sa.Column("forked_from_id", Identifier),
     sa.Column("forked_from_version", Count),
+    sa.Column("metadata", Json),
+    sa.Column("forked_from_event", Uuid16()),
+    # Of the parent's messages, whether they are on the path still, and the last one that is; NULL is all.
+    sa.Column("inherits", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("inherited_to", Identifier),
+    # Of a deleted conversation: events up to here keep their content, because forks read them.
+    sa.Column("retained", Count, nullable=False, server_default="0"),
+    # Which rules of projection made this row and its messages; `letopis db rebuild` brings older ones up to date.
+    sa.Column("rules", sa.SmallInteger, nullable=False, server_default="1"),
     # The list of an owner, newest activity first, by keyset.
     sa.Index("ix_letopis_conversations_owner", "owner_id", "updated_at", "conversation_id"),
     sa.Index("ix_letopis_conversations_updated", "updated_at", "conversation_id"),
+    sa.Index("ix_letopis_conversations_forked", "forked_from_id"),
     comment="One row a conversation, folded from its events.",
     **_MARIADB,
 )
@@ -168,6 +185,10 @@ messages: Final = sa.Table(
     sa.Column("delivery_version", Count),
     sa.Column("role", Name, nullable=False),
     sa.Column("state", Name, nullable=False),
+    # The version at which it left the active path; its own where it never was on it. NULL: it is on the path.
+    sa.Column("left_at", Count),
+    sa.Column("redacted_at", Count),
+    sa.Column("reactions", Json),
     sa.Index("ix_letopis_messages_message_id", "partition", "conversation_id", "message_id"),
     comment="An index over the log: which event holds a message, its current content and its delivery.",
     **_MARIADB,
@@ -179,8 +200,67 @@ owners: Final = sa.Table(
     sa.Column("owner_id", Identifier, primary_key=True),
     sa.Column("active_conversation_id", Identifier),
     sa.Column("next_number", Count, nullable=False),
+    # Which outbox moved the mark last, and the order of that in it: what it said before that moves nothing.
+    sa.Column("activated_by", Uuid16()),
+    sa.Column("activated_order", Count),
     comment="One row an owner: the active conversation, and the number that the next one gets.",
     **_MARIADB,
 )
 
-__all__ = ("conversations", "events", "lanes", "log_heads", "messages", "metadata", "origins", "owners")
+checkpoints: Final = sa.Table(
+    "letopis_checkpoints",
+    metadata,
+    sa.Column("name", Name, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("position", Count, nullable=False),
+    # What lies up to here is history that is replayed: no side effects.
+    sa.Column("replay_to", Count, nullable=False),
+    sa.Column("updated_at", Moment, nullable=False),
+    comment="How far each version of each catch-up projection has read each partition of the log.",
+    **_MARIADB,
+)
+
+search: Final = sa.Table(
+    "letopis_search",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), sa.Identity(), primary_key=True),
+    # The number of the rules that the codes were made by; a new one is indexed beside the old.
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("partition", sa.Integer, nullable=False),
+    sa.Column("conversation_id", Identifier, nullable=False),
+    sa.Column("version", Count, nullable=False),
+    sa.Column("content_version", Count, nullable=False),
+    # Of the event that appended the message, whatever was edited since: pages are cut by it.
+    sa.Column("position", Count, nullable=False),
+    sa.Column("occurred_at", Moment, nullable=False),
+    # Whose it is, and its words; both empty where it is not to be found any more.
+    sa.Column("scope", Codes, nullable=False),
+    sa.Column("document", Codes, nullable=False),
+    sa.Index("uq_letopis_search_message", "generation", "partition", "conversation_id", "version", unique=True),
+    # On SQLite the virtual table letopis_search_words, which triggers keep.
+    sa.Index(
+        "ix_letopis_search_words",
+        "scope",
+        "document",
+        postgresql_using="gin",
+        mysql_prefix="FULLTEXT",
+        mariadb_prefix="FULLTEXT",
+        info={"not_on": "sqlite"},
+    ).ddl_if(dialect=("postgresql", "mysql", "mariadb")),  # type: ignore[arg-type]  # the stub lacks the tuple
+    comment="The full-text index: one row a message that is on the path, as codes of its words.",
+    **_MARIADB,
+)
+
+__all__ = (
+    "checkpoints",
+    "conversations",
+    "events",
+    "lanes",
+    "log_heads",
+    "messages",
+    "metadata",
+    "origins",
+    "owners",
+    "search",
+)

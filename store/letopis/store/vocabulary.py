@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Self
+from uuid import UUID
 
 from letopis.store.errors import InvalidInput
+from letopis.store.identifiers import check_identifier
 from letopis.store.messages import Content, Message, content_from_json, content_to_json
 
 
@@ -60,13 +62,76 @@ def _shape(body: type[Body]) -> tuple[tuple[str, tuple[type, ...]], ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForkPoint:
+    """Up to where a fork reads its parent.
+
+    :ivar version: of the last event that it reads; ``None`` where that was still pending when the fork was made.
+    :ivar event_id: of the same event.
+    """
+
+    conversation_id: str
+    version: int | None = None
+    event_id: UUID | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Return the fork point that ``conversation.started`` names.
+
+        :raises InvalidInput: it names no conversation, or no place in it.
+        """
+        field_ = "data.forked_from"
+        conversation_id = check_identifier(given.get("conversation_id"), f"{field_}.conversation_id")
+        version, event_id = given.get("version"), given.get("event_id")
+        if version is not None and (not isinstance(version, int) or isinstance(version, bool) or version < 0):
+            raise InvalidInput(f"{field_}.version", "must be a whole number from 0")
+        if event_id is not None:
+            try:
+                event_id = UUID(event_id)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise InvalidInput(f"{field_}.event_id", "must be a UUID, as text") from error
+        if version is None and event_id is None:
+            raise InvalidInput(field_, "must name a version or an event_id")
+        return cls(conversation_id=conversation_id, version=version, event_id=event_id)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as ``conversation.started`` holds it."""
+        data: dict[str, Any] = {"conversation_id": self.conversation_id}
+        if self.version is not None:
+            data["version"] = self.version
+        if self.event_id is not None:
+            data["event_id"] = str(self.event_id)
+        return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationStarted(Body):
-    """A conversation begins. Said again, it only fills what is still unknown (owner, title)."""
+    """A conversation begins. Said again, it only fills what is still unknown (owner, title, parent).
+
+    ``forked_from`` makes it a fork, which reads its parent's messages up to a point without copying them:
+    ``{"conversation_id": ..., "version": ..., "event_id": ...}``, where one of the last two names the last event that
+    it reads.
+    """
 
     type: ClassVar[str] = "conversation.started"
     owner_id: str | None = _optional(str)
     title: str | None = _optional(str)
     forked_from: Mapping[str, Any] | None = _optional(Mapping)
+
+    @property
+    def fork(self) -> ForkPoint | None:
+        """Where it reads its parent up to; ``None`` where it is no fork."""
+        return None if self.forked_from is None else ForkPoint.of(self.forked_from)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        """Return the body that ``data`` holds.
+
+        :raises InvalidInput: a field is missing or of the wrong kind.
+        """
+        body = super(ConversationStarted, cls).from_data(data)
+        if body.forked_from is not None:
+            ForkPoint.of(body.forked_from)
+        return body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +176,8 @@ class ConversationRestored(Body):
 class ConversationRewound(Body):
     """Messages after a point leave the active path (undo, pop, clear, regenerate); the log keeps them.
 
-    ``to_message_id`` names the last message that stays; without it none stays.
+    ``to_message_id`` names the last message that stays; without it none stays. Where that one is off the path already,
+    or nowhere, nothing happens. In a fork, a message that is not the fork's own names where the inherited part ends.
     """
 
     type: ClassVar[str] = "conversation.rewound"
@@ -214,12 +280,16 @@ class MessageRedacted(Body):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReactionAdded(Body):
-    """Somebody reacted to, or rated, a message."""
+    """Somebody reacted to, or rated, a message.
+
+    One actor has one reaction of a key; said again, the new ``value`` (of a rating) replaces the old one.
+    """
 
     type: ClassVar[str] = "reaction.added"
     message_id: str = _required(str)
     key: str = _required(str)
     actor: str | None = _optional(str)
+    value: int | float | str | None = _optional(int, float, str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,11 @@ def include_name(name: str | None, kind: str, _parents: Any) -> bool:
     return kind != "table" or name in metadata.tables
 
 
+def include_object(item: Any, _name: str | None, _kind: str, _reflected: bool, _other: Any) -> bool:
+    """Leave aside an index that this kind of database keeps in another way."""
+    return bool(item.info.get("not_on") != context.get_context().dialect.name)
+
+
 def configure(**options: Any) -> None:
     """Configure the run in the same way wherever the connection comes from."""
     partitions = context.get_x_argument(as_dictionary=True).get("partitions")
@@ -47,6 +52,7 @@ def configure(**options: Any) -> None:
         target_metadata=metadata,
         version_table=config.attributes.get("version_table", "letopis_version"),
         include_name=include_name,
+        include_object=include_object,
         **options,
     )
 
