@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -469,7 +469,12 @@ class _Shelf:
         raise AssertionError("not asked")
 
     async def conversations(
-        self, *, owner: str | None = None, after: str | None = None, limit: int = 50
+        self,
+        *,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        states: Collection[str] = (),
     ) -> Page[Conversation]:
         # A keyset: what stood before the place when the page was cut is not looked at again.
         start = 0 if after is None else self.order.index(after) + 1
@@ -522,7 +527,7 @@ class TestListAndShow:
 
         head, *rest = out.splitlines()
         assert code == 0
-        assert head.split() == ["CONVERSATION", "OWNER", "NUMBER", "MESSAGES", "PENDING", "LAST", "TITLE"]
+        assert head.split() == ["CONVERSATION", "OWNER", "NUMBER", "ACTIVE", "MESSAGES", "PENDING", "LAST", "TITLE"]
         assert sorted(one.split()[:2] for one in rest) == [["c1", "42"], ["c2", "-"]]
 
     def test_the_list_in_json_goes_page_by_page(self, letopis: Any) -> None:
@@ -538,6 +543,7 @@ class TestListAndShow:
             "number",
             "title",
             "state",
+            "active",
             "version",
             "messages",
             "tokens",

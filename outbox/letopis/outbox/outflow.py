@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from letopis.store.conversation import Conversation, Page, RecordedMessage
+from letopis.store.reads import EVERYDAY
 from letopis.store.transfer.jsonl import render_line
 from letopis.store.transfer.occurrences import Occurrences
 
 PAGE: Final = 500
+KEPT: Final = ("active", "archived")
+"""The states of conversations of which there is something to export."""
 
 
 class Source(Protocol):
@@ -21,7 +24,12 @@ class Source(Protocol):
         ...
 
     async def conversations(
-        self, *, owner: str | None = None, after: str | None = None, limit: int = 50
+        self,
+        *,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        states: Collection[str] = EVERYDAY,
     ) -> Page[Conversation]:
         """Return a page of conversations, newest activity first."""
         ...
@@ -84,7 +92,7 @@ class Flow:
     async def _listed(self, owner: str | None) -> AsyncIterator[Conversation]:
         after: str | None = None
         while True:
-            page = await self.source.conversations(owner=owner, after=after, limit=PAGE)
+            page = await self.source.conversations(owner=owner, after=after, limit=PAGE, states=KEPT)
             _whole(page)
             for found in page:
                 yield found
@@ -98,7 +106,9 @@ class Flow:
             page = await self.source.messages(found.conversation_id, first=PAGE, after=after)
             _whole(page)
             for message in page:
-                yield render_line(message, owner=found.owner_id, count=count)
+                # What a fork inherits is part of it: whoever reads the export has no need of the parent.
+                said = replace(message, conversation_id=found.conversation_id)
+                yield render_line(said, owner=found.owner_id, count=count)
                 self.lines += 1
             if (after := page.next) is None:
                 return

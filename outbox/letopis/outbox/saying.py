@@ -159,7 +159,7 @@ class Saying(Embedded):
         :raises InvalidInput: there is no such message; nothing was written. (While the history store is away, one that
             the outbox does not hold is taken as being there, and an edit of none has no effect. So with all below.)
         """
-        await self._check_message(conversation_id, message_id)
+        await self._check_target(conversation_id, message_id)
         return await self.append(conversation_id, MessageEdited(message_id=message_id, content=content, reason=reason))
 
     async def rename(self, conversation_id: str, title: str) -> Receipt:
@@ -180,7 +180,7 @@ class Saying(Embedded):
         :param by: who asked for it. That and ``reason`` stay in the log.
         :raises InvalidInput: there is no such message; nothing was written.
         """
-        await self._check_message(conversation_id, message_id)
+        await self._check_target(conversation_id, message_id)
         return await self.append(conversation_id, MessageRedacted(message_id=message_id, by=by, reason=reason))
 
     async def react(
@@ -198,7 +198,7 @@ class Saying(Embedded):
         :raises InvalidInput: there is no such message, or an argument is wrong; nothing was written.
         """
         _check_reaction(key, actor)
-        await self._check_message(conversation_id, message_id)
+        await self._check_target(conversation_id, message_id)
         return await self.append(
             conversation_id, ReactionAdded(message_id=message_id, key=key, actor=actor, value=value)
         )
@@ -209,7 +209,7 @@ class Saying(Embedded):
         :raises InvalidInput: there is no such message, or an argument is wrong; nothing was written.
         """
         _check_reaction(key, actor)
-        await self._check_message(conversation_id, message_id)
+        await self._check_target(conversation_id, message_id)
         return await self.append(conversation_id, ReactionRemoved(message_id=message_id, key=key, actor=actor))
 
     async def rate(
@@ -223,7 +223,7 @@ class Saying(Embedded):
             raise InvalidInput("value", "must be a number or a text: unreact takes a rating back")
         return await self.react(conversation_id, message_id, RATING, actor=actor, value=value)
 
-    async def _check_message(self, conversation_id: str, message_id: str) -> None:
+    async def _check_target(self, conversation_id: str, message_id: str) -> None:
         """Make sure that a message is there, on the path or off it, as far as that can be known at present.
 
         :raises InvalidInput: it is not.

@@ -11,6 +11,7 @@ import click
 from letopis.outbox.cli.exits import Ended, Exit
 from letopis.outbox.cli.options import settings, with_options
 from letopis.outbox.cli.output import JSON, clean, note, print_json
+from letopis.outbox.cli.rebuild import rebuild
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -84,6 +85,9 @@ def check() -> None:
     if found.state is not State.CURRENT:
         raise Ended(Exit.CONFIGURATION, said)
     note(said)
+
+
+db.add_command(rebuild)
 
 
 def _look() -> tuple[str, Revision]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -9,7 +10,7 @@ import click
 from letopis.outbox.cli.exits import Ended, Exit
 from letopis.outbox.cli.lazy import LazyGroup
 from letopis.outbox.cli.options import settings, with_options
-from letopis.outbox.cli.output import JSON, clean, cut, note, print_json, table
+from letopis.outbox.cli.output import JSON, clean, cut, note, print_json, table, write
 
 if TYPE_CHECKING:
     from letopis.store.conversation import Conversation, RecordedMessage
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 VERBS: Final = {
     "list": ("letopis.outbox.cli.history:list_", "List conversations, the newest activity first."),
     "show": ("letopis.outbox.cli.history:show", "Show the messages of a conversation."),
+    "stats": ("letopis.outbox.cli.stats:stats", "Count questions, answers and tokens."),
+    "search": ("letopis.outbox.cli.search:search", "Find messages by their words."),
     "import": ("letopis.outbox.cli.transfer:import_", "Take conversations in from a file."),
     "export": ("letopis.outbox.cli.transfer:export", "Write conversations to a file."),
 }
@@ -25,7 +28,7 @@ VERBS: Final = {
 @click.group(cls=LazyGroup, verbs=VERBS)
 @with_options
 def history() -> None:
-    """List, show, import and export conversations.
+    """List, show, count, search, import and export conversations.
 
     What still waits in the outbox is part of what is read. Where there is no outbox and --store is given, the history
     store is read alone.
@@ -34,12 +37,19 @@ def history() -> None:
 
 @click.command(name="list")
 @click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
+@click.option(
+    "--state",
+    type=click.Choice(["active", "archived", "deleted", "all"]),
+    default="active",
+    show_default=True,
+    help="Only those in this state.",
+)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
 @click.option("--after", metavar="PLACE", help="Go on where an earlier list ended; it named the place.")
 @JSON
 @with_options
-def list_(owner: str | None, limit: int, after: str | None, as_json: bool) -> None:
-    """List conversations, the newest activity first.
+def list_(owner: str | None, state: str, limit: int, after: str | None, as_json: bool) -> None:
+    """List conversations, the newest activity first; a star marks the one that is its owner's active one.
 
     Exits with 3 if there is none.
     """
@@ -49,8 +59,16 @@ def list_(owner: str | None, limit: int, after: str | None, as_json: bool) -> No
 
     async def read() -> Any:
         async with opened_source(settings()) as source:
-            return await source.conversations(owner=owner, after=after, limit=limit)
+            page = await source.conversations(owner=owner, after=after, limit=limit, states=states)
+            if owner is None or not hasattr(source, "chats"):
+                return page
+            # What is pending may move the mark.
+            marked = await source.active(owner, create=False)
+            name = None if marked is None else marked.conversation_id
+            items = tuple(one.with_changes(active=one.conversation_id == name) for one in page)
+            return replace(page, items=items)
 
+    states = ("active", "archived", "deleted") if state == "all" else (state,)
     page = anyio.run(read)
     if as_json:
         print_json(
@@ -62,6 +80,8 @@ def list_(owner: str | None, limit: int, after: str | None, as_json: bool) -> No
                 clean(one.conversation_id),
                 clean(one.owner_id or "-"),
                 "-" if one.number is None else str(one.number),
+                "*" if one.active else "",
+                *((one.state,) if state == "all" else ()),
                 str(one.message_count),
                 str(one.pending or "-"),
                 _minute(one.updated_at),
@@ -69,22 +89,28 @@ def list_(owner: str | None, limit: int, after: str | None, as_json: bool) -> No
             )
             for one in page
         ]
-        head = ("CONVERSATION", "OWNER", "NUMBER", "MESSAGES", "PENDING", "LAST", "TITLE")
-        click.echo(table(head, rows, right=(2, 3, 4)))
+        more = ("STATE",) if state == "all" else ()
+        head = ("CONVERSATION", "OWNER", "NUMBER", "ACTIVE", *more, "MESSAGES", "PENDING", "LAST", "TITLE")
+        click.echo(table(head, rows, right=(2, 4 + len(more), 5 + len(more))))
         if page.next is not None:
             note(f"there are more: --after {page.next}")
-    _say_whether_complete(page.complete)
+    say_whether_complete(page.complete)
     if not page:
         raise Ended(Exit.NOTHING, "no conversations" if owner is None else "no conversations of this owner")
 
 
 @click.command()
 @click.argument("conversation")
-@click.option("--last", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many messages.")
+@click.option(
+    "--last",
+    type=click.IntRange(1, 10_000),
+    help="At most so many messages. Default: 50, or all of them with --transcript.",
+)
 @click.option("--before", metavar="PLACE", help="Only what was said before an earlier page; it named the place.")
+@click.option("--transcript", "as_text", is_flag=True, help="Print a text to read and to keep, with days and marks.")
 @JSON
 @with_options
-def show(conversation: str, last: int, before: str | None, as_json: bool) -> None:
+def show(conversation: str, last: int | None, before: str | None, as_text: bool, as_json: bool) -> None:
     """Show the last messages of a conversation, oldest first.
 
     Exits with 3 if there is no such conversation.
@@ -92,6 +118,11 @@ def show(conversation: str, last: int, before: str | None, as_json: bool) -> Non
     import anyio
 
     from letopis.outbox.cli.places import opened_source
+
+    if as_text and as_json:
+        raise click.UsageError("--transcript and --json cannot be given together")
+    if last is None and not as_text:
+        last = 50
 
     async def read() -> Any:
         async with opened_source(settings()) as source:
@@ -101,26 +132,35 @@ def show(conversation: str, last: int, before: str | None, as_json: bool) -> Non
 
     page, found = anyio.run(read)
     if found is None and not page:
-        _say_whether_complete(page.complete)
+        say_whether_complete(page.complete)
         raise Ended(Exit.NOTHING, f"there is no conversation {conversation!r}")
     if as_json:
         print_json(
             {
                 "conversation": None if found is None else _conversation(found),
-                "messages": [_message(one) for one in page],
+                "messages": [message_json(one) for one in page],
                 "next": page.next,
                 "complete": page.complete,
             }
         )
+    elif as_text:
+        from letopis.store.transcript import transcript
+
+        # UTF-8 whatever the terminal: it is mostly redirected into a file.
+        whole = page.complete and page.next is None
+        write(f"{transcript(found, page, whole=whole)}\n".encode())
+        if page.next is not None:
+            note(f"there are earlier ones: --before {page.next}")
     else:
         for one in page:
             click.echo(_said(one))
         if page.next is not None:
             note(f"there are earlier ones: --before {page.next}")
-    _say_whether_complete(page.complete)
+    say_whether_complete(page.complete)
 
 
-def _say_whether_complete(complete: bool) -> None:
+def say_whether_complete(complete: bool) -> None:
+    """Say on stderr that what was read is not all there is."""
     if not complete:
         note(
             "the history store cannot be read (`letopis db check` says why): this is what the outbox retains, "
@@ -138,6 +178,7 @@ def _conversation(found: Conversation) -> dict[str, Any]:
         "number": found.number,
         "title": found.title,
         "state": found.state,
+        "active": found.active,
         "version": found.version,
         "messages": found.message_count,
         "tokens": found.tokens,
@@ -147,7 +188,7 @@ def _conversation(found: Conversation) -> dict[str, Any]:
     }
 
 
-def _message(found: RecordedMessage) -> dict[str, Any]:
+def message_json(found: RecordedMessage) -> dict[str, Any]:
     """Return the JSON of a message; the keys are documented and stay."""
     from letopis.store.messages import content_to_json
     from letopis.store.transfer.moments import render_moment

@@ -1,8 +1,8 @@
 """JSON Lines: one message a line, in and out; pure, so import, dry run and export share it.
 
 A line is an object with ``conversation_id``, ``role`` and ``content``, and, where they apply, ``id``, ``owner``,
-``occurred_at``, ``name``, ``tokens``, ``usage``, ``external_ids`` and ``metadata``. Other keys are refused: what would
-be dropped without a word is an error.
+``occurred_at``, ``name``, ``tokens``, ``usage``, ``external_ids``, ``metadata`` and ``status``. Other keys are refused:
+what would be dropped without a word is an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IMPLIED_NAMESPACE: Final = UUID("5b0b9d0c-0d5e-5f0c-8f57-3f2b4b1c7a10")
 """Namespace of the ids of lines that give none; part of the data format, never to change."""
 
 _REQUIRED: Final = ("conversation_id", "role", "content")
-_OPTIONAL: Final = ("id", "owner", "occurred_at", "name", "tokens", "usage", "external_ids", "metadata")
+_OPTIONAL: Final = ("id", "owner", "occurred_at", "name", "tokens", "usage", "external_ids", "metadata", "status")
 _KEYS: Final = frozenset((*_REQUIRED, *_OPTIONAL))
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -141,6 +141,7 @@ def parse_line(raw: bytes, *, number: int, count: Count) -> Line:
         usage=_kind(fields, "usage", Mapping) or EMPTY,
         external_ids=_kind(fields, "external_ids", Mapping) or EMPTY,
         metadata=_kind(fields, "metadata", Mapping) or EMPTY,
+        status=_kind(fields, "status", str) or "complete",
     )
     if given_id is None:
         content = implied_key(conversation_id, message)
@@ -174,7 +175,7 @@ def render_line(message: RecordedMessage, *, owner: str | None, count: Count) ->
     if owner is not None:
         fields["owner"] = owner
     fields["occurred_at"] = render_moment(message.occurred_at)
-    for name in ("name", "tokens", "usage", "external_ids", "metadata"):
+    for name in ("name", "tokens", "usage", "external_ids", "metadata", "status"):
         if name in data:
             fields[name] = data[name]
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
