@@ -8,6 +8,8 @@ import typing
 if typing.TYPE_CHECKING:
     from letopis.outbox.alerts import Channel
     from letopis.outbox.backoff import RetryPolicy
+    from letopis.outbox.blocking import BlockingHistory
+    from letopis.outbox.blocking_parts import BlockingReceipt, BlockingReply, BlockingTransaction
     from letopis.outbox.bounds import Bounds
     from letopis.outbox.file import OutboxFile
     from letopis.outbox.history import History
@@ -15,11 +17,17 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.notices import Incident
     from letopis.outbox.receipts import Receipt
     from letopis.outbox.relay import Relay
+    from letopis.outbox.replies import Unconfirmed
+    from letopis.outbox.reply import Reply
     from letopis.outbox.status import Status
     from letopis.outbox.tail import Retention
     from letopis.outbox.transaction import Transaction
 
 __all__ = (
+    "BlockingHistory",
+    "BlockingReceipt",
+    "BlockingReply",
+    "BlockingTransaction",
     "Bounds",
     "Channel",
     "History",
@@ -27,14 +35,20 @@ __all__ = (
     "OutboxFile",
     "Receipt",
     "Relay",
+    "Reply",
     "Retention",
     "RetryPolicy",
     "Rules",
     "Status",
     "Transaction",
+    "Unconfirmed",
 )
 
 _ROOMS = {
+    "BlockingHistory": "blocking",
+    "BlockingReceipt": "blocking_parts",
+    "BlockingReply": "blocking_parts",
+    "BlockingTransaction": "blocking_parts",
     "Bounds": "bounds",
     "Channel": "alerts",
     "History": "history",
@@ -42,11 +56,13 @@ _ROOMS = {
     "OutboxFile": "file",
     "Receipt": "receipts",
     "Relay": "relay",
+    "Reply": "reply",
     "Retention": "tail",
     "RetryPolicy": "backoff",
     "Rules": "incidents",
     "Status": "status",
     "Transaction": "transaction",
+    "Unconfirmed": "replies",
 }
 
 
