@@ -589,6 +589,21 @@ class TestListAndShow:
         ]
         assert {one["saved"] for one in found["messages"]} == {"saved"}
 
+    def test_show_goes_back_in_time(self, letopis: Any) -> None:
+        assert letopis("history", "show", "c1", "--as-of", "2")[0] == Exit.NOTHING  # nothing is saved yet
+        now = letopis("history", "show", "c1", "--as-of", "9999-01-01T00:00:00Z")[1]
+        letopis("relay", "--once")
+
+        saved = letopis("history", "show", "c1", "--as-of", "9999-01-01T00:00:00Z")[1]
+        first = json.loads(letopis("history", "show", "c1", "--as-of", "2", "--json")[1])
+        before = letopis("history", "show", "c1", "--as-of", "2000-01-01T00:00:00+03:00")
+
+        assert now.replace("  [pending]", "") == saved == letopis("history", "show", "c1")[1]
+        assert (len(first["messages"]), first["conversation"]["version"]) == (1, 2)
+        assert (before[0], "there was then no conversation" in before[2]) == (Exit.NOTHING, True)
+        for wrong in ("yesterday", "-1", "2026-01-01", "²"):
+            assert letopis("history", "show", "c1", "--as-of", wrong)[0] == Exit.USAGE
+
     def test_text_of_strangers_cannot_steer_the_terminal(self, letopis: Any) -> None:
         write("evil.jsonl", line("c\u202e9", "\x1b[2J\x1b]0;owned\x07", id="1", name="\x9b31m"))
         assert letopis("history", "import", "jsonl", "evil.jsonl")[0] == 0

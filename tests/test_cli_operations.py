@@ -30,6 +30,7 @@ from letopis.outbox.relay import Relay
 from letopis.store.errors import ConfigurationError, OutboxUnavailable
 from letopis.store.history import ConversationStore
 from letopis.store.messages import Message
+from letopis.store.migration import STORE
 
 SECRET = "hunter2-correct-horse"
 
@@ -238,9 +239,9 @@ class TestDb:
         assert (shown[0], "current" in shown[1]) == (0, True)
         assert {**json.loads(as_json[1]), "store": ""} == {
             "store": "",
-            "revision": "0001",
+            "revision": STORE.head,
             "state": "current",
-            "head": "0001",
+            "head": STORE.head,
         }
         assert after[0] == 0
         assert asyncio.run(_partitions(store_url)) == 3

@@ -18,11 +18,13 @@ MANY = 2_000
 
 @pytest.fixture
 async def filled(store_url: str) -> AsyncIterator[tuple[ConversationStore, Outbox]]:
-    """Two thousand conversations, and one of four thousand events; the planner has seen them."""
+    """Four thousand conversations, and one of four thousand events; the planner has seen them."""
     async with ConversationStore.open(store_url, migrate=True) as store:
         outbox = Outbox()
         for number in range(MANY):
             outbox.append(f"chat-{number}", ConversationStarted(owner_id=f"owner-{number % 2}"))
+            # Of two owners alone, every planner would rather read both.
+            outbox.append(f"only-{number}", ConversationStarted(owner_id=f"of-one-{number}"))
         for number in range(MANY):
             outbox.append("long", Message.user("x" * 500, id=f"m-{number}"), MessageSent(message_id=f"m-{number}"))
         await outbox.deliver(store)
@@ -30,7 +32,7 @@ async def filled(store_url: str) -> AsyncIterator[tuple[ConversationStore, Outbo
             if connection.dialect.name == "postgresql":
                 await connection.exec_driver_sql("ANALYZE")
             elif connection.dialect.name != "sqlite":
-                names = "letopis_events, letopis_messages, letopis_conversations, letopis_lanes"
+                names = "letopis_events, letopis_messages, letopis_conversations, letopis_lanes, letopis_owners"
                 (await connection.exec_driver_sql(f"ANALYZE TABLE {names}")).all()
             else:
                 await connection.exec_driver_sql("ANALYZE")
@@ -70,9 +72,15 @@ def complaints(kind: str, plan: Explained) -> list[str]:
         "postgresql": ("Seq Scan", "Sort", "Materialize"),
         "mariadb": (" ALL ", "filesort", "temporary", " index "),
     }
-    # The page that was cut out of the index is then read whole.
-    page = ("SCAN m", "<derived2>")
-    return [line for line in plan if any(word in line for word in bad[kind]) and not any(word in line for word in page)]
+    # The page that was cut out of the index is then read whole; one row that is kept at hand is no list of them.
+    fine = ("SCAN m", "<derived2>")
+    return [
+        line
+        for line in plan
+        if any(word in line for word in bad[kind])
+        and not any(word in line for word in fine)
+        and not ("Materialize" in line and "rows=1 " in line)
+    ]
 
 
 def reads(store: ConversationStore, outbox: Outbox) -> dict[str, Callable[[], Awaitable[object]]]:

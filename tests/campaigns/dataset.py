@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -30,9 +31,7 @@ def write(path: Path, *, sample: float = 1.0, seed: int = 0) -> Written:
     every tenth one have no id of their own.
     """
     data = _load()
-    names = sorted(data)
-    if sample < 1.0:
-        names = sorted(random.Random(seed).sample(names, max(1, round(len(names) * sample))))
+    names = _drawn(data, sample, seed)
     lines: list[tuple[str, int, int, dict[str, Any]]] = []
     longest = 0
     for place, name in enumerate(names):
@@ -47,6 +46,20 @@ def write(path: Path, *, sample: float = 1.0, seed: int = 0) -> Written:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for *_, line in lines)
     return Written(conversations=len(names), messages=len(lines), longest=longest, version=_version())
+
+
+def conversations(*, sample: float = 1.0, seed: int = 0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield a share of the conversations, each with its lines."""
+    data = _load()
+    for name in _drawn(data, sample, seed):
+        yield name, list(conversation_lines(name, data[name]))
+
+
+def _drawn(data: dict[str, Any], sample: float, seed: int) -> list[str]:
+    names = sorted(data)
+    if sample < 1.0:
+        names = sorted(random.Random(seed).sample(names, max(1, round(len(names) * sample))))
+    return names
 
 
 def conversation_lines(name: str, conversation: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -69,7 +82,9 @@ def conversation_lines(name: str, conversation: dict[str, Any]) -> Iterator[dict
 
 @cache
 def _load() -> dict[str, Any]:
-    return dict(chitchat_dataset.Dataset())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its file to the collector
+        return dict(chitchat_dataset.Dataset())
 
 
 def _version() -> str:

@@ -20,6 +20,7 @@ import signal
 import sqlite3
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ class Report:
 async def run(folder: Path, *, seconds: float, seed: int) -> Report:
     """Fight for so long, then let it all drain, and examine it."""
     chance = random.Random(seed)
+    blows = _blows(random.Random(seed))
     loop = asyncio.get_running_loop()
     outbox = folder / "bot.outbox.db"
     url = f"sqlite:///{(folder / 'history.db').as_posix()}"
@@ -91,7 +93,7 @@ async def run(folder: Path, *, seconds: float, seed: int) -> Report:
                 with contextlib.suppress(sqlite3.OperationalError):  # locked at this moment
                     holders.add(probe.look().holder or 0)
                 victim = chance.choice(daemons)
-                what = chance.choice(("kill", "stop", "steal", "yield"))
+                what = next(blows)
                 if what == "kill":
                     fired["SIGKILL"] += victim.kill()
                 elif what == "yield":
@@ -143,6 +145,12 @@ async def run(folder: Path, *, seconds: float, seed: int) -> Report:
         stored=verdict.stored,
         problems=tuple(one for one in problems if one),
     )
+
+
+def _blows(chance: random.Random) -> Iterator[str]:
+    """Each kind as often as any other, however few there is time for, and in no order that could be a rhythm."""
+    while True:
+        yield from chance.sample(("kill", "stop", "steal", "yield"), 4)
 
 
 async def _talk(bot: History, chance: random.Random, acks: list[Ack]) -> None:

@@ -9,91 +9,44 @@ in its own check. :func:`examine` is pure; :func:`read_outbox` and :func:`read_s
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from letopis.store.codec import digest_of
+from tests.campaigns.rules import examine_erasure, examine_owners, examine_path, examine_verdicts
+from tests.campaigns.states import (
+    Ack,
+    Findings,
+    OutboxEvent,
+    OutboxLane,
+    OutboxState,
+    StoredConversation,
+    StoredEvent,
+    StoredMessage,
+    StoreState,
+)
 
-SHOWN: Final = 20
+_OURS: Final = "letopis."
+_BARE: Final = frozenset(
+    {"message_id", "role", "tokens", "usage", "status", "platform_ids", "sent_as", "owner_id", "forked_from"}
+    | {"to_message_id"}
+)
 _DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
     "postgresql": "postgresql+asyncpg",
     "mysql": "mysql+asyncmy",
     "mariadb": "mysql+asyncmy",
 }
-
-
-class Ack(NamedTuple):
-    """What a bot was told: the append returned, so this event must never be missed again."""
-
-    conversation_id: str
-    event_id: UUID
-    sequence: int | None = None
-
-
-class StoredEvent(NamedTuple):
-    """One row of the store's log; ``content`` is the digest of what the row really holds."""
-
-    partition: int
-    position: int
-    conversation_id: str
-    version: int
-    event_id: UUID
-    origin_id: UUID
-    sequence: int
-    type: str
-    digest: bytes | None
-    content: bytes
-
-
-class OutboxEvent(NamedTuple):
-    """One row of an outbox's log; ``content`` is the digest of what the row really holds."""
-
-    conversation_id: str
-    sequence: int
-    event_id: UUID
-    digest: bytes
-    content: bytes
-
-
-class OutboxLane(NamedTuple):
-    """How far one conversation has got in an outbox."""
-
-    head: int
-    delivered: int
-    pruned: int
-    state: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreState:
-    """All that the history store holds, as far as it is examined."""
-
-    events: Sequence[StoredEvent]
-    lanes: Mapping[tuple[UUID, str], int]
-    conversations: Mapping[str, tuple[int, int]]  # version, message_count
-    messages: Sequence[tuple[str, int]]  # conversation, version
-    log_heads: Mapping[int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutboxState:
-    """All that one outbox file holds, as far as it is examined."""
-
-    name: str
-    origin_id: UUID
-    events: Sequence[OutboxEvent]
-    lanes: Mapping[str, OutboxLane]
-    integrity: str = "ok"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,17 +74,6 @@ class Verdict:
         return "\n  ".join((counts, *self.problems))
 
 
-@dataclass(slots=True)
-class _Findings:
-    count: int = 0
-    shown: list[str] = field(default_factory=list)
-
-    def add(self, text: str) -> None:
-        self.count += 1
-        if len(self.shown) < SHOWN:
-            self.shown.append(text)
-
-
 async def check(
     outboxes: Iterable[Path | str], store_url: str, *, acknowledged: Iterable[Ack] = (), drained: bool = False
 ) -> Verdict:
@@ -150,9 +92,24 @@ def examine(
     store: StoreState, outboxes: Sequence[OutboxState], *, acknowledged: Iterable[Ack] = (), drained: bool = False
 ) -> Verdict:
     """Return every invariant that is broken."""
-    found = _Findings()
+    found = Findings()
     _examine_log(store, found)
     _examine_projections(store, found)
+    pending = {
+        (outbox.origin_id, name)
+        for outbox in outboxes
+        for name, lane in outbox.lanes.items()
+        if lane.delivered < lane.head
+    }
+    by_conversation: dict[str, list[StoredEvent]] = defaultdict(list)
+    for event in store.events:
+        by_conversation[event.conversation_id].append(event)
+    for conversation_id, events in by_conversation.items():
+        log = {event.version: event for event in sorted(events, key=lambda event: event.version)}
+        examine_verdicts(conversation_id, log, found)
+        examine_erasure(store, conversation_id, log, pending, found)
+    examine_path(store, found)
+    examine_owners(store, found)
     places = {(event.origin_id, event.conversation_id, event.sequence): event for event in store.events}
     for outbox in outboxes:
         _examine_outbox(outbox, found)
@@ -169,7 +126,7 @@ def examine(
     )
 
 
-def _examine_log(store: StoreState, found: _Findings) -> None:
+def _examine_log(store: StoreState, found: Findings) -> None:
     positions: dict[int, list[int]] = defaultdict(list)
     conversations: dict[str, list[StoredEvent]] = defaultdict(list)
     for event in store.events:
@@ -203,24 +160,26 @@ def _examine_log(store: StoreState, found: _Findings) -> None:
         found.add(f"{conversation_id!r}: events from {origin_id}, but no lane")
 
 
-def _examine_projections(store: StoreState, found: _Findings) -> None:
+def _examine_projections(store: StoreState, found: Findings) -> None:
     said = {(event.conversation_id, event.version) for event in store.events if event.type == "message.appended"}
-    listed = Counter(store.messages)
+    listed = Counter((row.conversation_id, row.version) for row in store.messages)
     for conversation_id, version in said - listed.keys():
         found.add(f"{conversation_id!r} version {version}: a message of the log that the list of messages lacks")
     for conversation_id, version in listed.keys() - said:
         found.add(f"{conversation_id!r} version {version}: a message that the log lacks")
     versions = Counter(event.conversation_id for event in store.events)
-    counts = Counter(conversation_id for conversation_id, _ in said)
+    counts = Counter(row.conversation_id for row in store.messages if row.left_at is None)
     for conversation_id in versions.keys() | store.conversations.keys():
-        version, message_count = store.conversations.get(conversation_id, (0, 0))
-        if version != versions[conversation_id]:
-            found.add(f"{conversation_id!r}: at version {version}, with {versions[conversation_id]} events")
-        if message_count != counts[conversation_id]:
-            found.add(f"{conversation_id!r}: counts {message_count} messages, the log {counts[conversation_id]}")
+        row = store.conversations.get(conversation_id, StoredConversation(0, 0))
+        if row.version != versions[conversation_id]:
+            found.add(f"{conversation_id!r}: at version {row.version}, with {versions[conversation_id]} events")
+        if row.message_count != counts[conversation_id]:
+            found.add(
+                f"{conversation_id!r}: counts {row.message_count} messages, {counts[conversation_id]} on its path"
+            )
 
 
-def _examine_outbox(outbox: OutboxState, found: _Findings) -> None:
+def _examine_outbox(outbox: OutboxState, found: Findings) -> None:
     if outbox.integrity != "ok":
         found.add(f"{outbox.name}: integrity check says {outbox.integrity}")
     for event_id, times in Counter(event.event_id for event in outbox.events).items():
@@ -231,6 +190,10 @@ def _examine_outbox(outbox: OutboxState, found: _Findings) -> None:
         kept[event.conversation_id].append(event.sequence)
         if event.digest != event.content:
             found.add(f"{outbox.name}: {event.conversation_id!r} {event.sequence}: content does not match its digest")
+        lane = outbox.lanes.get(event.conversation_id)
+        gone = lane is not None and 0 < lane.deleted <= lane.delivered and event.type != "conversation.deleted"
+        if (event.redacted and not event.bare) or (gone and not event.redacted):
+            found.add(f"{outbox.name}: {event.conversation_id!r} {event.sequence}: to be erased, and still there")
     for conversation_id, sequences in kept.items():
         lane = outbox.lanes.get(conversation_id)
         if lane is None:
@@ -250,7 +213,7 @@ def _examine_transfer(
     store: StoreState,
     outbox: OutboxState,
     places: Mapping[tuple[UUID, str, int], StoredEvent],
-    found: _Findings,
+    found: Findings,
     *,
     drained: bool,
 ) -> None:
@@ -265,15 +228,29 @@ def _examine_transfer(
             found.add(f"{conversation_id!r}: {lane.head - lane.delivered} still pending, lane {lane.state}")
     for event in outbox.events:
         twin = places.get((outbox.origin_id, event.conversation_id, event.sequence))
-        if twin is not None and (twin.event_id, twin.digest) != (event.event_id, event.digest):
+        if twin is None:
+            continue
+        # What was erased, here or there, cannot be compared any more; its id has to do.
+        comparable = twin.digest is not None and not event.redacted
+        if twin.event_id != event.event_id or (comparable and twin.digest != event.digest):
             found.add(f"{event.conversation_id!r} sequence {event.sequence}: stored as another event than was appended")
+    aside = {(event.conversation_id, event.event_id) for event in store.events if event.verdict is not None}
+    for (conversation_id, sequence), event_id in outbox.superseded.items():
+        if (conversation_id, event_id) not in aside:
+            found.add(f"{conversation_id!r} sequence {sequence}: put aside in {outbox.name}, not in the store")
+    for (origin_id, conversation_id, sequence), stored_event in places.items():
+        known = outbox.lanes.get(conversation_id)
+        if origin_id != outbox.origin_id or stored_event.verdict is None or known is None or sequence > known.delivered:
+            continue
+        if outbox.superseded.get((conversation_id, sequence)) != stored_event.event_id:
+            found.add(f"{conversation_id!r} sequence {sequence}: put aside in the store, and {outbox.name} is not told")
     for origin_id, conversation_id in store.lanes:
         if origin_id == outbox.origin_id and conversation_id not in outbox.lanes:
             found.add(f"{conversation_id!r}: stored from {outbox.name}, which does not know it")
 
 
 def _examine_acknowledged(
-    store: StoreState, outboxes: Sequence[OutboxState], acknowledged: Iterable[Ack], found: _Findings
+    store: StoreState, outboxes: Sequence[OutboxState], acknowledged: Iterable[Ack], found: Findings
 ) -> int:
     sequences = {(event.conversation_id, event.event_id): event.sequence for event in store.events}
     for outbox in outboxes:
@@ -291,7 +268,7 @@ def _examine_acknowledged(
     return count
 
 
-def _expect_run(found: _Findings, what: str, numbers: Sequence[int]) -> None:
+def _expect_run(found: Findings, what: str, numbers: Sequence[int]) -> None:
     """Expect 1, 2, 3 ... in this order; positions arrive sorted from the database."""
     for place, number in enumerate(numbers, 1):
         if number != place:
@@ -310,16 +287,28 @@ def read_outbox(path: Path) -> OutboxState:
         connection.execute("BEGIN")
         ((origin,),) = connection.execute("SELECT origin_id FROM letopis_outbox_origin").fetchall()
         lanes = connection.execute(
-            "SELECT conversation_id, head, delivered, pruned, state FROM letopis_outbox_lanes"
+            "SELECT conversation_id, head, delivered, pruned, state, deleted FROM letopis_outbox_lanes"
         ).fetchall()
         rows = connection.execute(
-            "SELECT conversation_id, sequence, event_id, digest, type, schema_version, data, metadata"
+            "SELECT conversation_id, sequence, event_id, digest, type, schema_version, data, metadata, redacted"
             " FROM letopis_outbox_events ORDER BY position"
         )
         events = [
-            OutboxEvent(row[0], row[1], UUID(bytes=row[2]), row[3], digest_of(row[0], row[4], row[5], row[6], row[7]))
+            OutboxEvent(
+                row[0],
+                row[1],
+                UUID(bytes=row[2]),
+                row[3],
+                digest_of(row[0], row[4], row[5], row[6], row[7]),
+                bool(row[8]),
+                bool(row[8]) and _is_bare(row[6], row[7]),
+                row[4],
+            )
             for row in rows
         ]
+        superseded = connection.execute(
+            "SELECT conversation_id, sequence, event_id FROM letopis_outbox_superseded"
+        ).fetchall()
         connection.execute("COMMIT")
         ((integrity,),) = connection.execute("PRAGMA integrity_check(1)").fetchall()
     return OutboxState(
@@ -327,6 +316,7 @@ def read_outbox(path: Path) -> OutboxState:
         origin_id=UUID(bytes=origin),
         events=events,
         lanes={row[0]: OutboxLane(*row[1:]) for row in lanes},
+        superseded={(row[0], row[1]): UUID(bytes=row[2]) for row in superseded},
         integrity=integrity,
     )
 
@@ -357,17 +347,21 @@ async def read_store(url: str) -> StoreState:
             )
             events = [_stored(row) async for part in stream.partitions(1000) for row in part]
             lanes = await rows("SELECT origin_id, conversation_id, sequence FROM letopis_lanes")
-            conversations = await rows("SELECT conversation_id, version, message_count FROM letopis_conversations")
-            messages = await rows("SELECT conversation_id, version FROM letopis_messages")
+            conversations = await rows(
+                "SELECT conversation_id, version, message_count, state, owner_id, retained FROM letopis_conversations"
+            )
+            messages = await rows("SELECT conversation_id, version, left_at, redacted_at FROM letopis_messages")
+            owners = await rows("SELECT owner_id, active_conversation_id FROM letopis_owners")
             heads = await rows(f"SELECT {partition}, {position} FROM letopis_log_heads")
     finally:
         await engine.dispose()
     return StoreState(
         events=events,
         lanes={(_uuid(row[0]), row[1]): row[2] for row in lanes},
-        conversations={row[0]: (row[1], row[2]) for row in conversations},
-        messages=[(row[0], row[1]) for row in messages],
+        conversations={row[0]: StoredConversation(*row[1:]) for row in conversations},
+        messages=[StoredMessage(*row) for row in messages],
         log_heads={row[0]: row[1] for row in heads},
+        active={row[0]: row[1] for row in owners},
     )
 
 
@@ -383,7 +377,23 @@ def _stored(row: Sequence[Any]) -> StoredEvent:
         type=row[7],
         digest=None if row[8] is None else bytes(row[8]),
         content=digest_of(row[2], row[7], row[9], row[10], row[11]),
+        message_id=json.loads(row[10]).get("message_id") if row[7].startswith("message.") else None,
+        bare=row[8] is None and _is_bare(row[10], row[11]),
+        noted=_noted(row[11]),
     )
+
+
+def _noted(metadata: str | None) -> Mapping[str, Any]:
+    if metadata is None or f'"{_OURS}' not in metadata:
+        return {}
+    found = json.loads(metadata)
+    return {key.removeprefix(_OURS): value for key, value in found.items() if key.startswith(_OURS)}
+
+
+def _is_bare(data: str, metadata: str | None) -> bool:
+    """Whether there are only ids, roles and figures in an event."""
+    content = {key: value for key, value in json.loads(data).items() if key not in _BARE and value not in ("", {})}
+    return not content and all(key.startswith(_OURS) for key in json.loads(metadata or "{}"))
 
 
 def _uuid(value: Any) -> UUID:

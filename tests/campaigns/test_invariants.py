@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from tests.campaigns.invariants import (
+from letopis.store import ConversationStore
+from tests.campaigns.invariants import Verdict, examine, read_store
+from tests.campaigns.operations import Operations
+from tests.campaigns.rules import examine_erasure, examine_owners, examine_path, examine_verdicts
+from tests.campaigns.states import (
     Ack,
+    Findings,
     OutboxEvent,
     OutboxLane,
     OutboxState,
+    StoredConversation,
     StoredEvent,
+    StoredMessage,
     StoreState,
-    Verdict,
-    examine,
 )
 
 ORIGIN = UUID(int=1)
@@ -45,8 +51,8 @@ class World:
         default_factory=lambda: StoreState(
             events=[stored(place) for place in range(1, STORED + 1)],
             lanes={(ORIGIN, "a"): STORED},
-            conversations={"a": (STORED, STORED)},
-            messages=[("a", place) for place in range(1, STORED + 1)],
+            conversations={"a": StoredConversation(STORED, STORED)},
+            messages=[StoredMessage("a", place) for place in range(1, STORED + 1)],
             log_heads={0: STORED},
         )
     )
@@ -101,7 +107,7 @@ def lose_the_last_stored_event_without_a_trace(world: World) -> None:
     world.store = StoreState(
         events=world.store.events[:-1],
         lanes={(ORIGIN, "a"): STORED - 1},
-        conversations={"a": (STORED - 1, STORED - 1)},
+        conversations={"a": StoredConversation(STORED - 1, STORED - 1)},
         messages=world.store.messages[:-1],
         log_heads={0: STORED - 1},
     )
@@ -151,11 +157,11 @@ def move_the_counter(world: World) -> None:
 
 
 def miscount_the_messages(world: World) -> None:
-    world.store = replace(world.store, conversations={"a": (STORED, STORED - 1)})
+    world.store = replace(world.store, conversations={"a": StoredConversation(STORED, STORED - 1)})
 
 
 def miscount_the_versions(world: World) -> None:
-    world.store = replace(world.store, conversations={"a": (STORED + 1, STORED)})
+    world.store = replace(world.store, conversations={"a": StoredConversation(STORED + 1, STORED)})
 
 
 def lose_a_listed_message(world: World) -> None:
@@ -163,7 +169,7 @@ def lose_a_listed_message(world: World) -> None:
 
 
 def list_a_foreign_message(world: World) -> None:
-    world.store = replace(world.store, messages=[*world.store.messages, ("a", 9)])
+    world.store = replace(world.store, messages=[*world.store.messages, StoredMessage("a", 9)])
 
 
 def count_more_as_delivered_than_is_stored(world: World) -> None:
@@ -254,3 +260,257 @@ def test_every_breakage_is_found(breakage: Callable[[World], None]) -> None:
 def test_what_must_be_drained_and_is_not_is_a_problem() -> None:
     assert World().examine().ok
     assert not World().examine(drained=True).ok
+
+
+# --- What the rules of a conversation demand ------------------------------------------------------------------------
+
+RIVAL = UUID(int=2)
+TYPES = (
+    "conversation.started",
+    "message.appended",  # 2 by us, redacted at 7
+    "message.appended",  # 3 by the rival
+    "message.appended",  # 4 by us, on a reading of 2: put aside for 3
+    "message.appended",  # 5 the second event of that turn
+    "conversation.rewound",  # 6 by the rival: 3 leaves the path
+    "message.redacted",  # 7
+    "message.appended",  # 8 by us, on a reading of 7: stands
+)
+ASIDE = {"expected": 2, "actual": 3}
+
+
+def of_two(version: int) -> StoredEvent:
+    """One event of the conversation ``a``, that two outboxes write."""
+    rival = version in (3, 6)
+    sequence = {3: 1, 6: 2}.get(version) or version - sum(one < version for one in (3, 6))
+    noted: dict[str, object] = {}
+    if version == 4:
+        noted = {"expects": {"sequence": 2, "version": 2}, "superseded": ASIDE}
+    if version == 5:
+        noted = {"expects": {"sequence": 2, "version": 2, "turn": str(UUID(int=204))}, "superseded": ASIDE}
+    if version == 8:
+        noted = {"expects": {"sequence": 5, "version": 7, "types": ["message.appended"]}}
+    return StoredEvent(
+        0,
+        version,
+        "a",
+        version,
+        UUID(int=200 + version),
+        RIVAL if rival else ORIGIN,
+        sequence,
+        TYPES[version - 1],
+        None if version == 2 else digest(version),
+        digest(version),
+        message_id="m-2" if version in (2, 7) else f"m-{version}" if TYPES[version - 1] == "message.appended" else None,
+        bare=version == 2,
+        noted=noted,
+    )
+
+
+def kept_of_two(version: int) -> OutboxEvent:
+    """The same event in the outbox; what is left of a redacted one has a digest of its own there."""
+    event, erased = of_two(version), version == 2
+    left = event.digest or digest(77)
+    return OutboxEvent("a", event.sequence, event.event_id, left, left, erased, erased, event.type)
+
+
+def of_deleted(version: int) -> StoredEvent:
+    """One event of the conversation ``b``: begun, said, deleted, and spoken to after that."""
+    types = ("conversation.started", "message.appended", "conversation.deleted", "message.appended")
+    return StoredEvent(
+        0,
+        8 + version,
+        "b",
+        version,
+        UUID(int=300 + version),
+        ORIGIN,
+        version,
+        types[version - 1],
+        digest(version) if version == 3 else None,
+        digest(version),
+        message_id=f"b-{version}" if types[version - 1] == "message.appended" else None,
+        bare=version != 3,
+        noted={"superseded": {"expected": 0, "actual": 3}} if version == 4 else {},
+    )
+
+
+@dataclass
+class Told:
+    """Two conversations with everything in them that the rules are about, all of it delivered."""
+
+    store: StoreState = field(
+        default_factory=lambda: StoreState(
+            events=[*(of_two(version) for version in range(1, 9)), *(of_deleted(version) for version in range(1, 5))],
+            lanes={(ORIGIN, "a"): 6, (RIVAL, "a"): 2, (ORIGIN, "b"): 4},
+            conversations={
+                "a": StoredConversation(8, 2, "active", "42"),
+                "b": StoredConversation(4, 0, "deleted", "42"),
+            },
+            messages=[
+                StoredMessage("a", 2, None, 7),
+                StoredMessage("a", 3, 6),
+                StoredMessage("a", 4, 4),
+                StoredMessage("a", 5, 5),
+                StoredMessage("a", 8),
+                StoredMessage("b", 2, 3, 3),
+                StoredMessage("b", 4, 4, 4),
+            ],
+            log_heads={0: 12},
+            active={"42": "a", "7": None},
+        )
+    )
+    outbox: OutboxState = field(
+        default_factory=lambda: OutboxState(
+            name="bot.outbox.db",
+            origin_id=ORIGIN,
+            events=[
+                *(kept_of_two(version) for version in (1, 2, 4, 5, 7, 8)),
+                *(
+                    OutboxEvent("b", n, UUID(int=300 + n), digest(n), digest(n), n != 3, n != 3, of_deleted(n).type)
+                    for n in range(1, 5)
+                ),
+            ],
+            lanes={"a": OutboxLane(6, 6, 0, "ready"), "b": OutboxLane(4, 4, 0, "ready", 3)},
+            superseded={("a", 3): UUID(int=204), ("a", 4): UUID(int=205), ("b", 4): UUID(int=304)},
+        )
+    )
+
+    def examine(self) -> Verdict:
+        return examine(self.store, [self.outbox], drained=True)
+
+    def event(self, place: int, **fields: object) -> None:
+        """Change an event, by its position."""
+        events = list(self.store.events)
+        events[place - 1] = events[place - 1]._replace(**fields)  # type: ignore[arg-type]
+        self.store = replace(self.store, events=events)
+
+    def message(self, place: int, **fields: object) -> None:
+        rows = list(self.store.messages)
+        rows[place] = rows[place]._replace(**fields)  # type: ignore[arg-type]
+        self.store = replace(self.store, messages=rows)
+
+    def conversation(self, name: str, **fields: object) -> None:
+        rows = dict(self.store.conversations)
+        rows[name] = rows[name]._replace(**fields)  # type: ignore[arg-type]
+        self.store = replace(self.store, conversations=rows)
+
+    def kept(self, place: int, **fields: object) -> None:
+        events = list(self.outbox.events)
+        events[place] = events[place]._replace(**fields)  # type: ignore[arg-type]
+        self.outbox = replace(self.outbox, events=events)
+
+
+def test_a_history_with_all_of_the_rules_in_it_is_sound() -> None:
+    verdict = Told().examine()
+
+    assert verdict.ok, verdict
+
+
+def test_a_redaction_that_is_on_its_way_explains_what_is_gone_already() -> None:
+    told = Told()
+    told.store = replace(
+        told.store,
+        events=[one for one in told.store.events if one.conversation_id == "a" and one.version < 7],
+        lanes={(ORIGIN, "a"): 4, (RIVAL, "a"): 2},
+        conversations={"a": StoredConversation(6, 1, "active", "42")},
+        messages=[StoredMessage("a", 2, None, 2), *told.store.messages[1:4]],
+        log_heads={0: 6},
+    )
+    told.outbox = replace(
+        told.outbox,
+        events=told.outbox.events[:6],
+        lanes={"a": OutboxLane(6, 4, 0, "ready")},
+        superseded={("a", 3): UUID(int=204), ("a", 4): UUID(int=205)},
+    )
+
+    verdict = examine(told.store, [told.outbox])
+    assert verdict.ok, verdict
+    assert not examine(told.store, []).ok
+
+
+def verdict_of(told: Told, place: int, **verdict: int) -> None:
+    event = told.store.events[place - 1]
+    told.event(place, noted={**event.noted, "superseded": verdict})
+
+
+RULE_BREAKAGES: dict[str, Callable[[Told], None]] = {
+    "a late turn stands": lambda told: told.event(4, noted={"expects": {"sequence": 2, "version": 2}}),
+    "half a turn stands": lambda told: told.event(
+        5, noted={"expects": {"sequence": 2, "version": 2, "turn": str(UUID(int=204))}}
+    ),
+    "a turn that was in time is put aside": lambda told: verdict_of(told, 8, expected=7, actual=8),
+    "a verdict without a condition": lambda told: told.event(4, noted={"superseded": ASIDE}),
+    "a verdict that names its own outbox": lambda told: verdict_of(told, 4, expected=1, actual=2),
+    "a verdict that names what came later": lambda told: verdict_of(told, 4, expected=2, actual=6),
+    "a verdict that names nobody": lambda told: verdict_of(told, 4, expected=2, actual=99),
+    "a late turn is on the path": lambda told: told.message(2, left_at=None),
+    "a turn that stands is off the path": lambda told: told.message(4, left_at=8),
+    "left the path before it was said": lambda told: told.message(1, left_at=1),
+    "left the path by a message": lambda told: told.message(1, left_at=5),
+    "left the path by nothing": lambda told: told.message(1, left_at=99),
+    "what was rewound over is counted": lambda told: told.conversation("a", message_count=3),
+    "speaks on after the deletion": lambda told: told.event(12, noted={}),
+    "is on the path after the deletion": lambda told: told.message(5, left_at=None),
+    "is deleted and alive": lambda told: told.conversation("b", state="active"),
+    "is alive and deleted": lambda told: told.conversation("a", state="deleted"),
+    "a redacted event keeps its digest": lambda told: told.event(2, digest=digest(2)),
+    "a redacted event keeps its content": lambda told: told.event(2, bare=False),
+    "a redaction is not in the list": lambda told: told.message(0, redacted_at=None),
+    "a deleted event keeps its digest": lambda told: told.event(10, digest=digest(2)),
+    "a deleted event keeps its content": lambda told: told.event(10, bare=False),
+    "content is gone that nobody redacted": lambda told: told.event(3, digest=None, bare=True),
+    "the active conversation is deleted": lambda told: setattr(told, "store", replace(told.store, active={"42": "b"})),
+    "the active conversation is archived": lambda told: told.conversation("a", state="archived"),
+    "the active conversation is nowhere": lambda told: setattr(told, "store", replace(told.store, active={"42": "c"})),
+    "the active conversation is another's": lambda told: setattr(told, "store", replace(told.store, active={"7": "a"})),
+    "the outbox keeps redacted content": lambda told: told.kept(1, bare=False),
+    "the outbox keeps deleted content": lambda told: told.kept(7, redacted=False),
+    "the outbox was not told of a verdict": lambda told: setattr(
+        told, "outbox", replace(told.outbox, superseded={("b", 4): UUID(int=304)})
+    ),
+    "the outbox was told of a verdict that is none": lambda told: setattr(
+        told, "outbox", replace(told.outbox, superseded={**told.outbox.superseded, ("a", 6): UUID(int=208)})
+    ),
+    "erased, and another event": lambda told: told.kept(1, event_id=UUID(int=999)),
+}
+
+
+@pytest.mark.parametrize("name", RULE_BREAKAGES)
+def test_every_broken_rule_is_found(name: str) -> None:
+    told = Told()
+    RULE_BREAKAGES[name](told)
+
+    verdict = told.examine()
+
+    assert not verdict.ok
+    assert verdict.problems
+
+
+class AllFindings(Findings):
+    """Keeps every problem in words."""
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        self.shown.append(text)
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_random_operations_on_a_real_store_keep_the_rules(tmp_path: Path, seed: int) -> None:
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        await Operations(seed).run(store, 2000)
+    state = await read_store(f"sqlite:///{tmp_path / 'history.db'}")
+    found, emptied = AllFindings(), AllFindings()
+    examine_path(state, found)
+    examine_owners(state, found)
+    conversations: dict[str, dict[int, StoredEvent]] = {}
+    for event in state.events:
+        conversations.setdefault(event.conversation_id, {})[event.version] = event
+    for conversation_id, log in conversations.items():
+        examine_verdicts(conversation_id, log, found)
+        examine_erasure(state, conversation_id, log, set(), emptied)
+
+    assert sum(event.verdict is not None for event in state.events) > 50
+    assert sum(event.digest is None for event in state.events) > 50
+    assert found.shown == []
+    # Now and then the operations empty what nobody redacts: that much this sees as well.
+    assert [one for one in emptied.shown if "nobody asked" not in one] == []
+    assert emptied.shown

@@ -271,6 +271,16 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(ConversationGone):
                 self.tell(chat, Message.user("anybody there?"))
 
+    @rule(pick=PICK, which=PICK, cut=st.booleans())
+    def fork(self, pick: int, which: int, cut: bool) -> None:
+        if (parent := self.chat(pick)) is None:
+            return
+        path = parent.path
+        at = path[which % len(path)].id if cut and path else None
+        name = f"{self._prefix}-{next(self._ids)}"
+        self.run(self.history.fork, name, of=parent.id, at=at)
+        self.plain.fork(name, parent, at=at)
+
     # Turns.
 
     @rule(pick=PICK)
@@ -340,6 +350,8 @@ class Machine(RuleBasedStateMachine):
             found.tokens,
         )
         assert view == chat.view(), chat.id
+        if self.shut and any(one.state == "deleted" for one in chat.ancestors):
+            return  # what the store keeps of it for its forks is out of reach
         every = await self.history.messages(chat.id, every=True)
         if not chat.inherited:
             assert [_view(one) for one in every] == [one.view() for one in chat.said], chat.id

@@ -59,6 +59,7 @@ class Chat:
     """Events so far that stand against an answer to what was read before them."""
     inherited: list[Said] = field(default_factory=list)
     """What a fork shows of its ancestors; changed by nothing but a redaction."""
+    ancestors: list[Chat] = field(default_factory=list)
 
     @property
     def path(self) -> list[Said]:
@@ -244,6 +245,7 @@ class Plain:
     def fork(self, chat_id: str, parent: Chat, *, at: str | None) -> Chat:
         """Begin a conversation with what another one shows now, up to a message."""
         chat = self.begin(chat_id, parent.owner)
+        chat.ancestors = [parent, *parent.ancestors]
         chat.inherited = [replace(one, reactions=dict(one.reactions)) for one in parent.path]
         if at is not None:
             self.rewind(chat, at)

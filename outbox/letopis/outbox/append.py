@@ -12,7 +12,17 @@ import orjson
 
 from letopis.outbox.effects import EFFECTIVE, Effect, take_effect
 from letopis.outbox.tracing import current_traceparent
-from letopis.store.codec import DEFAULT_LIMITS, INTEGER_MAX, RESERVED, TRACEPARENT, EncodedEvent, Limits, decode, encode
+from letopis.store.codec import (
+    DEFAULT_LIMITS,
+    INTEGER_MAX,
+    RESERVED,
+    TRACEPARENT,
+    EncodedEvent,
+    Limits,
+    decode,
+    encode,
+    encode_message,
+)
 from letopis.store.conversation import Seen
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError, VersionConflict
 from letopis.store.events import Event, check_type
@@ -172,25 +182,36 @@ def prepare(
     if not what:
         raise InvalidInput("event", "there is nothing to append")
     trace = current_traceparent()
-    encoded, message_ids = [], []
+    encoded: list[EncodedEvent] = []
+    message_ids: list[str | None] = []
     for one in what:
-        event = Event.of(
+        message = one.message if isinstance(one, MessageAppended) else one
+        if isinstance(message, Message):
+            added = _added(metadata, trace, expects)
+            event = encode_message(
+                message,
+                conversation_id=conversation_id,
+                metadata=added,
+                occurred_at=occurred_at,
+                limits=limits,
+            )
+            encoded.append(event)
+            message_ids.append(message.id)
+            if expects is not None and expects.turn is None:
+                expects = replace(expects, turn=event.event_id)  # the first one decides for all
+            continue
+        said = Event.of(
             one,
             conversation_id=conversation_id,
             metadata=EMPTY if metadata is None else metadata,
             occurred_at=occurred_at,
         )
-        if isinstance(event.metadata, Mapping):
-            if event.metadata:
-                _check_keys(event.metadata)
-            if trace is not None and TRACEPARENT not in event.metadata:
-                event = replace(event, metadata={**event.metadata, TRACEPARENT: trace})
-            if expects is not None:
-                event = replace(event, metadata={**event.metadata, EXPECTS: expects.to_data()})
-                if expects.turn is None:
-                    expects = replace(expects, turn=event.event_id)  # the first one decides for all
-        encoded.append(encode(event, conversation_id=conversation_id, limits=limits))
-        message_ids.append(event.data["message_id"] if event.type == MessageAppended.type else None)
+        if isinstance(said.metadata, Mapping):
+            said = replace(said, metadata=_added(said.metadata, trace, expects))
+        encoded.append(encode(said, conversation_id=conversation_id, limits=limits))
+        message_ids.append(said.data["message_id"] if said.type == MessageAppended.type else None)
+        if expects is not None and expects.turn is None:
+            expects = replace(expects, turn=said.event_id)
     return Prepared(
         conversation_id=conversation_id,
         events=tuple(encoded),
@@ -200,10 +221,25 @@ def prepare(
     )
 
 
-def _check_keys(metadata: Mapping[str, Any]) -> None:
-    for key in metadata:
-        if isinstance(key, str) and key.startswith(RESERVED):
-            raise InvalidInput("metadata", f"has a key that begins with {RESERVED!r}: those are Letopis' own")
+def _added(given: Mapping[str, Any] | None, trace: str | None, expects: Expects | None) -> Mapping[str, Any]:
+    """Return the metadata of an event: the caller's, with the trace and the condition.
+
+    :raises InvalidInput: a key of the caller's is one of Letopis' own.
+    """
+    if given is None:
+        given = EMPTY
+    elif isinstance(given, Mapping):
+        for key in given:
+            if isinstance(key, str) and key.startswith(RESERVED):
+                raise InvalidInput("metadata", f"has a key that begins with {RESERVED!r}: those are Letopis' own")
+    if trace is None and expects is None:
+        return given
+    added: dict[str, Any] = {}
+    if trace is not None:
+        added[TRACEPARENT] = trace
+    if expects is not None:
+        added[EXPECTS] = expects.to_data()
+    return {**added, **given}
 
 
 @dataclass(slots=True)
@@ -278,7 +314,7 @@ class Plan:
         since = self.since.get(conversation_id)
         for event in fresh:
             lane.head += 1
-            if event.type in EFFECTIVE:
+            if EFFECTIVE.get(event.type) == event.schema_version:
                 event = self._effect(lane, owner_id, event)
             if since is not None:
                 since.append((lane.head, event.type))

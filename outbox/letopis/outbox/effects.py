@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -20,17 +20,18 @@ from letopis.store.vocabulary import (
     MessageSent,
 )
 
-EFFECTIVE: Final = frozenset(
-    {
-        ConversationActivated.type,
-        ConversationDeleted.type,
-        MessageEdited.type,
-        MessageFailed.type,
-        MessageRedacted.type,
-        MessageSent.type,
-    }
-)
-"""The types of events that do something to the file besides being in it."""
+EFFECTIVE: Final[Mapping[str, int]] = {
+    body.type: body.schema_version
+    for body in (
+        ConversationActivated,
+        ConversationDeleted,
+        MessageEdited,
+        MessageFailed,
+        MessageRedacted,
+        MessageSent,
+    )
+}
+"""The types of events that do something to the file besides being in it, each in the version that is understood."""
 
 _ACTIVATED: Final = (
     "INSERT INTO letopis_outbox_owners (owner_id, active_conversation_id, activated_order) VALUES (?, ?, ?)"

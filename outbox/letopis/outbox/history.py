@@ -18,6 +18,7 @@ from letopis.outbox.backoff import RetryPolicy
 from letopis.outbox.bounds import Bounds
 from letopis.outbox.chats import Chats
 from letopis.outbox.file import OutboxFile, outbox_path
+from letopis.outbox.forking import Forking
 from letopis.outbox.incidents import Rules
 from letopis.outbox.receipts import FASTEST, SLOWEST, waiting_for_nothing
 from letopis.outbox.relay import Relay
@@ -46,7 +47,7 @@ _BOUNDS: Final = Bounds()
 _RULES: Final = Rules()
 
 
-class History(Chats, Replies, Searching, Windows):
+class History(Chats, Forking, Replies, Searching, Windows):
     """A conversation history that never silently loses what was said. Open it with :meth:`open`.
 
     To be used by any number of tasks of one event loop. Other processes may have the same outbox open.

@@ -16,7 +16,7 @@ from letopis.outbox.append import Prepared, prepare
 from letopis.outbox.file import OutboxFile
 from letopis.outbox.thread import OwnThread
 from letopis.store.codec import DEFAULT_LIMITS, Limits
-from letopis.store.errors import EventIdReused, InvalidInput
+from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput
 from letopis.store.faults import StoreFault
 from letopis.store.history import ConversationStore
 from letopis.store.transfer.jsonl import Line, Refused
@@ -143,7 +143,7 @@ class Intake:
         if len(run) > 1 and len(owners) < 2:
             try:
                 await self.outbox.append(_merged(run, next(iter(owners), None)))
-            except (EventIdReused, InvalidInput):
+            except (ConversationGone, EventIdReused, InvalidInput):
                 pass  # not all of them can be: the loop below finds which
             else:
                 self._count(run, known)
@@ -154,7 +154,7 @@ class Intake:
                 await self.outbox.append(item.prepared)
             except EventIdReused:
                 refused.append(_taken(item))
-            except InvalidInput as error:
+            except (InvalidInput, ConversationGone) as error:
                 refused.append(Refused(number=item.line.number, reason=str(error), size=item.line.size))
             else:
                 self._count((item,), there)

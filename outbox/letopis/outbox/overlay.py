@@ -9,8 +9,9 @@ unless another outbox says something in the same conversation first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from letopis.store.fold import SUPERSEDED, Elsewhere, Fold
 from letopis.store.reads import StoreView, Window, conversations_cursor
 from letopis.store.turns import Conflict
 from letopis.store.upcasters import Upcasters
-from letopis.store.vocabulary import ConversationDeleted, ConversationRewound, EventSkipped
+from letopis.store.vocabulary import ConversationDeleted, ConversationRewound, ConversationStarted, EventSkipped
 
 NOWHERE: Final = StoreView(conversation=None, messages=(), sequence=0)
 """What a history store holds of a conversation that it does not know."""
@@ -41,6 +42,10 @@ _OWED: Final = (
 )
 _CUTTING: Final = (
     "SELECT 1 FROM letopis_outbox_events WHERE conversation_id = ? AND sequence > ? AND type IN (?, ?) LIMIT 1"
+)
+_FORKING: Final = (
+    "SELECT 1 FROM letopis_outbox_events WHERE conversation_id = ? AND sequence > ? AND type = ?"
+    " AND instr(data, '\"forked_from\"') > 0 LIMIT 1"
 )
 _SUPERSEDED: Final = (
     "SELECT sequence, expected, actual FROM letopis_outbox_superseded WHERE conversation_id = ? AND sequence > ?"
@@ -69,11 +74,16 @@ class Overtaken(Exception):
     """Events between what the store held and what the file holds were delivered and let go meanwhile: read again."""
 
 
+class Arrived(Exception):
+    """The event up to which the file was to be read is in the history store by now: read again, from there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Beyond:
     """How the file's sequences stand to the places of a conversation.
 
     :ivar base: the place up to which the store was read; ``start``: the sequence of this outbox there.
+    :ivar upto: the sequence up to which the file is read, as it was then; ``None`` for all of it.
     """
 
     lane: Lane
@@ -81,6 +91,13 @@ class _Beyond:
     base: int
     away: bool
     superseded: Mapping[int, Conflict]
+    upto: int | None = None
+
+    def rows(self, connection: sa.Connection, *, backward: bool = False) -> Iterator[Row]:
+        """Yield the events that the file holds beyond the store, up to where it is read."""
+        for row in rows_after(connection, self.lane.conversation_id, self.start, backward=backward):
+            if self.upto is None or row.sequence <= self.upto:
+                yield row
 
     def place(self, sequence: int) -> int:
         return self.base + sequence - self.start
@@ -98,10 +115,13 @@ class _Beyond:
         return Saved.BLOCKED if self.lane.state == "blocked" else Saved.PENDING
 
 
-def _beyond(connection: sa.Connection, conversation_id: str, view: StoreView | None) -> _Beyond | None:
+def _beyond(
+    connection: sa.Connection, conversation_id: str, view: StoreView | None, upto: int | None = None
+) -> _Beyond | None:
     """Return where the file goes on after ``view``, or from where its tail begins without one.
 
     :raises Overtaken: the file does not go on there.
+    :raises Arrived: ``view`` goes on beyond ``upto``.
     """
     lane = find_lane(connection, conversation_id)
     if lane is None:
@@ -110,6 +130,8 @@ def _beyond(connection: sa.Connection, conversation_id: str, view: StoreView | N
         raise Overtaken
     base = lane.pruned if view is None else 0 if view.conversation is None else view.conversation.version
     start = lane.pruned if view is None else lane.delivered if _apart(connection, lane, view) else view.sequence
+    if upto is not None and view is not None and start >= upto:
+        raise Arrived
     verdicts = _all(connection, _SUPERSEDED, (conversation_id, start))
     return _Beyond(
         lane=lane,
@@ -117,6 +139,7 @@ def _beyond(connection: sa.Connection, conversation_id: str, view: StoreView | N
         base=base,
         away=view is None,
         superseded={row[0]: Conflict(expected=row[1], actual=row[2]) for row in verdicts},
+        upto=upto,
     )
 
 
@@ -143,6 +166,7 @@ def messages_over(
     origin_id: UUID,
     upcasters: Upcasters,
     places: Mapping[str, Elsewhere] | None = None,
+    upto: int | None = None,
 ) -> Page[RecordedMessage]:
     """Return the messages of a window: those of ``view`` with what the file holds beyond it.
 
@@ -150,10 +174,12 @@ def messages_over(
     not be read: then the page comes from the retained tail alone and is not complete.
 
     :param places: of the messages in the store that pending rewinds name.
+    :param upto: as it was after this sequence of the outbox, which is beyond ``view``.
     :raises Overtaken: read the store again.
     :raises Unplaced: ask for the places first.
+    :raises Arrived: ``upto`` is in ``view``.
     """
-    beyond = _beyond(connection, conversation_id, view)
+    beyond = _beyond(connection, conversation_id, view, upto)
     away = view is None
     seen = _seen(beyond, view)
     view = NOWHERE if view is None else view
@@ -193,14 +219,50 @@ def messages_over(
     return Page(found, next=None if place is None else str(place), complete=not away, seen=seen)
 
 
-def bound_of(
-    connection: sa.Connection, conversation_id: str, view: StoreView, places: Mapping[str, Elsewhere]
-) -> int | None:
-    """Return the version beyond which what is pending takes stored messages off the path; ``None`` for none.
+def may_inherit(connection: sa.Connection, conversation_id: str, view: StoreView | None) -> bool:
+    """Whether a conversation may be a fork that reads its parent; a look that costs little."""
+    if view is not None and view.conversation is not None and view.conversation.forked_from is not None:
+        return view.conversation.inherits
+    values = (conversation_id, 0 if view is None else view.sequence, ConversationStarted.type)
+    return bool(_all(connection, _FORKING, values))
+
+
+def happened(connection: sa.Connection, conversation_id: str, view: StoreView | None, moment: datetime) -> UUID | None:
+    """Return the last event beyond ``view``, in order, that had happened by a moment; ``None`` where none had.
 
     :raises Overtaken: read the store again.
     """
     beyond = _beyond(connection, conversation_id, view)
+    if beyond is not None:
+        for row in beyond.rows(connection, backward=True):
+            if row.occurred_at <= moment:
+                return row.event_id
+    return None
+
+
+def place_over(connection: sa.Connection, message: RecordedMessage, view: StoreView | None) -> int:
+    """Return the place of a message that was read over ``view``.
+
+    :raises Overtaken: read the store again.
+    """
+    beyond = _beyond(connection, message.conversation_id, view)
+    return message.version or 0 if beyond is None else _place(message, beyond)
+
+
+def bound_of(
+    connection: sa.Connection,
+    conversation_id: str,
+    view: StoreView,
+    places: Mapping[str, Elsewhere],
+    *,
+    upto: int | None = None,
+) -> int | None:
+    """Return the version beyond which what is pending takes stored messages off the path; ``None`` for none.
+
+    :raises Overtaken: read the store again.
+    :raises Arrived: ``upto`` is in ``view``.
+    """
+    beyond = _beyond(connection, conversation_id, view, upto)
     if beyond is None:
         return None
     bound: int | None = None
@@ -219,7 +281,7 @@ def _cuts(connection: sa.Connection, conversation_id: str, beyond: _Beyond) -> l
     if not _all(connection, _CUTTING, (conversation_id, beyond.start, *sorted(CUTTING))):
         return cuts
     appended: set[str] = set()
-    for row in rows_after(connection, conversation_id, beyond.start):
+    for row in beyond.rows(connection):
         if row.sequence in beyond.superseded:
             continue
         if row.appends:
@@ -271,7 +333,7 @@ def _rows_of(
     :param whole: all of them, since some are not on the path, or may take others off it.
     """
     if whole:
-        return list(rows_after(connection, conversation_id, beyond.start)), False
+        return list(beyond.rows(connection)), False
     room = window.limit
     if window.first is not None:
         # What the store still has comes first.
@@ -279,7 +341,7 @@ def _rows_of(
     backward = window.last is not None
     kept: list[Row] = []
     cut = False
-    for row in rows_after(connection, conversation_id, beyond.start, backward=backward):
+    for row in beyond.rows(connection, backward=backward):
         if row.appends:
             place = beyond.place(row.sequence)
             if (window.before is not None and place >= window.before) or (
@@ -310,16 +372,19 @@ def conversation_over(
     origin_id: UUID,
     upcasters: Upcasters,
     places: Mapping[str, Elsewhere] | None = None,
+    upto: int | None = None,
 ) -> Conversation | None:
     """Return the conversation of ``view`` with what the file holds beyond it; from the retained tail without one.
 
     Whether it is the active one is not looked at here.
 
     :param places: of the messages in the store that pending rewinds name.
+    :param upto: as it was after this sequence of the outbox, which is beyond ``view``.
     :raises Overtaken: read the store again.
     :raises Unplaced: ask for the places first.
+    :raises Arrived: ``upto`` is in ``view``.
     """
-    beyond = _beyond(connection, conversation_id, view)
+    beyond = _beyond(connection, conversation_id, view, upto)
     held = None if view is None else view.conversation
     seen = _seen(beyond, view)
     if beyond is None:
@@ -328,7 +393,7 @@ def conversation_over(
     if cuts and places is None and view is not None:
         raise Unplaced(_named(cuts))
     folding = Fold(held, elsewhere=_older(cuts, beyond) if view is None else places, upcasters=upcasters)
-    for row in rows_after(connection, conversation_id, beyond.start):
+    for row in beyond.rows(connection):
         folding.apply(beyond.judged(row.event(conversation_id, origin_id)))
     found = folding.result().conversation
     if found is None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
 from letopis.outbox.embedded import Embedded
+from letopis.outbox.lineage import Ancestry, Own, ReadOwn, is_gone
 from letopis.outbox.overlay import (
+    Arrived,
     Key,
     Unplaced,
     bound_of,
     conversation_over,
     events_over,
+    happened,
     list_over,
+    may_inherit,
     messages_over,
+    place_over,
 )
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.errors import OutboxUnavailable
@@ -25,6 +31,7 @@ from letopis.store.events import RecordedEvent
 from letopis.store.fold import Elsewhere
 from letopis.store.history import ConversationStore
 from letopis.store.identifiers import check_identifier
+from letopis.store.lineage import across, bared, ended, goes_on
 from letopis.store.reads import (
     EVERYDAY,
     StoreView,
@@ -34,6 +41,8 @@ from letopis.store.reads import (
     check_states,
     read_conversations_cursor,
 )
+from letopis.store.timetravel import AsOf, bare_conversation, check_as_of
+from letopis.store.vocabulary import ForkPoint
 
 T = TypeVar("T")
 
@@ -69,12 +78,15 @@ async def _places(
 
 
 def _cut_of(
-    connection: sa.Connection, conversation_id: str, found: tuple[StoreView, dict[str, Elsewhere]] | None
+    connection: sa.Connection,
+    conversation_id: str,
+    found: tuple[StoreView, dict[str, Elsewhere]] | None,
+    upto: int | None,
 ) -> _Cut:
     if found is None:
         return _Cut(places={})
     view, places = found
-    return _Cut(places=places, bound=bound_of(connection, conversation_id, view, places))
+    return _Cut(places=places, bound=bound_of(connection, conversation_id, view, places, upto=upto))
 
 
 class Reading(Embedded):
@@ -89,22 +101,106 @@ class Reading(Embedded):
         before: int | str | None = None,
         after: int | str | None = None,
         every: bool = False,
+        as_of: AsOf | None = None,
     ) -> Page[RecordedMessage]:
         """Return messages, oldest first, with what is not saved yet: the newest ``last``, the ``first``, or all.
 
-        ``before`` and ``after`` are the ``next`` of a page, or versions. While the history store is away, what the
-        outbox still holds is returned, with ``complete`` set to ``False``.
+        ``before`` and ``after`` are the ``next`` of a page, or versions. The messages that a fork inherits come first,
+        with the id and the versions of the conversation that they were said in; plain versions mean the conversation's
+        own. While the history store is away, what the outbox still holds is returned, with ``complete`` set to
+        ``False``; so it is where an ancestor of a fork is neither here nor there yet.
 
-        :param every: those that have left the active path too: rewound over, or superseded.
+        :param every: those of its own that have left the active path too: rewound over, or superseded.
+        :param as_of: as they were after this version, or after the last event, in order, that had happened by a
+            moment. Unsaved events have no version, so they are part of a moment only. What was redacted since is
+            redacted; of a conversation deleted since, all of it.
         :raises InvalidInput: an argument is wrong.
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
         check_identifier(conversation_id, "conversation_id")
         window = Window.of(last=last, first=first, before=before, after=after, every=every)
-        return await self._own_messages(conversation_id, window)
+        if as_of is None:
+            return await self._settled(lambda file: self._with_inherited(conversation_id, window, file=file))
+        check_as_of(as_of)
+        return await self._settled(lambda file: self._as_of(conversation_id, as_of, window, file=file))
 
-    async def _own_messages(self, conversation_id: str, window: Window) -> Page[RecordedMessage]:
-        """Return messages that were said in the conversation itself."""
+    async def _with_inherited(self, conversation_id: str, window: Window, *, file: bool) -> Page[RecordedMessage]:
+        """Return messages of a conversation, and where it is a fork and they do not fill the window, its ancestors'."""
+        at = window.at(0)
+        own = await self._own(conversation_id, at or Window(last=1), inherits=at is None)
+        found = own.conversation
+        if found is None or not found.inherits:
+            return own.page if at is not None else replace(own.page, items=(), next=None)
+        ancestry = Ancestry(self._reach, self.outbox, self._own, file=file)
+        levels, whole = await ancestry.levels(found.forked_from, known=(conversation_id,))
+        page = await across([_Now(self._own, found, at, own.page), *levels], window)
+        page = ended(page, window, whole=whole)
+        return replace(page, complete=page.complete and own.page.complete, seen=own.page.seen)
+
+    async def _as_of(self, conversation_id: str, as_of: AsOf, window: Window, *, file: bool) -> Page[RecordedMessage]:
+        """Return messages as they were: what a fork made at that moment inherits."""
+        point = await self._point(conversation_id, as_of)
+        if point is None:
+            return Page((), complete=False)
+        levels, whole = await Ancestry(self._reach, self.outbox, self._own, file=file).levels(point)
+        if not levels:
+            return Page((), complete=not self._reach.away)
+        page = ended(await across(levels, window), window, whole=whole)
+        return bared(page, conversation_id) if await self._gone(conversation_id) else page
+
+    async def _point(self, conversation_id: str, as_of: AsOf) -> ForkPoint | None:
+        """Return the event that is meant; ``None`` where that cannot be known while the store is away."""
+        if not isinstance(as_of, datetime):
+            return ForkPoint(conversation_id=conversation_id, version=as_of)
+        moment, origin_id = as_of, self.outbox.origin.origin_id
+
+        async def ask(store: ConversationStore) -> tuple[StoreView, int]:
+            # What is delivered after this is found in the file still.
+            view = await store.view(conversation_id, origin_id=origin_id, last=1)
+            version = await store.read_past(
+                lambda lineage, connection: lineage.past.version_at(connection, conversation_id, moment)
+            )
+            return view, version
+
+        def lay(connection: sa.Connection, found: tuple[StoreView, int] | None) -> ForkPoint | None:
+            event_id = happened(connection, conversation_id, None if found is None else found[0], moment)
+            if event_id is not None:
+                return ForkPoint(conversation_id=conversation_id, event_id=event_id)
+            return None if found is None else ForkPoint(conversation_id=conversation_id, version=found[1])
+
+        return await self._read(ask, lay)
+
+    async def _gone(self, conversation_id: str) -> bool:
+        if await is_gone(self.outbox, conversation_id):
+            return True
+        found = await self._reach.read(lambda store: store.conversation(conversation_id))
+        return found is not None and found.state == "deleted"
+
+    async def _settled(self, read: Callable[[bool], Awaitable[T]]) -> T:
+        """Read again while what was pending arrives in the store in between; the last time from the store alone."""
+        for file in (True, True, True, False):
+            try:
+                return await read(file)
+            except Arrived:
+                continue
+        raise OutboxUnavailable("the conversation changes faster than it can be read: read it again")
+
+    async def _own(
+        self,
+        conversation_id: str,
+        window: Window,
+        *,
+        upto: int | None = None,
+        find: str | None = None,
+        inherits: bool = False,
+    ) -> Own:
+        """Return messages that were said in the conversation itself.
+
+        :param upto: as it was after this sequence of the outbox, which is not in the store.
+        :param find: a message of which the place is wanted, if it is on the page.
+        :param inherits: look whether it is a fork, even if the page leaves no room for what that inherits.
+        :raises Arrived: ``upto`` is in the store.
+        """
         origin_id = self.outbox.origin.origin_id
 
         async def ask(store: ConversationStore, cut: _Cut) -> StoreView:
@@ -118,8 +214,8 @@ class Reading(Embedded):
                 every=window.every,
             )
 
-        def lay(connection: sa.Connection, view: StoreView | None, cut: _Cut) -> Page[RecordedMessage]:
-            return messages_over(
+        def lay(connection: sa.Connection, view: StoreView | None, cut: _Cut) -> Own:
+            page = messages_over(
                 connection,
                 conversation_id,
                 view,
@@ -127,38 +223,79 @@ class Reading(Embedded):
                 origin_id=origin_id,
                 upcasters=self._upcasters,
                 places=cut.places,
+                upto=upto,
+            )
+            held = None
+            if (inherits or goes_on(window, page)) and may_inherit(connection, conversation_id, view):
+                held = self._conversation_over(connection, conversation_id, view, cut, upto)
+            there = next((one for one in reversed(page) if one.id == find), None)
+            return Own(
+                page=page, conversation=held, place=None if there is None else place_over(connection, there, view)
             )
 
-        return await self._cut_read(conversation_id, ask, lay)
+        return await self._cut_read(conversation_id, ask, lay, upto=upto)
 
-    async def conversation(self, conversation_id: str) -> Conversation | None:
+    async def conversation(self, conversation_id: str, *, as_of: AsOf | None = None) -> Conversation | None:
         """Return a conversation with what is not saved yet; ``None`` where there is none.
 
         While the history store is away it is what the outbox still holds of it, which may be less than all.
+
+        :param as_of: as it stood after this version, or after the last event, in order, that had happened by a moment;
+            ``None`` where it had not begun, and where that cannot be known while the history store is away. Unsaved
+            events have no version, so they are part of a moment only. ``active`` is not known of the past.
         """
         check_identifier(conversation_id, "conversation_id")
+        if as_of is None:
+            return await self._conversation(conversation_id)
+        check_as_of(as_of)
+        return await self._settled(lambda file: self._conversation_as_of(conversation_id, as_of, file=file))
+
+    async def _conversation_as_of(self, conversation_id: str, as_of: AsOf, *, file: bool) -> Conversation | None:
+        point = await self._point(conversation_id, as_of)
+        if point is None:
+            return None
+        level = await Ancestry(self._reach, self.outbox, self._own, file=file).of(point)
+        if isinstance(level, int):
+            found = await self._conversation(conversation_id, upto=level)
+        elif level is not None:
+            version = level.version
+            found = await self._reach.read(lambda store: store.conversation(conversation_id, as_of=version))
+        else:
+            return None
+        gone = found is not None and await self._gone(conversation_id)
+        return bare_conversation(found) if found is not None and gone else found
+
+    async def _conversation(self, conversation_id: str, *, upto: int | None = None) -> Conversation | None:
         origin_id = self.outbox.origin.origin_id
 
         async def ask(store: ConversationStore, cut: _Cut) -> StoreView:
             return await store.view(conversation_id, origin_id=origin_id, last=1)
 
         def lay(connection: sa.Connection, view: StoreView | None, cut: _Cut) -> Conversation | None:
-            return conversation_over(
-                connection,
-                conversation_id,
-                view,
-                origin_id=origin_id,
-                upcasters=self._upcasters,
-                places=cut.places,
-            )
+            return self._conversation_over(connection, conversation_id, view, cut, upto)
 
-        return await self._cut_read(conversation_id, ask, lay)
+        return await self._cut_read(conversation_id, ask, lay, upto=upto)
+
+    def _conversation_over(
+        self, connection: sa.Connection, conversation_id: str, view: StoreView | None, cut: _Cut, upto: int | None
+    ) -> Conversation | None:
+        return conversation_over(
+            connection,
+            conversation_id,
+            view,
+            origin_id=self.outbox.origin.origin_id,
+            upcasters=self._upcasters,
+            places=cut.places,
+            upto=upto,
+        )
 
     async def _cut_read(
         self,
         conversation_id: str,
         ask: Callable[[ConversationStore, _Cut], Coroutine[Any, Any, StoreView]],
         lay: Callable[[sa.Connection, StoreView | None, _Cut], T],
+        *,
+        upto: int | None = None,
     ) -> T:
         """Read the store and lay the file over it; where what is pending cuts the path, first find out where."""
         cut = _Cut()
@@ -171,7 +308,7 @@ class Reading(Embedded):
             except Unplaced as unplaced:
                 cut = await self._read(
                     lambda store, ids=unplaced.message_ids: _places(store, self, conversation_id, ids),  # type: ignore[misc]
-                    lambda connection, found: _cut_of(connection, conversation_id, found),
+                    lambda connection, found: _cut_of(connection, conversation_id, found, upto),
                 )
         raise OutboxUnavailable("the conversation is rewound faster than it can be read: read it again")
 
@@ -243,3 +380,32 @@ class Reading(Embedded):
             return events_over(connection, conversation_id, view, page, after=start, limit=limit, origin_id=origin_id)
 
         return await self._read(ask, lay)
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """The conversation that is read, as it stood when it was found to be a fork.
+
+    :ivar page: of ``window``, which was read at that moment.
+    """
+
+    own: ReadOwn
+    conversation: Conversation
+    window: Window | None
+    read: Page[RecordedMessage]
+
+    @property
+    def inherited_to(self) -> str | None:
+        return self.conversation.inherited_to
+
+    async def page(self, window: Window) -> Page[RecordedMessage]:
+        if window == self.window:
+            return self.read
+        own = await self.own(self.conversation.conversation_id, window, inherits=True)
+        there = own.conversation
+        if there is None or (there.inherits, there.inherited_to) != (True, self.inherited_to):
+            raise Arrived  # it was rewound into what it inherits meanwhile
+        return own.page
+
+    async def find(self, message_id: str, upto: int | None) -> int | None:
+        return None  # nobody reads it through a fork here

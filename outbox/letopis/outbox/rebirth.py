@@ -36,8 +36,21 @@ _SHIFT_MARKS: Final = (
     " WHERE l.conversation_id = letopis_outbox_incidents.conversation_id)"
     " WHERE resolved_at IS NULL AND conversation_id IN (SELECT conversation_id FROM letopis_outbox_lanes)"
 )
-_FORGET_LANES: Final = "DELETE FROM letopis_outbox_lanes WHERE delivered = head"
-_RESTART_LANES: Final = "UPDATE letopis_outbox_lanes SET head = head - delivered, delivered = 0, pruned = 0"
+# What a pending event's writer had seen of this outbox is numbered anew too. What of it was delivered, the history
+# store knows as the original's: to have seen that is to have seen nothing of one's own.
+_SHIFT_CONDITIONS: Final = (
+    """UPDATE letopis_outbox_events SET metadata = json_set(metadata, '$."letopis.expects".sequence', max(0,"""
+    """ json_extract(metadata, '$."letopis.expects".sequence') - (SELECT delivered FROM letopis_outbox_lanes AS l"""
+    """ WHERE l.conversation_id = letopis_outbox_events.conversation_id)))"""
+    """ WHERE iif(json_valid(metadata), json_type(metadata, '$."letopis.expects".sequence'), NULL) = 'integer'"""
+)
+_FORGET_VERDICTS: Final = "DELETE FROM letopis_outbox_superseded"
+# A conversation that was deleted stays known as that, so that nothing more is appended to it.
+_FORGET_LANES: Final = "DELETE FROM letopis_outbox_lanes WHERE delivered = head AND deleted = 0"
+_RESTART_LANES: Final = (
+    "UPDATE letopis_outbox_lanes SET head = head - delivered, delivered = 0, pruned = 0,"
+    " deleted = iif(deleted = 0, 0, max(1, deleted - delivered))"
+)
 _COUNT: Final = "SELECT count(*), coalesce(sum(head - delivered), 0) FROM letopis_outbox_lanes WHERE delivered < head"
 
 
@@ -83,6 +96,14 @@ async def give_new_origin(path: str | os.PathLike[str]) -> Reborn:
 
 def _renew(connection: sa.Connection, path: Path, now_us: int) -> Reborn:
     conversations, pending = connection.exec_driver_sql(_COUNT).one()
-    for statement in (_FORGET_DELIVERED, *_RENUMBER, _SHIFT_MARKS, _FORGET_LANES, _RESTART_LANES):
+    for statement in (
+        _FORGET_DELIVERED,
+        _FORGET_VERDICTS,
+        _SHIFT_CONDITIONS,
+        *_RENUMBER,
+        _SHIFT_MARKS,
+        _FORGET_LANES,
+        _RESTART_LANES,
+    ):
         connection.exec_driver_sql(statement)
     return Reborn(origin=renew(connection, path, now_us=now_us), pending=pending, conversations=conversations)

@@ -18,9 +18,11 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from letopis.outbox.effects import erase, was_redacted
 from letopis.outbox.incident_log import note_skipped
 from letopis.outbox.lanes import find_lane
 from letopis.store.codec import DEFAULT_LIMITS, EncodedEvent, Limits, decode, digest_of, encode
+from letopis.store.erasure import OF_A_MESSAGE
 from letopis.store.errors import InvalidInput, LetopisError
 from letopis.store.events import Event, from_microseconds
 from letopis.store.messages import EMPTY
@@ -53,8 +55,8 @@ _KEEP: Final = (
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _REPLACE: Final = (
-    "UPDATE letopis_outbox_events SET event_id = ?, type = ?, schema_version = ?, data = ?, metadata = ?, digest = ?"
-    " WHERE event_id = ?"
+    "UPDATE letopis_outbox_events SET event_id = ?, type = ?, schema_version = ?, data = ?, metadata = ?, digest = ?,"
+    " redacted = 0 WHERE event_id = ?"
 )
 _ADD: Final = (
     "INSERT INTO letopis_outbox_events (event_id, conversation_id, sequence, type, schema_version, data, metadata,"
@@ -522,11 +524,25 @@ def _replace(
             old.event_id.bytes,
         ),
     )
+    _keep_erased(connection, new)
     if ConversationStarted.type in (old.type, new.type):
         _follow_owner(connection, old, new)
     if old.state != "blocked":  # nobody has an event of a blocked lane under way
         connection.exec_driver_sql(_FENCE)
     _set(connection, _READY, [old.conversation_id])
+
+
+def _keep_erased(connection: sa.Connection, new: EncodedEvent) -> None:
+    """Take the content of a message away again, where it was redacted before its event was repaired."""
+    if new.type not in OF_A_MESSAGE:
+        return
+    message_id = str(_decoded(new.data, "data").get("message_id"))
+    cursor = connection.connection.cursor()
+    try:
+        if was_redacted(cursor, new.conversation_id, message_id):
+            erase(cursor, new.conversation_id, message_id)
+    finally:
+        cursor.close()
 
 
 def _follow_owner(connection: sa.Connection, old: Entry, new: EncodedEvent) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -89,6 +89,16 @@ class Row:
         :raises OutboxUnavailable: it is damaged in the file.
         """
         return _decoded(self.values[4], self.sequence)
+
+    @property
+    def event_id(self) -> UUID:
+        """Its id."""
+        return UUID(bytes=self.values[1])
+
+    @property
+    def occurred_at(self) -> datetime:
+        """When it happened."""
+        return from_microseconds(self.values[7])
 
     @property
     def appends(self) -> bool:

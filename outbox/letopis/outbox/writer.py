@@ -24,6 +24,7 @@ from letopis.outbox.identity import place_of
 from letopis.outbox.thread import OwnThread
 from letopis.outbox.trouble import is_busy, is_conflict, is_full, sqlite_error, translate
 from letopis.outbox.turn import Turn
+from letopis.store.cutback import CutBack
 from letopis.store.errors import Closed, LetopisError, OutboxUnavailable
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class _Group:
     values: list[Any] = field(default_factory=list)
     appended: bool = False
     changed: bool = False
+    erased: bool = False
 
 
 class _CommitFailed(Exception):
@@ -102,6 +104,7 @@ class Writer:
         self._crowded = False
         # Whether the WAL may still hold what was taken out of the file; also by a process that died before it cut it.
         self._cut = True
+        self._cutting = CutBack(self._cut_now)
         self._idle: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -130,12 +133,22 @@ class Writer:
         await self._thread.run(self._tidy)
 
     def cut_back(self) -> None:
-        """Have the WAL cut back, at the next quiet moment at the latest: it holds what was taken out of the file."""
+        """Have the WAL cut back, as soon as no reader needs it: it holds what was taken out of the file."""
         self._cut = True
+        self._cutting.due()
+
+    async def _cut_now(self) -> bool:
+        def run() -> bool:
+            with suppress(sqlite3.Error, DBAPIError, OutboxUnavailable):
+                self._checkpoint()
+            return not self._cut
+
+        return await self._thread.run(run)
 
     async def close(self) -> None:
         """Write what waits, then close the connection. Later requests are refused."""
         self._closed = True
+        await self._cutting.close()
         if self._asked:
             self._idle = self._loop.create_future()
             await self._idle
@@ -193,6 +206,8 @@ class Writer:
             self._appended.ring()
         if group.changed:
             self._changed.ring()
+        if group.erased and self._cut and not self._closed:
+            self._cutting.due()
         if self._waiting:
             # After those who were woken just now, and behind the transactions that ask already.
             self._loop.call_soon(self._turn.ask, self._begin)
@@ -210,8 +225,8 @@ class Writer:
         group.appended = any(one.prepared is not None for one in done)
         group.changed = any(one.work is not None for one in done)
         if any(isinstance(value, Appended) and value.erased for value in group.values):
-            self._cut = True
-            with suppress(sqlite3.Error, DBAPIError):  # then at a quiet moment
+            self._cut = group.erased = True
+            with suppress(sqlite3.Error, DBAPIError):  # then behind it
                 self._checkpoint()
 
     def _write(self, members: Sequence[tuple[Prepared | None, Work | None]]) -> list[Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 
+from letopis.store.catchup import Progress, Projector
 from letopis.store.codec import Limits
-from letopis.store.conversation import Conversation, Delivery, Page, RecordedMessage, Saved
+from letopis.store.conversation import Conversation, Delivery, Page, Reaction, RecordedMessage, Saved, Seen
 from letopis.store.engines import Timeouts
 from letopis.store.errors import (
     BatchRefused,
     Closed,
     ConfigurationError,
+    ConversationGone,
     EventIdReused,
     HistoryDiverged,
     InvalidInput,
@@ -19,11 +21,16 @@ from letopis.store.errors import (
     OutboxFull,
     OutboxUnavailable,
     SequenceGap,
+    VersionConflict,
 )
 from letopis.store.events import Event, RecordedEvent
 from letopis.store.faults import FaultClass, StoreFault
 from letopis.store.history import ConversationStore
 from letopis.store.messages import Data, File, Message, Reasoning, Text, ToolCall, ToolResult, UnknownPart
+from letopis.store.projections import Projection
+from letopis.store.rebuild import Rebuilt
+from letopis.store.search.hits import Hit
+from letopis.store.statistics import Figures, Statistics
 from letopis.store.upcasters import Upcasters
 from letopis.store.vocabulary import (
     Body,
@@ -37,6 +44,7 @@ from letopis.store.vocabulary import (
     ConversationStarted,
     CustomEvent,
     EventSkipped,
+    ForkPoint,
     MessageAppended,
     MessageEdited,
     MessageFailed,
@@ -57,6 +65,7 @@ __all__ = (
     "ConversationAnnotated",
     "ConversationArchived",
     "ConversationDeleted",
+    "ConversationGone",
     "ConversationRenamed",
     "ConversationRestored",
     "ConversationRewound",
@@ -69,8 +78,11 @@ __all__ = (
     "EventIdReused",
     "EventSkipped",
     "FaultClass",
+    "Figures",
     "File",
+    "ForkPoint",
     "HistoryDiverged",
+    "Hit",
     "InvalidInput",
     "LetopisError",
     "Limits",
@@ -84,13 +96,20 @@ __all__ = (
     "OutboxFull",
     "OutboxUnavailable",
     "Page",
+    "Progress",
+    "Projection",
+    "Projector",
+    "Reaction",
     "ReactionAdded",
     "ReactionRemoved",
     "Reasoning",
+    "Rebuilt",
     "RecordedEvent",
     "RecordedMessage",
     "Saved",
+    "Seen",
     "SequenceGap",
+    "Statistics",
     "StoreFault",
     "Text",
     "Timeouts",
@@ -99,6 +118,7 @@ __all__ = (
     "UnknownEvent",
     "UnknownPart",
     "Upcasters",
+    "VersionConflict",
 )
 
 # What the library logs is for the program to show; without this, Python would print warnings on its own.

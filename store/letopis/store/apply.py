@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.dialects import Dialect, lookups
-from letopis.store.erasing import Eraser
+from letopis.store.erasing import EVERYTHING, Eraser
 from letopis.store.errors import BatchRefused, InvalidInput, OriginSuperseded
 from letopis.store.faults import FaultClass, StoreFault, translated
 from letopis.store.fold import Tally
@@ -49,7 +49,7 @@ from letopis.store.schema import conversations, events, lanes, log_heads, messag
 from letopis.store.turns import Conflict
 from letopis.store.upcasters import Upcasters
 from letopis.store.verdicts import Verdicts
-from letopis.store.vocabulary import ConversationDeleted, ConversationStarted
+from letopis.store.vocabulary import ConversationDeleted, ConversationStarted, ForkPoint
 
 logger = logging.getLogger("letopis.store.apply")
 
@@ -81,6 +81,7 @@ class Applier:
         partitions: int,
         upcasters: Upcasters,
         inline: Inline,
+        eraser: Eraser,
         now: Callable[[], int],
         erased: Callable[[], None] = lambda: None,
     ) -> None:
@@ -93,7 +94,7 @@ class Applier:
         self._upcasters = upcasters
         self._now = now
         self._statements = _Statements(dialect)
-        self._eraser = Eraser(dialect)
+        self._eraser = eraser
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a batch; see :meth:`letopis.store.history.ConversationStore.apply`."""
@@ -384,6 +385,7 @@ class _Apply:
         """Lock the conversations, and take the fresh events into them."""
         rows = await self._conversations(accepted)
         targets = await self._targets(accepted)
+        forks = _forks(accepted)
         projected = []
         for lane in accepted:
             name = lane.compared.lane.conversation_id
@@ -399,7 +401,10 @@ class _Apply:
             known = await self._leaving(lane, targets.get(name, []))
             verdicts = await self._judge(lane, row)
             deletes = any(isinstance(item.body, ConversationDeleted) for item in lane.fresh)
-            retain = await self._eraser.retained(self._connection, lane.partition, name) if deletes else 0
+            retain = 0
+            if deletes:
+                retain = await self._eraser.retained(self._connection, lane.partition, name)
+                retain = max(retain, *(_reads(fork) for fork in forks if fork.conversation_id == name), 0)
             projected.append((lane, project(row, lane.fresh, known, verdicts=verdicts, retain=retain)))
         return projected
 
@@ -438,12 +443,7 @@ class _Apply:
     async def _conversations(self, accepted: Sequence[_Accepted]) -> dict[str, ConversationRow]:
         found: dict[str, ConversationRow] = {}
         # A fork's parent too, so that it is not deleted and emptied before the fork is seen to read it.
-        parents = {
-            fork.conversation_id
-            for lane in accepted
-            for item in lane.fresh
-            if isinstance(item.body, ConversationStarted) and (fork := item.body.fork) is not None
-        }
+        parents = {fork.conversation_id for fork in _forks(accepted)}
         names = sorted(parents | {lane.compared.lane.conversation_id for lane in accepted}, key=self._lock_order)
         for part in lookups(names):
             rows = await self._rows(
@@ -482,9 +482,10 @@ class _Apply:
                     lane.partition,
                     name,
                     upto=item.versions.start - 1,
-                    message_ids=item.redactions.keys(),
+                    message_ids=item.redactions,
                 )
-            self.released = self.released or item.released
+            # What was retained is looked at again too: only now is all of this batch there to look at.
+            self.released = self.released or item.released or (item.deleted and item.row.retained > 0)
             self.erased = self.erased or item.deleted or bool(item.redactions)
 
     async def _write(self, projected: Sequence[tuple[_Accepted, Projected]]) -> None:
@@ -573,3 +574,17 @@ def interpreted(fresh: tuple[Delivery, ...], upcasters: Upcasters) -> tuple[Inte
         return interpret(fresh, upcasters)
     except InvalidInput as error:
         raise StoreFault(fault_class=FaultClass.POISON, code="invalid", reason=str(error)) from error
+
+
+def _forks(accepted: Sequence[_Accepted]) -> list[ForkPoint]:
+    """Return up to where the forks that a batch begins read their parents."""
+    return [
+        fork
+        for lane in accepted
+        for item in lane.fresh
+        if isinstance(item.body, ConversationStarted) and (fork := item.body.fork) is not None
+    ]
+
+
+def _reads(fork: ForkPoint) -> int:
+    return EVERYTHING if fork.version is None else fork.version

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
@@ -12,11 +13,12 @@ from uuid import UUID
 import orjson
 
 from letopis.store.errors import InvalidInput
-from letopis.store.events import Event, check_type, to_microseconds
-from letopis.store.identifiers import check_identifier
-from letopis.store.messages import EMPTY
-from letopis.store.vocabulary import VOCABULARY, parse
+from letopis.store.events import Event, check_type, now_microseconds, to_microseconds
+from letopis.store.identifiers import check_identifier, derived_event_id
+from letopis.store.messages import EMPTY, Message
+from letopis.store.vocabulary import VOCABULARY, MessageAppended, parse
 
+_APPENDED: Final = MessageAppended.type
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**63 - 1
 TRACEPARENT: Final = "traceparent"
@@ -103,6 +105,37 @@ def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMIT
     )
 
 
+def encode_message(
+    message: Message,
+    *,
+    conversation_id: str,
+    metadata: Mapping[str, Any] = EMPTY,
+    occurred_at: datetime | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> EncodedEvent:
+    """Return the event that appends ``message`` as it is stored: what :func:`encode` makes of it, sooner.
+
+    A message has checked its own shape when it was made, so that only what is inside is looked at here. The
+    conversation id must have been checked.
+
+    :raises InvalidInput: something in it would be refused, or changed, by one of the stores; the error names the field.
+    """
+    message.check()
+    whole = message.to_data()
+    data = _dump(whole, "data", limits)
+    dumped = None if metadata == EMPTY else _dump(metadata, "metadata", limits)
+    return EncodedEvent(
+        conversation_id=conversation_id,
+        event_id=message.event_id or derived_event_id(conversation_id, message.id),
+        type=_APPENDED,
+        schema_version=MessageAppended.schema_version,
+        data=data.decode(),
+        metadata=None if dumped is None else dumped.decode(),
+        digest=digest_of(conversation_id, _APPENDED, MessageAppended.schema_version, data, dumped),
+        occurred_at=now_microseconds() if occurred_at is None else to_microseconds(occurred_at),
+    )
+
+
 def digest_of(
     conversation_id: str, type_name: str, schema_version: int, data: bytes | str, metadata: bytes | str | None
 ) -> bytes:
@@ -147,7 +180,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _dump(value: Any, field: str, limits: Limits) -> bytes:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict | Mapping):  # a plain dict is told in no time, another mapping is not
         raise InvalidInput(field, f"must be an object, not {type(value).__name__}")
     _check(value, field, limits.max_depth)
     try:
@@ -163,6 +196,9 @@ def _dump(value: Any, field: str, limits: Limits) -> bytes:
 def _check(value: Any, field: str, depth: int) -> None:
     """Refuse, by name, what a store would refuse or JSON would change without a word."""
     kind = type(value)
+    if kind is dict:
+        _check_object(value, field, depth)
+        return
     if kind is str:
         if "\0" in value:
             raise InvalidInput(
@@ -177,14 +213,7 @@ def _check(value: Any, field: str, depth: int) -> None:
         if not math.isfinite(value):
             raise InvalidInput(field, "is not a finite number: JSON has no NaN and no infinity")
     elif isinstance(value, Mapping):
-        if depth == 0:
-            raise InvalidInput(field, "is nested too deep")
-        for key, item in value.items():
-            if type(key) is not str:
-                raise InvalidInput(field, f"has a key that is {type(key).__name__}: JSON keys are strings")
-            if "\0" in key:
-                raise InvalidInput(field, "has a key with a NUL character: PostgreSQL cannot store it")
-            _check(item, f"{field}.{key}" if key.isprintable() else f"{field}.{key!a}", depth - 1)
+        _check_object(value, field, depth)
     elif kind is list or kind is tuple:
         if depth == 0:
             raise InvalidInput(field, "is nested too deep")
@@ -192,6 +221,19 @@ def _check(value: Any, field: str, depth: int) -> None:
             _check(item, f"{field}[{index}]", depth - 1)
     else:
         raise InvalidInput(field, f"is {kind.__name__}: only what JSON has can be stored")
+
+
+def _check_object(value: Mapping[Any, Any], field: str, depth: int) -> None:
+    if depth == 0:
+        raise InvalidInput(field, "is nested too deep")
+    for key, item in value.items():
+        if type(key) is not str:
+            raise InvalidInput(field, f"has a key that is {type(key).__name__}: JSON keys are strings")
+        if "\0" in key:
+            raise InvalidInput(field, "has a key with a NUL character: PostgreSQL cannot store it")
+        # Most of what is said is plain text: then nothing has to be named.
+        if type(item) is not str or "\0" in item:
+            _check(item, f"{field}.{key}" if key.isprintable() else f"{field}.{key!a}", depth - 1)
 
 
 def _surrogate(value: Any, field: str) -> str | None:

@@ -127,7 +127,8 @@ class Conversation:
         overlays them.
     :ivar tokens: the sum of what its messages cost, as far as they say; those that have left the path too.
     :ivar metadata: the conversation's own, as it was annotated.
-    :ivar active: whether it is its owner's active one.
+    :ivar active: whether it is its owner's active one, as the history store has it; what is pending of that is known
+        to ``History.active()`` and ``History.chats()``.
     :ivar forked_from: where it reads its parent up to; ``None`` where it is no fork.
     :ivar inherits: whether messages of the parent are on its path: not after all of it was cleared. ``inherited_to``
         is the id of the last one that is, after a rewind into them; ``None`` is all up to ``forked_from``.

@@ -36,6 +36,10 @@ class Dialect(ABC):
     async def begin_apply(self, connection: AsyncConnection) -> None:  # noqa: B027 - not every database needs it
         """Set what one transaction of an apply needs beyond the connection's own settings."""
 
+    async def begin_snapshot(self, connection: AsyncConnection) -> None:
+        """Begin a transaction of which all statements see one state of the database, on a connection without one."""
+        await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
     def locked(self, statement: Statement) -> Statement:
         """Return ``statement`` so that the rows it finds stay locked until the end of the transaction."""
         return statement.with_for_update()
@@ -70,6 +74,9 @@ class Dialect(ABC):
 
 class SQLite(Dialect):
     """One writer at a time: ``BEGIN IMMEDIATE`` is the lock."""
+
+    async def begin_snapshot(self, connection: AsyncConnection) -> None:
+        """Do nothing: a reader's transaction is a snapshot from its first statement on."""
 
     def locked(self, statement: Statement) -> Statement:
         """Return ``statement`` as it is: the transaction holds the whole file."""

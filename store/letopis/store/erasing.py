@@ -1,4 +1,4 @@
-"""Erasing: take content out of events that are stored, in a transaction that is open."""
+"""Erasing: take content out of stored events and out of the search index, in a transaction that is open."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from letopis.store.erasure import OF_A_MESSAGE, stripped
 from letopis.store.plan import Row
 from letopis.store.projection import ours_of
 from letopis.store.schema import conversations, events, messages
-from letopis.store.vocabulary import ConversationDeleted
+from letopis.store.search.index import Index
+from letopis.store.vocabulary import ConversationDeleted, MessageAppended
 
 EVERYTHING: Final = INTEGER_MAX
 """A version beyond all."""
@@ -28,8 +29,9 @@ _DIGEST: Final = list(events.c.keys()).index("digest")
 class Eraser:
     """Strips stored events; its statements are made once."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, index: Index) -> None:
         self._dialect = dialect
+        self._index = index
         at = (
             events.c.partition == sa.bindparam("partition"),
             events.c.conversation_id == sa.bindparam("conversation"),
@@ -84,12 +86,13 @@ class Eraser:
         """Strip the events of a conversation after a version, or only those of some messages; return how many.
 
         All of them are stripped where it was deleted: then the reactions to its messages go too. The event that deleted
-        the conversation keeps its reason.
+        the conversation keeps its reason. What is stripped is found by no search any more.
         """
-        done = 0
+        done, said = 0, list[int]()
         if message_ids is None:
             place = {"at_partition": partition, "at_conversation": conversation_id}
             await connection.execute(self._take_back, place)
+            await self._index.forget(connection, partition, conversation_id, None)
         key = {"partition": partition, "conversation": conversation_id, "upto": upto}
         while True:
             statement = self._all if message_ids is None else self._of_messages
@@ -101,9 +104,12 @@ class Eraser:
                     continue
                 if message_ids is None or data.get("message_id") in message_ids:
                     emptied.append(_emptied(row, data))
+                    said += (row.version,) if row.type == MessageAppended.type else ()
             await self._dialect.overwrite(connection, events, emptied)
             done += len(emptied)
             if len(rows) < _CHUNK:
+                if message_ids is not None:
+                    await self._index.forget(connection, partition, conversation_id, said)
                 return done
             after = rows[-1].version
 

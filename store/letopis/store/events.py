@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -42,6 +43,11 @@ def to_microseconds(moment: datetime) -> int:
     if not _FIRST <= value <= _LAST:
         raise InvalidInput("occurred_at", "lies outside the years 1 to 9999 in UTC")
     return value
+
+
+def now_microseconds() -> int:
+    """Return the present moment in UTC microseconds since 1970."""
+    return time.time_ns() // 1_000
 
 
 def from_microseconds(value: int) -> datetime:

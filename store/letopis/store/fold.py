@@ -200,7 +200,7 @@ class Fold:
             case MessageRedacted():
                 for place in self._places.get(body.message_id, ()):
                     self._messages[place] = redacted(self._messages[place])
-            case ReactionAdded() | ReactionRemoved():
+            case ReactionAdded() | ReactionRemoved() if event.digest is not None:
                 for place in self._places.get(body.message_id, ()):
                     message = self._messages[place]
                     self._messages[place] = replace(message, reactions=reacted(message.reactions, body))

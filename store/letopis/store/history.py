@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -17,18 +18,35 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.apply import Applier
+from letopis.store.catchup import BATCH, Access, Projector
 from letopis.store.conversation import Conversation, Page, RecordedMessage
+from letopis.store.cutback import CutBack, truncate
 from letopis.store.dialects import dialect_for
 from letopis.store.engines import Timeouts, create_store_engine
+from letopis.store.erasing import Eraser
 from letopis.store.errors import Closed, ConfigurationError, InvalidInput
 from letopis.store.events import RecordedEvent, to_microseconds, utc_now
 from letopis.store.faults import FaultClass, StoreFault, translated
+from letopis.store.fold import Elsewhere
+from letopis.store.identifiers import check_identifier, partition_of
+from letopis.store.inline import Inline
+from letopis.store.lineage import Lineage
 from letopis.store.migration import IN_TURN, STORE, Revision, State, revision_state, upgrade
 from letopis.store.plan import ApplyResult, LaneBatch, Origin
-from letopis.store.reads import Reader, StoreView, Window, check_count, check_place
+from letopis.store.projections import Projection, checked_inline
+from letopis.store.reads import EVERYDAY, Reader, StoreView, Window, check_count, check_place
+from letopis.store.rebuild import Rebuilder, Rebuilt
 from letopis.store.schema import log_heads
+from letopis.store.search.finding import UNREAD_MAX, Finder
+from letopis.store.search.hits import Hit, read_place
+from letopis.store.search.index import index_for
+from letopis.store.search.indexing import Indexing
+from letopis.store.search.query import parse
+from letopis.store.search.upkeep import Nearly
 from letopis.store.shield import interrupted_once, uninterrupted
+from letopis.store.statistics import Counted, Counter, Period, Statistics
 from letopis.store.subscription import follow
+from letopis.store.timetravel import AsOf, Past, check_as_of
 from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 
 T = TypeVar("T")
@@ -43,6 +61,12 @@ class _Ready:
 
     applier: Applier
     reader: Reader
+    lineage: Lineage
+    finder: Finder
+    indexing: Indexing
+    counter: Counter
+    access: Access
+    rebuilder: Rebuilder
     partitions: int
 
 
@@ -60,6 +84,8 @@ class ConversationStore:
     :param upcasters: read old events as if they had been written today.
     :param timeouts: in seconds; see :class:`~letopis.store.engines.Timeouts`.
     :param pool_size: connections kept open at most.
+    :param projections: inline ones, written in the transaction of every :meth:`apply`; all processes that apply have to
+        be given the same. One that fails makes the apply fail, and what it delivers waits.
     :param now: what ``recorded_at`` is taken from; no order is.
     :raises ConfigurationError: the URL or an option is wrong.
     """
@@ -73,10 +99,12 @@ class ConversationStore:
         upcasters: Upcasters = NO_UPCASTERS,
         timeouts: Timeouts = _TIMEOUTS,
         pool_size: int = 5,
+        projections: Sequence[Projection] = (),
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         if not 1 <= partitions <= 1024:
             raise ConfigurationError("partitions must be between 1 and 1024")
+        self._inline = checked_inline(projections)
         self._engine = create_store_engine(url, timeouts=timeouts, pool_size=pool_size)
         self._embedded = self._engine.dialect.name == "sqlite"
         # A reader's transaction is one snapshot and takes no lock.
@@ -87,6 +115,8 @@ class ConversationStore:
         self._upcasters = upcasters
         self._now = now
         self._preparing = asyncio.Lock()
+        self._nearly = Nearly(self._catch_up_a_little)
+        self._cut_back = CutBack(partial(truncate, self._engine))
         self._ready: _Ready | None = None
         self._closed = False
 
@@ -119,6 +149,8 @@ class ConversationStore:
         if not self._closed:
             self._closed = True
             self._ready = None
+            await self._nearly.close()
+            await self._cut_back.close()
             await uninterrupted(self._engine.dispose())
 
     async def ping(self) -> None:
@@ -142,15 +174,37 @@ class ConversationStore:
         ready = await self._prepared()
         return await self._whole(ready.applier.apply(origin, batch))
 
-    async def conversation(self, conversation_id: str) -> Conversation | None:
+    async def conversation(self, conversation_id: str, *, as_of: AsOf | None = None) -> Conversation | None:
         """Return a conversation as it stands; ``None`` where there is none.
 
-        :raises InvalidInput: ``conversation_id`` cannot be one.
+        :param as_of: as it stood after this version, or after the last event, in order, that had happened by a moment;
+            ``None`` where it had not begun. Its events up to there are read. ``active`` is not known of the past.
+        :raises InvalidInput: ``conversation_id`` cannot be one, or ``as_of`` is no version and no aware datetime.
         """
+        if as_of is not None:
+            check_as_of(as_of)
+
+            async def read(lineage: Lineage, connection: AsyncConnection) -> Conversation | None:
+                version = await lineage.past.version_at(connection, conversation_id, as_of)
+                return await lineage.past.conversation(connection, conversation_id, version)
+
+            return await self.read_past(read)
         return await self._read(lambda reader, connection: reader.conversation(connection, conversation_id))
 
+    async def active(self, owner: str) -> Conversation | None:
+        """Return an owner's active conversation; ``None`` where there is none.
+
+        :raises InvalidInput: ``owner`` cannot be one.
+        """
+        return await self._read(lambda reader, connection: reader.active(connection, owner))
+
     async def conversations(
-        self, *, owner: str | None = None, after: str | None = None, limit: int = 50
+        self,
+        *,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        states: Collection[str] = EVERYDAY,
     ) -> Page[Conversation]:
         """Return a page of conversations, of one owner or of all, the newest activity first.
 
@@ -158,10 +212,13 @@ class ConversationStore:
         moves to the front, so it may be missed by the later ones.
 
         :param after: the ``next`` of the page before.
+        :param states: ``active``, ``archived``, ``deleted``: those that are shown.
         :raises InvalidInput: ``after`` is no such place, or ``limit`` not from 1 to 10,000.
         """
         return await self._read(
-            lambda reader, connection: reader.conversations(connection, owner=owner, after=after, limit=limit)
+            lambda reader, connection: reader.conversations(
+                connection, owner=owner, after=after, limit=limit, states=states
+            )
         )
 
     async def messages(
@@ -172,16 +229,36 @@ class ConversationStore:
         first: int | None = None,
         before: int | str | None = None,
         after: int | str | None = None,
+        every: bool = False,
+        as_of: AsOf | None = None,
     ) -> Page[RecordedMessage]:
         """Return messages of a conversation, oldest first: the newest ``last``, the ``first``, or all.
 
         ``before`` and ``after`` are versions (or the ``next`` of a page) and exclude themselves; ``next`` of a page is
         its ``before`` with ``last``, and its ``after`` with ``first``. Pages stay in place whatever is said meanwhile.
+        The messages that a fork inherits come first, with the id and the versions of the conversation that they were
+        said in; plain versions mean the conversation's own. Where an ancestor is not here yet, ``complete`` is
+        ``False``.
 
-        :raises InvalidInput: ``last`` with ``first``, or a number out of bounds.
+        :param every: those of its own that have left the active path too: rewound over, or superseded.
+        :param as_of: as they were after this version, or after the last event, in order, that had happened by a
+            moment. What was redacted since is redacted; of a conversation deleted since, all of it.
+        :raises InvalidInput: ``last`` with ``first``, a number out of bounds, or ``as_of`` is no version and no aware
+            datetime.
         """
-        window = Window.of(last=last, first=first, before=before, after=after)
-        return await self._read(lambda reader, connection: reader.messages(connection, conversation_id, window))
+        window = Window.of(last=last, first=first, before=before, after=after, every=every)
+        if as_of is not None:
+            check_as_of(as_of)
+            return await self.read_past(
+                lambda lineage, connection: lineage.as_of(connection, conversation_id, as_of, window)
+            )
+        ready = await self._prepared()
+        page, inherits = await self._read_plain(
+            lambda connection: ready.lineage.own(connection, conversation_id, window)
+        )
+        if not inherits:
+            return page
+        return await self.read_past(lambda lineage, connection: lineage.messages(connection, conversation_id, window))
 
     async def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
         """Return a page of a conversation's events after a version, in order; unknown ones as they were recorded.
@@ -201,16 +278,157 @@ class ConversationStore:
         first: int | None = None,
         before: int | str | None = None,
         after: int | str | None = None,
+        every: bool = False,
     ) -> StoreView:
         """Return a conversation and messages of it, with how far an outbox's lane had got when they were read."""
-        window = Window.of(last=last, first=first, before=before, after=after)
+        window = Window.of(last=last, first=first, before=before, after=after, every=every)
         return await self._read(
             lambda reader, connection: reader.view(connection, conversation_id, origin_id=origin_id, window=window)
         )
 
+    async def read_past(self, read: Callable[[Lineage, AsyncConnection], Awaitable[T]]) -> T:
+        """Read ancestors and the past, all of it in one snapshot."""
+        ready = await self._prepared()
+
+        async def snapshot(connection: AsyncConnection) -> T:
+            await self._dialect.begin_snapshot(connection)
+            return await read(ready.lineage, connection)
+
+        return await self._read_plain(snapshot)
+
+    async def path_of(self, conversation_id: str, message_ids: Collection[str]) -> dict[str, Elsewhere]:
+        """Return where messages stand on a conversation's path; those that are not there are left out."""
+        return await self._read(lambda reader, connection: reader.path_of(connection, conversation_id, message_ids))
+
+    async def search(
+        self,
+        query: str,
+        *,
+        owner: str | None = None,
+        conversation: str | None = None,
+        limit: int = 20,
+        after: str | None = None,
+    ) -> Page[Hit]:
+        """Return a page of messages that have all words of ``query``, in any form of them, the best ones first.
+
+        ``"quoted words"`` are to stand there as they are, next to each other; what a word with ``-`` before it names is
+        not to be there. There is no other syntax. Case, accents and the dots of ``ё`` make no difference; Russian and
+        English words are found in their other forms.
+
+        Found is what stands on the path of a conversation that was not deleted, an edited message by its present text
+        only, a redacted one never: from the moment at which the store has the redaction. A fork is not searched for
+        what it inherits: that is found where it was said.
+
+        Pages show what was there when the first one was made, nothing twice, 1,000 hits at most; a page may hold fewer
+        than ``limit``, so go on while there is a ``next``. ``complete`` is ``False`` while the index is so far behind
+        that not all could be looked through; the search itself has it catch up.
+
+        :param owner: only in the conversations of this owner. ``conversation``: only in this one.
+        :param after: the ``next`` of the page before, of the same search.
+        :raises InvalidInput: there is no word in ``query``, or it has more than 1,000 characters or 32 words, or
+            another argument is wrong.
+        """
+        asked = parse(query)
+        check_count(limit, "limit")
+        place = None if after is None else read_place(after)
+        for name, value in (("owner", owner), ("conversation", conversation)):
+            if value is not None:
+                check_identifier(value, name)
+        ready = await self._prepared()
+        await self._nearly.caught_up()
+        return await self._read_plain(
+            lambda connection: ready.finder.find(
+                connection, asked, owner=owner, conversation=conversation, limit=limit, after=place
+            )
+        )
+
+    async def search_place(self, conversation: str | None = None) -> str:
+        """Return the ``after`` of a search, of a conversation or of all, that is to show nothing said from now on."""
+        finder = (await self._prepared()).finder
+        return await self._read_plain(lambda connection: finder.place(connection, conversation))
+
+    async def catch_up_search(self, limit: int = 10_000) -> int:
+        """Take at most ``limit`` events into the search index; return how many, 0 where it has all.
+
+        Searching does a little of it by itself, and ``letopis.store.search.upkeep.Indexer`` does it in the background.
+
+        :raises StoreFault: the database failed; what was done before stays.
+        """
+        ready = await self._prepared()
+        return await ready.indexing.catch_up(check_place(limit, "limit") or 0)
+
+    async def _catch_up_a_little(self) -> int:
+        return await (await self._prepared()).indexing.catch_up(UNREAD_MAX, wait=False)
+
+    def projector(self, projection: Projection, *, batch: int = BATCH, poll: float = 0.25) -> Projector:
+        """Return what runs a catch-up projection over this store, or brings an inline one up to date; does no I/O.
+
+        :param batch: events in one transaction. On an SQLite file nobody else writes meanwhile.
+        :param poll: seconds between two looks while there is nothing new.
+        :raises ConfigurationError: the projection's name or version is wrong.
+        :raises InvalidInput: ``batch`` is not from 1 to 10,000.
+        """
+
+        async def access() -> Access:
+            return (await self._prepared()).access
+
+        return Projector(projection, access=access, whole=self._whole, batch=batch, poll=poll)
+
+    async def rebuild(
+        self, *, check: bool = False, every: bool = False, conversation: str | None = None
+    ) -> AsyncGenerator[Rebuilt, None]:
+        """Make the rows of conversations and messages anew from the log, while it is written to; yield each when done.
+
+        By default those whose rows were made by the rules of an older release, and those whose row is missing: so what
+        was cut off is gone on with by calling it again. Numbers and the owners' active conversations stay; one whose
+        row was lost gets its owner's next number. Rows that a newer release made are left alone.
+
+        :param check: write nothing, and look at every one.
+        :param every: all of them.
+        :param conversation: this one alone.
+        :raises InvalidInput: ``conversation`` cannot be one.
+        :raises StoreFault: the database failed; what was yielded stays done.
+        """
+        rebuilder = (await self._prepared()).rebuilder
+        if conversation is None:
+            async for rebuilt in rebuilder.run(check=check, every=every or check):
+                yield rebuilt
+            return
+        partition = partition_of(check_identifier(conversation, "conversation"), await self.partitions())
+        alone = await rebuilder.rebuild(partition, conversation, check=check)
+        if alone is not None:
+            yield alone
+
     async def lane_heads(self, origin_id: UUID, conversation_ids: Sequence[str]) -> dict[str, int]:
         """Return how far an outbox's lanes have got here; lanes of which nothing is here are left out."""
         return await self._read(lambda reader, connection: reader.lane_heads(connection, origin_id, conversation_ids))
+
+    async def statistics(
+        self,
+        *,
+        owner: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | None = None,
+    ) -> Statistics:
+        """Count what was said in a period, of one owner or of all, and what it cost.
+
+        Every message of the period is read once, a page at a time and over one snapshot: of all owners of a large
+        store it takes its time.
+
+        :param since: the first moment of the period, aware; ``until``: the first one after it. By ``occurred_at``.
+        :param by: a key of the messages' metadata; the figures are told by its values as well.
+        :raises InvalidInput: an argument is wrong, or the key has more than 10,000 values.
+        """
+        counted = await self.counted(Period.of(owner=owner, since=since, until=until, by=by))
+        return counted.counting.result()
+
+    async def counted(self, period: Period, *, origin_id: UUID | None = None, lanes: Sequence[str] = ()) -> Counted:
+        """Count a period, and say how far an outbox's lanes are in it, to add what lies beyond."""
+        ready = await self._prepared()
+        return await self._read_plain(
+            lambda connection: ready.counter.count(connection, period, origin_id=origin_id, lanes=lanes)
+        )
 
     async def subscribe(
         self, from_position: int = 0, *, partition: int = 0, batch: int = 500, poll: float = 0.25
@@ -284,15 +502,44 @@ class ConversationStore:
                 code="partitions",
                 reason="the counters of the log are gone (letopis_log_heads is empty): restore the database",
             )
+        index = index_for(self._engine.dialect.name)
+        eraser = Eraser(self._dialect, index)
+
+        def now() -> int:
+            return to_microseconds(self._now())
+
         return _Ready(
             applier=Applier(
                 self._engine,
                 self._dialect,
                 partitions=partitions,
                 upcasters=self._upcasters,
-                now=lambda: to_microseconds(self._now()),
+                inline=Inline(self._inline, self._dialect),
+                eraser=eraser,
+                now=now,
+                erased=self._cut_back.due if self._embedded else lambda: None,
             ),
-            reader=Reader(self._dialect, partitions=partitions, upcasters=self._upcasters),
+            reader=(reader := Reader(self._dialect, partitions=partitions, upcasters=self._upcasters)),
+            lineage=Lineage(reader, Past(self._dialect, reader=reader, upcasters=self._upcasters)),
+            finder=Finder(self._dialect, index, reader, partitions=partitions, upcasters=self._upcasters),
+            indexing=Indexing(self._engine, self._dialect, index, upcasters=self._upcasters, now=now),
+            counter=Counter(self._dialect, partitions=partitions, upcasters=self._upcasters, reader=reader),
+            access=Access(
+                engine=self._engine,
+                readers=self._readers,
+                dialect=self._dialect,
+                reader=reader,
+                partitions=partitions,
+                now=now,
+            ),
+            rebuilder=Rebuilder(
+                self._engine,
+                self._readers,
+                self._dialect,
+                upcasters=self._upcasters,
+                eraser=eraser,
+                whole=self._whole,
+            ),
             partitions=partitions,
         )
 

@@ -220,6 +220,17 @@ class Message:
         """The words for people, text parts joined by a line feed."""
         return content_text(self.content)
 
+    def check(self) -> None:
+        """Check what is not checked when a message is made, because it costs more than it is worth there.
+
+        :raises InvalidInput: the name or the tokens are of the wrong kind.
+        """
+        if self.name is not None and not isinstance(self.name, str):
+            raise InvalidInput("data.name", "must be a string")
+        tokens = self.tokens
+        if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0):
+            raise InvalidInput("data.tokens", "must be a whole number, zero or more")
+
     def to_data(self) -> dict[str, Any]:
         """Return the data of ``message.appended``; fields that hold nothing are left out."""
         data: dict[str, Any] = {

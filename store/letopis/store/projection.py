@@ -32,6 +32,7 @@ from letopis.store.vocabulary import (
     MessageSent,
     ReactionAdded,
     ReactionRemoved,
+    UnknownEvent,
     read,
 )
 
@@ -173,6 +174,8 @@ def targets_of(interpreted: Iterable[Interpreted]) -> frozenset[str]:
             named.add(item.body.message_id)
         elif isinstance(item.body, ConversationRewound) and item.body.to_message_id is not None:
             named.add(item.body.to_message_id)
+        elif isinstance(item.body, UnknownEvent) and (message_id := _message_of(item.delivery.event, item.body)):
+            named.add(message_id)
     return frozenset(named)
 
 
@@ -208,7 +211,7 @@ class Projected:
     :ivar versions: of the events, in the order of the events.
     :ivar messages: rows that are new or have changed.
     :ivar superseded: verdicts, by sequence.
-    :ivar redactions: stored messages whose events are to be stripped: id to the version of the message.
+    :ivar redactions: the ids of messages whose stored events are to be stripped.
     :ivar deleted: whether the conversation was deleted, so that all its stored events are to be stripped.
     :ivar released: whether it has ceased to read its parent.
     :ivar activations: the orders of its activations, ``None`` where one has none, in order.
@@ -220,7 +223,7 @@ class Projected:
     versions: range
     messages: tuple[MessageRow, ...]
     superseded: Mapping[int, Conflict]
-    redactions: Mapping[str, int]
+    redactions: frozenset[str]
     deleted: bool
     released: bool
     activations: tuple[int | None, ...]
@@ -265,7 +268,7 @@ class _Projection:
         self._superseded: dict[int, Conflict] = {}
         self._events: list[EncodedEvent] = []
         self._bodies: list[Body] = []
-        self._redactions: dict[str, int] = {}
+        self._redactions: set[str] = set()
         self._deleted = False
         self._inherited = row.tally.inherits
         self._activations: list[int | None] = []
@@ -281,7 +284,7 @@ class _Projection:
         if conflict is not None:
             self._superseded[item.delivery.sequence] = conflict
             event = with_verdict(event, conflict)
-        if gone:
+        if gone or self._comes_after_its_redaction(event, body):
             event = strip(event)
         tally.take(body, version=version, occurred_at=event.occurred_at, superseded=conflict is not None)
         self._events.append(event)
@@ -290,6 +293,12 @@ class _Projection:
             self._append(body, version, event, superseded=conflict is not None)
         elif conflict is None:
             self._effect(body, version, event)
+
+    def _comes_after_its_redaction(self, event: EncodedEvent, body: Body) -> bool:
+        """Whether an event holds content of a redacted message; whatever its verdict, and whether we know its shape."""
+        if isinstance(body, MessageAppended):
+            return False
+        return any(one.redacted_at is not None for one in self._known.get(_message_of(event, body) or "", ()))
 
     def _append(self, body: MessageAppended, version: int, event: EncodedEvent, *, superseded: bool) -> None:
         message = MessageRow(
@@ -351,8 +360,10 @@ class _Projection:
                     self._events[-1] = strip(self._events[-1])
             case MessageRedacted():
                 self._redact(message, version)
-            case ReactionAdded() | ReactionRemoved():
+            case ReactionAdded() | ReactionRemoved() if not self._events[-1].redacted:
                 message.reactions = reacted(message.reactions, body)
+            case _:
+                return  # a reaction without content, whose conversation's deletion is on its way
         message.changed = True
 
     def _redact(self, message: MessageRow, version: int) -> None:
@@ -360,11 +371,10 @@ class _Projection:
         # Its own version is what it has while it came without content and the redaction was still to come.
         if message.redacted_at in (None, message.version):
             message.redacted_at = version
-        if message.version < self._first:
-            known = self._redactions.get(message.message_id, message.version)
-            self._redactions[message.message_id] = min(known, message.version)
+        # Also where the message itself comes only now: an edit may have overtaken it.
+        self._redactions.add(message.message_id)
         for place, (event, body) in enumerate(zip(self._events, self._bodies, strict=True)):
-            if event.type in OF_A_MESSAGE and _message_of(body) == message.message_id:
+            if _message_of(event, body) == message.message_id:
                 self._events[place] = strip(event)
 
     def _rewind(self, target: str | None, version: int) -> None:
@@ -397,7 +407,7 @@ class _Projection:
             versions=range(self._first, self._first + len(self._events)),
             messages=tuple(message for message in self._rows if message.new or message.changed),
             superseded=self._superseded,
-            redactions=self._redactions,
+            redactions=frozenset(self._redactions),
             deleted=self._deleted,
             released=self._inherited and not self._row.tally.inherits,
             activations=tuple(self._activations),
@@ -409,10 +419,18 @@ ORDER: Final = f"{RESERVED}order"
 """The key of an event's metadata that orders the activations of one outbox, whatever order its lanes deliver in."""
 
 
-def _message_of(body: Body) -> str | None:
+def _message_of(event: EncodedEvent, body: Body) -> str | None:
+    """Return the id of the message whose content an event holds, also where this release does not know its shape."""
+    if event.type not in OF_A_MESSAGE:
+        return None
     if isinstance(body, MessageAppended):
         return body.message.id
-    return body.message_id if isinstance(body, TARGETING) else None
+    if isinstance(body, TARGETING):
+        return body.message_id
+    try:
+        return check_identifier(decode(event.data).get("message_id"), "message_id")
+    except InvalidInput:
+        return None  # no message can have it, and not every database can be asked for it
 
 
 def strip(event: EncodedEvent) -> EncodedEvent:

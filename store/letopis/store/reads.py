@@ -24,6 +24,7 @@ from letopis.store.messages import ROLES, Message, UnknownPart
 from letopis.store.projection import reactions_from_text
 from letopis.store.rows import fork_of
 from letopis.store.schema import conversations, events, lanes, log_heads, messages, owners
+from letopis.store.selects import Shape, messages_select
 from letopis.store.upcasters import Upcasters
 from letopis.store.vocabulary import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
 
@@ -54,6 +55,7 @@ class Window:
     """Which messages of a conversation: the newest ``last``, or the ``first``, or all, between two versions.
 
     :ivar every: those that have left the active path too.
+    :ivar before_depth, after_depth: in whose messages the versions count: 0 the conversation's own, 1 its parent's.
     """
 
     last: int | None = None
@@ -61,6 +63,8 @@ class Window:
     before: int | None = None
     after: int | None = None
     every: bool = False
+    before_depth: int = 0
+    after_depth: int = 0
 
     @classmethod
     def of(
@@ -78,18 +82,56 @@ class Window:
         """
         if last is not None and first is not None:
             raise InvalidInput("first", "cannot be given together with last: ask for the newest or for the oldest")
+        before_depth, before = _depth_of(before)
+        after_depth, after = _depth_of(after)
         return cls(
             last=None if last is None else check_count(last, "last"),
             first=None if first is None else check_count(first, "first"),
             before=check_place(before, "before"),
             after=check_place(after, "after"),
             every=every,
+            before_depth=before_depth,
+            after_depth=after_depth,
         )
 
     @property
     def limit(self) -> int | None:
         """The number of messages asked for, whichever the end; ``None`` for all."""
         return self.last if self.last is not None else self.first
+
+    @property
+    def values(self) -> dict[str, int]:
+        """What binds it in its select; one more than asked for tells whether there are more."""
+        limit = None if self.limit is None else self.limit + 1
+        values = {"before": self.before, "after": self.after, "limit": limit}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def shape(self) -> Shape:
+        """What it asks for, without the values."""
+        return Shape(
+            last=self.last is not None,
+            limited=self.limit is not None,
+            before=self.before is not None,
+            after=self.after is not None,
+            every=self.every,
+        )
+
+    def at(self, depth: int) -> Window | None:
+        """Return the window on the messages of one ancestor alone; ``None`` where it shows none of them."""
+        # What lies deeper was said earlier.
+        if (self.before is not None and depth < self.before_depth) or (
+            self.after is not None and depth > self.after_depth
+        ):
+            return None
+        return replace(
+            self,
+            before=self.before if depth == self.before_depth else None,
+            after=self.after if depth == self.after_depth else None,
+            every=self.every and depth == 0,
+            before_depth=0,
+            after_depth=0,
+        )
 
 
 class Reader:
@@ -102,7 +144,7 @@ class Reader:
 
     async def conversation(self, connection: AsyncConnection, conversation_id: str) -> Conversation | None:
         """Return a conversation, or ``None`` where there is none."""
-        key = self._key(conversation_id)
+        key = self.key(conversation_id)
         row = (await connection.execute(self._statements.conversation, key)).first()
         return None if row is None else _conversation(row)
 
@@ -134,19 +176,13 @@ class Reader:
         self, connection: AsyncConnection, conversation_id: str, window: Window
     ) -> Page[RecordedMessage]:
         """Return the messages of a window, in order."""
-        parameters = self._key(conversation_id)
-        if window.before is not None:
-            parameters["before"] = window.before
-        if window.after is not None:
-            parameters["after"] = window.after
-        if window.limit is not None:
-            parameters["limit"] = window.limit + 1
+        parameters = {**self.key(conversation_id), **window.values}
         found = await connection.execute(self._statements.messages(window), parameters)
         rows = sorted(found.all(), key=lambda row: row.m_version, reverse=window.last is not None)
         more = window.limit is not None and len(rows) > window.limit
         if more:
             rows = rows[: window.limit]
-        page = [self._message(row, conversation_id) for row in rows]
+        page = [self.message(row, conversation_id) for row in rows]
         place = str(rows[-1].m_version) if more else None
         if window.last is not None:
             page.reverse()
@@ -156,7 +192,7 @@ class Reader:
         self, connection: AsyncConnection, conversation_id: str, *, after: int | str, limit: int
     ) -> Page[RecordedEvent]:
         """Return a page of a conversation's events, by version."""
-        parameters = self._key(conversation_id)
+        parameters = self.key(conversation_id)
         parameters["after"] = check_place(after, "after")
         parameters["limit"] = check_count(limit, "limit") + 1
         rows = (await connection.execute(self._statements.events, parameters)).all()
@@ -170,7 +206,7 @@ class Reader:
         # One statement is one snapshot: the conversation's counts are those of the lane's head. The messages come
         # after, so they hold at least what the head says.
         row = (
-            await connection.execute(self._statements.view, {**self._key(conversation_id), "origin": origin_id})
+            await connection.execute(self._statements.view, {**self.key(conversation_id), "origin": origin_id})
         ).first()
         if row is None:
             return StoreView(conversation=None, messages=(), sequence=0)
@@ -190,7 +226,7 @@ class Reader:
         """Return where messages stand on the path; those that are not there are left out."""
         found: dict[str, Elsewhere] = {}
         for part in lookups(dict.fromkeys(message_ids)):
-            rows = await connection.execute(self._statements.path_of, {**self._key(conversation_id), "ids": part})
+            rows = await connection.execute(self._statements.path_of, {**self.key(conversation_id), "ids": part})
             for row in sorted(rows, key=lambda row: (row.left_at is None, row.version)):
                 found[row.message_id] = Elsewhere(
                     version=row.version, on_path=row.left_at is None, count=row.on_path_count
@@ -223,26 +259,15 @@ class Reader:
         """Return the position given out last in a partition."""
         return int((await connection.execute(self._statements.head, {"partition": partition})).scalar_one())
 
-    def _key(self, conversation_id: str) -> dict[str, Any]:
+    def key(self, conversation_id: str) -> dict[str, Any]:
+        """Return what binds a conversation in a statement."""
         check_identifier(conversation_id, "conversation_id")
         return {"partition": partition_of(conversation_id, self._partitions), "conversation": conversation_id}
 
-    def _message(self, row: sa.Row[Any], conversation_id: str) -> RecordedMessage:
+    def message(self, row: sa.Row[Any], conversation_id: str) -> RecordedMessage:
+        """Return the message that a row of a window's select holds."""
         values = row._mapping
-        event = RecordedEvent(
-            conversation_id=conversation_id,
-            event_id=values["e_event_id"],
-            origin_id=values["e_origin_id"],
-            sequence=values["e_sequence"],
-            type=values["e_type"],
-            schema_version=values["e_schema_version"],
-            data=_decoded(values["e_data"]),
-            metadata={},
-            digest=values["e_digest"],
-            occurred_at=from_microseconds(values["e_occurred_at"]),
-            version=values["m_version"],
-            recorded_at=from_microseconds(values["e_recorded_at"]),
-        )
+        event = appended_event(row, conversation_id)
         body = event.body(self._upcasters)
         if not isinstance(body, MessageAppended):
             body = _unreadable(values, event.data)
@@ -291,6 +316,25 @@ def recorded_event(row: sa.Row[Any]) -> RecordedEvent:
     )
 
 
+def appended_event(row: sa.Row[Any], conversation_id: str) -> RecordedEvent:
+    """Return the event that appended the message of a row of a window's select; without its metadata."""
+    values = row._mapping
+    return RecordedEvent(
+        conversation_id=conversation_id,
+        event_id=values["e_event_id"],
+        origin_id=values["e_origin_id"],
+        sequence=values["e_sequence"],
+        type=values["e_type"],
+        schema_version=values["e_schema_version"],
+        data=_decoded(values["e_data"]),
+        metadata={},
+        digest=values["e_digest"],
+        occurred_at=from_microseconds(values["e_occurred_at"]),
+        version=values["m_version"],
+        recorded_at=from_microseconds(values["e_recorded_at"]),
+    )
+
+
 def _decoded(text: str | None) -> Mapping[str, Any]:
     try:
         return decode(text)
@@ -298,6 +342,14 @@ def _decoded(text: str | None) -> Mapping[str, Any]:
         # Not chained: the error holds the text.
         reason = "an event in the history store is not the JSON that was written: the database was damaged"
     raise StoreFault(fault_class=FaultClass.UNCLASSIFIED, code="damaged", reason=reason)
+
+
+def _depth_of(place: object) -> tuple[int, Any]:
+    """Part a place among inherited messages, ``<depth>.<version>``, which is the ``next`` of a page of a fork."""
+    depth, dot, version = place.partition(".") if isinstance(place, str) else ("", "", "")
+    if dot and depth.isascii() and depth.isdigit() and len(depth) <= 2:
+        return int(depth), version
+    return 0, place
 
 
 def check_count(value: object, field: str) -> int:
@@ -474,7 +526,7 @@ class _Statements:
             dialect.among(lanes.c.conversation_id, "conversations"),
             lanes.c.origin_id == sa.bindparam("origin"),
         )
-        self._messages: dict[tuple[bool, ...], sa.Executable] = {}
+        self._messages: dict[Shape, sa.Executable] = {}
 
     def conversations(self, *, owned: bool, going_on: bool) -> sa.Executable:
         """Return the select of a page of conversations."""
@@ -499,79 +551,7 @@ class _Statements:
 
     def messages(self, window: Window) -> sa.Executable:
         """Return the select of a window: each message with the events of its origin, content and delivery."""
-        shape = (
-            window.last is not None,
-            window.limit is None,
-            window.before is None,
-            window.after is None,
-            window.every,
-        )
+        shape = window.shape
         if (found := self._messages.get(shape)) is None:
-            found = self._messages[shape] = _messages_select(window)
+            found = self._messages[shape] = messages_select(shape)
         return found
-
-
-def _messages_select(window: Window) -> sa.Executable:
-    # The page is cut out of the small index first. As one flat join, SQLite and MariaDB begin with the events and sort.
-    page = sa.select(messages).where(
-        messages.c.partition == sa.bindparam("partition"), messages.c.conversation_id == sa.bindparam("conversation")
-    )
-    if window.every:
-        # Of a deleted conversation, nothing is on the path, and nothing else is shown either.
-        page = page.where(
-            sa.select(conversations.c.state)
-            .where(
-                conversations.c.partition == sa.bindparam("partition"),
-                conversations.c.conversation_id == sa.bindparam("conversation"),
-            )
-            .scalar_subquery()
-            != "deleted"
-        )
-    else:
-        page = page.where(messages.c.left_at.is_(None))
-    if window.before is not None:
-        page = page.where(messages.c.version < sa.bindparam("before"))
-    if window.after is not None:
-        page = page.where(messages.c.version > sa.bindparam("after"))
-    if window.limit is not None:
-        page = page.order_by(messages.c.version.desc() if window.last is not None else messages.c.version)
-        page = page.limit(sa.bindparam("limit"))
-    m = page.subquery("m")
-    e, c, d = events.alias("e"), events.alias("c"), events.alias("d")
-
-    def at(event: Any, version: Any) -> sa.ColumnElement[bool]:
-        return sa.and_(
-            event.c.partition == m.c.partition,
-            event.c.conversation_id == m.c.conversation_id,
-            event.c.version == version,
-        )
-
-    # Not ordered: whoever reads sorts a page faster than a database does.
-    return sa.select(
-        m.c.version.label("m_version"),
-        m.c.message_id.label("m_message_id"),
-        m.c.role.label("m_role"),
-        m.c.left_at.label("m_left_at"),
-        m.c.redacted_at.label("m_redacted_at"),
-        m.c.reactions.label("m_reactions"),
-        e.c.event_id.label("e_event_id"),
-        e.c.origin_id.label("e_origin_id"),
-        e.c.sequence.label("e_sequence"),
-        e.c.type.label("e_type"),
-        e.c.schema_version.label("e_schema_version"),
-        e.c.data.label("e_data"),
-        e.c.digest.label("e_digest"),
-        e.c.occurred_at.label("e_occurred_at"),
-        e.c.recorded_at.label("e_recorded_at"),
-        c.c.type.label("c_type"),
-        c.c.schema_version.label("c_schema_version"),
-        c.c.data.label("c_data"),
-        c.c.digest.label("c_digest"),
-        d.c.type.label("d_type"),
-        d.c.schema_version.label("d_schema_version"),
-        d.c.data.label("d_data"),
-    ).select_from(
-        m.join(e, at(e, m.c.version))
-        .outerjoin(c, sa.and_(m.c.content_version != m.c.version, at(c, m.c.content_version)))
-        .outerjoin(d, at(d, m.c.delivery_version))
-    )

@@ -244,6 +244,7 @@ search: Final = sa.Table(
         "scope",
         "document",
         postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
         mysql_prefix="FULLTEXT",
         mariadb_prefix="FULLTEXT",
         info={"not_on": "sqlite"},

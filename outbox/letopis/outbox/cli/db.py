@@ -11,7 +11,7 @@ import click
 from letopis.outbox.cli.exits import Ended, Exit
 from letopis.outbox.cli.options import settings, with_options
 from letopis.outbox.cli.output import JSON, clean, note, print_json
-from letopis.outbox.cli.rebuild import rebuild
+from letopis.outbox.cli.rebuild import index, rebuild
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -88,6 +88,7 @@ def check() -> None:
 
 
 db.add_command(rebuild)
+db.add_command(index)
 
 
 def _look() -> tuple[str, Revision]:

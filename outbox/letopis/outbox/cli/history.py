@@ -107,13 +107,18 @@ def list_(owner: str | None, state: str, limit: int, after: str | None, as_json:
     help="At most so many messages. Default: 50, or all of them with --transcript.",
 )
 @click.option("--before", metavar="PLACE", help="Only what was said before an earlier page; it named the place.")
+@click.option(
+    "--as-of", metavar="VERSION|TIME", help="As it was after this version, or at this time: 2026-01-31T12:00:00Z."
+)
 @click.option("--transcript", "as_text", is_flag=True, help="Print a text to read and to keep, with days and marks.")
 @JSON
 @with_options
-def show(conversation: str, last: int | None, before: str | None, as_text: bool, as_json: bool) -> None:
+def show(
+    conversation: str, last: int | None, before: str | None, as_of: str | None, as_text: bool, as_json: bool
+) -> None:
     """Show the last messages of a conversation, oldest first.
 
-    Exits with 3 if there is no such conversation.
+    Exits with 3 if there is no such conversation, or was none then.
     """
     import anyio
 
@@ -123,22 +128,24 @@ def show(conversation: str, last: int | None, before: str | None, as_text: bool,
         raise click.UsageError("--transcript and --json cannot be given together")
     if last is None and not as_text:
         last = 50
+    moment = _as_of(as_of)
 
     async def read() -> Any:
         async with opened_source(settings()) as source:
             # The messages first: a conversation that begins in between is then there for both.
-            messages = await source.messages(conversation, last=last, before=before)
-            return messages, await source.conversation(conversation)
+            messages = await source.messages(conversation, last=last, before=before, as_of=moment)
+            return messages, await source.conversation(conversation, as_of=moment)
 
     page, found = anyio.run(read)
     if found is None and not page:
         say_whether_complete(page.complete)
-        raise Ended(Exit.NOTHING, f"there is no conversation {conversation!r}")
+        there = "is" if as_of is None else "was then"
+        raise Ended(Exit.NOTHING, f"there {there} no conversation {conversation!r}")
     if as_json:
         print_json(
             {
                 "conversation": None if found is None else _conversation(found),
-                "messages": [message_json(one) for one in page],
+                "messages": [{"conversation_id": one.conversation_id, **message_json(one)} for one in page],
                 "next": page.next,
                 "complete": page.complete,
             }
@@ -229,3 +236,18 @@ def _said(found: RecordedMessage) -> str:
 
 def _minute(moment: Any) -> str:
     return f"{moment:%Y-%m-%d %H:%M}Z"
+
+
+def _as_of(text: str | None) -> Any:
+    """Return the version or the moment that ``--as-of`` names; the command knows no others."""
+    from letopis.store.errors import InvalidInput
+    from letopis.store.transfer.moments import parse_moment
+
+    if text is None or (text.isascii() and text.isdigit() and len(text) <= 19):
+        return None if text is None else int(text)
+    try:
+        return parse_moment(text, "as_of")
+    except InvalidInput as error:
+        raise click.BadParameter(
+            f"must be a version, which is a whole number, or a time: {error.reason}", param_hint="--as-of"
+        ) from error

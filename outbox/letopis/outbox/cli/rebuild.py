@@ -1,4 +1,4 @@
-"""``letopis db rebuild``: the rows of conversations and messages, made anew from the log."""
+"""``letopis db rebuild`` and ``index``: what is made of the log, made anew or brought up to it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from letopis.outbox.cli.options import settings, with_options
 from letopis.outbox.cli.output import JSON, clean, note, print_json
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from letopis.store.history import ConversationStore
     from letopis.store.rebuild import Rebuilt
 
 EVERY: Final = 2.0
 """Seconds between two words of how far it is."""
+AT_ONCE: Final = 2_000
+"""Events that are taken into the index between two looks at the clock."""
 SHOWN: Final = 100
 """Conversations that differ and are named; the others are counted."""
 
@@ -68,17 +73,51 @@ def rebuild(check: bool, every: bool, conversation: str | None, as_json: bool) -
     note(_said(count, check=check))
 
 
-async def _run(check: bool, every: bool, conversation: str | None) -> tuple[Counter[str], list[Rebuilt]]:
+@click.command()
+@JSON
+@with_options
+def index(as_json: bool) -> None:
+    """Bring the search index up to the log, while bots and relays go on.
+
+    Searching does it too, a stretch at a time: this is for a large history that has none yet. What was cut off is gone
+    on with by running it again.
+    """
+    import anyio
+
+    done = anyio.run(_index)
+    if as_json:
+        print_json({"events": done})
+    else:
+        note(f"{done} events taken into the search index")
+
+
+async def _index() -> int:
+    done, told = 0, time.monotonic()
+    async with _store() as store:
+        while taken := await store.catch_up_search(AT_ONCE):
+            done += taken
+            if time.monotonic() - told > EVERY:
+                told = time.monotonic()
+                note(f"{done} events taken into the search index ...")
+    return done
+
+
+def _store() -> AbstractAsyncContextManager[ConversationStore]:
     from letopis.outbox.cli.places import store_of
     from letopis.outbox.history import check_apart
     from letopis.store.history import ConversationStore
-    from letopis.store.rebuild import Rebuilt
     from letopis.store.urls import normalise_url
 
     url = normalise_url(store_of(settings()))
     check_apart(Path(settings().outbox), url)
+    return ConversationStore.open(url, migrate=False, pool_size=2)
+
+
+async def _run(check: bool, every: bool, conversation: str | None) -> tuple[Counter[str], list[Rebuilt]]:
+    from letopis.store.rebuild import Rebuilt
+
     count, differing, told = Counter[str](), list[Rebuilt](), time.monotonic()
-    async with ConversationStore.open(url, migrate=False, pool_size=2) as store:
+    async with _store() as store:
         async for one in store.rebuild(check=check, every=every, conversation=conversation):
             count.update(conversations=1, events=one.events, written=one.written, differing=bool(one.differences))
             if one.differences and len(differing) < SHOWN:

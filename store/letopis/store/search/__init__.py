@@ -1,0 +1,1 @@
+"""Search: find messages by their words, the same on all three databases."""

@@ -1,0 +1,357 @@
+"""Index: how each database keeps the codes of words and finds messages by them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.dialects import lookups
+from letopis.store.errors import ConfigurationError
+from letopis.store.schema import conversations, messages, search
+from letopis.store.search.query import Query, Term
+from letopis.store.search.words import GENERATION, Word, scope_code, words
+
+_COLUMNS: Final = (
+    "generation",
+    "partition",
+    "conversation_id",
+    "version",
+    "content_version",
+    "position",
+    "occurred_at",
+    "scope",
+    "document",
+)
+_KEY: Final = ("generation", "partition", "conversation_id", "version")
+_VALUES: Final = tuple(name for name in _COLUMNS if name not in _KEY)
+_KNOWN: Final = (GENERATION - 1, GENERATION)
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """What an index is told of one message.
+
+    :ivar position: in the log, of the event that appended the message.
+    :ivar content_version: of the event that holds the content. ``occurred_at`` in microseconds.
+    """
+
+    partition: int
+    conversation_id: str
+    version: int
+    content_version: int
+    position: int
+    occurred_at: int
+    owner_id: str | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Whose messages are looked through; all where nothing is said.
+
+    :ivar bounds: by log partition, the last position that is looked at; other partitions are not.
+    """
+
+    owner: str | None
+    conversation: str | None
+    bounds: dict[int, int]
+
+
+class Index(ABC):
+    """The full-text index of one kind of database.
+
+    A row is one message. One that is not to be found any more is emptied rather than deleted, so that a role that may
+    insert and update is enough.
+    """
+
+    async def forget(
+        self, connection: AsyncConnection, partition: int, conversation_id: str, versions: Collection[int] | None
+    ) -> None:
+        """Empty the rows of messages, or with ``None`` all of a conversation, in the transaction that is open.
+
+        One statement by key; nothing else is read where there is nothing.
+        """
+        empty = (
+            sa.update(search)
+            .where(
+                search.c.generation.in_(_KNOWN),
+                search.c.partition == partition,
+                search.c.conversation_id == conversation_id,
+                search.c.document != self._nothing(),
+            )
+            .values(scope=self._nothing(), document=self._nothing())
+        )
+        if versions is None:
+            await connection.execute(empty)
+            return
+        for part in lookups(sorted(versions)):
+            await connection.execute(empty.where(search.c.version.in_(part)))
+
+    def rows(self, documents: Iterable[Document]) -> list[Row]:
+        """Return the rows of messages; makes the codes, which is what takes time. Messages without a word have none."""
+        made = []
+        for one in documents:
+            if there := words(one.text):
+                scope = (scope_code("c", one.conversation_id), scope_code("o", one.owner_id))
+                made.append(
+                    (
+                        GENERATION,
+                        one.partition,
+                        one.conversation_id,
+                        one.version,
+                        one.content_version,
+                        one.position,
+                        one.occurred_at,
+                        self._scope(scope),
+                        self._document(there),
+                    )
+                )
+        return made
+
+    @abstractmethod
+    async def write(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
+        """Write rows, in the place of what was there of the same messages."""
+
+    def select(self, query: Query, where: Where, *, limit: int) -> sa.Executable:
+        """Return the select of the best rows: ``partition``, ``conversation_id``, ``version``, ``position``, ``score``.
+
+        And whether the message is ``there``: on the path of a conversation that was not deleted, not redacted, and of
+        the content that the index knows.
+        """
+        condition, score = self._match(query, _scoped(where))
+        best = (
+            sa.select(
+                search.c.partition,
+                search.c.conversation_id,
+                search.c.version,
+                search.c.content_version,
+                search.c.position,
+                search.c.occurred_at,
+                score.label("score"),
+            )
+            .select_from(self._source())
+            # "+ 0": by no index but that of the words. While PostgreSQL has no statistics of a table that grew, it
+            # would take the one by generation for better, and read every row.
+            .where(condition, search.c.generation + 0 == GENERATION, _within(where.bounds))
+            .order_by(sa.text("score DESC"), search.c.occurred_at.desc(), search.c.position.desc())
+            .limit(limit)
+        )
+        if where.conversation is not None:
+            best = best.where(search.c.conversation_id == where.conversation)
+        # Only the best are looked up elsewhere: a common word is in half of all messages.
+        b, m, c = best.subquery("b"), messages, conversations
+        there = sa.and_(m.c.version.is_not(None), c.c.conversation_id.is_not(None))
+        if where.owner is not None:
+            # The codes of the scope only make it fast; whose a message is, its conversation says.
+            there = sa.and_(there, c.c.owner_id == where.owner)
+        return (
+            sa.select(
+                b.c.partition,
+                b.c.conversation_id,
+                b.c.version,
+                b.c.position,
+                b.c.score,
+                sa.case((there, 1), else_=0).label("there"),
+            )
+            .select_from(
+                b.outerjoin(
+                    m,
+                    sa.and_(
+                        m.c.partition == b.c.partition,
+                        m.c.conversation_id == b.c.conversation_id,
+                        m.c.version == b.c.version,
+                        m.c.content_version == b.c.content_version,
+                        m.c.redacted_at.is_(None),
+                        m.c.left_at.is_(None),
+                    ),
+                ).outerjoin(
+                    c,
+                    sa.and_(
+                        c.c.partition == b.c.partition,
+                        c.c.conversation_id == b.c.conversation_id,
+                        c.c.state != "deleted",
+                    ),
+                )
+            )
+            .order_by(b.c.score.desc(), b.c.occurred_at.desc(), b.c.position.desc())
+        )
+
+    def _scope(self, codes: Sequence[str]) -> str:
+        return " ".join(codes)
+
+    def _document(self, there: Sequence[Word]) -> str:
+        # All the words, then all their stems: what stands next to each other is found in both.
+        return " ".join([*(word.exact_code for word in there), *(word.stem_code for word in there)])
+
+    def _nothing(self) -> sa.ColumnElement[Any]:
+        return sa.literal_column("''")
+
+    def _source(self) -> sa.FromClause:
+        return search
+
+    @abstractmethod
+    def _match(
+        self, query: Query, scope: Sequence[Sequence[str]]
+    ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
+        """Return the condition and the score of a query.
+
+        :param scope: codes, of each group of which one has to be there.
+        """
+
+
+class SQLiteIndex(Index):
+    """FTS5, over the rows of the table; triggers keep it. Ranked by BM25."""
+
+    _WORDS: Final = sa.table("letopis_search_words", sa.column("rowid"))
+
+    async def write(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
+        """Write rows, in the place of what was there of the same messages."""
+        if rows:
+            await connection.exec_driver_sql(
+                f"INSERT INTO letopis_search ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+                f" ON CONFLICT ({', '.join(_KEY)})"
+                f" DO UPDATE SET {', '.join(f'{one} = excluded.{one}' for one in _VALUES)}",
+                list(rows),
+            )
+
+    def _source(self) -> sa.FromClause:
+        return self._WORDS.join(search, search.c.id == self._WORDS.c.rowid)
+
+    def _match(
+        self, query: Query, scope: Sequence[Sequence[str]]
+    ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
+        wanted = " AND ".join(f"({' OR '.join(map(_phrase, _forms(term)))})" for term in query.wanted)
+        asked = f"document : ({wanted})"
+        if query.excluded:
+            asked = f"({asked}) NOT (document : ({' OR '.join(_phrase(term.codes) for term in query.excluded)}))"
+        for group in scope:
+            asked = f"(scope : ({' OR '.join(_phrase((code,)) for code in group)})) AND ({asked})"
+        return (
+            sa.literal_column("letopis_search_words").bool_op("MATCH")(asked),
+            # Whose it is says nothing about how well it fits. Smaller is better there.
+            sa.literal_column("-bm25(letopis_search_words, 0.0, 1.0)"),
+        )
+
+
+class PostgreSQLIndex(Index):
+    """A ``tsvector``: words as they stand with the weight A, stems with D, both with their positions; a GIN index."""
+
+    async def write(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
+        """Write rows, in the place of what was there of the same messages."""
+        if rows:
+            await connection.exec_driver_sql(
+                f"INSERT INTO letopis_search ({', '.join(_COLUMNS)})"  # noqa: S608
+                " SELECT a, b, c, d, e, f, g, CAST(h AS tsvector), CAST(i AS tsvector) FROM unnest($1::integer[],"
+                " $2::integer[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[],"
+                " $9::text[]) AS v(a, b, c, d, e, f, g, h, i)"
+                f" ON CONFLICT ({', '.join(_KEY)})"
+                f" DO UPDATE SET {', '.join(f'{one} = excluded.{one}' for one in _VALUES)}",
+                tuple(list(column) for column in zip(*rows, strict=True)),
+            )
+
+    def _document(self, there: Sequence[Word]) -> str:
+        found: dict[str, list[str]] = {}
+        for position, word in enumerate(there, 1):
+            found.setdefault(word.exact_code, []).append(f"{position}A")
+            found.setdefault(word.stem_code, []).append(str(position))
+        return " ".join(f"{code}:{','.join(positions)}" for code, positions in found.items())
+
+    def _nothing(self) -> sa.ColumnElement[Any]:
+        return sa.literal_column("CAST('' AS tsvector)")
+
+    def _match(
+        self, query: Query, scope: Sequence[Sequence[str]]
+    ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
+        wanted = " & ".join(f"({' | '.join(map(_followed, _forms(term)))})" for term in query.wanted)
+        asked = " & ".join([f"({wanted})", *(f"!({_followed(term.codes)})" for term in query.excluded)])
+        condition: sa.ColumnElement[bool] = search.c.document.bool_op("@@")(_query(asked))
+        for group in scope:
+            condition = sa.and_(condition, search.c.scope.bool_op("@@")(_query(" | ".join(group))))
+        # Cover density; 1: a long text is worth less. What must not be there is no part of it.
+        weights: sa.ColumnElement[Any] = sa.literal_column("'{0.4, 0.4, 0.4, 1.0}'")
+        return condition, sa.func.ts_rank_cd(weights, search.c.document, _query(wanted), 1)
+
+
+class MariaDBIndex(Index):
+    """An InnoDB FULLTEXT index, asked in boolean mode. Ranked by its relevance."""
+
+    async def write(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
+        """Write rows, in the place of what was there of the same messages."""
+        if rows:
+            await connection.exec_driver_sql(
+                f"INSERT INTO letopis_search ({', '.join(f'`{one}`' for one in _COLUMNS)})"  # noqa: S608
+                f" VALUES ({', '.join(['%s'] * len(_COLUMNS))})"
+                f" ON DUPLICATE KEY UPDATE {', '.join(f'`{one}` = VALUES(`{one}`)' for one in _VALUES)}",
+                list(rows),
+            )
+
+    def _match(
+        self, query: Query, scope: Sequence[Sequence[str]]
+    ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
+        asked = " ".join(
+            [
+                *(f"+({' '.join(group)})" for group in scope),
+                *(f"+({' '.join(map(_phrase, _forms(term)))})" for term in query.wanted),
+                *(f"-{_phrase(term.codes)}" for term in query.excluded),
+            ]
+        )
+        # As condition and as score; the server looks once.
+        found = mysql.match(search.c.scope, search.c.document, against=asked).in_boolean_mode()
+        return found, found
+
+
+def index_for(name: str) -> Index:
+    """Return the index of a database by SQLAlchemy's name of it.
+
+    :raises ConfigurationError: it is none of the three.
+    """
+    match name:
+        case "sqlite":
+            return SQLiteIndex()
+        case "postgresql":
+            return PostgreSQLIndex()
+        case "mysql" | "mariadb":
+            return MariaDBIndex()
+    raise ConfigurationError(f"{name} is not supported: use SQLite, PostgreSQL or MariaDB")
+
+
+def _scoped(where: Where) -> list[tuple[str, ...]]:
+    if where.conversation is not None:
+        return [(scope_code("c", where.conversation),)]
+    if where.owner is not None:
+        # The owner of a conversation may have been said after some of its messages.
+        return [(scope_code("o", where.owner), scope_code("o", None))]
+    return []
+
+
+def _within(bounds: dict[int, int]) -> sa.ColumnElement[bool]:
+    partition = search.c.partition + 0
+    if len(bounds) == 1:
+        ((only, bound),) = bounds.items()
+        return sa.and_(partition == only, search.c.position <= bound)
+    return search.c.position <= sa.case(bounds, value=partition, else_=-1)
+
+
+def _forms(term: Term) -> list[tuple[str, ...]]:
+    """Return what a term may stand as: its stem to be found, and itself to be found sooner."""
+    exact = tuple(word.exact_code for word in term.words)
+    return [exact] if term.exact else [term.codes, exact]
+
+
+def _phrase(codes: Sequence[str]) -> str:
+    return f'"{" ".join(codes)}"'
+
+
+def _query(asked: str) -> sa.ColumnElement[Any]:
+    return sa.cast(sa.literal(asked, sa.String), postgresql.TSQUERY)
+
+
+def _followed(codes: Sequence[str]) -> str:
+    return f"({' <-> '.join(codes)})"

@@ -1,0 +1,116 @@
+"""Rules: what must hold between a conversation's log and what is told of it: paths, verdicts, erasure, owners; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
+
+from tests.campaigns.states import Findings, StoredConversation, StoredEvent, StoreState
+
+
+def examine_path(store: StoreState, found: Findings) -> None:
+    """A message leaves the path by an event that takes messages off it, or never was on it."""
+    log = {(event.conversation_id, event.version): event for event in store.events}
+    for row in store.messages:
+        where = f"{row.conversation_id!r} version {row.version}"
+        event = log.get((row.conversation_id, row.version))
+        aside = event is not None and event.verdict is not None
+        if aside != (row.left_at == row.version):
+            found.add(f"{where}: {'put aside, but on the path' if aside else 'aside, without a verdict'}")
+        if row.left_at is not None and row.left_at != row.version:
+            cause = log.get((row.conversation_id, row.left_at))
+            if (
+                row.left_at < row.version
+                or cause is None
+                or cause.verdict is not None
+                or cause.type not in ("conversation.rewound", "conversation.deleted")
+            ):
+                found.add(f"{where}: left the path at {row.left_at}, where nothing takes it off")
+    deleted = {name for name, row in store.conversations.items() if row.state == "deleted"}
+    asked = {
+        event.conversation_id for event in store.events if event.type == "conversation.deleted" and not event.verdict
+    }
+    for conversation_id in deleted ^ asked:
+        found.add(f"{conversation_id!r}: deleted in the log or in the list, not in both")
+    for row in store.messages:
+        if row.conversation_id in deleted and row.left_at is None:
+            found.add(f"{row.conversation_id!r} version {row.version}: on the path of what was deleted")
+
+
+def examine_verdicts(conversation_id: str, log: Mapping[int, StoredEvent], found: Findings) -> None:
+    """Of two turns on one reading one wins: who was put aside had a rival, and who had one was put aside."""
+    by_id = {event.event_id: event for event in log.values()}
+    deleted = next((v for v, event in log.items() if event.type == "conversation.deleted" and not event.verdict), None)
+    for version, event in log.items():
+        where = f"{conversation_id!r} version {version}"
+        expects, verdict = event.noted.get("expects"), event.verdict
+        gone = deleted is not None and version > deleted
+        if gone:
+            if verdict is None:
+                found.add(f"{where}: came after the deletion, and stands")
+            continue
+        if verdict is not None:
+            rival = log.get(verdict["actual"])
+            if expects is None:
+                found.add(f"{where}: put aside without a condition")
+            elif (
+                rival is None or rival.origin_id == event.origin_id or not verdict["expected"] < rival.version < version
+            ):
+                found.add(f"{where}: put aside for {verdict}, which is no rival")
+        leader = by_id.get(UUID(expects["turn"])) if expects and "turn" in expects else None
+        if leader is not None and leader.origin_id == event.origin_id:
+            if leader.verdict != verdict:
+                found.add(f"{where}: {verdict}, and its turn {leader.verdict}")
+        elif expects and "version" in expects and verdict is None:
+            for rival in (log[between] for between in range(expects["version"] + 1, version) if between in log):
+                types = expects.get("types")
+                in_the_way = rival.origin_id != event.origin_id and (types is None or rival.type in types)
+                if in_the_way and rival.verdict is None:
+                    found.add(f"{where}: stands, although version {rival.version} was there before")
+
+
+_CONTENT: Final = ("message.appended", "message.edited", "message.sent", "message.failed")
+
+
+def examine_erasure(
+    store: StoreState,
+    conversation_id: str,
+    log: Mapping[int, StoredEvent],
+    pending: set[tuple[UUID, str]],
+    found: Findings,
+) -> None:
+    """What was to be erased is, and nothing else."""
+    row = store.conversations.get(conversation_id, StoredConversation(0, 0))
+    redacted: dict[str, int] = {}
+    said: dict[str, int] = {}
+    for version, event in log.items():
+        if event.type == "message.appended" and event.message_id is not None:
+            said.setdefault(event.message_id, version)
+        if event.type == "message.redacted" and event.verdict is None and event.message_id in said:
+            redacted[event.message_id] = version
+    rows = {one.version: one for one in store.messages if one.conversation_id == conversation_id} if redacted else {}
+    for version, event in log.items():
+        where = f"{conversation_id!r} version {version}"
+        at = redacted.get(event.message_id or "")
+        of_message = event.type in _CONTENT and at is not None
+        if event.type == "message.appended":
+            of_message = of_message and at is not None and version < at
+            if of_message and version in rows and rows[version].redacted_at is None:
+                found.add(f"{where}: redacted in the log, not in the list of messages")
+        of_deleted = row.state == "deleted" and version > row.retained and event.type != "conversation.deleted"
+        if (of_message or of_deleted) and (event.digest is not None or not event.bare):
+            found.add(f"{where}: to be erased, and still there")
+        if (
+            event.digest is None
+            and not (of_message or of_deleted)
+            and (event.origin_id, conversation_id) not in pending
+        ):
+            found.add(f"{where}: its content is gone, and nobody asked for that")
+
+
+def examine_owners(store: StoreState, found: Findings) -> None:
+    for owner_id, conversation_id in store.active.items():
+        row = None if conversation_id is None else store.conversations.get(conversation_id)
+        if conversation_id is not None and (row is None or row.state != "active" or row.owner_id != owner_id):
+            found.add(f"owner {owner_id!r}: the active conversation {conversation_id!r} is none that lives")

@@ -1,0 +1,118 @@
+"""States: what the invariant checker looks at, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+SHOWN: Final = 20
+
+
+class Ack(NamedTuple):
+    """What a bot was told: the append returned, so this event must never be missed again."""
+
+    conversation_id: str
+    event_id: UUID
+    sequence: int | None = None
+
+
+class StoredEvent(NamedTuple):
+    """One row of the store's log; ``content`` is the digest of what the row really holds."""
+
+    partition: int
+    position: int
+    conversation_id: str
+    version: int
+    event_id: UUID
+    origin_id: UUID
+    sequence: int
+    type: str
+    digest: bytes | None
+    content: bytes
+    message_id: str | None = None
+    bare: bool = False  # whether nothing that a person wrote is in it
+    noted: Mapping[str, Any] = {}  # what Letopis put in its metadata, without the prefix
+
+    @property
+    def verdict(self) -> Mapping[str, int] | None:
+        """Why it was put aside, if it was."""
+        return self.noted.get("superseded")
+
+
+class StoredMessage(NamedTuple):
+    """One row of the store's list of messages."""
+
+    conversation_id: str
+    version: int
+    left_at: int | None = None
+    redacted_at: int | None = None
+
+
+class StoredConversation(NamedTuple):
+    """One row of the store's list of conversations."""
+
+    version: int
+    message_count: int
+    state: str = "active"
+    owner_id: str | None = None
+    retained: int = 0
+
+
+class OutboxEvent(NamedTuple):
+    """One row of an outbox's log; ``content`` is the digest of what the row really holds."""
+
+    conversation_id: str
+    sequence: int
+    event_id: UUID
+    digest: bytes
+    content: bytes
+    redacted: bool = False
+    bare: bool = False
+    type: str = "message.appended"
+
+
+class OutboxLane(NamedTuple):
+    """How far one conversation has got in an outbox."""
+
+    head: int
+    delivered: int
+    pruned: int
+    state: str
+    deleted: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreState:
+    """All that the history store holds, as far as it is examined."""
+
+    events: Sequence[StoredEvent]
+    lanes: Mapping[tuple[UUID, str], int]
+    conversations: Mapping[str, StoredConversation]
+    messages: Sequence[StoredMessage]
+    log_heads: Mapping[int, int]
+    active: Mapping[str, str | None] = field(default_factory=dict)  # owner to conversation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxState:
+    """All that one outbox file holds, as far as it is examined."""
+
+    name: str
+    origin_id: UUID
+    events: Sequence[OutboxEvent]
+    lanes: Mapping[str, OutboxLane]
+    superseded: Mapping[tuple[str, int], UUID] = field(default_factory=dict)  # conversation and sequence to event
+    integrity: str = "ok"
+
+
+@dataclass(slots=True)
+class Findings:
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.shown) < SHOWN:
+            self.shown.append(text)

@@ -1,0 +1,42 @@
+"""The three ways to read a conversation agree, on a sample of the corpus and some random operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.campaigns.operations import WEIGHTS, Operations
+from tests.campaigns.rebuild import Campaign
+from tests.conftest import STORES
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_fold_inline_and_rebuilt_are_the_same(kind: str, new_store_url: Callable[[str], str]) -> None:
+    outcome = await Campaign(kind, new_store_url(kind), sample=0.001, operations=1_500, seed=3).run()
+
+    assert outcome.problems == []
+    assert outcome.found["damaged"] == 12, "the control: what was damaged is found"
+    assert outcome.found["damage that a reader sees"] > 0
+    assert outcome.conversations > 30
+    assert outcome.events > 1_500
+
+
+def test_the_operations_are_all_of_them() -> None:
+    operations = Operations(3)
+    for _ in range(2_500):
+        operations.make()
+
+    assert set(operations.counts) == set(WEIGHTS)
+    assert min(operations.counts.values()) > 0
+
+
+def test_the_seed_decides_the_operations() -> None:
+    def made(seed: int) -> list[object]:
+        operations = Operations(seed)
+        for _ in range(300):
+            operations.make()
+        return [outbox.lanes for outbox in operations.outboxes]
+
+    assert made(5) == made(5)
+    assert made(5) != made(6)

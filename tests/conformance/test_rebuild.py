@@ -1,0 +1,274 @@
+"""The rows of conversations and messages can be made anew from the log, while the store is written to."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from letopis.store import (
+    ConversationRenamed,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationStore,
+    InvalidInput,
+    Message,
+    MessageEdited,
+    StoreFault,
+    rebuild,
+)
+from letopis.store.engines import create_store_engine
+from letopis.store.fold import PROJECTION_RULES
+from letopis.store.schema import conversations, events, messages, owners
+from tests.campaigns.operations import Operations
+from tests.campaigns.rebuild import damage, differences, digests, fold_of, mismatches, names
+from tests.conformance.outboxes import Outbox
+
+
+@pytest.fixture
+async def engine(store_url: str) -> AsyncIterator[AsyncEngine]:
+    """Opens the store's database behind its back."""
+    made = create_store_engine(store_url)
+    yield made
+    await made.dispose()
+
+
+async def change(engine: AsyncEngine, *statements: sa.Executable) -> None:
+    async with engine.begin() as connection:
+        for statement in statements:
+            await connection.execute(statement)
+
+
+async def row(engine: AsyncEngine, name: str) -> Mapping[str, Any]:
+    async with engine.begin() as connection:
+        found = await connection.execute(sa.select(conversations).where(conversations.c.conversation_id == name))
+        return dict(found.one()._mapping)
+
+
+async def three(store: ConversationStore) -> Outbox:
+    """Three conversations of two messages, of one owner."""
+    outbox = Outbox()
+    for name in ("a", "b", "c"):
+        outbox.append(name, ConversationStarted(owner_id="42"), Message.user("1", id="1"), Message.user("2", id="2"))
+    await outbox.deliver(store)
+    return outbox
+
+
+async def done(store: ConversationStore, **options: Any) -> dict[str, tuple[str, ...]]:
+    return {one.conversation_id: one.differences async for one in store.rebuild(**options)}
+
+
+async def test_what_is_as_it_should_be_is_left_alone(store: ConversationStore) -> None:
+    await three(store)
+
+    assert await done(store) == {}
+    assert await done(store, check=True) == {"a": (), "b": (), "c": ()}
+    found = [one async for one in store.rebuild(every=True)]
+    assert [(one.conversation_id, one.events, one.messages, one.written) for one in found] == [
+        (name, 3, 2, False) for name in ("a", "b", "c")
+    ]
+
+
+async def test_rows_of_older_rules_are_found_also_when_they_were_written_to_since(
+    store: ConversationStore, engine: AsyncEngine
+) -> None:
+    """What is applied under new rules does not make the rest of the row new."""
+    outbox = await three(store)
+    await change(engine, sa.update(conversations).values(rules=PROJECTION_RULES - 1), sa.delete(messages))
+    outbox.append("b", Message.user("3"))
+    await outbox.deliver(store)
+    assert (await row(engine, "b"))["rules"] == PROJECTION_RULES - 1
+
+    async for rebuilt in store.rebuild():
+        assert rebuilt.conversation_id == "a"
+        break  # cut off: what is done stays done
+    assert await done(store) == {
+        "b": ("messages[2] missing", "messages[3] missing"),
+        "c": ("messages[2] missing", "messages[3] missing"),
+    }
+
+    assert await done(store) == {}
+    assert await done(store, check=True) == {"a": (), "b": (), "c": ()}
+    assert len(await store.messages("b")) == 3
+
+
+async def test_rows_of_a_newer_release_are_left_alone(store: ConversationStore, engine: AsyncEngine) -> None:
+    await three(store)
+    newer = sa.update(conversations).where(conversations.c.conversation_id == "b")
+    await change(engine, newer.values(rules=PROJECTION_RULES + 1, title="of another age"))
+
+    assert await done(store, every=True) == {"a": (), "c": ()}
+    assert await done(store, conversation="b") == {}
+    assert (await row(engine, "b"))["title"] == "of another age"
+
+
+async def test_a_check_names_what_differs_and_writes_nothing(store: ConversationStore, engine: AsyncEngine) -> None:
+    outbox = await three(store)
+    outbox.append("a", ConversationRenamed(title="secret title"))
+    await outbox.deliver(store)
+    await change(
+        engine,
+        sa.update(conversations).where(conversations.c.conversation_id == "a").values(title="forged", tokens=9),
+        sa.update(messages).where(messages.c.conversation_id == "b", messages.c.version == 2).values(left_at=3),
+        sa.update(messages).where(messages.c.conversation_id == "b", messages.c.version == 3).values(reactions="[1"),
+        sa.update(messages).where(messages.c.conversation_id == "c", messages.c.version == 3).values(version=7),
+    )
+    expected = {
+        "a": ("title", "tokens"),
+        "b": ("messages[2].left_at", "messages[3].reactions"),
+        "c": ("messages[7] too many", "messages[3] missing"),
+    }
+    before = await digests(engine)
+
+    assert await done(store, check=True) == expected
+    assert await digests(engine) == before
+    assert await done(store, conversation="b") == {"b": expected["b"]}
+    assert await done(store, every=True) == expected | {"b": ()}
+    assert await done(store, check=True) == {"a": (), "b": (), "c": ()}
+
+
+async def test_the_differences_that_are_named_are_bounded(store: ConversationStore, engine: AsyncEngine) -> None:
+    outbox = Outbox()
+    outbox.append("c", *(Message.user("x") for _ in range(50)))
+    await outbox.deliver(store)
+    await change(engine, sa.update(messages).values(role="tool"))
+
+    (found,) = [one async for one in store.rebuild(conversation="c")]
+
+    assert (len(found.differences), found.difference_count, found.written) == (rebuild.NAMED, 50, True)
+
+
+async def test_a_lost_row_is_made_anew_with_the_next_number(store: ConversationStore, engine: AsyncEngine) -> None:
+    await three(store)
+    await change(engine, sa.delete(conversations).where(conversations.c.conversation_id == "b"))
+
+    assert await done(store) == {"b": ("row missing",)}
+
+    assert (await row(engine, "b"))["number"] == 4
+    assert (await store.messages("b")).items[-1].text == "2"
+    outbox = Outbox()
+    outbox.append("d", ConversationStarted(owner_id="42"))
+    await outbox.deliver(store)
+    assert (await row(engine, "d"))["number"] == 5
+    assert await done(store, check=True) == dict.fromkeys("abcd", ())
+
+
+async def test_the_number_does_not_repeat_where_the_owner_was_lost_too(
+    store: ConversationStore, engine: AsyncEngine
+) -> None:
+    await three(store)
+    await change(engine, sa.delete(conversations).where(conversations.c.conversation_id == "b"), sa.delete(owners))
+
+    await done(store)
+
+    assert sorted([(await row(engine, name))["number"] for name in "abc"]) == [1, 3, 4]
+
+
+async def test_a_row_without_events_is_told_and_kept(store: ConversationStore, engine: AsyncEngine) -> None:
+    await three(store)
+    await change(engine, sa.delete(events).where(events.c.conversation_id == "b"))
+
+    assert await done(store, every=True) == {"a": (), "b": ("events missing",), "c": ()}
+    assert (await row(engine, "b"))["version"] == 3
+
+
+async def test_a_log_with_a_hole_is_not_built_upon(store: ConversationStore, engine: AsyncEngine) -> None:
+    await three(store)
+    await change(engine, sa.delete(events).where(events.c.conversation_id == "b", events.c.version == 2))
+
+    with pytest.raises(StoreFault, match="event 2 of a conversation is missing") as raised:
+        await done(store, conversation="b")
+
+    assert raised.value.code == "damaged"
+    assert (await row(engine, "b"))["version"] == 3
+
+
+async def test_one_that_is_not_there_or_cannot_be(store: ConversationStore) -> None:
+    assert await done(store, conversation="nowhere") == {}
+    with pytest.raises(InvalidInput, match="conversation"):
+        await done(store, conversation="")
+
+
+async def test_pages_make_no_difference(
+    store: ConversationStore, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edits, rewinds and redactions reach back over pages that were taken in long before."""
+    await Operations(7).run(store, 1_200)
+    before = await digests(engine)
+    await change(engine, sa.delete(messages), sa.update(conversations).values(rules=0))
+    monkeypatch.setattr(rebuild, "PAGE", 7)
+
+    found = [one async for one in store.rebuild()]
+
+    assert max(one.events for one in found) > 100
+    assert await digests(engine) == before
+    assert await mismatches(store) == []
+
+
+async def test_it_goes_on_while_the_store_is_written_to(store: ConversationStore, engine: AsyncEngine) -> None:
+    """Rows are damaged and mended again and again, and no apply is lost, refused or undone by it."""
+    operations, chance = Operations(11), random.Random(1)
+    await operations.run(store, 400)
+    writing = asyncio.create_task(operations.run(store, 500, at_once=25))
+    rounds = mended = 0
+    while not writing.done() or rounds < 3:
+        async with engine.begin() as connection:
+            await damage(connection, chance, count=3)
+        mended += sum([one.written async for one in store.rebuild(every=True)])
+        rounds += 1
+    await writing
+    await done(store, every=True)
+
+    assert mended >= rounds
+    assert await mismatches(store) == []
+    assert await wrong(store, engine) == {}
+
+
+async def wrong(store: ConversationStore, engine: AsyncEngine) -> dict[str, list[str]]:
+    """Return in which conversations what is read differs from the fold."""
+    found = {}
+    async for name in names(engine):
+        folded, _ = await fold_of(store, name)
+        if different := await differences(store, name, folded):
+            found[name] = different
+    return found
+
+
+async def test_an_apply_to_another_conversation_does_not_wait(new_store_url: Any) -> None:
+    """On a server, the lock is one conversation's."""
+    for kind in ("postgresql", "mariadb"):
+        url = new_store_url(kind)
+        holder = create_store_engine(url)
+        async with ConversationStore.open(url, migrate=True) as store, holder.connect() as connection:
+            outbox = await three(store)
+            of_a = sa.select(conversations).where(conversations.c.conversation_id == "a").with_for_update()
+            await connection.execute(of_a)
+            rebuilding = asyncio.create_task(done(store, every=True))
+            outbox.append("b", Message.user("3"))
+            async with asyncio.timeout(5):
+                await outbox.deliver(store)
+            assert not rebuilding.done()
+            await connection.rollback()
+            assert await rebuilding == {"a": (), "b": (), "c": ()}
+        await holder.dispose()
+
+
+async def test_a_fork_s_rewind_into_its_parent_is_rebuilt(store: ConversationStore, engine: AsyncEngine) -> None:
+    outbox = await three(store)
+    started = ConversationStarted(owner_id="42", forked_from={"conversation_id": "a", "version": 3})
+    outbox.append("fork", started, Message.user("own", id="own"), ConversationRewound(to_message_id="1"))
+    outbox.append("fork", Message.user("other", id="other"), MessageEdited(message_id="other", content="edited"))
+    await outbox.deliver(store)
+    before = await digests(engine)
+    cut = {"inherits": 0, "inherited_to": None, "forked_from_id": None, "forked_from_version": None}
+    await change(engine, sa.update(conversations).values(**cut), sa.delete(messages))
+
+    found = await done(store, every=True)
+
+    assert {"forked_from_id", "forked_from_version", "inherits", "inherited_to"} <= set(found["fork"])
+    assert await digests(engine) == before

@@ -1,0 +1,673 @@
+"""A search finds the same on all three stores: what is there in any form, at once, and nothing that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.store import (
+    Closed,
+    ConversationArchived,
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationStore,
+    FaultClass,
+    Hit,
+    InvalidInput,
+    Message,
+    MessageEdited,
+    MessageRedacted,
+    MessageSent,
+    Page,
+    StoreFault,
+    Text,
+    ToolCall,
+    history,
+)
+from letopis.store.engines import create_store_engine
+from letopis.store.schema import checkpoints, search
+from letopis.store.search import finding, indexing
+from letopis.store.search.index import Where, index_for
+from letopis.store.search.query import match, parse
+from letopis.store.search.upkeep import Indexer
+from letopis.store.search.words import word_of
+from tests.conformance.outboxes import Outbox
+
+FORMS = {
+    "a-1": "Вот мой ответ.",
+    "a-2": "Ответы были другие",
+    "a-3": "она ответила сразу",
+    "a-4": "ОТВЕТЬТЕ: я не получил ответа!",
+    "a-5": "Много вопросов, мало слов",
+    "a-6": "у меня вопрос",
+    "a-7": "ёжик в тумане",
+    "a-8": "Here is the answer",
+    "a-9": "two Answers, please",
+    "a-10": "it was answered; she is answering",
+    "a-11": "any questions?",
+    "a-12": "ветер и вода, the hedgehog",
+    "a-13": "кот answered на вопросы",
+    "a-14": "and the or not не и",
+    "a-15": "e-mail: bot@example.com, file a.b",
+}
+RECALL = {
+    "ответ": {"a-1", "a-2", "a-3", "a-4"},
+    "ответы": {"a-1", "a-2", "a-3", "a-4"},
+    "ответили": {"a-1", "a-2", "a-3", "a-4"},
+    '"ответ"': {"a-1"},
+    '"ответа"': {"a-4"},
+    "вопрос": {"a-5", "a-6", "a-13"},
+    "вопросами": {"a-5", "a-6", "a-13"},
+    "ЕЖИК": {"a-7"},
+    "ёжики": {"a-7"},
+    "answer": {"a-8", "a-9", "a-10", "a-13"},
+    "answers": {"a-8", "a-9", "a-10", "a-13"},
+    "answered": {"a-8", "a-9", "a-10", "a-13"},
+    "answering": {"a-8", "a-9", "a-10", "a-13"},
+    '"answers"': {"a-9"},
+    "question": {"a-11"},
+    "вопрос answer": {"a-13"},
+    "answer -вопрос": {"a-8", "a-9", "a-10"},
+    '"мой ответ"': {"a-1"},
+    '"ответ мой"': set(),
+    "the": {"a-8", "a-12", "a-14"},  # what the databases themselves would leave out
+    "и": {"a-12", "a-14"},
+    "я": {"a-4"},
+    "не": {"a-4", "a-14"},
+    "or not": {"a-14"},
+    "e-mail": {"a-15"},
+    "bot@example.com": {"a-15"},
+    "a.b": {"a-15"},
+    "мыло": set(),
+}
+
+
+def ids(page: Iterable[Hit]) -> list[str]:
+    return [hit.message.id for hit in page]
+
+
+async def indexed(store: ConversationStore) -> None:
+    while await store.catch_up_search():
+        pass
+
+
+async def rows(url: str, what: Any) -> list[Any]:
+    engine = create_store_engine(url)
+    try:
+        async with engine.connect() as connection:
+            return list((await connection.execute(what)).all())
+    finally:
+        await engine.dispose()
+
+
+@pytest.fixture
+async def forms(store: ConversationStore) -> Outbox:
+    outbox = Outbox()
+    outbox.append("c", *(Message.user(text, id=name) for name, text in FORMS.items()))
+    await outbox.deliver(store)
+    return outbox
+
+
+@pytest.mark.parametrize("by", ["index", "events"])
+async def test_every_form_of_a_word_is_found(
+    store: ConversationStore, forms: Outbox, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the index, and by what it has not read yet."""
+    if by == "index":
+        await indexed(store)
+    else:
+        monkeypatch.setattr(store, "_nearly", Still())
+
+    for query, expected in RECALL.items():
+        page = await store.search(query)
+        assert set(ids(page)) == expected, query
+        assert page.complete and page.next is None
+        assert len(ids(page)) == len(expected)
+
+
+class Still:
+    """An index that nobody brings up to date."""
+
+    async def caught_up(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+WORDS = ("ответ", "ответы", "вопрос", "вопросов", "answer", "answered", "the", "и", "кот", "ёж", "x1", "你")
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_the_index_finds_what_the_rule_finds(store: ConversationStore, seed: int) -> None:
+    """Any text and any query: the databases' answers are those of the pure rule."""
+    chance = random.Random(seed)
+
+    def some(most: int) -> str:
+        return chance.choice([" ", ", ", "-"]).join(chance.choice(WORDS) for _ in range(chance.randrange(1, most)))
+
+    said = {f"m-{number}": some(12) for number in range(120)}
+    outbox = Outbox()
+    for name, text in said.items():
+        outbox.append(chance.choice("abc"), Message.user(text, id=name))
+    await outbox.deliver(store)
+    await indexed(store)
+
+    for _ in range(40):
+        parts = [chance.choice(["{}", "{}", '"{}"', "-{}", '-"{}"']).format(some(4)) for _ in range(2)]
+        typed = " ".join([some(3), *parts])
+        query = parse(typed)
+        expected = {name for name, text in said.items() if match(query, text) is not None}
+
+        assert set(ids(await store.search(typed, limit=1_000))) == expected, typed
+
+
+HOSTILE = [
+    "'; DROP TABLE letopis_search; --",
+    '" OR 1=1 --',
+    "ответ' OR '1'='1",
+    "ответ AND OR NOT NEAR(ответ, 5)",
+    "ответ & | ! ( ) : * <-> @@",
+    "scope : ответ",
+    "document:ответ^2",
+    "+ответ ~ответ <ответ >ответ @4",
+    "ответ\\",
+    "%ответ_ % :asked ? $1 %s {0}",
+    "((((ответ",
+    '"ответ" "" "',
+    "\x00ответ\x00",
+    "ответ \ud800",
+    "ответ" * 100,
+    "𝓸𝓽𝓿𝓮𝓽 ответ",
+    "ответ --ответ",
+]
+
+
+async def test_nothing_that_is_typed_is_part_of_a_query_language(store: ConversationStore) -> None:
+    said = {"plain": "ответ"}
+    for number, typed in enumerate(HOSTILE):
+        said[f"m-{number}"] = typed.replace("\x00", "").replace("\ud800", "")
+    outbox = Outbox()
+    outbox.append("c", *(Message.user(text, id=name) for name, text in said.items()))
+    await outbox.deliver(store)
+    await indexed(store)
+
+    for typed in HOSTILE:
+        query = parse(typed)
+        expected = {name for name, text in said.items() if match(query, text) is not None}
+        assert set(ids(await store.search(typed, limit=1_000))) == expected, typed
+        assert set(ids(await store.search(typed, owner=typed[:200].strip("\x00\ud800") or "x"))) == set(), typed
+    assert "plain" in ids(await store.search('"ответ"', limit=1_000))
+
+
+NO_SEARCHES: list[tuple[dict[str, Any], str]] = [
+    ({"query": "***"}, "query"),
+    ({"query": '"unbalanced'[:1]}, "query"),
+    ({"query": "ответ " * 2_000}, "query"),
+    ({"query": None}, "query"),
+    ({"query": "a", "owner": ""}, "owner"),
+    ({"query": "a", "conversation": "\n"}, "conversation"),
+    ({"query": "a", "limit": 0}, "limit"),
+    ({"query": "a", "after": "nowhere"}, "after"),
+    ({"query": "a", "after": ""}, "after"),
+]
+
+
+async def test_a_search_that_is_none_is_refused(store: ConversationStore) -> None:
+    for arguments, field in NO_SEARCHES:
+        with pytest.raises(InvalidInput) as caught:
+            await store.search(**arguments)
+        assert caught.value.field == field, arguments
+
+
+async def test_a_hit_tells_why_it_is_one(store: ConversationStore, forms: Outbox) -> None:
+    await indexed(store)
+
+    (hit,) = await store.search("answered вопрос")
+
+    assert (hit.conversation_id, hit.message.id, hit.message.text) == ("c", "a-13", FORMS["a-13"])
+    assert [hit.snippet[start:end] for start, end in hit.marks] == ["answered", "вопросы"]
+    assert 0 <= hit.score < 1
+    assert hit.message == (await store.messages("c")).items[12]
+
+
+async def test_better_hits_come_first_and_of_equal_ones_the_newest(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("c", Message.user("слово " * 9 + "ответы", id="form"))
+    outbox.append("c", *(Message.user("ветер и вода " * 3, id=f"other-{number}") for number in range(20)))
+    outbox.append("c", Message.user("слово " * 9 + "ответ", id="exact"), Message.user("ответ ответ ответ", id="best"))
+    outbox.append("c", Message.user("слово " * 9 + "ответ", id="later"))
+    await outbox.deliver(store)
+    await indexed(store)
+
+    page = await store.search("ответ")
+
+    assert ids(page) == ["best", "later", "exact", "form"]
+    scores = [hit.score for hit in page]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > scores[1] == scores[2] > scores[3]
+
+
+async def test_nothing_of_another_owner_is_found(store: ConversationStore) -> None:
+    outbox = Outbox()
+    for owner in ("1", "2", "11", "Ё"):
+        outbox.append(f"of-{owner}", ConversationStarted(owner_id=owner), Message.user("ответ", id=f"{owner}-a"))
+    outbox.append("nobodys", Message.user("ответ", id="nobodys"))
+    outbox.append("late", Message.user("ответ", id="late"))
+    await outbox.deliver(store)
+    await indexed(store)
+    outbox.append("late", ConversationStarted(owner_id="1"))
+    outbox.append("of-2", ConversationStarted(owner_id="1"), Message.user("ответы", id="2-b"))
+    await outbox.deliver(store)
+
+    for _ in range(2):
+        assert set(ids(await store.search("ответ", owner="1"))) == {"1-a", "late"}
+        assert set(ids(await store.search("ответ", owner="2"))) == {"2-a", "2-b"}
+        assert ids(await store.search("ответ", owner="Ё")) == ["Ё-a"]
+        assert ids(await store.search("ответ", owner="ё")) == []
+        assert set(ids(await store.search("ответ", conversation="of-2"))) == {"2-a", "2-b"}
+        assert ids(await store.search("ответ", conversation="of-2", owner="1")) == []
+        assert ids(await store.search("ответ", conversation="of-1 ")) == []
+        assert len(await store.search("ответ")) == 7
+        await indexed(store)
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_pages_repeat_and_miss_nothing_while_more_is_said(store_url: str, partitions: int) -> None:
+    """Others say the word as well, so that its worth changes, and the index moves on under the pages."""
+    async with ConversationStore.open(store_url, migrate=True, partitions=partitions) as store:
+        outbox = Outbox()
+        there = [f"m-{number}" for number in range(60)]
+        for number, name in enumerate(there):
+            text = "ответ " * (number % 4 + 1) + "слово " * (number % 7)
+            outbox.append(f"c-{number % 5}", Message.user(text, id=name))
+            if number == 40:
+                await outbox.deliver(store)
+                await indexed(store)
+        await outbox.deliver(store)
+
+        seen: list[str] = []
+        after, turns = None, 0
+        while True:
+            page: Page[Hit] = await store.search("ответы", limit=7, after=after)
+            seen += ids(page)
+            turns += 1
+            outbox.append(
+                f"c-{turns % 7}",
+                Message.user("ответ " * 5, id=f"new-{turns}"),
+                *(Message.user("совсем другое", id=f"other-{turns}-{number}") for number in range(5)),
+            )
+            outbox.append("c-0", MessageEdited(message_id="m-55", content=f"ответ номер {turns}"))
+            await outbox.deliver(store)
+            if turns % 2:
+                await indexed(store)
+            if (after := page.next) is None:
+                break
+
+        assert sorted(seen) == sorted(there)
+        assert turns == 9
+        assert set(ids(await store.search("ответы", limit=100))) == {*there, *(f"new-{n}" for n in range(1, turns + 1))}
+
+
+async def test_a_search_shows_a_thousand_hits_at_most(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("c", *(Message.user("ответ", id=f"m-{number}") for number in range(1_050)))
+    await outbox.deliver(store)
+    await indexed(store)
+
+    seen: list[str] = []
+    after = None
+    while True:
+        page = await store.search("ответ", limit=400, after=after)
+        seen += ids(page)
+        if (after := page.next) is None:
+            break
+
+    assert len(seen) == len(set(seen)) == 1_000
+    # The newest: all fit equally well.
+    assert seen[0] == "m-1049"
+
+
+async def documents(url: str, *message: int) -> list[tuple[str, str]]:
+    return [
+        (row.scope, row.document)
+        for row in await rows(url, sa.select(search).where(search.c.version.in_(message)).order_by(search.c.version))
+    ]
+
+
+def code_of(word: str) -> str:
+    return word_of(word).exact_code
+
+
+async def test_what_was_redacted_is_not_found_and_its_codes_are_gone(store: ConversationStore, store_url: str) -> None:
+    outbox = Outbox()
+    outbox.append("c", Message.user("тайна ответ", id="m-1"), Message.user("ответ", id="m-2"))
+    await outbox.deliver(store)
+    await indexed(store)
+    assert code_of("тайна") in (await documents(store_url, 1))[0][1]
+    assert ids(await store.search("тайна")) == ["m-1"]
+
+    outbox.append("c", MessageRedacted(message_id="m-1"))
+    await outbox.deliver(store)
+
+    # At once, in the transaction of the redaction: no index has read it yet.
+    assert await documents(store_url, 1) == [("", "")]
+    assert ids(await store.search("тайна")) == []
+    assert ids(await store.search("ответ")) == ["m-2"]
+    await indexed(store)
+    assert await documents(store_url, 1) == [("", "")]
+    assert code_of("ответ") in (await documents(store_url, 2))[0][1]
+    if store_url.startswith("sqlite"):
+        engine = create_store_engine(store_url)
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql(
+                "CREATE VIRTUAL TABLE temp.v USING fts5vocab(main, letopis_search_words, row)"
+            )
+            held = {row[0] for row in await connection.exec_driver_sql("SELECT term FROM temp.v")}
+        await engine.dispose()
+        assert code_of("тайна") not in held
+        assert code_of("ответ") in held
+    assert ids(await store.search("тайна")) == []
+
+
+async def test_the_codes_of_a_deleted_conversation_go_with_the_deletion(
+    store: ConversationStore, forms: Outbox, store_url: str
+) -> None:
+    forms.append("other", Message.user("ответ", id="o-1"))
+    await forms.deliver(store)
+    await indexed(store)
+
+    forms.append("c", ConversationDeleted())
+    await forms.deliver(store)
+
+    left = await rows(store_url, sa.select(search.c.conversation_id).where(search.c.document != nothing(store_url)))
+    assert {row.conversation_id for row in left} == {"other"}
+    assert ids(await store.search("ответ")) == ["o-1"]
+
+
+def nothing(url: str) -> sa.ColumnElement[Any]:
+    return sa.literal_column("CAST('' AS tsvector)" if url.startswith("postgresql") else "''")
+
+
+async def test_a_redaction_hides_before_the_index_has_read_it(
+    store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await indexed(store)
+    monkeypatch.setattr(store, "_nearly", Still())
+    monkeypatch.setattr(finding, "UNREAD_MAX", 0)
+    assert "a-1" in ids(await store.search("ответ"))
+
+    forms.append("c", MessageRedacted(message_id="a-1"), MessageEdited(message_id="a-2", content="мимо"))
+    await forms.deliver(store)
+
+    assert set(ids(await store.search("ответ"))) == {"a-3", "a-4"}
+
+
+async def test_rows_are_forgotten_in_the_transaction_of_the_caller(
+    store: ConversationStore, forms: Outbox, store_url: str
+) -> None:
+    await indexed(store)
+    engine = create_store_engine(store_url)
+    index = index_for(engine.dialect.name)
+    async with engine.connect() as connection:
+        await index.forget(connection, 0, "c", (1,))
+        await connection.rollback()
+    assert "a-1" in ids(await store.search("ответ"))
+    async with engine.begin() as connection:
+        await index.forget(connection, 0, "c", (1, 2))
+        await index.forget(connection, 0, "c", ())
+        await index.forget(connection, 0, "nowhere", None)
+    assert await documents(store_url, 1, 2) == [("", "")] * 2
+    assert set(ids(await store.search("ответ"))) == {"a-3", "a-4"}
+    async with engine.begin() as connection:
+        await index.forget(connection, 0, "c", None)
+    await engine.dispose()
+
+    assert await store.search("ответ -нет") == Page(())
+    assert set(await documents(store_url, *range(1, 20))) == {("", "")}
+
+
+async def test_an_edited_message_is_found_by_its_present_text_only(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("c", Message.user("ответ", id="m"), Message.user("!!!", id="empty"))
+    await outbox.deliver(store)
+    await indexed(store)
+    for _ in range(2):
+        outbox.append("c", MessageEdited(message_id="m", content="вопрос"), MessageSent(message_id="m"))
+        outbox.append(
+            "c", MessageEdited(message_id="empty", content=(Text("вот"), ToolCall("1", "тул"), Text("слово")))
+        )
+        await outbox.deliver(store)
+        for _ in range(2):
+            assert ids(await store.search("ответ")) == []
+            assert ids(await store.search("вопросы")) == ["m"]
+            assert ids(await store.search("слова")) == ["empty"]
+            assert ids(await store.search("тул")) == []
+            await indexed(store)
+        outbox.append("c", MessageEdited(message_id="m", content="?!"))
+        await outbox.deliver(store)
+        assert ids(await store.search("вопрос")) == []
+        await indexed(store)
+        assert ids(await store.search("вопрос")) == []
+
+
+@pytest.mark.parametrize("by", ["index", "events", "late"])
+async def test_what_left_the_path_is_not_found(
+    store: ConversationStore, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the index knew it before, has not read it, or reads it all at once."""
+    outbox = Outbox()
+    for name in ("rewound", "deleted", "archived", "cleared"):
+        outbox.append(name, *(Message.user("ответ", id=f"{name}-{number}") for number in range(3)))
+    await outbox.deliver(store)
+    if by == "index":
+        await indexed(store)
+    outbox.append("rewound", ConversationRewound(to_message_id="rewound-0"), Message.user("ответ", id="rewound-3"))
+    outbox.append("deleted", ConversationDeleted())
+    outbox.append("archived", ConversationArchived())
+    outbox.append("cleared", ConversationRewound())
+    await outbox.deliver(store)
+    if by == "events":
+        monkeypatch.setattr(store, "_nearly", Still())
+
+    expected = {"rewound-0", "rewound-3", *(f"archived-{number}" for number in range(3))}
+    assert set(ids(await store.search("ответ"))) == expected
+    await indexed(store)
+    assert set(ids(await store.search("ответ"))) == expected
+
+
+async def test_the_index_holds_what_is_to_be_found_and_nothing_else(store: ConversationStore, store_url: str) -> None:
+    outbox = Outbox()
+    outbox.append("c", *(Message.user("ответ", id=f"m-{number}") for number in range(4)))
+    outbox.append("d", *(Message.user("ответ", id=f"d-{number}") for number in range(2)))
+    await outbox.deliver(store)
+    await indexed(store)
+    outbox.append("c", ConversationRewound(to_message_id="m-1"))
+    outbox.append("d", ConversationDeleted())
+    await outbox.deliver(store)
+    await indexed(store)
+
+    full = await rows(store_url, sa.select(search.c.conversation_id, search.c.version, search.c.document))
+    assert sorted((name, version) for name, version, document in full if document) == [("c", 1), ("c", 2)]
+
+
+async def test_many_may_index_at_once(store: ConversationStore, store_url: str) -> None:
+    outbox = Outbox()
+    outbox.append("c", *(Message.user(f"ответ {number}") for number in range(900)))
+    await outbox.deliver(store)
+
+    async with ConversationStore.open(store_url) as other:
+        done = await asyncio.gather(*(one.catch_up_search() for one in (store, other, store, other)))
+
+    assert sum(done) == 900
+    found = await rows(store_url, sa.select(sa.func.count(), sa.func.count(search.c.version.distinct())))
+    assert [tuple(row) for row in found] == [(900, 900)]
+    assert await store.catch_up_search() == 0
+
+
+async def test_an_index_that_was_cut_off_goes_on_where_it_was(
+    store: ConversationStore, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "STEP", 10)
+    outbox = Outbox()
+    outbox.append("c", *(Message.user("ответ", id=f"m-{number}") for number in range(35)))
+    await outbox.deliver(store)
+    index = type(index_for(store.url.get_backend_name()))
+    written = 0
+    right = index.write
+
+    async def write(self: Any, connection: Any, made: Any) -> None:
+        nonlocal written
+        await right(self, connection, made)
+        written += 1
+        if written == 3:
+            raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="cut", reason="cut off")
+
+    monkeypatch.setattr(index, "write", write)
+    with pytest.raises(StoreFault, match="cut off"):
+        await store.catch_up_search()
+
+    positions = await rows(store_url, sa.select(checkpoints.c.position).where(checkpoints.c.name == "search"))
+    assert [tuple(row) for row in positions] == [(20,)]
+    assert [tuple(row) for row in await rows(store_url, sa.select(sa.func.count()).select_from(search))] == [(20,)]
+    assert len(await store.search("ответ", limit=100)) == 35
+    await indexed(store)
+    assert [tuple(row) for row in await rows(store_url, sa.select(sa.func.count()).select_from(search))] == [(35,)]
+
+
+async def test_a_search_that_could_not_look_everywhere_says_so(
+    store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_nearly", Still())
+    monkeypatch.setattr(finding, "UNREAD_MAX", 3)
+
+    page = await store.search("ответ")
+
+    assert set(ids(page)) == {"a-1", "a-2", "a-3"}
+    assert not page.complete
+    await indexed(store)
+    assert (await store.search("ответ")).complete
+
+
+async def test_a_store_that_cannot_be_indexed_is_searched_all_the_same(
+    store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: Any, **__: Any) -> int:
+        raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="42501", reason="permission denied")
+
+    monkeypatch.setattr(indexing.Indexing, "catch_up", refused)
+
+    assert set(ids(await store.search("ответ"))) == {"a-1", "a-2", "a-3", "a-4"}
+
+
+async def test_a_search_does_not_wait_for_the_index_for_long(
+    store: ConversationStore, forms: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def slowly(*_: Any, **__: Any) -> int:
+        begun.set()
+        await asyncio.sleep(0.2)
+        return 1
+
+    monkeypatch.setattr(indexing.Indexing, "catch_up", slowly)
+    monkeypatch.setattr(store._nearly, "_patience", 0.02)
+
+    async with asyncio.timeout(30):
+        assert set(ids(await store.search("ответ"))) == {"a-1", "a-2", "a-3", "a-4"}
+        assert set(ids(await store.search("ответ"))) == {"a-1", "a-2", "a-3", "a-4"}
+        assert begun.is_set()
+        await store.close()
+    with pytest.raises(Closed):
+        await store.search("ответ")
+
+
+async def test_the_index_goes_on_behind_a_search_until_it_has_all(
+    store: ConversationStore, forms: Outbox, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "UNREAD_MAX", 2)
+    monkeypatch.setattr(finding, "UNREAD_MAX", 2)
+    monkeypatch.setattr(store._nearly, "_patience", 0.0)
+
+    assert not (await store.search("ответ")).complete
+    async with asyncio.timeout(30):
+        while not await documents(store_url, len(FORMS)):  # noqa: ASYNC110 - another connection has no event for us
+            await asyncio.sleep(0.02)
+    assert set(ids(await store.search("ответ"))) == {"a-1", "a-2", "a-3", "a-4"}
+
+
+async def test_the_indexer_takes_in_what_comes(store: ConversationStore, forms: Outbox, store_url: str) -> None:
+    running = asyncio.create_task(Indexer(store.catch_up_search, poll=0.02).run())
+    try:
+        forms.append("c", Message.user("позже", id="later"))
+        await forms.deliver(store)
+        async with asyncio.timeout(30):
+            while not await documents(store_url, 16):  # noqa: ASYNC110 - another connection has no event for us
+                await asyncio.sleep(0.02)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert code_of("позже") in (await documents(store_url, 16))[0][1]
+
+
+async def test_a_message_longer_than_any_limit_of_a_database_is_indexed(store: ConversationStore) -> None:
+    outbox = Outbox()
+    different = " ".join(f"слово{number}" for number in range(20_000))
+    outbox.append("c", Message.user(different, id="different"), Message.user("ответ " * 60_000, id="same"))
+    outbox.append("c", Message.user("x" * 300_000, id="one"), Message.user("ответ", id="after"))
+    await outbox.deliver(store)
+    await indexed(store)
+
+    assert ids(await store.search("слово15999")) == ["different"]
+    assert ids(await store.search("слово16000")) == []
+    assert ids(await store.search('"слово7 слово8"')) == ["different"]
+    assert set(ids(await store.search("ответ"))) == {"same", "after"}
+    assert (await store.search("ответ")).complete
+
+
+async def test_a_message_that_is_said_twice_under_one_id_is_found_as_it_stands(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("c", Message.user("ответ", id="m"))
+    other = Outbox()
+    other.append("c", Message.user("вопрос", id="n"))
+    await outbox.deliver(store)
+    await other.deliver(store)
+    outbox.append("c", MessageEdited(message_id="n", content="ответы"))
+    await outbox.deliver(store)
+
+    assert set(ids(await store.search("ответ"))) == {"m", "n"}
+    await indexed(store)
+    assert set(ids(await store.search("ответ"))) == {"m", "n"}
+
+
+async def test_postgresql_goes_by_the_words_without_statistics_too(fresh_postgresql_url: str) -> None:
+    """A table that has just been filled: its planner thinks that every condition finds one row."""
+    async with ConversationStore.open(fresh_postgresql_url, migrate=True) as store:
+        outbox = Outbox()
+        outbox.append("c", *(Message.user(f"ответ {number}") for number in range(3_000)))
+        await outbox.deliver(store)
+        await indexed(store)
+    statement = index_for("postgresql").select(
+        parse("17"), Where(owner="1", conversation=None, bounds={0: 10_000}), limit=21
+    )
+    plan = await rows(fresh_postgresql_url, sa.text(f"EXPLAIN {_literal(statement)}"))
+
+    assert any("Bitmap Index Scan on ix_letopis_search_words" in row[0] for row in plan), plan
+    assert not any("uq_letopis_search_message" in row[0] for row in plan)
+
+
+def _literal(statement: sa.Executable) -> str:
+    dialect = sa.dialects.postgresql.dialect()
+    return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True})).replace(":", "\\:")
+
+
+def test_each_database_has_its_index(new_store_url: Callable[[str], str]) -> None:
+    names = {type(index_for(name)).__name__ for name in ("sqlite", "postgresql", "mariadb", "mysql")}
+
+    assert names == {"SQLiteIndex", "PostgreSQLIndex", "MariaDBIndex"}

@@ -1,0 +1,539 @@
+"""Two outboxes write one conversation: free appends both arrive, of two turns on one reading one wins, visibly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.append import After, condition, prepare
+from letopis.outbox.file import OutboxFile
+from letopis.outbox.intake import Intake
+from letopis.outbox.marks import rewind
+from letopis.outbox.outflow import Flow
+from letopis.outbox.rebirth import give_new_origin
+from letopis.outbox.relay import Relay
+from letopis.store import ConversationStore, Message, MessageEdited, ReactionAdded, Seen, VersionConflict
+from letopis.store.conversation import Page, RecordedMessage
+from letopis.store.fold import SUPERSEDED, fold
+from letopis.store.transfer.jsonl import read_lines
+from letopis.store.transfer.occurrences import Occurrences
+from letopis.store.turns import Conflict
+from letopis.store.vocabulary import (
+    Body,
+    ConversationDeleted,
+    ConversationRenamed,
+    ConversationRewound,
+    MessageRedacted,
+)
+from tests.conformance.outboxes import Outbox, assert_no_gaps
+from tests.peers import refused_port
+
+CHAT = "chat-1"
+
+
+# --- Two outbox files, their relays running ------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, store_url: str) -> AsyncIterator[tuple[History, History]]:
+    """Two bots on one history store."""
+    async with ConversationStore.open(store_url, migrate=True):
+        pass
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(History.open(tmp_path / "one.outbox.db", store=store_url))
+        two = await stack.enter_async_context(History.open(tmp_path / "two.outbox.db", store=store_url))
+        yield one, two
+
+
+async def drained(*histories: History) -> None:
+    for history in histories:
+        assert await history.drained(timeout=30)
+
+
+def order(page: Page[RecordedMessage]) -> list[tuple[str, int | None, bool, bool]]:
+    return [(one.id, one.version, one.on_path, one.superseded) for one in page]
+
+
+async def test_free_appends_arrive_and_strict_turns_conflict_exactly_once(pair: tuple[History, History]) -> None:
+    one, two = pair
+    await one.append(CHAT, Message.user("what?", id="q"))
+    await drained(one)
+
+    async def speak(history: History, name: str) -> None:
+        for number in range(20):
+            await history.append(CHAT, Message.user(f"{name} {number}", id=f"{name}-{number}"))
+
+    await asyncio.gather(speak(one, "a"), speak(two, "b"))
+    await drained(one, two)
+    both = await one.messages(CHAT)
+    assert len(both) == 41
+    assert order(both) == order(await two.messages(CHAT))
+
+    pages = [await history.messages(CHAT) for history in pair]
+    receipts = await asyncio.gather(
+        *(
+            history.append(CHAT, Message.assistant("so", id=f"turn-{name}"), expected=page)
+            for history, page, name in zip(pair, pages, "ab", strict=True)
+        )
+    )
+    lost = [await receipt.superseded(timeout=30) for receipt in receipts]
+    assert sorted(lost) == [False, True]
+    assert all([await receipt.saved(timeout=5) for receipt in receipts])
+    loser = pair[lost.index(True)]
+
+    # The lane goes on, and who looks again is not late any more.
+    again = await loser.append(CHAT, Message.assistant("now", id="again"), expected=await loser.messages(CHAT))
+    free = await loser.append(CHAT, ReactionAdded(message_id="q", key="like"))
+    assert not await again.superseded(timeout=30)
+    assert await free.saved(timeout=30)
+
+    winner, late = f"turn-{'ab'[lost.index(False)]}", f"turn-{'ab'[lost.index(True)]}"
+    for _ in range(3):
+        for history in pair:
+            path = await history.messages(CHAT)
+            assert [message.id for message in path][-2:] == [winner, "again"]
+            assert late not in {message.id for message in path}
+            every = await history.messages(CHAT, every=True)
+            assert order(every) == order(await one.messages(CHAT, every=True))
+            [aside] = [message for message in every if message.superseded]
+            assert (aside.id, aside.text, aside.on_path) == (late, "so", False)
+    assert await one.conversation(CHAT) == await two.conversation(CHAT)
+
+
+async def test_of_many_rounds_each_has_one_winner(pair: tuple[History, History]) -> None:
+    await pair[0].append(CHAT, Message.user("what?"))
+    await drained(*pair)
+    for number in range(6):
+        pages = [await history.messages(CHAT) for history in pair]
+        receipts = [
+            await history.append(CHAT, Message.assistant(f"{place} {number}"), Message.tool("done"), after=page)
+            for place, (history, page) in enumerate(zip(pair, pages, strict=True))
+        ]
+        assert sorted([await receipt.superseded(timeout=30) for receipt in receipts]) == [False, True]
+
+    found = await pair[0].conversation(CHAT)
+    assert found is not None
+    assert (found.message_count, found.version) == (1 + 6 * 2, 2 + 6 * 4 + 1)
+    every = await pair[1].messages(CHAT, every=True)
+    assert sum(message.superseded for message in every) == 6 * 2
+
+
+# --- One file at a time, delivered by hand --------------------------------------------------------------------------
+
+
+def turn(
+    outbox: Outbox,
+    *what: Message | Body,
+    expected: After | None = None,
+    after: After | None = None,
+    fail_if_types: Any = None,
+) -> list[int]:
+    """Append with a condition to the memory of an outbox, unchecked; return the sequences."""
+    expects = condition(expected=expected, after=after, fail_if_types=fail_if_types)
+    events = prepare(CHAT, what, expects=expects).events
+    first = len(outbox.lanes.get(CHAT, ())) + 1
+    outbox.append_encoded(CHAT, events)
+    return list(range(first, first + len(events)))
+
+
+async def seen_of(store: ConversationStore, outbox: Outbox) -> Seen:
+    found = await store.conversation(CHAT)
+    return Seen(sequence=len(outbox.lanes.get(CHAT, ())), version=found.version if found else 0)
+
+
+@pytest.fixture
+async def rivals(store: ConversationStore) -> tuple[Outbox, Outbox]:
+    one, two = Outbox("one"), Outbox("two")
+    one.append(CHAT, Message.user("what?", id="q"))
+    await one.deliver(store)
+    two.append(CHAT, ConversationRenamed(title="Tea"))
+    await two.deliver(store)
+    return one, two
+
+
+async def verdicts(store: ConversationStore, outbox: Outbox, first: int, last: int) -> dict[int, Conflict]:
+    [applied] = (await store.apply(outbox.origin, [outbox.batch(CHAT, first, last)])).applied
+    return dict(applied.superseded)
+
+
+@pytest.mark.parametrize(
+    ("split", "rival_at"), [((3,), 0), ((1, 2), 0), ((2, 1), 1), ((1, 1, 1), 0), ((1, 1, 1), 1), ((1, 1, 1), 2)]
+)
+async def test_a_turn_wins_or_loses_as_a_whole_however_it_is_delivered(
+    store: ConversationStore, rivals: tuple[Outbox, Outbox], split: Sequence[int], rival_at: int
+) -> None:
+    """``rival_at``: before which part the other outbox speaks."""
+    one, two = rivals
+    sequences = turn(
+        one,
+        Message.assistant("call", id="call"),
+        Message.tool("result", id="result"),
+        Message.assistant("so", id="so"),
+        after=await seen_of(store, one),
+    )
+    found: dict[int, Conflict] = {}
+    start = sequences[0]
+    for place, size in enumerate(split):
+        if place == rival_at:
+            two.append(CHAT, Message.user("and?", id="rival"))
+            await two.deliver(store)
+        found |= await verdicts(store, one, start, start + size - 1)
+        start += size
+
+    lost = rival_at == 0
+    assert sorted(found) == (sequences if lost else [])
+    path = [message.id for message in await store.messages(CHAT)]
+    assert [name for name in path if name != "rival"] == (["q"] if lost else ["q", "call", "result", "so"])
+    await assert_no_gaps(store)
+    await assert_is_the_fold(store)
+
+
+async def assert_is_the_fold(store: ConversationStore) -> None:
+    folded = fold(await store.events(CHAT, limit=1000))
+    assert (await store.messages(CHAT, every=True)).items == folded.messages
+    assert (await store.messages(CHAT)).items == folded.path
+    conversation = await store.conversation(CHAT)
+    assert conversation is not None and folded.conversation is not None
+    assert conversation.message_count == folded.conversation.message_count == len(folded.path)
+
+
+async def test_the_same_delivered_again_has_the_same_verdict(
+    store: ConversationStore, rivals: tuple[Outbox, Outbox]
+) -> None:
+    one, two = rivals
+    seen = await seen_of(store, one)
+    two.append(CHAT, Message.user("and?"))
+    await two.deliver(store)
+    turn(one, Message.assistant("late"), Message.tool("late too"), after=seen)
+    first = await verdicts(store, one, 2, 3)
+    two.append(CHAT, Message.user("and again?"))
+    await two.deliver(store)
+
+    assert set(first) == {2, 3}
+    assert await verdicts(store, one, 2, 3) == first
+    assert await verdicts(store, one, 1, 3) == first
+    assert await verdicts(store, one, 3, 3) == {3: first[3]}
+    other = Outbox("copy of one")  # the same events by another way
+    other.append_encoded(CHAT, one.lanes[CHAT])
+    [applied] = (await store.apply(other.origin, [other.batch(CHAT)])).applied
+    assert dict(applied.superseded) == first
+    await assert_no_gaps(store)
+
+
+async def test_a_verdict_is_in_the_events_and_their_digest_stays(
+    store: ConversationStore, rivals: tuple[Outbox, Outbox]
+) -> None:
+    one, two = rivals
+    seen = await seen_of(store, one)
+    two.append(CHAT, Message.user("and?"))
+    await two.deliver(store)
+    turn(one, Message.assistant("late", tokens=7), after=seen)
+    await verdicts(store, one, 2, 2)
+
+    *_, event = await store.events(CHAT)
+    assert event.metadata[SUPERSEDED] == {"expected": seen.version, "actual": (seen.version or 0) + 1}
+    assert event.digest == one.lanes[CHAT][1].digest
+    conversation = await store.conversation(CHAT)
+    assert conversation is not None
+    assert (conversation.message_count, conversation.tokens) == (2, 7)
+
+
+LATE: list[Body] = [
+    ConversationRewound(),
+    ConversationRewound(to_message_id="q"),
+    MessageEdited(message_id="q", content="changed"),
+    MessageRedacted(message_id="q"),
+    ConversationRenamed(title="late"),
+    ReactionAdded(message_id="q", key="late"),
+    ConversationDeleted(),
+]
+
+
+@pytest.mark.parametrize("late", LATE, ids=lambda body: body.type)
+async def test_what_is_put_aside_has_no_effect(
+    store: ConversationStore, rivals: tuple[Outbox, Outbox], late: Body
+) -> None:
+    one, two = rivals
+    seen = await seen_of(store, one)
+    two.append(CHAT, Message.user("and?"))
+    await two.deliver(store)
+    before = await store.messages(CHAT, every=True), await store.conversation(CHAT)
+    turn(one, late, expected=seen)
+
+    assert set(await verdicts(store, one, 2, 2)) == {2}
+
+    messages, conversation = await store.messages(CHAT, every=True), await store.conversation(CHAT)
+    assert messages == before[0]
+    assert conversation is not None and before[1] is not None
+    changed = conversation.with_changes(version=before[1].version, updated_at=before[1].updated_at)
+    assert changed == before[1]
+    await assert_is_the_fold(store)
+
+
+async def test_strict_turns_mind_everything_and_others_only_turns(
+    store: ConversationStore, rivals: tuple[Outbox, Outbox]
+) -> None:
+    one, two = rivals
+    seen = await seen_of(store, one)
+    two.append(CHAT, ReactionAdded(message_id="q", key="like"))
+    await two.deliver(store)
+    turn(one, Message.assistant("free"), after=seen)
+    turn(one, Message.assistant("picky"), after=seen, fail_if_types=["reaction.added"])
+    turn(one, Message.assistant("strict"), expected=seen)
+
+    assert set(await verdicts(store, one, 2, 4)) == {3, 4}
+
+
+async def test_an_answer_to_what_comes_with_it_stands_whatever_was_there_before(
+    store: ConversationStore, rivals: tuple[Outbox, Outbox]
+) -> None:
+    """The question and its answer are delivered together: what the other had said by then was there before both."""
+    one, two = rivals
+    two.append(CHAT, Message.user("meanwhile"))
+    await two.deliver(store)
+    one.append(CHAT, Message.user("and this?"))
+    turn(one, Message.assistant("that"), after=2)
+
+    assert await verdicts(store, one, 2, 3) == {}
+
+
+async def test_what_answers_a_turn_that_lost_loses_too(store: ConversationStore, rivals: tuple[Outbox, Outbox]) -> None:
+    """Call and result are appended one after the other: a result never stands without its call."""
+    one, two = rivals
+    seen = await seen_of(store, one)
+    two.append(CHAT, Message.user("and?"))
+    await two.deliver(store)
+    [call] = turn(one, Message.assistant("call"), after=seen)
+    [result] = turn(one, Message.tool("result"), after=call)
+    [summary] = turn(one, Message.assistant("so"), after=result)
+
+    assert set(await verdicts(store, one, call, result)) == {call, result}
+    assert set(await verdicts(store, one, summary, summary)) == {summary}
+
+
+async def test_a_lane_that_counts_more_than_is_stored_of_it_hides_no_rival(
+    store: ConversationStore, rivals: tuple[Outbox, Outbox]
+) -> None:
+    """The same event twice in a lane is stored once: then the lane's head says nothing of how many others there are."""
+    one, _ = rivals
+    one.append_encoded(CHAT, [one.lanes[CHAT][0]])
+    await one.deliver(store)
+    seen = Seen(sequence=2, version=1)  # what it had read before the other spoke
+    turn(one, Message.assistant("late"), expected=seen)
+
+    assert set(await verdicts(store, one, 3, 3)) == {3}
+
+
+@pytest.mark.parametrize("number", range(3))
+async def test_turns_that_are_applied_at_the_same_moment_have_one_winner(
+    store: ConversationStore, rivals: tuple[Outbox, Outbox], number: int
+) -> None:
+    crowd = [*rivals, *(Outbox(f"more {n}") for n in range(3))]
+    version = (await seen_of(store, rivals[0])).version
+    for outbox in crowd:
+        turn(outbox, Message.assistant(outbox.origin.name), expected=Seen(sequence=99, version=version))
+
+    results = await asyncio.gather(*(store.apply(outbox.origin, outbox.pending()) for outbox in crowd))
+
+    lost = [len(applied.superseded) for result in results for applied in result.applied]
+    assert sorted(lost) == [0, 1, 1, 1, 1]
+    await assert_no_gaps(store)
+    await assert_is_the_fold(store)
+
+
+async def test_even_the_first_words_of_a_conversation_have_one_winner(store: ConversationStore) -> None:
+    crowd = [Outbox(f"bot {n}") for n in range(4)]
+    for outbox in crowd:
+        turn(outbox, Message.user(outbox.origin.name), expected=Seen(sequence=0, version=0))
+
+    results = await asyncio.gather(*(store.apply(outbox.origin, outbox.pending()) for outbox in crowd))
+
+    assert sorted(len(result.applied[0].superseded) for result in results) == [0, 1, 1, 1]
+    assert len(await store.messages(CHAT)) == 1
+    assert len(await store.messages(CHAT, every=True)) == 4
+
+
+# --- What a bot sees of it -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
+    """A history that delivers nothing by itself."""
+    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False) as opened:
+        yield opened
+
+
+async def deliver(history: History, events: int = 500) -> None:
+    while not await history.drained(0):
+        await Relay(history.outbox, history.store, batch=events).drain_once()
+
+
+async def a_lost_turn(bot: History, store: ConversationStore) -> Any:
+    """Have the bot lose a turn of two messages; return the receipt."""
+    await bot.append(CHAT, Message.user("what?", id="q"))
+    await deliver(bot)
+    page = await bot.messages(CHAT)
+    rival = Outbox("rival")
+    rival.append(CHAT, Message.user("and?", id="rival"))
+    await rival.deliver(store)
+    return await bot.append(CHAT, Message.assistant("late", id="l-1"), Message.tool("later", id="l-2"), after=page)
+
+
+@pytest.mark.parametrize("batch", [1, 500])
+async def test_the_receipt_tells_and_the_reads_agree_before_and_after(
+    bot: History, store: ConversationStore, batch: int
+) -> None:
+    receipt = await a_lost_turn(bot, store)
+    assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "l-1", "l-2"]  # as far as it knows
+    assert not await receipt.superseded(timeout=0.1)
+
+    await deliver(bot, batch)
+
+    assert await receipt.superseded(timeout=5)
+    assert await receipt.saved(timeout=5)
+    assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival"]
+    assert order(await bot.messages(CHAT, every=True)) == order(await store.messages(CHAT, every=True))
+    found = await bot.conversation(CHAT)
+    assert found is not None and (found.message_count, found.pending) == (2, 0)
+    # The next turn, on a new reading, stands.
+    after = await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
+    await deliver(bot)
+    assert not await after.superseded(timeout=5)
+    assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "so"]
+
+
+async def test_a_lost_turn_is_aside_while_the_store_is_away_too(
+    bot: History, store: ConversationStore, tmp_path: Path
+) -> None:
+    await a_lost_turn(bot, store)
+    await deliver(bot)
+    await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
+    away = f"postgresql://nobody@127.0.0.1:{await refused_port()}/none"
+    async with History.open(tmp_path / "bot.outbox.db", store=away, relay=False, watch=False) as cut_off:
+        page = await cut_off.messages(CHAT)
+        assert not page.complete
+        assert [message.id for message in page] == ["q", "so"]
+        every = await cut_off.messages(CHAT, every=True)
+        assert [(message.id, message.superseded) for message in every] == [
+            ("q", False),
+            ("l-1", True),
+            ("l-2", True),
+            ("so", False),
+        ]
+        # A page is as full as it can be: what is aside takes no room in it.
+        newest = await cut_off.messages(CHAT, last=2)
+        assert [message.id for message in newest] == ["q", "so"]
+        assert [message.id for message in await cut_off.messages(CHAT, last=1)] == ["so"]
+        found = await cut_off.conversation(CHAT)
+        assert found is not None and found.message_count == 2
+
+
+async def test_a_window_of_all_messages_holds_when_something_is_rewound(bot: History, store: ConversationStore) -> None:
+    for number in range(4):
+        await bot.append(CHAT, Message.user(f"m {number}", id=f"m-{number}"))
+    await bot.append(CHAT, ConversationRewound(to_message_id="m-1"))
+
+    newest = await bot.messages(CHAT, last=2, every=True)
+    older = await bot.messages(CHAT, last=2, before=newest.next, every=True)
+
+    assert [message.id for message in newest] == ["m-2", "m-3"]
+    assert [message.id for message in older] == ["m-0", "m-1"]
+
+
+async def test_what_the_store_has_lost_it_judges_anew(bot: History, store: ConversationStore) -> None:
+    """A restored backup without the rival: the verdict of before says nothing any more."""
+    receipt = await a_lost_turn(bot, store)
+    await deliver(bot)
+    assert await receipt.superseded(timeout=5)
+
+    await bot.outbox.write(lambda connection: rewind(connection, CHAT, 2, now_us=bot.outbox.now_us()))
+    assert not await bot._deliveries.superseded(receipt.event_ids)
+    await deliver(bot)
+
+    assert await receipt.superseded(timeout=5)  # this store had lost nothing
+
+
+async def test_a_copy_that_lives_on_keeps_its_conditions(
+    tmp_path: Path, store: ConversationStore, store_url: str
+) -> None:
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, store=store, relay=False) as bot:
+        await a_lost_turn(bot, store)
+        await deliver(bot)
+        page = await bot.messages(CHAT)
+        fresh = await bot.append(CHAT, Message.assistant("so", id="so"), after=page)
+        # As many as were delivered: numbered anew, they must not be taken for those that lost.
+        more = [Message.tool(str(number), id=f"more-{number}") for number in range(4)]
+        await bot.append(CHAT, *more, after=fresh)
+
+    await give_new_origin(path)
+
+    async with History.open(path, store=store, relay=False) as reborn:
+        expected = ["q", "rival", "so", *(message.id for message in more)]
+        assert [message.id for message in await reborn.messages(CHAT)] == expected
+        await deliver(reborn)
+        assert [message.id for message in await reborn.messages(CHAT)] == expected
+    await assert_no_gaps(store)
+
+
+async def test_an_export_holds_the_path_and_can_be_read_in(
+    bot: History, store: ConversationStore, tmp_path: Path
+) -> None:
+    await a_lost_turn(bot, store)
+    await deliver(bot)
+    await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
+    await bot.append(CHAT, MessageRedacted(message_id="q"))
+    await deliver(bot)
+    lines = b"".join([line async for line in Flow(bot).of_one(CHAT)])
+    assert lines.count(b"\n") == 3
+    before = order(await bot.messages(CHAT, every=True))
+
+    async with ConversationStore.open(tmp_path / "other.history.db") as other:
+        elsewhere = await OutboxFile.open(tmp_path / "other.outbox.db")
+        try:
+            # What the rival said is taken once more here; the store recognises it.
+            for kept, its_store, known in ((elsewhere, other, 0), (bot.outbox, store, 2)):
+                refusals: list[Any] = []
+                with Occurrences() as count, Intake(outbox=kept, store=its_store, tell=refusals.append) as intake:
+                    counts = await intake.take(read_lines(BytesIO(lines), count=count))
+                assert refusals == []
+                assert (counts.imported, counts.known) == (3 - known, known)
+        finally:
+            await elsewhere.close()
+    await deliver(bot)
+    assert order(await bot.messages(CHAT, every=True)) == before
+    assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "so"]
+
+
+async def test_lines_of_a_conversation_that_was_deleted_are_refused_one_by_one(
+    bot: History, store: ConversationStore
+) -> None:
+    await bot.append(CHAT, Message.user("what?", id="q"))
+    lines = b"".join([line async for line in Flow(bot).of_one(CHAT)])
+    await bot.append(CHAT, ConversationDeleted())
+    await deliver(bot)
+    more = lines + lines.replace(b'"q"', b'"q2"') + lines.replace(b'"chat-1"', b'"chat-2"')
+
+    refusals: list[Any] = []
+    with Occurrences() as count, Intake(outbox=bot.outbox, store=store, tell=refusals.append) as intake:
+        counts = await intake.take(read_lines(BytesIO(more), count=count))
+
+    assert [one.number for one in refusals] == [2]
+    assert (counts.imported, counts.known, counts.refused) == (1, 1, 1)
+
+
+async def test_the_local_look_and_the_store_are_two_guards(bot: History, store: ConversationStore) -> None:
+    """The second process on one file is told at once; only another outbox is judged by the store."""
+    await a_lost_turn(bot, store)
+    page = await bot.messages(CHAT)
+    await bot.append(CHAT, Message.user("more"))
+
+    with pytest.raises(VersionConflict):
+        await bot.append(CHAT, Message.assistant("late"), after=page)
