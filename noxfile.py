@@ -62,6 +62,15 @@ def campaign(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure Letopis beside its peers and the limits; words after `--` go to the benchmark."""
+    install(session)
+    # Not locked: the newest of each is what is to be compared with.
+    session.install(*nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "bench"))
+    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Write requirements/dev.txt anew: every version with its hashes, for Python 3.11 and later, without addresses."""
     session.install("uv")

@@ -1,0 +1,165 @@
+"""Run the benchmark: all of it, or the parts that are named.
+
+    python -m tests.benchmarks                          # everything, at most ten minutes on two cores
+    python -m tests.benchmarks --part append read       # some of it
+    python -m tests.benchmarks --quick                  # small counts: whether it works, not how fast it is
+    python -m tests.benchmarks --publish                # everything, and the page of the documentation
+
+Exits with 0 if every row that was measured is reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sqlite3
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from tests.benchmarks.figures import Figure, Result
+from tests.benchmarks.judging import Figures
+from tests.benchmarks.page import page, verdict_table
+from tests.benchmarks.part_append import append, peers
+from tests.benchmarks.part_daemon import daemon
+from tests.benchmarks.part_drain import drain
+from tests.benchmarks.part_growth import growth
+from tests.benchmarks.part_loop import loop
+from tests.benchmarks.part_read import overlay, read
+from tests.benchmarks.part_small import disk, imports, start
+from tests.benchmarks.part_transaction import transaction
+from tests.benchmarks.part_wake import wake
+from tests.benchmarks.parts import QUICK, Part, Scale, run_part
+from tests.benchmarks.peers import PEERS
+from tests.benchmarks.plotting import rounded
+from tests.benchmarks.table import judge
+from tests.servers.mariadb import describe as describe_mariadb
+from tests.servers.postgresql import describe as describe_postgresql
+
+PARTS: Final[Mapping[str, Part]] = {
+    "append": append,
+    "peers": peers,
+    "transaction": transaction,
+    "loop": loop,
+    "drain": drain,
+    "daemon": daemon,
+    "wake": wake,
+    "read": read,
+    "overlay": overlay,
+    "start": start,
+    "disk": disk,
+    "import": imports,
+    "growth": growth,
+}
+ROOT: Final = Path(__file__).parent.parent.parent
+PUBLISHED: Final = ROOT / "docs" / "explanation" / "speed.md"
+
+
+def measure(names: Iterable[str], scale: Scale) -> dict[str, Any]:
+    """Run parts and return the report; a part that fails is told of, and the others go on."""
+    parts = []
+    for name in names:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            result = asyncio.run(run_part(name, PARTS[name], scale))
+        except Exception as error:  # the figures of the other parts are not to be lost for it
+            print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr)
+            parts.append(
+                {
+                    "part": name,
+                    "seconds": 0.0,
+                    "figures": [],
+                    "missing": [{"name": name, "reason": f"failed: {type(error).__name__}"}],
+                }
+            )
+            continue
+        parts.append(_to_json(result))
+        print(f"{name}: {result.seconds:.0f} s", file=sys.stderr, flush=True)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "rounds": scale.rounds,
+        "factor": scale.factor,
+        "machine": {"processors": os.cpu_count(), "versions": _versions()},
+        "parts": parts,
+    }
+
+
+def _to_json(result: Result) -> dict[str, Any]:
+    return {
+        "part": result.part,
+        "seconds": result.seconds,
+        "figures": [one.to_json() for one in result.figures],
+        "missing": [{"name": one.name, "reason": one.reason} for one in result.missing],
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        "PostgreSQL": describe_postgresql(),
+        "MariaDB": describe_mariadb(),
+    }
+    for name in ("letopis", "sqlalchemy", "aiosqlite", "asyncpg", "asyncmy", "orjson"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    for peer in PEERS:
+        found[peer.distribution] = peer.installed() or "not installed"
+    return found
+
+
+def figures_of(report: Mapping[str, Any]) -> list[Figure]:
+    """Return all figures of a report."""
+    return [Figure.from_json(one) for part in report["parts"] for one in part["figures"]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=(__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--quick", action="store_true", help="small counts: shows that it works, and nothing else")
+    parser.add_argument("--whole", action="store_true", help="read from a history of 1e7 messages too: 10 minutes more")
+    parser.add_argument("--rounds", type=int, help="alternating rounds, 5 by default")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", metavar="DIR")
+    parser.add_argument("--publish", action="store_true", help=f"write {PUBLISHED.relative_to(ROOT)} too")
+    given = parser.parse_args()
+    scale = QUICK if given.quick else Scale(whole=given.whole)
+    if given.rounds is not None:
+        scale = Scale(rounds=given.rounds, factor=scale.factor, whole=scale.whole)
+    if given.publish and (given.quick or scale.rounds < 5):
+        parser.error("what is published is not quick, and has five rounds or more")
+    report = measure(given.part, scale)
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "benchmarks.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    text = page(report)
+    (given.out / "speed.md").write_text(text, encoding="utf-8")
+    if given.publish:
+        PUBLISHED.write_text(text, encoding="utf-8")
+    figures = figures_of(report)
+    for one in figures:
+        print(
+            f"{one.name:<60} {rounded(one.median):>9} {one.unit:<11} ({rounded(one.low)} to {rounded(one.high)})"
+            f"  {one.durability or ''}{' NOT COMPARABLE: ' + '; '.join(one.objections) if one.objections else ''}"
+        )
+    for part in report["parts"]:
+        for missing in part["missing"]:
+            print(f"missing: {missing['name']}: {missing['reason']}")
+    verdicts = judge(Figures(figures))
+    print("\n".join(verdict_table(verdicts)))
+    failed = [one for part in report["parts"] for one in part["missing"] if one["reason"].startswith("failed")]
+    return 1 if failed or any(one.reached is False for one in verdicts) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

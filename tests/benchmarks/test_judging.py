@@ -1,0 +1,264 @@
+"""The judge of the benchmark: what it compares, what it refuses to, and that it sees what is switched off."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from letopis.outbox import append as appending
+from letopis.store.codec import Limits, encode_message
+from letopis.store.messages import Message
+from tests.benchmarks import peers
+from tests.benchmarks.append_limit import AppendLimit
+from tests.benchmarks.figures import Durability, Figure, percentile
+from tests.benchmarks.judging import Figures, NotComparable, ahead, at_least, at_most, below, compare, unequal
+from tests.benchmarks.letopis_subject import Letopis
+from tests.benchmarks.page import page, section
+from tests.benchmarks.peers import PEERS
+from tests.benchmarks.plotting import Bar, bars, rounded
+from tests.benchmarks.subjects import Missed, Seat, in_rounds, warm_up
+from tests.benchmarks.table import judge
+from tests.benchmarks.witness import Witness, watching
+
+FULL = Durability.of_sqlite("wal", 2)
+NORMAL = Durability.of_sqlite("wal", 1)
+OFF = Durability.of_sqlite("wal", 0)
+
+
+def figure(key: str, *samples: float, durability: Durability | None = FULL, **more: Any) -> Figure:
+    return Figure(key=key, name=key, unit="messages/s", samples=samples, durability=durability, **more)
+
+
+def test_a_ratio_is_that_of_the_rounds() -> None:
+    """Of the second round, in which the machine was slow for both, the ratio is as good as of the others."""
+    ratio = compare(figure("ours", 80, 8, 90), figure("limit", 100, 10, 100))
+
+    assert (ratio.median, ratio.low, ratio.high) == (0.8, 0.8, 0.9)
+
+
+@pytest.mark.parametrize("weak", [NORMAL, OFF], ids=str)
+def test_figures_of_unequal_durability_are_not_compared(weak: Durability) -> None:
+    ours, theirs = figure("ours", 10, 10), figure("theirs", 100, 100, durability=weak)
+
+    with pytest.raises(NotComparable, match="unequal durability"):
+        compare(ours, theirs)
+    condition = at_least(Figures([ours, theirs]), "ours", "theirs", 0.5, what="of theirs")
+    assert (condition.reached, condition.got) == (None, None)
+    assert "unequal durability" in condition.note
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "why"),
+    [
+        (figure("a", 1.0), figure("b", 1.0, durability=None), "durability of b is not known"),
+        (figure("a", 1.0, objections=("validation is switched off",)), figure("b", 1.0), "validation"),
+        (figure("a", 1.0), replace(figure("b", 1.0), unit="ms"), "in ms"),
+        (figure("a", 1.0), figure("b", 0.0), "zero"),
+        (figure("a"), figure("b", 1.0), "no samples"),
+    ],
+)
+def test_what_cannot_be_compared_says_why(one: Figure, other: Figure, why: str) -> None:
+    with pytest.raises(NotComparable, match=why):
+        compare(one, other)
+
+
+def test_all_that_a_commit_may_be_is_known_for_durable_or_not() -> None:
+    durable = [
+        FULL,
+        Durability.of_sqlite("delete", 2),
+        Durability.of_sqlite("wal", 3),
+        Durability.of_postgresql(fsync="on", synchronous_commit="on"),
+        Durability.of_mariadb(flush_log_at_trx_commit=1),
+    ]
+    weak = [
+        NORMAL,
+        OFF,
+        Durability.of_sqlite("memory", 2),
+        Durability.of_sqlite("off", 2),
+        Durability.of_postgresql(fsync="off", synchronous_commit="on"),
+        Durability.of_postgresql(fsync="on", synchronous_commit="off"),
+        Durability.of_mariadb(flush_log_at_trx_commit=2),
+    ]
+
+    assert all(one.durable for one in durable)
+    assert not any(one.durable for one in weak)
+    assert Durability.weakest([FULL, NORMAL, OFF]) == OFF
+    assert Durability.weakest([]) is None
+
+
+def test_being_ahead_is_told_against_the_best_rival_and_names_whom_it_leaves_out() -> None:
+    figures = Figures(
+        [figure("ours", 100), figure("p.slow", 10), figure("p.good", 25), figure("p.fast", 900, durability=OFF)]
+    )
+
+    condition = ahead(figures, "ours", "p.", 5, what="of the best", only=lambda _: True)
+
+    assert condition.got == "4.00 times p.good"
+    assert condition.reached is False
+    assert "p.fast is WAL/OFF" in condition.note
+
+
+def test_less_is_better_where_it_is() -> None:
+    ours = replace(figure("ours", 2.0, durability=None), more_is_better=False, unit="ms")
+    theirs = replace(figure("p.theirs", 5.0, durability=None), more_is_better=False, unit="ms")
+    figures = Figures([ours, theirs])
+
+    assert ahead(figures, "ours", "p.", 2, what="", only=lambda _: True).reached is True
+    assert at_most(figures, "ours", "p.theirs", 0.5, what="").reached is True
+    assert at_most(figures, "p.theirs", "ours", 2, what="").reached is False
+    assert below(figures, "ours", 2, what="").reached is False
+    assert below(figures, "ours", 2.1, what="").reached is True
+
+
+def test_what_was_not_measured_is_open_and_not_reached() -> None:
+    verdicts = judge(Figures([]))
+
+    assert [one.number for one in verdicts] == list(range(1, 16))
+    assert {one.reached for one in verdicts} == {None}
+
+
+def test_a_row_is_missed_where_one_of_its_conditions_is() -> None:
+    figures = Figures([figure("append.1.letopis", 50), figure("append.1.limit", 100)])
+
+    assert judge(figures)[0].reached is False
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1)])
+def test_a_percentile_is_one_of_the_values(share: float, found: float) -> None:
+    assert percentile(list(range(100, 0, -1)), share) == found
+
+
+def test_a_figure_survives_its_json() -> None:
+    one = figure("a", 1.0, 2.0, objections=("x",), details={"p99 ms": 3.0})
+
+    assert Figure.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_a_plot_is_one_element_of_valid_xml_without_an_empty_line() -> None:
+    drawn = bars("a < b", "ms & s", [Bar(label="<script>", median=2, low=1, high=3, ours=True)])
+
+    root = ElementTree.fromstring(drawn)  # noqa: S314 - made here
+    assert root.tag.endswith("svg")
+    assert "<script>" in [one.text for one in root.iter() if one.tag.endswith("text")]
+    assert "" not in drawn.splitlines()
+    assert (rounded(0.0123456), rounded(123456.7), rounded(1.0)) == ("0.0123", "123,457", "1.00")
+
+
+def test_a_table_of_unequal_durability_says_so_first() -> None:
+    equal = [figure("append.1.letopis", 2), figure("append.1.limit", 3)]
+    mixed = [*equal, figure("append.1.fast", 9, durability=NORMAL)]
+
+    assert unequal(equal) is None
+    assert section("x", equal)[0] == "```{raw} html"
+    assert "Not of equal durability" in section("x", mixed)[0]
+    assert "append.1.fast (WAL/NORMAL)" in section("x", mixed)[0]
+
+
+def test_the_page_tells_of_what_is_missing() -> None:
+    report = {
+        "date": "2026-11-25",
+        "rounds": 5,
+        "machine": {"processors": 2, "versions": {"Python": "3.11"}},
+        "parts": [
+            {
+                "part": "append",
+                "figures": [figure("append.1.letopis", 1.0).to_json()],
+                "missing": [{"name": "a peer", "reason": "not installed"}],
+            }
+        ],
+    }
+
+    assert "- a peer: not installed" in page(report)
+    assert "WAL/FULL" in page(report)
+
+
+@pytest.fixture
+def watched() -> Iterator[Any]:
+    with watching() as add:
+        yield add
+
+
+async def _seat(subject: Any, folder: Path, add: Any, *, force: tuple[str, str] | None = None) -> Seat:
+    folder.mkdir()
+    witness = Witness(folder, force=force)
+    add(witness)
+    await subject.open(folder)
+    seat = Seat(subject, witness, "")
+    await warm_up(seat)
+    return seat
+
+
+async def test_control_a_subject_that_is_made_to_wait_for_nothing_is_flagged(tmp_path: Path, watched: Any) -> None:
+    """The same subject twice, one with ``synchronous=OFF``: read from its own connection, and refused."""
+    honest = await _seat(Letopis(), tmp_path / "honest", watched)
+    cheat = await _seat(AppendLimit(), tmp_path / "cheat", watched, force=("WAL", "OFF"))
+    await in_rounds([honest, cheat], at_once=4, rounds=2, seconds=0.05, chance=random.Random(1))
+    figures = [honest.figure("append.4", 4), cheat.figure("append.4", 4)]
+    await honest.subject.close()
+    await cheat.subject.close()
+
+    assert [str(one.durability) for one in figures] == ["WAL/FULL", "WAL/OFF"]
+    assert [one.objections for one in figures] == [(), ()]
+    assert all(one.low > 0 for one in figures)
+    with pytest.raises(NotComparable, match="WAL/OFF"):
+        compare(*figures)
+
+
+async def test_control_a_library_that_sets_its_own_after_connecting_is_read_as_it_is(
+    tmp_path: Path, watched: Any
+) -> None:
+    witness = Witness(tmp_path, force=("WAL", "FULL"))
+    watched(witness)
+    connection = sqlite3.connect(tmp_path / "a.db")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+    assert str(witness.durability()) == "WAL/NORMAL"
+    witness.enforce()
+    assert str(witness.durability()) == "WAL/FULL"
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.close()
+    assert str(witness.durability()) == "WAL/OFF"
+    elsewhere = sqlite3.connect(":memory:")
+    assert type(elsewhere) is sqlite3.Connection
+    elsewhere.close()
+
+
+async def test_control_an_append_without_validation_cannot_be_compared(
+    tmp_path: Path, watched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unchecked(message: Message, **options: Any) -> Any:
+        options["limits"] = Limits()
+        options["metadata"] = {}
+        fine = replace(message, content="x")
+        return encode_message(fine, **options)
+
+    monkeypatch.setattr(appending, "encode_message", unchecked)
+    quick = await _seat(Letopis(), tmp_path / "quick", watched)
+    limit = await _seat(AppendLimit(), tmp_path / "limit", watched)
+    await in_rounds([quick, limit], at_once=1, rounds=1, seconds=0.02, chance=random.Random(1))
+    found = quick.figure("append.1", 1), limit.figure("append.1", 1)
+    await quick.subject.close()
+    await limit.subject.close()
+
+    assert any("validation is switched off" in one for one in found[0].objections)
+    with pytest.raises(NotComparable, match="validation"):
+        compare(*found)
+    assert judge(Figures(found))[0].conditions[0].reached is None
+
+
+async def test_a_peer_that_is_not_installed_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(peers, "import_module", none)
+    for peer in PEERS:
+        with pytest.raises(Missed, match="is not installed"):
+            await peer().open(tmp_path)
