@@ -63,6 +63,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "projections",
         "checkpoints",
         "inline",
+        "readings",
         "apply",
         "selects",
         "reads",

@@ -292,7 +292,7 @@ class TestWatchdog:
         told = Told(watchdog=0.2)
         hang = asyncio.Event()
 
-        async def hangs() -> Any:
+        async def hangs(**_: Any) -> Any:
             await hang.wait()
 
         async with running(path, told=told, stall=1.5, listen=None) as daemon:

@@ -40,6 +40,8 @@ CHORE_AGAIN: Final = 60.0
 RAMP_PAUSE: Final = 0.1
 """Seconds, at most, between two batches after an outage, so that many relays do not come back in step."""
 FIRST_LOOK: Final = ""
+STRETCH: Final = 8
+"""Batches delivered one after the other before anything else is looked at; less than a second's work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,16 @@ class Step:
     wait: float | None = None
     fenced: bool = False
 
+    def and_then(self, other: Step) -> Step:
+        """Return what this one and the next came to together."""
+        waits = [one for one in (self.wait, other.wait) if one is not None]
+        return Step(
+            delivered=self.delivered + other.delivered,
+            more=self.more and other.more,
+            wait=min(waits, default=None),
+            fenced=self.fenced or other.fenced,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Written:
@@ -68,6 +80,9 @@ class _Written:
 
 class Drain:
     """Delivers from one outbox file to one history store, a step at a time. Not to be used by two tasks at once.
+
+    In a long backlog two batches of different conversations are under way at once: while the store works on one, the
+    other is read, made ready or written back.
 
     No transaction of the outbox is open while the store is spoken to. What became of a batch is written back in one
     transaction, fenced by the incarnation that the batch was read under; if that is lost, the batch is sent again and
@@ -112,6 +127,7 @@ class Drain:
         self._look_from: str | None = FIRST_LOOK
         self._was_closed = True
         self._steps = 0
+        self._aside_at = ASIDE_EVERY
         self.stats = RelayStats()
 
     @property
@@ -128,9 +144,17 @@ class Drain:
         """Have all lanes compared with the history store, when there is time: it may have been restored."""
         self._look_from = FIRST_LOOK
 
-    async def step(self) -> Step:
+    async def stretch(self) -> Step:
+        """Do as :meth:`step`, and go on while all goes well and there is more than one batch, for some batches.
+
+        :raises OutboxUnavailable: the outbox file cannot be read or written.
+        """
+        return await self.step(batches=STRETCH)
+
+    async def step(self, *, batches: int = 1) -> Step:
         """Deliver one batch of what is due; where nothing is, do what is done in quiet moments.
 
+        :param batches: how many may be delivered at most.
         :raises OutboxUnavailable: the outbox file cannot be read or written.
         """
         if not self.breaker.closed:
@@ -152,9 +176,45 @@ class Drain:
         self._steps += 1
         if not (due.batches or due.broken):
             return await self._aside(due)
-        if self._steps % ASIDE_EVERY == 0 and (aside := await self._aside(due)).fenced:
-            return aside
+        if self._steps >= self._aside_at:
+            self._aside_at = self._steps + ASIDE_EVERY
+            if (aside := await self._aside(due)).fenced:
+                return aside
+        if batches > 1 and due.full and self._is_easy(due):
+            return await self._deliver_on(due, batches)
         return await self._deliver(due) if self.breaker.closed else Step(more=True)
+
+    async def _deliver_on(self, due: Due, batches: int) -> Step:
+        """Deliver a batch, and while the store works on it begin with the next one, of other conversations."""
+        running: asyncio.Task[Step] = asyncio.create_task(self._deliver(due))
+        ahead: asyncio.Task[Step] | None = None
+        whole = Step(more=True)
+        try:
+            while True:
+                batches -= 1
+                if batches > 0:
+                    following = await self._due(limit=self._batch, exclude=frozenset(due.lanes))
+                    if following.incarnation == due.incarnation and following.batches and not following.broken:
+                        due, ahead = following, asyncio.create_task(self._deliver(following))
+                        self._steps += 1
+                whole = whole.and_then(await running)
+                if ahead is None:
+                    return whole
+                running, ahead = ahead, None
+                if not (whole.more and self.breaker.closed):
+                    batches = 0  # what is under way is finished
+        except asyncio.CancelledError:
+            for one in (running, ahead):
+                if one is not None:
+                    one.cancel()
+            raise
+        finally:
+            await asyncio.gather(*(one for one in (running, ahead) if one is not None), return_exceptions=True)
+
+    def _is_easy(self, due: Due) -> bool:
+        """Whether nothing about a batch asks for care: no outage a moment ago, nothing that was refused before."""
+        troubled = due.broken or any(lane.attempts for lane in due.lanes.values())
+        return self.breaker.closed and not (troubled or self.breaker.ramping or self._diversity.failing)
 
     async def _aside(self, due: Due) -> Step:
         """Do what is done in quiet moments, and now and then in busy ones."""
@@ -231,6 +291,7 @@ class Drain:
 
     async def _write_back(self, due: Due, sent: Sent, marks: Sequence[Mark]) -> _Written | None:
         what = self._beat(progress=True)
+        self._beaten += what.delivered  # two may be written back at once
         write = partial(
             _write_back,
             due=due,
@@ -243,13 +304,15 @@ class Drain:
         try:
             written = await self._outbox.write(write)
         except OutboxUnavailable:
+            self._beaten -= what.delivered
             self.stats.acks_lost += bool(sent.delivered)
             raise
         if written is None:
+            self._beaten -= what.delivered
             return None
         if written.acknowledged.erased:
             self._outbox.cut_back()
-        self._beaten += what.delivered + written.acknowledged.events
+        self._beaten += written.acknowledged.events
         self._beat_due = self._clock.after(HEARTBEAT)
         return written
 

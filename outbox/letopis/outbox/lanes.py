@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from uuid import UUID
 
 import sqlalchemy as sa
 
 from letopis.outbox.clock import Waits
 from letopis.store.codec import EncodedEvent
+from letopis.store.identifiers import uuid_of
 from letopis.store.plan import Delivery, LaneBatch
 
 MAX_EVENTS: Final = 500
 MAX_BYTES: Final = 4 * 1024 * 1024
 MAXLANES: Final = 200
 PERLANE: Final = 100
+FULL_LANE: Final = 10
+"""Events of one lane that count when lanes are chosen for a batch. A lane costs the store as much as some events, so a
+backlog goes in fewer lanes and more of each; where it has fewer than 50, all of them take part in every batch."""
 BYTES_PERLANE: Final = 64 * 1024
 """What each lane may take of a batch by bytes, however many others are due."""
 
@@ -80,6 +83,7 @@ class Due:
     :ivar batches: one a lane, oldest debt first.
     :ivar lanes: the state of those lanes.
     :ivar broken: lanes of which the next event is not in the file, so that nothing can be delivered.
+    :ivar full: whether a limit was met, so that more may be due.
     :ivar wait: seconds until a lane that waits now is due, as far as this look saw one; ``None`` where none does.
     :ivar incarnation: the relay that held the lease when this was read; what is written back is fenced by it.
     """
@@ -89,6 +93,7 @@ class Due:
     broken: tuple[Lane, ...]
     wait: float | None
     incarnation: int
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +131,7 @@ def next_batch(
     cursor = connection.connection.cursor()
     try:
         lanes: list[Lane] = []
+        gathered, full = 0, False
         wait: float | None = None
         held = cursor.execute(_HELD).fetchone() is not None
         cursor.execute(_OWED)
@@ -137,7 +143,9 @@ def next_batch(
                 wait = left if wait is None else min(wait, left)
                 continue
             lanes.append(lane)
-            if len(lanes) >= min(max_lanes, max_events):
+            gathered += min(lane.pending, FULL_LANE)
+            if len(lanes) >= max_lanes or gathered >= max_events:
+                full = True
                 break
         batches, broken = _read(cursor, lanes, max_events=max_events, max_bytes=max_bytes, per_lane=per_lane)
         found = {batch.conversation_id for batch in batches}
@@ -147,6 +155,7 @@ def next_batch(
             broken=tuple(broken),
             wait=wait,
             incarnation=incarnation_of(cursor),
+            full=full,
         )
     finally:
         cursor.close()
@@ -188,8 +197,8 @@ def _read(
 
 def _shares(lanes: Sequence[Lane], *, max_events: int, per_lane: int) -> list[int]:
     """Return how many events each lane may send: an equal share first, then what is left over to the oldest."""
-    if not lanes:
-        return []
+    if len(lanes) < 2:
+        return [max_events for _ in lanes]  # nobody else has to wait for it
     share = max(1, max_events // len(lanes))
     shares = [min(lane.pending, share, per_lane) for lane in lanes]
     over = max_events - sum(shares)
@@ -310,7 +319,7 @@ def _delivery(conversation_id: str, row: Sequence[Any]) -> Delivery:
         sequence=row[0],
         event=EncodedEvent(
             conversation_id=conversation_id,
-            event_id=UUID(bytes=row[1]),
+            event_id=uuid_of(row[1]),
             type=row[2],
             schema_version=row[3],
             data=row[4],
@@ -323,4 +332,6 @@ def _delivery(conversation_id: str, row: Sequence[Any]) -> Delivery:
 
 
 def _size(event: EncodedEvent) -> int:
-    return sum(len(text) if text.isascii() else len(text.encode()) for text in (event.data, event.metadata or ""))
+    data, metadata = event.data, event.metadata
+    size = len(data) if data.isascii() else len(data.encode())
+    return size if metadata is None else size + len(metadata.encode())

@@ -169,7 +169,7 @@ class Relay:
             if await self._take():
                 more = True
                 while more and not self._stop.is_set():
-                    step = await self._whole(self._drain.step())
+                    step = await self._whole(self._drain.stretch())
                     delivered += step.delivered
                     more = step.more
         finally:
@@ -218,7 +218,7 @@ class Relay:
         if not await self._take():
             await self._sleep(STANDBY * self._uniform(0.8, 1.2))
             return Step(more=True)
-        step = await self._whole(self._drain.step())
+        step = await self._whole(self._drain.stretch())
         if step.fenced:
             # Whoever holds the lease now shall get on with it before this one takes it back.
             await self._let_go()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -39,11 +41,11 @@ from letopis.store.projection import (
     Interpreted,
     MessageRow,
     Projected,
-    interpret,
     leaves_after,
     project,
     targets_of,
 )
+from letopis.store.readings import Readings
 from letopis.store.rows import conflict_of, conversation_row, message_row
 from letopis.store.schema import conversations, events, lanes, log_heads, messages, origins
 from letopis.store.turns import Conflict
@@ -83,6 +85,7 @@ class Applier:
         inline: Inline,
         eraser: Eraser,
         now: Callable[[], int],
+        serial: bool = False,
         erased: Callable[[], None] = lambda: None,
     ) -> None:
         self._inline = inline
@@ -95,6 +98,8 @@ class Applier:
         self._now = now
         self._statements = _Statements(dialect)
         self._eraser = eraser
+        # SQLite has one writer: to wait for it here is cheaper than to ask the file again and again.
+        self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if serial else nullcontext()
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a batch; see :meth:`letopis.store.history.ConversationStore.apply`."""
@@ -103,7 +108,10 @@ class Applier:
             raise InvalidInput("batch", "has two deliveries of one lane: put them together")
         for name in names:
             check_identifier(name, "conversation_id")
-        result, transaction = await self._tried(origin, batch)
+        readings = Readings(self._upcasters)
+        await readings.read(batch)
+        async with self._turn:
+            result, transaction = await self._tried(origin, batch, readings)
         if transaction.released:
             await self._let_go()
         if transaction.erased or transaction.released or not self._looked_back:
@@ -111,16 +119,18 @@ class Applier:
             self._erased()
         return result
 
-    async def _tried(self, origin: Origin, batch: Sequence[LaneBatch]) -> tuple[ApplyResult, _Apply]:
+    async def _tried(
+        self, origin: Origin, batch: Sequence[LaneBatch], readings: Readings
+    ) -> tuple[ApplyResult, _Apply]:
         for attempt in range(1, _ATTEMPTS):
             try:
-                return await self._attempt(origin, batch, careful=attempt > 1)
+                return await self._attempt(origin, batch, readings, careful=attempt > 1)
             except StoreFault as fault:
                 # Somebody else began the same conversation, or delivered one of these events, since we looked. Now
                 # that their transaction is over, a careful look will see it.
                 if not isinstance(fault.__cause__, IntegrityError):
                     raise
-        return await self._attempt(origin, batch, careful=True)
+        return await self._attempt(origin, batch, readings, careful=True)
 
     async def _let_go(self) -> None:
         """Strip what deleted conversations kept for forks that read it no more; what fails is done the next time."""
@@ -134,7 +144,7 @@ class Applier:
             logger.info("what deleted conversations kept for their forks is let go later: %s", fault)
 
     async def _attempt(
-        self, origin: Origin, batch: Sequence[LaneBatch], *, careful: bool
+        self, origin: Origin, batch: Sequence[LaneBatch], readings: Readings, *, careful: bool
     ) -> tuple[ApplyResult, _Apply]:
         with translated():
             async with self._engine.connect() as connection:
@@ -146,7 +156,7 @@ class Applier:
                     self._eraser,
                     origin=origin,
                     partitions=self._partitions,
-                    upcasters=self._upcasters,
+                    readings=readings,
                     now=self._now(),
                 )
                 result = await transaction.run(batch, careful=careful)
@@ -229,7 +239,7 @@ class _Apply:
         *,
         origin: Origin,
         partitions: int,
-        upcasters: Upcasters,
+        readings: Readings,
         now: int,
     ) -> None:
         self._connection = connection
@@ -242,7 +252,7 @@ class _Apply:
         self.erased = False  # whether content was taken out of what is stored
         self.recorded = list[Row]()
         self._partitions = partitions
-        self._upcasters = upcasters
+        self._readings = readings
         self._now = now
 
     async def run(self, batch: Sequence[LaneBatch], *, careful: bool) -> ApplyResult:
@@ -322,7 +332,7 @@ class _Apply:
                 _Accepted(
                     compared=one,
                     partition=self._partition(name),
-                    fresh=interpreted(fresh, self._upcasters),
+                    fresh=self._readings.of(fresh),
                     verdicts={
                         delivery.sequence: found.conflict
                         for delivery in one.lane.deliveries
@@ -566,14 +576,6 @@ class _Apply:
     async def _rows(self, statement: sa.Executable, **parameters: Any) -> sa.CursorResult[Any]:
         found: sa.CursorResult[Any] = await self._connection.execute(statement, parameters)
         return found
-
-
-def interpreted(fresh: tuple[Delivery, ...], upcasters: Upcasters) -> tuple[Interpreted, ...]:
-    """Read fresh events; what cannot be applied as it is, is the event's fault."""
-    try:
-        return interpret(fresh, upcasters)
-    except InvalidInput as error:
-        raise StoreFault(fault_class=FaultClass.POISON, code="invalid", reason=str(error)) from error
 
 
 def _forks(accepted: Sequence[_Accepted]) -> list[ForkPoint]:

@@ -143,11 +143,16 @@ def digest_of(
 
     The same message said again, in another trace or after another reading, is the same message.
     """
-    data = data.encode() if isinstance(data, str) else data
-    metadata = b"" if metadata is None else metadata.encode() if isinstance(metadata, str) else metadata
-    if b'"traceparent"' in metadata or b'"letopis.' in metadata:
-        metadata = _without_ours(metadata)
+    if metadata is None:
+        metadata = b""
+    else:
+        metadata = metadata.encode() if isinstance(metadata, str) else metadata
+        if b'"traceparent"' in metadata or b'"letopis.' in metadata:
+            metadata = _without_ours(metadata)
     # Ids and types hold no control characters and compact JSON no raw line feed, so the parts cannot run together.
+    if isinstance(data, str):
+        content = f"{conversation_id}\n{type_name}\n{schema_version}\n{data}\n".encode()
+        return sha256(content + metadata if metadata else content).digest()
     return sha256(
         b"%s\n%s\n%d\n%s\n%s" % (conversation_id.encode(), type_name.encode(), schema_version, data, metadata)
     ).digest()

@@ -517,6 +517,7 @@ class ConversationStore:
                 inline=Inline(self._inline, self._dialect),
                 eraser=eraser,
                 now=now,
+                serial=self._embedded,
                 erased=self._cut_back.due if self._embedded else lambda: None,
             ),
             reader=(reader := Reader(self._dialect, partitions=partitions, upcasters=self._upcasters)),

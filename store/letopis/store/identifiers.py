@@ -8,7 +8,7 @@ import unicodedata
 import zlib
 from threading import Lock
 from typing import Final
-from uuid import UUID, uuid5
+from uuid import UUID, SafeUUID, uuid5
 
 from letopis.store.errors import InvalidInput
 
@@ -36,6 +36,17 @@ def uuid7() -> UUID:
         stamp = _last = max(stamp, _last + 1)
     chance = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF
     return UUID(int=(stamp >> 12 << 80) | (0x7 << 76) | ((stamp & 0xFFF) << 64) | (0b10 << 62) | chance)
+
+
+def uuid_of(raw: bytes) -> UUID:
+    """Return the UUID of 16 bytes.
+
+    What the constructor does after it has looked at six ways to make one, which takes three times as long.
+    """
+    made = object.__new__(UUID)
+    object.__setattr__(made, "int", int.from_bytes(raw))
+    object.__setattr__(made, "is_safe", SafeUUID.unknown)
+    return made
 
 
 def derived_event_id(conversation_id: str, message_id: str) -> UUID:

@@ -183,9 +183,11 @@ class Message:
             raise InvalidInput("status", f"must be one of {', '.join(STATUSES)}")
         if not isinstance(self.content, str):
             object.__setattr__(self, "content", _parts(self.content))
-        for name, value in (("usage", self.usage), ("external_ids", self.external_ids), ("metadata", self.metadata)):
-            if value is not EMPTY and not isinstance(value, Mapping):
-                raise InvalidInput(name, f"must be an object, not {type(value).__name__}")
+        if not (self.usage is self.external_ids is self.metadata is EMPTY):
+            for name in ("usage", "external_ids", "metadata"):
+                value = getattr(self, name)
+                if not isinstance(value, Mapping):
+                    raise InvalidInput(name, f"must be an object, not {type(value).__name__}")
         if self.id:
             check_identifier(self.id, "id")
         elif self.id == "":
@@ -270,12 +272,15 @@ class Message:
         name = data.get("name")
         if name is not None and not isinstance(name, str):
             raise InvalidInput("data.name", "must be a string")
+        content = data.get("content")
+        if len(data) == 3 and type(content) is str:  # all that most messages have
+            return cls(role=role, content=content, id=message_id)
         for key in ("usage", "external_ids", "metadata"):
             if key in data and not isinstance(data[key], Mapping):  # absent in most, and the check is not cheap
                 raise InvalidInput(f"data.{key}", "must be an object")
         return cls(
             role=role,
-            content=content_from_json(data.get("content")),
+            content=content_from_json(content),
             id=message_id,
             name=name,
             tokens=tokens,

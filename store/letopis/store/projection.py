@@ -136,6 +136,7 @@ class Interpreted:
 TARGETING: Final = (MessageEdited, MessageSent, MessageFailed, MessageRedacted, ReactionAdded, ReactionRemoved)
 """What changes a message that was appended before."""
 _OUR_KEYS: Final = f'"{RESERVED}'
+_APPENDED: Final = State.APPENDED.value
 
 
 def interpret(fresh: Iterable[Delivery], upcasters: Upcasters) -> tuple[Interpreted, ...]:
@@ -147,16 +148,15 @@ def interpret(fresh: Iterable[Delivery], upcasters: Upcasters) -> tuple[Interpre
     interpreted = []
     for delivery in fresh:
         event = delivery.event
-        content = digest_of(event.conversation_id, event.type, event.schema_version, event.data, event.metadata)
-        if content != event.digest:
+        type_name, schema_version, metadata = event.type, event.schema_version, event.metadata
+        if digest_of(event.conversation_id, type_name, schema_version, event.data, metadata) != event.digest:
             raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
         try:
             recorded = decode(event.data)
-            ours = event.metadata is not None and _OUR_KEYS in event.metadata
-            expects = Expects.of(decode(event.metadata)) if ours else None
+            expects = Expects.of(decode(metadata)) if metadata is not None and _OUR_KEYS in metadata else None
         except ValueError as error:
             raise InvalidInput("data", "is no JSON object") from error
-        body = read(event.type, *upcasters.upcast(event.type, event.schema_version, recorded))
+        body = read(type_name, *upcasters.upcast(type_name, schema_version, recorded))
         # A message's own id was checked by reading it.
         if isinstance(body, ConversationStarted) and body.owner_id is not None:
             check_identifier(body.owner_id, "data.owner_id")
@@ -307,7 +307,7 @@ class _Projection:
             content_version=version,
             delivery_version=None,
             role=body.message.role,
-            state=State.APPENDED.value,
+            state=_APPENDED,
             left_at=version if superseded else None,
             redacted_at=version if event.redacted else None,
             new=True,

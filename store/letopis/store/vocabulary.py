@@ -384,10 +384,10 @@ def parse(type_name: str, schema_version: int, data: Mapping[str, Any]) -> Body:
 
     :raises InvalidInput: the type and version are known, but the data does not fit them.
     """
-    if type_name.startswith("custom."):
-        return CustomEvent(name=type_name.removeprefix("custom."), data=data)
     body = VOCABULARY.get(type_name)
     if body is None:
+        if type_name.startswith("custom."):
+            return CustomEvent(name=type_name.removeprefix("custom."), data=data)
         return UnknownEvent(name=type_name, version=schema_version, data=data, problem="unknown type")
     if body.schema_version != schema_version:
         problem = f"version {schema_version}, this release knows {body.schema_version}"
