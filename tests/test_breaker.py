@@ -60,6 +60,23 @@ def test_chance_spreads_the_probes_of_many_relays() -> None:
     assert len({round(one, 3) for one in first}) > 150
 
 
+def test_no_wait_is_longer_than_the_outage_so_far_and_a_second() -> None:
+    """Chance may make five waits short and the sixth half a minute: then an outage of seconds would last a minute."""
+    longest = 0.0
+    for seed in range(300):
+        hands, breaker = made(random.Random(seed).uniform)
+        begun = hands.ticks
+        breaker.trip(DOWN, [])
+        while hands.ticks < begun + 20:
+            assert breaker.remaining() <= hands.ticks - begun + 1
+            hands.advance(breaker.remaining())
+            assert breaker.probe()
+            breaker.trip(DOWN, [])
+        longest = max(longest, hands.ticks - begun - 20)
+
+    assert 10 < longest <= 21
+
+
 def test_only_one_probe_is_made_at_a_time() -> None:
     hands, breaker = made()
     breaker.trip(DOWN, [])

@@ -14,6 +14,9 @@ from letopis.store.faults import StoreFault
 RAMP_START: Final = 8
 """Events in the first batch after an outage; each batch that gets through doubles it."""
 
+FIRST_WAIT: Final = 1.0
+"""Seconds that a probe may be waited for beyond the time that the store has been away."""
+
 
 class BreakerState(StrEnum):
     """Whether deliveries go on."""
@@ -45,9 +48,10 @@ class Trouble:
 class Breaker:
     """Stands between the relay and one history store.
 
-    It opens on a fault of the store, lets one probe through after a wait that grows with full jitter up to a cap, and
-    closes when a probe gets through. It never gives up, and it charges no attempt to any event. After an outage the
-    batches start small and double, so that a store that just came back is not knocked over.
+    It opens on a fault of the store, lets one probe through after a wait that grows with full jitter up to a cap and
+    is never longer than the outage so far and a second, and closes when a probe gets through. It never gives up, and it
+    charges no attempt to any event. After an outage the batches start small and double, so that a store that just came
+    back is not knocked over.
 
     A delivery may itself be what cuts the connection, so a probe shall use another conversation than those in
     :attr:`suspects`, where any other is owed. Several relays of one process that deliver to the same store share one.
@@ -59,6 +63,7 @@ class Breaker:
         self._probes = probes
         self._failures = 0
         self._next: Deadline | None = None
+        self._away_at = clock.monotonic()
         self._ramp: int | None = None
         self.state = BreakerState.CLOSED
         self.since_us = clock.now_us()
@@ -99,6 +104,7 @@ class Breaker:
         if self.closed:
             self.trips += 1
             self.since_us = self._clock.now_us()
+            self._away_at = self._clock.monotonic()
             self.suspects = frozenset(conversation_ids)
         self.trouble = Trouble(
             fault_class=str(fault.fault_class), code=fault.code, reason=fault.reason, since_us=self.since_us
@@ -106,7 +112,10 @@ class Breaker:
         self.state = BreakerState.OPEN
         self._ramp = None
         self._failures += 1
-        self._next = self._clock.after(self._probes.delay(self._failures, uniform=self._uniform))
+        # Chance may have made the first waits short, and the next one many times as long as all of them together: then
+        # an outage of seconds would hold a relay up for a minute.
+        longest = FIRST_WAIT + self._clock.monotonic() - self._away_at
+        self._next = self._clock.after(min(self._probes.delay(self._failures, uniform=self._uniform), longest))
 
     def hold(self) -> None:
         """End a probe that came to nothing, neither way; the next may be made at once."""
