@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,15 +67,18 @@ ORDER: dict[str, tuple[str, ...]] = {
         "readings",
         "apply",
         "selects",
+        "recorded",
         "reads",
         "timetravel",
         "lineage",
+        "kept",
         "catchup",
         "search.indexing",
         "search.finding",
         "search.upkeep",
         "statistics",
         "subscription",
+        "ready",
         "history",
         # formats
         "transfer",
@@ -96,8 +100,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "texts",
         "notices",
         "trouble",
-        # one thread, one bell, one turn
+        # one thread, one bell, one turn, one glance
         "thread",
+        "glance",
         "bell",
         "turn",
         "calls",
@@ -468,3 +473,19 @@ def test_the_front_door_lists_exactly_the_public_names(package: str) -> None:
     assert set(loaded.__all__) <= set(dir(loaded))
     with pytest.raises(AttributeError, match="no_such_name"):
         loaded.no_such_name  # noqa: B018
+
+
+def test_a_bot_starts_without_what_few_need() -> None:
+    """In a process of its own: this one has imported everything."""
+    late = {
+        "alembic",
+        "apprise",
+        "letopis.store.transfer",
+        "opentelemetry",
+        "prometheus_client",
+        "snowballstemmer",
+    }
+    code = f"import sys; from letopis.outbox import History; print(*sorted({late!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+    assert done.stdout.split() == []

@@ -52,12 +52,14 @@ _INSERT_EVENTS: Final = (
     "INSERT INTO letopis_outbox_events (event_id, conversation_id, sequence, type, schema_version, data, metadata,"
     " digest, occurred_at, appended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-# owed_since stays where something is owed already: it is the age of the oldest.
-_UPSERT_LANES: Final = (
+_BEGIN_LANES: Final = (
     "INSERT INTO letopis_outbox_lanes (conversation_id, owner_id, head, delivered, pruned, state, attempts, due_at,"
-    " owed_since) VALUES (?, ?, ?, 0, 0, 'ready', 0, 0, ?) ON CONFLICT (conversation_id) DO UPDATE SET"
-    " head = excluded.head, owner_id = coalesce(owner_id, excluded.owner_id),"
-    " owed_since = coalesce(owed_since, excluded.owed_since)"
+    " owed_since) VALUES (?, ?, ?, 0, 0, 'ready', 0, 0, ?)"
+)
+# owed_since stays where something is owed already: it is the age of the oldest. An UPSERT would take twice as long.
+_MOVE_LANES: Final = (
+    "UPDATE letopis_outbox_lanes SET owner_id = ?, head = ?, owed_since = coalesce(owed_since, ?)"
+    " WHERE conversation_id = ?"
 )
 _DERIVED: Final = 5  # the UUID version of an id that derives from a message id
 _CHUNK: Final = 400
@@ -244,9 +246,13 @@ def _added(given: Mapping[str, Any] | None, trace: str | None, expects: Expects 
 
 @dataclass(slots=True)
 class _Lane:
-    """A lane as it will be once what has been planned is written."""
+    """A lane as it will be once what has been planned is written.
+
+    :ivar found: whether it is in the file already.
+    """
 
     conversation_id: str
+    found: bool = False
     head: int = 0
     owner_id: str | None = None
     pruned: int = 0
@@ -385,12 +391,20 @@ class Plan:
         )
         return event
 
-    def lane_rows(self) -> list[tuple[Any, ...]]:
-        """Return the rows of the lanes that the plan moves."""
+    def begun(self) -> list[tuple[Any, ...]]:
+        """Return the rows of the lanes that the plan begins, for ``_BEGIN_LANES``."""
         return [
             (lane.conversation_id, lane.owner_id, lane.head, self.now_us)
             for lane in self.lanes.values()
-            if lane.touched
+            if lane.touched and not lane.found
+        ]
+
+    def moved(self) -> list[tuple[Any, ...]]:
+        """Return the new values of the lanes that the plan moves, for ``_MOVE_LANES``."""
+        return [
+            (lane.owner_id, lane.head, self.now_us, lane.conversation_id)
+            for lane in self.lanes.values()
+            if lane.touched and lane.found
         ]
 
 
@@ -442,8 +456,8 @@ def append_events(
 ) -> list[Appended | LetopisError]:
     """Write ``appends`` in order, in a transaction that is open and holds the write lock.
 
-    One SELECT of the lanes, one INSERT of all events, one UPSERT of all lanes. Nothing is committed here. An append
-    that cannot be is answered by its error in the list, writes nothing, and leaves the others alone.
+    One SELECT of the lanes, one INSERT of all events, one UPDATE of the lanes that are there. Nothing is committed
+    here. An append that cannot be is answered by its error in the list, writes nothing, and leaves the others alone.
 
     :param cursor: a DBAPI cursor, which a synchronous connection has and, through ``run_sync``, an asynchronous one.
     :param careful: look every event id up first. Otherwise only those that may well be there, because they derive from
@@ -474,7 +488,10 @@ def append_events(
             outcomes.append(refused)
     if plan.rows:
         cursor.executemany(_INSERT_EVENTS, plan.rows)
-        cursor.executemany(_UPSERT_LANES, plan.lane_rows())
+        if moved := plan.moved():
+            cursor.executemany(_MOVE_LANES, moved)
+        if begun := plan.begun():
+            cursor.executemany(_BEGIN_LANES, begun)
     if plan.effects and take_effect(cursor, plan.effects):
         outcomes = [replace(one, erased=True) if isinstance(one, Appended) else one for one in outcomes]
     return outcomes
@@ -509,7 +526,8 @@ def _find_lanes(cursor: Any, conversation_ids: set[str]) -> dict[str, _Lane]:
     else:
         cursor.execute(_LANES, (orjson.dumps(list(conversation_ids)).decode(),))
     return {
-        row[0]: _Lane(row[0], head=row[2], owner_id=row[1], pruned=row[3], deleted=row[4]) for row in cursor.fetchall()
+        row[0]: _Lane(row[0], found=True, head=row[2], owner_id=row[1], pruned=row[3], deleted=row[4])
+        for row in cursor.fetchall()
     }
 
 

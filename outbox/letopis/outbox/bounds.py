@@ -10,6 +10,7 @@ from letopis.store.errors import InvalidInput, OutboxFull
 _USED: Final = (
     "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
 )
+_LARGEST_PAGE: Final = 65_536
 _PENDING: Final = "SELECT coalesce(sum(head - delivered), 0) FROM letopis_outbox_lanes WHERE delivered < head"
 
 
@@ -38,7 +39,7 @@ class Bounds:
 
         :raises OutboxFull: there is none.
         """
-        if self.max_bytes is not None:
+        if self.max_bytes is not None and self._may_be_reached(cursor, self.max_bytes):
             cursor.execute(_USED)
             if (used := cursor.fetchone()[0]) >= self.max_bytes:
                 raise OutboxFull(
@@ -52,3 +53,9 @@ class Bounds:
                     f"{pending} events are pending and {self.max_events} may be: nothing was dropped; "
                     "let the relay deliver, or raise max_events"
                 )
+
+    @staticmethod
+    def _may_be_reached(cursor: Any, size: int) -> bool:
+        """Whether a look at the pages in use is worth its price, which each append pays."""
+        cursor.execute("PRAGMA page_count")
+        return bool(cursor.fetchone()[0] * _LARGEST_PAGE >= size)

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from letopis.outbox.append import Appended, Prepared
 from letopis.outbox.bell import Bell
 from letopis.outbox.bounds import Bounds
+from letopis.outbox.glance import Glance
 from letopis.outbox.headroom import Headroom, release
 from letopis.outbox.identity import place_of, settle
 from letopis.outbox.thread import OwnThread
@@ -50,6 +51,7 @@ class OutboxFile:
     :ivar path: absolute.
     :ivar origin: the file's identity, under which it delivers.
     :ivar engine: for the caller's own transactions; they begin with ``BEGIN IMMEDIATE``.
+    :ivar glance: tells in any thread how far a conversation has got in the file.
     :ivar turn: to be taken by what writes over ``engine`` for longer than a moment.
     :ivar appended: rung after each commit of this process that added events.
     :ivar changed: rung after each other write of this process: acknowledged, retried, blocked.
@@ -80,6 +82,7 @@ class OutboxFile:
         self._readers = sync_engine.execution_options(sqlite_begin="DEFERRED")
         self._writing = thread
         self._reading = OwnThread("letopis-outbox-reader")
+        self.glance = Glance(path)
         self._reader: sa.Connection | None = None  # the reading thread's alone
         self._writer = Writer(
             path=path,
@@ -205,7 +208,7 @@ class OutboxFile:
     async def _close(self) -> None:
         try:
             await self._writer.close()
-            await self._reading.run(self._disconnect)
+            await self._reading.run(self._end_reading)
             await self.engine.dispose()
         finally:
             await self._writing.close()
@@ -233,6 +236,10 @@ class OutboxFile:
                     continue
                 if not is_busy(error) or time.monotonic() > deadline:
                     raise translate(error) or error from error
+
+    def _end_reading(self) -> None:
+        self._disconnect()
+        self.glance.close()
 
     def _disconnect(self) -> None:
         connection, self._reader = self._reader, None

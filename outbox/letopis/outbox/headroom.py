@@ -46,6 +46,7 @@ class Headroom:
 
     def __init__(self, path: Path, *, watermark: int | None, ballast: int = BALLAST) -> None:
         self._path = path
+        self._folder = str(path.parent)
         self._watermark = watermark
         self._size = ballast
 
@@ -63,7 +64,10 @@ class Headroom:
     def free(self) -> int | None:
         """Return how many bytes this user may still write to the disk; ``None`` where the system does not say."""
         try:
-            return shutil.disk_usage(self._path.parent).free
+            if hasattr(os, "statvfs"):
+                found = os.statvfs(self._folder)  # on the writer's path; shutil.disk_usage costs three times as much
+                return found.f_bavail * found.f_frsize
+            return shutil.disk_usage(self._folder).free
         except OSError:
             return None
 

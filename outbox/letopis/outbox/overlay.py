@@ -18,6 +18,7 @@ from uuid import UUID
 import orjson
 import sqlalchemy as sa
 
+from letopis.outbox.glance import Standing
 from letopis.outbox.lanes import Lane, find_lane
 from letopis.outbox.tail import Row, rows_after
 from letopis.store.conversation import Conversation, Page, RecordedMessage, Saved, Seen
@@ -217,6 +218,16 @@ def messages_over(
         found = found[:limit]
         place = _place(found[-1], beyond) if found and (cut or view.next is not None) and limit is not None else None
     return Page(found, next=None if place is None else str(place), complete=not away, seen=seen)
+
+
+def nothing_over(view: StoreView, standing: Standing) -> Seen | None:
+    """Return how much was seen with ``view``, if the file holds nothing beyond it; ``None`` where it may.
+
+    Whatever the order in which the two were read: all that the file held is in ``view``.
+    """
+    if not standing.known or standing.head != standing.delivered or standing.head > view.sequence:
+        return None
+    return Seen(sequence=standing.head, version=0 if view.conversation is None else view.conversation.version)
 
 
 def may_inherit(connection: sa.Connection, conversation_id: str, view: StoreView | None) -> bool:

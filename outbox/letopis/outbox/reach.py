@@ -62,13 +62,27 @@ class Reach:
 
         :raises LetopisError: what was asked is wrong.
         """
+        return await self._unless_away(lambda: self._in_time(ask(self._store)))
+
+    async def read_at_once(self, ask: Callable[[ConversationStore], Coroutine[Any, Any, T] | None]) -> T | None:
+        """As :meth:`read`, for what heeds a cancellation; ``None`` also where ``ask`` finds that it cannot be asked."""
+
+        async def in_time() -> T | None:
+            if (asking := ask(self._store)) is None:
+                return None
+            async with asyncio.timeout(self._deadline):
+                return await asking
+
+        return await self._unless_away(in_time)
+
+    async def _unless_away(self, asking: Callable[[], Coroutine[Any, Any, T | None]]) -> T | None:
         breaker = self._breaker()
         if breaker is not None and not breaker.closed:
             self._probe()
         if self.away:
             return None
         try:
-            return await self._in_time(ask(self._store))
+            return await asking()
         except StoreFault as fault:
             if fault.fault_class not in AWAY:
                 raise

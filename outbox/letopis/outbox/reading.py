@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -15,6 +16,7 @@ from letopis.outbox.lineage import Ancestry, Own, ReadOwn, is_gone
 from letopis.outbox.overlay import (
     Arrived,
     Key,
+    Overtaken,
     Unplaced,
     bound_of,
     conversation_over,
@@ -23,9 +25,10 @@ from letopis.outbox.overlay import (
     list_over,
     may_inherit,
     messages_over,
+    nothing_over,
     place_over,
 )
-from letopis.store.conversation import Conversation, Page, RecordedMessage
+from letopis.store.conversation import Conversation, Page, RecordedMessage, Seen
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.events import RecordedEvent
 from letopis.store.fold import Elsewhere
@@ -87,6 +90,15 @@ def _cut_of(
         return _Cut(places={})
     view, places = found
     return _Cut(places=places, bound=bound_of(connection, conversation_id, view, places, upto=upto))
+
+
+def _stored(view: StoreView, window: Window, seen: Seen, *, inherits: bool) -> Own:
+    """Return what was read of a conversation of which nothing is pending."""
+    page = Page(view.messages, next=view.next, seen=seen)
+    held = view.conversation
+    if held is None or held.forked_from is None or not held.inherits or not (inherits or goes_on(window, page)):
+        return Own(page=page)
+    return Own(page=page, conversation=replace(held, seen=seen))
 
 
 class Reading(Embedded):
@@ -202,6 +214,18 @@ class Reading(Embedded):
         :raises Arrived: ``upto`` is in the store.
         """
         origin_id = self.outbox.origin.origin_id
+        found = None
+        if upto is None and find is None:
+            found = await self._reach.read_at_once(
+                lambda store: store.view_beside(
+                    conversation_id,
+                    origin_id=origin_id,
+                    window=window,
+                    beside=lambda: self.outbox.glance(conversation_id),
+                )
+            )
+            if found is not None and (seen := nothing_over(*found)) is not None:
+                return _stored(found[0], window, seen, inherits=inherits)
 
         async def ask(store: ConversationStore, cut: _Cut) -> StoreView:
             return await store.view(
@@ -233,6 +257,11 @@ class Reading(Embedded):
                 page=page, conversation=held, place=None if there is None else place_over(connection, there, view)
             )
 
+        if found is not None:
+            view = found[0]
+            # Where this raises, the store has to be read again, some other way.
+            with suppress(Overtaken, Unplaced):
+                return await self.outbox.read(lambda connection: lay(connection, view, _Cut()))
         return await self._cut_read(conversation_id, ask, lay, upto=upto)
 
     async def conversation(self, conversation_id: str, *, as_of: AsOf | None = None) -> Conversation | None:

@@ -34,6 +34,9 @@ GROUP: Final = 512
 """Requests in one transaction: more gain nothing, and keep the first of them waiting."""
 PATIENCE: Final = 10.0
 """Seconds that a write waits for the file before it is given up."""
+_BUSY_MS: Final = 2
+"""How long SQLite itself waits for the lock, before it is asked again: it looks each millisecond at first, then less
+and less often, up to 100 ms, and meets a bot that writes all the time only by chance."""
 LARGE_WAL: Final = 8 * 1024**2
 """Bytes of a WAL, twice what SQLite lets it grow to by itself, above which a quiet moment is used to cut it back."""
 _CUT_PATIENCE_MS: Final = 50
@@ -388,6 +391,8 @@ class Writer:
         if self._connection is None:
             self._check_place()
             self._connection = self._engine.connect()
+            driver: sqlite3.Connection = self._connection.connection.driver_connection  # type: ignore[assignment]
+            driver.execute(f"PRAGMA busy_timeout={_BUSY_MS}").fetchall()
         return self._connection
 
     def _disconnect(self) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlencode
 from uuid import uuid4
 
@@ -28,6 +28,8 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from letopis.store.errors import ConfigurationError
 from letopis.store.faults import FaultClass, StoreFault, classify
 from letopis.store.urls import MARIADB, POSTGRESQL, normalise_url
+
+T = TypeVar("T")
 
 PROGRAM: Final = "letopis"
 RECYCLE: Final = 1800.0
@@ -174,8 +176,8 @@ class _SQLite(sqlite3.Connection):
         super().close()
 
 
-class _SQLiteConnection(aiosqlite.Connection):
-    """Stops its thread once.
+class SQLiteConnection(aiosqlite.Connection):
+    """Runs whole functions in its thread, and stops that once.
 
     A second ``stop`` (SQLAlchemy's after a cancelled close) would wait for ever for an answer of the thread that the
     first one ended, and keep a task and the file open.
@@ -198,6 +200,13 @@ class _SQLiteConnection(aiosqlite.Connection):
             raise
         return self
 
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what ``work`` does with the driver's connection, in its thread: one hop for any number of statements.
+
+        Cancelling the caller neither interrupts ``work`` nor takes it back: its result is dropped.
+        """
+        return await self._execute(work, self._conn)  # type: ignore[no-any-return, no-untyped-call]
+
     def stop(self) -> asyncio.Future[Any] | None:
         """Close the connection and end its thread; the same future each time."""
         if not self._stop_called:
@@ -208,29 +217,52 @@ class _SQLiteConnection(aiosqlite.Connection):
 
 def _sqlite(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncEngine:
     path = str(url.database)
-    in_memory = path == ":memory:"
-    opened = partial(sqlite3.connect, path, timeout=timeouts.lock, isolation_level=None, factory=_SQLite)
-
-    async def connect() -> aiosqlite.Connection:
-        if not in_memory and not os.path.exists(path):  # noqa: PTH110, ASYNC240  # one stat; a Path is dearer
-            try:
-                await asyncio.to_thread(create_private_file, path)
-            except ConfigurationError as error:
-                # A volume that is not mounted yet comes back: a fault of the store, and of no event.
-                raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="no-folder", reason=str(error)) from error
-        connection = _SQLiteConnection(opened, iter_chunk_size=64)
-        # As SQLAlchemy does: a connection that nobody closed must not keep the process from ending.
-        connection._thread.daemon = True
-        return await connection.opened()
-
     # In memory there is one connection for all, which takes no size.
-    pool = {} if in_memory else _pool(timeouts, pool_size)
+    pool = {} if path == ":memory:" else _pool(timeouts, pool_size)
+    connect = partial(_connect_to_sqlite, path, timeouts)
     engine = create_async_engine(url, async_creator=connect, hide_parameters=True, **pool)
     install_sqlite_events(engine.sync_engine, busy_timeout=timeouts.lock)
     return engine
 
 
+async def _connect_to_sqlite(path: str, timeouts: Timeouts) -> SQLiteConnection:
+    if path != ":memory:" and not os.path.exists(path):  # noqa: PTH110, ASYNC240  # one stat; a Path is dearer
+        try:
+            await asyncio.to_thread(create_private_file, path)
+        except ConfigurationError as error:
+            # A volume that is not mounted yet comes back: a fault of the store, and of no event.
+            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="no-folder", reason=str(error)) from error
+    opened = partial(sqlite3.connect, path, timeout=timeouts.lock, isolation_level=None, factory=_SQLite)
+    connection = SQLiteConnection(opened, iter_chunk_size=64)
+    # As SQLAlchemy does: a connection that nobody closed must not keep the process from ending.
+    connection._thread.daemon = True
+    return await connection.opened()
+
+
+async def connect_for_reading(engine: AsyncEngine, timeouts: Timeouts) -> SQLiteConnection:
+    """Open a connection of one's own to the file of an SQLite engine, set like the engine's; it cannot write.
+
+    :raises StoreFault: as a connection of the engine.
+    """
+    connection = await _connect_to_sqlite(str(engine.url.database), timeouts)
+
+    def settle(driver: sqlite3.Connection) -> None:
+        _set_sqlite(timeouts.lock, driver)
+        driver.execute("PRAGMA query_only=ON")
+
+    try:
+        await connection.run(settle)
+    except BaseException:  # a cancellation too: nobody else knows of this connection and its thread
+        await connection.close()
+        raise
+    return connection
+
+
 def _on_sqlite_connect(busy_timeout: float, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    _set_sqlite(busy_timeout, connection)
+
+
+def _set_sqlite(busy_timeout: float, connection: Any) -> None:
     # Python's sqlite3 would else begin transactions by itself, and only before a write.
     connection.isolation_level = None
     cursor = connection.cursor()

@@ -52,7 +52,7 @@ def now_microseconds() -> int:
 
 def from_microseconds(value: int) -> datetime:
     """Return the aware UTC moment of ``value`` microseconds since 1970."""
-    return _EPOCH + timedelta(microseconds=value)
+    return _EPOCH + timedelta(0, 0, value)  # by position: it takes two thirds of the time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
 from importlib import import_module
@@ -17,57 +25,39 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.apply import Applier
 from letopis.store.catchup import BATCH, Access, Projector
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.cutback import CutBack, truncate
 from letopis.store.dialects import dialect_for
-from letopis.store.engines import Timeouts, create_store_engine
-from letopis.store.erasing import Eraser
+from letopis.store.engines import Timeouts, connect_for_reading, create_store_engine
 from letopis.store.errors import Closed, ConfigurationError, InvalidInput
 from letopis.store.events import RecordedEvent, to_microseconds, utc_now
 from letopis.store.faults import FaultClass, StoreFault, translated
 from letopis.store.fold import Elsewhere
 from letopis.store.identifiers import check_identifier, partition_of
-from letopis.store.inline import Inline
+from letopis.store.kept import Kept
 from letopis.store.lineage import Lineage
 from letopis.store.migration import IN_TURN, STORE, Revision, State, revision_state, upgrade
 from letopis.store.plan import ApplyResult, LaneBatch, Origin
 from letopis.store.projections import Projection, checked_inline
 from letopis.store.reads import EVERYDAY, Reader, StoreView, Window, check_count, check_place
-from letopis.store.rebuild import Rebuilder, Rebuilt
+from letopis.store.ready import Ready, made_ready
+from letopis.store.rebuild import Rebuilt
 from letopis.store.schema import log_heads
-from letopis.store.search.finding import UNREAD_MAX, Finder
+from letopis.store.search.finding import UNREAD_MAX
 from letopis.store.search.hits import Hit, read_place
-from letopis.store.search.index import index_for
-from letopis.store.search.indexing import Indexing
 from letopis.store.search.query import parse
 from letopis.store.search.upkeep import Nearly
 from letopis.store.shield import interrupted_once, uninterrupted
-from letopis.store.statistics import Counted, Counter, Period, Statistics
+from letopis.store.statistics import Counted, Period, Statistics
 from letopis.store.subscription import follow
-from letopis.store.timetravel import AsOf, Past, check_as_of
+from letopis.store.timetravel import AsOf, check_as_of
 from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 
 T = TypeVar("T")
 
 UPGRADE_COMMAND: Final = "letopis db upgrade"
 _TIMEOUTS: Final = Timeouts()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
-    """What is known once the database has been looked at."""
-
-    applier: Applier
-    reader: Reader
-    lineage: Lineage
-    finder: Finder
-    indexing: Indexing
-    counter: Counter
-    access: Access
-    rebuilder: Rebuilder
-    partitions: int
 
 
 class ConversationStore:
@@ -83,7 +73,7 @@ class ConversationStore:
         is the bot's own; no for a server, which is migrated by ``letopis db upgrade`` or ``alembic upgrade head``.
     :param upcasters: read old events as if they had been written today.
     :param timeouts: in seconds; see :class:`~letopis.store.engines.Timeouts`.
-    :param pool_size: connections kept open at most.
+    :param pool_size: connections kept open at most; to an SQLite file one more, for small reads.
     :param projections: inline ones, written in the transaction of every :meth:`apply`; all processes that apply have to
         be given the same. One that fails makes the apply fail, and what it delivers waits.
     :param now: what ``recorded_at`` is taken from; no order is.
@@ -117,7 +107,9 @@ class ConversationStore:
         self._preparing = asyncio.Lock()
         self._nearly = Nearly(self._catch_up_a_little)
         self._cut_back = CutBack(partial(truncate, self._engine))
-        self._ready: _Ready | None = None
+        # One reading connection beside the pool: a small read of a file costs less than taking one from it.
+        self._kept = Kept(partial(connect_for_reading, self._engine, timeouts)) if self._embedded else None
+        self._ready: Ready | None = None
         self._closed = False
 
     @classmethod
@@ -151,6 +143,8 @@ class ConversationStore:
             self._ready = None
             await self._nearly.close()
             await self._cut_back.close()
+            if self._kept is not None:
+                await uninterrupted(self._kept.close())
             await uninterrupted(self._engine.dispose())
 
     async def ping(self) -> None:
@@ -253,9 +247,13 @@ class ConversationStore:
                 lambda lineage, connection: lineage.as_of(connection, conversation_id, as_of, window)
             )
         ready = await self._prepared()
-        page, inherits = await self._read_plain(
-            lambda connection: ready.lineage.own(connection, conversation_id, window)
-        )
+        if self._kept is not None and window.at(0) == window and self._kept.fits(window):
+            with self._doubting():
+                page, inherits = await self._kept.own(conversation_id, window)
+        else:
+            page, inherits = await self._read_plain(
+                lambda connection: ready.lineage.own(connection, conversation_id, window)
+            )
         if not inherits:
             return page
         return await self.read_past(lambda lineage, connection: lineage.messages(connection, conversation_id, window))
@@ -282,9 +280,32 @@ class ConversationStore:
     ) -> StoreView:
         """Return a conversation and messages of it, with how far an outbox's lane had got when they were read."""
         window = Window.of(last=last, first=first, before=before, after=after, every=every)
+        await self._prepared()
+        at_once = self.view_beside(conversation_id, origin_id=origin_id, window=window, beside=lambda: None)
+        if at_once is not None:
+            return (await at_once)[0]
         return await self._read(
             lambda reader, connection: reader.view(connection, conversation_id, origin_id=origin_id, window=window)
         )
+
+    def view_beside(
+        self, conversation_id: str, *, origin_id: UUID, window: Window, beside: Callable[[], T]
+    ) -> Coroutine[Any, Any, tuple[StoreView, T]] | None:
+        """Return what :meth:`view` does, then what ``beside`` returns, all of it in one function in a thread.
+
+        ``None`` where that cannot be: of a server, before the first use, or for a long window.
+
+        :meta private:
+        """
+        kept = self._kept
+        if kept is None or self._ready is None or self._closed or not kept.fits(window):
+            return None
+
+        async def view() -> tuple[StoreView, T]:
+            with self._doubting():
+                return await kept.view(conversation_id, origin_id=origin_id, window=window, beside=beside)
+
+        return view()
 
     async def read_past(self, read: Callable[[Lineage, AsyncConnection], Awaitable[T]]) -> T:
         """Read ancestors and the past, all of it in one snapshot."""
@@ -470,7 +491,7 @@ class ConversationStore:
         if not isinstance(partition, int) or not 0 <= partition < there:
             raise InvalidInput("partition", f"must be from 0 to {there - 1}")
 
-    async def _prepared(self) -> _Ready:
+    async def _prepared(self) -> Ready:
         if self._closed:
             raise Closed("the history store is closed")
         if (ready := self._ready) is not None:
@@ -480,7 +501,7 @@ class ConversationStore:
                 self._ready = await self._whole(self._look())
             return self._ready
 
-    async def _look(self) -> _Ready:
+    async def _look(self) -> Ready:
         """Check the revision, migrate where that is ours to do, and read how the log is parted."""
         with translated():
             found, partitions = await self._state()
@@ -502,47 +523,20 @@ class ConversationStore:
                 code="partitions",
                 reason="the counters of the log are gone (letopis_log_heads is empty): restore the database",
             )
-        index = index_for(self._engine.dialect.name)
-        eraser = Eraser(self._dialect, index)
-
-        def now() -> int:
-            return to_microseconds(self._now())
-
-        return _Ready(
-            applier=Applier(
-                self._engine,
-                self._dialect,
-                partitions=partitions,
-                upcasters=self._upcasters,
-                inline=Inline(self._inline, self._dialect),
-                eraser=eraser,
-                now=now,
-                serial=self._embedded,
-                erased=self._cut_back.due if self._embedded else lambda: None,
-            ),
-            reader=(reader := Reader(self._dialect, partitions=partitions, upcasters=self._upcasters)),
-            lineage=Lineage(reader, Past(self._dialect, reader=reader, upcasters=self._upcasters)),
-            finder=Finder(self._dialect, index, reader, partitions=partitions, upcasters=self._upcasters),
-            indexing=Indexing(self._engine, self._dialect, index, upcasters=self._upcasters, now=now),
-            counter=Counter(self._dialect, partitions=partitions, upcasters=self._upcasters, reader=reader),
-            access=Access(
-                engine=self._engine,
-                readers=self._readers,
-                dialect=self._dialect,
-                reader=reader,
-                partitions=partitions,
-                now=now,
-            ),
-            rebuilder=Rebuilder(
-                self._engine,
-                self._readers,
-                self._dialect,
-                upcasters=self._upcasters,
-                eraser=eraser,
-                whole=self._whole,
-            ),
+        ready = made_ready(
+            self._engine,
+            self._readers,
+            self._dialect,
             partitions=partitions,
+            upcasters=self._upcasters,
+            projections=self._inline,
+            now=lambda: to_microseconds(self._now()),
+            whole=self._whole,
+            erased=self._cut_back.due,
         )
+        if self._kept is not None:
+            self._kept.use(ready.reader)
+        return ready
 
     async def _state(self) -> tuple[Revision, int]:
         if self._embedded and not self._migrate:
@@ -574,10 +568,16 @@ class ConversationStore:
 
     async def _whole(self, work: Awaitable[T]) -> T:
         """Run one transaction so that a cancellation cannot tear it, and look again after a wrong schema."""
-        try:
+        with self._doubting():
             # A file answers soon, and a torn aiosqlite call leaks its thread; a server may not answer for long, and
             # its drivers bear one cancellation well.
             return await (uninterrupted(work) if self._embedded else interrupted_once(work))
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """Look again at the database after it was found to be not as it was."""
+        try:
+            yield
         except StoreFault as fault:
             if fault.fault_class is FaultClass.MISCONFIGURED:
                 self._ready = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
@@ -12,20 +12,27 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.codec import INTEGER_MAX, INTEGER_MIN, decode
+from letopis.store.codec import INTEGER_MAX, INTEGER_MIN
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.dialects import Dialect, lookups
 from letopis.store.errors import InvalidInput
-from letopis.store.events import RecordedEvent, from_microseconds
-from letopis.store.faults import FaultClass, StoreFault
+from letopis.store.events import RecordedEvent
 from letopis.store.fold import Elsewhere, recorded_message, replace_content, with_delivery
 from letopis.store.identifiers import check_identifier, partition_of
-from letopis.store.messages import ROLES, Message, UnknownPart
 from letopis.store.projection import reactions_from_text
-from letopis.store.rows import fork_of
+from letopis.store.recorded import (
+    PlainRow,
+    appended_event,
+    conversation_of,
+    decoded,
+    is_plain,
+    plain_messages,
+    recorded_event,
+    unreadable,
+)
 from letopis.store.schema import conversations, events, lanes, log_heads, messages, owners
 from letopis.store.selects import Shape, messages_select
-from letopis.store.upcasters import Upcasters
+from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.vocabulary import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
 
 STATES: Final = ("active", "archived", "deleted")
@@ -140,13 +147,25 @@ class Reader:
     def __init__(self, dialect: Dialect, *, partitions: int, upcasters: Upcasters) -> None:
         self._partitions = partitions
         self._upcasters = upcasters
+        self.plain = upcasters is NO_UPCASTERS
+        """Whether what an appended message holds is what it says: no rule reads it as something else."""
         self._statements = _Statements(dialect)
+
+    @property
+    def conversation_select(self) -> sa.Select[Any]:
+        """The select of a conversation."""
+        return self._statements.conversation
+
+    @property
+    def view_select(self) -> sa.Select[Any]:
+        """The select of a conversation and of how far an origin's lane has got in it."""
+        return self._statements.view
 
     async def conversation(self, connection: AsyncConnection, conversation_id: str) -> Conversation | None:
         """Return a conversation, or ``None`` where there is none."""
         key = self.key(conversation_id)
         row = (await connection.execute(self._statements.conversation, key)).first()
-        return None if row is None else _conversation(row)
+        return None if row is None else conversation_of(row._mapping)
 
     async def conversations(
         self,
@@ -165,7 +184,7 @@ class Reader:
             parameters["updated"], parameters["conversation"] = read_conversations_cursor(after)
         statement = self._statements.conversations(owned=owner is not None, going_on=after is not None)
         rows = (await connection.execute(statement, parameters)).all()
-        items = tuple(_conversation(row) for row in rows[:limit])
+        items = tuple(conversation_of(row._mapping) for row in rows[:limit])
         more = len(rows) > limit
         return Page(
             items,
@@ -182,7 +201,8 @@ class Reader:
         more = window.limit is not None and len(rows) > window.limit
         if more:
             rows = rows[: window.limit]
-        page = [self.message(row, conversation_id) for row in rows]
+        plain = self._plain_messages(conversation_id, rows)
+        page = [plain.get(row.m_version) or self.message(row, conversation_id) for row in rows]
         place = str(rows[-1].m_version) if more else None
         if window.last is not None:
             page.reverse()
@@ -212,13 +232,13 @@ class Reader:
             return StoreView(conversation=None, messages=(), sequence=0)
         page = await self.messages(connection, conversation_id, window)
         return StoreView(
-            conversation=_conversation(row), messages=page.items, sequence=row.sequence or 0, next=page.next
+            conversation=conversation_of(row._mapping), messages=page.items, sequence=row.sequence or 0, next=page.next
         )
 
     async def active(self, connection: AsyncConnection, owner: str) -> Conversation | None:
         """Return an owner's active conversation; ``None`` where there is none."""
         row = (await connection.execute(self._statements.active, {"owner": check_identifier(owner, "owner")})).first()
-        return None if row is None else _conversation(row)
+        return None if row is None else conversation_of(row._mapping)
 
     async def path_of(
         self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str]
@@ -264,13 +284,21 @@ class Reader:
         check_identifier(conversation_id, "conversation_id")
         return {"partition": partition_of(conversation_id, self._partitions), "conversation": conversation_id}
 
+    def _plain_messages(self, conversation_id: str, rows: Iterable[sa.Row[Any]]) -> dict[int, RecordedMessage]:
+        if not self.plain:
+            return {}
+        return plain_messages(conversation_id, (_plain_row(row) for row in rows if is_plain(row)))
+
     def message(self, row: sa.Row[Any], conversation_id: str) -> RecordedMessage:
         """Return the message that a row of a window's select holds."""
-        values = row._mapping
-        event = appended_event(row, conversation_id)
+        return self.message_of(row._mapping, conversation_id)
+
+    def message_of(self, values: Mapping[Any, Any], conversation_id: str) -> RecordedMessage:
+        """Return the message that the values of a row of a window's select come to."""
+        event = appended_event(values, conversation_id)
         body = event.body(self._upcasters)
         if not isinstance(body, MessageAppended):
-            body = _unreadable(values, event.data)
+            body = unreadable(values, event.data)
         left_at, redacted_at = values["m_left_at"], values["m_redacted_at"]
         message = replace(
             recorded_message(body, event),
@@ -291,57 +319,20 @@ class Reader:
 
     def _body(self, values: Mapping[Any, Any], prefix: str) -> object:
         name = values[f"{prefix}_type"]
-        data = _decoded(values[f"{prefix}_data"])
+        data = decoded(values[f"{prefix}_data"])
         return read(name, *self._upcasters.upcast(name, values[f"{prefix}_schema_version"], data))
 
 
-def recorded_event(row: sa.Row[Any]) -> RecordedEvent:
-    """Return the event that a row of the log holds."""
-    values = row._mapping
-    return RecordedEvent(
-        conversation_id=values["conversation_id"],
-        event_id=values["event_id"],
-        origin_id=values["origin_id"],
-        sequence=values["sequence"],
-        type=values["type"],
-        schema_version=values["schema_version"],
-        data=_decoded(values["data"]),
-        metadata=_decoded(values["metadata"]),
-        digest=values["digest"],
-        occurred_at=from_microseconds(values["occurred_at"]),
-        version=values["version"],
-        partition=values["partition"],
-        position=values["position"],
-        recorded_at=from_microseconds(values["recorded_at"]),
+def _plain_row(row: sa.Row[Any]) -> PlainRow:
+    return (
+        row.m_version,
+        row.e_event_id,
+        row.e_origin_id,
+        row.e_sequence,
+        row.e_data,
+        row.e_occurred_at,
+        row.e_recorded_at,
     )
-
-
-def appended_event(row: sa.Row[Any], conversation_id: str) -> RecordedEvent:
-    """Return the event that appended the message of a row of a window's select; without its metadata."""
-    values = row._mapping
-    return RecordedEvent(
-        conversation_id=conversation_id,
-        event_id=values["e_event_id"],
-        origin_id=values["e_origin_id"],
-        sequence=values["e_sequence"],
-        type=values["e_type"],
-        schema_version=values["e_schema_version"],
-        data=_decoded(values["e_data"]),
-        metadata={},
-        digest=values["e_digest"],
-        occurred_at=from_microseconds(values["e_occurred_at"]),
-        version=values["m_version"],
-        recorded_at=from_microseconds(values["e_recorded_at"]),
-    )
-
-
-def _decoded(text: str | None) -> Mapping[str, Any]:
-    try:
-        return decode(text)
-    except ValueError:
-        # Not chained: the error holds the text.
-        reason = "an event in the history store is not the JSON that was written: the database was damaged"
-    raise StoreFault(fault_class=FaultClass.UNCLASSIFIED, code="damaged", reason=reason)
 
 
 def _depth_of(place: object) -> tuple[int, Any]:
@@ -374,37 +365,6 @@ def check_place(value: object, field: str) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INTEGER_MAX:
         raise InvalidInput(field, "must be a whole number from 0, or the `next` of a page")
     return value
-
-
-def _unreadable(values: Mapping[Any, Any], data: Mapping[str, Any]) -> MessageAppended:
-    """Return a message whose event this release cannot read (written by a newer one): shown as it is."""
-    role = values["m_role"]
-    return MessageAppended(
-        message=Message(
-            role=role if role in ROLES else "system", content=(UnknownPart(data),), id=values["m_message_id"]
-        )
-    )
-
-
-def _conversation(row: sa.Row[Any]) -> Conversation:
-    values = row._mapping
-    return Conversation(
-        conversation_id=values["conversation_id"],
-        owner_id=values["owner_id"],
-        number=values["number"],
-        title=values["title"],
-        state=values["state"],
-        version=values["version"],
-        message_count=values["message_count"],
-        tokens=values["tokens"],
-        created_at=from_microseconds(values["created_at"]),
-        updated_at=from_microseconds(values["updated_at"]),
-        metadata=_decoded(values["metadata"]),
-        active=values["active_conversation_id"] == values["conversation_id"],
-        forked_from=fork_of(values),
-        inherits=bool(values["inherits"]),
-        inherited_to=values["inherited_to"],
-    )
 
 
 def check_states(states: Collection[str]) -> list[str]:
@@ -526,7 +486,7 @@ class _Statements:
             dialect.among(lanes.c.conversation_id, "conversations"),
             lanes.c.origin_id == sa.bindparam("origin"),
         )
-        self._messages: dict[Shape, sa.Executable] = {}
+        self._messages: dict[Shape, sa.Select[Any]] = {}
 
     def conversations(self, *, owned: bool, going_on: bool) -> sa.Executable:
         """Return the select of a page of conversations."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from letopis.store.schema import conversations, events, messages
+from letopis.store.vocabulary import MessageAppended
 
 
 class Shape(NamedTuple):
@@ -23,11 +24,16 @@ class Shape(NamedTuple):
     every: bool
 
 
-def messages_select(shape: Shape, *, as_of: bool = False) -> sa.Executable:
+def messages_select(shape: Shape, *, as_of: bool = False) -> sa.Select[Any]:
     """Return the select of a window: each message with the events of its origin, content and delivery.
 
     :param as_of: those that were there, or on the path, after the version that is bound as ``as_of``.
     """
+    return whole(_page(shape, as_of=as_of))
+
+
+def _page(shape: Shape, *, as_of: bool = False) -> sa.Select[Any]:
+    """Return the select of the messages of a window alone."""
     # The page is cut out of the small index first. As one flat join, SQLite and MariaDB begin with the events and sort.
     page = sa.select(messages).where(
         messages.c.partition == sa.bindparam("partition"), messages.c.conversation_id == sa.bindparam("conversation")
@@ -55,26 +61,63 @@ def messages_select(shape: Shape, *, as_of: bool = False) -> sa.Executable:
     if shape.limited:
         page = page.order_by(messages.c.version.desc() if shape.last else messages.c.version)
         page = page.limit(sa.bindparam("limit"))
-    return whole(page)
+    return page
 
 
-def whole(page: sa.Select[Any]) -> sa.Executable:
+def plain_select(shape: Shape) -> sa.Select[Any]:
+    """Return the select of a window, each message with what most have.
+
+    ``more`` tells that a message has something else, which only :func:`whole` returns.
+
+    It takes half the time of :func:`messages_select`, because most of what that returns is NULL nearly always.
+    """
+    m = _page(shape).subquery("m")
+    e = events.alias("e")
+    more = sa.or_(
+        m.c.left_at.is_not(None),
+        m.c.redacted_at.is_not(None),
+        m.c.content_version != m.c.version,
+        m.c.delivery_version.is_not(None),
+        m.c.reactions.is_not(None),
+        e.c.digest.is_(None),
+        e.c.type != MessageAppended.type,
+        e.c.schema_version != MessageAppended.schema_version,
+    )
+    columns: Any = sa.select(
+        m.c.version,
+        e.c.event_id,
+        e.c.origin_id,
+        e.c.sequence,
+        e.c.data,
+        e.c.occurred_at,
+        e.c.recorded_at,
+        more.label("more"),
+    )
+    found: sa.Select[Any] = columns.select_from(m.join(e, _event_at(e, m, m.c.version)))
+    return found
+
+
+def versions_select() -> sa.Select[Any]:
+    """Return the select of the messages of the versions that are bound as a list in JSON; on SQLite."""
+    versions = sa.func.json_each(sa.bindparam("versions", type_=sa.Text)).table_valued("value")
+    return whole(
+        sa.select(messages).where(
+            messages.c.partition == sa.bindparam("partition"),
+            messages.c.conversation_id == sa.bindparam("conversation"),
+            messages.c.version.in_(sa.select(versions.c.value)),
+        )
+    )
+
+
+def whole(page: sa.Select[Any]) -> sa.Select[Any]:
     """Return the select of messages with the events of their origin, content and delivery.
 
     :param page: of the messages alone.
     """
     m = page.subquery("m")
     e, c, d = events.alias("e"), events.alias("c"), events.alias("d")
-
-    def at(event: Any, version: Any) -> sa.ColumnElement[bool]:
-        return sa.and_(
-            event.c.partition == m.c.partition,
-            event.c.conversation_id == m.c.conversation_id,
-            event.c.version == version,
-        )
-
     # Not ordered: whoever reads sorts a page faster than a database does.
-    return sa.select(
+    columns: Any = sa.select(
         m.c.conversation_id.label("m_conversation_id"),
         m.c.version.label("m_version"),
         m.c.message_id.label("m_message_id"),
@@ -100,8 +143,18 @@ def whole(page: sa.Select[Any]) -> sa.Executable:
         d.c.type.label("d_type"),
         d.c.schema_version.label("d_schema_version"),
         d.c.data.label("d_data"),
-    ).select_from(
-        m.join(e, at(e, m.c.version))
-        .outerjoin(c, sa.and_(m.c.content_version != m.c.version, at(c, m.c.content_version)))
-        .outerjoin(d, at(d, m.c.delivery_version))
+    )
+    found: sa.Select[Any] = columns.select_from(
+        m.join(e, _event_at(e, m, m.c.version))
+        .outerjoin(c, sa.and_(m.c.content_version != m.c.version, _event_at(c, m, m.c.content_version)))
+        .outerjoin(d, _event_at(d, m, m.c.delivery_version))
+    )
+    return found
+
+
+def _event_at(event: Any, m: Any, version: Any) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        event.c.partition == m.c.partition,
+        event.c.conversation_id == m.c.conversation_id,
+        event.c.version == version,
     )

@@ -16,7 +16,8 @@ from letopis.store.dialects import Dialect, lookups
 from letopis.store.errors import InvalidInput
 from letopis.store.events import RecordedEvent, from_microseconds, to_microseconds
 from letopis.store.fold import SUPERSEDED, Fold, Tally, redacted
-from letopis.store.reads import Reader, Window, appended_event, recorded_event
+from letopis.store.reads import Reader, Window
+from letopis.store.recorded import appended_event, recorded_event
 from letopis.store.rows import fork_of
 from letopis.store.schema import conversations, events, messages
 from letopis.store.selects import Shape, messages_select
@@ -271,7 +272,7 @@ class Past:
         if not changed:
             return found
         names = {row.m_message_id for row in rows if row.m_version in changed}
-        log = [appended_event(row, conversation_id) for row in rows if row.m_version in changed]
+        log = [appended_event(row._mapping, conversation_id) for row in rows if row.m_version in changed]
         first = min(changed)
         log += [
             event
