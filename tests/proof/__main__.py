@@ -1,0 +1,181 @@
+"""Run the proof: all of it, or the parts that are named.
+
+    python -m tests.proof                          # everything but the soak, about 15 minutes on two cores
+    python -m tests.proof --part crash network     # some of it
+    python -m tests.proof --short                  # a little of everything, as CI does
+    python -m tests.proof --part soak              # twenty minutes of bots and faults
+    python -m tests.proof --publish                # everything, and the table of the documentation
+
+Exits with 0 if nothing was violated, every control failed as it has to, and every count was reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from tests.proof.options import Options, Part
+from tests.proof.page import published, summary
+from tests.proof.rows import Row
+from tests.servers.mariadb import describe as describe_mariadb
+from tests.servers.postgresql import describe as describe_postgresql
+
+PARTS: Final = (
+    "simulation",
+    "network",
+    "crash",
+    "power",
+    "io",
+    "upgrade",
+    "inputs",
+    "corruption",
+    "clocks",
+    "security",
+    "soak",
+)
+"""In the order in which they are started: the long ones first. Each is a module or package of this folder."""
+ROOT: Final = Path(__file__).parent.parent.parent
+PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
+
+
+def part(name: str) -> Part:
+    """Return a part by its name."""
+    found: Part = import_module(f"tests.proof.{name}").prove
+    return found
+
+
+def prove_here(name: str, *, short: bool, seed: int) -> dict[str, Any]:
+    """Run one part in this process and return what came of it."""
+    started = time.monotonic()
+    rows: list[Row] = []
+    failed = ""
+    with tempfile.TemporaryDirectory(prefix=f"letopis-proof-{name}-", ignore_cleanup_errors=True) as folder:
+        try:
+            for row in part(name)(Options(short=short, seed=seed, folder=Path(folder))):
+                rows.append(row)
+                print(f"{name}: {told(row, short=short)}", file=sys.stderr, flush=True)
+        except Exception as error:  # the rows of the part that are there already are not to be lost for it
+            failed = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+    return {
+        "part": name,
+        "seconds": round(time.monotonic() - started, 1),
+        "failed": failed,
+        "rows": [row.to_json() for row in rows],
+    }
+
+
+def prove_apart(name: str, *, short: bool, seed: int) -> dict[str, Any]:
+    """Run one part in a process of its own."""
+    words = [sys.executable, "-m", "tests.proof", "--only", name, "--seed", str(seed), *(["--short"] if short else [])]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        report: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        return {"part": name, "seconds": 0.0, "failed": f"ended with {done.returncode}", "rows": []}
+    return report
+
+
+def told(row: Row, *, short: bool) -> str:
+    """Return a row for people."""
+    place = f" [{row.where}]" if row.where else ""
+    if row.missing:
+        return f"not run: {row.what}{place}: {row.missing}"
+    mark = "ok" if row.ok(short=short) else "FAILED"
+    kind = "control, " if row.control else ""
+    words = f"{mark}: {row.what}{place}: {row.count:,} {row.unit}, {kind}{row.violations:,} violations"
+    return "\n    ".join((f"{words}{'; ' if row.notes else ''}{row.notes}", *row.problems[:5]))
+
+
+def prove(names: Sequence[str], *, short: bool, seed: int, jobs: int) -> dict[str, Any]:
+    """Run parts, some at a time, and return the report."""
+    with ThreadPoolExecutor(jobs) as pool:
+        parts = list(pool.map(lambda name: prove_apart(name, short=short, seed=seed), names))
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+        "seed": seed,
+        "short": short,
+        "machine": {"processors": os.cpu_count(), "versions": _versions()},
+        "parts": parts,
+    }
+
+
+def failures(report: Mapping[str, Any]) -> list[str]:
+    """Return what did not hold, in words."""
+    found = []
+    for one in report["parts"]:
+        if one["failed"]:
+            found.append(f"{one['part']}: {one['failed']}")
+        rows = [Row.from_json(row) for row in one["rows"]]
+        found += [
+            f"{one['part']}: {told(row, short=report['short'])}" for row in rows if not row.ok(short=report["short"])
+        ]
+    return found
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        "PostgreSQL": describe_postgresql(),
+        "MariaDB": describe_mariadb(),
+        "Linux": platform.release(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.proof", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    usual = [name for name in PARTS if name != "soak"]
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=usual, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--short", action="store_true", help="a little of everything: that it works, not how well")
+    parser.add_argument("--seed", type=int, default=20261125, help="what chance draws follows from it")
+    parser.add_argument("--jobs", type=int, default=2, help="parts at a time, 2 by default")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "proof", metavar="DIR")
+    parser.add_argument("--publish", action="store_true", help=f"write {PUBLISHED.relative_to(ROOT)} too")
+    parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        print(json.dumps(prove_here(given.only, short=given.short, seed=given.seed)))
+        return 0
+    if given.publish and given.short:
+        parser.error("what is published is not short")
+    report = prove(given.part, short=given.short, seed=given.seed, jobs=given.jobs)
+    given.out.mkdir(parents=True, exist_ok=True)
+    kept = given.out / "proof.json"
+    kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if given.publish:
+        PUBLISHED.write_text(published(report, PUBLISHED.read_text(encoding="utf-8")), encoding="utf-8")
+    print(summary(report))
+    found = failures(report)
+    for one in found:
+        print(f"FAILED {one}")
+    print(f"seed {report['seed']}, commit {report['commit']}, {len(found)} failures; all figures: {kept}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

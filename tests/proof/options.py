@@ -1,0 +1,36 @@
+"""Options: what a part of the proof is given: how long to go on, from which seed, and a folder of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.proof.rows import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a part is given.
+
+    :ivar short: whether only the working of the part is to be shown, in half a minute, as CI does.
+    :ivar seed: all that is drawn by chance follows from it.
+    :ivar folder: an empty folder that is deleted afterwards.
+    """
+
+    short: bool
+    seed: int
+    folder: Path
+
+    def many(self, whole: int, short: int) -> int:
+        """Return how many of something to do."""
+        return short if self.short else whole
+
+    def tell(self, words: str) -> None:
+        """Say on standard error how far it is."""
+        print(words, file=sys.stderr, flush=True)
+
+
+Part = Callable[[Options], Iterable[Row]]
+"""A part of the proof: yields its rows as they come. It runs in a process of its own and may break that."""

@@ -1,0 +1,96 @@
+"""Page: the figures of a report as tables, for a terminal and for the page of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tests.proof.rows import Row
+
+BEGIN: Final = "<!-- figures: made by `python -m tests.proof --publish`, not by hand -->"
+END: Final = "<!-- end of figures -->"
+TITLES: Final = {
+    "crash": "Processes killed",
+    "power": "Power lost",
+    "io": "The disk fails",
+    "network": "The network and the store fail",
+    "simulation": "Simulation",
+    "inputs": "Bad input",
+    "clocks": "Clocks",
+    "corruption": "Corruption",
+    "upgrade": "Upgrade and rollback",
+    "soak": "Soak",
+    "security": "Security",
+}
+
+
+def published(report: Mapping[str, Any], text: str) -> str:
+    """Return the page with the figures of a report in place of those that it had.
+
+    Parts that the report does not have keep their tables.
+
+    :raises ValueError: the page has no place for figures.
+    """
+    before, found, rest = text.partition(BEGIN)
+    old, closed, after = rest.partition(END)
+    if not found or not closed:
+        raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
+    tables = _tables_of(old)
+    tables.update({one["part"]: _table(report, one) for one in report["parts"]})
+    middle = "\n".join(tables[name] for name in TITLES if name in tables)
+    return f"{before}{BEGIN}\n\n{middle}\n{END}{after}"
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Return a line a part: how long, how many rows, how many violations and failed controls."""
+    lines = []
+    for one in report["parts"]:
+        rows = [Row.from_json(row) for row in one["rows"]]
+        real = [row for row in rows if not row.control and not row.missing]
+        controls = [row for row in rows if row.control and not row.missing]
+        lines.append(
+            f"{one['part']:<11} {one['seconds']:>6.0f} s  {sum(row.count for row in real):>9,} in {len(real)} rows,"
+            f" {sum(row.violations for row in real)} violations;"
+            f" {sum(row.violations > 0 for row in controls)} of {len(controls)} controls failed as they must"
+            + (f"; {sum(bool(row.missing) for row in rows)} not run" if any(row.missing for row in rows) else "")
+            + (f"; FAILED: {one['failed']}" if one["failed"] else "")
+        )
+    return "\n".join(lines)
+
+
+def _tables_of(text: str) -> dict[str, str]:
+    names = {title: name for name, title in TITLES.items()}
+    tables: dict[str, str] = {}
+    for chunk in text.split("\n### ")[1:]:
+        title = chunk.partition("\n")[0]
+        tables[names[title]] = f"### {chunk.rstrip()}\n"
+    return tables
+
+
+def _table(report: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
+    lines = [
+        f"### {TITLES[part['part']]}",
+        "",
+        (
+            f"Commit {report['commit']}, seed {report['seed']}, {report['date']}, {part['seconds']:.0f} s on"
+            f" {report['machine']['processors']} processors. {versions}."
+        ),
+        "",
+        "| what was done | to | how often | violations | |",
+        "|---|---|--:|--:|---|",
+    ]
+    for row in (Row.from_json(one) for one in part["rows"]):
+        what = f"*control:* {row.what}" if row.control else row.what
+        if row.missing:
+            lines.append(f"| {_cell(what)} | {_cell(row.where)} | not run | | {_cell(row.missing)} |")
+            continue
+        found = f"{row.violations:,}" + (" (as it must)" if row.control and row.violations else "")
+        lines.append(
+            f"| {_cell(what)} | {_cell(row.where)} | {row.count:,} {row.unit} | {found} | {_cell(row.notes)} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _cell(words: str) -> str:
+    return words.replace("|", "\\|").replace("\n", " ")
