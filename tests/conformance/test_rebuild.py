@@ -12,13 +12,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.store import (
+    ConversationDeleted,
     ConversationRenamed,
     ConversationRewound,
     ConversationStarted,
     ConversationStore,
+    Event,
     InvalidInput,
     Message,
     MessageEdited,
+    MessageRedacted,
     StoreFault,
     rebuild,
 )
@@ -167,6 +170,51 @@ async def test_the_number_does_not_repeat_where_the_owner_was_lost_too(
     await done(store)
 
     assert sorted([(await row(engine, name))["number"] for name in "abc"]) == [1, 3, 4]
+
+
+async def test_a_redaction_that_met_damaged_rows_is_carried_out(store: ConversationStore, engine: AsyncEngine) -> None:
+    """What the row hid from the redaction would be read again once the row is mended."""
+    outbox = await three(store)
+    outbox.append("a", MessageEdited(message_id="1", content="edited"), Message.user("kept", id="3"))
+    outbox.append("b", MessageEdited(message_id="2", content="edited"))
+    await outbox.deliver(store)
+    await store.catch_up_search()
+    await change(
+        engine,
+        sa.update(messages).where(messages.c.conversation_id == "a", messages.c.version == 2).values(message_id="x"),
+        sa.delete(messages).where(messages.c.conversation_id == "b", messages.c.version == 3),
+    )
+    outbox.append("a", MessageRedacted(message_id="1"))
+    again = Event(type="message.appended", data=Message.user("said again", id="2").to_data())
+    outbox.append("b", MessageRedacted(message_id="2"), again)
+    await outbox.deliver(store)
+    assert {"events[2] not erased", "events[4] not erased"} <= set((await done(store, check=True))["a"])
+
+    mended = await done(store, every=True)
+
+    assert {"events[2] not erased", "events[4] not erased", "messages[2].redacted_at"} <= set(mended["a"])
+    assert {"events[3] not erased", "events[4] not erased", "messages[3] missing"} <= set(mended["b"])
+    assert [event.data.get("content") for event in await store.events("a")] == [None, "", "2", "", "kept", None]
+    assert (await store.messages("b")).items[-1].text == "said again"
+    assert list((await store.search("edited")).items) == []
+    assert await done(store, check=True) == dict.fromkeys("abc", ())
+    assert await wrong(store, engine) == {}
+
+
+async def test_what_came_after_a_deletion_that_met_damaged_rows_is_emptied(
+    store: ConversationStore, engine: AsyncEngine
+) -> None:
+    outbox = await three(store)
+    outbox.append("a", ConversationDeleted())
+    await outbox.deliver(store)
+    await change(engine, sa.update(conversations).where(conversations.c.conversation_id == "a").values(state="active"))
+    outbox.append("a", Message.user("late"))
+    await outbox.deliver(store)
+
+    assert "events[5] not erased" in (await done(store, every=True))["a"]
+
+    assert [event.data.get("content") for event in await store.events("a")][1:] == ["", "", None, ""]
+    assert await done(store, check=True) == dict.fromkeys("abc", ())
 
 
 async def test_a_row_without_events_is_told_and_kept(store: ConversationStore, engine: AsyncEngine) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.codec import INTEGER_MAX, decode
-from letopis.store.dialects import Dialect
+from letopis.store.dialects import Dialect, lookups
 from letopis.store.erasure import OF_A_MESSAGE, stripped
 from letopis.store.plan import Row
 from letopis.store.projection import ours_of
@@ -112,6 +112,27 @@ class Eraser:
                     await self._index.forget(connection, partition, conversation_id, said)
                 return done
             after = rows[-1].version
+
+    async def empty(
+        self,
+        connection: AsyncConnection,
+        partition: int,
+        conversation_id: str,
+        versions: Sequence[int],
+        *,
+        messages: Collection[int],
+    ) -> None:
+        """Strip these events, and let no search find these messages any more, which are named by their versions."""
+        key = {"partition": partition, "conversation": conversation_id}
+        for part in lookups(versions):
+            span = {**key, "after": part[0] - 1, "upto": part[-1]}
+            wanted = set(part)
+            while span["after"] < span["upto"]:
+                rows = (await connection.execute(self._all, span)).all()
+                emptied = [_emptied(row, decode(row.data)) for row in rows if row.version in wanted]
+                await self._dialect.overwrite(connection, events, emptied)
+                span["after"] = rows[-1].version if len(rows) == _CHUNK else span["upto"]
+        await self._index.forget(connection, partition, conversation_id, messages)
 
     async def retained(self, connection: AsyncConnection, partition: int, conversation_id: str) -> int:
         """Return up to which version forks read a conversation; 0 where none does."""

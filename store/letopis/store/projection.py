@@ -174,7 +174,7 @@ def targets_of(interpreted: Iterable[Interpreted]) -> frozenset[str]:
             named.add(item.body.message_id)
         elif isinstance(item.body, ConversationRewound) and item.body.to_message_id is not None:
             named.add(item.body.to_message_id)
-        elif isinstance(item.body, UnknownEvent) and (message_id := _message_of(item.delivery.event, item.body)):
+        elif isinstance(item.body, UnknownEvent) and (message_id := message_of(item.delivery.event, item.body)):
             named.add(message_id)
     return frozenset(named)
 
@@ -298,7 +298,7 @@ class _Projection:
         """Whether an event holds content of a redacted message; whatever its verdict, and whether we know its shape."""
         if isinstance(body, MessageAppended):
             return False
-        return any(one.redacted_at is not None for one in self._known.get(_message_of(event, body) or "", ()))
+        return any(one.redacted_at is not None for one in self._known.get(message_of(event, body) or "", ()))
 
     def _append(self, body: MessageAppended, version: int, event: EncodedEvent, *, superseded: bool) -> None:
         message = MessageRow(
@@ -374,7 +374,7 @@ class _Projection:
         # Also where the message itself comes only now: an edit may have overtaken it.
         self._redactions.add(message.message_id)
         for place, (event, body) in enumerate(zip(self._events, self._bodies, strict=True)):
-            if _message_of(event, body) == message.message_id:
+            if message_of(event, body) == message.message_id:
                 self._events[place] = strip(event)
 
     def _rewind(self, target: str | None, version: int) -> None:
@@ -419,7 +419,7 @@ ORDER: Final = f"{RESERVED}order"
 """The key of an event's metadata that orders the activations of one outbox, whatever order its lanes deliver in."""
 
 
-def _message_of(event: EncodedEvent, body: Body) -> str | None:
+def message_of(event: EncodedEvent, body: Body) -> str | None:
     """Return the id of the message whose content an event holds, also where this release does not know its shape."""
     if event.type not in OF_A_MESSAGE:
         return None

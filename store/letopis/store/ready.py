@@ -62,6 +62,7 @@ def made_ready(
     embedded = engine.dialect.name == "sqlite"
     index = index_for(engine.dialect.name)
     eraser = Eraser(dialect, index)
+    cut_back = erased if embedded else lambda: None
     reader = Reader(dialect, partitions=partitions, upcasters=upcasters)
     return Ready(
         applier=Applier(
@@ -73,7 +74,7 @@ def made_ready(
             eraser=eraser,
             now=now,
             serial=embedded,
-            erased=erased if embedded else lambda: None,
+            erased=cut_back,
         ),
         reader=reader,
         lineage=Lineage(reader, Past(dialect, reader=reader, upcasters=upcasters)),
@@ -81,6 +82,6 @@ def made_ready(
         indexing=Indexing(engine, dialect, index, upcasters=upcasters, now=now),
         counter=Counter(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
         access=Access(engine=engine, readers=readers, dialect=dialect, reader=reader, partitions=partitions, now=now),
-        rebuilder=Rebuilder(engine, readers, dialect, upcasters=upcasters, eraser=eraser, whole=whole),
+        rebuilder=Rebuilder(engine, readers, dialect, upcasters=upcasters, eraser=eraser, erased=cut_back, whole=whole),
         partitions=partitions,
     )

@@ -39,8 +39,9 @@ class Rebuilt:
     :ivar events: that the log holds of it.
     :ivar messages: that these make.
     :ivar differences: what the rows had otherwise, by name and without content, the first 20: ``title``,
-        ``messages[12].left_at``, ``messages[12] missing``, ``messages[12] too many``, ``row missing``, or
-        ``events missing``, which cannot be mended from the log.
+        ``messages[12].left_at``, ``messages[12] missing``, ``messages[12] too many``, ``row missing``,
+        ``events[12] not erased`` where a redaction or deletion met damaged rows, or ``events missing``, which cannot be
+        mended from the log.
     :ivar difference_count: of all of them.
     :ivar written: whether they were mended.
     """
@@ -62,6 +63,7 @@ class _Changes:
     inserted: list[Row] = field(default_factory=list)
     overwritten: list[Row] = field(default_factory=list)
     deleted: list[int] = field(default_factory=list)
+    emptied: list[int] = field(default_factory=list)
 
     def differ(self, name: str) -> None:
         self.count += 1
@@ -85,6 +87,7 @@ class Rebuilder:
         *,
         upcasters: Upcasters,
         eraser: Eraser,
+        erased: Callable[[], None],
         whole: Callable[[Awaitable[Any]], Awaitable[Any]],
     ) -> None:
         self._engine = engine
@@ -95,6 +98,7 @@ class Rebuilder:
         self._statements = _Statements(dialect)
         self._owner_statements = OwnerStatements(dialect)
         self._eraser = eraser
+        self._erased = erased
 
     async def run(self, *, check: bool, every: bool) -> AsyncGenerator[Rebuilt, None]:
         """Rebuild the conversations whose rows older rules made, or ``every`` one, and those without a row."""
@@ -166,6 +170,8 @@ class Rebuilder:
                     await self._write(connection, made, made.row, changes, there)
                 with translated(committing=True):
                     await connection.commit()
+                if changes.emptied:
+                    self._erased()
                 return _told(made, changes, written=made.row is not None and changes.count > 0)
 
     async def _read_on(self, connection: AsyncConnection, made: Remaking) -> None:
@@ -197,6 +203,9 @@ class Rebuilder:
             if made.row.number is None and made.row.tally.owner_id is not None:
                 changes.differ("number")
         await self._compare_messages(connection, made, changes)
+        changes.emptied = made.to_erase()
+        for version in changes.emptied:
+            changes.differ(f"events[{version}] not erased")
         return changes
 
     async def _keep(self, connection: AsyncConnection, row: ConversationRow, there: sa.Row[Any] | None) -> None:
@@ -250,6 +259,10 @@ class Rebuilder:
             await self._dialect.overwrite(connection, messages, changes.overwritten[start : start + PAGE])
         for start in range(0, len(changes.inserted), PAGE):
             await self._dialect.insert(connection, messages, changes.inserted[start : start + PAGE])
+        if changes.emptied:
+            gone = row.tally.state == "deleted"
+            said = [message.version for message in made.messages if gone or message.redacted_at is not None]
+            await self._eraser.empty(connection, made.partition, made.conversation_id, changes.emptied, messages=said)
 
     async def _number(self, connection: AsyncConnection, row: ConversationRow, owner_id: str) -> None:
         """Give a conversation whose row was lost its owner's next number: which one it had, no event says."""

@@ -11,11 +11,20 @@ from letopis.store.codec import EncodedEvent, decode
 from letopis.store.faults import FaultClass, StoreFault
 from letopis.store.fold import Tally
 from letopis.store.plan import Delivery
-from letopis.store.projection import ConversationRow, Interpreted, MessageRow, leaves_after, project, targets_of
+from letopis.store.projection import (
+    ConversationRow,
+    Interpreted,
+    MessageRow,
+    Projected,
+    leaves_after,
+    message_of,
+    project,
+    targets_of,
+)
 from letopis.store.rows import conflict_of
 from letopis.store.turns import Conflict
 from letopis.store.upcasters import Upcasters
-from letopis.store.vocabulary import MessageEdited, read
+from letopis.store.vocabulary import ConversationDeleted, MessageEdited, read
 
 
 class Remaking:
@@ -26,6 +35,7 @@ class Remaking:
     :ivar row: ``None`` before the first event.
     :ivar messages: in order.
     :ivar events: how many were taken in, which is the version of the last.
+    :ivar unerased: versions of events that still hold what a redaction took away: the row was damaged when that came.
     """
 
     def __init__(self, partition: int, conversation_id: str, upcasters: Upcasters) -> None:
@@ -34,6 +44,9 @@ class Remaking:
         self.row: ConversationRow | None = None
         self.messages: list[MessageRow] = []
         self.events = 0
+        self.unerased: set[int] = set()
+        self._holding: dict[str, list[int]] = {}  # by message, the versions of the events that hold its content
+        self._whole: list[int] = []  # of all events that hold content
         self._upcasters = upcasters
         self._known: dict[str, list[MessageRow]] = {}
         self._emptied: set[int] = set()
@@ -54,6 +67,7 @@ class Remaking:
             self.row = ConversationRow(partition=self.partition, conversation_id=self.conversation_id, tally=tally)
         interpreted = tuple(self._interpreted(found) for found in page)
         projected = project(self.row, interpreted, self._changed_by(interpreted), verdicts=_verdicts(page))
+        self._note_content(page, projected, interpreted)
         for message in projected.messages:
             if message.new:
                 self.messages.append(message)
@@ -63,6 +77,30 @@ class Remaking:
             for message in self.messages:
                 message.reactions = ()
         self.events += len(page)
+
+    def to_erase(self) -> list[int]:
+        """Return the versions of the events that hold content and must not; :attr:`row` says what forks retain."""
+        if self.row is not None and self.row.tally.state == "deleted":
+            gone = (version for version in self._whole if version > self.row.retained)
+            return sorted(self.unerased.union(gone))
+        return sorted(self.unerased)
+
+    def _note_content(
+        self, page: Sequence[sa.Row[Any]], projected: Projected, interpreted: Sequence[Interpreted]
+    ) -> None:
+        """Note which events hold content, and which of them a redaction has emptied since, or should have."""
+        for message_id in projected.redactions:
+            self.unerased.update(self._holding.pop(message_id, ()))
+        deleted = self.row is not None and self.row.tally.state == "deleted"
+        for found, event, item in zip(page, projected.events, interpreted, strict=True):
+            if found.digest is None:
+                continue
+            if found.type != ConversationDeleted.type:
+                self._whole.append(found.version)
+            if event.redacted and not deleted:
+                self.unerased.add(found.version)
+            elif (of_message := message_of(event, item.body)) is not None:
+                self._holding.setdefault(of_message, []).append(found.version)
 
     def seen(self, message: MessageRow) -> tuple[Any, ...]:
         """Return what can be told of a message, of these rows or of those that are stored.
