@@ -126,6 +126,23 @@ def examine(
     )
 
 
+def examine_outbox(outbox: OutboxState, *, acknowledged: Iterable[Ack] = ()) -> Verdict:
+    """Return every invariant that an outbox breaks by itself, whatever the store holds, with nothing pruned yet."""
+    found = Findings()
+    _examine_outbox(outbox, found)
+    kept = {(event.conversation_id, event.event_id): event.sequence for event in outbox.events}
+    acks = _examine_promised(kept, acknowledged, found)
+    return Verdict(
+        conversations=len(outbox.lanes),
+        stored=0,
+        pending=sum(lane.head - lane.delivered for lane in outbox.lanes.values()),
+        retained=len(outbox.events),
+        acknowledged=acks,
+        problem_count=found.count,
+        problems=tuple(found.shown),
+    )
+
+
 def _examine_log(store: StoreState, found: Findings) -> None:
     positions: dict[int, list[int]] = defaultdict(list)
     conversations: dict[str, list[StoredEvent]] = defaultdict(list)
@@ -257,6 +274,10 @@ def _examine_acknowledged(
         for event in outbox.events:
             if event.sequence > outbox.lanes[event.conversation_id].delivered:
                 sequences.setdefault((event.conversation_id, event.event_id), event.sequence)
+    return _examine_promised(sequences, acknowledged, found)
+
+
+def _examine_promised(sequences: Mapping[tuple[str, UUID], int], acknowledged: Iterable[Ack], found: Findings) -> int:
     count = 0
     for ack in acknowledged:
         count += 1

@@ -1,0 +1,78 @@
+"""The part: every state of a recorded disk, and real power cuts, each with a control that does not flush."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.proof.options import Options
+from tests.proof.power import cuts, states
+from tests.proof.rows import Row
+
+WEAK = "synchronous=NORMAL"
+
+
+def prove(options: Options) -> Iterator[Row]:
+    """Cut the power."""
+    yield from _states(options)
+    yield from _cuts(options)
+
+
+def _states(options: Options) -> Iterator[Row]:
+    what = "power cut after each write and flush of a recorded bot"
+    models = "unsynced data dropped, all kept, torn by sector"
+    if states.strace() is None:
+        yield Row(what=what, where=models, missing="needs strace, and the right to trace")
+        return
+    for control in (False, True):
+        folder = options.folder / ("weak" if control else "states")
+        operations = states.record(
+            folder, appends=options.many(90, 15), seed=options.seed, pragmas=[WEAK] if control else []
+        )
+        found = states.replay(
+            operations,
+            folder,
+            prefixes=options.many(400, 40) if control else options.many(1500, 100),
+            opened=0 if control else options.many(90, 5),
+            seed=options.seed,
+        )
+        yield Row(
+            what=f"{what}, {WEAK} in the outbox" if control else what,
+            where=models,
+            count=found.states,
+            unit="states",
+            least=0 if control else 4_000,
+            violations=found.bad,
+            control=control,
+            notes=(
+                f"{found.prefixes:,} prefixes x {len(states.Model)} models, {found.distinct:,} of them distinct;"
+                f" {found.acknowledged:,} events acknowledged; {found.opened} opened and drained by the library"
+            ),
+            problems=tuple(found.problems[:5]),
+        )
+
+
+def _cuts(options: Options) -> Iterator[Row]:
+    what, where = "power of a live ext4 file system cut, journal replayed", "ext4 image on XFS, copied by reflink"
+    for control in (False, True):
+        try:
+            found = cuts.cut(
+                options.folder / ("weak cuts" if control else "cuts"),
+                cuts=options.many(20, 4) if control else options.many(70, 5),
+                opened=0 if control else options.many(10, 2),
+                seed=options.seed,
+                pragmas=[WEAK, "wal_autocheckpoint=100000"] if control else [],
+            )
+        except cuts.NotHere as missing:
+            yield Row(what=what, where=where, control=control, missing=str(missing))
+            continue
+        yield Row(
+            what=f"{what}, {WEAK} in the outbox" if control else what,
+            where=where,
+            count=found.states,
+            unit="power cuts",
+            least=0 if control else 60,
+            violations=found.bad,
+            control=control,
+            notes=f"{found.acknowledged:,} events acknowledged; {found.opened} opened and drained by the library",
+            problems=tuple(found.problems[:5]),
+        )
