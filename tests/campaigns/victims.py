@@ -1,0 +1,121 @@
+"""A bot and a relay in processes of their own that live until they are killed, and are started again then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from tests.campaigns import bot
+from tests.campaigns.invariants import Ack
+
+Context = ForkServerContext | SpawnContext
+
+BOT = "bot"
+RELAY = "relay"
+
+
+def fork_server(*modules: str) -> Context:
+    """Return what starts processes that have these modules imported, and what they import.
+
+    A fork server has everything imported and runs no thread: a new process is there at once. There is one a process, so
+    what is imported is what the first caller asked for.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(list(modules))
+    return found
+
+
+class Victims:
+    """A bot and a relay on one outbox and one store.
+
+    :param talk: what the bot runs: called with the outbox, the store and where to send an ``Ack`` for each promise.
+    :param deliver: what the relay runs: called with the outbox and the store.
+    :ivar acks: what the bots were promised, so far.
+    :ivar starts: processes started, so far.
+    """
+
+    def __init__(
+        self,
+        outbox: Path,
+        store: str,
+        *,
+        context: Context | None = None,
+        talk: Callable[..., None] = bot.talk,
+        deliver: Callable[[str, str], None] = bot.relay,
+    ) -> None:
+        self._context = context or fork_server("tests.campaigns.bot")
+        self._outbox, self._store = str(outbox), store
+        self._talk, self._deliver = talk, deliver
+        self._processes: dict[str, BaseProcess] = {}
+        self._readers: list[threading.Thread] = []
+        self.acks: list[Ack] = []
+        self.starts = 0
+
+    def ensure(self) -> None:
+        """Start whoever is gone."""
+        for name in (BOT, RELAY):
+            process = self._processes.get(name)
+            if process is not None and process.exitcode is None:
+                continue
+            assert process is None or process.exitcode == -9, f"the {name} ended by itself: {process.exitcode}"
+            self.starts += 1
+            self._processes[name] = self._start_bot() if name == BOT else self._start_relay()
+
+    def kill(self, name: str) -> None:
+        """Kill one of them with SIGKILL."""
+        process = self._processes[name]
+        process.kill()
+        process.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether one of them runs."""
+        return any(process.exitcode is None for process in self._processes.values())
+
+    async def until_promised(self, count: int, *, patience: float = 20.0) -> None:
+        """Return once the bots have been promised so many events."""
+        deadline = time.monotonic() + patience
+        while len(self.acks) < count:
+            assert time.monotonic() < deadline, f"no more than {len(self.acks)} acknowledgements"
+            self.ensure()
+            await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        """Kill both, and take in what the bots have said last."""
+        for name in self._processes:
+            self.kill(name)
+        for reader in self._readers:
+            reader.join(10)
+
+    def _start_bot(self) -> BaseProcess:
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._process(self._talk, self._outbox, self._store, theirs, seed=self.starts)
+        theirs.close()
+        reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
+        reader.start()
+        self._readers.append(reader)
+        return process
+
+    def _start_relay(self) -> BaseProcess:
+        return self._process(self._deliver, self._outbox, self._store)
+
+    def _process(self, target: Callable[..., None], *given: Any, **named: Any) -> BaseProcess:
+        process = self._context.Process(target=target, args=given, kwargs=named, daemon=True)
+        process.start()
+        return process
+
+    def _read(self, pipe: Connection) -> None:
+        with pipe, contextlib.suppress(EOFError, OSError):
+            while True:
+                self.acks.append(pipe.recv())

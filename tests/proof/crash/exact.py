@@ -1,0 +1,190 @@
+"""Kill a bot with its relay at one system call after the other of a run, and see what is left each time."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from letopis.outbox import History
+from letopis.store import Message
+from tests.campaigns.invariants import Ack, check
+from tests.campaigns.victims import Context
+from tests.proof.crash import script
+from tests.proof.crash.gate import Call, guard, missing
+from tests.proof.options import Options
+from tests.proof.rows import Row
+
+PATIENCE: Final = 30.0
+LEAST: Final = 250
+AT_ONCE: Final = 2
+
+# Starting and joining look at every child: two threads that do so take each other's exit codes.
+_children: Final = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """One kill and what was found after it.
+
+    :ivar call: at which it died; ``None`` where it came to its end.
+    """
+
+    call: Call | None
+    acknowledged: int = 0
+    ambiguous: int = 0
+    problems: tuple[str, ...] = ()
+    violations: int = 0
+
+
+def prove(options: Options, context: Context) -> Iterator[Row]:
+    """Kill in a first run, which makes the files, and in a later one."""
+    what = "killed at a system call, restarted, drained"
+    if reason := missing():
+        yield Row(what=what, where="SQLite", missing=reason)
+        return
+    made = options.folder / "made"
+    calls, _ = run(made, context)
+    first = every(len(calls), options.many(210, 8), options.seed)
+    again, _ = run(_copy(made, options.folder / "again"), context)
+    later = every(len(again), options.many(len(again), 16), options.seed)
+    yield _row(f"{what}: every {_nth(calls, first)} of a first run", _kill(options, context, None, first), 200)
+    yield _row(f"{what}: every {_nth(again, later)} of a later run", _kill(options, context, made, later), LEAST)
+    few = every(len(again), options.many(60, 16), options.seed)
+    for name, control in (
+        ("promised before it is written", script.EARLY),
+        ("the bot's own books in a transaction of their own", script.APART),
+    ):
+        yield _row(f"{name}, {what}", _kill(options, context, made, few, without=control), 0, control=True)
+
+
+def every(count: int, most: int, seed: int) -> list[int]:
+    """Return numbers from 1 to ``count``, evenly apart, about ``most`` of them."""
+    step = max(1, round(count / most))
+    return list(range(1 + seed % step, count + 1, step))
+
+
+def run(folder: Path, context: Context, *, kill_at: int = 0, without: str = "") -> tuple[list[Call], int | None]:
+    """Run the script, kill it at one of its calls, and return those that it came to, and how it ended."""
+    folder.mkdir(exist_ok=True)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=script.run, args=(str(folder), theirs), kwargs={"without": without}, daemon=True)
+    with ours:
+        with _children:
+            process.start()
+        theirs.close()
+        assert process.pid is not None
+        try:
+            calls = guard(ours, process.pid, lambda _: True, kill_at=kill_at, patience=PATIENCE)
+        finally:
+            with _children:
+                process.join(PATIENCE)
+    return calls, process.exitcode
+
+
+def _kill(
+    options: Options, context: Context, made: Path | None, numbers: Sequence[int], *, without: str = ""
+) -> list[Death]:
+    def one(number: int) -> Death:
+        folder = options.folder / f"{'first' if made is None else 'later'}-{without}-{number}"
+        if made is not None:
+            _copy(made, folder)
+        try:
+            calls, code = run(folder, context, kill_at=number, without=without)
+            if code != -9:
+                return Death(
+                    call=None, problems=() if code == 0 else (f"ended with {code}",), violations=int(code != 0)
+                )
+            return asyncio.run(aftermath(folder, calls[-1]))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(one, numbers))
+
+
+async def aftermath(folder: Path, call: Call) -> Death:
+    """Start again, go on, let all be delivered, and look."""
+    acks = script.read_acks(folder / script.ACKS)
+    outbox, url = folder / script.OUTBOX, script.url_of(folder)
+    problems: list[str] = []
+    async with History.open(outbox, store=url, watch=False) as history:
+        receipt = await history.append("chat", Message.user("and then"))
+        acks.append(Ack("chat", receipt.event_ids[-1], receipt.sequence))
+        if not await history.drained(PATIENCE):
+            problems.append("not drained")
+    verdict = await check([outbox], url, acknowledged=acks, drained=True)
+    problems += half_kept(outbox, folder / script.HISTORY)
+    return Death(
+        call=call,
+        acknowledged=verdict.acknowledged,
+        ambiguous=_messages(folder / script.HISTORY) - verdict.acknowledged,
+        problems=tuple(f"at {call.name} of {call.file}: {one}" for one in (*problems, *verdict.problems)),
+        violations=len(problems) + verdict.problem_count,
+    )
+
+
+def half_kept(outbox: Path, history: Path) -> list[str]:
+    """Return each message without its entry in the bot's books, and each entry without its message."""
+    with closing(sqlite3.connect(outbox)) as connection:
+        there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (script.BOOKS,)).fetchone()
+        entries = {row[0] for row in connection.execute(f"SELECT event_id FROM {script.BOOKS}")} if there else set()
+    with closing(sqlite3.connect(history)) as connection:
+        said = {
+            row[0]
+            for row in connection.execute(
+                "SELECT event_id FROM letopis_events WHERE type = 'message.appended' AND conversation_id LIKE ?",
+                (f"{script.BOOKS}-%",),
+            )
+        }
+    return [
+        *(f"half: {one.hex()} is in the history, and not in the bot's books" for one in said - entries),
+        *(f"half: {one.hex()} is in the bot's books, and not in the history" for one in entries - said),
+    ]
+
+
+def _messages(history: Path) -> int:
+    """Return how many appends are in a history: in two of its conversations they were of two messages each."""
+    with closing(sqlite3.connect(history)) as connection:
+        return connection.execute(
+            "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
+            " AND NOT (conversation_id LIKE 'group-%' AND data LIKE '%with it%')"
+        ).fetchone()[0]
+
+
+def _copy(made: Path, folder: Path) -> Path:
+    shutil.copytree(made, folder)
+    return folder
+
+
+def _nth(calls: Sequence[Call], numbers: Sequence[int]) -> str:
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else len(calls)
+    return f"{'' if step == 1 else f'{step}th '}of {len(calls)} calls"
+
+
+def _row(what: str, deaths: Sequence[Death], least: int, *, control: bool = False) -> Row:
+    killed = [one for one in deaths if one.call is not None]
+    kinds = Counter(one.call.name for one in killed if one.call is not None)
+    return Row(
+        what=what,
+        where="SQLite",
+        count=len(killed),
+        unit="kills",
+        least=least,
+        violations=sum(one.violations for one in deaths),
+        control=control,
+        notes=(
+            f"{', '.join(f'{count} at {name}' for name, count in kinds.most_common())};"
+            f" {sum(one.acknowledged for one in killed):,} acknowledged,"
+            f" {sum(one.ambiguous for one in killed):,} kept without an answer"
+        ),
+        problems=tuple(problem for one in deaths for problem in one.problems)[:20],
+    )
