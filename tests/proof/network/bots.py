@@ -1,0 +1,134 @@
+"""Bots: outboxes that are appended to all the while, each with a relay of its own, and what they were promised."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox.append import prepare
+from letopis.outbox.backoff import RetryPolicy
+from letopis.outbox.breaker import Breaker
+from letopis.outbox.clock import Clock
+from letopis.outbox.file import OutboxFile
+from letopis.outbox.relay import Relay
+from letopis.store import ConversationStore, Message
+from letopis.store.engines import Timeouts
+from letopis.store.faults import StoreFault
+from letopis.store.plan import ApplyResult, LaneBatch, Origin
+from tests.campaigns.invariants import Ack
+from tests.relays import figures
+
+SHORT: Final = Timeouts(connect=0.4, statement=0.3, lock=1.0)
+PROBES: Final = RetryPolicy(base=0.03, factor=2.0, cap=0.2, jitter="full", attempts=0)
+"""When a store that was away is asked again: soon, for here an outage lasts moments."""
+CONVERSATIONS: Final = 6
+
+
+class Watched(ConversationStore):
+    """A history store that counts what went wrong with it, by class and code."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.seen: Counter[str] = Counter()
+
+    async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
+        try:
+            return await super().apply(origin, batch)
+        except StoreFault as fault:
+            self.seen[f"{fault.fault_class} {fault.code}"] += 1
+            raise
+
+    async def ping(self) -> None:
+        try:
+            await super().ping()
+        except StoreFault as fault:
+            self.seen[f"{fault.fault_class} {fault.code}"] += 1
+            raise
+
+
+@dataclass(slots=True)
+class Bot:
+    """One outbox, its relay, and what appends to it have returned."""
+
+    outbox: OutboxFile
+    store: Watched
+    relay: Relay
+    chance: random.Random
+    shared: str
+    pace: float
+    acks: list[Ack] = field(default_factory=list)
+    talking: bool = True
+
+    async def talk(self) -> None:
+        """Append without end, to conversations of its own and to some that other bots write to as well."""
+        number = 0
+        while True:
+            await asyncio.sleep(self.chance.uniform(0, 2 * self.pace))
+            if not self.talking:
+                continue
+            number += 1
+            mine = self.chance.random() < 0.8
+            name = f"{self.outbox.path.stem if mine else self.shared}-{self.chance.randrange(CONVERSATIONS)}"
+            long, many = self.chance.randrange(200), self.chance.choice((1, 1, 3))
+            said = [Message.user(f"{number} {'ж' * long}") for _ in range(many)]
+            appended = await self.outbox.append(prepare(name, said, owner=f"owner of {name}"))
+            self.acks += (
+                Ack(name, event_id, sequence)
+                for event_id, sequence in zip(appended.event_ids, appended.sequences, strict=True)
+            )
+
+
+@asynccontextmanager
+async def talking(
+    folder: Path, stores: Sequence[Watched], *, outboxes: int, pace: float, seed: str
+) -> AsyncIterator[list[Bot]]:
+    """Have so many bots a store talk and deliver; at the end the relays are stopped and the stores closed."""
+    async with AsyncExitStack() as stack:
+        bots: list[Bot] = []
+        for place, store in enumerate(stores):
+            stack.push_async_callback(store.close)
+            for number in range(outboxes):
+                chance = random.Random(f"{seed} {place} {number}")
+                outbox = await OutboxFile.open(folder / f"bot-{place}-{number}.outbox.db")
+                stack.push_async_callback(outbox.close)
+                breaker = Breaker(clock=Clock(), uniform=chance.uniform, probes=PROBES)
+                relay = Relay(outbox, store, breaker=breaker, deadline=5.0, random=chance)
+                bots.append(Bot(outbox, store, relay, chance, shared=f"all-{place}", pace=pace))
+        tasks = [asyncio.create_task(one) for bot in bots for one in (bot.relay.run(), bot.talk(), bot.talk())]
+        stack.push_async_callback(_end, bots, tasks)
+        yield bots
+
+
+async def _end(bots: Sequence[Bot], tasks: Sequence[asyncio.Task[None]]) -> None:
+    for bot in bots:
+        bot.relay.stop()
+    await asyncio.wait(tasks[::3], timeout=10)
+    for task in tasks:
+        task.cancel()
+    for end in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(end, Exception):
+            raise end
+
+
+async def drain(bots: Sequence[Bot], *, patience: float) -> float | None:
+    """Let nobody append, and wait until nothing is pending; return the seconds that took, ``None`` for too many."""
+    for bot in bots:
+        bot.talking = False
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    while loop.time() < begun + patience:
+        if not any([(await figures(bot.outbox)).pending for bot in bots]):
+            return loop.time() - begun
+        await asyncio.sleep(0.05)
+    return None
+
+
+def total(bots: Sequence[Bot], of: Callable[[Bot], int]) -> int:
+    """Add up a figure of all bots."""
+    return sum(of(bot) for bot in bots)

@@ -1,0 +1,129 @@
+"""Part: the rows of the network and of the servers, each experiment in a process of its own, two at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Final
+
+from tests.proof.network.bots import Watched
+from tests.proof.network.controls import UNGUARDED, Hasty, no_duplicate_check
+from tests.proof.network.drivers import Outcome, speech_of, storm
+from tests.proof.options import Options
+from tests.proof.rows import Row
+from tests.servers import ServerUnavailable
+
+KINDS: Final = ("postgresql", "mariadb")
+FAULTS: Final = 1_000
+"""Faults that have to fire, a driver."""
+STORM: Final = "connections broken under relays at work"
+DOUBLES: Final = "an apply without its duplicate check"
+HASTY: Final = "a relay that is answered before the store knows"
+
+
+def prove(options: Options) -> Iterator[Row]:
+    """Break what lies between relays and their stores, then the servers, then show that it would be seen."""
+    jobs = [(work, kind) for work in (storms, doubles, hasty) for kind in KINDS]
+    # One process a job: what a control takes away is gone in no other experiment.
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        running = [pool.submit(work, options, kind) for work, kind in jobs]
+        try:
+            for one in running:
+                yield from one.result()
+        finally:
+            for one in running:
+                one.cancel()
+
+
+def storms(options: Options, kind: str) -> list[Row]:
+    """The real thing, over the driver of one kind of server."""
+    found = _run(options, kind, STORM, faults=options.many(FAULTS, 50), seconds=options.many(100, 4))
+    if isinstance(found, Row):
+        return [found]
+    return [
+        Row(
+            what=STORM,
+            where=_where(kind),
+            count=found.fired.total(),
+            unit="faults",
+            least=FAULTS,
+            violations=found.violations,
+            notes=found.notes,
+            problems=tuple(found.problems),
+        )
+    ]
+
+
+def doubles(options: Options, kind: str) -> list[Row]:
+    """A control: what is sent again is stored again."""
+    with no_duplicate_check():
+        return _control(options, kind, DOUBLES, prepare=True)
+
+
+def hasty(options: Options, kind: str) -> list[Row]:
+    """A control: what was acknowledged too early is lost."""
+    return _control(options, kind, HASTY, store=Hasty)
+
+
+def _control(
+    options: Options, kind: str, what: str, *, store: type[Watched] = Watched, prepare: bool = False
+) -> list[Row]:
+    found = _run(options, kind, what, faults=options.many(60, 20), seconds=10, store=store, prepare=prepare, patience=3)
+    if isinstance(found, Row):
+        return [found]
+    return [
+        Row(
+            what=what,
+            where=_where(kind),
+            count=found.fired.total(),
+            unit="faults",
+            violations=found.violations,
+            control=True,
+            notes=f"{found.acknowledged:,} events acknowledged, {found.stored:,} stored",
+            problems=tuple(found.problems),
+        )
+    ]
+
+
+def _run(
+    options: Options,
+    kind: str,
+    what: str,
+    *,
+    faults: int,
+    seconds: float,
+    store: type[Watched] = Watched,
+    prepare: bool = False,
+    patience: float = 40,
+) -> Outcome | Row:
+    logging.disable()
+    whole = what == STORM and not options.short
+    try:
+        server, speech = speech_of(kind)
+    except ServerUnavailable as missing:
+        return Row(what=what, where=kind, control=what != STORM, missing=str(missing))
+    folder = options.folder / f"{kind} {what}"
+    folder.mkdir()
+    with server:
+        return asyncio.run(
+            storm(
+                server,
+                speech,
+                folder,
+                faults=faults,
+                seconds=seconds,
+                seed=f"{options.seed} {what}",
+                stores=4 if whole else 1,
+                pace=0.25 if whole else 0.05,
+                store=store,
+                prepare=UNGUARDED[speech.driver] if prepare else (),
+                patience=patience,
+            )
+        )
+
+
+def _where(kind: str) -> str:
+    return {"postgresql": "PostgreSQL, asyncpg", "mariadb": "MariaDB, asyncmy"}[kind]

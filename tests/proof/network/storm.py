@@ -1,0 +1,309 @@
+"""Storm: a way to a real server on which every connection meets a fate, drawn by chance from a seed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tests.proof.network.speech import Cutter, Speech
+
+Moment = Literal["connecting", "amid", "before COMMIT", "after COMMIT"]
+REFUSED: Final = "refused"
+FATES: Final[Sequence[tuple[Moment, str]]] = (
+    ("connecting", "hung up"),
+    ("connecting", "accepted, then silence"),
+    ("amid", "reset"),
+    ("amid", "torn"),
+    ("amid", "black hole"),
+    ("amid", "garbage"),
+    ("amid", "garbage for the server"),
+    ("amid", "trickle"),
+    ("before COMMIT", "reset"),
+    ("before COMMIT", "reset"),
+    ("before COMMIT", "torn"),
+    ("before COMMIT", "black hole"),
+    ("before COMMIT", "garbage"),
+    ("after COMMIT", "reset"),
+    ("after COMMIT", "reset"),
+    ("after COMMIT", "torn"),
+    ("after COMMIT", "black hole"),
+    ("after COMMIT", "garbage"),
+    ("after COMMIT", "trickle"),
+)
+"""What can happen to a connection, the most instructive twice as often."""
+SPARED: Final = 0.1
+LAST_MESSAGE: Final = 30
+LAST_COMMIT: Final = 2
+PACE: Final = (0.005, 0.05)
+"""Seconds between two bytes of an answer that trickles: some come in time."""
+HALF_DEAD: Final = 0.5
+"""Seconds, at most, that a server still holds the session of a client that is gone from a black hole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What happens to a connection, at which of its messages or COMMITs."""
+
+    moment: Moment
+    act: str
+    at: int
+
+    def __str__(self) -> str:
+        return f"{self.act} {self.moment}"
+
+
+class _Over(Exception):
+    """This connection has met its fate."""
+
+
+def draw(chance: random.Random) -> Fate | None:
+    """Draw a fate; now and then there is none."""
+    if chance.random() < SPARED:
+        return None
+    moment, act = chance.choice(FATES)
+    return Fate(moment, act, chance.randint(1, LAST_COMMIT if moment.endswith("COMMIT") else LAST_MESSAGE))
+
+
+class Storm:
+    """Stands between clients and a server on 127.0.0.1.
+
+    :ivar fired: faults by kind. Refused connections are not among them: only who was refused knows of those.
+    :ivar ambiguous: commits that took effect, and whose answer the client never got.
+    :ivar openings: connections that were accepted.
+    :ivar errors: faults of its own, of which there must be none.
+    """
+
+    def __init__(self, port: int, speech: Speech, seed: str) -> None:
+        self._server_port = port
+        self.speech = speech
+        self.chance = random.Random(seed)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.raging = True
+        self.fired: Counter[str] = Counter()
+        self.ambiguous = 0
+        self.openings = 0
+        self.errors: list[str] = []
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[int]:
+        """Listen, and yield the port; every connection is cut at the end."""
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port: int = server.sockets[0].getsockname()[1]
+        gate = asyncio.create_task(self._close_now_and_then(server, port))
+        try:
+            yield port
+        finally:
+            gate.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await gate
+            for task in tuple(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def calm(self) -> None:
+        """Let every connection be from now on, also those that are open."""
+        self.raging = False
+
+    async def _close_now_and_then(self, server: asyncio.Server, port: int) -> None:
+        """Have nobody listen for a moment, so that whoever comes is refused."""
+        try:
+            while True:
+                await asyncio.sleep(self.chance.uniform(0.5, 1.5))
+                if self.raging:
+                    server.close()
+                    await asyncio.sleep(self.chance.uniform(0.02, 0.12))
+                    server = await asyncio.start_server(self._accept, "127.0.0.1", port)
+        finally:
+            server.close()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.openings += 1
+        fate = draw(self.chance) if self.raging else None
+        task = asyncio.create_task(self._serve(reader, writer, fate))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fate: Fate | None) -> None:
+        try:
+            with contextlib.suppress(OSError, _Over):
+                if fate is not None and fate.moment == "connecting":
+                    self.fired[str(fate)] += 1
+                    if fate.act != "hung up":
+                        await _until_gone(reader)
+                    return
+                await self._lead(reader, writer, fate)
+        finally:
+            _reset(writer)
+
+    async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fate: Fate | None) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+        line = _Line(self, fate, reader, writer, there_reader, there_writer)
+        both = [asyncio.create_task(one) for one in (line.asks(), line.answers())]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in both:
+                one.cancel()
+            for end in await asyncio.gather(*both, return_exceptions=True):
+                if isinstance(end, Exception) and not isinstance(end, (OSError, _Over)):
+                    self.errors.append(f"the proxy itself failed: {end!r}")
+            _reset(there_writer)
+
+
+class _Line:
+    """One connection, and what becomes of it."""
+
+    def __init__(
+        self,
+        storm: Storm,
+        fate: Fate | None,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        there_reader: asyncio.StreamReader,
+        there_writer: asyncio.StreamWriter,
+    ) -> None:
+        self._storm = storm
+        self._fate = fate
+        self._reader, self._writer = reader, writer
+        self._there_reader, self._there_writer = there_reader, there_writer
+        self._messages = 0
+        self._commits = 0
+        self._void = False  # nothing goes through any more, either way
+        self._committing = False
+        self._pace: float | None = None
+
+    async def asks(self) -> None:
+        """Carry what the client says."""
+        cutter = Cutter(self._storm.speech, asks=True)
+        while data := await self._reader.read(65536):
+            for message in cutter.feed(data):
+                if not self._void:
+                    await self._ask(message)
+        if self._void:  # the server does not hear of the end either, and holds the session for a while
+            await asyncio.sleep(self._storm.chance.uniform(0, HALF_DEAD))
+        raise _Over
+
+    async def answers(self) -> None:
+        """Carry what the server says."""
+        cutter = Cutter(self._storm.speech, asks=False)
+        said: list[bytes] = []
+        while data := await self._there_reader.read(65536):
+            if self._committing:
+                for message in cutter.feed(data):
+                    said.append(message)
+                    if self._storm.speech.ends(message):
+                        await self._answer_commit(said)
+                continue
+            for _ in cutter.feed(data):
+                pass  # only to know where the next message begins
+            if not self._void:
+                await self._pass_on(data)
+        if self._void:
+            await asyncio.Event().wait()
+        raise _Over
+
+    async def _ask(self, message: bytes) -> None:
+        commits = self._storm.speech.commits(message)
+        self._messages += 1
+        self._commits += commits
+        fate = self._fate if self._storm.raging else None
+        if fate is None:
+            due = False
+        elif fate.moment == "amid":
+            due = self._messages == fate.at
+        else:
+            due = commits and self._commits == fate.at
+        if fate is None or not due:
+            await self._hand_over(message)
+        elif fate.moment == "after COMMIT":
+            self._committing = True
+            await self._hand_over(message)
+        else:
+            self._storm.fired[str(fate)] += 1
+            await self._befall(fate, message)
+
+    async def _hand_over(self, message: bytes) -> None:
+        self._there_writer.write(message)
+        await self._there_writer.drain()
+
+    async def _pass_on(self, data: bytes) -> None:
+        if self._pace is None:
+            self._writer.write(data)
+            await self._writer.drain()
+            return
+        for byte in data:
+            self._writer.write(bytes((byte,)))
+            await self._writer.drain()
+            await asyncio.sleep(self._pace)
+
+    async def _befall(self, fate: Fate, message: bytes) -> None:
+        """Have a message meet the fate that is due."""
+        chance = self._storm.chance
+        match fate.act:
+            case "reset":
+                raise _Over
+            case "torn":
+                await self._hand_over(message[: chance.randrange(1, max(2, len(message)))])
+                raise _Over
+            case "black hole":
+                self._void = True
+            case "garbage":
+                self._void = True
+                await self._babble()
+            case "garbage for the server":
+                await self._hand_over(chance.randbytes(chance.randint(5, 200)))
+            case _:
+                self._pace = chance.uniform(*PACE)
+                await self._hand_over(message)
+
+    async def _answer_commit(self, said: list[bytes]) -> None:
+        """Have the answer to a COMMIT meet the fate that is due; the server has done what it was told."""
+        fate, whole, chance = self._fate, b"".join(said), self._storm.chance
+        assert fate is not None
+        self._storm.fired[str(fate)] += 1
+        self._storm.ambiguous += any(map(self._storm.speech.committed, said))
+        match fate.act:
+            case "reset":
+                raise _Over
+            case "torn":
+                self._writer.write(whole[: chance.randrange(1, len(whole))])
+                await self._writer.drain()
+                raise _Over
+            case "black hole":
+                self._void = True
+            case "garbage":
+                self._void = True
+                await self._babble()
+            case _:
+                self._committing = False
+                self._pace = chance.uniform(*PACE)
+                await self._pass_on(whole)
+                # It came through after all: a client that gives up hangs up, which ends this.
+                self._storm.ambiguous -= any(map(self._storm.speech.committed, said))
+
+    async def _babble(self) -> None:
+        chance = self._storm.chance
+        self._writer.write(chance.randbytes(chance.randint(1, 200)))
+        await self._writer.drain()
+
+
+async def _until_gone(reader: asyncio.StreamReader) -> None:
+    while await reader.read(65536):
+        pass
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection with a RST and not with a farewell."""
+    sock: socket.socket | None = writer.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
