@@ -72,11 +72,12 @@ class Victims:
             self.starts += 1
             self._processes[name] = self._start_bot() if name == BOT else self._start_relay()
 
-    def kill(self, name: str) -> None:
-        """Kill one of them with SIGKILL."""
+    def kill(self, name: str) -> bool:
+        """Kill one of them with SIGKILL; whether it was still alive."""
         process = self._processes[name]
         process.kill()
         process.join()
+        return process.exitcode == -9
 
     @property
     def alive(self) -> bool:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from letopis.outbox import History
 from letopis.store import Message
-from tests.campaigns.invariants import Ack, check
+from tests.campaigns.invariants import Ack, examine, read_outbox, read_store
+from tests.campaigns.states import StoreState
 from tests.campaigns.victims import Context
 from tests.proof.crash import script
+from tests.proof.crash.books import half_kept
 from tests.proof.crash.gate import Call, guard, missing
 from tests.proof.options import Options
 from tests.proof.rows import Row
@@ -121,43 +121,23 @@ async def aftermath(folder: Path, call: Call) -> Death:
         acks.append(Ack("chat", receipt.event_ids[-1], receipt.sequence))
         if not await history.drained(PATIENCE):
             problems.append("not drained")
-    verdict = await check([outbox], url, acknowledged=acks, drained=True)
-    problems += half_kept(outbox, folder / script.HISTORY)
+    store = await read_store(url)
+    verdict = examine(store, [read_outbox(outbox)], acknowledged=acks, drained=True)
+    problems += half_kept(outbox, store)
     return Death(
         call=call,
         acknowledged=verdict.acknowledged,
-        ambiguous=_messages(folder / script.HISTORY) - verdict.acknowledged,
+        ambiguous=_appends(store) - verdict.acknowledged,
         problems=tuple(f"at {call.name} of {call.file}: {one}" for one in (*problems, *verdict.problems)),
         violations=len(problems) + verdict.problem_count,
     )
 
 
-def half_kept(outbox: Path, history: Path) -> list[str]:
-    """Return each message without its entry in the bot's books, and each entry without its message."""
-    with closing(sqlite3.connect(outbox)) as connection:
-        there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (script.BOOKS,)).fetchone()
-        entries = {row[0] for row in connection.execute(f"SELECT event_id FROM {script.BOOKS}")} if there else set()
-    with closing(sqlite3.connect(history)) as connection:
-        said = {
-            row[0]
-            for row in connection.execute(
-                "SELECT event_id FROM letopis_events WHERE type = 'message.appended' AND conversation_id LIKE ?",
-                (f"{script.BOOKS}-%",),
-            )
-        }
-    return [
-        *(f"half: {one.hex()} is in the history, and not in the bot's books" for one in said - entries),
-        *(f"half: {one.hex()} is in the bot's books, and not in the history" for one in entries - said),
-    ]
-
-
-def _messages(history: Path) -> int:
-    """Return how many appends are in a history: in two of its conversations they were of two messages each."""
-    with closing(sqlite3.connect(history)) as connection:
-        return connection.execute(
-            "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
-            " AND NOT (conversation_id LIKE 'group-%' AND data LIKE '%with it%')"
-        ).fetchone()[0]
+def _appends(store: StoreState) -> int:
+    """Return how many appends are in a history: in the groups they were of two messages each."""
+    alone = sum(one.type == "message.appended" and not one.conversation_id.startswith("group") for one in store.events)
+    together = sum(one.type == "message.appended" and one.conversation_id.startswith("group") for one in store.events)
+    return alone + together // 2
 
 
 def _copy(made: Path, folder: Path) -> Path:

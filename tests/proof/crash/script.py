@@ -10,28 +10,20 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-import sqlalchemy as sa
-
 from letopis.outbox import History, Receipt, Relay
 from letopis.outbox.append import prepare
 from letopis.store import Message
 from tests.campaigns.invariants import Ack
+from tests.proof.crash.books import BOOKS, ENTER, MAKE, entry
 from tests.proof.crash.gate import FILE_CALLS, enter
 
 OUTBOX: Final = "bot.outbox.db"
 HISTORY: Final = "history.db"
 ACKS: Final = "acks"
-BOOKS: Final = "books"
-"""The bot's own table in the outbox file, and the prefix of the conversations for each message of which it has an entry
-there, made in the same transaction."""
-
 EARLY: Final = "early"
 """A control: what is said is promised before it is written."""
 APART: Final = "apart"
 """A control: the books are kept in a transaction of their own."""
-
-MAKE_BOOKS: Final = sa.text(f"CREATE TABLE IF NOT EXISTS {BOOKS} (event_id BLOB PRIMARY KEY)")
-ENTER: Final = sa.text(f"INSERT INTO {BOOKS} VALUES (:event_id)")
 
 
 def run(folder: str, way: Connection, *, without: str = "") -> None:
@@ -55,7 +47,7 @@ async def _run(folder: Path, without: str) -> None:
 
     async with History.open(folder / OUTBOX, store=url_of(folder), relay=False, watch=False) as history:
         async with history.transaction() as own:
-            await own.execute(MAKE_BOOKS)
+            await own.execute(MAKE)
         if without == EARLY:
             prepared = prepare("chat", [Message.user("question")])
             promised("chat", prepared.events[-1].event_id)
@@ -79,11 +71,6 @@ async def _run(folder: Path, without: str) -> None:
         for receipt in await asyncio.gather(*group):
             done(receipt)
         await Relay(history.outbox, history.store).drain()
-
-
-def entry(receipt: Receipt) -> dict[str, object]:
-    """Return what the bot notes of an append."""
-    return {"event_id": receipt.event_ids[-1].bytes}
 
 
 def url_of(folder: Path) -> str:

@@ -1,0 +1,159 @@
+"""Kill a bot, its relay, or both, at moments that chance draws, while the bot talks as fast as it can."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from letopis.outbox import History
+from letopis.store import ConversationStore
+from tests.campaigns import bot
+from tests.campaigns.invariants import Ack, Verdict, check
+from tests.campaigns.victims import BOT, RELAY, Context, Victims
+from tests.proof.crash import broken
+from tests.proof.options import Options
+from tests.proof.rows import Row
+from tests.proof.stores import each, fresh
+
+KILLS: Final = 110
+"""Of each store; more than 300 in all."""
+PROMISES: Final = 1_800
+"""Of each store; more than 5,000 in all."""
+PATIENCE: Final = 60.0
+_BLOWS: Final = ((BOT,), (RELAY,), (BOT, RELAY), (RELAY, BOT))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of so many kills.
+
+    :ivar killed: how often the bot, the relay, and both at once.
+    :ivar looks: examinations in the middle, when both were dead.
+    :ivar verdicts: the last one, and those that found something.
+    """
+
+    killed: Counter[str]
+    looks: int
+    drained: bool
+    last: Verdict
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def kills(self) -> int:
+        """Processes killed."""
+        return sum(count * (2 if name == "both" else 1) for name, count in self.killed.items())
+
+
+def prove(options: Options, context: Context) -> Iterator[Row]:
+    """Kill on each store, and once without the promise."""
+    what = "bot, relay or both killed at random"
+    for store in each(options.folder, "random"):
+        if store.missing:
+            yield Row(what=what, where=store.kind, missing=store.missing)
+            continue
+        outcome = asyncio.run(
+            kill(
+                options.folder / f"random-{store.kind}.outbox.db",
+                store.url,
+                context,
+                kills=options.many(KILLS, 8),
+                promises=options.many(PROMISES, 50),
+                seed=options.seed,
+            )
+        )
+        yield _row(what, store.kind, outcome)
+    with fresh("sqlite", options.folder, "early") as store:
+        outcome = asyncio.run(
+            kill(
+                options.folder / "early.outbox.db",
+                store.url,
+                context,
+                kills=options.many(30, 6),
+                promises=20,
+                seed=options.seed,
+                talk=broken.talk_early,
+            )
+        )
+    yield _row(f"promised before it is written, {what}", store.kind, outcome, control=True)
+
+
+async def kill(
+    outbox: Path,
+    url: str,
+    context: Context,
+    *,
+    kills: int,
+    promises: int,
+    seed: int,
+    talk: Callable[..., None] = bot.talk,
+) -> Outcome:
+    """Kill until there were so many kills and so many promises; look whenever both are dead, and at the end."""
+    chance = random.Random(seed)
+    killed: Counter[str] = Counter()
+    looks, done = 0, 0
+    found: list[Verdict] = []
+    async with ConversationStore.open(url, migrate=True):
+        pass  # its tables are there before anybody is killed
+    victims = Victims(outbox, url, context=context, talk=talk)
+    try:
+        while done < kills or len(victims.acks) < promises:
+            victims.ensure()
+            await victims.until_promised(len(victims.acks) + chance.randrange(1, 60), patience=PATIENCE)
+            await asyncio.sleep(chance.uniform(0, 0.1))
+            blow = chance.choice(_BLOWS)
+            hit = [name for name in blow if victims.kill(name)]
+            if hit:
+                killed["both" if len(hit) > 1 else hit[0]] += 1
+                done += len(hit)
+            if not victims.alive:
+                verdict = await settled([outbox], url, victims.acks)
+                looks += 1
+                if not verdict.ok:
+                    found.append(verdict)
+    finally:
+        victims.close()
+    async with History.open(outbox, store=url, watch=False) as history:
+        drained = await history.drained(PATIENCE)
+    last = await settled([outbox], url, victims.acks, drained=True)
+    return Outcome(killed=killed, looks=looks, drained=drained, last=last, verdicts=(*found, last))
+
+
+async def settled(outboxes: list[Path], url: str, acks: list[Ack], *, drained: bool = False) -> Verdict:
+    """Return what is found once nobody writes.
+
+    A server may just be committing for a relay that is dead already. What is wrong when that is over stays wrong.
+    """
+    verdict = await check(outboxes, url, acknowledged=list(acks), drained=drained)
+    if not verdict.ok:
+        await asyncio.sleep(0.5)
+        verdict = await check(outboxes, url, acknowledged=list(acks), drained=drained)
+    return verdict
+
+
+def _row(what: str, kind: str, outcome: Outcome, *, control: bool = False) -> Row:
+    last = outcome.last
+    problems = [] if outcome.drained else [f"not drained in {PATIENCE:g} s"]
+    problems += [one for verdict in outcome.verdicts for one in verdict.problems]
+    # What is lost once is found again by each later look: the last one counts, and the others where that is well.
+    violations = last.problem_count or max((one.problem_count for one in outcome.verdicts), default=0)
+    killed = outcome.killed
+    return Row(
+        what=what,
+        where=kind,
+        count=outcome.kills,
+        unit="kills",
+        least=KILLS,
+        violations=violations + (not outcome.drained),
+        control=control,
+        notes=(
+            f"{killed[BOT]} times the bot, {killed[RELAY]} the relay, {killed['both']} both;"
+            f" {last.acknowledged:,} events acknowledged, {last.stored:,} stored;"
+            f" examined {outcome.looks} times in the middle"
+        ),
+        problems=tuple(problems[:20]),
+    )

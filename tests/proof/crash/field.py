@@ -1,0 +1,242 @@
+"""The field: one outbox and one store, where one process after the other dies and a bot survives them all."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox import History, Relay
+from letopis.outbox.alerts import WebhookChannel
+from letopis.outbox.watch import Watch
+from letopis.store import ConversationStore, Message
+from tests.campaigns.invariants import Ack, Verdict, read_outbox, read_store
+from tests.campaigns.states import OutboxState, StoreState
+from tests.campaigns.victims import Context
+from tests.proof.crash import books, mortals
+from tests.proof.crash.at_random import settled
+from tests.proof.crash.broken import unchecked
+from tests.proof.crash.hook import Hook
+from tests.proof.crash.moments import Left, Moment, Who
+
+PATIENCE: Final = 20.0
+CONVERSATIONS: Final = 3
+SAID: Final = 4
+LOOKS: Final = 8
+"""So often a watch looks on after all was said, for what should not be said any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """One death and what was found after it.
+
+    :ivar died: whether the process died at its moment.
+    :ivar doubled: events that were sent again and recognised.
+    """
+
+    died: bool
+    violations: int
+    problems: tuple[str, ...]
+    doubled: int = 0
+
+
+class Field:
+    """Where processes die.
+
+    :ivar bot: survives.
+    :param without: for a control: nothing that applies looks at what the store holds already.
+    """
+
+    def __init__(self, bot: History, url: str, hook: Hook, context: Context, *, without: bool) -> None:
+        self.bot = bot
+        self._url = url
+        self._hook = hook
+        self._context = context
+        self._without = without
+        self._acks: list[Ack] = []
+        self._outbox = bot.outbox.path
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, outbox: Path, url: str, hook: Hook, context: Context, *, without: bool = False
+    ) -> AsyncIterator[Field]:
+        """Make the store's tables and open the outbox of the bot that survives."""
+        async with (
+            ConversationStore.open(url, migrate=True) as store,
+            History.open(outbox, store=store, relay=False, watch=False) as bot,
+        ):
+            async with bot.transaction() as own:
+                await own.execute(books.MAKE)
+            field = cls(bot, url, hook, context, without=without)
+            await field._say()
+            await field._deliver()
+            yield field
+
+    async def die(self, moment: Moment, number: int) -> Death:
+        """Have a process die at a moment, for the so manieth time that it comes there; go on, and look."""
+        if moment.who is not Who.BOT:
+            await self._say()
+        before = self._count(*await self._states(), alerts=len(self._hook.alerts))
+        answered = len(self._acks)
+        code = await self._life(moment, number)
+        store, outbox = await self._states()
+        after = self._count(store, outbox, alerts=len(self._hook.alerts))
+        problems: list[str] = []
+        if code != -9:
+            problems.append(f"did not die there, but ended with {code}")
+        elif number == 1 and not moment.shows(left := _left(before, after, answered=len(self._acks) - answered)):
+            problems.append(f"died elsewhere: {left}")
+        # In the middle, with the dead one's debts still open.
+        violations = len(problems)
+        verdict = await self._examined(drained=False)
+        problems += [f"in the middle: {one}" for one in verdict.problems]
+        violations += verdict.problem_count
+
+        wrong: list[str] = []
+        await self._say(1)
+        if moment.who is Who.WATCH:
+            wrong += await self._watch(since=before["alerts"], told=after["alerts"] - before["alerts"])
+        doubled = await self._deliver()
+        if moment.who is Who.WATCH:
+            wrong += await self._watch_the_end(since=before["alerts"])
+        wrong += books.half_kept(self._outbox, (await self._states())[0])
+        verdict = await self._examined(drained=True)
+        problems += [*wrong, *verdict.problems]
+        violations += len(wrong) + verdict.problem_count
+        return Death(
+            died=code == -9,
+            violations=violations,
+            problems=tuple(f"{moment.name}, {number}: {one}" for one in problems),
+            doubled=doubled,
+        )
+
+    async def _life(self, moment: Moment, number: int) -> int | None:
+        """Run a process until it dies, and return its exit code; take in what it was promised."""
+        outbox, named = str(self._outbox), {"moment": moment.name, "number": number}
+        match moment.who:
+            case Who.BOT:
+                ours, theirs = self._context.Pipe(duplex=False)
+                with ours:
+                    process = self._start(mortals.bot, outbox, self._url, theirs, **named)
+                    theirs.close()
+                    code = await _end(process)
+                    try:
+                        while ours.poll(1):
+                            self._acks.append(ours.recv())
+                    except EOFError:
+                        return code
+                return code
+            case Who.WATCH:
+                process = self._start(mortals.watch, outbox, self._hook.url, **named)
+            case _:
+                leave = moment.who is Who.LEAVING
+                process = self._start(mortals.relay, outbox, self._url, leave=leave, without=self._without, **named)
+        return await _end(process)
+
+    def _start(self, target: Callable[..., None], *given: Any, **named: Any) -> BaseProcess:
+        process = self._context.Process(target=target, args=given, kwargs=named, daemon=True)
+        process.start()
+        return process
+
+    async def _say(self, count: int = SAID) -> None:
+        for place in range(CONVERSATIONS):
+            said = [Message.user(f"{place} {number}") for number in range(count)]
+            receipt = await self.bot.append(f"talk-{place}", *said)
+            self._acks += [Ack(receipt.conversation_id, event_id) for event_id in receipt.event_ids[:-1]]
+            self._acks.append(Ack(receipt.conversation_id, receipt.event_ids[-1], receipt.sequence))
+
+    async def _deliver(self) -> int:
+        """Take the dead one's lease over and deliver all; return how many events the store knew already."""
+        with unchecked() if self._without else nullcontext():
+            relay = Relay(self.bot.outbox, self.bot.store, random=random.Random(1))
+            async with asyncio.timeout(PATIENCE):
+                while not await self.bot.drained(0):
+                    await relay.drain()
+        return relay.stats.duplicates
+
+    async def _watch(self, *, since: int, told: int) -> list[str]:
+        """Watch on in the dead one's place, until the operator was told, or was reminded; return what is wrong."""
+        watching = self._watching()
+        deadline = time.monotonic() + PATIENCE
+        # What the dead one had claimed is not told a second time, but the reminder comes.
+        while len(self._alerts(since)) < told + 1:
+            if time.monotonic() > deadline:
+                return [f"{len(self._alerts(since))} alerts in {PATIENCE:g} s"]
+            await watching.observe_once()
+            await asyncio.sleep(mortals.LOOK)
+        await self._look_on(watching)
+        alerts = len(self._alerts(since))
+        return [] if alerts == told + 1 else [f"a flood: {alerts} alerts where {told + 1} had to be"]
+
+    async def _watch_the_end(self, *, since: int) -> list[str]:
+        watching = self._watching()
+        deadline = time.monotonic() + PATIENCE
+        while not self._alerts(since, recovered=True):
+            if time.monotonic() > deadline:
+                return [f"nobody was told in {PATIENCE:g} s that it is over"]
+            await watching.observe_once()
+            await asyncio.sleep(mortals.LOOK)
+        await self._look_on(watching)
+        ends = len(self._alerts(since, recovered=True))
+        return [] if ends == 1 else [f"told {ends} times that it is over"]
+
+    def _watching(self) -> Watch:
+        return Watch(self.bot.outbox, channels=(WebhookChannel(self._hook.url, private=True),), rules=mortals.RULES)
+
+    async def _look_on(self, watching: Watch) -> None:
+        for _ in range(LOOKS):
+            await watching.observe_once()
+            await asyncio.sleep(mortals.LOOK)
+
+    def _alerts(self, since: int, *, recovered: bool = False) -> list[dict[str, Any]]:
+        return [one for one in self._hook.alerts[since:] if one["recovered"] is recovered]
+
+    async def _states(self) -> tuple[StoreState, OutboxState]:
+        outbox = await asyncio.to_thread(read_outbox, self._outbox)
+        return await read_store(self._url), outbox
+
+    async def _examined(self, *, drained: bool) -> Verdict:
+        return await settled([self._outbox], self._url, self._acks, drained=drained)
+
+    def _count(self, store: StoreState, outbox: OutboxState, *, alerts: int) -> dict[str, int]:
+        lanes = outbox.lanes.values()
+        return {
+            "kept": sum(event.type == "message.appended" for event in outbox.events),
+            "stored": sum(store.lanes.values()),
+            "written_off": sum(lane.delivered for lane in lanes),
+            "owed": sum(lane.head - lane.delivered for lane in lanes),
+            "pruned": sum(lane.pruned for lane in lanes),
+            "alerts": alerts,
+        }
+
+
+async def _end(process: BaseProcess) -> int | None:
+    """Wait for a process to die; one that does not is killed, and has no exit code."""
+    deadline = time.monotonic() + PATIENCE
+    while process.exitcode is None:
+        if time.monotonic() > deadline:
+            process.kill()
+            process.join()
+            return None
+        await asyncio.sleep(0.003)
+    return process.exitcode
+
+
+def _left(before: dict[str, int], after: dict[str, int], *, answered: int) -> Left:
+    gained = {name: after[name] - before[name] for name in before}
+    return Left(
+        kept=gained["kept"],
+        answered=answered,
+        stored=gained["stored"],
+        written_off=gained["written_off"],
+        owed=before["owed"],
+        pruned=gained["pruned"],
+        alerts=gained["alerts"],
+    )

@@ -1,0 +1,92 @@
+"""The matrix: every moment that has a name, on every kind of store, some times each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from typing import Final
+
+from tests.campaigns.targets import KINDS
+from tests.campaigns.victims import Context
+from tests.proof.crash.broken import let_double
+from tests.proof.crash.field import Death, Field
+from tests.proof.crash.hook import Hook
+from tests.proof.crash.moments import MOMENTS, Moment, Who
+from tests.proof.options import Options
+from tests.proof.rows import Row
+from tests.proof.stores import Fresh, fresh
+
+TIMES: Final = 4
+TIMES_ALERTS: Final = 2
+"""Each waits for people to be reminded."""
+COMMITTED: Final = "apply: after the store's commit, before its answer is heard"
+
+
+def prove(options: Options, context: Context) -> Iterator[Row]:
+    """Have processes die at each moment, and once at one of them without the promise."""
+    with ExitStack() as stack, asyncio.Runner() as runner:
+        hook = stack.enter_context(Hook())
+        stores = [stack.enter_context(fresh(kind, options.folder, "matrix")) for kind in KINDS]
+        for store in stores:
+            if store.missing:
+                yield Row(what="killed at each moment that has a name", where=store.kind, missing=store.missing)
+        there = [store for store in stores if not store.missing]
+        fields = AsyncExitStack()
+        try:
+            by_kind = runner.run(_opened(fields, options, there, hook, context))
+            for place, moment in enumerate(MOMENTS):
+                kinds = list(by_kind) if not options.short else [list(by_kind)[place % len(by_kind)]]
+                yield runner.run(_row(moment, {kind: by_kind[kind] for kind in kinds}, options))
+        finally:
+            runner.run(fields.aclose())
+        yield from _controls(options, hook, context, runner)
+
+
+async def _opened(
+    stack: AsyncExitStack, options: Options, stores: list[Fresh], hook: Hook, context: Context
+) -> dict[str, Field]:
+    return {
+        store.kind: await stack.enter_async_context(
+            Field.open(options.folder / f"matrix-{store.kind}.outbox.db", store.url, hook, context)
+        )
+        for store in stores
+    }
+
+
+async def _row(moment: Moment, fields: Mapping[str, Field], options: Options) -> Row:
+    times = options.many(TIMES_ALERTS if moment.who is Who.WATCH else TIMES, 1)
+    deaths: list[Death] = []
+    for field in fields.values():
+        deaths += [await field.die(moment, 1 + turn % moment.most) for turn in range(times)]
+    return _told(moment, ", ".join(fields), deaths)
+
+
+def _controls(options: Options, hook: Hook, context: Context, runner: asyncio.Runner) -> Iterator[Row]:
+    (moment,) = (one for one in MOMENTS if one.name == COMMITTED)
+
+    async def prove_one(store: Fresh) -> Row:
+        outbox = options.folder / f"double-{store.kind}.outbox.db"
+        async with Field.open(outbox, store.url, hook, context, without=True) as field:
+            await let_double(store.url)
+            return _told(moment, store.kind, [await field.die(moment, 1)], control="applied without a look, ")
+
+    for kind in KINDS[:1] if options.short else KINDS:
+        with fresh(kind, options.folder, "double") as store:
+            if not store.missing:
+                yield runner.run(prove_one(store))
+
+
+def _told(moment: Moment, where: str, deaths: list[Death], *, control: str = "") -> Row:
+    died = sum(one.died for one in deaths)
+    return Row(
+        what=f"{control}killed at: {moment.name}",
+        where=where,
+        count=died,
+        unit="kills",
+        least=len(deaths),
+        violations=sum(one.violations for one in deaths),
+        control=bool(control),
+        notes=f"{sum(one.doubled for one in deaths)} events sent again and recognised",
+        problems=tuple(problem for one in deaths for problem in one.problems)[:20],
+    )
