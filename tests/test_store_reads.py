@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from letopis.store import ConversationStarted, ConversationStore, Message, MessageSent
+from letopis.store import ConversationStarted, ConversationStore, Message, MessageSent, ReactionAdded, ReactionRemoved
 from letopis.store.kept import Kept
 from letopis.store.reads import Window
 from tests.conformance.outboxes import Outbox
@@ -30,6 +30,7 @@ async def filled(store_url: str) -> AsyncIterator[tuple[ConversationStore, Outbo
             outbox.append(f"only-{number}", ConversationStarted(owner_id=f"of-one-{number}"))
         for number in range(MANY):
             outbox.append("long", Message.user("x" * 500, id=f"m-{number}"), MessageSent(message_id=f"m-{number}"))
+        outbox.append("plain", *(Message.user("x") for _ in range(60)))
         await outbox.deliver(store)
         async with store._engine.connect() as connection:
             if connection.dialect.name == "postgresql":
@@ -165,8 +166,32 @@ async def test_a_bad_plan_would_be_found(filled: tuple[ConversationStore, Outbox
 async def test_messages_and_views_take_one_and_two_round_trips(filled: tuple[ConversationStore, Outbox]) -> None:
     store, outbox = filled
 
-    # A file is read in one hop; one statement more there for the messages that are more than appended.
+    # One statement more for messages that are more than appended: in a file, which is read in one hop, each time;
+    # on a server the first time, after which the conversation is read whole at once.
     more = 0 if store._kept is None else 1
+    assert len(await explained(store, lambda: store.messages("long", last=50))) == 2
     assert len(await explained(store, lambda: store.messages("long", last=50))) == 1 + more
     view = await explained(store, lambda: store.view("long", origin_id=outbox.origin.origin_id, last=50))
     assert len(view) == 2 + more
+    # Where a page shows that there is no more to them, the few columns do again.
+    plain = [await explained(store, lambda: store.messages("plain", last=50)) for _ in range(2)]
+    assert [len(one) for one in plain] == [1, 1]
+
+
+async def test_a_conversation_whose_messages_become_plain_again_is_read_as_one(
+    filled: tuple[ConversationStore, Outbox],
+) -> None:
+    """What is on the page decides, and whatever way it is read the messages are the same."""
+    store, outbox = filled
+    outbox.append("a", *(Message.user(f"{number}", id=f"m{number}") for number in range(30)))
+    await outbox.deliver(store)
+    before = await store.messages("a", last=5)
+    outbox.append("a", ReactionAdded(message_id="m29", key="+1"))
+    await outbox.deliver(store)
+    marked = [await store.messages("a", last=5) for _ in range(2)]
+    outbox.append("a", ReactionRemoved(message_id="m29", key="+1"))
+    await outbox.deliver(store)
+
+    assert marked[0] == marked[1]
+    assert [len(message.reactions) for message in marked[0]] == [0, 0, 0, 0, 1]
+    assert [await store.messages("a", last=5) for _ in range(3)] == [before] * 3

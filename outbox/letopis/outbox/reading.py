@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from letopis.outbox.embedded import Embedded
+from letopis.outbox.glance import Standing
 from letopis.outbox.lineage import Ancestry, Own, ReadOwn, is_gone
 from letopis.outbox.overlay import (
     Arrived,
@@ -224,6 +225,8 @@ class Reading(Embedded):
                     beside=lambda: self.outbox.glance(conversation_id),
                 )
             )
+            if found is None:
+                found = await self._reach.read(lambda store: self._glanced(store, conversation_id, window))
             if found is not None and (seen := nothing_over(*found)) is not None:
                 return _stored(found[0], window, seen, inherits=inherits)
 
@@ -263,6 +266,21 @@ class Reading(Embedded):
             with suppress(Overtaken, Unplaced):
                 return await self.outbox.read(lambda connection: lay(connection, view, _Cut()))
         return await self._cut_read(conversation_id, ask, lay, upto=upto)
+
+    async def _glanced(
+        self, store: ConversationStore, conversation_id: str, window: Window
+    ) -> tuple[StoreView, Standing]:
+        view = await store.view(
+            conversation_id,
+            origin_id=self.outbox.origin.origin_id,
+            last=window.last,
+            first=window.first,
+            before=window.before,
+            after=window.after,
+            every=window.every,
+        )
+        # One lookup in pages that are in memory, without a lock: a thread would take longer than the loop waits for it.
+        return view, self.outbox.glance(conversation_id)
 
     async def conversation(self, conversation_id: str, *, as_of: AsOf | None = None) -> Conversation | None:
         """Return a conversation with what is not saved yet; ``None`` where there is none.

@@ -39,6 +39,8 @@ MARGIN: Final = 5.0
 JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
 """Bytes to which SQLite cuts its WAL back after a checkpoint."""
 
+_LIMITED_BY_TRANSACTION: Final = "letopis_limited_by_transaction"
+"""The option of an engine whose sessions have no time limits of their own."""
 _BEGIN: Final[Mapping[str, str | None]] = {
     "IMMEDIATE": "BEGIN IMMEDIATE",
     "DEFERRED": "BEGIN",
@@ -105,6 +107,17 @@ def create_store_engine(
     event.listen(engine.sync_engine, "handle_error", _abandon_what_is_of_no_use)
     _refuse_after_fork(engine.sync_engine)
     return engine
+
+
+def by_statement(engine: AsyncEngine) -> AsyncEngine:
+    """Return the engine for reads that need no common snapshot: on PostgreSQL each statement is its own transaction.
+
+    That saves the two round trips of BEGIN and ROLLBACK. Elsewhere, and behind PgBouncer, where a transaction carries
+    the time limits, it is the engine itself.
+    """
+    if engine.dialect.name != "postgresql" or engine.get_execution_options().get(_LIMITED_BY_TRANSACTION):
+        return engine
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 # --- SQLite ---------------------------------------------------------------------------------------------------------
@@ -359,6 +372,7 @@ def _postgresql(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncEngine:
             connection.exec_driver_sql(f"SELECT {chosen}")
 
         event.listen(engine.sync_engine, "begin", limit)
+        engine.update_execution_options(**{_LIMITED_BY_TRANSACTION: True})
     return engine
 
 

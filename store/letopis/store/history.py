@@ -29,7 +29,7 @@ from letopis.store.catchup import BATCH, Access, Projector
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.cutback import CutBack, truncate
 from letopis.store.dialects import dialect_for
-from letopis.store.engines import Timeouts, connect_for_reading, create_store_engine
+from letopis.store.engines import Timeouts, by_statement, connect_for_reading, create_store_engine
 from letopis.store.errors import Closed, ConfigurationError, InvalidInput
 from letopis.store.events import RecordedEvent, to_microseconds, utc_now
 from letopis.store.faults import FaultClass, StoreFault, translated
@@ -99,6 +99,7 @@ class ConversationStore:
         self._embedded = self._engine.dialect.name == "sqlite"
         # A reader's transaction is one snapshot and takes no lock.
         self._readers: AsyncEngine = self._engine.execution_options(sqlite_begin="DEFERRED")
+        self._by_statement = by_statement(self._readers)
         self._dialect = dialect_for(self._engine.dialect.name)
         self._partitions = partitions
         self._migrate = self._embedded if migrate is None else migrate
@@ -252,7 +253,7 @@ class ConversationStore:
                 page, inherits = await self._kept.own(conversation_id, window)
         else:
             page, inherits = await self._read_plain(
-                lambda connection: ready.lineage.own(connection, conversation_id, window)
+                lambda connection: ready.lineage.own(connection, conversation_id, window), self._by_statement
             )
         if not inherits:
             return page
@@ -553,15 +554,17 @@ class ConversationStore:
 
     async def _read(self, read: Callable[[Reader, AsyncConnection], Awaitable[T]]) -> T:
         ready = await self._prepared()
-        return await self._read_plain(lambda connection: read(ready.reader, connection))
+        return await self._read_plain(lambda connection: read(ready.reader, connection), self._by_statement)
 
-    async def _read_plain(self, read: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def _read_plain(
+        self, read: Callable[[AsyncConnection], Awaitable[T]], engine: AsyncEngine | None = None
+    ) -> T:
         if self._closed:
             raise Closed("the history store is closed")
 
         async def transaction() -> T:
             with translated():
-                async with self._readers.connect() as connection:
+                async with (engine or self._readers).connect() as connection:
                     return await read(connection)
 
         return await self._whole(transaction())

@@ -21,7 +21,7 @@ from letopis.store.errors import Closed
 from letopis.store.faults import translated
 from letopis.store.identifiers import uuid_of
 from letopis.store.lineage import goes_on
-from letopis.store.reads import Reader, StoreView, Window
+from letopis.store.reads import Reader, StoreView, Window, page_of
 from letopis.store.recorded import conversation_of, plain_messages
 from letopis.store.selects import Shape, messages_select, plain_select, versions_select
 
@@ -248,14 +248,7 @@ class _Reads:
                 found |= self._whole(conversation_id, self._versions.mappings(connection, {**key, "versions": others}))
         else:
             found = self._whole(conversation_id, statement.mappings(connection, values))
-        order = sorted(found, reverse=window.last is not None)
-        place = None
-        if window.limit is not None and len(order) > window.limit:
-            del order[window.limit :]
-            place = str(order[-1])
-        if window.last is not None:
-            order.reverse()
-        return Page(tuple([found[version] for version in order]), next=place)
+        return page_of(found, window)
 
     def _whole(self, conversation_id: str, rows: Iterable[Mapping[str, Any]]) -> dict[int, RecordedMessage]:
         return {row["m_version"]: self._reader.message_of(row, conversation_id) for row in rows}

@@ -31,7 +31,7 @@ from letopis.store.recorded import (
     unreadable,
 )
 from letopis.store.schema import conversations, events, lanes, log_heads, messages, owners
-from letopis.store.selects import Shape, messages_select
+from letopis.store.selects import Shape, messages_select, plain_select
 from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.vocabulary import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
 
@@ -40,6 +40,8 @@ EVERYDAY: Final = ("active",)
 """The states of conversations that a list shows when it is not asked for others."""
 MAX_PAGE: Final = 10_000
 """Items in one page, so that a page fits in memory whatever is asked for."""
+_REMEMBERED: Final = 10_000
+"""Conversations of which it is known that their messages have to be read whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +152,8 @@ class Reader:
         self.plain = upcasters is NO_UPCASTERS
         """Whether what an appended message holds is what it says: no rule reads it as something else."""
         self._statements = _Statements(dialect)
+        # Conversations with more to their messages than that they were appended: these are read whole at once.
+        self._richer: dict[str, None] = {}
 
     @property
     def conversation_select(self) -> sa.Select[Any]:
@@ -196,17 +200,26 @@ class Reader:
     ) -> Page[RecordedMessage]:
         """Return the messages of a window, in order."""
         parameters = {**self.key(conversation_id), **window.values}
-        found = await connection.execute(self._statements.messages(window), parameters)
-        rows = sorted(found.all(), key=lambda row: row.m_version, reverse=window.last is not None)
-        more = window.limit is not None and len(rows) > window.limit
-        if more:
-            rows = rows[: window.limit]
+        if self.plain and conversation_id not in self._richer:
+            rows = (await connection.execute(self._statements.plain(window), parameters)).all()
+            if not any(row.more for row in rows):
+                plain = plain_messages(conversation_id, [row[:7] for row in rows])
+                if len(plain) == len(rows):
+                    return page_of(plain, window)
+            # The two are statements of two moments: what this one returned is not used.
+            self._remember(conversation_id)
+        rows = (await connection.execute(self._statements.messages(window), parameters)).all()
         plain = self._plain_messages(conversation_id, rows)
-        page = [plain.get(row.m_version) or self.message(row, conversation_id) for row in rows]
-        place = str(rows[-1].m_version) if more else None
-        if window.last is not None:
-            page.reverse()
-        return Page(tuple(page), next=place)
+        if len(plain) == len(rows):
+            self._richer.pop(conversation_id, None)
+        return page_of(
+            {row.m_version: plain.get(row.m_version) or self.message(row, conversation_id) for row in rows}, window
+        )
+
+    def _remember(self, conversation_id: str) -> None:
+        if len(self._richer) >= _REMEMBERED:
+            del self._richer[next(iter(self._richer))]
+        self._richer[conversation_id] = None
 
     async def events(
         self, connection: AsyncConnection, conversation_id: str, *, after: int | str, limit: int
@@ -321,6 +334,18 @@ class Reader:
         name = values[f"{prefix}_type"]
         data = decoded(values[f"{prefix}_data"])
         return read(name, *self._upcasters.upcast(name, values[f"{prefix}_schema_version"], data))
+
+
+def page_of(found: Mapping[int, RecordedMessage], window: Window) -> Page[RecordedMessage]:
+    """Return what was found in a window, by version, as its page; one more than asked for tells that there are more."""
+    order = sorted(found, reverse=window.last is not None)
+    place = None
+    if window.limit is not None and len(order) > window.limit:
+        del order[window.limit :]
+        place = str(order[-1])
+    if window.last is not None:
+        order.reverse()
+    return Page(tuple([found[version] for version in order]), next=place)
 
 
 def _plain_row(row: sa.Row[Any]) -> PlainRow:
@@ -487,6 +512,7 @@ class _Statements:
             lanes.c.origin_id == sa.bindparam("origin"),
         )
         self._messages: dict[Shape, sa.Select[Any]] = {}
+        self._plain: dict[Shape, sa.Select[Any]] = {}
 
     def conversations(self, *, owned: bool, going_on: bool) -> sa.Executable:
         """Return the select of a page of conversations."""
@@ -514,4 +540,11 @@ class _Statements:
         shape = window.shape
         if (found := self._messages.get(shape)) is None:
             found = self._messages[shape] = messages_select(shape)
+        return found
+
+    def plain(self, window: Window) -> sa.Executable:
+        """Return the select of a window, each message with what most have."""
+        shape = window.shape
+        if (found := self._plain.get(shape)) is None:
+            found = self._plain[shape] = plain_select(shape)
         return found
