@@ -62,6 +62,13 @@ def campaign(session: nox.Session) -> None:
 
 
 @nox.session
+def proof(session: nox.Session) -> None:
+    """Break everything that can be broken, and count what is lost; words after `--` go to the proof."""
+    install(session)
+    session.run("python", "-m", "tests.proof", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure Letopis beside its peers and the limits; words after `--` go to the benchmark."""
     install(session)
