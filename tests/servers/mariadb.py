@@ -133,6 +133,11 @@ class OwnMariaDBServer(MariaDBServer):
         return self._process.pid
 
     @property
+    def data(self) -> Path:
+        """The folder that holds a folder a database."""
+        return self._root() / "data"
+
+    @property
     def log(self) -> Path:
         """The server's own log."""
         return self._root() / "log"
@@ -141,7 +146,7 @@ class OwnMariaDBServer(MariaDBServer):
         """Start the server and return when it answers; nothing if it runs."""
         if self.running:
             return self
-        data = self._root() / "data"
+        data = self.data
         if not (data / "mysql").exists():
             self._initialise(data)
         self._process = spawn(

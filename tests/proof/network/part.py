@@ -12,6 +12,7 @@ from typing import Final
 from tests.proof.network.bots import Watched
 from tests.proof.network.controls import UNGUARDED, Hasty, no_duplicate_check
 from tests.proof.network.drivers import Outcome, speech_of, storm
+from tests.proof.network.servers import harm
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.servers import ServerUnavailable
@@ -26,7 +27,7 @@ HASTY: Final = "a relay that is answered before the store knows"
 
 def prove(options: Options) -> Iterator[Row]:
     """Break what lies between relays and their stores, then the servers, then show that it would be seen."""
-    jobs = [(work, kind) for work in (storms, doubles, hasty) for kind in KINDS]
+    jobs = [(work, kind) for work in (storms, harms, doubles, hasty) for kind in KINDS]
     # One process a job: what a control takes away is gone in no other experiment.
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         running = [pool.submit(work, options, kind) for work, kind in jobs]
@@ -55,6 +56,17 @@ def storms(options: Options, kind: str) -> list[Row]:
             problems=tuple(found.problems),
         )
     ]
+
+
+def harms(options: Options, kind: str) -> list[Row]:
+    """A server of our own is harmed."""
+    logging.disable()
+    folder = options.folder / f"{kind} harmed"
+    folder.mkdir()
+    try:
+        return asyncio.run(harm(kind, folder, short=options.short, seed=f"{options.seed} harmed"))
+    except ServerUnavailable as missing:
+        return [Row(what="a server is harmed", where=kind, missing=str(missing))]
 
 
 def doubles(options: Options, kind: str) -> list[Row]:

@@ -1,0 +1,162 @@
+"""Servers: bots talk on while the server of their store is harmed; then all has to be there, and nobody was alarmed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from letopis.outbox import History
+from letopis.outbox.incidents import Rules
+from letopis.outbox.watch import Watch
+from letopis.store import Message
+from letopis.store.engines import Timeouts
+from tests.campaigns.invariants import Ack, check
+from tests.campaigns.outage import Desk
+from tests.proof.network.bots import Watched
+from tests.proof.network.scenes import FULL, SCENES, Scene
+from tests.proof.network.wards import Ward, open_ward, refusals
+from tests.proof.rows import Row
+
+BOTS: Final = 3
+CONVERSATIONS: Final = 5
+RULES: Final = Rules(resolve_after=1.0)
+"""As by default, but that an outage is over after a second: else the scenes would be one long outage that comes and
+goes, about which people are rightly told."""
+LOOK: Final = 0.4
+"""Seconds between two looks of a watch."""
+BOUND: Final = 30.0
+"""Seconds after the end of a fault within which everything has to be delivered."""
+TIMEOUTS: Final = (Timeouts(connect=2.0, statement=6.0, lock=1.0), Timeouts(connect=2.0, statement=1.0, lock=6.0))
+"""Of some bots, which wait for locks for a second, and of others, whose statements may not take longer."""
+
+
+class Company:
+    """The bots on one ward."""
+
+    def __init__(self, ward: Ward, seed: str) -> None:
+        self.ward = ward
+        self.desk = Desk()
+        self._chance = random.Random(seed)
+        self._length = 0
+        self._talking = asyncio.Event()
+        self.acks: list[Ack] = []
+        self.bots: list[History] = []
+        self.stores: list[Watched] = []
+
+    def seen(self, about: str) -> int:
+        return self.ward.faults(refusals(self.stores), about)
+
+    def speak_up(self, length: int) -> None:
+        self._length = length
+
+    @asynccontextmanager
+    async def assembled(self, folder: Path) -> AsyncIterator[None]:
+        """Have the bots there, with two tasks each that append while they may."""
+        async with AsyncExitStack() as stack:
+            for number in range(BOTS):
+                store = Watched(self.ward.url, timeouts=TIMEOUTS[number % 2])
+                self.stores.append(store)
+                stack.push_async_callback(store.close)
+                path = folder / f"bot-{number}.outbox.db"
+                opened = History.open(path, store=store, watch=False)
+                self.bots.append(await stack.enter_async_context(opened))
+            tasks = [asyncio.create_task(self._talk(bot, place)) for place in range(2) for bot in self.bots]
+            tasks += [asyncio.create_task(self._watch(bot)) for bot in self.bots]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, bot: History) -> None:
+        """Watch as every bot does, only more often: so that it is seen when one outage is over and the next begins."""
+        watch = Watch(
+            bot.outbox,
+            on_stuck=self.desk.on_stuck,
+            on_recovered=self.desk.on_recovered,
+            channels=[self.desk],
+            rules=RULES,
+            breaker=bot._breaker_view,
+            interval=LOOK,
+        )
+        await watch.run()
+
+    async def well(self) -> None:
+        loop = asyncio.get_running_loop()
+        begun = since = loop.time()
+        while loop.time() < min(since + 2 * RULES.resolve_after, begun + BOUND):
+            await asyncio.sleep(0.1)
+            if not all(bot.relay is not None and bot.relay.breaker.closed for bot in self.bots):
+                since = loop.time()
+
+    async def play(self, scene: Scene, rounds: int) -> Row:
+        """Play a scene, wait until all is delivered, and look at everything."""
+        self._talking.set()
+        await asyncio.sleep(0.2)
+        try:
+            count = await scene.play(self, rounds)
+        finally:
+            self._talking.clear()
+        loop = asyncio.get_running_loop()
+        ended = loop.time()
+        drained = await asyncio.gather(*(bot.drained(BOUND) for bot in self.bots))
+        took = loop.time() - ended
+        verdict = await check(
+            [bot.outbox.path for bot in self.bots], self.ward.url, acknowledged=self.acks, drained=True
+        )
+        alarms = len(self.desk.alerts) + self.desk.stuck.total()
+        problems = [
+            *verdict.problems,
+            *([f"not drained within {BOUND:g} s"] if not all(drained) else []),
+            *([f"{alarms} alarms about an outage of seconds"] if alarms else []),
+        ]
+        return Row(
+            what=scene.name,
+            where={"postgresql": "PostgreSQL", "mariadb": "MariaDB"}[self.ward.kind],
+            count=count,
+            unit=scene.unit,
+            least=scene.least,
+            violations=max(verdict.problem_count, len(problems)),
+            notes=f"{len(self.acks):,} events acknowledged so far; drained {took:.1f} s after the end, {alarms} alarms",
+            problems=tuple(problems),
+        )
+
+    async def _talk(self, bot: History, place: int) -> None:
+        number = 0
+        while True:
+            await self._talking.wait()
+            number += 1
+            mine = self._chance.random() < 0.7
+            name = f"{bot.outbox.path.stem if mine else 'all'}-{self._chance.randrange(CONVERSATIONS)}"
+            said = Message.user(f"{place} {number} {'ж' * self._chance.randrange(100)}{'x' * self._length}")
+            receipt = await bot.append(name, said, owner=f"owner of {name}")
+            self.acks.extend(Ack(name, event_id) for event_id in receipt.event_ids[:-1])
+            self.acks.append(Ack(name, receipt.event_ids[-1], receipt.sequence))
+            await asyncio.sleep(self._chance.uniform(0, 0.06))
+
+
+async def harm(kind: str, folder: Path, *, short: bool, seed: str) -> list[Row]:
+    """Play all scenes on one kind of server, and return a row each.
+
+    :raises tests.servers.ServerUnavailable: there is no such server to be had.
+    """
+    ward = open_ward(kind)
+    rows: list[Row] = []
+    try:
+        await ward.start()
+        company = Company(ward, seed)
+        async with company.assembled(folder):
+            for scene in SCENES:
+                rounds = scene.short if short else scene.rounds
+                if scene.name == FULL and ward.no_disk:
+                    rows.append(Row(what=scene.name, where=kind, missing=ward.no_disk))
+                elif rounds:
+                    rows.append(await company.play(scene, rounds))
+    finally:
+        await asyncio.to_thread(ward.close)
+    return rows
