@@ -106,7 +106,7 @@ def _structure(connection: sa.Connection, path: Path) -> Finding:
         return skipped(check, "the file is too large to be read as a whole in passing: PRAGMA quick_check does it")
     found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(1)").fetchall()]
     if found != ["ok"]:
-        return fail(check, "SQLite finds the file damaged", "`letopis outbox export` what it holds, restore a backup")
+        return fail(check, "SQLite finds the file damaged", "stop the bot and the relay, then `letopis outbox salvage`")
     return ok(check, "sound")
 
 

@@ -12,6 +12,7 @@ from letopis.outbox.cli.exits import Ended, Exit
 from letopis.outbox.cli.options import settings, with_options
 from letopis.outbox.cli.output import JSON, clean, note, print_json
 from letopis.outbox.cli.rebuild import index, rebuild
+from letopis.outbox.cli.soundness import verify_store
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -89,6 +90,7 @@ def check() -> None:
 
 db.add_command(rebuild)
 db.add_command(index)
+db.add_command(verify_store)
 
 
 def _look() -> tuple[str, Revision]:

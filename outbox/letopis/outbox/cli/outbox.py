@@ -14,6 +14,7 @@ from letopis.outbox.cli.choosing import YES, ask, choosing, chosen, named, named
 from letopis.outbox.cli.exits import Ended, Exit
 from letopis.outbox.cli.options import settings, with_options
 from letopis.outbox.cli.output import JSON, clean, note, print_json, write
+from letopis.outbox.cli.soundness import salvage, verify_outbox
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -279,6 +280,10 @@ def export(file: str, force: bool) -> None:
         if not count:
             raise Ended(Exit.NOTHING, "nothing matched")
     note(f"{count} event{'' if count == 1 else 's'} exported")
+
+
+outbox.add_command(verify_outbox)
+outbox.add_command(salvage)
 
 
 def _all(selection: Selection) -> Iterator[Entry]:

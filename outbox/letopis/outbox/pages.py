@@ -1,0 +1,170 @@
+"""Pages: the rows of an SQLite file read straight from its pages, whatever else of it is damaged; changes nothing."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from letopis.store.wal import Scan, scan
+
+Value = int | float | str | bytes | None
+
+_TABLE_LEAF: Final = 13
+_INDEX_LEAF: Final = 10
+_INDEX_INNER: Final = 2
+_MOST: Final = 64 * 1024 * 1024
+"""Bytes of a row beyond which its length is damaged."""
+_INTEGERS: Final = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of some table; which one, its shape has to tell.
+
+    :ivar rowid: stands in ``values`` as ``None`` where a column is its alias.
+    """
+
+    rowid: int
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of some index: the indexed values, then the row's id."""
+
+    values: tuple[Value, ...]
+
+
+class Pages:
+    """The pages of a file, with those that its WAL holds laid over them.
+
+    The commits that SQLite drops because a frame before them is damaged are laid over too: whoever reads rows that
+    prove themselves has no need of the frame's proof.
+
+    :ivar wal: what the WAL holds.
+    """
+
+    def __init__(self, main: bytes, wal: bytes = b"") -> None:
+        self._main = main
+        self._wal_bytes = wal
+        self.wal: Scan = scan(wal)
+        self.size = self.wal.page_size or _page_size(main)
+        frames = (*self.wal.read, *self.wal.dropped)
+        committed = max((place for place, one in enumerate(frames, 1) if one.size), default=0)
+        self._over: Mapping[int, int] = {one.page: one.at for one in frames[:committed] if 0 < one.page < 1 << 31}
+        self.count = max(-(-len(main) // self.size), max(self._over, default=0))
+        reserved = main[20] if len(main) > 20 else 0
+        self.usable = self.size - (reserved if reserved < 33 else 0)
+
+    def page(self, number: int) -> bytes:
+        """Return a page, numbered from 1; shorter, or empty, where the file ends in it."""
+        at = self._over.get(number)
+        if at is not None:
+            return self._wal_bytes[at : at + self.size]
+        return self._main[(number - 1) * self.size : number * self.size]
+
+    def rows(self) -> Iterator[Row | Entry]:
+        """Yield every row and every index entry that can be read from its page."""
+        for number in range(1, self.count + 1):
+            if number not in self._over and (number - 1) * self.size >= len(self._main):
+                continue
+            page = self.page(number)
+            start = 100 if number == 1 else 0
+            if len(page) == self.size and page[start] in (_TABLE_LEAF, _INDEX_LEAF, _INDEX_INNER):
+                yield from self._cells(page, start)
+
+    def _cells(self, page: bytes, start: int) -> Iterator[Row | Entry]:
+        kind = page[start]
+        table = kind == _TABLE_LEAF
+        (count,) = struct.unpack_from(">H", page, start + 3)
+        pointers = start + (12 if kind == _INDEX_INNER else 8)
+        for place in range(pointers, min(pointers + 2 * count, len(page) - 1), 2):
+            (at,) = struct.unpack_from(">H", page, place)
+            try:
+                if kind == _INDEX_INNER:
+                    at += 4
+                length, at = _varint(page, at)
+                rowid, at = _varint(page, at) if table else (0, at)
+                values = _record(self._payload(page, at, length, table=table))
+            except (IndexError, ValueError, struct.error, UnicodeDecodeError):
+                continue  # damaged: who asks for the row will miss it
+            yield Row(_signed(rowid), values) if table else Entry(values)
+
+    def _payload(self, page: bytes, at: int, length: int, *, table: bool) -> bytes:
+        if length > _MOST:
+            raise ValueError("no row is so long")
+        usable = self.usable
+        most = usable - 35 if table else (usable - 12) * 64 // 255 - 23
+        if length <= most:
+            return _whole(page[at : at + length], length)
+        least = (usable - 12) * 32 // 255 - 23
+        here = least + (length - least) % (usable - 4)
+        here = here if here <= most else least
+        parts = [_whole(page[at : at + here], here)]
+        left = length - here
+        (number,) = struct.unpack_from(">I", page, at + here)
+        while left > 0:
+            more = self.page(number)
+            size = min(left, usable - 4)
+            parts.append(_whole(more[4 : 4 + size], size))
+            left -= size
+            (number,) = struct.unpack_from(">I", more)
+        return b"".join(parts)
+
+
+def _page_size(main: bytes) -> int:
+    """Return what the header says; 4096, SQLite's own choice, where that is no page size."""
+    said = struct.unpack_from(">H", main, 16)[0] if len(main) >= 18 else 0
+    size = 65536 if said == 1 else said
+    return size if 512 <= size <= 65536 and not size & (size - 1) else 4096
+
+
+def _whole(part: bytes, size: int) -> bytes:
+    if len(part) != size:
+        raise ValueError("the page ends before the row does")
+    return part
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for place in range(at, at + 8):
+        value = value << 7 | data[place] & 0x7F
+        if data[place] < 0x80:
+            return value, place + 1
+    return value << 8 | data[at + 8], at + 9
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _record(payload: bytes) -> tuple[Value, ...]:
+    head, at = _varint(payload, 0)
+    body = head
+    values: list[Value] = []
+    while at < head:
+        kind, at = _varint(payload, at)
+        if kind in _INTEGERS:
+            size = _INTEGERS[kind]
+            values.append(int.from_bytes(_whole(payload[body : body + size], size), "big", signed=True))
+        elif kind == 7:
+            size = 8
+            values.append(struct.unpack_from(">d", payload, body)[0])
+        elif kind >= 12:
+            size = (kind - 12) // 2
+            part = _whole(payload[body : body + size], size)
+            values.append(part.decode() if kind % 2 else part)
+        elif kind in _CONSTANTS:
+            size = 0
+            values.append(_CONSTANTS[kind])
+        else:
+            raise ValueError("no row of SQLite's has such a value")
+        body += size
+    if body != len(payload) or at != head:
+        raise ValueError("the row's length is not what it says")
+    return tuple(values)
+
+
+_CONSTANTS: Final[Mapping[int, Value]] = {0: None, 8: 0, 9: 1}

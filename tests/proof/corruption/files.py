@@ -1,0 +1,78 @@
+"""Files: an outbox and a history store full of conversations, closed, and what a plain reader sees of one."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox import History
+from letopis.store import Message
+
+CONVERSATIONS: Final = 14
+Seen = Mapping[str, list[tuple[Any, ...]]]
+"""Of each table its rows, as they are stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """What is damaged: the outbox at rest, the same with everything since in its WAL, and the history store."""
+
+    closed: Path
+    living: Path
+    store: Path
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.store.as_posix()}"
+
+
+async def make_files(folder: Path) -> Files:
+    """Fill an outbox, deliver most of it, and copy it twice: closed, and with a WAL that nobody has moved into it."""
+    path, store = folder / "bot.outbox.db", folder / "history.db"
+    async with History.open(path, store=f"sqlite:///{store.as_posix()}", watch=False) as history:
+        for number in range(CONVERSATIONS):
+            name = f"chat-{number}"
+            for turn in range(8):
+                words = f"{name} {turn} {'снег и лес ' * ((number + turn) % 9)}"
+                await history.append(name, Message.user(words), owner=f"owner-{number % 4}")
+                await history.append(name, Message.assistant(words * 3, tokens=turn), owner=f"owner-{number % 4}")
+        await history.append("chat-1", Message.assistant("long " * 4000))
+        assert await history.drained(30)
+    async with History.open(path, store=f"sqlite:///{store.as_posix()}", relay=False, watch=False) as history:
+        await _say(history, range(0, CONVERSATIONS, 2), 2)
+    closed, living = folder / "closed", folder / "living"
+    for one in (closed, living):
+        one.mkdir()
+    shutil.copy(path, closed / path.name)
+    async with History.open(path, store=f"sqlite:///{store.as_posix()}", relay=False, watch=False) as history:
+        await _say(history, range(CONVERSATIONS), 3)
+        # By another program: closing a descriptor of a live file would drop this process's locks on it.
+        for suffix in ("", "-wal"):
+            subprocess.run(["cp", f"{path}{suffix}", f"{living / path.name}{suffix}"], check=True)
+    return Files(closed=closed / path.name, living=living / path.name, store=store)
+
+
+async def _say(history: History, numbers: range, times: int) -> None:
+    for turn in range(times):
+        for number in numbers:
+            await history.append(f"chat-{number}", Message.user(f"pending {turn} {'вода ' * (number * 3)}"))
+
+
+def seen_in(path: Path) -> Seen:
+    """Return all that plain SQLite reads of a file, without the tables of its full-text index.
+
+    :raises sqlite3.Error: it cannot be read; the connection is closed in any case.
+    """
+    with closing(sqlite3.connect(path)) as connection:
+        names = [
+            name
+            for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+            if not name.startswith("letopis_search_words")
+        ]
+        return {name: connection.execute(f'SELECT * FROM "{name}" ORDER BY rowid').fetchall() for name in names}

@@ -1,0 +1,385 @@
+"""The part: damage copies of an outbox and a history store, compare what a plain reader sees, and ask who noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from letopis.outbox import History
+from letopis.outbox.cli.soundness import problems_of_store
+from letopis.outbox.salvage import Salvaged, salvage
+from letopis.outbox.soundness import differences, kept_in, problems
+from letopis.outbox.verbs import skip_missing
+from letopis.store.engines import create_store_engine
+from letopis.store.errors import ConfigurationError
+from letopis.store.urls import normalise_url
+from tests.campaigns.invariants import check
+from tests.proof.corruption.damage import DAMAGES, cut, flipped, zeroed
+from tests.proof.corruption.files import Files, Seen, make_files, seen_in
+from tests.proof.options import Options
+from tests.proof.rows import Row
+
+UNREADABLE: Final = (sqlite3.Error, ValueError, OverflowError)
+NOT_READ: Final = {
+    "letopis_outbox_events": (10,),  # appended_at
+    "letopis_outbox_lanes": (6, 7, 8, 9, 10),  # attempts, due_at, owed_since, fault_class, fault
+    "letopis_outbox_origin": (3, 4, 5),  # device, inode, created_at
+    "letopis_outbox_relay": tuple(range(13)),
+    "letopis_origins": (2, 3, 4),  # name, first_seen_at, last_seen_at
+}
+"""What no reader of a history sees: when a row was written, when it is tried again, who wrote it."""
+
+
+def prove(options: Options) -> Iterator[Row]:
+    """Yield the rows of this part."""
+    # In memory where the system has such a folder: nothing here is about what reaches a disk.
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+    with asyncio.Runner() as runner, tempfile.TemporaryDirectory(prefix="letopis-proof-", dir=memory) as folder:
+        files = runner.run(make_files(Path(folder)))
+        proof = _Proof(options, files, Path(folder) / "work")
+        for what in (
+            proof.flips(),
+            proof.pages(),
+            proof.wal_flips(),
+            proof.wal_cuts(),
+            proof.store_flips(),
+            proof.salvages(),
+            proof.commands(),
+        ):
+            rows = aiter(what)
+            while (row := runner.run(_next(rows))) is not None:
+                yield row
+
+
+async def _next(rows: AsyncIterator[Row]) -> Row | None:
+    return await anext(rows, None)
+
+
+class _Proof:
+    def __init__(self, options: Options, files: Files, work: Path) -> None:
+        self._options = options
+        self._files = files
+        self._work = work
+        self._truth = {path: seen_in(self._copy(path)) for path in (files.closed, files.living, files.store)}
+
+    async def flips(self) -> AsyncIterator[Row]:
+        """One bit of the closed outbox file; and what SQLite's own check makes of the same bits."""
+        chance, count, missed, blind = Random(self._options.seed), Counter[str](), [], 0
+        engine = create_store_engine(self._files.url)
+        data = self._files.closed.read_bytes()
+        for number in range(self._options.many(420, 80)):
+            outcome = await self._outcome(self._files.closed, flipped(data, chance), engine)
+            count[outcome] += 1
+            if outcome == "missed":
+                missed.append(f"flip {number}: {self._difference(self._files.closed)}")
+            if outcome in ("noticed", "missed"):
+                blind += self._integrity_says_ok()
+        await engine.dispose()
+        tried = sum(count.values())
+        yield _row("one bit flipped in a closed file", "outbox", tried, 400, "bits", missed, _notes(count))
+        yield Row(
+            what="the same bits, with SQLite's integrity_check alone",
+            where="outbox",
+            count=tried,
+            unit="bits",
+            violations=blind,
+            control=True,
+            notes="changed what a reader sees, and the check said ok",
+        )
+
+    async def pages(self) -> AsyncIterator[Row]:
+        chance = Random(self._options.seed + 1)
+        engine = create_store_engine(self._files.url)
+        data = self._files.closed.read_bytes()
+        for what, damage in DAMAGES.items():
+            count, missed = Counter[str](), []
+            for number in range(self._options.many(60, 12)):
+                outcome = await self._outcome(self._files.closed, damage(data, chance), engine)
+                count[outcome] += 1
+                if outcome == "missed":
+                    missed.append(f"{what} {number}: {self._difference(self._files.closed)}")
+            yield _row(f"{what} of a closed file", "outbox", sum(count.values()), 50, "files", missed, _notes(count))
+        await engine.dispose()
+
+    async def wal_flips(self) -> AsyncIterator[Row]:
+        """Nobody has delivered what is in the WAL: the file has no witness but itself."""
+        chance, count, missed, blind = Random(self._options.seed + 2), Counter[str](), [], 0
+        wal = _wal(self._files.living).read_bytes()
+        for number in range(self._options.many(320, 50)):
+            outcome = await self._outcome(self._files.living, None, None, wal=flipped(wal, chance))
+            count[outcome] += 1
+            if outcome == "missed":
+                missed.append(f"flip {number}: {self._difference(self._files.living)}")
+            if outcome in ("noticed", "missed"):
+                blind += self._integrity_says_ok()
+        tried = sum(count.values())
+        yield _row("one bit flipped in a WAL", "outbox", tried, 300, "bits", missed, _notes(count))
+        yield Row(
+            what="the same bits, with SQLite's integrity_check alone",
+            where="WAL of the outbox",
+            count=tried,
+            unit="bits",
+            violations=blind,
+            control=True,
+            notes="commits silently dropped, and the check said ok",
+        )
+
+    async def wal_cuts(self) -> AsyncIterator[Row]:
+        """A tail that is gone: where the history store has more than the file it shows, else only in a transaction."""
+        chance, count, missed, alone = Random(self._options.seed + 3), Counter[str](), [], 0
+        wal = _wal(self._files.living).read_bytes()
+        engine = create_store_engine(await self._delivered())
+        for number in range(self._options.many(60, 10)):
+            length = chance.randrange(len(wal))
+            if number % 2:
+                length = max(0, (length - 32) // (4096 + 24) * (4096 + 24) + 32)
+            outcome = await self._outcome(self._files.living, None, engine, wal=wal[:length])
+            count[outcome] += 1
+            if outcome == "missed":
+                missed.append(f"cut at {length}: {self._difference(self._files.living)}")
+            alone += await self._outcome(self._files.living, None, None, wal=wal[:length]) == "missed"
+        await engine.dispose()
+        notes = (
+            f"{_notes(count)}; with a history store that has not seen the lost tail, {alone} cuts between two"
+            " transactions cannot be told from a file that never had it, and are not noticed"
+        )
+        yield _row("WAL cut short, its tail delivered", "outbox", sum(count.values()), 50, "files", missed, notes)
+
+    async def store_flips(self) -> AsyncIterator[Row]:
+        chance, count, missed = Random(self._options.seed + 4), Counter[str](), []
+        store, data = self._files.store, self._files.store.read_bytes()
+        for number in range(self._options.many(160, 25)):
+            path = self._put(store, flipped(data, chance))
+            found = await problems_of_store(normalise_url(f"sqlite:///{path.as_posix()}"))
+            outcome = self._judge(store, path, bool(found))
+            count[outcome] += 1
+            if outcome == "missed":
+                missed.append(f"flip {number}: {self._difference(store)}")
+        yield _row(
+            "one bit flipped in a closed file", "history store", sum(count.values()), 150, "bits", missed, _notes(count)
+        )
+
+    async def salvages(self) -> AsyncIterator[Row]:
+        chance, count, wrong = Random(self._options.seed + 5), Counter[str](), []
+        files = self._files
+        wal = _wal(files.living).read_bytes()
+        for number in range(self._options.many(120, 24)):
+            source, how = (files.living, "flip") if number % 3 == 0 else (files.closed, ("zero", "cut")[number % 2])
+            if source == files.living:
+                path = self._put(source, source.read_bytes(), wal=flipped(wal, chance))
+            else:
+                path = self._put(source, (zeroed if how == "zero" else cut)(source.read_bytes(), chance))
+            new = path.with_name("new.outbox.db")
+            count["files"] += 1
+            try:
+                receipt = await salvage(path, new)
+            except ConfigurationError:
+                # Said loudly, with nothing written. It may be said only where not one event is left.
+                count["nothing left"] += 1
+                left = path.read_bytes()
+                if any(row[8] in left for row in self._truth[source]["letopis_outbox_events"]):
+                    wrong.append(f"{how} {number}: there are events, and none was salvaged")
+                continue
+            wrong += [f"{how} {number}: {one}" for one in self._unaccounted(source, new, receipt, count)]
+            if number % 12 == 0 and (said := await self._drains(new, receipt)):
+                wrong.append(f"{how} {number}: {said}")
+                count["delivered to the history store"] += 1
+        notes = f"{count['kept']} events kept, {count['lost']} named as lost, {count['let go']} delivered ones let go"
+        yield _row("salvaged into a new file", "outbox", count["files"], 100, "files", wrong, notes)
+
+    async def commands(self) -> AsyncIterator[Row]:
+        """The command as an operator runs it, with its exit codes."""
+        files, wrong, count = self._files, [], 0
+        wal = bytearray(_wal(files.living).read_bytes())
+        wal[len(wal) // 2] ^= 1
+        data = files.closed.read_bytes()
+        page = data.index(b"pending 1") // 4096 * 4096
+        stump = data[:page] + bytes(4096) + data[page + 4096 :]
+        for what, source, main, tail, verified, salvaged in (
+            ("sound", files.closed, data, b"", 0, 0),
+            ("a page zeroed", files.closed, stump, b"", 1, 1),
+            ("a bit of the WAL", files.living, files.living.read_bytes(), bytes(wal), 1, 0),
+        ):
+            if self._options.short and what != "a bit of the WAL":
+                continue
+            path = self._put(source, main, wal=tail or None)
+            verify = ("--outbox", str(path), "--store", files.url, "outbox", "verify", "--json")
+            for words, expected in (
+                (verify, verified),
+                (("outbox", "salvage", str(path), "--to", str(path.with_name("new.db")), "--json"), salvaged),
+            ):
+                done = await asyncio.to_thread(_command, *words)
+                count += 1
+                if done.returncode != expected:
+                    wrong.append(f"{what}: {' '.join(words)} ended with {done.returncode}: {done.stderr[-200:]}")
+                else:
+                    json.loads(done.stdout)
+        done = await asyncio.to_thread(_command, "--store", files.url, "db", "verify")
+        count += 1
+        if done.returncode:
+            wrong.append(f"db verify of a sound store ended with {done.returncode}: {done.stdout[-200:]}")
+        yield _row("letopis outbox verify and salvage, db verify", "command", count, 7, "commands", wrong, "")
+
+    def _copy(self, source: Path) -> Path:
+        wal = _wal(source)
+        return self._put(source, source.read_bytes(), wal=wal.read_bytes() if wal.exists() else None)
+
+    def _put(self, source: Path, data: bytes, *, wal: bytes | None = None) -> Path:
+        """Lay a file into an empty folder, under the name that it has."""
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir()
+        path = self._work / source.name
+        path.write_bytes(data)
+        if wal is not None:
+            _wal(path).write_bytes(wal)
+        return path
+
+    async def _outcome(
+        self, source: Path, data: bytes | None, engine: AsyncEngine | None, *, wal: bytes | None = None
+    ) -> str:
+        """Return ``harmless``, ``false alarm``, ``noticed``, ``missed`` or ``unread``, of a damaged outbox."""
+        whole = source.read_bytes() if data is None else data
+        path = self._put(source, whole, wal=wal)
+        found = list(problems(path))
+        if not found and engine is not None and (kept := kept_in(path)) is not None:
+            found = [one async for one in differences(kept, engine)]
+        return self._judge(source, self._put(source, whole, wal=wal), bool(found))
+
+    def _judge(self, source: Path, path: Path, noticed: bool) -> str:
+        try:
+            seen: Seen | None = seen_in(path)
+        except UNREADABLE:
+            seen = None
+        truth = self._truth[source]
+        if seen == truth:
+            return "noticed, though a reader sees no change" if noticed else "harmless"
+        if noticed:
+            return "noticed"
+        return "missed" if seen is None or _read(seen) != _read(truth) else "not read by anybody"
+
+    def _difference(self, source: Path) -> str:
+        try:
+            seen = seen_in(self._work / source.name)
+        except UNREADABLE as error:
+            return f"unreadable: {type(error).__name__}"
+        truth = self._truth[source]
+        return (
+            ", ".join(
+                f"{table}: {[place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]}"
+                for table in truth
+                for one, two in zip(truth[table], seen.get(table, []), strict=False)
+                if one != two
+            )
+            or "rows are missing"
+        )
+
+    def _integrity_says_ok(self) -> bool:
+        (path,) = (one for one in self._work.iterdir() if one.suffix == ".db")
+        try:
+            with closing(sqlite3.connect(path)) as connection:
+                said: list[Any] = connection.execute("PRAGMA integrity_check").fetchall()
+                seen_in(path)
+        except UNREADABLE:
+            return False
+        return said == [("ok",)]
+
+    async def _delivered(self) -> str:
+        """Return a history store that has everything, also what is in the WAL only."""
+        folder = self._work.with_name("delivered")
+        folder.mkdir()
+        store = folder / self._files.store.name
+        shutil.copy(self._files.store, store)
+        outbox = folder / self._files.living.name
+        shutil.copy(self._files.living, outbox)
+        shutil.copy(_wal(self._files.living), _wal(outbox))
+        url = f"sqlite:///{store.as_posix()}"
+        async with History.open(outbox, store=url, watch=False) as history:
+            await history.drained(30)
+        return url
+
+    def _unaccounted(self, source: Path, new: Path, receipt: Salvaged, count: Counter[str]) -> Iterator[str]:
+        """Yield each event of the sound file that is neither in the new one nor in the receipt, or that is changed."""
+        truth, salvaged = self._truth[source], seen_in(new)
+        kept = {(row[2], row[3]): row for row in salvaged["letopis_outbox_events"]}
+        lanes = {row[0]: row for row in salvaged["letopis_outbox_lanes"]}
+        count.update({"kept": len(kept), "lost": receipt.lost_count, "let go": receipt.let_go})
+        there = {(row[2], row[3]): row for row in truth["letopis_outbox_events"]}
+        delivered = {row[0]: row[3] for row in truth["letopis_outbox_lanes"]}
+        for key, row in there.items():
+            if key in kept:
+                if kept[key][1:9] != row[1:9]:
+                    yield f"{key} is another event in the new file"
+            elif key[1] not in receipt.lost.get(key[0], ()) and not (
+                key[0] in lanes and key[1] <= min(lanes[key[0]][4], delivered[key[0]])
+            ):
+                yield f"{key} is neither kept nor named as lost"
+        for key in kept.keys() - there.keys():
+            yield f"{key} was never appended"
+
+    async def _drains(self, new: Path, receipt: Salvaged) -> str:
+        """Deliver what was salvaged to the store that has the rest, and examine both."""
+        store = new.with_name("history.db")
+        shutil.copy(self._files.store, store)
+        url = f"sqlite:///{store.as_posix()}"
+        async with History.open(new, store=url, watch=False) as history:
+            for name in receipt.lost:
+                await skip_missing(history.outbox, history.store, name, reason="lost with a damaged disk")
+            drained = await history.drained(20)
+        verdict = await check([new], url, drained=drained)
+        if not drained:
+            return f"not drained within 20 s: {verdict}"
+        return "" if verdict.ok else str(verdict)
+
+
+def _read(seen: Seen) -> Seen:
+    return {
+        table: [tuple(v for place, v in enumerate(row) if place not in NOT_READ.get(table, ())) for row in rows]
+        for table, rows in seen.items()
+    }
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _notes(count: Counter[str]) -> str:
+    return ", ".join(f"{number} {word}" for word, number in count.most_common())
+
+
+def _row(what: str, where: str, count: int, least: int, unit: str, problems: list[str], notes: str) -> Row:
+    return Row(
+        what=what,
+        where=where,
+        count=count,
+        least=least,
+        unit=unit,
+        violations=len(problems),
+        problems=tuple(problems[:10]),
+        notes=notes,
+    )
+
+
+def _command(*words: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
+    return subprocess.run(
+        [sys.executable, "-m", "letopis.outbox.cli", *words],
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
