@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 import pytest
 
+from letopis.outbox.blocking import BlockingHistory
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.exits import Exit, run
 from letopis.outbox.file import OutboxFile
@@ -314,6 +315,7 @@ def _imported() -> int:
 # Linux hands ru_maxrss on across fork and exec, so there it would be the peak of the whole test run.
 PEAK = """
 import pathlib, resource, sys
+from letopis.outbox.blocking import BlockingHistory
 from letopis.outbox.cli import cli
 from letopis.outbox.cli.exits import run
 code = run(cli, sys.argv[1:])
@@ -574,6 +576,17 @@ class TestListAndShow:
         assert "    Привет 🦔\n    \tзавтра\n" in pending[1]
         assert (saved[0], saved[1].count("user"), "pending" in saved[1]) == (0, 2, False)
         assert "there are earlier ones: --before" in saved[2]
+
+    def test_show_tells_what_was_redacted_from_what_is_empty(self, letopis: Any) -> None:
+        with BlockingHistory.open(Path("bot.outbox.db"), relay=False) as history:
+            history.redact("c1", "1")
+
+        shown = letopis("history", "show", "c1")[1]
+        found = json.loads(letopis("history", "show", "c1", "--json")[1])
+
+        assert (shown.count("(redacted)"), shown.count("(empty)")) == (1, 1)
+        assert "Hello" not in shown
+        assert [one["redacted"] for one in found["messages"]] == [True, False, False, False]
 
     def test_show_in_json_has_its_documented_keys(self, letopis: Any) -> None:
         letopis("relay", "--once")

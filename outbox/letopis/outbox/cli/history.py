@@ -215,6 +215,7 @@ def message_json(found: RecordedMessage) -> dict[str, Any]:
         "recorded_at": None if found.recorded_at is None else render_moment(found.recorded_at),
         "saved": found.saved,
         "edited": found.edited,
+        "redacted": found.redacted,
         "delivery": found.delivery,
         "delivery_data": dict(found.delivery_data),
     }
@@ -228,7 +229,7 @@ def _said(found: RecordedMessage) -> str:
     name = f" ({clean(found.message.name)})" if found.message.name else ""
     head = f"{_minute(found.occurred_at)}  {found.role}{name}{''.join(f'  [{mark}]' for mark in marks)}"
     parts = 0 if isinstance(found.content, str) else sum(1 for part in found.content if not hasattr(part, "text"))
-    words = clean(found.text, lines=True) or ("" if parts else "(empty)")
+    words = clean(found.text, lines=True) or ("" if parts else "(redacted)" if found.redacted else "(empty)")
     more = f"({parts} other part{'s' if parts > 1 else ''})" if parts else ""
     body = "\n".join(line for line in (words, more) if line)
     return head + "\n" + "\n".join(f"    {line}" for line in body.split("\n"))
