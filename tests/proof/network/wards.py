@@ -65,10 +65,11 @@ class Ward(ABC):
     def close(self) -> None:
         """End the server and give back its disk."""
         try:
-            self.server.close()
-        finally:
+            self.crash()
             if self.disk is not None:
                 self.disk.close()
+        finally:
+            self.server.close()
 
     def engine(self, *, admin: bool = False) -> AsyncEngine:
         """Return an engine for connections that are not pooled."""

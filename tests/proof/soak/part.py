@@ -1,0 +1,325 @@
+"""Part: bots, a daemon and faults for twenty minutes; nothing is lost, and memory, descriptors and files stay flat."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import random
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+from sqlalchemy.engine import make_url
+
+from letopis.store import ConversationStore
+from tests.campaigns.invariants import Ack, Verdict, check
+from tests.campaigns.processes import Probe
+from tests.daemons import DaemonProcess, ask
+from tests.peers import Wire
+from tests.proof.options import Options
+from tests.proof.rows import Row
+from tests.proof.soak import flat
+from tests.proof.soak.bots import Tasks, talk
+from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Samples
+from tests.servers import PostgresServer, ServerUnavailable
+
+BOTS: Final = 3
+RATE: Final = 50.0
+LEAKY: Final = "leaky bot"
+DAEMON: Final = "daemon"
+BOUND: Final = 60.0
+LOST: Final = "bots, a daemon and faults for long: what was promised is there"
+FLAT: Final = "bots, a daemon and faults for long: what they use stays flat"
+SETTINGS: Final = """
+[retention]
+keep_last = 50
+keep_hours = {hours}
+"""
+
+
+def prove(options: Options) -> Iterator[Row]:
+    """Run the soak and judge it."""
+    logging.disable()
+    if not Path("/proc/self/status").exists():
+        yield Row(what=FLAT, missing="there is no /proc here")
+        return
+    try:
+        server = PostgresServer.find()
+    except ServerUnavailable as missing:
+        yield Row(what=LOST, missing=str(missing))
+        return
+    with server:
+        soak = Soak(options, server)
+        yield from soak.rows(asyncio.run(soak.run()))
+
+
+class _Talker:
+    """A bot in a process of its own, and what it has said."""
+
+    def __init__(self, name: str, outbox: Path, store: str, *, seed: str, leaks: int = 0) -> None:
+        # Everything is imported once, and a new bot is there at once.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.proof.soak.bots"])
+        ours, theirs = context.Pipe(duplex=False)
+        self.name, self.outbox = name, outbox
+        self._ended = context.Event()
+        self.process = context.Process(
+            target=talk, args=(str(outbox), store, theirs, self._ended, RATE, seed, leaks), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.acks: list[Ack] = []
+        self.tasks = 0
+        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
+        self._reader.start()
+
+    def _read(self, pipe: Connection) -> None:
+        with pipe, contextlib.suppress(EOFError, OSError):
+            while True:
+                said = pipe.recv()
+                if isinstance(said, Tasks):
+                    self.tasks = said.count
+                else:
+                    self.acks.append(said)
+
+    def end(self) -> int | None:
+        """Have it end, and return its exit code."""
+        self._ended.set()
+        self.process.join(20)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        self._reader.join(10)
+        return self.process.exitcode
+
+
+class Soak:
+    """One soak."""
+
+    def __init__(self, options: Options, server: PostgresServer) -> None:
+        self._options = options
+        self._server = server
+        self._folder = options.folder
+        self._seconds = options.many(1200, 9)
+        self._every = 0.4 if options.short else 5.0
+        self._chance = random.Random(f"{options.seed} soak")
+        self.samples = Samples()
+        self.faults: Counter[str] = Counter()
+        self.figures: dict[str, str] = {}
+        self.problems: list[str] = []
+        self.talkers: list[_Talker] = []
+        self._tables: list[str] = []
+
+    async def run(self) -> Verdict:
+        """Run it, and return what the checker finds."""
+        url = await asyncio.to_thread(self._server.create_database, "letopis_proof_soak")
+        try:
+            async with ConversationStore.open(url, migrate=True):
+                pass
+            wire = Wire(self._server.port)
+            async with wire.open() as port:
+                query = {"sslmode": "disable"}
+                through = make_url(url).set(host="127.0.0.1", port=port, query=query)
+                await self._live(url, through.render_as_string(hide_password=False), wire)
+            acks = [ack for one in self.talkers if one.name != LEAKY for ack in one.acks]
+            return await check(self._outboxes(), url, acknowledged=acks, drained=True)
+        finally:
+            for one in self.talkers:
+                one.end()
+            await asyncio.to_thread(self._server.drop_database, url)
+
+    def _outboxes(self) -> list[Path]:
+        return [one.outbox for one in self.talkers if one.name != LEAKY]
+
+    async def _live(self, url: str, through: str, wire: Wire) -> None:
+        hours = 0.0003 if self._options.short else 0.01
+        settings = self._folder / "letopis.toml"
+        settings.write_text(SETTINGS.format(hours=hours), encoding="utf-8")
+        for number in range(BOTS):
+            path = self._folder / f"bot-{number}.outbox.db"
+            self.talkers.append(_Talker(f"bot {number}", path, through, seed=f"{self._options.seed} {number}"))
+        leaking = self._folder / "leaky.db"
+        beside = f"sqlite:///{(self._folder / 'leaky.history.db').as_posix()}"
+        self.talkers.append(_Talker(LEAKY, leaking, beside, seed="leaky", leaks=self._options.many(100, 10)))
+        words = [word for path in self._outboxes() for word in ("--outbox", str(path))]
+        daemon = await asyncio.to_thread(self._daemon, words, settings, through)
+        with daemon:
+            try:
+                await self._begin()
+                await self._go_on(url, daemon, wire)
+            finally:
+                wire.flowing.set()
+                wire.cut_at = None
+            for one in self.talkers:
+                if code := await asyncio.to_thread(one.end):
+                    self.problems.append(f"{one.name} ended with {code}")
+            await self._drain()
+            self._read_metrics(daemon)
+            daemon.signal(signal.SIGTERM)
+            if code := await asyncio.to_thread(daemon.wait):
+                self.problems.append(f"the daemon ended with {code}")
+
+    def _daemon(self, words: list[str], settings: Path, through: str) -> DaemonProcess:
+        listen = ("--listen", "127.0.0.1:0", "--config", str(settings))
+        return DaemonProcess(*words, *listen, folder=self._folder, LETOPIS_STORE=through)
+
+    async def _begin(self) -> None:
+        """Wait until everybody is at work."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while loop.time() < begun + BOUND:
+            probes = [Probe.of(path) for path in self._outboxes() if path.exists()]
+            looks = [one.look() for one in probes if one is not None]
+            for one in probes:
+                if one is not None:
+                    one.close()
+            if all(one.tasks for one in self.talkers) and sum(one.delivered > 0 for one in looks) == BOTS:
+                return
+            await asyncio.sleep(0.2)
+        self.problems.append(f"not everybody was at work within {BOUND:g} s")
+
+    async def _go_on(self, url: str, daemon: DaemonProcess, wire: Wire) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._seconds
+        harming = asyncio.create_task(self._harm(url, wire))
+        thirds = [end - self._seconds * 2 / 3, end - self._seconds / 3, end]
+        try:
+            while (left := end - loop.time()) > 0:
+                await asyncio.sleep(min(self._every, left))
+                self._sample(daemon)
+                if loop.time() >= thirds[0]:
+                    thirds = thirds[1:]
+                    await self._measure_tables(url)
+        finally:
+            harming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await harming
+
+    def _sample(self, daemon: DaemonProcess) -> None:
+        self.samples.process(DAEMON, daemon.pid)
+        for one in self.talkers:
+            if one.process.pid is not None:
+                self.samples.process(one.name, one.process.pid)
+            self.samples.series[one.name, TASKS].append(one.tasks)
+            if one.name != LEAKY:  # nobody delivers for that one, so nothing of it may be let go
+                self.samples.outbox(one.name, one.outbox)
+
+    async def _measure_tables(self, url: str) -> None:
+        """Note how large the store's tables are; those are meant to grow."""
+        asks = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' AND relname LIKE 'letopis%'"
+        for _ in range(5):
+            try:
+                connection = await asyncpg.connect(url, timeout=10)
+                try:
+                    size = int(await connection.fetchval(asks))
+                finally:
+                    await connection.close(timeout=10)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                continue  # it was cut with all the others
+            self._tables.append(f"{size / MEGABYTE:,.1f} MB")
+            return
+
+    async def _harm(self, url: str, wire: Wire) -> None:
+        """Now and then cut connections, lose the answer to a COMMIT, or let nothing through for a while."""
+        pause = (0.5, 2.0) if self._options.short else (4.0, 16.0)
+        while True:
+            await asyncio.sleep(self._chance.uniform(*pause))
+            kind = self._chance.choice(("cut", "answer lost", "black hole"))
+            if kind == "cut":
+                self.faults["connections cut"] += await asyncio.to_thread(self._server.terminate_connections, url)
+            elif kind == "answer lost":
+                before = wire.cuts
+                wire.heard = True
+                wire.cut_at = b"COMMIT;"
+                await asyncio.sleep(0.5)
+                wire.cut_at = None
+                self.faults["answers to COMMIT lost"] += wire.cuts - before
+            else:
+                self.faults["black holes"] += 1
+                wire.flowing.clear()
+                await asyncio.sleep(self._chance.uniform(0.5, 1.0 if self._options.short else 8.0))
+                wire.flowing.set()
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        probes = [Probe(path) for path in self._outboxes()]
+        try:
+            while pending := sum(one.look().pending for one in probes):
+                if loop.time() > begun + BOUND:
+                    self.problems.append(f"{pending} events pending {BOUND:g} s after the last fault")
+                    return
+                await asyncio.sleep(0.1)
+        finally:
+            for one in probes:
+                one.close()
+        self.figures["drained after"] = f"{loop.time() - begun:.1f} s"
+
+    def _read_metrics(self, daemon: DaemonProcess) -> None:
+        _, text = ask(daemon.port(), "/metrics")
+        wanted = {
+            "duplicates absorbed": r"^letopis_relay_duplicates_absorbed_total (\S+)",
+            "faults seen": r'^letopis_relay_faults_total\{class="unavailable"\} (\S+)',
+            "unknown outcomes seen": r'^letopis_relay_faults_total\{class="unknown_outcome"\} (\S+)',
+            "blocked": r"^letopis_relay_blocked_total (\S+)",
+            "errors that the relay did not know": r"^letopis_relay_loop_errors_total (\S+)",
+        }
+        for name, pattern in wanted.items():
+            found = re.search(pattern, text, re.MULTILINE)
+            self.figures[name] = "?" if found is None else f"{float(found.group(1)):,.0f}"
+
+    def rows(self, verdict: Verdict) -> Iterator[Row]:
+        """Judge what was sampled and checked."""
+        problems = (*self.problems, *verdict.problems)
+        faults = ", ".join(f"{count:,} {kind}" for kind, count in self.faults.items())
+        figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
+        tables = ", ".join(self._tables)
+        where = f"PostgreSQL, {BOTS} bots, 1 daemon, {self._seconds} s"
+        yield Row(
+            what=LOST,
+            where=where,
+            count=verdict.acknowledged,
+            unit="events",
+            least=100_000,
+            violations=verdict.problem_count + len(self.problems),
+            notes=f"{verdict.stored:,} stored; {faults}; {figures}; the store's tables after each third: {tables}",
+            problems=problems,
+        )
+        limits = WARMING if self._options.short else LIMITS
+        judged = self.samples.judged(limits)
+        sound = {key: one for key, one in judged.items() if key[0] != LEAKY}
+        leaky = {key: one for key, one in judged.items() if key[0] == LEAKY}
+        yield self._flatness(FLAT, where, sound, control=False)
+        yield self._flatness("a bot that keeps receipts and descriptors", "1 bot", leaky, control=True)
+
+    def _flatness(self, what: str, where: str, judged: Mapping[tuple[str, str], flat.Verdict], *, control: bool) -> Row:
+        problems = [f"{name}: {series} {one.problem}" for (name, series), one in judged.items() if one.problem]
+        kinds = dict.fromkeys(series for _, series in judged)
+        notes = "; ".join(
+            f"{series}: "
+            + ", ".join(
+                f"{name} {one.before:,.0f} to {one.after:,.0f}"
+                for (name, other), one in judged.items()
+                if other == series
+            )
+            for series in kinds
+        )
+        return Row(
+            what=what,
+            where=where,
+            count=sum(len(self.samples.series[key]) for key in judged),
+            unit="samples",
+            least=0 if control else 2_000,
+            violations=len(problems),
+            control=control,
+            notes=f"medians of the second and the last third: {notes}",
+            problems=tuple(problems),
+        )
