@@ -22,6 +22,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         # values
         "errors",
         "identifiers",
+        "numbers",
         "messages",
         "upcasters",
         "vocabulary",

@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import History
+from letopis.outbox import Bounds, History, Retention, RetryPolicy, Rules
 from letopis.outbox.schema import events as outbox_events
-from letopis.store import Conversation, ConversationStore, Event, InvalidInput, Message, RecordedEvent, RecordedMessage
+from letopis.store import (
+    ConfigurationError,
+    Conversation,
+    ConversationStore,
+    Event,
+    InvalidInput,
+    LetopisError,
+    Limits,
+    Message,
+    RecordedEvent,
+    RecordedMessage,
+    Timeouts,
+)
+from letopis.store.codec import encode
 from letopis.store.messages import Part, Text, UnknownPart, part_to_json
-from letopis.store.vocabulary import ConversationRenamed, MessageSent
+from letopis.store.vocabulary import (
+    ConversationRenamed,
+    CustomEvent,
+    MessageAppended,
+    MessageEdited,
+    MessageSent,
+    UnknownEvent,
+)
 from tests.corpus.values import Case, Place, cases, plain
 
 CASES: Final = tuple(cases())
@@ -328,3 +352,84 @@ async def owners_of(store: ConversationStore) -> dict[str, str]:
 def count(connection: sa.Connection) -> int:
     """Return how many events the outbox holds."""
     return connection.execute(sa.select(sa.func.count()).select_from(outbox_events)).scalar_one()
+
+
+SETTINGS: Final = (
+    (Limits, "max_bytes"),
+    (Limits, "max_depth"),
+    (Timeouts, "lock"),
+    (Bounds, "max_events"),
+    (Retention, "keep_last"),
+    (Retention, "keep_for"),
+    (RetryPolicy, "base"),
+    (RetryPolicy, "attempts"),
+    (Rules, "hold"),
+    (Rules, "repeat"),
+)
+
+
+@pytest.mark.parametrize(("make", "name"), SETTINGS, ids=lambda one: one if isinstance(one, str) else one.__name__)
+@pytest.mark.parametrize("value", ["5", b"5", [5], math.nan, Decimal("NaN"), True, object()], ids=ascii)
+def test_a_setting_that_is_no_number_is_refused_by_name(make: Callable[..., Any], name: str, value: Any) -> None:
+    with pytest.raises(LetopisError) as refused:
+        make(**{name: value})
+    assert name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: MessageEdited(message_id="m", content=value),
+        lambda value: MessageAppended(message=value),
+        lambda value: CustomEvent(name="x", data=value),
+        lambda value: UnknownEvent(name="poll.opened", version=1, data=value, problem="unknown"),
+        lambda value: Message.user([UnknownPart(value)]),
+    ],
+)
+@pytest.mark.parametrize("value", [7, None, 1.5, object(), {"a"}, [1], ["abc"]], ids=ascii)
+def test_a_body_of_the_wrong_kind_is_refused_and_no_other_error_comes(make: Callable[[Any], Any], value: Any) -> None:
+    with pytest.raises(InvalidInput):
+        encode(Event.of(make(value), conversation_id="c"), conversation_id="c")
+
+
+def test_an_object_that_is_no_dict_may_lie_inside_another() -> None:
+    """It was taken for text with a lone surrogate in it."""
+    inside = {"a": MappingProxyType({"b": UserDict(c=1)})}
+    assert encode(Event(type="custom.x", data=inside), conversation_id="c").data == '{"a":{"b":{"c":1}}}'
+
+
+async def test_arguments_of_reads_and_waits_are_refused_by_name(tmp_path: Path) -> None:
+    async with (
+        ConversationStore.open(tmp_path / "history.db") as store,
+        History.open(tmp_path / "bot.outbox.db", store=store) as history,
+    ):
+        receipt = await history.append("c", Message.user("words"))
+        for value in ("5", [5], math.nan, object()):
+            for waits in (history.drained, receipt.saved, receipt.superseded):
+                with pytest.raises(InvalidInput, match="timeout"):
+                    await waits(timeout=value)  # type: ignore[arg-type]
+        assert await receipt.saved(timeout=10**400)
+        for states in (5, "active", [["active"]], None, b"active", [object()]):
+            for lists in (history.conversations, store.conversations):
+                with pytest.raises(InvalidInput, match="states"):
+                    await lists(states=states)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="locale"):
+            await history.transcript("c", locale=7)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="tz"):
+            await history.transcript("c", tz="UTC")  # type: ignore[arg-type]
+        for ids in (5, "m", [5], ["\ud800"], [["m"]]):
+            with pytest.raises(InvalidInput, match="message_id"):
+                await store.path_of("c", ids)  # type: ignore[arg-type]
+            with pytest.raises(InvalidInput, match="conversation_id"):
+                await store.lane_heads(history.outbox.origin.origin_id, ids)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="origin_id"):
+            await store.lane_heads("x", ["c"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [7, None, b"x.db", "a\ud800.db", object()], ids=ascii)
+async def test_a_path_that_is_none_is_refused_by_name(path: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"path|text|file"):
+        async with History.open(path, store=tmp_path / "history.db"):
+            pass
+    with pytest.raises(ConfigurationError, match=r"path|text"):
+        ConversationStore(path)

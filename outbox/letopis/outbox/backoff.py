@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from letopis.store.errors import InvalidInput
+from letopis.store.numbers import check_number
 
 FLOOR: Final = 0.1
 """Under full jitter a wait is at least this share of ``base``, so that chance never makes a hot loop."""
@@ -38,6 +39,9 @@ class RetryPolicy:
     attempts: int = 3
 
     def __post_init__(self) -> None:
+        for name in ("base", "factor", "cap"):
+            check_number(getattr(self, name), name)
+        check_number(self.attempts, "attempts", whole=True)
         if not 0 < self.base < math.inf:
             raise InvalidInput("base", "must be more than 0 seconds")
         if not 1 <= self.factor < math.inf:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from letopis.store.errors import InvalidInput, OutboxFull
+from letopis.store.numbers import check_number
 
 _USED: Final = (
     "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
@@ -29,7 +30,10 @@ class Bounds:
 
     def __post_init__(self) -> None:
         for name in ("max_events", "max_bytes", "min_free_bytes"):
-            if (value := getattr(self, name)) is not None and value < 1:
+            if (value := getattr(self, name)) is None:
+                continue
+            check_number(value, name, whole=True)
+            if value < 1:
                 raise InvalidInput(name, "must be at least 1, or None for no limit")
 
     def check(self, cursor: Any) -> None:

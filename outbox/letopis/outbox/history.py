@@ -20,7 +20,7 @@ from letopis.outbox.chats import Chats
 from letopis.outbox.file import OutboxFile, outbox_path
 from letopis.outbox.forking import Forking
 from letopis.outbox.incidents import Rules
-from letopis.outbox.receipts import FASTEST, SLOWEST, waiting_for_nothing
+from letopis.outbox.receipts import FASTEST, SLOWEST, check_timeout, waiting_for_nothing
 from letopis.outbox.relay import Relay
 from letopis.outbox.replies import OnUnconfirmed, Replies
 from letopis.outbox.searching import Searching
@@ -33,9 +33,10 @@ from letopis.store.codec import DEFAULT_LIMITS, Limits
 from letopis.store.errors import Closed, ConfigurationError
 from letopis.store.events import utc_now
 from letopis.store.history import ConversationStore
+from letopis.store.numbers import check_number
 from letopis.store.shield import uninterrupted
 from letopis.store.upcasters import NO_UPCASTERS, Upcasters
-from letopis.store.urls import normalise_url
+from letopis.store.urls import check_path, normalise_url
 
 logger = logging.getLogger("letopis.outbox.history")
 
@@ -115,7 +116,20 @@ class History(Chats, Forking, Replies, Searching, Windows):
         _check_callback("on_stuck", on_stuck)
         _check_callback("on_recovered", on_recovered)
         _check_callback("on_unconfirmed", on_unconfirmed, takes="a tuple of Unconfirmed")
-        where = outbox_path(path)
+        _check_callback("now", now, takes="nothing and returns the time")
+        for name, option, kind in (
+            ("policy", policy, RetryPolicy),
+            ("retention", retention, Retention),
+            ("limits", limits, Limits),
+            ("upcasters", upcasters, Upcasters),
+            ("rules", rules, Rules),
+        ):
+            if not isinstance(option, kind):
+                raise ConfigurationError(f"{name} must be {kind.__name__}(...), not {type(option).__name__}")
+        check_number(read_timeout, "read_timeout")
+        if isinstance(channels, str) or not isinstance(channels, Iterable):
+            raise ConfigurationError(f"channels must be a list of addresses, not {type(channels).__name__}")
+        where = outbox_path(check_path(path, "the outbox"))
         operators = await _opened(channels)
         own = not isinstance(store, ConversationStore)
         if isinstance(store, ConversationStore):
@@ -188,7 +202,10 @@ class History(Chats, Forking, Replies, Searching, Windows):
 
         Returns ``False`` at once where all that is pending waits for a person. Without a relay, here or in another
         process, it waits for nothing: give a timeout.
+
+        :raises InvalidInput: ``timeout`` is no number of seconds.
         """
+        timeout = check_timeout(timeout)
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         pause = FASTEST

@@ -25,7 +25,9 @@ from itertools import pairwise
 from typing import Final
 from uuid import UUID
 
+from letopis.store.errors import InvalidInput
 from letopis.store.identifiers import uuid7
+from letopis.store.numbers import check_number
 
 
 class Kind(StrEnum):
@@ -88,6 +90,17 @@ class Rules:
 
     longest_step: float = 30.0
     """Of the time between two observations no more is counted: what happened in a longer pause nobody has watched."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("hold", "stuck_after", "silent_after", "resolve_after"),
+            *("growth", "group_interval", "longest_step"),
+        ):
+            check_number(getattr(self, name), name)
+        if not isinstance(self.repeat, tuple):
+            raise InvalidInput("repeat", f"must be a tuple of seconds, not {type(self.repeat).__name__}")
+        for seconds in self.repeat:
+            check_number(seconds, "repeat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,13 +15,16 @@ import sqlalchemy as sa
 from letopis.outbox.append import Appended
 from letopis.outbox.file import OutboxFile
 from letopis.store.conversation import Saved, Seen
-from letopis.store.errors import Closed, OutboxUnavailable
+from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 
 logger = logging.getLogger("letopis.outbox.history")
 
 FASTEST: Final = 0.02
 SLOWEST: Final = 0.25
 """Seconds between two looks at what another process may have delivered: fast at first, then slower."""
+
+FOREVER: Final = 1e9
+"""Seconds that nobody waits; what is longer, an event loop cannot wait for."""
 
 _LOOK: Final = (
     "SELECT l.conversation_id, l.delivered, l.state, json_extract(w.value, '$[1]'), e.event_id"
@@ -67,8 +70,10 @@ class Receipt:
 
         Without a relay, here or in another process, nothing is ever delivered: give a timeout.
 
+        :raises InvalidInput: ``timeout`` is no number of seconds.
         :raises Closed: the history is closed.
         """
+        timeout = check_timeout(timeout)
         if self._void is not None and self._void.is_set():
             return False
         return await self._deliveries.wait(self.conversation_id, self.sequence, self._last, timeout=timeout)
@@ -98,6 +103,18 @@ class Receipt:
         if self._void is not None and self._void.is_set():
             return Saved.PENDING
         return await self._deliveries.state(self.conversation_id, self.sequence, self._last)
+
+
+def check_timeout(value: object) -> float | None:
+    """Return how many seconds to wait at most; ``None`` is for ever.
+
+    :raises InvalidInput: it is no number.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:  # NaN
+        raise InvalidInput("timeout", "must be a number of seconds, or None to wait for as long as it takes")
+    return min(value, FOREVER)
 
 
 def receipt_of(appended: Appended, deliveries: Deliveries, *, void: asyncio.Event | None = None) -> Receipt:

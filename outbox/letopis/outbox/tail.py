@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from letopis.store.codec import decode
 from letopis.store.errors import InvalidInput, OutboxUnavailable
 from letopis.store.events import RecordedEvent, from_microseconds
+from letopis.store.numbers import check_number
 from letopis.store.vocabulary import MessageAppended
 
 _COLUMNS: Final = "sequence, event_id, type, schema_version, data, metadata, digest, occurred_at, redacted"
@@ -48,6 +49,9 @@ class Retention:
     keep_for: timedelta = timedelta(hours=24)
 
     def __post_init__(self) -> None:
+        check_number(self.keep_last, "keep_last", whole=True)
+        if not isinstance(self.keep_for, timedelta):
+            raise InvalidInput("keep_for", f"must be a timedelta, not {type(self.keep_for).__name__}")
         if self.keep_last < 0:
             raise InvalidInput("keep_last", "must not be negative")
         if self.keep_for < timedelta(0):

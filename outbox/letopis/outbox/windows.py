@@ -11,6 +11,7 @@ from letopis.outbox.reading import Reading
 from letopis.outbox.texts import language_of
 from letopis.store.context import Context, Count, Fitted, Room, fitted, is_visible
 from letopis.store.conversation import Page, RecordedMessage
+from letopis.store.errors import InvalidInput
 from letopis.store.transcript import transcript
 
 FEWEST: Final = 64
@@ -72,6 +73,10 @@ class Windows(Reading):
         :raises InvalidInput: an argument is wrong.
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
+        if locale is not None and not isinstance(locale, str):
+            raise InvalidInput("locale", f"must be text, such as ru or en-GB, not {type(locale).__name__}")
+        if not isinstance(tz, tzinfo):
+            raise InvalidInput("tz", f"must be a time zone, not {type(tz).__name__}")
         page = await self.messages(conversation_id, last=last)
         found = await self.conversation(conversation_id)
         if found is None and not page:

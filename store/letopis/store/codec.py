@@ -16,6 +16,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.events import Event, check_type, now_microseconds, to_microseconds
 from letopis.store.identifiers import check_identifier, derived_event_id
 from letopis.store.messages import EMPTY, Message
+from letopis.store.numbers import check_number
 from letopis.store.vocabulary import VOCABULARY, MessageAppended, parse
 
 _APPENDED: Final = MessageAppended.type
@@ -42,6 +43,8 @@ class Limits:
     max_depth: int = 64
 
     def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_depth"):
+            check_number(getattr(self, name), name, whole=True)
         if not 1 <= self.max_bytes <= 8_388_608:
             raise InvalidInput("max_bytes", "must be between 1 and 8388608 (8 MiB)")
         if not 1 <= self.max_depth <= 200:  # orjson gives up at 254
@@ -190,12 +193,19 @@ def _dump(value: Any, field: str, limits: Limits) -> bytes:
     _check(value, field, limits.max_depth)
     try:
         # Sorted, so that equal objects have equal bytes whatever order their keys were set in.
-        dumped = orjson.dumps(value if isinstance(value, dict) else dict(value), option=orjson.OPT_SORT_KEYS)
+        dumped = orjson.dumps(
+            value if isinstance(value, dict) else dict(value), default=_as_dict, option=orjson.OPT_SORT_KEYS
+        )
     except TypeError as error:  # a lone surrogate: orjson finds it faster than a walk over every character would
         raise InvalidInput(_surrogate(value, field) or field, "has a lone surrogate: it is not text") from error
     if len(dumped) > limits.max_bytes:
         raise InvalidInput(field, f"is {len(dumped)} bytes of JSON, the limit is {limits.max_bytes}: store a reference")
     return dumped
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    """Return a mapping that is no ``dict`` as one; nothing else that orjson does not know has passed the check."""
+    return dict(value)
 
 
 def _check(value: Any, field: str, depth: int) -> None:

@@ -67,7 +67,8 @@ class Timeouts:
 
     def __post_init__(self) -> None:
         for name in ("connect", "statement", "lock"):
-            if not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
                 raise ConfigurationError(f"the timeout {name!r} is a number of seconds above 0")
 
 
@@ -95,6 +96,10 @@ def create_store_engine(
 
     :raises ConfigurationError: the URL cannot be used, a TLS file cannot be read, or the driver is not installed.
     """
+    if not isinstance(timeouts, Timeouts):
+        raise ConfigurationError(f"timeouts must be Timeouts(...), not {type(timeouts).__name__}")
+    if not isinstance(pool_size, int) or not 1 <= pool_size <= 1024:
+        raise ConfigurationError("pool_size must be between 1 and 1024")
     url = normalise_url(url, allow_memory=allow_memory)
     if (override := url.query.get("connect_timeout")) is not None:
         timeouts = Timeouts(connect=float(str(override)), statement=timeouts.statement, lock=timeouts.lock)

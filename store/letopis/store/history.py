@@ -30,7 +30,7 @@ from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.cutback import CutBack, truncate
 from letopis.store.dialects import dialect_for
 from letopis.store.engines import Timeouts, by_statement, connect_for_reading, create_store_engine
-from letopis.store.errors import Closed, ConfigurationError, InvalidInput
+from letopis.store.errors import Closed, InvalidInput
 from letopis.store.events import RecordedEvent, to_microseconds, utc_now
 from letopis.store.faults import FaultClass, StoreFault, translated
 from letopis.store.fold import Elsewhere
@@ -41,7 +41,7 @@ from letopis.store.migration import IN_TURN, STORE, Revision, State, revision_st
 from letopis.store.plan import ApplyResult, LaneBatch, Origin
 from letopis.store.projections import Projection, checked_inline
 from letopis.store.reads import EVERYDAY, Reader, StoreView, Window, check_count, check_place
-from letopis.store.ready import Ready, made_ready
+from letopis.store.ready import Ready, check_options, made_ready
 from letopis.store.rebuild import Rebuilt
 from letopis.store.schema import log_heads
 from letopis.store.search.finding import UNREAD_MAX
@@ -92,8 +92,7 @@ class ConversationStore:
         projections: Sequence[Projection] = (),
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        if not 1 <= partitions <= 1024:
-            raise ConfigurationError("partitions must be between 1 and 1024")
+        check_options(partitions=partitions, upcasters=upcasters, now=now)
         self._inline = checked_inline(projections)
         self._engine = create_store_engine(url, timeouts=timeouts, pool_size=pool_size)
         self._embedded = self._engine.dialect.name == "sqlite"

@@ -182,7 +182,7 @@ class Message:
         if self.status not in STATUSES:
             raise InvalidInput("status", f"must be one of {', '.join(STATUSES)}")
         if not isinstance(self.content, str):
-            object.__setattr__(self, "content", _parts(self.content))
+            object.__setattr__(self, "content", checked_parts(self.content))
         if not (self.usage is self.external_ids is self.metadata is EMPTY):
             for name in ("usage", "external_ids", "metadata"):
                 value = getattr(self, name)
@@ -317,13 +317,19 @@ def _plain(data: Mapping[str, Any]) -> Message | None:
     return _Plain(role, content, check_identifier(message_id, "id"))  # type: ignore[return-value]
 
 
-def _parts(content: Any) -> tuple[Part, ...]:
+def checked_parts(content: Any) -> tuple[Part, ...]:
+    """Return the parts of content that is not text alone.
+
+    :raises InvalidInput: it is neither text nor parts, or a part holds what cannot be read back.
+    """
     if not isinstance(content, Iterable) or isinstance(content, Mapping | bytes):
         raise InvalidInput("content", f"must be text or parts, not {type(content).__name__}")
     parts = tuple(content)
     for part in parts:
         if not isinstance(part, Part):
             raise InvalidInput("content", f"a part must be Text, File, ToolCall ..., not {type(part).__name__}")
+        if isinstance(part, UnknownPart) and not isinstance(part.value, Mapping):
+            raise InvalidInput("content", f"a part must be an object, not {type(part.value).__name__}")
         for spec in fields(part):
             item = getattr(part, spec.name)
             # Stored all the same it would come back as a part of an unknown kind.

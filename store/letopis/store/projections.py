@@ -90,6 +90,8 @@ def checked_inline(projections: Iterable[Projection]) -> tuple[Projection, ...]:
 
     :raises ConfigurationError: one is wrong, is there twice, or has effects.
     """
+    if isinstance(projections, str) or not isinstance(projections, Iterable):
+        raise ConfigurationError(f"projections must be a sequence of Projection, not {type(projections).__name__}")
     ordered = sorted((checked(one) for one in projections), key=lambda one: (one.name, one.version))
     for one, other in pairwise(ordered):
         if (one.name, one.version) == (other.name, other.version):

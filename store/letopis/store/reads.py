@@ -256,7 +256,13 @@ class Reader:
     async def path_of(
         self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str]
     ) -> dict[str, Elsewhere]:
-        """Return where messages stand on the path; those that are not there are left out."""
+        """Return where messages stand on the path; those that are not there are left out.
+
+        :raises InvalidInput: one of the ids cannot be one.
+        """
+        if isinstance(message_ids, str) or not isinstance(message_ids, Collection):
+            raise InvalidInput("message_ids", f"must be a collection of ids, not {type(message_ids).__name__}")
+        message_ids = [check_identifier(one, "message_id") for one in message_ids]
         found: dict[str, Elsewhere] = {}
         for part in lookups(dict.fromkeys(message_ids)):
             rows = await connection.execute(self._statements.path_of, {**self.key(conversation_id), "ids": part})
@@ -269,7 +275,14 @@ class Reader:
     async def lane_heads(
         self, connection: AsyncConnection, origin_id: UUID, conversation_ids: Sequence[str]
     ) -> dict[str, int]:
-        """Return how far an origin's lanes have got; lanes that are not there are left out."""
+        """Return how far an origin's lanes have got; lanes that are not there are left out.
+
+        :raises InvalidInput: one of the ids cannot be one.
+        """
+        if not isinstance(origin_id, UUID):
+            raise InvalidInput("origin_id", f"must be a UUID, not {type(origin_id).__name__}")
+        if isinstance(conversation_ids, str) or not isinstance(conversation_ids, Collection):
+            raise InvalidInput("conversation_ids", f"must be a sequence of ids, not {type(conversation_ids).__name__}")
         heads: dict[str, int] = {}
         for part in lookups(dict.fromkeys(check_identifier(name, "conversation_id") for name in conversation_ids)):
             rows = await connection.execute(
@@ -397,7 +410,8 @@ def check_states(states: Collection[str]) -> list[str]:
 
     :raises InvalidInput: none, or one that does not exist.
     """
-    if isinstance(states, str) or not states or not set(states) <= set(STATES):
+    kind = isinstance(states, Collection) and not isinstance(states, str)
+    if not kind or not states or not all(isinstance(one, str) and one in STATES for one in states):
         raise InvalidInput("states", f"must be some of {', '.join(STATES)}")
     return sorted(set(states))
 

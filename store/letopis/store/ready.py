@@ -12,6 +12,7 @@ from letopis.store.apply import Applier
 from letopis.store.catchup import Access
 from letopis.store.dialects import Dialect
 from letopis.store.erasing import Eraser
+from letopis.store.errors import ConfigurationError
 from letopis.store.inline import Inline
 from letopis.store.lineage import Lineage
 from letopis.store.projections import Projection
@@ -38,6 +39,19 @@ class Ready:
     access: Access
     rebuilder: Rebuilder
     partitions: int
+
+
+def check_options(*, partitions: object, upcasters: object, now: object) -> None:
+    """Make sure that the options of a store are of their kinds.
+
+    :raises ConfigurationError: one is not.
+    """
+    if not isinstance(partitions, int) or not 1 <= partitions <= 1024:
+        raise ConfigurationError("partitions must be between 1 and 1024")
+    if not isinstance(upcasters, Upcasters):
+        raise ConfigurationError(f"upcasters must be Upcasters(...), not {type(upcasters).__name__}")
+    if not callable(now):
+        raise ConfigurationError(f"now must be a function that returns the time, not {type(now).__name__}")
 
 
 def made_ready(

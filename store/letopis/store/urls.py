@@ -90,9 +90,27 @@ def _parsed(url: str | URL | os.PathLike[str]) -> URL:
             raise ConfigurationError(f"the database URL begins with a server and not with its kind: {ACCEPTED}")
         if text == ":memory:":
             return URL.create(SQLITE, database=text)
-    else:
+    elif isinstance(url, os.PathLike):
         text = os.fspath(url)
-    return URL.create(SQLITE, database=text)
+    else:
+        raise ConfigurationError(f"a database URL is text or a path, not {type(url).__name__}: {ACCEPTED}")
+    return URL.create(SQLITE, database=check_path(text, "the history store"))
+
+
+def check_path(path: object, what: str) -> str:
+    """Return ``path`` if it may be that of a file; looks at no disk.
+
+    :raises ConfigurationError: it is not text, or holds what is no character.
+    """
+    if isinstance(path, os.PathLike):
+        path = os.fspath(path)
+    if not isinstance(path, str):
+        raise ConfigurationError(f"the path of {what} is text, not {type(path).__name__}")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"the path of {what} holds half a character, a lone surrogate") from None
+    return path
 
 
 def _from_text(text: str) -> URL:

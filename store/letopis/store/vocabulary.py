@@ -9,7 +9,7 @@ from uuid import UUID
 
 from letopis.store.errors import InvalidInput
 from letopis.store.identifiers import check_identifier
-from letopis.store.messages import Content, Message, content_from_json, content_to_json
+from letopis.store.messages import Content, Message, checked_parts, content_from_json, content_to_json
 
 
 def _required(*kinds: type) -> Any:
@@ -200,6 +200,10 @@ class MessageAppended(Body):
     type: ClassVar[str] = "message.appended"
     message: Message = field(metadata={"kinds": (Message,)})
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.message, Message):
+            raise InvalidInput("message", f"must be a Message, not {type(self.message).__name__}")
+
     def to_data(self) -> dict[str, Any]:
         """Return the message's fields, flat."""
         return self.message.to_data()
@@ -247,9 +251,13 @@ class MessageEdited(Body):
     reason: str | None = _optional(str)
 
     def to_data(self) -> dict[str, Any]:
-        """Return the event's data; parts become JSON objects."""
+        """Return the event's data; parts become JSON objects.
+
+        :raises InvalidInput: the content is neither text nor parts.
+        """
         data = Body.to_data(self)
-        data["content"] = content_to_json(self.content)
+        content = self.content
+        data["content"] = content if isinstance(content, str) else content_to_json(checked_parts(content))
         return data
 
     @classmethod
@@ -326,11 +334,16 @@ class CustomEvent(Body):
     @property
     def type(self) -> str:  # type: ignore[override]
         """``custom.`` and the name."""
+        if not isinstance(self.name, str):
+            raise InvalidInput("name", f"must be a string, not {type(self.name).__name__}")
         return f"custom.{self.name}"
 
     def to_data(self) -> dict[str, Any]:
-        """Return the application's data as it is."""
-        return dict(self.data)
+        """Return the application's data as it is.
+
+        :raises InvalidInput: they are no object.
+        """
+        return _object(self.data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,8 +364,17 @@ class UnknownEvent(Body):
         return self.name
 
     def to_data(self) -> dict[str, Any]:
-        """Return the data as it was recorded."""
-        return dict(self.data)
+        """Return the data as it was recorded.
+
+        :raises InvalidInput: they are no object.
+        """
+        return _object(self.data)
+
+
+def _object(data: Any) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise InvalidInput("data", f"must be an object, not {type(data).__name__}")
+    return dict(data)
 
 
 VOCABULARY: Final[Mapping[str, type[Body]]] = {
