@@ -18,7 +18,10 @@ import sqlalchemy as sa
 
 from letopis.outbox.append import prepare
 from letopis.outbox.file import OUTBOX, OutboxFile, look, outbox_path
+from letopis.outbox.receipts import Deliveries
 from letopis.outbox.schema import metadata
+from letopis.outbox.transaction import transaction
+from letopis.store.codec import DEFAULT_LIMITS
 from letopis.store.errors import Closed, ConfigurationError, OutboxUnavailable
 from letopis.store.history import ConversationStore
 from letopis.store.messages import Message
@@ -431,6 +434,120 @@ def test_our_code_never_opens_the_live_file_itself(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
 
     assert out.strip() == "['']", err or "only the creation itself, before anybody has the file open"
+
+
+# Files that are taken away under a running bot.
+
+
+def a_copy_in_its_place(path: Path) -> None:
+    copy = path.with_name("copy")
+    shutil.copyfile(path, copy)
+    copy.replace(path)
+
+
+TAKEN_AWAY: dict[str, tuple[Callable[[Path], None], str]] = {
+    "removed": (Path.unlink, "gone from its place"),
+    "replaced": (a_copy_in_its_place, "replaced by another"),
+    "emptied": (lambda path: os.truncate(path, 0), "was emptied"),
+    "no -wal": (lambda path: path.with_name("bot.db-wal").unlink(), "-wal file beside the outbox was removed"),
+    "no -shm": (lambda path: path.with_name("bot.db-shm").unlink(), "-shm file beside the outbox was removed"),
+    "another -wal": (lambda path: a_copy_in_its_place(path.with_name("bot.db-wal")), "-wal file .* replaced"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
+@pytest.mark.parametrize("how", TAKEN_AWAY)
+@pytest.mark.parametrize("again", [False, True], ids=["a new file", "a file that was closed before"])
+async def test_nothing_is_acknowledged_into_a_file_that_nobody_will_find(tmp_path: Path, how: str, again: bool) -> None:
+    take_away, says = TAKEN_AWAY[how]
+    path = tmp_path / "bot.db"
+    if again:
+        await (await OutboxFile.open(path)).close()
+    outbox = await OutboxFile.open(path)
+    await outbox.append(prepare("c1", [Message.user("hi")]))
+    deliveries = Deliveries(outbox)
+    take_away(path)
+    left = sorted(one.name for one in tmp_path.iterdir())
+
+    for _ in range(2):
+        with pytest.raises(OutboxUnavailable, match=says):
+            await outbox.append(prepare("c1", [Message.user("is this kept?")]))
+        with pytest.raises(OutboxUnavailable, match=says):
+            async with transaction(outbox, deliveries, DEFAULT_LIMITS) as running:
+                await running.append("c1", Message.user("and this?"))
+
+    assert sorted(one.name for one in tmp_path.iterdir()) == left
+    await outbox.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
+async def test_what_is_taken_away_in_the_middle_of_a_transaction_is_noticed_at_its_commit(tmp_path: Path) -> None:
+    path = tmp_path / "bot.db"
+    outbox = await OutboxFile.open(path)
+
+    async def torn() -> None:
+        async with transaction(outbox, Deliveries(outbox), DEFAULT_LIMITS) as running:
+            await running.append("c1", Message.user("hi"))
+            path.with_name("bot.db-wal").unlink()
+
+    with pytest.raises(OutboxUnavailable, match="-wal file"):
+        await torn()
+
+    await outbox.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute(COUNT).fetchall() == [(0,)]
+    connection.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
+def test_what_was_acknowledged_before_the_wal_was_removed_survives_a_kill_once_it_was_noticed(tmp_path: Path) -> None:
+    code = """
+        import asyncio, os, sys
+        from pathlib import Path
+        from letopis.outbox.append import prepare
+        from letopis.outbox.file import OutboxFile
+        from letopis.store.errors import OutboxUnavailable
+        from letopis.store.messages import Message
+
+        async def main(path):
+            outbox = await OutboxFile.open(path)
+            for number in range(20):
+                await outbox.append(prepare("c1", [Message.user(str(number))]))
+            os.unlink(path + "-wal")
+            try:
+                await outbox.append(prepare("c1", [Message.user("no")]))
+            except OutboxUnavailable:
+                os._exit(9)
+
+        asyncio.run(main(sys.argv[1]))
+    """
+    path = tmp_path / "bot.db"
+    process = run(code, str(path))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 9, err
+
+    with sqlite3.connect(path) as connection:
+        ((count,),) = connection.execute(COUNT).fetchall()
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+    assert count == 21
+
+
+async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.db")
+
+    def refuse(*_: object) -> None:
+        error = sqlite3.OperationalError("made up")
+        error.sqlite_errorname = "SQLITE_IOERR"
+        raise error
+
+    monkeypatch.setattr("letopis.store.engines._set_sqlite", refuse)
+    with pytest.raises(OutboxUnavailable, match="input/output"):
+        async with transaction(outbox, Deliveries(outbox), DEFAULT_LIMITS):
+            pass
+    await outbox.close()
 
 
 # Migrations.

@@ -19,7 +19,7 @@ from letopis.outbox.bell import Bell
 from letopis.outbox.bounds import Bounds
 from letopis.outbox.glance import Glance
 from letopis.outbox.headroom import Headroom, release
-from letopis.outbox.identity import place_of, settle
+from letopis.outbox.identity import Whereabouts, place_of, settle
 from letopis.outbox.thread import OwnThread
 from letopis.outbox.trouble import code_of, is_busy, is_full, sqlite_error, translate
 from letopis.outbox.turn import Turn
@@ -64,6 +64,7 @@ class OutboxFile:
         origin: Origin,
         place: tuple[int, int],
         sync_engine: sa.Engine,
+        anchor: sa.Connection,
         thread: OwnThread,
         bounds: Bounds,
         now: Callable[[], datetime],
@@ -79,6 +80,9 @@ class OutboxFile:
         self.engine: AsyncEngine = create_store_engine(path, timeouts=Timeouts(lock=BUSY_TIMEOUT), pool_size=8)
         self._now = now
         self._sync_engine = sync_engine
+        self._anchor = anchor  # the writing thread's alone; keeps the -wal and the -shm where they are
+        self._whereabouts = Whereabouts(path, place)
+        self._whereabouts.settle()
         self._readers = sync_engine.execution_options(sqlite_begin="DEFERRED")
         self._writing = thread
         self._reading = OwnThread("letopis-outbox-reader")
@@ -86,7 +90,7 @@ class OutboxFile:
         self._reader: sa.Connection | None = None  # the reading thread's alone
         self._writer = Writer(
             path=path,
-            place=place,
+            whereabouts=self._whereabouts,
             engine=sync_engine,
             thread=thread,
             turn=self.turn,
@@ -119,14 +123,24 @@ class OutboxFile:
         """
         where = outbox_path(path)
         thread = OwnThread("letopis-outbox-writer")
+        anchors: list[sa.Connection] = []
         try:
             engine, origin, place = await uninterrupted(
-                thread.run(_prepare, where, create, lambda: to_microseconds(now()))
+                thread.run(_prepare, where, create, lambda: to_microseconds(now()), anchors)
             )
             return cls(
-                path=where, origin=origin, place=place, sync_engine=engine, thread=thread, bounds=bounds, now=now
+                path=where,
+                origin=origin,
+                place=place,
+                sync_engine=engine,
+                anchor=anchors[0],
+                thread=thread,
+                bounds=bounds,
+                now=now,
             )
-        except BaseException:  # a cancelled open leaves no thread behind either
+        except BaseException:  # a cancelled open leaves no thread and no connection behind either
+            for anchor in anchors:
+                await uninterrupted(thread.run(anchor.close))
             await uninterrupted(thread.close())
             raise
 
@@ -174,11 +188,20 @@ class OutboxFile:
         self._check_open()
         return await self._reading.run(lambda: self._read(fn))
 
+    def check_place(self) -> None:
+        """Look whether the file, and what SQLite keeps beside it, is still where it was opened.
+
+        :raises OutboxUnavailable: it was removed or replaced: what is written now would be found by nobody.
+        """
+        self._whereabouts.check()
+
     def check_room(self, cursor: Any) -> None:
         """Look whether new events may be written, in the transaction that is open on a DBAPI ``cursor``.
 
         :raises OutboxFull: the outbox has reached one of its bounds, or its disk the watermark.
+        :raises OutboxUnavailable: as for :meth:`check_place`.
         """
+        self.check_place()
         self._headroom.check()
         self.bounds.check(cursor)
 
@@ -211,8 +234,11 @@ class OutboxFile:
             await self._reading.run(self._end_reading)
             await self.engine.dispose()
         finally:
-            await self._writing.close()
-            await self._reading.close()
+            try:
+                await self._writing.run(self._anchor.close)
+            finally:
+                await self._writing.close()
+                await self._reading.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -225,6 +251,7 @@ class OutboxFile:
         while True:
             try:
                 if self._reader is None:
+                    self._whereabouts.check()  # SQLite would make a new file where there is none
                     self._reader = self._readers.connect()
                 with self._reader.begin():
                     return work(self._reader)
@@ -312,8 +339,10 @@ def _sync_engine(path: Path) -> sa.Engine:
     return engine
 
 
-def _prepare(path: Path, create: bool, now_us: Callable[[], int]) -> tuple[sa.Engine, Origin, tuple[int, int]]:
-    """Create, migrate and settle the file; in the writing thread."""
+def _prepare(
+    path: Path, create: bool, now_us: Callable[[], int], anchors: list[sa.Connection]
+) -> tuple[sa.Engine, Origin, tuple[int, int]]:
+    """Create, migrate and settle the file, and add the connection that is to stay open; in the writing thread."""
     check_file(path, create=create)
     deadline = time.monotonic() + PATIENCE
     engine = _sync_engine(path)
@@ -322,7 +351,8 @@ def _prepare(path: Path, create: bool, now_us: Callable[[], int]) -> tuple[sa.En
             with engine.begin() as connection:
                 _migrate(connection, path)
                 origin = settle(connection, path, now_us=now_us())
-            return engine, origin, place_of(path)
+            found = engine, origin, place_of(path)
+            anchors.append(_anchor(engine))
         except Exception as error:
             if is_busy(error) and time.monotonic() < deadline:
                 continue
@@ -330,6 +360,19 @@ def _prepare(path: Path, create: bool, now_us: Callable[[], int]) -> tuple[sa.En
                 continue
             engine.dispose()
             raise _ours(error, path) or error from error
+        return found
+
+
+def _anchor(engine: sa.Engine) -> sa.Connection:
+    """Return a connection that has the -wal and the -shm open, and nothing under way."""
+    connection = engine.execution_options(sqlite_begin="DEFERRED").connect()
+    try:
+        with connection.begin():
+            connection.exec_driver_sql("SELECT only FROM letopis_outbox_origin").all()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def check_file(path: Path, *, create: bool) -> None:

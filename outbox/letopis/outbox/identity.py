@@ -1,14 +1,16 @@
-"""Identity: which outbox a file is, and whether it is still the same file or a copy of it."""
+"""Identity: which outbox a file is, whether it is still the same file or a copy of it, and still in its place."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
+from letopis.store.errors import OutboxUnavailable
 from letopis.store.plan import Origin
 
 _READ: Final = "SELECT origin_id, epoch, device, inode FROM letopis_outbox_origin"
@@ -19,7 +21,7 @@ _RAISE: Final = "UPDATE letopis_outbox_origin SET epoch = ?, device = ?, inode =
 _RENEW: Final = "UPDATE letopis_outbox_origin SET origin_id = ?, epoch = 1, device = ?, inode = ?, created_at = ?"
 
 
-def place_of(path: Path) -> tuple[int, int]:
+def place_of(path: Path | str) -> tuple[int, int]:
     """Return device and inode of the file: what tells a file from its copy.
 
     Looks, and opens nothing: closing any descriptor of a live SQLite file drops the process's locks on it.
@@ -28,6 +30,59 @@ def place_of(path: Path) -> tuple[int, int]:
     """
     found = os.stat(path)  # noqa: PTH116 - on the writer's path; Path.stat() costs twice as much
     return found.st_dev, found.st_ino
+
+
+class Whereabouts:
+    """The files of an open outbox, so that it is noticed when one of them is not in its place any more.
+
+    SQLite does not notice: it goes on writing into a file that was removed, and what it has committed there is gone
+    with the process. Nor does it notice that a file beside it is another's: that one it damages.
+
+    :param place: of the database, when it was opened.
+    """
+
+    def __init__(self, path: Path, place: tuple[int, int]) -> None:
+        self._path = path
+        self._place = place
+        self._beside: list[tuple[str, tuple[int, int]]] = []
+
+    def settle(self) -> None:
+        """Remember the -wal and the -shm as they are. A connection that stays open must keep them from here on."""
+        for suffix in ("-wal", "-shm"):
+            beside = f"{self._path}{suffix}"
+            with suppress(OSError):  # this system keeps it elsewhere
+                self._beside.append((beside, place_of(beside)))
+
+    def check(self) -> None:
+        """Do nothing where all files are in their places; costs some microseconds.
+
+        :raises OutboxUnavailable: one of them is not.
+        """
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 - as in place_of
+        except OSError as gone:
+            raise OutboxUnavailable("the outbox file is gone from its place: restore it, then start again") from gone
+        if (found.st_dev, found.st_ino) != self._place:
+            raise OutboxUnavailable("the outbox file was replaced by another while it was open: start again")
+        if found.st_size == 0:
+            raise OutboxUnavailable("the outbox file was emptied while it was open: restore a backup, then start again")
+        for beside, place in self._beside:
+            if _place_or_none(beside) != place:
+                raise OutboxUnavailable(
+                    f"the {beside[-4:]} file beside the outbox was removed or replaced while it was open, and nothing"
+                    " more is written: end all programs that have the outbox open, then start again"
+                )
+
+    def lost_wal(self) -> bool:
+        """Whether the -wal was removed, and nobody has made another."""
+        return any(beside.endswith("-wal") and _place_or_none(beside) is None for beside, _ in self._beside)
+
+
+def _place_or_none(path: str) -> tuple[int, int] | None:
+    try:
+        return place_of(path)
+    except OSError:
+        return None
 
 
 def settle(connection: sa.Connection, path: Path, *, now_us: int) -> Origin:

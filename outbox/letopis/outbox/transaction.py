@@ -106,6 +106,7 @@ class Transaction:
             raise OutboxUnavailable(
                 "a statement of the transaction failed and took all of it back: nothing was committed, run it again"
             )
+        self._outbox.check_place()
         self._ending = True  # from here on the outcome is the file's to tell
         try:
             await self.connection.commit()
@@ -196,12 +197,14 @@ async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits
 
 async def _begin(outbox: OutboxFile, opened: list[AsyncConnection]) -> None:
     deadline = time.monotonic() + PATIENCE
-    connection = await outbox.engine.connect()
-    opened.append(connection)
     while True:
+        outbox.check_place()  # before SQLite makes a new file where there is none
         try:
-            await connection.begin()
+            if not opened:
+                opened.append(await outbox.engine.connect())
+            await opened[0].begin()
         except Exception as error:
+            outbox.check_place()
             if is_busy(error) and time.monotonic() < deadline:
                 continue
             raise translate(error) or error from error

@@ -20,7 +20,7 @@ from letopis.outbox.append import Appended, Prepared, append_events
 from letopis.outbox.bell import Bell
 from letopis.outbox.bounds import Bounds
 from letopis.outbox.headroom import Headroom
-from letopis.outbox.identity import place_of
+from letopis.outbox.identity import Whereabouts
 from letopis.outbox.thread import OwnThread
 from letopis.outbox.trouble import is_busy, is_conflict, is_full, sqlite_error, translate
 from letopis.outbox.turn import Turn
@@ -80,7 +80,7 @@ class Writer:
         self,
         *,
         path: Path,
-        place: tuple[int, int],
+        whereabouts: Whereabouts,
         engine: sa.Engine,
         thread: OwnThread,
         turn: Turn,
@@ -91,7 +91,7 @@ class Writer:
         changed: Bell,
     ) -> None:
         self._path = path
-        self._place = place
+        self._whereabouts = whereabouts
         self._engine = engine
         self._thread = thread
         self._turn = turn
@@ -254,6 +254,7 @@ class Writer:
                     return [_ours(failed.__cause__ or failed)] * len(members)
                 logger.warning("a commit of the outbox ended in an error; running it again under the same event ids")
             except LetopisError as error:
+                self._rescue()
                 return [error] * len(members)
             except Exception as error:  # sorted here: waited for, isolated, or handed to the one it belongs to
                 if is_busy(error):
@@ -267,6 +268,8 @@ class Writer:
                     if (refused := self._without_space(members, error)) is not None:
                         return refused
                     continue
+                if sqlite_error(error) is not None and (lost := self._lost()) is not None:
+                    return [lost] * len(members)
                 if len(members) > 1:
                     return [self._write([member])[0] for member in members]
                 if sqlite_error(error) is not None:
@@ -329,7 +332,8 @@ class Writer:
             transaction = driver
         try:
             values = self._run(connection, driver.cursor(), members, careful=careful)
-            self._check_place()
+            # As late as can be: SQLite would commit to a file that nobody will find.
+            self._whereabouts.check()
         except BaseException:  # whatever it was, the write lock is not kept
             self._roll_back(transaction)
             raise
@@ -389,7 +393,7 @@ class Writer:
 
     def _connect(self) -> sa.Connection:
         if self._connection is None:
-            self._check_place()
+            self._whereabouts.check()
             self._connection = self._engine.connect()
             driver: sqlite3.Connection = self._connection.connection.driver_connection  # type: ignore[assignment]
             driver.execute(f"PRAGMA busy_timeout={_BUSY_MS}").fetchall()
@@ -401,14 +405,20 @@ class Writer:
             connection.invalidate()
             connection.close()
 
-    def _check_place(self) -> None:
-        """Refuse to write into a file that nobody will find: SQLite does not notice that its file was removed."""
+    def _lost(self) -> LetopisError | None:
+        """Return why SQLite meets errors, where it is that its files were taken away under it."""
         try:
-            place = place_of(self._path)
-        except OSError as gone:
-            raise OutboxUnavailable("the outbox file is gone from its place: restore it, then start again") from gone
-        if place != self._place:
-            raise OutboxUnavailable("the outbox file was replaced by another while it was open: start again")
+            self._whereabouts.check()
+        except OutboxUnavailable as lost:
+            self._rescue()
+            return lost
+        return None
+
+    def _rescue(self) -> None:
+        """Move into the file what was committed to a -wal that was removed: while it is open here, it can be read."""
+        if self._connection is not None and self._whereabouts.lost_wal():
+            with suppress(sqlite3.Error, DBAPIError):  # a reader is in the way: the next write tries again
+                self._checkpoint()
 
     def _roll_back(self, transaction: sqlite3.Connection | sa.RootTransaction) -> None:
         try:
