@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,15 @@ from tests.campaigns.states import StoreState
 from tests.campaigns.victims import Context
 from tests.proof.crash import script
 from tests.proof.crash.books import half_kept
-from tests.proof.crash.gate import Call, guard, missing
+from tests.proof.crash.gate import Call, Counts, guard, missing
 from tests.proof.options import Options
 from tests.proof.rows import Row
 
 PATIENCE: Final = 30.0
 LEAST: Final = 250
 AT_ONCE: Final = 2
+_FRAME: Final = 24
+"""Bytes of what SQLite writes before each page."""
 
 # Starting and joining look at every child: two threads that do so take each other's exit codes.
 _children: Final = threading.Lock()
@@ -46,24 +48,45 @@ class Death:
 
 
 def prove(options: Options, context: Context) -> Iterator[Row]:
-    """Kill in a first run, which makes the files, and in a later one."""
+    """Kill in a first run, which makes the files, and in a later one; and without the promises."""
     what = "killed at a system call, restarted, drained"
     if reason := missing():
         yield Row(what=what, where="SQLite", missing=reason)
         return
     made = options.folder / "made"
     calls, _ = run(made, context)
-    first = every(len(calls), options.many(210, 8), options.seed)
-    again, _ = run(_copy(made, options.folder / "again"), context)
-    later = every(len(again), options.many(len(again), 16), options.seed)
-    yield _row(f"{what}: every {_nth(calls, first)} of a first run", _kill(options, context, None, first), 200)
-    yield _row(f"{what}: every {_nth(again, later)} of a later run", _kill(options, context, made, later), LEAST)
-    few = every(len(again), options.many(60, 16), options.seed)
+    numbers = every(len(calls), options.many(120, 6), options.seed)
+    yield _row(f"{what}: {_share(calls, numbers)} of a first run", _kill(options, context, None, numbers), least=100)
+    calls, _ = run(_copy(made, options.folder / "again"), context)
+    numbers = every(len(calls), options.many(len(calls), 8), options.seed)
+    yield _row(f"{what}: {_share(calls, numbers)} of a later run", _kill(options, context, made, numbers), least=LEAST)
     for name, control in (
         ("promised before it is written", script.EARLY),
         ("the bot's own books in a transaction of their own", script.APART),
     ):
-        yield _row(f"{name}, {what}", _kill(options, context, made, few, without=control), 0, control=True)
+        calls, _ = run(
+            _copy(made, options.folder / control), context, counts=_after_the_first_promise(), without=control
+        )
+        deaths = _kill(
+            options, context, made, range(1, len(calls) + 1), counts=_after_the_first_promise, without=control
+        )
+        yield _row(f"{name}, {what}", deaths, control=True)
+
+
+def _every_call() -> Counts:
+    return lambda _: True
+
+
+def _after_the_first_promise() -> Counts:
+    """Count what is written to the outbox from the first promise to the second: a control breaks in between."""
+    promises = 0
+
+    def counts(call: Call) -> bool:
+        nonlocal promises
+        promises += call.name == "write" and call.file == script.ACKS
+        return promises == 1 and call.file == f"{script.OUTBOX}-wal" and call.size > _FRAME
+
+    return counts
 
 
 def every(count: int, most: int, seed: int) -> list[int]:
@@ -72,7 +95,14 @@ def every(count: int, most: int, seed: int) -> list[int]:
     return list(range(1 + seed % step, count + 1, step))
 
 
-def run(folder: Path, context: Context, *, kill_at: int = 0, without: str = "") -> tuple[list[Call], int | None]:
+def run(
+    folder: Path,
+    context: Context,
+    *,
+    kill_at: int = 0,
+    counts: Counts | None = None,
+    without: str = "",
+) -> tuple[list[Call], int | None]:
     """Run the script, kill it at one of its calls, and return those that it came to, and how it ended."""
     folder.mkdir(exist_ok=True)
     ours, theirs = context.Pipe()
@@ -83,7 +113,7 @@ def run(folder: Path, context: Context, *, kill_at: int = 0, without: str = "") 
         theirs.close()
         assert process.pid is not None
         try:
-            calls = guard(ours, process.pid, lambda _: True, kill_at=kill_at, patience=PATIENCE)
+            calls = guard(ours, process.pid, counts or _every_call(), kill_at=kill_at, patience=PATIENCE)
         finally:
             with _children:
                 process.join(PATIENCE)
@@ -91,14 +121,20 @@ def run(folder: Path, context: Context, *, kill_at: int = 0, without: str = "") 
 
 
 def _kill(
-    options: Options, context: Context, made: Path | None, numbers: Sequence[int], *, without: str = ""
+    options: Options,
+    context: Context,
+    made: Path | None,
+    numbers: Sequence[int],
+    *,
+    counts: Callable[[], Counts] = _every_call,
+    without: str = "",
 ) -> list[Death]:
     def one(number: int) -> Death:
         folder = options.folder / f"{'first' if made is None else 'later'}-{without}-{number}"
         if made is not None:
             _copy(made, folder)
         try:
-            calls, code = run(folder, context, kill_at=number, without=without)
+            calls, code = run(folder, context, kill_at=number, counts=counts(), without=without)
             if code != -9:
                 return Death(
                     call=None, problems=() if code == 0 else (f"ended with {code}",), violations=int(code != 0)
@@ -145,12 +181,11 @@ def _copy(made: Path, folder: Path) -> Path:
     return folder
 
 
-def _nth(calls: Sequence[Call], numbers: Sequence[int]) -> str:
-    step = numbers[1] - numbers[0] if len(numbers) > 1 else len(calls)
-    return f"{'' if step == 1 else f'{step}th '}of {len(calls)} calls"
+def _share(calls: Sequence[Call], numbers: Sequence[int]) -> str:
+    return f"each of the {len(calls)}" if len(calls) == len(numbers) else f"{len(numbers)} of the {len(calls)}"
 
 
-def _row(what: str, deaths: Sequence[Death], least: int, *, control: bool = False) -> Row:
+def _row(what: str, deaths: Sequence[Death], *, least: int = 0, control: bool = False) -> Row:
     killed = [one for one in deaths if one.call is not None]
     kinds = Counter(one.call.name for one in killed if one.call is not None)
     return Row(
@@ -164,7 +199,7 @@ def _row(what: str, deaths: Sequence[Death], least: int, *, control: bool = Fals
         notes=(
             f"{', '.join(f'{count} at {name}' for name, count in kinds.most_common())};"
             f" {sum(one.acknowledged for one in killed):,} acknowledged,"
-            f" {sum(one.ambiguous for one in killed):,} kept without an answer"
+            f" {max(0, sum(one.ambiguous for one in killed)):,} kept without an answer"
         ),
         problems=tuple(problem for one in deaths for problem in one.problems)[:20],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -22,6 +22,7 @@ from tests.campaigns.victims import Context
 from tests.proof.crash import books, mortals
 from tests.proof.crash.at_random import settled
 from tests.proof.crash.broken import unchecked
+from tests.proof.crash.gate import Call, guard
 from tests.proof.crash.hook import Hook
 from tests.proof.crash.moments import Left, Moment, Who
 
@@ -37,12 +38,14 @@ class Death:
     """One death and what was found after it.
 
     :ivar died: whether the process died at its moment.
+    :ivar stored: whether something was stored that was not written off.
     :ivar doubled: events that were sent again and recognised.
     """
 
     died: bool
     violations: int
     problems: tuple[str, ...]
+    stored: bool = False
     doubled: int = 0
 
 
@@ -75,23 +78,58 @@ class Field:
             async with bot.transaction() as own:
                 await own.execute(books.MAKE)
             field = cls(bot, url, hook, context, without=without)
-            await field._say()
+            await field.say()
             await field._deliver()
             yield field
 
     async def die(self, moment: Moment, number: int) -> Death:
         """Have a process die at a moment, for the so manieth time that it comes there; go on, and look."""
-        if moment.who is not Who.BOT:
-            await self._say()
+        return await self._death(
+            lambda: self._life(moment, number),
+            name=f"{moment.name}, {number}",
+            who=moment.who,
+            shows=moment.shows if number == 1 else None,
+        )
+
+    async def die_at_call(self, number: int) -> Death:
+        """Have a relay die at one of its calls to the server; go on, and look."""
+
+        async def life() -> int | None:
+            _, code = await self.deliver_gated(kill_at=number)
+            return code
+
+        return await self._death(life, name=f"call {number} to the server", who=Who.RELAY, shows=None)
+
+    async def deliver_gated(self, *, kill_at: int = 0) -> tuple[list[Call], int | None]:
+        """Have a relay deliver all there is; return its calls to the server, and its exit code."""
+        ours, theirs = self._context.Pipe()
+        with ours:
+            process = self._start(mortals.deliver, str(self._outbox), self._url, theirs)
+            theirs.close()
+            assert process.pid is not None
+            calls = await asyncio.to_thread(guard, ours, process.pid, _to_a_server, kill_at=kill_at, patience=PATIENCE)
+            return calls, await _end(process)
+
+    async def _death(
+        self,
+        life: Callable[[], Awaitable[int | None]],
+        *,
+        name: str,
+        who: Who,
+        shows: Callable[[Left], bool] | None,
+    ) -> Death:
+        if who is not Who.BOT:
+            await self.say()
         before = self._count(*await self._states(), alerts=len(self._hook.alerts))
         answered = len(self._acks)
-        code = await self._life(moment, number)
+        code = await life()
         store, outbox = await self._states()
         after = self._count(store, outbox, alerts=len(self._hook.alerts))
         problems: list[str] = []
+        left = _left(before, after, answered=len(self._acks) - answered)
         if code != -9:
             problems.append(f"did not die there, but ended with {code}")
-        elif number == 1 and not moment.shows(left := _left(before, after, answered=len(self._acks) - answered)):
+        elif shows is not None and not shows(left):
             problems.append(f"died elsewhere: {left}")
         # In the middle, with the dead one's debts still open.
         violations = len(problems)
@@ -100,11 +138,11 @@ class Field:
         violations += verdict.problem_count
 
         wrong: list[str] = []
-        await self._say(1)
-        if moment.who is Who.WATCH:
+        await self.say(1)
+        if who is Who.WATCH:
             wrong += await self._watch(since=before["alerts"], told=after["alerts"] - before["alerts"])
         doubled = await self._deliver()
-        if moment.who is Who.WATCH:
+        if who is Who.WATCH:
             wrong += await self._watch_the_end(since=before["alerts"])
         wrong += books.half_kept(self._outbox, (await self._states())[0])
         verdict = await self._examined(drained=True)
@@ -113,7 +151,8 @@ class Field:
         return Death(
             died=code == -9,
             violations=violations,
-            problems=tuple(f"{moment.name}, {number}: {one}" for one in problems),
+            problems=tuple(f"{name}: {one}" for one in problems),
+            stored=left.stored > left.written_off,
             doubled=doubled,
         )
 
@@ -145,7 +184,8 @@ class Field:
         process.start()
         return process
 
-    async def _say(self, count: int = SAID) -> None:
+    async def say(self, count: int = SAID) -> None:
+        """Have the bot that survives say a little in each conversation."""
         for place in range(CONVERSATIONS):
             said = [Message.user(f"{place} {number}") for number in range(count)]
             receipt = await self.bot.append(f"talk-{place}", *said)
@@ -215,6 +255,11 @@ class Field:
             "pruned": sum(lane.pruned for lane in lanes),
             "alerts": alerts,
         }
+
+
+def _to_a_server(call: Call) -> bool:
+    """Whether a call is for a server: an event loop wakes itself through a socket too, by single bytes."""
+    return call.size not in (1, 4096)
 
 
 async def _end(process: BaseProcess) -> int | None:

@@ -66,6 +66,7 @@ _LET_ON: Final = 1
 _LOCKS: Final = (6, 7, 37, 38)
 """F_SETLK, F_SETLKW and the same of open file descriptions; the rest of ``fcntl`` changes nothing."""
 
+NET_CALLS: Final = ("sendto", "recvfrom")
 FILE_CALLS: Final = ("pwrite64", "fdatasync", "fsync", "fcntl", "write", "ftruncate", "unlink", "flock")
 
 
@@ -75,10 +76,15 @@ class _Program(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A system call that a thread is about to make, and the name of the file that it is for."""
+    """A system call that a thread is about to make, the name of the file that it is for, and how many bytes."""
 
     name: str
     file: str
+    size: int = 0
+
+
+Counts = Callable[[Call], bool]
+"""Whether a call counts; asked once for each, in order."""
 
 
 def missing() -> str:
@@ -121,7 +127,7 @@ def compiled(numbers: list[int], architecture: int) -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def guard(pipe: Connection, pid: int, counts: Callable[[Call], bool], *, kill_at: int, patience: float) -> list[Call]:
+def guard(pipe: Connection, pid: int, counts: Counts, *, kill_at: int, patience: float) -> list[Call]:
     """Let a process through its calls until it ends; kill it at one of them. Return those that counted, in order.
 
     :param pid: the process, which calls `enter` with the other end of ``pipe``.
@@ -155,10 +161,10 @@ def guard(pipe: Connection, pid: int, counts: Callable[[Call], bool], *, kill_at
                 fcntl.ioctl(listener, _RECEIVE, buffer)
             except OSError:
                 continue  # whoever asked was killed, or stopped waiting
-            notice, thread, _, number, _, _, first, second, *_ = _NOTICE.unpack(buffer)
+            notice, thread, _, number, _, _, first, second, third, *_ = _NOTICE.unpack(buffer)
             name = names[number]
             if name != "fcntl" or second in _LOCKS:
-                call = Call(name, _file(thread, first) if name != "unlink" else "")
+                call = Call(name, _file(thread, first) if name != "unlink" else "", third)
                 if counts(call):
                     seen.append(call)
                     if len(seen) == kill_at:

@@ -10,7 +10,9 @@ from typing import Final
 from tests.campaigns.targets import KINDS
 from tests.campaigns.victims import Context
 from tests.proof.crash.broken import let_double
+from tests.proof.crash.exact import every
 from tests.proof.crash.field import Death, Field
+from tests.proof.crash.gate import missing
 from tests.proof.crash.hook import Hook
 from tests.proof.crash.moments import MOMENTS, Moment, Who
 from tests.proof.options import Options
@@ -18,6 +20,7 @@ from tests.proof.rows import Row
 from tests.proof.stores import Fresh, fresh
 
 TIMES: Final = 4
+CALLS: Final = 30
 TIMES_ALERTS: Final = 2
 """Each waits for people to be reminded."""
 COMMITTED: Final = "apply: after the store's commit, before its answer is heard"
@@ -38,6 +41,9 @@ def prove(options: Options, context: Context) -> Iterator[Row]:
             for place, moment in enumerate(MOMENTS):
                 kinds = list(by_kind) if not options.short else [list(by_kind)[place % len(by_kind)]]
                 yield runner.run(_row(moment, {kind: by_kind[kind] for kind in kinds}, options))
+            for kind, field in by_kind.items():
+                if kind != "sqlite":
+                    yield runner.run(_calls(kind, field, options))
         finally:
             runner.run(fields.aclose())
         yield from _controls(options, hook, context, runner)
@@ -60,6 +66,26 @@ async def _row(moment: Moment, fields: Mapping[str, Field], options: Options) ->
     for field in fields.values():
         deaths += [await field.die(moment, 1 + turn % moment.most) for turn in range(times)]
     return _told(moment, ", ".join(fields), deaths)
+
+
+async def _calls(kind: str, field: Field, options: Options) -> Row:
+    what = "a delivery killed at a call to the server"
+    if reason := missing():
+        return Row(what=what, where=kind, missing=reason)
+    await field.say()
+    calls, _ = await field.deliver_gated()
+    numbers = every(len(calls), options.many(CALLS, 2), options.seed)
+    deaths = [await field.die_at_call(number) for number in numbers]
+    return Row(
+        what=f"{what}: {len(numbers)} of the {len(calls)}",
+        where=kind,
+        count=sum(one.died for one in deaths),
+        unit="kills",
+        least=len(deaths) - 2,  # a delivery now and then needs a call less
+        violations=sum(one.violations for one in deaths),
+        notes=_notes(deaths),
+        problems=tuple(problem for one in deaths for problem in one.problems)[:20],
+    )
 
 
 def _controls(options: Options, hook: Hook, context: Context, runner: asyncio.Runner) -> Iterator[Row]:
@@ -87,6 +113,11 @@ def _told(moment: Moment, where: str, deaths: list[Death], *, control: str = "")
         least=len(deaths),
         violations=sum(one.violations for one in deaths),
         control=bool(control),
-        notes=f"{sum(one.doubled for one in deaths)} events sent again and recognised",
+        notes=_notes(deaths),
         problems=tuple(problem for one in deaths for problem in one.problems)[:20],
     )
+
+
+def _notes(deaths: list[Death]) -> str:
+    stored, doubled = sum(one.stored for one in deaths), sum(one.doubled for one in deaths)
+    return f"{stored} left something stored and not written off; {doubled} events recognised when they were sent again"

@@ -21,6 +21,7 @@ from letopis.store import ConversationStore, Message
 from tests.campaigns.invariants import Ack
 from tests.proof.crash.books import BOOKS, ENTER, entry
 from tests.proof.crash.broken import unchecked
+from tests.proof.crash.gate import NET_CALLS, enter
 from tests.proof.crash.moments import ROUNDS
 from tests.proof.crash.planted import plant
 
@@ -65,6 +66,13 @@ def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = Fa
     plant(moment, number)
     with unchecked() if without else nullcontext():
         asyncio.run(_relay(Path(outbox), store, leave=leave))
+
+
+def deliver(outbox: str, store: str, way: Connection) -> None:
+    """Deliver all there is to a server, through a gate."""
+    logging.disable()
+    enter(way, NET_CALLS)
+    asyncio.run(_relay(Path(outbox), store, leave=True))
 
 
 async def _relay(outbox: Path, store: str, *, leave: bool) -> None:

@@ -13,7 +13,7 @@ from pkgutil import resolve_name
 from typing import Any, Final, NoReturn
 
 from letopis.outbox.tail import Pruner
-from tests.proof.crash.moments import BETWEEN, MOMENTS, Side
+from tests.proof.crash.moments import BETWEEN, MOMENTS, Moment, Side
 
 _BY_NAME: Final = {moment.name: moment for moment in MOMENTS}
 
@@ -27,13 +27,20 @@ def die() -> NoReturn:
 def plant(name: str, number: int) -> None:
     """Have this process die at the so manieth call that counts."""
     moment = _BY_NAME[name]
-    path, _, attribute = moment.function.rpartition(":")
-    owner_name, _, function_name = attribute.rpartition(".")
-    owner = resolve_name(f"{path}:{owner_name}" if owner_name else path)
+    owner, function_name = found(moment.function)
     real = getattr(owner, function_name)
-    if name == BETWEEN:
-        setattr(owner, function_name, _between(real))
-        return
+    setattr(owner, function_name, _between(real) if name == BETWEEN else wrapped(real, moment, number))
+
+
+def found(function: str) -> tuple[Any, str]:
+    """Return the class or module of a function of the real code, and the function's name there."""
+    module, _, path = function.rpartition(":")
+    owner, _, name = path.rpartition(".")
+    return resolve_name(f"{module}:{owner}" if owner else module), name
+
+
+def wrapped(real: Callable[..., Any], moment: Moment, number: int) -> Callable[..., Any]:
+    """Return what does as ``real`` does, and dies at the so manieth call that counts."""
     calls = itertools.count(1)
 
     def reach(given: tuple[Any, ...], result: Any, side: Side) -> None:
@@ -54,7 +61,7 @@ def plant(name: str, number: int) -> None:
         reach(given, result, Side.AFTER)
         return result
 
-    setattr(owner, function_name, awaited if inspect.iscoroutinefunction(real) else called)
+    return awaited if inspect.iscoroutinefunction(real) else called
 
 
 def _between(prune: Callable[..., bool]) -> Callable[..., bool]:
