@@ -1,0 +1,146 @@
+"""Migrating: a migration in a process of its own, killed at a statement, raced by others, or robbed of its lock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import event
+
+from letopis.outbox.file import OUTBOX, OutboxFile
+from letopis.outbox.schema import metadata as outbox_metadata
+from letopis.store import ConversationStore, engines
+from letopis.store import migration as the_migration
+from letopis.store.engines import create_store_engine
+from letopis.store.migration import STORE, Migrations, upgrade
+from letopis.store.schema import metadata
+
+
+def kind_of(url: str) -> tuple[Migrations, sa.MetaData]:
+    """Return the migrations and tables of a database: an outbox is named by its path, a history store by its URL."""
+    return (STORE, metadata) if "://" in url else (OUTBOX, outbox_metadata)
+
+
+async def bring_to(url: str, target: str) -> None:
+    """Migrate a database up or down to a revision."""
+    from alembic import command
+    from alembic.config import Config
+
+    migrations, _ = kind_of(url)
+    engine = create_store_engine(url)
+
+    def run(connection: sa.Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", migrations.location)
+        config.attributes.update(connection=connection, version_table=migrations.version_table)
+        with the_migration.alone(connection):
+            command.downgrade(config, target)
+
+    def up(connection: sa.Connection) -> None:
+        upgrade(connection, migrations, target)
+
+    try:
+        async with engine.begin() as connection:
+            there = await connection.run_sync(the_migration.revision_state, migrations)
+            await connection.run_sync(up if target == "head" or (there.revision or "") < target else run)
+    finally:
+        await engine.dispose()
+
+
+async def differences(url: str) -> list[str]:
+    """Return how the tables differ from what the code expects, in words."""
+    _, expected = kind_of(url)
+    engine = create_store_engine(url)
+
+    def compare(connection: sa.Connection) -> list[Any]:
+        options = {
+            "compare_type": True,
+            "include_name": lambda name, kind, _: kind != "table" or name in expected.tables,
+            "include_object": lambda item, *_: item.info.get("not_on") != connection.dialect.name,
+        }
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), expected))
+
+    try:
+        async with engine.connect() as connection:
+            return [str(one)[:200] for one in await connection.run_sync(compare)]
+    finally:
+        await engine.dispose()
+
+
+async def migrate(url: str) -> None:
+    """Migrate as a program does that opens the database."""
+    if "://" in url:
+        async with ConversationStore.open(url, migrate=True):
+            return
+    await (await OutboxFile.open(Path(url))).close()
+
+
+def changes(statement: str) -> bool:
+    """Whether a statement changes anything."""
+    words = statement.lstrip().upper()
+    return not words.startswith(("SELECT", "PRAGMA", "BEGIN", "SET ", "SHOW", "DESCRIBE", "COMMIT", "ROLLBACK"))
+
+
+def killed(url: str, at: int, after: bool) -> None:
+    """Migrate, and die by SIGKILL at the changing statement of this number, before or after it took effect.
+
+    Where there are fewer, it dies with the commit not yet asked for.
+    """
+    logging.disable()
+    seen = -1
+
+    def before(*given: Any) -> None:
+        nonlocal seen
+        seen += changes(given[2])
+        if seen == at and not after and changes(given[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def behind(*given: Any) -> None:
+        if seen == at and after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def commit(*_: Any) -> None:
+        if seen >= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(sa.Engine, "before_cursor_execute", before)
+    event.listen(sa.Engine, "after_cursor_execute", behind)
+    event.listen(sa.Engine, "commit", commit)
+    asyncio.run(migrate(url))
+
+
+def race(pipe: Connection, *, locked: bool) -> None:
+    """Migrate each database that comes through the pipe, as soon as it comes, and say how that ended.
+
+    :param locked: whether the migration has its lock; without it nothing keeps two of them apart.
+    """
+    logging.disable()
+    with tempfile.TemporaryDirectory() as folder:  # so that what is raced for is not the imports
+        asyncio.run(migrate(f"sqlite:///{folder}/warm.db"))
+    if not locked:
+        the_migration.alone = _not_alone
+        engines._BEGIN = {**engines._BEGIN, "IMMEDIATE": "BEGIN"}  # type: ignore[misc]
+    pipe.send("")
+    while (url := pipe.recv()) is not None:
+        try:
+            asyncio.run(asyncio.wait_for(migrate(url), 40))
+        except Exception as error:  # whatever it is, it is what the race came to
+            pipe.send(f"{type(error).__name__}: {str(error)[:200]}")
+        else:
+            pipe.send("")
+
+
+@contextmanager
+def _not_alone(connection: sa.Connection) -> Iterator[None]:
+    yield

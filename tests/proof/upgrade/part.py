@@ -1,0 +1,440 @@
+"""The part: upgrades and rollbacks on all three stores and the outbox, cut off, raced for, and beside older code."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from letopis.outbox import History
+from letopis.outbox.file import OutboxFile
+from letopis.store import ConversationStore, LetopisError, Message
+from letopis.store.engines import create_store_engine
+from letopis.store.migration import State, revision_state
+from letopis.store.rebuild import Rebuilt
+from tests.campaigns.invariants import Ack, check
+from tests.campaigns.victims import Context, fork_server
+from tests.proof.options import Options
+from tests.proof.rows import Row
+from tests.proof.stores import fresh
+from tests.proof.upgrade.earlier import Earlier, EarlierBot, earlier_releases
+from tests.proof.upgrade.migrating import bring_to, changes, differences, killed, kind_of, migrate, race
+
+KINDS: Final = ("sqlite", "postgresql", "mariadb")
+RUNNERS: Final = 4
+OLDER: Final = "code of earlier releases runs on while the tables change under it"
+STARTS: Final = "code of earlier releases starts on tables of this one"
+CUT_OFF: Final = "a migration killed before, within and after each step, and run again"
+RACED: Final = "four processes migrate at once"
+DOWN: Final = "down to each revision and up again"
+NEWER: Final = "a revision that is not known"
+Held = Mapping[str, list[tuple[Any, ...]]]
+
+
+def prove(options: Options) -> Iterator[Row]:
+    """Yield the rows of this part."""
+    context = fork_server("tests.proof.upgrade.migrating", "alembic.command")
+    releases = earlier_releases(options.folder / "releases")
+    for kind in KINDS[: 2 if options.short else 3]:
+        yield from _on_a_store(options, kind, releases, context)
+    with Racers(context, locked=True) as racers:
+        yield from raced(options, "outbox", racers)
+        for kind in KINDS:
+            yield from raced(options, kind, racers)
+    with Racers(context, locked=False) as racers:
+        for kind in KINDS:
+            yield from raced(options, kind, racers, control=True)
+    yield asyncio.run(cut_off(options, "outbox", str(options.folder / "cut.outbox.db"), context))
+
+
+def _on_a_store(options: Options, kind: str, releases: list[Earlier], context: Context) -> Iterator[Row]:
+    for number, work in enumerate((older, down_and_up, cut_off_store, newer)):
+        with fresh(kind, options.folder, f"store-{number}") as one:
+            if one.missing:
+                yield Row(what="upgrade", where=kind, missing=one.missing)
+                return
+            yield from work(options, kind, one.url, releases, context)
+
+
+def older(options: Options, kind: str, url: str, releases: list[Earlier], _: Context) -> Iterator[Row]:
+    """Run each earlier release on a store of its own revision, then change the tables under it."""
+    if not releases:
+        why = "the checkout has no git history with older code in it"
+        yield from (Row(what=what, where=kind, missing=why) for what in (OLDER, STARTS))
+        return
+    problems: list[str] = []
+    count: Counter[str] = Counter()
+    for number, release in enumerate(releases[-1:] if options.short else releases):
+        with fresh(kind, options.folder, f"older-{number}") as one:
+            found = _beside(options, release, one.url, options.folder / f"{kind}-{number}", count)
+            problems += [f"revision {release.store}: {problem}" for problem in found]
+    notes = (
+        f"{count['releases']} releases: {count['acknowledged']} events acknowledged in all,"
+        f" {count['opened']} files of theirs opened by this release"
+    )
+    yield _row(OLDER, kind, count["changed"], 30, "events", problems, notes)
+    yield _row(STARTS, kind, count["refused"], 2, "refusals", [], f"{count['kept']} events kept meanwhile, delivered")
+
+
+def _beside(options: Options, release: Earlier, url: str, folder: Path, count: Counter[str]) -> Iterator[str]:
+    folder.mkdir()
+    outbox, second, third = (folder / f"{name}.outbox.db" for name in ("one", "two", "three"))
+    acks: list[Ack] = []
+    count["releases"] += 1
+    with EarlierBot(release, outbox, url, migrate=True) as bot:
+        if error := bot.ready() or bot.say(15, "before"):
+            yield error
+            return
+        if not bot.drained(20):
+            yield "not drained before anything was changed"
+        asyncio.run(bring_to(url, "head"))
+        if error := bot.say(15, "changed"):
+            yield f"on the changed store: {error}"
+        if not bot.drained(20):
+            yield "not drained on the changed store"
+        with EarlierBot(None, second, url) as beside:
+            if error := beside.ready() or beside.say(10, "beside"):
+                yield f"this release beside it: {error}"
+            asyncio.run(_opened(outbox))
+            if error := bot.say(15, "outbox changed too"):
+                yield f"on the changed outbox: {error}"
+            if not (bot.drained(20) and beside.drained(20)):
+                yield "not drained side by side"
+            acks += beside.acks
+        count["changed"] += 30
+        acks += bot.acks
+    with EarlierBot(release, outbox, url) as bot:
+        error = bot.ready()
+        if "newer release" not in error:
+            yield f"an outbox of this release was not refused: {error}"
+        count["refused"] += 1
+    with EarlierBot(release, third, url) as bot:
+        before = asyncio.run(_held(url))
+        if error := bot.ready() or bot.say(10, "kept"):
+            yield f"started on the changed store: {error}"
+        if bot.drained(1):
+            yield "it delivered to a store that it does not know"
+        if asyncio.run(_held(url)) != before:
+            yield "it wrote to a store that it does not know"
+        count["refused"] += 1
+        count["kept"] += len(bot.acks)
+        acks += bot.acks
+    for path in (outbox, third):
+        with EarlierBot(None, path, url) as bot:
+            if error := bot.ready() or bot.say(5, "after"):
+                yield f"this release on its file: {error}"
+            if not bot.drained(20):
+                yield "this release does not drain its file"
+            count["opened"] += 1
+            acks += bot.acks
+    count["acknowledged"] += len(acks)
+    verdict = asyncio.run(check([outbox, second, third], url, acknowledged=acks, drained=True))
+    if not verdict.ok:
+        yield str(verdict)
+
+
+async def _opened(path: Path) -> None:
+    await (await OutboxFile.open(path)).close()
+
+
+def down_and_up(options: Options, kind: str, url: str, _: list[Earlier], __: Context) -> Iterator[Row]:
+    """All of the vocabulary that makes rows, down to each revision and up again, then rebuilt."""
+    yield asyncio.run(_down_and_up(options, kind, url))
+
+
+async def _down_and_up(options: Options, kind: str, url: str) -> Row:
+    outbox = options.folder / f"{kind}-down.outbox.db"
+    acks = await _fill(outbox, url)
+    problems: list[str] = []
+    whole = await _held(url)
+    revisions = _revisions(url)
+    for revision in reversed(revisions[:-1]):
+        await bring_to(url, revision)
+        if (await _state(url)) is not State.OLDER:
+            problems.append(f"at {revision}, and {await _state(url)}")
+        low = await _held(url, only=("letopis_events", "letopis_lanes", "letopis_origins"))
+        problems += [f"down to {revision}: {table} changed" for table, rows in low.items() if rows != whole[table]]
+        await bring_to(url, "head")
+        problems += [f"up from {revision}: {one}" for one in await differences(url)]
+        rebuilt: list[Rebuilt] = []
+        async with ConversationStore.open(url, migrate=False) as store:
+            rebuilt += [one async for one in store.rebuild(every=True)]
+            left = [one async for one in store.rebuild(check=True, every=True) if one.differences]
+        problems += [f"up from {revision}: {one.conversation_id} is not what the log makes of it" for one in left]
+        verdict = await check([outbox], url, acknowledged=acks, drained=True)
+        problems += [f"up from {revision}: {one}" for one in verdict.problems]
+    notes = f"{len(whole['letopis_events'])} events, the same in every column each time; the rest rebuilt from them"
+    return _row(DOWN, kind, 2 * (len(revisions) - 1), 4, "migrations", problems, notes)
+
+
+async def _fill(outbox: Path, url: str) -> list[Ack]:
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    acks: list[Ack] = []
+    async with History.open(outbox, store=url, watch=False) as history:
+        for number in range(6):
+            name = f"chat-{number}"
+            for turn in range(4):
+                receipt = await history.append(name, Message.user(f"{name} {turn} снег"), owner=f"owner-{number % 2}")
+                acks += [Ack(name, one) for one in receipt.event_ids]
+        await history.undo("chat-1")
+        await history.rename("chat-2", "Зима")
+        messages = await history.messages("chat-3", last=5)
+        await history.redact("chat-3", messages[0].id)
+        assert await history.drained(30)
+    return acks
+
+
+def cut_off_store(options: Options, kind: str, url: str, _: list[Earlier], context: Context) -> Iterator[Row]:
+    """Kill the migration of a filled store at each statement."""
+    asyncio.run(_fill(options.folder / f"{kind}-cut.outbox.db", url))
+    yield asyncio.run(cut_off(options, kind, url, context))
+
+
+async def cut_off(options: Options, where: str, url: str, context: Context) -> Row:
+    """From the first revision to this one, killed on the way; what it was is found again, and then finished."""
+    if where == "outbox":
+        async with History.open(url, relay=False, watch=False) as history:
+            for number in range(20):
+                await history.append(f"chat-{number % 3}", Message.user(f"{number}"))
+    revisions = _revisions(url)
+    await bring_to(url, revisions[0])
+    before = await _held(url)
+    steps = await _count_steps(url)
+    await bring_to(url, revisions[0])
+    points = [(at, after) for at in range(steps) for after in (False, True)] + [(steps, False)]
+    if options.short:
+        points = [*Random(options.seed).sample(points, 3), (steps, False)]
+    problems: list[str] = []
+    count: Counter[str] = Counter()
+    for at, after in points:
+        words = "at the commit" if at == steps else f"{'after' if after else 'before'} statement {at}"
+        process = context.Process(target=killed, args=(url, at, after), daemon=True)
+        process.start()
+        await asyncio.to_thread(process.join, 60)
+        if process.exitcode != -9:
+            problems.append(f"{words}: ended with {process.exitcode}")
+            process.kill()
+            continue
+        count["kills"] += 1
+        found = await _state(url)
+        if found is State.CURRENT and at != steps and await differences(url):
+            problems.append(f"{words}: half migrated, and said to be current")
+        elif found not in (State.OLDER, State.CURRENT):
+            problems.append(f"{words}: {found}")
+        half = await _held(url)
+        count["half"] += half.keys() != before.keys() or any(
+            len(half[table][0]) != len(rows[0]) for table, rows in before.items() if rows
+        )
+        await migrate(url)
+        problems += [f"{words}, run again: {one}" for one in await differences(url)]
+        problems += [f"{words}: {table} changed" for table in _changed(before, await _held(url))]
+        await bring_to(url, revisions[0])
+    notes = f"{steps} statements; {count['half']} kills left tables between two revisions, none was taken for whole"
+    least = 0 if options.short else 2 * steps
+    return _row(CUT_OFF, where, count["kills"], least, "kills", problems, notes)
+
+
+async def _count_steps(url: str) -> int:
+    """Return how many statements the migration changes something with."""
+    seen: list[str] = []
+
+    def before(*given: Any) -> None:
+        seen.append(given[2])
+
+    event.listen(sa.Engine, "before_cursor_execute", before)
+    try:
+        await migrate(url)
+    finally:
+        event.remove(sa.Engine, "before_cursor_execute", before)
+    return sum(map(changes, seen))
+
+
+class Racers:
+    """Four processes that migrate the same database at the same moment."""
+
+    def __init__(self, context: Context, *, locked: bool) -> None:
+        self.pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(RUNNERS):
+            ours, theirs = multiprocessing.Pipe()
+            process = context.Process(target=race, args=(theirs,), kwargs={"locked": locked}, daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self._processes.append(process)
+
+    def __enter__(self) -> Racers:
+        for pipe in self.pipes:
+            assert pipe.poll(60), "a racer did not start"
+            pipe.recv()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe, process in zip(self.pipes, self._processes, strict=True):
+            pipe.send(None)
+            process.join(5)
+            process.kill()
+            pipe.close()
+
+    def run(self, url: str) -> list[str]:
+        """Return how it ended for each, empty where it went well."""
+        for pipe in self.pipes:
+            pipe.send(url)
+        return [pipe.recv() if pipe.poll(60) else "no end within a minute" for pipe in self.pipes]
+
+
+def raced(options: Options, where: str, racers: Racers, *, control: bool = False) -> Iterator[Row]:
+    """Race in databases that are empty and in ones of the first revision, turn by turn."""
+    problems: list[str] = []
+    rounds = options.many(3, 2) if control else options.many(12, 2)
+    for number in range(rounds):
+        with ExitStack() as stack:
+            if where == "outbox":
+                url = str(options.folder / f"race-{number}.outbox.db")
+            else:
+                one = stack.enter_context(fresh(where, options.folder, f"race-{control}-{number}"))
+                if one.missing:
+                    yield Row(what=RACED, where=where, control=control, missing=one.missing)
+                    return
+                url = one.url
+            if number % 2:
+                asyncio.run(migrate(url))
+                asyncio.run(bring_to(url, _revisions(url)[0]))
+            problems += [f"round {number}: {one}" for one in racers.run(url) if one]
+            if not control:
+                problems += [f"round {number}: {one}" for one in asyncio.run(differences(url))]
+                if (state := asyncio.run(_state(url))) is not State.CURRENT:
+                    problems.append(f"round {number}: {state}")
+    what = f"{RACED}, without the lock of migrations" if control else RACED
+    yield Row(
+        what=what,
+        where=where,
+        count=rounds * RUNNERS,
+        unit="migrations",
+        least=48,
+        violations=len(problems),
+        control=control,
+        problems=tuple(problems[:10]),
+        notes=f"{rounds} rounds, from nothing and from the first revision",
+    )
+
+
+def newer(options: Options, kind: str, url: str, _: list[Earlier], __: Context) -> Iterator[Row]:
+    """A store, and an outbox, of a release that does not exist yet."""
+    yield asyncio.run(_newer(options, kind, url))
+
+
+async def _newer(options: Options, kind: str, url: str) -> Row:
+    outbox = options.folder / f"{kind}-newer.outbox.db"
+    await _fill(outbox, url)
+    problems: list[str] = []
+    tried = 0
+    for target in (url, str(outbox)):
+        migrations, _ = kind_of(target)
+        for revision in ("0999", "ae1027a6acf"):
+            await _stamp(target, revision)
+            before = await _held(target)
+            for what, opened in (("opened", _open), ("migrated", migrate)):
+                tried += 1
+                try:
+                    await opened(target)
+                except LetopisError as error:
+                    if not any(words in str(error) for words in ("newer release", "none of Letopis's")):
+                        problems.append(f"{revision} {what}: {error}")
+                else:
+                    problems.append(f"{revision} was {what}")
+            if await _held(target) != before:
+                problems.append(f"{revision}: it was written to")
+            await _stamp(target, migrations.head)
+    return _row(NEWER, f"{kind} and outbox", tried, 8, "refusals", problems, "nothing was written")
+
+
+async def _open(url: str) -> None:
+    if "://" in url:
+        async with ConversationStore.open(url, migrate=False) as store:
+            await store.head()
+    else:
+        await (await OutboxFile.open(url, create=False)).close()
+
+
+async def _stamp(url: str, revision: str) -> None:
+    engine = create_store_engine(url)
+    async with engine.begin() as connection:
+        table = kind_of(url)[0].version_table
+        await connection.exec_driver_sql(f"UPDATE {table} SET version_num = '{revision}'")
+    await engine.dispose()
+
+
+async def _state(url: str) -> State:
+    engine = create_store_engine(url)
+    try:
+        async with engine.connect() as connection:
+            return (await connection.run_sync(revision_state, kind_of(url)[0])).state
+    finally:
+        await engine.dispose()
+
+
+async def _held(url: str, *, only: tuple[str, ...] = ()) -> Held:
+    """Return all rows of our tables as they are now, whatever the revision, the columns by name in the first."""
+    engine = create_store_engine(url)
+
+    def read(connection: sa.Connection) -> Held:
+        found: dict[str, list[tuple[Any, ...]]] = {}
+        for table in sorted(sa.inspect(connection).get_table_names()):
+            if not table.startswith("letopis_") or "search" in table or (only and table not in only):
+                continue
+            result = connection.exec_driver_sql(f"SELECT * FROM {table}")
+            rows = [tuple(row) for row in result.fetchall()]
+            found[table] = [tuple(result.keys()), *sorted(rows, key=repr)]
+        return found
+
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(read)
+    finally:
+        await engine.dispose()
+
+
+def _changed(before: Held, now: Held) -> list[str]:
+    """Return the tables in which the columns that were there before hold something else now."""
+    found = []
+    for table, (names, *rows) in before.items():
+        if table.endswith(("_version", "_origin")):
+            continue
+        there = now[table][0]
+        places = [there.index(name) for name in names]
+        if sorted(rows, key=repr) != sorted((tuple(row[one] for one in places) for row in now[table][1:]), key=repr):
+            found.append(table)
+    return found
+
+
+def _revisions(url: str) -> list[str]:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", kind_of(url)[0].location)
+    return sorted(script.revision for script in ScriptDirectory.from_config(config).walk_revisions())
+
+
+def _row(what: str, where: str, count: int, least: int, unit: str, problems: list[str], notes: str) -> Row:
+    return Row(
+        what=what,
+        where=where,
+        count=count,
+        least=least,
+        unit=unit,
+        violations=len(problems),
+        problems=tuple(problems[:10]),
+        notes=notes,
+    )
