@@ -1,0 +1,81 @@
+"""Alarms: whom a bot and its operators were told what, and whether they should have been."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from letopis.outbox.alerts import Alert
+from letopis.outbox.incidents import LATE, Kind
+from letopis.outbox.notices import Incident
+from tests.proof.simulation.ledger import OutboxLedger
+
+
+@dataclass
+class Alarms:
+    """What one outbox has told people.
+
+    :ivar failing: how often telling fails, from 0 to 1.
+    :ivar broken: told of what should not have been.
+    :ivar stuck: incidents that users were told of, by kind and conversation, ``recovered`` likewise.
+    :ivar alerts: first alerts to the operators, by kind; ``over``: the good news, by kind.
+    """
+
+    ledger: OutboxLedger
+    say: Callable[[str], None]
+    broken: Callable[[str], None]
+    failing: float = 0.0
+    stuck: Counter[str] = field(default_factory=Counter)
+    recovered: Counter[str] = field(default_factory=Counter)
+    alerts: Counter[str] = field(default_factory=Counter)
+    over: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0
+    _keys: set[str] = field(default_factory=set)
+    _open: set[tuple[str, str | None]] = field(default_factory=set)
+
+    def fails(self, chance: random.Random) -> bool:
+        """Whether telling somebody fails this time."""
+        return self.failing > 0 and chance.random() < self.failing
+
+    def told(self, incident: Incident) -> None:
+        """A user was told."""
+        who = incident.owner_id or incident.conversation_id
+        what = f"{incident.kind} {incident.conversation_id if incident.kind is Kind.CONVERSATION_BLOCKED else ''}"
+        self._once(f"user {who} {incident.key}", f"user {who}, {incident.kind}")
+        pair = (str(incident.incident_id), who)
+        self.say(f"told {who} of {incident.kind} {incident.state} {incident.reason}")
+        if incident.recovered:
+            if pair not in self._open:
+                self.broken(f"{who} was told that {incident.kind} is over, of which they had not heard")
+            self.recovered[what.strip()] += 1
+            return
+        self._open.add(pair)
+        self.stuck[what.strip()] += 1
+        if incident.kind is Kind.CONVERSATION_BLOCKED and incident.reason != LATE:
+            name = incident.conversation_id or ""
+            if not any(place == name for place, _ in self.ledger.bad):
+                self.broken(f"{who} was told that {name!r} is blocked, in which nothing is refused")
+
+    def alerted(self, alert: Alert) -> None:
+        """The operators were told."""
+        self._once(f"operators {alert.key}", f"operators, {alert.title}")
+        kind = str(alert.facts["kind"])
+        self.say(f"alert {kind} {alert.facts['why']} recovered={alert.recovered}")
+        if alert.recovered:
+            self.over[kind] += 1
+        elif alert.facts["why"] == "repeat":
+            self.repeats += 1
+        else:
+            self.alerts[kind] += 1
+
+    def _once(self, key: str, what: str) -> None:
+        if key in self._keys:
+            self.broken(f"told twice of the same: {what}")
+        self._keys.add(key)
+
+    @property
+    def count(self) -> int:
+        """How often anybody was told anything."""
+        return sum((self.stuck + self.recovered + self.alerts + self.over).values()) + self.repeats

@@ -1,0 +1,139 @@
+"""Campaign: many seeds, some of them twice, and each mutant of the library: what the proof tells of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from tests.proof.options import Options
+from tests.proof.rows import Row
+from tests.proof.simulation.forks import Job, lived, templates
+from tests.proof.simulation.mutants import MUTANTS
+from tests.proof.simulation.plan import PROFILES
+from tests.proof.simulation.world import LIVELY, Result
+
+SEEDS: Final = 104
+TWICE: Final = 6
+TRIES: Final = 4
+SHORT_MUTANTS: Final = ("written off before it is delivered", "the answer to a commit taken for final", "no alerts")
+TITLES: Final = {
+    "storm": "bots and relays under kills, store and disk faults, clock jumps",
+    "outage": "the store away for hours",
+    "quiet": "the store away for moments: nobody is told",
+    "stuck": "one message refused until a person sees to it: told once, and once that it is over",
+    "stopped": "the relay at work stopped in the middle, taken over, and going on",
+}
+
+
+def prove(options: Options) -> Iterator[Row]:
+    """Live through the seeds, then again through some of them, then without each thing that a promise rests on."""
+    with templates(options.folder) as folder:
+        scale = 0.3 if options.short else 1.0
+        seeds = range(options.seed, options.seed + options.many(SEEDS, 6))
+        jobs = [Job(seed=seed, scale=scale) for seed in seeds]
+        results: dict[int, Result] = {}
+        for _, result in lived(jobs, folder):
+            results[result.seed] = result
+            if len(results) % 20 == 0:
+                options.tell(f"simulation: {len(results)} of {len(jobs)} seeds")
+        yield from _rows(list(results.values()))
+        again = jobs[:: max(1, len(jobs) // options.many(TWICE, 2))]
+        yield _replayed(results, [result for _, result in lived(again, folder)])
+        for name in SHORT_MUTANTS if options.short else MUTANTS:
+            mutant = MUTANTS[name]
+            tries = [
+                Job(seed=options.seed + number, profile=mutant.profile, mutant=name, scale=mutant.scale)
+                for number in range(options.many(TRIES, 2))
+            ]
+            yield _mutant(name, [result for _, result in lived(tries, folder)])
+
+
+def _rows(results: Sequence[Result]) -> Iterator[Row]:
+    for profile in dict.fromkeys(PROFILES):
+        mine = [result for result in results if result.profile == profile]
+        if mine:
+            yield Row(
+                what=TITLES[profile],
+                count=len(mine),
+                unit="seeds",
+                violations=sum(bool(result.broken) for result in mine),
+                notes=_notes(mine),
+                problems=problems(mine),
+            )
+    fired, counts = _sum(result.fired for result in results), _sum(result.counts for result in results)
+    most = ", ".join(f"{count:,} {what}" for what, count in fired.most_common(8))
+    yield Row(what="all of these: seeds", count=len(results), unit="seeds", least=100)
+    yield Row(
+        what="all of these: faults that the code met",
+        count=fired.total() + counts["kills"] + counts["stops"] + counts["clock jumps"],
+        unit="faults",
+        least=5_000,
+        notes=f"{counts['kills']:,} kills, {counts['stops']} processes stopped for a while,"
+        f" {counts['clock jumps']} clock jumps; {most}",
+    )
+    yield Row(
+        what="all of these: virtual time",
+        count=int(sum(result.hours for result in results)),
+        unit="hours",
+        least=70,
+        notes=f"{sum(result.turns for result in results):,} turns of the event loop",
+    )
+    yield Row(
+        what="all delivered once nothing fails any more",
+        count=sum(result.drained_in > 0 for result in results),
+        unit="seeds",
+        violations=sum(not result.drained_in and not result.broken for result in results),
+        notes=f"within {max((result.drained_in for result in results), default=0):.0f} virtual seconds at most,"
+        f" {LIVELY:g} are allowed",
+    )
+
+
+def _notes(results: Sequence[Result]) -> str:
+    counts = _sum(result.counts for result in results)
+    fired = _sum(result.fired for result in results)
+    return (
+        f"{sum(result.hours for result in results):.1f} virtual hours, {fired.total():,} faults, {counts['kills']} kills,"
+        f" {sum(result.acknowledged for result in results):,} acknowledged, {sum(result.stored for result in results):,}"
+        f" stored, {fired['store: committed, and the answer lost']} ambiguous commits of the store and"
+        f" {fired['outbox: committed, and ends in an error']} of the outbox,"
+        f" {counts['appends that were cancelled']} appends cancelled, {counts['turns refused']} turns refused;"
+        f" {sum(result.checks for result in results):,} commits checked, files examined {counts['files examined']} times"
+    )
+
+
+def problems(results: Sequence[Result]) -> tuple[str, ...]:
+    """Return the first broken promise of each seed, with the seed."""
+    return tuple(f"seed {result.seed} ({result.profile}): {result.broken[0]}" for result in results if result.broken)
+
+
+def _replayed(first: dict[int, Result], again: Sequence[Result]) -> Row:
+    differ = [result for result in again if first[result.seed].digest != result.digest]
+    return Row(
+        what="the same seed again: the same history",
+        count=len(again),
+        unit="seeds",
+        violations=len(differ),
+        notes="a digest of every commit, fault, acknowledgement, alert and kill, and the moments of each",
+        problems=tuple(f"seed {result.seed} went differently" for result in differ),
+    )
+
+
+def _mutant(name: str, results: Sequence[Result]) -> Row:
+    caught = [result for result in results if result.broken]
+    return Row(
+        what=name,
+        count=len(results),
+        unit="seeds",
+        control=True,
+        violations=len(caught),
+        notes=f"caught by: {caught[0].broken[0]}" if caught else "not caught",
+        problems=problems(caught)[:1],
+    )
+
+
+def _sum(counters: Iterator[Counter[str]]) -> Counter[str]:
+    whole: Counter[str] = Counter()
+    for one in counters:
+        whole.update(one)
+    return whole

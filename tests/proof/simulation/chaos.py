@@ -1,0 +1,249 @@
+"""Chaos: what is done to the world of one seed, one thing after the other, and what people must have heard of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from tests.proof.simulation.ledger import Broken
+from tests.proof.simulation.people import Place
+from tests.proof.simulation.weather import FOR_A_PERSON, OUTAGES, REFUSALS
+
+if TYPE_CHECKING:
+    from tests.proof.simulation.world import World
+
+SHORT: Final = 12.0
+"""Seconds of an outage that nobody may hear of: also where the relay asks again only after twice as long, the breaker
+is not open for the 30 seconds that people are spared."""
+CALM: Final = 240.0
+"""Virtual seconds within which people are told that it is over."""
+JUMPS: Final = (-3_600.0, -3_600.0, 86_400.0, -5.0, 600.0)
+GAP: Final = 5.0
+"""Seconds between two deeds of a storm, on average."""
+
+
+class Chaos:
+    """Breaks things as the plan of the seed says."""
+
+    def __init__(self, world: World, chance: random.Random) -> None:
+        self._world = world
+        self._chance = chance
+
+    async def run(self) -> None:
+        """Go on until the plan's span is over."""
+        courses: dict[str, Callable[[], Awaitable[None]]] = {
+            "storm": self._storm,
+            "outage": self._long_outage,
+            "quiet": self._quiet,
+            "stuck": self._stuck,
+            "stopped": self._stopped,
+        }
+        await courses[self._world.plan.profile]()
+
+    async def judge(self) -> None:
+        """Look at what people were told, once all is well again.
+
+        :raises Broken: too much, or too little.
+        """
+        world, profile = self._world, self._world.plan.profile
+        if profile == "quiet":
+            for place in world.places:
+                if place.alarms.count:
+                    raise Broken(
+                        f"each outage was shorter than {SHORT:g} s, and people were told {place.alarms.count} times"
+                    )
+            return
+        if profile in ("outage", "stuck"):
+            await self._calm(world.places[0])
+
+    async def _calm(self, place: Place) -> None:
+        """Wait for the good news, then count."""
+        world, alarms = self._world, place.alarms
+        kind = "store_down" if world.plan.profile == "outage" else "conversation_blocked"
+        begun = world.loop.now
+        while not alarms.over[kind] and world.loop.now - begun < CALM:
+            await asyncio.sleep(1)
+        await asyncio.sleep(20)
+        if (alarms.alerts[kind], alarms.over[kind]) != (1, 1):
+            raise Broken(
+                f"{kind}: operators were told {alarms.alerts[kind]} times, and {alarms.over[kind]} times of its end,"
+                " not once"
+            )
+        told = {key: count for key, count in alarms.stuck.items() if key.startswith(kind)}
+        if not told or alarms.recovered != alarms.stuck:
+            raise Broken(f"{kind}: users were told {dict(alarms.stuck)}, and of its end {dict(alarms.recovered)}")
+        if kind == "conversation_blocked" and set(told.values()) != {1}:
+            raise Broken(f"{kind}: users were told {told}, not once each")
+
+    # The profiles.
+
+    async def _quiet(self) -> None:
+        """The store is away for moments."""
+        world, chance = self._world, self._chance
+        world.weather.refuses = None
+        while world.loop.now - 1000 < world.plan.span:
+            await asyncio.sleep(chance.uniform(60, 240))
+            world.places[0].hurry.set()
+            await self._outage(
+                chance.choice([one for one in OUTAGES if one not in (*FOR_A_PERSON, "hangs")]),
+                chance.uniform(0.5, SHORT),
+            )
+            world.places[0].hurry.clear()
+            if chance.random() < 0.3:
+                self._jump()
+
+    async def _long_outage(self) -> None:
+        """The store is away for hours."""
+        world, chance = self._world, self._chance
+        world.weather.refuses = None
+        await asyncio.sleep(chance.uniform(60, 200))
+        away = asyncio.create_task(self._outage(chance.choice(list(OUTAGES)), world.plan.span))
+        for _ in range(chance.randrange(1, 4)):
+            await asyncio.sleep(chance.uniform(0, world.plan.span / 4))
+            self._jump()
+        await away
+
+    async def _stuck(self) -> None:
+        """One message is refused until a person sees to it."""
+        world, chance = self._world, self._chance
+        world.weather.refuses = chance.choice(list(REFUSALS))
+        await asyncio.sleep(chance.uniform(30, 120))
+        world.places[0].bad_wanted = 1
+        while world.loop.now - 1000 < world.plan.span:
+            await asyncio.sleep(chance.uniform(60, 240))
+            if chance.random() < 0.3:
+                self._jump()
+
+    async def _stopped(self) -> None:
+        """The relay at work is stopped in the middle, and goes on when another has long taken over."""
+        world, chance = self._world, self._chance
+        world.weather.refuses = None
+        while world.loop.now - 1000 < world.plan.span:
+            await asyncio.sleep(chance.uniform(10, 40))
+            holder = world.places[0].ledger.holder
+            process = next((seat.process for seat in world.seats if seat.process and seat.process.name == holder), None)
+            if process is None or process.stopped:
+                continue
+            world.say(f"stop {process.name} in the middle")
+            process.stops, process.statements_left = True, chance.randrange(1, 60)
+            begun = world.loop.now
+            while not process.stopped and world.loop.now - begun < 60:
+                await asyncio.sleep(0.5)
+            if process.stopped:
+                world.result.counts["stops"] += 1
+                await asyncio.sleep(chance.uniform(130, 200))
+                world.loop.resume(process)
+
+    async def _storm(self) -> None:
+        """Everything at once."""
+        world, chance = self._world, self._chance
+        world.weather.refuses = chance.choice(list(REFUSALS))
+        world.weather.rate = chance.choice((0.05, 0.1, 0.2))
+        for disk in world.disks:
+            disk.rate = chance.choice((0.02, 0.05, 0.1))
+        deeds: tuple[tuple[int, Callable[[], Awaitable[None]]], ...] = (
+            (4, self._flaky_store),
+            (4, self._short_outage),
+            (3, self._flaky_disk),
+            (2, self._busy_disk),
+            (1, self._full_disk),
+            (8, self._kill),
+            (2, self._kill_all),
+            (1, self._stop),
+            (2, self._set_clock),
+            (1, self._bad_message),
+            (1, self._see_to_it),
+            (1, self._deaf_people),
+        )
+        weights = [weight for weight, _ in deeds]
+        while world.loop.now - 1000 < world.plan.span:
+            await asyncio.sleep(chance.expovariate(1 / GAP))
+            ((_, deed),) = chance.choices(deeds, weights)
+            await deed()
+
+    # The deeds.
+
+    async def _outage(self, kind: str, seconds: float) -> None:
+        world = self._world
+        world.say(f"outage {kind} for {seconds:.3f} s")
+        world.result.counts["outages"] += 1
+        world.weather.outage = kind
+        await asyncio.sleep(seconds)
+        world.weather.outage = None
+        world.say("outage over")
+
+    async def _short_outage(self) -> None:
+        chance = self._chance
+        await self._outage(chance.choice(list(OUTAGES)), chance.expovariate(1 / chance.choice((2, 15, 60))))
+
+    async def _flaky_store(self) -> None:
+        self._world.weather.rate = self._chance.choice((0.02, 0.05, 0.2, 0.4))
+
+    async def _flaky_disk(self) -> None:
+        self._chance.choice(self._world.disks).rate = self._chance.choice((0.01, 0.02, 0.1, 0.2))
+
+    async def _busy_disk(self) -> None:
+        disk = self._chance.choice(self._world.disks)
+        disk.busy_until = self._world.loop.now + self._chance.choice((0.5, 3.0, 15.0))
+
+    async def _full_disk(self) -> None:
+        disk = self._chance.choice(self._world.disks)
+        disk.full_until = self._world.loop.now + self._chance.choice((2.0, 30.0))
+
+    async def _kill(self) -> None:
+        """Kill one or two, now, or at some turn, or at some statement soon."""
+        chance = self._chance
+        for seat in chance.sample(self._world.seats, k=min(len(self._world.seats), chance.choice((1, 1, 2)))):
+            process = seat.process
+            if process is None or not process.alive:
+                continue
+            self._world.result.counts["kills"] += 1
+            way = chance.choice(("now", "turn", "statement", "statement"))
+            self._world.say(f"kill {process.name} {way}")
+            if way == "now":
+                process.kill()
+            elif way == "turn":
+                process.steps_left = chance.randrange(1, 400)
+            else:
+                process.statements_left = chance.randrange(1, 120)
+
+    async def _kill_all(self) -> None:
+        """As when the machine's container is killed."""
+        for seat in self._world.seats:
+            if seat.process is not None and seat.process.alive:
+                self._world.result.counts["kills"] += 1
+                seat.process.kill()
+        await asyncio.sleep(0)
+
+    async def _stop(self) -> None:
+        """Stop a process, as a debugger or a suspended container does, and let it go on."""
+        world, seat = self._world, self._chance.choice(self._world.seats)
+        process = seat.process
+        if process is None or not process.alive or process.stopped:
+            return
+        seconds = self._chance.choice((5.0, 60.0, 200.0))
+        world.say(f"stop {process.name} for {seconds:g} s")
+        world.result.counts["stops"] += 1
+        process.stopped = True
+        world.loop.call_later(seconds, world.loop.resume, process)
+
+    async def _set_clock(self) -> None:
+        self._jump()
+
+    def _jump(self) -> None:
+        jump = self._chance.choice(JUMPS)
+        self._world.say(f"the wall clock is set by {jump:g} s")
+        self._world.result.counts["clock jumps"] += 1
+        self._world.wall.ahead += jump
+
+    async def _bad_message(self) -> None:
+        self._chance.choice(self._world.places).bad_wanted += 1
+
+    async def _see_to_it(self) -> None:
+        """Have the store refuse something else, or nothing."""
+        self._world.weather.refuses = self._chance.choice((None, *REFUSALS))
+
+    async def _deaf_people(self) -> None:
+        self._chance.choice(self._world.places).alarms.failing = self._chance.choice((0.0, 0.3, 0.8))

@@ -1,0 +1,206 @@
+"""Ledger: what was appended and what is stored, kept beside the files and compared after each commit."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from letopis.store.codec import digest_of
+from tests.campaigns.invariants import Ack
+from tests.proof.simulation.driver import connect
+from tests.proof.simulation.weather import BAD
+
+_NEW: Final = (
+    "SELECT position, conversation_id, sequence, event_id, digest, type, schema_version, data, metadata"
+    " FROM letopis_outbox_events WHERE position > ? ORDER BY position"
+)
+_LANES: Final = "SELECT conversation_id, head, delivered, pruned, state, attempts FROM letopis_outbox_lanes"
+_KEPT: Final = "SELECT count(*) FROM letopis_outbox_events"
+_HOLDER: Final = "SELECT incarnation FROM letopis_outbox_relay"
+_STORED: Final = (
+    "SELECT position, conversation_id, version, event_id, origin_id, sequence, digest"
+    " FROM letopis_events WHERE position > ? ORDER BY position"
+)
+
+
+class Broken(Exception):
+    """A promise is broken; the text says which, and how."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    head: int = 0
+    delivered: int = 0
+    pruned: int = 0
+    state: str = "ready"
+    attempts: int = 0
+
+
+class StoreLedger:
+    """The log of the history store, as far as it has been committed.
+
+    :ivar heads: how far each outbox's conversations have got: origin and conversation to sequence.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._look = connect(str(path), isolation_level=None)
+        self._position = 0
+        self._versions: dict[str, int] = defaultdict(int)
+        self._ids: dict[tuple[str, bytes], int] = {}
+        self.heads: dict[tuple[bytes, str], int] = defaultdict(int)
+        self.outboxes: dict[bytes, OutboxLedger] = {}
+
+    def committed(self) -> None:
+        """Compare what has come since with what the outboxes hold.
+
+        :raises Broken: something is there twice, too early, or that nobody has said.
+        """
+        rows = self._look.execute(_STORED, (self._position,)).fetchall()
+        for position, name, version, event_id, origin, sequence, digest in rows:
+            where = f"{name!r} version {version}"
+            if position != self._position + 1:
+                raise Broken(f"the store's log goes on at {position} after {self._position}")
+            self._position = position
+            if version != self._versions[name] + 1:
+                raise Broken(f"{where}: stored after version {self._versions[name]}")
+            self._versions[name] = version
+            if (name, event_id) in self._ids:
+                raise Broken(f"{where}: event {UUID(bytes=event_id)} is stored twice")
+            self._ids[name, event_id] = version
+            if sequence != self.heads[origin, name] + 1:
+                raise Broken(
+                    f"{where}: sequence {sequence} is stored after {self.heads[origin, name]}: out of order, or a gap"
+                )
+            self.heads[origin, name] = sequence
+            said = self.outboxes[origin].events.get((name, sequence))
+            if said is None:
+                raise Broken(f"{where}: stored, and no outbox has said it")
+            if said != (event_id, digest):
+                raise Broken(f"{where}: stored as another event than sequence {sequence} of its outbox")
+
+    def holds(self, conversation_id: str, event_id: UUID) -> bool:
+        """Whether an event is stored."""
+        return (conversation_id, event_id.bytes) in self._ids
+
+
+@dataclass
+class OutboxLedger:
+    """One outbox file, as far as it has been committed.
+
+    :ivar events: all that was ever appended: conversation and sequence to event id and digest.
+    :ivar bad: what the store may refuse: conversation and sequence.
+    :ivar holder: the process whose relay has taken the lease last.
+    """
+
+    path: Path
+    store: StoreLedger
+    say: Callable[[str], None]
+    events: dict[tuple[str, int], tuple[bytes, bytes]] = field(default_factory=dict)
+    places: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    bad: set[tuple[str, int]] = field(default_factory=set)
+    lanes: dict[str, _Lane] = field(default_factory=lambda: defaultdict(_Lane))
+    origin: bytes = b""
+    holder: str = ""
+    _incarnation: int = 0
+    _position: int = 0
+
+    def __post_init__(self) -> None:
+        self._look = connect(str(self.path), isolation_level=None)
+
+    @property
+    def pending(self) -> int:
+        """Events that wait."""
+        return sum(lane.head - lane.delivered for lane in self.lanes.values())
+
+    def committed(self, by: str) -> None:
+        """Compare the file with what it was, and with the store.
+
+        :param by: who has committed.
+        :raises Broken: something is gone, written off too early, counted wrongly or blocked without a reason.
+        """
+        if not self.origin:
+            rows = self._look.execute("SELECT origin_id FROM letopis_outbox_origin").fetchall()
+            if not rows:
+                return
+            self.origin = rows[0][0]
+            self.store.outboxes[self.origin] = self
+        self._appended()
+        self._held(by)
+        kept = 0
+        for name, *values in self._look.execute(_LANES).fetchall():
+            now = _Lane(*values)
+            before = self.lanes[name]
+            kept += now.head - now.pruned
+            if now != before:
+                self._moved(name, before, now, by)
+                self.lanes[name] = now
+        ((count,),) = self._look.execute(_KEPT).fetchall()
+        if count != kept:
+            raise Broken(f"{self.path.name} keeps {count} events, its lanes say {kept}, after a commit of {by}")
+
+    def _held(self, by: str) -> None:
+        """Note who holds the lease: whoever has made its number rise."""
+        for (incarnation,) in self._look.execute(_HOLDER).fetchall():
+            if incarnation < self._incarnation:
+                raise Broken(f"{self.path.name}: the relay's number goes back to {incarnation}")
+            if incarnation > self._incarnation:
+                self._incarnation, self.holder = incarnation, by
+
+    def _appended(self) -> None:
+        for row in self._look.execute(_NEW, (self._position,)).fetchall():
+            position, name, sequence, event_id, digest, *content = row
+            head = self.lanes[name].head
+            while (name, head + 1) in self.events:
+                head += 1
+            if sequence != head + 1:
+                raise Broken(f"{name!r}: sequence {sequence} is given out after {head}: used twice, or left out")
+            if (name, event_id) in self.places:
+                raise Broken(f"{name!r}: event {UUID(bytes=event_id)} was appended twice")
+            if digest_of(name, *content) != digest:
+                raise Broken(f"{name!r} sequence {sequence}: the content does not match its digest")
+            self.events[name, sequence] = (event_id, digest)
+            self.places[name, event_id] = sequence
+            if BAD in content[2]:
+                self.bad.add((name, sequence))
+            self._position = position
+
+    def _moved(self, name: str, before: _Lane, now: _Lane, by: str) -> None:
+        where = f"{name!r} in {self.path.name}"
+        if now.head < before.head or (name, now.head) not in self.events or (name, now.head + 1) in self.events:
+            raise Broken(f"{where}: the head goes from {before.head} to {now.head}, which is not what was appended")
+        if now.delivered < before.delivered:
+            raise Broken(f"{where}: delivered goes back from {before.delivered} to {now.delivered}")
+        if now.delivered != before.delivered and by != self.holder:
+            raise Broken(f"{where}: {by} has written back, and the relay is {self.holder} by now")
+        if now.delivered > self.store.heads[self.origin, name]:
+            self.store.committed()
+        stored = self.store.heads[self.origin, name]
+        if now.delivered > stored:
+            raise Broken(f"{where}: {now.delivered} are written off as delivered, the store has {stored}")
+        if not before.pruned <= now.pruned <= now.delivered:
+            raise Broken(f"{where}: pruned up to {now.pruned}, delivered up to {now.delivered}")
+        bad = (name, now.delivered + 1) in self.bad
+        if now.state == "blocked" and not bad:
+            raise Broken(f"{where}: blocked at sequence {now.delivered + 1}, with which nothing is wrong")
+        if now.attempts and not bad:
+            raise Broken(f"{where}: sequence {now.delivered + 1} is charged {now.attempts} attempts, and is innocent")
+        if now.state != before.state:
+            self.say(f"lane {name} {before.state} -> {now.state} at {now.delivered}")
+
+    def acknowledged(self, ack: Ack, digest: bytes | None = None) -> None:
+        """Look whether what a bot was told is so.
+
+        :raises Broken: it is not.
+        """
+        place = self.places.get((ack.conversation_id, ack.event_id.bytes))
+        if place is None:
+            raise Broken(f"{ack.conversation_id!r}: event {ack.event_id} was acknowledged, and is in no file")
+        if ack.sequence is not None and place != ack.sequence:
+            raise Broken(f"{ack.conversation_id!r}: acknowledged as sequence {ack.sequence}, written as {place}")
+        if digest is not None and self.events[ack.conversation_id, place][1] != digest:
+            raise Broken(f"{ack.conversation_id!r} sequence {place}: acknowledged with other content than it has")

@@ -1,0 +1,150 @@
+"""Machine: takes clocks, chance, threads, locks and files away from this Python process and gives made-up ones."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, Final
+
+import aiosqlite.core
+import filelock
+
+import letopis.outbox.history
+import letopis.outbox.lease
+import letopis.outbox.liveness
+import letopis.outbox.relay
+import letopis.outbox.thread
+import letopis.outbox.wake
+import letopis.store.events
+from tests.proof.simulation import strands
+from tests.proof.simulation.driver import Disk
+from tests.proof.simulation.loop import PROCESS, Process, VirtualLoop
+
+START: Final = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+class Wall:
+    """The wall clock of the whole machine; it may be set."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self.ahead = 0.0
+
+    def seconds(self) -> float:
+        """Seconds since 1970."""
+        return START.timestamp() + self._loop.now + self.ahead
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=self._loop.now + self.ahead)
+
+
+class Lock:
+    """A lock of the operating system on a file: gone with the process that held it. Has the face of ``FileLock``."""
+
+    held: Final[dict[str, Lock]] = {}
+
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        self._path = os.fspath(path)
+        self._process: Process | None = None
+
+    @property
+    def is_locked(self) -> bool:
+        return self.held.get(self._path) is self
+
+    def acquire(self, **options: Any) -> None:
+        if self._path in self.held:
+            raise filelock.Timeout(self._path)
+        Path(self._path).touch(0o600)
+        self.held[self._path] = self
+        self._process = PROCESS.get()
+        if self._process is not None:
+            self._process.on_kill.append(self._let_go)
+
+    def release(self, force: bool = False) -> None:
+        if self.is_locked:
+            self._let_go()
+            if self._process is not None:
+                self._process.on_kill.remove(self._let_go)
+
+    def _let_go(self) -> None:
+        self.held.pop(self._path, None)
+
+
+def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
+    """Give this Python process a machine that is made up. There is no way back: meant for a fork of its own."""
+    wall = Wall(loop)
+    monotonic = time.monotonic
+    utc_now = letopis.store.events.utc_now
+    time.monotonic = loop.time
+    time.monotonic_ns = lambda: round(loop.now * 1e9)
+    time.perf_counter = loop.time
+    time.time = wall.seconds
+    time.time_ns = lambda: round(wall.seconds() * 1e9)
+    time.sleep = strands.wait
+    os.urandom = chance.randbytes
+    put_in_place(utc_now, wall.now)
+    put_in_place(monotonic, loop.time)
+    jitter: random.Random = letopis.outbox.relay.Relay.__init__.__kwdefaults__["random"]
+    jitter.seed(chance.random())
+    sqlite3.connect = sqlite3.dbapi2.connect = disk.connect  # type: ignore[assignment]
+    for module, names in _THREADS.items():
+        for name in names:
+            setattr(module, name, getattr(strands, _NAMES.get(name, name)))
+    for place in (letopis.outbox.lease, letopis.outbox.liveness):
+        place.FileLock = Lock  # type: ignore[misc,assignment]
+    return wall
+
+
+_THREADS: Final[dict[ModuleType, tuple[str, ...]]] = {
+    letopis.outbox.thread: ("Thread", "SimpleQueue"),
+    letopis.outbox.wake: ("Thread", "Event"),
+    aiosqlite.core: ("Thread", "SimpleQueue"),
+}
+_NAMES: Final = {"Thread": "Strand"}
+
+
+def put_in_place(real: object, made_up: object) -> int:
+    """Replace a function wherever the library holds it: by name, and as a default of an argument; return how often."""
+    count = 0
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] != "letopis":
+            continue
+        for key, value in list(vars(module).items()):
+            if value is real:
+                setattr(module, key, made_up)
+                count += 1
+        for function in _functions_of(module):
+            defaults = function.__kwdefaults__ or {}
+            for key, value in defaults.items():
+                if value is real:
+                    defaults[key] = made_up
+                    count += 1
+            given = function.__defaults__ or ()
+            if any(value is real for value in given):
+                function.__defaults__ = tuple(made_up if value is real else value for value in given)
+                count += 1
+    return count
+
+
+def _functions_of(module: ModuleType) -> Iterator[FunctionType]:
+    for value in list(vars(module).values()):
+        if isinstance(value, FunctionType):
+            yield value
+        elif isinstance(value, type) and value.__module__ == module.__name__:
+            for inner in vars(value).values():
+                under: Callable[..., Any] = getattr(inner, "__func__", inner)
+                while under is not None and not isinstance(under, FunctionType):
+                    under = getattr(under, "__wrapped__", None)  # type: ignore[assignment]
+                while isinstance(under, FunctionType):
+                    yield under
+                    under = getattr(under, "__wrapped__", None)  # type: ignore[assignment]
+    with suppress(AttributeError):
+        yield from ()

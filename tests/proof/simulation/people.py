@@ -1,0 +1,310 @@
+"""People: the bots that talk, the relays that deliver, and the person who looks after what is stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox import History, Relay
+from letopis.outbox.alerts import Alert, AlertFailed
+from letopis.outbox.file import OutboxFile
+from letopis.outbox.notices import Incident
+from letopis.outbox.receipts import Receipt
+from letopis.outbox.repair import Selection
+from letopis.outbox.tail import Pruner, Retention
+from letopis.outbox.verbs import retry
+from letopis.store import ConversationStore, Message
+from letopis.store.codec import encode_message
+from letopis.store.errors import Closed, EventIdReused, OutboxFull, OutboxUnavailable, VersionConflict
+from letopis.store.faults import StoreFault
+from tests.campaigns.invariants import Ack
+from tests.proof.simulation.alarms import Alarms
+from tests.proof.simulation.ledger import Broken, OutboxLedger
+from tests.proof.simulation.plan import Plan
+from tests.proof.simulation.weather import BAD
+
+REFUSED: Final = (OutboxUnavailable, OutboxFull, Closed)
+"""What an append may end in while the outbox's own disk fails; it may have taken effect all the same."""
+
+
+@dataclass
+class Place:
+    """One outbox, with all that is known of it."""
+
+    path: Path
+    store: Path
+    ledger: OutboxLedger
+    alarms: Alarms
+    plan: Plan
+    now: Callable[[], datetime]
+    counts: Counter[str]
+    say: Callable[[str], None]
+    broken: Callable[[str], None]
+    acks: list[Ack] = field(default_factory=list)
+    number: int = 0
+    bad_wanted: int = 0
+    silent: bool = False
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def conversation(self, chance: random.Random) -> str:
+        """Return one of its own conversations, or one that all outboxes write."""
+        if chance.random() < 0.25:
+            return "shared"
+        return f"chat-{self.number}-{chance.randrange(self.plan.conversations)}"
+
+
+class Operator:
+    """A channel to the operators that fails now and then. Has the face of ``alerts.Channel``."""
+
+    name = "operators"
+    recipient = "operators"
+
+    def __init__(self, place: Place, chance: random.Random) -> None:
+        self._place = place
+        self._chance = chance
+
+    async def send(self, alert: Alert) -> None:
+        await asyncio.sleep(self._chance.uniform(0, 2))
+        if self._place.alarms.fails(self._chance):
+            raise AlertFailed(self.name, "made-up")
+        self._place.alarms.alerted(alert)
+
+
+class Bot:
+    """Says things, takes back, tries again, reads; and holds Letopis to what it was told."""
+
+    def __init__(self, place: Place, chance: random.Random, closing: asyncio.Event) -> None:
+        self._place = place
+        self._chance = chance
+        self._closing = closing
+        self._said: deque[tuple[str, Message, int]] = deque(maxlen=4)
+
+    async def live(self) -> None:
+        """Open the history, talk until told to close, and close it."""
+        place, plan = self._place, self._place.plan
+        async with History.open(
+            place.path,
+            store=place.store,
+            relay=plan.embedded,
+            retention=Retention(keep_last=plan.keep_last, keep_for=timedelta(seconds=plan.keep_for)),
+            on_stuck=self._stuck,
+            on_recovered=self._recovered,
+            channels=(Operator(place, self._chance),),
+            now=place.now,
+        ) as history:
+            talking = [asyncio.create_task(self._talk(history), name="talker") for _ in range(plan.talkers)]
+            closing = asyncio.create_task(self._closing.wait())
+            await asyncio.wait((*talking, closing), return_when=asyncio.FIRST_COMPLETED)
+            for task in talking:
+                task.cancel()
+            for outcome in await asyncio.gather(*talking, return_exceptions=True):
+                if isinstance(outcome, Broken):
+                    place.broken(str(outcome))
+                elif isinstance(outcome, Exception):
+                    raise outcome
+
+    async def _stuck(self, incident: Incident) -> None:
+        await self._told(incident)
+
+    async def _recovered(self, incident: Incident) -> None:
+        await self._told(incident)
+
+    async def _told(self, incident: Incident) -> None:
+        await asyncio.sleep(self._chance.uniform(0, 2))
+        if self._place.alarms.fails(self._chance):
+            raise RuntimeError("the bot cannot send at present")
+        self._place.alarms.told(incident)
+
+    async def _talk(self, history: History) -> None:
+        deeds = (
+            self._say,
+            self._say,
+            self._say,
+            self._interrupted,
+            self._together,
+            self._answer,
+            self._again,
+            self._read,
+        )
+        while True:
+            await self._pause()
+            if self._place.silent:
+                continue
+            deed = self._chance.choice(deeds)
+            # A talk comes in a rush, so that appends meet.
+            for _ in range(self._chance.choice((1, 1, 2, 5))):
+                await deed(history)
+
+    async def _pause(self) -> None:
+        hurry = self._place.hurry
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._chance.expovariate(1 / self._place.plan.pause)):
+                await hurry.wait()
+        if hurry.is_set():
+            await asyncio.sleep(self._chance.uniform(0.1, 3))
+
+    def _message(self) -> Message:
+        chance = self._chance
+        text = f"{chance.randrange(10**6)} {'ж' * chance.randrange(80)}"
+        if chance.random() < 0.3:
+            return Message.assistant(text, id=f"m-{chance.randrange(10**12)}")
+        return Message.user(text)
+
+    async def _say(self, history: History) -> None:
+        place = self._place
+        name = place.conversation(self._chance)
+        messages = [self._message() for _ in range(self._chance.choice((1, 1, 3)))]
+        if place.bad_wanted > 0:
+            place.bad_wanted -= 1
+            messages.insert(0, Message.user(f"bad {BAD}"))  # and what comes after it has to wait
+        await self._until_taken(history, name, messages)
+
+    async def _until_taken(self, history: History, name: str, messages: list[Message]) -> None:
+        """Append, and where the outcome is not known or nothing was written, append the same again."""
+        for _ in range(self._chance.choice((1, 3, 6))):
+            try:
+                receipt = await history.append(name, *messages, owner=f"owner of {name}")
+            except REFUSED as refused:
+                self._place.counts[f"appends that ended in {type(refused).__name__}"] += 1
+                await asyncio.sleep(self._chance.uniform(0.1, 3))
+            else:
+                self._acknowledged(receipt, messages)
+                return
+
+    def _acknowledged(self, receipt: Receipt, messages: list[Message]) -> None:
+        place, name = self._place, receipt.conversation_id
+        place.counts["acknowledged"] += len(receipt.event_ids)
+        *others, last = receipt.event_ids
+        acks = [*(Ack(name, event_id) for event_id in others), Ack(name, last, receipt.sequence)]
+        for ack, message in zip(acks, messages, strict=True):
+            place.ledger.acknowledged(ack, encode_message(message, conversation_id=name).digest)
+        place.acks += acks
+        place.say(f"ack {name} {receipt.sequence} {last}")
+        self._said.append((name, messages[-1], receipt.sequence))
+
+    async def _interrupted(self, history: History) -> None:
+        """Cancel an append somewhere, and append the same again, or leave it at that."""
+        name, messages = self._place.conversation(self._chance), [self._message()]
+        appending = asyncio.create_task(history.append(name, *messages, owner=f"owner of {name}"))
+        await asyncio.sleep(self._chance.choice((0.0, 0.0, 0.0001, 0.001, 0.02)))
+        appending.cancel()
+        with suppress(asyncio.CancelledError, *REFUSED):
+            self._acknowledged(await appending, messages)
+            return
+        self._place.counts["appends that were cancelled"] += 1
+        if self._chance.random() < 0.6:
+            await self._until_taken(history, name, messages)
+
+    async def _together(self, history: History) -> None:
+        """Say two things in one transaction, which now and then is taken back."""
+        names = [self._place.conversation(self._chance) for _ in range(2)]
+        said, taken_back = [[self._message()] for _ in names], self._chance.random() < 0.3
+        receipts: list[Receipt] = []
+        try:
+            async with history.transaction() as transaction:
+                for name, messages in zip(names, said, strict=True):
+                    receipts.append(await transaction.append(name, *messages, owner=f"owner of {name}"))  # noqa: PERF401
+                if taken_back:
+                    raise _TakenBack
+        except _TakenBack:
+            for receipt in receipts:
+                if (receipt.conversation_id, receipt.event_ids[0].bytes) in self._place.ledger.places:
+                    raise Broken(f"{receipt.conversation_id!r}: what was rolled back is in the file") from None
+            self._place.counts["transactions rolled back"] += 1
+        except REFUSED:
+            self._place.counts["transactions that failed"] += 1
+        else:
+            for receipt, messages in zip(receipts, said, strict=True):
+                self._acknowledged(receipt, messages)
+
+    async def _answer(self, history: History) -> None:
+        """Read, and append after what was read: one of two who do so at once is refused, or put aside."""
+        name, messages = "shared", [self._message()]
+        try:
+            page = await history.messages(name, last=5)
+            await asyncio.sleep(self._chance.choice((0.0, 0.0, 0.5, 5.0)))
+            receipt = await history.append(name, *messages, owner=f"owner of {name}", after=page)
+        except VersionConflict:
+            self._place.counts["turns refused"] += 1
+        except (*REFUSED, StoreFault):
+            return
+        else:
+            self._acknowledged(receipt, messages)
+
+    async def _again(self, history: History) -> None:
+        """Append what was appended before: the same is known, other content under the same id is refused."""
+        if not self._said:
+            return
+        name, message, sequence = self._said[-1]
+        with suppress(*REFUSED):
+            receipt = await history.append(name, message, owner=f"owner of {name}")
+            self._acknowledged(receipt, [message])
+            if receipt.sequence != sequence:
+                raise Broken(f"{name!r}: appended again, sequence {sequence} has become {receipt.sequence}")
+            if message.event_id is not None:
+                return  # its id was not the caller's
+            other = Message.assistant("something else", id=message.id)
+            try:
+                receipt = await history.append(name, other, owner=f"owner of {name}")
+            except EventIdReused:
+                self._place.counts["ids used twice, refused"] += 1
+            else:
+                self._acknowledged(receipt, [other])
+
+    async def _read(self, history: History) -> None:
+        """Read what was just said: it must be there, whether delivered or not, whatever the store does."""
+        if not self._said:
+            return
+        name, message, _ = self._said[-1]
+        with suppress(*REFUSED, StoreFault):
+            page = await history.messages(name, every=True)
+            self._place.counts["reads"] += 1
+            # Without the store there is only what the outbox still keeps.
+            if page.complete and message.id not in {one.message.id for one in page.items}:
+                raise Broken(f"{name!r}: what was said and acknowledged is not read: message {message.id}")
+
+
+class _TakenBack(Exception):
+    pass
+
+
+async def deliver(place: Place, chance: random.Random, closing: asyncio.Event) -> None:
+    """Live as a relay in a process of its own, until told to close."""
+    outbox = await OutboxFile.open(place.path, now=place.now)
+    try:
+        async with ConversationStore.open(place.store, now=place.now) as store:
+            retention = Retention(keep_last=place.plan.keep_last, keep_for=timedelta(seconds=place.plan.keep_for))
+            relay = Relay(
+                outbox,
+                store,
+                holder="relay",
+                chores=(Pruner(retention, outbox.now_us),),
+                now=place.now,
+                random=chance,
+            )
+            running = asyncio.create_task(relay.run())
+            await asyncio.wait((running, asyncio.create_task(closing.wait())), return_when=asyncio.FIRST_COMPLETED)
+            relay.stop()
+            await running
+    finally:
+        await outbox.close()
+
+
+async def mend(place: Place) -> list[str]:
+    """Have what is blocked tried again, as a person does who has seen to the cause."""
+    outbox = await OutboxFile.open(place.path, now=place.now)
+    try:
+        return await retry(outbox, Selection())
+    finally:
+        await outbox.close()
+
+
+def quiet(loop: Any, context: dict[str, Any]) -> None:
+    """Say nothing of tasks that nobody waits for any more: they belong to processes that were killed."""

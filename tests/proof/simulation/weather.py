@@ -1,0 +1,202 @@
+"""Weather: what fails on the files of the simulation, when and how; each fault that the code has met is counted."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tests.proof.simulation.driver import Line, error
+from tests.proof.simulation.strands import running_loop, wait
+
+BAD: Final = "\N{SKULL AND CROSSBONES}"
+"""A message with this in it is one that the history store refuses, as long as it does."""
+
+Say = Callable[[str], None]
+
+
+def _io(text: str = "disk I/O error") -> sqlite3.Error:
+    return error(sqlite3.OperationalError, "SQLITE_IOERR", text)
+
+
+def _busy() -> sqlite3.Error:
+    return error(sqlite3.OperationalError, "SQLITE_BUSY", "database is locked")
+
+
+OUTAGES: Final[Mapping[str, Callable[[], sqlite3.Error]]] = {
+    "away": _io,
+    "locked": _busy,
+    "full": lambda: error(sqlite3.OperationalError, "SQLITE_FULL", "database or disk is full"),
+    "hangs": _io,
+    "without tables": lambda: error(sqlite3.OperationalError, "SQLITE_ERROR", "no such table: letopis_events"),
+    "read-only": lambda: error(sqlite3.OperationalError, "SQLITE_READONLY", "attempt to write a readonly database"),
+}
+"""What a store answers while it is away; the last two are for a person to mend."""
+FOR_A_PERSON: Final = ("without tables", "read-only")
+
+REFUSALS: Final[Mapping[str, Callable[[], sqlite3.Error]]] = {
+    "too big": lambda: error(sqlite3.DataError, "SQLITE_TOOBIG", "string or blob too big"),
+    "constraint": lambda: error(sqlite3.IntegrityError, "SQLITE_CONSTRAINT_CHECK", "CHECK constraint failed"),
+    "mismatch": lambda: error(sqlite3.IntegrityError, "SQLITE_MISMATCH", "datatype mismatch"),
+}
+
+
+@dataclass
+class StoreWeather:
+    """What fails between the relays and the history store.
+
+    :ivar rate: how often a transaction meets a fault of its own, from 0 to 1.
+    :ivar outage: what the store answers to everything; ``None`` while it is there.
+    :ivar refuses: what it answers to a bad message; ``None`` while it takes them.
+    """
+
+    chance: random.Random
+    fired: Counter[str]
+    say: Say
+    rate: float = 0.0
+    outage: str | None = None
+    refuses: str | None = "too big"
+    _planned: dict[Line, str] = field(default_factory=dict)
+
+    def before(self, line: Line, sql: str, params: Any) -> None:
+        """Fail a statement, or a connection that is about to be made, if it is to fail."""
+        if self.outage is not None:
+            self._away(self.outage)
+        if self.refuses is not None and sql.startswith("INSERT INTO letopis_events") and BAD in str(params):
+            self._fire(f"refuses: {self.refuses}")
+            raise REFUSALS[self.refuses]()
+        if self.rate == 0.0:
+            return
+        if sql.startswith("BEGIN IMMEDIATE"):
+            self._planned.pop(line, None)
+            if self.chance.random() < self.rate:
+                self._planned[line] = self.chance.choice(
+                    ("before", "within", "within", "slow", "conflict", "lost", "ambiguous", "ambiguous", "locked")
+                )
+        plan = self._planned.get(line)
+        if plan is None:
+            if sql == "CONNECT" and self.chance.random() < self.rate:
+                self._fire("store: no connection")
+                raise _io("unable to open database file")
+            return
+        if plan == "before":
+            self._strike(line, "store: lost at the beginning", _io())
+        elif plan == "locked" and sql.startswith("BEGIN"):
+            self._strike(line, "store: lock not to be had", _busy())
+        elif plan in ("within", "conflict") and self.chance.random() < 0.2:
+            kind = sqlite3.OperationalError
+            conflict = error(kind, "SQLITE_BUSY_SNAPSHOT", "database is locked")
+            self._strike(line, f"store: {plan}", _io() if plan == "within" else conflict)
+        elif plan == "slow" and self.chance.random() < 0.1:
+            self._planned.pop(line)
+            self._fire("store: slow")
+            wait(self.chance.choice((0.5, 5.0, 25.0, 70.0)))
+        elif plan == "lost" and sql == "COMMIT":
+            self._strike(line, "store: lost before the commit", _io())
+
+    def after(self, line: Line, sql: str) -> None:
+        """Have the answer to a commit that took effect get lost."""
+        if sql == "COMMIT" and self._planned.get(line) == "ambiguous":
+            self._planned.pop(line)
+            self._fire("store: committed, and the answer lost")
+            raise _io()
+
+    def clear(self) -> None:
+        """Let all be well from now on."""
+        self.rate, self.outage, self.refuses = 0.0, None, None
+        self._planned.clear()
+
+    def _away(self, outage: str) -> None:
+        self._fire(f"outage: {outage}")
+        if outage == "hangs":
+            wait(self.chance.uniform(1.0, 90.0))
+        raise OUTAGES[outage]()
+
+    def _strike(self, line: Line, what: str, failure: sqlite3.Error) -> None:
+        self._planned.pop(line)
+        self._fire(what)
+        _give_up(line)
+        raise failure
+
+    def _fire(self, what: str) -> None:
+        self.fired[what] += 1
+        self.say(f"fault {what}")
+
+
+@dataclass
+class OutboxWeather:
+    """What fails on an outbox's own disk.
+
+    :ivar rate: how often a transaction meets a fault of its own, from 0 to 1.
+    :ivar busy_until: until when somebody else holds the file's lock.
+    :ivar full_until: until when the disk is full.
+    """
+
+    chance: random.Random
+    fired: Counter[str]
+    say: Say
+    rate: float = 0.0
+    busy_until: float = 0.0
+    full_until: float = 0.0
+    _planned: dict[Line, str] = field(default_factory=dict)
+
+    def before(self, line: Line, sql: str, params: Any) -> None:
+        """Fail a statement, if it is to fail."""
+        now = running_loop().now
+        if sql.startswith("BEGIN IMMEDIATE"):
+            if now < self.busy_until:
+                self._fire("outbox: busy")
+                wait(0.2)
+                raise _busy()
+            self._planned.pop(line, None)
+            if self.rate and self.chance.random() < self.rate:
+                self._planned[line] = self.chance.choice(("within", "lost", "after", "full"))
+        if now < self.full_until and sql.startswith("INSERT INTO letopis_outbox_events"):
+            self._full(line)
+        plan = self._planned.get(line)
+        if plan is None or not line.in_transaction:
+            return
+        if plan == "within" and self.chance.random() < 0.3:
+            self._strike(line, "outbox: fails within a transaction", _io())
+        elif plan == "full" and self.chance.random() < 0.3:
+            self._planned.pop(line)
+            self._full(line)
+        elif plan == "lost" and sql == "COMMIT":
+            self._strike(line, "outbox: fails before the commit", _io())
+
+    def after(self, line: Line, sql: str) -> None:
+        """Have a commit that took effect end in an error."""
+        if sql == "COMMIT" and self._planned.get(line) == "after":
+            self._planned.pop(line)
+            self._fire("outbox: committed, and ends in an error")
+            raise _io()
+
+    def clear(self) -> None:
+        """Let all be well from now on."""
+        self.rate = self.busy_until = self.full_until = 0.0
+        self._planned.clear()
+
+    def _full(self, line: Line) -> None:
+        self._fire("outbox: disk full")
+        _give_up(line)
+        raise OUTAGES["full"]()
+
+    def _strike(self, line: Line, what: str, failure: sqlite3.Error) -> None:
+        self._planned.pop(line)
+        self._fire(what)
+        if self.chance.random() < 0.5:
+            _give_up(line)  # after some errors SQLite rolls back by itself
+        raise failure
+
+    def _fire(self, what: str) -> None:
+        self.fired[what] += 1
+        self.say(f"fault {what}")
+
+
+def _give_up(line: Line) -> None:
+    connection: Any = line
+    if getattr(connection, "in_transaction", False):
+        sqlite3.Connection.rollback(connection)
