@@ -315,3 +315,15 @@ def test_no_line_of_help_is_missing_from_the_reference() -> None:
         ]
 
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status", "a\x1b[2Jb"], ["status", "--a\u202eb"], ["history", "show", "c", "\u2028"]]
+)
+def test_wrong_usage_quotes_an_argument_without_what_moves_a_cursor(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cli, arguments) == Exit.USAGE
+    told = capsys.readouterr().err
+    assert "Error: " in told
+    assert not set("\x1b\u202e\u2028") & set(told)

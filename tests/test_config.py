@@ -181,3 +181,14 @@ def test_two_variables_for_one_store_are_an_error(tmp_path: Path) -> None:
     assert "both set" in str(caught.value)
     assert SECRET not in str(caught.value)
     assert load(store="a.db", environ=environ, folder=tmp_path).store == "a.db"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"outbox = {'[' * 50_000}", f"[relay]\nattempts = {'9' * 5_000}", f"outbox = {'{a=' * 5_000}"],
+    ids=["lists", "digits", "tables"],
+)
+def test_a_file_that_no_parser_bears_is_no_valid_toml(tmp_path: Path, text: str) -> None:
+    (tmp_path / "letopis.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match="is not valid TOML"):
+        load(environ={}, folder=tmp_path)

@@ -28,6 +28,7 @@ from letopis.outbox.config import load
 from letopis.outbox.doctor import examine, healthy
 from letopis.outbox.file import OutboxFile
 from letopis.store.engines import create_store_engine
+from letopis.store.errors import LetopisError
 from letopis.store.history import ConversationStore
 from letopis.store.messages import Message
 from tests.relays import relay_on
@@ -336,6 +337,22 @@ class TestMachine:
 
 def contents(folder: Path) -> dict[str, str]:
     return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in folder.iterdir()}
+
+
+async def test_a_file_that_makes_sqlite_say_what_is_no_text_is_damaged_and_no_surprise(outbox: Path) -> None:
+    """SQLite quotes the broken name of a table in its error, and Python cannot decode that."""
+    with closing(sqlite3.connect(outbox)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_master SET name = CAST(x'61eb' AS TEXT), sql = CAST(x'43eb' AS TEXT)"
+            " WHERE name = 'letopis_outbox_lanes'"
+        )
+        connection.commit()
+
+    findings = await found(outbox)
+    assert not healthy(findings.values())
+    with pytest.raises(LetopisError):
+        await OutboxFile.open(outbox)
 
 
 async def test_nothing_is_changed_and_the_live_file_is_opened_by_sqlite_alone(tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         # Not chained, and only the place of it: the message may quote a line that holds a password.
         place = str(error).rpartition("(")[2].rstrip(")") if "(" in str(error) else "somewhere"
         raise ConfigurationError(f"{path} is not valid TOML ({place})") from None
+    except (RecursionError, ValueError):  # nested too deep; a number of thousands of digits
+        raise ConfigurationError(f"{path} is not valid TOML (nested too deep, or a number too long)") from None
     for key, value in table.items():
         if key not in _KEYS:
             raise ConfigurationError(f"{path}: {_unknown(key, _KEYS)}")

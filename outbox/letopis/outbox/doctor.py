@@ -69,5 +69,5 @@ def _origin(path: Path) -> tuple[UUID, int] | None:
                 return None
             row = connection.exec_driver_sql("SELECT origin_id, epoch FROM letopis_outbox_origin").one_or_none()
             return None if row is None else (UUID(bytes=row[0]), int(row[1]))
-    except SQLITE_ERRORS:
+    except (*SQLITE_ERRORS, ValueError, TypeError):  # what is in a damaged file may not even be text
         return None  # said already, by the checks of the file

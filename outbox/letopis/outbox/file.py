@@ -425,6 +425,8 @@ def _ours(error: BaseException, path: Path) -> Exception | None:
         return ConfigurationError(f"{path.name!r}: {error.reason}")
     if isinstance(error, OSError):
         return OutboxUnavailable(f"{path.name!r} cannot be reached [{error.errno}]")
+    if isinstance(error, UnicodeDecodeError):  # SQLite quotes the file in its errors
+        return OutboxUnavailable(f"{path.name!r} is damaged: `letopis outbox verify` says where")
     return translate(error)
 
 

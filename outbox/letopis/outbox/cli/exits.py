@@ -50,6 +50,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else Exit.OK
     except click.ClickException as error:
+        error.message = shown(error.message)  # it may quote an argument, and that may hold anything
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
