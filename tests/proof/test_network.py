@@ -41,6 +41,8 @@ def test_a_commit_is_recognised_and_whether_it_took_effect() -> None:
     assert not POSTGRESQL.commits(typed(b"P", b"COMMIT;\0"))
     assert POSTGRESQL.committed(typed(b"C", b"COMMIT\0")) and not POSTGRESQL.committed(typed(b"C", b"ROLLBACK\0"))
     assert POSTGRESQL.ends(typed(b"Z", b"I")) and not POSTGRESQL.ends(typed(b"C", b"COMMIT\0"))
+    assert MARIADB.writes(numbered(b"\3INSERT INTO letopis_events VALUES (1)"))
+    assert not MARIADB.writes(numbered(b"\3SELECT * FROM letopis_events"))
     assert MARIADB.commits(numbered(b"\3COMMIT"))
     assert not MARIADB.commits(numbered(b"\3SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"))
     assert MARIADB.committed(numbered(b"\0\0\0", 1)) and not MARIADB.committed(numbered(b"\xff\x15\x04", 1))

@@ -124,6 +124,7 @@ async def _judge(found: Outcome, bots: list[Bot], urls: list[str]) -> None:
         f"{blocked} conversations were blocked" if blocked else "",
         f"{strange} errors that a relay did not know" if strange else "",
         f"{rewound} events were sent again because the store had lost them" if rewound else "",
+        "commits took effect unheard, and nothing was absorbed" if found.ambiguous and not found.duplicates else "",
     ]
     found.problems += [one for one in wrong if one]
     found.violations = max(found.violations, len(found.problems))

@@ -20,6 +20,7 @@ class Speech:
     :ivar first: the size of the first message of a client, given at least 4 bytes of it.
     :ivar size: the size of any other message, given at least 5 bytes of it, or fewer where it is shorter.
     :ivar least: bytes that ``size`` has to see.
+    :ivar writes: whether a client's message may be of an apply: a driver may say COMMIT for reasons of its own.
     :ivar commits: whether a client's message is a COMMIT.
     :ivar ends: whether a server's message is the last one of the answer to it.
     :ivar committed: whether a server's message says that the commit has taken effect.
@@ -29,6 +30,7 @@ class Speech:
     first: Callable[[bytes], int]
     size: Callable[[bytes], int]
     least: int
+    writes: Callable[[bytes], bool]
     commits: Callable[[bytes], bool]
     ends: Callable[[bytes], bool]
     committed: Callable[[bytes], bool]
@@ -68,6 +70,8 @@ POSTGRESQL: Final = Speech(
     first=lambda data: int.from_bytes(data[:4], "big"),
     size=_typed,
     least=5,
+    # What is prepared comes by its number; but there is no COMMIT besides.
+    writes=lambda message: True,
     commits=lambda message: message[0] == _QUERY and message[5:].startswith(b"COMMIT"),
     ends=lambda message: message[0] == _READY,
     # A transaction that had failed already is answered with ROLLBACK.
@@ -78,6 +82,7 @@ MARIADB: Final = Speech(
     first=_numbered,
     size=_numbered,
     least=_HEADER,
+    writes=lambda message: b"INSERT INTO letopis_" in message[:100],
     commits=lambda message: message[4:] == bytes((_COM_QUERY,)) + b"COMMIT",
     ends=lambda message: True,
     committed=lambda message: message[4:5] == b"\0",

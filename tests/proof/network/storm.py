@@ -120,9 +120,16 @@ class Storm:
                 if self.raging:
                     server.close()
                     await asyncio.sleep(self.chance.uniform(0.02, 0.12))
-                    server = await asyncio.start_server(self._accept, "127.0.0.1", port)
+                    server = await self._listen_again(port)
         finally:
             server.close()
+
+    async def _listen_again(self, port: int) -> asyncio.Server:
+        for _ in range(500):
+            with contextlib.suppress(OSError):  # somebody's connection goes out by this very port
+                return await asyncio.start_server(self._accept, "127.0.0.1", port)
+            await asyncio.sleep(0.02)
+        raise RuntimeError(f"port {port} was taken for good")
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.openings += 1
@@ -176,6 +183,7 @@ class _Line:
         self._there_reader, self._there_writer = there_reader, there_writer
         self._messages = 0
         self._commits = 0
+        self._wrote = False
         self._void = False  # nothing goes through any more, either way
         self._committing = False
         self._pace: float | None = None
@@ -211,7 +219,8 @@ class _Line:
         raise _Over
 
     async def _ask(self, message: bytes) -> None:
-        commits = self._storm.speech.commits(message)
+        commits = self._wrote and self._storm.speech.commits(message)
+        self._wrote = not commits and (self._wrote or self._storm.speech.writes(message))
         self._messages += 1
         self._commits += commits
         fate = self._fate if self._storm.raging else None
