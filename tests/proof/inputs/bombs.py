@@ -1,0 +1,139 @@
+"""Bombs: files made to fill the memory of who imports them; each in a process of its own, its memory measured."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOMY: Final = 48
+"""Megabytes that the command may take beyond what it takes for an empty file: the longest line, read and decoded."""
+PARSED: Final = 320
+"""The same where the line is JSON of as many empty lists as fit into it: each takes 64 bytes when it is parsed."""
+UNBOUNDED: Final = (
+    "from letopis.store.transfer import jsonl;"
+    "jsonl.read_lines.__kwdefaults__['max_line_bytes'] = 10**10;"
+    "from letopis.outbox.cli import main; main()"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bomb:
+    """What is read from standard input, and what must come of it.
+
+    :ivar ends: whether it ends by itself; else it is interrupted after some seconds, as a person would.
+    """
+
+    name: str
+    pieces: Callable[[], Iterator[bytes]]
+    codes: tuple[int, ...]
+    says: str
+    ends: bool = True
+    room: int = ROOMY
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What came of one."""
+
+    megabytes: int
+    code: int
+    told: str
+    seconds: float
+
+
+HEAD: Final = b'{"conversation_id":"c","role":"user","content":"x","metadata":{"a":'
+
+
+def bombs(megabytes: int) -> Iterator[Bomb]:
+    """Yield them; the long ones are so long."""
+    mega = b"x" * 1_048_576
+    line = 7_900_000
+    yield Bomb("one line", lambda: (mega for _ in range(megabytes)), (1,), "is longer than")
+    yield Bomb(
+        "zeros without an end", lambda: (bytes(1_048_576) for _ in range(1_000_000)), (130,), "interrupted", False
+    )
+    yield Bomb("brackets", lambda: iter([HEAD, b"[" * line, b"\n"]), (1,), "nested too deep")
+    yield Bomb("objects", lambda: iter([b'{"a":' * (line // 5), b"\n"]), (1,), "nested too deep")
+    yield Bomb("empty lists", lambda: iter([HEAD, b"[", b"[]," * (line // 3), b"[]]}}\n"]), (1,), "", room=PARSED)
+    yield Bomb("digits", lambda: iter([HEAD, b"9" * line, b"}}\n"]), (1,), "64 bits")
+    yield Bomb("bad lines", lambda: (b"{}\n" * 10_000 for _ in range(megabytes // 64)), (1,), "is missing")
+    yield Bomb("compressed", lambda: _squeezed(megabytes), (1,), "UTF-8")
+
+
+def _squeezed(megabytes: int) -> Iterator[bytes]:
+    packer = zlib.compressobj(9, wbits=31)
+    for _ in range(megabytes):
+        yield packer.compress(bytes(1_048_576))
+    yield packer.flush()
+
+
+def burst(bomb: Bomb, folder: Path, *, code: str | None = None, patience: float = 60.0) -> Burst:
+    """Import it as a dry run, and measure."""
+    how = ["-m", "letopis.outbox.cli"] if code is None else ["-c", code]
+    started = time.monotonic()
+    told = folder / "told"
+    with told.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, *how, "history", "import", "jsonl", "-", "--dry-run"],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+        )
+    feeding = threading.Thread(target=_feed, args=(process, bomb), daemon=True)
+    feeding.start()
+    timers = [threading.Timer(patience, process.kill)]
+    if not bomb.ends:
+        timers.append(threading.Timer(2.5, process.send_signal, (signal.SIGINT,)))
+    for timer in timers:
+        timer.start()
+    most = 0
+    while process.poll() is None:
+        most = max(most, _peak(process.pid))
+        time.sleep(0.02)
+    for timer in timers:
+        timer.cancel()
+    feeding.join(10)
+    with told.open("rb") as said:
+        words = said.read(4_000).decode("utf-8", "replace")
+    return Burst(most // 1024, process.returncode, words, time.monotonic() - started)
+
+
+def _peak(pid: int) -> int:
+    """Return the most kilobytes that a process has had; what it was forked from is not in it, as in `ru_maxrss`."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(found[0]) if found else 0
+
+
+def _feed(process: subprocess.Popen[bytes], bomb: Bomb) -> None:
+    assert process.stdin is not None
+    try:
+        for piece in bomb.pieces():
+            process.stdin.write(piece)
+        process.stdin.close()
+    except OSError:
+        return  # it has read enough
+
+
+def faults(bomb: Bomb, burst: Burst, base: int) -> list[str]:
+    """Return what was not as it must be."""
+    found = []
+    if burst.megabytes - base > bomb.room:
+        found.append(f"{bomb.name}: {burst.megabytes} MB, {base} MB for an empty file")
+    if burst.code not in bomb.codes:
+        found.append(f"{bomb.name}: exit code {burst.code}: {burst.told[-200:]!a}")
+    if bomb.says not in burst.told or "Traceback" in burst.told:
+        found.append(f"{bomb.name}: does not say {bomb.says!r}: {burst.told[-200:]!a}")
+    return found

@@ -1,0 +1,240 @@
+"""Calls: every public method by its signature, with arguments that are in order, so that one can be hostile."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import letopis.outbox
+import letopis.store
+from letopis.outbox import BlockingHistory, History
+from letopis.store import ConversationStore, LetopisError, Message
+
+OWNER: Final = "owner-1"
+ASKED: Final = "m-asked"
+ANSWERED: Final = "m-answered"
+
+
+@dataclass(slots=True)
+class World:
+    """What the calls are made on: conversations that are there already, each for one call that changes it."""
+
+    prefix: str
+    ready: int
+    used: int = 0
+    origin_id: Any = None
+    lasting: str = field(init=False)
+    quiet: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # What is written to grows, and would make every read of it slow.
+        self.lasting, self.quiet = f"{self.prefix}-0", f"{self.prefix}-1"
+
+    def names(self) -> list[str]:
+        return [f"{self.prefix}-{number}" for number in range(self.ready)]
+
+    def fresh(self) -> str:
+        """Return one that no call has changed, as far as there are any left."""
+        self.used = self.used % (self.ready - 2) + 1
+        return f"{self.prefix}-{self.used + 1}"
+
+
+Arguments = Callable[[World], dict[str, Any]]
+
+
+def _read(world: World) -> dict[str, Any]:
+    return {"conversation_id": world.quiet}
+
+
+def _said(world: World) -> dict[str, Any]:
+    return {"conversation_id": world.lasting}
+
+
+def _own(world: World) -> dict[str, Any]:
+    return {"conversation_id": world.fresh()}
+
+
+def _message(world: World) -> dict[str, Any]:
+    return {"conversation_id": world.lasting, "message_id": ANSWERED}
+
+
+def _owner(world: World) -> dict[str, Any]:
+    return {"owner": OWNER}
+
+
+def _none(world: World) -> dict[str, Any]:
+    return {}
+
+
+def _with(base: Arguments, **more: Any) -> Arguments:
+    return lambda world: {**base(world), **more}
+
+
+HISTORY: Final[Mapping[str, Arguments]] = {
+    "activate": _own,
+    "active": _owner,
+    "annotate": _with(_said, metadata={"a": 1}),
+    "append": lambda world: {"conversation_id": world.lasting, "what": Message.user("words")},
+    "append_in": lambda world: {"conversation_id": world.lasting, "what": Message.user("words")},
+    "archive": _own,
+    "chats": _owner,
+    "clear": _own,
+    "context": _read,
+    "conversation": _read,
+    "conversations": _none,
+    "delete": _own,
+    "drained": _with(_none, timeout=5.0),
+    "edit": _with(_message, content="anew"),
+    "events": _read,
+    "failed": _message,
+    "fork": lambda world: {"of": world.quiet},
+    "messages": _read,
+    "pop": _own,
+    "rate": _with(_message, value=5),
+    "react": _with(_message, key="like"),
+    "redact": lambda world: {"conversation_id": world.fresh(), "message_id": ANSWERED},
+    "regenerate": _own,
+    "rename": _with(_said, title="title"),
+    "reply": _said,
+    "restore": _own,
+    "rewind": _with(_own, to=ASKED),
+    "search": _with(_none, query="words"),
+    "sent": _message,
+    "start": _owner,
+    "statistics": _none,
+    "status": _none,
+    "transaction": _none,
+    "transcript": _read,
+    "unconfirmed": _none,
+    "undo": _own,
+    "unreact": _with(_message, key="like"),
+}
+STORE: Final[Mapping[str, Arguments]] = {
+    "active": _owner,
+    "catch_up_search": _none,
+    "conversation": _read,
+    "conversations": _none,
+    "events": _read,
+    "head": _none,
+    "lane_heads": lambda world: {"origin_id": world.origin_id, "conversation_ids": [world.quiet]},
+    "messages": _read,
+    "partitions": _none,
+    "path_of": lambda world: {"conversation_id": world.quiet, "message_ids": [ASKED]},
+    "ping": _none,
+    "prepare": _none,
+    "rebuild": lambda world: {"conversation": world.quiet},
+    "search": _with(_none, query="words"),
+    "search_place": _none,
+    "statistics": _none,
+    "subscribe": _none,
+}
+REPLY: Final[Mapping[str, Arguments]] = {
+    "add": _with(_none, what="more"),
+    "failed": _none,
+    "finish": _none,
+    "sent": _none,
+}
+RECEIPT: Final[Mapping[str, Arguments]] = {
+    "saved": _with(_none, timeout=5.0),
+    "state": _none,
+    "superseded": _with(_none, timeout=5.0),
+}
+TRANSACTION: Final[Mapping[str, Arguments]] = {"append": HISTORY["append"]}
+
+TABLES: Final[Mapping[str, Mapping[str, Arguments]]] = {
+    "History": HISTORY,
+    "BlockingHistory": {name: made for name, made in HISTORY.items() if name != "append_in"},
+    "ConversationStore": STORE,
+    "Reply": REPLY,
+    "BlockingReply": REPLY,
+    "Receipt": RECEIPT,
+    "BlockingReceipt": RECEIPT,
+    "Transaction": TRANSACTION,
+    "BlockingTransaction": TRANSACTION,
+}
+"""The classes with methods that a program calls, and arguments of each method that are in order."""
+
+LEFT_OUT: Final[Mapping[str, str]] = {
+    "History.open": "constructor: see `constructors`",
+    "BlockingHistory.open": "constructor: see `constructors`",
+    "ConversationStore.open": "constructor: see `constructors`",
+    "ConversationStore.close": "no arguments; ends the object",
+    "ConversationStore.apply": "takes what only `LaneBatch` and `encode` make; what an outbox sends is that",
+    "ConversationStore.counted": "takes a `Period`, which `statistics` makes",
+    "ConversationStore.read_past": "takes a function of Letopis's own",
+    "ConversationStore.view": "arguments as `messages`, and the origin of the outbox's own",
+    "ConversationStore.view_beside": "takes a function of Letopis's own",
+    "ConversationStore.projector": "takes an object of the program's, no input",
+    "Reply.break_off": "no arguments",
+    "Reply.leave": "no arguments",
+    "Transaction.execute": "takes a statement of the program's own, for its own tables",
+    "Transaction.scalar": "takes a statement of the program's own, for its own tables",
+    "BlockingTransaction.execute": "takes a statement of the program's own, for its own tables",
+    "BlockingTransaction.scalar": "takes a statement of the program's own, for its own tables",
+    "OutboxFile.*": "the file itself, for the relay and the command; takes functions of Letopis's own",
+    "Relay.*": "no arguments but at its constructor",
+    "Projector.*": "no arguments but at its constructor",
+    "Projection.*": "a base class that programs fill in",
+    "Channel.*": "a protocol that programs fill in",
+    "Upcasters.*": "rules of the program's own, no input",
+    "Status.*": "a result",
+    "Incident.*": "a result",
+    "Page.*": "a result",
+    "RecordedEvent.*": "a result",
+    "Event.of": "a constructor: see `constructors`",
+    "ForkPoint.*": "a constructor: see `constructors`",
+    "RetryPolicy.*": "called by the relay alone",
+    "Bounds.*": "called by the outbox alone",
+}
+"""What has no hostile run here, and why."""
+
+OBJECTS: Final[Mapping[str, str]] = {
+    "append_in.connection": "a connection of the program's",
+    "context.count": "a function of the program's",
+    "transcript.tz": "an object of `datetime`, no input",
+}
+"""Parameters that take an object of the program's and not a value."""
+
+
+def surface() -> Iterator[tuple[str, str, Any]]:
+    """Yield every public method as class, name and function."""
+    for module in (letopis.store, letopis.outbox):
+        for name in module.__all__:
+            cls = getattr(module, name)
+            if not inspect.isclass(cls) or issubclass(cls, LetopisError | str | tuple):
+                continue
+            if hasattr(cls, "from_data") or hasattr(cls, "with_changes"):
+                continue  # values: their fields are tried, not their methods
+            for found in dir(cls):
+                if not found.startswith("_") and inspect.isroutine(getattr(cls, found)):
+                    yield name, found, getattr(cls, found)
+
+
+def parameters(cls: str, method: str) -> list[str]:
+    """Return the parameters of a method that take a value."""
+    found = inspect.signature(getattr(_class(cls), method)).parameters
+    return [name for name in found if name != "self" and f"{method}.{name}" not in OBJECTS]
+
+
+def untried() -> list[str]:
+    """Return the public methods that have neither a run nor a reason: a new one is here until somebody gives it one."""
+    missing = []
+    for cls, method, _ in surface():
+        if method in TABLES.get(cls, {}) or f"{cls}.{method}" in LEFT_OUT or f"{cls}.*" in LEFT_OUT:
+            continue
+        missing.append(f"{cls}.{method}")
+    gone = [f"{cls}.{method} is no more" for cls, table in TABLES.items() for method in table if not _has(cls, method)]
+    return missing + gone
+
+
+def _class(name: str) -> Any:
+    return getattr(letopis.store if hasattr(letopis.store, name) else letopis.outbox, name)
+
+
+def _has(cls: str, method: str) -> bool:
+    return hasattr(_class(cls), method)
+
+
+__all__ = ("LEFT_OUT", "TABLES", "BlockingHistory", "ConversationStore", "History", "World", "parameters", "untried")

@@ -1,0 +1,332 @@
+"""Commands: every verb of `letopis` with hostile options, environment, configuration and outbox files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import FrameType
+from typing import Final
+
+import click
+
+from letopis.outbox import History
+from letopis.outbox.cli import cli
+from letopis.outbox.cli.exits import Exit, run
+from letopis.store import Message
+from tests.daemons import letopis
+from tests.proof.inputs.lines import mutated
+from tests.proof.inputs.values import kinds
+
+CODES: Final = frozenset({*Exit, 130})
+PATIENCE: Final = 20.0
+ALONE: Final[Mapping[str, str]] = {"demo": "a bot of half a minute, without input"}
+"""Verbs that are not run, and why."""
+FIRST: Final[Mapping[str, tuple[str, ...]]] = {
+    "relay": ("--once",),
+    "history import jsonl": ("in.jsonl", "--timeout", "1"),
+    "history export jsonl": ("-",),
+    "history show": ("chat-1",),
+    "history search": ("words",),
+    "outbox show": ("chat-1",),
+    "outbox fix": ("chat-1", "--data", "in.jsonl"),
+    "outbox skip": ("chat-1", "--reason", "none"),
+    "outbox export": ("out.jsonl",),
+}
+"""Arguments that are in order, where a verb needs some or would not end."""
+VARIABLES: Final = (
+    *("LETOPIS_OUTBOX", "LETOPIS_STORE", "LETOPIS_STORE_FILE", "LETOPIS_CONFIG", "LETOPIS_LOG_LEVEL"),
+    *("LETOPIS_LOG_FORMAT", "LETOPIS_LISTEN", "LETOPIS_STOP_TIMEOUT", "LETOPIS_ALERTS", "LETOPIS_ALERTS_FILE"),
+    *("LETOPIS_ALERTS_PRIVATE", "LETOPIS_LANGUAGE", "LETOPIS_DEBUG", "STATE_DIRECTORY", "NO_COLOR"),
+)
+TOML: Final = """outbox = "bot.outbox.db"
+store = "sqlite:///bot.history.db"
+[relay]
+base = 1.0
+attempts = 3
+jitter = "full"
+[daemon]
+stop_timeout = 8
+log_level = "INFO"
+[alerts]
+private = false
+language = "en"
+stuck_after = 300
+[retention]
+keep_last = 200
+keep_hours = 24
+"""
+
+
+class Hung(BaseException):
+    """A command did not end; no command may catch it."""
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """What came of the runs."""
+
+    runs: int = 0
+    codes: dict[int, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one run said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def here(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Said:
+    """Run the command in this process."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise Hung
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape", write_through=True) for _ in range(2))
+    kept = {name: value for name, value in os.environ.items() if name in VARIABLES}
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        for name in kept:
+            del os.environ[name]
+        os.environ.update(environment or {})
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = int(run(cli, list(arguments)))
+    except Hung:
+        code = -1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        for name in environment or {}:
+            os.environ.pop(name, None)
+        os.environ.update(kept)
+    told = [one.buffer.getvalue().decode("utf-8", "replace") for one in (out, err)]  # type: ignore[attr-defined]
+    return Said(code, *told)
+
+
+def judge(label: str, said: Said, outcomes: Outcomes) -> None:
+    """Note what a command may not do."""
+    outcomes.runs += 1
+    outcomes.codes[said.code] = outcomes.codes.get(said.code, 0) + 1
+    if said.code == -1:
+        outcomes.problems.append(f"{label}: hangs")
+    elif said.code not in CODES:
+        outcomes.problems.append(f"{label}: exit code {said.code}")
+    for words in ("Traceback", "unexpected ", "Exception ignored"):
+        if words in said.err and "unexpected extra argument" not in said.err:
+            outcomes.problems.append(f"{label}: {words!r} on stderr: {said.err.strip()[-200:]!a}")
+            break
+    if said.code not in (Exit.OK, 130) and not (said.err + said.out).strip():
+        outcomes.problems.append(f"{label}: exit code {said.code} and not a word")
+    if any(sign in said.err for sign in "\x1b\x9b\u202e\u2028\x07\x00"):
+        outcomes.problems.append(f"{label}: stderr could move a cursor: {said.err[-200:]!a}")
+    half = list(Path().glob("*.part"))
+    if half:
+        outcomes.problems.append(f"{label}: {half[0]} is left behind")
+        half[0].unlink()
+
+
+def verbs(group: click.Command = cli, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield every verb by its words."""
+    if not isinstance(group, click.Group):
+        yield words, group
+        return
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        found = group.get_command(context, name)
+        if found is not None:
+            yield from verbs(found, (*words, name))
+
+
+def strings() -> list[str]:
+    """Return the hostile strings that an operating system passes on."""
+    found = [str(one.value) for one in kinds()[0] if isinstance(one.value, str)]
+    return [one for one in found if "\0" not in one and len(one) < 5_000 and _passes(one)] + ["\udcff", "a\udc80"]
+
+
+def _passes(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def folder_of(folder: Path, name: str) -> Iterator[Path]:
+    """Work in a folder of its own that holds an outbox, its store and a file to import."""
+    place = folder / name
+    place.mkdir()
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        asyncio.run(_filled(place))
+        (place / "in.jsonl").write_bytes(b"".join(mutated(Random(1), number) for number in range(20)))
+        yield place
+    finally:
+        os.chdir(before)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+async def _filled(place: Path) -> None:
+    async with History.open(place / "bot.outbox.db", watch=False) as history:
+        for number in range(20):
+            await history.append(f"chat-{number % 4}", Message.user(f"words {number}"), owner="owner-1")
+        await history.drained(timeout=20)
+    async with History.open(place / "bot.outbox.db", relay=False, watch=False) as history:
+        await history.append("chat-1", Message.user("pending"))
+
+
+def options(folder: Path, random: Random, many: int) -> Outcomes:
+    """Give every option and argument of every verb hostile strings."""
+    outcomes = Outcomes()
+    with folder_of(folder, "options"):
+        texts = strings()
+        for words, command in verbs():
+            name = " ".join(words)
+            if name in ALONE:
+                continue
+            for parameter in command.params:
+                for text in random.sample(texts, many):
+                    inside = text.replace("..", "--").lstrip("/~") if "FILE" in str(parameter.metavar) else text
+                    judge(f"{name} {parameter.name}={text[:40]!a}", here(_line(words, parameter, inside)), outcomes)
+            judge(f"{name} --nothing", here([*words, f"--{random.choice(texts)}"]), outcomes)
+        for text in random.sample(texts, many * 3):
+            judge(f"verb {text[:40]!a}", here([text]), outcomes)
+    return outcomes
+
+
+def _line(words: tuple[str, ...], parameter: click.Parameter, text: str) -> list[str]:
+    first = list(FIRST.get(" ".join(words), ()))
+    if isinstance(parameter, click.Argument):
+        return [*words, *first[1:], "--", text]
+    flag = max(parameter.opts, key=len)
+    if isinstance(parameter, click.Option) and (parameter.is_flag or parameter.count):
+        return [*words, *first, flag, text]
+    return [*words, *first, f"{flag}={text}"]
+
+
+def environment(folder: Path, random: Random, many: int) -> Outcomes:
+    """Set every variable to hostile strings."""
+    outcomes = Outcomes()
+    with folder_of(folder, "environment"):
+        texts = strings()
+        for name in VARIABLES:
+            for text in random.sample(texts, many):
+                verb = random.choice((("status", "--json"), ("outbox", "list"), ("doctor",), ("relay", "--once")))
+                inside = text.replace("..", "--").lstrip("/~") if name != "LETOPIS_STORE" else text
+                judge(f"{name}={text[:40]!a} {' '.join(verb)}", here(verb, {name: inside}), outcomes)
+    return outcomes
+
+
+def configuration(folder: Path, random: Random, many: int) -> Outcomes:
+    """Mutate a valid letopis.toml."""
+    outcomes = Outcomes()
+    with folder_of(folder, "configuration") as place:
+        bombs = [f"outbox = {'[' * depth}{']' * depth}" for depth in (10, 500, 1_000, 5_000, 100_000)]
+        bombs += [f"{'a.' * depth}b = 1" for depth in (10, 500, 5_000)]
+        bombs += [f"[{'.'.join('a' * 5_000)}]", "outbox = 1", "[relay]\nattempts = 1e999", "[relay]\nbase = nan"]
+        bombs += [f"[relay]\nattempts = {'9' * 5_000}", "[retention]\nkeep_hours = 1e300", f"[alerts]\n{TOML}"]
+        texts = [*(one.encode() for one in bombs), *(_changed(TOML.encode(), random) for _ in range(many))]
+        for number, text in enumerate(texts):
+            (place / "letopis.toml").write_bytes(text)
+            verb = random.choice((("status",), ("doctor", "--json"), ("outbox", "list"), ("relay", "--once")))
+            judge(f"letopis.toml {number} {text[:60]!a} {' '.join(verb)}", here(verb), outcomes)
+    return outcomes
+
+
+def _changed(raw: bytes, random: Random) -> bytes:
+    changed = bytearray(raw)
+    for _ in range(random.randrange(1, 4)):
+        place = random.randrange(len(changed))
+        match random.randrange(4):
+            case 0:
+                changed[place] = random.randrange(256)
+            case 1:
+                del changed[place : place + random.randrange(1, 12)]
+            case 2:
+                changed[place:place] = random.choice((b'"', b"'''", b"[", b"\n", b"\xff", b"\\u0000", b"1e999", b"="))
+            case _:
+                changed[place:place] = changed[: random.randrange(40)]
+    return bytes(changed)
+
+
+def outboxes(folder: Path, random: Random, many: int) -> Outcomes:
+    """Put hostile files in the place of the outbox."""
+    outcomes = Outcomes()
+    with folder_of(folder, "outboxes") as place:
+        target = place / "bot.outbox.db"
+        whole = target.read_bytes()
+        looks = (("status", "--json"), ("outbox", "list", "--json"), ("doctor", "--json"), ("relay", "--once"))
+        for number, (name, raw) in enumerate(_damaged(whole, random, many)):
+            for beside in ("-wal", "-shm", ".lock"):
+                target.with_name(f"bot.outbox.db{beside}").unlink(missing_ok=True)
+            target.write_bytes(raw)
+            for verb in (looks[number % len(looks)], ("history", "export", "jsonl", "out.jsonl", "--force")):
+                said = here(verb)
+                judge(f"outbox {name} {' '.join(verb)}", said, outcomes)
+                if verb[0] == "history" and said.code and (place / "out.jsonl").exists():
+                    outcomes.problems.append(f"outbox {name}: half an export is there after exit code {said.code}")
+                (place / "out.jsonl").unlink(missing_ok=True)
+        target.unlink()
+        for name, make in (
+            ("folder", lambda: target.mkdir()),
+            ("pipe", lambda: os.mkfifo(target)),
+            ("link to itself", lambda: target.symlink_to(target)),
+            ("device", lambda: target.symlink_to("/dev/zero")),
+        ):
+            make()
+            for verb in looks:
+                judge(f"outbox is a {name} {' '.join(verb)}", here(verb), outcomes)
+            target.rmdir() if name == "folder" else target.unlink()
+    return outcomes
+
+
+def _damaged(whole: bytes, random: Random, many: int) -> Iterator[tuple[str, bytes]]:
+    yield "empty", b""
+    yield "text", b"this is no database\n" * 300
+    yield "header only", whole[:100]
+    yield "first page only", whole[:4096]
+    yield "zeros", bytes(len(whole))
+    for number in range(many):
+        changed = bytearray(whole)
+        match number % 4:
+            case 0:
+                changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+            case 1:
+                for _ in range(50):
+                    changed[random.randrange(len(changed))] = random.randrange(256)
+            case 2:
+                changed = changed[: random.randrange(len(changed))]
+            case _:
+                changed[random.randrange(100)] = random.randrange(256)  # in the header of the file
+        yield f"{('bit', 'bytes', 'cut', 'header')[number % 4]} {number}", bytes(changed)
+
+
+def processes(folder: Path, random: Random, many: int) -> Outcomes:
+    """Run a sample as real processes."""
+    outcomes = Outcomes()
+    with folder_of(folder, "processes") as place:
+        texts = [one for one in strings() if not one.startswith("-")]
+        verbs_: Sequence[tuple[str, ...]] = (("status",), ("history", "show"), ("outbox", "list", "--conversation"))
+        for number in range(many):
+            text = random.choice(texts)
+            words = verbs_[number % len(verbs_)]
+            try:
+                done = letopis(*words, "--", text, folder=place) if number % 2 else letopis(*words, text, folder=place)
+            except UnicodeDecodeError as error:
+                outcomes.problems.append(f"{words} {text!a}: {error}")
+                continue
+            judge(f"{' '.join(words)} {text[:40]!a}", Said(done.returncode, done.stdout, done.stderr), outcomes)
+    return outcomes

@@ -1,0 +1,116 @@
+"""Judging: whether what came of a hostile value is what is promised, and if not, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+from letopis.store import Event, LetopisError, Message, OutboxUnavailable, RecordedEvent, StoreFault
+from letopis.store.messages import Part, part_to_json
+from letopis.store.vocabulary import Body
+from tests.corpus.values import plain
+from tests.test_bad_input import same
+
+FALLS_AWAY: Final = (None, False, "", (), [], {})
+"""What stands for nothing given: a field that holds it may be left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One value that was accepted, and where it must be found."""
+
+    label: str
+    value: Any
+    conversation_id: str
+    event_ids: tuple[UUID, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the values so far."""
+
+    tried: int = 0
+    refused: int = 0
+    accepted: int = 0
+    compared: int = 0
+    kept: list[Kept] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def blame(self, words: str) -> None:
+        self.problems.append(words)
+
+    def refusal(self, label: str, error: BaseException) -> None:
+        """Take in what a call raised."""
+        self.refused += 1
+        if (wrong := fault_of(error)) is not None:
+            self.blame(f"{label}: {wrong}")
+
+
+def fault_of(error: BaseException) -> str | None:
+    """Return what is wrong with a refusal; ``None`` where it is as it is documented."""
+    if not isinstance(error, LetopisError):
+        return f"{type(error).__name__}, which is not documented: {str(error)!a:.150}"
+    if isinstance(error, StoreFault | OutboxUnavailable):
+        return f"a database was asked and refused it: {type(error).__name__} {str(error)!a:.150}"
+    words = str(error)
+    if len(words) < 8 or not any(character.isspace() for character in words):
+        return f"{type(error).__name__} does not say what was wrong: {words!a}"
+    if not words.isprintable():
+        return f"{type(error).__name__} repeats what cannot be printed: {words!a:.150}"
+    return None
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as it is documented to be kept: parts and bodies as objects, tuples as lists."""
+    if isinstance(value, Part):
+        return plain(part_to_json(value))
+    if isinstance(value, Message | Body):
+        return plain(value.to_data())
+    if isinstance(value, Mapping):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, str):
+        return str.__str__(value)
+    return value
+
+
+def found_in(value: Any, events: Iterable[RecordedEvent]) -> bool:
+    """Whether a value stands somewhere in what was kept, equal: in a field, or at any depth of data or metadata."""
+    if any(value is nothing or (type(value) is type(nothing) and value == nothing) for nothing in FALLS_AWAY):
+        return True
+    wanted = as_json(value.data if isinstance(value, Event) else value)
+    return any(_holds(wanted, place) for event in events for place in _places(event))
+
+
+def _places(event: RecordedEvent) -> Iterable[Any]:
+    return (
+        event.conversation_id,
+        event.event_id,
+        event.type,
+        event.schema_version,
+        event.occurred_at,
+        plain(event.data),
+        plain(event.metadata),
+    )
+
+
+def _holds(value: Any, place: Any) -> bool:
+    if type(value) is int:
+        return bool(type(place) is int and place == value) or _deeper(value, place)  # too long to be written out
+    return same(place, value) or _deeper(value, place)
+
+
+def _deeper(value: Any, place: Any) -> bool:
+    if isinstance(place, dict):
+        if isinstance(value, str) and value in place:
+            return True
+        # Keys of the caller's beside those of Letopis.
+        if isinstance(value, dict) and value and all(key in place and same(place[key], value[key]) for key in value):
+            return True
+        return any(_holds(value, item) for item in place.values())
+    if isinstance(place, list):
+        return any(_holds(value, item) for item in place)
+    return False
