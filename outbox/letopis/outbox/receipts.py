@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,9 +20,11 @@ from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 
 logger = logging.getLogger("letopis.outbox.history")
 
-FASTEST: Final = 0.02
+FASTEST: Final = 0.005
 SLOWEST: Final = 0.25
 """Seconds between two looks at what another process may have delivered: fast at first, then slower."""
+SHARE: Final = 20
+"""Times as long as a look took is waited before the next one: looking takes no more than so small a part of a core."""
 
 FOREVER: Final = 1e9
 """Seconds that nobody waits; what is longer, an event loop cannot wait for."""
@@ -202,6 +205,7 @@ class Deliveries:
         while self._waiters:
             rings = self._outbox.changed.rings
             waiters = tuple(self._waiters)
+            begun = time.monotonic()
             try:
                 found = await self._outbox.read(lambda connection, these=waiters: _read(connection, these))  # type: ignore[misc]
             except OutboxUnavailable as error:
@@ -211,7 +215,9 @@ class Deliveries:
                 if state is not Saved.PENDING and not waiter.answer.done():
                     waiter.answer.set_result(state is Saved.SAVED)
             self._waiters.difference_update([one for one in waiters if one.answer.done()])
-            pause = FASTEST if any(state is Saved.SAVED for state in found.values()) else min(pause * 1.5, SLOWEST)
+            fastest = max(FASTEST, SHARE * (time.monotonic() - begun))
+            news = any(state is Saved.SAVED for state in found.values())
+            pause = min(fastest if news else max(fastest, pause * 1.5), SLOWEST)
             try:
                 async with asyncio.timeout(pause):
                     await self._outbox.changed.wait(rings)
