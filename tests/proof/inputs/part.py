@@ -36,18 +36,19 @@ def prove(options: Options) -> Iterator[Row]:
         folder = options.folder / store.kind
         folder.mkdir()
         begun = time.monotonic()
-        many = options.many(8, 1)
-        yield _of(CALLS, store, asyncio.run(running.proved(store.url, folder, many=many, random=random)), least=500)
-        options.tell(f"calls on {store.kind}: {time.monotonic() - begun:.0f} s")
         if not options.short or store.kind == "sqlite":
-            tally = threads.proved(store.url, folder, many=options.many(3, 1), random=random)
+            many = options.many(8, 1)
+            yield _of(CALLS, store, asyncio.run(running.proved(store.url, folder, many=many, random=random)), least=500)
+            options.tell(f"calls on {store.kind}: {time.monotonic() - begun:.0f} s")
+        if not options.short:
+            tally = threads.proved(store.url, folder, many=3, random=random)
             yield _of(BLOCKING, store, tally, least=300)
         with fresh(store.kind, options.folder, "inputs-corpus") as other:
-            some = None if not options.short else 60
+            some = None if not options.short else 40
             tally = asyncio.run(corpus.tried(other.url, folder, random=random, many=some))
             yield _of(CORPUS, store, tally, least=500)
         with fresh(store.kind, options.folder, "inputs-lines") as other:
-            fuzzed = lines.run(other.url, folder, random, options.many(800, 60))
+            fuzzed = lines.run(other.url, folder, random, options.many(800, 30))
             yield Row(
                 what=LINES,
                 where=store.kind,
@@ -155,7 +156,7 @@ def _bombs(options: Options) -> Iterator[Row]:
     if not empty.megabytes:
         yield Row(what=what, missing="no /proc to measure the memory of a process with")
         return
-    some = [one for one in bombs.bombs(options.many(256, 64)) if not options.short or one.name == "compressed"]
+    some = [one for one in bombs.bombs(options.many(256, 64)) if not options.short or one.name == "one line"]
     bursts = [(one, bombs.burst(one, folder)) for one in some]
     problems = [words for one, burst in bursts for words in bombs.faults(one, burst, empty.megabytes)]
     yield Row(
