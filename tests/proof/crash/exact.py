@@ -1,20 +1,21 @@
-"""Kill a bot with its relay at one system call after the other of a run, and see what is left each time."""
+"""Kill a bot with its relay at one system call after the other of a script, and see what is left each time."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from letopis.outbox import History
 from letopis.store import Message
-from tests.campaigns.invariants import Ack, examine, read_outbox, read_store
+from tests.campaigns.invariants import Ack, Verdict, examine, read_outbox, read_store
 from tests.campaigns.states import StoreState
 from tests.campaigns.victims import Context
 from tests.proof.crash import script
@@ -24,6 +25,7 @@ from tests.proof.options import Options
 from tests.proof.rows import Row
 
 PATIENCE: Final = 30.0
+_WHAT: Final = "killed at a system call, restarted, drained"
 LEAST: Final = 250
 AT_ONCE: Final = 2
 _FRAME: Final = 24
@@ -47,30 +49,33 @@ class Death:
     violations: int = 0
 
 
+class Story(NamedTuple):
+    """A script, and how to look at what it left behind."""
+
+    script: Callable[..., None]
+    aftermath: Callable[[Path, Call], Coroutine[Any, Any, Death]]
+
+
 def prove(options: Options, context: Context) -> Iterator[Row]:
-    """Kill in a first run, which makes the files, and in a later one; and without the promises."""
-    what = "killed at a system call, restarted, drained"
+    """Kill in a first run, which makes the files, in a later one, and in one that erases; and without the promises."""
     if reason := missing():
-        yield Row(what=what, where="SQLite", missing=reason)
+        yield Row(what=f"{_WHAT} of a run", where="sqlite", missing=reason)
         return
-    made = options.folder / "made"
-    calls, _ = run(made, context)
-    numbers = every(len(calls), options.many(120, 6), options.seed)
-    yield _row(f"{what}: {_share(calls, numbers)} of a first run", _kill(options, context, None, numbers), least=100)
-    calls, _ = run(_copy(made, options.folder / "again"), context)
-    numbers = every(len(calls), options.many(len(calls), 8), options.seed)
-    yield _row(f"{what}: {_share(calls, numbers)} of a later run", _kill(options, context, made, numbers), least=LEAST)
-    for name, control in (
-        ("promised before it is written", script.EARLY),
-        ("the bot's own books in a transaction of their own", script.APART),
+    said, erased = Story(script.run, _after_saying), Story(script.erase, _after_erasing)
+    made, told = options.folder / "made", options.folder / "told"
+    yield _row("a first run", *_kill(options, context, said, made, most=options.many(82, 5)), least=70)
+    run(made, context, said)
+    yield _row("a later run", *_kill(options, context, said, made, most=options.many(1_000, 8)), least=LEAST)
+    asyncio.run(script.tell_secret(_copy(made, told)))
+    (told / script.ACKS).unlink()
+    yield _row("a run that erases", *_kill(options, context, erased, told, most=options.many(60, 4)), least=40)
+    for name, story, files, control in (
+        ("promised before it is written", said, made, script.EARLY),
+        ("the bot's own books in a transaction of their own", said, made, script.APART),
+        ("erasure promised before it is written", erased, told, script.EARLY),
     ):
-        calls, _ = run(
-            _copy(made, options.folder / control), context, counts=_after_the_first_promise(), without=control
-        )
-        deaths = _kill(
-            options, context, made, range(1, len(calls) + 1), counts=_after_the_first_promise, without=control
-        )
-        yield _row(f"{name}, {what}", deaths, control=True)
+        found = _kill(options, context, story, files, most=options.many(20, 7), without=control)
+        yield _row("a later run", *found, control=name)
 
 
 def _every_call() -> Counts:
@@ -98,6 +103,7 @@ def every(count: int, most: int, seed: int) -> list[int]:
 def run(
     folder: Path,
     context: Context,
+    story: Story,
     *,
     kill_at: int = 0,
     counts: Counts | None = None,
@@ -106,7 +112,7 @@ def run(
     """Run the script, kill it at one of its calls, and return those that it came to, and how it ended."""
     folder.mkdir(exist_ok=True)
     ours, theirs = context.Pipe()
-    process = context.Process(target=script.run, args=(str(folder), theirs), kwargs={"without": without}, daemon=True)
+    process = context.Process(target=story.script, args=(str(folder), theirs), kwargs={"without": without}, daemon=True)
     with ours:
         with _children:
             process.start()
@@ -121,34 +127,55 @@ def run(
 
 
 def _kill(
-    options: Options,
-    context: Context,
-    made: Path | None,
-    numbers: Sequence[int],
-    *,
-    counts: Callable[[], Counts] = _every_call,
-    without: str = "",
-) -> list[Death]:
+    options: Options, context: Context, story: Story, made: Path, *, most: int, without: str = ""
+) -> tuple[int, list[Death]]:
+    """Kill at about so many calls, evenly apart; return how many calls there are, and the deaths.
+
+    :param made: the files to begin with, if they are there.
+    :param without: a control; then only what it breaks counts.
+    """
+    counts = _after_the_first_promise if without else _every_call
+    counter = itertools.count()
+
+    def begin() -> Path:
+        folder = options.folder / f"{story.script.__name__}-{without}-{made.exists()}-{next(counter)}"
+        return _copy(made, folder) if made.exists() else folder
+
     def one(number: int) -> Death:
-        folder = options.folder / f"{'first' if made is None else 'later'}-{without}-{number}"
-        if made is not None:
-            _copy(made, folder)
+        folder = begin()
         try:
-            calls, code = run(folder, context, kill_at=number, counts=counts(), without=without)
+            calls, code = run(folder, context, story, kill_at=number, counts=counts(), without=without)
             if code != -9:
-                return Death(
-                    call=None, problems=() if code == 0 else (f"ended with {code}",), violations=int(code != 0)
-                )
-            return asyncio.run(aftermath(folder, calls[-1]))
+                wrong = () if code == 0 else (f"ended with {code}",)
+                return Death(call=None, problems=wrong, violations=len(wrong))
+            return asyncio.run(story.aftermath(folder, calls[-1]))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    calls, _ = run(begin(), context, story, counts=counts(), without=without)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(one, numbers))
+        return len(calls), list(pool.map(one, every(len(calls), most, options.seed)))
 
 
-async def aftermath(folder: Path, call: Call) -> Death:
+async def _after_saying(folder: Path, call: Call) -> Death:
     """Start again, go on, let all be delivered, and look."""
+    acks, store, verdict, problems = await _go_on(folder)
+    problems += half_kept(folder / script.OUTBOX, store)
+    return _death(call, problems, verdict, ambiguous=_appends(store) - len(acks))
+
+
+async def _after_erasing(folder: Path, call: Call) -> Death:
+    """Start again, go on, let all be delivered, and look for what was to be erased in every file."""
+    acks, store, verdict, problems = await _go_on(folder)
+    erased = any(event.type == "message.redacted" for event in store.events)
+    if erased or len(acks) > 1:
+        secret = script.SECRET.encode()
+        problems += [f"{path.name} holds what was erased" for path in folder.iterdir() if secret in path.read_bytes()]
+    return _death(call, problems, verdict, ambiguous=int(erased and len(acks) == 1))
+
+
+async def _go_on(folder: Path) -> tuple[list[Ack], StoreState, Verdict, list[str]]:
+    """Start again, say something more, and let all be delivered; return what was promised, and what is there."""
     acks = script.read_acks(folder / script.ACKS)
     outbox, url = folder / script.OUTBOX, script.url_of(folder)
     problems: list[str] = []
@@ -158,12 +185,14 @@ async def aftermath(folder: Path, call: Call) -> Death:
         if not await history.drained(PATIENCE):
             problems.append("not drained")
     store = await read_store(url)
-    verdict = examine(store, [read_outbox(outbox)], acknowledged=acks, drained=True)
-    problems += half_kept(outbox, store)
+    return acks, store, examine(store, [read_outbox(outbox)], acknowledged=acks, drained=True), problems
+
+
+def _death(call: Call, problems: Sequence[str], verdict: Verdict, *, ambiguous: int) -> Death:
     return Death(
         call=call,
         acknowledged=verdict.acknowledged,
-        ambiguous=_appends(store) - verdict.acknowledged,
+        ambiguous=ambiguous,
         problems=tuple(f"at {call.name} of {call.file}: {one}" for one in (*problems, *verdict.problems)),
         violations=len(problems) + verdict.problem_count,
     )
@@ -181,21 +210,18 @@ def _copy(made: Path, folder: Path) -> Path:
     return folder
 
 
-def _share(calls: Sequence[Call], numbers: Sequence[int]) -> str:
-    return f"each of the {len(calls)}" if len(calls) == len(numbers) else f"{len(numbers)} of the {len(calls)}"
-
-
-def _row(what: str, deaths: Sequence[Death], *, least: int = 0, control: bool = False) -> Row:
+def _row(run_of: str, calls: int, deaths: Sequence[Death], *, least: int = 0, control: str = "") -> Row:
     killed = [one for one in deaths if one.call is not None]
     kinds = Counter(one.call.name for one in killed if one.call is not None)
+    which = f"{len(deaths)} of the {calls}" if len(deaths) < calls else f"each of the {calls}"
     return Row(
-        what=what,
-        where="SQLite",
+        what=f"{control}, {_WHAT}" if control else f"{_WHAT}: {which} of {run_of}",
+        where="sqlite",
         count=len(killed),
         unit="kills",
         least=least,
         violations=sum(one.violations for one in deaths),
-        control=control,
+        control=bool(control),
         notes=(
             f"{', '.join(f'{count} at {name}' for name, count in kinds.most_common())};"
             f" {sum(one.acknowledged for one in killed):,} acknowledged,"

@@ -10,17 +10,16 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from letopis.outbox import History, Relay
 from letopis.outbox.alerts import WebhookChannel
 from letopis.outbox.watch import Watch
 from letopis.store import ConversationStore, Message
-from tests.campaigns.invariants import Ack, Verdict, read_outbox, read_store
+from tests.campaigns.invariants import Ack, Verdict, examine, read_outbox, read_store
 from tests.campaigns.states import OutboxState, StoreState
 from tests.campaigns.victims import Context
 from tests.proof.crash import books, mortals
-from tests.proof.crash.at_random import settled
 from tests.proof.crash.broken import unchecked
 from tests.proof.crash.gate import Call, guard
 from tests.proof.crash.hook import Hook
@@ -49,6 +48,13 @@ class Death:
     doubled: int = 0
 
 
+class State(NamedTuple):
+    """All that is there."""
+
+    store: StoreState
+    outbox: OutboxState
+
+
 class Field:
     """Where processes die.
 
@@ -64,6 +70,7 @@ class Field:
         self._without = without
         self._acks: list[Ack] = []
         self._outbox = bot.outbox.path
+        self._last: State
 
     @classmethod
     @asynccontextmanager
@@ -80,6 +87,7 @@ class Field:
             field = cls(bot, url, hook, context, without=without)
             await field.say()
             await field._deliver()
+            field._last, _ = await field._look(drained=True)
             yield field
 
     async def die(self, moment: Moment, number: int) -> Death:
@@ -118,39 +126,36 @@ class Field:
         who: Who,
         shows: Callable[[Left], bool] | None,
     ) -> Death:
+        owed = 0
         if who is not Who.BOT:
             await self.say()
-        before = self._count(*await self._states(), alerts=len(self._hook.alerts))
-        answered = len(self._acks)
+            owed = CONVERSATIONS * SAID
+        alerts, answered, before = len(self._hook.alerts), len(self._acks), self._last
         code = await life()
-        store, outbox = await self._states()
-        after = self._count(store, outbox, alerts=len(self._hook.alerts))
-        problems: list[str] = []
-        left = _left(before, after, answered=len(self._acks) - answered)
-        if code != -9:
-            problems.append(f"did not die there, but ended with {code}")
-        elif shows is not None and not shows(left):
-            problems.append(f"died elsewhere: {left}")
+        told = len(self._hook.alerts) - alerts
         # In the middle, with the dead one's debts still open.
-        violations = len(problems)
-        verdict = await self._examined(drained=False)
-        problems += [f"in the middle: {one}" for one in verdict.problems]
-        violations += verdict.problem_count
-
+        after, verdict = await self._look(drained=False)
+        left = _left(before, after, answered=len(self._acks) - answered, owed=owed, alerts=told)
         wrong: list[str] = []
+        if code != -9:
+            wrong.append(f"did not die there, but ended with {code}")
+        elif shows is not None and not shows(left):
+            wrong.append(f"died elsewhere: {left}")
+        found = [verdict]
+
         await self.say(1)
         if who is Who.WATCH:
-            wrong += await self._watch(since=before["alerts"], told=after["alerts"] - before["alerts"])
+            wrong += await self._watch(since=alerts, told=told)
         doubled = await self._deliver()
         if who is Who.WATCH:
-            wrong += await self._watch_the_end(since=before["alerts"])
-        wrong += books.half_kept(self._outbox, (await self._states())[0])
-        verdict = await self._examined(drained=True)
-        problems += [*wrong, *verdict.problems]
-        violations += len(wrong) + verdict.problem_count
+            wrong += await self._watch_the_end(since=alerts)
+        self._last, verdict = await self._look(drained=True)
+        wrong += books.half_kept(self._outbox, self._last.store)
+        found.append(verdict)
+        problems = [*wrong, *(one for verdict in found for one in verdict.problems)]
         return Death(
             died=code == -9,
-            violations=violations,
+            violations=len(wrong) + sum(verdict.problem_count for verdict in found),
             problems=tuple(f"{name}: {one}" for one in problems),
             stored=left.stored > left.written_off,
             doubled=doubled,
@@ -238,23 +243,18 @@ class Field:
     def _alerts(self, since: int, *, recovered: bool = False) -> list[dict[str, Any]]:
         return [one for one in self._hook.alerts[since:] if one["recovered"] is recovered]
 
-    async def _states(self) -> tuple[StoreState, OutboxState]:
+    async def _look(self, *, drained: bool) -> tuple[State, Verdict]:
+        """Read both files and examine them; once more where a server is just committing for one who is dead."""
+        state, verdict = await self._read(drained=drained)
+        if not verdict.ok:
+            await asyncio.sleep(0.5)
+            state, verdict = await self._read(drained=drained)
+        return state, verdict
+
+    async def _read(self, *, drained: bool) -> tuple[State, Verdict]:
         outbox = await asyncio.to_thread(read_outbox, self._outbox)
-        return await read_store(self._url), outbox
-
-    async def _examined(self, *, drained: bool) -> Verdict:
-        return await settled([self._outbox], self._url, self._acks, drained=drained)
-
-    def _count(self, store: StoreState, outbox: OutboxState, *, alerts: int) -> dict[str, int]:
-        lanes = outbox.lanes.values()
-        return {
-            "kept": sum(event.type == "message.appended" for event in outbox.events),
-            "stored": sum(store.lanes.values()),
-            "written_off": sum(lane.delivered for lane in lanes),
-            "owed": sum(lane.head - lane.delivered for lane in lanes),
-            "pruned": sum(lane.pruned for lane in lanes),
-            "alerts": alerts,
-        }
+        state = State(await read_store(self._url), outbox)
+        return state, examine(state.store, [outbox], acknowledged=self._acks, drained=drained)
 
 
 def _to_a_server(call: Call) -> bool:
@@ -274,14 +274,21 @@ async def _end(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-def _left(before: dict[str, int], after: dict[str, int], *, answered: int) -> Left:
-    gained = {name: after[name] - before[name] for name in before}
+def _left(before: State, after: State, *, answered: int, owed: int, alerts: int) -> Left:
     return Left(
-        kept=gained["kept"],
+        kept=_messages(after.outbox) - _messages(before.outbox),
         answered=answered,
-        stored=gained["stored"],
-        written_off=gained["written_off"],
-        owed=before["owed"],
-        pruned=gained["pruned"],
-        alerts=gained["alerts"],
+        stored=sum(after.store.lanes.values()) - sum(before.store.lanes.values()),
+        written_off=_sum(after.outbox, "delivered") - _sum(before.outbox, "delivered"),
+        owed=owed,
+        pruned=_sum(after.outbox, "pruned") - _sum(before.outbox, "pruned"),
+        alerts=alerts,
     )
+
+
+def _messages(outbox: OutboxState) -> int:
+    return sum(event.type == "message.appended" for event in outbox.events)
+
+
+def _sum(outbox: OutboxState, mark: str) -> int:
+    return sum(getattr(lane, mark) for lane in outbox.lanes.values())
