@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import settings
 
+from tests.opens import WIRE
 from tests.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
 from tests.servers.mariadb import describe as describe_mariadb
 from tests.servers.postgresql import describe as describe_postgresql
@@ -26,6 +27,15 @@ def pytest_report_header() -> str:
     return (
         f"databases: SQLite {sqlite3.sqlite_version}, PostgreSQL {describe_postgresql()}, MariaDB {describe_mariadb()}"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_raw_opens() -> Iterator[None]:
+    """Nothing of ours opens a live SQLite file but SQLite, in the whole run: that would drop the process's locks."""
+    WIRE.install()
+    yield
+    if WIRE.found:
+        pytest.fail("\n".join(("a live SQLite file was opened by other means than SQLite:", *WIRE.found[:5])))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,225 @@
+"""Full: a disk without a byte left: what was acknowledged is kept, and all goes on by itself when there is room.
+
+python -m tests.proof.io.full FOLDER        # the bot whose files may not grow; prints what came of it
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox import History, Relay
+from letopis.outbox.headroom import ballast_of
+from letopis.store import ConversationStore, Message
+from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
+from tests.campaigns.invariants import check
+from tests.campaigns.states import Ack
+from tests.daemons import letopis
+from tests.proof.power.cuts import NotHere, run
+from tests.proof.power.promises import OUTBOX, STORE
+
+MEBIBYTES: Final = 16
+PATIENCE: Final = 60.0
+COMMANDS: Final = (("status",), ("relay", "--once"), ("doctor",), ("outbox", "list"))
+WORKED: Final = (0, 3)
+"""Exit codes of a command that did its work: 3 is that there was nothing to show."""
+BEFORE: Final = 40
+"""Messages that are there before the disk is filled."""
+GROWTH: Final = 400_000
+"""Bytes by which the files may grow where there is a limit for them."""
+
+
+@dataclass(slots=True)
+class Filled:
+    """What came of it."""
+
+    acknowledged: int = 0
+    refused: int = 0
+    delivered: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class _Bot:
+    """Appends until it is refused, and notes what it was promised."""
+
+    def __init__(self, history: History, filled: Filled) -> None:
+        self._history = history
+        self._filled = filled
+        self.acks: list[Ack] = []
+
+    async def append(self, number: int) -> bool:
+        name = f"chat-{number % 5}"
+        try:
+            receipt = await self._history.append(name, Message.user("x" * 8_000))
+        except (OutboxFull, OutboxUnavailable):
+            self._filled.refused += 1
+            return False
+        self.acks.append(Ack(name, receipt.event_ids[-1], receipt.sequence))
+        self._filled.acknowledged += 1
+        return True
+
+    async def credit(self) -> bool:
+        try:
+            async with self._history.transaction() as transaction:
+                receipt = await transaction.append("till", Message.user("x" * 8_000))
+        except (OutboxFull, OutboxUnavailable):
+            self._filled.refused += 1
+            return False
+        self.acks.append(Ack("till", receipt.event_ids[-1], receipt.sequence))
+        self._filled.acknowledged += 1
+        return True
+
+    async def until_refused(self) -> None:
+        number = 0
+        while await self.append(number):
+            number += 1
+
+    async def readable(self) -> None:
+        """Look whether what was acknowledged can be read, with the disk as it is."""
+        read = await self._history.messages("chat-0", last=5)
+        if not read:
+            self._filled.problems.append("nothing can be read on the full disk")
+
+
+def fill(disk: Path) -> Path:
+    """Take the disk's space to the last byte, as another program would."""
+    hog = disk / "hog"
+    with hog.open("ab", buffering=0) as file:
+        for piece in (65536, 4096, 1):
+            try:
+                while True:
+                    file.write(bytes(piece))
+            except OSError:
+                continue
+    return hog
+
+
+async def on_a_full_disk(folder: Path, commands: Sequence[tuple[str, ...]]) -> Filled:
+    """Fill a small file system under a bot, deliver while it is full, make room, and go on in the same process.
+
+    :raises NotHere: none can be mounted.
+    """
+    if os.name == "nt" or os.geteuid() != 0:
+        raise NotHere("needs root, to mount a small file system")
+    folder.mkdir()
+    disk, store = folder / "disk", f"sqlite:///{(folder / STORE).as_posix()}"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={MEBIBYTES}m", "tmpfs", disk)
+    try:
+        filled = Filled()
+        async with History.open(disk / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
+            bot = _Bot(history, filled)
+            await history.outbox.tidy()
+            if not ballast_of(disk / OUTBOX).exists():
+                filled.problems.append("there is no ballast")
+            for number in range(BEFORE):
+                await bot.append(number)
+            hog = fill(disk)
+            await bot.until_refused()
+            if await bot.credit() or await bot.append(1):
+                filled.problems.append("an append was taken with no space for it")
+            await bot.readable()
+            await _deliver(history, store, filled)
+            hog.unlink()
+            if not (await bot.append(2) and await bot.credit()):
+                filled.problems.append("appends are refused though there is room again")
+            await _deliver(history, store, filled)
+        filled.problems += (await check([disk / OUTBOX], store, acknowledged=bot.acks, drained=True)).problems
+        fill(disk)
+        filled.problems += await asyncio.to_thread(_explain_themselves, disk, store, commands)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=False, capture_output=True, timeout=PATIENCE)
+    return filled
+
+
+async def _deliver(history: History, store: str, filled: Filled) -> None:
+    async with ConversationStore.open(store) as opened:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                filled.delivered += await Relay(history.outbox, opened).drain()
+        except LetopisError as error:
+            filled.problems.append(f"the relay cannot write off what it delivered: {error}")
+    if (left := (await history.status()).pending) != 0:
+        filled.problems.append(f"{left} events are still pending")
+
+
+def _explain_themselves(disk: Path, store: str, commands: Sequence[tuple[str, ...]]) -> list[str]:
+    """Start commands on the full disk, where nothing is open and there is no ballast."""
+    ballast_of(disk / OUTBOX).unlink(missing_ok=True)
+    fill(disk)
+    problems = []
+    for words in commands:
+        done = letopis(*words, folder=disk, LETOPIS_OUTBOX=str(disk / OUTBOX), LETOPIS_STORE=store, NO_COLOR="1")
+        said = done.stdout + done.stderr
+        explained = done.returncode in WORKED or any(one in said for one in ("full", "free", "space"))
+        if "Traceback" in said or not explained:
+            problems.append(f"`letopis {' '.join(words)}` does not say that the disk is full: {said[-200:]!r}")
+    return problems
+
+
+def under_a_limit(folder: Path) -> Filled:
+    """Have a bot live whose files may not grow beyond a limit, which is lifted later."""
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.proof.io.full", str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    return Filled(**json.loads(done.stdout))
+
+
+async def _limited(folder: Path, limit: Callable[[int | None], None]) -> Filled:
+    store = f"sqlite:///{(folder / STORE).as_posix()}"
+    filled = Filled()
+    async with History.open(folder / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
+        bot = _Bot(history, filled)
+        await bot.append(0)
+        limit(max(one.stat().st_size for one in folder.iterdir()) + GROWTH)
+        await bot.until_refused()
+        if await bot.credit():
+            filled.problems.append("a transaction was taken with no space for it")
+        await bot.readable()
+        limit(None)
+        if not (await bot.append(2) and await bot.credit()):
+            filled.problems.append("appends are refused though there is room again")
+        await _deliver(history, store, filled)
+    filled.problems += (await check([folder / OUTBOX], store, acknowledged=bot.acks, drained=True)).problems
+    with closing(sqlite3.connect(folder / OUTBOX)) as connection:
+        if connection.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
+            filled.problems.append("the file is damaged")
+    return filled
+
+
+def main() -> None:
+    import resource
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    logging.disable()
+
+    def limit(size: int | None) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY if size is None else size, hard))
+
+    filled = asyncio.run(_limited(given.folder, limit))
+    told: dict[str, Any] = {name: getattr(filled, name) for name in Filled.__dataclass_fields__}
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

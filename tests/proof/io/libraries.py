@@ -1,0 +1,107 @@
+"""Libraries: what opens and closes the outbox beside SQLite in the bot's process, and drops all of SQLite's locks.
+
+python -m tests.proof.io.libraries FOLDER BY [--blind]      # the bot; BY is `open`, or a second SQLite library
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from letopis.outbox import History
+from letopis.outbox.identity import Whereabouts
+from letopis.store import Message
+from letopis.store.errors import OutboxUnavailable
+from tests.campaigns.invariants import check
+from tests.campaigns.states import Ack
+from tests.proof.power.promises import OUTBOX, STORE
+
+NAMES: Final = ("pysqlite3", "apsw", "sqlean")
+APPENDS: Final = 30
+PATIENCE: Final = 60.0
+_PASSER: Final = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA user_version'); c.close()"
+
+
+def second() -> str | None:
+    """Return the name of a second SQLite library that can be imported here."""
+    return next((name for name in NAMES if importlib.util.find_spec(name) is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What came of it."""
+
+    acknowledged: int
+    refused: int
+    problems: tuple[str, ...]
+
+
+def meet(folder: Path, by: str, *, blind: bool = False) -> Met:
+    """Have a bot meet it, and kill the bot; return what is lost of what it was promised."""
+    folder.mkdir()
+    words = [sys.executable, "-m", "tests.proof.io.libraries", str(folder), by, *(["--blind"] if blind else [])]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=PATIENCE, check=False)
+    if not done.stdout:
+        raise RuntimeError(f"the bot ended by itself, with {done.returncode}")
+    told = json.loads(done.stdout)
+    acks = [Ack("c", UUID(hex=one)) for one in told["acks"]]
+    store = f"sqlite:///{(folder / STORE).as_posix()}"
+    problems = list(asyncio.run(check([folder / OUTBOX], store, acknowledged=acks)).problems)
+    return Met(acknowledged=len(acks), refused=told["refused"], problems=tuple(problems))
+
+
+def _open_and_close(path: Path, by: str) -> None:
+    if by == "open":
+        path.open("rb").close()
+        return
+    library: Any = importlib.import_module(by)
+    connection = library.Connection(str(path)) if by == "apsw" else library.connect(str(path))
+    with closing(connection):
+        connection.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
+
+
+async def _live(folder: Path, by: str) -> None:
+    acks, refused = [], 0
+    async with History.open(folder / OUTBOX, store=folder / STORE, min_free_bytes=None) as history:
+        await history.append("c", Message.user("first"))
+        await history.drained(20)
+        for number in range(APPENDS):
+            try:
+                acks.append((await history.append("c", Message.user(str(number)))).event_ids[-1].hex)
+            except OutboxUnavailable:
+                refused += 1
+            if number == APPENDS // 3:
+                # It lets the file go, and with it every lock of this process. The next process that passes by then
+                # believes to be the last, and removes the WAL.
+                _open_and_close(folder / OUTBOX, by)
+                subprocess.run([sys.executable, "-c", _PASSER, str(folder / OUTBOX)], check=True, timeout=PATIENCE)
+        print(json.dumps({"acks": acks, "refused": refused}), flush=True)
+        os._exit(9)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("by")
+    parser.add_argument("--blind", action="store_true", help="do not look where the files are")
+    given = parser.parse_args()
+    logging.disable()
+    if given.blind:
+        Whereabouts.check = lambda self: None  # type: ignore[method-assign]
+    asyncio.run(_live(given.folder, given.by))
+
+
+if __name__ == "__main__":
+    main()

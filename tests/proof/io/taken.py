@@ -1,0 +1,188 @@
+"""Taken away: the outbox or what lies beside it is removed, replaced or emptied under a bot, which is killed then.
+
+python -m tests.proof.io.taken FOLDER [--blind]      # the bot; its acks go to FOLDER/acks, with the time of each
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from letopis.outbox import History
+from letopis.outbox.identity import Whereabouts
+from letopis.store import Message
+from letopis.store.errors import LetopisError
+from tests.campaigns.invariants import check
+from tests.campaigns.states import Ack
+from tests.proof.power.promises import OUTBOX, STORE
+
+BEFORE: Final = 0.5
+AFTER: Final = 1.5
+"""Seconds that the bot goes on once something was taken from it."""
+BOUND: Final = 0.5
+"""Seconds within which it has to say so, and all appends from then on have to be refused."""
+PATIENCE: Final = 30.0
+
+
+def _removed(path: Path) -> None:
+    path.unlink()
+
+
+def _replaced(path: Path) -> None:
+    copy = path.with_name("copy")
+    shutil.copyfile(path, copy)
+    copy.replace(path)
+
+
+def _emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to take something away.
+
+    :ivar mended: whether a person can put it back as it was, so that all that was acknowledged has to be there.
+    """
+
+    name: str
+    take: Callable[[Path], None]
+    suffix: str = ""
+    mended: bool = True
+
+
+WAYS: Final = (
+    Way("removed", _removed),
+    Way("replaced by its copy", _replaced),
+    Way("emptied", _emptied, mended=False),
+    Way("-wal removed", _removed, "-wal"),
+    Way("-wal replaced by its copy", _replaced, "-wal"),
+    Way("-shm removed", _removed, "-shm"),
+)
+
+
+@dataclass(slots=True)
+class Taken:
+    """What came of it."""
+
+    acknowledged: int = 0
+    refused: int = 0
+    noticed: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+def take(folder: Path, way: Way, *, blind: bool = False) -> Taken:
+    """Let a bot run, take something from it, kill it, and compare what is there with what it was promised."""
+    folder.mkdir(parents=True)
+    outbox, acks, kept = folder / OUTBOX, folder / "acks", folder / "kept"
+    words = [sys.executable, "-m", "tests.proof.io.taken", str(folder), *(["--blind"] if blind else [])]
+    bot = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not (acks.exists() and acks.stat().st_size > 4_000):
+            if time.monotonic() > deadline or bot.poll() is not None:
+                raise RuntimeError("the bot was promised nothing")
+            time.sleep(0.02)
+        time.sleep(BEFORE)
+        bot.send_signal(signal.SIGSTOP)
+        time.sleep(0.05)
+        os.link(outbox, kept)
+        way.take(outbox.with_name(outbox.name + way.suffix))
+        moment = time.monotonic()
+        bot.send_signal(signal.SIGCONT)
+        time.sleep(AFTER)
+        if bot.poll() is not None:
+            raise RuntimeError(f"the bot ended by itself, with {bot.returncode}")
+    finally:
+        bot.kill()
+        bot.wait()
+    return compared(folder, way, moment=moment)
+
+
+def compared(folder: Path, way: Way, *, moment: float) -> Taken:
+    """Compare what a bot wrote down with when something was taken from it, and with what is there."""
+    taken, promised = Taken(), []
+    whole, _, _ = (folder / "acks").read_bytes().rpartition(b"\n")
+    for line in whole.splitlines():
+        begun, ended, name, event_id, refusal = json.loads(line)
+        if refusal is not None:
+            taken.refused += 1
+            taken.noticed = taken.noticed or max(0.0, ended - moment)
+            if refusal not in ("OutboxUnavailable", "ConfigurationError"):
+                taken.problems.append(f"refused with {refusal}")
+            continue
+        promised.append(Ack(name, UUID(hex=event_id)))
+        if begun > moment:
+            taken.problems.append(f"an append begun {begun - moment:.2f} s after it was taken away was acknowledged")
+    taken.acknowledged = len(promised)
+    if not taken.refused or taken.noticed > BOUND:
+        taken.problems.append(f"nothing was refused within {BOUND:g} s")
+    if way.mended:
+        if not way.suffix:
+            (folder / "kept").replace(folder / OUTBOX)
+        store = f"sqlite:///{(folder / STORE).as_posix()}"
+        taken.problems += asyncio.run(check([folder / OUTBOX], store, acknowledged=promised)).problems
+    return taken
+
+
+async def _talk(folder: Path) -> None:
+    acks = os.open(folder / "acks", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+
+    async def talk(name: str, append: Callable[[History, str], object]) -> None:
+        while True:
+            begun, event_id, refusal = time.monotonic(), "", None
+            try:
+                event_id = await append(history, name)  # type: ignore[misc]
+            except LetopisError as error:
+                refusal = type(error).__name__
+            except Exception as error:  # anything else is not what the documentation names
+                refusal = f"{type(error).__module__}.{type(error).__name__}"
+            line = [begun, time.monotonic(), name, event_id, refusal]
+            os.write(acks, (json.dumps(line) + "\n").encode())
+            await asyncio.sleep(0.005)
+
+    async with (
+        History.open(folder / OUTBOX, store=folder / STORE, min_free_bytes=None) as history,
+        asyncio.TaskGroup() as group,
+    ):
+        await history.drained(PATIENCE)
+        group.create_task(talk("plain", _plain))
+        group.create_task(talk("in a transaction", _in_transaction))
+
+
+async def _plain(history: History, name: str) -> str:
+    return (await history.append(name, Message.user("hello " * 20))).event_ids[-1].hex
+
+
+async def _in_transaction(history: History, name: str) -> str:
+    async with history.transaction() as transaction:
+        receipt = await transaction.append(name, Message.user("hello " * 20))
+    return receipt.event_ids[-1].hex
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--blind", action="store_true", help="do not look where the files are")
+    given = parser.parse_args()
+    logging.disable()
+    if given.blind:
+        Whereabouts.check = lambda self: None  # type: ignore[method-assign]
+    asyncio.run(_talk(given.folder))
+
+
+if __name__ == "__main__":
+    main()
