@@ -10,6 +10,6 @@ from tests.proof.rows import Row
 
 def prove(options: Options) -> Iterator[Row]:
     """Let the disk fail."""
-    from tests.proof.io import prove as part  # the bots of this part are modules of it: they need not import all of it
+    from tests.proof.io import part  # the bots of this part are modules of it: they need not import all of it
 
     yield from part.prove(options)
