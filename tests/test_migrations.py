@@ -397,6 +397,19 @@ async def test_an_upgrade_rolls_back_with_its_transaction(new_store_url: Callabl
         assert await tables(url) == []
 
 
+async def test_the_lock_of_a_server_that_commits_by_itself_is_freed_with_the_revision_committed(
+    new_store_url: Callable[[str], str],
+) -> None:
+    """Who waits for the lock looks at the revision next: an older one would have it migrate once more, and fail."""
+    url = new_store_url("mariadb")
+    engine = create_store_engine(url)
+    async with engine.connect() as connection:
+        await connection.run_sync(upgrade, STORE)
+        assert (await state(url)).state is State.CURRENT
+        await connection.rollback()
+    await engine.dispose()
+
+
 async def test_the_bots_own_migrations_are_left_alone(store_url: str) -> None:
     async with connected(store_url) as connection:
         await connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)")

@@ -154,6 +154,8 @@ def alone(connection: sa.Connection) -> Iterator[None]:
                 connection.invalidate()  # the server frees the lock with the connection, whatever state it is in
                 raise
             connection.execute(sa.text("SET SESSION max_error_count = DEFAULT"))
+            # The revision, too, before the next one may look: all else was committed table by table.
+            connection.execute(sa.text("COMMIT"))
             connection.execute(sa.text(f"SELECT RELEASE_LOCK({_LOCK_NAME})"))
         case _:
             yield

@@ -1,4 +1,4 @@
-"""A bot under a clock that is set: does what it is told line by line, and tells what it was promised and heard."""
+"""Bots under a clock that is set: each does what it is told line by line, and tells what it was promised and heard."""
 
 from __future__ import annotations
 
@@ -25,10 +25,6 @@ RULES = Rules(hold=STUCK / 2, stuck_after=STUCK, resolve_after=1.0, longest_step
 POLICY = RetryPolicy(base=1.0, factor=2.0, jitter="none", attempts=3)
 
 
-def tell(**what: Any) -> None:
-    print(json.dumps(what), flush=True)
-
-
 def by_the_wall_alone() -> None:
     """Take the promise away: every wait ends when the wall clock says so."""
 
@@ -48,16 +44,28 @@ def look_often() -> None:
     Watch.__init__.__kwdefaults__["interval"] = 0.5
 
 
-async def main(outbox: str, store: str) -> None:
+async def main(places: list[tuple[str, str]]) -> None:
+    """Be one bot for each outbox and store, all under the one clock of this process."""
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[str] = asyncio.Queue()
+    lines: list[asyncio.Queue[str]] = [asyncio.Queue() for _ in places]
 
     def listen() -> None:
         for line in sys.stdin:
-            loop.call_soon_threadsafe(lines.put_nowait, line)
-        loop.call_soon_threadsafe(lines.put_nowait, "end")
+            number, _, words = line.partition(" ")
+            loop.call_soon_threadsafe(lines[int(number)].put_nowait, words)
+        for one in lines:
+            loop.call_soon_threadsafe(one.put_nowait, "end")
 
     threading.Thread(target=listen, daemon=True).start()
+    async with asyncio.TaskGroup() as group:
+        for number, (outbox, store) in enumerate(places):
+            group.create_task(_bot(number, outbox, store, lines[number]))
+
+
+async def _bot(number: int, outbox: str, store: str, lines: asyncio.Queue[str]) -> None:
+    def answer(**what: Any) -> None:
+        print(json.dumps({"bot": number, **what}), flush=True)
+
     stuck: list[str] = []
     recovered: list[str] = []
 
@@ -67,7 +75,7 @@ async def main(outbox: str, store: str) -> None:
     async def on_recovered(incident: Incident) -> None:
         recovered.append(str(incident.owner_id))
 
-    keeping = ConversationStore(store, migrate=True, timeouts=Timeouts(connect=1.5, statement=3.0, lock=0.3))
+    keeping = ConversationStore(store, timeouts=Timeouts(connect=1.5, statement=3.0, lock=0.3))
     async with History.open(
         outbox,
         store=keeping,
@@ -78,31 +86,32 @@ async def main(outbox: str, store: str) -> None:
         on_stuck=on_stuck,
         on_recovered=on_recovered,
     ) as history:
-        tell(ready=True)
+        answer(ready=True)
         said = 0
         while (words := (await lines.get()).split())[0] != "end":
             match words[0]:
                 case "say":
                     acks = []
-                    for number in range(int(words[1])):
-                        name = words[2] if len(words) > 2 else f"chat-{number % 3}"
+                    for turn in range(int(words[1])):
+                        name = words[2] if len(words) > 2 else f"chat-{turn % 3}"
                         said += 1
                         receipt = await history.append(name, Message.user(f"{said}"), owner="owner")
                         acks += [(name, str(one)) for one in receipt.event_ids]
-                    tell(acks=acks)
+                    answer(acks=acks)
                 case "drain":
-                    tell(drained=await history.drained(float(words[1])))
+                    answer(drained=await history.drained(float(words[1])))
                 case "retry":
                     await retry(history.outbox, Selection(states=("blocked",)))
-                    tell(retried=True)
+                    answer(retried=True)
                 case "alerts":
-                    tell(stuck=stuck, recovered=recovered)
+                    answer(stuck=stuck, recovered=recovered)
     await keeping.close()
 
 
 if __name__ == "__main__":
     logging.disable()
     look_often()
+    given = [word for word in sys.argv[1:] if word != "--wall"]
     if "--wall" in sys.argv:
         by_the_wall_alone()
-    asyncio.run(main(sys.argv[1], sys.argv[2]))
+    asyncio.run(main(list(zip(given[::2], given[1::2], strict=True))))

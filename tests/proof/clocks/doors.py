@@ -40,6 +40,10 @@ class Door:
         for writer in tuple(self._writers):
             writer.transport.abort()
 
+    async def close(self) -> None:
+        """Leave nothing behind."""
+        await self.shut()
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there = await asyncio.open_connection(self._target.host or "127.0.0.1", self._target.port)
@@ -90,6 +94,10 @@ class FileDoor:
             except sqlite3.OperationalError:
                 await asyncio.sleep(_PAUSE)
         self._connection = connection
+
+    async def close(self) -> None:
+        """Leave nothing behind."""
+        await self.open()
 
 
 def door_to(kind: str, url: str) -> Door | FileDoor:

@@ -88,30 +88,37 @@ def prove(options: Options) -> Iterator[Row]:
 async def _prove(options: Options) -> list[Row]:
     kinds = KINDS[:1] if options.short else KINDS
     jumps = (JUMPS[0], JUMPS[1]) if options.short else JUMPS
-    missing: list[Row] = []
-    work: list[tuple[str, str, asyncio.Task[Outcome]]] = []
-    with ExitStack() as stores:
-        for kind in kinds:
-            for what, some in ((AWAY, jumps), (HANDED, jumps), (CONTROL, JUMPS[:1])):
-                for number, jump in enumerate(some):
-                    if what == HANDED and kind == "mariadb":
-                        continue  # which store it is makes no difference to the lease
-                    name = f"{kind}-{what.split(',')[0].replace(' ', '-')[-12:]}-{what == CONTROL}-{number}"
-                    one = stores.enter_context(fresh(kind, options.folder, name))
-                    if one.missing:
-                        missing.append(Row(what=what, where=kind, missing=one.missing))
-                        break
-                    folder = options.folder / f"of-{name}-{what == HANDED}"
-                    folder.mkdir()
-                    run = _handed(one, folder, jump) if what == HANDED else _away(options, one, folder, jump, what)
-                    work.append((what, kind, asyncio.create_task(run)))
-        rows = []
-        for what in (AWAY, HANDED, CONTROL):
-            for kind in kinds:
-                tasks = [task for one, where, task in work if (one, where) == (what, kind)]
-                if tasks:
-                    rows.append(_row(what, kind, [await task for task in tasks], jumps))
-    return [*rows, *missing]
+    found: dict[tuple[str, str], list[Outcome]] = {}
+    rows: list[Row] = []
+
+    async def bots(what: str, jump: str) -> None:
+        with ExitStack() as stores:
+            name = f"{(*JUMPS,).index(jump)}-{what == CONTROL}"
+            every = [stores.enter_context(fresh(kind, options.folder, f"{kind}-{name}")) for kind in kinds]
+            there = [one for one in every if not one.missing]
+            rows.extend(
+                Row(what=what, where=one.kind, missing=one.missing) for one in every if one.missing and jump == JUMPS[0]
+            )
+            folder = options.folder / f"bots-{name}"
+            folder.mkdir()
+            outcomes = await _away(options, there, folder, jump, what)
+            for one, outcome in zip(there, outcomes, strict=True):
+                found.setdefault((what, one.kind), []).append(outcome)
+
+    async def daemons(jump: str) -> None:
+        with fresh("sqlite", options.folder, f"handed-{JUMPS.index(jump)}") as store:
+            folder = options.folder / f"daemons-{JUMPS.index(jump)}"
+            folder.mkdir()
+            found.setdefault((HANDED, "sqlite"), []).append(await _handed(store, folder, jump))
+
+    async with asyncio.TaskGroup() as group:
+        for jump in jumps:
+            group.create_task(bots(AWAY, jump))
+        group.create_task(bots(CONTROL, JUMPS[0]))
+        for jump in jumps[: 1 if options.short else None]:
+            group.create_task(daemons(jump))
+    order = [(what, kind) for what in (AWAY, HANDED, CONTROL) for kind in KINDS]
+    return [_row(*key, found[key], jumps) for key in order if key in found] + rows
 
 
 def _row(what: str, kind: str, outcomes: list[Outcome], jumps: tuple[str, ...]) -> Row:
@@ -132,36 +139,75 @@ def _row(what: str, kind: str, outcomes: list[Outcome], jumps: tuple[str, ...]) 
     )
 
 
-class Bot:
-    """A bot in a process of its own, told what to do line by line."""
+class Bots:
+    """Bots in a process of their own, one for each store, told what to do line by line."""
 
-    def __init__(self, process: asyncio.subprocess.Process, acks: list[Ack]) -> None:
-        self._process = process
-        self._acks = acks
+    def __init__(self, process: asyncio.subprocess.Process, count: int) -> None:
+        self.process = process
+        self.answers: list[asyncio.Queue[dict[str, Any]]] = [asyncio.Queue() for _ in range(count)]
+        self._together = asyncio.Barrier(count)
+        self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, outbox: Path, url: str, clock: WallClock, acks: list[Ack], *options: str) -> Bot:
-        """Start it, and wait until it has opened its history."""
+    async def start(cls, places: list[tuple[Path, str]], clock: WallClock, *options: str) -> Bots:
+        """Start them."""
+        words = [str(word) for place in places for word in place]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.proof.clocks.bot", str(outbox), url, *options),
+            *(sys.executable, "-m", "tests.proof.clocks.bot", *words, *options),
             env={**os.environ, **clock.environment},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        bot = cls(process, acks)
-        try:
-            await bot._answer(60)
-        except BaseException:  # whatever it was, no process is left
-            process.kill()
-            await process.wait()
-            raise
-        return bot
+        return cls(process, len(places))
+
+    async def jump(self, clock: WallClock) -> None:
+        """Set their clock once all are ready for that, and have them sleep where that belongs to it."""
+        first = await self._together.wait() == 0
+        if first:
+            clock.jump()
+            if clock.pause:
+                self.process.send_signal(signal.SIGSTOP)
+                await asyncio.sleep(clock.pause)
+                self.process.send_signal(signal.SIGCONT)
+        await self._together.wait()
+
+    async def give_up(self) -> None:
+        """Keep nobody waiting for one that failed."""
+        await self._together.abort()
+
+    async def close(self) -> None:
+        """End them."""
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+        await self._reading
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            found: dict[str, Any] = json.loads(line)
+            self.answers[found["bot"]].put_nowait(found)
+        for one in self.answers:
+            one.put_nowait({"error": "the process ended"})
+
+
+class Bot:
+    """One of them."""
+
+    def __init__(self, bots: Bots, number: int, acks: list[Ack]) -> None:
+        self._bots = bots
+        self._number = number
+        self._acks = acks
+
+    async def ready(self) -> None:
+        """Wait until it has opened its history."""
+        await self._answer(60)
 
     async def ask(self, line: str, patience: float = 30) -> dict[str, Any]:
         """Give it a line, and return its answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{line}\n".encode())
+        assert self._bots.process.stdin is not None
+        self._bots.process.stdin.write(f"{self._number} {line}\n".encode())
         return await self._answer(patience)
 
     async def say(self, words: str) -> None:
@@ -180,58 +226,54 @@ class Bot:
             await asyncio.sleep(0.3)
 
     async def jump(self, clock: WallClock) -> None:
-        """Set its clock, and have it sleep where that belongs to it."""
-        clock.jump()
-        if clock.pause:
-            self._process.send_signal(signal.SIGSTOP)
-            await asyncio.sleep(clock.pause)
-            self._process.send_signal(signal.SIGCONT)
-
-    async def close(self) -> None:
-        """End it."""
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
+        """Have the clock set, at the same moment as the others."""
+        await self._bots.jump(clock)
 
     async def _answer(self, patience: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
         async with asyncio.timeout(patience):
-            line = await self._process.stdout.readline()
-        found: dict[str, Any] = json.loads(line or b'{"error": "it ended"}')
+            found = await self._bots.answers[self._number].get()
         if "error" in found:
             raise RuntimeError(str(found["error"]))
         return found
 
 
-async def _away(options: Options, store: Fresh, folder: Path, jump: str, what: str) -> Outcome:
-    outcome = Outcome()
-    outbox = folder / "bot.outbox.db"
+async def _away(options: Options, stores: list[Fresh], folder: Path, jump: str, what: str) -> list[Outcome]:
     clock = WallClock(folder, jump)
-    door = door_to(store.kind, store.url)
-    await door.open()
-    try:
-        bot = await Bot.start(outbox, door.url, clock, outcome.acks, *(["--wall"] if what == CONTROL else []))
+    doors = [door_to(one.kind, one.url) for one in stores]
+    outboxes = [folder / f"{one.kind}.outbox.db" for one in stores]
+    outcomes = [Outcome() for _ in stores]
+    for store, door in zip(stores, doors, strict=True):
+        async with ConversationStore.open(store.url, migrate=True):
+            await door.open()
+    places = [(outbox, door.url) for outbox, door in zip(outboxes, doors, strict=True)]
+    bots = await Bots.start(places, clock, *(["--wall"] if what == CONTROL else []))
+
+    async def one(number: int) -> None:
+        outcome, door, outbox = outcomes[number], doors[number], outboxes[number]
+        bot = Bot(bots, number, outcome.acks)
         try:
+            await bot.ready()
             if what == CONTROL:
                 await _short_outage(bot, outbox, door, clock, outcome, what)
             else:
-                await _all_of_it(options, store, bot, outbox, door, clock, outcome)
-        finally:
-            await bot.close()
-            await door.shut()
-            await door.open()
-    except (RuntimeError, TimeoutError, KeyError) as error:
-        outcome.problems.append(f"{type(error).__name__}: {error}")
+                await _all_of_it(options, stores[number], bot, outbox, door, clock, outcome)
+        except (RuntimeError, TimeoutError, KeyError) as error:
+            outcome.problems.append(f"{type(error).__name__}: {error}")
+            await bots.give_up()
+
+    try:
+        await asyncio.gather(*map(one, range(len(stores))))
     finally:
-        await door.shut()
-        if isinstance(door, FileDoor):
-            await door.open()
-    verdict = await check([outbox], store.url, acknowledged=outcome.acks, drained=what != CONTROL)
-    if not verdict.ok and not outcome.problems:
-        outcome.problems.append(str(verdict))
-    outcome.count["events acknowledged"] += len(outcome.acks)
-    outcome.problems = [f"{jump}: {one}" for one in outcome.problems]
-    return outcome
+        await bots.close()
+        for door in doors:
+            await door.close()
+    for store, outbox, outcome in zip(stores, outboxes, outcomes, strict=True):
+        if not outcome.problems:
+            verdict = await check([outbox], store.url, acknowledged=outcome.acks, drained=what != CONTROL)
+            outcome.problems += [] if verdict.ok else [str(verdict)]
+        outcome.count["events acknowledged"] += len(outcome.acks)
+        outcome.problems = [f"{jump}: {one}" for one in outcome.problems]
+    return outcomes
 
 
 async def _short_outage(
