@@ -39,6 +39,11 @@ class Alarms:
         """Whether telling somebody fails this time."""
         return self.failing > 0 and chance.random() < self.failing
 
+    def telling(self, incident: Incident) -> None:
+        """A user is being told; if that is cut off, nobody knows whether they have heard."""
+        if not incident.recovered:
+            self._open.add((str(incident.incident_id), incident.owner_id or incident.conversation_id))
+
     def told(self, incident: Incident) -> None:
         """A user was told."""
         who = incident.owner_id or incident.conversation_id
@@ -51,7 +56,6 @@ class Alarms:
                 self.broken(f"{who} was told that {incident.kind} is over, of which they had not heard")
             self.recovered[what.strip()] += 1
             return
-        self._open.add(pair)
         self.stuck[what.strip()] += 1
         if incident.kind is Kind.CONVERSATION_BLOCKED and incident.reason != LATE:
             name = incident.conversation_id or ""

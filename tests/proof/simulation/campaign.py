@@ -93,12 +93,12 @@ def _notes(results: Sequence[Result]) -> str:
     counts = _sum(result.counts for result in results)
     fired = _sum(result.fired for result in results)
     return (
-        f"{sum(result.hours for result in results):.1f} virtual hours, {fired.total():,} faults, {counts['kills']} kills,"
-        f" {sum(result.acknowledged for result in results):,} acknowledged, {sum(result.stored for result in results):,}"
-        f" stored, {fired['store: committed, and the answer lost']} ambiguous commits of the store and"
+        f"{sum(one.hours for one in results):.1f} virtual hours, {fired.total():,} faults, {counts['kills']} kills,"
+        f" {sum(one.acknowledged for one in results):,} acknowledged, {sum(one.stored for one in results):,} stored,"
+        f" {fired['store: committed, and the answer lost']} ambiguous commits of the store and"
         f" {fired['outbox: committed, and ends in an error']} of the outbox,"
         f" {counts['appends that were cancelled']} appends cancelled, {counts['turns refused']} turns refused;"
-        f" {sum(result.checks for result in results):,} commits checked, files examined {counts['files examined']} times"
+        f" {sum(one.checks for one in results):,} commits checked, files examined {counts['files examined']} times"
     )
 
 

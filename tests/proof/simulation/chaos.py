@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 SHORT: Final = 12.0
 """Seconds of an outage that nobody may hear of: also where the relay asks again only after twice as long, the breaker
 is not open for the 30 seconds that people are spared."""
-CALM: Final = 240.0
+CALM: Final = 240
 """Virtual seconds within which people are told that it is over."""
-JUMPS: Final = (-3_600.0, -3_600.0, 86_400.0, -5.0, 600.0)
+JUMPS: Final = (-3_600.0, 86_400.0, -5.0, 600.0)
 GAP: Final = 5.0
 """Seconds between two deeds of a storm, on average."""
 
@@ -30,6 +30,7 @@ class Chaos:
     def __init__(self, world: World, chance: random.Random) -> None:
         self._world = world
         self._chance = chance
+        self._going_on: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Go on until the plan's span is over."""
@@ -62,9 +63,9 @@ class Chaos:
         """Wait for the good news, then count."""
         world, alarms = self._world, place.alarms
         kind = "store_down" if world.plan.profile == "outage" else "conversation_blocked"
-        begun = world.loop.now
-        while not alarms.over[kind] and world.loop.now - begun < CALM:
-            await asyncio.sleep(1)
+        for _ in range(CALM):
+            if not alarms.over[kind]:
+                await asyncio.sleep(1)
         await asyncio.sleep(20)
         if (alarms.alerts[kind], alarms.over[kind]) != (1, 1):
             raise Broken(
@@ -101,8 +102,10 @@ class Chaos:
         await asyncio.sleep(chance.uniform(60, 200))
         away = asyncio.create_task(self._outage(chance.choice(list(OUTAGES)), world.plan.span))
         for _ in range(chance.randrange(1, 4)):
-            await asyncio.sleep(chance.uniform(0, world.plan.span / 4))
+            await asyncio.sleep(chance.uniform(0, world.plan.span / 5))
             self._jump()
+        await asyncio.sleep(chance.uniform(0, world.plan.span / 5))
+        self._jump(-3_600.0)
         await away
 
     async def _stuck(self) -> None:
@@ -111,6 +114,9 @@ class Chaos:
         world.weather.refuses = chance.choice(list(REFUSALS))
         await asyncio.sleep(chance.uniform(30, 120))
         world.places[0].bad_wanted = 1
+        world.places[0].hurry.set()
+        await asyncio.sleep(40)
+        world.places[0].hurry.clear()
         while world.loop.now - 1000 < world.plan.span:
             await asyncio.sleep(chance.uniform(60, 240))
             if chance.random() < 0.3:
@@ -128,9 +134,9 @@ class Chaos:
                 continue
             world.say(f"stop {process.name} in the middle")
             process.stops, process.statements_left = True, chance.randrange(1, 60)
-            begun = world.loop.now
-            while not process.stopped and world.loop.now - begun < 60:
-                await asyncio.sleep(0.5)
+            for _ in range(60):
+                if not process.stopped:
+                    await asyncio.sleep(1)
             if process.stopped:
                 world.result.counts["stops"] += 1
                 await asyncio.sleep(chance.uniform(130, 200))
@@ -162,6 +168,8 @@ class Chaos:
             await asyncio.sleep(chance.expovariate(1 / GAP))
             ((_, deed),) = chance.choices(deeds, weights)
             await deed()
+        if self._going_on is not None:
+            await self._going_on
 
     # The deeds.
 
@@ -176,7 +184,9 @@ class Chaos:
 
     async def _short_outage(self) -> None:
         chance = self._chance
-        await self._outage(chance.choice(list(OUTAGES)), chance.expovariate(1 / chance.choice((2, 15, 60))))
+        if self._world.weather.outage is None:
+            seconds = chance.expovariate(1 / chance.choice((2, 10, 30)))
+            self._going_on = asyncio.create_task(self._outage(chance.choice(list(OUTAGES)), seconds))
 
     async def _flaky_store(self) -> None:
         self._world.weather.rate = self._chance.choice((0.02, 0.05, 0.2, 0.4))
@@ -223,7 +233,7 @@ class Chaos:
         process = seat.process
         if process is None or not process.alive or process.stopped:
             return
-        seconds = self._chance.choice((5.0, 60.0, 200.0))
+        seconds = self._chance.choice((1.0, 5.0, 20.0, 60.0))
         world.say(f"stop {process.name} for {seconds:g} s")
         world.result.counts["stops"] += 1
         process.stopped = True
@@ -232,8 +242,8 @@ class Chaos:
     async def _set_clock(self) -> None:
         self._jump()
 
-    def _jump(self) -> None:
-        jump = self._chance.choice(JUMPS)
+    def _jump(self, jump: float | None = None) -> None:
+        jump = self._chance.choice(JUMPS) if jump is None else jump
         self._world.say(f"the wall clock is set by {jump:g} s")
         self._world.result.counts["clock jumps"] += 1
         self._world.wall.ahead += jump

@@ -1,4 +1,4 @@
-"""Driver: SQLite's connections as the simulation gives them out; they wait in virtual time, and fail as they are told."""
+"""Driver: SQLite's connections as the simulation gives them out: waiting in virtual time, failing as they are told."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ class Line:
     process: Process
     file: File
     patience: float
+    in_transaction: bool
     _changes: int
 
     def begin(self, file: File, process: Process, patience: float) -> None:

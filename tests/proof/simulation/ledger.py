@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -184,10 +183,12 @@ class OutboxLedger:
             raise Broken(f"{where}: {now.delivered} are written off as delivered, the store has {stored}")
         if not before.pruned <= now.pruned <= now.delivered:
             raise Broken(f"{where}: pruned up to {now.pruned}, delivered up to {now.delivered}")
-        bad = (name, now.delivered + 1) in self.bad
-        if now.state == "blocked" and not bad:
+        if now.state == "blocked" and (name, now.delivered + 1) not in self.bad:
             raise Broken(f"{where}: blocked at sequence {now.delivered + 1}, with which nothing is wrong")
-        if now.attempts and not bad:
+        # One that was refused may be mended while it is being looked for; then its successor is charged, once.
+        tried = range(before.delivered + 1, now.delivered + 2)
+        charged = now.attempts > (before.attempts if now.delivered == before.delivered else 0)
+        if charged and not any((name, one) in self.bad for one in tried):
             raise Broken(f"{where}: sequence {now.delivered + 1} is charged {now.attempts} attempts, and is innocent")
         if now.state != before.state:
             self.say(f"lane {name} {before.state} -> {now.state} at {now.delivered}")

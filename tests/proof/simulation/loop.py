@@ -7,7 +7,7 @@ import heapq
 import random
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, Final
+from typing import Any, Final, cast
 
 TURN: Final = 20e-6
 """Seconds that one turn of the loop takes, so that whoever waits by asking again and again comes to an end."""
@@ -87,7 +87,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.turns = 0
         self.alone = False
         self._aside: list[asyncio.Handle] = []
-        self.set_task_factory(_keeping)
+        self.set_task_factory(cast("Any", _keeping))
 
     def time(self) -> float:
         return self.now

@@ -8,7 +8,6 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -92,7 +91,7 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
     os.urandom = chance.randbytes
     put_in_place(utc_now, wall.now)
     put_in_place(monotonic, loop.time)
-    jitter: random.Random = letopis.outbox.relay.Relay.__init__.__kwdefaults__["random"]
+    jitter: random.Random = defaults_of(letopis.outbox.relay.Relay)["random"]
     jitter.seed(chance.random())
     sqlite3.connect = sqlite3.dbapi2.connect = disk.connect  # type: ignore[assignment]
     for module, names in _THREADS.items():
@@ -109,6 +108,13 @@ _THREADS: Final[dict[ModuleType, tuple[str, ...]]] = {
     aiosqlite.core: ("Thread", "SimpleQueue"),
 }
 _NAMES: Final = {"Thread": "Strand"}
+
+
+def defaults_of(kind: type) -> dict[str, Any]:
+    """Return the defaults of what a class is made with, to be changed."""
+    found = kind.__init__.__kwdefaults__  # type: ignore[misc]
+    assert found is not None
+    return found  # type: ignore[no-any-return]
 
 
 def put_in_place(real: object, made_up: object) -> int:
@@ -146,5 +152,3 @@ def _functions_of(module: ModuleType) -> Iterator[FunctionType]:
                 while isinstance(under, FunctionType):
                     yield under
                     under = getattr(under, "__wrapped__", None)  # type: ignore[assignment]
-    with suppress(AttributeError):
-        yield from ()

@@ -100,7 +100,7 @@ def _(world: World) -> None:
 
 @mutant("sequences are counted by what is still kept")
 def _(world: World) -> None:
-    _keep_nothing(world)
+    _keep(world, 0)
 
     def find(real: Any) -> Any:
         def counted(cursor: Any, names: set[str]) -> Any:
@@ -117,14 +117,23 @@ def _(world: World) -> None:
 
 @mutant("what is not delivered is let go as well", "stuck", scale=0.5)
 def _(world: World) -> None:
-    _keep_nothing(world)
+    _keep(world, 2)
     assert "min(delivered, head - ?)" in tail._PAGE
     tail._PAGE = tail._PAGE.replace("min(delivered, head - ?)", "head - ?")  # type: ignore[misc]
 
+    def prune(real: Any) -> Any:
+        def unchecked(self: tail.Pruner, connection: Any) -> bool:
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")  # the table would refuse it
+            return real(self, connection)  # type: ignore[no-any-return]
 
-def _keep_nothing(world: World) -> None:
+        return unchecked
+
+    change(tail.Pruner, "__call__", prune)
+
+
+def _keep(world: World, last: int) -> None:
     for place in world.places:
-        place.plan = replace(place.plan, keep_last=0, keep_for=0.0)
+        place.plan = replace(place.plan, keep_last=last, keep_for=0.0)
 
 
 # --- the relay ------------------------------------------------------------------------------------------------------
@@ -234,7 +243,7 @@ def _(world: World) -> None:
     change(Breaker, "probe", lambda real: lambda self: False)
 
 
-@mutant("waits go by the wall clock alone", "outage", scale=0.2)
+@mutant("waits go by the wall clock alone", "outage", scale=0.15)
 def _(world: World) -> None:
     def remaining(real: Any) -> Any:
         return lambda self, clock: max(0.0, (self.wall_us - clock.now_us()) / SECOND_US)

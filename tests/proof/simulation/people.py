@@ -117,10 +117,12 @@ class Bot:
         await self._told(incident)
 
     async def _told(self, incident: Incident) -> None:
+        alarms = self._place.alarms
+        alarms.telling(incident)
         await asyncio.sleep(self._chance.uniform(0, 2))
-        if self._place.alarms.fails(self._chance):
+        if alarms.fails(self._chance):
             raise RuntimeError("the bot cannot send at present")
-        self._place.alarms.told(incident)
+        alarms.told(incident)
 
     async def _talk(self, history: History) -> None:
         deeds = (
@@ -140,7 +142,8 @@ class Bot:
             deed = self._chance.choice(deeds)
             # A talk comes in a rush, so that appends meet.
             for _ in range(self._chance.choice((1, 1, 2, 5))):
-                await deed(history)
+                if not self._place.silent:
+                    await deed(history)
 
     async def _pause(self) -> None:
         hurry = self._place.hurry
@@ -169,6 +172,8 @@ class Bot:
     async def _until_taken(self, history: History, name: str, messages: list[Message]) -> None:
         """Append, and where the outcome is not known or nothing was written, append the same again."""
         for _ in range(self._chance.choice((1, 3, 6))):
+            if self._place.silent:
+                return
             try:
                 receipt = await history.append(name, *messages, owner=f"owner of {name}")
             except REFUSED as refused:
@@ -210,7 +215,7 @@ class Bot:
         try:
             async with history.transaction() as transaction:
                 for name, messages in zip(names, said, strict=True):
-                    receipts.append(await transaction.append(name, *messages, owner=f"owner of {name}"))  # noqa: PERF401
+                    receipts.append(await transaction.append(name, *messages, owner=f"owner of {name}"))
                 if taken_back:
                     raise _TakenBack
         except _TakenBack:

@@ -67,7 +67,7 @@ def plan_of(seed: int, *, profile: Profile | None = None, scale: float = 1.0) ->
     chance = random.Random(f"plan {seed}")
     profile = PROFILES[seed % len(PROFILES)] if profile is None else profile
     storm, outage = profile == "storm", profile == "outage"
-    span = chance.uniform(7_000, 11_000) if outage else chance.uniform(1_500, 1_900)
+    span = chance.uniform(8_000, 12_000) if outage else chance.uniform(1_500, 1_900)
     if storm:
         span = chance.uniform(120, 260)
     if profile == "stopped":
@@ -86,13 +86,15 @@ def plan_of(seed: int, *, profile: Profile | None = None, scale: float = 1.0) ->
         pause=chance.uniform(150, 300)
         if outage
         else chance.uniform(6, 20)
-        if storm or profile == "stopped"
+        if profile == "stopped"
+        else chance.uniform(2, 5)
+        if storm
         else chance.uniform(20, 60),
         keep_last=chance.choice((8, 20)),
         keep_for=chance.choice((0.0, 60.0)),
-        floor=chance.choice((1.0, 5.0)) if storm else chance.choice((10.0, 20.0)),
-        standby=chance.choice((0.5, 2.0)) if storm else 5.0 if profile == "stopped" else 10.0,
-        fastest=chance.choice((0.1, 0.25)) if storm else 4.0,
+        floor=chance.choice((2.0, 5.0)) if storm else chance.choice((10.0, 20.0)),
+        standby=chance.choice((1.0, 3.0)) if storm else 5.0 if profile == "stopped" else 10.0,
+        fastest=chance.choice((0.1, 0.5)) if storm else 4.0,
         slowest=0.5 if storm else 5.0,
         look=20.0 if outage else 5.0,
     )

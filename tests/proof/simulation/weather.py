@@ -15,6 +15,7 @@ from tests.proof.simulation.strands import running_loop, wait
 BAD: Final = "\N{SKULL AND CROSSBONES}"
 """A message with this in it is one that the history store refuses, as long as it does."""
 
+_WRITES: Final = ("INSERT", "UPDATE", "DELETE")
 Say = Callable[[str], None]
 
 
@@ -70,7 +71,7 @@ class StoreWeather:
             raise REFUSALS[self.refuses]()
         if self.rate == 0.0:
             return
-        if sql.startswith("BEGIN IMMEDIATE"):
+        if sql.startswith("BEGIN IMMEDIATE") or (sql.startswith(_WRITES) and not line.in_transaction):
             self._planned.pop(line, None)
             if self.chance.random() < self.rate:
                 self._planned[line] = self.chance.choice(
