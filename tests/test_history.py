@@ -293,7 +293,7 @@ async def test_a_relay_that_fails_is_started_again(
         nonlocal runs
         runs += 1
         if runs == 1:
-            raise RuntimeError("a bug")
+            raise RuntimeError("a bug that quotes what was said")
         await run(self)
 
     monkeypatch.setattr(Relay, "run", failing)
@@ -303,6 +303,8 @@ async def test_a_relay_that_fails_is_started_again(
 
     assert runs == 2
     assert "the relay failed and is started again" in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert "what was said" not in caplog.text
 
 
 async def test_a_stuck_conversation_is_told_to_the_bot(tmp_path: Path) -> None:

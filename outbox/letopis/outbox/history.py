@@ -20,6 +20,7 @@ from letopis.outbox.chats import Chats
 from letopis.outbox.file import OutboxFile, outbox_path
 from letopis.outbox.forking import Forking
 from letopis.outbox.incidents import Rules
+from letopis.outbox.logs import places
 from letopis.outbox.receipts import FASTEST, SLOWEST, check_timeout, waiting_for_nothing
 from letopis.outbox.relay import Relay
 from letopis.outbox.replies import OnUnconfirmed, Replies
@@ -288,8 +289,9 @@ async def _kept_running(run: Callable[[], Awaitable[None]], name: str) -> None:
             await run()
         except Closed:
             return
-        except Exception:  # whatever it was, a bot must not go on without its relay
-            logger.exception("the %s failed and is started again in %g s", name, pause)
+        except Exception as error:  # whatever it was, a bot must not go on without its relay
+            # No traceback: a bot's own formatter would show what a driver says, which may quote what was said.
+            logger.error("the %s failed and is started again in %g s: %s", name, pause, places(error))  # noqa: TRY400
             await asyncio.sleep(pause)
             pause = min(pause * 2, 60.0)
         else:

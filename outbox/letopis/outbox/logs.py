@@ -44,7 +44,7 @@ class TextFormatter(logging.Formatter):
             one if one.isprintable() else ascii(one)[1:-1] for one in " ".join(record.getMessage().split())
         )
         line = f"{moment}Z {record.levelname:<7} {message}{words}"
-        return line if record.exc_info is None else f"{line}\n{_places(record.exc_info)}"
+        return line if record.exc_info is None else f"{line}\n{places(record.exc_info[1])}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -60,15 +60,14 @@ class JsonFormatter(logging.Formatter):
             **_extra(record),
         }
         if record.exc_info is not None:
-            value["exception"] = _places(record.exc_info)
+            value["exception"] = places(record.exc_info[1])
         # ASCII, so that no direction mark or line separator in an id reaches a terminal or splits a line.
         return json.dumps(value, default=str)
 
 
-def _places(exc_info: Any) -> str:
+def places(error: BaseException | None) -> str:
     """Return types and places of a failure, and our own messages; a driver's may quote a payload or a secret."""
     lines: list[str] = []
-    error: BaseException | None = exc_info[1]
     while error is not None and len(lines) < 64:
         said = f": {error}" if isinstance(error, LetopisError) else ""
         lines.append(f"{type(error).__module__}.{type(error).__qualname__}{said}")

@@ -126,12 +126,12 @@ def _assigned(scope: ast.AST) -> dict[str, list[ast.expr]]:
 
 def _wrong(call: ast.Call, assigned: dict[str, list[ast.expr]]) -> str | None:
     function = call.func
-    name = function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    name = getattr(function, "attr", getattr(function, "id", ""))
     if isinstance(function, ast.Name) and name in FORBIDDEN:
         return f"{name}() runs what it is handed"
-    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
-        if name in FORBIDDEN_OF.get(function.value.id, frozenset()):
-            return f"{function.value.id}.{name}() runs what it is handed"
+    owner = function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
+    if name in FORBIDDEN_OF.get(owner, frozenset()):
+        return f"{owner}.{name}() runs what it is handed"
     if any(one.arg == "shell" and not _is_false(one.value) for one in call.keywords):
         return "shell= hands words to a shell"
     if name in TAKES_SQL and call.args and not _constant(call.args[0], assigned, 0):
@@ -149,7 +149,9 @@ def _constant(value: ast.expr, assigned: dict[str, list[ast.expr]], depth: int) 
         return False
     match value:
         case ast.JoinedStr():
-            return all(_harmless(one.value, assigned, depth) for one in value.values if isinstance(one, ast.FormattedValue))
+            return all(
+                _harmless(one.value, assigned, depth) for one in value.values if isinstance(one, ast.FormattedValue)
+            )
         case ast.BinOp(op=ast.Add() | ast.Mod()):
             return _harmless(value.left, assigned, depth) and _harmless(value.right, assigned, depth)
         case ast.Call(func=ast.Attribute(attr="format", value=template)):

@@ -56,7 +56,7 @@ def _ask(address: Address) -> str | None:
     import http.client
 
     # What listens everywhere is asked on the loopback interface.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104 - compared, not bound
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104 # nosec B104 - compared, not bound
     connection = http.client.HTTPConnection(host, address.port, timeout=PATIENCE)
     try:
         connection.request("GET", "/healthz/ready")

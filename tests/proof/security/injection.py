@@ -1,0 +1,203 @@
+"""Injection: hostile ids in every call touch nobody else's rows, and stand in no log as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from letopis.outbox import History
+from letopis.outbox.logs import JsonFormatter, TextFormatter
+from letopis.outbox.relay import Relay
+from letopis.store import ConversationStore, InvalidInput, LetopisError, Message
+from letopis.store.engines import create_store_engine
+from letopis.store.schema import conversations, events, messages, owners
+from tests.proof.inputs.running import AT_ONCE
+from tests.relays import POISON, ToldStore
+
+SIGNS: Final = "\r\x1b\x9b\x00\x07\u202e\u2028\u2029\x85"
+"""What no line of a log may hold; a line feed ends it."""
+
+
+@dataclass(slots=True)
+class Injected:
+    """What came of it."""
+
+    calls: int = 0
+    refused: int = 0
+    ids: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+async def rows_of(url: str, owner: str) -> dict[str, Any]:
+    """Return every row of an owner, table by table, read beside Letopis."""
+    engine = create_store_engine(url)
+    try:
+        async with engine.connect() as connection:
+            names = sa.select(conversations.c.conversation_id).where(conversations.c.owner_id == owner)
+            held: dict[str, Any] = {}
+            for table in (conversations, events, messages):
+                found = await connection.execute(
+                    sa.select(table).where(table.c.conversation_id.in_(names)).order_by(*table.primary_key.columns)
+                )
+                held[table.name] = [tuple(row) for row in found]
+            found = await connection.execute(sa.select(owners).where(owners.c.owner_id == owner))
+            held[owners.name] = [tuple(row) for row in found]
+            return held
+    finally:
+        await engine.dispose()
+
+
+async def injected(url: str, folder: Path, ids: Sequence[str], *, random: Random, each: int) -> Injected:
+    """Give every call hostile ids, some calls an id; look at the rows of somebody else before and after."""
+    came = Injected()
+    async with (
+        ConversationStore.open(url, migrate=True) as store,
+        History.open(folder / "injected.outbox.db", store=store, policy=AT_ONCE) as history,
+    ):
+        for number in range(5):
+            await history.append(f"victim-{number}", Message.user("secret"), Message.assistant("kept"), owner="victim")
+        await history.activate("victim-0")
+        await history.drained(timeout=20)
+        before = await rows_of(url, "victim")
+        taken = 0
+        for name in ids:
+            came.ids += 1
+            for call in [_append, *random.sample(CALLS, each)]:
+                came.calls += 1
+                try:
+                    await call(history, store, name)
+                    taken += call is _append
+                except LetopisError as error:
+                    came.refused += 1
+                    if not isinstance(error, InvalidInput) or not str(error).isprintable():
+                        came.problems.append(f"{name!a:.60}: {type(error).__name__} {error!a:.120}")
+        if not await history.drained(timeout=60):
+            came.problems.append(f"not everything is delivered: {(await history.status()).lanes}")
+        after = await rows_of(url, "victim")
+        changed = [table for table in before if before[table] != after[table]]
+        came.problems += [f"rows of somebody else changed in {table}" for table in changed]
+        listed = await _all(store)
+        if len(listed) != taken + 5:
+            came.problems.append(f"{taken + 5} conversations were said, and {len(listed)} are there")
+    return came
+
+
+async def _all(store: ConversationStore) -> set[str]:
+    names: set[str] = set()
+    place: str | None = None
+    while True:
+        page = await store.conversations(after=place, limit=500, states=("active", "archived", "deleted"))
+        names |= {one.conversation_id for one in page}
+        if (place := page.next) is None:
+            return names
+
+
+async def _append(history: History, store: ConversationStore, name: str) -> Any:
+    return await history.append(name, Message.user("words"), owner=name)
+
+
+Call = Callable[[History, ConversationStore, str], Awaitable[Any]]
+CALLS: Final[Sequence[Call]] = (
+    lambda history, store, name: history.messages(name),
+    lambda history, store, name: history.conversation(name),
+    lambda history, store, name: history.events(name),
+    lambda history, store, name: history.transcript(name),
+    lambda history, store, name: history.context(name, last=5),
+    lambda history, store, name: history.chats(name),
+    lambda history, store, name: history.active(name, create=False),
+    lambda history, store, name: history.conversations(owner=name),
+    lambda history, store, name: history.search("secret", owner=name),
+    lambda history, store, name: history.search("secret", conversation=name),
+    lambda history, store, name: history.search(name),
+    lambda history, store, name: history.statistics(owner=name),
+    lambda history, store, name: history.statistics(by=name),
+    lambda history, store, name: history.unconfirmed(owner=name),
+    lambda history, store, name: history.messages(name, after=name),
+    lambda history, store, name: history.rename(name, name),
+    lambda history, store, name: history.annotate(name, {name: name}),
+    lambda history, store, name: history.sent(name, name),
+    lambda history, store, name: history.clear(name),
+    lambda history, store, name: store.messages(name),
+    lambda history, store, name: store.conversation(name),
+    lambda history, store, name: store.events(name),
+    lambda history, store, name: store.active(name),
+    lambda history, store, name: store.conversations(owner=name),
+    lambda history, store, name: store.statistics(owner=name),
+    lambda history, store, name: store.path_of(name, [name]),
+    lambda history, store, name: store.conversations(after=name),
+)
+
+
+@contextmanager
+def heard() -> Any:
+    """Record every record of `letopis`, as text, as JSON, and as the plainest formatter shows it."""
+    streams = [io.StringIO() for _ in range(3)]
+    formatters = (TextFormatter(), JsonFormatter(), logging.Formatter("%(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("letopis")
+    level, handlers = logger.level, []
+    for stream, formatter in zip(streams, formatters, strict=True):
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+        handlers.append(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield streams
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+
+
+def raw_signs(text: str) -> list[str]:
+    """Return the lines of a log that hold what forges lines or moves cursors."""
+    return [line for line in text.split("\n") if any(sign in line for sign in SIGNS)]
+
+
+async def logged(folder: Path, ids: Sequence[str]) -> tuple[int, list[str]]:
+    """Have every id blocked by the store, so that the relay tells of it; return lines, and those that are wrong."""
+    refusing = ToldStore(lambda batch: POISON if batch else None)
+    with heard() as streams:
+        async with History.open(folder / "logged.outbox.db", relay=False, watch=False) as history:
+            for name in ids:
+                try:
+                    await history.append(name, Message.user("words"), owner=name)
+                except InvalidInput:
+                    logging.getLogger("letopis").debug("refused")
+            relay = Relay(history.outbox, refusing, policy=AT_ONCE)  # type: ignore[arg-type]
+            await asyncio.wait_for(relay.drain_once(), 60)
+    text, as_json, plain = (stream.getvalue() for stream in streams)
+    wrong = [f"{line!a:.160}" for told in (text, as_json, plain) for line in raw_signs(told)]
+    return sum(told.count("\n") for told in (text, as_json, plain)), wrong
+
+
+def logged_raw(ids: Sequence[str]) -> list[str]:
+    """The control: what a logger shows that is given an id with %s."""
+    with heard() as streams:
+        for name in ids:
+            logging.getLogger("letopis.control").warning("blocked: %s", name)
+    return raw_signs(streams[2].getvalue())
+
+
+async def built_by_hand(url: str, ids: Sequence[str]) -> list[str]:
+    """The control: a select whose statement is put together of the id; return the ids that reached others' rows."""
+    engine = create_store_engine(url)
+    reached = []
+    async with engine.connect() as connection:
+        for name in ids:
+            statement = f"SELECT conversation_id FROM letopis_messages WHERE conversation_id = '{name}'"
+            with suppress(Exception):  # broken SQL reaches nothing
+                found = (await connection.exec_driver_sql(statement)).scalars().all()
+                if any(one.startswith("victim") for one in found):
+                    reached.append(name)
+    await engine.dispose()
+    return reached

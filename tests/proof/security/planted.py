@@ -1,0 +1,153 @@
+"""Planted: secrets and personal words are put in, everything is made to talk, and what it says is searched for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from letopis.outbox import History, Rules
+from letopis.outbox.alerts import Alert
+from letopis.outbox.logs import escaped
+from letopis.store import ConversationStore, LetopisError, Message
+from letopis.store.codec import encode
+from letopis.store.engines import create_store_engine
+from letopis.store.events import Event
+from letopis.store.identifiers import uuid7
+from letopis.store.plan import Delivery, LaneBatch, Origin
+from tests.proof.inputs.commands import here
+from tests.proof.inputs.running import AT_ONCE
+from tests.proof.security.injection import heard
+from tests.test_secrets import BODY, DSNS, HOSTILE, NAME, OTHER, PASSWORD, leaks
+
+_SQLITE: Final = f"""
+CREATE TRIGGER quote BEFORE INSERT ON letopis_events WHEN NEW.conversation_id LIKE 'poison%'
+BEGIN SELECT RAISE(ABORT, 'refused: {BODY} {NAME}'); END
+"""
+_FUNCTION: Final = """
+CREATE FUNCTION quote_and_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION 'refused: %', NEW USING ERRCODE = 'check_violation', DETAIL = NEW::text, HINT = NEW::text;
+END $$
+"""
+_POSTGRESQL: Final = """
+CREATE TRIGGER quote BEFORE INSERT ON letopis_events FOR EACH ROW WHEN (NEW.conversation_id LIKE 'poison%')
+EXECUTE FUNCTION quote_and_refuse()
+"""
+_MARIADB: Final = """
+CREATE TRIGGER quote BEFORE INSERT ON letopis_events FOR EACH ROW BEGIN
+  DECLARE words VARCHAR(500);
+  IF LEFT(NEW.conversation_id, 6) = 'poison' THEN
+    SET words = LEFT(CONCAT('refused: ', NEW.data), 120);
+    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = words, MYSQL_ERRNO = 3819;
+  END IF;
+END
+"""
+TRIGGERS: Final = {"sqlite": (_SQLITE,), "postgresql": (_FUNCTION, _POSTGRESQL), "mariadb": (_MARIADB,)}
+"""Makes a store refuse what is said to a conversation, and quote it in its error."""
+
+
+class Collector:
+    """A channel that keeps what it is to send."""
+
+    name = "collector"
+    recipient = "collector"
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+
+    async def send(self, alert: Alert) -> None:
+        self.got.append(f"{alert!r}")
+
+
+def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
+    """Run verbs with URLs that hold passwords, wherever they come from."""
+    before, runs, found = Path.cwd(), 0, []
+    os.chdir(folder)
+    try:
+        for name in names:
+            dsn = DSNS[name]
+            for words in (("status",), ("doctor", "--json"), ("relay", "--once", "--debug"), ("db", "check")):
+                for arguments, environment in (((*words, "--store", dsn), {}), (words, {"LETOPIS_STORE": dsn})):
+                    runs += 1
+                    said = here(arguments, environment)
+                    found += [f"{name}, {' '.join(words)}: {one}" for one in leaks(said.out + said.err)]
+    finally:
+        os.chdir(before)
+    return runs, found
+
+
+async def faults(kind: str, url: str, folder: Path) -> tuple[int, list[str]]:
+    """Let a store quote what was said in its errors, and search the exceptions, the log, the alerts and the figures."""
+    collector, told = Collector(), 0
+    found: list[str] = []
+    async with ConversationStore.open(url, migrate=True) as store:
+        await _with_triggers(kind, url)
+        error = await _refused(store)
+        shown = f"{error} {error!r} {getattr(error, '__notes__', '')} {escaped(error)}"
+        found += [f"the exception: {one}" for one in leaks(shown, (BODY, NAME, PASSWORD))]
+        with heard() as streams:
+            logging.getLogger("sqlalchemy.engine").setLevel(logging.WARNING)
+            rules = Rules(hold=0.0, stuck_after=0.0, resolve_after=0.1)
+            async with History.open(
+                folder / "planted.outbox.db", store=store, policy=AT_ONCE, channels=(collector,), rules=rules
+            ) as history:
+                for name in (HOSTILE, "fine"):
+                    await history.append(name, Message.user(BODY, name=NAME, metadata={"token": OTHER}), owner="owner")
+                for _ in range(100):
+                    if (await history.status()).lanes["blocked"] and collector.got:
+                        break
+                    await asyncio.sleep(0.1)
+                status = await history.status()
+                figures = json.dumps(status.to_json(), default=str)
+            log = [stream.getvalue() for stream in streams]
+    secrets = (BODY, NAME, OTHER, PASSWORD)
+    if not status.lanes["blocked"]:
+        found.append(f"nothing is blocked, so nothing was to be heard: {status.lanes}")
+    for what, text in (("log", "".join(log)), ("alerts", "".join(collector.got)), ("status", figures)):
+        told += 1
+        found += [f"{what}: {secret}" for secret in secrets if secret in text]
+        if what == "alerts" and not text:
+            found.append("nobody was alerted, so nothing was to be seen")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for words in (("status", "--json"), ("doctor", "--json"), ("outbox", "list"), ("outbox", "show", HOSTILE)):
+            told += 1
+            arguments = (*words, "--outbox", "planted.outbox.db", "--store", url)
+            said = await asyncio.to_thread(_spoken, arguments)
+            shown = said if words[1] != "show" else ""  # to show what was said is what it is for
+            found += [f"{' '.join(words[:2])}: {secret}" for secret in secrets if secret in shown]
+    finally:
+        os.chdir(before)
+    return told + 1, found
+
+
+def _spoken(arguments: Sequence[str]) -> str:
+    from tests.daemons import letopis
+
+    done = letopis(*arguments, folder=Path.cwd())
+    return done.stdout + done.stderr
+
+
+async def _with_triggers(kind: str, url: str) -> None:
+    engine = create_store_engine(url)
+    async with engine.begin() as connection:
+        for statement in TRIGGERS[kind]:
+            await connection.exec_driver_sql(statement)
+    await engine.dispose()
+
+
+async def _refused(store: ConversationStore) -> BaseException:
+    event = encode(Event.of(Message.user(BODY, name=NAME), conversation_id="poison"), conversation_id="poison")
+    origin = Origin(origin_id=uuid7(), epoch=1, name="planted")
+    batch = LaneBatch(conversation_id="poison", deliveries=(Delivery(sequence=1, event=event),))
+    try:
+        await store.apply(origin, [batch])
+    except LetopisError as error:
+        return error
+    return AssertionError("the trigger refused nothing")
