@@ -34,12 +34,13 @@ class Outcome:
 
     :ivar killed: how often the bot, the relay, and both at once.
     :ivar looks: examinations in the middle, when both were dead.
+    :ivar wrong: what went wrong beside the data.
     :ivar verdicts: the last one, and those that found something.
     """
 
     killed: Counter[str]
     looks: int
-    drained: bool
+    wrong: tuple[str, ...]
     last: Verdict
     verdicts: tuple[Verdict, ...]
 
@@ -97,6 +98,7 @@ async def kill(
     killed: Counter[str] = Counter()
     looks, done = 0, 0
     found: list[Verdict] = []
+    wrong: list[str] = []
     async with ConversationStore.open(url, migrate=True):
         pass  # its tables are there before anybody is killed
     victims = Victims(outbox, url, context=context, talk=talk)
@@ -115,12 +117,15 @@ async def kill(
                 looks += 1
                 if not verdict.ok:
                     found.append(verdict)
+    except AssertionError as error:  # one ended by itself, or got nowhere
+        wrong.append(str(error))
     finally:
         victims.close()
     async with History.open(outbox, store=url, watch=False) as history:
-        drained = await history.drained(PATIENCE)
+        if not await history.drained(PATIENCE):
+            wrong.append(f"not drained in {PATIENCE:g} s")
     last = await settled([outbox], url, victims.acks, drained=True)
-    return Outcome(killed=killed, looks=looks, drained=drained, last=last, verdicts=(*found, last))
+    return Outcome(killed=killed, looks=looks, wrong=tuple(wrong), last=last, verdicts=(*found, last))
 
 
 async def settled(outboxes: list[Path], url: str, acks: list[Ack], *, drained: bool = False) -> Verdict:
@@ -137,7 +142,7 @@ async def settled(outboxes: list[Path], url: str, acks: list[Ack], *, drained: b
 
 def _row(what: str, kind: str, outcome: Outcome, *, control: bool = False) -> Row:
     last = outcome.last
-    problems = [] if outcome.drained else [f"not drained in {PATIENCE:g} s"]
+    problems = [*outcome.wrong]
     problems += [one for verdict in outcome.verdicts for one in verdict.problems]
     # What is lost once is found again by each later look: the last one counts, and the others where that is well.
     violations = last.problem_count or max((one.problem_count for one in outcome.verdicts), default=0)
@@ -148,7 +153,7 @@ def _row(what: str, kind: str, outcome: Outcome, *, control: bool = False) -> Ro
         count=outcome.kills,
         unit="kills",
         least=KILLS,
-        violations=violations + (not outcome.drained),
+        violations=violations + len(outcome.wrong),
         control=control,
         notes=(
             f"{killed[BOT]} times the bot, {killed[RELAY]} the relay, {killed['both']} both;"

@@ -62,9 +62,12 @@ def prove(options: Options, context: Context) -> Iterator[Row]:
         yield Row(what=f"{_WHAT} of a run", where="sqlite", missing=reason)
         return
     said, erased = Story(script.run, _after_saying), Story(script.erase, _after_erasing)
-    made, told = options.folder / "made", options.folder / "told"
-    yield _row("a first run", *_kill(options, context, said, made, most=options.many(82, 5)), least=70)
-    run(made, context, said)
+    nothing, made, told = options.folder / "nothing", options.folder / "made", options.folder / "told"
+    calls, code = run(made, context, said)
+    if not calls:
+        yield Row(what=f"{_WHAT} of a run", where="sqlite", missing=f"the kernel takes no filter (ended with {code})")
+        return
+    yield _row("a first run", *_kill(options, context, said, nothing, most=options.many(82, 5)), least=70)
     yield _row("a later run", *_kill(options, context, said, made, most=options.many(1_000, 8)), least=LEAST)
     asyncio.run(script.tell_secret(_copy(made, told)))
     (told / script.ACKS).unlink()
@@ -149,6 +152,8 @@ def _kill(
                 wrong = () if code == 0 else (f"ended with {code}",)
                 return Death(call=None, problems=wrong, violations=len(wrong))
             return asyncio.run(story.aftermath(folder, calls[-1]))
+        except Exception as error:  # that it does not start again, or hangs, is the worst that can be found
+            return Death(call=None, problems=(f"call {number}: {type(error).__name__}: {error}",), violations=1)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -100,13 +100,13 @@ class Field:
         )
 
     async def die_at_call(self, number: int) -> Death:
-        """Have a relay die at one of its calls to the server; go on, and look."""
+        """Have a relay die at one of its calls to the server, if it makes so many this time; go on, and look."""
 
         async def life() -> int | None:
             _, code = await self.deliver_gated(kill_at=number)
             return code
 
-        return await self._death(life, name=f"call {number} to the server", who=Who.RELAY, shows=None)
+        return await self._death(life, name=f"call {number} to the server", who=Who.RELAY, may_end=True)
 
     async def deliver_gated(self, *, kill_at: int = 0) -> tuple[list[Call], int | None]:
         """Have a relay deliver all there is; return its calls to the server, and its exit code."""
@@ -124,7 +124,22 @@ class Field:
         *,
         name: str,
         who: Who,
+        shows: Callable[[Left], bool] | None = None,
+        may_end: bool = False,
+    ) -> Death:
+        try:
+            return await self._death_and_after(life, name=name, who=who, shows=shows, may_end=may_end)
+        except Exception as error:  # that the others cannot go on is the worst that can be found
+            return Death(died=False, violations=1, problems=(f"{name}: {type(error).__name__}: {error}",))
+
+    async def _death_and_after(
+        self,
+        life: Callable[[], Awaitable[int | None]],
+        *,
+        name: str,
+        who: Who,
         shows: Callable[[Left], bool] | None,
+        may_end: bool,
     ) -> Death:
         owed = 0
         if who is not Who.BOT:
@@ -137,7 +152,7 @@ class Field:
         after, verdict = await self._look(drained=False)
         left = _left(before, after, answered=len(self._acks) - answered, owed=owed, alerts=told)
         wrong: list[str] = []
-        if code != -9:
+        if code != -9 and not (may_end and code == 0):
             wrong.append(f"did not die there, but ended with {code}")
         elif shows is not None and not shows(left):
             wrong.append(f"died elsewhere: {left}")

@@ -7,7 +7,6 @@ at exactly that one, whichever thread makes it. (strace counts each thread for i
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import platform
 import select
@@ -136,6 +135,8 @@ def guard(pipe: Connection, pid: int, counts: Counts, *, kill_at: int, patience:
     :param patience: seconds that it may take until the next call; then it is killed.
     :raises TimeoutError: it took longer.
     """
+    import fcntl  # not on Windows, where the filter can be read all the same
+
     with closing(socket.socket(fileno=os.dup(pipe.fileno()))) as way:
         way.settimeout(patience)
         _, descriptors, _, _ = socket.recv_fds(way, 1, 1)
