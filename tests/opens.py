@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 _OURS: Final = "letopis."
+_PATHS: Final = (str, bytes, os.PathLike)
 _BESIDE: Final = ("-wal", "-shm", "-journal")
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 
@@ -40,13 +41,15 @@ class Tripwire:
     def _hook(self, event: str, arguments: Sequence[Any]) -> None:
         # Called for each of thousands of events: the ones that do not matter leave at once.
         if event == "open":
-            if self._known and not self._looking and isinstance(arguments[0], str | bytes | os.PathLike):
-                self._look(arguments[0])
+            path, _, flags = arguments
+            # With O_EXCL a file that is there is not opened.
+            if self._known and not self._looking and not flags & os.O_EXCL and isinstance(path, _PATHS):
+                self._look(path)
         elif event == "sqlite3.connect":
             self._know(arguments[0])
 
     def _know(self, given: object) -> None:
-        if isinstance(given, str | bytes | os.PathLike):
+        if isinstance(given, _PATHS):
             text = os.fsdecode(given)
             if text.startswith("file:"):
                 text = unquote(urlsplit(text).path)

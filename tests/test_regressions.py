@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -311,6 +312,31 @@ async def test_a_damaged_event_is_named_and_not_quoted(tmp_path: Path) -> None:
                 await read("c1")
             assert caught.value.__cause__ is None
             assert caught.value.__context__ is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be removed there")
+async def test_a_history_file_that_is_removed_under_a_running_bot_is_made_again_and_filled(tmp_path: Path) -> None:
+    """The pool, and the connection that is kept for small reads, went on with the file that nobody finds any more;
+    receipts said ``saved``, and what was delivered before was missed only after the next start."""
+    store = tmp_path / "history.db"
+    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+        await history.append("c1", *(Message.user(f"before {number}") for number in range(5)))
+        assert await history.drained(timeout=20)
+        for _ in range(3):  # the connection is opened for a read, and used by the next
+            assert len(await history.store.messages("c1", last=20)) == 5
+            await asyncio.sleep(0.05)
+        for one in tmp_path.glob("history.db*"):
+            one.unlink()
+
+        receipt = await history.append("c1", Message.user("after"))
+        assert await receipt.saved(timeout=20)
+        assert await history.drained(timeout=20)
+
+        with sqlite3.connect(store) as connection:
+            said = "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
+            assert connection.execute(said).fetchall() == [(6,)]
+        connection.close()
+        assert len(await history.store.messages("c1", last=20)) == 6
 
 
 def _block(connection: sa.Connection) -> None:

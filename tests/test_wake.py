@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import sqlite3
 import statistics
 import threading
@@ -14,6 +16,7 @@ import pytest
 
 from letopis.outbox.bell import Bell
 from letopis.outbox.file import OutboxFile
+from letopis.outbox.glance import UNKNOWN
 from letopis.outbox.wake import FASTEST, SLOWEST, FileWatch
 from tests.relays import say
 
@@ -154,3 +157,25 @@ async def test_a_watch_leaves_no_thread_behind(outbox: OutboxFile) -> None:
             assert threading.active_count() == before + 1
 
     assert threading.active_count() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be replaced there")
+async def test_a_file_that_was_replaced_is_not_opened_and_keeps_the_wal_of_the_other(tmp_path: Path) -> None:
+    """Whoever closes it last moves the WAL that lies beside it into it, and deletes it: the real one's last events."""
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    await say(outbox, "c1")
+    wal = tmp_path / "bot.outbox.db-wal"
+    before = wal.stat()
+    shutil.copyfile(outbox.path, tmp_path / "copy")
+    (tmp_path / "copy").replace(outbox.path)
+
+    bell = Bell()
+    async with FileWatch(outbox.path, bell, place=outbox.place) as watch:
+        assert outbox.glance("c1") == UNKNOWN
+        await asyncio.sleep(0.1)
+    outbox.glance.close()
+
+    assert watch.replaced
+    assert bell.rings
+    assert (wal.stat().st_ino, wal.stat().st_size) == (before.st_ino, before.st_size)
+    await outbox.close()

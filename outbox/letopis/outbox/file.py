@@ -86,7 +86,7 @@ class OutboxFile:
         self._readers = sync_engine.execution_options(sqlite_begin="DEFERRED")
         self._writing = thread
         self._reading = OwnThread("letopis-outbox-reader")
-        self.glance = Glance(path)
+        self.glance = Glance(path, self._whereabouts.check)
         self._reader: sa.Connection | None = None  # the reading thread's alone
         self._writer = Writer(
             path=path,

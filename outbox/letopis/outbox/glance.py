@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Final
+
+from letopis.store.errors import OutboxUnavailable
 
 _STANDING: Final = "SELECT head, delivered FROM letopis_outbox_lanes WHERE conversation_id = ?"
 
@@ -32,10 +35,13 @@ class Glance:
 
     What reads a history store in a thread asks here, so that a read with nothing pending need not cross into another
     thread for that. It never waits for a lock of the file.
+
+    :param check: raises ``OutboxUnavailable`` where the file that is meant is not at its path any more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         self._path = path
+        self._check = check
         self._lock = Lock()
         self._connection: sqlite3.Connection | None = None
         self._closed = False
@@ -47,9 +53,13 @@ class Glance:
                 return UNKNOWN
             try:
                 if self._connection is None:
+                    self._check()
                     self._connection = self._connect()
                 rows = self._connection.execute(_STANDING, (conversation_id,)).fetchall()
-            except sqlite3.Error:  # whoever reads the file for good meets it too, and says what it is
+            except (
+                sqlite3.Error,
+                OutboxUnavailable,
+            ):  # whoever reads the file for good meets it too, and says what it is
                 self._disconnect()
                 return UNKNOWN
         return Standing(*rows[0]) if rows else NOTHING

@@ -73,18 +73,20 @@ class FileWatch:
         changed = time.monotonic()
         try:
             while not self._stop.is_set():
+                in_place = self._place() == self._was
+                before = version
                 try:
-                    if connection is None:
+                    if connection is None and in_place:  # to open and close another file moves the WAL into that one
                         connection = self._connect()
-                    before, version = version, connection.execute("PRAGMA data_version").fetchone()[0]
+                    if connection is not None:
+                        version = connection.execute("PRAGMA data_version").fetchone()[0]
                 except sqlite3.Error:
-                    before = version  # the floor of whoever waits takes over until it can be read again
-                if not self.replaced and self._place() != self._was:
-                    self.replaced = True
-                    before = None
-                if before != version:
+                    version = before  # the floor of whoever waits takes over until it can be read again
+                turned = not in_place and not self.replaced
+                self.replaced = self.replaced or turned
+                if turned or before != version:
                     changed = time.monotonic()
-                    if before is not None or self.replaced:
+                    if turned or before is not None:
                         self.commits += 1
                         loop.call_soon_threadsafe(self._bell.ring)
                 if not ready.done():

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
@@ -203,6 +204,8 @@ class SQLiteConnection(aiosqlite.Connection):
 
     _stopped: asyncio.Future[Any] | None = None
     _stop_called = False
+    _path: str = ""
+    _file: tuple[int, int] | None = None
 
     async def opened(self) -> Self:
         """Connect; if this is cancelled, the connection is closed as soon as it is there, and not left to be freed."""
@@ -225,6 +228,15 @@ class SQLiteConnection(aiosqlite.Connection):
         """
         return await self._execute(work, self._conn)  # type: ignore[no-any-return, no-untyped-call]
 
+    def remember(self, path: str) -> None:
+        """Remember the file that is open, by its path."""
+        self._path, self._file = path, _file_at(path)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file that was remembered is at its path still, and neither removed nor replaced."""
+        return self._file == _file_at(self._path)
+
     def stop(self) -> asyncio.Future[Any] | None:
         """Close the connection and end its thread; the same future each time."""
         if not self._stop_called:
@@ -240,7 +252,37 @@ def _sqlite(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncEngine:
     connect = partial(_connect_to_sqlite, path, timeouts)
     engine = create_async_engine(url, async_creator=connect, hide_parameters=True, **pool)
     install_sqlite_events(engine.sync_engine, busy_timeout=timeouts.lock)
+    if path != ":memory:":
+        _let_go_of_what_was_removed(engine.sync_engine, path)
     return engine
+
+
+_FILE: Final = "letopis_sqlite_file"
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116  # at each use of a connection; Path.stat() costs twice as much
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _let_go_of_what_was_removed(sync_engine: sa.Engine, path: str) -> None:
+    """Take connections out of the pool whose file is not at its path any more.
+
+    SQLite does not notice, and goes on writing into a file that nobody will find.
+    """
+
+    def on_connect(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        record.info[_FILE] = _file_at(path)
+
+    def on_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
+        if record.info.get(_FILE) != _file_at(path):
+            raise DisconnectionError("the SQLite file was removed or replaced")
+
+    event.listen(sync_engine, "connect", on_connect)
+    event.listen(sync_engine, "checkout", on_checkout)
 
 
 async def _connect_to_sqlite(path: str, timeouts: Timeouts) -> SQLiteConnection:
@@ -263,6 +305,7 @@ async def connect_for_reading(engine: AsyncEngine, timeouts: Timeouts) -> SQLite
     :raises StoreFault: as a connection of the engine.
     """
     connection = await _connect_to_sqlite(str(engine.url.database), timeouts)
+    connection.remember(str(engine.url.database))
 
     def settle(driver: sqlite3.Connection) -> None:
         _set_sqlite(timeouts.lock, driver)

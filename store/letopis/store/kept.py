@@ -61,6 +61,8 @@ class Kept:
         """Whether a window can be read here, now; where only the connection is missing, it is opened meanwhile."""
         if window.limit is None or window.limit > MOST or self._reads is None or self._pid != os.getpid():
             return False
+        if self._connection is not None and not self._connection.in_place:
+            self._drop()  # another file lies there now, and this read is of that one
         if self._connection is None and self._opening is None and not self._closed:
             self._opening = asyncio.get_running_loop().create_task(self._open(), name="letopis-kept")
         return self._connection is not None
