@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
 
+import orjson
+
 from letopis.store.codec import RESERVED
 from letopis.store.conversation import Conversation, Delivery, Reaction, RecordedMessage, Saved
 from letopis.store.erasure import stripped
@@ -39,6 +41,14 @@ PROJECTION_RULES: Final = 2
 """The number of these rules; raised when they change, so that `letopis db rebuild` finds what older ones made."""
 TOKENS_MAX: Final = 2**63 - 1
 """Where the sum of tokens stops: the largest number that all three stores hold."""
+METADATA_MAX: Final = 4_194_304
+"""Bytes, as JSON, of a conversation's own metadata: an annotation that would take it further stays in the log alone.
+
+Each event is bounded, but what they add up to is one row, and MariaDB takes no statement of more than 16 MB: it cuts
+the connection, which looks like an outage of the store, for all conversations.
+"""
+REACTIONS_MAX: Final = 1_048_576
+"""Characters of all reactions to a message, for the same reason: one that would take them further is not put to it."""
 SUPERSEDED: Final = f"{RESERVED}superseded"
 """The key of an event's metadata under which the history store keeps its verdict that the event came too late."""
 
@@ -85,7 +95,11 @@ class Tally(Generic[Moment]):
                 self.title = body.title
             case ConversationAnnotated():
                 merged = {**self.metadata, **body.metadata}
-                self.metadata = {key: value for key, value in merged.items() if value is not None}
+                kept = {key: value for key, value in merged.items() if value is not None}
+                size = len(orjson.dumps(kept))
+                # What makes it smaller is never too much.
+                if size <= METADATA_MAX or size <= len(orjson.dumps(dict(self.metadata))):
+                    self.metadata = kept
             case ConversationArchived():
                 self.state = "archived"
             case ConversationRestored() | ConversationActivated():
@@ -349,8 +363,15 @@ def reacted(reactions: Sequence[Reaction], body: ReactionAdded | ReactionRemoved
         return tuple(one for one in reactions if (one.key, one.actor) != (body.key, body.actor))
     given = Reaction(key=body.key, actor=body.actor, value=body.value)
     if any((one.key, one.actor) == (body.key, body.actor) for one in reactions):
-        return tuple(given if (one.key, one.actor) == (body.key, body.actor) else one for one in reactions)
-    return (*reactions, given)
+        after = tuple(given if (one.key, one.actor) == (body.key, body.actor) else one for one in reactions)
+    else:
+        after = (*reactions, given)
+    return after if sum(map(_length, after)) <= REACTIONS_MAX else tuple(reactions)
+
+
+def _length(reaction: Reaction) -> int:
+    value = reaction.value
+    return len(reaction.key) + len(reaction.actor or "") + (len(value) if isinstance(value, str) else 24)
 
 
 def _weaker(one: Saved, other: Saved) -> Saved:
