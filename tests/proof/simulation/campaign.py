@@ -14,9 +14,13 @@ from tests.proof.simulation.plan import PROFILES
 from tests.proof.simulation.world import LIVELY, Result
 
 SEEDS: Final = 104
-TWICE: Final = 6
-TRIES: Final = 4
-SHORT_MUTANTS: Final = ("written off before it is delivered", "the answer to a commit taken for final", "no alerts")
+TWICE: Final = 5
+TRIES: Final = 3
+SHORT_MUTANTS: Final = (
+    "written off before it is delivered",
+    "events are inserted without a look whether they are there",
+    "no alerts",
+)
 TITLES: Final = {
     "storm": "bots and relays under kills, store and disk faults, clock jumps",
     "outage": "the store away for hours",
@@ -35,6 +39,8 @@ def prove(options: Options) -> Iterator[Row]:
         results: dict[int, Result] = {}
         for _, result in lived(jobs, folder):
             results[result.seed] = result
+            for words in problems([result]):
+                options.tell(f"simulation: {words}")
             if len(results) % 20 == 0:
                 options.tell(f"simulation: {len(results)} of {len(jobs)} seeds")
         yield from _rows(list(results.values()))

@@ -20,7 +20,7 @@ is not open for the 30 seconds that people are spared."""
 CALM: Final = 240
 """Virtual seconds within which people are told that it is over."""
 JUMPS: Final = (-3_600.0, 86_400.0, -5.0, 600.0)
-GAP: Final = 5.0
+GAP: Final = 6.0
 """Seconds between two deeds of a storm, on average."""
 
 

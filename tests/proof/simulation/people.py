@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from letopis.outbox import History, Relay
 from letopis.outbox.alerts import Alert, AlertFailed
@@ -309,7 +309,3 @@ async def mend(place: Place) -> list[str]:
         return await retry(outbox, Selection())
     finally:
         await outbox.close()
-
-
-def quiet(loop: Any, context: dict[str, Any]) -> None:
-    """Say nothing of tasks that nobody waits for any more: they belong to processes that were killed."""

@@ -75,7 +75,7 @@ class StoreWeather:
             self._planned.pop(line, None)
             if self.chance.random() < self.rate:
                 self._planned[line] = self.chance.choice(
-                    ("before", "within", "within", "slow", "conflict", "lost", "ambiguous", "ambiguous", "locked")
+                    ("before", "within", "slow", "conflict", "lost", "ambiguous", "ambiguous", "ambiguous", "locked")
                 )
         plan = self._planned.get(line)
         if plan is None:

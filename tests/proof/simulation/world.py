@@ -18,11 +18,12 @@ import letopis.outbox.watch
 from letopis.store.errors import LetopisError
 from tests.campaigns.invariants import check
 from tests.proof.simulation.alarms import Alarms
+from tests.proof.simulation.chaos import Chaos
 from tests.proof.simulation.driver import Disk, File
 from tests.proof.simulation.ledger import Broken, OutboxLedger, StoreLedger
 from tests.proof.simulation.loop import Process, VirtualLoop
 from tests.proof.simulation.machine import defaults_of, take_over
-from tests.proof.simulation.people import Bot, Place, deliver, mend, quiet
+from tests.proof.simulation.people import Bot, Place, deliver, mend
 from tests.proof.simulation.plan import Plan
 from tests.proof.simulation.strands import current
 from tests.proof.simulation.weather import OutboxWeather, StoreWeather
@@ -87,7 +88,7 @@ class Seat:
                 how = f"failed with {type(task.exception()).__name__}"
             else:
                 how = f"died of {task.exception()!r}"
-            process.alive = False
+            process.kill()  # the end of a process closes what it has left open
             await ended(process.name, how)
             if self.wanted:
                 await asyncio.sleep(self._chance.uniform(0.05, self.patience))
@@ -208,7 +209,7 @@ class World:
 
     def run(self) -> Result:
         """Live through the seed."""
-        self.loop.set_exception_handler(quiet)
+        self.loop.set_exception_handler(_say_nothing)
         asyncio.set_event_loop(self.loop)
         self.loop.run_until_complete(self._run())
         result = self.result
@@ -238,8 +239,6 @@ class World:
             raise
 
     async def _course(self) -> None:
-        from tests.proof.simulation.chaos import Chaos
-
         chaos = Chaos(self, self._chance("chaos"))
         await chaos.run()
         self._heal()
@@ -257,8 +256,10 @@ class World:
             place.alarms.failing = 0.0
         for seat in self.seats:
             seat.patience = 1.0
-            if seat.process is not None and seat.process.stopped:
-                self.loop.resume(seat.process)
+            if (process := seat.process) is not None:
+                process.steps_left = process.statements_left = None
+                if process.stopped:
+                    self.loop.resume(process)
 
     async def _drain(self) -> None:
         """Wait until all is delivered, with people who talk on; a person sees to what was refused."""
@@ -325,3 +326,7 @@ class World:
         self.say(f"files: {verdict}")
         if not verdict.ok:
             raise Broken(f"the files at rest: {verdict.problem_count} problems: {'; '.join(verdict.problems[:3])}")
+
+
+def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Hear of errors of tasks that nobody waits for: those of processes that were killed."""
