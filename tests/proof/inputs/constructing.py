@@ -17,6 +17,7 @@ from letopis.store import (
     ConversationStore,
     Data,
     Event,
+    FaultClass,
     File,
     ForkPoint,
     InvalidInput,
@@ -24,6 +25,7 @@ from letopis.store import (
     Limits,
     Message,
     Reasoning,
+    StoreFault,
     Text,
     Timeouts,
     ToolCall,
@@ -168,7 +170,10 @@ async def _open(tally: Tally, label: str, make: Callable[[dict[str, Any]], Any],
         async with make(given):
             tally.accepted += 1
     except Exception as error:  # whatever comes is what is looked for
-        tally.refusal(label, error)
+        if isinstance(error, StoreFault) and error.fault_class is FaultClass.MISCONFIGURED:
+            tally.refused += 1  # a path whose folder is not there: it was well formed, and it says what to do
+        else:
+            tally.refusal(label, error)
 
 
 def _fit(parameter: str, some: list[Hostile], place: Path) -> Iterator[Hostile]:

@@ -22,7 +22,7 @@ PATIENCE: Final = 15.0
 """Seconds after which a call hangs."""
 AT_ONCE: Final = RetryPolicy(base=0.01, attempts=0)
 """What the store refuses is blocked at once, to be seen."""
-EVERY: Final = ("conversation_id", "metadata")
+EVERY: Final = ("conversation_id",)
 """Parameters of `append` that are given every value."""
 SAYS_MORE: Final = {
     *(("Reply", method) for method in TABLES["Reply"]),
@@ -38,7 +38,7 @@ def plans(cls: str, *, many: int, random: Random) -> Iterator[tuple[str, str, li
     """Yield method, parameter and values: all of them where everything that is said goes through, else some."""
     for method in TABLES[cls]:
         for parameter in parameters(cls, method):
-            whole = cls == "History" and method == "append" and parameter in EVERY and many >= 10
+            whole = cls == "History" and method == "append" and parameter in EVERY and many >= 8
             yield method, parameter, values() if whole else sample(many, random)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from random import Random
 from types import FrameType
 from typing import Any
+from uuid import UUID
 
 from letopis.outbox import BlockingHistory, BlockingReceipt
-from letopis.store import Message
+from letopis.store import Message, RecordedEvent
 from tests.proof.inputs.calls import ANSWERED, ASKED, OWNER, TABLES, World
-from tests.proof.inputs.judging import Kept, Tally
+from tests.proof.inputs.judging import Kept, Tally, found_in
 from tests.proof.inputs.running import AT_ONCE, CONDITIONS, PATIENCE, SAYS_MORE, plans
 
 
@@ -83,15 +84,31 @@ def _calls(history: BlockingHistory, world: World, tally: Tally, *, many: int, r
                 tally.blame(f"{cls}.{method}: cannot be used after hostile {parameter}: {type(error).__name__} {error}")
 
 
-def _said(history: BlockingHistory) -> tuple[int, int]:
+def _said(history: BlockingHistory) -> int:
     status = history.status()
-    return status.pending + status.delivered, sum(status.lanes.values()) * 0
+    return status.pending + status.delivered
 
 
 def _compare(history: BlockingHistory, tally: Tally) -> None:
     status = history.status()
     if any(status.lanes[state] for state in ("blocked", "retrying")):
         tally.blame(f"blocked at delivery: {status.lanes}")
+    for conversation_id in {one.conversation_id for one in tally.kept}:
+        held: dict[UUID, RecordedEvent] = {}
+        place: int | str | None = 0
+        while place is not None:
+            page = history.events(conversation_id, after=place, limit=500)
+            held.update({event.event_id: event for event in page if event.version is not None})
+            place = page.next
+        for one in tally.kept:
+            if one.conversation_id != conversation_id:
+                continue
+            there = [held[event_id] for event_id in one.event_ids if event_id in held]
+            tally.compared += 1
+            if len(there) != len(one.event_ids):
+                tally.blame(f"{one.label}: accepted, and not all of it is in the store")
+            elif not found_in(one.value, there) and any(event.digest for event in there):
+                tally.blame(f"{one.label}: accepted, and not found equal in the store")
 
 
 def _method(subject: Any, method: str, given: dict[str, Any]) -> Any:
