@@ -53,3 +53,10 @@ def test_the_same_seed_draws_the_same_fates_and_all_of_them() -> None:
     assert drawn == [draw(random.Random(f"{seed}")) for seed in range(600)]
     assert {(one.moment, one.act) for one in drawn if one is not None} == set(FATES)
     assert 0 < drawn.count(None) < 120
+
+
+def test_garbage_has_a_length_that_asyncpg_survives() -> None:
+    for seed in range(500):
+        chance = random.Random(seed)
+        data = POSTGRESQL.garbage(chance.randbytes(chance.randint(6, 200)))
+        assert 4 <= int.from_bytes(data[1:5], "big") < 2**31

@@ -23,6 +23,7 @@ class Speech:
     :ivar writes: whether a client's message may be of an apply: a driver may say COMMIT for reasons of its own.
     :ivar commits: whether a client's message is a COMMIT.
     :ivar ends: whether a server's message is the last one of the answer to it.
+    :ivar garbage: makes nonsense of random bytes that a server might say.
     :ivar committed: whether a server's message says that the commit has taken effect.
     """
 
@@ -34,6 +35,7 @@ class Speech:
     commits: Callable[[bytes], bool]
     ends: Callable[[bytes], bool]
     committed: Callable[[bytes], bool]
+    garbage: Callable[[bytes], bytes]
 
 
 class Cutter:
@@ -65,6 +67,14 @@ def _numbered(data: bytes) -> int:
     return _HEADER + int.from_bytes(data[:3], "little")
 
 
+def _of_a_length(data: bytes) -> bytes:
+    """Give random bytes a length that is not negative: at such a one asyncpg reads beyond its memory, and dies."""
+    length = int.from_bytes(data[1:5], "big") & 0x7FFFFFFF
+    if length % 2:  # as long as it says: so that the body is looked at, and not waited for
+        length = max(4, len(data) - 1)
+    return data[:1] + max(4, length).to_bytes(4, "big") + data[5:]
+
+
 POSTGRESQL: Final = Speech(
     driver="asyncpg",
     first=lambda data: int.from_bytes(data[:4], "big"),
@@ -76,6 +86,7 @@ POSTGRESQL: Final = Speech(
     ends=lambda message: message[0] == _READY,
     # A transaction that had failed already is answered with ROLLBACK.
     committed=lambda message: message[0] == _COMPLETE and message[5:] == b"COMMIT\0",
+    garbage=_of_a_length,
 )
 MARIADB: Final = Speech(
     driver="asyncmy",
@@ -86,4 +97,5 @@ MARIADB: Final = Speech(
     commits=lambda message: message[4:] == bytes((_COM_QUERY,)) + b"COMMIT",
     ends=lambda message: True,
     committed=lambda message: message[4:5] == b"\0",
+    garbage=bytes,
 )

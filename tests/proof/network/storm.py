@@ -300,7 +300,7 @@ class _Line:
 
     async def _babble(self) -> None:
         chance = self._storm.chance
-        self._writer.write(chance.randbytes(chance.randint(1, 200)))
+        self._writer.write(self._storm.speech.garbage(chance.randbytes(chance.randint(6, 200))))
         await self._writer.drain()
 
 
