@@ -69,7 +69,7 @@ def _send(pipe: Connection, options: Options, work: Work, kind: str) -> None:
 
 def storms(options: Options, kind: str) -> list[Row]:
     """The real thing, over the driver of one kind of server."""
-    found = _run(options, kind, STORM, faults=options.many(FAULTS, 50), seconds=options.many(100, 4))
+    found = _run(options, kind, STORM, faults=options.many(FAULTS, 50), seconds=options.many(180, 4))
     if isinstance(found, Row):
         return [found]
     return [
