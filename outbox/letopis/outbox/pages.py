@@ -58,6 +58,20 @@ class Pages:
         reserved = main[20] if len(main) > 20 else 0
         self.usable = self.size - (reserved if reserved < 33 else 0)
 
+    @property
+    def gone(self) -> int:
+        """Pages that the file should have and lacks, or that hold nothing although they are in use."""
+        head = self.page(1)
+        if len(head) < 100 or not head.startswith(b"SQLite format 3"):
+            return 1
+        said, free = struct.unpack_from(">I", head, 28)[0], struct.unpack_from(">I", head, 36)[0]
+        if not 0 < said < 1 << 31 or said > 1000 * (self.count + 1):
+            return 1  # nobody knows how many
+        there = min(said, self.count)
+        whole = sum(len(self.page(number)) == self.size for number in range(1, there + 1))
+        empty = sum(not self.page(number).strip(b"\0") for number in range(1, there + 1))
+        return said - whole + max(0, min(empty, whole) - free)
+
     def page(self, number: int) -> bytes:
         """Return a page, numbered from 1; shorter, or empty, where the file ends in it."""
         at = self._over.get(number)

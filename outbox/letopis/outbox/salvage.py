@@ -81,6 +81,8 @@ class Salvaged:
     :ivar lost: pending events that are in none of the two, by conversation and sequence. Their conversations are
         blocked, and wait for a person.
     :ivar let_go: delivered events that were damaged, or lay before one that was: the history store has them.
+    :ivar gone: pages of the file that are missing or empty: where any are, conversations may be lost of which there is
+        no trace.
     :ivar refused: rows that look like an event and do not match their digest, or are contradicted by an index.
     """
 
@@ -91,6 +93,12 @@ class Salvaged:
     lost: Mapping[str, tuple[int, ...]]
     let_go: int
     refused: int
+    gone: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is lost."""
+        return not (self.lost or self.gone)
 
     @property
     def lost_count(self) -> int:
@@ -116,7 +124,8 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
     if target.exists():
         raise ConfigurationError(f"{str(target)!r} exists and is left as it is: name a new file")
     wal = source.with_name(f"{source.name}-wal")
-    found = _found(Pages(source.read_bytes(), wal.read_bytes() if wal.is_file() else b""))
+    pages = Pages(source.read_bytes(), wal.read_bytes() if wal.is_file() else b"")
+    found = _found(pages)
     if not found.events and not found.lanes:
         raise ConfigurationError(f"{source.name!r} holds nothing of an outbox that could be read")
     plans = [_plan(name, lane, events) for name, lane, events in _by_conversation(found)]
@@ -139,6 +148,7 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
         lost={plan.name: plan.lost for plan in plans if plan.lost},
         let_go=sum(plan.let_go for plan in plans),
         refused=found.refused,
+        gone=pages.gone,
     )
 
 

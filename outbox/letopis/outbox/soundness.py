@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.outbox.checks.peek import code_of, peek
 from letopis.outbox.file import OUTBOX
+from letopis.outbox.schema import metadata
 from letopis.store.codec import decode, digest_of
 from letopis.store.identifiers import derived_event_id
 from letopis.store.migration import State, revision_state
@@ -78,7 +79,7 @@ def problems(path: Path) -> Iterator[str]:
             if found.state is not State.CURRENT:
                 yield found.advice(OUTBOX, command="letopis init")
                 return
-            for check in (_structure, _events, _lanes):
+            for check in (_structure, _events, _lanes, _rest):
                 try:
                     yield from check(connection)
                 except UNREADABLE as error:
@@ -142,6 +143,14 @@ def _lanes(connection: sa.Connection) -> Iterator[str]:
         yield "the counter of positions lies behind the log"
     if len(connection.exec_driver_sql(_ORIGIN).fetchall()) != 1:
         yield "the file has lost its identity"
+
+
+def _rest(connection: sa.Connection) -> Iterator[str]:
+    """what else is kept"""
+    # Text that is none shows when it is read.
+    for table in metadata.sorted_tables:
+        connection.execute(sa.select(table)).all()
+    yield from ()
 
 
 def kept_in(path: Path) -> Kept | None:

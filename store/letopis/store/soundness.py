@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.codec import decode, digest_of
-from letopis.store.schema import conversations, events, lanes, log_heads, origins, owners
+from letopis.store.schema import conversations, events, lanes, log_heads, metadata, origins, owners
 from letopis.store.wal import scan
 
 PAGE: Final = 500
@@ -57,7 +57,7 @@ async def problems(engine: AsyncEngine) -> AsyncIterator[str]:
     of each outbox run without a gap. Of an SQLite file the structure is looked at as a whole. Content is never quoted.
     """
     async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-        for check in (_structure, _log, _versions, _sequences, _lanes, _rows):
+        for check in (_structure, _log, _versions, _sequences, _lanes, _rows, _rest):
             try:
                 async for problem in check(connection):
                     yield problem
@@ -212,3 +212,15 @@ async def _rows(connection: AsyncConnection) -> AsyncIterator[str]:
     )
     for (owner_id,) in (await connection.execute(lost)).all():
         yield f"the active conversation of owner {owner_id!r} is none that there is"
+
+
+async def _rest(connection: AsyncConnection) -> AsyncIterator[str]:
+    """what else is kept"""
+    if connection.dialect.name != "sqlite":
+        return
+    # Text that is none shows when it is read. What is in the log was read before.
+    for table in metadata.sorted_tables:
+        if table is not events:
+            (await connection.execute(sa.select(table))).all()
+    for nothing in ():
+        yield nothing

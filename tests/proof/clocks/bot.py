@@ -19,7 +19,7 @@ from letopis.outbox.watch import Watch
 from letopis.store import ConversationStore, Message
 from letopis.store.engines import Timeouts
 
-STUCK = 12.0
+STUCK = 9.0
 """Seconds after which people are told; of these as many are counted as the bot has watched."""
 RULES = Rules(hold=STUCK / 2, stuck_after=STUCK, resolve_after=1.0, longest_step=2.0)
 POLICY = RetryPolicy(base=1.0, factor=2.0, jitter="none", attempts=3)

@@ -36,7 +36,7 @@ def swapped(data: bytes, chance: Random) -> bytes:
 
 
 DAMAGES: Final[dict[str, Callable[[bytes, Random], bytes]]] = {
-    "cut": cut,
+    "end cut off": cut,
     "page zeroed": zeroed,
-    "pages swapped": swapped,
+    "two pages swapped": swapped,
 }

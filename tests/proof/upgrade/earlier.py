@@ -17,9 +17,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID
 
+from letopis.store.migration import STORE
 from tests.campaigns.invariants import Ack
 
 ROOT: Final = Path(__file__).parent.parent.parent.parent
+MIGRATION: Final = "store/letopis/store/migration.py"
 VERSIONS: Final = "migrations/letopis/migrations/store/versions"
 _HEAD: Final = re.compile(r'Migrations\([^)]*head="(\d{4})"')
 BOT: Final = """
@@ -85,20 +87,25 @@ class Earlier:
 
 def earlier_releases(folder: Path) -> list[Earlier]:
     """Return the last code before each revision of the history store, oldest first; none without its history."""
-    added = _git("log", "--reverse", "--diff-filter=A", "--format=%H", "--", f"{VERSIONS}/0*.py").split()
-    found: list[Earlier] = []
-    for commit in (f"{one}~1" for one in added):
-        packed = _git_bytes("archive", "--format=tar", commit, "store", "outbox", "migrations")
-        if not packed:
-            continue  # before the first revision there is no code
-        tree = folder / f"release-{len(found)}"
-        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-            archive.extractall(tree, filter="data")
-        store = _head(tree / "store/letopis/store/migration.py")
-        outbox = _head(tree / "outbox/letopis/outbox/file.py")
-        if store and outbox:
-            found.append(Earlier(commit=commit, tree=tree, store=store, outbox=outbox))
-    return found
+    found: dict[str, Earlier] = {}
+    seen: set[str] = set()
+    # The newest code of each revision.
+    for commit in _git("log", "--format=%H", "--", MIGRATION, f"{VERSIONS}/0*.py").split():
+        for one in (commit, f"{commit}~1"):
+            said = _HEAD.search(_git("show", f"{one}:{MIGRATION}"))
+            if said is None or said.group(1) in seen:
+                continue
+            seen.add(said.group(1))
+            if said.group(1) == STORE.head:
+                continue
+            tree = folder / f"release-{said.group(1)}"
+            packed = _git_bytes("archive", "--format=tar", one, "store", "outbox", "migrations")
+            with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+                archive.extractall(tree, filter="data")
+            outbox = _head(tree / "outbox/letopis/outbox/file.py")
+            if outbox:
+                found[said.group(1)] = Earlier(commit=one, tree=tree, store=said.group(1), outbox=outbox)
+    return [found[revision] for revision in sorted(found)]
 
 
 def _head(path: Path) -> str:

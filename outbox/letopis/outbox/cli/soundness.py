@@ -90,7 +90,7 @@ def salvage(damaged: str, to: str, as_json: bool) -> None:
 
     done = anyio.run(run, damaged, to)
     _receipt(done, clean(to), as_json=as_json)
-    if done.lost:
+    if not done.whole:
         raise Ended(Exit.FAILED)
 
 
@@ -183,6 +183,7 @@ def _receipt(done: Salvaged, to: str, *, as_json: bool) -> None:
                 "pending": done.pending,
                 "let_go": done.let_go,
                 "refused": done.refused,
+                "gone": done.gone,
                 "lost": [{"conversation_id": one, "sequences": list(what)} for one, what in done.lost.items()],
             }
         )
@@ -190,6 +191,8 @@ def _receipt(done: Salvaged, to: str, *, as_json: bool) -> None:
     for conversation_id, sequences in done.lost.items():
         click.echo(f"{clean(conversation_id)}  {', '.join(map(str, sequences))}")
     note(f"{done.kept} events kept in {to}, {done.pending} of them pending; {done.lost_count} lost")
+    if done.gone:
+        note(f"{done.gone} pages of the file are gone: what was on them may have left no trace")
     if done.let_go:
         note(f"{done.let_go} delivered events were let go: the history store has them")
     if done.lost:
