@@ -77,7 +77,7 @@ def prove(options: Options, context: Context) -> Iterator[Row]:
         ("the bot's own books in a transaction of their own", said, made, script.APART),
         ("erasure promised before it is written", erased, told, script.EARLY),
     ):
-        found = _kill(options, context, story, files, most=options.many(20, 7), without=control)
+        found = _kill(options, context, story, files, most=options.many(20, 4), without=control)
         yield _row("a later run", *found, control=name)
 
 
