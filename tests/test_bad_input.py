@@ -426,7 +426,7 @@ async def test_arguments_of_reads_and_waits_are_refused_by_name(tmp_path: Path) 
             await store.lane_heads("x", ["c"])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("path", [7, None, b"x.db", "a\ud800.db", object()], ids=ascii)
+@pytest.mark.parametrize("path", [7, None, b"x.db", "a\ud800.db", "x" * 256, object()], ids=ascii)
 async def test_a_path_that_is_none_is_refused_by_name(path: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"path|text|file"):
         async with History.open(path, store=tmp_path / "history.db"):

@@ -33,6 +33,10 @@ _SECRET: Final = re.compile(r"passw|pwd|secret|token", re.IGNORECASE)
 _SERVER_LIKE: Final = re.compile(r"^[^/\\]{2,}:\d+(/|$)|^[^/\\]*:[^/\\]*@")
 
 
+LONGEST_NAME: Final = 255
+"""Bytes of a file's name, on all usual file systems."""
+
+
 def normalise_url(url: str | URL | os.PathLike[str], *, allow_memory: bool = False) -> URL:
     """Give the URL its async driver and its options their one spelling.
 
@@ -107,9 +111,12 @@ def check_path(path: object, what: str) -> str:
     if not isinstance(path, str):
         raise ConfigurationError(f"the path of {what} is text, not {type(path).__name__}")
     try:
-        path.encode()
+        encoded = path.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(f"the path of {what} holds half a character, a lone surrogate") from None
+    # Else the system's refusal would pass for an outage, which is waited out.
+    if any(len(name) > LONGEST_NAME for name in encoded.split(b"/")):
+        raise ConfigurationError(f"the path of {what} has a name of more than {LONGEST_NAME} bytes: shorten it")
     return path
 
 
