@@ -339,6 +339,42 @@ async def test_a_history_file_that_is_removed_under_a_running_bot_is_made_again_
         assert len(await history.store.messages("c1", last=20)) == 6
 
 
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be replaced there")
+async def test_a_history_file_that_is_replaced_under_a_running_bot_is_used_and_filled_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    """The pool went on with the file that was replaced, and receipts said ``saved`` of it."""
+    store = tmp_path / "history.db"
+    said = "SELECT count(*) FROM letopis_events WHERE type = 'message.appended'"
+
+    def stored() -> int:
+        with sqlite3.connect(store) as connection:
+            ((count,),) = connection.execute(said).fetchall()
+        connection.close()
+        return int(count)
+
+    async with History.open(tmp_path / "bot.outbox.db", store=store) as history, asyncio.timeout(60):
+        await history.append("c1", Message.user("in the backup"))
+        assert await history.drained()
+        with sqlite3.connect(store) as connection:
+            connection.execute("VACUUM INTO ?", (str(tmp_path / "backup"),))
+        connection.close()
+        await history.append("c2", Message.user("not in the backup"))
+        assert await history.drained()
+        for one in tmp_path.glob("history.db*"):
+            one.unlink()
+        shutil.move(tmp_path / "backup", store)
+
+        receipt = await history.append("c3", Message.user("and on it goes"))
+        assert await receipt.saved(timeout=20)
+        assert stored() >= 2
+    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+        await history.append("c3", Message.user("after a start"))
+        assert await history.drained(timeout=20)
+
+        assert stored() == 4
+
+
 def _block(connection: sa.Connection) -> None:
     lane = find_lane(connection, "c1")
     assert lane is not None

@@ -278,8 +278,13 @@ def _let_go_of_what_was_removed(sync_engine: sa.Engine, path: str) -> None:
         record.info[_FILE] = _file_at(path)
 
     def on_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
-        if record.info.get(_FILE) != _file_at(path):
-            raise DisconnectionError("the SQLite file was removed or replaced")
+        if record.info.get(_FILE) == (now := _file_at(path)):
+            return
+        if now is None:
+            raise DisconnectionError("the SQLite file was removed")  # what is made in its place shows by its tables
+        # An outage, short as it is: after one a relay compares what it delivered with what is there.
+        reason = "the SQLite file of the history was replaced: it is opened anew"
+        raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="replaced", reason=reason)
 
     event.listen(sync_engine, "connect", on_connect)
     event.listen(sync_engine, "checkout", on_checkout)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
-from tests.proof.io import failing, full, libraries, opens, readonly, script, slow, taken
+from tests.proof.io import failing, full, libraries, opens, readonly, script, slow, store_gone, taken
 from tests.proof.io.failing import Fault
 from tests.proof.options import Options
 from tests.proof.power.cuts import NotHere
@@ -18,7 +18,7 @@ from tests.proof.rows import Row
 
 AT_A_TIME: Final = 3
 """Experiments at a time: most of them mostly wait."""
-MOST: Final = 130
+MOST: Final = 110
 """Calls of one kind that fail one by one, drawn by chance where the script makes more."""
 ERRORS: Final = ("EIO", "ENOSPC")
 NO_STRACE: Final = "needs strace, and the right to trace"
@@ -71,7 +71,7 @@ def _once(options: Options, call: str, error: str, most: int) -> Row:
         where=where,
         count=outcome.faults,
         unit="faults",
-        least={"pwrite64": 100, "fdatasync": 15, "ftruncate": 3}[call],
+        least={"pwrite64": 90, "fdatasync": 15, "ftruncate": 3}[call],
         violations=outcome.bad,
         notes=_told(outcome),
         problems=tuple(outcome.problems[:5]),
@@ -226,6 +226,8 @@ def _others(options: Options) -> Iterator[Callable[[], Row]]:
         ("file system read-only at the start, then writable", readonly.read_only_at_start, "start"),
     ):
         yield partial(_filled, what, lambda work=work, name=name: asyncio.run(work(options.folder / name)))
+    yield partial(_store_gone, options, blind=False)
+    yield partial(_store_gone, options, blind=True)
     yield partial(_opened, options, raw=False)
     yield partial(_opened, options, raw=True)
 
@@ -241,6 +243,21 @@ def _filled(what: str, work: Callable[[], full.Filled | readonly.Outcome]) -> Ro
         unit="refused",
         violations=len(found.problems),
         notes=f"{found.acknowledged:,} acknowledged",
+        problems=tuple(found.problems[:5]),
+    )
+
+
+def _store_gone(options: Options, *, blind: bool) -> Row:
+    found = asyncio.run(store_gone.take(options.folder / f"store gone {blind}", blind=blind))
+    return Row(
+        what="SQLite history removed, or replaced by an older copy, under a running bot" + "; nobody looks" * blind,
+        count=found.refused,
+        unit="files",
+        violations=len(found.problems),
+        control=blind,
+        notes=f"{found.acknowledged:,} acknowledged, each saved one in the file there, the older ones after a start"
+        if not blind
+        else "",
         problems=tuple(found.problems[:5]),
     )
 

@@ -31,8 +31,8 @@ def _states(options: Options) -> Iterator[Row]:
         found = states.replay(
             operations,
             folder,
-            prefixes=options.many(400, 40) if control else options.many(1500, 100),
-            opened=0 if control else options.many(90, 5),
+            prefixes=options.many(250, 30) if control else options.many(1400, 80),
+            opened=0 if control else options.many(60, 4),
             seed=options.seed,
         )
         yield Row(
@@ -57,7 +57,7 @@ def _cuts(options: Options) -> Iterator[Row]:
         try:
             found = cuts.cut(
                 options.folder / ("weak cuts" if control else "cuts"),
-                cuts=options.many(20, 4) if control else options.many(70, 5),
+                cuts=options.many(12, 3) if control else options.many(64, 4),
                 opened=0 if control else options.many(10, 2),
                 seed=options.seed,
                 pragmas=[WEAK, "wal_autocheckpoint=100000"] if control else [],
