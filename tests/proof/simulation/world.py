@@ -139,7 +139,7 @@ class World:
             path=path,
             store=self.store_path,
             ledger=ledger,
-            alarms=Alarms(ledger, self.say, self.broken),
+            alarms=Alarms(ledger, self.say, self.broken, kills=self.plan.profile == "storm"),
             plan=self.plan,
             now=self.wall.now,
             counts=self.result.counts,
