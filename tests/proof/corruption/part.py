@@ -206,7 +206,7 @@ class _Proof:
                 if any(row[8] in left for row in self._truth[source]["letopis_outbox_events"]):
                     wrong.append(f"{how} {number}: there are events, and none was salvaged")
                 continue
-            wrong += [f"{how} {number}: {one}" for one in self._unaccounted(source, new, receipt, count)]
+            wrong += [f"{how} {number}: {one}" for one in self._unaccounted(source, new, receipt, count, how)]
             if number % 12 == 0 and (said := await self._drains(new, receipt)):
                 wrong.append(f"{how} {number}: {said}")
                 count["delivered to the history store"] += 1
@@ -325,14 +325,13 @@ class _Proof:
             await history.drained(30)
         return url
 
-    def _unaccounted(self, source: Path, new: Path, receipt: Salvaged, count: Counter[str]) -> Iterator[str]:
+    def _unaccounted(self, source: Path, new: Path, receipt: Salvaged, count: Counter[str], how: str) -> Iterator[str]:
         """Yield each event of the sound file that is neither in the new one nor in the receipt, or that is changed."""
         truth, salvaged = self._truth[source], seen_in(new)
         kept = {(row[2], row[3]): row for row in salvaged["letopis_outbox_events"]}
         lanes = {row[0]: row for row in salvaged["letopis_outbox_lanes"]}
         count.update({"kept": len(kept), "lost": receipt.lost_count, "let go": receipt.let_go})
         there = {(row[2], row[3]): row for row in truth["letopis_outbox_events"]}
-        names = {*lanes, *receipt.lost}
         delivered = {row[0]: row[3] for row in truth["letopis_outbox_lanes"]}
         for key, row in there.items():
             if key in kept:
@@ -341,7 +340,7 @@ class _Proof:
             elif key[1] not in receipt.lost.get(key[0], ()) and not (
                 key[0] in lanes and key[1] <= min(lanes[key[0]][4], delivered[key[0]])
             ):
-                if key[0] not in names and receipt.gone:
+                if receipt.gone and how == "cut":
                     count["left no trace"] += 1  # said by the count of pages that are gone
                 else:
                     yield f"{key} is neither kept nor named as lost"
