@@ -111,7 +111,7 @@ def check_path(path: object, what: str) -> str:
     if not isinstance(path, str):
         raise ConfigurationError(f"the path of {what} is text, not {type(path).__name__}")
     try:
-        encoded = path.encode()
+        encoded = os.fsencode(path)  # a name that is no text is a file's name all the same
     except UnicodeEncodeError:
         raise ConfigurationError(f"the path of {what} holds half a character, a lone surrogate") from None
     # Else the system's refusal would pass for an outage, which is waited out.
