@@ -21,6 +21,12 @@ def library() -> Path | None:
     return next((folder / name for name in LIBRARIES for folder in folders if (folder / name).exists()), None)
 
 
+def forget(pid: int) -> None:
+    """Delete what the library leaves in shared memory of a process that was killed."""
+    for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
+        Path("/dev/shm", name).unlink(missing_ok=True)
+
+
 class WallClock:
     """The wall clock of the processes that run in its environment."""
 

@@ -23,7 +23,7 @@ from tests.campaigns.invariants import Ack, check, open_engine
 from tests.campaigns.processes import LETOPIS
 from tests.proof.clocks.bot import STUCK
 from tests.proof.clocks.doors import Door, FileDoor, door_to
-from tests.proof.clocks.faketime import JUMPS, WallClock, library
+from tests.proof.clocks.faketime import JUMPS, WallClock, forget, library
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.proof.stores import Fresh, fresh
@@ -183,6 +183,7 @@ class Bots:
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
+        forget(self.process.pid)
         await self._reading
 
     async def _read(self) -> None:
@@ -450,6 +451,7 @@ async def _handed(store: Fresh, folder: Path, jump: str) -> Outcome:
                 if one.returncode is None:
                     one.kill()
                 await one.wait()
+                forget(one.pid)
     verdict = await check([outbox], store.url, acknowledged=outcome.acks)
     if not verdict.ok:
         outcome.problems.append(str(verdict))
