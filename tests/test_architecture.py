@@ -42,6 +42,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "schema",
         "faults",
         "urls",
+        "sqlite_files",
         "engines",
         "dialects",
         "migration",

@@ -25,10 +25,11 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.dialects.mysql import insert as mysql_insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.store import engines
-from letopis.store.engines import Timeouts, create_private_file, create_store_engine, install_sqlite_events
+from letopis.store import sqlite_files
+from letopis.store.engines import Timeouts, create_store_engine
 from letopis.store.errors import ConfigurationError
 from letopis.store.faults import FaultClass, StoreFault
+from letopis.store.sqlite_files import create_private_file, install_sqlite_events
 from letopis.store.urls import normalise_url
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="file modes, fork and POSIX locks")
@@ -475,7 +476,7 @@ def test_processes_race_to_create_one_file(tmp_path: Path) -> None:
 
 
 async def test_a_file_system_without_wal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_enter_wal", lambda *_: "delete")
+    monkeypatch.setattr(sqlite_files, "_enter_wal", lambda *_: "delete")
     engine = create_store_engine(tmp_path / "history.db")
     with pytest.raises(StoreFault) as caught:
         await engine.connect()

@@ -543,7 +543,7 @@ async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
         error.sqlite_errorname = "SQLITE_IOERR"
         raise error
 
-    monkeypatch.setattr("letopis.store.engines._set_sqlite", refuse)
+    monkeypatch.setattr("letopis.store.sqlite_files._set_sqlite", refuse)
     with pytest.raises(OutboxUnavailable, match="input/output"):
         async with transaction(outbox, Deliveries(outbox), DEFAULT_LIMITS):
             pass

@@ -24,13 +24,14 @@ from letopis.outbox.thread import OwnThread
 from letopis.outbox.trouble import code_of, is_busy, is_full, sqlite_error, translate
 from letopis.outbox.turn import Turn
 from letopis.outbox.writer import PATIENCE, Writer
-from letopis.store.engines import Timeouts, create_private_file, create_store_engine, install_sqlite_events
+from letopis.store.engines import Timeouts, create_store_engine
 from letopis.store.errors import Closed, ConfigurationError, OutboxUnavailable
 from letopis.store.events import to_microseconds, utc_now
 from letopis.store.faults import StoreFault
 from letopis.store.migration import IN_TURN, Migrations, State, revision_state, upgrade
 from letopis.store.plan import Origin
 from letopis.store.shield import uninterrupted
+from letopis.store.sqlite_files import create_private_file, install_sqlite_events
 from letopis.store.urls import normalise_url
 
 T = TypeVar("T")

@@ -18,9 +18,9 @@ from letopis.outbox.file import OutboxFile
 from letopis.outbox.identity import place_of
 from letopis.outbox.transaction import driver_of, write
 from letopis.outbox.trouble import translate
-from letopis.store.engines import SQLiteConnection
 from letopis.store.errors import InvalidInput
 from letopis.store.shield import uninterrupted
+from letopis.store.sqlite_files import SQLiteConnection
 
 # Changes nothing, and makes SQLite begin a write: from here on nobody else can append before this transaction ends.
 _LOCK: Final = "UPDATE letopis_outbox_origin SET epoch = epoch WHERE false"

@@ -64,7 +64,7 @@ class Pages:
         head = self.page(1)
         if len(head) < 100 or not head.startswith(b"SQLite format 3"):
             return 1
-        said, free = struct.unpack_from(">I", head, 28)[0], struct.unpack_from(">I", head, 36)[0]
+        said, _, free = (int(one) for one in struct.unpack_from(">3I", head, 28))
         if not 0 < said < 1 << 31 or said > 1000 * (self.count + 1):
             return 1  # nobody knows how many
         there = min(said, self.count)

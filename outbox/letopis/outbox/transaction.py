@@ -20,11 +20,11 @@ from letopis.outbox.receipts import Deliveries, Receipt, receipt_of
 from letopis.outbox.trouble import is_busy, translate
 from letopis.outbox.writer import PATIENCE
 from letopis.store.codec import Limits
-from letopis.store.engines import SQLiteConnection
 from letopis.store.errors import LetopisError, OutboxUnavailable
 from letopis.store.events import Event
 from letopis.store.messages import Message
 from letopis.store.shield import uninterrupted
+from letopis.store.sqlite_files import SQLiteConnection
 from letopis.store.vocabulary import Body
 
 T = TypeVar("T")

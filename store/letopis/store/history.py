@@ -29,7 +29,7 @@ from letopis.store.catchup import BATCH, Access, Projector
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.cutback import CutBack, truncate
 from letopis.store.dialects import dialect_for
-from letopis.store.engines import Timeouts, by_statement, connect_for_reading, create_store_engine
+from letopis.store.engines import Timeouts, by_statement, create_store_engine
 from letopis.store.errors import Closed, InvalidInput
 from letopis.store.events import RecordedEvent, to_microseconds, utc_now
 from letopis.store.faults import FaultClass, StoreFault, translated
@@ -49,6 +49,7 @@ from letopis.store.search.hits import Hit, read_place
 from letopis.store.search.query import parse
 from letopis.store.search.upkeep import Nearly
 from letopis.store.shield import interrupted_once, uninterrupted
+from letopis.store.sqlite_files import connect_for_reading
 from letopis.store.statistics import Counted, Period, Statistics
 from letopis.store.subscription import follow
 from letopis.store.timetravel import AsOf, check_as_of
@@ -108,7 +109,7 @@ class ConversationStore:
         self._nearly = Nearly(self._catch_up_a_little)
         self._cut_back = CutBack(partial(truncate, self._engine))
         # One reading connection beside the pool: a small read of a file costs less than taking one from it.
-        self._kept = Kept(partial(connect_for_reading, self._engine, timeouts)) if self._embedded else None
+        self._kept = Kept(partial(connect_for_reading, self._engine, timeouts.lock)) if self._embedded else None
         self._ready: Ready | None = None
         self._closed = False
 

@@ -90,7 +90,8 @@ def checked_inline(projections: Iterable[Projection]) -> tuple[Projection, ...]:
 
     :raises ConfigurationError: one is wrong, is there twice, or has effects.
     """
-    if isinstance(projections, str) or not isinstance(projections, Iterable):
+    given: object = projections
+    if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigurationError(f"projections must be a sequence of Projection, not {type(projections).__name__}")
     ordered = sorted((checked(one) for one in projections), key=lambda one: (one.name, one.version))
     for one, other in pairwise(ordered):

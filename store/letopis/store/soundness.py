@@ -50,6 +50,10 @@ def _bytes_of(wal: Path) -> bytes:
         return b""
 
 
+_UNREADABLE: Final = (SQLAlchemyError, ValueError, TypeError, OverflowError)
+"""What is raised of rows that cannot be what was written."""
+
+
 async def problems(engine: AsyncEngine) -> AsyncIterator[str]:
     """Yield what is wrong with the tables of a store that is at this release's revision.
 
@@ -61,7 +65,7 @@ async def problems(engine: AsyncEngine) -> AsyncIterator[str]:
             try:
                 async for problem in check(connection):
                     yield problem
-            except (SQLAlchemyError, ValueError, TypeError, OverflowError) as error:
+            except _UNREADABLE as error:
                 if connection.dialect.name != "sqlite":
                     raise  # a server that is away says nothing about what it holds
                 yield f"{check.__doc__}: it cannot be read [{_code_of(error)}]"
@@ -221,6 +225,7 @@ async def _rest(connection: AsyncConnection) -> AsyncIterator[str]:
     # Text that is none shows when it is read. What is in the log was read before.
     for table in metadata.sorted_tables:
         if table is not events:
-            (await connection.execute(sa.select(table))).all()
-    for nothing in ():
-        yield nothing
+            try:
+                (await connection.execute(sa.select(table))).all()
+            except _UNREADABLE as error:
+                yield f"{table.name} cannot be read [{_code_of(error)}]"

@@ -41,7 +41,7 @@ async def take(folder: Path, *, blind: bool = False) -> Filled:
     """Take the history away under a bot, each way twice: what it is told is saved is in the file that lies there."""
     folder.mkdir()
     if blind:
-        with patch("letopis.store.engines._let_go_of_what_was_removed"):
+        with patch("letopis.store.engines.let_go_of_what_was_removed"):
             return await _taken(folder, WAYS[:1])
     return await _taken(folder, WAYS)
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from letopis.outbox import History
 from letopis.outbox.receipts import Receipt
-from letopis.store import Message, engines
+from letopis.store import Message, sqlite_files
 from tests.proof.power.promises import OUTBOX, STORE, TILL, told
 
 CONVERSATIONS: Final = 5
@@ -28,7 +28,7 @@ TALKERS: Final = 3
 
 def weaken(*pragmas: str) -> None:
     """Have every connection to an outbox file set these too, after the library's own settings."""
-    ours = engines._set_sqlite
+    ours = sqlite_files._set_sqlite
 
     def set_sqlite(busy_timeout: float, connection: Any) -> None:
         ours(busy_timeout, connection)
@@ -41,7 +41,7 @@ def weaken(*pragmas: str) -> None:
         finally:
             cursor.close()
 
-    engines._set_sqlite = set_sqlite
+    sqlite_files._set_sqlite = set_sqlite
 
 
 class Bot:

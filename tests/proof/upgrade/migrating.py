@@ -21,7 +21,7 @@ from sqlalchemy import event
 
 from letopis.outbox.file import OUTBOX, OutboxFile
 from letopis.outbox.schema import metadata as outbox_metadata
-from letopis.store import ConversationStore, engines
+from letopis.store import ConversationStore, sqlite_files
 from letopis.store import migration as the_migration
 from letopis.store.engines import create_store_engine
 from letopis.store.migration import STORE, Migrations, upgrade
@@ -133,7 +133,7 @@ def race(pipe: Connection, *, locked: bool) -> None:
         asyncio.run(migrate(f"sqlite:///{folder}/warm.db"))
     if not locked:
         the_migration.alone = _not_alone
-        engines._BEGIN = {**engines._BEGIN, "IMMEDIATE": "BEGIN"}  # type: ignore[misc]
+        sqlite_files._BEGIN = {**sqlite_files._BEGIN, "IMMEDIATE": "BEGIN"}  # type: ignore[misc]
     pipe.send("")
     while (url := pipe.recv()) is not None:
         try:

@@ -50,7 +50,8 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else Exit.OK
     except click.ClickException as error:
-        error.message = shown(error.message)  # it may quote an argument, and that may hold anything
+        # It may quote an argument, and that may hold anything. Click names the attribute final; its own code sets it.
+        error.message = shown(error.message)  # type: ignore[misc]
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
