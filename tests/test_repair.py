@@ -539,6 +539,28 @@ class TestMissing:
         assert store.held("a") == 6
         assert (await lane(outbox, "a")).state == "ready"
 
+    @pytest.mark.parametrize(("gone", "tombstones"), [((2,), ()), ((2, 6), (6,))], ids=["held", "and one that is not"])
+    async def test_what_the_store_holds_is_not_given_up(
+        self, outbox: OutboxFile, gone: tuple[int, ...], tombstones: tuple[int, ...]
+    ) -> None:
+        """The acknowledgement was lost, and then a page of the file with what had been delivered."""
+        store = ToldStore()
+        await say(outbox, "a", 3)
+        await relay_on(outbox, store).drain()
+        await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = 1")
+        await say(outbox, "a", 3)
+        held = [event_id for event_id, _ in store.lanes["a"]]
+        await sql(outbox, f"DELETE FROM letopis_outbox_events WHERE sequence IN ({', '.join(map(str, gone))})")
+        await relay_on(outbox, store).drain()
+        assert (await lane(outbox, "a")).fault_class == "damaged"
+
+        done = await verbs.skip_missing(outbox, store, "a", reason="no backup")  # type: ignore[arg-type]
+        await relay_on(outbox, store).drain()
+
+        assert done == tombstones
+        assert [event_id for event_id, _ in store.lanes["a"][: len(held)]] == held
+        assert ((await lane(outbox, "a")).state, store.held("a")) == ("ready", 7)
+
     async def test_where_nothing_is_missing_nothing_is_given_up(self, outbox: OutboxFile) -> None:
         await say(outbox, "a")
         work = partial(skip_missing, conversation_id="a", held=0, reason="x", now_us=1)

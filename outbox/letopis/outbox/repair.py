@@ -317,7 +317,8 @@ def skip_missing(
 ) -> tuple[int, ...]:
     """Put tombstones where neither the file nor the history store holds an event that is owed; return the sequences.
 
-    For a lane that is blocked as ``damaged`` or ``lost``. It goes on at once, from ``held + 1``.
+    For a lane that is blocked as ``damaged`` or ``lost``. It goes on at once, from ``held + 1``. Where the store holds
+    all that the file lacks, because an acknowledgement was lost, there is no tombstone.
 
     :param held: the sequence up to which the history store holds this lane.
     :raises NotRepairable: the lane is not blocked, or nothing is missing.
@@ -327,16 +328,18 @@ def skip_missing(
     lane = find_lane(connection, conversation_id)
     if lane is None or lane.state != "blocked":
         raise NotRepairable("the conversation is not blocked: nothing of it has to be given up")
-    start = min(held, lane.delivered)
+    start = min(held, lane.head)
+    looked_from = min(start, lane.delivered)
     rows = connection.exec_driver_sql(
         "SELECT sequence, occurred_at FROM letopis_outbox_events WHERE conversation_id = ? AND sequence > ?"
         " ORDER BY sequence",
-        (conversation_id, start),
+        (conversation_id, looked_from),
     ).fetchall()
     there = {row[0] for row in rows}
-    missing = tuple(one for one in range(start + 1, lane.head + 1) if one not in there)
-    if not missing:
+    lacking = [one for one in range(looked_from + 1, lane.head + 1) if one not in there]
+    if not lacking:
         raise NotRepairable("no event of the conversation is missing: skip the one at its front, or retry")
+    missing = tuple(one for one in lacking if one > start)
     moment = rows[0][1] if rows else now_us
     body = EventSkipped(skipped_event_id=UNKNOWN, skipped_type=UNKNOWN, digest=UNKNOWN, reason=said)
     for sequence in missing:
