@@ -17,6 +17,13 @@ RAMP_START: Final = 8
 FIRST_WAIT: Final = 1.0
 """Seconds that a probe may be waited for beyond the time that the store has been away."""
 
+YOUNG: Final = 30.0
+YOUNG_WAIT: Final = 5.0
+"""Seconds that a probe is waited for at most while an outage is younger than ``YOUNG``.
+
+What lasts less than these 30 seconds alerts nobody: its end must not be noticed so late that it seems to have lasted.
+"""
+
 
 class BreakerState(StrEnum):
     """Whether deliveries go on."""
@@ -49,9 +56,9 @@ class Breaker:
     """Stands between the relay and one history store.
 
     It opens on a fault of the store, lets one probe through after a wait that grows with full jitter up to a cap and
-    is never longer than the outage so far and a second, and closes when a probe gets through. It never gives up, and it
-    charges no attempt to any event. After an outage the batches start small and double, so that a store that just came
-    back is not knocked over.
+    is never longer than the outage so far and a second, nor than 5 seconds in its first 30, and closes when a probe
+    gets through. It never gives up, and it charges no attempt to any event. After an outage the batches start small and
+    double, so that a store that just came back is not knocked over.
 
     A delivery may itself be what cuts the connection, so a probe shall use another conversation than those in
     :attr:`suspects`, where any other is owed. Several relays of one process that deliver to the same store share one.
@@ -114,7 +121,8 @@ class Breaker:
         self._failures += 1
         # Chance may have made the first waits short, and the next one many times as long as all of them together: then
         # an outage of seconds would hold a relay up for a minute.
-        longest = FIRST_WAIT + self._clock.monotonic() - self._away_at
+        away = self._clock.monotonic() - self._away_at
+        longest = YOUNG_WAIT if FIRST_WAIT + away > YOUNG_WAIT and away < YOUNG else FIRST_WAIT + away
         self._next = self._clock.after(min(self._probes.delay(self._failures, uniform=self._uniform), longest))
 
     def hold(self) -> None:

@@ -14,9 +14,9 @@ from tests.proof.simulation.weather import FOR_A_PERSON, OUTAGES, REFUSALS
 if TYPE_CHECKING:
     from tests.proof.simulation.world import World
 
-SHORT: Final = 12.0
-"""Seconds of an outage that nobody may hear of: also where the relay asks again only after twice as long, the breaker
-is not open for the 30 seconds that people are spared."""
+SHORT: Final = 22.0
+"""Seconds of an outage that nobody may hear of: the relay asks again within 5 more, and a failure may take its time, so
+the breaker is not open for the 30 seconds that people are spared."""
 CALM: Final = 240
 """Virtual seconds within which people are told that it is over."""
 JUMPS: Final = (-3_600.0, 86_400.0, -5.0, 600.0)
