@@ -71,7 +71,7 @@ def _once(options: Options, call: str, error: str, most: int) -> Row:
         where=where,
         count=outcome.faults,
         unit="faults",
-        least={"pwrite64": 90, "fdatasync": 15, "ftruncate": 3}[call],
+        least={"pwrite64": 75, "fdatasync": 15, "ftruncate": 3}[call],
         violations=outcome.bad,
         notes=_told(outcome),
         problems=tuple(outcome.problems[:5]),
