@@ -23,7 +23,7 @@ from letopis.outbox.append import prepare
 from letopis.outbox.checks.finding import Finding, Level
 from letopis.outbox.checks.place import file_system_of
 from letopis.outbox.checks.settings import check_settings
-from letopis.outbox.checks.sqlite import check_version
+from letopis.outbox.checks.sqlite import check_libraries, check_version
 from letopis.outbox.config import load
 from letopis.outbox.doctor import examine, healthy
 from letopis.outbox.file import OutboxFile
@@ -72,7 +72,8 @@ async def test_a_new_outbox_is_well_and_each_check_has_its_line(tmp_path: Path) 
     findings = await found(tmp_path / "bot.outbox.db")
 
     assert list(findings) == [
-        *("configuration", "secrets", "alerts", "sqlite_version", "outbox_file", "outbox_folder", "file_system"),
+        *("configuration", "secrets", "alerts", "sqlite_version", "sqlite_libraries", "outbox_file"),
+        *("outbox_folder", "file_system"),
         *("disk", "wal", "outbox_migrations", "outbox_copy", "outbox_structure", "outbox_content", "relay", "stuck"),
         *("local_clock", "store"),
     ]
@@ -293,6 +294,12 @@ class TestMachine:
     )
     def test_versions_of_sqlite_that_may_damage_a_wal(self, version: tuple[int, int, int], expected: Level) -> None:
         assert check_version(version).level is expected
+
+    def test_a_second_sqlite(self) -> None:
+        one = check_libraries(lambda name: name if name == "pysqlite3" else None)
+
+        assert (one.level, "pysqlite3 brings" in one.said, bool(one.hint)) == (Level.WARN, True, True)
+        assert check_libraries(lambda _: None).level is Level.OK
 
     def test_the_file_system_is_the_nearest_mount(self, tmp_path: Path) -> None:
         mounts = tmp_path / "mountinfo"

@@ -11,7 +11,7 @@ from letopis.outbox.checks.finding import Finding, Level, fail
 from letopis.outbox.checks.peek import SQLITE_ERRORS, peek
 from letopis.outbox.checks.place import check_place
 from letopis.outbox.checks.settings import check_settings
-from letopis.outbox.checks.sqlite import check_outbox, check_version
+from letopis.outbox.checks.sqlite import check_libraries, check_outbox, check_version
 from letopis.outbox.checks.store import check_store
 from letopis.outbox.config import Settings
 from letopis.outbox.file import OUTBOX
@@ -27,7 +27,7 @@ async def examine(found: Settings) -> list[Finding]:
     SQLite. A check that cannot be made is a finding too. Takes at most about half a minute.
     """
     findings = _guarded("configuration", lambda: check_settings(found))
-    findings.append(check_version())
+    findings += [check_version(), check_libraries()]
     place = await asyncio.to_thread(_guarded, "outbox_file", lambda: check_place(found.outbox))
     findings += place
     origin = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,24 @@ def check_version(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -
 
 
 _BACKPORT: Final = {(3, 50): 7, (3, 44): 6}
+
+
+_OTHERS: Final = ("apsw", "pysqlite3", "sqlean", "sqlcipher3")
+"""Packages with an SQLite of their own."""
+
+
+def check_libraries(installed: Callable[[str], object] = find_spec) -> Finding:
+    """Find whether a second SQLite is at hand here: two in one process undo each other's locks on a file."""
+    check = "sqlite_libraries"
+    others = [name for name in _OTHERS if installed(name) is not None]
+    if not others:
+        return ok(check, "no second SQLite is installed here")
+    return warn(
+        check,
+        f"{', '.join(others)} brings an SQLite of its own: opening the outbox or the history with it, in a process that"
+        " has them open, drops their locks and can lose what was written",
+        "use it for other files only, or in other processes",
+    )
 
 
 def check_outbox(path: Path) -> Iterator[Finding]:
