@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -48,3 +48,17 @@ class Row:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         return cls(**{**data, "problems": tuple(data["problems"])})
+
+
+def row_of(what: str, where: str, count: int, least: int, unit: str, problems: Sequence[str], notes: str) -> Row:
+    """Return the row of an experiment each of whose violations is a problem in words; the first ten are kept."""
+    return Row(
+        what=what,
+        where=where,
+        count=count,
+        least=least,
+        unit=unit,
+        violations=len(problems),
+        problems=tuple(problems[:10]),
+        notes=notes,
+    )

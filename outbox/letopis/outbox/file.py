@@ -370,7 +370,7 @@ def _anchor(engine: sa.Engine) -> sa.Connection:
     try:
         with connection.begin():
             connection.exec_driver_sql("SELECT only FROM letopis_outbox_origin").all()
-    except BaseException:
+    except BaseException:  # whatever ended it: nobody else knows of this connection, which would keep the file open
         connection.close()
         raise
     return connection

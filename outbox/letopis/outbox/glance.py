@@ -56,10 +56,8 @@ class Glance:
                     self._check()
                     self._connection = self._connect()
                 rows = self._connection.execute(_STANDING, (conversation_id,)).fetchall()
-            except (
-                sqlite3.Error,
-                OutboxUnavailable,
-            ):  # whoever reads the file for good meets it too, and says what it is
+            except (sqlite3.Error, OutboxUnavailable):
+                # Whoever reads the file for good meets it too, and says what it is.
                 self._disconnect()
                 return UNKNOWN
         return Standing(*rows[0]) if rows else NOTHING

@@ -31,7 +31,7 @@ from tests.campaigns.invariants import check
 from tests.proof.corruption.damage import DAMAGES, cut, flipped, zeroed
 from tests.proof.corruption.files import Files, Seen, make_files, seen_in
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 
 UNREADABLE: Final = (sqlite3.Error, ValueError, OverflowError)
 NOT_READ: Final = {
@@ -94,7 +94,7 @@ class _Proof:
                 blind += self._integrity_says_ok()
         await engine.dispose()
         tried = sum(count.values())
-        yield _row("one bit flipped in a closed file", "outbox", tried, 400, "bits", missed, _notes(count))
+        yield row_of("one bit flipped in a closed file", "outbox", tried, 400, "bits", missed, _notes(count))
         yield Row(
             what="the same bits, with SQLite's integrity_check alone",
             where="outbox",
@@ -116,7 +116,7 @@ class _Proof:
                 count[outcome] += 1
                 if outcome == "missed":
                     missed.append(f"{what} {number}: {self._difference(self._files.closed)}")
-            yield _row(
+            yield row_of(
                 f"{what} of a closed file".replace("end cut off of", "end cut off"),
                 "outbox",
                 sum(count.values()),
@@ -139,7 +139,7 @@ class _Proof:
             if outcome in ("noticed", "missed"):
                 blind += self._integrity_says_ok()
         tried = sum(count.values())
-        yield _row("one bit flipped in a WAL", "outbox", tried, 300, "bits", missed, _notes(count))
+        yield row_of("one bit flipped in a WAL", "outbox", tried, 300, "bits", missed, _notes(count))
         yield Row(
             what="the same bits, with SQLite's integrity_check alone",
             where="WAL of the outbox",
@@ -169,7 +169,7 @@ class _Proof:
             f"{_notes(count)}; with a history store that has not seen the lost tail, {alone} cuts between two"
             " transactions cannot be told from a file that never had it, and are not noticed"
         )
-        yield _row("WAL cut short, its tail delivered", "outbox", sum(count.values()), 50, "files", missed, notes)
+        yield row_of("WAL cut short, its tail delivered", "outbox", sum(count.values()), 50, "files", missed, notes)
 
     async def store_flips(self) -> AsyncIterator[Row]:
         chance, count, missed = Random(self._options.seed + 4), Counter[str](), []
@@ -181,7 +181,7 @@ class _Proof:
             count[outcome] += 1
             if outcome == "missed":
                 missed.append(f"flip {number}: {self._difference(store)}")
-        yield _row(
+        yield row_of(
             "one bit flipped in a closed file", "history store", sum(count.values()), 150, "bits", missed, _notes(count)
         )
 
@@ -211,7 +211,7 @@ class _Proof:
                 wrong.append(f"{how} {number}: {said}")
                 count["delivered to the history store"] += 1
         notes = f"{count['kept']} events kept, {count['lost']} named as lost, {count['let go']} delivered ones let go"
-        yield _row("salvaged into a new file", "outbox", count["files"], 100, "files", wrong, notes)
+        yield row_of("salvaged into a new file", "outbox", count["files"], 100, "files", wrong, notes)
 
     async def commands(self) -> AsyncIterator[Row]:
         """The command as an operator runs it, with its exit codes."""
@@ -244,7 +244,7 @@ class _Proof:
         count += 1
         if done.returncode:
             wrong.append(f"db verify of a sound store ended with {done.returncode}: {done.stdout[-200:]}")
-        yield _row("letopis outbox verify and salvage, db verify", "command", count, 7, "commands", wrong, "")
+        yield row_of("letopis outbox verify and salvage, db verify", "command", count, 7, "commands", wrong, "")
 
     def _copy(self, source: Path) -> Path:
         wal = _wal(source)
@@ -377,19 +377,6 @@ def _wal(path: Path) -> Path:
 
 def _notes(count: Counter[str]) -> str:
     return ", ".join(f"{number} {word}" for word, number in count.most_common())
-
-
-def _row(what: str, where: str, count: int, least: int, unit: str, problems: list[str], notes: str) -> Row:
-    return Row(
-        what=what,
-        where=where,
-        count=count,
-        least=least,
-        unit=unit,
-        violations=len(problems),
-        problems=tuple(problems[:10]),
-        notes=notes,
-    )
 
 
 def _command(*words: str) -> subprocess.CompletedProcess[str]:

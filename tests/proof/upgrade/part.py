@@ -26,7 +26,7 @@ from letopis.store.rebuild import Rebuilt
 from tests.campaigns.invariants import Ack, check
 from tests.campaigns.victims import Context, fork_server
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.proof.stores import fresh
 from tests.proof.upgrade.earlier import Earlier, EarlierBot, earlier_releases
 from tests.proof.upgrade.migrating import bring_to, changes, differences, killed, kind_of, migrate, race
@@ -98,8 +98,8 @@ def older(options: Options, kind: str, url: str, releases: list[Earlier], _: Con
         f"{count['releases']} releases: {count['acknowledged']} events acknowledged in all,"
         f" {count['opened']} files of theirs opened by this release"
     )
-    yield _row(OLDER, kind, count["changed"], 30, "events", problems, notes)
-    yield _row(STARTS, kind, count["refused"], 2, "refusals", [], f"{count['kept']} events kept meanwhile, delivered")
+    yield row_of(OLDER, kind, count["changed"], 30, "events", problems, notes)
+    yield row_of(STARTS, kind, count["refused"], 2, "refusals", [], f"{count['kept']} events kept meanwhile, delivered")
 
 
 def _beside(options: Options, release: Earlier, url: str, folder: Path, count: Counter[str]) -> Iterator[str]:
@@ -190,7 +190,7 @@ async def _down_and_up(options: Options, kind: str, url: str) -> Row:
         verdict = await check([outbox], url, acknowledged=acks, drained=True)
         problems += [f"up from {revision}: {one}" for one in verdict.problems]
     notes = f"{len(whole['letopis_events'])} events, the same in every column each time; the rest rebuilt from them"
-    return _row(DOWN, kind, 2 * (len(revisions) - 1), 4, "migrations", problems, notes)
+    return row_of(DOWN, kind, 2 * (len(revisions) - 1), 4, "migrations", problems, notes)
 
 
 async def _fill(outbox: Path, url: str) -> list[Ack]:
@@ -259,7 +259,7 @@ async def cut_off(options: Options, where: str, url: str, context: Context) -> R
         await bring_to(url, revisions[0])
     notes = f"{steps} statements; {count['half']} kills left tables between two revisions, none was taken for whole"
     least = 0 if options.short else steps
-    return _row(CUT_OFF, where, count["kills"], least, "kills", problems, notes)
+    return row_of(CUT_OFF, where, count["kills"], least, "kills", problems, notes)
 
 
 async def _count_steps(url: str) -> int:
@@ -374,7 +374,7 @@ async def _newer(options: Options, kind: str, url: str) -> Row:
             if await _held(target) != before:
                 problems.append(f"{revision}: it was written to")
             await _stamp(target, migrations.head)
-    return _row(NEWER, f"{kind} and outbox", tried, 8, "refusals", problems, "nothing was written")
+    return row_of(NEWER, f"{kind} and outbox", tried, 8, "refusals", problems, "nothing was written")
 
 
 async def _open(url: str) -> None:
@@ -443,16 +443,3 @@ def _revisions(url: str) -> list[str]:
     config = Config()
     config.set_main_option("script_location", kind_of(url)[0].location)
     return sorted(script.revision for script in ScriptDirectory.from_config(config).walk_revisions())
-
-
-def _row(what: str, where: str, count: int, least: int, unit: str, problems: list[str], notes: str) -> Row:
-    return Row(
-        what=what,
-        where=where,
-        count=count,
-        least=least,
-        unit=unit,
-        violations=len(problems),
-        problems=tuple(problems[:10]),
-        notes=notes,
-    )
