@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from letopis.outbox.clock import Waits
 from letopis.store.codec import EncodedEvent
 from letopis.store.identifiers import uuid_of
+from letopis.store.making import quick
 from letopis.store.plan import Delivery, LaneBatch
 
 MAX_EVENTS: Final = 500
@@ -39,6 +40,9 @@ _NEXT: Final = _EVENT + " WHERE conversation_id = ? AND sequence > ? ORDER BY se
 _LAST: Final = _EVENT + " WHERE conversation_id = ? AND sequence <= ? ORDER BY sequence DESC LIMIT ?"
 _HELD: Final = "SELECT 1 FROM letopis_outbox_hold"
 _INCARNATION: Final = "SELECT incarnation FROM letopis_outbox_relay"
+
+_encoded: Final = quick(EncodedEvent)
+_delivered: Final = quick(Delivery)
 
 _TAILS: Final = (
     "SELECT conversation_id, delivered FROM letopis_outbox_lanes"
@@ -315,18 +319,19 @@ def lane_of(row: Sequence[Any]) -> Lane:
 
 
 def _delivery(conversation_id: str, row: Sequence[Any]) -> Delivery:
-    return Delivery(
-        sequence=row[0],
-        event=EncodedEvent(
+    sequence, event_id, type_name, schema_version, data, metadata, digest, occurred_at, redacted = row
+    return _delivered(
+        sequence=sequence,
+        event=_encoded(
             conversation_id=conversation_id,
-            event_id=uuid_of(row[1]),
-            type=row[2],
-            schema_version=row[3],
-            data=row[4],
-            metadata=row[5],
-            digest=row[6],
-            occurred_at=row[7],
-            redacted=bool(row[8]),
+            event_id=uuid_of(event_id),
+            type=type_name,
+            schema_version=schema_version,
+            data=data,
+            metadata=metadata,
+            digest=digest,
+            occurred_at=occurred_at,
+            redacted=bool(redacted),
         ),
     )
 

@@ -17,6 +17,7 @@ from letopis.outbox.append import Appended
 from letopis.outbox.file import OutboxFile
 from letopis.store.conversation import Saved, Seen
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
+from letopis.store.making import quick
 
 logger = logging.getLogger("letopis.outbox.history")
 
@@ -120,10 +121,13 @@ def check_timeout(value: object) -> float | None:
     return min(value, FOREVER)
 
 
+_receipt: Final = quick(Receipt)
+
+
 def receipt_of(appended: Appended, deliveries: Deliveries, *, void: asyncio.Event | None = None) -> Receipt:
     """Return the receipt of an append."""
     sequence = max(appended.sequences)
-    return Receipt(
+    return _receipt(
         conversation_id=appended.conversation_id,
         event_ids=appended.event_ids,
         message_id=appended.message_id,

@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from letopis.store.codec import decode
 from letopis.store.errors import InvalidInput, OutboxUnavailable
 from letopis.store.events import RecordedEvent, from_microseconds
+from letopis.store.identifiers import uuid_of
+from letopis.store.making import quick
 from letopis.store.numbers import check_number
 from letopis.store.vocabulary import MessageAppended
 
@@ -58,6 +60,9 @@ class Retention:
             raise InvalidInput("keep_for", "must not be negative")
 
 
+_recorded: Final = quick(RecordedEvent)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """An event of the file, not decoded yet."""
@@ -73,9 +78,9 @@ class Row:
         """
         _, event_id, name, schema_version, data, metadata, digest, occurred_at, redacted = self.values
         read_data, read_metadata = _decoded(data, self.sequence), _decoded(metadata, self.sequence)
-        return RecordedEvent(
+        return _recorded(
             conversation_id=conversation_id,
-            event_id=UUID(bytes=event_id),
+            event_id=uuid_of(event_id),
             origin_id=origin_id,
             sequence=self.sequence,
             type=name,
@@ -97,7 +102,7 @@ class Row:
     @property
     def event_id(self) -> UUID:
         """Its id."""
-        return UUID(bytes=self.values[1])
+        return uuid_of(self.values[1])
 
     @property
     def occurred_at(self) -> datetime:

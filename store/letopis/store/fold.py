@@ -13,6 +13,7 @@ from letopis.store.codec import RESERVED
 from letopis.store.conversation import Conversation, Delivery, Reaction, RecordedMessage, Saved
 from letopis.store.erasure import stripped
 from letopis.store.events import RecordedEvent
+from letopis.store.making import quick
 from letopis.store.messages import EMPTY, Message, empty
 from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.vocabulary import (
@@ -80,10 +81,12 @@ class Tally(Generic[Moment]):
         if version is not None:
             self.version = version
         # Clocks step back; the list of conversations must not.
-        self.updated_at = max(self.updated_at, occurred_at)
+        if occurred_at > self.updated_at:
+            self.updated_at = occurred_at
         if isinstance(body, MessageAppended):
             # Paid for, wherever it ends up.
-            self.tokens = min(self.tokens + (body.message.tokens or 0), TOKENS_MAX)
+            if tokens := body.message.tokens:
+                self.tokens = min(self.tokens + tokens, TOKENS_MAX)
             self.message_count += not superseded
             return
         if superseded:
@@ -313,9 +316,12 @@ def fold(events: Iterable[RecordedEvent], *, upcasters: Upcasters = NO_UPCASTERS
     return running.result()
 
 
+_recorded: Final = quick(RecordedMessage)
+
+
 def recorded_message(body: MessageAppended, event: RecordedEvent, *, saved: Saved = Saved.SAVED) -> RecordedMessage:
     """Return the message as the event that appended it records it."""
-    return RecordedMessage(
+    return _recorded(
         conversation_id=event.conversation_id,
         message=body.message,
         event_id=event.event_id,

@@ -200,22 +200,29 @@ class Message:
     @classmethod
     def system(cls, content: str | Iterable[Part], **fields: Any) -> Self:
         """Return a message of the ``system`` role; ``fields`` as in the class."""
-        return cls(role="system", content=content, **fields)  # type: ignore[arg-type]  # __post_init__ makes the tuple
+        return cls._of("system", content, fields)
 
     @classmethod
     def user(cls, content: str | Iterable[Part], **fields: Any) -> Self:
         """Return a message of the ``user`` role; ``fields`` as in the class."""
-        return cls(role="user", content=content, **fields)  # type: ignore[arg-type]
+        return cls._of("user", content, fields)
 
     @classmethod
     def assistant(cls, content: str | Iterable[Part], **fields: Any) -> Self:
         """Return a message of the ``assistant`` role; ``fields`` as in the class."""
-        return cls(role="assistant", content=content, **fields)  # type: ignore[arg-type]
+        return cls._of("assistant", content, fields)
 
     @classmethod
     def tool(cls, content: str | Iterable[Part], **fields: Any) -> Self:
         """Return a message of the ``tool`` role; ``fields`` as in the class."""
-        return cls(role="tool", content=content, **fields)  # type: ignore[arg-type]
+        return cls._of("tool", content, fields)
+
+    @classmethod
+    def _of(cls, role: str, content: str | Iterable[Part], fields: dict[str, Any]) -> Self:
+        if cls is Message and not fields and type(content) is str:
+            made = uuid7()
+            return _Plain(role, content, str(made), made)  # type: ignore[return-value]
+        return cls(role=role, content=content, **fields)  # type: ignore[arg-type]  # __post_init__ makes the tuple
 
     @property
     def text(self) -> str:
@@ -294,16 +301,18 @@ class Message:
 class _Plain:
     """A message of words alone while it is made: laid out like one, and one from then on.
 
-    A frozen class sets every field by a call, which takes seven times as long; a read makes fifty of them.
+    A frozen class sets every field by a call, which takes seven times as long; a read makes fifty of them, and nearly
+    every append one.
     """
 
     __slots__ = tuple(spec.name for spec in fields(Message))
 
-    def __init__(self, role: str, content: str, message_id: str) -> None:
+    def __init__(self, role: str, content: str, message_id: str, event_id: UUID | None = None) -> None:
         self.role = role
         self.content = content
         self.id = message_id
-        self.name = self.tokens = self.event_id = None
+        self.name = self.tokens = None
+        self.event_id = event_id
         self.usage = self.external_ids = self.metadata = EMPTY
         self.status = "complete"
         self.__class__ = Message  # type: ignore[assignment]

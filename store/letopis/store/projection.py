@@ -15,6 +15,7 @@ from letopis.store.erasure import OF_A_MESSAGE, stripped
 from letopis.store.errors import InvalidInput
 from letopis.store.fold import PROJECTION_RULES, SUPERSEDED, Tally, reacted
 from letopis.store.identifiers import check_identifier
+from letopis.store.making import quick
 from letopis.store.plan import Delivery, Row
 from letopis.store.turns import Conflict, Expects
 from letopis.store.upcasters import Upcasters
@@ -133,6 +134,8 @@ class Interpreted:
     expects: Expects | None = None
 
 
+_interpreted: Final = quick(Interpreted)
+
 TARGETING: Final = (MessageEdited, MessageSent, MessageFailed, MessageRedacted, ReactionAdded, ReactionRemoved)
 """What changes a message that was appended before."""
 _OUR_KEYS: Final = f'"{RESERVED}'
@@ -162,7 +165,7 @@ def interpret(fresh: Iterable[Delivery], upcasters: Upcasters) -> tuple[Interpre
             check_identifier(body.owner_id, "data.owner_id")
         if isinstance(body, ConversationRewound) and body.to_message_id is not None:
             check_identifier(body.to_message_id, "data.to_message_id")
-        interpreted.append(Interpreted(delivery=delivery, body=body, expects=expects))
+        interpreted.append(_interpreted(delivery=delivery, body=body, expects=expects))
     return tuple(interpreted)
 
 
@@ -284,7 +287,7 @@ class _Projection:
         if conflict is not None:
             self._superseded[item.delivery.sequence] = conflict
             event = with_verdict(event, conflict)
-        if gone or self._comes_after_its_redaction(event, body):
+        if gone or (not isinstance(body, MessageAppended) and self._comes_after_its_redaction(event, body)):
             event = strip(event)
         tally.take(body, version=version, occurred_at=event.occurred_at, superseded=conflict is not None)
         self._events.append(event)
@@ -296,8 +299,6 @@ class _Projection:
 
     def _comes_after_its_redaction(self, event: EncodedEvent, body: Body) -> bool:
         """Whether an event holds content of a redacted message; whatever its verdict, and whether we know its shape."""
-        if isinstance(body, MessageAppended):
-            return False
         return any(one.redacted_at is not None for one in self._known.get(message_of(event, body) or "", ()))
 
     def _append(self, body: MessageAppended, version: int, event: EncodedEvent, *, superseded: bool) -> None:
