@@ -27,6 +27,7 @@ from letopis.store.conversation import Seen
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError, VersionConflict
 from letopis.store.events import Event, check_type
 from letopis.store.identifiers import check_identifier
+from letopis.store.making import quick
 from letopis.store.messages import EMPTY, Message
 from letopis.store.projection import ORDER
 from letopis.store.turns import EXPECTS, TURN_TYPES, Expects
@@ -108,6 +109,10 @@ class Appended:
     owner_id: str | None
     written: int
     erased: bool = False
+
+
+_prepared: Final = quick(Prepared)
+_appended: Final = quick(Appended)
 
 
 class HasSeen(Protocol):
@@ -214,7 +219,7 @@ def prepare(
         message_ids.append(said.data["message_id"] if said.type == MessageAppended.type else None)
         if expects is not None and expects.turn is None:
             expects = replace(expects, turn=said.event_id)
-    return Prepared(
+    return _prepared(
         conversation_id=conversation_id,
         events=tuple(encoded),
         message_ids=tuple(message_ids),
@@ -269,7 +274,7 @@ class Plan:
     """The rows that a run of appends will write; pure, given the lanes and ids that were found."""
 
     lanes: dict[str, _Lane]
-    known: dict[bytes, _Known]
+    known: dict[int, _Known]
     now_us: int
     since: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     position: int = 0
@@ -286,28 +291,7 @@ class Plan:
         """
         conversation_id = prepared.conversation_id
         lane = self.lanes.get(conversation_id) or _Lane(conversation_id)
-        fresh: list[EncodedEvent] = []
-        ids: list[bytes] = []
-        # What this append brings itself; known to the plan only once all of it is in order.
-        taken: dict[bytes, bytes] = {}
-        begins = False
-        for event, message_id in zip(prepared.events, prepared.message_ids, strict=True):
-            event_id = event.event_id.bytes
-            ids.append(event_id)
-            there = self.known.get(event_id)
-            if there is None:
-                twin = taken.get(event_id)
-                if twin is None:
-                    taken[event_id] = event.digest
-                    fresh.append(event)
-                    begins = begins or event.type == ConversationStarted.type
-                    continue
-                same = twin == event.digest
-            else:
-                # What was taken away cannot be compared any more; its id has to do.
-                same = there[0] == conversation_id and there[2] in (None, event.digest)
-            if not same:
-                raise EventIdReused(conversation_id=conversation_id, event_id=event.event_id, message_id=message_id)
+        fresh = self._fresh(prepared)
         # A retry must succeed although the conversation has moved on, so this comes after the ids.
         if fresh:
             if lane.deleted:
@@ -315,22 +299,26 @@ class Plan:
             if prepared.expects is not None:
                 self._check(lane, prepared.expects)
         owner_id = lane.owner_id
-        if begins or lane.head == 0 or prepared.owner_id not in (None, owner_id):
+        if (
+            lane.head == 0
+            or prepared.owner_id not in (None, owner_id)
+            or ConversationStarted.type in [event.type for event in fresh]
+        ):
             owner_id = _begin(lane, prepared, fresh)
         since = self.since.get(conversation_id)
+        known = self.known
         for event in fresh:
-            lane.head += 1
+            sequence = lane.head = lane.head + 1
             if EFFECTIVE.get(event.type) == event.schema_version:
                 event = self._effect(lane, owner_id, event)
             if since is not None:
-                since.append((lane.head, event.type))
-            event_id = event.event_id.bytes
-            self.known[event_id] = (conversation_id, lane.head, event.digest)
+                since.append((sequence, event.type))
+            known[event.event_id.int] = (conversation_id, sequence, event.digest)
             self.rows.append(
                 (
-                    event_id,
+                    event.event_id.bytes,
                     conversation_id,
-                    lane.head,
+                    sequence,
                     event.type,
                     event.schema_version,
                     event.data,
@@ -344,14 +332,45 @@ class Plan:
             lane.owner_id = owner_id
             lane.touched = True
             self.lanes[conversation_id] = lane
-        return Appended(
+        ids = [event.event_id for event in prepared.events]
+        return _appended(
             conversation_id=conversation_id,
-            event_ids=tuple([event.event_id for event in prepared.events]),
-            sequences=tuple([self.known[event_id][1] for event_id in ids]),
+            event_ids=tuple(ids),
+            sequences=tuple([known[event_id.int][1] for event_id in ids]),
             message_id=prepared.last_message_id,
             owner_id=owner_id,
             written=len(fresh),
         )
+
+    def _fresh(self, prepared: Prepared) -> list[EncodedEvent]:
+        """Return the events of an append that are not there yet, each once.
+
+        :raises EventIdReused: an id of it holds other content.
+        """
+        events, known = prepared.events, self.known
+        if len(events) == 1 and events[0].event_id.int not in known:
+            return [events[0]]
+        fresh: list[EncodedEvent] = []
+        # What this append brings itself; known to the plan only once all of it is in order.
+        taken: dict[int, bytes] = {}
+        for event, message_id in zip(events, prepared.message_ids, strict=True):
+            event_id = event.event_id.int
+            there = known.get(event_id)
+            if there is None:
+                twin = taken.get(event_id)
+                if twin is None:
+                    taken[event_id] = event.digest
+                    fresh.append(event)
+                    continue
+                same = twin == event.digest
+            else:
+                # What was taken away cannot be compared any more; its id has to do.
+                same = there[0] == prepared.conversation_id and there[2] in (None, event.digest)
+            if not same:
+                raise EventIdReused(
+                    conversation_id=prepared.conversation_id, event_id=event.event_id, message_id=message_id
+                )
+        return fresh
 
     def _check(self, lane: _Lane, expects: Expects) -> None:
         """Compare what the writer had seen with what is here."""
@@ -464,21 +483,17 @@ def append_events(
         a message id of the caller's; an id that is there all the same fails on the unique index.
     :raises sqlite3.Error: the file did not take it. The whole must then be rolled back.
     """
+    events = [event for one in appends for event in one.events]
+    conditional = [one for one in appends if one.expects is not None]
+    doubted = [event.event_id for event in events if careful or event.event_id.int >> 76 & 0xF == _DERIVED]
+    # With a condition too: a retry is to be told from a conflict.
+    doubted += [event.event_id for one in conditional for event in one.events]
     plan = Plan(
         lanes=_find_lanes(cursor, {one.conversation_id for one in appends}),
-        known=_find_ids(
-            cursor,
-            [
-                event.event_id
-                for one in appends
-                for event in one.events
-                # With a condition too: a retry is to be told from a conflict.
-                if careful or event.event_id.version == _DERIVED or one.expects is not None
-            ],
-        ),
+        known=_find_ids(cursor, doubted) if doubted else {},
         now_us=now_us,
-        since=_find_since(cursor, appends),
-        position=_find_position(cursor, appends),
+        since=_find_since(cursor, conditional) if conditional else {},
+        position=_find_position(cursor, events),
     )
     outcomes: list[Appended | LetopisError] = []
     for one in appends:
@@ -497,10 +512,10 @@ def append_events(
     return outcomes
 
 
-def _find_since(cursor: Any, appends: Sequence[Prepared]) -> dict[str, list[tuple[int, str]]]:
+def _find_since(cursor: Any, conditional: Sequence[Prepared]) -> dict[str, list[tuple[int, str]]]:
     """Return what came since the writers of conditional appends had looked, by conversation."""
     earliest: dict[str, int] = {}
-    for one in appends:
+    for one in conditional:
         if one.expects is not None:
             sequence = one.expects.sequence
             earliest[one.conversation_id] = min(sequence, earliest.get(one.conversation_id, sequence))
@@ -511,9 +526,9 @@ def _find_since(cursor: Any, appends: Sequence[Prepared]) -> dict[str, list[tupl
     return found
 
 
-def _find_position(cursor: Any, appends: Sequence[Prepared]) -> int:
+def _find_position(cursor: Any, events: Sequence[EncodedEvent]) -> int:
     """Return the last position that was given out, where an activation is to be ordered by it; else 0."""
-    if not any(event.type == ConversationActivated.type for one in appends for event in one.events):
+    if ConversationActivated.type not in [event.type for event in events]:
         return 0
     cursor.execute(_POSITION)
     row = cursor.fetchone()
@@ -526,16 +541,16 @@ def _find_lanes(cursor: Any, conversation_ids: set[str]) -> dict[str, _Lane]:
     else:
         cursor.execute(_LANES, (orjson.dumps(list(conversation_ids)).decode(),))
     return {
-        row[0]: _Lane(row[0], found=True, head=row[2], owner_id=row[1], pruned=row[3], deleted=row[4])
-        for row in cursor.fetchall()
+        conversation_id: _Lane(conversation_id, True, head, owner_id, pruned, deleted)
+        for conversation_id, owner_id, head, pruned, deleted in cursor.fetchall()
     }
 
 
-def _find_ids(cursor: Any, event_ids: list[UUID]) -> dict[bytes, _Known]:
-    found: dict[bytes, _Known] = {}
+def _find_ids(cursor: Any, event_ids: list[UUID]) -> dict[int, _Known]:
+    found: dict[int, _Known] = {}
     for start in range(0, len(event_ids), _CHUNK):
         chunk = [event_id.bytes for event_id in event_ids[start : start + _CHUNK]]
         cursor.execute(_KNOWN.format(places=", ".join("?" * len(chunk))), chunk)
         for event_id, conversation_id, sequence, digest in cursor.fetchall():
-            found[event_id] = (conversation_id, sequence, digest)
+            found[int.from_bytes(event_id)] = (conversation_id, sequence, digest)
     return found

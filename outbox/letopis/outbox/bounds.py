@@ -11,7 +11,6 @@ from letopis.store.numbers import check_number
 _USED: Final = (
     "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
 )
-_LARGEST_PAGE: Final = 65_536
 _PENDING: Final = "SELECT coalesce(sum(head - delivered), 0) FROM letopis_outbox_lanes WHERE delivered < head"
 
 
@@ -36,14 +35,16 @@ class Bounds:
             if value < 1:
                 raise InvalidInput(name, "must be at least 1, or None for no limit")
 
-    def check(self, cursor: Any) -> None:
+    def check(self, cursor: Any, size: int | None = None) -> None:
         """Look whether there is room for more, in the transaction that is open on a DBAPI ``cursor``.
 
         What one transaction adds may take the outbox past the limit by that much.
 
+        :param size: bytes that the pages in use cannot have been more than a second ago. To look at them has its
+            price, which each append pays; what is below half the limit is not looked at.
         :raises OutboxFull: there is none.
         """
-        if self.max_bytes is not None and self._may_be_reached(cursor, self.max_bytes):
+        if self.max_bytes is not None and (size is None or size >= self.max_bytes // 2):
             cursor.execute(_USED)
             if (used := cursor.fetchone()[0]) >= self.max_bytes:
                 raise OutboxFull(
@@ -57,9 +58,3 @@ class Bounds:
                     f"{pending} events are pending and {self.max_events} may be: nothing was dropped; "
                     "let the relay deliver, or raise max_events"
                 )
-
-    @staticmethod
-    def _may_be_reached(cursor: Any, size: int) -> bool:
-        """Whether a look at the pages in use is worth its price, which each append pays."""
-        cursor.execute("PRAGMA page_count")
-        return bool(cursor.fetchone()[0] * _LARGEST_PAGE >= size)

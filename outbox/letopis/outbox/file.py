@@ -204,7 +204,7 @@ class OutboxFile:
         """
         self.check_place()
         self._headroom.check()
-        self.bounds.check(cursor)
+        self.bounds.check(cursor, self._whereabouts.size)
 
     async def tidy(self) -> None:
         """Move the WAL into the file as far as no reader needs it, cut it back where it has grown large, and see to it

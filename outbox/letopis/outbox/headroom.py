@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,9 @@ from letopis.store.errors import OutboxFull
 BALLAST: Final = 4 * 1024**2
 """Bytes of the ballast file: as much as SQLite lets a WAL grow before it moves it into the file, so that this always
 fits, and acknowledgements, which change pages that are there already, need no more space after it."""
+_PLENTY: Final = 64
+"""Times the watermark, by default a gigabyte, that no disk takes in :data:`_AGAIN` seconds."""
+_AGAIN: Final = 0.1
 _ZEROS: Final = bytes(64 * 1024)
 
 
@@ -49,13 +53,18 @@ class Headroom:
         self._folder = str(path.parent)
         self._watermark = watermark
         self._size = ballast
+        self._plenty_until = 0.0
 
     def check(self) -> None:
         """Look whether new events may be written.
 
         :raises OutboxFull: too little of the disk is free.
         """
-        if self._watermark is not None and (free := self.free()) is not None and free < self._watermark:
+        if self._watermark is None or (now := time.monotonic()) < self._plenty_until or (free := self.free()) is None:
+            return
+        if free >= self._watermark * _PLENTY:
+            self._plenty_until = now + _AGAIN
+        if free < self._watermark:
             raise OutboxFull(
                 f"the disk of the outbox has {free} bytes free, and {self._watermark} are kept for delivering what is "
                 "pending: nothing was dropped; free some space, appends go on by themselves then"

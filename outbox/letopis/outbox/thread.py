@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -15,6 +14,18 @@ from letopis.store.errors import Closed
 T = TypeVar("T")
 Done = Callable[[Any, BaseException | None], None]
 _Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop, Done]
+
+_forks = 0
+"""How often this process, and those it comes from, were forked off. To ask the system each time costs twice as much."""
+
+
+def _forked() -> None:
+    global _forks  # one count a process is the point
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class OwnThread:
@@ -27,7 +38,7 @@ class OwnThread:
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._closed = False
-        self._pid = os.getpid()
+        self._forks = _forks
         # The thread knows the queue, not this object: so a forgotten OwnThread can be collected, and ends it.
         self._thread = Thread(target=_serve, args=(self._jobs,), name=name, daemon=True)
         self._thread.start()
@@ -49,7 +60,7 @@ class OwnThread:
         """
         if self._closed:
             raise Closed("the outbox was closed")
-        if os.getpid() != self._pid:
+        if self._forks != _forks:
             raise Closed("opened before this process was forked off: threads do not cross a fork, open again here")
 
     async def run(self, fn: Callable[..., T], *args: Any) -> T:
@@ -74,7 +85,7 @@ class OwnThread:
 
     async def close(self) -> None:
         """Let what was posted finish, end the thread and wait for it. Doing so twice is harmless."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or self._forks != _forks:
             self._closed = True
             return
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -101,7 +112,9 @@ def _serve(jobs: SimpleQueue[_Job | None]) -> None:
             value = fn()
         except BaseException as raised:  # whatever it is belongs to the one who waits, not to this thread
             error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        try:  # noqa: SIM105 - suppress() makes an object, for each append
             loop.call_soon_threadsafe(done, value, error)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits any more
         # Else the last result, or a traceback with its frames, would live until the next job.
         del job, fn, loop, done, value, error

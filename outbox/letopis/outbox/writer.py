@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -169,7 +170,8 @@ class Writer:
     def _submit(self, request: _Request) -> None:
         if self._closed:
             raise Closed("the outbox was closed")
-        if self._turn.holder is not None and self._turn.holder is asyncio.current_task():
+        holder = self._turn.holder
+        if holder is not None and holder is asyncio.current_task():
             # It would wait for itself.
             raise OutboxUnavailable("this task holds a transaction on the outbox: append through it (tx.append)")
         self._thread.check()
@@ -185,18 +187,21 @@ class Writer:
                 self._turn.ask(self._begin)
 
     def _begin(self) -> bool:
-        count = min(len(self._waiting), GROUP)
+        waiting = self._waiting
+        if len(waiting) <= GROUP:
+            self._waiting = deque()
+        else:
+            waiting = deque([self._waiting.popleft() for _ in range(GROUP)])
         # A caller that was cancelled while it waited is not written at all.
-        requests = [one for one in (self._waiting.popleft() for _ in range(count)) if not one.answer.done()]
-        group = _Group(requests)
-        self._crowded = count > 1
+        group = _Group([one for one in waiting if not one.answer.done()])
+        self._crowded = len(waiting) > 1
         try:
-            self._thread.post(lambda: self._commit(group), lambda _, error: self._finish(group, error))
+            self._thread.post(partial(self._commit, group), partial(self._finish, group))
         except Closed as closed:
-            self._loop.call_soon(self._finish, group, closed)
+            self._loop.call_soon(self._finish, group, None, closed)
         return True
 
-    def _finish(self, group: _Group, error: BaseException | None) -> None:
+    def _finish(self, group: _Group, _: None, error: BaseException | None) -> None:
         values = group.values if error is None else [error] * len(group.requests)
         for request, value in zip(group.requests, values, strict=True):
             if request.answer.done():
@@ -224,11 +229,16 @@ class Writer:
 
     def _commit(self, group: _Group) -> None:
         group.values = self._write([(one.prepared, one.work) for one in group.requests])
-        done = [one for one, value in zip(group.requests, group.values, strict=True) if not _failed(value)]
-        group.appended = any(one.prepared is not None for one in done)
-        group.changed = any(one.work is not None for one in done)
-        if any(isinstance(value, Appended) and value.erased for value in group.values):
-            self._cut = group.erased = True
+        for request, value in zip(group.requests, group.values, strict=True):
+            if isinstance(value, BaseException):
+                continue
+            if request.work is not None:
+                group.changed = True
+            else:
+                group.appended = True
+                group.erased = group.erased or value.erased
+        if group.erased:
+            self._cut = True
             with suppress(sqlite3.Error, DBAPIError):  # then behind it
                 self._checkpoint()
 
@@ -324,7 +334,7 @@ class Writer:
         connection = self._connect()
         driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
         transaction: sqlite3.Connection | sa.RootTransaction
-        if any(work is not None for _, work in members):
+        if [work for _, work in members if work is not None]:
             transaction = connection.begin()  # IMMEDIATE, by the engine's event
         else:
             # What SQLAlchemy does around a transaction costs as much as the rows of an append.
@@ -360,22 +370,25 @@ class Writer:
         *,
         careful: bool,
     ) -> list[Any]:
-        values: list[Any] = [None] * len(members)
-        appends = [(place, prepared) for place, (prepared, _) in enumerate(members) if prepared is not None]
+        appends = [prepared for prepared, _ in members if prepared is not None]
+        outcomes: list[Any] = []
         if appends:
             try:
                 self._headroom.check()
-                self._bounds.check(cursor)
+                self._bounds.check(cursor, self._whereabouts.size)
             except LetopisError as full:
-                outcomes: Sequence[Any] = [full] * len(appends)
+                outcomes = [full] * len(appends)
             else:
-                prepared = [one for _, one in appends]
-                outcomes = append_events(cursor, prepared, now_us=self._now_us(), careful=careful)
-            for (place, _), outcome in zip(appends, outcomes, strict=True):
-                values[place] = outcome
-        for place, (_, work) in enumerate(members):
-            if work is not None:
-                values[place] = self._run_apart(connection, work) if len(members) > 1 else work(connection)
+                outcomes = append_events(cursor, appends, now_us=self._now_us(), careful=careful)
+            if len(appends) == len(members):
+                return outcomes
+        values: list[Any] = []
+        appended = iter(outcomes)
+        for _, work in members:
+            if work is None:
+                values.append(next(appended))
+            else:
+                values.append(self._run_apart(connection, work) if len(members) > 1 else work(connection))
         return values
 
     def _run_apart(self, connection: sa.Connection, work: Work) -> Any:
@@ -425,10 +438,6 @@ class Writer:
             transaction.rollback()
         except Exception:  # a connection that cannot even roll back is of no further use, its end rolls back
             self._disconnect()
-
-
-def _failed(value: object) -> bool:
-    return isinstance(value, BaseException)
 
 
 def _ours(error: BaseException) -> BaseException:
