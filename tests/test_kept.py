@@ -21,8 +21,8 @@ from letopis.store import (
     ReactionAdded,
     StoreFault,
 )
+from letopis.store.asking import Window
 from letopis.store.kept import MOST, Kept
-from letopis.store.reads import Window
 from tests.conformance.outboxes import Outbox
 
 

@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.store import ConversationStore, Event, Message, MessageEdited, MessageSent
+from letopis.store.asking import Window
 from letopis.store.conversation import RecordedMessage
 from letopis.store.fold import fold
-from letopis.store.reads import Window
 from letopis.store.schema import events as events_table
 from letopis.store.vocabulary import (
     ConversationArchived,

@@ -26,6 +26,7 @@ from letopis.outbox.status import Status
 from letopis.outbox.tail import Retention
 from letopis.outbox.texts import Style
 from letopis.outbox.watch import Callback
+from letopis.store.asking import EVERYDAY
 from letopis.store.codec import DEFAULT_LIMITS, Limits
 from letopis.store.context import Context, Count
 from letopis.store.conversation import Conversation, Page, RecordedMessage
@@ -33,7 +34,6 @@ from letopis.store.errors import ConfigurationError
 from letopis.store.events import Event, RecordedEvent, utc_now
 from letopis.store.history import ConversationStore
 from letopis.store.messages import Content, Message
-from letopis.store.reads import EVERYDAY
 from letopis.store.search.hits import Hit
 from letopis.store.statistics import Statistics
 from letopis.store.timetravel import AsOf

@@ -20,12 +20,13 @@ from letopis.outbox.owners import Mark, last_activation, mark_alone, mark_over
 from letopis.outbox.reach import AWAY
 from letopis.outbox.receipts import Receipt
 from letopis.outbox.rewinding import Rewinding
+from letopis.store.asking import EVERYDAY, check_count, check_states
 from letopis.store.conversation import Conversation, Page, Seen
 from letopis.store.errors import ConversationGone, InvalidInput
 from letopis.store.faults import StoreFault
 from letopis.store.history import ConversationStore
 from letopis.store.identifiers import check_identifier, uuid7
-from letopis.store.reads import EVERYDAY, StoreView, check_count, check_states
+from letopis.store.reads import StoreView
 from letopis.store.statistics import Counted, Counting, Period, Statistics
 from letopis.store.vocabulary import (
     Body,

@@ -25,6 +25,11 @@ class Standing:
     delivered: int = 0
     known: bool = True
 
+    @property
+    def settled(self) -> bool:
+        """Whether all that has come to the file is delivered."""
+        return self.known and self.head == self.delivered
+
 
 NOTHING: Final = Standing()
 UNKNOWN: Final = Standing(known=False)

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from letopis.outbox.file import OutboxFile
 from letopis.outbox.reach import Reach
+from letopis.store.asking import Window
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.fold import redacted
 from letopis.store.lineage import DEPTH_MAX, Ancestor, Level
-from letopis.store.reads import Window
 from letopis.store.vocabulary import ForkPoint, MessageRedacted
 
 _SEQUENCE: Final = "SELECT sequence FROM letopis_outbox_events WHERE event_id = ? AND conversation_id = ?"

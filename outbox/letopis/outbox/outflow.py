@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from letopis.store.asking import EVERYDAY
 from letopis.store.conversation import Conversation, Page, RecordedMessage
-from letopis.store.reads import EVERYDAY
 from letopis.store.transfer.jsonl import render_line
 from letopis.store.transfer.occurrences import Occurrences
 

@@ -21,10 +21,11 @@ import sqlalchemy as sa
 from letopis.outbox.glance import Standing
 from letopis.outbox.lanes import Lane, find_lane
 from letopis.outbox.tail import Row, rows_after
+from letopis.store.asking import Window, conversations_cursor
 from letopis.store.conversation import Conversation, Page, RecordedMessage, Saved, Seen
 from letopis.store.events import RecordedEvent, to_microseconds
 from letopis.store.fold import SUPERSEDED, Elsewhere, Fold
-from letopis.store.reads import StoreView, Window, conversations_cursor
+from letopis.store.reads import Everyday, StoreView
 from letopis.store.turns import Conflict
 from letopis.store.upcasters import Upcasters
 from letopis.store.vocabulary import ConversationDeleted, ConversationRewound, ConversationStarted, EventSkipped
@@ -202,9 +203,8 @@ def messages_over(
         event = row.event(conversation_id, origin_id)
         if event.event_id not in there:
             folding.apply(beyond.judged(event), saved=beyond.saved(row.sequence))
-    found = folding.result().messages
-    if not window.every:
-        found = folding.result().path
+    folded = folding.result()
+    found = folded.messages if window.every else folded.path
     if whole:
         found = _inside(found, beyond, window)
     older = view.next is not None or (away and beyond.lane.pruned > 0 and window.first is None)
@@ -220,14 +220,16 @@ def messages_over(
     return Page(found, next=None if place is None else str(place), complete=not away, seen=seen)
 
 
-def nothing_over(view: StoreView, standing: Standing) -> Seen | None:
-    """Return how much was seen with ``view``, if the file holds nothing beyond it; ``None`` where it may.
+def nothing_over(read: StoreView | Everyday, standing: Standing) -> Seen | None:
+    """Return how much was seen with what was ``read``, if the file holds nothing beyond it; ``None`` where it may.
 
-    Whatever the order in which the two were read: all that the file held is in ``view``.
+    Whatever the order in which the two were read: all that the file held is in what was read.
     """
-    if not standing.known or standing.head != standing.delivered or standing.head > view.sequence:
+    if not standing.known or standing.head != standing.delivered or standing.head > read.sequence:
         return None
-    return Seen(sequence=standing.head, version=0 if view.conversation is None else view.conversation.version)
+    if isinstance(read, Everyday):
+        return Seen(sequence=standing.head, version=read.version)
+    return Seen(sequence=standing.head, version=0 if read.conversation is None else read.conversation.version)
 
 
 def may_inherit(connection: sa.Connection, conversation_id: str, view: StoreView | None) -> bool:

@@ -29,6 +29,7 @@ from letopis.outbox.overlay import (
     nothing_over,
     place_over,
 )
+from letopis.store.asking import EVERYDAY, Window, check_count, check_place, check_states, read_conversations_cursor
 from letopis.store.conversation import Conversation, Page, RecordedMessage, Seen
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.events import RecordedEvent
@@ -36,15 +37,7 @@ from letopis.store.fold import Elsewhere
 from letopis.store.history import ConversationStore
 from letopis.store.identifiers import check_identifier
 from letopis.store.lineage import across, bared, ended, goes_on
-from letopis.store.reads import (
-    EVERYDAY,
-    StoreView,
-    Window,
-    check_count,
-    check_place,
-    check_states,
-    read_conversations_cursor,
-)
+from letopis.store.reads import StoreView
 from letopis.store.timetravel import AsOf, bare_conversation, check_as_of
 from letopis.store.vocabulary import ForkPoint
 
@@ -225,6 +218,10 @@ class Reading(Embedded):
                     beside=lambda: self.outbox.glance(conversation_id),
                 )
             )
+            if found is None and not inherits and self.outbox.glance(conversation_id).settled:
+                page = await self._reach.read(lambda store: self._at_a_glance(store, conversation_id, window))
+                if page is not None:
+                    return Own(page=page)
             if found is None:
                 found = await self._reach.read(lambda store: self._glanced(store, conversation_id, window))
             if found is not None and (seen := nothing_over(*found)) is not None:
@@ -266,6 +263,15 @@ class Reading(Embedded):
             with suppress(Overtaken, Unplaced):
                 return await self.outbox.read(lambda connection: lay(connection, view, _Cut()))
         return await self._cut_read(conversation_id, ask, lay, upto=upto)
+
+    async def _at_a_glance(
+        self, store: ConversationStore, conversation_id: str, window: Window
+    ) -> Page[RecordedMessage] | None:
+        """Return a page where it is an everyday one, and the file holds nothing beyond it."""
+        found = await store.everyday(conversation_id, origin_id=self.outbox.origin.origin_id, window=window)
+        if found is None or (seen := nothing_over(found, self.outbox.glance(conversation_id))) is None:
+            return None
+        return replace(found.page, seen=seen)
 
     async def _glanced(
         self, store: ConversationStore, conversation_id: str, window: Window

@@ -8,11 +8,11 @@ from typing import Any, Final, Self
 
 from letopis.outbox.embedded import Embedded
 from letopis.outbox.unsaved import Key, Snapshot, Waiting, snapshot, waiting_of
+from letopis.store.asking import check_count
 from letopis.store.codec import INTEGER_MAX
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.history import ConversationStore
 from letopis.store.identifiers import check_identifier
-from letopis.store.reads import check_count
 from letopis.store.search.finding import hit_of
 from letopis.store.search.hits import HITS_MAX, Hit, no_place, pack, unpack
 from letopis.store.search.query import Query, parse

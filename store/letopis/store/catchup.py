@@ -11,12 +11,13 @@ import anyio
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from letopis.store.asking import check_count
 from letopis.store.checkpoints import Checkpoint, Checkpoints
 from letopis.store.dialects import Dialect
 from letopis.store.events import RecordedEvent
 from letopis.store.faults import FaultClass, StoreFault, translated
 from letopis.store.projections import Projection, blamed, checked, has_effects
-from letopis.store.reads import Reader, check_count
+from letopis.store.reads import Reader
 
 T = TypeVar("T")
 

@@ -25,6 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from letopis.store.asking import EVERYDAY, Window, check_count, check_place
 from letopis.store.catchup import BATCH, Access, Projector
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.cutback import CutBack, truncate
@@ -40,8 +41,8 @@ from letopis.store.lineage import Lineage
 from letopis.store.migration import IN_TURN, STORE, Revision, State, revision_state, upgrade
 from letopis.store.plan import ApplyResult, LaneBatch, Origin
 from letopis.store.projections import Projection, checked_inline
-from letopis.store.reads import EVERYDAY, Reader, StoreView, Window, check_count, check_place
-from letopis.store.ready import Ready, check_options, made_ready
+from letopis.store.reads import Everyday, Reader, StoreView
+from letopis.store.ready import Ready, check_found, check_options, made_ready
 from letopis.store.rebuild import Rebuilt
 from letopis.store.schema import log_heads
 from letopis.store.search.finding import UNREAD_MAX
@@ -57,7 +58,6 @@ from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 
 T = TypeVar("T")
 
-UPGRADE_COMMAND: Final = "letopis db upgrade"
 _TIMEOUTS: Final = Timeouts()
 
 
@@ -289,6 +289,15 @@ class ConversationStore:
             lambda reader, connection: reader.view(connection, conversation_id, origin_id=origin_id, window=window)
         )
 
+    async def everyday(self, conversation_id: str, *, origin_id: UUID, window: Window) -> Everyday | None:
+        """Return what nearly every read comes to, in one statement; ``None`` where it is not that.
+
+        :meta private:
+        """
+        return await self._read(
+            lambda reader, connection: reader.everyday(connection, conversation_id, origin_id=origin_id, window=window)
+        )
+
     def view_beside(
         self, conversation_id: str, *, origin_id: UUID, window: Window, beside: Callable[[], T]
     ) -> Coroutine[Any, Any, tuple[StoreView, T]] | None:
@@ -512,18 +521,7 @@ class ConversationStore:
                 async with _in_turn(), self._engine.begin() as connection:
                     await connection.run_sync(upgrade, STORE, attributes={"partitions": self._partitions})
                 found, partitions = await self._state()
-        if found.state is not State.CURRENT:
-            raise StoreFault(
-                fault_class=FaultClass.MISCONFIGURED,
-                code=f"schema-{found.state}",
-                reason=found.advice(STORE, command=UPGRADE_COMMAND),
-            )
-        if partitions == 0:
-            raise StoreFault(
-                fault_class=FaultClass.MISCONFIGURED,
-                code="partitions",
-                reason="the counters of the log are gone (letopis_log_heads is empty): restore the database",
-            )
+        check_found(found, partitions)
         ready = made_ready(
             self._engine,
             self._readers,

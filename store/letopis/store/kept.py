@@ -15,14 +15,15 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
+from letopis.store.asking import Shape, Window
 from letopis.store.conversation import Page, RecordedMessage
 from letopis.store.errors import Closed
 from letopis.store.faults import translated
 from letopis.store.identifiers import uuid_of
 from letopis.store.lineage import goes_on
-from letopis.store.reads import Reader, StoreView, Window, page_of
+from letopis.store.reads import Reader, StoreView, page_of
 from letopis.store.recorded import conversation_of, plain_messages
-from letopis.store.selects import Shape, messages_select, plain_select, versions_select
+from letopis.store.selects import messages_select, plain_select, versions_select
 from letopis.store.sqlite_files import SQLiteConnection
 
 T = TypeVar("T")

@@ -8,9 +8,10 @@ from typing import Final, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.store.asking import Window
 from letopis.store.codec import INTEGER_MAX
 from letopis.store.conversation import Conversation, Page, RecordedMessage
-from letopis.store.reads import Reader, Window
+from letopis.store.reads import Reader
 from letopis.store.timetravel import AsOf, Past, bare
 from letopis.store.vocabulary import ForkPoint
 

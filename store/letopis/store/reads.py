@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.codec import INTEGER_MAX, INTEGER_MIN
+from letopis.store.asking import (
+    EVERYDAY,
+    Shape,
+    Window,
+    check_count,
+    check_place,
+    check_states,
+    conversations_cursor,
+    read_conversations_cursor,
+)
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.dialects import Dialect, lookups
 from letopis.store.errors import InvalidInput
@@ -31,15 +38,12 @@ from letopis.store.recorded import (
     unreadable,
 )
 from letopis.store.schema import conversations, events, lanes, log_heads, messages, owners
-from letopis.store.selects import Shape, messages_select, plain_select
+from letopis.store.selects import messages_select, plain_select
 from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.vocabulary import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
 
-STATES: Final = ("active", "archived", "deleted")
-EVERYDAY: Final = ("active",)
-"""The states of conversations that a list shows when it is not asked for others."""
-MAX_PAGE: Final = 10_000
-"""Items in one page, so that a page fits in memory whatever is asked for."""
+_FIXED: Final = 32
+"""Statements of which the limit is written in; those who page with so many different ones have it bound."""
 _REMEMBERED: Final = 10_000
 """Conversations of which it is known that their messages have to be read whole."""
 
@@ -60,87 +64,16 @@ class StoreView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """Which messages of a conversation: the newest ``last``, or the ``first``, or all, between two versions.
+class Everyday:
+    """What nearly every read comes to: messages of which nothing but their appending is recorded, and of no fork.
 
-    :ivar every: those that have left the active path too.
-    :ivar before_depth, after_depth: in whose messages the versions count: 0 the conversation's own, 1 its parent's.
+    :ivar page: at least one message.
+    :ivar sequence: as in a view, and of the same moment as the messages. ``version``: the conversation's then.
     """
 
-    last: int | None = None
-    first: int | None = None
-    before: int | None = None
-    after: int | None = None
-    every: bool = False
-    before_depth: int = 0
-    after_depth: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        last: int | None,
-        first: int | None,
-        before: int | str | None,
-        after: int | str | None,
-        every: bool = False,
-    ) -> Window:
-        """Return the window that a caller asks for.
-
-        :raises InvalidInput: both ``last`` and ``first``, a number out of bounds, or no place of a page.
-        """
-        if last is not None and first is not None:
-            raise InvalidInput("first", "cannot be given together with last: ask for the newest or for the oldest")
-        before_depth, before = _depth_of(before)
-        after_depth, after = _depth_of(after)
-        return cls(
-            last=None if last is None else check_count(last, "last"),
-            first=None if first is None else check_count(first, "first"),
-            before=check_place(before, "before"),
-            after=check_place(after, "after"),
-            every=every,
-            before_depth=before_depth,
-            after_depth=after_depth,
-        )
-
-    @property
-    def limit(self) -> int | None:
-        """The number of messages asked for, whichever the end; ``None`` for all."""
-        return self.last if self.last is not None else self.first
-
-    @property
-    def values(self) -> dict[str, int]:
-        """What binds it in its select; one more than asked for tells whether there are more."""
-        limit = None if self.limit is None else self.limit + 1
-        values = {"before": self.before, "after": self.after, "limit": limit}
-        return {name: value for name, value in values.items() if value is not None}
-
-    @property
-    def shape(self) -> Shape:
-        """What it asks for, without the values."""
-        return Shape(
-            last=self.last is not None,
-            limited=self.limit is not None,
-            before=self.before is not None,
-            after=self.after is not None,
-            every=self.every,
-        )
-
-    def at(self, depth: int) -> Window | None:
-        """Return the window on the messages of one ancestor alone; ``None`` where it shows none of them."""
-        # What lies deeper was said earlier.
-        if (self.before is not None and depth < self.before_depth) or (
-            self.after is not None and depth > self.after_depth
-        ):
-            return None
-        return replace(
-            self,
-            before=self.before if depth == self.before_depth else None,
-            after=self.after if depth == self.after_depth else None,
-            every=self.every and depth == 0,
-            before_depth=0,
-            after_depth=0,
-        )
+    page: Page[RecordedMessage]
+    sequence: int
+    version: int
 
 
 class Reader:
@@ -154,6 +87,7 @@ class Reader:
         self._statements = _Statements(dialect)
         # Conversations with more to their messages than that they were appended: these are read whole at once.
         self._richer: dict[str, None] = {}
+        self._forks: dict[str, None] = {}
 
     @property
     def conversation_select(self) -> sa.Select[Any]:
@@ -207,7 +141,7 @@ class Reader:
                 if len(plain) == len(rows):
                     return page_of(plain, window)
             # The two are statements of two moments: what this one returned is not used.
-            self._remember(conversation_id)
+            _remember(self._richer, conversation_id)
         rows = (await connection.execute(self._statements.messages(window), parameters)).all()
         plain = self._plain_messages(conversation_id, rows)
         if len(plain) == len(rows):
@@ -216,10 +150,28 @@ class Reader:
             {row.m_version: plain.get(row.m_version) or self.message(row, conversation_id) for row in rows}, window
         )
 
-    def _remember(self, conversation_id: str) -> None:
-        if len(self._richer) >= _REMEMBERED:
-            del self._richer[next(iter(self._richer))]
-        self._richer[conversation_id] = None
+    async def everyday(
+        self, connection: AsyncConnection, conversation_id: str, *, origin_id: UUID, window: Window
+    ) -> Everyday | None:
+        """Return what :meth:`view` is asked for, in one statement; ``None`` where it is not as everyday as that."""
+        if not self.plain or conversation_id in self._richer or conversation_id in self._forks:
+            return None
+        rows = (
+            await connection.execute(
+                self._statements.everyday(window), {**self.key(conversation_id), **window.values, "origin": origin_id}
+            )
+        ).all()
+        if not rows:
+            return None
+        first = rows[0]
+        if first.fork:
+            _remember(self._forks, conversation_id)
+            return None
+        found = plain_messages(conversation_id, [row[:7] for row in rows if not row[7]])
+        if len(found) < len(rows):
+            _remember(self._richer, conversation_id)
+            return None
+        return Everyday(page=page_of(found, window), sequence=first.delivered, version=first.seen)
 
     async def events(
         self, connection: AsyncConnection, conversation_id: str, *, after: int | str, limit: int
@@ -361,6 +313,12 @@ def page_of(found: Mapping[int, RecordedMessage], window: Window) -> Page[Record
     return Page(tuple([found[version] for version in order]), next=place)
 
 
+def _remember(names: dict[str, None], name: str) -> None:
+    if len(names) >= _REMEMBERED:
+        del names[next(iter(names))]
+    names[name] = None
+
+
 def _plain_row(row: sa.Row[Any]) -> PlainRow:
     return (
         row.m_version,
@@ -371,72 +329,6 @@ def _plain_row(row: sa.Row[Any]) -> PlainRow:
         row.e_occurred_at,
         row.e_recorded_at,
     )
-
-
-def _depth_of(place: object) -> tuple[int, Any]:
-    """Part a place among inherited messages, ``<depth>.<version>``, which is the ``next`` of a page of a fork."""
-    depth, dot, version = place.partition(".") if isinstance(place, str) else ("", "", "")
-    if dot and depth.isascii() and depth.isdigit() and len(depth) <= 2:
-        return int(depth), version
-    return 0, place
-
-
-def check_count(value: object, field: str) -> int:
-    """Return ``value`` if it may be the size of a page.
-
-    :raises InvalidInput: no whole number from 1 to 10,000.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PAGE:
-        raise InvalidInput(field, f"must be a whole number from 1 to {MAX_PAGE}")
-    return value
-
-
-def check_place(value: object, field: str) -> int | None:
-    """Return a version or a position; a page gives it as text.
-
-    :raises InvalidInput: no whole number from 0, as a number or as text.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INTEGER_MAX:
-        raise InvalidInput(field, "must be a whole number from 0, or the `next` of a page")
-    return value
-
-
-def check_states(states: Collection[str]) -> list[str]:
-    """Return the states of conversations that are asked for.
-
-    :raises InvalidInput: none, or one that does not exist.
-    """
-    kind = isinstance(states, Collection) and not isinstance(states, str)
-    if not kind or not states or not all(isinstance(one, str) and one in STATES for one in states):
-        raise InvalidInput("states", f"must be some of {', '.join(STATES)}")
-    return sorted(set(states))
-
-
-def conversations_cursor(updated_at: int, conversation_id: str) -> str:
-    """Return the place after a conversation in the list of conversations; ``updated_at`` in microseconds."""
-    place = orjson.dumps([updated_at, conversation_id])
-    return urlsafe_b64encode(place).decode().rstrip("=")
-
-
-def read_conversations_cursor(cursor: object) -> tuple[int, str]:
-    """Return what :func:`conversations_cursor` made a cursor of.
-
-    :raises InvalidInput: it did not make this one.
-    """
-    try:
-        if not isinstance(cursor, str) or len(cursor) > 4_000:
-            raise TypeError  # noqa: TRY301 - all that is wrong with a cursor has one answer
-        place = orjson.loads(urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)))
-        updated, conversation_id = place
-        if type(updated) is not int or not INTEGER_MIN <= updated <= INTEGER_MAX:
-            raise TypeError  # noqa: TRY301
-        return updated, check_identifier(conversation_id, "after")
-    except (TypeError, ValueError) as error:
-        raise InvalidInput("after", "must be the `next` of a page of conversations") from error
 
 
 class _Statements:
@@ -527,6 +419,7 @@ class _Statements:
         )
         self._messages: dict[Shape, sa.Select[Any]] = {}
         self._plain: dict[Shape, sa.Select[Any]] = {}
+        self._everyday: dict[Shape, sa.Select[Any]] = {}
 
     def conversations(self, *, owned: bool, going_on: bool) -> sa.Executable:
         """Return the select of a page of conversations."""
@@ -558,7 +451,20 @@ class _Statements:
 
     def plain(self, window: Window) -> sa.Executable:
         """Return the select of a window, each message with what most have."""
-        shape = window.shape
+        shape = self._fixed(window, self._plain)
         if (found := self._plain.get(shape)) is None:
             found = self._plain[shape] = plain_select(shape)
         return found
+
+    def everyday(self, window: Window) -> sa.Executable:
+        """Return the same, with how the conversation stands."""
+        shape = self._fixed(window, self._everyday)
+        if (found := self._everyday.get(shape)) is None:
+            found = self._everyday[shape] = plain_select(shape, stands=True)
+        return found
+
+    @staticmethod
+    def _fixed(window: Window, made: Mapping[Shape, object]) -> Shape:
+        """Return the shape of a window with its limit in it: PostgreSQL plans anew each time what has any other."""
+        fixed = window.shape._replace(limit=window.values.get("limit"))
+        return fixed if fixed in made or len(made) < _FIXED else window.shape

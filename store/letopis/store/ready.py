@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -13,8 +13,10 @@ from letopis.store.catchup import Access
 from letopis.store.dialects import Dialect
 from letopis.store.erasing import Eraser
 from letopis.store.errors import ConfigurationError
+from letopis.store.faults import FaultClass, StoreFault
 from letopis.store.inline import Inline
 from letopis.store.lineage import Lineage
+from letopis.store.migration import STORE, Revision, State
 from letopis.store.projections import Projection
 from letopis.store.reads import Reader
 from letopis.store.rebuild import Rebuilder
@@ -24,6 +26,8 @@ from letopis.store.search.indexing import Indexing
 from letopis.store.statistics import Counter
 from letopis.store.timetravel import Past
 from letopis.store.upcasters import Upcasters
+
+UPGRADE_COMMAND: Final = "letopis db upgrade"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,25 @@ def check_options(*, partitions: object, upcasters: object, now: object) -> None
         raise ConfigurationError(f"upcasters must be Upcasters(...), not {type(upcasters).__name__}")
     if not callable(now):
         raise ConfigurationError(f"now must be a function that returns the time, not {type(now).__name__}")
+
+
+def check_found(found: Revision, partitions: int) -> None:
+    """Make sure that a database can be worked with as it was found.
+
+    :raises StoreFault: ``MISCONFIGURED``, with what to do.
+    """
+    if found.state is not State.CURRENT:
+        raise StoreFault(
+            fault_class=FaultClass.MISCONFIGURED,
+            code=f"schema-{found.state}",
+            reason=found.advice(STORE, command=UPGRADE_COMMAND),
+        )
+    if partitions == 0:
+        raise StoreFault(
+            fault_class=FaultClass.MISCONFIGURED,
+            code="partitions",
+            reason="the counters of the log are gone (letopis_log_heads is empty): restore the database",
+        )
 
 
 def made_ready(

@@ -10,17 +10,18 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.store.asking import Shape, Window
 from letopis.store.codec import INTEGER_MAX
 from letopis.store.conversation import Conversation, Page, RecordedMessage
 from letopis.store.dialects import Dialect, lookups
 from letopis.store.errors import InvalidInput
 from letopis.store.events import RecordedEvent, from_microseconds, to_microseconds
 from letopis.store.fold import SUPERSEDED, Fold, Tally, redacted
-from letopis.store.reads import Reader, Window
+from letopis.store.reads import Reader
 from letopis.store.recorded import appended_event, recorded_event
 from letopis.store.rows import fork_of
 from letopis.store.schema import conversations, events, messages
-from letopis.store.selects import Shape, messages_select
+from letopis.store.selects import messages_select
 from letopis.store.upcasters import Upcasters
 from letopis.store.vocabulary import (
     Body,
