@@ -23,6 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from letopis.store.errors import ConfigurationError
 from letopis.store.faults import FaultClass, StoreFault
+from letopis.store.sqlite_cursor import SQLiteCursor
 
 T = TypeVar("T")
 
@@ -133,6 +134,10 @@ class SQLiteConnection(aiosqlite.Connection):
         Cancelling the caller neither interrupts ``work`` nor takes it back: its result is dropped.
         """
         return await self._execute(work, self._conn)  # type: ignore[no-any-return, no-untyped-call]
+
+    def cursor(self) -> SQLiteCursor:  # type: ignore[override]  # SQLAlchemy enters it, and awaits it nowhere
+        """Return a cursor that hops once a statement."""
+        return SQLiteCursor(self)
 
     def remember(self, path: str) -> None:
         """Remember the file that is open, by its path."""
