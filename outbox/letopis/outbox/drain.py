@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +40,8 @@ CHORE_AGAIN: Final = 60.0
 RAMP_PAUSE: Final = 0.1
 """Seconds, at most, between two batches after an outage, so that many relays do not come back in step."""
 FIRST_LOOK: Final = ""
+AT_ONCE: Final = 2
+"""Batches that a long backlog has under way at once, each on a connection of its own; one more is read meanwhile."""
 STRETCH: Final = 8
 """Batches delivered one after the other before anything else is looked at; less than a second's work."""
 
@@ -185,31 +187,42 @@ class Drain:
         return await self._deliver(due) if self.breaker.closed else Step(more=True)
 
     async def _deliver_on(self, due: Due, batches: int) -> Step:
-        """Deliver a batch, and while the store works on it begin with the next one, of other conversations."""
-        running: asyncio.Task[Step] = asyncio.create_task(self._deliver(due))
-        ahead: asyncio.Task[Step] | None = None
+        """Deliver a batch, and while the store works on it begin with those that follow, of other conversations."""
+        under_way: deque[tuple[Due, asyncio.Task[Step]]] = deque()
+        following: Due | None = due
         whole = Step(more=True)
         try:
             while True:
-                batches -= 1
-                if batches > 0:
-                    following = await self._due(limit=self._batch, exclude=frozenset(due.lanes))
-                    if following.incarnation == due.incarnation and following.batches and not following.broken:
-                        due, ahead = following, asyncio.create_task(self._deliver(following))
-                        self._steps += 1
-                whole = whole.and_then(await running)
-                if ahead is None:
+                if following is not None and len(under_way) < AT_ONCE:
+                    under_way.append((following, asyncio.create_task(self._deliver(following))))
+                    following = None
+                    batches -= 1
+                if following is None and batches > 0 and whole.more and self.breaker.closed:
+                    # Read while the others are under way, so that it is there when there is room for it.
+                    following = await self._ahead(due.incarnation, [one for one, _ in under_way])
+                    if following is not None and len(under_way) < AT_ONCE:
+                        continue
+                if not under_way:
                     return whole
-                running, ahead = ahead, None
+                whole = whole.and_then(await under_way[0][1])
+                under_way.popleft()
                 if not (whole.more and self.breaker.closed):
-                    batches = 0  # what is under way is finished
+                    following = None  # what is under way is finished
         except asyncio.CancelledError:
-            for one in (running, ahead):
-                if one is not None:
-                    one.cancel()
+            for _, task in under_way:
+                task.cancel()
             raise
         finally:
-            await asyncio.gather(*(one for one in (running, ahead) if one is not None), return_exceptions=True)
+            await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+
+    async def _ahead(self, incarnation: int, under_way: Sequence[Due]) -> Due | None:
+        """Return what is due beside what is under way; ``None`` where that is nothing, or not as easy."""
+        busy = frozenset(name for one in under_way for name in one.lanes)
+        due = await self._due(limit=self._batch, exclude=busy)
+        if due.incarnation != incarnation or not due.batches or due.broken:
+            return None
+        self._steps += 1
+        return due
 
     def _is_easy(self, due: Due) -> bool:
         """Whether nothing about a batch asks for care: no outage a moment ago, nothing that was refused before."""

@@ -57,6 +57,8 @@ logger = logging.getLogger("letopis.store.apply")
 
 _ATTEMPTS: Final = 4
 """The first optimistic, the others careful; two outboxes that begin one conversation at once need the second."""
+_AT_ONCE: Final = 100
+"""Events that are taken in between two turns of the loop: less than a millisecond's work."""
 _SEEN_AGAIN: Final = 60_000_000
 """Microseconds after which an origin's ``last_seen_at`` is written again; each apply would make it a bottleneck."""
 
@@ -397,7 +399,12 @@ class _Apply:
         targets = await self._targets(accepted)
         forks = _forks(accepted)
         projected = []
+        taken = 0
         for lane in accepted:
+            taken += len(lane.fresh)
+            if taken >= _AT_ONCE:
+                taken = 0
+                await asyncio.sleep(0)
             name = lane.compared.lane.conversation_id
             row = rows.get(name)
             if row is None:
