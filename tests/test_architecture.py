@@ -22,6 +22,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         # values
         "errors",
         "identifiers",
+        "making",
         "numbers",
         "messages",
         "upcasters",
@@ -42,6 +43,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "schema",
         "faults",
         "urls",
+        "sqlite_cursor",
         "sqlite_files",
         "engines",
         "dialects",
@@ -70,6 +72,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "inline",
         "readings",
         "apply",
+        "asking",
         "selects",
         "recorded",
         "reads",
