@@ -15,6 +15,8 @@ from tests.benchmarks.parts import Bench
 from tests.benchmarks.raw_rows import names_of
 from tests.benchmarks.subjects import TEXT
 
+SLICE: Final = 500_000
+"""Messages made by one statement, so that it ends within the time that a store gives one."""
 EACH: Final = 100
 """Messages in each conversation that is there only to make the history long."""
 
@@ -54,15 +56,33 @@ def _small() -> Prepared:
 
 async def _copy(store: ConversationStore, template: str, name: str, *, position: int, count: int, each: int) -> int:
     """Copy the message of a conversation ``count`` times; return the last position of the log then."""
+    for start in range(0, count, SLICE):
+        last = min(start + SLICE, count)
+        await _copy_slice(store, template, name, position=position, numbers=(start + 1, last), each=each)
+    return position + count
+
+
+def _numbers(kind: str, first: int, last: int) -> str:
+    """Return what to select from for the numbers ``s.n`` from one to another, both included."""
+    match kind:
+        case "postgresql":
+            return f"generate_series({first}, {last}) AS s(n)"
+        case "sqlite":
+            more = f"SELECT {first} UNION ALL SELECT n + 1 FROM s WHERE n < {last}"
+            return f"(WITH RECURSIVE s(n) AS ({more}) SELECT n FROM s) AS s"
+        case _:
+            return f"(SELECT seq AS n FROM seq_{first}_to_{last}) AS s"
+
+
+async def _copy_slice(
+    store: ConversationStore, template: str, name: str, *, position: int, numbers: tuple[int, int], each: int
+) -> None:
     kind = store.url.get_backend_name()
-    numbers, event_id, quote = {
-        "postgresql": (f"generate_series(1, {count}) AS s(n)", "lpad(to_hex({at}), 32, '0')::uuid", '"'),
-        "sqlite": (
-            f"(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {count}) SELECT n FROM s) AS s",
-            "CAST(printf('%016d', {at}) AS BLOB)",
-            '"',
-        ),
-    }.get(kind, (f"(SELECT seq AS n FROM seq_1_to_{count}) AS s", "CAST(lpad({at}, 16, '0') AS BINARY(16))", "`"))
+    first_number, last_number = numbers
+    event_id, quote = {
+        "postgresql": ("lpad(to_hex({at}), 32, '0')::uuid", '"'),
+        "sqlite": ("CAST(printf('%016d', {at}) AS BLOB)", '"'),
+    }.get(kind, ("CAST(lpad({at}, 16, '0') AS BINARY(16))", "`"))
     divide = "DIV" if kind not in ("postgresql", "sqlite") else "/"
     named = name.format(n="s.n", each=each)
     # Whole numbers: in MariaDB DIV, for its / makes fractions.
@@ -75,7 +95,8 @@ async def _copy(store: ConversationStore, template: str, name: str, *, position:
         return f"INSERT INTO {table.name} ({columns}) SELECT {values} FROM {table.name} AS t, {where}"
 
     source = f"t.conversation_id = '{template}'"
-    per_conversation = numbers.replace(str(count), str(max(1, count // each)))
+    whole = _numbers(kind, first_number, last_number)
+    per_conversation = _numbers(kind, (first_number - 1) // each + 1, max(1, last_number // each))
     first = name.format(n=f"((s.n - 1) * {each} + 1)", each=each)
     statements = [
         select(
@@ -87,12 +108,12 @@ async def _copy(store: ConversationStore, template: str, name: str, *, position:
                 "position": at,
                 "event_id": event_id.format(at=at),
             },
-            f"{numbers} WHERE {source} AND t.type = 'message.appended'",
+            f"{whole} WHERE {source} AND t.type = 'message.appended'",
         ),
         select(
             messages,
             {"conversation_id": named, "version": version, "content_version": version},
-            f"{numbers} WHERE {source}",
+            f"{whole} WHERE {source}",
         ),
         select(
             conversations,
@@ -104,14 +125,13 @@ async def _copy(store: ConversationStore, template: str, name: str, *, position:
             },
             f"{per_conversation} WHERE {source}",
         ),
-        f"UPDATE {log_heads.name} SET position = {position + count}",
+        f"UPDATE {log_heads.name} SET position = {position + last_number}",
     ]
     async with store._engine.begin() as connection:
         for statement in statements:
             await connection.exec_driver_sql(
                 statement.replace("%", "%%") if kind not in ("postgresql", "sqlite") else statement
             )
-    return position + count
 
 
 async def _settle(store: ConversationStore) -> None:
