@@ -213,18 +213,18 @@ async def test_an_everyday_read_is_one_statement_and_says_what_a_view_says(
     origin_id = outbox.origin.origin_id
     windows = [Window(last=5), Window(first=5), Window(last=5, before=9), Window(first=3, after=50), Window()]
     for window in windows:
-        found = await store.everyday("plain", origin_id=origin_id, window=window)
+        found = await store.plain_page("plain", origin_id=origin_id, window=window)
         view = await store.view("plain", origin_id=origin_id, **asked(window))
 
         assert found is not None, window
         assert view.conversation is not None
         assert (found.page.items, found.page.next) == (view.messages, view.next), window
         assert (found.sequence, found.version) == (view.sequence, view.conversation.version) == (60, 60)
-    other = await store.everyday("plain", origin_id=uuid4(), window=Window(last=5))
+    other = await store.plain_page("plain", origin_id=uuid4(), window=Window(last=5))
     assert other is not None
     assert other.sequence == 0  # of an outbox that delivered nothing of it
     if store._kept is None:
-        read = partial(store.everyday, "plain", origin_id=origin_id, window=Window(last=5))
+        read = partial(store.plain_page, "plain", origin_id=origin_id, window=Window(last=5))
         [(statement, plan)] = await explained(store, read)
         assert complaints(store._engine.dialect.name, plan) == [], statement
 
@@ -238,7 +238,7 @@ async def test_what_is_no_everyday_conversation_is_left_to_a_view(filled: tuple[
 
     for name in ("fork", "marked", "chat-1", "nowhere"):
         for _ in range(2):  # also when it is known
-            found = await store.everyday(name, origin_id=outbox.origin.origin_id, window=Window(last=5))
+            found = await store.plain_page(name, origin_id=outbox.origin.origin_id, window=Window(last=5))
             assert found is None, name
 
 
@@ -249,7 +249,7 @@ async def test_a_store_that_reads_old_events_by_rules_reads_none_as_everyday(sto
         outbox.append("chat", Message.user("hello"))
         await outbox.deliver(store)
 
-        assert await store.everyday("chat", origin_id=outbox.origin.origin_id, window=Window(last=5)) is None
+        assert await store.plain_page("chat", origin_id=outbox.origin.origin_id, window=Window(last=5)) is None
         assert [message.text for message in await store.messages("chat", last=5)] == ["hello"]
 
 
@@ -262,7 +262,7 @@ async def test_a_table_that_the_planner_believes_empty_is_read_by_version(store_
         kind = store._engine.dialect.name
         for read in (
             partial(store.messages, "chat", last=50),
-            partial(store.everyday, "chat", origin_id=outbox.origin.origin_id, window=Window(last=50)),
+            partial(store.plain_page, "chat", origin_id=outbox.origin.origin_id, window=Window(last=50)),
         ):
             for statement, plan in await explained(store, read):
                 if kind == "mariadb":

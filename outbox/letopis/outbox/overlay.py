@@ -25,7 +25,7 @@ from letopis.store.asking import Window, conversations_cursor
 from letopis.store.conversation import Conversation, Page, RecordedMessage, Saved, Seen
 from letopis.store.events import RecordedEvent, to_microseconds
 from letopis.store.fold import SUPERSEDED, Elsewhere, Fold
-from letopis.store.reads import Everyday, StoreView
+from letopis.store.reads import PlainPage, StoreView
 from letopis.store.turns import Conflict
 from letopis.store.upcasters import Upcasters
 from letopis.store.vocabulary import ConversationDeleted, ConversationRewound, ConversationStarted, EventSkipped
@@ -220,14 +220,14 @@ def messages_over(
     return Page(found, next=None if place is None else str(place), complete=not away, seen=seen)
 
 
-def nothing_over(read: StoreView | Everyday, standing: Standing) -> Seen | None:
+def nothing_over(read: StoreView | PlainPage, standing: Standing) -> Seen | None:
     """Return how much was seen with what was ``read``, if the file holds nothing beyond it; ``None`` where it may.
 
     Whatever the order in which the two were read: all that the file held is in what was read.
     """
     if not standing.known or standing.head != standing.delivered or standing.head > read.sequence:
         return None
-    if isinstance(read, Everyday):
+    if isinstance(read, PlainPage):
         return Seen(sequence=standing.head, version=read.version)
     return Seen(sequence=standing.head, version=0 if read.conversation is None else read.conversation.version)
 

@@ -267,8 +267,8 @@ class Reading(Embedded):
     async def _at_a_glance(
         self, store: ConversationStore, conversation_id: str, window: Window
     ) -> Page[RecordedMessage] | None:
-        """Return a page where it is an everyday one, and the file holds nothing beyond it."""
-        found = await store.everyday(conversation_id, origin_id=self.outbox.origin.origin_id, window=window)
+        """Return a page where it is a plain one, and the file holds nothing beyond it."""
+        found = await store.plain_page(conversation_id, origin_id=self.outbox.origin.origin_id, window=window)
         if found is None or (seen := nothing_over(found, self.outbox.glance(conversation_id))) is None:
             return None
         return replace(found.page, seen=seen)

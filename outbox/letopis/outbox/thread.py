@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -112,9 +113,7 @@ def _serve(jobs: SimpleQueue[_Job | None]) -> None:
             value = fn()
         except BaseException as raised:  # whatever it is belongs to the one who waits, not to this thread
             error = raised
-        try:  # noqa: SIM105 - suppress() makes an object, for each append
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(done, value, error)
-        except RuntimeError:
-            pass  # the loop is closed: nobody waits any more
         # Else the last result, or a traceback with its frames, would live until the next job.
         del job, fn, loop, done, value, error

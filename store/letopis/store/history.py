@@ -41,7 +41,7 @@ from letopis.store.lineage import Lineage
 from letopis.store.migration import IN_TURN, STORE, Revision, State, revision_state, upgrade
 from letopis.store.plan import ApplyResult, LaneBatch, Origin
 from letopis.store.projections import Projection, checked_inline
-from letopis.store.reads import Everyday, Reader, StoreView
+from letopis.store.reads import PlainPage, Reader, StoreView
 from letopis.store.ready import Ready, check_found, check_options, made_ready
 from letopis.store.rebuild import Rebuilt
 from letopis.store.schema import log_heads
@@ -289,13 +289,15 @@ class ConversationStore:
             lambda reader, connection: reader.view(connection, conversation_id, origin_id=origin_id, window=window)
         )
 
-    async def everyday(self, conversation_id: str, *, origin_id: UUID, window: Window) -> Everyday | None:
+    async def plain_page(self, conversation_id: str, *, origin_id: UUID, window: Window) -> PlainPage | None:
         """Return what nearly every read comes to, in one statement; ``None`` where it is not that.
 
         :meta private:
         """
         return await self._read(
-            lambda reader, connection: reader.everyday(connection, conversation_id, origin_id=origin_id, window=window)
+            lambda reader, connection: reader.plain_page(
+                connection, conversation_id, origin_id=origin_id, window=window
+            )
         )
 
     def view_beside(

@@ -64,7 +64,7 @@ class StoreView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Everyday:
+class PlainPage:
     """What nearly every read comes to: messages of which nothing but their appending is recorded, and of no fork.
 
     :ivar page: at least one message.
@@ -150,15 +150,15 @@ class Reader:
             {row.m_version: plain.get(row.m_version) or self.message(row, conversation_id) for row in rows}, window
         )
 
-    async def everyday(
+    async def plain_page(
         self, connection: AsyncConnection, conversation_id: str, *, origin_id: UUID, window: Window
-    ) -> Everyday | None:
-        """Return what :meth:`view` is asked for, in one statement; ``None`` where it is not as everyday as that."""
+    ) -> PlainPage | None:
+        """Return what :meth:`view` is asked for, in one statement; ``None`` where it is more than that."""
         if not self.plain or conversation_id in self._richer or conversation_id in self._forks:
             return None
         rows = (
             await connection.execute(
-                self._statements.everyday(window), {**self.key(conversation_id), **window.values, "origin": origin_id}
+                self._statements.standing(window), {**self.key(conversation_id), **window.values, "origin": origin_id}
             )
         ).all()
         if not rows:
@@ -171,7 +171,7 @@ class Reader:
         if len(found) < len(rows):
             _remember(self._richer, conversation_id)
             return None
-        return Everyday(page=page_of(found, window), sequence=first.delivered, version=first.seen)
+        return PlainPage(page=page_of(found, window), sequence=first.delivered, version=first.seen)
 
     async def events(
         self, connection: AsyncConnection, conversation_id: str, *, after: int | str, limit: int
@@ -419,7 +419,7 @@ class _Statements:
         )
         self._messages: dict[Shape, sa.Select[Any]] = {}
         self._plain: dict[Shape, sa.Select[Any]] = {}
-        self._everyday: dict[Shape, sa.Select[Any]] = {}
+        self._standing: dict[Shape, sa.Select[Any]] = {}
 
     def conversations(self, *, owned: bool, going_on: bool) -> sa.Executable:
         """Return the select of a page of conversations."""
@@ -456,11 +456,11 @@ class _Statements:
             found = self._plain[shape] = plain_select(shape)
         return found
 
-    def everyday(self, window: Window) -> sa.Executable:
+    def standing(self, window: Window) -> sa.Executable:
         """Return the same, with how the conversation stands."""
-        shape = self._fixed(window, self._everyday)
-        if (found := self._everyday.get(shape)) is None:
-            found = self._everyday[shape] = plain_select(shape, stands=True)
+        shape = self._fixed(window, self._standing)
+        if (found := self._standing.get(shape)) is None:
+            found = self._standing[shape] = plain_select(shape, stands=True)
         return found
 
     @staticmethod

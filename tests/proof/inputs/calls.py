@@ -165,7 +165,7 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "ConversationStore.counted": "takes a `Period`, which `statistics` makes",
     "ConversationStore.read_past": "takes a function of Letopis's own",
     "ConversationStore.view": "arguments as `messages`, and the origin of the outbox's own",
-    "ConversationStore.everyday": "takes a window of Letopis's own",
+    "ConversationStore.plain_page": "takes a window of Letopis's own",
     "ConversationStore.view_beside": "takes a function of Letopis's own",
     "ConversationStore.projector": "takes an object of the program's, no input",
     "Reply.break_off": "no arguments",
