@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from letopis.store import CustomEvent, Event, InvalidInput, Limits, Message, MessageSent
-from letopis.store.codec import EncodedEvent, decode, digest_of, encode
+from letopis.store.codec import EncodedEvent, decode, digest_of, encode, encode_message
 
 scalars = (
     st.none()
@@ -249,3 +249,23 @@ def test_the_trace_in_which_an_event_was_appended_is_no_part_of_its_content() ->
     assert digest_of("c", "a.b", 1, "{}", '{"k":1,' + trace + "}") == digest_of("c", "a.b", 1, "{}", '{"k":1}')
     assert digest_of("c", "a.b", 1, "{}", '{"k":2,' + trace + "}") != digest_of("c", "a.b", 1, "{}", '{"k":1}')
     assert digest_of("c", "a.b", 1, "{}", trace) != digest_of("c", "a.b", 1, "{}", None)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b", "x" * 2_000_000])
+def test_a_message_of_words_alone_is_refused_as_any_event_is(text: str) -> None:
+    message = Message.user(text)
+    with pytest.raises(InvalidInput) as soon:
+        encode_message(message, conversation_id="c")
+    with pytest.raises(InvalidInput) as late:
+        encode(Event.of(message, conversation_id="c"), conversation_id="c")
+
+    assert str(soon.value) == str(late.value)
+
+
+@pytest.mark.parametrize("text", ["", "plain", "\\u0000 as text", "Ж" * 10_000, "\n\t\x01"])
+def test_a_message_of_words_alone_is_encoded_as_any_event_is(text: str) -> None:
+    message = Message.user(text)
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    event = Event.of(message, conversation_id="c", occurred_at=moment)
+
+    assert encode_message(message, conversation_id="c", occurred_at=moment) == encode(event, conversation_id="c")

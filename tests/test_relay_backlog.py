@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from letopis.outbox.breaker import BreakerState
 from letopis.outbox.file import OutboxFile
+from letopis.outbox.lanes import Due
 from letopis.store.plan import ApplyResult, LaneBatch, Origin
 from tests.relays import DOWN, POISON, QUICK, ToldStore, drained, end, figures, lane, relay_on, say, until
 
@@ -156,3 +158,38 @@ async def test_another_incarnation_ends_it(outbox: OutboxFile) -> None:
     assert (await step).fenced
     await other.drain()
     assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1] * MANY
+
+
+async def test_nothing_is_delivered_that_was_read_under_anothers_lease(outbox: OutboxFile) -> None:
+    """Its write-back would pass the fence: it is the other one's own number."""
+    store = Slow()
+    relay = relay_on(outbox, store, locked=False)
+    await relay.lease.take()
+    read = relay._drain._due
+    reads = 0
+
+    async def due(**asked: Any) -> Due:
+        nonlocal reads
+        reads += 1
+        found = await read(**asked)
+        await outbox.write(
+            lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_relay SET incarnation = 99")
+        )
+        return found
+
+    relay._drain._due = due  # type: ignore[method-assign]
+
+    assert (await relay._drain.stretch()).fenced
+    assert reads > 1  # the control: there was a look ahead
+    assert len(store.batches) == 1
+    assert (await figures(outbox)).pending == MANY * (EACH + 1)
+
+
+async def test_what_was_read_ahead_is_not_sent_to_a_store_that_went_away(outbox: OutboxFile) -> None:
+    store = Slow()
+    store.refuse = lambda _: DOWN
+
+    assert await relay_on(outbox, store).drain() == 0
+    sent = {one.conversation_id for batch in store.batches for one in batch}
+    assert store.most == 2
+    assert sent == {f"c{number}" for number in range(100)}  # those of the first two batches
