@@ -173,6 +173,8 @@ class Campaign:
                     # What became of it in the meantime decides whether it counts.
                     if probe is not None and probe.look().pending and self._fire(left[0]):
                         left.pop(0)
+                    else:
+                        left[0] = left[0].sooner()
                 elif not progress.pending and importing.poll() is not None:
                     return
         finally:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 Kind = Literal["kill", "cut", "outage"]
 
 ROOM: Final = 3000
 """Events between two faults below which the relay would be done before they all fire: a few batches of it."""
+
+SPARE: Final = 2
+"""Waves of a small sample that bring no faults of their own, for those that a quick relay left nothing to hit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,10 @@ class Fault:
     kind: Kind
     after: int
     delay: float
+
+    def sooner(self) -> Fault:
+        """Return the same fault for its next try, after one that found everything delivered."""
+        return replace(self, delay=self.delay / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +45,7 @@ def schedule(*, lines: int, kills: int, cuts: int, outages: int, seed: int) -> S
 
     Where there are enough lines, there is one wave and the faults are spread over it. A small sample would be delivered
     before they all fired: it comes in as many waves as there are faults to fire, each importing the file a little
-    further, from its start, so that importing twice is tried as well.
+    further, from its start, so that importing twice is tried as well. The last waves are spare ones.
     """
     chance = random.Random(seed)
     order: list[Kind] = ["kill"] * kills
@@ -52,7 +59,7 @@ def schedule(*, lines: int, kills: int, cuts: int, outages: int, seed: int) -> S
         faults = (_fault(kind, mark, chance) for kind, mark in zip(order, marks, strict=True))
         return (Wave(lines=lines, faults=tuple(faults)),)
     # Two faults a wave: the first leaves the relay something to do for the second.
-    pairs = [order[place : place + 2] for place in range(0, len(order), 2)]
+    pairs = [order[place : place + 2] for place in range(0, len(order), 2)] + [[] for _ in range(SPARE)]
     return tuple(
         Wave(
             lines=lines * number // len(pairs),

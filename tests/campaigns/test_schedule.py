@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.campaigns.schedule import schedule
+from tests.campaigns.schedule import SPARE, Fault, schedule
 
 
 def test_the_same_seed_gives_the_same_schedule() -> None:
@@ -27,9 +27,23 @@ def test_a_small_input_comes_in_waves_that_each_go_a_little_further() -> None:
     waves = schedule(lines=2_800, kills=20, cuts=20, outages=1, seed=1)
 
     assert Counter(fault.kind for wave in waves for fault in wave.faults) == {"kill": 20, "cut": 20, "outage": 1}
-    assert all(1 <= len(wave.faults) <= 2 for wave in waves)
+    assert all(1 <= len(wave.faults) <= 2 for wave in waves[:-SPARE])
     assert [wave.lines for wave in waves] == sorted({wave.lines for wave in waves})
     assert waves[-1].lines == 2_800
+
+
+def test_a_small_input_ends_with_waves_for_faults_that_came_too_late() -> None:
+    *_, last, first_spare, second_spare = schedule(lines=199, kills=2, cuts=2, outages=0, seed=1)
+
+    assert last.faults
+    assert (first_spare.faults, second_spare.faults) == ((), ())
+    assert last.lines < first_spare.lines < second_spare.lines == 199
+
+
+def test_a_fault_that_came_too_late_waits_for_half_as_long_the_next_time() -> None:
+    late = Fault(kind="kill", after=0, delay=0.012)
+
+    assert late.sooner() == Fault(kind="kill", after=0, delay=0.006)
 
 
 def test_without_faults_there_is_one_plain_wave() -> None:
