@@ -23,6 +23,7 @@ from letopis.outbox.served import Served
 from letopis.store.errors import ConfigurationError
 from letopis.store.faults import FaultClass, StoreFault
 from letopis.store.history import ConversationStore
+from letopis.store.sqlite_files import SQLiteConnection, connect_to_sqlite
 from tests.peers import silent
 from tests.relays import end, figures, say, sql, until
 
@@ -270,6 +271,40 @@ class TestStart:
 
         assert told.count("READY") == 0
         assert await pending(path) == 3
+
+    async def test_a_stop_during_the_start_closes_what_it_had_open(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        looking, opened = asyncio.Event(), list[SQLiteConnection]()
+        look = ConversationStore._look
+
+        async def connect(file: str, busy_timeout: float) -> SQLiteConnection:
+            opened.append(await connect_to_sqlite(file, busy_timeout))
+            return opened[-1]
+
+        async def looks(store: ConversationStore) -> Any:
+            async with store._readers.connect():
+                looking.set()
+                await asyncio.sleep(0.5)
+            return await look(store)
+
+        async def apply(*_: Any) -> Any:
+            await asyncio.sleep(600)
+
+        monkeypatch.setattr("letopis.store.engines.connect_to_sqlite", connect)
+        monkeypatch.setattr(ConversationStore, "_look", looks)
+        monkeypatch.setattr(ConversationStore, "apply", apply)
+        found = DaemonSettings(outboxes=(str(path),))
+        daemon = Daemon(lambda: found, notifier=Told())
+        task = asyncio.create_task(daemon.run())
+        await asyncio.wait_for(looking.wait(), 20)
+        daemon.stop()
+        daemon.stop()
+        await asyncio.wait_for(task, 20)
+
+        assert opened
+        assert not any(one._running for one in opened)
 
 
 class TestWatchdog:
