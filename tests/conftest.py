@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.opens import WIRE
+from tests.required import missing
 from tests.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
 from tests.servers.mariadb import describe as describe_mariadb
 from tests.servers.postgresql import describe as describe_postgresql
@@ -50,7 +50,7 @@ def postgresql_server() -> Iterator[PostgresServer]:
     try:
         server = PostgresServer.find()
     except ServerUnavailable as exc:
-        _missing("postgresql", exc)
+        missing("postgresql", exc)
     with server:
         yield server
 
@@ -61,7 +61,7 @@ def mariadb_server() -> Iterator[MariaDBServer]:
     try:
         server = MariaDBServer.find()
     except ServerUnavailable as exc:
-        _missing("mariadb", exc)
+        missing("mariadb", exc)
     with server:
         yield server
 
@@ -124,9 +124,3 @@ def _database(server: Server) -> Iterator[str]:
     url = server.create_database()
     yield url
     server.drop_database(url)
-
-
-def _missing(kind: str, reason: ServerUnavailable) -> NoReturn:
-    if kind in os.environ.get("LETOPIS_TEST_REQUIRE", "").split(","):
-        pytest.fail(f"{kind} is required here: {reason}", pytrace=False)
-    pytest.skip(str(reason))

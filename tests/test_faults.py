@@ -30,6 +30,7 @@ from letopis.store.engines import Timeouts, create_store_engine
 from letopis.store.errors import ConfigurationError
 from letopis.store.faults import FaultClass, StoreFault, classify, translated
 from tests import peers
+from tests.required import missing
 from tests.servers import OwnPostgresServer, PostgresServer, ServerUnavailable
 
 UNAVAILABLE = FaultClass.UNAVAILABLE
@@ -442,8 +443,8 @@ def own_postgresql() -> Iterator[OwnPostgresServer]:
     """A server that asks for a password and has no TLS."""
     try:
         server = PostgresServer.own(auth="scram-sha-256", settings={"max_connections": "10"})
-    except ServerUnavailable as exc:
-        pytest.skip(str(exc))
+    except ServerUnavailable as reason:
+        missing("postgresql", reason)
     with server:
         yield server
 

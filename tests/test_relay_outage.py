@@ -13,6 +13,7 @@ from letopis.outbox.file import OutboxFile
 from letopis.store.history import ConversationStore
 from tests.campaigns.invariants import check
 from tests.relays import drained, end, figures, relay_on, say, sql, until
+from tests.required import missing
 from tests.servers import OwnPostgresServer, PostgresServer, ServerUnavailable
 from tests.servers.postgresql import StopMode
 
@@ -21,8 +22,8 @@ from tests.servers.postgresql import StopMode
 def server() -> Iterator[OwnPostgresServer]:
     try:
         own = PostgresServer.own()
-    except ServerUnavailable as missing:
-        pytest.skip(str(missing))
+    except ServerUnavailable as reason:
+        missing("postgresql", reason)
     with own:
         yield own
 

@@ -8,6 +8,7 @@ import pytest
 
 from letopis.outbox.incidents import Rules
 from tests.campaigns.outage import run
+from tests.required import missing
 from tests.servers import ServerUnavailable
 
 
@@ -25,8 +26,8 @@ from tests.servers import ServerUnavailable
 async def test_a_real_outage_of_eight_relays(tmp_path: Path, outage: float, rules: Rules, expect: int) -> None:
     try:
         report = await run(tmp_path, outage=outage, rules=rules, expect=expect, pace=0.25)
-    except ServerUnavailable as missing:
-        pytest.skip(str(missing))
+    except ServerUnavailable as reason:
+        missing("postgresql", reason)
 
     assert not report.problems, str(report)
     assert report.pending_at_the_end > 100
