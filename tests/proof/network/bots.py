@@ -31,11 +31,15 @@ CONVERSATIONS: Final = 6
 
 
 class Watched(ConversationStore):
-    """A history store that counts what went wrong with it, by class and code."""
+    """A history store that counts what went wrong with it, by class and code.
+
+    :ivar false_promises: applies that failed after they had been acknowledged; a store that keeps its word has none.
+    """
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         self.seen: Counter[str] = Counter()
+        self.false_promises = 0
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         try:

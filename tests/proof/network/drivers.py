@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,10 @@ MARGIN: Final = 0.1
 """Seconds that the client waits longer than the server's own limit, in place of the library's 5."""
 PATIENCE: Final = 40.0
 """Seconds after the last fault within which everything has to be delivered."""
+
+
+Enough = Callable[[Storm, Sequence[Watched]], bool]
+"""Whether what a control is about has happened often enough; how many faults bring it about is a matter of chance."""
 
 
 @dataclass(slots=True)
@@ -76,8 +80,9 @@ async def storm(
     store: type[Watched] = Watched,
     prepare: Iterable[str] = (),
     patience: float = PATIENCE,
+    enough: Enough = lambda sky, stores: True,
 ) -> Outcome:
-    """Deliver through a storm until so many faults have fired, or the time is over.
+    """Deliver through a storm until so many faults have fired and were enough, or the time is over.
 
     :param stores: databases, each with its own outboxes.
     :param pace: seconds between two appends of one of the two tasks of a bot.
@@ -93,8 +98,10 @@ async def storm(
                 held = [store(_through(url, port, speech), timeouts=SHORT, pool_size=4) for url in urls]
                 async with talking(folder, held, outboxes=OUTBOXES, pace=pace, seed=seed) as bots:
                     begun = loop.time()
-                    while _fired(sky, bots).total() < faults and loop.time() < begun + seconds:  # noqa: ASYNC110
-                        await asyncio.sleep(0.1)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            while _fired(sky, bots).total() < faults or not enough(sky, held):  # noqa: ASYNC110
+                                await asyncio.sleep(0.1)
                     found.seconds = loop.time() - begun
                     sky.calm()
                     found.drained_after = await drain(bots, patience=patience)

@@ -40,6 +40,9 @@ FATES: Final[Sequence[tuple[Moment, str]]] = (
 )
 """What can happen to a connection, the most instructive twice as often."""
 SPARED: Final = 0.1
+RESPITE: Final = 20
+"""Times later than others that a connection meets its fate which is spared at first; with none that are spared for
+good, a pool does not end up with nothing but those."""
 LAST_MESSAGE: Final = 30
 LAST_COMMIT: Final = 2
 PACE: Final = (0.005, 0.05)
@@ -64,12 +67,11 @@ class _Over(Exception):
     """This connection has met its fate."""
 
 
-def draw(chance: random.Random) -> Fate | None:
-    """Draw a fate; now and then there is none."""
-    if chance.random() < SPARED:
-        return None
+def draw(chance: random.Random) -> Fate:
+    """Draw a fate; now and then it comes late."""
+    late = RESPITE if chance.random() < SPARED else 1
     moment, act = chance.choice(FATES)
-    return Fate(moment, act, chance.randint(1, LAST_COMMIT if moment.endswith("COMMIT") else LAST_MESSAGE))
+    return Fate(moment, act, late * chance.randint(1, LAST_COMMIT if moment.endswith("COMMIT") else LAST_MESSAGE))
 
 
 class Storm:
