@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.util import greenlet_spawn
 
 from letopis.store import (
     Closed,
@@ -26,6 +30,7 @@ from letopis.store import (
     UnknownPart,
     Upcasters,
 )
+from letopis.store.lineage import Lineage
 from letopis.store.schema import messages as messages_table
 from tests.conformance.outboxes import Outbox
 
@@ -288,6 +293,50 @@ async def test_a_store_that_was_closed_says_so(store_url: str) -> None:
     for call in (store.ping, store.prepare, store.head, store.partitions, store.conversations):
         with pytest.raises(Closed):
             await call()
+
+
+async def test_a_store_is_closed_when_what_is_under_way_has_ended(store_url: str) -> None:
+    store = ConversationStore(store_url, migrate=True)
+    await store.prepare()
+    reading, pool = asyncio.Event(), store._engine.sync_engine.pool
+
+    async def slow(lineage: Lineage, connection: AsyncConnection) -> int:
+        reading.set()
+        await asyncio.sleep(0.3)
+        return int((await connection.execute(sa.select(sa.func.count()).select_from(messages_table))).scalar_one())
+
+    read = asyncio.create_task(store.read_past(slow))
+    await reading.wait()
+    await store.close()
+
+    assert await read == 0
+    assert isinstance(pool, QueuePool)
+    assert (pool.checkedout(), pool.checkedin()) == (0, 0)
+    with pytest.raises(Closed):
+        await store.read_past(slow)
+
+
+async def test_a_store_is_closed_though_what_is_under_way_hangs(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.store.history._CLOSING", 0.1)
+    store = ConversationStore(store_url, migrate=True)
+    await store.prepare()
+    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._engine.sync_engine.pool
+
+    async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
+        reading.set()
+        await go_on.wait()
+
+    read = asyncio.create_task(store.read_past(hangs))
+    await reading.wait()
+    async with asyncio.timeout(5):
+        await store.close()
+
+    assert not read.done()
+    go_on.set()
+    await read
+    await greenlet_spawn(pool.dispose)  # of what was given back too late
 
 
 async def test_a_store_is_prepared_by_its_first_use(store_url: str) -> None:

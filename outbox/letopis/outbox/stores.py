@@ -49,7 +49,6 @@ class Stores:
         self._clock = clock
         self._spans = Spans()
         self._found: dict[str, Destination] = {}
-        self._probes: set[asyncio.Task[None]] = set()
 
     @property
     def all(self) -> list[Destination]:
@@ -84,8 +83,6 @@ class Stores:
         finally:
             for task in tasks:
                 task.add_done_callback(_look_at)
-                self._probes.add(task)
-                task.add_done_callback(self._probes.discard)
                 task.cancel()
         faults = [fault for task in tasks if (fault := _fault(task)) is not None]
         wrong = [fault for fault in faults if fault.fault_class is FaultClass.MISCONFIGURED]
@@ -97,9 +94,6 @@ class Stores:
 
     async def close(self) -> None:
         """Close all connections, for some seconds at most."""
-        if self._probes:
-            # A connection that is in use meanwhile would be given back to a pool that nobody closes any more.
-            await asyncio.wait(self._probes, timeout=CLOSING)
         await asyncio.gather(*(_in_time(one.store.close()) for one in self.all))
 
 

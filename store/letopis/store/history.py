@@ -38,7 +38,7 @@ from letopis.store.fold import Elsewhere
 from letopis.store.identifiers import check_identifier, partition_of
 from letopis.store.kept import Kept
 from letopis.store.lineage import Lineage
-from letopis.store.migration import IN_TURN, STORE, Revision, State, revision_state, upgrade
+from letopis.store.migration import STORE, Revision, State, in_turn, revision_state, upgrade
 from letopis.store.plan import ApplyResult, LaneBatch, Origin
 from letopis.store.projections import Projection, checked_inline
 from letopis.store.reads import PlainPage, Reader, StoreView
@@ -49,7 +49,7 @@ from letopis.store.search.finding import UNREAD_MAX
 from letopis.store.search.hits import Hit, read_place
 from letopis.store.search.query import parse
 from letopis.store.search.upkeep import Nearly
-from letopis.store.shield import interrupted_once, uninterrupted
+from letopis.store.shield import UnderWay, interrupted_once, uninterrupted
 from letopis.store.sqlite_files import connect_for_reading
 from letopis.store.statistics import Counted, Period, Statistics
 from letopis.store.subscription import follow
@@ -59,6 +59,8 @@ from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 T = TypeVar("T")
 
 _TIMEOUTS: Final = Timeouts()
+_CLOSING: Final = 3.0
+"""Seconds that :meth:`ConversationStore.close` waits for what is under way: a server may not answer for long."""
 
 
 class ConversationStore:
@@ -110,6 +112,7 @@ class ConversationStore:
         self._cut_back = CutBack(partial(truncate, self._engine))
         # One reading connection beside the pool: a small read of a file costs less than taking one from it.
         self._kept = Kept(partial(connect_for_reading, self._engine, timeouts.lock)) if self._embedded else None
+        self._under_way = UnderWay()
         self._ready: Ready | None = None
         self._closed = False
 
@@ -138,12 +141,17 @@ class ConversationStore:
         await self._prepared()
 
     async def close(self) -> None:
-        """Close all connections; again does nothing. Whatever is used afterwards raises ``Closed``."""
+        """Close all connections; again does nothing. Whatever is used afterwards raises ``Closed``.
+
+        What is under way may end first, for some seconds at most.
+        """
         if not self._closed:
             self._closed = True
             self._ready = None
             await self._nearly.close()
             await self._cut_back.close()
+            # A connection in use would be given back to a pool that nobody closes any more.
+            await self._under_way.end(patience=_CLOSING)
             if self._kept is not None:
                 await uninterrupted(self._kept.close())
             await uninterrupted(self._engine.dispose())
@@ -520,7 +528,7 @@ class ConversationStore:
             if self._migrate and found.state in (State.MISSING, State.OLDER):
                 # Off the loop: it takes as long as everything else that is imported together.
                 await asyncio.to_thread(import_module, "alembic.command")
-                async with _in_turn(), self._engine.begin() as connection:
+                async with in_turn(), self._engine.begin() as connection:
                     await connection.run_sync(upgrade, STORE, attributes={"partitions": self._partitions})
                 found, partitions = await self._state()
         check_found(found, partitions)
@@ -571,6 +579,7 @@ class ConversationStore:
 
     async def _whole(self, work: Awaitable[T]) -> T:
         """Run one transaction so that a cancellation cannot tear it, and look again after a wrong schema."""
+        work = self._under_way.begin(work)
         with self._doubting():
             # A file answers soon, and a torn aiosqlite call leaks its thread; a server may not answer for long, and
             # its drivers bear one cancellation well.
@@ -585,14 +594,3 @@ class ConversationStore:
             if fault.fault_class is FaultClass.MISCONFIGURED:
                 self._ready = None
             raise
-
-
-@asynccontextmanager
-async def _in_turn() -> AsyncIterator[None]:
-    """Hold the lock of migrations; waited for in small steps, since other holders are threads and other tasks."""
-    while not IN_TURN.acquire(blocking=False):  # noqa: ASYNC110 - a lock between threads
-        await asyncio.sleep(0.01)
-    try:
-        yield
-    finally:
-        IN_TURN.release()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -34,6 +35,18 @@ class Migrations:
 IN_TURN: Final = threading.Lock()
 """Held by who runs :func:`upgrade`: Alembic keeps what it works on in globals, so two upgrades at the same time, in
 threads or in tasks of one event loop, would run on each other's databases."""
+
+
+@asynccontextmanager
+async def in_turn() -> AsyncIterator[None]:
+    """Hold :data:`IN_TURN`; waited for in small steps, since other holders are threads and other tasks."""
+    while not IN_TURN.acquire(blocking=False):  # noqa: ASYNC110 - a lock between threads
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        IN_TURN.release()
+
 
 STORE: Final = Migrations(location="letopis.migrations:store", version_table="letopis_version", head="0003")
 """The history store's."""

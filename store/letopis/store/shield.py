@@ -14,6 +14,25 @@ T = TypeVar("T")
 _running: set[asyncio.Future[Any]] = set()
 
 
+class UnderWay:
+    """What its owner has begun and not ended: whoever closes what that works on lets it end first."""
+
+    def __init__(self) -> None:
+        self._works: set[asyncio.Future[Any]] = set()
+
+    def begin(self, work: Awaitable[T]) -> asyncio.Future[T]:
+        """Run ``work`` in a task of its own, and know it until it ends."""
+        begun = asyncio.ensure_future(work)
+        self._works.add(begun)
+        begun.add_done_callback(self._works.discard)
+        return begun
+
+    async def end(self, *, patience: float) -> None:
+        """Wait until all of it has ended, whatever with, for so many seconds at most."""
+        if self._works:
+            await asyncio.wait(self._works, timeout=patience)
+
+
 async def uninterrupted(awaitable: Awaitable[T]) -> T:
     """Run ``awaitable`` to its end even if the caller is cancelled meanwhile, then let the cancellation go on.
 
