@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ STORES = ("sqlite", "postgresql", "mariadb")
 # A shared machine stalls now and then: a slow example is no failure.
 settings.register_profile("letopis", deadline=None)
 settings.load_profile("letopis")
+
+
+def pytest_configure() -> None:
+    """Heed SIGINT, which some tests send: a shell that starts the run in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
