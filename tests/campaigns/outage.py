@@ -15,7 +15,6 @@ import logging
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,17 +27,11 @@ from letopis.outbox.incidents import Rules
 from letopis.outbox.notices import Incident
 from letopis.store import ConversationStore, Message
 from tests import peers
+from tests.campaigns.herd import BOTS, HERD, peak
 from tests.campaigns.invariants import check
 from tests.servers import PostgresServer
 
-BOTS = 8
 USERS = 20
-HERD = 4 * BOTS
-"""Connection attempts in one second that a herd makes and relays that wait at random do not.
-
-A probe is two attempts, as a connection may have been cut while it lay idle. Of 20,000 outages drawn by the breaker's
-rules none had more than 24 in a second, one in 25 more than 16; eight pools of five that all connect make 80.
-"""
 
 
 @dataclass
@@ -154,8 +147,8 @@ async def run(
         "" if max(desk.stuck.values(), default=0) <= 1 else "a user was told twice",
         "" if desk.stuck == desk.recovered else "not exactly those who were told heard of the recovery",
         # The pool of a bot is 5; a herd would take them all at once, again and again.
-        "" if _peak(after) <= 2 * BOTS else f"{_peak(after)} connections in one second after the return",
-        "" if _peak(during) <= HERD else f"{_peak(during)} connection attempts in one second",
+        "" if peak(after) <= 2 * BOTS else f"{peak(after)} connections in one second after the return",
+        "" if peak(during) <= HERD else f"{peak(during)} connection attempts in one second",
     ]
     return Report(
         seconds=outage,
@@ -164,9 +157,9 @@ async def run(
         users_told=len(desk.stuck),
         pending_at_the_end=pending,
         probes=len(during),
-        probes_a_second=_peak(during),
+        probes_a_second=peak(during),
         connections_after=len(after),
-        connections_a_second_after=_peak(after),
+        connections_a_second_after=peak(after),
         drained_after=drained_after,
         stored=verdict.stored,
         problems=tuple(one for one in problems if one),
@@ -186,11 +179,6 @@ def _troubled(path: Path) -> int:
     with closing(sqlite3.connect(path, timeout=10)) as connection:
         found = connection.execute("SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'")
         return int(found.fetchone()[0])
-
-
-def _peak(moments: Sequence[float]) -> int:
-    """The most moments within one second."""
-    return max((sum(start <= one < start + 1 for one in moments) for start in moments), default=0)
 
 
 def main() -> int:
