@@ -44,12 +44,12 @@ class Hasty(Watched):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._promised: set[asyncio.Task[None]] = set()
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         task = asyncio.create_task(self._really(origin, batch))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._promised.add(task)
+        task.add_done_callback(self._promised.discard)
         await asyncio.wait((task,), timeout=TOO_SOON)
         return ApplyResult(
             applied=tuple(
@@ -65,7 +65,7 @@ class Hasty(Watched):
         )
 
     async def close(self) -> None:
-        await asyncio.gather(*self._under_way)
+        await asyncio.gather(*self._promised)
         await super().close()
 
     async def _really(self, origin: Origin, batch: Sequence[LaneBatch]) -> None:
