@@ -14,8 +14,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 
-from letopis.store.identifiers import uuid_of
-
 metadata: Final = sa.MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -64,7 +62,7 @@ class Uuid16(sa.types.TypeDecorator[UUID]):
         """Give the caller a UUID."""
         if value is None or dialect.name == "postgresql":
             return value  # type: ignore[no-any-return]  # the driver made the UUID
-        return uuid_of(value)
+        return UUID(bytes=bytes(value))
 
 
 Digest: Final = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
