@@ -87,7 +87,8 @@ async def run(folder: Path, *, seconds: float, seed: int) -> Report:
         ):
             probe = Probe(outbox)
             own = Own(bot)
-            talking = asyncio.create_task(_talk(bot, chance, acks))
+            enough = asyncio.Event()
+            talking = asyncio.create_task(_talk(bot, chance, acks, enough))
             until = loop.time() + seconds
             while loop.time() < until:
                 for one in daemons:
@@ -113,8 +114,9 @@ async def run(folder: Path, *, seconds: float, seed: int) -> Report:
                     if what == "steal" and await _steal(bot, thiefs):
                         fired["takeovers past the lock"] += 1
                     os.kill(pid, signal.SIGCONT)
-            talking.cancel()
-            await asyncio.gather(talking, return_exceptions=True)
+            # Not cancelled: what it waits for may be written all the same, when everything else is drained already.
+            enough.set()
+            await talking
             drained = await bot.drained(60)
             await own.stop()
             fenced += own.fenced
@@ -160,9 +162,9 @@ def _blows(chance: random.Random) -> Iterator[str]:
         yield from chance.sample(("kill", "stop", "steal", "yield"), 4)
 
 
-async def _talk(bot: History, chance: random.Random, acks: list[Ack]) -> None:
+async def _talk(bot: History, chance: random.Random, acks: list[Ack], enough: asyncio.Event) -> None:
     number = 0
-    while True:
+    while not enough.is_set():
         number += 1
         name = f"chat-{chance.randrange(CONVERSATIONS)}"
         try:

@@ -58,7 +58,10 @@ class Watched(ConversationStore):
 
 @dataclass(slots=True)
 class Bot:
-    """One outbox, its relay, and what appends to it have returned."""
+    """One outbox, its relay, and what appends to it have returned.
+
+    :ivar saying: appends that are under way: what one of them writes is pending a moment later.
+    """
 
     outbox: OutboxFile
     store: Watched
@@ -68,6 +71,7 @@ class Bot:
     pace: float
     acks: list[Ack] = field(default_factory=list)
     talking: bool = True
+    saying: int = 0
 
     async def talk(self) -> None:
         """Append without end, to conversations of its own and to some that other bots write to as well."""
@@ -81,7 +85,11 @@ class Bot:
             name = f"{self.outbox.path.stem if mine else self.shared}-{self.chance.randrange(CONVERSATIONS)}"
             long, many = self.chance.randrange(200), self.chance.choice((1, 1, 3))
             said = [Message.user(f"{number} {'ж' * long}") for _ in range(many)]
-            appended = await self.outbox.append(prepare(name, said, owner=f"owner of {name}"))
+            self.saying += 1
+            try:
+                appended = await self.outbox.append(prepare(name, said, owner=f"owner of {name}"))
+            finally:
+                self.saying -= 1
             self.acks += (
                 Ack(name, event_id, sequence)
                 for event_id, sequence in zip(appended.event_ids, appended.sequences, strict=True)
@@ -127,7 +135,8 @@ async def drain(bots: Sequence[Bot], *, patience: float) -> float | None:
     loop = asyncio.get_running_loop()
     begun = loop.time()
     while loop.time() < begun + patience:
-        if not any([(await figures(bot.outbox)).pending for bot in bots]):
+        quiet = not any(bot.saying for bot in bots)
+        if quiet and not any([(await figures(bot.outbox)).pending for bot in bots]):
             return loop.time() - begun
         await asyncio.sleep(0.05)
     return None

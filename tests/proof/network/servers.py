@@ -45,6 +45,7 @@ class Company:
         self._chance = random.Random(seed)
         self._length = 0
         self._talking = asyncio.Event()
+        self._saying = 0
         self.acks: list[Ack] = []
         self.bots: list[History] = []
         self.stores: list[Watched] = []
@@ -127,6 +128,9 @@ class Company:
             self._talking.clear()
         loop = asyncio.get_running_loop()
         ended = loop.time()
+        # What one of them writes is pending a moment later.
+        while self._saying and loop.time() < ended + BOUND:  # noqa: ASYNC110 - a moment, and bounded
+            await asyncio.sleep(0.01)
         drained = await asyncio.gather(*(bot.drained(BOUND) for bot in self.bots))
         took = loop.time() - ended
         verdict = await check(
@@ -159,7 +163,11 @@ class Company:
             mine = self._chance.random() < 0.7
             name = f"{bot.outbox.path.stem if mine else 'all'}-{self._chance.randrange(CONVERSATIONS)}"
             said = Message.user(f"{place} {number} {'ж' * self._chance.randrange(100)}{'x' * self._length}")
-            receipt = await bot.append(name, said, owner=f"owner of {name}")
+            self._saying += 1
+            try:
+                receipt = await bot.append(name, said, owner=f"owner of {name}")
+            finally:
+                self._saying -= 1
             self.acks.extend(Ack(name, event_id) for event_id in receipt.event_ids[:-1])
             self.acks.append(Ack(name, receipt.event_ids[-1], receipt.sequence))
             await asyncio.sleep(self._chance.uniform(0, 0.06))
