@@ -292,6 +292,8 @@ class TestStart:
         async def apply(*_: Any) -> Any:
             await asyncio.sleep(600)
 
+        monkeypatch.setattr("letopis.store.history._CLOSING", 20)
+        monkeypatch.setattr("letopis.outbox.stores.CLOSING", 20)
         monkeypatch.setattr("letopis.store.engines.connect_to_sqlite", connect)
         monkeypatch.setattr(ConversationStore, "_look", looks)
         monkeypatch.setattr(ConversationStore, "apply", apply)

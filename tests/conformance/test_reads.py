@@ -295,7 +295,10 @@ async def test_a_store_that_was_closed_says_so(store_url: str) -> None:
             await call()
 
 
-async def test_a_store_is_closed_when_what_is_under_way_has_ended(store_url: str) -> None:
+async def test_a_store_is_closed_when_what_is_under_way_has_ended(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.store.history._CLOSING", 20)
     store = ConversationStore(store_url, migrate=True)
     await store.prepare()
     reading, pool = asyncio.Event(), store._engine.sync_engine.pool
@@ -334,6 +337,30 @@ async def test_a_store_is_closed_though_what_is_under_way_hangs(
         await store.close()
 
     assert not read.done()
+    go_on.set()
+    await read
+    await greenlet_spawn(pool.dispose)  # of what was given back too late
+
+
+async def test_a_store_is_closed_though_its_caller_waits_no_longer(store_url: str) -> None:
+    store = ConversationStore(store_url, migrate=True)
+    await store.prepare()
+    reading, go_on, pool = asyncio.Event(), asyncio.Event(), store._engine.sync_engine.pool
+
+    async def hangs(lineage: Lineage, connection: AsyncConnection) -> None:
+        reading.set()
+        await go_on.wait()
+
+    read = asyncio.create_task(store.read_past(hangs))
+    await reading.wait()
+    await store.ping()
+    assert isinstance(pool, QueuePool)
+    assert (pool.checkedout(), pool.checkedin()) == (1, 1)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await store.close()
+
+    assert pool.checkedin() == 0
     go_on.set()
     await read
     await greenlet_spawn(pool.dispose)  # of what was given back too late

@@ -59,8 +59,9 @@ from letopis.store.upcasters import NO_UPCASTERS, Upcasters
 T = TypeVar("T")
 
 _TIMEOUTS: Final = Timeouts()
-_CLOSING: Final = 3.0
-"""Seconds that :meth:`ConversationStore.close` waits for what is under way: a server may not answer for long."""
+_CLOSING: Final = 1.0
+"""Seconds that :meth:`ConversationStore.close` waits for what is under way: a server may not answer for long, and with
+the 8 that a daemon's batch has this is less than the 10 after which Docker kills."""
 
 
 class ConversationStore:
@@ -143,18 +144,20 @@ class ConversationStore:
     async def close(self) -> None:
         """Close all connections; again does nothing. Whatever is used afterwards raises ``Closed``.
 
-        What is under way may end first, for some seconds at most.
+        What is under way may end first, for a second at most.
         """
         if not self._closed:
             self._closed = True
             self._ready = None
-            await self._nearly.close()
-            await self._cut_back.close()
-            # A connection in use would be given back to a pool that nobody closes any more.
-            await self._under_way.end(patience=_CLOSING)
-            if self._kept is not None:
-                await uninterrupted(self._kept.close())
-            await uninterrupted(self._engine.dispose())
+            try:
+                await self._nearly.close()
+                await self._cut_back.close()
+                # A connection in use would be given back to a pool that nobody closes any more.
+                await self._under_way.end(patience=_CLOSING)
+            finally:  # also for a caller that waits no longer: there is no second close
+                if self._kept is not None:
+                    await uninterrupted(self._kept.close())
+                await uninterrupted(self._engine.dispose())
 
     async def ping(self) -> None:
         """Ask the database for a sign of life; looks at no table.
