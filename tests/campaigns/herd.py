@@ -1,7 +1,9 @@
 """Herd: how often relays ask a store that is away, drawn by the breaker's own rules in no time at all.
 
-python -m tests.campaigns.herd                      # 20,000 outages of three minutes
-python -m tests.campaigns.herd --draws 500 --outage 20
+    python -m tests.campaigns.herd                      # 20,000 outages of three minutes
+    python -m tests.campaigns.herd --draws 500 --outage 20
+
+The bound of `tests.campaigns.outage`, which asks a real server, rests on this.
 """
 
 from __future__ import annotations

@@ -17,8 +17,6 @@ UNGUARDED: Final = {
     "asyncmy": ("DROP INDEX uq_letopis_events_event_id ON letopis_events",),
 }
 """The index that would still refuse a double, by driver."""
-
-
 TOO_SOON: Final = 0.02
 """Seconds after which a hasty store says yes."""
 
