@@ -8,13 +8,17 @@ import os
 import socket
 import sqlite3
 import ssl
+import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import asyncmy.errors
 import asyncpg
 import pytest
@@ -573,6 +577,25 @@ async def test_sqlite_files_that_cannot_be_used(tmp_path: Path) -> None:
     assert await fault_of(_ask(str(tmp_path / "nowhere" / "history.db"))) == (MISCONFIGURED, "no-folder")
     assert await fault_of(_ask(str(no_database))) == (MISCONFIGURED, "SQLITE_NOTADB")
     assert await fault_of(_ask(str(tmp_path))) == (MISCONFIGURED, "SQLITE_CANTOPEN")
+
+
+async def test_a_file_that_cannot_be_opened_leaves_no_thread_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, threads = aiosqlite.Connection.stop, list[threading.Thread]()
+
+    def late(self: aiosqlite.Connection) -> Any:
+        self._tx.put_nowait((None, partial(time.sleep, 0.2)))  # as on a machine that is busy
+        threads.append(self._thread)
+        return stop(self)
+
+    monkeypatch.setattr(aiosqlite.Connection, "stop", late)
+    assert await fault_of(_ask(str(tmp_path))) == (MISCONFIGURED, "SQLITE_CANTOPEN")
+
+    assert threads
+    for one in threads:
+        one.join(0.1)  # what is left of it is to return
+        assert not one.is_alive()
 
 
 # --- constructed errors ---------------------------------------------------------------------------------------------

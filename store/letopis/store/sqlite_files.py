@@ -115,7 +115,11 @@ class SQLiteConnection(aiosqlite.Connection):
     _file: tuple[int, int] | None = None
 
     async def opened(self) -> Self:
-        """Connect; if this is cancelled, the connection is closed as soon as it is there, and not left to be freed."""
+        """Connect; if this is cancelled, the connection is closed as soon as it is there, and not left to be freed.
+
+        If it fails, the thread has ended when this raises: an event loop may be closed right after, and a thread that
+        answers a loop which is closed ends in a traceback.
+        """
 
         async def connect() -> None:
             await self
@@ -125,6 +129,10 @@ class SQLiteConnection(aiosqlite.Connection):
             await asyncio.shield(connecting)
         except asyncio.CancelledError:
             connecting.add_done_callback(lambda done: self.stop())
+            raise
+        except Exception:
+            if (stopped := self.stop()) is not None:
+                await stopped
             raise
         return self
 
