@@ -10,7 +10,8 @@ import nox
 
 ROOT = Path(__file__).parent
 LOCK = ROOT / "requirements" / "dev.txt"
-PACKAGES = ("-p", "letopis.store", "-p", "letopis.outbox", "-p", "letopis.migrations")
+RUNTIME_LOCK = ROOT / "requirements" / "runtime.txt"
+PACKAGES = ("-p", "letopis.store", "-p", "letopis.outbox", "-p", "letopis.adapters", "-p", "letopis.migrations")
 
 nox.options.sessions = ["lint", "typing", "tests", "docs"]
 
@@ -79,7 +80,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Write requirements/dev.txt anew: every version with its hashes, for Python 3.11 and later, without addresses."""
+    """Write requirements/ anew: every version with its hashes, for Python 3.11 and later, without addresses.
+
+    `dev.txt` is for this repository, `runtime.txt` for users: Letopis with all its extras, and nothing of ours.
+    """
     session.install("uv")
     with tempfile.TemporaryDirectory() as temporary:
         # uv also writes a lock of its own, which names the registry that was asked: it stays in the temporary folder.
@@ -88,11 +92,13 @@ def lock(session: nox.Session) -> None:
         for name in ("store", "outbox", "migrations"):
             Path(temporary, name).mkdir()
         with session.chdir(temporary):
-            locked = session.run(
-                *("uv", "export", "--quiet", "--format", "requirements.txt"),
-                *("--all-extras", "--group", "dev", "--no-emit-project", "--no-annotate", "--no-header"),
-                silent=True,
-                log=False,
-            )
-    LOCK.parent.mkdir(exist_ok=True)
-    LOCK.write_text(f"# Made by `nox -s lock` from pyproject.toml; not edited by hand.\n{locked}", encoding="utf-8")
+            for lock_file, groups in ((LOCK, ("--group", "dev")), (RUNTIME_LOCK, ("--no-default-groups",))):
+                locked = session.run(
+                    *("uv", "export", "--quiet", "--format", "requirements.txt", "--all-extras", *groups),
+                    *("--no-emit-project", "--no-annotate", "--no-header"),
+                    silent=True,
+                    log=False,
+                )
+                lock_file.parent.mkdir(exist_ok=True)
+                head = "# Made by `nox -s lock` from pyproject.toml; not edited by hand.\n"
+                lock_file.write_text(f"{head}{locked}", encoding="utf-8")

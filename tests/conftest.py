@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from tests.opens import WIRE
-from tests.required import missing
-from tests.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
-from tests.servers.mariadb import describe as describe_mariadb
-from tests.servers.postgresql import describe as describe_postgresql
+from tests.support.opens import WIRE
+from tests.support.required import required
+from tests.support.servers import MariaDBServer, PostgresServer, Server
+from tests.support.servers.mariadb import describe as describe_mariadb
+from tests.support.servers.postgresql import describe as describe_postgresql
+from tests.support.servers.postgresql import in_own_loop
+from tests.support.servers.store_pool import MariaDBPool, PostgresPool, StorePool, copy_sqlite_store, migrate
+
+pytest_plugins = ["tests.support.fix_command", "tests.support.fix_disk", "tests.support.fix_outbox"]
 
 STORES = ("sqlite", "postgresql", "mariadb")
 
@@ -25,7 +32,11 @@ settings.load_profile("letopis")
 
 
 def pytest_configure() -> None:
-    """Heed SIGINT, which some tests send: a shell that starts the run in the background has it ignored."""
+    """Heed SIGINT, which some tests send: a shell that starts the run in the background has it ignored.
+
+    Let the programs that tests start keep their bytecode, or each of hundreds compiles the whole package.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -45,6 +56,19 @@ def no_raw_opens() -> Iterator[None]:
         pytest.fail("\n".join(("a live SQLite file was opened by other means than SQLite:", *WIRE.found[:5])))
 
 
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """What a command sets up for its own process ends with the test: the next one may look at what is logged."""
+    loggers = [logging.getLogger(name) for name in ("letopis", "asyncio")]
+    before = [(one, one.handlers[:], one.filters[:], one.level, one.propagate, one.disabled) for one in loggers]
+    silenced = logging.root.manager.disable
+    yield
+    logging.disable(silenced)
+    for one, handlers, filters, level, propagate, disabled in before:
+        one.handlers[:], one.filters[:], one.propagate, one.disabled = handlers, filters, propagate, disabled
+        one.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     """SQLAlchemy's asyncio and aiosqlite know asyncio only."""
@@ -54,22 +78,14 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgresServer]:
     """A PostgreSQL that answers; shared by the run: never stop it (`PostgresServer.own()` is for that)."""
-    try:
-        server = PostgresServer.find()
-    except ServerUnavailable as exc:
-        missing("postgresql", exc)
-    with server:
+    with required("postgresql", PostgresServer.find) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[MariaDBServer]:
     """A MariaDB that answers; shared by the run: never stop it (`MariaDBServer.own()` is for that)."""
-    try:
-        server = MariaDBServer.find()
-    except ServerUnavailable as exc:
-        missing("mariadb", exc)
-    with server:
+    with required("mariadb", MariaDBServer.find) as server:
         yield server
 
 
@@ -109,9 +125,43 @@ def new_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ca
         server.drop_database(url)
 
 
+@pytest.fixture(scope="session")
+def postgresql_stores(postgresql_server: PostgresServer) -> Iterator[StorePool]:
+    """Databases that hold a migrated, empty store."""
+    with closing(PostgresPool(postgresql_server)) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def mariadb_stores(mariadb_server: MariaDBServer) -> Iterator[StorePool]:
+    """Databases that hold a migrated, empty store."""
+    with closing(MariaDBPool(mariadb_server)) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def sqlite_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a migrated, empty store, to be copied."""
+    path = tmp_path_factory.mktemp("model") / "store.db"
+    in_own_loop(migrate(f"sqlite:///{path.as_posix()}"))
+    return path
+
+
 @pytest.fixture(params=STORES)
-def store_url(request: pytest.FixtureRequest, new_store_url: Callable[[str], str]) -> str:
-    """The URL of a fresh, empty database, as people write it; the test runs once on each kind of store."""
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a migrated, empty store, as users write it; the test runs once on each kind of store."""
+    if request.param == "sqlite":
+        yield copy_sqlite_store(request.getfixturevalue("sqlite_store"), tmp_path / "store.db")
+        return
+    pool: StorePool = request.getfixturevalue(f"{request.param}_stores")
+    url = pool.take()
+    yield url
+    pool.give_back(url)
+
+
+@pytest.fixture(params=STORES)
+def empty_database_url(request: pytest.FixtureRequest, new_store_url: Callable[[str], str]) -> str:
+    """The URL of a database without a store; the test runs once on each kind."""
     return new_store_url(request.param)
 
 

@@ -1,1 +1,1 @@
-"""The benchmark: Letopis, its peers and the limits of disk and database, side by side in one run."""
+"""Measure Letopis, its peers and the limits of disk and database, side by side in one run."""

@@ -12,13 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
-import sqlite3
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -39,8 +34,7 @@ from tests.benchmarks.parts import QUICK, Part, Scale, run_part
 from tests.benchmarks.peers import PEERS
 from tests.benchmarks.plotting import rounded
 from tests.benchmarks.table import judge
-from tests.servers.mariadb import describe as describe_mariadb
-from tests.servers.postgresql import describe as describe_postgresql
+from tests.support.reports import ROOT, report_of, write
 
 PARTS: Final[Mapping[str, Part]] = {
     "append": append,
@@ -57,12 +51,11 @@ PARTS: Final[Mapping[str, Part]] = {
     "import": imports,
     "growth": growth,
 }
-ROOT: Final = Path(__file__).parent.parent.parent
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "speed.md"
 
 
 def measure(names: Iterable[str], scale: Scale) -> dict[str, Any]:
-    """Run parts and return the report; a part that fails is told of, and the others go on."""
+    """Run parts and return the report; a part that fails is reported, and the others continue."""
     parts = []
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -81,13 +74,7 @@ def measure(names: Iterable[str], scale: Scale) -> dict[str, Any]:
             continue
         parts.append(_to_json(result))
         print(f"{name}: {result.seconds:.0f} s", file=sys.stderr, flush=True)
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "rounds": scale.rounds,
-        "factor": scale.factor,
-        "machine": {"processors": os.cpu_count(), "versions": _versions()},
-        "parts": parts,
-    }
+    return report_of(parts, versions=_versions(), rounds=scale.rounds, factor=scale.factor)
 
 
 def _to_json(result: Result) -> dict[str, Any]:
@@ -100,12 +87,7 @@ def _to_json(result: Result) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {
-        "Python": platform.python_version(),
-        "SQLite": sqlite3.sqlite_version,
-        "PostgreSQL": describe_postgresql(),
-        "MariaDB": describe_mariadb(),
-    }
+    found: dict[str, str] = {}
     for name in ("letopis", "sqlalchemy", "aiosqlite", "asyncpg", "asyncmy", "orjson"):
         try:
             found[name] = version(name)
@@ -140,8 +122,7 @@ def main() -> int:
     if given.publish and (given.quick or scale.rounds < 5):
         parser.error("what is published is not quick, and has five rounds or more")
     report = measure(given.part, scale)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "benchmarks.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(report, given.out, "benchmarks")
     text = page(report)
     (given.out / "speed.md").write_text(text, encoding="utf-8")
     if given.publish:

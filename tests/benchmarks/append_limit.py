@@ -1,4 +1,4 @@
-"""The limit of an append: a thread of its own, raw ``sqlite3``, the same rows into the same tables, nothing else."""
+"""Measure the limit of an append: one thread and raw ``sqlite3`` writing the same rows, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final
 
-from letopis.outbox.file import OutboxFile
-from letopis.outbox.schema import events, lanes
+from letopis.outbox.event_log.schema import events, lanes
+from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import Message
-from letopis.store.codec import encode_message
+from letopis.store.model.codec import encode_message
 from tests.benchmarks.subjects import TEXT, Subject
 
 GROUP: Final = 512
@@ -21,12 +21,11 @@ _INSERT: Final = (
     f"INSERT INTO {events.name} ({', '.join(_EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(_EVENT_COLUMNS))})"
 )
 _UPSERT: Final = (
-    f"INSERT INTO {lanes.name} (conversation_id, owner_id, head, delivered, pruned, state, attempts, due_at,"
-    " owed_since) VALUES (?, NULL, ?, 0, 0, 'ready', 0, 0, ?)"
-    " ON CONFLICT (conversation_id) DO UPDATE SET head = excluded.head"
+    f"INSERT INTO {lanes.name} (lane, conversation_id, owner_id, head, delivered, pruned, state, attempts, due_at,"
+    " owed_since) VALUES (?, ?, NULL, ?, 0, 0, 'ready', 0, 0, ?) ON CONFLICT (lane) DO UPDATE SET head = excluded.head"
 )
 
-_Job = tuple[tuple[Any, ...], "asyncio.Future[None]"]
+_Job = tuple[str, tuple[Any, ...], "asyncio.Future[None]"]
 
 
 class AppendLimit(Subject):
@@ -54,11 +53,11 @@ class AppendLimit(Subject):
             "occurred_at": event.occurred_at,
             "appended_at": event.occurred_at,
         }
-        assert set(_EVENT_COLUMNS) == {"event_id", "conversation_id", "sequence", *values}, "the outbox has new columns"
+        assert set(_EVENT_COLUMNS) == {"event_id", "lane", "sequence", *values}, "the outbox has new columns"
         self._tail = tuple(values[one] for one in _EVENT_COLUMNS[3:])
         self._now = event.occurred_at
         self._ids = int(event.event_id) if event.event_id else 0
-        self._heads: dict[str, int] = {}
+        self._lanes: dict[str, list[int]] = {}
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -67,11 +66,11 @@ class AppendLimit(Subject):
         await self._ready
 
     async def say(self, chat: str, text: str) -> None:
-        sequence = self._heads.get(chat, 0) + 1
-        self._heads[chat] = sequence
+        lane = self._lanes.setdefault(chat, [len(self._lanes) + 1, 0])
+        lane[1] += 1
         self._ids += 1  # rising, as a UUIDv7
         done: asyncio.Future[None] = self._loop.create_future()
-        self._jobs.put(((self._ids.to_bytes(16, "big"), chat, sequence, *self._tail), done))
+        self._jobs.put((chat, (self._ids.to_bytes(16, "big"), *lane, *self._tail), done))
         await done
 
     async def close(self) -> None:
@@ -100,11 +99,11 @@ class AppendLimit(Subject):
                         break
                     group.append(following)
                 connection.execute("BEGIN IMMEDIATE")
-                connection.executemany(_INSERT, [row for row, _ in group])
-                heads = {row[1]: (row[1], row[2], self._now) for row, _ in group}
+                connection.executemany(_INSERT, [row for _, row, _ in group])
+                heads = {chat: (row[1], chat, row[2], self._now) for chat, row, _ in group}
                 connection.executemany(_UPSERT, list(heads.values()))
                 connection.execute("COMMIT")
-                self._loop.call_soon_threadsafe(_resolve, [done for _, done in group])
+                self._loop.call_soon_threadsafe(_resolve, [done for _, _, done in group])
                 if ends:
                     return
         finally:

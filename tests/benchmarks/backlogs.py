@@ -1,4 +1,4 @@
-"""Backlogs: an outbox that owes events, made by appending them, and what drains it."""
+"""Append events to an outbox without a relay, and measure what drains it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from letopis.outbox.append import prepare
-from letopis.outbox.bounds import Bounds
-from letopis.outbox.file import OutboxFile
-from letopis.outbox.relay import Relay
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.limits import Bounds
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Message
 from tests.benchmarks.figures import Durability
 from tests.benchmarks.subjects import TEXT
@@ -49,7 +49,7 @@ class Backlog:
         return await self.outbox.read(lambda connection: int(connection.execute(statement).scalar_one()))
 
     async def drain(self) -> tuple[int, float]:
-        """Deliver all that is owed; return how many events it was, and the seconds it took.
+        """Deliver everything pending; return the number of events, and the seconds it took.
 
         :raises RuntimeError: something is left.
         """
@@ -78,7 +78,7 @@ class Backlog:
 async def durability_of(store: ConversationStore) -> Durability:
     """Return the durability of what a store applies, read in such a transaction."""
     async with store._engine.connect() as connection:
-        await store._dialect.begin_apply(connection)
+        await store._runtime.dialect.begin_apply(connection)
 
         async def ask(statement: str) -> Any:
             return (await connection.exec_driver_sql(statement)).scalar_one()

@@ -1,4 +1,4 @@
-"""Bare reads: the newest messages by a driver alone, with the JSON decoded and nothing made of it."""
+"""Read the newest messages with a driver alone: JSON decoded, and nothing made of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import orjson
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 _SELECT: Final = (
     "SELECT e.data FROM (SELECT conversation_id, version FROM letopis_messages WHERE {q}partition{q} = 0"
@@ -33,7 +33,7 @@ class BareRead(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go."""
+        """Release it."""
 
 
 class _Sqlite(BareRead):
@@ -67,17 +67,7 @@ class _Asyncpg(BareRead):
 
 class _Asyncmy(BareRead):
     async def open(self) -> None:
-        import asyncmy
-
-        self._connection: Any = await asyncmy.connect(
-            host=self._url.host,
-            port=self._url.port or 3306,
-            user=self._url.username or "root",
-            password=str(self._url.password or ""),
-            db=self._url.database,
-            charset="utf8mb4",
-            autocommit=True,
-        )
+        self._connection = await connect_asyncmy(self._url, autocommit=True)
         self._statement = _SELECT.format(q="`", p="%s")
 
     async def last(self, name: str) -> list[Any]:
@@ -87,6 +77,21 @@ class _Asyncmy(BareRead):
 
     async def close(self) -> None:
         self._connection.close()
+
+
+async def connect_asyncmy(url: URL, **options: Any) -> Any:
+    """Connect to MariaDB with the driver alone."""
+    import asyncmy
+
+    return await asyncmy.connect(
+        host=url.host,
+        port=url.port or 3306,
+        user=url.username or "root",
+        password=str(url.password or ""),
+        db=url.database,
+        charset="utf8mb4",
+        **options,
+    )
 
 
 def bare_read(kind: str, url: str) -> BareRead:

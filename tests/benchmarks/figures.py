@@ -1,4 +1,4 @@
-"""Figures: what was measured, under which durability, and what speaks against comparing it."""
+"""Hold what was measured, under which durability, and what speaks against comparing it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Durability:
 class Figure:
     """One thing that was measured in several rounds.
 
-    :ivar name: who did it, for people; ``key`` is how a verdict finds it.
+    :ivar name: who did it, for display; ``key`` is how a verdict finds it.
     :ivar samples: one a round, in the order of the rounds.
     :ivar more_is_better: whether the greater of two is the better one.
     :ivar durability: ``None`` where nothing is written.

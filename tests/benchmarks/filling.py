@@ -1,4 +1,4 @@
-"""Filling: histories of millions of messages, made by the database itself from one message that was really applied."""
+"""Make histories of millions of messages in the database itself from one message that was really applied."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from letopis.outbox.append import Prepared, prepare
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.store import ConversationStore, Message
-from letopis.store.schema import conversations, events, log_heads, messages
+from letopis.store.database.schema import conversations, events, log_heads, messages
 from tests.benchmarks.backlogs import Backlog
 from tests.benchmarks.parts import Bench
 from tests.benchmarks.raw_rows import names_of
@@ -23,7 +23,7 @@ EACH: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filled:
-    """A store that holds ``total`` messages more, and conversations called by their names with so many of them."""
+    """A store filled with ``total`` more messages, and named conversations of given lengths."""
 
     url: str
     store: ConversationStore

@@ -1,4 +1,4 @@
-"""Judging: which rows of the table are reached, and which figures may be compared at all; no measuring here."""
+"""Judge which rows of the table are reached, and which figures may be compared at all."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Verdict:
 
     @property
     def reached(self) -> bool | None:
-        """Whether all conditions are met."""
+        """Return True if all conditions are met."""
         found = [one.reached for one in self.conditions]
         return False if False in found else None if None in found or not found else True
 

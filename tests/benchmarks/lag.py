@@ -1,4 +1,4 @@
-"""Lag: how late the event loop comes round to what was due, while something else works."""
+"""Measure how late the event loop comes to what is due while something else works."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-EVERY = 0.002
+INTERVAL_SECONDS = 0.002
 """Seconds between two looks."""
 
 
@@ -21,9 +21,9 @@ async def measured_lag(late: list[float]) -> AsyncIterator[None]:
         nonlocal timer
         now = time.monotonic()
         late.append(max(0.0, now - due))
-        timer = loop.call_at(now + EVERY, look, now + EVERY)
+        timer = loop.call_at(now + INTERVAL_SECONDS, look, now + INTERVAL_SECONDS)
 
-    timer = loop.call_later(EVERY, look, time.monotonic() + EVERY)
+    timer = loop.call_later(INTERVAL_SECONDS, look, time.monotonic() + INTERVAL_SECONDS)
     try:
         yield
     finally:

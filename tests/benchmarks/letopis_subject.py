@@ -1,4 +1,4 @@
-"""Letopis as a subject, through its public API alone, with the proof that nothing was switched off."""
+"""Drive Letopis through its public API alone, and show that nothing was switched off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message
-from letopis.store.codec import digest_of
+from letopis.store.model.codec import digest_of
 from tests.benchmarks.subjects import Subject
 
 
@@ -60,7 +60,7 @@ async def objections_to(history: History, path: Path) -> tuple[str, ...]:
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute(
             "SELECT conversation_id, type, schema_version, data, metadata, digest, sequence"
-            " FROM letopis_outbox_events WHERE event_id = ?",
+            " FROM letopis_outbox_log WHERE event_id = ?",
             (receipt.event_ids[-1].bytes,),
         ).fetchall()
     if len(rows) != 1:

@@ -1,4 +1,4 @@
-"""Append: rows 1 and 2 of the table, and what the peers need for the same, at their defaults and at FULL."""
+"""Measure rows 1 and 2 of the table, and what the peers need for the same, at their defaults and at FULL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def append(bench: Bench) -> None:
 
 
 async def peers(bench: Bench) -> None:
-    """Measure the peers as they are when nobody sets anything, beside Letopis as it is."""
+    """Measure the peers and Letopis with default settings."""
     subjects: list[tuple[Callable[[], Subject], str, tuple[str, str] | None]] = [
         (Letopis, "", None),
         *((peer, "", None) for peer in PEERS),

@@ -1,4 +1,4 @@
-"""Daemon: row 8, a bot that says 2,000 things a second while another process delivers them."""
+"""Measure row 8: a bot that appends 2,000 times a second while another process delivers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.campaigns.processes import Place, Relay
 
 RATE: Final = 2_000
 EVERY: Final = 10
-"""One in so many appends waits until it is saved, as a bot does that shows it."""
+"""One in this many appends waits until it is saved, as in a bot that shows it."""
 
 
 async def daemon(bench: Bench) -> None:
@@ -63,13 +63,13 @@ async def daemon(bench: Bench) -> None:
 
 
 async def _round(history: History, round_number: int, seconds: float) -> tuple[list[float], list[float], float]:
-    """Say things at the rate, whether or not what was said before is kept already."""
+    """Append at the rate, whether or not earlier appends have returned."""
     appended: list[float] = []
     saved: list[float] = []
     clock = time.perf_counter
 
     async def say(number: int, due: float) -> None:
-        # From when it was due: a bot that is late makes its people wait just as well.
+        # From when it was due: a bot that is late makes its users wait too.
         receipt = await history.append(f"chat-{round_number}-{number % 200}", Message.user(TEXT))
         appended.append(clock() - due)
         if number % EVERY == 0:

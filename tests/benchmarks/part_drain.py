@@ -1,4 +1,4 @@
-"""Drain: rows 5, 6 and 7, from a full outbox into each of the stores, beside a bare driver that writes the same."""
+"""Measure rows 5, 6 and 7: from a full outbox into each store, beside a bare driver that writes the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.benchmarks.peers import TxOutbox
 from tests.benchmarks.raw_loops import raw_loop
 from tests.benchmarks.raw_rows import rows_after
 from tests.benchmarks.subjects import TEXT, Missed
-from tests.servers import ServerUnavailable
+from tests.support.servers import ServerUnavailable
 
 KINDS: Final = ("postgresql", "mariadb", "sqlite")
 CONVERSATIONS: Final = 2_000
@@ -45,7 +45,7 @@ async def _store(bench: Bench, kind: str) -> None:
     await raw.open()
     ours, theirs = [], []
     try:
-        # The first slice begins the conversations, and is not counted: it is another work than going on with them.
+        # The first slice begins the conversations, and is not counted: continuing them is other work.
         await backlog.owe(conversations=conversations, each=1)
         await backlog.drain()
         await raw.write(raw.ready(await rows_after(backlog.store, 0)))

@@ -1,4 +1,4 @@
-"""Growth: row 15, the work of rows 1, 2, 5 and 10 on little data and on ten times as much, in turns."""
+"""Measure row 15: the work of rows 1, 2, 5 and 10 on little data and on ten times as much, in turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.benchmarks.part_read import _letopis, _rounds
 from tests.benchmarks.parts import Bench
 from tests.benchmarks.subjects import Seat, in_rounds, warm_up
 from tests.benchmarks.witness import Witness, watching
-from tests.servers import ServerUnavailable
+from tests.support.servers import ServerUnavailable
 
 OUTBOX: Final = 20_000
 HISTORY: Final = 50_000
@@ -24,7 +24,7 @@ TIMES: Final = 10
 
 
 class _Grown(Letopis):
-    """Letopis on an outbox that holds so many delivered events already, as its retained tail."""
+    """Letopis on an outbox that already holds this many delivered events, as its retained tail."""
 
     def __init__(self, events: int, key: str, title: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Loop: row 4, how late the bot's event loop comes round while it appends, and while it delivers."""
+"""Measure row 4: how late the bot's event loop runs while it appends and while it delivers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Final
 
-from letopis.outbox.relay import Relay
+from letopis.outbox.relay.relay import Relay
 from tests.benchmarks.backlogs import Backlog
 from tests.benchmarks.figures import Figure, percentile
 from tests.benchmarks.lag import measured_lag

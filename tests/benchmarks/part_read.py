@@ -1,4 +1,4 @@
-"""Read: rows 10 and 11, the last 50 messages of short and long conversations in small and large histories."""
+"""Measure rows 10 and 11: the last 50 messages of short and long conversations in small and large histories."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.benchmarks.parts import Bench
 from tests.benchmarks.peers import PEERS
 from tests.benchmarks.subjects import TEXT, Missed, Subject
 from tests.benchmarks.witness import Witness, watching
-from tests.servers import ServerUnavailable
+from tests.support.servers import ServerUnavailable
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")
 SIZES: Final = (1_000, 100_000, 1_000_000)
@@ -96,7 +96,7 @@ async def _overlay(bench: Bench, kind: str) -> None:
 
 
 async def _peers(bench: Bench) -> None:
-    """Ask everybody for the last 50 of a thousand messages; they are written without waiting for the disk."""
+    """Ask every subject for the last 50 of a thousand messages; they are written without waiting for the disk."""
     count = bench.scale.count(1_000, least=60)
     asks: dict[str, tuple[str, Ask]] = {}
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Small: rows 12, 13 and 14, a relay's start on a large backlog, bytes on disk, and how long an import takes."""
+"""Measure rows 12, 13 and 14: a relay's start on a large backlog, bytes on disk, and the time of an import."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from letopis.store.schema import metadata
+from letopis.store.database.schema import metadata
+from tests.benchmarks import large_backlog
 from tests.benchmarks.backlogs import Backlog
 from tests.benchmarks.figures import Figure, percentile
 from tests.benchmarks.parts import Bench
-from tests.campaigns import backlog as campaign
 from tests.campaigns.processes import LETOPIS
-from tests.servers import ServerUnavailable
+from tests.support.servers import ServerUnavailable
 
 
 async def start(bench: Bench) -> None:
-    """Start the real command on a file that owes a million events. Made once: each start would need a file anew."""
+    """Start the real command on a file with a million pending events. Made once: each start would need a new file."""
     report = await asyncio.to_thread(
-        campaign.measure,
+        large_backlog.measure,
         bench.new_folder(),
         events=bench.scale.count(1_000_000, least=10_000),
         watch=bench.scale.seconds(8.0, least=3.0),
@@ -100,7 +100,7 @@ async def _store_bytes(backlog: Backlog) -> int:
                 "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(CAST(:names AS text[])) AS name"
             )
             return int((await connection.execute(statement, {"names": names})).scalar_one())
-        for name in names:  # else the figures are those of some while ago
+        for name in names:  # otherwise the figures are out of date
             await connection.exec_driver_sql(f"ANALYZE TABLE {name}")
         found = await connection.execute(
             sa.text(

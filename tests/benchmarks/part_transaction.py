@@ -1,4 +1,4 @@
-"""Transaction: row 3, what an append adds to a transaction of the caller's own."""
+"""Measure row 3: what an append adds to a transaction of the caller's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wake: row 9, how soon a relay begins with what was appended, in the same process and in another."""
+"""Measure row 9: how soon a relay begins with what was appended, in the same process and in another."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from letopis.outbox.append import prepare
-from letopis.outbox.file import OutboxFile
-from letopis.outbox.relay import Relay
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Message
-from letopis.store.plan import ApplyResult, LaneBatch, Origin
+from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
+from tests.benchmarks import listening
 from tests.benchmarks.figures import Figure, percentile
 from tests.benchmarks.parts import Bench
-from tests.campaigns import wake as listening
 
 
 async def wake(bench: Bench) -> None:
@@ -89,12 +89,12 @@ async def _inside(bench: Bench) -> list[list[float]]:
                 begun_before = store.called_at
                 await outbox.append(prepare(f"chat-{number}", [Message.user("hello")]))
                 appended = time.perf_counter()
-                rings = outbox.changed.rings
+                seen = outbox.changed.generation
                 with suppress(TimeoutError):
                     async with asyncio.timeout(5):
                         while store.called_at == begun_before:
-                            await outbox.changed.wait(rings)
-                            rings = outbox.changed.rings
+                            await outbox.changed.wait(after=seen)
+                            seen = outbox.changed.generation
                 waits.append(max(0.0, store.called_at - appended) if store.called_at != begun_before else 5.0)
             rounds.append(waits)
     finally:

@@ -1,4 +1,4 @@
-"""Parts: what each part of the benchmark is given, and how it hands back what it measured."""
+"""Give each part of the benchmark its scale, folder and databases, and take back what it measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.figures import Figure, Missing, Result
-from tests.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +27,11 @@ class Scale:
     whole: bool = False
 
     def count(self, number: int, *, least: int = 1) -> int:
-        """Return so many, or fewer in a quick run."""
+        """Return this number, or a smaller one in a quick run."""
         return max(least, round(number * self.factor))
 
     def seconds(self, seconds: float, *, least: float = 0.1) -> float:
-        """Return so long, or less in a quick run."""
+        """Return this duration, or a shorter one in a quick run."""
         return max(least, seconds * self.factor)
 
 
@@ -71,7 +71,7 @@ class Bench:
     def new_store(self, kind: str) -> str:
         """Return the URL of a fresh, empty database.
 
-        :raises tests.servers.ServerUnavailable: there is no such server, and none can be started.
+        :raises tests.support.servers.ServerUnavailable: there is no such server, and none can be started.
         """
         if kind == "sqlite":
             return f"sqlite:///{(self.new_folder() / 'history.db').as_posix()}"

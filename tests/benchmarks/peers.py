@@ -1,9 +1,10 @@
-"""The peers, each driven through its own public API, as its documentation shows it."""
+"""Drive each peer through its own public API, as its documentation shows it."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
@@ -16,7 +17,7 @@ from tests.benchmarks.subjects import Missed, Subject
 
 
 class Peer(Subject):
-    """A library of somebody else's; imported when it is opened, for few have them all."""
+    """Another project's library; imported when it is opened, since few users have them all."""
 
     distribution: ClassVar[str]
 
@@ -35,19 +36,20 @@ class Peer(Subject):
             return None
 
 
-class OpenAISQLite(Peer):
-    title = "OpenAI Agents SQLiteSession"
-    key = "openai-sqlite"
+class _OpenAI(Peer):
+    """The sessions of OpenAI Agents, one for each conversation."""
+
     distribution = "openai-agents"
 
     async def open(self, folder: Path) -> None:
-        self._module = self._import("agents")
-        self._path = folder / "agents.db"
         self._sessions: dict[str, Any] = {}
+
+    @abstractmethod
+    def _make_session(self, chat: str) -> Any: ...
 
     def _session(self, chat: str) -> Any:
         if chat not in self._sessions:
-            self._sessions[chat] = self._module.SQLiteSession(chat, self._path)
+            self._sessions[chat] = self._make_session(chat)
         return self._sessions[chat]
 
     async def say(self, chat: str, text: str) -> None:
@@ -55,6 +57,19 @@ class OpenAISQLite(Peer):
 
     async def last(self, chat: str, count: int) -> Sequence[str]:
         return [item["content"] for item in await self._session(chat).get_items(limit=count)]
+
+
+class OpenAISQLite(_OpenAI):
+    title = "OpenAI Agents SQLiteSession"
+    key = "openai-sqlite"
+
+    async def open(self, folder: Path) -> None:
+        self._module = self._import("agents")
+        self._path = folder / "agents.db"
+        await super().open(folder)
+
+    def _make_session(self, chat: str) -> Any:
+        return self._module.SQLiteSession(chat, self._path)
 
     async def close(self) -> None:
         for session in self._sessions.values():
@@ -72,26 +87,17 @@ class _OnEngine(Peer):
         await self._engine.dispose()
 
 
-class OpenAISQLAlchemy(_OnEngine):
+class OpenAISQLAlchemy(_OpenAI, _OnEngine):
     title = "OpenAI Agents SQLAlchemySession"
     key = "openai-sqlalchemy"
-    distribution = "openai-agents"
 
     async def open(self, folder: Path) -> None:
         self._class = self._import("agents.extensions.memory.sqlalchemy_session").SQLAlchemySession
-        self._sessions: dict[str, Any] = {}
-        await super().open(folder)
+        await _OpenAI.open(self, folder)
+        await _OnEngine.open(self, folder)
 
-    def _session(self, chat: str) -> Any:
-        if chat not in self._sessions:
-            self._sessions[chat] = self._class(chat, engine=self._engine, create_tables=True)
-        return self._sessions[chat]
-
-    async def say(self, chat: str, text: str) -> None:
-        await self._session(chat).add_items([{"role": "user", "content": text}])
-
-    async def last(self, chat: str, count: int) -> Sequence[str]:
-        return [item["content"] for item in await self._session(chat).get_items(limit=count)]
+    def _make_session(self, chat: str) -> Any:
+        return self._class(chat, engine=self._engine, create_tables=True)
 
 
 class LangChain(_OnEngine):
@@ -118,7 +124,7 @@ class LangChain(_OnEngine):
         return [message.content for message in (await self._history(chat).aget_messages())[-count:]]
 
 
-class LlamaIndex(Peer):
+class LlamaIndex(_OnEngine):
     """`SQLAlchemyChatStore` is what implements `AsyncDBChatStore`."""
 
     title = "LlamaIndex SQLAlchemyChatStore"
@@ -128,8 +134,7 @@ class LlamaIndex(Peer):
     async def open(self, folder: Path) -> None:
         self._message = self._import("llama_index.core.llms").ChatMessage
         store = self._import("llama_index.core.storage.chat_store.sql").SQLAlchemyChatStore
-        create = self._import("sqlalchemy.ext.asyncio").create_async_engine
-        self._engine = create(f"sqlite+aiosqlite:///{(folder / 'llama.db').as_posix()}")
+        await super().open(folder)
         self._store = store(table_name="messages", async_engine=self._engine)
 
     async def say(self, chat: str, text: str) -> None:
@@ -138,9 +143,6 @@ class LlamaIndex(Peer):
     async def last(self, chat: str, count: int) -> Sequence[str]:
         # Its `limit` counts from the oldest, so the newest are had by reading all of them.
         return [message.content or "" for message in (await self._store.get_messages(chat))[-count:]]
-
-    async def close(self) -> None:
-        await self._engine.dispose()
 
 
 class LangGraph(Peer):

@@ -1,4 +1,4 @@
-"""Plotting: bars with their least and greatest samples, as an SVG that needs nothing from anywhere."""
+"""Draw bars with their least and greatest samples as a self-contained SVG."""
 
 from __future__ import annotations
 

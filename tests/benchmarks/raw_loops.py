@@ -1,4 +1,4 @@
-"""Raw loops: a bare driver that writes the rows of an apply, one transaction a batch, and nothing besides."""
+"""Write the rows of an apply with a bare driver, one transaction per batch, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from letopis.store import ConversationStore
+from tests.benchmarks.bare_reads import connect_asyncmy
 from tests.benchmarks.figures import Durability
 from tests.benchmarks.raw_rows import HEAD, REWRITTEN, TABLES, Batch, keys_of, names_of, values_of, with_bytes
 
 
 class RawLoop(ABC):
-    """Writes batches into a store whose tables are there and which nobody else uses."""
+    """Writes batches into a store that has its tables and no other user."""
 
     def __init__(self, url: str) -> None:
         self._url = make_url(url)
@@ -107,16 +108,7 @@ class RawAsyncmy(RawLoop):
     """asyncmy: many rows in one VALUES, which is what its ``executemany`` makes."""
 
     async def _connect(self) -> None:
-        import asyncmy
-
-        self._connection: Any = await asyncmy.connect(
-            host=self._url.host,
-            port=self._url.port or 3306,
-            user=self._url.username or "root",
-            password=str(self._url.password or ""),
-            db=self._url.database,
-            charset="utf8mb4",
-        )
+        self._connection = await connect_asyncmy(self._url)
         self._statements = {table.name: _many(table) for table in TABLES}
 
     def ready(self, batches: Sequence[Batch]) -> Sequence[Batch]:

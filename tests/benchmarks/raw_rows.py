@@ -1,4 +1,4 @@
-"""Raw rows: what an apply has written, read back so that a bare driver can write the very same."""
+"""Read back what an apply has written, so that a bare driver can write the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from letopis.store import ConversationStore
-from letopis.store.schema import conversations, events, lanes, log_heads, messages
+from letopis.store.database.schema import conversations, events, lanes, log_heads, messages
 
 BATCH: Final = 500
 """Events in one transaction, as many as a relay delivers in one."""

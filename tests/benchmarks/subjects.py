@@ -1,4 +1,4 @@
-"""Subjects: whatever takes what is said and answers once it is kept, so that all are driven the same way."""
+"""Define what takes a message and answers once it is kept, so that all subjects are driven the same way."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Missed(Exception):
 class Subject(ABC):
     """Keeps messages of chats in files of its own.
 
-    :cvar title: for people; ``key`` for figures.
+    :cvar title: for display; ``key`` for figures.
     :cvar blocks: whether a call holds the event loop until the disk has answered.
     :cvar reads: whether it can be asked for the last messages of a chat.
     """
@@ -69,7 +69,7 @@ class Pace:
 
 
 async def pace(subject: Subject, *, at_once: int, seconds: float, round_number: int) -> Pace:
-    """Let ``at_once`` people talk to a subject, each in a chat of their own, for some seconds."""
+    """Let ``at_once`` users talk to a subject, each in their own chat, for some seconds."""
     waits: list[float] = []
     clock = time.perf_counter
     begun = clock()
@@ -103,7 +103,7 @@ class Seat:
         return self.subject.title if not self.variant else f"{self.subject.title}, {self.variant}"
 
     def figure(self, prefix: str, at_once: int) -> Figure:
-        """Return what came of it with so many at once."""
+        """Return the result with this many at once."""
         found = self.paces[at_once]
         return Figure(
             key=f"{prefix}.{self.subject.key}{'.' + self.variant if self.variant else ''}",

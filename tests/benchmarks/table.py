@@ -1,4 +1,4 @@
-"""Table: the fifteen rows that the benchmark is judged by."""
+"""Define the fifteen rows that the benchmark is judged by."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _reads(figures: Figures) -> tuple[Condition, ...]:
         found.append(
             flat
             if largest or not flat.reached
-            # What holds up to a tenth of what is asked for is not reached yet, and not missed.
+            # A result within a tenth of its target is not reached yet, and not missed.
             else Condition(what=flat.what, wanted=flat.wanted, got=flat.got, reached=None, note="1e7 needs --whole")
         )
         for one in ours:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from letopis.outbox import append as appending
-from letopis.store.codec import Limits, encode_message
-from letopis.store.messages import Message
+from letopis.outbox.event_log import append_encoding
+from letopis.store.model.codec import Limits, encode_message
+from letopis.store.model.messages import Message
 from tests.benchmarks import peers
 from tests.benchmarks.append_limit import AppendLimit
 from tests.benchmarks.figures import Durability, Figure, percentile
@@ -38,7 +38,7 @@ def figure(key: str, *samples: float, durability: Durability | None = FULL, **mo
 
 
 def test_a_ratio_is_that_of_the_rounds() -> None:
-    """Of the second round, in which the machine was slow for both, the ratio is as good as of the others."""
+    """In the second round the machine was slow for both, and the ratio is as good as in the others."""
     ratio = compare(figure("ours", 80, 8, 90), figure("limit", 100, 10, 100))
 
     assert (ratio.median, ratio.low, ratio.high) == (0.8, 0.8, 0.9)
@@ -162,22 +162,31 @@ def test_a_table_of_unequal_durability_says_so_first() -> None:
     assert "append.1.fast (WAL/NORMAL)" in section("x", mixed)[0]
 
 
-def test_the_page_tells_of_what_is_missing() -> None:
-    report = {
+def report(*figures: Figure, missing: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+    """Of a run with one part."""
+    return {
         "date": "2026-11-25",
         "rounds": 5,
         "machine": {"processors": 2, "versions": {"Python": "3.11"}},
-        "parts": [
-            {
-                "part": "append",
-                "figures": [figure("append.1.letopis", 1.0).to_json()],
-                "missing": [{"name": "a peer", "reason": "not installed"}],
-            }
-        ],
+        "parts": [{"part": "append", "figures": [one.to_json() for one in figures], "missing": list(missing)}],
     }
 
-    assert "- a peer: not installed" in page(report)
-    assert "WAL/FULL" in page(report)
+
+def test_the_page_tells_of_what_is_missing() -> None:
+    shown = page(report(figure("append.1.letopis", 1.0), missing=[{"name": "a peer", "reason": "not installed"}]))
+
+    assert "- a peer: not installed" in shown
+    assert "WAL/FULL" in shown
+
+
+def test_the_page_begins_with_what_a_user_asks() -> None:
+    alone, many = figure("append.1.letopis", 1.0, details={"p50 ms": 0.4}), figure("append.64.letopis", 9000.0)
+
+    first, last = page(report(alone, many)).split("## For contributors")
+    assert "An append takes 0.400 ms and survives a power cut; 9,000 a second" in first
+    assert "| wanted |" in last
+    assert "| wanted |" not in first
+    assert "Reading the last 50" not in first  # it was not measured
 
 
 @pytest.fixture
@@ -240,7 +249,7 @@ async def test_control_an_append_without_validation_cannot_be_compared(
         fine = replace(message, content="x")
         return encode_message(fine, **options)
 
-    monkeypatch.setattr(appending, "encode_message", unchecked)
+    monkeypatch.setattr(append_encoding, "encode_message", unchecked)
     quick = await _seat(Letopis(), tmp_path / "quick", watched)
     limit = await _seat(AppendLimit(), tmp_path / "limit", watched)
     await in_rounds([quick, limit], at_once=1, rounds=1, seconds=0.02, chance=random.Random(1))

@@ -1,4 +1,4 @@
-"""The witness: keeps every SQLite connection that is opened on a file, so that its own settings can be read and set."""
+"""Keep every SQLite connection that is opened on a file, so that its settings can be read and set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOOKS: Final = 32
 
 
 class _Seen(sqlite3.Connection):
-    """A connection that tells its settings before it is closed; else it is SQLite's own, at the same speed."""
+    """A connection that reports its settings before it is closed; otherwise SQLite's own, at the same speed."""
 
     witness: Witness | None = None
 
@@ -60,7 +60,7 @@ class Witness:
         return Durability.weakest([*self._closed, *(found for one in list(self._open) if (found := _read(one)))])
 
     def concerns(self, database: object) -> bool:
-        """Whether a path that is connected to is that of the subject."""
+        """Return True if a path that is connected to is that of the subject."""
         text = str(database)
         if text.startswith("file:"):
             text = text.removeprefix("file://").removeprefix("file:").partition("?")[0]

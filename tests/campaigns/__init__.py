@@ -1,1 +1,1 @@
-"""Campaigns: real input through the real command into real stores, while everything around it breaks."""
+"""Send real input through the real command into real stores, while everything around it breaks."""

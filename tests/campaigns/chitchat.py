@@ -29,15 +29,15 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final
 
-from letopis.store.identifiers import derived_event_id
+from letopis.store.model.identifiers import derived_event_id
 from tests.campaigns import comparison, dataset
-from tests.campaigns.controls import CONTROLS, damage
 from tests.campaigns.dataset import Written
 from tests.campaigns.invariants import Ack, check
 from tests.campaigns.processes import Failed, Place, Probe, Progress, Relay, finish
 from tests.campaigns.schedule import Fault, Kind, Wave, schedule
 from tests.campaigns.targets import KINDS, Target, open_target
-from tests.servers import ServerUnavailable
+from tests.support.damage import CONTROLS, damage
+from tests.support.servers import ServerUnavailable
 
 POLL: Final = 0.003
 
@@ -65,7 +65,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether everything held, every fault fired and every control was caught."""
+        """Return True if everything held, every fault fired and every control was caught."""
         return not self.problems
 
 
@@ -89,7 +89,7 @@ class Campaign:
         )
 
     def run(self) -> Outcome:
-        """Run it to its end; what goes wrong is told in the outcome."""
+        """Run it to its end; the outcome reports what went wrong."""
         outcome, started = self.outcome, time.monotonic()
         try:
             self._deliver()
@@ -260,7 +260,7 @@ def copy_lines(source: Path, part: Path, lines: int) -> None:
 
 
 def acknowledgements(imported: comparison.Conversations) -> Iterator[Ack]:
-    """Yield what the import was told: an event of the id that derives from each line's own id must be there."""
+    """Yield what the import acknowledged: each line's event, whose id is derived from the line's own, must be there."""
     for name, lines in imported.items():
         for message_id, _ in lines:
             if message_id is not None:
@@ -268,7 +268,7 @@ def acknowledgements(imported: comparison.Conversations) -> Iterator[Ack]:
 
 
 def report(written: Written, outcomes: Sequence[Outcome], options: argparse.Namespace) -> str:
-    """Return the table for people."""
+    """Return the table as text."""
     rows = [
         f"chitchat-dataset {written.version}, sample {options.sample:g}, seed {options.seed}",
         f"{written.conversations} conversations, {written.messages} messages, the longest {written.longest}",
@@ -322,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaigns and print the table; return the exit code."""
     options = parser().parse_args(arguments)
     kinds = KINDS if options.store == "all" else (options.store,)
-    # Whoever ends us early wants our relay, our server and our files gone as well.
+    # If we are ended early, our relay, our server and our files have to go as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="letopis-campaign-"))
     try:

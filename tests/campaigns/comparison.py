@@ -33,7 +33,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether every conversation is the same on both sides."""
+        """Return True if every conversation is the same on both sides."""
         return not (self.lost or self.doubled or self.foreign or self.changed or self.reordered or self.problems)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The real input: conversations of real people (the package ``chitchat-dataset``, MIT) as lines of JSONL."""
+"""Read conversations of real people (the package ``chitchat-dataset``, MIT) as lines of JSONL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Written:
 
 
 def write(path: Path, *, sample: float = 1.0, seed: int = 0) -> Written:
-    """Write a share of the conversations to a JSONL file, interleaved as people talked, and count them.
+    """Write a share of the conversations to a JSONL file, interleaved by time, and count them.
 
     Every utterance is one message. Conversations are drawn with ``seed``; ``sample=1.0`` takes them all. The lines of
     every tenth one have no id of their own.

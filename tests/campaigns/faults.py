@@ -3,9 +3,9 @@
     python -m tests.campaigns.faults                     # both servers and SQLite, about a minute
     python -m tests.campaigns.faults --store postgresql
 
-The servers are those of the tests (`tests.servers`); each run makes a database of its own and drops it. What comes out
-of the driver is put into a class by `letopis.store.faults`, as everywhere; the very same fault is then given to a real
-relay, as often as its cause would last, and the table tells what that did with it.
+The servers are those of the tests (`tests.support.servers`); each run makes a database of its own and drops it. What
+comes out of the driver is put into a class by `letopis.store.database.faults`, as everywhere; the very same fault is
+then given to a real relay, as often as its cause would last, and the table tells what that did with it.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ import asyncio
 import logging
 import tempfile
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.outbox.file import OutboxFile
-from letopis.store import engines
-from letopis.store.engines import Timeouts, create_store_engine
-from letopis.store.faults import FaultClass, StoreFault, translated
-from letopis.store.plan import LaneBatch
-from tests import peers
-from tests.relays import ToldStore, figures, lane, relay_on, say, until
-from tests.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.database import servers
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.fault_classification import translated
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.timeouts import Timeouts
+from letopis.store.rules.apply_plan import LaneBatch
+from tests.support import peers
+from tests.support.bench import SHORT_TIMEOUTS, Bench
+from tests.support.relays import ToldStore, figures, lane, relay_on, say, until
+from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
 
 UNAVAILABLE = FaultClass.UNAVAILABLE
 MISCONFIGURED = FaultClass.MISCONFIGURED
@@ -40,7 +42,6 @@ UNKNOWN_OUTCOME = FaultClass.UNKNOWN_OUTCOME
 CONFLICT = FaultClass.CONFLICT
 POISON = FaultClass.POISON
 
-SHORT: Final = Timeouts(connect=1.0, statement=0.5, lock=1.0)
 KINDS: Final = ("postgresql", "mariadb", "sqlite")
 DRIVERS: Final = {"postgresql": "asyncpg", "mariadb": "asyncmy", "sqlite": "aiosqlite"}
 NOT_PRODUCED: Final = {
@@ -51,70 +52,26 @@ NOT_PRODUCED: Final = {
 """Rows that this campaign leaves out, and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """A database of the campaign's own, with one table."""
-
-    kind: str
-    url: str
-    engine: AsyncEngine
-    admin: Callable[[str], None]
-
-    @property
-    def postgresql(self) -> bool:
-        return self.kind == "postgresql"
-
-    def either(self, postgresql: str, mariadb: str) -> str:
-        """The word for this kind of server."""
-        return postgresql if self.postgresql else mariadb
-
-    def changed(self, **fields: Any) -> str:
-        """The URL with other parts."""
-        return make_url(self.url).set(**fields).render_as_string(hide_password=False)
-
-    async def run(self, *statements: str, engine: AsyncEngine | None = None) -> None:
-        """Run the statements in one transaction."""
-        async with (engine or self.engine).begin() as connection:
-            for statement in statements:
-                await connection.exec_driver_sql(statement)
-
-    async def at(self, url: str, *statements: str) -> None:
-        """Run the statements on another URL."""
-        engine = create_store_engine(url, timeouts=SHORT, pool_size=1)
-        try:
-            await self.run(*(statements or ("SELECT 1",)), engine=engine)
-        finally:
-            await engine.dispose()
-
-    async def kill(self, connection: Any) -> None:
-        """Cut this connection, as an operator would."""
-        asks = self.either("SELECT pg_backend_pid()", "SELECT CONNECTION_ID()")
-        session = int((await connection.exec_driver_sql(asks)).scalar_one())
-        await self.kill_session(session)
-
-    async def kill_session(self, session: int) -> None:
-        await asyncio.to_thread(
-            self.admin, self.either(f"SELECT pg_terminate_backend({session})", f"KILL CONNECTION {session}")
-        )
-        await asyncio.sleep(0.1)
-
-
 Scene = Callable[[Bench], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fault of the table: what makes it happen, and the class that it must come out as."""
+    """One fault of the table: what makes it happen, and the class that it must come out as.
+
+    :ivar codes: by kind, for those whose code is settled; the others depend on when the connection breaks.
+    """
 
     name: str
     scene: Scene
     expected: FaultClass
     kinds: Sequence[str] = ("postgresql", "mariadb")
+    codes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a row."""
+    """The result of a row."""
 
     name: str
     kind: str
@@ -123,21 +80,27 @@ class Outcome:
     expected: str
     found: str
     reaction: str
+    expected_code: str | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether the class is the one of the table."""
-        return self.expected == self.found
+        """Return True if class and code are those of the table."""
+        return self.expected == self.found and self.expected_code in (None, self.code)
 
 
 ROWS: Final[list[Row]] = []
 
 
-def row(name: str, expected: FaultClass, *kinds: str) -> Callable[[Scene], Scene]:
-    """Enter a scene in the table."""
+def row(name: str, expected: FaultClass, *kinds: str, codes: Sequence[str] = ()) -> Callable[[Scene], Scene]:
+    """Enter a scene in the table.
+
+    :param codes: one for each of the kinds; one alone is for all.
+    """
+    chosen = kinds or ("postgresql", "mariadb")
+    each = dict(zip(chosen, codes * len(chosen) if len(codes) == 1 else codes, strict=True)) if codes else {}
 
     def enter(scene: Scene) -> Scene:
-        ROWS.append(Row(name, scene, expected, kinds or ("postgresql", "mariadb")))
+        ROWS.append(Row(name, scene, expected, chosen, each))
         return scene
 
     return enter
@@ -162,7 +125,7 @@ def statements(name: str, expected: FaultClass, postgresql: str | None, mariadb:
 async def _(bench: Bench) -> None:
     with translated():
         async with bench.engine.connect() as connection:
-            await bench.kill(connection)
+            await bench.kill(await bench.session(connection))
             await connection.exec_driver_sql("SELECT 1")
 
 
@@ -170,9 +133,7 @@ async def _(bench: Bench) -> None:
 async def _(bench: Bench) -> None:
     with translated():
         async with bench.engine.connect() as connection:
-            asks = bench.either("SELECT pg_backend_pid()", "SELECT CONNECTION_ID()")
-            session = int((await connection.exec_driver_sql(asks)).scalar_one())
-            killing = asyncio.create_task(_later(bench.kill_session(session)))
+            killing = asyncio.create_task(_later(bench.kill(await bench.session(connection))))
             try:
                 await connection.exec_driver_sql(bench.either("SELECT pg_sleep(5)", "SELECT SLEEP(5)"))
             finally:
@@ -187,7 +148,7 @@ async def _later(work: Coroutine[Any, Any, None]) -> None:
 async def _commit_through(bench: Bench, *, heard: bool = False, hole: bool = False) -> None:
     wire = peers.Wire(int(make_url(bench.url).port or 0))
     async with wire.open() as port:
-        engine = create_store_engine(bench.changed(port=port), timeouts=SHORT, pool_size=1)
+        engine = create_store_engine(bench.changed(port=port), timeouts=SHORT_TIMEOUTS, pool_size=1)
         try:
             async with engine.connect() as connection:
                 await connection.exec_driver_sql("UPDATE probe SET number = 1 WHERE id = 1")
@@ -217,13 +178,13 @@ async def _(bench: Bench) -> None:
     await _commit_through(bench, hole=True)
 
 
-@row("refused", UNAVAILABLE)
+@row("refused", UNAVAILABLE, codes=("refused",))
 async def _(bench: Bench) -> None:
     with translated():
         await bench.at(bench.changed(port=await peers.refused_port()))
 
 
-@row("no such host", UNAVAILABLE)
+@row("no such host", UNAVAILABLE, codes=("name-resolution",))
 async def _(bench: Bench) -> None:
     with translated():
         await bench.at(bench.changed(host="history.invalid"))
@@ -243,16 +204,16 @@ async def _(bench: Bench) -> None:
             await bench.at(bench.changed(port=port))
 
 
-@row("accepts and never answers", UNAVAILABLE)
+@row("accepts and never answers", UNAVAILABLE, codes=("timeout",))
 async def _(bench: Bench) -> None:
     async with peers.silent() as port:
         with translated():
             await bench.at(bench.changed(port=port))
 
 
-@row("all connections of the pool in use", UNAVAILABLE)
+@row("all connections of the pool in use", UNAVAILABLE, codes=("pool-timeout",))
 async def _(bench: Bench) -> None:
-    engine = create_store_engine(bench.url, timeouts=SHORT, pool_size=1)
+    engine = create_store_engine(bench.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
     try:
         async with engine.connect():
             with translated():
@@ -280,19 +241,19 @@ async def _as_user(bench: Bench, work: Callable[[str], Awaitable[None]], *, pass
         await asyncio.to_thread(admin, bench.either(f"DROP ROLE {name}", f"DROP USER '{name}'@'%'"))
 
 
-@row("wrong password", MISCONFIGURED, "mariadb")
+@row("wrong password", MISCONFIGURED, "mariadb", codes=("1045",))
 async def _(bench: Bench) -> None:
     await _as_user(bench, bench.at, password="wrong")
 
 
-@row("wrong password", MISCONFIGURED, "postgresql")
+@row("wrong password", MISCONFIGURED, "postgresql", codes=("28P01",))
 async def _(bench: Bench) -> None:
-    # A server of our own: the one of the tests may trust everybody.
+    # A server of our own: the one of the tests may trust every client.
     with PostgresServer.own(auth="scram-sha-256") as own, translated():
         await bench.at(make_url(own.url).set(password="wrong").render_as_string(hide_password=False))
 
 
-@row("TLS demanded and refused", MISCONFIGURED, "postgresql")
+@row("TLS demanded and refused", MISCONFIGURED, "postgresql", codes=("tls-refused",))
 async def _(bench: Bench) -> None:
     with PostgresServer.own() as own, translated():
         await bench.at(f"{own.url}?sslmode=require")
@@ -301,7 +262,7 @@ async def _(bench: Bench) -> None:
 @row("the server stops under a connection", UNAVAILABLE, "postgresql")
 async def _(bench: Bench) -> None:
     with PostgresServer.own() as own:
-        engine = create_store_engine(own.url, timeouts=SHORT, pool_size=1)
+        engine = create_store_engine(own.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
         try:
             async with engine.connect() as connection:
                 await connection.exec_driver_sql("SELECT 1")
@@ -312,21 +273,21 @@ async def _(bench: Bench) -> None:
             await engine.dispose()
 
 
-@row("no such database", MISCONFIGURED)
+@row("no such database", MISCONFIGURED, codes=("3D000", "1049"))
 async def _(bench: Bench) -> None:
     with translated():
         await bench.at(bench.changed(database="letopis_no_such"))
 
 
-@row("no privilege", MISCONFIGURED)
+@row("no privilege", MISCONFIGURED, codes=("42501", "1142"))
 async def _(bench: Bench) -> None:
     await _as_user(bench, lambda url: bench.at(url, "SELECT * FROM probe"))
 
 
-@row("too many connections", UNAVAILABLE)
+@row("too many connections", UNAVAILABLE, codes=("53300", "1226"))
 async def _(bench: Bench) -> None:
     async def work(url: str) -> None:
-        first = create_store_engine(url, timeouts=SHORT, pool_size=1)
+        first = create_store_engine(url, timeouts=SHORT_TIMEOUTS, pool_size=1)
         try:
             async with first.connect() as connection:
                 await connection.exec_driver_sql("SELECT 1")
@@ -340,7 +301,7 @@ async def _(bench: Bench) -> None:
 # --- limits and locks -----------------------------------------------------------------------------------------------
 
 
-@row("statement takes too long", UNAVAILABLE)
+@row("statement takes too long", UNAVAILABLE, codes=("57014", "1969"))
 async def _(bench: Bench) -> None:
     with translated():
         await bench.at(bench.url, bench.either("SELECT pg_sleep(10)", "SELECT SLEEP(10)"))
@@ -360,7 +321,7 @@ async def _(bench: Bench) -> None:
         await engine.dispose()
 
 
-@row("lock held by another", CONFLICT)
+@row("lock held by another", CONFLICT, codes=("55P03", "1205"))
 async def _(bench: Bench) -> None:
     async with bench.engine.connect() as holder:
         await holder.exec_driver_sql("SELECT * FROM probe WHERE id = 1 FOR UPDATE")
@@ -368,7 +329,7 @@ async def _(bench: Bench) -> None:
             await bench.run("UPDATE probe SET number = 4 WHERE id = 1")
 
 
-@row("deadlock", CONFLICT)
+@row("deadlock", CONFLICT, codes=("40P01", "1213"))
 async def _(bench: Bench) -> None:
     met = asyncio.Barrier(2)
 
@@ -387,9 +348,9 @@ async def _(bench: Bench) -> None:
             raise end
 
 
-@row("row changed since the snapshot", CONFLICT)
+@row("row changed since the snapshot", CONFLICT, codes=("40001", "1020"))
 async def _(bench: Bench) -> None:
-    engine = create_store_engine(bench.url, timeouts=SHORT, pool_size=1)
+    engine = create_store_engine(bench.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
     try:
         async with engine.connect() as connection:
             if bench.postgresql:
@@ -406,14 +367,14 @@ async def _(bench: Bench) -> None:
         await engine.dispose()
 
 
-@row("read-only server (failover)", UNAVAILABLE)
+@row("read-only server (failover)", UNAVAILABLE, codes=("25006", "1792"))
 async def _(bench: Bench) -> None:
     with translated():
         begin = bench.either("SET TRANSACTION READ ONLY", "START TRANSACTION READ ONLY")
         await bench.run(begin, "UPDATE probe SET number = 1")
 
 
-@row("schema changed under a prepared statement", CONFLICT, "postgresql")
+@row("schema changed under a prepared statement", CONFLICT, "postgresql", codes=("cached-statement",))
 async def _(bench: Bench) -> None:
     engine = create_store_engine(bench.url, pool_size=1)
     try:
@@ -462,14 +423,14 @@ async def _(bench: Bench) -> None:
 # --- SQLite ---------------------------------------------------------------------------------------------------------
 
 
-@row("file locked by another process", UNAVAILABLE, "sqlite")
+@row("file locked by another process", UNAVAILABLE, "sqlite", codes=("SQLITE_BUSY",))
 async def _(bench: Bench) -> None:
     async with bench.engine.begin():
         with translated():
             await bench.run("UPDATE probe SET number = 1")
 
 
-@row("read before a write, and another wrote", CONFLICT, "sqlite")
+@row("read before a write, and another wrote", CONFLICT, "sqlite", codes=("SQLITE_BUSY_SNAPSHOT",))
 async def _(bench: Bench) -> None:
     async with bench.engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
         await connection.exec_driver_sql("SELECT * FROM probe")
@@ -478,13 +439,13 @@ async def _(bench: Bench) -> None:
             await connection.exec_driver_sql("UPDATE probe SET number = 3")
 
 
-@row("no folder", MISCONFIGURED, "sqlite")
+@row("no folder", MISCONFIGURED, "sqlite", codes=("no-folder",))
 async def _(bench: Bench) -> None:
     with translated():
         await bench.at(str(Path(make_url(bench.url).database or "").parent / "nowhere" / "history.db"))
 
 
-@row("no database file", MISCONFIGURED, "sqlite")
+@row("no database file", MISCONFIGURED, "sqlite", codes=("SQLITE_NOTADB",))
 async def _(bench: Bench) -> None:
     letter = Path(make_url(bench.url).database or "").parent / "letter.db"
     letter.write_text("Dear reader, this is no database, but it is long enough to be looked at. " * 20)
@@ -570,10 +531,7 @@ async def _open(kind: str, server: Server | None, folder: Path) -> Bench:
         bench = Bench(kind, url, engine, admin)
         if kind == "mariadb":
             await bench.run("CREATE TABLE probe_json (body JSON)")
-    await bench.run(
-        "CREATE TABLE probe (id INT PRIMARY KEY, body VARCHAR(10) NOT NULL, number INT, CHECK (number < 100))",
-        "INSERT INTO probe VALUES (1, 'one', 1), (2, 'two', 2)",
-    )
+    await bench.make_table()
     return bench
 
 
@@ -584,7 +542,7 @@ async def produce(kind: str, folder: Path) -> list[Outcome]:
     """
     server: Any = {"postgresql": PostgresServer, "mariadb": MariaDBServer}.get(kind)
     found = None if server is None else server.find()
-    margin, engines.MARGIN = engines.MARGIN, 0.5  # type: ignore[misc]
+    margin, servers.ANSWER_MARGIN_SECONDS = servers.ANSWER_MARGIN_SECONDS, 0.5  # type: ignore[misc]
     bench = None
     known: dict[tuple[str, str], str] = {}
     outcomes = []
@@ -609,10 +567,11 @@ async def produce(kind: str, folder: Path) -> list[Outcome]:
                     expected=str(one.expected),
                     found=str(fault.fault_class),
                     reaction=known[key],
+                    expected_code=one.codes.get(kind),
                 )
             )
     finally:
-        engines.MARGIN = margin  # type: ignore[misc]
+        servers.ANSWER_MARGIN_SECONDS = margin  # type: ignore[misc]
         if bench is not None:
             await bench.engine.dispose()
             if found is not None:
@@ -646,10 +605,10 @@ def _driver_error(fault: StoreFault) -> str:
 
 
 def render(outcomes: Sequence[Outcome]) -> str:
-    """The table, for people."""
+    """The table, as text."""
     lines = [("fault", "driver", "driver's error", "code", "class", "the relay")]
     for one in outcomes:
-        found = one.found if one.ok else f"{one.found} (NOT {one.expected})"
+        found = one.found if one.ok else f"{one.found} (NOT {one.expected} {one.expected_code or ''})"
         lines.append((one.name, DRIVERS[one.kind], one.driver_error, one.code, found, one.reaction))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Two daemons and a relay inside a bot fight for one outbox file, while signals stop, wake and kill them at random.
+"""Let two daemons and a bot's relay compete for one outbox file, while signals stop, wake and kill them at random.
 
     python -m tests.campaigns.fight                        # two minutes
     python -m tests.campaigns.fight --seconds 20 --seed 7
@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from letopis.outbox import History
-from letopis.outbox.cli.exits import Exit
-from letopis.outbox.relay import Relay as InProcessRelay
+from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.relay.relay import Relay as InProcessRelay
 from letopis.store import ConversationStore, Message
 from letopis.store.errors import OutboxUnavailable
 from tests.campaigns.invariants import Ack, check
@@ -35,8 +35,8 @@ from tests.campaigns.processes import Place, Probe, Relay
 
 CONVERSATIONS = 12
 _FENCED = "has taken this outbox over"
-_LOCKED = "\nletopis: another writer holds the outbox file for too long"
-"""What a daemon ends with that is started while somebody stands still with the file's lock in hand."""
+_LOCKED = "\nletopis: another writer has held the outbox file for too long"
+"""The last line of a daemon that is started while a stopped process holds the file's lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Report:
 
 
 async def run(folder: Path, *, seconds: float, seed: int) -> Report:
-    """Fight for so long, then let it all drain, and examine it."""
+    """Fight for this long, then drain everything, and examine it."""
     chance = random.Random(seed)
     blows = _blows(random.Random(seed))
     loop = asyncio.get_running_loop()
@@ -137,7 +137,7 @@ async def run(folder: Path, *, seconds: float, seed: int) -> Report:
             "SELECT incarnation, delivered_total FROM letopis_outbox_relay"
         ).fetchone()
     deaths = [code for one in daemons for code in one.deaths]
-    # That is for its supervisor, which starts it again; one that is at work goes on whatever happens to the file.
+    # That is for its supervisor, which starts it again; one that is working continues whatever happens to the file.
     locked = sum(one.log.read_text(errors="replace").count(_LOCKED) for one in daemons)
     for _ in range(min(locked, deaths.count(Exit.LATER))):
         deaths.remove(Exit.LATER)
@@ -173,7 +173,7 @@ async def _talk(bot: History, chance: random.Random, acks: list[Ack], enough: as
         try:
             receipt = await bot.append(name, *(Message.user(f"{number} {part}") for part in range(5)))
         except OutboxUnavailable:
-            continue  # somebody was stopped with the file's lock in hand, for long; nothing was promised
+            continue  # a process was stopped for long while it held the file's lock; nothing was promised
         acks.extend(Ack(name, event_id) for event_id in receipt.event_ids[:-1])
         acks.append(Ack(name, receipt.event_ids[-1], receipt.sequence))
         await asyncio.sleep(chance.uniform(0, 0.01))

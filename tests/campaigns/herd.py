@@ -1,4 +1,4 @@
-"""Herd: how often relays ask a store that is away, drawn by the breaker's own rules in no time at all.
+"""Draw how often relays ask an unavailable store, by the circuit breaker's own rules and without waiting.
 
     python -m tests.campaigns.herd                      # 20,000 outages of three minutes
     python -m tests.campaigns.herd --draws 500 --outage 20
@@ -15,15 +15,15 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from letopis.outbox.breaker import Breaker
-from letopis.outbox.clock import Clock
-from letopis.store.faults import FaultClass, StoreFault
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.store.database.faults import FaultClass, StoreFault
 
 BOTS: Final = 8
 HERD: Final = 4 * BOTS
-"""Connection attempts in one second that a herd makes, and relays of which each asks by itself do not: see `draw`."""
+"""Connection attempts in one second that a herd makes and independent relays do not: see `draw`."""
 ATTEMPTS: Final = 2
-"""Connections of one probe: one may have been cut while it lay idle, and is tried anew."""
+"""Connections of one probe: one may have been cut while idle, and is retried."""
 HERDED: Final = 5 * ATTEMPTS
 """Connections of a relay whose whole pool asks."""
 AT_FIRST: Final = 2.0
@@ -38,7 +38,7 @@ def peak(moments: Sequence[float]) -> int:
 
 
 def draw(chance: random.Random, *, outage: float, attempts: int = ATTEMPTS) -> int:
-    """Return the most connection attempts that eight relays make in one second of an outage of so many seconds."""
+    """Return the most connection attempts that eight relays make in one second of an outage of this many seconds."""
     return attempts * peak([one for _ in range(BOTS) for one in _asked(chance, outage) if one > AT_FIRST])
 
 
@@ -49,7 +49,7 @@ def _asked(chance: random.Random, outage: float) -> Iterator[float]:
     breaker = Breaker(clock=clock, uniform=chance.uniform)
     breaker.trip(_FAULT, ())
     while (now := now + breaker.remaining()) < outage:
-        if breaker.probe():
+        if breaker.begin_probe():
             yield now
             breaker.trip(_FAULT, ())
         else:

@@ -22,7 +22,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from letopis.store.codec import digest_of
+from letopis.store.model.codec import digest_of
 from tests.campaigns.rules import examine_erasure, examine_owners, examine_path, examine_verdicts
 from tests.campaigns.states import (
     Ack,
@@ -39,7 +39,7 @@ from tests.campaigns.states import (
 _OURS: Final = "letopis."
 _BARE: Final = frozenset(
     {"message_id", "role", "tokens", "usage", "status", "platform_ids", "sent_as", "owner_id", "forked_from"}
-    | {"to_message_id"}
+    | {"to_message_id", "erase"}
 )
 _DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
@@ -63,7 +63,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether no invariant is broken."""
+        """Return True if no invariant is broken."""
         return self.problem_count == 0
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ def examine(
 
 
 def examine_outbox(outbox: OutboxState, *, acknowledged: Iterable[Ack] = ()) -> Verdict:
-    """Return every invariant that an outbox breaks by itself, whatever the store holds, with nothing pruned yet."""
+    """Return every invariant that an outbox breaks whatever the store holds, with nothing pruned yet."""
     found = Findings()
     _examine_outbox(outbox, found)
     kept = {(event.conversation_id, event.event_id): event.sequence for event in outbox.events}
@@ -155,7 +155,9 @@ def _examine_log(store: StoreState, found: Findings) -> None:
         _expect_run(found, f"positions of partition {partition}", given)
     for partition, head in store.log_heads.items():
         if head != max(positions.get(partition, [0])):
-            found.add(f"partition {partition}: the counter is at {head}, the log at {max(positions[partition])}")
+            found.add(
+                f"partition {partition}: the counter is at {head}, the log at {max(positions[partition], default=0)}"
+            )
     lanes: dict[tuple[UUID, str], list[int]] = defaultdict(list)
     for conversation_id, events in conversations.items():
         events.sort(key=lambda event: event.version)
@@ -252,8 +254,11 @@ def _examine_transfer(
         if twin.event_id != event.event_id or (comparable and twin.digest != event.digest):
             found.add(f"{event.conversation_id!r} sequence {event.sequence}: stored as another event than was appended")
     aside = {(event.conversation_id, event.event_id) for event in store.events if event.verdict is not None}
+    held = {(event.conversation_id, event.event_id): (event.origin_id, event.sequence) for event in store.events}
     for (conversation_id, sequence), event_id in outbox.superseded.items():
-        if (conversation_id, event_id) not in aside:
+        # Or it was there before, under another place, and is not read any more.
+        again = held.get((conversation_id, event_id)) not in (None, (outbox.origin_id, sequence))
+        if (conversation_id, event_id) not in aside and not again:
             found.add(f"{conversation_id!r} sequence {sequence}: put aside in {outbox.name}, not in the store")
     for (origin_id, conversation_id, sequence), stored_event in places.items():
         known = outbox.lanes.get(conversation_id)
@@ -312,7 +317,7 @@ def read_outbox(path: Path) -> OutboxState:
         ).fetchall()
         rows = connection.execute(
             "SELECT conversation_id, sequence, event_id, digest, type, schema_version, data, metadata, redacted"
-            " FROM letopis_outbox_events ORDER BY position"
+            " FROM letopis_outbox_log ORDER BY position"
         )
         events = [
             OutboxEvent(
@@ -349,7 +354,7 @@ def open_engine(url: str) -> AsyncEngine:
 
 
 async def read_store(url: str) -> StoreState:
-    """Read a history store; nobody should write to it meanwhile."""
+    """Read a history store; nothing should write to it meanwhile."""
     engine = open_engine(url)
     quote = engine.dialect.identifier_preparer.quote
     partition, position, key = quote("partition"), quote("position"), quote("type")
@@ -400,6 +405,7 @@ def _stored(row: Sequence[Any]) -> StoredEvent:
         content=digest_of(row[2], row[7], row[9], row[10], row[11]),
         message_id=json.loads(row[10]).get("message_id") if row[7].startswith("message.") else None,
         bare=row[8] is None and _is_bare(row[10], row[11]),
+        resets=row[7] == "conversation.rewound" and bool(json.loads(row[10]).get("erase")),
         noted=_noted(row[11]),
     )
 
@@ -412,7 +418,7 @@ def _noted(metadata: str | None) -> Mapping[str, Any]:
 
 
 def _is_bare(data: str, metadata: str | None) -> bool:
-    """Whether there are only ids, roles and figures in an event."""
+    """Return True if there are only ids, roles and figures in an event."""
     content = {key: value for key, value in json.loads(data).items() if key not in _BARE and value not in ("", {})}
     return not content and all(key.startswith(_OURS) for key in json.loads(metadata or "{}"))
 

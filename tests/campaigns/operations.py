@@ -1,4 +1,4 @@
-"""Random operations of the whole vocabulary, as several outboxes would deliver them; the seed decides all of them."""
+"""Make random operations with every event type, as several outboxes would deliver them, from a seed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from letopis.store import (
     ReactionRemoved,
     Text,
 )
-from letopis.store.codec import EncodedEvent, digest_of, encode
-from letopis.store.erasure import OF_A_MESSAGE
-from letopis.store.events import to_microseconds
-from letopis.store.projection import ORDER, strip
-from letopis.store.turns import EXPECTS, TURN_TYPES, Expects
-from letopis.store.vocabulary import Body
-from tests.conformance.outboxes import Outbox
+from letopis.store.model.codec import EncodedEvent, digest_of, encode
+from letopis.store.model.event_types import Body
+from letopis.store.model.events import to_microseconds
+from letopis.store.rules.preconditions import PRECONDITION_KEY, TURN_TYPES, Precondition
+from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
+from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, strip_event
+from letopis.store.testing.outbox import Outbox
 
 OWNERS: Final = ("42", "43", "Ж", "long " * 40)
 KEYS: Final = ("+1", "-1", "rating", "❤")
@@ -98,7 +98,7 @@ class Operations:
         self._begin()
 
     async def run(self, store: ConversationStore, count: int, *, at_once: int = 300) -> None:
-        """Make and deliver so many; now and then a delivery is repeated, as after a lost ack."""
+        """Make and deliver this many; now and then a delivery is repeated, as after a lost ack."""
         target = self.made + count
         while self.made < target:
             for _ in range(self._chance.randrange(1, at_once)):
@@ -124,7 +124,7 @@ class Operations:
     def make(self) -> None:
         """Make one operation, and append it to an outbox."""
         self.made += 1
-        # Many short conversations, and a few that go on and on.
+        # Many short conversations, and a few long ones.
         if self._chance.random() < 0.02:
             self._begin()
         known = self.conversations[-1 - min(int(self._chance.expovariate(0.1)), len(self.conversations) - 1)]
@@ -161,7 +161,7 @@ class Operations:
         outbox = self._outbox()
         lane = len(outbox.lanes.get(known.name, ()))
         seen = max(0, lane - self._chance.choice((0, 0, 0, 1, 3)))
-        expects = Expects(
+        expects = Precondition(
             sequence=seen,
             version=self._chance.choice((None, None, seen)),
             types=self._chance.choice((None, TURN_TYPES)),
@@ -169,7 +169,9 @@ class Operations:
         message_id = f"m{self.made}"
         message = Message.user(f"turn {self.made}", id=message_id, tokens=5)
         known.messages.append(message_id)
-        event = Event(type="message.appended", data=message.to_data(), metadata={EXPECTS: expects.to_data(), "by": 1})
+        event = Event(
+            type="message.appended", data=message.to_data(), metadata={PRECONDITION_KEY: expects.to_data(), "by": 1}
+        )
         self._append(known, event, outbox=outbox)
 
     def _edited(self, known: Known) -> None:
@@ -214,8 +216,8 @@ class Operations:
         lane = outbox.lanes.get(known.name, [])
         for place in range(outbox.delivered.get(known.name, 0), len(lane)):
             event = lane[place]
-            if event.type in OF_A_MESSAGE and orjson.loads(event.data).get("message_id") == target:
-                lane[place] = strip(event)
+            if event.type in MESSAGE_CONTENT_TYPES and orjson.loads(event.data).get("message_id") == target:
+                lane[place] = strip_event(event)
         # Now and then it comes a delivery later than what it emptied.
         if self._chance.random() < 0.8:
             self._append(known, MessageRedacted(message_id=target), outbox=outbox)
@@ -225,7 +227,7 @@ class Operations:
         outbox = self._outbox()
         lane = outbox.lanes.get(known.name, [])
         for place in range(outbox.delivered.get(known.name, 0), len(lane)):
-            lane[place] = strip(lane[place])
+            lane[place] = strip_event(lane[place])
         if self._chance.random() < 0.5:
             self._append(known, ConversationDeleted(), outbox=outbox)
 
@@ -245,7 +247,9 @@ class Operations:
     def _activated(self, known: Known) -> None:
         self._order += 1
         data = ConversationActivated().to_data()
-        self._append(known, Event(type="conversation.activated", data=data, metadata={ORDER: self._order}))
+        self._append(
+            known, Event(type="conversation.activated", data=data, metadata={ACTIVATION_ORDER_KEY: self._order})
+        )
 
     def _started(self, known: Known) -> None:
         self._append(

@@ -1,7 +1,7 @@
-"""Stop a PostgreSQL for three minutes under eight bots that talk on, and count who is told and what comes back how.
+"""Stop a PostgreSQL for three minutes under eight bots that keep appending, and count alerts, probes and connections.
 
     python -m tests.campaigns.outage                                     # an outage of 180 s; about five minutes
-    python -m tests.campaigns.outage --outage 20                         # one that nobody shall hear of
+    python -m tests.campaigns.outage --outage 20                         # one that must raise no alert
     python -m tests.campaigns.outage --outage 12 --hold 3 --resolve 3    # the long one in small
 
 The server is one that the campaign starts for itself. All bots reach it through one wire that counts connections.
@@ -22,21 +22,21 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 
 from letopis.outbox import History
-from letopis.outbox.alerts import Alert
-from letopis.outbox.incidents import Rules
-from letopis.outbox.notices import Incident
+from letopis.outbox.alerting.channels import Alert
+from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox.alerting.notifications import Incident
 from letopis.store import ConversationStore, Message
-from tests import peers
 from tests.campaigns.herd import BOTS, HERD, peak
 from tests.campaigns.invariants import check
-from tests.servers import PostgresServer
+from tests.support import peers
+from tests.support.servers import PostgresServer
 
 USERS = 20
 
 
 @dataclass
 class Desk:
-    """Where the alerts of one bot arrive: its operator's channel, and what its users are told."""
+    """Where the alerts of one bot arrive: its operator's channel, and its users."""
 
     name: str = "desk"
     recipient: str = "desk"
@@ -146,7 +146,7 @@ async def run(
         "" if (alerts, recoveries) == (expect, expect) else f"{alerts} alerts and {recoveries} recoveries",
         "" if max(desk.stuck.values(), default=0) <= 1 else "a user was told twice",
         "" if desk.stuck == desk.recovered else "not exactly those who were told heard of the recovery",
-        # The pool of a bot is 5; a herd would take them all at once, again and again.
+        # The pool of a bot is 5; a herd would take them all at once, repeatedly.
         "" if peak(after) <= 2 * BOTS else f"{peak(after)} connections in one second after the return",
         "" if peak(during) <= HERD else f"{peak(during)} connection attempts in one second",
     ]

@@ -1,4 +1,4 @@
-"""The real command as subprocesses: the relay, which is killed and started again, and verbs that run to their end."""
+"""Run the real command as subprocesses: the relay, which is killed and restarted, and verbs that end."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Relay:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def ensure(self) -> None:
-        """Start it if it does not run; a life that ended by itself is noted in ``deaths``."""
+        """Start it if it does not run; an unexpected end is noted in ``deaths``."""
         if self.pid is not None:
             return
         if self._process is not None and self._process.returncode != -signal.SIGKILL:
@@ -127,7 +127,7 @@ class Relay:
             return False
         process.kill()
         process.wait()
-        # A process that was just ending by itself shows its own code.
+        # A process that was already ending shows its own code.
         return process.returncode == -signal.SIGKILL
 
     def stop(self, *, timeout: float = 30.0) -> int:
@@ -210,7 +210,7 @@ class Probe:
         return Progress(appended, delivered, row[0][0] if row else None)
 
     def blocked(self) -> list[tuple[str, str, str]]:
-        """Return the lanes that wait for a person, with what is the matter."""
+        """Return the lanes that wait for an operator, with the reason."""
         return self._connection.execute(
             "SELECT conversation_id, fault_class, fault FROM letopis_outbox_lanes WHERE state = 'blocked' LIMIT 10"
         ).fetchall()

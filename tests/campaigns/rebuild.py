@@ -1,4 +1,4 @@
-"""Show that folding the log, what is kept while it is written, and what is rebuilt from it are the same.
+"""Show that folding the log, the rows kept while it is written, and the rows rebuilt from it are the same.
 
 ::
 
@@ -7,7 +7,7 @@
 
 Every conversation is read three ways: folded from its events, read from the rows that were kept inline, and read again
 after all rows were emptied and rebuilt. It ends with 0 only if the three are equal in every field, a check finds what
-is damaged in single rows and nothing else, and a rebuild mends it.
+is damaged in single rows and nothing else, and a rebuild repairs it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from letopis.store import ConversationStarted, ConversationStore, Message, Rebuilt
-from letopis.store.engines import create_store_engine
-from letopis.store.fold import Fold, Folded
-from letopis.store.schema import conversations, events, messages
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.schema import conversations, events, messages
+from letopis.store.rules.fold import Fold, Folded
+from letopis.store.testing.outbox import Outbox
 from tests.campaigns import dataset
 from tests.campaigns.operations import Operations
 from tests.campaigns.targets import KINDS
-from tests.conformance.outboxes import Outbox
-from tests.servers import MariaDBServer, PostgresServer, ServerUnavailable
+from tests.support.servers import MariaDBServer, PostgresServer, ServerUnavailable
 
 SHOWN: Final = 5
 _BATCH: Final = 1_000
@@ -59,7 +59,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether everything held."""
+        """Return True if everything held."""
         return not self.problems
 
 
@@ -85,7 +85,7 @@ class Campaign:
         self.outcome = Outcome(store=kind)
 
     async def run(self) -> Outcome:
-        """Run it to its end; what goes wrong is told in the outcome."""
+        """Run it to its end; the outcome reports what went wrong."""
         outcome = self.outcome
         async with ConversationStore.open(self._url, migrate=True) as store:
             try:
@@ -141,7 +141,7 @@ class Campaign:
             self.outcome.problems.append(f"a check after the rebuild found {len(found)}: {told(found)}")
 
     async def _damaged(self, store: ConversationStore) -> None:
-        """Damage some rows: a check has to find these and no others, and a rebuild has to mend them."""
+        """Damage some rows: a check has to find these and no others, and a rebuild has to repair them."""
         chance = random.Random(self._seed)
         async with self._engine.begin() as connection:
             victims = await damage(connection, chance, count=12)
@@ -270,7 +270,7 @@ async def mismatches(store: ConversationStore) -> list[Rebuilt]:
 
 
 def told(found: Sequence[Rebuilt]) -> str:
-    """Return it for people."""
+    """Return it as text."""
     return "; ".join(f"{one.conversation_id}: {', '.join(one.differences)}" for one in found[:SHOWN])
 
 
@@ -352,7 +352,7 @@ async def apply_corpus(store: ConversationStore, *, sample: float, seed: int) ->
 async def database(kind: str, folder: Path) -> AsyncIterator[str]:
     """Give a fresh, empty database for the time of a run.
 
-    :raises tests.servers.ServerUnavailable: there is no such server.
+    :raises tests.support.servers.ServerUnavailable: there is no such server.
     """
     if kind == "sqlite":
         yield f"sqlite:///{(folder / 'history.db').as_posix()}"
@@ -386,7 +386,7 @@ def tell(text: str) -> None:
 
 
 def report(outcomes: Sequence[Outcome]) -> str:
-    """Return the table for people."""
+    """Return the table as text."""
     rows = [
         "| store | conversations | events | messages | apply | fold and compare | rebuild | check | result |",
         "|---|---|---|---|---|---|---|---|---|",

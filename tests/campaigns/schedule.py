@@ -1,4 +1,4 @@
-"""When to break what: pure, and the same for the same seed."""
+"""Plan when to break what: the same plan for the same seed."""
 
 from __future__ import annotations
 

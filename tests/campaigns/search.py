@@ -1,4 +1,4 @@
-"""How fast a store is indexed, and how long a search takes: ``python -m tests.campaigns.search [messages]``."""
+"""Measure how fast a store is indexed and how long a search takes: ``python -m tests.campaigns.search [messages]``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from letopis.store import ConversationStarted, ConversationStore, Message
-from letopis.store.search.words import words
+from letopis.store.search.analysis import words
+from letopis.store.testing.outbox import Outbox
 from tests.campaigns import dataset
-from tests.conformance.outboxes import Outbox
-from tests.servers import MariaDBServer, PostgresServer
+from tests.support.servers import MariaDBServer, PostgresServer
 
 
 async def fill(store: ConversationStore, most: int) -> tuple[list[str], str]:

@@ -1,4 +1,4 @@
-"""States: what the invariant checker looks at, as plain values."""
+"""Hold what the invariant checker compares, as plain values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN: Final = 20
 
 
 class Ack(NamedTuple):
-    """What a bot was told: the append returned, so this event must never be missed again."""
+    """What a bot was promised: the append returned, so this event must never be missing again."""
 
     conversation_id: str
     event_id: UUID
@@ -32,7 +32,8 @@ class StoredEvent(NamedTuple):
     digest: bytes | None
     content: bytes
     message_id: str | None = None
-    bare: bool = False  # whether nothing that a person wrote is in it
+    bare: bool = False  # whether it contains no message text
+    resets: bool = False  # whether it erases all that came before it
     noted: Mapping[str, Any] = {}  # what Letopis put in its metadata, without the prefix
 
     @property
@@ -85,7 +86,7 @@ class OutboxLane(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreState:
-    """All that the history store holds, as far as it is examined."""
+    """The examined content of the history store."""
 
     events: Sequence[StoredEvent]
     lanes: Mapping[tuple[UUID, str], int]
@@ -97,7 +98,7 @@ class StoreState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxState:
-    """All that one outbox file holds, as far as it is examined."""
+    """The examined content of one outbox file."""
 
     name: str
     origin_id: UUID

@@ -1,4 +1,4 @@
-"""The three kinds of store as something that can be broken: its connections cut, the whole of it away for a while."""
+"""Break a store of each kind: cut its connections, or make it unavailable for a while."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from tests.servers import MariaDBServer, OwnMariaDBServer, OwnPostgresServer, PostgresServer
+from tests.support.servers import MariaDBServer, OwnMariaDBServer, OwnPostgresServer, PostgresServer
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")
 
@@ -31,7 +31,7 @@ class Target(ABC):
 
     @abstractmethod
     def outage(self) -> int:
-        """Take the whole store away and bring it back; return how many times that was."""
+        """Make the whole store unavailable and bring it back; return how many times that was."""
 
     @property
     @abstractmethod
@@ -43,7 +43,7 @@ class Target(ABC):
 
 
 class SQLiteTarget(Target):
-    """A SQLite file: while another process holds its lock, nobody can write, which is all that can fail from outside.
+    """A SQLite file: while another process holds its lock, none can write, which is all that can fail from outside.
 
     The outage outlasts the time that the relay waits for a lock, so that it meets an error and not only a delay.
     """
@@ -116,7 +116,7 @@ class ServerTarget(Target):
 def open_target(kind: str, folder: Path) -> Target:
     """Make the target of this kind.
 
-    :raises tests.servers.ServerUnavailable: there is no such server, and none can be started.
+    :raises tests.support.servers.ServerUnavailable: there is no such server, and none can be started.
     """
     if kind == "sqlite":
         return SQLiteTarget(folder)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.campaigns.faults import KINDS, ROWS, Outcome, produce, render
-from tests.required import missing
-from tests.servers import ServerUnavailable
+from tests.support.required import missing
+from tests.support.servers import ServerUnavailable
 
 
 @pytest.mark.slow
@@ -39,3 +40,12 @@ def test_a_row_in_another_class_is_told() -> None:
 
     assert not wrong.ok
     assert "NOT poison" in render([wrong])
+
+
+def test_a_row_with_another_code_is_told() -> None:
+    right = Outcome(
+        name="x", kind="sqlite", driver_error="E", code="c", expected="poison", found="poison", reaction="r"
+    )
+
+    assert right.ok and replace(right, expected_code="c").ok
+    assert not replace(right, expected_code="d").ok

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.campaigns.fight import run
+from tests.support.platforms import posix_only
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="SIGSTOP")
+@posix_only("Windows has no SIGSTOP")
 @pytest.mark.timeout(200)
 async def test_relays_that_fight_for_one_file_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
     report = await run(tmp_path, seconds=20, seed=5)

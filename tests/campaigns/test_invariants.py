@@ -511,6 +511,6 @@ async def test_random_operations_on_a_real_store_keep_the_rules(tmp_path: Path, 
     assert sum(event.verdict is not None for event in state.events) > 50
     assert sum(event.digest is None for event in state.events) > 50
     assert found.shown == []
-    # Now and then the operations empty what nobody redacts: that much this sees as well.
+    # Now and then the operations empty what was not redacted: this notices it as well.
     assert [one for one in emptied.shown if "nobody asked" not in one] == []
     assert emptied.shown

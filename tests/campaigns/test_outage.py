@@ -1,4 +1,4 @@
-"""A real outage, in small: who is told, and how the backlog comes back."""
+"""A real outage, in small: who is notified, and how the backlog drains."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox.incidents import Rules
+from letopis.outbox.alerting.incidents import Rules
 from tests.campaigns.outage import run
-from tests.required import missing
-from tests.servers import ServerUnavailable
+from tests.support.required import missing
+from tests.support.servers import ServerUnavailable
 
 
 @pytest.mark.slow
@@ -17,7 +17,7 @@ from tests.servers import ServerUnavailable
     ("outage", "rules", "expect"),
     [
         pytest.param(20.0, Rules(), 0, id="20 s: nobody hears of it"),
-        # Stuck after less than the outage, which is not to count, and after two looks of the watch: so long a backlog
+        # Stuck after less than the outage, which is not to count, and after two looks of the watch: a backlog that long
         # may take afterwards that a slow machine delivers.
         pytest.param(14.0, Rules(hold=3, resolve_after=3, stuck_after=10), 1, id="beyond the hold: told once"),
     ],

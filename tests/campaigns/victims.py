@@ -1,4 +1,4 @@
-"""A bot and a relay in processes of their own that live until they are killed, and are started again then."""
+"""Keep a bot and a relay running in processes of their own, and start them again after each kill."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import contextlib
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tests.campaigns import bot
 from tests.campaigns.invariants import Ack
+from tests.support import victim
 
 Context = ForkServerContext | SpawnContext
 
@@ -39,8 +39,7 @@ def fork_server(*modules: str) -> Context:
 class Victims:
     """A bot and a relay on one outbox and one store.
 
-    :param talk: what the bot runs: called with the outbox, the store and where to send an ``Ack`` for each promise.
-    :param deliver: what the relay runs: called with the outbox and the store.
+    :param defects: planted in the bot.
     :ivar acks: what the bots were promised, so far.
     :ivar starts: processes started, so far.
     """
@@ -51,19 +50,18 @@ class Victims:
         store: str,
         *,
         context: Context | None = None,
-        talk: Callable[..., None] = bot.talk,
-        deliver: Callable[[str, str], None] = bot.relay,
+        defects: Sequence[str] = (),
     ) -> None:
-        self._context = context or fork_server("tests.campaigns.bot")
+        self._context = context or fork_server("tests.support.victim")
         self._outbox, self._store = str(outbox), store
-        self._talk, self._deliver = talk, deliver
+        self._defects = defects
         self._processes: dict[str, BaseProcess] = {}
         self._readers: list[threading.Thread] = []
         self.acks: list[Ack] = []
         self.starts = 0
 
     def ensure(self) -> None:
-        """Start whoever is gone."""
+        """Start each one that is gone."""
         for name in (BOT, RELAY):
             process = self._processes.get(name)
             if process is not None and process.exitcode is None:
@@ -81,11 +79,11 @@ class Victims:
 
     @property
     def alive(self) -> bool:
-        """Whether one of them runs."""
+        """Return True if one of them runs."""
         return any(process.exitcode is None for process in self._processes.values())
 
     async def until_promised(self, count: int, *, patience: float = 20.0) -> None:
-        """Return once the bots have been promised so many events."""
+        """Return once this many events were promised to the bots."""
         deadline = time.monotonic() + patience
         while len(self.acks) < count:
             assert time.monotonic() < deadline, f"no more than {len(self.acks)} acknowledgements"
@@ -93,7 +91,7 @@ class Victims:
             await asyncio.sleep(0.005)
 
     def close(self) -> None:
-        """Kill both, and take in what the bots have said last."""
+        """Kill both, and collect what the bots reported last."""
         for name in self._processes:
             self.kill(name)
         for reader in self._readers:
@@ -101,7 +99,7 @@ class Victims:
 
     def _start_bot(self) -> BaseProcess:
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._process(self._talk, self._outbox, self._store, theirs, seed=self.starts)
+        process = self._process(victim.talk, self._outbox, self._store, theirs, seed=self.starts, defects=self._defects)
         theirs.close()
         reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
         reader.start()
@@ -109,7 +107,7 @@ class Victims:
         return process
 
     def _start_relay(self) -> BaseProcess:
-        return self._process(self._deliver, self._outbox, self._store)
+        return self._process(victim.relay, self._outbox, self._store)
 
     def _process(self, target: Callable[..., None], *given: Any, **named: Any) -> BaseProcess:
         process = self._context.Process(target=target, args=given, kwargs=named, daemon=True)

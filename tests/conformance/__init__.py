@@ -1,1 +1,1 @@
-"""The one suite that every history store passes: the same tests on SQLite, PostgreSQL and MariaDB."""
+"""Run the tests that every history store passes, on SQLite, PostgreSQL and MariaDB."""

@@ -1,18 +1,17 @@
-"""A projection that writes down each event it takes in, under a key that a second time would violate."""
+"""Write down each event that a projection takes, under a key that a second time would violate."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store import ConversationStore, Message, Projection, RecordedEvent
-from letopis.store.engines import create_store_engine
-from tests.conformance.outboxes import Outbox
+from letopis.store.database.engines import create_store_engine
+from letopis.store.testing.outbox import Outbox
 
 seen = sa.Table(
     "seen",
@@ -26,7 +25,7 @@ seen = sa.Table(
 
 
 class Seen(Projection):
-    """Writes down what it takes in."""
+    """Records what it applies."""
 
     name = "custom.seen"
 
@@ -84,7 +83,7 @@ async def rows_of(url: str, version: int = 1) -> list[tuple[int, int, int]]:
 
 
 async def say(store: ConversationStore, outbox: Outbox, count: int, conversation: str = "c") -> None:
-    """Apply so many messages, one transaction each."""
+    """Apply this many messages, one transaction each."""
     for number in range(count):
         outbox.append(conversation, Message.user(f"message {number}"))
         await outbox.deliver(store)
@@ -109,11 +108,7 @@ class Dying(Acting):
 CHILDREN = {"slow": Slow, "dying": Dying}
 
 
-async def main(kind: str, url: str) -> None:
-    """The child that is killed."""
+async def project(kind: str, url: str) -> None:
+    """Be the child that is killed."""
     async with ConversationStore.open(url) as store:
         await store.projector(CHILDREN[kind](), batch=5).run()
-
-
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))

@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store import ConversationStore, FaultClass, Message, Projection, RecordedEvent, StoreFault
-from letopis.store.engines import create_store_engine
-from letopis.store.schema import log_heads
-from tests.conformance.outboxes import Outbox, assert_no_gaps
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.schema import log_heads
+from letopis.store.testing.outbox import Outbox, assert_no_gaps
 
 FEW, MANY = 3, 120
-"""Events that PostgreSQL is given as arrays, and so many that they are copied."""
+"""Enough events for PostgreSQL to get them as arrays, and enough to be copied."""
 
 
 class Asking(Projection):
@@ -66,15 +66,15 @@ async def default_of(url: str) -> str:
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
-async def test_a_counter_that_is_gone_stops_everything(store_url: str, partitions: int) -> None:
+async def test_a_counter_that_is_gone_stops_everything(empty_database_url: str, partitions: int) -> None:
     outbox = Outbox()
     names = [f"chat-{number}" for number in range(20)]
-    async with ConversationStore.open(store_url, migrate=True, partitions=partitions) as store:
+    async with ConversationStore.open(empty_database_url, migrate=True, partitions=partitions) as store:
         for name in names:
             outbox.append(name, *said(1))
         await outbox.deliver(store)
         before = [await store.head(partition) for partition in range(partitions)]
-        engine = create_store_engine(store_url)
+        engine = create_store_engine(empty_database_url)
         async with engine.begin() as connection:
             await connection.execute(sa.delete(log_heads).where(log_heads.c.partition == partitions - 1))
         await engine.dispose()
@@ -85,7 +85,7 @@ async def test_a_counter_that_is_gone_stops_everything(store_url: str, partition
             await outbox.deliver(store)
 
         assert (refused.value.fault_class, refused.value.code) == (FaultClass.MISCONFIGURED, "partitions")
-        engine = create_store_engine(store_url)
+        engine = create_store_engine(empty_database_url)
         async with engine.begin() as connection:
             left = (await connection.execute(sa.select(log_heads.c.position).order_by(log_heads.c.partition))).scalars()
             assert list(left) == before[:-1]
@@ -97,9 +97,9 @@ async def test_a_counter_that_is_gone_stops_everything(store_url: str, partition
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
-async def test_outboxes_that_deliver_at_once_share_the_counters(store_url: str, partitions: int) -> None:
+async def test_outboxes_that_deliver_at_once_share_the_counters(empty_database_url: str, partitions: int) -> None:
     outboxes = [Outbox() for _ in range(4)]
-    async with ConversationStore.open(store_url, migrate=True, partitions=partitions) as store:
+    async with ConversationStore.open(empty_database_url, migrate=True, partitions=partitions) as store:
         for _ in range(5):
             for number, outbox in enumerate(outboxes):
                 for chat in range(12):

@@ -2,296 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 import sqlalchemy as sa
 
-from letopis.store import ConversationStore, Event, Message, MessageEdited, MessageSent
-from letopis.store.asking import Window
-from letopis.store.conversation import RecordedMessage
-from letopis.store.fold import fold
-from letopis.store.schema import events as events_table
-from letopis.store.vocabulary import (
-    ConversationArchived,
+from letopis.store import ConversationStore, Message
+from letopis.store.database.schema import conversations as conversations_table
+from letopis.store.database.schema import messages as messages_table
+from letopis.store.model.event_types import (
     ConversationDeleted,
     ConversationRewound,
-    ConversationStarted,
     MessageRedacted,
-    ReactionAdded,
-    ReactionRemoved,
 )
-from tests.conformance.logs import Talk
-from tests.conformance.outboxes import Outbox
-from tests.conformance.test_time_travel import paged
+from letopis.store.read.paging import Window
+from letopis.store.testing.forks import ForkConformance, forked, texts
+from letopis.store.testing.outbox import Outbox
+from letopis.store.testing.time_travel import paged
+from tests.conformance.tables import LooksIntoTables, stored_text
 
 
-def forked(of: str, version: int | None = None, **given: Any) -> ConversationStarted:
-    place = {"conversation_id": of} | ({} if version is None else {"version": version})
-    return ConversationStarted(forked_from=place | given)
+class TestForks(LooksIntoTables, ForkConformance):
+    """The published contract."""
 
 
-async def by_hand(store: ConversationStore, name: str, version: int | None = None) -> list[RecordedMessage]:
-    """The path of a conversation, folded event by event, its ancestors' first."""
-    log = (await store.events(name, limit=10_000)).items
-    folded = fold(log[:version])
-    found = folded.conversation
-    if found is None or not found.inherits or (fork := found.forked_from) is None:
-        return list(folded.path)
-    upto = fork.version
-    if upto is None:
-        parent = await store.events(fork.conversation_id, limit=10_000)
-        upto = next(event.version for event in parent if event.event_id == fork.event_id)
-    inherited = await by_hand(store, fork.conversation_id, upto)
-    ids = [message.id for message in inherited]
-    if found.inherited_to in ids:
-        inherited = inherited[: len(ids) - ids[::-1].index(found.inherited_to)]
-    return [*inherited, *folded.path]
-
-
-def texts(messages: Sequence[RecordedMessage]) -> list[str]:
-    return [message.text for message in messages]
-
-
-async def stored_text(store: ConversationStore, name: str) -> str:
-    """All that the log holds of a conversation, as it lies in the table."""
-    async with store._readers.connect() as connection:
-        rows = await connection.execute(
-            sa.select(events_table.c.data, events_table.c.metadata).where(events_table.c.conversation_id == name)
-        )
-        return repr(rows.all())
-
-
-async def test_a_fork_reads_its_parent_up_to_a_version(store: ConversationStore) -> None:
+@pytest.mark.parametrize("first", ["cleared", "deleted", "together", "undone", "gone"])
+async def test_a_fork_of_a_fork_keeps_what_it_reads_whatever_the_one_between_goes_through(
+    store: ConversationStore, first: str
+) -> None:
+    """What a fork reads is settled when it is made; only its own end lets it go."""
     outbox = Outbox()
-    outbox.append("p", Message.user("one"), Message.assistant("two"), Message.user("three"))
-    outbox.append("f", forked("p", 2), Message.user("mine"))
+    outbox.append("p", Message.user("first", id="1"), Message.assistant("second", id="2"))
+    outbox.append("f", forked("p", 1), Message.user("mine", id="3"))
+    outbox.append("g", forked("f", 2), Message.user("deeper", id="4"))
     await outbox.deliver(store)
-
-    page = await store.messages("f")
-    assert texts(page.items) == ["one", "two", "mine"]
-    assert [(message.conversation_id, message.version) for message in page] == [("p", 1), ("p", 2), ("f", 2)]
-    assert page.complete and page.next is None
-    found = await store.conversation("f")
-    assert found is not None and (found.message_count, found.inherits) == (1, True)
-    # Versions are the conversation's own.
-    assert texts((await store.messages("f", after=0)).items) == ["mine"]
-    assert texts((await store.messages("f", before=2)).items) == ["one", "two"]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
-async def test_pages_go_on_over_every_seam(store: ConversationStore, size: int) -> None:
-    """Forks of forks of forks; one of them with nothing of its own in between."""
-    outbox = Outbox()
-    outbox.append("a", *(Message.user(f"a{number}", id=f"a{number}") for number in range(5)))
-    outbox.append("b", forked("a", 4), *(Message.user(f"b{number}", id=f"b{number}") for number in range(4)))
-    outbox.append("c", forked("b", 3))
-    outbox.append("d", forked("c", 1), *(Message.user(f"d{number}", id=f"d{number}") for number in range(3)))
-    outbox.append("e", forked("d", 4), ConversationRewound(to_message_id="b1"), Message.user("e0"))
-    outbox.append("f", forked("e", 3), ConversationRewound(to_message_id="a1"), Message.user("f0"))
-    outbox.append("g", forked("f", 3), ConversationRewound())
-    outbox.append("h", forked("g", 2), Message.user("h0"))
-    await outbox.deliver(store)
-
-    expected = {
-        "d": ["a0", "a1", "a2", "a3", "b0", "b1", "d0", "d1", "d2"],
-        "e": ["a0", "a1", "a2", "a3", "b0", "b1", "e0"],
-        "f": ["a0", "a1", "f0"],
-        "g": [],
-        "h": ["h0"],
-    }
-    for name, said in expected.items():
-        assert texts(await by_hand(store, name)) == said
-        assert texts(await paged(store, name, size)) == said
-        assert await paged(store, name, size) == await by_hand(store, name)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-async def test_whatever_happens_it_is_the_fold(store: ConversationStore, seed: int) -> None:
-    """Random conversations, forked at random points, all of them going on; redactions and rewinds included."""
-    outbox, talks, names = Outbox(), dict[str, Talk](), ["p"]
-    talks["p"] = Talk(seed)
-    for number in range(30):
-        chance = talks["p"].chance
-        name = chance.choice(names)
-        outbox.append(name, *(talks[name].next(name) for _ in range(chance.randrange(1, 7))))
-        await outbox.deliver(store)
-        if number % 4 == 3:
-            parent, fork = chance.choice(names), f"f{number}"
-            head = await store.conversation(parent)
-            assert head is not None
-            version = chance.randrange(1, head.version + 1)
-            inherited = [message.id for message in await by_hand(store, parent, version)]
-            talks[fork] = Talk(seed * 100 + number, elsewhere=inherited)
-            outbox.append(fork, forked(parent, version))
-            names.append(fork)
-    await outbox.deliver(store)
-
-    for name in names:
-        whole = await by_hand(store, name)
-        assert list(await store.messages(name)) == whole
-        assert await paged(store, name, 3) == whole
-        head = await store.conversation(name)
-        assert head is not None
-        for version in range(0, head.version + 1, 4):
-            assert list(await store.messages(name, as_of=version)) == (
-                await by_hand(store, name, version) if version else []
-            )
-
-
-async def test_what_the_parent_goes_through_later_is_not_seen(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append(
-        "p",
-        Message.user("one", id="1"),
-        Message.assistant("two", id="2"),
-        ReactionAdded(message_id="1", key="+"),
-        MessageEdited(message_id="2", content="two, edited"),
+    leaving = (
+        [ConversationRewound(to_message_id="1"), ConversationRewound()]
+        if first == "undone"
+        else [ConversationDeleted() if first == "gone" else ConversationRewound()]
     )
-    outbox.append("f", forked("p", 4))
-    await outbox.deliver(store)
-    before = await store.messages("f")
-    outbox.append(
-        "p",
-        MessageEdited(message_id="2", content="edited again"),
-        MessageSent(message_id="2", platform_ids={"telegram": 1}),
-        ReactionRemoved(message_id="1", key="+"),
-        ReactionAdded(message_id="2", key="-"),
-        ConversationRewound(to_message_id="1"),
-        Message.assistant("other"),
-        ConversationArchived(),
-    )
+    for name, what in [("p", [ConversationDeleted()]), ("f", leaving)][:: 1 if first == "deleted" else -1]:
+        outbox.append(name, *what)
+        if first != "together":
+            await outbox.deliver(store)
+    outbox.append("late", forked("f", 2 + len(leaving)))  # made after the clear, so it inherits nothing
     await outbox.deliver(store)
 
-    assert texts(before.items) == ["one", "two, edited"]
-    assert await store.messages("f") == before
-    assert texts((await store.messages("p")).items) == ["one", "other"]
-    outbox.append("f", Message.user("mine"))
-    outbox.append("g", forked("f", 2))
-    await outbox.deliver(store)
-    assert list(await store.messages("g")) == [*before, (await store.messages("f"))[-1]]
-
-
-async def test_what_is_redacted_in_the_parent_is_gone_everywhere(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("p", Message.user("secret", id="1"), MessageEdited(message_id="1", content="secret too"))
-    outbox.append("f", forked("p", 2))
-    outbox.append("g", forked("f", 1))
-    await outbox.deliver(store)
-    assert texts((await store.messages("g")).items) == ["secret too"]
-    outbox.append("p", MessageRedacted(message_id="1"))
-    await outbox.deliver(store)
-
-    for name in ("p", "f", "g"):
-        (message,) = await store.messages(name)
-        assert (message.redacted, message.text, message.edited) == (True, "", False)
-    assert "secret" not in await stored_text(store, "p")
-
-
-async def test_a_deleted_parent_is_kept_for_as_long_as_it_is_read(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("p", Message.user("first", id="1"), ReactionAdded(message_id="1", key="+"), Message.user("second"))
-    outbox.append("f", forked("p", 2), Message.user("my turn"))
-    outbox.append("g", forked("f", 2), Message.user("again"))
-    await outbox.deliver(store)
-    f, g = (await store.messages("f")).items, (await store.messages("g")).items
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
-
-    assert (await store.messages("p")).items == ()
-    assert texts((await store.messages("p", as_of=2)).items) == [""]
-    assert (await store.messages("f")).items == f
-    assert (await store.messages("g")).items == g
+    assert texts((await store.messages("g")).items) == ["first", "mine", "deeper"]
+    assert (await store.messages("f")).items == (await store.messages("late")).items == ()
     held = await stored_text(store, "p")
     assert "first" in held and "second" not in held
+    assert await rebuilt(store) == {}
+    # Lost rows are rebuilt without a guess: the forks' rows are lost as well.
+    async with store._engine.begin() as connection:
+        for table in (messages_table, conversations_table):
+            await connection.execute(sa.delete(table))
+    await rebuilt(store)
+    assert texts((await store.messages("g")).items) == ["first", "mine", "deeper"]
+    assert await stored_text(store, "p") == held
 
-    outbox.append("f", ConversationDeleted())
+    outbox.append("p", MessageRedacted(message_id="1"))  # too late: in a deleted conversation nothing has an effect
+    outbox.append("g", ConversationRewound(to_message_id="1"))
     await outbox.deliver(store)
-    assert (await store.messages("f")).items == ()
-    assert (await store.messages("g")).items == g
-    outbox.append("g", ConversationDeleted())
+    assert texts((await store.messages("g")).items) == ["first"]
+    outbox.append("g", ConversationRewound())
     await outbox.deliver(store)
-    for name, said in (("p", "first"), ("f", "my turn"), ("g", "again")):
-        assert said not in await stored_text(store, name)
-        assert (await store.messages(name)).items == ()
-
-
-async def test_a_fork_that_is_cleared_lets_its_parent_go(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("p", Message.user("first"))
-    outbox.append("f", forked("p", 1))
-    await outbox.deliver(store)
-    outbox.append("p", ConversationDeleted())
-    await outbox.deliver(store)
-    assert "first" in await stored_text(store, "p")
-    outbox.append("f", ConversationRewound())
-    await outbox.deliver(store)
-
     assert "first" not in await stored_text(store, "p")
-    assert (await store.messages("f")).items == ()
 
 
-async def test_a_fork_and_the_deletion_of_its_parent_may_arrive_together(store: ConversationStore) -> None:
-    outbox = Outbox()
-    said = outbox.append("p", Message.user("first"), Message.user("second"), ConversationDeleted())
-    outbox.append("f", forked("p", event_id=str(said[0].event_id)))
-    outbox.append("a", forked("p", 1))
-    await outbox.deliver(store)
-
-    for name in ("f", "a"):
-        assert texts((await store.messages(name)).items) == ["first"]
-    assert (await store.messages("p")).items == ()
-    assert "second" not in await stored_text(store, "p")
-
-
-async def test_of_what_was_deleted_before_a_fork_has_messages_without_content(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("p", Message.user("first", id="1"), ReactionAdded(message_id="1", key="+"), ConversationDeleted())
-    await outbox.deliver(store)
-    outbox.append("f", forked("p", 2))
-    outbox.append("g", forked("p", 3))
-    await outbox.deliver(store)
-
-    (message,) = await store.messages("f")
-    assert (message.redacted, message.text, message.reactions) == (True, "", ())
-    assert list(await store.messages("f")) == await by_hand(store, "f")
-    assert (await store.messages("g")).items == ()
-
-
-async def test_a_fork_point_that_is_not_here_yet_is_read_once_it_is(store: ConversationStore) -> None:
-    """Lanes are delivered in any order: the fork may come before what it names, also through another outbox."""
-    one, two = Outbox(), Outbox()
-    encoded = one.append("p", Message.user("a"), Message.user("b"), Message.user("c"))
-    two.append("f", ConversationStarted(forked_from={"conversation_id": "p", "event_id": str(encoded[1].event_id)}))
-    two.append("f", Message.user("mine"))
-    await two.deliver(store)
-    for page in (await store.messages("f"), await store.messages("f", first=5), await store.messages("f", last=5)):
-        assert texts(page.items) == ["mine"]
-        assert not page.complete
-    assert (await store.messages("f", last=1)).items == page.items
-
-    two.append("p", Message.user("theirs"))
-    await two.deliver(store)
-    await one.deliver(store)
-    page = await store.messages("f")
-    assert texts(page.items) == ["theirs", "a", "b", "mine"]
-    assert page.complete
-
-
-async def test_a_ring_of_forks_ends(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("a", forked("b", 1), Message.user("a"))
-    outbox.append("b", forked("a", 2), Message.user("b"))
-    outbox.append("self", forked("self", 9), Message.user("s"))
-    await outbox.deliver(store)
-
-    page = await store.messages("a")
-    assert (texts(page.items), page.complete) == (["a"], False)
-    page = await store.messages("b")
-    assert (texts(page.items), page.complete) == (["a", "b"], False)
-    page = await store.messages("self", first=3)
-    assert (texts(page.items), page.complete) == (["s"], False)
+async def rebuilt(store: ConversationStore) -> dict[str, tuple[str, ...]]:
+    return {one.conversation_id: one.differences async for one in store.rebuild()}
 
 
 async def test_very_deep_forks_are_read_as_far_as_they_go(store: ConversationStore) -> None:
@@ -320,20 +98,3 @@ async def test_own_messages_need_no_ancestors(store: ConversationStore) -> None:
     assert page.next == f"1.{2**63 - 1}"
     assert texts((await store.messages("f", last=2, before=page.next)).items) == ["p1", "p2"]
     assert Window.of(last=None, first=None, before=page.next, after=None).at(0) is None
-
-
-@pytest.mark.parametrize("wrong", ["1.", ".1", "1.x", "1.-1", "1.2.3", "100.1", "1,2", "²"])
-async def test_a_place_that_no_page_gave_is_refused(store: ConversationStore, wrong: str) -> None:
-    with pytest.raises(ValueError, match="before"):
-        await store.messages("f", before=wrong)
-
-
-async def test_unknown_events_of_the_parent_are_no_hindrance(store: ConversationStore) -> None:
-    outbox = Outbox()
-    outbox.append("p", Event(type="weather.changed", data={"message_id": 7}), Message.user("one", id="1"))
-    outbox.append("p", Event(type="message.edited", schema_version=9, data={"message_id": "1"}), Message.user("two"))
-    outbox.append("f", forked("p", 3))
-    await outbox.deliver(store)
-
-    assert list(await store.messages("f")) == await by_hand(store, "f")
-    assert texts((await store.messages("f")).items) == ["one"]

@@ -1,11 +1,10 @@
-"""Projections of one's own take in every event once and without gaps, whatever is killed, restarted or added."""
+"""Custom projections apply every event once and without gaps, whatever is killed, restarted or added."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.outbox.diversity import Diversity
-from letopis.outbox.isolation import Isolation
+from letopis.outbox.relay.poison_isolation import PoisonIsolation
+from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.store import (
     ConfigurationError,
     ConversationStore,
@@ -26,11 +25,11 @@ from letopis.store import (
     RecordedEvent,
     StoreFault,
 )
-from tests.conformance.outboxes import Outbox
-from tests.conformance.projecting import Acting, Seen, make_table, rows_of, say
+from letopis.store.testing.outbox import Outbox
+from tests.conformance.projecting import Acting, Seen, make_table, project, rows_of, say
+from tests.support.child import command
 
 ROOT = Path(__file__).parents[2]
-CHILD = (sys.executable, "-m", "tests.conformance.projecting")
 
 
 async def test_it_takes_in_every_event_once_and_goes_on_where_it_was(store: ConversationStore, store_url: str) -> None:
@@ -49,9 +48,9 @@ async def test_it_takes_in_every_event_once_and_goes_on_where_it_was(store: Conv
     assert (progress.position, progress.head, progress.behind, progress.live) == (9, 9, 0, True)
 
 
-async def test_each_partition_is_read_on_its_own(store_url: str) -> None:
-    await make_table(store_url)
-    async with ConversationStore.open(store_url, migrate=True, partitions=3) as store:
+async def test_each_partition_is_read_on_its_own(empty_database_url: str) -> None:
+    await make_table(empty_database_url)
+    async with ConversationStore.open(empty_database_url, migrate=True, partitions=3) as store:
         outbox = Outbox()
         for name in ("a", "b", "c", "d", "e"):
             await say(store, outbox, 3, name)
@@ -60,7 +59,7 @@ async def test_each_partition_is_read_on_its_own(store_url: str) -> None:
         assert await projector.catch_up() == 15
 
         expected = [(one, position) for one in range(3) for position in range(1, await store.head(one) + 1)]
-        assert [(partition, position) for partition, position, _ in await rows_of(store_url)] == expected
+        assert [(partition, position) for partition, position, _ in await rows_of(empty_database_url)] == expected
         assert len(await projector.progress()) == 3
 
 
@@ -92,8 +91,8 @@ async def test_killed_in_the_middle_of_a_batch_it_takes_in_each_event_once(
     await make_table(store_url)
     await say(store, Outbox(), 40)
     printed = 0
-    for batches in (1, 3):  # killed after so many batches were written, the last of them not committed
-        child = subprocess.Popen([*CHILD, "slow", store_url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for batches in (1, 3):  # killed after this many batches were written, the last of them not committed
+        child = subprocess.Popen(command(project, "slow", store_url), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         for _ in range(batches):
             assert await asyncio.to_thread(child.stdout.readline)
@@ -138,7 +137,7 @@ async def test_a_new_version_beside_the_old_one_leaves_no_gap(store: Conversatio
     await second.step()
     assert not await second.live()
     await say(store, outbox, 3)
-    await first.step()  # the old one goes on while the new one replays
+    await first.step()  # the old one continues while the new one replays
     await second.catch_up()  # and is overtaken
     assert await second.live()
     await first.catch_up()
@@ -202,7 +201,8 @@ async def test_a_process_that_dies_before_its_effects_leaves_them_undone(
     await store.projector(projection).step()
     await say(store, Outbox(), 8)
 
-    done = await asyncio.to_thread(subprocess.run, [*CHILD, "dying", store_url], cwd=ROOT, timeout=60, check=False)
+    child = command(project, "dying", store_url)
+    done = await asyncio.to_thread(subprocess.run, child, cwd=ROOT, timeout=60, check=False)
     await store.projector(projection).catch_up()
 
     assert done.returncode == 9
@@ -252,16 +252,18 @@ class TestInline:
         assert await rows_of(store_url, 1) == [(0, position, 0) for position in range(1, 5)]
         assert await rows_of(store_url, 2) == [(0, position, 1) for position in range(1, 5)]
 
-    async def test_many_lanes_in_one_apply_come_in_the_order_of_the_log(self, store_url: str) -> None:
-        async with ConversationStore.open(store_url, migrate=True, partitions=3, projections=[Seen()]) as store:
-            await make_table(store_url)
+    async def test_many_lanes_in_one_apply_come_in_the_order_of_the_log(self, empty_database_url: str) -> None:
+        async with ConversationStore.open(
+            empty_database_url, migrate=True, partitions=3, projections=[Seen()]
+        ) as store:
+            await make_table(empty_database_url)
             outbox = Outbox()
             for number in range(40):
                 outbox.append(f"c{number % 13}", Message.user("x"))
             await outbox.deliver(store)
             expected = [(one, position) for one in range(3) for position in range(1, await store.head(one) + 1)]
 
-        assert [(partition, position) for partition, position, _ in await rows_of(store_url)] == expected
+        assert [(partition, position) for partition, position, _ in await rows_of(empty_database_url)] == expected
 
     async def test_one_that_fails_makes_the_apply_fail(self, store_url: str) -> None:
         projection = Seen()
@@ -311,9 +313,10 @@ class TestInline:
             for name in ("a", "b", "c"):
                 outbox.append(name, Message.user(f"to {name}"), Message.user(f"more to {name}"))
             projection.poison = "more to b"
-            isolation = Isolation(
+            isolation = PoisonIsolation(
                 lambda batch: store.apply(outbox.origin, batch),
-                diversity=Diversity(),
+                try_out=store.outbox_access.try_out,
+                attribution=FaultAttribution(),
                 deadline=20.0,
                 uniform=lambda low, high: low,
             )
@@ -400,7 +403,7 @@ def test_a_projection_that_cannot_be_kept_account_of_is_refused(tmp_path: Path, 
 def test_inline_projections_that_cannot_work_are_refused(tmp_path: Path) -> None:
     class NoName(Projection):
         async def apply(self, connection: AsyncConnection, events: Sequence[RecordedEvent], *, replaying: bool) -> None:
-            """Take in nothing."""
+            """Apply nothing."""
 
     path = tmp_path / "history.db"
     with pytest.raises(ConfigurationError, match="twice"):

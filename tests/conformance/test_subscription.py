@@ -1,4 +1,4 @@
-"""A subscription yields every event of a partition once and in order, whoever writes meanwhile."""
+"""A subscription yields every event of a partition once and in order, whatever writes meanwhile."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, RecordedEvent, StoreFault
-from letopis.store.engines import create_store_engine
-from tests.conformance.outboxes import Outbox
+from letopis.store.database.engines import create_store_engine
+from letopis.store.testing.outbox import Outbox
 
 WRITERS = 16
 ROUNDS = 12
@@ -106,7 +106,7 @@ async def test_the_danger_is_real_where_the_database_gives_out_the_positions(kin
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
 async def test_a_writer_that_commits_late_holds_the_positions_after_its_own(kind: str, new_store_url: object) -> None:
-    """The same moment with the counter row: who comes second cannot be read first, because it has to wait."""
+    """The same moment with the counter row: the second transaction cannot be read first, because it has to wait."""
     url = new_store_url(kind)  # type: ignore[operator]
     outbox = Outbox()
     outbox.append("chat-1", Message.user("first"))

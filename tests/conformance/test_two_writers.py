@@ -1,4 +1,4 @@
-"""Two outboxes write one conversation: free appends both arrive, of two turns on one reading one wins, visibly."""
+"""Two outboxes write one conversation: free appends both arrive; of two answers to one read, one wins, visibly."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.append import After, condition, prepare
-from letopis.outbox.file import OutboxFile
-from letopis.outbox.intake import Intake
-from letopis.outbox.marks import rewind
-from letopis.outbox.outflow import Flow
-from letopis.outbox.rebirth import give_new_origin
-from letopis.outbox.relay import Relay
+from letopis.outbox.diagnostics.new_origin import assign_new_origin
+from letopis.outbox.event_log.acknowledge import rewind_lane
+from letopis.outbox.event_log.append_condition import After
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.outbox.transfer.importer import Importer
 from letopis.store import ConversationStore, Message, MessageEdited, ReactionAdded, Seen, VersionConflict
-from letopis.store.conversation import Page, RecordedMessage
-from letopis.store.fold import SUPERSEDED, fold
-from letopis.store.transfer.jsonl import read_lines
-from letopis.store.transfer.occurrences import Occurrences
-from letopis.store.turns import Conflict
-from letopis.store.vocabulary import (
+from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.event_types import (
     Body,
     ConversationDeleted,
     ConversationRenamed,
     ConversationRewound,
     MessageRedacted,
 )
-from tests.conformance.outboxes import Outbox, assert_no_gaps
-from tests.peers import refused_port
+from letopis.store.rules.fold import fold
+from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
+from letopis.store.testing.outbox import Outbox, assert_no_gaps
+from letopis.store.transfer.jsonl import read_lines
+from letopis.store.transfer.seen_keys import SeenKeys
+from tests.support.peers import refused_port
+from tests.support.relays import deliver_all
 
 CHAT = "chat-1"
 
@@ -85,10 +86,10 @@ async def test_free_appends_arrive_and_strict_turns_conflict_exactly_once(pair: 
     )
     lost = [await receipt.superseded(timeout=30) for receipt in receipts]
     assert sorted(lost) == [False, True]
-    assert all([await receipt.saved(timeout=5) for receipt in receipts])
+    assert [await receipt.saved(timeout=5) for receipt in receipts] == [not late for late in lost]
     loser = pair[lost.index(True)]
 
-    # The lane goes on, and who looks again is not late any more.
+    # The lane continues, and a writer that reads again is not late any more.
     again = await loser.append(CHAT, Message.assistant("now", id="again"), expected=await loser.messages(CHAT))
     free = await loser.append(CHAT, ReactionAdded(message_id="q", key="like"))
     assert not await again.superseded(timeout=30)
@@ -136,8 +137,7 @@ def turn(
     fail_if_types: Any = None,
 ) -> list[int]:
     """Append with a condition to the memory of an outbox, unchecked; return the sequences."""
-    expects = condition(expected=expected, after=after, fail_if_types=fail_if_types)
-    events = prepare(CHAT, what, expects=expects).events
+    events = prepare(CHAT, what, expected=expected, after=after, fail_if_types=fail_if_types).events
     first = len(outbox.lanes.get(CHAT, ())) + 1
     outbox.append_encoded(CHAT, events)
     return list(range(first, first + len(events)))
@@ -156,6 +156,14 @@ async def rivals(store: ConversationStore) -> tuple[Outbox, Outbox]:
     two.append(CHAT, ConversationRenamed(title="Tea"))
     await two.deliver(store)
     return one, two
+
+
+async def overtaken(store: ConversationStore, one: Outbox, two: Outbox) -> Seen:
+    """Have the second speak after the first has read; return what the first saw."""
+    seen = await seen_of(store, one)
+    two.append(CHAT, Message.user("and?"))
+    await two.deliver(store)
+    return seen
 
 
 async def verdicts(store: ConversationStore, outbox: Outbox, first: int, last: int) -> dict[int, Conflict]:
@@ -208,9 +216,7 @@ async def test_the_same_delivered_again_has_the_same_verdict(
     store: ConversationStore, rivals: tuple[Outbox, Outbox]
 ) -> None:
     one, two = rivals
-    seen = await seen_of(store, one)
-    two.append(CHAT, Message.user("and?"))
-    await two.deliver(store)
+    seen = await overtaken(store, one, two)
     turn(one, Message.assistant("late"), Message.tool("late too"), after=seen)
     first = await verdicts(store, one, 2, 3)
     two.append(CHAT, Message.user("and again?"))
@@ -231,14 +237,12 @@ async def test_a_verdict_is_in_the_events_and_their_digest_stays(
     store: ConversationStore, rivals: tuple[Outbox, Outbox]
 ) -> None:
     one, two = rivals
-    seen = await seen_of(store, one)
-    two.append(CHAT, Message.user("and?"))
-    await two.deliver(store)
+    seen = await overtaken(store, one, two)
     turn(one, Message.assistant("late", tokens=7), after=seen)
     await verdicts(store, one, 2, 2)
 
     *_, event = await store.events(CHAT)
-    assert event.metadata[SUPERSEDED] == {"expected": seen.version, "actual": (seen.version or 0) + 1}
+    assert event.metadata[SUPERSEDED_KEY] == {"expected": seen.version, "actual": (seen.version or 0) + 1}
     assert event.digest == one.lanes[CHAT][1].digest
     conversation = await store.conversation(CHAT)
     assert conversation is not None
@@ -261,9 +265,7 @@ async def test_what_is_put_aside_has_no_effect(
     store: ConversationStore, rivals: tuple[Outbox, Outbox], late: Body
 ) -> None:
     one, two = rivals
-    seen = await seen_of(store, one)
-    two.append(CHAT, Message.user("and?"))
-    await two.deliver(store)
+    seen = await overtaken(store, one, two)
     before = await store.messages(CHAT, every=True), await store.conversation(CHAT)
     turn(one, late, expected=seen)
 
@@ -307,9 +309,7 @@ async def test_an_answer_to_what_comes_with_it_stands_whatever_was_there_before(
 async def test_what_answers_a_turn_that_lost_loses_too(store: ConversationStore, rivals: tuple[Outbox, Outbox]) -> None:
     """Call and result are appended one after the other: a result never stands without its call."""
     one, two = rivals
-    seen = await seen_of(store, one)
-    two.append(CHAT, Message.user("and?"))
-    await two.deliver(store)
+    seen = await overtaken(store, one, two)
     [call] = turn(one, Message.assistant("call"), after=seen)
     [result] = turn(one, Message.tool("result"), after=call)
     [summary] = turn(one, Message.assistant("so"), after=result)
@@ -363,22 +363,10 @@ async def test_even_the_first_words_of_a_conversation_have_one_winner(store: Con
 # --- What a bot sees of it -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
-    """A history that delivers nothing by itself."""
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False) as opened:
-        yield opened
-
-
-async def deliver(history: History, events: int = 500) -> None:
-    while not await history.drained(0):
-        await Relay(history.outbox, history.store, batch=events).drain_once()
-
-
 async def a_lost_turn(bot: History, store: ConversationStore) -> Any:
     """Have the bot lose a turn of two messages; return the receipt."""
     await bot.append(CHAT, Message.user("what?", id="q"))
-    await deliver(bot)
+    await deliver_all(bot)
     page = await bot.messages(CHAT)
     rival = Outbox("rival")
     rival.append(CHAT, Message.user("and?", id="rival"))
@@ -394,17 +382,17 @@ async def test_the_receipt_tells_and_the_reads_agree_before_and_after(
     assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "l-1", "l-2"]  # as far as it knows
     assert not await receipt.superseded(timeout=0.1)
 
-    await deliver(bot, batch)
+    await deliver_all(bot, batch=batch)
 
     assert await receipt.superseded(timeout=5)
-    assert await receipt.saved(timeout=5)
+    assert not await receipt.saved(timeout=5)
     assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival"]
     assert order(await bot.messages(CHAT, every=True)) == order(await store.messages(CHAT, every=True))
     found = await bot.conversation(CHAT)
     assert found is not None and (found.message_count, found.pending) == (2, 0)
     # The next turn, on a new reading, stands.
     after = await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
-    await deliver(bot)
+    await deliver_all(bot)
     assert not await after.superseded(timeout=5)
     assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "so"]
 
@@ -413,7 +401,7 @@ async def test_a_lost_turn_is_aside_while_the_store_is_away_too(
     bot: History, store: ConversationStore, tmp_path: Path
 ) -> None:
     await a_lost_turn(bot, store)
-    await deliver(bot)
+    await deliver_all(bot)
     await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
     away = f"postgresql://nobody@127.0.0.1:{await refused_port()}/none"
     async with History.open(tmp_path / "bot.outbox.db", store=away, relay=False, watch=False) as cut_off:
@@ -450,12 +438,12 @@ async def test_a_window_of_all_messages_holds_when_something_is_rewound(bot: His
 async def test_what_the_store_has_lost_it_judges_anew(bot: History, store: ConversationStore) -> None:
     """A restored backup without the rival: the verdict of before says nothing any more."""
     receipt = await a_lost_turn(bot, store)
-    await deliver(bot)
+    await deliver_all(bot)
     assert await receipt.superseded(timeout=5)
 
-    await bot.outbox.write(lambda connection: rewind(connection, CHAT, 2, now_us=bot.outbox.now_us()))
-    assert not await bot._deliveries.superseded(receipt.event_ids)
-    await deliver(bot)
+    await bot.outbox.write(lambda connection: rewind_lane(connection, CHAT, 2, now_us=bot.outbox.now_us()))
+    assert not await receipt.superseded(timeout=0.1)
+    await deliver_all(bot)
 
     assert await receipt.superseded(timeout=5)  # this store had lost nothing
 
@@ -466,19 +454,19 @@ async def test_a_copy_that_lives_on_keeps_its_conditions(
     path = tmp_path / "bot.outbox.db"
     async with History.open(path, store=store, relay=False) as bot:
         await a_lost_turn(bot, store)
-        await deliver(bot)
+        await deliver_all(bot)
         page = await bot.messages(CHAT)
         fresh = await bot.append(CHAT, Message.assistant("so", id="so"), after=page)
-        # As many as were delivered: numbered anew, they must not be taken for those that lost.
+        # As many as were delivered: numbered again, they must not be taken for those that lost.
         more = [Message.tool(str(number), id=f"more-{number}") for number in range(4)]
         await bot.append(CHAT, *more, after=fresh)
 
-    await give_new_origin(path)
+    await assign_new_origin(path)
 
     async with History.open(path, store=store, relay=False) as reborn:
         expected = ["q", "rival", "so", *(message.id for message in more)]
         assert [message.id for message in await reborn.messages(CHAT)] == expected
-        await deliver(reborn)
+        await deliver_all(reborn)
         assert [message.id for message in await reborn.messages(CHAT)] == expected
     await assert_no_gaps(store)
 
@@ -487,11 +475,11 @@ async def test_an_export_holds_the_path_and_can_be_read_in(
     bot: History, store: ConversationStore, tmp_path: Path
 ) -> None:
     await a_lost_turn(bot, store)
-    await deliver(bot)
+    await deliver_all(bot)
     await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
     await bot.append(CHAT, MessageRedacted(message_id="q"))
-    await deliver(bot)
-    lines = b"".join([line async for line in Flow(bot).of_one(CHAT)])
+    await deliver_all(bot)
+    lines = b"".join([line async for line in Exporter(bot).of_one(CHAT)])
     assert lines.count(b"\n") == 3
     before = order(await bot.messages(CHAT, every=True))
 
@@ -501,13 +489,13 @@ async def test_an_export_holds_the_path_and_can_be_read_in(
             # What the rival said is taken once more here; the store recognises it.
             for kept, its_store, known in ((elsewhere, other, 0), (bot.outbox, store, 2)):
                 refusals: list[Any] = []
-                with Occurrences() as count, Intake(outbox=kept, store=its_store, tell=refusals.append) as intake:
+                with SeenKeys() as count, Importer(outbox=kept, store=its_store, tell=refusals.append) as intake:
                     counts = await intake.take(read_lines(BytesIO(lines), count=count))
                 assert refusals == []
                 assert (counts.imported, counts.known) == (3 - known, known)
         finally:
             await elsewhere.close()
-    await deliver(bot)
+    await deliver_all(bot)
     assert order(await bot.messages(CHAT, every=True)) == before
     assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival", "so"]
 
@@ -516,13 +504,13 @@ async def test_lines_of_a_conversation_that_was_deleted_are_refused_one_by_one(
     bot: History, store: ConversationStore
 ) -> None:
     await bot.append(CHAT, Message.user("what?", id="q"))
-    lines = b"".join([line async for line in Flow(bot).of_one(CHAT)])
+    lines = b"".join([line async for line in Exporter(bot).of_one(CHAT)])
     await bot.append(CHAT, ConversationDeleted())
-    await deliver(bot)
+    await deliver_all(bot)
     more = lines + lines.replace(b'"q"', b'"q2"') + lines.replace(b'"chat-1"', b'"chat-2"')
 
     refusals: list[Any] = []
-    with Occurrences() as count, Intake(outbox=bot.outbox, store=store, tell=refusals.append) as intake:
+    with SeenKeys() as count, Importer(outbox=bot.outbox, store=store, tell=refusals.append) as intake:
         counts = await intake.take(read_lines(BytesIO(more), count=count))
 
     assert [one.number for one in refusals] == [2]
@@ -530,7 +518,7 @@ async def test_lines_of_a_conversation_that_was_deleted_are_refused_one_by_one(
 
 
 async def test_the_local_look_and_the_store_are_two_guards(bot: History, store: ConversationStore) -> None:
-    """The second process on one file is told at once; only another outbox is judged by the store."""
+    """A second process on one file hears of it at once; only conflicts with another outbox are decided by the store."""
     await a_lost_turn(bot, store)
     page = await bot.messages(CHAT)
     await bot.append(CHAT, Message.user("more"))

@@ -1,1 +1,1 @@
-"""A plain model of a history, and the machine that holds the real one against it."""
+"""Compare a history with a plain model of it."""

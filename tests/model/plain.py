@@ -1,79 +1,134 @@
-"""The plain model: lists and dicts that do at once, in memory, what a history promises to come to.
+"""Model a history with lists and dicts, in memory and at once: the one model that every harness compares with.
 
-It shares no code with the product: no events, no fold, no versions. What is said is changed in place.
+It shares no code with the product: no events, no fold. Each operation gives a conversation its next version, and every
+version is kept as a copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+_KEPT_OF_A_REDACTED_DELIVERY = ("platform_ids", "sent_as")
 
-@dataclass
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """One message."""
+    """One message as it is at one version; ``chat`` is where it was said, which may be an ancestor of the reader."""
 
+    chat: Chat = field(repr=False, compare=False)
     id: str
     role: str
     text: str
     tokens: int | None = None
     on_path: bool = True
-    redacted: bool = False
     edited: bool = False
     delivery: str = "appended"
-    delivery_data: dict[str, Any] = field(default_factory=dict)
-    reactions: dict[tuple[str, str | None], Any] = field(default_factory=dict)
+    delivery_data: Mapping[str, Any] = field(default_factory=dict)
+    reactions: Mapping[tuple[str, str | None], Any] = field(default_factory=dict)
     interrupted: bool = False
+
+    @property
+    def redacted(self) -> bool:
+        """Whether its content was taken away: for every reader, and at every version."""
+        return self.id in self.chat.erased
+
+    @property
+    def shown(self) -> str:
+        """The text that a reader gets."""
+        return "" if self.redacted else self.text
 
     def view(self) -> tuple[Any, ...]:
         """What a reader sees of it."""
+        data = self.delivery_data
+        if self.redacted:
+            data = {key: value for key, value in data.items() if key in _KEPT_OF_A_REDACTED_DELIVERY}
         return (
             self.id,
             self.role,
-            self.text,
+            self.shown,
             self.tokens,
             self.on_path,
             self.redacted,
-            self.edited,
+            self.edited and not self.redacted,
             self.delivery,
-            tuple(sorted(self.delivery_data.items(), key=str)),
+            tuple(sorted(data.items(), key=str)),
             tuple((key, actor, value) for (key, actor), value in self.reactions.items()),
             self.interrupted,
         )
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A conversation after one operation.
+
+    :ivar inherits: whether it reads its parent, as far as that has anything left.
+    """
+
+    path: tuple[Said, ...] = ()
+    inherits: bool = False
+
+
+@dataclass(eq=False)
 class Chat:
     """One conversation."""
 
     id: str
     owner: str | None
+    parent: Chat | None = None
+    forked_at: int = 0
+    """The version of the parent that a fork begins with."""
     touched: int = 0
     title: str | None = None
     state: str = "active"
+    left: bool = False
+    """Whether it was archived or deleted since it was last activated."""
     metadata: dict[str, Any] = field(default_factory=dict)
     said: list[Said] = field(default_factory=list)
     tokens: int = 0
     turns: int = 0
     """Events so far that stand against an answer to what was read before them."""
-    inherited: list[Said] = field(default_factory=list)
-    """What a fork shows of its ancestors; changed by nothing but a redaction."""
-    ancestors: list[Chat] = field(default_factory=list)
+    erased: set[str] = field(default_factory=set)
+    """Ids that a redaction has named, also of messages that are nowhere: no edit of them is taken any more."""
+    inherited: tuple[Said, ...] = ()
+    """What a fork shows of its ancestors."""
+    inherits: bool = False
+    moments: list[Moment] = field(default_factory=lambda: [Moment()])
 
     @property
-    def path(self) -> list[Said]:
+    def version(self) -> int:
+        """Operations so far."""
+        return len(self.moments) - 1
+
+    @property
+    def deleted(self) -> bool:
+        return self.state == "deleted"
+
+    @property
+    def path(self) -> tuple[Said, ...]:
         """What is on the active path, in order."""
-        return [*self.inherited, *(one for one in self.said if one.on_path)]
+        return self.moments[-1].path
 
     @property
-    def count(self) -> int:
-        """Its own messages on the path."""
-        return sum(one.on_path for one in self.said)
+    def own(self) -> list[Said]:
+        """Its own messages on the path, in order."""
+        return [one for one in self.said if one.on_path]
+
+    @property
+    def ancestors(self) -> Iterator[Chat]:
+        """Its parent, and that one's parent, and so on."""
+        if self.parent is not None:
+            yield self.parent
+            yield from self.parent.ancestors
 
     def find(self, message_id: str) -> Said | None:
         """Return its own message of an id."""
         return next((one for one in self.said if one.id == message_id), None)
+
+    def change(self, message: Said, **values: Any) -> None:
+        """Put another version of one of its own messages in the place of it."""
+        self.said[self.said.index(message)] = replace(message, **values)
 
     def view(self) -> tuple[Any, ...]:
         """What a reader sees of it, without its messages."""
@@ -82,7 +137,7 @@ class Chat:
             self.title,
             self.state,
             tuple(sorted(self.metadata.items())),
-            self.count,
+            len(self.own),
             self.tokens,
         )
 
@@ -92,166 +147,161 @@ class Plain:
 
     def __init__(self) -> None:
         self.chats: dict[str, Chat] = {}
-        self.active: dict[str, set[str] | None] = {}
-        """By owner: the one that is marked; ``None`` once the mark has moved by itself."""
+        self._activated: dict[str, Chat] = {}
+        """By owner, the conversation that was activated last; one put away since has left the mark to another."""
         self._clock = 0
 
     def living(self) -> list[Chat]:
-        """The conversations that something may be said in."""
-        return [chat for chat in self.chats.values() if chat.state != "deleted"]
+        """The conversations that accept appends."""
+        return [chat for chat in self.chats.values() if not chat.deleted]
 
     def _touch(self, chat: Chat) -> None:
         self._clock += 1
         chat.touched = self._clock
 
-    def begin(self, chat_id: str, owner: str | None) -> Chat:
-        """Begin a conversation."""
+    def _done(self, chat: Chat, *, turn: bool = False) -> None:
+        """Keep the version that an operation has made."""
+        self._touch(chat)
+        chat.turns += turn
+        chat.moments.append(Moment((*chat.inherited, *chat.own), chat.inherits))
+
+    def begin(self, chat_id: str, owner: str | None = None) -> Chat:
+        """Begin a conversation; its first version is made by the first operation."""
         chat = self.chats[chat_id] = Chat(chat_id, owner)
         self._touch(chat)
         return chat
 
-    def say(self, chat: Chat, message: Said) -> None:
-        """Say something."""
-        self._touch(chat)
-        chat.said.append(message)
-        chat.tokens += message.tokens or 0
-        chat.turns += 1
+    def say(self, chat: Chat, message_id: str, role: str, text: str, tokens: int | None = None) -> None:
+        """Say something; what comes after a deletion is kept by nobody."""
+        if not chat.deleted:
+            chat.said.append(Said(chat=chat, id=message_id, role=role, text=text, tokens=tokens))
+            chat.tokens += tokens or 0
+        self._done(chat, turn=True)
 
     def edit(self, chat: Chat, message_id: str, text: str) -> None:
         """Give a message another text."""
-        self._touch(chat)
-        chat.turns += 1
-        message = chat.find(message_id)
-        if message is not None and not message.redacted:
-            message.text, message.edited = text, True
+        if (message := chat.find(message_id)) is not None:
+            chat.change(message, text=text, edited=True)
+        self._done(chat, turn=True)
 
     def redact(self, chat: Chat, message_id: str) -> None:
         """Take away what a message said, wherever it is shown."""
-        self._touch(chat)
-        chat.turns += 1
-        message = chat.find(message_id)
-        if message is None:
-            return
-        for shown in (message, *self._shown(chat, message_id)):
-            shown.text, shown.redacted, shown.edited = "", True, False
-            shown.delivery_data = {
-                key: value for key, value in shown.delivery_data.items() if key in ("platform_ids", "sent_as")
-            }
-
-    def _shown(self, chat: Chat, message_id: str) -> Iterator[Said]:
-        for other in self.chats.values():
-            if other is not chat:
-                yield from (one for one in other.inherited if one.id == message_id)
+        chat.erased.add(message_id)
+        self._done(chat, turn=True)
 
     def deliver(self, chat: Chat, message_id: str, delivery: str, data: dict[str, Any]) -> None:
         """Note what the platform did with a message."""
-        self._touch(chat)
-        message = chat.find(message_id)
-        if message is not None:
-            if message.redacted:
-                data = {key: value for key, value in data.items() if key in ("platform_ids", "sent_as")}
-            message.delivery, message.delivery_data = delivery, data
+        if (message := chat.find(message_id)) is not None:
+            chat.change(message, delivery=delivery, delivery_data=data)
+        self._done(chat)
 
     def react(self, chat: Chat, message_id: str, key: str, actor: str | None, value: Any) -> None:
         """Put a reaction to a message."""
-        self._touch(chat)
         message = chat.find(message_id)
-        if message is not None:
-            message.reactions[key, actor] = value
+        if message is not None and (message.on_path or not message.redacted):
+            chat.change(message, reactions={**message.reactions, (key, actor): value})
+        self._done(chat)
 
     def unreact(self, chat: Chat, message_id: str, key: str, actor: str | None) -> None:
         """Take a reaction back."""
-        self._touch(chat)
-        message = chat.find(message_id)
-        if message is not None:
-            message.reactions.pop((key, actor), None)
+        if (message := chat.find(message_id)) is not None:
+            rest = {one: value for one, value in message.reactions.items() if one != (key, actor)}
+            chat.change(message, reactions=rest)
+        self._done(chat)
 
     def rename(self, chat: Chat, title: str) -> None:
         """Give it a title."""
-        self._touch(chat)
         chat.title = title
+        self._done(chat)
 
     def annotate(self, chat: Chat, metadata: dict[str, Any]) -> None:
         """Set keys of its metadata; ``None`` removes one."""
-        self._touch(chat)
         for key, value in metadata.items():
             if value is None:
                 chat.metadata.pop(key, None)
             else:
                 chat.metadata[key] = value
+        self._done(chat)
 
     def rewind(self, chat: Chat, target: str | None) -> None:
-        """Take what comes after a message off the path."""
-        self._touch(chat)
-        chat.turns += 1
+        """Take what comes after a message off the path, or everything; a message that is not on it changes nothing."""
         if target is None:
-            chat.inherited = []
-            keep = 0
-        else:
-            own = chat.find(target)
-            if own is not None:
-                if not own.on_path:
-                    return
-                keep = chat.said.index(own) + 1
-            else:
-                places = [place for place, one in enumerate(chat.inherited) if one.id == target]
-                if not places:
-                    return
-                chat.inherited = chat.inherited[: places[-1] + 1]
-                keep = 0
-        for one in chat.said[keep:]:
-            one.on_path = False
+            chat.inherited, chat.inherits = (), False
+            self._cut(chat, 0)
+        elif target in (path := [one.id for one in chat.path]):
+            # The last one: a fork may inherit an id that its parent has used again.
+            self._cut(chat, len(path) - path[::-1].index(target))
+        self._done(chat, turn=True)
+
+    def _cut(self, chat: Chat, length: int) -> None:
+        chat.inherited = chat.inherited[:length]
+        for one in chat.own[length - len(chat.inherited) :]:
+            chat.change(one, on_path=False)
 
     def archive(self, chat: Chat) -> None:
         """Put it away."""
-        self._touch(chat)
-        chat.state = "archived"
-        self._leave(chat)
+        chat.state, chat.left = "archived", True
+        self._done(chat)
 
     def restore(self, chat: Chat) -> None:
         """Bring it back."""
-        self._touch(chat)
         chat.state = "active"
+        self._done(chat)
 
     def activate(self, chat: Chat) -> None:
         """Make it its owner's active one."""
-        self._touch(chat)
-        chat.state = "active"
+        chat.state, chat.left = "active", False
         if chat.owner is not None:
-            self.active[chat.owner] = {chat.id}
+            self._activated[chat.owner] = chat
+        self._done(chat)
 
     def touch(self, chat: Chat) -> None:
         """Note something that changes nothing."""
-        self._touch(chat)
+        self._done(chat)
 
     def delete(self, chat: Chat) -> None:
-        """Delete it."""
-        self._touch(chat)
-        chat.state, chat.title, chat.metadata, chat.inherited, chat.said = "deleted", None, {}, [], []
-        self._leave(chat)
+        """Delete it; its forks have their copies."""
+        chat.state, chat.title, chat.metadata, chat.said, chat.left = "deleted", None, {}, [], True
+        chat.inherited, chat.inherits = (), False
+        self._done(chat)
 
-    def _leave(self, chat: Chat) -> None:
-        # Which one the mark moves to is decided when the history store takes it, by what it holds then.
-        if chat.owner is not None and chat.id in self.active.get(chat.owner, set()):
-            self.active[chat.owner] = None
-
-    def may_be_active(self, owner: str, chat_id: str | None) -> bool:
-        """Whether a conversation may be its owner's active one."""
-        marked = self.active.get(owner, set())
-        if marked is not None:
-            return chat_id in marked if marked else chat_id is None
-        return chat_id is None or self.chats[chat_id].state == "active"
-
-    def fork(self, chat_id: str, parent: Chat, *, at: str | None) -> Chat:
-        """Begin a conversation with what another one shows now, up to a message."""
+    def fork(self, chat_id: str, parent: Chat, *, at: str | None = None, version: int | None = None) -> Chat:
+        """Begin a conversation with a copy of what another one showed at a version, up to a message."""
         chat = self.begin(chat_id, parent.owner)
-        chat.ancestors = [parent, *parent.ancestors]
-        chat.inherited = [replace(one, reactions=dict(one.reactions)) for one in parent.path]
+        chat.parent, chat.inherits = parent, True
+        chat.forked_at = parent.version if version is None else version
+        chat.inherited = parent.moments[chat.forked_at].path
         if at is not None:
-            self.rewind(chat, at)
+            chat.inherited = chat.inherited[: [one.id for one in chat.inherited].index(at) + 1]
+        self._done(chat)
         return chat
 
-    def listed(self, owner: str) -> list[str]:
-        """The owner's conversations, the newest activity first."""
+    def needed(self) -> dict[str, int]:
+        """Return up to which version each conversation is read by a fork that is alive; followed upwards."""
+        needed: dict[str, int] = {}
+        for fork in self.chats.values():
+            at, inherits = fork, fork.inherits
+            while inherits and at.parent is not None:
+                parent, version = at.parent, at.forked_at
+                needed[parent.id] = max(needed.get(parent.id, 0), version)
+                at, inherits = parent, parent.moments[version].inherits
+        return needed
+
+    def active(self, owner: str) -> Chat | None:
+        """The owner's active conversation, if one was activated and not put away since."""
+        chat = self._activated.get(owner)
+        return None if chat is None or chat.left else chat
+
+    def listings(self, owner: str) -> list[list[str]]:
+        """The orders in which the owner's conversations may be listed: the active one first, then by last activity.
+
+        Where the active one was put away, its successor is the one with the newest activity *when the store learned of
+        that*. The model has no store, so each of the owner's conversations may be it.
+        """
         mine = [chat for chat in self.chats.values() if chat.owner == owner and chat.state == "active"]
-        return [chat.id for chat in sorted(mine, key=lambda chat: -chat.touched)]
+        order = [chat.id for chat in sorted(mine, key=lambda chat: -chat.touched)]
+        if (active := self.active(owner)) is not None:
+            leaders = [active.id]
+        else:
+            leaders = order[:1] if owner not in self._activated else order
+        return [[leader, *(one for one in order if one != leader)] for leader in leaders] or [[]]

@@ -1,1 +1,1 @@
-"""The proof: nothing is lost, shown by breaking all that can be broken; each part with a control that must fail."""
+"""Prove that nothing is lost by breaking all that can be broken; each part has a control that must fail."""

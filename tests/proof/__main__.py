@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -23,7 +21,6 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -31,24 +28,26 @@ from typing import Any, Final
 from tests.proof.options import Options, Part
 from tests.proof.page import published, summary
 from tests.proof.rows import Row
-from tests.servers.mariadb import describe as describe_mariadb
-from tests.servers.postgresql import describe as describe_postgresql
+from tests.support.reports import ROOT, report_of, write
 
 PARTS: Final = (
     "simulation",
     "network",
+    "blame",
     "crash",
+    "restored",
     "power",
     "io",
     "upgrade",
     "inputs",
     "corruption",
     "clocks",
+    "reads",
     "security",
+    "forks",
     "soak",
 )
 """In the order in which they are started: the long ones first. Each is a module or package of this folder."""
-ROOT: Final = Path(__file__).parent.parent.parent
 PUBLISHED: Final = ROOT / "docs" / "explanation" / "proof.md"
 
 
@@ -59,7 +58,7 @@ def part(name: str) -> Part:
 
 
 def prove_here(name: str, *, short: bool, seed: int) -> dict[str, Any]:
-    """Run one part in this process and return what came of it."""
+    """Run one part in this process and return its result."""
     started = time.monotonic()
     rows: list[Row] = []
     failed = ""
@@ -91,7 +90,7 @@ def prove_apart(name: str, *, short: bool, seed: int) -> dict[str, Any]:
 
 
 def told(row: Row, *, short: bool) -> str:
-    """Return a row for people."""
+    """Return a row as text."""
     place = f" [{row.where}]" if row.where else ""
     if row.missing:
         return f"not run: {row.what}{place}: {row.missing}"
@@ -105,14 +104,7 @@ def prove(names: Sequence[str], *, short: bool, seed: int, jobs: int) -> dict[st
     """Run parts, some at a time, and return the report."""
     with ThreadPoolExecutor(jobs) as pool:
         parts = list(pool.map(lambda name: prove_apart(name, short=short, seed=seed), names))
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
-        "seed": seed,
-        "short": short,
-        "machine": {"processors": os.cpu_count(), "versions": _versions()},
-        "parts": parts,
-    }
+    return report_of(parts, versions={"Linux": platform.release()}, seed=seed, short=short)
 
 
 def failures(report: Mapping[str, Any]) -> list[str]:
@@ -126,23 +118,6 @@ def failures(report: Mapping[str, Any]) -> list[str]:
             f"{one['part']}: {told(row, short=report['short'])}" for row in rows if not row.ok(short=report["short"])
         ]
     return found
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "Python": platform.python_version(),
-        "SQLite": sqlite3.sqlite_version,
-        "PostgreSQL": describe_postgresql(),
-        "MariaDB": describe_mariadb(),
-        "Linux": platform.release(),
-    }
 
 
 def main() -> int:
@@ -164,9 +139,7 @@ def main() -> int:
     if given.publish and given.short:
         parser.error("what is published is not short")
     report = prove(given.part, short=given.short, seed=given.seed, jobs=given.jobs)
-    given.out.mkdir(parents=True, exist_ok=True)
-    kept = given.out / "proof.json"
-    kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    kept = write(report, given.out, "proof")
     if given.publish:
         PUBLISHED.write_text(published(report, PUBLISHED.read_text(encoding="utf-8")), encoding="utf-8")
     print(summary(report))

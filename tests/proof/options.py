@@ -1,4 +1,4 @@
-"""Options: what a part of the proof is given: how long to go on, from which seed, and a folder of its own."""
+"""Tell a part of the proof how long to run, from which seed, and in which folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Page: the figures of a report as tables, for a terminal and for the page of the documentation."""
+"""Show the figures of a report as tables, for a terminal and for the page of the documentation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tests.proof.rows import Row
+from tests.support.reports import made_on, table
 
 BEGIN: Final = "<!-- figures: made by `python -m tests.proof --publish`, not by hand -->"
 END: Final = "<!-- end of figures -->"
@@ -14,10 +15,14 @@ TITLES: Final = {
     "power": "Power lost",
     "io": "The disk fails",
     "network": "The network and the store fail",
+    "restored": "Restored and wrong stores",
+    "blame": "Whose fault it is",
     "simulation": "Simulation",
     "inputs": "Bad input",
     "clocks": "Clocks",
+    "reads": "Reads",
     "corruption": "Corruption",
+    "forks": "Forks",
     "upgrade": "Upgrade and rollback",
     "soak": "Soak",
     "security": "Security",
@@ -42,7 +47,7 @@ def published(report: Mapping[str, Any], text: str) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return a line a part: how long, how many rows, how many violations and failed controls."""
+    """Return a line per part: how long, how many rows, how many violations and failed controls."""
     lines = []
     for one in report["parts"]:
         rows = [Row.from_json(row) for row in one["rows"]]
@@ -68,29 +73,23 @@ def _tables_of(text: str) -> dict[str, str]:
 
 
 def _table(report: Mapping[str, Any], part: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
+    columns = {"what was done": "---", "to": "---", "how often": "--:", "violations": "--:", "": "---"}
     lines = [
         f"### {TITLES[part['part']]}",
         "",
         (
             f"Commit {report['commit']}, seed {report['seed']}, {report['date']}, {part['seconds']:.0f} s on"
-            f" {report['machine']['processors']} processors. {versions}."
+            f" {made_on(report)}."
         ),
         "",
-        "| what was done | to | how often | violations | |",
-        "|---|---|--:|--:|---|",
+        *table(columns, (_cells(Row.from_json(one)) for one in part["rows"])),
     ]
-    for row in (Row.from_json(one) for one in part["rows"]):
-        what = f"*control:* {row.what}" if row.control else row.what
-        if row.missing:
-            lines.append(f"| {_cell(what)} | {_cell(row.where)} | not run | | {_cell(row.missing)} |")
-            continue
-        found = f"{row.violations:,}" + (" (as it must)" if row.control and row.violations else "")
-        lines.append(
-            f"| {_cell(what)} | {_cell(row.where)} | {row.count:,} {row.unit} | {found} | {_cell(row.notes)} |"
-        )
     return "\n".join([*lines, ""])
 
 
-def _cell(words: str) -> str:
-    return words.replace("|", "\\|").replace("\n", " ")
+def _cells(row: Row) -> tuple[str, ...]:
+    what = f"*control:* {row.what}" if row.control else row.what
+    if row.missing:
+        return what, row.where, "not run", "", row.missing
+    found = f"{row.violations:,}" + (" (as it must)" if row.control and row.violations else "")
+    return what, row.where, f"{row.count:,} {row.unit}", found, row.notes

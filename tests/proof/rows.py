@@ -1,4 +1,4 @@
-"""Rows: what one part of the proof did and found, as the table of the page shows it."""
+"""Hold what one experiment of the proof did and found, as a row of its table."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Row:
     missing: str = ""
 
     def ok(self, *, short: bool) -> bool:
-        """Whether it shows what it has to; one that could not be run shows nothing, and is not held against it."""
+        """Return True if the row shows what it has to, or could not be run here, which is no failure."""
         if self.missing:
             return True
         if self.control:
-            return self.violations > 0
+            return self.violations > 0 and self.count > 0
         return self.violations == 0 and self.count >= (1 if short else max(self.least, 1))
 
     def to_json(self) -> dict[str, Any]:
@@ -50,7 +50,17 @@ class Row:
         return cls(**{**data, "problems": tuple(data["problems"])})
 
 
-def row_of(what: str, where: str, count: int, least: int, unit: str, problems: Sequence[str], notes: str) -> Row:
+def row_of(
+    what: str,
+    where: str = "",
+    count: int = 0,
+    least: int = 0,
+    unit: str = "",
+    problems: Sequence[str] = (),
+    notes: str = "",
+    *,
+    control: bool = False,
+) -> Row:
     """Return the row of an experiment each of whose violations is a problem in words; the first ten are kept."""
     return Row(
         what=what,
@@ -61,4 +71,5 @@ def row_of(what: str, where: str, count: int, least: int, unit: str, problems: S
         violations=len(problems),
         problems=tuple(problems[:10]),
         notes=notes,
+        control=control,
     )

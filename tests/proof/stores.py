@@ -1,4 +1,4 @@
-"""Stores: a fresh, empty database of each kind on servers that answer, dropped afterwards, or why there is none."""
+"""Give a fresh, empty database of each kind that is dropped afterwards, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.campaigns.targets import KINDS
-from tests.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
 
 
 @dataclass(frozen=True, slots=True)

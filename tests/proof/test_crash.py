@@ -13,11 +13,10 @@ import pytest
 
 from tests.campaigns.states import StoredEvent, StoreState
 from tests.proof.crash import planted
-from tests.proof.crash.books import half_kept
 from tests.proof.crash.exact import every
 from tests.proof.crash.gate import compiled
 from tests.proof.crash.moments import MOMENTS, Moment, Side, Who
-from tests.proof.crash.script import read_acks
+from tests.support.promises import half_kept, line_of, read_promises
 
 ALLOW, NOTIFY = 0x7FFF0000, 0x7FC00000
 
@@ -109,13 +108,15 @@ async def test_a_death_is_at_the_call_that_was_meant(
     assert done == made
 
 
-def test_half_a_line_is_no_promise(tmp_path: Path) -> None:
-    acks = tmp_path / "acks"
-    assert read_acks(acks) == []
+def test_half_a_line_is_no_promise() -> None:
+    lines = [line_of("chat", UUID(int=number), number) for number in (1, 2)]
+    saved = line_of("chat", UUID(int=1), None, saved=True)
 
-    acks.write_text(f"chat {UUID(int=1).hex} 2\nchat {UUID(int=2).hex} \nchat {UUID(int=3).hex} ", encoding="ascii")
+    kept = read_promises(b"".join((*lines, saved, line_of("chat", UUID(int=3), 3)[:-1])))
 
-    assert read_acks(acks) == [("chat", UUID(int=1), 2), ("chat", UUID(int=2), None)]
+    assert read_promises(b"").acks == []
+    assert kept.acks == [("chat", UUID(int=1), 1), ("chat", UUID(int=2), 2)]
+    assert kept.saved == [UUID(int=1)]
 
 
 def test_what_is_kept_by_half_is_found(tmp_path: Path) -> None:

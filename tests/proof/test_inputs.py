@@ -15,7 +15,7 @@ from tests.proof.inputs import constructing
 from tests.proof.inputs.calls import LEFT_OUT, TABLES, parameters, untried
 from tests.proof.inputs.judging import fault_of, found_in
 from tests.proof.inputs.lines import file_of
-from tests.proof.inputs.values import sample, values
+from tests.support.values.hostile import sample, values
 
 EVENT = RecordedEvent(
     conversation_id="c",

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.proof.power.disk import SECTOR, Disk, Model
-from tests.proof.power.promises import read_promises
 from tests.proof.power.trace import Kind, NotUnderstood, Operation, read_trace
 
 FOLDER, ACKS = Path("/d"), Path("/a")
@@ -120,10 +119,3 @@ def test_a_name_and_its_end_are_durable_with_their_folder_only() -> None:
     assert fresh.left(Model.DROPPED, chance) == {}
     assert gone.left(Model.KEPT, chance) == {}
     assert gone.left(Model.DROPPED, chance) == {"x": b"old"}
-
-
-def test_a_promise_that_was_half_written_down_was_not_made() -> None:
-    promises = read_promises(b'["c", "%s", 7, false]\n["c", "%s", null, true]\n["c", "00' % ((b"0" * 32,) * 2))
-
-    assert [ack.sequence for ack in promises.acks] == [7]
-    assert len(promises.saved) == 1

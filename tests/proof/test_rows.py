@@ -32,6 +32,7 @@ def report(part: str, *rows: Row) -> dict[str, Any]:
         (Row(what="violated", count=300, violations=1), False, False),
         (Row(what="control", count=300, violations=1, control=True), True, True),
         (Row(what="a control that finds nothing", count=300, control=True), False, False),
+        (Row(what="a control that did nothing", violations=1, control=True), False, False),
         (Row(what="not run", missing="no such server"), True, True),
     ],
     ids=lambda value: value.what if isinstance(value, Row) else "",
@@ -49,7 +50,7 @@ def test_the_page_takes_the_figures_of_the_parts_that_ran_and_keeps_the_others()
     assert "| a\\|b |  | 1,234 states | 0 |  |" in first
     assert both.index("### Processes killed") < both.index("### Power lost")
     assert "| *control:* kills |  | 9 kills | 2 (as it must) |  |" in both and "1,234" in both
-    assert "1,234" not in again and "| c | FULL | not run | | no root |" in again
+    assert "1,234" not in again and "| c | FULL | not run |  | no root |" in again
     assert again.startswith("# Proof\n\nBy hand.") and again.endswith("Not covered: much.\n")
     with pytest.raises(ValueError, match="has no lines"):
         published(report("power"), "# A page without a place")

@@ -1,4 +1,4 @@
-"""The simulation's own rules: time jumps, chance repeats, threads are none, and processes end at once."""
+"""The simulation's own rules: time jumps, chance repeats, there are no threads, and processes end at once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from uuid import UUID
 
 import pytest
 
-from letopis.store.codec import digest_of
+from letopis.store.model.codec import digest_of
 from tests.campaigns.states import Ack
 from tests.proof.simulation import strands
 from tests.proof.simulation.campaign import problems
 from tests.proof.simulation.driver import Disk, File
 from tests.proof.simulation.ledger import Broken, OutboxLedger, StoreLedger
 from tests.proof.simulation.loop import Deadlock, Process, VirtualLoop
-from tests.proof.simulation.mutants import MUTANTS, change
+from tests.proof.simulation.mutants import MUTANTS
 from tests.proof.simulation.plan import PROFILES, plan_of
 from tests.proof.simulation.world import Result
+from tests.support.defects import DEFECTS
 
 
 def live(work: Coroutine[Any, Any, Any], *, seed: int = 7) -> Any:
@@ -190,7 +191,8 @@ def ledgers(folder: Path) -> tuple[OutboxLedger, sqlite3.Connection, sqlite3.Con
         "CREATE TABLE letopis_outbox_relay (incarnation);"
         "CREATE TABLE letopis_outbox_lanes (conversation_id, head, delivered, pruned, state, attempts);"
         "CREATE TABLE letopis_outbox_events (position INTEGER PRIMARY KEY, conversation_id, sequence, event_id, digest,"
-        " type, schema_version, data, metadata)"
+        " type, schema_version, data, metadata);"
+        "CREATE VIEW letopis_outbox_log AS SELECT * FROM letopis_outbox_events"
     )
     store.execute(
         "CREATE TABLE letopis_events (position, conversation_id, version, event_id, origin_id, sequence, digest)"
@@ -276,10 +278,9 @@ def test_a_seed_always_makes_the_same_plan_and_all_profiles_come_up() -> None:
     assert {plan_of(seed).profile for seed in range(len(PROFILES))} == set(PROFILES)
 
 
-def test_a_mutant_of_what_is_not_there_any_more_says_so() -> None:
-    with pytest.raises(AttributeError):
-        change(Broken, "no_such_function", lambda real: real)
+def test_a_mutant_is_a_defect_that_can_be_planted() -> None:
     assert len(MUTANTS) >= 12
+    assert MUTANTS.keys() <= DEFECTS.keys()
 
 
 def test_problems_name_the_seed() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.proof.soak.flat import Limit, judge
 from tests.proof.soak.sampling import DESCRIPTORS, LIMITS, RSS, Samples
+from tests.support.platforms import linux_only
 
 WARM = [float(60 + min(number, 40)) for number in range(120)]
 
@@ -32,7 +33,7 @@ def test_what_is_flat(samples: list[float], limit: Limit, flat: bool) -> None:
     assert (judge(samples, limit).problem == "") is flat
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc here")  # noqa: PTH110
+@linux_only("descriptors are counted in /proc")
 def test_a_descriptor_that_is_kept_is_seen() -> None:
     samples, kept = Samples(), []
     for number in range(30):

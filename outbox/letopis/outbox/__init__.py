@@ -1,4 +1,4 @@
-"""The outbox of Letopis: what a bot embeds, and what delivers for it."""
+"""Embed a durable conversation history in a bot, and deliver it to the history store."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from letopis.outbox.alerts import Channel
-    from letopis.outbox.backoff import RetryPolicy
-    from letopis.outbox.blocking import BlockingHistory
-    from letopis.outbox.blocking_parts import BlockingReceipt, BlockingReply, BlockingTransaction
-    from letopis.outbox.bounds import Bounds
-    from letopis.outbox.file import OutboxFile
-    from letopis.outbox.history import History
-    from letopis.outbox.incidents import Rules
-    from letopis.outbox.notices import Incident
-    from letopis.outbox.receipts import Receipt
-    from letopis.outbox.relay import Relay
-    from letopis.outbox.replies import Unconfirmed
-    from letopis.outbox.reply import Reply
-    from letopis.outbox.status import Status
-    from letopis.outbox.tail import Retention
-    from letopis.outbox.transaction import Transaction
+    from letopis.outbox.alerting.channels import Alert, Channel, open_channels
+    from letopis.outbox.alerting.incidents import Rules
+    from letopis.outbox.alerting.notifications import Incident
+    from letopis.outbox.event_log.retention import Retention
+    from letopis.outbox.file.limits import Bounds
+    from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.history.history import History
+    from letopis.outbox.history.receipts import Receipt
+    from letopis.outbox.history.reply import Reply
+    from letopis.outbox.history.transaction import Transaction
+    from letopis.outbox.history.unconfirmed import Unconfirmed
+    from letopis.outbox.operations.admin import OutboxAdmin
+    from letopis.outbox.operations.pending_events import Selection
+    from letopis.outbox.operations.repair import NotRepairable
+    from letopis.outbox.operations.status import Status
+    from letopis.outbox.relay.relay import Relay
+    from letopis.outbox.retry.policy import RetryPolicy
+    from letopis.outbox.sync._generated import BlockingHistory, BlockingReceipt, BlockingReply, BlockingTransaction
 
 __all__ = (
+    "Alert",
     "BlockingHistory",
     "BlockingReceipt",
     "BlockingReply",
@@ -32,6 +35,8 @@ __all__ = (
     "Channel",
     "History",
     "Incident",
+    "NotRepairable",
+    "OutboxAdmin",
     "OutboxFile",
     "Receipt",
     "Relay",
@@ -39,38 +44,47 @@ __all__ = (
     "Retention",
     "RetryPolicy",
     "Rules",
+    "Selection",
     "Status",
     "Transaction",
     "Unconfirmed",
+    "open_channels",
 )
 
-_ROOMS = {
-    "BlockingHistory": "blocking",
-    "BlockingReceipt": "blocking_parts",
-    "BlockingReply": "blocking_parts",
-    "BlockingTransaction": "blocking_parts",
-    "Bounds": "bounds",
-    "Channel": "alerts",
-    "History": "history",
-    "Incident": "notices",
-    "OutboxFile": "file",
-    "Receipt": "receipts",
-    "Relay": "relay",
-    "Reply": "reply",
-    "Retention": "tail",
-    "RetryPolicy": "backoff",
-    "Rules": "incidents",
-    "Status": "status",
-    "Transaction": "transaction",
-    "Unconfirmed": "replies",
+ROOMS = {
+    "Alert": "alerting.channels",
+    "BlockingHistory": "sync._generated",
+    "BlockingReceipt": "sync._generated",
+    "BlockingReply": "sync._generated",
+    "BlockingTransaction": "sync._generated",
+    "Bounds": "file.limits",
+    "Channel": "alerting.channels",
+    "History": "history.history",
+    "Incident": "alerting.notifications",
+    "NotRepairable": "operations.repair",
+    "OutboxAdmin": "operations.admin",
+    "OutboxFile": "file.outbox_file",
+    "Receipt": "history.receipts",
+    "Relay": "relay.relay",
+    "Reply": "history.reply",
+    "Retention": "event_log.retention",
+    "RetryPolicy": "retry.policy",
+    "Rules": "alerting.incidents",
+    "Selection": "operations.pending_events",
+    "Status": "operations.status",
+    "Transaction": "history.transaction",
+    "Unconfirmed": "history.unconfirmed",
+    "open_channels": "alerting.channels",
 }
 
 
 def __getattr__(name: str) -> object:
     # The command lives in this package: `letopis --help` must not wait for SQLAlchemy.
-    if name not in _ROOMS:
+    if name not in ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    found = getattr(importlib.import_module(f"{__name__}.{ROOMS[name]}"), name)
+    # Representations, pickles and the documentation name the place that it is imported from.
+    found.__module__ = __name__
     globals()[name] = found
     return found
 

@@ -2,124 +2,162 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import typing
 
-from letopis.store.catchup import Progress, Projector
-from letopis.store.codec import Limits
-from letopis.store.conversation import Conversation, Delivery, Page, Reaction, RecordedMessage, Saved, Seen
-from letopis.store.engines import Timeouts
-from letopis.store.errors import (
-    BatchRefused,
-    Closed,
-    ConfigurationError,
-    ConversationGone,
-    EventIdReused,
-    HistoryDiverged,
-    InvalidInput,
-    LetopisError,
-    OriginSuperseded,
-    OutboxFull,
-    OutboxUnavailable,
-    SequenceGap,
-    VersionConflict,
-)
-from letopis.store.events import Event, RecordedEvent
-from letopis.store.faults import FaultClass, StoreFault
-from letopis.store.history import ConversationStore
-from letopis.store.messages import Data, File, Message, Reasoning, Text, ToolCall, ToolResult, UnknownPart
-from letopis.store.projections import Projection
-from letopis.store.rebuild import Rebuilt
-from letopis.store.search.hits import Hit
-from letopis.store.statistics import Figures, Statistics
-from letopis.store.upcasters import Upcasters
-from letopis.store.vocabulary import (
-    Body,
-    ConversationActivated,
-    ConversationAnnotated,
-    ConversationArchived,
-    ConversationDeleted,
-    ConversationRenamed,
-    ConversationRestored,
-    ConversationRewound,
-    ConversationStarted,
-    CustomEvent,
-    EventSkipped,
-    ForkPoint,
-    MessageAppended,
-    MessageEdited,
-    MessageFailed,
-    MessageRedacted,
-    MessageSent,
-    ReactionAdded,
-    ReactionRemoved,
-    UnknownEvent,
-)
+from letopis.store import errors as _errors
 
-__all__ = (
-    "BatchRefused",
-    "Body",
-    "Closed",
-    "ConfigurationError",
-    "Conversation",
-    "ConversationActivated",
-    "ConversationAnnotated",
-    "ConversationArchived",
-    "ConversationDeleted",
-    "ConversationGone",
-    "ConversationRenamed",
-    "ConversationRestored",
-    "ConversationRewound",
-    "ConversationStarted",
-    "ConversationStore",
-    "CustomEvent",
-    "Data",
-    "Delivery",
-    "Event",
-    "EventIdReused",
-    "EventSkipped",
-    "FaultClass",
-    "Figures",
-    "File",
-    "ForkPoint",
-    "HistoryDiverged",
-    "Hit",
-    "InvalidInput",
-    "LetopisError",
-    "Limits",
-    "Message",
-    "MessageAppended",
-    "MessageEdited",
-    "MessageFailed",
-    "MessageRedacted",
-    "MessageSent",
-    "OriginSuperseded",
-    "OutboxFull",
-    "OutboxUnavailable",
-    "Page",
-    "Progress",
-    "Projection",
-    "Projector",
-    "Reaction",
-    "ReactionAdded",
-    "ReactionRemoved",
-    "Reasoning",
-    "Rebuilt",
-    "RecordedEvent",
-    "RecordedMessage",
-    "Saved",
-    "Seen",
-    "SequenceGap",
-    "Statistics",
-    "StoreFault",
-    "Text",
-    "Timeouts",
-    "ToolCall",
-    "ToolResult",
-    "UnknownEvent",
-    "UnknownPart",
-    "Upcasters",
-    "VersionConflict",
-)
+if typing.TYPE_CHECKING:
+    from letopis.store.conversation_store import ConversationStore as ConversationStore
+    from letopis.store.database.faults import FaultClass as FaultClass
+    from letopis.store.database.faults import StoreFault as StoreFault
+    from letopis.store.database.store_identity import StoreIdentity as StoreIdentity
+    from letopis.store.database.timeouts import Timeouts as Timeouts
+    from letopis.store.errors import BatchRefused as BatchRefused
+    from letopis.store.errors import Closed as Closed
+    from letopis.store.errors import ConfigurationError as ConfigurationError
+    from letopis.store.errors import ConversationGone as ConversationGone
+    from letopis.store.errors import EventIdReused as EventIdReused
+    from letopis.store.errors import HistoryDiverged as HistoryDiverged
+    from letopis.store.errors import InvalidInput as InvalidInput
+    from letopis.store.errors import LetopisError as LetopisError
+    from letopis.store.errors import MoveFailed as MoveFailed
+    from letopis.store.errors import OriginSuperseded as OriginSuperseded
+    from letopis.store.errors import OutboxFull as OutboxFull
+    from letopis.store.errors import OutboxUnavailable as OutboxUnavailable
+    from letopis.store.errors import ReadTimeout as ReadTimeout
+    from letopis.store.errors import Reuse as Reuse
+    from letopis.store.errors import SequenceGap as SequenceGap
+    from letopis.store.errors import StoreUnavailable as StoreUnavailable
+    from letopis.store.errors import VersionConflict as VersionConflict
+    from letopis.store.maintenance.rebuild import Rebuilt as Rebuilt
+    from letopis.store.model.annotations import NULL as NULL
+    from letopis.store.model.codec import EncodedEvent as EncodedEvent
+    from letopis.store.model.codec import Limits as Limits
+    from letopis.store.model.conversations import Conversation as Conversation
+    from letopis.store.model.conversations import Delivery as Delivery
+    from letopis.store.model.conversations import Page as Page
+    from letopis.store.model.conversations import Reaction as Reaction
+    from letopis.store.model.conversations import RecordedMessage as RecordedMessage
+    from letopis.store.model.conversations import Saved as Saved
+    from letopis.store.model.conversations import Seen as Seen
+    from letopis.store.model.event_types import Body as Body
+    from letopis.store.model.event_types import ConversationActivated as ConversationActivated
+    from letopis.store.model.event_types import ConversationAnnotated as ConversationAnnotated
+    from letopis.store.model.event_types import ConversationArchived as ConversationArchived
+    from letopis.store.model.event_types import ConversationDeleted as ConversationDeleted
+    from letopis.store.model.event_types import ConversationRenamed as ConversationRenamed
+    from letopis.store.model.event_types import ConversationRestored as ConversationRestored
+    from letopis.store.model.event_types import ConversationRewound as ConversationRewound
+    from letopis.store.model.event_types import ConversationStarted as ConversationStarted
+    from letopis.store.model.event_types import CustomEvent as CustomEvent
+    from letopis.store.model.event_types import EventSkipped as EventSkipped
+    from letopis.store.model.event_types import ForkPoint as ForkPoint
+    from letopis.store.model.event_types import MessageAppended as MessageAppended
+    from letopis.store.model.event_types import MessageEdited as MessageEdited
+    from letopis.store.model.event_types import MessageFailed as MessageFailed
+    from letopis.store.model.event_types import MessageRedacted as MessageRedacted
+    from letopis.store.model.event_types import MessageSent as MessageSent
+    from letopis.store.model.event_types import ReactionAdded as ReactionAdded
+    from letopis.store.model.event_types import ReactionRemoved as ReactionRemoved
+    from letopis.store.model.event_types import UnknownEvent as UnknownEvent
+    from letopis.store.model.events import Event as Event
+    from letopis.store.model.events import RecordedEvent as RecordedEvent
+    from letopis.store.model.messages import Message as Message
+    from letopis.store.model.messages import Role as Role
+    from letopis.store.model.parts import Data as Data
+    from letopis.store.model.parts import File as File
+    from letopis.store.model.parts import Reasoning as Reasoning
+    from letopis.store.model.parts import Text as Text
+    from letopis.store.model.parts import ToolCall as ToolCall
+    from letopis.store.model.parts import ToolResult as ToolResult
+    from letopis.store.model.parts import UnknownPart as UnknownPart
+    from letopis.store.model.upcasters import Upcasters as Upcasters
+    from letopis.store.projections.base import Projection as Projection
+    from letopis.store.projections.projector import Progress as Progress
+    from letopis.store.projections.projector import Projector as Projector
+    from letopis.store.read.task_marks import PendingTasks as PendingTasks
+    from letopis.store.relocation.mover import Moved as Moved
+    from letopis.store.relocation.mover import MoveProgress as MoveProgress
+    from letopis.store.relocation.mover import cancel_move as cancel_move
+    from letopis.store.relocation.mover import move as move
+    from letopis.store.rules.apply_plan import ApplyResult as ApplyResult
+    from letopis.store.rules.apply_plan import LaneApplied as LaneApplied
+    from letopis.store.rules.apply_plan import LaneBatch as LaneBatch
+    from letopis.store.rules.apply_plan import Origin as Origin
+    from letopis.store.rules.apply_plan import SequencedEvent as SequencedEvent
+    from letopis.store.rules.context_window import Context as Context
+    from letopis.store.rules.context_window import by_recorded_tokens as by_recorded_tokens
+    from letopis.store.rules.context_window import window as window
+    from letopis.store.rules.preconditions import Conflict as Conflict
+    from letopis.store.rules.preconditions import Precondition as Precondition
+    from letopis.store.rules.statistics import Figures as Figures
+    from letopis.store.rules.statistics import Statistics as Statistics
+    from letopis.store.rules.tool_calls import StrayResult as StrayResult
+    from letopis.store.rules.transcript import transcript as transcript
+    from letopis.store.search.indexer import BackgroundIndexer as BackgroundIndexer
+    from letopis.store.search.results import Hit as Hit
+
+_NAMES = {
+    "conversation_store": "ConversationStore",
+    "database.timeouts": "Timeouts",
+    "database.faults": "FaultClass StoreFault",
+    "database.store_identity": "StoreIdentity",
+    "errors": (
+        "BatchRefused Closed ConfigurationError ConversationGone EventIdReused HistoryDiverged InvalidInput "
+        "LetopisError MoveFailed OriginSuperseded OutboxFull OutboxUnavailable ReadTimeout Reuse SequenceGap "
+        "StoreUnavailable VersionConflict"
+    ),
+    "maintenance.rebuild": "Rebuilt",
+    "model.annotations": "NULL",
+    "model.codec": "EncodedEvent Limits",
+    "model.conversations": "Conversation Delivery Page Reaction RecordedMessage Saved Seen",
+    "model.event_types": (
+        "Body ConversationActivated ConversationAnnotated ConversationArchived ConversationDeleted "
+        "ConversationRenamed ConversationRestored ConversationRewound ConversationStarted CustomEvent "
+        "EventSkipped ForkPoint MessageAppended MessageEdited MessageFailed MessageRedacted MessageSent "
+        "ReactionAdded ReactionRemoved UnknownEvent"
+    ),
+    "model.events": "Event RecordedEvent",
+    "model.messages": "Message Role",
+    "model.parts": "Data File Reasoning Text ToolCall ToolResult UnknownPart",
+    "model.upcasters": "Upcasters",
+    "projections.base": "Projection",
+    "projections.projector": "Progress Projector",
+    "rules.statistics": "Figures Statistics",
+    "read.task_marks": "PendingTasks",
+    "relocation.mover": "MoveProgress Moved cancel_move move",
+    "rules.apply_plan": "ApplyResult LaneApplied LaneBatch Origin SequencedEvent",
+    "rules.context_window": "Context by_recorded_tokens window",
+    "rules.preconditions": "Conflict Precondition",
+    "rules.tool_calls": "StrayResult",
+    "rules.transcript": "transcript",
+    "search.indexer": "BackgroundIndexer",
+    "search.results": "Hit",
+}
+"""The public names of each module, imported when they are first used."""
+
+ROOMS = {name: room for room, names in _NAMES.items() for name in names.split()}
+__all__ = tuple(sorted(ROOMS))  # pyright: ignore[reportUnsupportedDunderAll]
+
+# A traceback names an error as programs import it. Values keep their own modules: type hints are resolved in them.
+for _error in vars(_errors).values():
+    if isinstance(_error, type) and _error.__module__ == _errors.__name__:
+        _error.__module__ = __name__
 
 # What the library logs is for the program to show; without this, Python would print warnings on its own.
 logging.getLogger("letopis").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> object:
+    # Importing one name must not wait for all others: a bot does not need what moves or rebuilds a history.
+    if name not in ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{ROOMS[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,12 +1,12 @@
-"""The errors of Letopis: each one situation, with its data and the next step.
+"""Define the errors of Letopis: each is one situation, with its data and the next step.
 
 ::
 
     LetopisError
-     +-- InvalidInput (also a ValueError)   what was given cannot be kept; nothing was written
+     +-- InvalidInput (also a ValueError)   a value cannot be stored; nothing was written
      +-- ConfigurationError                 a URL, a file or an option is wrong; exit code 78
-     +-- EventIdReused                      the id is taken by other content; nothing was written
-     +-- VersionConflict                    somebody else was first; nothing was written
+     +-- EventIdReused                      the id belongs to another event; nothing was written
+     +-- VersionConflict                    another writer was first; nothing was written
      +-- ConversationGone                   the conversation was deleted; nothing was written
      +-- BatchRefused                       a delivery contradicts what the history store holds
      |    +-- SequenceGap                   events before it are missing; the relay rewinds
@@ -14,13 +14,48 @@
      |    +-- OriginSuperseded              a newer copy of this outbox file has taken over
      +-- OutboxFull                         the outbox refuses new events; nothing was dropped
      +-- OutboxUnavailable                  the local file cannot be read or written
+     +-- StoreUnavailable                   the history store is unreachable, and only it can answer
+     +-- ReadTimeout                        the history store took too long to answer
      +-- Closed                             used after close
+     +-- MoveFailed                         a move to another history store cannot continue; run it again
      +-- faults.StoreFault                  the history store failed, with the class of failure
 """
 
 from __future__ import annotations
 
+import re
+from enum import StrEnum
+from typing import Final
 from uuid import UUID
+
+# A URL, also one that lost a slash to path handling; but not a file's, the example in an error, or a bare `name://`.
+# Everything before the last `@` may be a password, whatever characters are in it.
+_URL: Final = re.compile(
+    r"\b(?!(?:sqlite|file)(?::|%3A))[A-Za-z][A-Za-z0-9+.-]+(?::|%3A)(?:/|%2F){1,3}"
+    r"(?!user@host)(?=[^\s/,;:.)'\"])(?:(?:(?!user@host).)*(?:@|%40))?[^\s'\"]*",
+    re.DOTALL | re.IGNORECASE,
+)
+_DATABASE: Final = re.compile(r"(?:postgres(?:ql)?|mysql|mariadb)(?:\+[a-z0-9]+)?://", re.IGNORECASE)
+_PASSWORD: Final = re.compile(r"\b(pass(?:word|wd)?|pwd|token|secret)(=|%3D)[^\s'\"&]+", re.IGNORECASE)
+
+
+def without_credentials(text: str) -> str:
+    """Return a message without anything in it that looks like a URL with a password.
+
+    A URL gets into a message if a user gave it in place of something else, for example of a path.
+    """
+    if "=" in text or "%3" in text:
+        text = _PASSWORD.sub(r"\1\2***", text)
+    return _URL.sub(_hidden, text) if "/" in text or "%2" in text else text
+
+
+def _hidden(found: re.Match[str]) -> str:
+    url = found.group()
+    login, at, _ = url.replace("%40", "@").rpartition("@")
+    login = login.partition("://")[2].replace("%3A", ":").replace("%3a", ":")
+    # A database URL is shown if it has no password or a masked one.
+    bare = not at or ("@" not in login and (":" not in login or login.endswith(":***")))
+    return url if bare and _DATABASE.match(url) is not None else "<a URL, not shown here>"
 
 
 class LetopisError(Exception):
@@ -28,10 +63,10 @@ class LetopisError(Exception):
 
 
 class InvalidInput(LetopisError, ValueError):
-    """What was given cannot be kept in every store; nothing was written.
+    """A value cannot be stored in every store; nothing was written.
 
-    :ivar field: the place of the fault as a path, for example ``data.metadata.score``.
-    :ivar reason: what is wrong there and what to do, one sentence without the value itself.
+    :ivar field: the path of the value, for example ``data.metadata.score``.
+    :ivar reason: what is wrong and what to do, in one sentence without the value itself.
     """
 
     def __init__(self, field: str, reason: str) -> None:
@@ -41,33 +76,65 @@ class InvalidInput(LetopisError, ValueError):
 
 
 class ConfigurationError(LetopisError):
-    """A URL, a file or an option is wrong; the message says what and how to mend it."""
+    """A URL, a file or an option is wrong; the message says what and how to fix it, and quotes no URL."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_credentials(message))
+
+
+class Reuse(StrEnum):
+    """Why a used id cannot be appended again."""
+
+    OTHER_CONTENT = "other content"
+    ERASED = "erased"
+    """Its content was redacted or reset: it cannot be compared, and must not come back."""
+    OFF_PATH = "off path"
+    """The content is the same, but the message has left the path since: undo, pop, clear or rewind."""
+
+
+_REUSED = {
+    Reuse.OTHER_CONTENT: "already holds other content: use a new id, or append an edit",
+    Reuse.ERASED: "belongs to a message whose content was erased, and is never used again: use a new id",
+    Reuse.OFF_PATH: "belongs to a message that was taken off the path (undo, pop, clear, rewind): to say it again, use "
+    "a new id",
+}
 
 
 class EventIdReused(LetopisError):
-    """An event or message id is already taken by other content; nothing was written.
+    """An event or message id was used before, so that an append under it would not be shown; nothing was written.
 
-    Appending the *same* content under the same id again is no error: it returns the first receipt.
+    Appending the *same* content under the same id is no error while the message is on the path: it returns the first
+    receipt.
+
+    :ivar reason: other content, erased, or the same content off the path.
     """
 
-    def __init__(self, *, conversation_id: str, event_id: UUID, message_id: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        conversation_id: str,
+        event_id: UUID,
+        message_id: str | None = None,
+        reason: Reuse = Reuse.OTHER_CONTENT,
+    ) -> None:
         what = f"message id {message_id!r}" if message_id is not None else f"event id {event_id}"
-        super().__init__(f"{what} already holds other content: use a new id, or append an edit")
+        super().__init__(f"{what} {_REUSED[reason]}")
         self.conversation_id = conversation_id
         self.event_id = event_id
         self.message_id = message_id
+        self.reason = reason
 
 
 class VersionConflict(LetopisError):
-    """The conversation has moved on since the caller read it; nothing was written.
+    """The conversation has changed since the caller read it; nothing was written.
 
     :ivar expected: the sequence of the last event in this outbox that the caller had seen, 0 for none.
-    :ivar actual: the sequence of the event that the caller had not seen: read the conversation again, then decide.
+    :ivar actual: the sequence of an event that the caller had not seen: read the conversation again, then decide.
     """
 
     def __init__(self, *, conversation_id: str, expected: int, actual: int) -> None:
         super().__init__(
-            f"the conversation is at sequence {actual} of this outbox, not {expected}: read it again and decide anew"
+            f"the conversation is at sequence {actual} of this outbox, not {expected}: read it again, then decide"
         )
         self.conversation_id = conversation_id
         self.expected = expected
@@ -83,7 +150,7 @@ class ConversationGone(LetopisError):
 
 
 class BatchRefused(LetopisError):
-    """A delivery contradicts what the history store holds for this lane; nothing of it was written."""
+    """A delivery contradicts what the history store holds for this lane; none of it was written."""
 
     def __init__(self, message: str, *, conversation_id: str) -> None:
         super().__init__(message)
@@ -93,7 +160,7 @@ class BatchRefused(LetopisError):
 class SequenceGap(BatchRefused):
     """The history store lacks events that come before the delivered ones: send again from ``head + 1``.
 
-    Met when the history store was restored from an older backup.
+    Occurs when the history store was restored from an older backup.
     """
 
     def __init__(self, *, conversation_id: str, head: int, first: int) -> None:
@@ -108,24 +175,34 @@ class SequenceGap(BatchRefused):
 class HistoryDiverged(BatchRefused):
     """The history store holds other content under the same sequence or the same event id.
 
-    Met when a copied or restored outbox file went on under its old identity. Never retried by itself.
+    Occurs when a copied or restored outbox file is used under its old identity, or when an id whose content was erased
+    is used again through another outbox. Never retried automatically.
+
+    :ivar erased: True if the history store erased the content of this id, so that it cannot be compared.
     """
 
-    def __init__(self, *, conversation_id: str, sequence: int, event_id: UUID) -> None:
-        super().__init__(
-            f"sequence {sequence} (event {event_id}) differs from what the history store already holds: "
-            "compare the two; `letopis outbox` can fix the event, put its original back, or skip it, and a copied file "
-            "that is to live on gets a name of its own with `letopis init --new-origin`",
-            conversation_id=conversation_id,
-        )
+    def __init__(self, *, conversation_id: str, sequence: int, event_id: UUID, erased: bool = False) -> None:
+        if erased:
+            what = (
+                "has an id whose content was erased in the history store, and such an id is never used again: skip the "
+                "event with `letopis outbox skip`; to say it again, append it under a new id"
+            )
+        else:
+            what = (
+                "differs from what the history store already holds: compare the two; `letopis outbox` can fix the "
+                "event, put its original back, or skip it; give a copied file that stays in use a new identity with "
+                "`letopis init --new-origin`"
+            )
+        super().__init__(f"sequence {sequence} (event {event_id}) {what}", conversation_id=conversation_id)
         self.sequence = sequence
         self.event_id = event_id
+        self.erased = erased
 
 
 class OriginSuperseded(LetopisError):
     """A newer copy of this outbox file delivers under the same identity; this one must not.
 
-    Nothing is lost: what is pending stays pending until a person decides.
+    Nothing is lost: pending events stay pending until an operator decides.
     """
 
     def __init__(self, *, origin_id: UUID, epoch: int, current: int) -> None:
@@ -139,11 +216,35 @@ class OriginSuperseded(LetopisError):
 
 
 class OutboxFull(LetopisError):
-    """The outbox is at its limit and refuses new events; nothing old was dropped, acks still work."""
+    """The outbox is at its limit and refuses new events; no event was dropped, and deliveries continue."""
 
 
 class OutboxUnavailable(LetopisError):
-    """The outbox file cannot be read or written; whether the last commit took effect is knowable by event id."""
+    """The outbox file cannot be read or written; look up the event id to learn if the last commit took effect."""
+
+
+class MoveFailed(LetopisError):
+    """A move to another history store cannot continue; nothing is lost, and running it again resumes it.
+
+    The message says why: the copy does not read back as it was written, an event of the source is damaged, or another
+    run has taken over.
+    """
+
+
+class StoreUnavailable(LetopisError):
+    """The history store is unreachable, and what the outbox holds does not suffice; nothing was written."""
+
+    def __init__(self, missing: str) -> None:
+        super().__init__(
+            f"the history store is unreachable, and the outbox does not hold {missing}: try again once it is back"
+        )
+
+
+class ReadTimeout(LetopisError):
+    """The history store took too long for a read that only it can answer; other reads are not affected."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}: give the read more time with timeout=, or ask for less")
 
 
 class Closed(LetopisError):

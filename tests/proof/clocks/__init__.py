@@ -1,4 +1,4 @@
-"""Clocks: set, frozen, asleep and at a change to summer time, with the history store away in between."""
+"""Set, freeze and suspend clocks while the history store is unavailable."""
 
 from tests.proof.clocks.part import prove
 

@@ -1,51 +1,41 @@
-"""Bots under a clock that is set: each does what it is told line by line, and tells what it was promised and heard."""
+"""Run bots under a clock that is set; each obeys commands line by line and reports its promises and alerts."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 import threading
 from datetime import timedelta
 from typing import Any
 
 from letopis.outbox import History, Incident, RetryPolicy
-from letopis.outbox.clock import SECOND_US, Clock, Deadline, Waits
-from letopis.outbox.incidents import Rules
-from letopis.outbox.tail import Retention
-from letopis.outbox.verbs import Selection, retry
-from letopis.outbox.watch import Watch
+from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox.alerting.monitor import AlertMonitor
+from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.operations.admin import OutboxAdmin
+from letopis.outbox.operations.pending_events import Selection
 from letopis.store import ConversationStore, Message
-from letopis.store.engines import Timeouts
+from letopis.store.database.timeouts import Timeouts
+from tests.support.defects import plant
 
 STUCK = 9.0
-"""Seconds after which people are told; of these as many are counted as the bot has watched."""
+"""Seconds after which users are notified; only those that the bot has watched count."""
 RULES = Rules(hold=STUCK / 2, stuck_after=STUCK, resolve_after=1.0, longest_step=2.0)
 POLICY = RetryPolicy(base=1.0, factor=2.0, jitter="none", attempts=3)
 
 
-def by_the_wall_alone() -> None:
-    """Take the promise away: every wait ends when the wall clock says so."""
-
-    def remaining(self: Deadline, clock: Clock) -> float:
-        return max(0.0, (self.wall_us - clock.now_us()) / SECOND_US)
-
-    def of_a_lane(self: Waits, conversation_id: str, due_at_us: int) -> float:
-        return max(0.0, (due_at_us - self._clock.now_us()) / SECOND_US)
-
-    Deadline.remaining = remaining  # type: ignore[method-assign]
-    Waits.remaining = of_a_lane  # type: ignore[method-assign]
-
-
 def look_often() -> None:
     """Have the watch look twice a second, not every five, so that an outage of seconds is one."""
-    assert Watch.__init__.__kwdefaults__ is not None
-    Watch.__init__.__kwdefaults__["interval"] = 0.5
+    assert AlertMonitor.__init__.__kwdefaults__ is not None
+    AlertMonitor.__init__.__kwdefaults__["interval"] = 0.5
 
 
-async def main(places: list[tuple[str, str]]) -> None:
+async def live(places: list[tuple[str, str]], *, by_wall_clock: bool) -> None:
     """Be one bot for each outbox and store, all under the one clock of this process."""
+    look_often()
+    if by_wall_clock:
+        plant("waits go by the wall clock alone")
     loop = asyncio.get_running_loop()
     lines: list[asyncio.Queue[str]] = [asyncio.Queue() for _ in places]
 
@@ -101,17 +91,8 @@ async def _bot(number: int, outbox: str, store: str, lines: asyncio.Queue[str]) 
                 case "drain":
                     answer(drained=await history.drained(float(words[1])))
                 case "retry":
-                    await retry(history.outbox, Selection(states=("blocked",)))
+                    await OutboxAdmin(history.outbox).retry(Selection(states=("blocked",)))
                     answer(retried=True)
                 case "alerts":
                     answer(stuck=stuck, recovered=recovered)
     await keeping.close()
-
-
-if __name__ == "__main__":
-    logging.disable()
-    look_often()
-    given = [word for word in sys.argv[1:] if word != "--wall"]
-    if "--wall" in sys.argv:
-        by_the_wall_alone()
-    asyncio.run(main(list(zip(given[::2], given[1::2], strict=True))))

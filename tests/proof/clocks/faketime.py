@@ -1,4 +1,4 @@
-"""Faketime: the wall clock of one process, set while it runs by libfaketime; the monotonic one goes on."""
+"""Set the wall clock of one process while it runs, with libfaketime; its monotonic clock continues."""
 
 from __future__ import annotations
 

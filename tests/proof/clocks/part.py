@@ -1,4 +1,4 @@
-"""The part: bots and daemons whose clock is set while their store is away, on each kind of store."""
+"""Prove that clocks that jump lose, block and announce nothing, on each kind of store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,14 +18,18 @@ from uuid import UUID
 
 from letopis.outbox import History
 from letopis.store import ConversationStore, Message
-from tests.campaigns.invariants import Ack, check, open_engine
+from tests.campaigns.invariants import Ack, check
 from tests.campaigns.processes import LETOPIS
+from tests.proof.clocks import bot as bot_process
 from tests.proof.clocks.bot import STUCK
-from tests.proof.clocks.doors import Door, FileDoor, door_to
+from tests.proof.clocks.doors import FileDoor, door_to
 from tests.proof.clocks.faketime import JUMPS, WallClock, forget, library
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.proof.stores import Fresh, fresh
+from tests.support.child import command
+from tests.support.gate import Gate
+from tests.support.store_changes import run_there
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")
 AWAY: Final = "clock set while the store is away: order, retries, alerts, retention"
@@ -72,7 +75,7 @@ class Outcome:
     acks: list[Ack] = field(default_factory=list)
 
     def add(self, other: Outcome) -> None:
-        """Take in what became of another one."""
+        """Add the result of another one."""
         self.jumps += other.jumps
         self.problems += other.problems
         self.count += other.count
@@ -128,16 +131,15 @@ def _row(what: str, kind: str, outcomes: list[Outcome], jumps: tuple[str, ...]) 
     for one in outcomes:
         whole.add(one)
     figures = ", ".join(f"{number} {word}" for word, number in sorted(whole.count.items()))
-    return Row(
-        what=what,
-        where=kind,
+    return row_of(
+        what,
+        kind,
         count=whole.jumps,
         unit="jumps",
         least=0 if what == CONTROL else len(HANDED_AT) if what == HANDED else 3 * len(JUMPS),
-        violations=len(whole.problems),
-        control=what == CONTROL,
+        problems=whole.problems,
         notes=figures if what == CONTROL else f"{', '.join(HANDED_AT if what == HANDED else jumps)}; {figures}",
-        problems=tuple(whole.problems[:10]),
+        control=what == CONTROL,
     )
 
 
@@ -151,11 +153,10 @@ class Bots:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, places: list[tuple[Path, str]], clock: WallClock, *options: str) -> Bots:
+    async def start(cls, places: list[tuple[Path, str]], clock: WallClock, *, by_wall_clock: bool) -> Bots:
         """Start them."""
-        words = [str(word) for place in places for word in place]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.proof.clocks.bot", *words, *options),
+            *command(bot_process.live, places, by_wall_clock=by_wall_clock),
             env={**os.environ, **clock.environment},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -175,7 +176,7 @@ class Bots:
         await self._together.wait()
 
     async def give_up(self) -> None:
-        """Keep nobody waiting for one that failed."""
+        """Keep no client waiting for one that failed."""
         await self._together.abort()
 
     async def close(self) -> None:
@@ -218,11 +219,11 @@ class Bot:
         self._acks += [Ack(name, UUID(one)) for name, one in (await self.ask(f"say {words}"))["acks"]]
 
     async def drained(self, seconds: float) -> bool:
-        """Whether all was delivered within so many seconds of our clock."""
+        """Return True if everything was delivered within this many seconds of our clock."""
         return bool((await self.ask(f"drain {seconds}", seconds + 20))["drained"])
 
     async def hears(self, what: str, before: int, patience: float) -> None:
-        """Wait until it was told so once more, and not for ever."""
+        """Wait until it was notified once more, and not for ever."""
         for _ in range(round(patience / 0.3)):
             if len((await self.ask("alerts"))[what]) > before:
                 return
@@ -249,7 +250,7 @@ async def _away(options: Options, stores: list[Fresh], folder: Path, jump: str, 
         async with ConversationStore.open(store.url, migrate=True):
             await door.open()
     places = [(outbox, door.url) for outbox, door in zip(outboxes, doors, strict=True)]
-    bots = await Bots.start(places, clock, *(["--wall"] if what == CONTROL else []))
+    bots = await Bots.start(places, clock, by_wall_clock=what == CONTROL)
 
     async def one(number: int) -> None:
         outcome, door, outbox = outcomes[number], doors[number], outboxes[number]
@@ -269,7 +270,7 @@ async def _away(options: Options, stores: list[Fresh], folder: Path, jump: str, 
     finally:
         await bots.close()
         for door in doors:
-            await door.close()
+            await (door.open() if isinstance(door, FileDoor) else door.shut())
     for store, outbox, outcome in zip(stores, outboxes, outcomes, strict=True):
         if not outcome.problems:
             verdict = await check([outbox], store.url, acknowledged=outcome.acks, drained=what != CONTROL)
@@ -280,9 +281,9 @@ async def _away(options: Options, stores: list[Fresh], folder: Path, jump: str, 
 
 
 async def _short_outage(
-    bot: Bot, outbox: Path, door: Door | FileDoor, clock: WallClock, outcome: Outcome, what: str
+    bot: Bot, outbox: Path, door: Gate | FileDoor, clock: WallClock, outcome: Outcome, what: str
 ) -> None:
-    """An outage too short for anybody to hear of it, with a jump in its middle."""
+    """An outage too short for an alert, with a jump in its middle."""
     await bot.say("9")
     if not await bot.drained(60):
         outcome.problems.append("not delivered with nothing the matter")
@@ -317,7 +318,7 @@ async def _all_of_it(
     store: Fresh,
     bot: Bot,
     outbox: Path,
-    door: Door | FileDoor,
+    door: Gate | FileDoor,
     clock: WallClock,
     outcome: Outcome,
 ) -> None:
@@ -336,7 +337,7 @@ async def _all_of_it(
     outcome.jumps += 1
     await bot.hears("stuck", len(before["stuck"]), STUCK + SLACK)
     await door.open()
-    # A store is asked again no later than it was away.
+    # A store is probed again after no longer than it was unavailable.
     patience = time.monotonic() - started + SLACK
     if not await bot.drained(patience):
         outcome.problems.append(f"starved after the long outage, for {patience:.0f} s")
@@ -351,7 +352,7 @@ async def _all_of_it(
 
 async def _refusals(store: Fresh, bot: Bot, outbox: Path, clock: WallClock, outcome: Outcome) -> None:
     """An event that is refused gets all its tries, not all at once; 1, 2 and 4 s lie between, one of which may end."""
-    await _run(store, *POISON[store.kind])
+    await run_there(store.url, *POISON[store.kind])
     await bot.say("1 poison")
     started = time.monotonic()
     await _comes_to(outbox, _lane("attempts > 0"), SLACK)
@@ -364,7 +365,7 @@ async def _refusals(store: Fresh, bot: Bot, outbox: Path, clock: WallClock, outc
     elif lasted + clock.pause < 2.9:
         outcome.problems.append(f"given up after {lasted:.1f} s")
     outcome.count["refused events with all their tries"] += 1
-    await _run(store, CURE.get(store.kind, "DROP TRIGGER letopis_proof"))
+    await run_there(store.url, CURE.get(store.kind, "DROP TRIGGER letopis_proof"))
     await bot.ask("retry")
     if not await bot.drained(SLACK):
         outcome.problems.append("not delivered after the retry")
@@ -382,16 +383,6 @@ def _lane(condition: str) -> str:
         "SELECT state, attempts, fault_class, fault FROM letopis_outbox_lanes"
         f" WHERE conversation_id = 'poison' AND {condition}"
     )
-
-
-async def _run(store: Fresh, *statements: str) -> None:
-    engine = open_engine(store.url)
-    try:
-        async with engine.begin() as connection:
-            for statement in statements:
-                await connection.exec_driver_sql(statement)
-    finally:
-        await engine.dispose()
 
 
 async def _handed(store: Fresh, folder: Path, jump: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""Corruption: bits, pages and tails of files damaged at rest are noticed, and what can be saved is."""
+"""Damage bits, pages and tails of files at rest; the damage is noticed, and what can be saved is."""
 
 from tests.proof.corruption.part import prove
 

@@ -1,4 +1,4 @@
-"""Damage: one bit, one page or the end of a file, drawn by chance; pure."""
+"""Damage one bit, one page or the end of a file, drawn by chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: an outbox and a history store full of conversations, closed, and what a plain reader sees of one."""
+"""Make an outbox and a history store full of conversations, and read one as a plain reader does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Files:
 
 
 async def make_files(folder: Path) -> Files:
-    """Fill an outbox, deliver most of it, and copy it twice: closed, and with a WAL that nobody has moved into it."""
+    """Fill an outbox, deliver most of it, and copy it twice: closed, and with a WAL that was not checkpointed."""
     path, store = folder / "bot.outbox.db", folder / "history.db"
     async with History.open(path, store=f"sqlite:///{store.as_posix()}", watch=False) as history:
         for number in range(CONVERSATIONS):
@@ -75,4 +75,8 @@ def seen_in(path: Path) -> Seen:
             for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
             if not name.startswith("letopis_search_words")
         ]
-        return {name: connection.execute(f'SELECT * FROM "{name}" ORDER BY rowid').fetchall() for name in names}
+        keys = {"letopis_outbox_event_ids": "event_id"}  # it is WITHOUT ROWID
+        return {
+            name: connection.execute(f'SELECT * FROM "{name}" ORDER BY {keys.get(name, "rowid")}').fetchall()
+            for name in names
+        }

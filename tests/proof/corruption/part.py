@@ -1,4 +1,4 @@
-"""The part: damage copies of an outbox and a history store, compare what a plain reader sees, and ask who noticed."""
+"""Damage copies of an outbox and a history store, compare what a plain reader sees, and ask which check noticed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from typing import Any, Final
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from letopis.outbox import History
-from letopis.outbox.cli.soundness import problems_of_store
-from letopis.outbox.salvage import Salvaged, salvage
-from letopis.outbox.soundness import differences, kept_in, problems
-from letopis.outbox.verbs import skip_missing
-from letopis.store.engines import create_store_engine
+from letopis.outbox.cli.verify import problems_of_store
+from letopis.outbox.diagnostics.integrity import differences, find_problems
+from letopis.outbox.diagnostics.reference import read_reference
+from letopis.outbox.diagnostics.salvage import Salvaged, salvage
+from letopis.outbox.operations.admin import OutboxAdmin
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
-from letopis.store.urls import normalise_url
 from tests.campaigns.invariants import check
 from tests.proof.corruption.damage import DAMAGES, cut, flipped, zeroed
 from tests.proof.corruption.files import Files, Seen, make_files, seen_in
@@ -36,9 +37,11 @@ from tests.proof.rows import Row, row_of
 UNREADABLE: Final = (sqlite3.Error, ValueError, OverflowError)
 NOT_READ: Final = {
     "letopis_outbox_events": (10,),  # appended_at
-    "letopis_outbox_lanes": (6, 7, 8, 9, 10),  # attempts, due_at, owed_since, fault_class, fault
-    "letopis_outbox_origin": (3, 4, 5),  # device, inode, created_at
-    "letopis_outbox_relay": tuple(range(13)),
+    "letopis_outbox_lanes": (7, 8, 9, 10, 11),  # attempts, due_at, owed_since, fault_class, fault
+    "letopis_outbox_origin": (3, 4, 5, 7),  # device, inode, created_at, destination
+    "letopis_outbox_relay": tuple(range(17)),
+    "letopis_store": (2, 4),  # created_at, moved_at
+    "letopis_tasks": (6,),  # created_at
     "letopis_origins": (2, 3, 4),  # name, first_seen_at, last_seen_at
 }
 """What no reader of a history sees: when a row was written, when it is tried again, who wrote it."""
@@ -128,7 +131,7 @@ class _Proof:
         await engine.dispose()
 
     async def wal_flips(self) -> AsyncIterator[Row]:
-        """Nobody has delivered what is in the WAL: the file has no witness but itself."""
+        """What is in the WAL was not delivered: only the file itself can tell."""
         chance, count, missed, blind = Random(self._options.seed + 2), Counter[str](), [], 0
         wal = _wal(self._files.living).read_bytes()
         for number in range(self._options.many(320, 50)):
@@ -266,8 +269,8 @@ class _Proof:
         """Return ``harmless``, ``false alarm``, ``noticed``, ``missed`` or ``unread``, of a damaged outbox."""
         whole = source.read_bytes() if data is None else data
         path = self._put(source, whole, wal=wal)
-        found = list(problems(path))
-        if not found and engine is not None and (kept := kept_in(path)) is not None:
+        found = list(find_problems(path))
+        if not found and engine is not None and (kept := read_reference(path)) is not None:
             found = [one async for one in differences(kept, engine)]
         return self._judge(source, self._put(source, whole, wal=wal), bool(found))
 
@@ -328,17 +331,16 @@ class _Proof:
     def _unaccounted(self, source: Path, new: Path, receipt: Salvaged, count: Counter[str], how: str) -> Iterator[str]:
         """Yield each event of the sound file that is neither in the new one nor in the receipt, or that is changed."""
         truth, salvaged = self._truth[source], seen_in(new)
-        kept = {(row[2], row[3]): row for row in salvaged["letopis_outbox_events"]}
-        lanes = {row[0]: row for row in salvaged["letopis_outbox_lanes"]}
+        kept, there = _events(salvaged), _events(truth)
+        lanes = {row[1]: row for row in salvaged["letopis_outbox_lanes"]}
         count.update({"kept": len(kept), "lost": receipt.lost_count, "let go": receipt.let_go})
-        there = {(row[2], row[3]): row for row in truth["letopis_outbox_events"]}
-        delivered = {row[0]: row[3] for row in truth["letopis_outbox_lanes"]}
+        delivered = {row[1]: row[4] for row in truth["letopis_outbox_lanes"]}
         for key, row in there.items():
             if key in kept:
-                if kept[key][1:9] != row[1:9]:
+                if kept[key] != row:
                     yield f"{key} is another event in the new file"
             elif key[1] not in receipt.lost.get(key[0], ()) and not (
-                key[0] in lanes and key[1] <= min(lanes[key[0]][4], delivered[key[0]])
+                key[0] in lanes and key[1] <= min(lanes[key[0]][5], delivered[key[0]])
             ):
                 if receipt.gone and how == "cut":
                     count["left no trace"] += 1  # said by the count of pages that are gone
@@ -354,7 +356,7 @@ class _Proof:
         url = f"sqlite:///{store.as_posix()}"
         async with History.open(new, store=url, watch=False) as history:
             for name in receipt.lost:
-                await skip_missing(history.outbox, history.store, name, reason="lost with a damaged disk")
+                await OutboxAdmin(history.outbox).skip_missing(history.store, name, reason="lost with a damaged disk")
             drained = await history.drained(20)
         verdict = await check([new], url, drained=drained)
         if not drained:
@@ -362,8 +364,14 @@ class _Proof:
         return "" if verdict.ok else str(verdict)
 
 
+def _events(seen: Seen) -> dict[tuple[str, int], tuple[Any, ...]]:
+    """Return what the events are, without their positions and times, by conversation and sequence."""
+    names = {row[0]: row[1] for row in seen["letopis_outbox_lanes"]}
+    return {(names[row[2]], row[3]): (row[1], *row[4:9]) for row in seen["letopis_outbox_events"]}
+
+
 def _without(seen: Seen, columns: Mapping[str, tuple[int, ...]]) -> Seen:
-    """Leave out what nobody reads, and these columns."""
+    """Leave out what no reader uses, and these columns."""
     out = {table: {*NOT_READ.get(table, ()), *columns.get(table, ())} for table in seen}
     return {
         table: [tuple(value for place, value in enumerate(row) if place not in out[table]) for row in rows]

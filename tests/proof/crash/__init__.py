@@ -1,4 +1,4 @@
-"""Processes killed: at random, at every step of a run, and at each moment that has a name."""
+"""Kill processes at random, at every step of a run, and at each named moment."""
 
 from tests.proof.crash.part import prove
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from letopis.outbox import History
 from letopis.store import ConversationStore
-from tests.campaigns import bot
 from tests.campaigns.invariants import Ack, Verdict, check
 from tests.campaigns.victims import BOT, RELAY, Context, Victims
-from tests.proof.crash import broken
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.proof.stores import each, fresh
@@ -24,13 +22,13 @@ KILLS: Final = 110
 """Of each store; more than 300 in all."""
 PROMISES: Final = 1_800
 """Of each store; more than 5,000 in all."""
-PATIENCE: Final = 60.0
+TIMEOUT_SECONDS: Final = 60.0
 _BLOWS: Final = ((BOT,), (RELAY,), (BOT, RELAY), (RELAY, BOT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of so many kills.
+    """The result of a number of kills.
 
     :ivar killed: how often the bot, the relay, and both at once.
     :ivar looks: examinations in the middle, when both were dead.
@@ -77,7 +75,7 @@ def prove(options: Options, context: Context) -> Iterator[Row]:
                 kills=options.many(20, 4),
                 promises=20,
                 seed=options.seed,
-                talk=broken.talk_early,
+                defects=("an append returns before it is written",),
             )
         )
     yield _row(f"promised before it is written, {what}", store.kind, outcome, control=True)
@@ -91,7 +89,7 @@ async def kill(
     kills: int,
     promises: int,
     seed: int,
-    talk: Callable[..., None] = bot.talk,
+    defects: Sequence[str] = (),
 ) -> Outcome:
     """Kill until there were so many kills and so many promises; look whenever both are dead, and at the end."""
     chance = random.Random(seed)
@@ -100,12 +98,12 @@ async def kill(
     found: list[Verdict] = []
     wrong: list[str] = []
     async with ConversationStore.open(url, migrate=True):
-        pass  # its tables are there before anybody is killed
-    victims = Victims(outbox, url, context=context, talk=talk)
+        pass  # its tables are there before the first kill
+    victims = Victims(outbox, url, context=context, defects=defects)
     try:
         while done < kills or len(victims.acks) < promises:
             victims.ensure()
-            await victims.until_promised(len(victims.acks) + chance.randrange(1, 40), patience=PATIENCE)
+            await victims.until_promised(len(victims.acks) + chance.randrange(1, 40), patience=TIMEOUT_SECONDS)
             await asyncio.sleep(chance.uniform(0, 0.04))
             blow = chance.choice(_BLOWS)
             hit = [name for name in blow if victims.kill(name)]
@@ -122,8 +120,8 @@ async def kill(
     finally:
         victims.close()
     async with History.open(outbox, store=url, watch=False) as history:
-        if not await history.drained(PATIENCE):
-            wrong.append(f"not drained in {PATIENCE:g} s")
+        if not await history.drained(TIMEOUT_SECONDS):
+            wrong.append(f"not drained in {TIMEOUT_SECONDS:g} s")
     last = await settled([outbox], url, victims.acks, drained=True)
     return Outcome(killed=killed, looks=looks, wrong=tuple(wrong), last=last, verdicts=(*found, last))
 

@@ -18,16 +18,17 @@ from letopis.store import Message
 from tests.campaigns.invariants import Ack, Verdict, examine, read_outbox, read_store
 from tests.campaigns.states import StoreState
 from tests.campaigns.victims import Context
-from tests.proof.crash import script
-from tests.proof.crash.books import half_kept
+from tests.proof.crash import mortals
 from tests.proof.crash.gate import Call, Counts, guard, missing
 from tests.proof.options import Options
 from tests.proof.rows import Row
+from tests.support.promises import half_kept, read_promises
+from tests.support.victim import ACKS, APART, EARLY, OUTBOX, SECRET, tell_secret, url_of
 
-PATIENCE: Final = 30.0
+TIMEOUT_SECONDS: Final = 30.0
 _WHAT: Final = "killed at a system call, restarted, drained"
 LEAST: Final = 250
-AT_ONCE: Final = 2
+PARALLEL_KILLS: Final = 2
 _FRAME: Final = 24
 """Bytes of what SQLite writes before each page."""
 
@@ -61,7 +62,7 @@ def prove(options: Options, context: Context) -> Iterator[Row]:
     if reason := missing():
         yield Row(what=f"{_WHAT} of a run", where="sqlite", missing=reason)
         return
-    said, erased = Story(script.run, _after_saying), Story(script.erase, _after_erasing)
+    said, erased = Story(mortals.say, _after_saying), Story(mortals.erase, _after_erasing)
     nothing, made, told = options.folder / "nothing", options.folder / "made", options.folder / "told"
     calls, code = run(made, context, said)
     if not calls:
@@ -69,13 +70,13 @@ def prove(options: Options, context: Context) -> Iterator[Row]:
         return
     yield _row("a first run", *_kill(options, context, said, nothing, most=options.many(82, 5)), least=70)
     yield _row("a later run", *_kill(options, context, said, made, most=options.many(1_000, 8)), least=LEAST)
-    asyncio.run(script.tell_secret(_copy(made, told)))
-    (told / script.ACKS).unlink()
+    asyncio.run(tell_secret(_copy(made, told)))
+    (told / ACKS).unlink()
     yield _row("a run that erases", *_kill(options, context, erased, told, most=options.many(60, 4)), least=40)
     for name, story, files, control in (
-        ("promised before it is written", said, made, script.EARLY),
-        ("the bot's own books in a transaction of their own", said, made, script.APART),
-        ("erasure promised before it is written", erased, told, script.EARLY),
+        ("promised before it is written", said, made, EARLY),
+        ("the bot's own books in a transaction of their own", said, made, APART),
+        ("erasure promised before it is written", erased, told, EARLY),
     ):
         found = _kill(options, context, story, files, most=options.many(20, 4), without=control)
         yield _row("a later run", *found, control=name)
@@ -91,8 +92,8 @@ def _after_the_first_promise() -> Counts:
 
     def counts(call: Call) -> bool:
         nonlocal promises
-        promises += call.name == "write" and call.file == script.ACKS
-        return promises == 1 and call.file == f"{script.OUTBOX}-wal" and call.size > _FRAME
+        promises += call.name == "write" and call.file == ACKS
+        return promises == 1 and call.file == f"{OUTBOX}-wal" and call.size > _FRAME
 
     return counts
 
@@ -122,10 +123,10 @@ def run(
         theirs.close()
         assert process.pid is not None
         try:
-            calls = guard(ours, process.pid, counts or _every_call(), kill_at=kill_at, patience=PATIENCE)
+            calls = guard(ours, process.pid, counts or _every_call(), kill_at=kill_at, patience=TIMEOUT_SECONDS)
         finally:
             with _children:
-                process.join(PATIENCE)
+                process.join(TIMEOUT_SECONDS)
     return calls, process.exitcode
 
 
@@ -158,36 +159,36 @@ def _kill(
             shutil.rmtree(folder, ignore_errors=True)
 
     calls, _ = run(begin(), context, story, counts=counts(), without=without)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_KILLS) as pool:
         return len(calls), list(pool.map(one, every(len(calls), most, options.seed)))
 
 
 async def _after_saying(folder: Path, call: Call) -> Death:
-    """Start again, go on, let all be delivered, and look."""
+    """Restart, continue, let everything be delivered, and check."""
     acks, store, verdict, problems = await _go_on(folder)
-    problems += half_kept(folder / script.OUTBOX, store)
+    problems += half_kept(folder / OUTBOX, store)
     return _death(call, problems, verdict, ambiguous=_appends(store) - len(acks))
 
 
 async def _after_erasing(folder: Path, call: Call) -> Death:
-    """Start again, go on, let all be delivered, and look for what was to be erased in every file."""
+    """Restart, continue, let everything be delivered, and search every file for erased content."""
     acks, store, verdict, problems = await _go_on(folder)
     erased = any(event.type == "message.redacted" for event in store.events)
     if erased or len(acks) > 1:
-        secret = script.SECRET.encode()
+        secret = SECRET.encode()
         problems += [f"{path.name} holds what was erased" for path in folder.iterdir() if secret in path.read_bytes()]
     return _death(call, problems, verdict, ambiguous=int(erased and len(acks) == 1))
 
 
 async def _go_on(folder: Path) -> tuple[list[Ack], StoreState, Verdict, list[str]]:
     """Start again, say something more, and let all be delivered; return what was promised, and what is there."""
-    acks = script.read_acks(folder / script.ACKS)
-    outbox, url = folder / script.OUTBOX, script.url_of(folder)
+    acks = list(read_promises((folder / ACKS).read_bytes()).acks) if (folder / ACKS).exists() else []
+    outbox, url = folder / OUTBOX, url_of(folder)
     problems: list[str] = []
     async with History.open(outbox, store=url, watch=False) as history:
         receipt = await history.append("chat", Message.user("and then"))
         acks.append(Ack("chat", receipt.event_ids[-1], receipt.sequence))
-        if not await history.drained(PATIENCE):
+        if not await history.drained(TIMEOUT_SECONDS):
             problems.append("not drained")
     store = await read_store(url)
     return acks, store, examine(store, [read_outbox(outbox)], acknowledged=acks, drained=True), problems
@@ -204,10 +205,8 @@ def _death(call: Call, problems: Sequence[str], verdict: Verdict, *, ambiguous: 
 
 
 def _appends(store: StoreState) -> int:
-    """Return how many appends are in a history: in the groups they were of two messages each."""
-    alone = sum(one.type == "message.appended" and not one.conversation_id.startswith("group") for one in store.events)
-    together = sum(one.type == "message.appended" and one.conversation_id.startswith("group") for one in store.events)
-    return alone + together // 2
+    """Return how many messages are in a history: each is a promise of its own."""
+    return sum(one.type == "message.appended" for one in store.events)
 
 
 def _copy(made: Path, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The field: one outbox and one store, where one process after the other dies and a bot survives them all."""
+"""Let one process after the other die on one outbox and one store that a surviving bot keeps using."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from letopis.outbox import History, Relay
-from letopis.outbox.alerts import WebhookChannel
-from letopis.outbox.watch import Watch
+from letopis.outbox.alerting.channels import AppriseChannel
+from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.store import ConversationStore, Message
 from tests.campaigns.invariants import Ack, Verdict, examine, read_outbox, read_store
 from tests.campaigns.states import OutboxState, StoreState
 from tests.campaigns.victims import Context
-from tests.proof.crash import books, mortals
-from tests.proof.crash.broken import unchecked
+from tests.proof.crash import mortals
 from tests.proof.crash.gate import Call, guard
 from tests.proof.crash.hook import Hook
 from tests.proof.crash.moments import Left, Moment, Who
+from tests.support.defects import DUPLICATES_TAKEN, planted
+from tests.support.promises import MAKE_BOOKS, half_kept
 
-PATIENCE: Final = 20.0
+TIMEOUT_SECONDS: Final = 20.0
 CONVERSATIONS: Final = 3
 SAID: Final = 4
 LOOKS: Final = 8
-"""So often a watch looks on after all was said, for what should not be said any more."""
+"""How often a watch still looks after the last notification, for any that should not follow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ class Field:
             History.open(outbox, store=store, relay=False, watch=False) as bot,
         ):
             async with bot.transaction() as own:
-                await own.execute(books.MAKE)
+                await own.execute(MAKE_BOOKS)
             field = cls(bot, url, hook, context, without=without)
             await field.say()
             await field._deliver()
@@ -91,7 +92,7 @@ class Field:
             yield field
 
     async def die(self, moment: Moment, number: int) -> Death:
-        """Have a process die at a moment, for the so manieth time that it comes there; go on, and look."""
+        """Have a process die at a moment, the n-th time that it gets there; continue, and check."""
         return await self._death(
             lambda: self._life(moment, number),
             name=f"{moment.name}, {number}",
@@ -100,7 +101,7 @@ class Field:
         )
 
     async def die_at_call(self, number: int) -> Death:
-        """Have a relay die at one of its calls to the server, if it makes so many this time; go on, and look."""
+        """Have a relay die at one of its calls to the server, if it makes that many this time; continue, and check."""
 
         async def life() -> int | None:
             _, code = await self.deliver_gated(kill_at=number)
@@ -115,7 +116,9 @@ class Field:
             process = self._start(mortals.deliver, str(self._outbox), self._url, theirs)
             theirs.close()
             assert process.pid is not None
-            calls = await asyncio.to_thread(guard, ours, process.pid, _to_a_server, kill_at=kill_at, patience=PATIENCE)
+            calls = await asyncio.to_thread(
+                guard, ours, process.pid, _to_a_server, kill_at=kill_at, patience=TIMEOUT_SECONDS
+            )
             return calls, await _end(process)
 
     async def _death(
@@ -129,7 +132,7 @@ class Field:
     ) -> Death:
         try:
             return await self._death_and_after(life, name=name, who=who, shows=shows, may_end=may_end)
-        except Exception as error:  # that the others cannot go on is the worst that can be found
+        except Exception as error:  # that the others cannot continue is the worst possible result
             return Death(died=False, violations=1, problems=(f"{name}: {type(error).__name__}: {error}",))
 
     async def _death_and_after(
@@ -165,7 +168,7 @@ class Field:
         if who is Who.WATCH:
             wrong += await self._watch_the_end(since=alerts)
         self._last, verdict = await self._look(drained=True)
-        wrong += books.half_kept(self._outbox, self._last.store)
+        wrong += half_kept(self._outbox, self._last.store)
         found.append(verdict)
         problems = [*wrong, *(one for verdict in found for one in verdict.problems)]
         return Death(
@@ -214,9 +217,9 @@ class Field:
 
     async def _deliver(self) -> int:
         """Take the dead one's lease over and deliver all; return how many events the store knew already."""
-        with unchecked() if self._without else nullcontext():
+        with planted(DUPLICATES_TAKEN) if self._without else nullcontext():
             relay = Relay(self.bot.outbox, self.bot.store, random=random.Random(1))
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 while not await self.bot.drained(0):
                     await relay.drain()
         return relay.stats.duplicates
@@ -224,42 +227,44 @@ class Field:
     async def _watch(self, *, since: int, told: int) -> list[str]:
         """Watch on in the dead one's place, until the operator was told, or was reminded; return what is wrong."""
         watching = self._watching()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         # What the dead one had claimed is not told a second time, but the reminder comes.
         while len(self._alerts(since)) < told + 1:
             if time.monotonic() > deadline:
-                return [f"{len(self._alerts(since))} alerts in {PATIENCE:g} s"]
+                return [f"{len(self._alerts(since))} alerts in {TIMEOUT_SECONDS:g} s"]
             await watching.observe_once()
-            await asyncio.sleep(mortals.LOOK)
+            await asyncio.sleep(mortals.LOOK_INTERVAL_SECONDS)
         await self._look_on(watching)
         alerts = len(self._alerts(since))
         return [] if alerts == told + 1 else [f"a flood: {alerts} alerts where {told + 1} had to be"]
 
     async def _watch_the_end(self, *, since: int) -> list[str]:
         watching = self._watching()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while not self._alerts(since, recovered=True):
             if time.monotonic() > deadline:
-                return [f"nobody was told in {PATIENCE:g} s that it is over"]
+                return [f"nobody was told in {TIMEOUT_SECONDS:g} s that it is over"]
             await watching.observe_once()
-            await asyncio.sleep(mortals.LOOK)
+            await asyncio.sleep(mortals.LOOK_INTERVAL_SECONDS)
         await self._look_on(watching)
         ends = len(self._alerts(since, recovered=True))
         return [] if ends == 1 else [f"told {ends} times that it is over"]
 
-    def _watching(self) -> Watch:
-        return Watch(self.bot.outbox, channels=(WebhookChannel(self._hook.url, private=True),), rules=mortals.RULES)
+    def _watching(self) -> AlertMonitor:
+        return AlertMonitor(
+            self.bot.outbox, channels=(AppriseChannel(self._hook.url, private=True),), rules=mortals.RULES
+        )
 
-    async def _look_on(self, watching: Watch) -> None:
+    async def _look_on(self, watching: AlertMonitor) -> None:
         for _ in range(LOOKS):
             await watching.observe_once()
-            await asyncio.sleep(mortals.LOOK)
+            await asyncio.sleep(mortals.LOOK_INTERVAL_SECONDS)
 
     def _alerts(self, since: int, *, recovered: bool = False) -> list[dict[str, Any]]:
-        return [one for one in self._hook.alerts[since:] if one["recovered"] is recovered]
+        return [one for one in self._hook.alerts[since:] if (one["type"] == "success") is recovered]
 
     async def _look(self, *, drained: bool) -> tuple[State, Verdict]:
-        """Read both files and examine them; once more where a server is just committing for one who is dead."""
+        """Read both files and examine them; once more if a server is just committing for a dead process."""
         state, verdict = await self._read(drained=drained)
         if not verdict.ok:
             await asyncio.sleep(0.5)
@@ -273,13 +278,13 @@ class Field:
 
 
 def _to_a_server(call: Call) -> bool:
-    """Whether a call is for a server: an event loop wakes itself through a socket too, by single bytes."""
+    """Return True if a call is for a server: an event loop wakes itself through a socket too, by single bytes."""
     return call.size not in (1, 4096)
 
 
 async def _end(process: BaseProcess) -> int | None:
     """Wait for a process to die; one that does not is killed, and has no exit code."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while process.exitcode is None:
         if time.monotonic() > deadline:
             process.kill()

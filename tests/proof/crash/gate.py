@@ -1,4 +1,4 @@
-"""The gate: a process stops at each system call of some kinds, in all its threads, until it is let on or killed there.
+"""Stop a process at each system call of some kinds, in all its threads, until it is released or killed there.
 
 By seccomp's notifications: the kernel asks us before it does what a thread asks for, so that a kill at the n-th call is
 at exactly that one, whichever thread makes it. (strace counts each thread for itself, and takes several times as long.)
@@ -83,7 +83,7 @@ class Call:
 
 
 Counts = Callable[[Call], bool]
-"""Whether a call counts; asked once for each, in order."""
+"""Tells if a call counts; asked once for each, in order."""
 
 
 def missing() -> str:

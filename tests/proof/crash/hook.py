@@ -1,4 +1,4 @@
-"""An operator's webhook on this machine, and what was posted to it."""
+"""Receive what is posted to an operator's webhook on this machine."""
 
 from __future__ import annotations
 

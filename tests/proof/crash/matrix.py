@@ -1,4 +1,4 @@
-"""The matrix: every moment that has a name, on every kind of store, some times each."""
+"""Kill a process at every named moment, on every kind of store, some times each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Final
 
 from tests.campaigns.targets import KINDS
 from tests.campaigns.victims import Context
-from tests.proof.crash.broken import let_double
 from tests.proof.crash.exact import every
 from tests.proof.crash.field import Death, Field
 from tests.proof.crash.gate import missing
@@ -19,11 +18,12 @@ from tests.proof.crash.moments import MOMENTS, Moment, Who
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.proof.stores import Fresh, fresh
+from tests.support.damage import drop_event_id_index
 
 TIMES: Final = 3
 CALLS: Final = 20
 TIMES_ALERTS: Final = 2
-"""Each waits for people to be reminded."""
+"""Each waits for a reminder."""
 COMMITTED: Final = "apply: after the store's commit, before its answer is heard"
 
 
@@ -98,7 +98,7 @@ def _controls(options: Options, hook: Hook, context: Context, runner: asyncio.Ru
     async def prove_one(store: Fresh) -> Row:
         outbox = options.folder / f"double-{store.kind}.outbox.db"
         async with Field.open(outbox, store.url, hook, context, without=True) as field:
-            await let_double(store.url)
+            await drop_event_id_index(store.url)
             return _told(moment, store.kind, [await field.die(moment, 1)], control="applied without a look, ")
 
     for kind in KINDS[:1] if options.short else KINDS:

@@ -1,4 +1,4 @@
-"""Moments: where a process dies, and how it shows that it was there."""
+"""Name the moments at which a process dies, and how each shows in what is left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
+
+from letopis.outbox.event_log.append_encoding import Prepared
 
 ROUNDS: Final = 4
 """So often a bot says each of the things that it says."""
@@ -36,7 +38,7 @@ class Left:
     :ivar kept: messages in the outbox file; ``answered`` those of them that the victim was promised.
     :ivar stored: events in the history store; ``written_off`` those that the outbox counts as delivered.
     :ivar owed: events that waited for the victim.
-    :ivar pruned: events let go from the outbox file.
+    :ivar pruned: events pruned from the outbox file.
     :ivar alerts: that went out.
     """
 
@@ -69,15 +71,14 @@ class Moment:
 
 
 def _appends(given: tuple[Any, ...], _: Any) -> bool:
-    members = given[-1]
-    return any(prepared is not None for prepared, _ in members)
+    return any(isinstance(member, Prepared) for member in given[-1])
 
 
 MOMENTS: Final = (
     Moment(
         name="append: before the local commit",
         who=Who.BOT,
-        function="letopis.outbox.writer:Writer._run",
+        function="letopis.outbox.file.committer:Committer._run",
         side=Side.AFTER,
         counts=_appends,
         most=ROUNDS,
@@ -86,7 +87,7 @@ MOMENTS: Final = (
     Moment(
         name="append: after the local commit, before the answer",
         who=Who.BOT,
-        function="letopis.outbox.writer:Writer._transact",
+        function="letopis.outbox.file.committer:Committer._transact",
         side=Side.AFTER,
         counts=_appends,
         most=ROUNDS,
@@ -111,21 +112,21 @@ MOMENTS: Final = (
     Moment(
         name="lease: the lock is taken, the row is not written",
         who=Who.RELAY,
-        function="letopis.outbox.lease:Lease._register",
+        function="letopis.outbox.relay.lease:Lease._register",
         side=Side.BEFORE,
         shows=lambda left: left.stored == 0,
     ),
     Moment(
         name="lease: the row is written, not committed",
         who=Who.RELAY,
-        function="letopis.outbox.lease:Lease._register",
+        function="letopis.outbox.relay.lease:Lease._register",
         side=Side.AFTER,
         shows=lambda left: left.stored == 0,
     ),
     Moment(
         name="relay: after it has read what is due",
         who=Who.RELAY,
-        function="letopis.outbox.drain:Drain._due",
+        function="letopis.outbox.relay.dispatcher:Dispatcher._claim",
         side=Side.AFTER,
         counts=lambda _, due: bool(due.batches),
         most=3,
@@ -134,7 +135,7 @@ MOMENTS: Final = (
     Moment(
         name="apply: projections and lanes are written, the log is not",
         who=Who.RELAY,
-        function="letopis.store.apply:_Apply._log",
+        function="letopis.store.write.log:LogWriter.append",
         side=Side.BEFORE,
         most=3,
         shows=lambda left: left.stored == 0,
@@ -142,7 +143,7 @@ MOMENTS: Final = (
     Moment(
         name="apply: all is written, before the store's commit",
         who=Who.RELAY,
-        function="letopis.store.inline:Inline.take",
+        function="letopis.store.projections.inline:InlineProjections.apply",
         side=Side.AFTER,
         most=3,
         shows=lambda left: left.stored == 0,
@@ -158,7 +159,7 @@ MOMENTS: Final = (
     Moment(
         name="acknowledgement: before it is written",
         who=Who.RELAY,
-        function="letopis.outbox.drain:Drain._write_back",
+        function="letopis.outbox.relay.dispatcher:Dispatcher._write_back",
         side=Side.BEFORE,
         most=3,
         shows=lambda left: left.stored > 0 and left.written_off == 0,
@@ -166,7 +167,7 @@ MOMENTS: Final = (
     Moment(
         name="acknowledgement: written, not committed",
         who=Who.RELAY,
-        function="letopis.outbox.drain:acknowledge",
+        function="letopis.outbox.relay.write_back:acknowledge",
         side=Side.AFTER,
         most=3,
         shows=lambda left: left.stored > 0 and left.written_off == 0,
@@ -174,7 +175,7 @@ MOMENTS: Final = (
     Moment(
         name="acknowledgement: committed",
         who=Who.RELAY,
-        function="letopis.outbox.drain:Drain._write_back",
+        function="letopis.outbox.relay.dispatcher:Dispatcher._write_back",
         side=Side.AFTER,
         most=3,
         shows=lambda left: left.written_off > 0,
@@ -182,14 +183,14 @@ MOMENTS: Final = (
     Moment(
         name=BETWEEN,
         who=Who.RELAY,
-        function="letopis.outbox.tail:Pruner.__call__",
+        function="letopis.outbox.event_log.retention:Pruner.__call__",
         side=Side.BEFORE,
         shows=lambda left: left.pruned == 0 and left.written_off == left.owed,
     ),
     Moment(
         name="prune: done, not committed",
         who=Who.RELAY,
-        function="letopis.outbox.tail:Pruner.__call__",
+        function="letopis.outbox.event_log.retention:Pruner.__call__",
         side=Side.AFTER,
         counts=lambda given, _: given[0].pruned > 0,
         shows=lambda left: left.pruned == 0 and left.written_off == left.owed,
@@ -197,21 +198,21 @@ MOMENTS: Final = (
     Moment(
         name="prune: committed",
         who=Who.RELAY,
-        function="letopis.outbox.drain:Drain._do_chores",
+        function="letopis.outbox.relay.file_maintenance:Chores._run_chores",
         side=Side.AFTER,
         shows=lambda left: left.pruned > 0,
     ),
     Moment(
         name="lease: the row says that it is free, the lock is still held",
         who=Who.LEAVING,
-        function="letopis.outbox.lease:Lease._unlock",
+        function="letopis.outbox.relay.lease:Lease._unlock",
         side=Side.BEFORE,
         shows=lambda left: left.written_off == left.owed,
     ),
     Moment(
         name="alert: claimed, before it is sent",
         who=Who.WATCH,
-        function="letopis.outbox.watch:Watch._claim",
+        function="letopis.outbox.alerting.monitor:AlertMonitor._claim",
         side=Side.AFTER,
         counts=lambda _, mine: bool(mine),
         shows=lambda left: left.alerts == 0,
@@ -219,14 +220,14 @@ MOMENTS: Final = (
     Moment(
         name="alert: sent, before that is kept",
         who=Who.WATCH,
-        function="letopis.outbox.watch:Watch._settle",
+        function="letopis.outbox.alerting.monitor:AlertMonitor._settle",
         side=Side.BEFORE,
         shows=lambda left: left.alerts == 1,
     ),
     Moment(
         name="alert: sent, and that is kept",
         who=Who.WATCH,
-        function="letopis.outbox.watch:Watch._settle",
+        function="letopis.outbox.alerting.monitor:AlertMonitor._settle",
         side=Side.AFTER,
         shows=lambda left: left.alerts == 1,
     ),

@@ -1,59 +1,34 @@
-"""Mortals: real bots, relays and watches in processes of their own, with a death planted in them."""
+"""Start bots, relays and watches with a death planted in them, or behind a gate that kills them at a call."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from contextlib import nullcontext
-from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
-from letopis.outbox import History, Receipt, Relay
-from letopis.outbox.alerts import WebhookChannel
-from letopis.outbox.file import OutboxFile
-from letopis.outbox.incidents import Rules
-from letopis.outbox.tail import Pruner, Retention
-from letopis.outbox.watch import Watch
-from letopis.store import ConversationStore, Message
-from tests.campaigns.invariants import Ack
-from tests.proof.crash.books import BOOKS, ENTER, entry
-from tests.proof.crash.broken import unchecked
-from tests.proof.crash.gate import NET_CALLS, enter
+from letopis.outbox.alerting.channels import AppriseChannel
+from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox.alerting.monitor import AlertMonitor
+from letopis.outbox.file.outbox_file import OutboxFile
+from tests.proof.crash.gate import FILE_CALLS, NET_CALLS, enter
 from tests.proof.crash.moments import ROUNDS
 from tests.proof.crash.planted import plant
+from tests.support import victim
+from tests.support.defects import DUPLICATES_TAKEN, planted
 
 RULES: Final = Rules(silent_after=0.1, repeat=(0.4, 3600.0), resolve_after=0.1)
-"""People who are told soon and reminded soon, so that nobody has to wait for an hour."""
-BATCH: Final = 4
-LOOK: Final = 0.02
+"""Operators who are alerted and reminded soon, so that a test need not wait for an hour."""
+BATCH_EVENTS: Final = 4
+LOOK_INTERVAL_SECONDS: Final = 0.02
 
 
 def bot(outbox: str, store: str, acks: Connection, *, moment: str, number: int) -> None:
     """Say some things, with and without the bot's own books, and send an ``Ack`` for each."""
-    logging.disable()
-    plant(moment, number)
-    asyncio.run(_bot(Path(outbox), store, acks))
-
-
-async def _bot(outbox: Path, store: str, acks: Connection) -> None:
-    def done(receipt: Receipt) -> None:
-        acks.send(Ack(receipt.conversation_id, receipt.event_ids[-1], receipt.sequence))
-
-    async with History.open(outbox, store=store, relay=False, watch=False) as history:
-        for number in range(ROUNDS):
-            done(await history.append("chat", Message.user(f"question {number}")))
-            async with history.transaction() as own:
-                receipt = await own.append(f"{BOOKS}-1", Message.assistant(f"answer {number}"))
-                await own.execute(ENTER, entry(receipt))
-            done(receipt)
-            async with history.outbox.engine.connect() as connection:
-                receipt = await history.append_in(connection, f"{BOOKS}-2", Message.assistant(f"notice {number}"))
-                await connection.execute(ENTER, entry(receipt))
-                await connection.commit()
-            done(receipt)
+    victim.say_all(outbox, store, acks, rounds=ROUNDS, prepare_process=partial(plant, moment, number))
 
 
 def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = False, without: bool = False) -> None:
@@ -64,24 +39,29 @@ def relay(outbox: str, store: str, *, moment: str, number: int, leave: bool = Fa
     """
     logging.disable()
     plant(moment, number)
-    with unchecked() if without else nullcontext():
-        asyncio.run(_relay(Path(outbox), store, leave=leave))
+    with planted(DUPLICATES_TAKEN) if without else nullcontext():
+        asyncio.run(victim.deliver(Path(outbox), store, leave=leave, batch=BATCH_EVENTS, prune=True))
 
 
 def deliver(outbox: str, store: str, way: Connection) -> None:
     """Deliver all there is to a server, through a gate."""
     logging.disable()
     enter(way, NET_CALLS)
-    asyncio.run(_relay(Path(outbox), store, leave=True))
+    asyncio.run(victim.deliver(Path(outbox), store, leave=True, batch=BATCH_EVENTS, prune=True))
 
 
-async def _relay(outbox: Path, store: str, *, leave: bool) -> None:
-    async with ConversationStore.open(store) as history_store:
-        file = await OutboxFile.open(outbox)
-        pruner = Pruner(Retention(keep_last=1, keep_for=timedelta(0)), file.now_us)
-        working = Relay(file, history_store, batch=BATCH, chores=(pruner,), random=random.Random(1))
-        await (working.drain() if leave else working.run())
-        await file.close()
+def say(folder: str, way: Connection, *, without: str = "") -> None:
+    """Say and deliver, through a gate."""
+    logging.disable()
+    enter(way, FILE_CALLS)
+    asyncio.run(victim.say_and_deliver(Path(folder), without=without))
+
+
+def erase(folder: str, way: Connection, *, without: str = "") -> None:
+    """Take a message's content away and deliver that, through a gate."""
+    logging.disable()
+    enter(way, FILE_CALLS)
+    asyncio.run(victim.erase_and_deliver(Path(folder), without=without))
 
 
 def watch(outbox: str, hook: str, *, moment: str, number: int) -> None:
@@ -93,7 +73,7 @@ def watch(outbox: str, hook: str, *, moment: str, number: int) -> None:
 
 async def _watch(outbox: Path, hook: str) -> None:
     file = await OutboxFile.open(outbox)
-    watching = Watch(file, channels=(WebhookChannel(hook, private=True),), rules=RULES)
+    watching = AlertMonitor(file, channels=(AppriseChannel(hook, private=True),), rules=RULES)
     while True:
         await watching.observe_once()
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(LOOK_INTERVAL_SECONDS)

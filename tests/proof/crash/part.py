@@ -1,4 +1,4 @@
-"""The part: everything that is killed, one row after the other."""
+"""Run everything that is killed, one row after the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRIVERS: Final = ("aiosqlite", "asyncpg", "asyncmy", "sqlalchemy.dialects.postgr
 
 def prove(options: Options) -> Iterator[Row]:
     """Kill processes."""
-    context = fork_server("tests.proof.crash.script", "tests.proof.crash.mortals", *DRIVERS)
+    context = fork_server("tests.proof.crash.mortals", *DRIVERS)
     yield from at_random.prove(options, context)
     yield from matrix.prove(options, context)
     yield from exact.prove(options, context)

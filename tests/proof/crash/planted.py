@@ -1,4 +1,4 @@
-"""Planted deaths: a process kills itself just before or after one call of the real code."""
+"""Kill this process just before or after one call of the real code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any, Final, NoReturn
 
-from letopis.outbox.tail import Pruner
+from letopis.outbox.event_log.retention import Pruner
 from tests.proof.crash.moments import BETWEEN, MOMENTS, Moment, Side
 
 _BY_NAME: Final = {moment.name: moment for moment in MOMENTS}

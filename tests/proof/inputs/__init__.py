@@ -1,4 +1,4 @@
-"""Inputs: whatever is handed over is kept as it is or refused by name; nothing else happens."""
+"""Pass hostile input: it is stored unchanged or refused by name, and nothing else happens."""
 
 from tests.proof.inputs.part import prove
 

@@ -1,4 +1,4 @@
-"""Bombs: files made to fill the memory of who imports them; each in a process of its own, its memory measured."""
+"""Import files made to fill the memory, each in a process whose memory is measured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNBOUNDED: Final = (
 class Bomb:
     """What is read from standard input, and what must come of it.
 
-    :ivar ends: whether it ends by itself; else it is interrupted after some seconds, as a person would.
+    :ivar ends: whether it ends on its own; otherwise it is interrupted after some seconds, as a user would.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Bomb:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """What came of one."""
+    """The result of one."""
 
     megabytes: int
     code: int
@@ -53,7 +53,7 @@ HEAD: Final = b'{"conversation_id":"c","role":"user","content":"x","metadata":{"
 
 
 def bombs(megabytes: int) -> Iterator[Bomb]:
-    """Yield them; the long ones are so long."""
+    """Yield them; the long ones have this many megabytes."""
     mega = b"x" * 1_048_576
     line = 7_900_000
     yield Bomb("one line", lambda: (mega for _ in range(megabytes)), (1,), "is longer than")

@@ -1,4 +1,4 @@
-"""Commands: every verb of `letopis` with hostile options, environment, configuration and outbox files."""
+"""Run every verb of `letopis` with hostile options, environment, configuration and outbox files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import click
 
 from letopis.outbox import History
 from letopis.outbox.cli import cli
-from letopis.outbox.cli.exits import Exit, run
+from letopis.outbox.cli._exit_codes import Exit, run
 from letopis.store import Message
-from tests.daemons import letopis
 from tests.proof.inputs.lines import mutated
-from tests.proof.inputs.values import kinds
+from tests.support.daemons import letopis
+from tests.support.values.hostile import kinds
 
 CODES: Final = frozenset({*Exit, 130})
-PATIENCE: Final = 20.0
+TIMEOUT_SECONDS: Final = 20.0
 ALONE: Final[Mapping[str, str]] = {"demo": "a bot of half a minute, without input"}
 """Verbs that are not run, and why."""
 FIRST: Final[Mapping[str, tuple[str, ...]]] = {
@@ -71,7 +71,7 @@ class Hung(BaseException):
 
 @dataclass(slots=True)
 class Outcomes:
-    """What came of the runs."""
+    """The results of the runs."""
 
     runs: int = 0
     codes: dict[int, int] = field(default_factory=dict)
@@ -96,7 +96,7 @@ def here(arguments: Sequence[str], environment: Mapping[str, str] | None = None)
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape", write_through=True) for _ in range(2))
     kept = {name: value for name, value in os.environ.items() if name in VARIABLES}
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    signal.setitimer(signal.ITIMER_REAL, TIMEOUT_SECONDS)
     try:
         for name in kept:
             del os.environ[name]
@@ -263,7 +263,7 @@ def _changed(raw: bytes, random: Random) -> bytes:
 
 
 def outboxes(folder: Path, random: Random, many: int) -> Outcomes:
-    """Put hostile files in the place of the outbox."""
+    """Put hostile files where the outbox should be."""
     outcomes = Outcomes()
     with folder_of(folder, "outboxes") as place:
         target = place / "bot.outbox.db"

@@ -1,4 +1,4 @@
-"""Corpus: the named hostile values at every place of an append, each kept equal in a store or refused by its field."""
+"""Put the named hostile values at every place of an append: each is stored equal or refused by its field."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from random import Random
 
 from letopis.outbox import History
 from letopis.store import ConversationStore
-from tests.corpus.values import Case, cases
+from tests.acceptance.test_bad_input import Attempt, compare, keep, refuse
 from tests.proof.inputs.judging import Tally
-from tests.proof.inputs.running import AT_ONCE, blocked
-from tests.test_bad_input import Attempt, compare, keep, refuse
+from tests.proof.inputs.running import BLOCK_AT_ONCE, blocked
+from tests.support.values.places import Case, cases
 
 
 async def tried(url: str, folder: Path, *, random: Random, many: int | None) -> Tally:
-    """Try all, or so many, on one store."""
+    """Try all, or a number of them, on one store."""
     tally = Tally()
     whole = list(enumerate(cases()))
     some: list[tuple[int, Case]] = whole if many is None else random.sample(whole, many)
     async with (
         ConversationStore.open(url, migrate=True) as store,
-        History.open(folder / "corpus.outbox.db", store=store, policy=AT_ONCE) as history,
+        History.open(folder / "corpus.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         for number, case in some:
             tally.tried += 1

@@ -1,4 +1,4 @@
-"""Judging: whether what came of a hostile value is what is promised, and if not, in words."""
+"""Judge whether what became of a hostile value is what is promised, and say what is wrong if not."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from letopis.store import Event, LetopisError, Message, OutboxUnavailable, RecordedEvent, StoreFault
-from letopis.store.messages import Part, part_to_json
-from letopis.store.vocabulary import Body
-from tests.corpus.values import plain
-from tests.test_bad_input import same
+from letopis.store.model.event_types import Body
+from letopis.store.model.parts import Part, part_to_json
+from tests.acceptance.test_bad_input import same
+from tests.support.values.places import plain
 
 FALLS_AWAY: Final = (None, False, "", (), [], {})
 """What stands for nothing given: a field that holds it may be left out."""
@@ -29,7 +29,7 @@ class Kept:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the values so far."""
+    """The results of the values so far."""
 
     tried: int = 0
     refused: int = 0
@@ -42,14 +42,14 @@ class Tally:
         self.problems.append(words)
 
     def refusal(self, label: str, error: BaseException) -> None:
-        """Take in what a call raised."""
+        """Record what a call raised."""
         self.refused += 1
         if (wrong := fault_of(error)) is not None:
             self.blame(f"{label}: {wrong}")
 
 
 def fault_of(error: BaseException) -> str | None:
-    """Return what is wrong with a refusal; ``None`` where it is as it is documented."""
+    """Return what is wrong with a refusal; ``None`` if it is as documented."""
     if not isinstance(error, LetopisError):
         return f"{type(error).__name__}, which is not documented: {str(error)!a:.150}"
     if isinstance(error, StoreFault | OutboxUnavailable):
@@ -63,22 +63,20 @@ def fault_of(error: BaseException) -> str | None:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as it is documented to be kept: parts and bodies as objects, tuples as lists."""
+    """Return a value as documented to be stored: parts and bodies as objects, tuples as lists."""
     if isinstance(value, Part):
         return plain(part_to_json(value))
     if isinstance(value, Message | Body):
         return plain(value.to_data())
     if isinstance(value, Mapping):
-        return {key: as_json(item) for key, item in value.items()}
+        return {plain(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
-    if isinstance(value, str):
-        return str.__str__(value)
-    return value
+    return plain(value)
 
 
 def found_in(value: Any, events: Iterable[RecordedEvent]) -> bool:
-    """Whether a value stands somewhere in what was kept, equal: in a field, or at any depth of data or metadata."""
+    """Return True if an equal value is somewhere in what was kept: in a field, or at any depth of data or metadata."""
     if any(value is nothing or (type(value) is type(nothing) and value == nothing) for nothing in FALLS_AWAY):
         return True
     wanted = as_json(value.data if isinstance(value, Event) else value)
@@ -99,7 +97,9 @@ def _places(event: RecordedEvent) -> Iterable[Any]:
 
 def _holds(value: Any, place: Any) -> bool:
     if type(value) is int:
-        return bool(type(place) is int and place == value) or _deeper(value, place)  # too long to be written out
+        # Compared directly: too long to be written out. An owner may be given as a number, and is kept as text.
+        owner = isinstance(place, Mapping) and value.bit_length() < 256 and place.get("owner_id") == str(value)
+        return bool(owner or (type(place) is int and place == value)) or _deeper(value, place)
     return same(place, value) or _deeper(value, place)
 
 

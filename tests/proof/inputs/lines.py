@@ -1,4 +1,4 @@
-"""Lines: a file of JSON Lines mutated by chance: every line is taken or refused by name, and what is taken arrives."""
+"""Mutate a file of JSON Lines by chance: every line is imported or refused by name, and what is imported arrives."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from random import Random
 from typing import Any, Final
 
 from letopis.outbox import History
-from letopis.outbox.intake import Intake, try_out
-from letopis.outbox.outflow import Flow
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.outbox.transfer.importer import Importer, try_out
 from letopis.store import ConversationStore
 from letopis.store.transfer.jsonl import Refused, read_lines
-from letopis.store.transfer.occurrences import Occurrences
-from tests.proof.inputs.running import AT_ONCE, blocked
-from tests.proof.inputs.values import kinds
+from letopis.store.transfer.seen_keys import SeenKeys
+from tests.proof.inputs.running import BLOCK_AT_ONCE, blocked
+from tests.support.values.hostile import kinds
 
 INSERTS: Final = (
     b"\x00",
@@ -48,7 +48,7 @@ INSERTS: Final = (
 
 @dataclass(slots=True)
 class Fuzzed:
-    """What came of the lines."""
+    """The results of the lines."""
 
     lines: int = 0
     taken: int = 0
@@ -115,11 +115,11 @@ def nested_lines() -> Iterator[bytes]:
 
 
 def file_of(random: Random, many: int) -> bytes:
-    """Return a file of so many lines, or a few more."""
+    """Return a file of this many lines, or a few more."""
     return b"".join([*(mutated(random, number) for number in range(many)), *nested_lines()])
 
 
-def read(raw: bytes, count: Callable[[], Occurrences], fuzzed: Fuzzed) -> None:
+def read(raw: bytes, count: Callable[[], SeenKeys], fuzzed: Fuzzed) -> None:
     """Read it and write nothing."""
     with count() as seen:
         for one in read_lines(io.BytesIO(raw), count=seen):
@@ -133,17 +133,17 @@ def read(raw: bytes, count: Callable[[], Occurrences], fuzzed: Fuzzed) -> None:
 async def imported(url: str, folder: Path, raw: bytes) -> Fuzzed:
     """Import a file, deliver it, and compare: what the dry run says, what the outbox took, what the store holds."""
     fuzzed = Fuzzed()
-    read(raw, Occurrences, fuzzed)
+    read(raw, SeenKeys, fuzzed)
     told: list[Refused] = []
-    with Occurrences() as count:
+    with SeenKeys() as count:
         dry = try_out(read_lines(io.BytesIO(raw), count=count), told.append)
     async with (
         ConversationStore.open(url, migrate=True) as store,
-        History.open(folder / "import.outbox.db", store=store, policy=AT_ONCE) as history,
+        History.open(folder / "import.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         for turn in ("first", "second"):
             refused: list[Refused] = []
-            with Occurrences() as count, Intake(history.outbox, store, tell=refused.append) as intake:
+            with SeenKeys() as count, Importer(history.outbox, store, tell=refused.append) as intake:
                 counts = await intake.take(read_lines(io.BytesIO(raw), count=count))
             if not await history.drained(timeout=60):
                 fuzzed.problems.append(f"{turn} time: not everything is delivered")
@@ -159,8 +159,8 @@ async def imported(url: str, folder: Path, raw: bytes) -> Fuzzed:
         if lines != fuzzed.taken:
             fuzzed.problems.append(f"{fuzzed.taken} messages were taken, and {lines} are in the store")
         again = Fuzzed()
-        read(held, Occurrences, again)
-        with Occurrences() as count:
+        read(held, SeenKeys, again)
+        with SeenKeys() as count:
             back = try_out(read_lines(io.BytesIO(held), count=count), told.append)
         if back.refused or back.imported != fuzzed.taken:
             fuzzed.problems.append(f"of its own export {back.refused} lines are refused, {back.imported} are taken")
@@ -168,7 +168,7 @@ async def imported(url: str, folder: Path, raw: bytes) -> Fuzzed:
 
 
 async def _exported(store: ConversationStore) -> bytes:
-    return b"".join([line async for line in Flow(store).of_all()])
+    return b"".join([line async for line in Exporter(store).of_all()])
 
 
 def run(url: str, folder: Path, random: Random, many: int) -> Fuzzed:

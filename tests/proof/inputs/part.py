@@ -1,4 +1,4 @@
-"""Part: everything that somebody could hand over, to every call, importer and command, on three stores."""
+"""Hand everything hostile to every call, importer and command, on three stores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.proof.inputs import bombs, commands, constructing, corpus, lines, run
 from tests.proof.inputs.calls import LEFT_OUT, TABLES
 from tests.proof.inputs.calls import untried as calls_untried
 from tests.proof.inputs.judging import Tally
-from tests.proof.inputs.unchecked import blocked_at_delivery
+from tests.proof.inputs.running import blocked_at_delivery
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.proof.stores import Fresh, each, fresh
 
 CALLS = "every public call, one argument hostile: kept equal in the store, or refused by name and nothing written"
@@ -49,15 +49,14 @@ def prove(options: Options) -> Iterator[Row]:
             yield _of(CORPUS, store, tally, least=500)
         with fresh(store.kind, options.folder, "inputs-lines") as other:
             fuzzed = lines.run(other.url, folder, random, options.many(800, 30))
-            yield Row(
-                what=LINES,
-                where=store.kind,
+            yield row_of(
+                LINES,
+                store.kind,
                 count=fuzzed.lines,
                 unit="lines",
                 least=500,
-                violations=len(fuzzed.problems),
+                problems=fuzzed.problems,
                 notes=f"{fuzzed.taken:,} taken, {fuzzed.refused:,} refused",
-                problems=tuple(fuzzed.problems[:5]),
             )
         options.tell(f"{store.kind}: {time.monotonic() - begun:.0f} s")
     yield _control(options)
@@ -66,41 +65,38 @@ def prove(options: Options) -> Iterator[Row]:
 
 
 def _of(what: str, store: Fresh, tally: Tally, *, least: int) -> Row:
-    return Row(
-        what=what,
-        where=store.kind,
+    return row_of(
+        what,
+        store.kind,
         count=tally.tried,
         unit="inputs",
         least=least,
-        violations=len(tally.problems),
+        problems=tally.problems,
         notes=f"{tally.refused:,} refused, {tally.accepted:,} accepted, {tally.compared:,} compared in the store",
-        problems=tuple(tally.problems[:5]),
     )
 
 
 def _surface() -> Row:
     missing = [*calls_untried(), *constructing.untried()]
-    return Row(
-        what="public methods and classes that have a hostile run, or a reason why not",
+    return row_of(
+        "public methods and classes that have a hostile run, or a reason why not",
         count=sum(map(len, TABLES.values())),
         unit="methods",
-        violations=len(missing),
+        problems=missing,
         notes=f"{len(LEFT_OUT)} left out, each for a reason that is written down",
-        problems=tuple(missing),
     )
 
 
 def _constructors() -> Row:
     tally = Tally()
     through = constructing.constructed(tally)
-    return Row(
-        what="every public constructor, one argument hostile: what it lets through is encoded, or refused by name",
+    return row_of(
+        "every public constructor, one argument hostile: what it lets through is encoded, or refused by name",
         count=tally.tried,
         unit="inputs",
         least=500,
-        violations=len(tally.problems),
+        problems=tally.problems,
         notes=f"{tally.refused:,} refused, {len(through):,} encoded",
-        problems=tuple(tally.problems[:5]),
     )
 
 
@@ -110,15 +106,14 @@ def _control(options: Options) -> Row:
         if store.missing:
             return Row(what=what, where=store.kind, control=True, missing=store.missing)
         found = asyncio.run(blocked_at_delivery(store.url, options.folder))
-    return Row(
-        what=what,
-        where=store.kind,
+    return row_of(
+        what,
+        store.kind,
         count=5,
         unit="inputs",
-        control=True,
-        violations=len(found),
+        problems=found,
         notes="conversations blocked at delivery",
-        problems=tuple(found[:2]),
+        control=True,
     )
 
 
@@ -138,14 +133,7 @@ def _commands(options: Options, random: Random) -> Iterator[Row]:
             continue
         found: commands.Outcomes = run(options.folder, random, many)
         codes = ", ".join(f"{code}: {count}" for code, count in sorted(found.codes.items()))
-        yield Row(
-            what=what,
-            count=found.runs,
-            unit="runs",
-            violations=len(found.problems),
-            notes=f"exit codes {codes}",
-            problems=tuple(found.problems[:5]),
-        )
+        yield row_of(what, count=found.runs, unit="runs", problems=found.problems, notes=f"exit codes {codes}")
 
 
 def _bombs(options: Options) -> Iterator[Row]:
@@ -159,14 +147,13 @@ def _bombs(options: Options) -> Iterator[Row]:
     some = [one for one in bombs.bombs(options.many(256, 64)) if not options.short or one.name == "one line"]
     bursts = [(one, bombs.burst(one, folder)) for one in some]
     problems = [words for one, burst in bursts for words in bombs.faults(one, burst, empty.megabytes)]
-    yield Row(
-        what=what,
+    yield row_of(
+        what,
         count=len(bursts),
         unit="bombs",
-        violations=len(problems),
+        problems=problems,
         notes=f"{empty.megabytes} MB for an empty file; "
         + ", ".join(f"{one.name} {burst.megabytes} MB" for one, burst in bursts),
-        problems=tuple(problems[:5]),
     )
     control = partial(bombs.burst, next(bombs.bombs(options.many(256, 96))), folder, code=bombs.UNBOUNDED)()
     found = bombs.faults(next(bombs.bombs(1)), control, empty.megabytes)

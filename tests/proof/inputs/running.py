@@ -1,4 +1,4 @@
-"""Running: make every call with one argument hostile, and look at what is left in the outbox and in the store."""
+"""Make every call with one hostile argument, and look at what is left in the outbox and in the store."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from letopis.outbox import History, Receipt, RetryPolicy
-from letopis.outbox.schema import events as outbox_events
-from letopis.store import ConversationStore, Message
+from letopis.outbox.event_log.schema import events as outbox_events
+from letopis.store import ConversationRenamed, ConversationStore, Message
 from tests.proof.inputs.calls import ANSWERED, ASKED, OWNER, TABLES, World, parameters
 from tests.proof.inputs.judging import Kept, Tally, found_in
-from tests.proof.inputs.values import Hostile, sample, values
+from tests.support.defects import planted
+from tests.support.values.hostile import Hostile, sample, values
 
-PATIENCE: Final = 15.0
+TIMEOUT_SECONDS: Final = 15.0
 """Seconds after which a call hangs."""
-AT_ONCE: Final = RetryPolicy(base=0.01, attempts=0)
+BLOCK_AT_ONCE: Final = RetryPolicy(base=0.01, attempts=0)
 """What the store refuses is blocked at once, to be seen."""
 EVERY: Final = ("conversation_id",)
 """Parameters of `append` that are given every value."""
@@ -29,13 +30,13 @@ SAYS_MORE: Final = {
     *(("Receipt", method) for method in TABLES["Receipt"]),
     ("History", "reply"),
 }
-"""Where what is tried follows something that was said: a reply that is broken off keeps what it has."""
-CONDITIONS: Final = {"expected", "after", "fail_if_types", "every", "activate", "at", "turns"}
-"""Parameters that decide whether something is said, and are not in it."""
+"""Calls that are tried after a message was appended: a reply that is broken off keeps what it has."""
+CONDITIONS: Final = {"expected", "after", "fail_if_types", "every", "activate", "at", "turns", "confirm"}
+"""Parameters that decide whether a message is appended, and are not part of it."""
 
 
 def plans(cls: str, *, many: int, random: Random) -> Iterator[tuple[str, str, list[Hostile]]]:
-    """Yield method, parameter and values: all of them where everything that is said goes through, else some."""
+    """Yield method, parameter and values: all of them for the calls that every message goes through, otherwise some."""
     for method in TABLES[cls]:
         for parameter in parameters(cls, method):
             whole = cls == "History" and method == "append" and parameter in EVERY and many >= 8
@@ -62,10 +63,11 @@ def last_position(connection: sa.Connection) -> int:
 async def hostile_calls(history: History, store: ConversationStore, tally: Tally, *, many: int, random: Random) -> None:
     """Try all asynchronous classes."""
     world = await made_ready(history, "async", 20 + 25 * many)
-    await history.drained(timeout=PATIENCE)
+    await history.drained(timeout=TIMEOUT_SECONDS)
     invoke: Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]] = {
         "History": lambda method, given: _history(history, method, given),
         "ConversationStore": lambda method, given: _store(store, method, given),
+        "OutboxAccess": lambda method, given: getattr(store.outbox_access, method)(**given),
         "Reply": lambda method, given: _reply(history, method, given),
         "Receipt": lambda method, given: _receipt(history, method, given),
         "Transaction": lambda method, given: _transaction(history, method, given),
@@ -79,7 +81,7 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
                 given[parameter] = hostile.value
                 tally.tried += 1
                 try:
-                    async with asyncio.timeout(PATIENCE):
+                    async with asyncio.timeout(TIMEOUT_SECONDS):
                         outcome = await call(method, given)
                 except TimeoutError:
                     tally.blame(f"{label}: hangs")
@@ -97,7 +99,7 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
                     before = await history.outbox.read(last_position)
             given = TABLES[cls][method](world)
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
                     await call(method, given)
             except Exception as error:  # whatever comes is what is looked for
                 tally.blame(f"{cls}.{method}: cannot be used after hostile {parameter}: {type(error).__name__} {error}")
@@ -148,6 +150,21 @@ def blocked(connection: sa.Connection) -> list[str]:
         "SELECT conversation_id, fault_class, fault FROM letopis_outbox_lanes WHERE state <> 'ready'"
     )
     return [ascii(tuple(row))[:200] for row in found]
+
+
+async def blocked_at_delivery(url: str, folder: Path) -> list[str]:
+    """Give titles with NUL in them while text is not checked, deliver them, and return what is blocked: a control."""
+    async with (
+        ConversationStore.open(url, migrate=True) as store,
+        History.open(folder / "unchecked.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
+    ):
+        with planted("text is not checked before it is appended"):
+            for number in range(5):
+                await history.append(f"nul-{number}", ConversationRenamed(title=f"a\0{number}"))
+                # One that succeeds: otherwise the store would look like one that refuses everything.
+                await history.append(f"sound-{number}", ConversationRenamed(title="sound"))
+        await history.drained(timeout=10)
+        return await history.outbox.read(blocked)
 
 
 async def _method(subject: Any, method: str, given: dict[str, Any]) -> Any:
@@ -221,7 +238,7 @@ async def proved(url: str, folder: Path, *, many: int, random: Random) -> Tally:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(ConversationStore.open(url, migrate=True))
         history = await stack.enter_async_context(
-            History.open(folder / "hostile.outbox.db", store=store, policy=AT_ONCE)
+            History.open(folder / "hostile.outbox.db", store=store, policy=BLOCK_AT_ONCE)
         )
         await hostile_calls(history, store, tally, many=many, random=random)
         await looked_at(history, store, tally)

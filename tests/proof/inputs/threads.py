@@ -1,4 +1,4 @@
-"""Threads: the same calls on the blocking history, from a thread without an event loop."""
+"""Make the same calls on the blocking history, from a thread without an event loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from letopis.outbox import BlockingHistory, BlockingReceipt
 from letopis.store import Message, RecordedEvent
 from tests.proof.inputs.calls import ANSWERED, ASKED, OWNER, TABLES, World
 from tests.proof.inputs.judging import Kept, Tally, found_in
-from tests.proof.inputs.running import AT_ONCE, CONDITIONS, PATIENCE, SAYS_MORE, plans
+from tests.proof.inputs.running import BLOCK_AT_ONCE, CONDITIONS, SAYS_MORE, TIMEOUT_SECONDS, plans
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def patience(seconds: float) -> Iterator[None]:
 def proved(url: str, folder: Path, *, many: int, random: Random) -> Tally:
     """Try the blocking classes on one store."""
     tally = Tally()
-    with BlockingHistory.open(folder / "blocking.outbox.db", store=url, policy=AT_ONCE) as history:
+    with BlockingHistory.open(folder / "blocking.outbox.db", store=url, policy=BLOCK_AT_ONCE) as history:
         world = World("thread", 20 + 25 * many)
         for name in world.names():
             history.append(name, Message.user("words", id=ASKED), Message.assistant("more", id=ANSWERED), owner=OWNER)
@@ -66,7 +66,7 @@ def _calls(history: BlockingHistory, world: World, tally: Tally, *, many: int, r
                 tally.tried += 1
                 before = _said(history)
                 try:
-                    with patience(PATIENCE):
+                    with patience(TIMEOUT_SECONDS):
                         outcome = call(method, given)
                 except TimeoutError:
                     tally.blame(f"{label}: hangs")

@@ -1,4 +1,4 @@
-"""The disk fails: errors, no space, no speed, no right to write, no file any more; nothing acknowledged is lost."""
+"""Let the disk fail with errors, no space, no speed, no right to write, no file; nothing acknowledged is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failing: each write and each flush of a scripted bot fails in turn, once or from then on."""
+"""Let each write and each flush of a scripted bot fail in turn, once or from then on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -22,21 +21,24 @@ from letopis.outbox import History
 from letopis.store import Message
 from letopis.store.errors import LetopisError
 from tests.campaigns.invariants import check
-from tests.proof.power.promises import OUTBOX, STORE, read_promises
+from tests.proof.io.victim import obey
+from tests.support.child import command
+from tests.support.promises import read_promises
+from tests.support.victim import HISTORY, OUTBOX
 
 NUMBER: Final = 400
 """The call that fails, idle ones before it counted: more than any thread of the script makes."""
-PATIENCE: Final = 60.0
+TIMEOUT_SECONDS: Final = 60.0
 DRAINED: Final = 20.0
 RESTARTED: Final = 5
-"""Of so many runs with one fault, one is opened again afterwards: each went on in its own process already."""
+"""One in this many runs with one fault is opened again afterwards: each already continued in its own process."""
 _ORDER: Final = re.compile(r'pwrite64\(\d+, "order (\d+)"')
 _THREAD: Final = re.compile(r'pwrite64\(\d+, "thread (\d+)"')
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a series of faults."""
+    """The result of a series of faults."""
 
     runs: int = 0
     faults: int = 0
@@ -79,7 +81,7 @@ class Victim:
         strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-s", "20", "-o", str(self._trace), "-e", f"trace={calls}"]
         inject = f"inject={call}:error={error}:when={NUMBER}{'' if once else '+'}"
         self._process = subprocess.Popen(
-            [*strace, "-e", inject, sys.executable, "-m", "tests.proof.io.victim", call, str(NUMBER)],
+            [*strace, "-e", inject, *command(obey, call, NUMBER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -94,10 +96,10 @@ class Victim:
         with suppress(OSError):
             self._process.stdin.close()  # no more orders
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT_SECONDS)
         finally:
             self._process.stdout.close()
 
@@ -117,7 +119,7 @@ class Victim:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the victim ended by itself, with {self._process.wait(PATIENCE)}")
+            raise RuntimeError(f"the victim ended by itself, with {self._process.wait(TIMEOUT_SECONDS)}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -199,7 +201,7 @@ def fail_each(
 async def _look(place: Path, *, once: bool, restart: bool) -> tuple[int, list[str]]:
     """Look into what a run left behind, on a sound disk; return how much was acknowledged, and what is wrong."""
     acks = read_promises((place / "acks").read_bytes()).acks
-    outbox, store = place / OUTBOX, f"sqlite:///{(place / STORE).as_posix()}"
+    outbox, store = place / OUTBOX, f"sqlite:///{(place / HISTORY).as_posix()}"
     try:
         problems = list((await check([outbox], store, acknowledged=acks, drained=once)).problems)
         if not restart:

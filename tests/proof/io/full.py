@@ -1,36 +1,30 @@
-"""Full: a disk without a byte left: what was acknowledged is kept, and all goes on by itself when there is room.
-
-python -m tests.proof.io.full FOLDER        # the bot whose files may not grow; prints what came of it
-"""
+"""Fill a disk to the last byte: what was acknowledged is kept, and everything continues once there is room."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import logging
 import os
 import sqlite3
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox import History, Relay
-from letopis.outbox.headroom import ballast_of
+from letopis.outbox.file.disk_reserve import reserve_path
 from letopis.store import ConversationStore, Message
 from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
 from tests.campaigns.invariants import check
 from tests.campaigns.states import Ack
-from tests.daemons import letopis
 from tests.proof.power.cuts import NotHere, run
-from tests.proof.power.promises import OUTBOX, STORE
+from tests.support.child import call
+from tests.support.daemons import letopis
+from tests.support.victim import HISTORY, OUTBOX
 
 MEBIBYTES: Final = 16
-PATIENCE: Final = 60.0
+TIMEOUT_SECONDS: Final = 60.0
 COMMANDS: Final = (("status",), ("relay", "--once"), ("doctor",), ("outbox", "list"))
 WORKED: Final = (0, 3)
 """Exit codes of a command that did its work: 3 is that there was nothing to show."""
@@ -42,7 +36,7 @@ GROWTH: Final = 400_000
 
 @dataclass(slots=True)
 class Filled:
-    """What came of it."""
+    """The result."""
 
     acknowledged: int = 0
     refused: int = 0
@@ -86,7 +80,7 @@ class _Bot:
             number += 1
 
     async def readable(self) -> None:
-        """Look whether what was acknowledged can be read, with the disk as it is."""
+        """Look whether what was acknowledged can be read, with the disk still full."""
         read = await self._history.messages("chat-0", last=5)
         if not read:
             self._filled.problems.append("nothing can be read on the full disk")
@@ -106,22 +100,22 @@ def fill(disk: Path) -> Path:
 
 
 async def on_a_full_disk(folder: Path, commands: Sequence[tuple[str, ...]]) -> Filled:
-    """Fill a small file system under a bot, deliver while it is full, make room, and go on in the same process.
+    """Fill a small file system under a bot, deliver while it is full, make room, and continue in the same process.
 
     :raises NotHere: none can be mounted.
     """
     if os.name == "nt" or os.geteuid() != 0:
         raise NotHere("needs root, to mount a small file system")
     folder.mkdir()
-    disk, store = folder / "disk", f"sqlite:///{(folder / STORE).as_posix()}"
+    disk, store = folder / "disk", f"sqlite:///{(folder / HISTORY).as_posix()}"
     disk.mkdir()
     run("mount", "-t", "tmpfs", "-o", f"size={MEBIBYTES}m", "tmpfs", disk)
     try:
         filled = Filled()
         async with History.open(disk / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
             bot = _Bot(history, filled)
-            await history.outbox.tidy()
-            if not ballast_of(disk / OUTBOX).exists():
+            await history.outbox.maintain()
+            if not reserve_path(disk / OUTBOX).exists():
                 filled.problems.append("there is no ballast")
             for number in range(BEFORE):
                 await bot.append(number)
@@ -139,14 +133,14 @@ async def on_a_full_disk(folder: Path, commands: Sequence[tuple[str, ...]]) -> F
         fill(disk)
         filled.problems += await asyncio.to_thread(_explain_themselves, disk, store, commands)
     finally:
-        subprocess.run(["umount", "--lazy", disk], check=False, capture_output=True, timeout=PATIENCE)
+        subprocess.run(["umount", "--lazy", disk], check=False, capture_output=True, timeout=TIMEOUT_SECONDS)
     return filled
 
 
 async def _deliver(history: History, store: str, filled: Filled) -> None:
     async with ConversationStore.open(store) as opened:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 filled.delivered += await Relay(history.outbox, opened).drain()
         except LetopisError as error:
             filled.problems.append(f"the relay cannot write off what it delivered: {error}")
@@ -156,7 +150,7 @@ async def _deliver(history: History, store: str, filled: Filled) -> None:
 
 def _explain_themselves(disk: Path, store: str, commands: Sequence[tuple[str, ...]]) -> list[str]:
     """Start commands on the full disk, where nothing is open and there is no ballast."""
-    ballast_of(disk / OUTBOX).unlink(missing_ok=True)
+    reserve_path(disk / OUTBOX).unlink(missing_ok=True)
     fill(disk)
     problems = []
     for words in commands:
@@ -171,19 +165,19 @@ def _explain_themselves(disk: Path, store: str, commands: Sequence[tuple[str, ..
 def under_a_limit(folder: Path) -> Filled:
     """Have a bot live whose files may not grow beyond a limit, which is lifted later."""
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.proof.io.full", str(folder)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=PATIENCE,
-    )
-    return Filled(**json.loads(done.stdout))
+    return Filled(**call(limited, folder, timeout=TIMEOUT_SECONDS))
 
 
-async def _limited(folder: Path, limit: Callable[[int | None], None]) -> Filled:
-    store = f"sqlite:///{(folder / STORE).as_posix()}"
+async def limited(place: str) -> dict[str, Any]:
+    """Be the bot, and return what came of it."""
+    import resource
+
+    def limit(size: int) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    folder = Path(place)
+    store = f"sqlite:///{(folder / HISTORY).as_posix()}"
     filled = Filled()
     async with History.open(folder / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
         bot = _Bot(history, filled)
@@ -193,7 +187,7 @@ async def _limited(folder: Path, limit: Callable[[int | None], None]) -> Filled:
         if await bot.credit():
             filled.problems.append("a transaction was taken with no space for it")
         await bot.readable()
-        limit(None)
+        limit(resource.RLIM_INFINITY)
         if not (await bot.append(2) and await bot.credit()):
             filled.problems.append("appends are refused though there is room again")
         await _deliver(history, store, filled)
@@ -201,25 +195,4 @@ async def _limited(folder: Path, limit: Callable[[int | None], None]) -> Filled:
     with closing(sqlite3.connect(folder / OUTBOX)) as connection:
         if connection.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
             filled.problems.append("the file is damaged")
-    return filled
-
-
-def main() -> None:
-    import resource
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    given = parser.parse_args()
-    logging.disable()
-
-    def limit(size: int | None) -> None:
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY if size is None else size, hard))
-
-    filled = asyncio.run(_limited(given.folder, limit))
-    told: dict[str, Any] = {name: getattr(filled, name) for name in Filled.__dataclass_fields__}
-    print(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main()
+    return asdict(filled)

@@ -1,16 +1,11 @@
-"""Libraries: what opens and closes the outbox beside SQLite in the bot's process, and drops all of SQLite's locks.
-
-python -m tests.proof.io.libraries FOLDER BY [--blind]      # the bot; BY is `open`, or a second SQLite library
-"""
+"""Open and close the outbox in the bot's process by other means than SQLite, which drops all of SQLite's locks."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib
 import importlib.util
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -21,16 +16,17 @@ from typing import Any, Final
 from uuid import UUID
 
 from letopis.outbox import History
-from letopis.outbox.identity import Whereabouts
+from letopis.outbox.file.identity import FileIdentityGuard
 from letopis.store import Message
 from letopis.store.errors import OutboxUnavailable
 from tests.campaigns.invariants import check
 from tests.campaigns.states import Ack
-from tests.proof.power.promises import OUTBOX, STORE
+from tests.support.child import command
+from tests.support.victim import HISTORY, OUTBOX
 
 NAMES: Final = ("pysqlite3", "apsw", "sqlean")
 APPENDS: Final = 30
-PATIENCE: Final = 60.0
+TIMEOUT_SECONDS: Final = 60.0
 _PASSER: Final = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA user_version'); c.close()"
 
 
@@ -41,7 +37,7 @@ def second() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """What came of it."""
+    """The result."""
 
     acknowledged: int
     refused: int
@@ -49,15 +45,18 @@ class Met:
 
 
 def meet(folder: Path, by: str, *, blind: bool = False) -> Met:
-    """Have a bot meet it, and kill the bot; return what is lost of what it was promised."""
+    """Have a bot meet it, and kill the bot; return what is lost of what it was promised.
+
+    :param by: ``open``, or a second SQLite library.
+    """
     folder.mkdir()
-    words = [sys.executable, "-m", "tests.proof.io.libraries", str(folder), by, *(["--blind"] if blind else [])]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=PATIENCE, check=False)
+    words = command(live, folder, by, blind=blind)
+    done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS, check=False)
     if not done.stdout:
         raise RuntimeError(f"the bot ended by itself, with {done.returncode}")
     told = json.loads(done.stdout)
     acks = [Ack("c", UUID(hex=one)) for one in told["acks"]]
-    store = f"sqlite:///{(folder / STORE).as_posix()}"
+    store = f"sqlite:///{(folder / HISTORY).as_posix()}"
     problems = list(asyncio.run(check([folder / OUTBOX], store, acknowledged=acks)).problems)
     return Met(acknowledged=len(acks), refused=told["refused"], problems=tuple(problems))
 
@@ -72,9 +71,15 @@ def _open_and_close(path: Path, by: str) -> None:
         connection.cursor().execute("SELECT count(*) FROM sqlite_master").fetchall()
 
 
-async def _live(folder: Path, by: str) -> None:
-    acks, refused = [], 0
-    async with History.open(folder / OUTBOX, store=folder / STORE, min_free_bytes=None) as history:
+async def live(place: str, by: str, *, blind: bool) -> None:
+    """Be the bot, which prints its promises and kills itself.
+
+    :param blind: do not look where the files are.
+    """
+    if blind:
+        FileIdentityGuard.verify = lambda self: None  # type: ignore[method-assign]
+    folder, acks, refused = Path(place), [], 0
+    async with History.open(folder / OUTBOX, store=folder / HISTORY, min_free_bytes=None) as history:
         await history.append("c", Message.user("first"))
         await history.drained(20)
         for number in range(APPENDS):
@@ -86,22 +91,8 @@ async def _live(folder: Path, by: str) -> None:
                 # It lets the file go, and with it every lock of this process. The next process that passes by then
                 # believes to be the last, and removes the WAL.
                 _open_and_close(folder / OUTBOX, by)
-                subprocess.run([sys.executable, "-c", _PASSER, str(folder / OUTBOX)], check=True, timeout=PATIENCE)
+                subprocess.run(
+                    [sys.executable, "-c", _PASSER, str(folder / OUTBOX)], check=True, timeout=TIMEOUT_SECONDS
+                )
         print(json.dumps({"acks": acks, "refused": refused}), flush=True)
         os._exit(9)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("by")
-    parser.add_argument("--blind", action="store_true", help="do not look where the files are")
-    given = parser.parse_args()
-    logging.disable()
-    if given.blind:
-        Whereabouts.check = lambda self: None  # type: ignore[method-assign]
-    asyncio.run(_live(given.folder, given.by))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,26 +1,19 @@
-"""Opens: a bot, its relay and the commands of a person in one process, with a tripwire for raw opens of its files.
-
-python -m tests.proof.io.opens FOLDER [--raw]
-"""
+"""Run a bot, its relay and an operator's commands in one process that reports raw opens of its files."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import io
-import json
-import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox import History
 from letopis.store import Message
-from tests.opens import WIRE
-from tests.proof.power.promises import OUTBOX, STORE
+from tests.support.child import call
+from tests.support.opens import WIRE
+from tests.support.victim import HISTORY, OUTBOX
 
 COMMANDS: Final = (
     ("status",),
@@ -33,30 +26,39 @@ COMMANDS: Final = (
     ("healthcheck",),
     ("relay", "--once"),
 )
-"""All but `verify`, which reads the -wal as bytes, and for that is to be run in a process of its own, as it is."""
-PATIENCE: Final = 120.0
+"""All but `verify`, which reads the -wal as bytes, and therefore has to run in a process of its own, as it does."""
+TIMEOUT_SECONDS: Final = 120.0
 
 
 def trip(folder: Path, *, commands: int, raw: bool) -> dict[str, Any]:
     """Run all of it, and return which commands ran and what the wire caught."""
     folder.mkdir()
-    words = [sys.executable, "-m", "tests.proof.io.opens", str(folder), "--commands", str(commands)]
-    words += ["--raw"] if raw else []
-    done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True, timeout=PATIENCE)
-    told: dict[str, Any] = json.loads(done.stdout)
+    told: dict[str, Any] = call(live, folder, timeout=TIMEOUT_SECONDS, commands=commands, raw=raw)
     return told
+
+
+def live(folder: str, *, commands: int, raw: bool) -> dict[str, Any]:
+    """Live in this process, with the wire in place and nothing printed.
+
+    :param raw: whether a raw open is planted.
+    """
+    os.environ |= {"LETOPIS_OUTBOX": OUTBOX, "LETOPIS_STORE": HISTORY}
+    os.chdir(folder)
+    WIRE.install()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return asyncio.run(_live(Path(), commands=commands, raw=raw))
 
 
 async def _live(folder: Path, *, commands: int, raw: bool) -> dict[str, Any]:
     codes: dict[str, object] = {}
-    async with History.open(folder / OUTBOX, store=folder / STORE, min_free_bytes=None) as history:
+    async with History.open(folder / OUTBOX, store=folder / HISTORY, min_free_bytes=None) as history:
         for number in range(20):
             await history.append(f"chat-{number % 3}", Message.user(f"message {number}"))
             async with history.transaction() as transaction:
                 await transaction.append("till", Message.user(f"credit {number}"))
         await history.drained(30)
         await history.messages("chat-0", last=10)
-        await history.outbox.tidy()
+        await history.outbox.maintain()
         for words in COMMANDS[:commands]:
             # In a thread of this process: what it opens and closes, it does to the bot's locks.
             codes[" ".join(words)] = await asyncio.to_thread(_command, words)
@@ -77,22 +79,3 @@ def _command(words: tuple[str, ...]) -> object:
     except SystemExit as ended:
         return ended.code
     return 0
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--commands", type=int, default=len(COMMANDS))
-    parser.add_argument("--raw", action="store_true", help="plant one")
-    given = parser.parse_args()
-    logging.disable()
-    os.environ |= {"LETOPIS_OUTBOX": OUTBOX, "LETOPIS_STORE": STORE}
-    os.chdir(given.folder)
-    WIRE.install()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        told = asyncio.run(_live(Path(), commands=given.commands, raw=given.raw))
-    print(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main()

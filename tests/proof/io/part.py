@@ -1,4 +1,4 @@
-"""The part: each way in which a disk fails, and controls that show that a loss would be seen."""
+"""Let a disk fail in each way, with controls that show that a loss would be seen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.proof.io.failing import Fault
 from tests.proof.options import Options
 from tests.proof.power.cuts import NotHere
 from tests.proof.power.states import strace
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 
 AT_A_TIME: Final = 3
 """Experiments at a time: most of them mostly wait."""
@@ -174,33 +174,31 @@ def _taken(options: Options) -> Iterator[Callable[[], Row]]:
 
 def _take(options: Options, way: taken.Way, *, blind: bool) -> Row:
     found = taken.take(options.folder / f"taken {way.name} {blind}", way, blind=blind)
-    return Row(
-        what="taken away under a running bot, which is killed then" + ("; nobody looks" if blind else ""),
-        where=f"outbox {way.name}" if not way.suffix else way.name,
+    return row_of(
+        "taken away under a running bot, which is killed then" + ("; nobody looks" if blind else ""),
+        f"outbox {way.name}" if not way.suffix else way.name,
         count=1 if blind else found.refused,
         unit="files" if blind else "appends refused",
-        violations=len(found.problems),
-        control=blind,
+        problems=found.problems,
         notes=(
             f"{found.acknowledged:,} acknowledged before"
             + ("" if blind else f"; noticed after {1000 * found.noticed:.0f} ms")
         ),
-        problems=tuple(found.problems[:5]),
+        control=blind,
     )
 
 
 def _meet(options: Options, by: str, *, blind: bool) -> Row:
     met = libraries.meet(options.folder / f"met {by} {blind}", by, blind=blind)
     what = "a raw open()" if by == "open" else f"a second SQLite library ({by})"
-    return Row(
-        what=f"{what} and close of the outbox in the bot's process, another process passes by, the bot is killed",
-        where="nobody looks" if blind else "",
+    return row_of(
+        f"{what} and close of the outbox in the bot's process, another process passes by, the bot is killed",
+        "nobody looks" if blind else "",
         count=1 if blind else met.refused,
         unit="locks dropped" if blind else "appends refused",
-        violations=len(met.problems),
-        control=blind,
+        problems=met.problems,
         notes=f"{met.acknowledged} acknowledged",
-        problems=met.problems[:5],
+        control=blind,
     )
 
 
@@ -232,33 +230,27 @@ def _others(options: Options) -> Iterator[Callable[[], Row]]:
     yield partial(_opened, options, raw=True)
 
 
-def _filled(what: str, work: Callable[[], full.Filled | readonly.Outcome]) -> Row:
+def _filled(what: str, work: Callable[[], full.Filled]) -> Row:
     try:
         found = work()
     except NotHere as missing:
         return Row(what=what, missing=str(missing))
-    return Row(
-        what=what,
-        count=found.refused,
-        unit="refused",
-        violations=len(found.problems),
-        notes=f"{found.acknowledged:,} acknowledged",
-        problems=tuple(found.problems[:5]),
+    return row_of(
+        what, count=found.refused, unit="refused", problems=found.problems, notes=f"{found.acknowledged:,} acknowledged"
     )
 
 
 def _store_gone(options: Options, *, blind: bool) -> Row:
     found = asyncio.run(store_gone.take(options.folder / f"store gone {blind}", blind=blind))
-    return Row(
-        what="SQLite history removed, or replaced by an older copy, under a running bot" + "; nobody looks" * blind,
+    return row_of(
+        "SQLite history removed, or replaced by an older copy, under a running bot" + "; nobody looks" * blind,
         count=found.refused,
         unit="files",
-        violations=len(found.problems),
-        control=blind,
+        problems=found.problems,
         notes=f"{found.acknowledged:,} acknowledged, each saved one in the file there, the older ones after a start"
         if not blind
         else "",
-        problems=tuple(found.problems[:5]),
+        control=blind,
     )
 
 

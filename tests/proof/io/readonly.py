@@ -1,4 +1,4 @@
-"""Read-only: a file system that the kernel takes the right to write from, under a running bot and before it starts."""
+"""Make a file system read-only under a running bot and before it starts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -16,33 +15,25 @@ from letopis.store import Message
 from letopis.store.errors import LetopisError
 from tests.campaigns.invariants import check
 from tests.campaigns.states import Ack
+from tests.proof.io.full import Filled
 from tests.proof.power.cuts import PATH, NotHere, mounted, run
-from tests.proof.power.promises import OUTBOX, STORE
+from tests.support.victim import HISTORY, OUTBOX
 
 MEBIBYTES: Final = 64
 APPENDS: Final = 20
-PATIENCE: Final = 30.0
+TIMEOUT_SECONDS: Final = 30.0
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What came of it."""
-
-    acknowledged: int = 0
-    refused: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
-async def gone_read_only(folder: Path) -> Outcome:
-    """Have the kernel meet an error of the disk: ext4 then writes no more; mount it anew, and start again.
+async def gone_read_only(folder: Path) -> Filled:
+    """Have the kernel meet an error of the disk: ext4 then writes no more; mount it again, and restart.
 
     :raises NotHere: it cannot be mounted.
     """
     if os.name == "nt" or os.geteuid() != 0 or shutil.which("mkfs.ext4", path=PATH) is None:
         raise NotHere("needs root and mkfs.ext4")
     folder.mkdir()
-    image, disk, outcome = folder / "image", folder / "disk", Outcome()
-    store = f"sqlite:///{(folder / STORE).as_posix()}"
+    image, disk, outcome = folder / "image", folder / "disk", Filled()
+    store = f"sqlite:///{(folder / HISTORY).as_posix()}"
     with image.open("wb") as file:
         file.truncate(MEBIBYTES * 1024**2)
     run("mkfs.ext4", "-q", "-F", image)
@@ -60,7 +51,7 @@ async def gone_read_only(folder: Path) -> Outcome:
     return outcome
 
 
-async def read_only_at_start(folder: Path) -> Outcome:
+async def read_only_at_start(folder: Path) -> Filled:
     """Start on a file system that is read-only, and once more, in the same process, when it is not.
 
     :raises NotHere: it cannot be mounted.
@@ -68,8 +59,8 @@ async def read_only_at_start(folder: Path) -> Outcome:
     if os.name == "nt" or os.geteuid() != 0:
         raise NotHere("needs root, to mount a file system")
     folder.mkdir()
-    disk, outcome, acks = folder / "disk", Outcome(), []
-    store = f"sqlite:///{(folder / STORE).as_posix()}"
+    disk, outcome, acks = folder / "disk", Filled(), []
+    store = f"sqlite:///{(folder / HISTORY).as_posix()}"
     disk.mkdir()
     run("mount", "-t", "tmpfs", "-o", f"size={MEBIBYTES}m", "tmpfs", disk)
     with ExitStack() as stack:
@@ -88,13 +79,13 @@ async def read_only_at_start(folder: Path) -> Outcome:
             run("mount", "-o", "remount,rw", disk)
         async with History.open(disk / OUTBOX, store=store, min_free_bytes=None) as history:
             await _append(history, outcome, acks)
-            if not await history.drained(PATIENCE):
+            if not await history.drained(TIMEOUT_SECONDS):
                 outcome.problems.append("is not drained though it may be written again")
         outcome.problems += (await check([disk / OUTBOX], store, acknowledged=acks, drained=True)).problems
     return outcome
 
 
-async def _append(history: History, outcome: Outcome, acks: list[Ack]) -> None:
+async def _append(history: History, outcome: Filled, acks: list[Ack]) -> None:
     for number in range(APPENDS):
         name = f"chat-{number % 3}"
         try:
@@ -112,7 +103,7 @@ async def _append(history: History, outcome: Outcome, acks: list[Ack]) -> None:
             outcome.acknowledged += 1
 
 
-async def _ended(history: History, outcome: Outcome) -> None:
+async def _ended(history: History, outcome: Filled) -> None:
     try:
         if not await history.messages("chat-0", last=3):
             outcome.problems.append("nothing can be read")
@@ -120,14 +111,14 @@ async def _ended(history: History, outcome: Outcome) -> None:
         outcome.refused += 1
 
 
-async def _again(image: Path, disk: Path, store: str, acks: list[Ack], outcome: Outcome) -> None:
-    deadline = asyncio.get_running_loop().time() + PATIENCE
-    while True:  # an unmounted file system is let go of a moment later
+async def _again(image: Path, disk: Path, store: str, acks: list[Ack], outcome: Filled) -> None:
+    deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
+    while True:  # an unmounted file system is released a moment later
         try:
             with mounted(image, disk):
                 async with History.open(disk / OUTBOX, store=store, min_free_bytes=None) as history:
                     await _append(history, outcome, acks)
-                    if not await history.drained(PATIENCE):
+                    if not await history.drained(TIMEOUT_SECONDS):
                         outcome.problems.append("is not drained after it was mounted again")
                 verdict = await check([disk / OUTBOX], store, acknowledged=acks, drained=True)
                 outcome.problems += verdict.problems

@@ -1,4 +1,4 @@
-"""The script that a failing disk is given to: open, append, a transaction, deliver, and once more what was refused."""
+"""Run a bot on a failing disk: open, append, a transaction, deliver, and retry what was refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from letopis.outbox import History
 from letopis.store import ConversationStore, Event, Message
 from letopis.store.errors import LetopisError
-from tests.proof.power.promises import OUTBOX, STORE, told
+from tests.support.promises import line_of
+from tests.support.victim import HISTORY, OUTBOX
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ DRAINED: Final = 15.0
 
 
 class Script:
-    """A bot that goes on whatever it is told, and writes down what it was promised and how it was refused.
+    """A bot that continues after any error, and records what it was promised and how it was refused.
 
     :param once: whether the disk fails once only: then everything has to work again, in this process.
     :param careless: whether it takes a refused append for a successful one, which no bot may.
@@ -55,7 +56,7 @@ class Script:
 
     async def _open(self, stack: AsyncExitStack) -> History:
         return await stack.enter_async_context(
-            History.open(self._folder / OUTBOX, store=self._folder / STORE, watch=False, min_free_bytes=None)
+            History.open(self._folder / OUTBOX, store=self._folder / HISTORY, watch=False, min_free_bytes=None)
         )
 
     async def _talk(self, history: History) -> None:
@@ -81,17 +82,17 @@ class Script:
     async def _append(self, history: History, name: str, event: Event, *, tries: int = 1) -> bool:
         for _ in range(tries):
             if (receipt := await self._attempt(lambda: history.append(name, event))) is not None:
-                os.write(self._acks, told(name, event.event_id, receipt.sequence))
+                os.write(self._acks, line_of(name, event.event_id, receipt.sequence))
                 return True
         if self._careless:
-            os.write(self._acks, told(name, event.event_id, None))
+            os.write(self._acks, line_of(name, event.event_id, None))
         return False
 
     async def _in_transaction(self, history: History) -> None:
         async with history.transaction() as transaction:
             await transaction.execute(sa.text("INSERT INTO credits VALUES (1)"))
             receipt = await transaction.append("till", Message.assistant("one credit"))
-        os.write(self._acks, told("till", receipt.event_ids[-1], receipt.sequence))
+        os.write(self._acks, line_of("till", receipt.event_ids[-1], receipt.sequence))
 
     async def _again(self, what: str, work: Callable[[], Awaitable[T]]) -> T | None:
         for _ in range(TRIES if self._once else 1):
@@ -120,9 +121,9 @@ def live(folder: Path, *, once: bool, careless: bool) -> tuple[list[str], list[s
 
 async def make(folder: Path) -> None:
     """Make an outbox and a store that were used and closed, for scripts to begin with."""
-    async with ConversationStore.open(folder / STORE):
+    async with ConversationStore.open(folder / HISTORY):
         pass
-    async with History.open(folder / OUTBOX, store=folder / STORE, watch=False, min_free_bytes=None) as history:
+    async with History.open(folder / OUTBOX, store=folder / HISTORY, watch=False, min_free_bytes=None) as history:
         async with history.transaction() as transaction:
             await transaction.execute(sa.text("CREATE TABLE credits (number INTEGER)"))
         await history.append("chat-0", Message.user("before all of it"))

@@ -1,16 +1,8 @@
-"""Slow: each flush takes 300 ms; commits take as long, and the event loop goes on all the while.
-
-python -m tests.proof.io.slow FOLDER [--blocking]    # the bot, to be run under strace
-"""
+"""Let each flush take 300 ms: commits take as long, and the event loop is not blocked."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import logging
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,16 +10,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox import History
-from letopis.outbox.thread import Done, OwnThread
 from letopis.store import Message
+from letopis.store.database.worker_thread import Done, WorkerThread
 from tests.campaigns.invariants import check
-from tests.proof.power.promises import OUTBOX, STORE, read_promises, told
+from tests.support.child import call
+from tests.support.promises import line_of, read_promises
+from tests.support.victim import HISTORY, OUTBOX
 
 DELAY: Final = 0.3
 STANDSTILL: Final = 0.2
 """Seconds without a turn of the event loop that a loaded machine does not explain; a flush takes longer."""
 TICK: Final = 0.005
-PATIENCE: Final = 120.0
+TIMEOUT_SECONDS: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,30 +46,10 @@ def measure(folder: Path, *, appends: int, blocking: bool = False) -> Slowness:
     """Run the bot on a disk whose every flush takes its time."""
     folder.mkdir()
     inject = f"inject=fdatasync:delay_enter={round(DELAY * 1_000_000)}"
-    strace = [
-        "strace",
-        "-f",
-        "--seccomp-bpf",
-        "-qq",
-        "-o",
-        str(folder / "trace"),
-        "-e",
-        "trace=fdatasync",
-        "-e",
-        inject,
-    ]
-    bot = [sys.executable, "-m", "tests.proof.io.slow", str(folder), "--appends", str(appends)]
-    done = subprocess.run(
-        [*strace, *bot, *(["--blocking"] if blocking else [])],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        check=True,
-        timeout=PATIENCE,
-    )
-    seen = json.loads(done.stdout)
+    trace = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(folder / "trace"), "-e", "trace=fdatasync", "-e", inject)
+    seen = call(live, folder, under=trace, timeout=TIMEOUT_SECONDS, appends=appends, blocking=blocking)
     acks = read_promises((folder / "acks").read_bytes()).acks
-    store = f"sqlite:///{(folder / STORE).as_posix()}"
+    store = f"sqlite:///{(folder / HISTORY).as_posix()}"
     verdict = asyncio.run(check([folder / OUTBOX], store, acknowledged=acks, drained=True))
     problems = [*verdict.problems, *(["not drained"] if not seen["drained"] else [])]
     problems += [f"an append took {one:.2f} s: it cannot have been flushed" for one in seen["appends"] if one < DELAY]
@@ -102,9 +76,15 @@ class _Pulse:
         return longest
 
 
-async def _live(folder: Path, appends: int) -> dict[str, Any]:
-    took, still, acks = [], [], []
-    async with History.open(folder / OUTBOX, store=folder / STORE, watch=False, min_free_bytes=None) as history:
+async def live(place: str, *, appends: int, blocking: bool) -> dict[str, Any]:
+    """Be the bot.
+
+    :param blocking: write in the event loop's own thread.
+    """
+    if blocking:
+        WorkerThread.submit = _in_the_loop  # type: ignore[method-assign]
+    folder, took, still, acks = Path(place), [], [], []
+    async with History.open(folder / OUTBOX, store=folder / HISTORY, watch=False, min_free_bytes=None) as history:
         await history.append("slow", Message.user("the first"))
         await history.drained(60)
         pulse = _Pulse()
@@ -115,13 +95,13 @@ async def _live(folder: Path, appends: int) -> dict[str, Any]:
             took.append(time.monotonic() - begun)
             await asyncio.sleep(3 * TICK)
             still.append(pulse.longest())
-            acks.append(told("slow", receipt.event_ids[-1], receipt.sequence))
+            acks.append(line_of("slow", receipt.event_ids[-1], receipt.sequence))
         drained = await history.drained(60)
     (folder / "acks").write_bytes(b"".join(acks))
     return {"appends": took, "still": still, "drained": drained}
 
 
-def _in_the_loop(self: OwnThread, fn: Callable[[], Any], done: Done) -> None:
+def _in_the_loop(self: WorkerThread, fn: Callable[[], Any], done: Done) -> None:
     """What a library does that has no thread for its disk."""
     loop = asyncio.get_running_loop()
     try:
@@ -130,19 +110,3 @@ def _in_the_loop(self: OwnThread, fn: Callable[[], Any], done: Done) -> None:
         loop.call_soon(done, None, error)
     else:
         loop.call_soon(done, value, None)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--appends", type=int, default=5)
-    parser.add_argument("--blocking", action="store_true", help="write in the event loop's own thread")
-    given = parser.parse_args()
-    logging.disable()
-    if given.blocking:
-        OwnThread.post = _in_the_loop  # type: ignore[method-assign]
-    print(json.dumps(asyncio.run(_live(given.folder, given.appends))))
-
-
-if __name__ == "__main__":
-    main()

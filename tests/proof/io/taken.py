@@ -1,19 +1,12 @@
-"""Taken away: the outbox or what lies beside it is removed, replaced or emptied under a bot, which is killed then.
-
-python -m tests.proof.io.taken FOLDER [--blind]      # the bot; its acks go to FOLDER/acks, with the time of each
-"""
+"""Remove, replace or empty the outbox or a file beside it under a bot, and kill the bot."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,19 +15,20 @@ from typing import Final
 from uuid import UUID
 
 from letopis.outbox import History
-from letopis.outbox.identity import Whereabouts
+from letopis.outbox.file.identity import FileIdentityGuard
 from letopis.store import Message
 from letopis.store.errors import LetopisError
 from tests.campaigns.invariants import check
 from tests.campaigns.states import Ack
-from tests.proof.power.promises import OUTBOX, STORE
+from tests.support.child import command, promising
+from tests.support.victim import HISTORY, OUTBOX
 
 BEFORE: Final = 0.5
 AFTER: Final = 1.5
-"""Seconds that the bot goes on once something was taken from it."""
+"""Seconds that the bot continues once something was removed."""
 BOUND: Final = 0.5
 """Seconds within which it has to say so, and all appends from then on have to be refused."""
-PATIENCE: Final = 30.0
+TIMEOUT_SECONDS: Final = 30.0
 
 
 def _removed(path: Path) -> None:
@@ -53,9 +47,9 @@ def _emptied(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to take something away.
+    """A way to remove something.
 
-    :ivar mended: whether a person can put it back as it was, so that all that was acknowledged has to be there.
+    :ivar mended: whether an operator can put it back as it was, so that everything acknowledged has to be there.
     """
 
     name: str
@@ -76,7 +70,7 @@ WAYS: Final = (
 
 @dataclass(slots=True)
 class Taken:
-    """What came of it."""
+    """The result."""
 
     acknowledged: int = 0
     refused: int = 0
@@ -88,14 +82,7 @@ def take(folder: Path, way: Way, *, blind: bool = False) -> Taken:
     """Let a bot run, take something from it, kill it, and compare what is there with what it was promised."""
     folder.mkdir(parents=True)
     outbox, acks, kept = folder / OUTBOX, folder / "acks", folder / "kept"
-    words = [sys.executable, "-m", "tests.proof.io.taken", str(folder), *(["--blind"] if blind else [])]
-    bot = subprocess.Popen(words, stdin=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not (acks.exists() and acks.stat().st_size > 4_000):
-            if time.monotonic() > deadline or bot.poll() is not None:
-                raise RuntimeError("the bot was promised nothing")
-            time.sleep(0.02)
+    with promising(command(talk, folder, blind=blind), acks, size=4_000, patience=TIMEOUT_SECONDS) as bot:
         time.sleep(BEFORE)
         bot.send_signal(signal.SIGSTOP)
         time.sleep(0.05)
@@ -104,11 +91,6 @@ def take(folder: Path, way: Way, *, blind: bool = False) -> Taken:
         moment = time.monotonic()
         bot.send_signal(signal.SIGCONT)
         time.sleep(AFTER)
-        if bot.poll() is not None:
-            raise RuntimeError(f"the bot ended by itself, with {bot.returncode}")
-    finally:
-        bot.kill()
-        bot.wait()
     return compared(folder, way, moment=moment)
 
 
@@ -133,15 +115,22 @@ def compared(folder: Path, way: Way, *, moment: float) -> Taken:
     if way.mended:
         if not way.suffix:
             (folder / "kept").replace(folder / OUTBOX)
-        store = f"sqlite:///{(folder / STORE).as_posix()}"
+        store = f"sqlite:///{(folder / HISTORY).as_posix()}"
         taken.problems += asyncio.run(check([folder / OUTBOX], store, acknowledged=promised)).problems
     return taken
 
 
-async def _talk(folder: Path) -> None:
+async def talk(place: str, *, blind: bool) -> None:
+    """Be the bot, which writes its promises to ``acks``, with the time of each.
+
+    :param blind: do not look where the files are.
+    """
+    if blind:
+        FileIdentityGuard.verify = lambda self: None  # type: ignore[method-assign]
+    folder = Path(place)
     acks = os.open(folder / "acks", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
 
-    async def talk(name: str, append: Callable[[History, str], object]) -> None:
+    async def append_again(name: str, append: Callable[[History, str], object]) -> None:
         while True:
             begun, event_id, refusal = time.monotonic(), "", None
             try:
@@ -155,12 +144,12 @@ async def _talk(folder: Path) -> None:
             await asyncio.sleep(0.005)
 
     async with (
-        History.open(folder / OUTBOX, store=folder / STORE, min_free_bytes=None) as history,
+        History.open(folder / OUTBOX, store=folder / HISTORY, min_free_bytes=None) as history,
         asyncio.TaskGroup() as group,
     ):
-        await history.drained(PATIENCE)
-        group.create_task(talk("plain", _plain))
-        group.create_task(talk("in a transaction", _in_transaction))
+        await history.drained(TIMEOUT_SECONDS)
+        group.create_task(append_again("plain", _plain))
+        group.create_task(append_again("in a transaction", _in_transaction))
 
 
 async def _plain(history: History, name: str) -> str:
@@ -171,18 +160,3 @@ async def _in_transaction(history: History, name: str) -> str:
     async with history.transaction() as transaction:
         receipt = await transaction.append(name, Message.user("hello " * 20))
     return receipt.event_ids[-1].hex
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--blind", action="store_true", help="do not look where the files are")
-    given = parser.parse_args()
-    logging.disable()
-    if given.blind:
-        Whereabouts.check = lambda self: None  # type: ignore[method-assign]
-    asyncio.run(_talk(given.folder))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
-"""The process that strace makes the disk fail for: it forks a child for each order, in which a chosen call fails.
+"""Fork a child for each order, in which strace makes a chosen call fail.
 
-    strace ... -e inject=pwrite64:error=EIO:when=400 python -m tests.proof.io.victim pwrite64 400
+    strace ... -e inject=pwrite64:error=EIO:when=400 python ...
 
-strace counts in each thread by itself, and knows one number for as long as it runs. So a thread of a child that is to
+strace counts in each thread separately, and knows one number for as long as it runs. So a thread of a child that is to
 fail first makes idle calls, until the K-th that matters is the one that fails: to start the library anew for each would
 take most of the time. Orders come as lines of JSON on standard input, answers go to standard output.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import logging
 import os
 import select
 import signal
@@ -120,9 +119,8 @@ def carry_out(order: dict[str, Any], call: str, number: int) -> dict[str, Any]:
     return told
 
 
-def main() -> None:
-    call, number = sys.argv[1], int(sys.argv[2])
-    logging.disable()
+def obey(call: str, number: int) -> None:
+    """Carry out one order after the other, with the call of that number made to fail."""
     with tempfile.TemporaryDirectory() as folder:
         # What is imported late is imported now.
         asyncio.run(make(Path(folder)))
@@ -130,7 +128,3 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         print(json.dumps(carry_out(order, call, number) | {"number": order["number"]}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The network and the store fail: what lies between a relay and its store is broken, then the servers themselves."""
+"""Break what lies between a relay and its store, then the servers themselves."""
 
 from __future__ import annotations
 

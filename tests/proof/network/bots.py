@@ -1,4 +1,4 @@
-"""Bots: outboxes that are appended to all the while, each with a relay of its own, and what they were promised."""
+"""Append to outboxes all the while, deliver each with a relay of its own, and keep what was promised."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox.append import prepare
-from letopis.outbox.backoff import RetryPolicy
-from letopis.outbox.breaker import Breaker
-from letopis.outbox.clock import Clock
-from letopis.outbox.file import OutboxFile
-from letopis.outbox.relay import Relay
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.relay import Relay
+from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store import ConversationStore, Message
-from letopis.store.engines import Timeouts
-from letopis.store.faults import StoreFault
-from letopis.store.plan import ApplyResult, LaneBatch, Origin
+from letopis.store.database.faults import StoreFault
+from letopis.store.database.timeouts import Timeouts
+from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from tests.campaigns.invariants import Ack
-from tests.relays import figures
+from tests.support.relays import figures
 
-SHORT: Final = Timeouts(connect=0.4, statement=0.3, lock=1.0)
+SHORT_TIMEOUTS: Final = Timeouts(connect=0.4, statement=0.3, lock=1.0)
 PROBES: Final = RetryPolicy(base=0.03, factor=2.0, cap=0.2, jitter="full", attempts=0)
-"""When a store that was away is asked again: soon, for here an outage lasts moments."""
+"""When an unavailable store is probed again: soon, since outages are short here."""
 CONVERSATIONS: Final = 6
 
 
@@ -60,7 +60,7 @@ class Watched(ConversationStore):
 class Bot:
     """One outbox, its relay, and what appends to it have returned.
 
-    :ivar saying: appends that are under way: what one of them writes is pending a moment later.
+    :ivar saying: appends in progress: what one of them writes is pending a moment later.
     """
 
     outbox: OutboxFile
@@ -100,7 +100,7 @@ class Bot:
 async def talking(
     folder: Path, stores: Sequence[Watched], *, outboxes: int, pace: float, seed: str
 ) -> AsyncIterator[list[Bot]]:
-    """Have so many bots a store talk and deliver; at the end the relays are stopped and the stores closed."""
+    """Have this many bots per store talk and deliver; at the end the relays are stopped and the stores closed."""
     async with AsyncExitStack() as stack:
         bots: list[Bot] = []
         for place, store in enumerate(stores):
@@ -129,7 +129,7 @@ async def _end(bots: Sequence[Bot], tasks: Sequence[asyncio.Task[None]]) -> None
 
 
 async def drain(bots: Sequence[Bot], *, patience: float) -> float | None:
-    """Let nobody append, and wait until nothing is pending; return the seconds that took, ``None`` for too many."""
+    """Stop all appends, and wait until nothing is pending; return the seconds that took, ``None`` for too many."""
     for bot in bots:
         bot.talking = False
     loop = asyncio.get_running_loop()

@@ -1,10 +1,10 @@
-"""Drivers: relays deliver through a storm that breaks nearly every connection, over each driver."""
+"""Deliver through a storm that breaks nearly every connection, over each driver."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,20 +15,21 @@ from sqlalchemy.engine import make_url
 
 from letopis.store import ConversationStore
 from tests.campaigns.invariants import Verdict, check
-from tests.proof.network.bots import SHORT, Bot, Watched, drain, talking, total
+from tests.proof.network.bots import SHORT_TIMEOUTS, Bot, Watched, drain, talking, total
 from tests.proof.network.speech import MARIADB, POSTGRESQL, Speech
 from tests.proof.network.storm import REFUSED, Storm
-from tests.servers import MariaDBServer, PostgresServer, Server
+from tests.support.damage import drop_event_id_index
+from tests.support.servers import MariaDBServer, PostgresServer, Server
 
 OUTBOXES: Final = 3
 MARGIN: Final = 0.1
 """Seconds that the client waits longer than the server's own limit, in place of the library's 5."""
-PATIENCE: Final = 40.0
+TIMEOUT_SECONDS: Final = 40.0
 """Seconds after the last fault within which everything has to be delivered."""
 
 
 Enough = Callable[[Storm, Sequence[Watched]], bool]
-"""Whether what a control is about has happened often enough; how many faults bring it about is a matter of chance."""
+"""Tells if what a control is about has happened often enough; how many faults that takes is a matter of chance."""
 
 
 @dataclass(slots=True)
@@ -60,9 +61,9 @@ class Outcome:
 
 
 def speech_of(kind: str) -> tuple[Server, Speech]:
-    """Return the server of the tests of this kind, and how one talks to it.
+    """Return the test server of this kind, and how to talk to it.
 
-    :raises tests.servers.ServerUnavailable: there is none.
+    :raises tests.support.servers.ServerUnavailable: there is none.
     """
     return (PostgresServer.find(), POSTGRESQL) if kind == "postgresql" else (MariaDBServer.find(), MARIADB)
 
@@ -78,24 +79,24 @@ async def storm(
     stores: int = 1,
     pace: float = 0.05,
     store: type[Watched] = Watched,
-    prepare: Iterable[str] = (),
-    patience: float = PATIENCE,
+    unguarded: bool = False,
+    patience: float = TIMEOUT_SECONDS,
     enough: Enough = lambda sky, stores: True,
 ) -> Outcome:
-    """Deliver through a storm until so many faults have fired and were enough, or the time is over.
+    """Deliver through a storm until enough faults have fired, or the time is over.
 
     :param stores: databases, each with its own outboxes.
     :param pace: seconds between two appends of one of the two tasks of a bot.
     :param store: what the relays deliver to.
-    :param prepare: statements that are run on each database first.
+    :param unguarded: drop the index of each database that would refuse an event a second time.
     """
     loop = asyncio.get_running_loop()
     found = Outcome()
-    with mock.patch("letopis.store.engines.MARGIN", MARGIN):
-        async with _databases(server, stores, prepare) as urls:
+    with mock.patch("letopis.store.database.servers.ANSWER_MARGIN_SECONDS", MARGIN):
+        async with _databases(server, stores, unguarded=unguarded) as urls:
             sky = Storm(server.port, speech, f"{seed} {speech.driver}")
             async with sky.open() as port:
-                held = [store(_through(url, port, speech), timeouts=SHORT, pool_size=4) for url in urls]
+                held = [store(_through(url, port, speech), timeouts=SHORT_TIMEOUTS, pool_size=4) for url in urls]
                 async with talking(folder, held, outboxes=OUTBOXES, pace=pace, seed=seed) as bots:
                     begun = loop.time()
                     with suppress(TimeoutError):
@@ -143,21 +144,21 @@ def _fired(sky: Storm, bots: list[Bot]) -> Counter[str]:
 
 
 def _through(url: str, port: int, speech: Speech) -> str:
-    query = {"sslmode": "disable"}  # the storm reads what is said
+    query = {"sslmode": "disable"}  # the storm reads the protocol
     return make_url(url).set(host="127.0.0.1", port=port, query=query).render_as_string(hide_password=False)
 
 
 @asynccontextmanager
-async def _databases(server: Server, count: int, prepare: Iterable[str]) -> AsyncIterator[list[str]]:
+async def _databases(server: Server, count: int, *, unguarded: bool) -> AsyncIterator[list[str]]:
     urls: list[str] = []
     try:
         for _ in range(count):
             url = await asyncio.to_thread(server.create_database, "letopis_proof_network")
             urls.append(url)
-            async with ConversationStore.open(url, migrate=True) as fresh:
-                for statement in prepare:
-                    async with fresh._engine.begin() as connection:
-                        await connection.exec_driver_sql(statement)
+            async with ConversationStore.open(url, migrate=True):
+                pass
+            if unguarded:
+                await drop_event_id_index(url)
         yield urls
     finally:
         for url in urls:

@@ -1,4 +1,4 @@
-"""Part: the rows of the network and of the servers, experiments in processes of their own, two at a time."""
+"""Run the experiments with the network and the servers in processes of their own, two at a time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from multiprocessing.connection import Connection
 from typing import Final
 
 from tests.proof.network.bots import Watched
-from tests.proof.network.controls import UNGUARDED, Hasty, no_duplicate_check
 from tests.proof.network.drivers import Enough, Outcome, speech_of, storm
+from tests.proof.network.hasty import Hasty
 from tests.proof.network.servers import harm
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.servers import ServerUnavailable
+from tests.support.defects import DUPLICATES_TAKEN, planted
+from tests.support.servers import ServerUnavailable
 
 KINDS: Final = ("postgresql", "mariadb")
 FAULTS: Final = 1_000
 """Faults that have to fire, a driver."""
 STORM: Final = "connections broken under relays at work"
-PATIENCE: Final = 400.0
+TIMEOUT_SECONDS: Final = 400.0
 """Seconds that one experiment may take; on a machine that is not busy it takes less than a quarter of that."""
 Work = Callable[[Options, str], list[Row]]
 DOUBLES: Final = "an apply without its duplicate check"
@@ -51,7 +52,7 @@ def _apart(options: Options, work: Work, kind: str) -> list[Row]:
     theirs.close()
     with ours:
         try:
-            rows: list[Row] | None = ours.recv() if ours.poll(PATIENCE) else None
+            rows: list[Row] | None = ours.recv() if ours.poll(TIMEOUT_SECONDS) else None
         except EOFError:
             rows = None
     process.join(10)
@@ -59,7 +60,7 @@ def _apart(options: Options, work: Work, kind: str) -> list[Row]:
         process.kill()
         process.join()
     if rows is None:
-        words = f"the process ended with {process.exitcode}, or took longer than {PATIENCE:g} s"
+        words = f"the process ended with {process.exitcode}, or took longer than {TIMEOUT_SECONDS:g} s"
         return [Row(what=work.__name__, where=kind, violations=1, problems=(words,))]
     return rows
 
@@ -101,8 +102,8 @@ def harms(options: Options, kind: str) -> list[Row]:
 
 def doubles(options: Options, kind: str) -> list[Row]:
     """A control: what is sent again is stored again."""
-    with no_duplicate_check():
-        return _control(options, kind, DOUBLES, lambda sky, _: sky.ambiguous >= OFTEN, prepare=True)
+    with planted(DUPLICATES_TAKEN):
+        return _control(options, kind, DOUBLES, lambda sky, _: sky.ambiguous >= OFTEN, unguarded=True)
 
 
 def hasty(options: Options, kind: str) -> list[Row]:
@@ -111,7 +112,7 @@ def hasty(options: Options, kind: str) -> list[Row]:
 
 
 def _control(
-    options: Options, kind: str, what: str, enough: Enough, *, store: type[Watched] = Watched, prepare: bool = False
+    options: Options, kind: str, what: str, enough: Enough, *, store: type[Watched] = Watched, unguarded: bool = False
 ) -> list[Row]:
     found = _run(
         options,
@@ -120,7 +121,7 @@ def _control(
         faults=options.many(60, 20),
         seconds=60,
         store=store,
-        prepare=prepare,
+        unguarded=unguarded,
         patience=3,
         enough=enough,
     )
@@ -148,7 +149,7 @@ def _run(
     faults: int,
     seconds: float,
     store: type[Watched] = Watched,
-    prepare: bool = False,
+    unguarded: bool = False,
     patience: float = 40,
     enough: Enough = lambda sky, stores: True,
 ) -> Outcome | Row:
@@ -172,7 +173,7 @@ def _run(
                 stores=4 if whole else 1,
                 pace=0.25 if whole else 0.05,
                 store=store,
-                prepare=UNGUARDED[speech.driver] if prepare else (),
+                unguarded=unguarded,
                 patience=patience,
                 enough=enough,
             )

@@ -1,4 +1,4 @@
-"""Scenes: what happens to a real server while bots deliver to it, several times each; each returns how often it did."""
+"""Do something to a real server while bots deliver to it, several times each, and count how often it was done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speech: where one message of a database's protocol ends, and which of them is a COMMIT or the answer to one."""
+"""Find where a message of a database's protocol ends, and which message is a COMMIT or the answer to one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ POSTGRESQL: Final = Speech(
     first=lambda data: int.from_bytes(data[:4], "big"),
     size=_typed,
     least=5,
-    # What is prepared comes by its number; but there is no COMMIT besides.
+    # A prepared statement comes by its number; but there is no other COMMIT.
     writes=lambda message: True,
     commits=lambda message: message[0] == _QUERY and message[5:].startswith(b"COMMIT"),
     ends=lambda message: message[0] == _READY,

@@ -1,4 +1,4 @@
-"""Storm: a way to a real server on which every connection meets a fate, drawn by chance from a seed."""
+"""Lead to a real server over connections that each meet a fate, drawn by chance from a seed."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Storm:
         self.raging = False
 
     async def _close_now_and_then(self, server: asyncio.Server, port: int) -> None:
-        """Have nobody listen for a moment, so that whoever comes is refused."""
+        """Stop listening for a moment, so that connections are refused."""
         try:
             while True:
                 await asyncio.sleep(self.chance.uniform(0.5, 1.5))
@@ -128,7 +128,7 @@ class Storm:
 
     async def _listen_again(self, port: int) -> asyncio.Server:
         for _ in range(500):
-            with contextlib.suppress(OSError):  # somebody's connection goes out by this very port
+            with contextlib.suppress(OSError):  # another connection uses this very port as its source
                 return await asyncio.start_server(self._accept, "127.0.0.1", port)
             await asyncio.sleep(0.02)
         raise RuntimeError(f"port {port} was taken for good")
@@ -276,7 +276,7 @@ class _Line:
                 await self._hand_over(message)
 
     async def _answer_commit(self, said: list[bytes]) -> None:
-        """Have the answer to a COMMIT meet the fate that is due; the server has done what it was told."""
+        """Have the answer to a COMMIT meet the fate that is due; the server has already committed."""
         fate, whole, chance = self._fate, b"".join(said), self._storm.chance
         assert fate is not None
         self._storm.fired[str(fate)] += 1

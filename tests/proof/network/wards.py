@@ -1,4 +1,4 @@
-"""Wards: a server of our own that may be harmed, with bots on it, and what an administrator can do there."""
+"""Run a server of our own with bots on it, and harm it as an administrator could."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from letopis.store import ConversationStore
-from tests.proof.network.small_disk import NoSmallDisk, SmallDisk
-from tests.servers import MariaDBServer, OwnMariaDBServer, OwnPostgresServer, PostgresServer
+from tests.support.fix_disk import NoSmallDisk, SmallDisk
+from tests.support.servers import MariaDBServer, OwnMariaDBServer, OwnPostgresServer, PostgresServer
 
 USER: Final = "letopis"
 SEATS: Final = 24
+SERVER_DISK: Final = "160m"
 """Connections that the server takes at most."""
 
 
@@ -121,7 +122,7 @@ class PostgreSQLWard(Ward):
         "lock": ("55P03",),
         "statement": ("57014",),
         "deadlock": ("40P01",),
-        "full": ("53100",),
+        "full": ("disk-full",),
     }
 
     def __init__(self) -> None:
@@ -141,7 +142,7 @@ class PostgreSQLWard(Ward):
         words = f'CREATE DATABASE "{USER}" OWNER {USER} TEMPLATE template0 ENCODING "UTF8"'
         self.server.execute(f"CREATE ROLE {USER} LOGIN")
         try:
-            self.disk = SmallDisk(self._place)
+            self.disk = SmallDisk(self._place, size=SERVER_DISK)
             inside = self._place / "data"
             inside.mkdir(mode=0o700)
             self.server.execute(f"CREATE TABLESPACE small LOCATION '{inside}'")
@@ -186,7 +187,7 @@ class MariaDBWard(Ward):
         "lock": ("1205",),
         "statement": ("1969", "3024"),
         "deadlock": ("1213",),
-        "full": ("1114", "1021", "1030"),
+        "full": ("disk-full",),
     }
 
     def __init__(self) -> None:
@@ -199,7 +200,7 @@ class MariaDBWard(Ward):
         folder = self._own.data / USER
         options = (folder / "db.opt").read_bytes()
         try:
-            self.disk = SmallDisk(folder)
+            self.disk = SmallDisk(folder, size=SERVER_DISK)
             (folder / "db.opt").write_bytes(options)
         except NoSmallDisk as missing:
             self.no_disk = str(missing)
@@ -220,14 +221,14 @@ class MariaDBWard(Ward):
         asks = sa.text("SELECT id FROM information_schema.processlist WHERE db = database()")
         for (number,) in await admin.execute(asks):
             if number not in spared:
-                with suppress(DBAPIError):  # it ended by itself
+                with suppress(DBAPIError):  # it ended on its own
                     await admin.execute(sa.text(f"KILL CONNECTION {int(number)}"))
 
 
 def open_ward(kind: str) -> Ward:
     """Make the ward of one kind of server; start it then.
 
-    :raises tests.servers.ServerUnavailable: none can be started here.
+    :raises tests.support.servers.ServerUnavailable: none can be started here.
     """
     return PostgreSQLWard() if kind == "postgresql" else MariaDBWard()
 

@@ -1,4 +1,4 @@
-"""Power: what is on the disk when the power goes, at every moment of a bot's life, is all that was acknowledged."""
+"""Cut the power at every moment of a bot's life; the disk holds all that was acknowledged."""
 
 from tests.proof.power.prove import prove
 

@@ -1,4 +1,4 @@
-"""Cuts: an ext4 file system, copied at one instant while a bot writes, and mounted as after a power cut."""
+"""Copy an ext4 file system at one instant while a bot writes, and mount it as after a power cut."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.proof.power.promises import broken, broken_for_the_library, read_promises
+from tests.proof.power.promises import broken, broken_for_the_library
 from tests.proof.power.states import Found
+from tests.support import victim
+from tests.support.child import command, promising
+from tests.support.promises import read_promises
 
 TOOLS: Final = ("mkfs.xfs", "mkfs.ext4", "mount", "umount", "cp")
 PATH: Final = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
@@ -87,11 +89,8 @@ def cut(folder: Path, *, cuts: int, opened: int, seed: int, pragmas: Sequence[st
     chance, found = random.Random(seed), Found()
     acks = folder / "acks"
     with live_disk(folder) as (image, disk):
-        words = [sys.executable, "-m", "tests.proof.power.bot", str(disk), str(acks), "--pace", str(PACE)]
-        chosen = [word for pragma in pragmas for word in ("--pragma", pragma)]
-        bot = subprocess.Popen([*words, *chosen, "--seed", str(seed)], stdin=subprocess.DEVNULL)
-        try:
-            _wait_for(acks, bot)
+        words = command(victim.record, disk, acks, seed=seed, pace=PACE, pragmas=pragmas)
+        with promising(words, acks, size=1_000, patience=FIRST) as bot:
             for number in range(cuts):
                 time.sleep(chance.uniform(0.01, 0.08))
                 # What was promised before the copy began has to be on it.
@@ -109,15 +108,4 @@ def cut(folder: Path, *, cuts: int, opened: int, seed: int, pragmas: Sequence[st
                 found.add(f"cut {number}", problems)
                 if bot.poll() is not None:
                     raise RuntimeError(f"the bot ended by itself, with {bot.returncode}")
-        finally:
-            bot.kill()
-            bot.wait()
     return found
-
-
-def _wait_for(acks: Path, bot: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + FIRST
-    while not (acks.exists() and acks.stat().st_size > 1000):
-        if time.monotonic() > deadline or bot.poll() is not None:
-            raise RuntimeError(f"the bot was promised nothing within {FIRST:g} s")
-        time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Disk: files as they are in memory and on the platter, and what a power cut may leave of them."""
+"""Model files in memory and on the platter, and what a power cut may leave of them."""
 
 from __future__ import annotations
 

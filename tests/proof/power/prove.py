@@ -1,4 +1,4 @@
-"""The part: every state of a recorded disk, and real power cuts, each with a control that does not flush."""
+"""Look into every state of a recorded disk, and cut the power for real, each with a control that does not flush."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _states(options: Options) -> Iterator[Row]:
     for control in (False, True):
         folder = options.folder / ("weak" if control else "states")
         operations = states.record(
-            folder, appends=options.many(90, 15), seed=options.seed, pragmas=[WEAK] if control else []
+            folder, appends=options.many(110, 15), seed=options.seed, pragmas=[WEAK] if control else []
         )
         found = states.replay(
             operations,

@@ -1,4 +1,4 @@
-"""States: every disk that a power cut could have left behind a recorded run, each looked into."""
+"""Build every disk that a power cut could have left of a recorded run, and look into each."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tests.proof.power.disk import Disk, Model
-from tests.proof.power.promises import broken, broken_for_the_library, read_promises
+from tests.proof.power.promises import broken, broken_for_the_library
 from tests.proof.power.trace import CALLS, Kind, Operation, read_trace
+from tests.support import victim
+from tests.support.child import command
+from tests.support.promises import read_promises
 
 IGNORED: Final = ("-shm", ".lock", ".ballast")
-"""Files whose content no promise rests on: shared memory is made anew, the lock is empty, the ballast is only space."""
+"""Files whose content no promise rests on: shared memory is recreated, the lock is empty, the ballast is only space."""
 CHECKPOINT: Final = "wal_autocheckpoint=50"
 """Pages; the default is a thousand: the WAL is to come round to its beginning many times."""
-PATIENCE: Final = 90.0
+TIMEOUT_SECONDS: Final = 90.0
 
 
 @dataclass(slots=True)
@@ -58,15 +60,14 @@ def record(folder: Path, *, appends: int, seed: int, pragmas: Sequence[str] = ()
     disk, acks, trace = folder / "disk", folder / "acks", folder / "trace"
     disk.mkdir(parents=True)
     words = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "1000000", "-o", str(trace), "-e", f"trace={CALLS}"]
-    bot = [sys.executable, "-m", "tests.proof.power.bot", str(disk), str(acks), "--appends", str(appends)]
-    chosen = [word for pragma in (CHECKPOINT, *pragmas) for word in ("--pragma", pragma)]
-    subprocess.run([*words, *bot, *chosen, "--seed", str(seed)], check=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+    bot = command(victim.record, disk, acks, seed=seed, appends=appends, pragmas=(CHECKPOINT, *pragmas))
+    subprocess.run([*words, *bot], check=True, timeout=TIMEOUT_SECONDS, stdin=subprocess.DEVNULL)
     with trace.open(encoding="ascii", errors="replace") as lines:
         return list(read_trace(lines, disk, acks=acks, ignore=IGNORED))
 
 
 def replay(operations: Sequence[Operation], folder: Path, *, prefixes: int, opened: int, seed: int) -> Found:
-    """Cut the power after so many of the operations, in each model, and look into what is left.
+    """Cut the power after a number of the operations, in each model, and inspect what is left.
 
     :param opened: how many of the states the library itself opens and delivers from.
     """

@@ -1,4 +1,4 @@
-"""Trace: what strace wrote down of a process, as operations on the files of one folder, in the order of their ends."""
+"""Read the operations on the files of a folder from what strace wrote of a process, in the order of their ends."""
 
 from __future__ import annotations
 

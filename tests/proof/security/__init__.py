@@ -1,4 +1,4 @@
-"""Security: what is somebody's stays theirs, and what is secret stays in."""
+"""Check that an owner's data stays theirs, and that secrets stay in."""
 
 from tests.proof.security.part import prove
 

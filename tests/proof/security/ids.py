@@ -1,11 +1,11 @@
-"""Ids: what is made to break out of a statement or a line of a log, and to be taken for somebody else's."""
+"""List ids made to break out of a statement or a log line, or to be mistaken for another owner's."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from tests.conformance.test_identifiers import HOSTILE
-from tests.proof.inputs.values import SQL, kinds
+from tests.support.values.hostile import SQL, kinds
 
 TWINS: Final = (
     ("case", "Chat", "chat"),

@@ -1,4 +1,4 @@
-"""Injection: hostile ids in every call touch nobody else's rows, and stand in no log as they are."""
+"""Use hostile ids in every call: they touch no other owner's rows, and no log holds them raw."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from letopis.outbox import History
-from letopis.outbox.logs import JsonFormatter, TextFormatter
-from letopis.outbox.relay import Relay
+from letopis.outbox.relay.relay import Relay
+from letopis.outbox.telemetry.logging import JsonFormatter, TextFormatter
 from letopis.store import ConversationStore, InvalidInput, LetopisError, Message
-from letopis.store.engines import create_store_engine
-from letopis.store.schema import conversations, events, messages, owners
-from tests.proof.inputs.running import AT_ONCE
-from tests.relays import POISON, ToldStore
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.schema import conversations, events, messages, owners
+from tests.proof.inputs.running import BLOCK_AT_ONCE
+from tests.support.relays import POISON, ToldStore
 
 SIGNS: Final = "\r\x1b\x9b\x00\x07\u202e\u2028\u2029\x85"
 """What no line of a log may hold; a line feed ends it."""
@@ -29,7 +29,7 @@ SIGNS: Final = "\r\x1b\x9b\x00\x07\u202e\u2028\u2029\x85"
 
 @dataclass(slots=True)
 class Injected:
-    """What came of it."""
+    """The result."""
 
     calls: int = 0
     refused: int = 0
@@ -57,11 +57,11 @@ async def rows_of(url: str, owner: str) -> dict[str, Any]:
 
 
 async def injected(url: str, folder: Path, ids: Sequence[str], *, random: Random, each: int) -> Injected:
-    """Give every call hostile ids, some calls an id; look at the rows of somebody else before and after."""
+    """Give every call hostile ids, some calls an id; compare another owner's rows before and after."""
     came = Injected()
     async with (
         ConversationStore.open(url, migrate=True) as store,
-        History.open(folder / "injected.outbox.db", store=store, policy=AT_ONCE) as history,
+        History.open(folder / "injected.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         for number in range(5):
             await history.append(f"victim-{number}", Message.user("secret"), Message.assistant("kept"), owner="victim")
@@ -107,12 +107,12 @@ async def _append(history: History, store: ConversationStore, name: str) -> Any:
 
 Call = Callable[[History, ConversationStore, str], Awaitable[Any]]
 CALLS: Final[Sequence[Call]] = (
-    lambda history, store, name: history.messages(name),
+    lambda history, store, name: history.messages(name, last=None),
     lambda history, store, name: history.conversation(name),
     lambda history, store, name: history.events(name),
     lambda history, store, name: history.transcript(name),
     lambda history, store, name: history.context(name, last=5),
-    lambda history, store, name: history.chats(name),
+    lambda history, store, name: history.conversations(owner=name),
     lambda history, store, name: history.active(name, create=False),
     lambda history, store, name: history.conversations(owner=name),
     lambda history, store, name: history.search("secret", owner=name),
@@ -121,7 +121,7 @@ CALLS: Final[Sequence[Call]] = (
     lambda history, store, name: history.statistics(owner=name),
     lambda history, store, name: history.statistics(by=name),
     lambda history, store, name: history.unconfirmed(owner=name),
-    lambda history, store, name: history.messages(name, after=name),
+    lambda history, store, name: history.messages(name, after=name, last=None),
     lambda history, store, name: history.rename(name, name),
     lambda history, store, name: history.annotate(name, {name: name}),
     lambda history, store, name: history.sent(name, name),
@@ -132,7 +132,7 @@ CALLS: Final[Sequence[Call]] = (
     lambda history, store, name: store.active(name),
     lambda history, store, name: store.conversations(owner=name),
     lambda history, store, name: store.statistics(owner=name),
-    lambda history, store, name: store.path_of(name, [name]),
+    lambda history, store, name: store.outbox_access.path_of(name, [name]),
     lambda history, store, name: store.conversations(after=name),
 )
 
@@ -165,16 +165,19 @@ def raw_signs(text: str) -> list[str]:
 
 async def logged(folder: Path, ids: Sequence[str]) -> tuple[int, list[str]]:
     """Have every id blocked by the store, so that the relay tells of it; return lines, and those that are wrong."""
-    refusing = ToldStore(lambda batch: POISON if batch else None)
+    # One success beside each makes it the event's fault; a store that refuses everything blocks no conversation.
+    sound = "a sound conversation"
+    refusing = ToldStore(lambda batch: POISON if any(one.conversation_id in ids for one in batch) else None)
     with heard() as streams:
         async with History.open(folder / "logged.outbox.db", relay=False, watch=False) as history:
+            relay = Relay(history.outbox, refusing, policy=BLOCK_AT_ONCE)  # type: ignore[arg-type]
             for name in ids:
                 try:
                     await history.append(name, Message.user("words"), owner=name)
                 except InvalidInput:
                     logging.getLogger("letopis").debug("refused")
-            relay = Relay(history.outbox, refusing, policy=AT_ONCE)  # type: ignore[arg-type]
-            await asyncio.wait_for(relay.drain_once(), 60)
+                await history.append(sound, Message.user("words"))
+                await asyncio.wait_for(relay.drain_once(), 60)
     text, as_json, plain = (stream.getvalue() for stream in streams)
     wrong = [f"{line!a:.160}" for told in (text, as_json, plain) for line in raw_signs(told)]
     return sum(told.count("\n") for told in (text, as_json, plain)), wrong

@@ -1,4 +1,4 @@
-"""Isolation: of two owners with nearly the same id, neither reads, counts, exports or erases what is the other's."""
+"""Give two owners nearly the same id: neither reads, counts, exports or erases the other's data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from letopis.outbox import History
-from letopis.outbox.outflow import Flow
+from letopis.outbox.transfer.exporter import Exporter
 from letopis.store import ConversationStore, Message
-from tests.proof.inputs.running import AT_ONCE
+from tests.proof.inputs.running import BLOCK_AT_ONCE
 from tests.proof.security.ids import TWINS
 from tests.proof.security.injection import rows_of
 
@@ -20,7 +20,7 @@ Fold = Callable[[str], str]
 
 @dataclass(slots=True)
 class Isolated:
-    """What came of the matrix."""
+    """The result of the matrix."""
 
     looks: int = 0
     problems: list[str] = field(default_factory=list)
@@ -50,12 +50,12 @@ async def _found(history: History, store: ConversationStore, owner: str, name: s
 
 
 async def _exported(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    return [line.decode() async for line in Flow(history).of_all(owner=owner)]
+    return [line.decode() async for line in Exporter(history).of_all(owner=owner)]
 
 
 async def _listed(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
     pages = [
-        await history.chats(owner),
+        await history.conversations(owner=owner),
         await history.conversations(owner=owner),
         await store.conversations(owner=owner),
     ]
@@ -73,7 +73,7 @@ async def _counted(history: History, store: ConversationStore, owner: str, name:
 
 
 async def _read(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    pages = [await history.messages(name), await store.messages(name)]
+    pages = [await history.messages(name, last=None), await store.messages(name)]
     return [one.text for page in pages for one in page] + [await history.transcript(name)]
 
 
@@ -98,7 +98,7 @@ async def isolated(url: str, folder: Path, *, fold: Fold = exact, pairs: int | N
     some = TWINS[:pairs]
     async with (
         ConversationStore.open(url, migrate=True) as store,
-        History.open(folder / "isolated.outbox.db", store=store, policy=AT_ONCE) as history,
+        History.open(folder / "isolated.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         for number, (_, *twins) in enumerate(some):
             for who, twin in zip("ab", twins, strict=True):

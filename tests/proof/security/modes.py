@@ -1,4 +1,4 @@
-"""Modes: whatever Letopis writes is for its owner alone, under any umask."""
+"""Check that whatever Letopis writes is for its owner alone, under any umask."""
 
 from __future__ import annotations
 

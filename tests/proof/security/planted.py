@@ -1,4 +1,4 @@
-"""Planted: secrets and personal words are put in, everything is made to talk, and what it says is searched for them."""
+"""Plant secrets and personal words, let everything speak, and search what it says for them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Final
 
 from letopis.outbox import History, Rules
-from letopis.outbox.alerts import Alert
-from letopis.outbox.logs import escaped
+from letopis.outbox.alerting.channels import Alert
+from letopis.outbox.telemetry.logging import escape
 from letopis.store import ConversationStore, LetopisError, Message
-from letopis.store.codec import encode
-from letopis.store.engines import create_store_engine
-from letopis.store.events import Event
-from letopis.store.identifiers import uuid7
-from letopis.store.plan import Delivery, LaneBatch, Origin
+from letopis.store.database.engines import create_store_engine
+from letopis.store.model.codec import encode
+from letopis.store.model.events import Event
+from letopis.store.model.identifiers import uuid7
+from letopis.store.rules.apply_plan import LaneBatch, Origin, SequencedEvent
+from tests.acceptance.test_secrets import BODY, DSNS, HOSTILE, NAME, OTHER, PASSWORD, leaks
 from tests.proof.inputs.commands import here
-from tests.proof.inputs.running import AT_ONCE
+from tests.proof.inputs.running import BLOCK_AT_ONCE
 from tests.proof.security.injection import heard
-from tests.test_secrets import BODY, DSNS, HOSTILE, NAME, OTHER, PASSWORD, leaks
 
 _SQLITE: Final = f"""
 CREATE TRIGGER quote BEFORE INSERT ON letopis_events WHEN NEW.conversation_id LIKE 'poison%'
@@ -48,7 +48,7 @@ CREATE TRIGGER quote BEFORE INSERT ON letopis_events FOR EACH ROW BEGIN
 END
 """
 TRIGGERS: Final = {"sqlite": (_SQLITE,), "postgresql": (_FUNCTION, _POSTGRESQL), "mariadb": (_MARIADB,)}
-"""Makes a store refuse what is said to a conversation, and quote it in its error."""
+"""Makes a store refuse the messages of a conversation, and quote them in its error."""
 
 
 class Collector:
@@ -82,19 +82,19 @@ def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
 
 
 async def faults(kind: str, url: str, folder: Path) -> tuple[int, list[str]]:
-    """Let a store quote what was said in its errors, and search the exceptions, the log, the alerts and the figures."""
+    """Let a store quote messages in its errors, and search the exceptions, the log, the alerts and the figures."""
     collector, told = Collector(), 0
     found: list[str] = []
     async with ConversationStore.open(url, migrate=True) as store:
         await _with_triggers(kind, url)
         error = await _refused(store)
-        shown = f"{error} {error!r} {getattr(error, '__notes__', '')} {escaped(error)}"
+        shown = f"{error} {error!r} {getattr(error, '__notes__', '')} {escape(error)}"
         found += [f"the exception: {one}" for one in leaks(shown, (BODY, NAME, PASSWORD))]
         with heard() as streams:
             logging.getLogger("sqlalchemy.engine").setLevel(logging.WARNING)
             rules = Rules(hold=0.0, stuck_after=0.0, resolve_after=0.1)
             async with History.open(
-                folder / "planted.outbox.db", store=store, policy=AT_ONCE, channels=(collector,), rules=rules
+                folder / "planted.outbox.db", store=store, policy=BLOCK_AT_ONCE, channels=(collector,), rules=rules
             ) as history:
                 for name in (HOSTILE, "fine"):
                     await history.append(name, Message.user(BODY, name=NAME, metadata={"token": OTHER}), owner="owner")
@@ -142,7 +142,7 @@ async def _with_triggers(kind: str, url: str) -> None:
 async def _refused(store: ConversationStore) -> BaseException:
     event = encode(Event.of(Message.user(BODY, name=NAME), conversation_id="poison"), conversation_id="poison")
     origin = Origin(origin_id=uuid7(), epoch=1, name="planted")
-    batch = LaneBatch(conversation_id="poison", deliveries=(Delivery(sequence=1, event=event),))
+    batch = LaneBatch(conversation_id="poison", deliveries=(SequencedEvent(sequence=1, event=event),))
     try:
         await store.apply(origin, [batch])
     except LetopisError as error:

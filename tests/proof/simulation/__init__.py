@@ -1,4 +1,4 @@
-"""Simulation: the real outbox, relay and store in virtual time, where everything that can fail does, by a seed."""
+"""Run the real outbox, relay and store in virtual time, where everything that can fail does, by a seed."""
 
 from tests.proof.simulation.campaign import prove
 

@@ -1,4 +1,4 @@
-"""Alarms: whom a bot and its operators were told what, and whether they should have been."""
+"""Check which alerts a bot's owners and operators got, and whether they should have."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from letopis.outbox.alerts import Alert
-from letopis.outbox.incidents import LATE, Kind
-from letopis.outbox.notices import Incident
+from letopis.outbox.alerting.channels import Alert
+from letopis.outbox.alerting.incidents import LATE, IncidentKind
+from letopis.outbox.alerting.notifications import Incident
 from tests.proof.simulation.ledger import OutboxLedger
 
 
 @dataclass
 class Alarms:
-    """What one outbox has told people.
+    """The notifications of one outbox.
 
-    :ivar kills: whether those who tell are killed now and then.
-    :ivar failing: how often telling fails, from 0 to 1.
-    :ivar broken: told of what should not have been.
-    :ivar stuck: incidents that users were told of, by kind and conversation, ``recovered`` likewise.
-    :ivar alerts: first alerts to the operators, by kind; ``over``: the good news, by kind.
+    :ivar kills: whether the notifying processes are killed now and then.
+    :ivar failing: how often a notification fails, from 0 to 1.
+    :ivar broken: notifications that should not have been sent.
+    :ivar stuck: incidents that users were notified of, by kind and conversation, ``recovered`` likewise.
+    :ivar alerts: first alerts to the operators, by kind; ``over``: recoveries, by kind.
     """
 
     ledger: OutboxLedger
@@ -38,35 +38,37 @@ class Alarms:
     _open: set[tuple[str, str | None]] = field(default_factory=set)
 
     def fails(self, chance: random.Random) -> bool:
-        """Whether telling somebody fails this time."""
+        """Return True if a notification fails this time."""
         return self.failing > 0 and chance.random() < self.failing
 
     def telling(self, incident: Incident) -> None:
-        """A user is being told; if that is cut off, nobody knows whether they have heard."""
+        """A user is being notified; if that is cut off, the outcome is unknown."""
         if not incident.recovered:
             self._open.add((str(incident.incident_id), incident.owner_id or incident.conversation_id))
 
     def told(self, incident: Incident) -> None:
-        """A user was told."""
+        """A user was notified."""
         who = incident.owner_id or incident.conversation_id
-        what = f"{incident.kind} {incident.conversation_id if incident.kind is Kind.CONVERSATION_BLOCKED else ''}"
+        what = (
+            f"{incident.kind} {incident.conversation_id if incident.kind is IncidentKind.CONVERSATION_BLOCKED else ''}"
+        )
         self._once(f"user {who} {incident.key}", f"user {who}, {incident.kind}")
         pair = (str(incident.incident_id), who)
         self.say(f"told {who} of {incident.kind} {incident.state} {incident.reason}")
         if incident.recovered:
-            # One who is killed between its note that it tells somebody and the telling leaves that in doubt.
+            # A process killed between recording a notification and sending it leaves the outcome unknown.
             if pair not in self._open and not self.kills:
                 self.broken(f"{who} was told that {incident.kind} is over, of which they had not heard")
             self.recovered[what.strip()] += 1
             return
         self.stuck[what.strip()] += 1
-        if incident.kind is Kind.CONVERSATION_BLOCKED and incident.reason != LATE:
+        if incident.kind is IncidentKind.CONVERSATION_BLOCKED and incident.reason != LATE:
             name = incident.conversation_id or ""
             if not any(place == name for place, _ in self.ledger.bad):
                 self.broken(f"{who} was told that {name!r} is blocked, in which nothing is refused")
 
     def alerted(self, alert: Alert) -> None:
-        """The operators were told."""
+        """The operators were alerted."""
         self._once(f"operators {alert.key}", f"operators, {alert.title}")
         kind = str(alert.facts["kind"])
         self.say(f"alert {kind} {alert.facts['why']} recovered={alert.recovered}")
@@ -84,5 +86,5 @@ class Alarms:
 
     @property
     def count(self) -> int:
-        """How often anybody was told anything."""
+        """How many notifications there were."""
         return sum((self.stuck + self.recovered + self.alerts + self.over).values()) + self.repeats

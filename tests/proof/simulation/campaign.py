@@ -1,4 +1,4 @@
-"""Campaign: many seeds, some of them twice, and each mutant of the library: what the proof tells of them."""
+"""Run many seeds, some of them twice, and each planted defect, and report them as rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chaos: what is done to the world of one seed, one thing after the other, and what people must have heard of it."""
+"""Break the world of one seed in one way after the other, and keep which alerts must follow."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 from tests.proof.simulation.ledger import Broken
 from tests.proof.simulation.people import Place
-from tests.proof.simulation.weather import FOR_A_PERSON, OUTAGES, REFUSALS
+from tests.proof.simulation.weather import FOR_AN_OPERATOR, OUTAGES, REFUSALS
 
 if TYPE_CHECKING:
     from tests.proof.simulation.world import World
 
 SHORT: Final = 22.0
-"""Seconds of an outage that nobody may hear of: the relay asks again within 5 more, and a failure may take its time, so
-the breaker is not open for the 30 seconds that people are spared."""
+"""Seconds of an outage that must raise no alert: the relay probes again within 5 more, and a failure may take its time,
+so the breaker is open for less than the 30 seconds without an alert."""
 CALM: Final = 240
-"""Virtual seconds within which people are told that it is over."""
+"""Virtual seconds within which the end of an incident is reported."""
 JUMPS: Final = (-3_600.0, 86_400.0, -5.0, 600.0)
 GAP: Final = 6.0
 """Seconds between two deeds of a storm, on average."""
@@ -33,7 +33,7 @@ class Chaos:
         self._going_on: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Go on until the plan's span is over."""
+        """Continue until the plan's span is over."""
         courses: dict[str, Callable[[], Awaitable[None]]] = {
             "storm": self._storm,
             "outage": self._long_outage,
@@ -44,7 +44,7 @@ class Chaos:
         await courses[self._world.plan.profile]()
 
     async def judge(self) -> None:
-        """Look at what people were told, once all is well again.
+        """Check the notifications, once all is well again.
 
         :raises Broken: too much, or too little.
         """
@@ -81,14 +81,14 @@ class Chaos:
     # The profiles.
 
     async def _quiet(self) -> None:
-        """The store is away for moments."""
+        """The store is unavailable for moments."""
         world, chance = self._world, self._chance
         world.weather.refuses = None
         while world.loop.now - 1000 < world.plan.span:
             await asyncio.sleep(chance.uniform(60, 240))
             world.places[0].hurry.set()
             await self._outage(
-                chance.choice([one for one in OUTAGES if one not in (*FOR_A_PERSON, "hangs")]),
+                chance.choice([one for one in OUTAGES if one not in (*FOR_AN_OPERATOR, "hangs")]),
                 chance.uniform(0.5, SHORT),
             )
             world.places[0].hurry.clear()
@@ -96,7 +96,7 @@ class Chaos:
                 self._jump()
 
     async def _long_outage(self) -> None:
-        """The store is away for hours."""
+        """The store is unavailable for hours."""
         world, chance = self._world, self._chance
         world.weather.refuses = None
         await asyncio.sleep(chance.uniform(60, 200))
@@ -109,7 +109,7 @@ class Chaos:
         await away
 
     async def _stuck(self) -> None:
-        """One message is refused until a person sees to it."""
+        """One message is refused until an operator sees to it."""
         world, chance = self._world, self._chance
         world.weather.refuses = chance.choice(list(REFUSALS))
         await asyncio.sleep(chance.uniform(30, 120))
@@ -123,7 +123,7 @@ class Chaos:
                 self._jump()
 
     async def _stopped(self) -> None:
-        """The relay at work is stopped in the middle, and goes on when another has long taken over."""
+        """The relay at work is stopped in the middle, and continues when another has long taken over."""
         world, chance = self._world, self._chance
         world.weather.refuses = None
         while world.loop.now - 1000 < world.plan.span:
@@ -228,7 +228,7 @@ class Chaos:
         await asyncio.sleep(0)
 
     async def _stop(self) -> None:
-        """Stop a process, as a debugger or a suspended container does, and let it go on."""
+        """Stop a process, as a debugger or a suspended container does, and let it continue."""
         world, seat = self._world, self._chance.choice(self._world.seats)
         process = seat.process
         if process is None or not process.alive or process.stopped:

@@ -1,4 +1,4 @@
-"""Driver: SQLite's connections as the simulation gives them out: waiting in virtual time, failing as they are told."""
+"""Be SQLite's connections in the simulation: wait in virtual time, and fail on demand."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Line:
         if self in self.file.lines:
             self.file.lines.discard(self)
             connection: Any = self
-            if connection.in_transaction:  # else the lock would stay until the last cursor is gone
+            if connection.in_transaction:  # otherwise the lock would stay until the last cursor is gone
                 sqlite3.Connection.rollback(connection)
             sqlite3.Connection.close(connection)
 
@@ -145,7 +145,7 @@ class Line:
                 strand.park()
 
     def _patiently(self, sql: str, act: Callable[[], Any]) -> Any:
-        """Do as SQLite's own busy handler: a lock that another connection holds is asked for again and again."""
+        """Do as SQLite's own busy handler: a lock that another connection holds is polled."""
         if not sql.startswith("BEGIN IMMEDIATE"):
             return act()
         deadline = running_loop().now + self.patience

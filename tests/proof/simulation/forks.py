@@ -1,4 +1,4 @@
-"""Forks: each seed in a Python process of its own, which the simulation may spoil, a few at a time."""
+"""Run each seed in a Python process of its own, which the simulation may spoil, a few at a time."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Final
 
-from letopis.outbox.file import OutboxFile
+from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore
-from tests.proof.simulation.mutants import MUTANTS
+from tests.proof.simulation.mutants import apply
 from tests.proof.simulation.plan import Profile, plan_of
 from tests.proof.simulation.world import Result, World
 
 LIMIT: Final = 60
 """Seconds of the processor that a seed may take; one that never ends is a broken promise, too."""
-PATIENCE: Final = 600.0
+TIMEOUT_SECONDS: Final = 600.0
 """Real seconds, for one that waits for something."""
-MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder with a name that nobody knows is made in it
+MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder with an unpredictable name is made in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ def templates(near: Path) -> Iterator[Path]:
     """Give a folder, in memory where there is such a thing, with a history store and an outbox that are new."""
     place = MEMORY if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else near
     with TemporaryDirectory(prefix="letopis-simulation-", dir=place) as folder:
-        pid = os.fork()  # so that this process goes on without a thread or an event loop
+        pid = os.fork()  # so that this process continues without a thread or an event loop
         if pid == 0:
             with _no_way_back():
                 asyncio.run(_make(Path(folder)))
@@ -71,19 +71,19 @@ async def _make(folder: Path) -> None:
 def live(job: Job, folder: Path, *, trace: Callable[[str], None] | None = None) -> Result:
     """Live through a seed in this Python process, which is of no use for anything else afterwards."""
     logging.disable()
-    gc.disable()  # what is abandoned in the middle must stay as it is
+    gc.disable()  # an abandoned run must stay unchanged
     here = Path(mkdtemp(dir=folder))
     try:
         world = World(plan_of(job.seed, profile=job.profile, scale=job.scale), here, folder, trace=trace)
         if job.mutant is not None:
-            MUTANTS[job.mutant].apply(world)
+            apply(job.mutant, world)
         return world.run()
     finally:
         shutil.rmtree(here)
 
 
 def lived(jobs: Iterable[Job], folder: Path, *, workers: int = 2) -> Iterator[tuple[Job, Result]]:
-    """Live through seeds, some at a time, and yield what came of each as it comes."""
+    """Live through seeds, some at a time, and yield each result as it comes."""
     waiting = iter(jobs)
     running: dict[int, tuple[Job, int, float, bytearray]] = {}
     with selectors.DefaultSelector() as selector:
@@ -92,7 +92,7 @@ def lived(jobs: Iterable[Job], folder: Path, *, workers: int = 2) -> Iterator[tu
             job = next(waiting, None)
             if job is not None:
                 pid, reading = _fork(job, folder)
-                running[reading] = (job, pid, time.monotonic() + PATIENCE, bytearray())
+                running[reading] = (job, pid, time.monotonic() + TIMEOUT_SECONDS, bytearray())
                 selector.register(reading, selectors.EVENT_READ)
 
         try:
@@ -147,6 +147,6 @@ def _no_way_back() -> Iterator[None]:
     try:
         yield
         os._exit(0)
-    except BaseException:  # nobody above may see it: it would go on as if it were the parent
+    except BaseException:  # no caller above may see it: it would continue as if it were the parent
         traceback.print_exc()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Ledger: what was appended and what is stored, kept beside the files and compared after each commit."""
+"""Keep what was appended and stored beside the files, and compare after each commit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from letopis.store.codec import digest_of
+from letopis.store.model.codec import digest_of
 from tests.campaigns.invariants import Ack
 from tests.proof.simulation.driver import connect
 from tests.proof.simulation.weather import BAD
 
 _NEW: Final = (
     "SELECT position, conversation_id, sequence, event_id, digest, type, schema_version, data, metadata"
-    " FROM letopis_outbox_events WHERE position > ? ORDER BY position"
+    " FROM letopis_outbox_log WHERE position > ? ORDER BY position"
 )
 _LANES: Final = "SELECT conversation_id, head, delivered, pruned, state, attempts FROM letopis_outbox_lanes"
 _KEPT: Final = "SELECT count(*) FROM letopis_outbox_events"
@@ -57,7 +57,7 @@ class StoreLedger:
     def committed(self) -> None:
         """Compare what has come since with what the outboxes hold.
 
-        :raises Broken: something is there twice, too early, or that nobody has said.
+        :raises Broken: something is there twice, too early, or was never appended.
         """
         rows = self._look.execute(_STORED, (self._position,)).fetchall()
         for position, name, version, event_id, origin, sequence, digest in rows:
@@ -83,7 +83,7 @@ class StoreLedger:
                 raise Broken(f"{where}: stored as another event than sequence {sequence} of its outbox")
 
     def holds(self, conversation_id: str, event_id: UUID) -> bool:
-        """Whether an event is stored."""
+        """Return True if an event is stored."""
         return (conversation_id, event_id.bytes) in self._ids
 
 
@@ -143,7 +143,7 @@ class OutboxLedger:
             raise Broken(f"{self.path.name} keeps {count} events, its lanes say {kept}, after a commit of {by}")
 
     def _held(self, by: str) -> None:
-        """Note who holds the lease: whoever has made its number rise."""
+        """Note who holds the lease: the process that raised its number."""
         for (incarnation,) in self._look.execute(_HOLDER).fetchall():
             if incarnation < self._incarnation:
                 raise Broken(f"{self.path.name}: the relay's number goes back to {incarnation}")
@@ -185,7 +185,7 @@ class OutboxLedger:
             raise Broken(f"{where}: pruned up to {now.pruned}, delivered up to {now.delivered}")
         if now.state == "blocked" and (name, now.delivered + 1) not in self.bad:
             raise Broken(f"{where}: blocked at sequence {now.delivered + 1}, with which nothing is wrong")
-        # One that was refused may be mended while it is being looked for; then its successor is charged, once.
+        # A refused one may be fixed while it is being looked for; then its successor is charged, once.
         tried = range(before.delivered + 1, now.delivered + 2)
         charged = now.attempts > (before.attempts if now.delivered == before.delivered else 0)
         if charged and not any((name, one) in self.bad for one in tried):
@@ -194,7 +194,7 @@ class OutboxLedger:
             self.say(f"lane {name} {before.state} -> {now.state} at {now.delivered}")
 
     def acknowledged(self, ack: Ack, digest: bytes | None = None) -> None:
-        """Look whether what a bot was told is so.
+        """Check that what a bot was told is true.
 
         :raises Broken: it is not.
         """

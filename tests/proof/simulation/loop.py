@@ -1,4 +1,4 @@
-"""Loop: an event loop in which time is made up and chance decides who goes first; processes in it can be killed."""
+"""Run an event loop in virtual time in which chance decides the order, and whose processes can be killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, cast
 
 TURN: Final = 20e-6
-"""Seconds that one turn of the loop takes, so that whoever waits by asking again and again comes to an end."""
+"""Seconds that one turn of the loop takes, so that polling comes to an end."""
 LAG: Final = 0.05
 """Seconds, at most, that a thread is late, and ``LAGS``: how often it is."""
 LAGS: Final = 0.03
@@ -18,14 +18,14 @@ _KEPT: Final = 1000
 
 
 class Process:
-    """A process of the simulation: what runs in its context ends all at once, wherever it is, and nothing is told.
+    """A process of the simulation: what runs in its context ends all at once, wherever it is, without notice.
 
     :ivar alive: until it is killed.
     :ivar stopped: as by SIGSTOP: it holds what it holds, and does nothing.
-    :ivar steps_left: it is killed after so many more turns; ``None`` for no such end.
+    :ivar steps_left: it is killed after this many more turns; ``None`` for no such end.
     :ivar statements_left: the same, counted in SQL statements, so in the middle of a transaction; or it is stopped
         then, where ``stops`` is set.
-    :ivar on_kill: what the system does then: closes its connections, lets go of its locks.
+    :ivar on_kill: what the system does then: closes its connections, releases its locks.
     """
 
     def __init__(self, name: str) -> None:
@@ -86,24 +86,24 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.now = 1_000.0
         self.turns = 0
         self.alone = False
-        self._aside: list[asyncio.Handle] = []
+        self._idle_work: list[asyncio.Handle] = []
         self.set_task_factory(cast("Any", _keeping))
 
     def time(self) -> float:
         return self.now
 
     def freeze(self) -> None:
-        """Let nothing but the world go on."""
+        """Let only the world continue."""
         self.alone = True
 
     def thaw(self) -> None:
-        """Let all go on."""
+        """Let everything continue."""
         self.alone = False
-        self._queue().extend(self._aside)
-        self._aside.clear()
+        self._queue().extend(self._idle_work)
+        self._idle_work.clear()
 
     def resume(self, process: Process) -> None:
-        """Let a stopped process go on."""
+        """Let a stopped process continue."""
         process.stopped = False
         self._queue().extend(process.held)
         process.held.clear()
@@ -149,7 +149,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 process.held.append(handle)
                 return
             if self.alone:
-                self._aside.append(handle)
+                self._idle_work.append(handle)
                 return
         self.turns += 1
         handle._run()
@@ -190,7 +190,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Do nothing: there is no input and output."""
 
     def _write_to_self(self) -> None:
-        """Do nothing: nobody waits in a selector."""
+        """Do nothing: no task waits in a selector."""
 
 
 def _next_of(outgoing: Any) -> None:

@@ -1,4 +1,4 @@
-"""Machine: takes clocks, chance, threads, locks and files away from this Python process and gives made-up ones."""
+"""Replace clocks, chance, threads, locks and files of this Python process by simulated ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any, Final
 import aiosqlite.core
 import filelock
 
-import letopis.outbox.history
-import letopis.outbox.lease
-import letopis.outbox.liveness
-import letopis.outbox.relay
-import letopis.outbox.thread
-import letopis.outbox.wake
-import letopis.store.events
+import letopis.outbox.drafts.writer_lock
+import letopis.outbox.file.change_watcher
+import letopis.outbox.history.history
+import letopis.outbox.relay.lease
+import letopis.outbox.relay.relay
+import letopis.store.database.worker_thread
+import letopis.store.model.events
 from tests.proof.simulation import strands
 from tests.proof.simulation.driver import Disk
 from tests.proof.simulation.loop import PROCESS, Process, VirtualLoop
@@ -46,7 +46,7 @@ class Wall:
 
 
 class Lock:
-    """A lock of the operating system on a file: gone with the process that held it. Has the face of ``FileLock``."""
+    """A lock of the operating system on a file: gone with the process that held it. Has the API of ``FileLock``."""
 
     held: Final[dict[str, Lock]] = {}
 
@@ -81,7 +81,7 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
     """Give this Python process a machine that is made up. There is no way back: meant for a fork of its own."""
     wall = Wall(loop)
     monotonic = time.monotonic
-    utc_now = letopis.store.events.utc_now
+    utc_now = letopis.store.model.events.utc_now
     time.monotonic = loop.time
     time.monotonic_ns = lambda: round(loop.now * 1e9)
     time.perf_counter = loop.time
@@ -91,20 +91,20 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
     os.urandom = chance.randbytes
     put_in_place(utc_now, wall.now)
     put_in_place(monotonic, loop.time)
-    jitter: random.Random = defaults_of(letopis.outbox.relay.Relay)["random"]
+    jitter: random.Random = defaults_of(letopis.outbox.relay.relay.Relay)["random"]
     jitter.seed(chance.random())
     sqlite3.connect = sqlite3.dbapi2.connect = disk.connect  # type: ignore[assignment]
     for module, names in _THREADS.items():
         for name in names:
             setattr(module, name, getattr(strands, _NAMES.get(name, name)))
-    for place in (letopis.outbox.lease, letopis.outbox.liveness):
+    for place in (letopis.outbox.relay.lease, letopis.outbox.drafts.writer_lock):
         place.FileLock = Lock  # type: ignore[misc,assignment]
     return wall
 
 
 _THREADS: Final[dict[ModuleType, tuple[str, ...]]] = {
-    letopis.outbox.thread: ("Thread", "SimpleQueue"),
-    letopis.outbox.wake: ("Thread", "Event"),
+    letopis.store.database.worker_thread: ("Thread", "SimpleQueue"),
+    letopis.outbox.file.change_watcher: ("Thread", "Event"),
     aiosqlite.core: ("Thread", "SimpleQueue"),
 }
 _NAMES: Final = {"Thread": "Strand"}

@@ -1,4 +1,4 @@
-"""People: the bots that talk, the relays that deliver, and the person who looks after what is stuck."""
+"""Be the bots that append, the relays that deliver, and the operator who repairs what is stuck."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Final
 
 from letopis.outbox import History, Relay
-from letopis.outbox.alerts import Alert, AlertFailed
-from letopis.outbox.file import OutboxFile
-from letopis.outbox.notices import Incident
-from letopis.outbox.receipts import Receipt
-from letopis.outbox.repair import Selection
-from letopis.outbox.tail import Pruner, Retention
-from letopis.outbox.verbs import retry
+from letopis.outbox.alerting.channels import Alert, AlertFailed
+from letopis.outbox.alerting.notifications import Incident
+from letopis.outbox.event_log.retention import Pruner, Retention
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history.receipts import Receipt
+from letopis.outbox.operations.admin import OutboxAdmin
+from letopis.outbox.operations.pending_events import Selection
 from letopis.store import ConversationStore, Message
-from letopis.store.codec import encode_message
+from letopis.store.database.faults import StoreFault
 from letopis.store.errors import Closed, EventIdReused, OutboxFull, OutboxUnavailable, VersionConflict
-from letopis.store.faults import StoreFault
+from letopis.store.model.codec import encode_message
 from tests.campaigns.invariants import Ack
 from tests.proof.simulation.alarms import Alarms
 from tests.proof.simulation.ledger import Broken, OutboxLedger
@@ -61,7 +61,7 @@ class Place:
 
 
 class Operator:
-    """A channel to the operators that fails now and then. Has the face of ``alerts.Channel``."""
+    """A channel to the operators that fails now and then. Has the API of ``channels.Channel``."""
 
     name = "operators"
     recipient = "operators"
@@ -78,7 +78,7 @@ class Operator:
 
 
 class Bot:
-    """Says things, takes back, tries again, reads; and holds Letopis to what it was told."""
+    """Appends, rewinds, retries, reads; and holds Letopis to what it reported."""
 
     def __init__(self, place: Place, chance: random.Random, closing: asyncio.Event) -> None:
         self._place = place
@@ -208,7 +208,7 @@ class Bot:
             await self._until_taken(history, name, messages)
 
     async def _together(self, history: History) -> None:
-        """Say two things in one transaction, which now and then is taken back."""
+        """Append twice in one transaction, which is sometimes rolled back."""
         names = [self._place.conversation(self._chance) for _ in range(2)]
         said, taken_back = [[self._message()] for _ in names], self._chance.random() < 0.3
         receipts: list[Receipt] = []
@@ -269,7 +269,7 @@ class Bot:
             return
         name, message, _ = self._said[-1]
         with suppress(*REFUSED, StoreFault):
-            page = await history.messages(name, every=True)
+            page = await history.messages(name, every=True, last=None)
             self._place.counts["reads"] += 1
             # Without the store there is only what the outbox still keeps.
             if page.complete and message.id not in {one.message.id for one in page.items}:
@@ -303,9 +303,9 @@ async def deliver(place: Place, chance: random.Random, closing: asyncio.Event) -
 
 
 async def mend(place: Place) -> list[str]:
-    """Have what is blocked tried again, as a person does who has seen to the cause."""
+    """Retry what is blocked, as an operator does who has fixed the cause."""
     outbox = await OutboxFile.open(place.path, now=place.now)
     try:
-        return await retry(outbox, Selection())
+        return await OutboxAdmin(outbox).retry(Selection())
     finally:
         await outbox.close()

@@ -1,4 +1,4 @@
-"""Plan: what one seed is made of: how many bots, outboxes and relays, for how long, and what breaks."""
+"""Draw one seed's plan: how many bots, outboxes and relays, for how long, and what breaks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PROFILES: Final[tuple[Profile, ...]] = (
 )
 """In turn, by the number of the seed.
 
-``storm``: everything at once. ``outage``: the store is away for hours, the clock is set meanwhile. ``quiet``: the store
-is away again and again, each time too shortly for anybody to be told. ``stuck``: one event is refused until a person
-sees to it. ``stopped``: the relay at work is stopped in the middle for longer than the others wait for a sign of life.
+``storm``: everything at once. ``outage``: the store is unavailable for hours, the clock is set meanwhile. ``quiet``:
+many outages of the store, each too short for an alert. ``stuck``: one event is refused until an operator sees to it.
+``stopped``: the relay at work is stopped in the middle for longer than the others wait for its heartbeat.
 """
 
 

@@ -1,4 +1,4 @@
-"""Strands: threads that are none: each runs in the event loop's thread and gives way where a thread would wait."""
+"""Run what would be threads in the event loop's thread, giving way where a thread would wait."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def wait(seconds: float) -> None:
 
 
 class Strand:
-    """Has the face of ``threading.Thread``, as far as it is used."""
+    """Has the used part of the API of ``threading.Thread``."""
 
     def __init__(
         self,
@@ -67,15 +67,15 @@ class Strand:
         self._loop.call_soon(self.go_on, self._ticket)
 
     def is_alive(self) -> bool:
-        """Whether it has begun and not ended."""
+        """Return True if it has begun and not ended."""
         return self._greenlet is not None and not self._greenlet.dead
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Return True if it has ended."""
         return self._greenlet is not None and self._greenlet.dead
 
     def join(self, timeout: float | None = None) -> None:
-        """Run it to its end at once; it must have been told to end."""
+        """Run it to its end at once; it must have been asked to end."""
         for _ in range(1000):
             if not self.is_alive():
                 return
@@ -83,12 +83,12 @@ class Strand:
         raise RuntimeError(f"the strand {self.name} does not end")
 
     def sleep(self, seconds: float) -> None:
-        """Give way for so long; from inside."""
+        """Yield for this long; from inside."""
         self._loop.call_later(seconds, self.go_on, self._ticket)
         self.park()
 
     def park(self) -> None:
-        """Give way until somebody wakes it; from inside."""
+        """Yield until it is woken; from inside."""
         parent = getcurrent().parent
         assert parent is not None
         parent.switch()
@@ -107,7 +107,7 @@ class Strand:
         return act
 
     def go_on(self, ticket: int) -> None:
-        """Go on, unless that was done already; in the loop."""
+        """Continue, unless that was done already; in the loop."""
         if ticket == self._ticket and self.is_alive():
             self._switch()
 
@@ -124,7 +124,7 @@ class Strand:
 
 
 class Event:
-    """Has the face of ``threading.Event``."""
+    """Has the API of ``threading.Event``."""
 
     def __init__(self) -> None:
         self._set = False
@@ -154,7 +154,7 @@ class Event:
 
 
 class SimpleQueue:
-    """Has the face of ``queue.SimpleQueue``."""
+    """Has the API of ``queue.SimpleQueue``."""
 
     def __init__(self) -> None:
         self._items: deque[Any] = deque()

@@ -1,4 +1,4 @@
-"""Weather: what fails on the files of the simulation, when and how; each fault that the code has met is counted."""
+"""Decide which file operation of the simulation fails, when and how, and count each fault that the code met."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ OUTAGES: Final[Mapping[str, Callable[[], sqlite3.Error]]] = {
     "without tables": lambda: error(sqlite3.OperationalError, "SQLITE_ERROR", "no such table: letopis_events"),
     "read-only": lambda: error(sqlite3.OperationalError, "SQLITE_READONLY", "attempt to write a readonly database"),
 }
-"""What a store answers while it is away; the last two are for a person to mend."""
-FOR_A_PERSON: Final = ("without tables", "read-only")
+"""What an unavailable store answers."""
+FOR_AN_OPERATOR: Final = ("without tables", "read-only", "full")
+"""Those that an operator has to end, who is alerted at once."""
 
 REFUSALS: Final[Mapping[str, Callable[[], sqlite3.Error]]] = {
     "too big": lambda: error(sqlite3.DataError, "SQLITE_TOOBIG", "string or blob too big"),
@@ -46,7 +47,29 @@ REFUSALS: Final[Mapping[str, Callable[[], sqlite3.Error]]] = {
 
 
 @dataclass
-class StoreWeather:
+class _Weather:
+    """What the weather of a store and of an outbox share."""
+
+    chance: random.Random
+    fired: Counter[str]
+    say: Say
+    rate: float = 0.0
+    _planned: dict[Line, str] = field(default_factory=dict)
+
+    def _lose_answer(self, line: Line, sql: str, plan: str, what: str) -> None:
+        """Have a commit that took effect end in an error, if that is the plan."""
+        if sql == "COMMIT" and self._planned.get(line) == plan:
+            self._planned.pop(line)
+            self._fire(what)
+            raise _io()
+
+    def _fire(self, what: str) -> None:
+        self.fired[what] += 1
+        self.say(f"fault {what}")
+
+
+@dataclass
+class StoreWeather(_Weather):
     """What fails between the relays and the history store.
 
     :ivar rate: how often a transaction meets a fault of its own, from 0 to 1.
@@ -54,13 +77,8 @@ class StoreWeather:
     :ivar refuses: what it answers to a bad message; ``None`` while it takes them.
     """
 
-    chance: random.Random
-    fired: Counter[str]
-    say: Say
-    rate: float = 0.0
     outage: str | None = None
     refuses: str | None = "too big"
-    _planned: dict[Line, str] = field(default_factory=dict)
 
     def before(self, line: Line, sql: str, params: Any) -> None:
         """Fail a statement, or a connection that is about to be made, if it is to fail."""
@@ -100,10 +118,7 @@ class StoreWeather:
 
     def after(self, line: Line, sql: str) -> None:
         """Have the answer to a commit that took effect get lost."""
-        if sql == "COMMIT" and self._planned.get(line) == "ambiguous":
-            self._planned.pop(line)
-            self._fire("store: committed, and the answer lost")
-            raise _io()
+        self._lose_answer(line, sql, "ambiguous", "store: committed, and the answer lost")
 
     def clear(self) -> None:
         """Let all be well from now on."""
@@ -122,27 +137,18 @@ class StoreWeather:
         _give_up(line)
         raise failure
 
-    def _fire(self, what: str) -> None:
-        self.fired[what] += 1
-        self.say(f"fault {what}")
-
 
 @dataclass
-class OutboxWeather:
+class OutboxWeather(_Weather):
     """What fails on an outbox's own disk.
 
     :ivar rate: how often a transaction meets a fault of its own, from 0 to 1.
-    :ivar busy_until: until when somebody else holds the file's lock.
+    :ivar busy_until: until when another process holds the file's lock.
     :ivar full_until: until when the disk is full.
     """
 
-    chance: random.Random
-    fired: Counter[str]
-    say: Say
-    rate: float = 0.0
     busy_until: float = 0.0
     full_until: float = 0.0
-    _planned: dict[Line, str] = field(default_factory=dict)
 
     def before(self, line: Line, sql: str, params: Any) -> None:
         """Fail a statement, if it is to fail."""
@@ -170,10 +176,7 @@ class OutboxWeather:
 
     def after(self, line: Line, sql: str) -> None:
         """Have a commit that took effect end in an error."""
-        if sql == "COMMIT" and self._planned.get(line) == "after":
-            self._planned.pop(line)
-            self._fire("outbox: committed, and ends in an error")
-            raise _io()
+        self._lose_answer(line, sql, "after", "outbox: committed, and ends in an error")
 
     def clear(self) -> None:
         """Let all be well from now on."""
@@ -189,12 +192,8 @@ class OutboxWeather:
         self._planned.pop(line)
         self._fire(what)
         if self.chance.random() < 0.5:
-            _give_up(line)  # after some errors SQLite rolls back by itself
+            _give_up(line)  # after some errors SQLite rolls back on its own
         raise failure
-
-    def _fire(self, what: str) -> None:
-        self.fired[what] += 1
-        self.say(f"fault {what}")
 
 
 def _give_up(line: Line) -> None:

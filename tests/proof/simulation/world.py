@@ -1,4 +1,4 @@
-"""World: one seed, from the first message to the last look at the files: who lives when, and what must hold."""
+"""Run one seed, from the first message to the last look at the files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import letopis.outbox.relay
-import letopis.outbox.wake
-import letopis.outbox.watch
+import letopis.outbox.alerting.monitor
+import letopis.outbox.file.change_watcher
+import letopis.outbox.relay.relay
 from letopis.store.errors import LetopisError
 from tests.campaigns.invariants import check
 from tests.proof.simulation.alarms import Alarms
@@ -35,7 +35,7 @@ of a refused event (60 s each), and of a relay that met errors of its own file (
 
 @dataclass
 class Result:
-    """What came of a seed.
+    """The result of a seed.
 
     :ivar digest: of the whole trace and of what the files hold in the end.
     :ivar broken: promises that were, in words; the first ends the seed.
@@ -71,7 +71,7 @@ class Seat:
         self.patience = 6.0
 
     async def keep(self, ended: Callable[[str, str], Awaitable[None]]) -> None:
-        """Start the process, and again when it has ended, as long as it is wanted."""
+        """Start the process, and again when it has ended, for as long as it is wanted."""
         while self.wanted:
             self.starts += 1
             self.closing = asyncio.Event()
@@ -112,11 +112,11 @@ class World:
         self._looking = asyncio.Lock()
         self._looked = -1
         self.wall = take_over(self.loop, self._chance("machine"), self.disk)
-        letopis.outbox.relay.FLOOR = plan.floor  # type: ignore[misc]
-        letopis.outbox.relay.STANDBY = plan.standby  # type: ignore[misc]
-        defaults_of(letopis.outbox.relay.Relay)["idle_poll"] = plan.slowest
-        defaults_of(letopis.outbox.wake.FileWatch)["fastest"] = plan.fastest
-        defaults_of(letopis.outbox.watch.Watch)["interval"] = plan.look
+        letopis.outbox.relay.relay.MAX_IDLE_SECONDS = plan.floor  # type: ignore[misc]
+        letopis.outbox.relay.relay.STANDBY_INTERVAL_SECONDS = plan.standby  # type: ignore[misc]
+        defaults_of(letopis.outbox.relay.relay.Relay)["idle_poll"] = plan.slowest
+        defaults_of(letopis.outbox.file.change_watcher.FileWatcher)["poll_min_seconds"] = plan.fastest
+        defaults_of(letopis.outbox.alerting.monitor.AlertMonitor)["interval"] = plan.look
         self.store_path = folder / "history.db"
         shutil.copy(templates / "history.db", self.store_path)
         self.store = StoreLedger(self.store_path)
@@ -242,7 +242,7 @@ class World:
         chaos = Chaos(self, self._chance("chaos"))
         await chaos.run()
         self._heal()
-        await self._drain()
+        await self._dispatcher()
         await chaos.judge()
         await self._end()
 
@@ -261,8 +261,8 @@ class World:
                 if process.stopped:
                     self.loop.resume(process)
 
-    async def _drain(self) -> None:
-        """Wait until all is delivered, with people who talk on; a person sees to what was refused."""
+    async def _dispatcher(self) -> None:
+        """Wait until everything is delivered, while users keep talking; an operator sees to refused events."""
         begun = self.loop.now
         await asyncio.sleep(1)
         for place in self.places:
@@ -283,7 +283,7 @@ class World:
         self.result.drained_in = self.loop.now - begun
 
     async def _end(self) -> None:
-        """Let the talk end, deliver what is left, then end or kill everybody, and look at the files."""
+        """Let the talk end, deliver what is left, then end or kill every process, and check the files."""
         for place in self.places:
             place.silent = True
         await asyncio.sleep(30)  # what is just being said
@@ -304,9 +304,9 @@ class World:
         await self.look(drained=True)
 
     async def look(self, *, drained: bool = False) -> None:
-        """Read all files, with everybody held where they are, and check every invariant of the project."""
+        """Read all files, with every process stopped, and check every invariant of the project."""
         async with self._looking:
-            if drained or self._looked != self.result.checks:  # else they are as they were
+            if drained or self._looked != self.result.checks:  # otherwise they are unchanged
                 self._looked = self.result.checks
                 await self._look(drained=drained)
 
@@ -329,4 +329,4 @@ class World:
 
 
 def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Hear of errors of tasks that nobody waits for: those of processes that were killed."""
+    """Handle errors of tasks that are not awaited: those of killed processes."""

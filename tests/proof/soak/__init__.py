@@ -1,4 +1,4 @@
-"""The soak: bots and a daemon for a long time, under faults that come and go; what they use has to stay flat."""
+"""Run bots and a daemon for long under faults that come and go; what they use has to stay flat."""
 
 from __future__ import annotations
 

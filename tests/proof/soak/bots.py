@@ -1,10 +1,9 @@
-"""Bots: processes that talk at a bounded rate and report what they were promised; one of them leaks on purpose."""
+"""Talk at a bounded rate for long and report what was promised; one bot leaks on purpose."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox import History
-from letopis.store import Message
-from tests.campaigns.invariants import Ack
+from tests.support.promises import SentPromises
+from tests.support.victim import Bot, Talk
 
 CONVERSATIONS: Final = 20
-LOOK: Final = 1.0
+REPORT_INTERVAL_SECONDS: Final = 1.0
 """Seconds between two reports of the tasks that run, and between two reads."""
 
 
@@ -28,38 +27,36 @@ class Tasks:
 
 
 def talk(outbox: str, store: str, says: Connection, ended: Event, rate: float, seed: str, leaks: int) -> None:
-    """Append at a rate until told to end, and send what is promised.
+    """Append at a rate until asked to end, and send what is promised.
 
-    :param leaks: keep every receipt, and at each so many appends a descriptor; 0 for a bot that lets go.
+    :param leaks: keep every receipt, and after each this many appends a descriptor; 0 for a bot that leaks nothing.
     """
     logging.disable()
-    asyncio.run(_talk(Path(outbox), store, says, ended, rate=rate, chance=random.Random(seed), leaks=leaks))
+    asyncio.run(_talk(Path(outbox), store, says, ended, rate=rate, seed=seed, leaks=leaks))
 
 
 async def _talk(
-    outbox: Path, store: str, says: Connection, ended: Event, *, rate: float, chance: random.Random, leaks: int
+    outbox: Path, store: str, says: Connection, ended: Event, *, rate: float, seed: str, leaks: int
 ) -> None:
     loop = asyncio.get_running_loop()
-    kept: list[Any] = []
+    leaked: list[Any] = []
     async with History.open(outbox, store=store, relay=False) as history:
+        talk = Talk(prefix=outbox.stem, conversations=CONVERSATIONS)
+        bot = Bot(history, SentPromises(says), seed=seed, talk=talk)
         begun, number = loop.time(), 0
         next_look = begun
         while not ended.is_set():
             number += 1
-            name = f"{outbox.stem}-{chance.randrange(CONVERSATIONS)}"
-            message = Message.user(f"{number} {'ж' * chance.randrange(200)}")
-            receipt = await history.append(name, message, owner=f"owner of {name}")
-            for event_id in receipt.event_ids[:-1]:
-                says.send(Ack(name, event_id))
-            says.send(Ack(name, receipt.event_ids[-1], receipt.sequence))
+            receipt = await bot.append(number, most=1)
+            bot.keep(receipt)
             if leaks:
-                kept.append((receipt, bytearray(1_024)))
+                leaked.append((receipt, bytearray(1_024)))
                 if number % leaks == 0:
-                    kept.append(outbox.with_suffix(".leak").open("a"))
+                    leaked.append(outbox.with_suffix(".leak").open("a"))
             if loop.time() >= next_look:
-                next_look = loop.time() + LOOK
+                next_look = loop.time() + REPORT_INTERVAL_SECONDS
                 says.send(Tasks(len(asyncio.all_tasks())))
-                await history.messages(name, last=20)
+                await history.messages(receipt.conversation_id, last=20)
             # What was slow is not made up for: the rate is a bound.
             begun = max(begun, loop.time() - 1 - number / rate)
             await asyncio.sleep(max(0.0, begun + number / rate - loop.time()))

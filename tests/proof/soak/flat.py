@@ -1,4 +1,4 @@
-"""Flat: whether what was sampled over time has stopped to grow."""
+"""Decide whether what was sampled over time has stopped growing."""
 
 from __future__ import annotations
 

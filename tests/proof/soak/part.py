@@ -1,4 +1,4 @@
-"""Part: bots, a daemon and faults for twenty minutes; nothing is lost, and memory, descriptors and files stay flat."""
+"""Run bots, a daemon and faults for twenty minutes: nothing is lost; memory, descriptors and files stay flat."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sqlalchemy.engine import make_url
 from letopis.store import ConversationStore
 from tests.campaigns.invariants import Ack, Verdict, check
 from tests.campaigns.processes import Probe
-from tests.daemons import DaemonProcess, ask
-from tests.peers import Wire
 from tests.proof.options import Options
-from tests.proof.rows import Row
+from tests.proof.rows import Row, row_of
 from tests.proof.soak import flat
 from tests.proof.soak.bots import Tasks, talk
 from tests.proof.soak.sampling import LIMITS, MEGABYTE, TASKS, WARMING, Samples
-from tests.servers import PostgresServer, ServerUnavailable
+from tests.support.daemons import DaemonProcess, ask
+from tests.support.peers import Wire
+from tests.support.servers import PostgresServer, ServerUnavailable
 
 BOTS: Final = 3
 RATE: Final = 50.0
@@ -161,7 +161,7 @@ class Soak:
             for one in self.talkers:
                 if code := await asyncio.to_thread(one.end):
                     self.problems.append(f"{one.name} ended with {code}")
-            await self._drain()
+            await self._dispatcher()
             self._read_metrics(daemon)
             daemon.signal(signal.SIGTERM)
             if code := await asyncio.to_thread(daemon.wait):
@@ -172,7 +172,7 @@ class Soak:
         return DaemonProcess(*words, *listen, folder=self._folder, LETOPIS_STORE=through)
 
     async def _begin(self) -> None:
-        """Wait until everybody is at work."""
+        """Wait until every process is working."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while loop.time() < begun + BOUND:
@@ -209,7 +209,7 @@ class Soak:
             if one.process.pid is not None:
                 self.samples.process(one.name, one.process.pid)
             self.samples.series[one.name, TASKS].append(one.tasks)
-            if one.name != LEAKY:  # nobody delivers for that one, so nothing of it may be let go
+            if one.name != LEAKY:  # nothing delivers that one, so none of it may be pruned
                 self.samples.outbox(one.name, one.outbox)
 
     async def _measure_tables(self, url: str) -> None:
@@ -248,7 +248,7 @@ class Soak:
                 await asyncio.sleep(self._chance.uniform(0.5, 1.0 if self._options.short else 8.0))
                 wire.flowing.set()
 
-    async def _drain(self) -> None:
+    async def _dispatcher(self) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         probes = [Probe(path) for path in self._outboxes()]
@@ -312,14 +312,13 @@ class Soak:
             )
             for series in kinds
         )
-        return Row(
-            what=what,
-            where=where,
+        return row_of(
+            what,
+            where,
             count=sum(len(self.samples.series[key]) for key in judged),
             unit="samples",
             least=0 if control else 2_000,
-            violations=len(problems),
-            control=control,
+            problems=problems,
             notes=f"medians of the second and the last third: {notes}",
-            problems=tuple(problems),
+            control=control,
         )

@@ -1,4 +1,4 @@
-"""Sampling: what processes and files use at a moment, from ``/proc`` and the file system."""
+"""Sample what processes and files use, from ``/proc`` and the file system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Migrating: a migration in a process of its own, killed at a statement, raced by others, or robbed of its lock."""
+"""Run a migration in a process of its own: killed at a statement, concurrently with others, or without its lock."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event
 
-from letopis.outbox.file import OUTBOX, OutboxFile
-from letopis.outbox.schema import metadata as outbox_metadata
-from letopis.store import ConversationStore, sqlite_files
-from letopis.store import migration as the_migration
-from letopis.store.engines import create_store_engine
-from letopis.store.migration import STORE, Migrations, upgrade
-from letopis.store.schema import metadata
+from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import ConversationStore
+from letopis.store.database import migrations as the_migration
+from letopis.store.database import sqlite
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.migrations import STORE, Migrations, upgrade
+from tests.support.next_release import next_outbox_tables, next_store_tables
 
 
 def kind_of(url: str) -> tuple[Migrations, sa.MetaData]:
     """Return the migrations and tables of a database: an outbox is named by its path, a history store by its URL."""
-    return (STORE, metadata) if "://" in url else (OUTBOX, outbox_metadata)
+    return (STORE, next_store_tables()) if "://" in url else (OUTBOX_MIGRATIONS, next_outbox_tables())
 
 
 async def bring_to(url: str, target: str) -> None:
@@ -45,7 +46,7 @@ async def bring_to(url: str, target: str) -> None:
         config = Config()
         config.set_main_option("script_location", migrations.location)
         config.attributes.update(connection=connection, version_table=migrations.version_table)
-        with the_migration.alone(connection):
+        with the_migration.exclude_other_migrations(connection):
             command.downgrade(config, target)
 
     def up(connection: sa.Connection) -> None:
@@ -90,15 +91,15 @@ async def migrate(url: str) -> None:
 
 
 def changes(statement: str) -> bool:
-    """Whether a statement changes anything."""
+    """Return True if a statement changes anything."""
     words = statement.lstrip().upper()
     return not words.startswith(("SELECT", "PRAGMA", "BEGIN", "SET ", "SHOW", "DESCRIBE", "COMMIT", "ROLLBACK"))
 
 
 def killed(url: str, at: int, after: bool) -> None:
-    """Migrate, and die by SIGKILL at the changing statement of this number, before or after it took effect.
+    """Migrate, and die by SIGKILL at the changing statement with this number, before or after it took effect.
 
-    Where there are fewer, it dies with the commit not yet asked for.
+    If there are fewer statements, it dies before the commit.
     """
     logging.disable()
     seen = -1
@@ -124,16 +125,16 @@ def killed(url: str, at: int, after: bool) -> None:
 
 
 def race(pipe: Connection, *, locked: bool) -> None:
-    """Migrate each database that comes through the pipe, as soon as it comes, and say how that ended.
+    """Migrate each database that comes through the pipe, and send back the error or "".
 
-    :param locked: whether the migration has its lock; without it nothing keeps two of them apart.
+    :param locked: False removes the lock that keeps concurrent migrations apart.
     """
     logging.disable()
     with tempfile.TemporaryDirectory() as folder:  # so that what is raced for is not the imports
         asyncio.run(migrate(f"sqlite:///{folder}/warm.db"))
     if not locked:
-        the_migration.alone = _not_alone
-        sqlite_files._BEGIN = {**sqlite_files._BEGIN, "IMMEDIATE": "BEGIN"}  # type: ignore[misc]
+        the_migration.exclude_other_migrations = _not_alone
+        sqlite._BEGIN = {**sqlite._BEGIN, "IMMEDIATE": "BEGIN"}  # type: ignore[misc]
     pipe.send("")
     while (url := pipe.recv()) is not None:
         try:

@@ -1,14 +1,20 @@
-"""The part: upgrades and rollbacks on all three stores and the outbox, cut off, raced for, and beside older code."""
+"""Prove upgrades and rollbacks of all stores and the outbox: interrupted, concurrent, and beside older code.
+
+No release has a second revision yet, so all of it is run by the code of a next release: this one's, with a second
+revision of both ends. This release, and tagged ones if there are any, are the earlier ones.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import multiprocessing
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
@@ -17,19 +23,22 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import event
 
+import letopis.store
 from letopis.outbox import History
-from letopis.outbox.file import OutboxFile
+from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, LetopisError, Message
-from letopis.store.engines import create_store_engine
-from letopis.store.migration import State, revision_state
-from letopis.store.rebuild import Rebuilt
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.migrations import SchemaState, revision_state
+from letopis.store.maintenance.rebuild import Rebuilt
 from tests.campaigns.invariants import Ack, check
 from tests.campaigns.victims import Context, fork_server
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import fresh
-from tests.proof.upgrade.earlier import Earlier, EarlierBot, earlier_releases
 from tests.proof.upgrade.migrating import bring_to, changes, differences, killed, kind_of, migrate, race
+from tests.proof.upgrade.releases import Release, ReleaseBot, earlier_releases
+from tests.support.next_release import write_next_release
+from tests.support.paths import ROOT
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")
 RUNNERS: Final = 4
@@ -49,9 +58,36 @@ def prove(options: Options) -> Iterator[Row]:
     jobs: list[tuple[Callable[..., list[Row]], tuple[Any, ...]]] = [(on_a_store, (options, kind)) for kind in stores]
     jobs.append((races, (options, KINDS[:2] if options.short else KINDS)))
     # Each in a process of its own: Alembic keeps what it works on in globals. Most of the time they wait for a server.
-    with ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
+    following = write_next_release(options.folder / "next-release")
+    with (
+        _first_on_path(following.roots),
+        ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
         for one in [pool.submit(work, *given) for work, given in jobs]:
             yield from one.result()
+
+
+@contextmanager
+def _first_on_path(roots: Sequence[str]) -> Iterator[None]:
+    """Have new processes import from these folders: spawned ones take over ``sys.path``, a fork server does not."""
+    before = os.environ.get("PYTHONPATH")
+    sys.path[:0] = roots
+    os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, [before])])
+    try:
+        yield
+    finally:
+        del sys.path[: len(roots)]
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def _next_release() -> Release:
+    """Return the release whose code this process runs."""
+    found = Release.in_folder(Path(letopis.store.__file__).parents[3])
+    assert found is not None, "the packages are not laid out as in the checkout"
+    assert found.tree != ROOT, "the process runs this release, not the next one"
+    return found
 
 
 def on_a_store(options: Options, kind: str) -> list[Row]:
@@ -83,32 +119,29 @@ def races(options: Options, kinds: Sequence[str]) -> list[Row]:
     return [*rows, asyncio.run(cut_off(options, "outbox", str(outbox), context))]
 
 
-def older(options: Options, kind: str, url: str, releases: list[Earlier], _: Context) -> Iterator[Row]:
+def older(options: Options, kind: str, url: str, releases: list[Release], _: Context) -> Iterator[Row]:
     """Run each earlier release on a store of its own revision, then change the tables under it."""
-    if not releases:
-        why = "the checkout has no git history with older code in it"
-        yield from (Row(what=what, where=kind, missing=why) for what in (OLDER, STARTS))
-        return
     problems: list[str] = []
     count: Counter[str] = Counter()
     for number, release in enumerate(releases[-1:] if options.short else releases):
         with fresh(kind, options.folder, f"older-{number}") as one:
-            found = _beside(options, release, one.url, options.folder / f"{kind}-{number}", count)
+            found = _beside(release, one.url, options.folder / f"{kind}-{number}", count)
             problems += [f"revision {release.store}: {problem}" for problem in found]
     notes = (
         f"{count['releases']} releases: {count['acknowledged']} events acknowledged in all,"
-        f" {count['opened']} files of theirs opened by this release"
+        f" {count['opened']} files of theirs opened by the next release"
     )
     yield row_of(OLDER, kind, count["changed"], 30, "events", problems, notes)
     yield row_of(STARTS, kind, count["refused"], 2, "refusals", [], f"{count['kept']} events kept meanwhile, delivered")
 
 
-def _beside(options: Options, release: Earlier, url: str, folder: Path, count: Counter[str]) -> Iterator[str]:
+def _beside(release: Release, url: str, folder: Path, count: Counter[str]) -> Iterator[str]:
     folder.mkdir()
+    following = _next_release()
     outbox, second, third = (folder / f"{name}.outbox.db" for name in ("one", "two", "three"))
     acks: list[Ack] = []
     count["releases"] += 1
-    with EarlierBot(release, outbox, url, migrate=True) as bot:
+    with ReleaseBot(release, outbox, url, migrate=True) as bot:
         if error := bot.ready() or bot.say(15, "before"):
             yield error
             return
@@ -119,9 +152,9 @@ def _beside(options: Options, release: Earlier, url: str, folder: Path, count: C
             yield f"on the changed store: {error}"
         if not bot.drained(20):
             yield "not drained on the changed store"
-        with EarlierBot(None, second, url) as beside:
+        with ReleaseBot(following, second, url) as beside:
             if error := beside.ready() or beside.say(10, "beside"):
-                yield f"this release beside it: {error}"
+                yield f"the next release beside it: {error}"
             asyncio.run(_opened(outbox))
             if error := bot.say(15, "outbox changed too"):
                 yield f"on the changed outbox: {error}"
@@ -130,12 +163,12 @@ def _beside(options: Options, release: Earlier, url: str, folder: Path, count: C
             acks += beside.acks
         count["changed"] += 30
         acks += bot.acks
-    with EarlierBot(release, outbox, url) as bot:
+    with ReleaseBot(release, outbox, url) as bot:
         error = bot.ready()
         if "newer release" not in error:
-            yield f"an outbox of this release was not refused: {error}"
+            yield f"an outbox of the next release was not refused: {error}"
         count["refused"] += 1
-    with EarlierBot(release, third, url) as bot:
+    with ReleaseBot(release, third, url) as bot:
         before = asyncio.run(_held(url))
         if error := bot.ready() or bot.say(10, "kept"):
             yield f"started on the changed store: {error}"
@@ -147,11 +180,11 @@ def _beside(options: Options, release: Earlier, url: str, folder: Path, count: C
         count["kept"] += len(bot.acks)
         acks += bot.acks
     for path in (outbox, third):
-        with EarlierBot(None, path, url) as bot:
+        with ReleaseBot(following, path, url) as bot:
             if error := bot.ready() or bot.say(5, "after"):
-                yield f"this release on its file: {error}"
+                yield f"the next release on its file: {error}"
             if not bot.drained(20):
-                yield "this release does not drain its file"
+                yield "the next release does not drain its file"
             count["opened"] += 1
             acks += bot.acks
     count["acknowledged"] += len(acks)
@@ -164,7 +197,7 @@ async def _opened(path: Path) -> None:
     await (await OutboxFile.open(path)).close()
 
 
-def down_and_up(options: Options, kind: str, url: str, _: list[Earlier], __: Context) -> Iterator[Row]:
+def down_and_up(options: Options, kind: str, url: str, _: list[Release], __: Context) -> Iterator[Row]:
     """All of the vocabulary that makes rows, down to each revision and up again, then rebuilt."""
     yield asyncio.run(_down_and_up(options, kind, url))
 
@@ -177,7 +210,7 @@ async def _down_and_up(options: Options, kind: str, url: str) -> Row:
     revisions = _revisions(url)
     for revision in reversed(revisions[:-1]):
         await bring_to(url, revision)
-        if (await _state(url)) is not State.OLDER:
+        if (await _state(url)) is not SchemaState.OLDER:
             problems.append(f"at {revision}, and {await _state(url)}")
         low = await _held(url, only=("letopis_events", "letopis_lanes", "letopis_origins"))
         problems += [f"down to {revision}: {table} changed" for table, rows in low.items() if rows != whole[table]]
@@ -191,7 +224,7 @@ async def _down_and_up(options: Options, kind: str, url: str) -> Row:
         verdict = await check([outbox], url, acknowledged=acks, drained=True)
         problems += [f"up from {revision}: {one}" for one in verdict.problems]
     notes = f"{len(whole['letopis_events'])} events, the same in every column each time; the rest rebuilt from them"
-    return row_of(DOWN, kind, 2 * (len(revisions) - 1), 4, "migrations", problems, notes)
+    return row_of(DOWN, kind, 2 * (len(revisions) - 1), 2, "migrations", problems, notes)
 
 
 async def _fill(outbox: Path, url: str) -> list[Ack]:
@@ -212,7 +245,7 @@ async def _fill(outbox: Path, url: str) -> list[Ack]:
     return acks
 
 
-def cut_off_store(options: Options, kind: str, url: str, _: list[Earlier], context: Context) -> Iterator[Row]:
+def cut_off_store(options: Options, kind: str, url: str, _: list[Release], context: Context) -> Iterator[Row]:
     """Kill the migration of a filled store at each statement."""
     asyncio.run(_fill(options.folder / f"{kind}-cut.outbox.db", url))
     yield asyncio.run(cut_off(options, kind, url, context))
@@ -246,9 +279,9 @@ async def cut_off(options: Options, where: str, url: str, context: Context) -> R
             continue
         count["kills"] += 1
         found = await _state(url)
-        if found is State.CURRENT and at != steps and await differences(url):
+        if found is SchemaState.CURRENT and at != steps and await differences(url):
             problems.append(f"{words}: half migrated, and said to be current")
-        elif found not in (State.OLDER, State.CURRENT):
+        elif found not in (SchemaState.OLDER, SchemaState.CURRENT):
             problems.append(f"{words}: {found}")
         half = await _held(url)
         count["half"] += half.keys() != before.keys() or any(
@@ -315,7 +348,7 @@ class Racers:
 def raced(options: Options, where: str, racers: Racers, *, control: bool = False) -> Iterator[Row]:
     """Race in databases that are empty and in ones of the first revision, turn by turn.
 
-    Who gets in whose way without the lock is a matter of chance: a control that saw nothing yet goes on for a while.
+    Whether they collide without the lock is a matter of chance: a control that saw nothing yet continues for a while.
     """
     problems: list[str] = []
     rounds = options.many(3, 2) if control else options.many(12, 2)
@@ -336,24 +369,23 @@ def raced(options: Options, where: str, racers: Racers, *, control: bool = False
             problems += [f"round {number}: {one}" for one in racers.run(url) if one]
             if not control:
                 problems += [f"round {number}: {one}" for one in asyncio.run(differences(url))]
-                if (state := asyncio.run(_state(url))) is not State.CURRENT:
+                if (state := asyncio.run(_state(url))) is not SchemaState.CURRENT:
                     problems.append(f"round {number}: {state}")
         number += 1
     what = f"{RACED}, without the lock of migrations" if control else RACED
-    yield Row(
-        what=what,
-        where=where,
+    yield row_of(
+        what,
+        where,
         count=number * RUNNERS,
         unit="migrations",
         least=48,
-        violations=len(problems),
-        control=control,
-        problems=tuple(problems[:10]),
+        problems=problems,
         notes=f"{number} rounds, from nothing and from the first revision",
+        control=control,
     )
 
 
-def newer(options: Options, kind: str, url: str, _: list[Earlier], __: Context) -> Iterator[Row]:
+def newer(options: Options, kind: str, url: str, _: list[Release], __: Context) -> Iterator[Row]:
     """A store, and an outbox, of a release that does not exist yet."""
     yield asyncio.run(_newer(options, kind, url))
 
@@ -373,7 +405,7 @@ async def _newer(options: Options, kind: str, url: str) -> Row:
                 try:
                     await opened(target)
                 except LetopisError as error:
-                    if not any(words in str(error) for words in ("newer release", "none of Letopis's")):
+                    if not any(words in str(error) for words in ("newer release", "not one of Letopis")):
                         problems.append(f"{revision} {what}: {error}")
                 else:
                     problems.append(f"{revision} was {what}")
@@ -399,7 +431,7 @@ async def _stamp(url: str, revision: str) -> None:
     await engine.dispose()
 
 
-async def _state(url: str) -> State:
+async def _state(url: str) -> SchemaState:
     engine = create_store_engine(url)
     try:
         async with engine.connect() as connection:

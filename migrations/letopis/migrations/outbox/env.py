@@ -1,21 +1,21 @@
-"""Alembic's environment of the outbox file, which its program migrates itself when it opens it."""
+"""Configure Alembic for the outbox file, which is migrated when it is opened."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import context
 
-from letopis.outbox.schema import metadata
+from letopis.outbox.event_log.schema import metadata
 
 config = context.config
 
 
 def main() -> None:
-    """Migrate over the connection that was given, or print the SQL of it."""
+    """Migrate over the given connection, or print the SQL."""
     options = {
         "target_metadata": metadata,
         "version_table": config.attributes.get("version_table", "letopis_outbox_version"),
-        # The bot's own tables live in the same file.
+        # The bot's own tables are in the same file.
         "include_name": lambda name, kind, _parents: kind != "table" or name in metadata.tables,
     }
     connection: sa.Connection | None = config.attributes.get("connection")

@@ -1,4 +1,4 @@
-"""Alembic's environment of the history store: where the database is, and what of it is ours."""
+"""Configure Alembic for the history store: where the database is, and which tables are Letopis's."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import sqlalchemy as sa
 from alembic import context
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from letopis.store.engines import Timeouts, create_store_engine
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.fault_classification import translated
+from letopis.store.database.faults import StoreFault
+from letopis.store.database.migrations import exclude_other_migrations
+from letopis.store.database.schema import metadata
+from letopis.store.database.timeouts import Timeouts
+from letopis.store.database.urls import normalise_url
 from letopis.store.errors import ConfigurationError
-from letopis.store.faults import StoreFault, translated
-from letopis.store.migration import alone
-from letopis.store.schema import metadata
-from letopis.store.urls import normalise_url
 
 config = context.config
 
 
 def database_url() -> sa.URL:
-    """Return the URL from ``-x url=``, else ``LETOPIS_STORE``, else ``sqlalchemy.url`` in the ini file."""
+    """Return the URL from ``-x url=``, ``LETOPIS_STORE`` or ``sqlalchemy.url`` in the ini file, in this order."""
     given = context.get_x_argument(as_dictionary=True).get("url")
     found = given or os.environ.get("LETOPIS_STORE") or config.get_main_option("sqlalchemy.url")
     if not found:
@@ -34,17 +36,17 @@ def database_url() -> sa.URL:
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
-    """Leave the bot's own tables, and those of the outbox, alone."""
+    """Exclude the bot's own tables and those of the outbox."""
     return kind != "table" or name in metadata.tables
 
 
 def include_object(item: Any, _name: str | None, _kind: str, _reflected: bool, _other: Any) -> bool:
-    """Leave aside an index that this kind of database keeps in another way."""
+    """Exclude an index that this kind of database has in another form."""
     return bool(item.info.get("not_on") != context.get_context().dialect.name)
 
 
 def configure(**options: Any) -> None:
-    """Configure the run in the same way wherever the connection comes from."""
+    """Configure the run, wherever the connection comes from."""
     partitions = context.get_x_argument(as_dictionary=True).get("partitions")
     if partitions is not None:
         config.attributes["partitions"] = int(partitions)
@@ -65,27 +67,27 @@ def migrate(connection: sa.Connection) -> None:
 
 
 def migrate_alone(connection: sa.Connection) -> None:
-    """Migrate while other processes that want to do the same wait."""
-    with alone(connection):
+    """Migrate while other processes wait."""
+    with exclude_other_migrations(connection):
         migrate(connection)
 
 
-async def reach(engine: AsyncEngine) -> None:
-    """End with one line where there is no way to the database: a traceback would quote the driver, and help nobody."""
+async def check_reachable(engine: AsyncEngine) -> None:
+    """Exit with one line if the database cannot be reached, instead of the driver's traceback."""
     try:
         with translated():
             async with engine.connect():
-                pass  # it waits in the pool for the migration
+                pass  # it stays in the pool for the migration
     except StoreFault as fault:
         raise SystemExit(str(fault)) from None
 
 
 async def migrate_by_url() -> None:
-    """Migrate the database that the URL names, in one transaction where the database can."""
+    """Migrate the database that the URL names, in one transaction if the database supports that."""
     # A statement may have to rebuild a table of any size.
     engine = create_store_engine(database_url(), timeouts=Timeouts(statement=24 * 3600.0, lock=60.0), pool_size=1)
     try:
-        await reach(engine)
+        await check_reachable(engine)
         async with engine.begin() as connection:
             await connection.run_sync(migrate_alone)
     finally:
@@ -93,8 +95,8 @@ async def migrate_by_url() -> None:
 
 
 def main() -> None:
-    """Migrate, or print the SQL of it."""
-    # A file of the two lines that are needed says nothing of logging.
+    """Migrate, or print the SQL."""
+    # A minimal ini file does not configure logging.
     if config.config_file_name is not None and config.file_config.has_section("formatters"):
         fileConfig(config.config_file_name, disable_existing_loggers=False)
     if context.is_offline_mode():

@@ -1,4 +1,4 @@
-"""The ``letopis`` command: its verbs, each imported when it is called, so that ``--help`` answers at once."""
+"""Define the ``letopis`` command and its verbs, each imported only when it is called."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 
 import click
 
-from letopis.outbox.cli.exits import run
-from letopis.outbox.cli.lazy import LazyGroup
-from letopis.outbox.cli.options import with_options
+from letopis.outbox.cli._exit_codes import run
+from letopis.outbox.cli._lazy_group import LazyGroup
+from letopis.outbox.cli._options import with_options
 
 VERBS: Final = {
     "demo": (
@@ -18,18 +18,19 @@ VERBS: Final = {
         "See it work: a bot, an outage, a poisoned conversation, in half a minute.",
     ),
     "init": ("letopis.outbox.cli.init:init", "Write letopis.toml and create the outbox."),
-    "relay": ("letopis.outbox.cli.relay:relay", "Deliver what outboxes hold to the history store."),
-    "healthcheck": ("letopis.outbox.cli.healthcheck:healthcheck", "Say by the exit code whether the relay is well."),
+    "relay": ("letopis.outbox.cli.relay:relay", "Deliver pending events to the history store."),
+    "healthcheck": ("letopis.outbox.cli.healthcheck:healthcheck", "Exit 0 if the relay is healthy, 1 if not."),
     "status": ("letopis.outbox.cli.status:status", "Show what is pending, blocked and delivered."),
-    "doctor": ("letopis.outbox.cli.doctor:doctor", "Look for what is wrong, and say how to mend it."),
+    "doctor": ("letopis.outbox.cli.doctor:doctor", "Diagnose problems and suggest fixes."),
+    "move": ("letopis.outbox.cli.move:move", "Move the history to another store while bots keep running."),
     "outbox": ("letopis.outbox.cli.outbox:outbox", "List what is pending; retry, fix or skip what is stuck."),
-    "pause": ("letopis.outbox.cli.pause:pause", "Hold the relay back."),
-    "resume": ("letopis.outbox.cli.pause:resume", "Let the relay go on."),
+    "pause": ("letopis.outbox.cli.relay:pause", "Pause delivery."),
+    "resume": ("letopis.outbox.cli.relay:resume", "Resume delivery."),
     "history": ("letopis.outbox.cli.history:history", "List, show, import and export conversations."),
-    "db": ("letopis.outbox.cli.db:db", "Make or check the tables of the history store."),
-    "alerts": ("letopis.outbox.cli.alerts:alerts", "Try the channels by which operators are told."),
+    "db": ("letopis.outbox.cli.db:db", "Create, upgrade and check the history store."),
+    "alerts": ("letopis.outbox.cli.alerts:alerts", "Send a test alert."),
 }
-"""The verbs in the order in which a newcomer meets them, with the place of each and its line of help."""
+"""The verbs in the order of a first use, with module and short help."""
 
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -55,9 +56,9 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @with_options
 def cli() -> None:
-    """Keep the conversations of chat bots and LLM agents, and never silently lose a reply.
+    """Store the conversations of chat bots and LLM agents, and never silently lose a reply.
 
-    Options may stand before or after the verb. What is not given comes from the environment, then from letopis.toml.
+    Options may come before or after the command. Precedence: option, environment variable, letopis.toml, default.
     """
 
 

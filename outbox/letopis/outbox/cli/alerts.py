@@ -1,4 +1,4 @@
-"""``letopis alerts``: the ways to operators, tried out before they are needed."""
+"""``letopis alerts``: test the operators' channels before they are needed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from letopis.outbox.cli.exits import Ended, Exit
-from letopis.outbox.cli.options import settings, with_options
-from letopis.outbox.cli.output import JSON, clean, print_json
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import JSON, print_json, printable
 
 if TYPE_CHECKING:
-    from letopis.outbox.alerts import Channel
+    from letopis.outbox.alerting.channels import Channel
 
 
 @click.group()
 @with_options
 def alerts() -> None:
-    """Try the channels by which operators are told of what stays stuck."""
+    """Send a test alert."""
 
 
 @alerts.command()
@@ -29,22 +29,22 @@ def alerts() -> None:
     metavar="URL",
     multiple=True,
     help="A channel to try instead of the configured ones (LETOPIS_ALERTS, LETOPIS_ALERTS_FILE or [alerts] in "
-    "letopis.toml); may be repeated. https:// is a webhook, anything else is for Apprise.",
+    "letopis.toml); may be repeated. Any address that Apprise knows, or https:// for a webhook.",
 )
 @click.option(
     "--private/--public",
     default=None,
-    help="Whether plain http and machines of one's own network may be posted to (LETOPIS_ALERTS_PRIVATE).",
+    help="Allow addresses that are posted to without TLS (LETOPIS_ALERTS_PRIVATE).",
 )
 @JSON
 @with_options
 def test(channels: tuple[str, ...], private: bool | None, as_json: bool) -> None:
-    """Send one harmless alert to each channel, and say which took it.
+    """Send a harmless alert to each channel, and print which took it.
 
     Exits with 0 if all did, with 1 if one did not, with 78 if there is none.
     """
-    from letopis.outbox.alert_settings import load_alerts
-    from letopis.outbox.alerts import open_channels
+    from letopis.outbox.alerting.channels import open_channels
+    from letopis.outbox.config.alerts import load_alerts
 
     found = settings()
     wanted = load_alerts(
@@ -52,7 +52,7 @@ def test(channels: tuple[str, ...], private: bool | None, as_json: bool) -> None
     )
     opened = open_channels(wanted.channels, private=wanted.private)
     if not opened:
-        raise Ended(
+        raise CommandExit(
             Exit.CONFIGURATION, "there is no alert channel: set LETOPIS_ALERTS, or channels in [alerts] of letopis.toml"
         )
     results = asyncio.run(_try_all(opened, found.outbox.name, wanted.language))
@@ -60,26 +60,26 @@ def test(channels: tuple[str, ...], private: bool | None, as_json: bool) -> None
         print_json({"channels": results})
     else:
         for result in results:
-            click.echo(f"{'ok  ' if result['ok'] else 'FAIL'} {clean(result['name'])}{_because(result['error'])}")
+            click.echo(f"{'ok  ' if result['ok'] else 'FAIL'} {printable(result['name'])}{_because(result['error'])}")
     if not all(result["ok"] for result in results):
-        raise Ended(Exit.FAILED)
+        raise CommandExit(Exit.FAILED)
 
 
 async def _try_all(channels: Sequence[Channel], outbox: str, language: str) -> list[dict[str, Any]]:
-    from letopis.outbox.alerts import Alert
-    from letopis.outbox.calls import attempt
-    from letopis.outbox.texts import trial_alert
-    from letopis.store.identifiers import uuid7
+    from letopis.outbox.alerting.channels import Alert
+    from letopis.outbox.alerting.texts import trial_alert
+    from letopis.outbox.concurrency.callbacks import call_with_timeout
+    from letopis.store.model.identifiers import uuid7
 
     title, text = trial_alert(outbox, language)
     results = []
     for channel in channels:
         alert = Alert(key=f"test/{uuid7()}", title=title, text=text, facts={"kind": "test", "outbox": outbox})
-        outcome = await attempt(channel.send, alert, seconds=20.0)
+        outcome = await call_with_timeout(channel.send, alert, seconds=20.0)
         error = None if outcome.done else outcome.error or "no answer in time"
         results.append({"name": channel.name, "ok": outcome.done is True, "error": error})
     return results
 
 
 def _because(error: str | None) -> str:
-    return "" if error is None else f": {clean(error)}"
+    return "" if error is None else f": {printable(error)}"

@@ -1,32 +1,45 @@
-"""``letopis db``: the tables of the history store."""
+"""``letopis db``: create, upgrade, check and rebuild the history store."""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.exits import Ended, Exit
-from letopis.outbox.cli.options import settings, with_options
-from letopis.outbox.cli.output import JSON, clean, note, print_json
-from letopis.outbox.cli.rebuild import index, rebuild
-from letopis.outbox.cli.soundness import verify_store
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import JSON, note, print_json, printable
+from letopis.outbox.cli._selection import YES, confirm
+from letopis.outbox.cli.verify import verify_store
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     import sqlalchemy as sa
 
-    from letopis.store.migration import Revision
+    from letopis.store.conversation_store import ConversationStore
+    from letopis.store.database.migrations import Revision
+    from letopis.store.database.store_identity import StoreIdentity
+    from letopis.store.maintenance.rebuild import Rebuilt
 
-A_DAY: Final = 86_400.0
-"""Seconds that one statement of a migration may take: a large table is rebuilt by one."""
+STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0
+"""One statement of a migration may rebuild a large table."""
+
+
+PROGRESS_SECONDS: Final = 2.0
+INDEX_BATCH_EVENTS: Final = 2_000
+MAX_LISTED: Final = 100
+"""Differing conversations that are listed; the others are counted."""
 
 
 @click.group()
 @with_options
 def db() -> None:
-    """Make or check the tables of the history store.
+    """Create, upgrade and check the history store.
 
     The outbox file needs none of this: it migrates itself when it is opened.
     """
@@ -38,25 +51,25 @@ def db() -> None:
     type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
-    help="Of the log, for a store that is made now; one that exists keeps what it has.",
+    help="Partitions of the log of a new store; an existing store keeps its own.",
 )
 @with_options
 def upgrade(partitions: int) -> None:
-    """Make the tables, or bring them to this release's revision."""
-    from letopis.store.migration import STORE, State, revision_state
-    from letopis.store.migration import upgrade as migrate
+    """Create the tables, or upgrade them to this release's revision."""
+    from letopis.store.database.migrations import STORE, SchemaState, revision_state
+    from letopis.store.database.migrations import upgrade as migrate
 
     def work(connection: sa.Connection) -> tuple[Revision, Revision]:
         before = revision_state(connection, STORE)
-        if before.state in (State.MISSING, State.OLDER):
+        if before.state in (SchemaState.MISSING, SchemaState.OLDER):
             migrate(connection, STORE, attributes={"partitions": partitions})
         return before, revision_state(connection, STORE)
 
     url, (before, after) = _on_store(work, create=True)
-    if after.state is not State.CURRENT:
-        raise Ended(Exit.CONFIGURATION, f"{url}: {after.advice(STORE, command='letopis db upgrade')}")
-    if before.state is State.CURRENT:
-        note(f"{url}: at revision {after.revision} already, nothing to do")
+    if after.state is not SchemaState.CURRENT:
+        raise CommandExit(Exit.CONFIGURATION, f"{url}: {after.advice(STORE, command='letopis db upgrade')}")
+    if before.state is SchemaState.CURRENT:
+        note(f"{url}: already at revision {after.revision}")
     else:
         note(f"{url}: now at revision {after.revision}")
 
@@ -65,58 +78,147 @@ def upgrade(partitions: int) -> None:
 @JSON
 @with_options
 def current(as_json: bool) -> None:
-    """Show the revision that the tables are at."""
-    from letopis.store.migration import STORE
+    """Show the revision of the tables."""
+    from letopis.store.database.migrations import STORE
 
-    url, found = _look()
+    url, found = _read_revision()
     if as_json:
         print_json({"store": url, "revision": found.revision, "state": found.state, "head": STORE.head})
     else:
-        click.echo(f"{clean(found.revision or 'none')} ({found.state}; this release needs {STORE.head})")
+        click.echo(f"{printable(found.revision or 'none')} ({found.state}; this release needs {STORE.head})")
 
 
 @db.command()
 @with_options
 def check() -> None:
-    """Exit with 0 if the tables are as this release needs them, else with 78 and what to do."""
-    from letopis.store.migration import STORE, State
+    """Exit with 0 if the tables match this release, otherwise with 78 and what to do."""
+    from letopis.store.database.migrations import STORE, SchemaState
 
-    url, found = _look()
-    said = f"{url}: {found.advice(STORE, command='letopis db upgrade')}"
-    if found.state is not State.CURRENT:
-        raise Ended(Exit.CONFIGURATION, said)
-    note(said)
+    url, found = _read_revision()
+    line = f"{url}: {found.advice(STORE, command='letopis db upgrade')}"
+    if found.state is not SchemaState.CURRENT:
+        raise CommandExit(Exit.CONFIGURATION, line)
+    note(line)
 
 
-db.add_command(rebuild)
-db.add_command(index)
+@db.command(name="new-identity")
+@YES
+@JSON
+@with_options
+def new_identity(yes: bool, as_json: bool) -> None:
+    """Give a copy of a history store an identity of its own.
+
+    For a copy made for staging or a test: it then refuses the outboxes of the original, and an outbox must be bound to
+    it with `letopis outbox rebind`. Nothing else changes. Never run it on the original: its outboxes would refuse to
+    deliver. Exits with 2 if confirmation is required and stdin is not a terminal.
+    """
+    import anyio
+
+    async def renew() -> tuple[str, StoreIdentity, StoreIdentity]:
+        return await _renewed(yes=yes)
+
+    name, before, after = anyio.run(renew)
+    if as_json:
+        print_json({"store": name, "before": str(before.store_id), "id": str(after.store_id)})
+    else:
+        note(f"{name}: is now history store {after.store_id}, it was {before.store_id}")
+
+
+@db.command()
+@click.option("--check", is_flag=True, help="Write nothing: check all conversations, and exit with 1 if one differs.")
+@click.option(
+    "--all", "every", is_flag=True, help="Rebuild every conversation, not only those built by an older release."
+)
+@click.option("--conversation", metavar="ID", help="Only this conversation.")
+@JSON
+@with_options
+def rebuild(check: bool, every: bool, conversation: str | None, as_json: bool) -> None:
+    """Rebuild the rows of conversations and messages from the log, while bots and relays keep running.
+
+    By default those that an older release built, and those that are missing. If interrupted, run it again to continue.
+    """
+    import anyio
+
+    count, differing = anyio.run(_run, check, every, conversation)
+    if as_json:
+        print_json(
+            {
+                "conversations": count["conversations"],
+                "events": count["events"],
+                "differing": count["differing"],
+                "written": count["written"],
+                "differences": [
+                    {
+                        "conversation_id": one.conversation_id,
+                        "count": one.difference_count,
+                        "names": list(one.differences),
+                    }
+                    for one in differing
+                ],
+            }
+        )
+    else:
+        for one in differing:
+            more = one.difference_count - len(one.differences)
+            names = ", ".join(one.differences) + (f" and {more} more" if more else "")
+            click.echo(f"{printable(one.conversation_id)}: {names}")
+    if conversation is not None and not count["conversations"]:
+        raise CommandExit(Exit.NOTHING, f"there is no conversation {conversation!r}, or a newer release built its rows")
+    left = count["differing"] - count["written"]
+    what = "differ from the log" if check else "cannot be rebuilt from the log: restore the database"
+    if left:
+        raise CommandExit(Exit.FAILED, f"{_summary(count, check=check)}; {left} {what}")
+    note(_summary(count, check=check))
+
+
+@db.command()
+@JSON
+@with_options
+def index(as_json: bool) -> None:
+    """Bring the search index up to date, while bots and relays keep running.
+
+    Searching does so too, in small steps: this is for a large history without an index. If interrupted, run it again to
+    continue.
+    """
+    import anyio
+
+    done = anyio.run(_index)
+    if as_json:
+        print_json({"events": done})
+    else:
+        note(f"{done} events indexed")
+
+
 db.add_command(verify_store)
 
 
-def _look() -> tuple[str, Revision]:
-    from letopis.store.migration import STORE, revision_state
+def _read_revision() -> tuple[str, Revision]:
+    from letopis.store.database.migrations import STORE, revision_state
 
     return _on_store(lambda connection: revision_state(connection, STORE), create=False)
 
 
 def _on_store(work: Callable[[sa.Connection], Any], *, create: bool) -> tuple[str, Any]:
-    """Run ``work`` in one transaction on the store; return what it gave, and the store's name for people."""
+    """Run ``work`` in one transaction on the store; return the store's name and its result."""
     import anyio
 
-    from letopis.outbox.cli.places import store_of
-    from letopis.outbox.history import check_apart
-    from letopis.store.engines import Timeouts, create_store_engine
-    from letopis.store.faults import translated
-    from letopis.store.urls import normalise_url, safe_url
+    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.history.store_location import check_apart
+    from letopis.store.database.engines import create_store_engine
+    from letopis.store.database.fault_classification import translated
+    from letopis.store.database.timeouts import Timeouts
+    from letopis.store.database.urls import normalise_url, safe_url
 
     url = normalise_url(store_of(settings()))
     check_apart(Path(settings().outbox), url)
-    name = clean(safe_url(url))
+    name = printable(safe_url(url))
     if not create and url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
-        raise Ended(Exit.CONFIGURATION, f"{name}: there is no such file: `letopis db upgrade` makes it")
+        raise CommandExit(Exit.CONFIGURATION, f"{name}: there is no such file: `letopis db upgrade` creates it")
 
     async def transaction() -> Any:
-        engine = create_store_engine(url, timeouts=Timeouts(statement=A_DAY, lock=60.0), pool_size=1)
+        engine = create_store_engine(
+            url, timeouts=Timeouts(statement=STATEMENT_TIMEOUT_SECONDS, lock=60.0), pool_size=1
+        )
         if not create:
             engine = engine.execution_options(sqlite_begin="DEFERRED")
         try:
@@ -127,3 +229,60 @@ def _on_store(work: Callable[[sa.Connection], Any], *, create: bool) -> tuple[st
             await engine.dispose()
 
     return name, anyio.run(transaction)
+
+
+async def _renewed(*, yes: bool) -> tuple[str, StoreIdentity, StoreIdentity]:
+    from letopis.outbox.cli._locations import store_of
+    from letopis.store.conversation_store import ConversationStore
+    from letopis.store.database.urls import normalise_url, safe_url
+
+    url = normalise_url(store_of(settings()))
+    name = printable(safe_url(url))
+    async with ConversationStore.open(url, migrate=False, pool_size=1) as store:
+        before = await store.identity()
+        confirm(
+            f"{name}: outboxes that deliver to history store {before.store_id} will be refused here. Continue?", yes=yes
+        )
+        return name, before, await store.new_identity()
+
+
+async def _index() -> int:
+    done, printed = 0, time.monotonic()
+    async with _store() as store:
+        while indexed := await store.catch_up_search(INDEX_BATCH_EVENTS):
+            done += indexed
+            if time.monotonic() - printed > PROGRESS_SECONDS:
+                printed = time.monotonic()
+                note(f"{done} events indexed ...")
+    return done
+
+
+def _store() -> AbstractAsyncContextManager[ConversationStore]:
+    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.history.store_location import check_apart
+    from letopis.store.conversation_store import ConversationStore
+    from letopis.store.database.urls import normalise_url
+
+    url = normalise_url(store_of(settings()))
+    check_apart(Path(settings().outbox), url)
+    return ConversationStore.open(url, migrate=False, pool_size=2)
+
+
+async def _run(check: bool, every: bool, conversation: str | None) -> tuple[Counter[str], list[Rebuilt]]:
+    from letopis.store.maintenance.rebuild import Rebuilt
+
+    count, differing, printed = Counter[str](), list[Rebuilt](), time.monotonic()
+    async with _store() as store:
+        async for one in store.rebuild(check=check, every=every, conversation=conversation):
+            count.update(conversations=1, events=one.events, written=one.written, differing=bool(one.differences))
+            if one.differences and len(differing) < MAX_LISTED:
+                differing.append(one)
+            if time.monotonic() - printed > PROGRESS_SECONDS:
+                printed = time.monotonic()
+                note(f"{_summary(count, check=check)} ...")
+    return count, differing
+
+
+def _summary(count: Counter[str], *, check: bool) -> str:
+    done = "checked" if check else "rebuilt"
+    return f"{count['conversations']} conversations with {count['events']} events {done}, {count['written']} changed"

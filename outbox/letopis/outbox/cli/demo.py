@@ -1,4 +1,4 @@
-"""``letopis demo``: the whole thing at work, without network, token or server."""
+"""``letopis demo``: play the demonstration in a folder of its own."""
 
 from __future__ import annotations
 
@@ -9,37 +9,35 @@ from pathlib import Path
 
 import click
 
-from letopis.outbox.cli.exits import Ended, Exit
-from letopis.outbox.cli.options import with_options
-from letopis.outbox.cli.output import clean, fancy, note
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._options import with_options
+from letopis.outbox.cli._output import note, printable, supports_style
 
 
 @click.command()
-@click.option(
-    "--keep", metavar="DIR", help="Play in this folder, which must be new or empty, and leave it to be looked at."
-)
+@click.option("--keep", metavar="DIR", help="Play in this new or empty folder, and keep it.")
 @with_options
 def demo(keep: str | None) -> None:
     """See it work: a bot, an outage, a poisoned conversation, in half a minute.
 
-    Needs no network, no token and no server, and touches nothing outside its own folder. Exits with 0 only if in the
-    end the history is exactly what was said.
+    Needs no network, token or server, and touches nothing outside its own folder. Exits with 0 only if the history
+    holds exactly what was appended.
     """
     import logging
     import sys
 
     import anyio
 
-    from letopis.outbox.demo import DemoFailed, play
+    from letopis.outbox.cli.demo_script import DemoFailed, play
 
-    # The relay tells of the outage and of the refusal as it does in a log; here the story does.
+    # The relay logs the outage and the refusal; here the story tells of them.
     logging.getLogger("letopis").addHandler(logging.NullHandler())
     logging.getLogger("letopis").propagate = False
     began = time.monotonic()
-    bold = fancy(sys.stdout)
+    bold = supports_style(sys.stdout)
 
-    def say(line: str) -> None:
-        # With an indent it is a detail, without one a step of the story.
+    def tell(line: str) -> None:
+        # A line with an indent is a detail, one without is a step of the story.
         click.echo(click.style(line, bold=True) if bold and line and not line.startswith(" ") else line)
         sys.stdout.flush()
 
@@ -50,14 +48,14 @@ def demo(keep: str | None) -> None:
             else _new(keep)
         )
         try:
-            outcome = anyio.run(play, folder, say)
+            outcome = anyio.run(play, folder, tell)
         except DemoFailed as error:
-            raise Ended(Exit.FAILED, f"the demonstration failed: {error}") from error
+            raise CommandExit(Exit.FAILED, f"the demonstration failed: {error}") from error
     if not outcome.holds:
-        raise Ended(Exit.FAILED, "the demonstration failed: the history is not what was said")
-    say(f"     It is, to the letter. {time.monotonic() - began:.0f} s.")
+        raise CommandExit(Exit.FAILED, "the demonstration failed: the history differs from what was appended")
+    tell(f"     Exactly. {time.monotonic() - began:.0f} s.")
     if keep is not None:
-        outbox = clean(str(folder / "bot.outbox.db"))
+        outbox = printable(str(folder / "bot.outbox.db"))
         note(
             f"\nlook around:\n  letopis --outbox {outbox} status\n  letopis --outbox {outbox} history show telegram:101"
         )
@@ -66,6 +64,6 @@ def demo(keep: str | None) -> None:
 def _new(keep: str) -> Path:
     folder = Path(keep)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Ended(Exit.USAGE, f"{clean(keep)} is not empty: name a new folder")
+        raise CommandExit(Exit.USAGE, f"{printable(keep)} is not empty: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""``letopis doctor``: a line a check, with what to do."""
+"""``letopis doctor``: print one line per check, with what to do."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.exits import Ended, Exit, shown
-from letopis.outbox.cli.options import settings, with_options
-from letopis.outbox.cli.output import JSON, clean, fancy, note, print_json
+from letopis.outbox.cli._exit_codes import CommandExit, Exit, one_line
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import JSON, note, print_json, printable, supports_style
 
 if TYPE_CHECKING:
-    from letopis.outbox.checks.finding import Finding
+    from letopis.outbox.diagnostics.finding import Finding
 
 COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}
 
@@ -22,19 +22,18 @@ COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}
 @JSON
 @with_options
 def doctor(as_json: bool) -> None:
-    """Look for what is wrong with the configuration, the outbox, the relay and the history store.
+    """Diagnose problems and suggest fixes: in the configuration, the outbox, the relay and the history store.
 
-    One line a check, with what to do. Creates and changes nothing. Exits with 1 if a check fails; a warning is no
-    failure.
+    One line per check. Creates and changes nothing. Exits with 1 if a check fails; a warning is not a failure.
     """
-    from letopis.outbox.checks.finding import fail
-    from letopis.outbox.doctor import examine, healthy
+    from letopis.outbox.diagnostics.doctor import examine, healthy
+    from letopis.outbox.diagnostics.finding import fail
     from letopis.store.errors import ConfigurationError
 
     try:
         found = settings()
     except ConfigurationError as error:
-        findings = [fail("configuration", str(error), "correct it; everything else depends on it")]
+        findings = [fail("configuration", str(error), "correct it: all other checks depend on it")]
         outbox = None
     else:
         outbox = found.outbox.name
@@ -49,14 +48,14 @@ def doctor(as_json: bool) -> None:
         for one in findings:
             click.echo(_line(one))
     if not well:
-        raise Ended(Exit.FAILED)
+        raise CommandExit(Exit.FAILED)
     if not as_json:
         note("nothing is wrong")
 
 
 def _line(one: Finding) -> str:
     level = f"{one.level:<4}"
-    if fancy(sys.stdout):
+    if supports_style(sys.stdout):
         level = click.style(level, fg=COLOURS[one.level], bold=one.level == "fail")
-    said = shown(clean(one.said))
-    return f"{level}  {one.check:<18} {said}" + (f" -> {shown(clean(one.hint))}" if one.hint else "")
+    said = one_line(printable(one.said))
+    return f"{level}  {one.check:<18} {said}" + (f" -> {one_line(printable(one.hint))}" if one.hint else "")

@@ -1,4 +1,4 @@
-"""``letopis healthcheck``: whether the daemon is well, for containers that have nothing else to ask with."""
+"""``letopis healthcheck``: check the relay, for containers without an HTTP client."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.exits import Ended, Exit
-from letopis.outbox.cli.options import given_outboxes, settings, with_options
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._options import given_outboxes, settings, with_options
 from letopis.outbox.cli.relay import LISTEN
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from letopis.outbox.listening import Address
+    from letopis.outbox.daemon.http import ListenAddress
+    from letopis.outbox.operations.status import Status
 
-PATIENCE: Final = 3.0
-"""Seconds for an answer."""
+TIMEOUT_SECONDS: Final = 3.0
 
 
 @click.command()
 @LISTEN
 @with_options
 def healthcheck(listen: str | None) -> None:
-    """Exit with 0 if a relay is at work on the outbox, and with 1 and the reason if not.
+    """Exit 0 if the relay is healthy, 1 if not, with the reason on stderr.
 
-    Asks the daemon over HTTP (/healthz/ready) where --listen says that it answers there, and looks at the outbox files
-    otherwise. A history store that is away is no reason: the outbox is there for that.
+    With --listen it asks the daemon over HTTP (/healthz/ready), otherwise it reads the outbox files. An unavailable
+    history store does not count: the outbox is there for that.
     """
     from letopis.store.errors import LetopisError
 
@@ -37,27 +37,27 @@ def healthcheck(listen: str | None) -> None:
     except LetopisError as error:
         reason = str(error)
     if reason is not None:
-        raise Ended(Exit.FAILED, reason)
+        raise CommandExit(Exit.FAILED, reason)
 
 
 def _reason(listen: str | None) -> str | None:
-    """Return why the relay is not well; ``None`` if it is."""
-    from letopis.outbox.listening import parse_address
-
+    """Return why the relay is unhealthy; ``None`` if it is healthy."""
     found = settings(several=True)
     address = listen or found.daemon.get("listen")
     if address:
+        from letopis.outbox.daemon.http import parse_address
+
         return _ask(parse_address(str(address)))
-    return _look_at(given_outboxes() or (str(found.outbox),))
+    return _check_files(given_outboxes() or (str(found.outbox),))
 
 
-def _ask(address: Address) -> str | None:
-    """Return why the daemon is not well, by its own word; ``None`` if it is."""
+def _ask(address: ListenAddress) -> str | None:
+    """Ask the daemon; return why it is unhealthy, or ``None``."""
     import http.client
 
-    # What listens everywhere is asked on the loopback interface.
+    # A daemon that listens on all interfaces is asked on the loopback one.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104 # nosec B104 - compared, not bound
-    connection = http.client.HTTPConnection(host, address.port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection(host, address.port, timeout=TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/healthz/ready")
         status = connection.getresponse().status
@@ -68,28 +68,31 @@ def _ask(address: Address) -> str | None:
     return None if status == 200 else f"{address} answers {status}"
 
 
-def _look_at(names: tuple[str, ...]) -> str | None:
-    """Return why an outbox is not served, by what its relay leaves in the file; ``None`` if all are."""
-    from letopis.outbox.outboxes import find, holds_outbox
+def _check_files(names: tuple[str, ...]) -> str | None:
+    """Return why an outbox is not served, as its file shows, or ``None``."""
+    from letopis.outbox.daemon.discovery import find_outboxes, holds_outbox
 
-    paths = [one.path for one in find(names) if not one.matched or holds_outbox(one.path)]
+    paths = [one.path for one in find_outboxes(names) if not one.matched or holds_outbox(one.path)]
     for path in paths:
         if not path.is_file():
             return f"there is no outbox {str(path)!r}"
         try:
-            running = asyncio.run(_running(path))
+            status = asyncio.run(_status(path))
         except TimeoutError:
-            return f"{path.name!r} could not be read in {PATIENCE:g} s"
-        if not running:
-            return f"no relay is at work on {path.name!r}"
+            return f"{path.name!r} could not be read in {TIMEOUT_SECONDS:g} s"
+        if status.wrong_store:
+            return f"the relay of {path.name!r} is configured with another history store"
+        if not status.relay.running:
+            return f"no relay runs on {path.name!r}"
     return None
 
 
-async def _running(path: Path) -> bool:
-    from letopis.outbox.file import look
-    from letopis.outbox.status import read_status
-    from letopis.store.events import to_microseconds, utc_now
+async def _status(path: Path) -> Status:
+    from letopis.outbox.file.inspection import read_file
+    from letopis.outbox.operations.status import status_of
+    from letopis.store.model.events import to_microseconds, utc_now
 
-    async with asyncio.timeout(PATIENCE):
-        found = await look(path, lambda connection: read_status(connection, now_us=to_microseconds(utc_now())))
-    return found.relay.running
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        return await asyncio.to_thread(
+            read_file, path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now()))
+        )

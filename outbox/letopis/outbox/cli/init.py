@@ -1,4 +1,4 @@
-"""``letopis init``: write a commented letopis.toml, create the outbox, say the next two commands."""
+"""``letopis init``: write a commented letopis.toml, create the outbox, and print the next two commands."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.exits import Ended, Exit
-from letopis.outbox.cli.options import settings, with_options
-from letopis.outbox.cli.output import clean, note
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import note, printable
 
 if TYPE_CHECKING:
-    from letopis.outbox.config import Settings
+    from letopis.outbox.config.settings import Settings
 
 TEMPLATE: Final = """\
 # Letopis reads this file in the folder where a command is started, or where --config or LETOPIS_CONFIG says.
-# An option on the command line and a variable of the environment come before it.
-# Relative paths start at this file's own folder.
+# Precedence: command-line option, environment variable, this file, default.
+# Relative paths start at this file's folder.
 
 # The outbox of the bot: LETOPIS_OUTBOX, --outbox.
 outbox = {outbox}
 
 # The history store: LETOPIS_STORE, --store. Without it, a SQLite file beside the outbox.
 {store}
-# Better for a URL with a password: a file that holds it and nothing else. LETOPIS_STORE_FILE.
+# Better for a URL with a password: a file that holds only the URL. LETOPIS_STORE_FILE.
 # store_file = "/run/secrets/letopis-store"
 
-# How the relay retries an event that the store refuses, before its conversation is blocked. An outage of the store
-# is waited out and counts as no attempt.
+# How the relay retries an event that the store refuses, before its conversation is blocked. Outages of the store
+# do not count as attempts.
 # [relay]
 # base = 1.0        # seconds before the first retry
-# factor = 2.0      # each wait is so many times the one before
-# cap = 60.0        # and never longer than this
-# jitter = "full"   # "full": a random part of it; "none": exactly
+# factor = 2.0      # each wait is this many times the previous one
+# cap = 60.0        # longest wait
+# jitter = "full"   # "full": a random part of the wait; "none": all of it
 # attempts = 3
 
-# How `letopis relay` runs. SIGHUP reads everything but listen again.
+# How `letopis relay` runs. SIGHUP reloads everything but listen.
 # [daemon]
 # listen = "127.0.0.1:9464"   # /healthz and /metrics; needs letopis[daemon]
-# stop_timeout = 8            # seconds that the batch in flight has after the first signal
+# stop_timeout = 8            # seconds for the batch in flight after the first signal
 # log_level = "INFO"
-# log_format = "auto"         # text on a terminal, else JSON
+# log_format = "auto"         # text on a terminal, otherwise JSON
 
-# Whom to tell of what stays stuck: https:// is a webhook, anything else needs letopis[alerts]. Or LETOPIS_ALERTS.
+# Where alerts about stuck events go; needs letopis[alerts]. Or LETOPIS_ALERTS.
 # [alerts]
-# channels_file = "/run/secrets/letopis-alerts"   # one address a line
+# channels_file = "/run/secrets/letopis-alerts"   # one address per line: https://..., tgram://...
 # language = "en"
 
-# How long `letopis relay` keeps delivered events in the outbox, for reads during an outage and to fill a store that
-# was restored from a backup. An event goes when it is beyond both. A bot that embeds History sets its own.
+# How long `letopis relay` keeps delivered events in the outbox, for reads during an outage and to refill a store
+# that was restored from a backup. An event is pruned when it is beyond both. A bot that embeds History sets its own.
 # [retention]
-# keep_last = 200   # events a conversation
+# keep_last = 200   # events per conversation
 # keep_hours = 24
 """
 
@@ -61,15 +61,15 @@ outbox = {outbox}
 @click.option(
     "--new-origin",
     is_flag=True,
-    help="Give an outbox that exists a new identity: for a copy that is to live on beside its original. "
-    "What is pending is kept and will be delivered under it. No bot or relay may have the file open.",
+    help="Give an existing outbox a new identity, for a copy that is used beside its original. "
+    "Pending events are kept and delivered under it. No bot or relay may have the file open.",
 )
 @with_options
 def init(new_origin: bool) -> None:
-    """Write letopis.toml in the current folder and create the outbox. Nothing that exists is overwritten."""
+    """Write letopis.toml in the current folder and create the outbox. Nothing is overwritten."""
     import anyio
 
-    from letopis.outbox.config import FILE
+    from letopis.outbox.config.settings import FILE
 
     found = settings()
     if new_origin:
@@ -77,13 +77,13 @@ def init(new_origin: bool) -> None:
         return
     target = Path(FILE)
     if found.file is not None or target.exists():
-        raise Ended(
+        raise CommandExit(
             Exit.FAILED,
-            f"{found.file or target} exists and is left as it is: change it, or move it away and start anew",
+            f"{found.file or target} exists: edit it, or move it away and run `letopis init` again",
         )
     anyio.run(_create, found)
     _write(target, found)
-    note(f"wrote {target} and created {clean(str(found.outbox))}")
+    note(f"wrote {target} and created {printable(str(found.outbox))}")
     note("next:")
     if found.store is not None and "://" in found.store and not found.store.startswith("sqlite"):
         click.echo("letopis db upgrade")
@@ -93,8 +93,8 @@ def init(new_origin: bool) -> None:
 
 
 async def _create(found: Settings) -> None:
-    from letopis.outbox.file import OutboxFile
-    from letopis.store.urls import normalise_url
+    from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.store.database.urls import normalise_url
 
     if found.store is not None:
         normalise_url(found.store)
@@ -103,17 +103,18 @@ async def _create(found: Settings) -> None:
 
 
 async def _new_origin(found: Settings) -> None:
-    from letopis.outbox.rebirth import give_new_origin
+    from letopis.outbox.diagnostics.new_origin import assign_new_origin
 
-    reborn = await give_new_origin(found.outbox)
+    reborn = await assign_new_origin(found.outbox)
     note(
-        f"{clean(str(found.outbox))} is now outbox {reborn.origin.origin_id}: {reborn.pending} pending events in "
+        f"{printable(str(found.outbox))} is now outbox {reborn.origin.origin_id}: {reborn.pending} pending events in "
         f"{reborn.conversations} conversations will be delivered under the new identity"
+        + (f"; {reborn.paused} of them are paused: `letopis outbox resume` continues them" if reborn.paused else "")
     )
 
 
 def _write(target: Path, found: Settings) -> None:
-    """Write the file for its owner only: a store's URL may hold a password."""
+    """Write the file for its owner only: the store's URL may hold a password."""
     store = '# store = "postgresql://bot@localhost/history"\n'
     if found.store is not None and found.store_from == "--store":
         store = f"store = {_quoted(found.store)}\n"
@@ -124,7 +125,7 @@ def _write(target: Path, found: Settings) -> None:
 
 
 def _quoted(text: str) -> str:
-    """Return a TOML basic string; JSON's escapes are among those that TOML has."""
+    """Return a TOML basic string; JSON's escapes are valid TOML."""
     import json
 
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""``letopis outbox``: look at what is pending, and get stuck events moving again."""
+"""``letopis outbox``: inspect pending events, and get stuck ones moving again."""
 
 from __future__ import annotations
 
@@ -10,178 +10,201 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from letopis.outbox.cli.choosing import YES, ask, choosing, chosen, named, named_fronts, said_which, whoever
-from letopis.outbox.cli.exits import Ended, Exit
-from letopis.outbox.cli.options import settings, with_options
-from letopis.outbox.cli.output import JSON, clean, note, print_json, write
-from letopis.outbox.cli.soundness import salvage, verify_outbox
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import JSON, note, print_json, printable, write
+from letopis.outbox.cli._selection import (
+    YES,
+    confirm,
+    current_selection,
+    current_user,
+    has_selection,
+    required_fronts,
+    required_selection,
+    with_selection,
+)
+from letopis.outbox.cli.rebind import rebind
+from letopis.outbox.cli.verify import salvage, verify_outbox
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from letopis.outbox.file import OutboxFile
-    from letopis.outbox.repair import Entry, Selection
+    from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.operations.pending_events import PendingEvent, Selection
 
 T = TypeVar("T")
 
 PAGE: Final = 200
-MOST_AT_ONCE: Final = 10_000
-"""Events that one ``skip`` lets go at most."""
+MAX_REPAIRED: Final = 10_000
+"""Events that one ``skip`` repairs at most."""
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 
-REASON = click.option("--reason", metavar="TEXT", required=True, help="Why: it is kept.")
+REASON = click.option("--reason", metavar="TEXT", required=True, help="The reason; it is recorded.")
 
 
 @click.group()
 @with_options
 def outbox() -> None:
-    """Look at what is pending, and get stuck events moving again.
+    """Inspect pending events, and get stuck ones moving again.
 
-    Works while the history store is down. Nothing here destroys anything: what is replaced is kept in the outbox file.
+    Works while the history store is down. Nothing is destroyed: the originals stay in the outbox file.
     """
 
 
 @outbox.command(name="list")
-@choosing()
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
+@with_selection()
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Print at most this many."
+)
 @JSON
 @with_options
 def list_events(limit: int, as_json: bool) -> None:
     """List pending events.
 
-    Without a choice: the event at the front of each conversation that is blocked, retrying or paused. Exits with 3 if
-    there is none.
+    Without filters: the event that each blocked, retrying or paused conversation is waiting on. Exits with 3 if there
+    is none.
     """
-    from letopis.outbox.cli.pending import listed, summary
-    from letopis.outbox.repair import Selection, entries
+    from letopis.outbox.cli._render import event_summary, event_table
+    from letopis.outbox.operations.pending_events import Selection, list_pending
+    from letopis.outbox.operations.status import read_status
+    from letopis.store.model.events import to_microseconds, utc_now
 
-    selection = chosen() if said_which() else Selection(states=("blocked", "retrying", "paused"), fronts=True)
-    path, found = _looked(lambda connection: entries(connection, selection, limit=limit + 1))
+    selection = (
+        current_selection() if has_selection() else Selection(states=("blocked", "retrying", "paused"), fronts=True)
+    )
+    now_us = to_microseconds(utc_now())
+    path, (found, how) = _looked(
+        lambda connection: (
+            list_pending(connection, selection, limit=limit + 1),
+            read_status(connection, now_us=now_us),
+        )
+    )
     more, found = len(found) > limit, found[:limit]
     if as_json:
-        print_json({"outbox": path.name, "events": [summary(one) for one in found], "more": more})
+        print_json({"outbox": path.name, "events": [event_summary(one) for one in found], "more": more})
     elif found:
-        click.echo(listed(found))
+        click.echo(event_table(found))
     if not found:
-        raise Ended(Exit.NOTHING, "nothing is stuck" if not said_which() else "nothing matched")
+        nothing = f"no conversation is blocked, retrying or paused. {how.verdict}"
+        raise CommandExit(Exit.NOTHING, nothing if not has_selection() else "nothing matched")
     if more:
         note(f"there are more than {limit}: narrow it down, or raise --limit")
 
 
 @outbox.command()
-@choosing()
-@click.option("--payload", is_flag=True, help="Show data and metadata too: they are what people said.")
+@with_selection()
+@click.option("--payload", is_flag=True, help="Include data and metadata, which hold the messages.")
 @click.option(
     "--data", "data_only", is_flag=True, help="Print the data of one event and nothing else, for `fix --file`."
 )
 @JSON
 @with_options
 def show(payload: bool, data_only: bool, as_json: bool) -> None:
-    """Show events with the state of their conversation, and what was done to them.
+    """Show events with the state of their conversation, and their repairs.
 
     Exits with 3 if nothing matched.
     """
-    from letopis.outbox.cli.pending import details, pretty, told
-    from letopis.outbox.repair import entries, repairs_of
+    from letopis.outbox.cli._render import event_details, event_text, indented
+    from letopis.outbox.operations.pending_events import list_pending, list_repairs
 
-    selection = named()
+    selection = required_selection()
     path, found = _looked(
         lambda connection: [
-            (one, repairs_of(connection, one)) for one in entries(connection, selection, limit=PAGE + 1)
+            (one, list_repairs(connection, one)) for one in list_pending(connection, selection, limit=PAGE + 1)
         ]
     )
     if not found:
-        raise Ended(Exit.NOTHING, "nothing matched")
+        raise CommandExit(Exit.NOTHING, "nothing matched")
     if data_only:
         if len(found) > 1:
             raise click.UsageError(f"--data is for one event, and {len(found)} matched.")
-        write(pretty(found[0][0].data))
+        write(indented(found[0][0].data))
         return
     more, found = len(found) > PAGE, found[:PAGE]
     if as_json:
-        events = [details(entry, done, payload=payload) for entry, done in found]
+        events = [event_details(entry, done, payload=payload) for entry, done in found]
         print_json({"outbox": path.name, "events": events, "more": more})
     else:
-        click.echo("\n\n".join(told(entry, done, payload=payload) for entry, done in found))
+        click.echo("\n\n".join(event_text(entry, done, payload=payload) for entry, done in found))
     if more:
         note(f"there are more than {PAGE}: narrow it down")
 
 
 @outbox.command()
-@choosing()
+@with_selection()
 @JSON
 @with_options
 def retry(as_json: bool) -> None:
-    """Have blocked and retrying conversations tried again now, with all their attempts.
+    """Retry blocked and retrying conversations now, with a full set of attempts.
 
     Exits with 3 if none matched. A paused one stays paused.
     """
-    from letopis.outbox import verbs
+    from letopis.outbox.operations.admin import OutboxAdmin
 
-    selection = named()
-    _lanes("retried", _changed(lambda file: verbs.retry(file, selection)), "tried again", as_json=as_json)
+    selection = required_selection()
+    _lanes("retried", _changed(lambda file: OutboxAdmin(file).retry(selection)), "will be retried", as_json=as_json)
 
 
 @outbox.command()
-@choosing(whole=False)
+@with_selection(whole=False)
 @JSON
 @with_options
 def pause(as_json: bool) -> None:
-    """Hold conversations back; what is said in them waits in the outbox. Exits with 3 if none matched.
+    """Pause conversations; their events wait in the outbox. Exits with 3 if none matched.
 
-    `letopis pause` holds back everything.
+    `letopis pause` pauses all delivery.
     """
-    from letopis.outbox import verbs
+    from letopis.outbox.operations.admin import OutboxAdmin
 
-    selection = named()
-    _lanes("paused", _changed(lambda file: verbs.pause(file, selection)), "paused", as_json=as_json)
+    selection = required_selection()
+    _lanes("paused", _changed(lambda file: OutboxAdmin(file).pause(selection)), "paused", as_json=as_json)
 
 
 @outbox.command()
-@choosing()
+@with_selection()
 @JSON
 @with_options
 def resume(as_json: bool) -> None:
-    """Let paused conversations go on. Exits with 3 if none matched."""
-    from letopis.outbox import verbs
+    """Resume paused conversations. Exits with 3 if none matched."""
+    from letopis.outbox.operations.admin import OutboxAdmin
 
-    selection = named()
-    _lanes("resumed", _changed(lambda file: verbs.resume(file, selection)), "going on", as_json=as_json)
+    selection = required_selection()
+    _lanes("resumed", _changed(lambda file: OutboxAdmin(file).resume(selection)), "resumed", as_json=as_json)
 
 
 @outbox.command()
-@choosing()
+@with_selection()
 @REASON
 @click.option(
     "--missing",
     is_flag=True,
-    help="Of the one --conversation: the events that neither the outbox nor the history store holds any more. "
-    "Asks the store.",
+    help="Skip the events of one --conversation that neither the outbox nor the history store holds any more. "
+    "Queries the store.",
 )
 @YES
 @JSON
 @with_options
 def skip(reason: str, missing: bool, yes: bool, as_json: bool) -> None:
-    """Let stuck events go: the history gets a tombstone with the reason in the place of each.
+    """Skip stuck events: the history gets a tombstone with the reason in place of each.
 
-    Of each conversation only the event at its front. Exits with 3 if nothing matched, with 2 where it has to ask and
-    cannot.
+    Only the event that each conversation is waiting on. Exits with 3 if nothing matched, with 2 if confirmation is
+    required and stdin is not a terminal.
     """
     if missing:
         _skip_missing(reason, yes=yes, as_json=as_json)
         return
-    from letopis.outbox import verbs
-    from letopis.outbox.repair import NotRepairable, checked_reason
+    from letopis.outbox.operations.admin import OutboxAdmin
+    from letopis.outbox.operations.repair import NotRepairable, checked_reason
 
     checked_reason(reason)
-    found = _found(named_fronts())
-    ask(f"Skip {_what(found)}? The history will hold {_tombstones(len(found))} instead.", yes=yes)
+    found = _found(required_fronts())
+    confirm(f"Skip {_what(found)}? The history will hold {_tombstones(len(found))} instead.", yes=yes)
 
-    async def work(file: OutboxFile) -> list[tuple[Entry, str | None]]:
-        done: list[tuple[Entry, str | None]] = []
+    async def work(file: OutboxFile) -> list[tuple[PendingEvent, str | None]]:
+        done: list[tuple[PendingEvent, str | None]] = []
         for one in found:
             try:
-                done.append((await verbs.skip(file, one.event_id, reason=reason, by=whoever()), None))
+                done.append((await OutboxAdmin(file, by=current_user()).skip(one.event_id, reason=reason), None))
             except NotRepairable as error:
                 done.append((one, str(error)))
         return done
@@ -190,65 +213,68 @@ def skip(reason: str, missing: bool, yes: bool, as_json: bool) -> None:
 
 
 def _skip_missing(reason: str, *, yes: bool, as_json: bool) -> None:
-    from letopis.outbox import verbs
-    from letopis.outbox.cli.places import store_of
-    from letopis.store.history import ConversationStore
+    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.operations.admin import OutboxAdmin
+    from letopis.store.conversation_store import ConversationStore
 
-    selection = named()
+    selection = required_selection()
     if len(selection.conversation_ids) != 1 or selection.event_ids or selection.states or selection.fault_classes:
         raise click.UsageError("--missing is for one --conversation.")
     [conversation_id] = selection.conversation_ids
-    ask(f"Give up what is missing of {clean(conversation_id)}? The history will hold tombstones instead.", yes=yes)
+    confirm(
+        f"Skip the missing events of {printable(conversation_id)}? The history will hold tombstones instead.", yes=yes
+    )
 
     async def work(file: OutboxFile) -> tuple[int, ...]:
         async with ConversationStore.open(store_of(settings()), migrate=False) as store:
-            return await verbs.skip_missing(file, store, conversation_id, reason=reason)
+            return await OutboxAdmin(file).skip_missing(store, conversation_id, reason=reason)
 
     sequences = _changed(work)
     if as_json:
         print_json({"conversation_id": conversation_id, "skipped": list(sequences)})
     else:
-        note(f"{clean(conversation_id)}: {_tombstones(len(sequences))} put in the place of what was missing")
+        note(f"{printable(conversation_id)}: {_tombstones(len(sequences))} put in place of the missing events")
 
 
 @outbox.command()
-@choosing(whole=False)
+@with_selection(whole=False)
 @REASON
 @click.option("--file", "file", metavar="FILE", help='The corrected data, a JSON object; "-" is stdin.')
-@click.option("--metadata-file", metavar="FILE", help="Corrected metadata, a JSON object. Without it, it stays.")
+@click.option("--metadata-file", metavar="FILE", help="Corrected metadata, a JSON object. Unchanged without it.")
 @click.option("--original", is_flag=True, help="Put the event back as it was before any fix or skip.")
 @YES
 @JSON
 @with_options
 def fix(file: str | None, metadata_file: str | None, original: bool, reason: str, yes: bool, as_json: bool) -> None:
-    """Give one stuck event corrected data, under its id and in its place; the original is kept.
+    """Correct the data of one stuck event, under the same id and in its place; the original is kept.
 
-    The event is named by its id, or as the front of a --conversation. `letopis outbox show --data` prints what to
-    correct. Exits with 3 if nothing matched, with 2 where the data will not do or where it has to ask and cannot.
+    Name the event by its id, or a --conversation for the event it is waiting on. `letopis outbox show --data` prints
+    the data to correct. Exits with 3 if nothing matched, with 2 if the data is invalid, or if confirmation is required
+    and stdin is not a terminal.
     """
-    from letopis.outbox import verbs
-    from letopis.outbox.repair import checked_reason
-    from letopis.store.codec import Limits
+    from letopis.outbox.operations.admin import OutboxAdmin
+    from letopis.outbox.operations.repair import checked_reason
+    from letopis.store.model.codec import Limits
 
     if original == bool(file or metadata_file):
         raise click.UsageError("Give --file, --metadata-file or both; or --original.")
     checked_reason(reason)
     data = None if file is None else _object(file)
     metadata = None if metadata_file is None else _object(metadata_file)
-    found = _found(named_fronts())
+    found = _found(required_fronts())
     if len(found) > 1:
         raise click.UsageError(f"fix is for one event, and {len(found)} matched.")
     [entry] = found
-    ask(f"{'Put back' if original else 'Correct'} {_what(found)}?", yes=yes)
+    confirm(f"{'Put back' if original else 'Correct'} {_what(found)}?", yes=yes)
 
-    async def work(file: OutboxFile) -> list[tuple[Entry, str | None]]:
+    async def work(file: OutboxFile) -> list[tuple[PendingEvent, str | None]]:
         if original:
-            done = await verbs.restore(file, entry.event_id, reason=reason, by=whoever())
+            done = await OutboxAdmin(file, by=current_user()).restore(entry.event_id, reason=reason)
         else:
-            # As wide as limits go: the bot's own are not known here, and its event may be larger than the default.
+            # The widest limits: the bot's own are not known here, and its event may be larger than the default.
             wide = Limits(max_bytes=8 * 1024 * 1024, max_depth=200)
-            done = await verbs.fix(
-                file, entry.event_id, data, metadata=metadata, reason=reason, by=whoever(), limits=wide
+            done = await OutboxAdmin(file, by=current_user()).fix(
+                entry.event_id, data, metadata=metadata, reason=reason, limits=wide
             )
         return [(done, None)]
 
@@ -256,80 +282,81 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
 
 
 @outbox.command()
-@click.option("--file", "file", metavar="FILE", default="-", help="Where to; stdout by default.")
+@click.option("--file", "file", metavar="FILE", default="-", help="The file to write; stdout by default.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-@choosing()
+@with_selection()
 @with_options
 def export(file: str, force: bool) -> None:
-    """Write pending events as JSON Lines, one event with everything about it a line; all of them by default.
+    """Export pending events as JSON Lines, one complete event per line; all of them by default.
 
-    Needs nothing but the outbox file. FILE appears when it is whole, for its owner only. Exits with 3 if nothing
+    Needs nothing but the outbox file. FILE appears when it is complete, for its owner only. Exits with 3 if nothing
     matched.
     """
     import orjson
 
-    from letopis.outbox.cli.outfile import written
-    from letopis.outbox.cli.pending import whole
+    from letopis.outbox.cli._output import open_output
+    from letopis.outbox.cli._render import event_json
 
-    selection = chosen()
+    selection = current_selection()
     count = 0
-    with written(file, force=force) as stream:
+    with open_output(file, force=force) as stream:
         for entry in _all(selection):
-            stream.write(orjson.dumps(whole(entry), option=orjson.OPT_APPEND_NEWLINE))
+            stream.write(orjson.dumps(event_json(entry), option=orjson.OPT_APPEND_NEWLINE))
             count += 1
         if not count:
-            raise Ended(Exit.NOTHING, "nothing matched")
+            raise CommandExit(Exit.NOTHING, "nothing matched")
     note(f"{count} event{'' if count == 1 else 's'} exported")
 
 
+outbox.add_command(rebind)
 outbox.add_command(verify_outbox)
 outbox.add_command(salvage)
 
 
-def _all(selection: Selection) -> Iterator[Entry]:
+def _all(selection: Selection) -> Iterator[PendingEvent]:
     """Yield all events of a selection, a page at a time, so that memory is bounded."""
-    from letopis.outbox.repair import entries
+    from letopis.outbox.operations.pending_events import list_pending
 
     after = ("", 0)
     while True:
-        _, page = _looked(lambda connection, after=after: entries(connection, selection, limit=PAGE, after=after))  # type: ignore[misc]
+        _, page = _looked(lambda connection, after=after: list_pending(connection, selection, limit=PAGE, after=after))  # type: ignore[misc]
         yield from page
         if len(page) < PAGE:
             return
         after = (page[-1].conversation_id, page[-1].sequence)
 
 
-def _found(selection: Selection) -> list[Entry]:
-    from letopis.outbox.repair import entries
+def _found(selection: Selection) -> list[PendingEvent]:
+    from letopis.outbox.operations.pending_events import list_pending
 
-    _, found = _looked(lambda connection: entries(connection, selection, limit=MOST_AT_ONCE))
+    _, found = _looked(lambda connection: list_pending(connection, selection, limit=MAX_REPAIRED))
     if not found:
-        raise Ended(Exit.NOTHING, "nothing matched: it was delivered, or never appended")
+        raise CommandExit(Exit.NOTHING, "nothing matched: the events were delivered, or never appended")
     return found
 
 
 def _looked(work: Callable[[sa.Connection], T]) -> tuple[Path, T]:
-    """Run ``work`` over the outbox file, which stays as it is."""
-    from letopis.outbox.cli.places import existing_outbox
-    from letopis.outbox.file import look
+    """Read the outbox file with ``work``."""
+    from letopis.outbox.cli._locations import existing_outbox
+    from letopis.outbox.file.opening import read_snapshot
 
     path = existing_outbox(settings())
-    return path, asyncio.run(look(path, work))
+    return path, asyncio.run(read_snapshot(path, work))
 
 
 def _changed(work: Callable[[OutboxFile], Awaitable[T]]) -> T:
-    """Run ``work`` on the open outbox file, beside whatever bot and relay have it open."""
-    from letopis.outbox.cli.opened import changed_outbox
+    """Run ``work`` on the open outbox file; a bot and a relay may have it open too."""
+    from letopis.outbox.cli._locations import with_outbox
 
-    return asyncio.run(changed_outbox(settings(), work))
+    return asyncio.run(with_outbox(settings(), work))
 
 
-def _what(found: Sequence[Entry]) -> str:
-    """Return events for a question."""
+def _what(found: Sequence[PendingEvent]) -> str:
+    """Return a description of events for a question."""
     if len(found) > 1:
-        return f"{len(found)} events, each at the front of its conversation"
+        return f"{len(found)} events, each of which its conversation is waiting on"
     [one] = found
-    return f"event {one.event_id} of {clean(one.conversation_id)} ({clean(one.type)}, {one.size} bytes)"
+    return f"event {one.event_id} of {printable(one.conversation_id)} ({printable(one.type)}, {one.size} bytes)"
 
 
 def _tombstones(count: int) -> str:
@@ -337,19 +364,19 @@ def _tombstones(count: int) -> str:
 
 
 def _lanes(word: str, conversations: list[str], said: str, *, as_json: bool) -> None:
-    """Report what a verb did to conversations."""
+    """Print what a verb did to conversations."""
     if as_json:
         print_json({word: conversations})
     if not conversations:
-        raise Ended(Exit.NOTHING, "nothing matched")
+        raise CommandExit(Exit.NOTHING, "nothing matched")
     if not as_json:
         for one in conversations:
-            click.echo(clean(one))
+            click.echo(printable(one))
         note(f"{len(conversations)} conversation{'' if len(conversations) == 1 else 's'} {said}")
 
 
-def _repaired(word: str, outcome: Sequence[tuple[Entry, str | None]], *, as_json: bool) -> None:
-    """Report what a verb did to events; what could not be done makes it fail."""
+def _repaired(word: str, outcome: Sequence[tuple[PendingEvent, str | None]], *, as_json: bool) -> None:
+    """Print what a verb did to events; fail if one was refused."""
     done = [one for one, error in outcome if error is None]
     failed = [(one, error) for one, error in outcome if error is not None]
     if as_json:
@@ -361,15 +388,15 @@ def _repaired(word: str, outcome: Sequence[tuple[Entry, str | None]], *, as_json
         )
     else:
         for one in done:
-            click.echo(f"{one.event_id}  {clean(one.conversation_id)}")
+            click.echo(f"{one.event_id}  {printable(one.conversation_id)}")
         for _, error in failed:
             note(f"letopis: {error}")
         note(f"{len(done)} event{'' if len(done) == 1 else 's'} {word}")
     if failed:
-        raise Ended(Exit.FAILED)
+        raise CommandExit(Exit.FAILED)
 
 
-def _named(entry: Entry) -> dict[str, Any]:
+def _named(entry: PendingEvent) -> dict[str, Any]:
     return {
         "event_id": str(entry.event_id),
         "conversation_id": entry.conversation_id,
@@ -390,13 +417,15 @@ def _object(file: str) -> Mapping[str, Any]:
             with Path(file).open("rb") as stream:
                 held = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise Ended(Exit.USAGE, f"{clean(file)} cannot be read: {error.strerror}") from error
+        raise CommandExit(Exit.USAGE, f"{printable(file)} cannot be read: {error.strerror}") from error
     if len(held) > MAX_FILE_BYTES:
-        raise Ended(Exit.USAGE, f"{clean(file)} is larger than an event can be")
+        raise CommandExit(Exit.USAGE, f"{printable(file)} is larger than an event can be")
     try:
         value = orjson.loads(held.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
-        raise Ended(Exit.USAGE, f"{clean(file)} is no JSON: line {error.lineno}, column {error.colno}") from None
+        raise CommandExit(
+            Exit.USAGE, f"{printable(file)} is no JSON: line {error.lineno}, column {error.colno}"
+        ) from None
     if not isinstance(value, dict):
-        raise Ended(Exit.USAGE, f"{clean(file)} must hold a JSON object")
+        raise CommandExit(Exit.USAGE, f"{printable(file)} must hold a JSON object")
     return value

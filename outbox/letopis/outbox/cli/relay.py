@@ -1,4 +1,4 @@
-"""``letopis relay``: deliver what outboxes hold, until told to stop, or once."""
+"""``letopis relay``, ``pause`` and ``resume``: deliver pending events, or hold delivery back."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.exits import Ended, Exit
-from letopis.outbox.cli.options import given_outboxes, settings, with_options
-from letopis.outbox.cli.output import clean, note
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._options import given_outboxes, settings, with_options
+from letopis.outbox.cli._output import note, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from letopis.outbox.daemon import DaemonSettings
-    from letopis.outbox.file import OutboxFile
-    from letopis.outbox.lanes import Counts
-    from letopis.outbox.relay import Relay
+    from letopis.outbox.daemon.daemon import DaemonSettings
+    from letopis.outbox.event_log.lanes import LaneCounts
+    from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.relay.relay import Relay
 
 IDLE_STEPS: Final = 3
 """Steps in a row that deliver nothing, after which nothing more is due."""
-RESTLESS_STEPS: Final = 100
-"""Steps in a row that deliver nothing although something is due, after which it is left for later."""
+MAX_FRUITLESS_STEPS: Final = 100
+"""Steps in a row that deliver nothing although something is due, after which the rest is left for later."""
 
 LISTEN: Final = click.option(
     "--listen",
     metavar="[HOST:]PORT",
     envvar="LETOPIS_LISTEN",
     show_envvar=True,
-    help="Answer /healthz/live, /healthz/ready and /metrics over HTTP; a bare port is one of 127.0.0.1. "
+    help="Serve /healthz/live, /healthz/ready and /metrics over HTTP; a bare port binds 127.0.0.1. "
     "Needs letopis[daemon].",
 )
 
 
 @click.command()
 @click.option(
-    "--once", is_flag=True, help="Deliver what is due now and end: 0 if nothing is left, 75 if the store is down."
+    "--once", is_flag=True, help="Deliver what is due and exit: 0 if nothing is left, 75 if the store is down."
 )
 @LISTEN
 @click.option(
@@ -47,34 +47,34 @@ LISTEN: Final = click.option(
     type=click.FloatRange(0, 3600),
     envvar="LETOPIS_STOP_TIMEOUT",
     show_envvar=True,
-    help="How long the batch in flight may take after the first signal. Default: 8.",
+    help="Seconds for the batch in flight after the first signal. Default: 8.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
     envvar="LETOPIS_LOG_LEVEL",
     show_envvar=True,
-    help="What is worth a line on stderr. Default: INFO.",
+    help="The least level to log on stderr. Default: INFO.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(["auto", "text", "json"]),
     envvar="LETOPIS_LOG_FORMAT",
     show_envvar=True,
-    help="auto, the default: text on a terminal, else one JSON object a line.",
+    help="auto, the default: text on a terminal, otherwise one JSON object per line.",
 )
 @with_options
 def relay(
     once: bool, listen: str | None, stop_timeout: float | None, log_level: str | None, log_format: str | None
 ) -> None:
-    """Deliver what outboxes hold to the history store, until interrupted or terminated.
+    """Deliver pending events to the history store, until interrupted or terminated.
 
-    --outbox may be repeated, and may be a pattern in quotes ('bots/*.outbox.db'): files that come to match it are
-    served too. Any number of relays may run on one outbox: one works, the others stand by. A first signal lets the
-    batch in flight finish, a second one does not wait for it; neither loses anything. SIGHUP reads the log level, the
-    retry policy, the retention and the alerts from letopis.toml again.
+    --outbox may be repeated, and may be a quoted pattern ('bots/*.outbox.db'): new matching files are picked up. Any
+    number of relays may run on one outbox: one works, the others stand by. The first signal lets the batch in flight
+    finish, the second does not wait for it; neither loses anything. SIGHUP reloads the log level, the retry policy, the
+    retention and the alerts from letopis.toml.
     """
-    from letopis.outbox.logs import set_up
+    from letopis.outbox.telemetry.logging import configure_logging
 
     patterns = given_outboxes()
     context = click.get_current_context()
@@ -87,10 +87,39 @@ def relay(
 
     found = configure()
     if once:
-        set_up(level=found.log_level, style=found.log_format)
+        configure_logging(level=found.log_level, style=found.log_format)
         asyncio.run(_all_once(found))
     else:
         asyncio.run(_run(configure))
+
+
+@click.command()
+@click.option("--reason", metavar="TEXT", help="The reason; `letopis status` shows it.")
+@with_options
+def pause(reason: str | None) -> None:
+    """Pause delivery, in whichever process the relay runs, until `letopis resume`.
+
+    The batch in flight is finished. The bot keeps running: its events wait in the outbox, and nobody is alerted. A
+    restart does not end the pause. `letopis outbox pause` pauses single conversations.
+    """
+    from letopis.outbox.cli._locations import with_outbox
+    from letopis.outbox.cli._selection import current_user
+    from letopis.outbox.operations.admin import OutboxAdmin
+
+    asyncio.run(with_outbox(settings(), lambda file: OutboxAdmin(file, by=current_user()).pause_relay(reason=reason)))
+    note("delivery is paused; `letopis resume` resumes it")
+
+
+@click.command()
+@with_options
+def resume() -> None:
+    """Resume delivery after `letopis pause`. Exits with 3 if it was not paused."""
+    from letopis.outbox.cli._locations import with_outbox
+    from letopis.outbox.operations.admin import OutboxAdmin
+
+    if not asyncio.run(with_outbox(settings(), lambda file: OutboxAdmin(file).resume_relay())):
+        raise CommandExit(Exit.NOTHING, "delivery was not paused")
+    note("delivery is resumed")
 
 
 def _configured(
@@ -101,10 +130,10 @@ def _configured(
     log_level: str | None,
     log_format: str | None,
 ) -> DaemonSettings:
-    """Return the settings: command line and environment, then letopis.toml as it is now, then the defaults."""
-    from letopis.outbox.alert_settings import load_alerts
-    from letopis.outbox.daemon import DaemonSettings
-    from letopis.outbox.listening import parse_address
+    """Return the settings of the daemon, with letopis.toml as it is now."""
+    from letopis.outbox.config.alerts import load_alerts
+    from letopis.outbox.daemon.daemon import DaemonSettings
+    from letopis.outbox.daemon.http import parse_address
 
     found = settings(several=True)
     table = found.daemon
@@ -124,7 +153,7 @@ def _configured(
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
-    from letopis.outbox.daemon import Daemon, on_signals
+    from letopis.outbox.daemon.daemon import Daemon, on_signals
 
     daemon = Daemon(configure)
     with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
@@ -132,46 +161,48 @@ async def _run(configure: Callable[[], DaemonSettings]) -> None:
 
 
 async def _all_once(found: DaemonSettings) -> None:
-    """Deliver from one outbox after the other; end with the worst of what they come to."""
-    from letopis.outbox.outboxes import find, holds_outbox
+    """Deliver from one outbox after the other; exit with the worst of their codes."""
+    from letopis.outbox.daemon.discovery import find_outboxes, holds_outbox
 
-    named = [one for one in find(found.outboxes) if not one.matched or holds_outbox(one.path)]
+    named = [one for one in find_outboxes(found.outboxes) if not one.matched or holds_outbox(one.path)]
     if not named:
-        raise Ended(Exit.NOTHING, "no outbox matches")
-    ends: list[Ended] = []
+        raise CommandExit(Exit.NOTHING, "no outbox matches")
+    ends: list[CommandExit] = []
     for one in named:
         try:
             await _once(one.path, found)
-        except Ended as ended:
-            ends.append(ended if len(named) == 1 else Ended(ended.code, f"{one.path.name}: {ended}"))
+        except CommandExit as ended:
+            ends.append(ended if len(named) == 1 else CommandExit(ended.code, f"{one.path.name}: {ended}"))
     if ends:
         for other in ends[1:]:
-            note(f"letopis: {clean(str(other))}")
-        # A configuration stays wrong, what is for later mends itself, and a person is needed for the rest.
+            note(f"letopis: {printable(str(other))}")
+        # A wrong configuration stays wrong; what is only for later resolves by itself.
         order = (Exit.CONFIGURATION, Exit.LATER, Exit.FAILED)
-        raise Ended(min((one.code for one in ends), key=order.index), str(ends[0]))
+        raise CommandExit(min((one.code for one in ends), key=order.index), str(ends[0]))
 
 
 async def _once(path: Path, found: DaemonSettings) -> None:
-    from letopis.outbox.lanes import counts
+    from letopis.outbox.event_log.lanes import count_lanes
+    from letopis.outbox.relay.reporting import logger
 
     async with _opened(path, found) as (outbox, relay):
-        if not await relay.lease.take():
-            left = await outbox.read(counts)
+        logger.info("delivering once: %s", relay.route)
+        if not await relay.lease.acquire():
+            left = await outbox.read(count_lanes)
             if left.pending:
-                raise Ended(Exit.LATER, "another relay works on this outbox and delivers what is pending")
+                raise CommandExit(Exit.LATER, "another relay runs on this outbox and delivers its pending events")
             return
         try:
             left = await _drain(outbox, relay)
         finally:
             await relay.lease.release()
         note(f"{relay.stats.delivered} delivered, {left.pending} left")
-        _judge(left, relay)
+        _exit_with(left, relay)
 
 
-async def _drain(outbox: OutboxFile, relay: Relay) -> Counts:
-    """Deliver until nothing is due any more; return what is left."""
-    from letopis.outbox.lanes import counts
+async def _drain(outbox: OutboxFile, relay: Relay) -> LaneCounts:
+    """Deliver until nothing is due; return what is left."""
+    from letopis.outbox.event_log.lanes import count_lanes
 
     idle = 0
     while True:
@@ -179,45 +210,52 @@ async def _drain(outbox: OutboxFile, relay: Relay) -> Counts:
             idle = 0
             continue
         idle += 1
-        left = await outbox.read(counts)
+        left = await outbox.read(count_lanes)
         due = left.lanes["ready"] > 0
-        if not relay.breaker.closed or idle >= (RESTLESS_STEPS if due else IDLE_STEPS):
+        if not relay.breaker.closed or idle >= (MAX_FRUITLESS_STEPS if due else IDLE_STEPS):
             return left
         await asyncio.sleep(0.05 if due else 0)
 
 
-def _judge(left: Counts, relay: Relay) -> None:
-    """End with the code that what is left deserves."""
-    trouble = relay.breaker.trouble
-    if trouble is not None and trouble.fault_class == "misconfigured":
-        raise Ended(Exit.CONFIGURATION, f"the history store: {trouble}")
+def _exit_with(left: LaneCounts, relay: Relay) -> None:
+    """Exit with the code for what is left, if anything."""
+    from letopis.outbox.retry.circuit_breaker import OPERATOR_CLASSES
+
+    trouble = relay.breaker.outage
+    if trouble is not None and trouble.fault_class in OPERATOR_CLASSES:
+        raise CommandExit(Exit.CONFIGURATION, f"the history store: {trouble}")
     if trouble is not None:
-        raise Ended(Exit.LATER, f"the history store: {trouble}; nothing is lost, try again later")
+        raise CommandExit(Exit.LATER, f"the history store: {trouble}; nothing is lost, try again later")
     if left.lanes["ready"] or left.lanes["retrying"]:
-        raise Ended(Exit.LATER, "what is left is tried again later")
+        raise CommandExit(Exit.LATER, "the rest will be retried later")
     if left.lanes["blocked"]:
         blocked = left.lanes["blocked"]
-        raise Ended(Exit.FAILED, f"{blocked} conversation{'s wait' if blocked > 1 else ' waits'} for a person")
+        raise CommandExit(
+            Exit.FAILED, f"{blocked} conversation{'s are' if blocked > 1 else ' is'} blocked: see `letopis outbox list`"
+        )
 
 
 @asynccontextmanager
 async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
-    """Open both ends, and make sure that a store which answers has its tables; one that is down may come later."""
-    from letopis.outbox.file import OutboxFile
-    from letopis.outbox.history import store_beside
-    from letopis.outbox.relay import Relay
-    from letopis.outbox.tail import Pruner
-    from letopis.store.faults import FaultClass, StoreFault
-    from letopis.store.history import ConversationStore
+    """Open the outbox and the store; check the tables of a store that answers, one that is down may come back."""
+    from letopis.outbox.event_log.retention import Pruner
+    from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.history.store_location import store_beside
+    from letopis.outbox.relay.relay import Relay
+    from letopis.outbox.relay.store_binding import find_refusal
+    from letopis.store.conversation_store import ConversationStore
+    from letopis.store.database.faults import FaultClass, StoreFault
 
     outbox = await OutboxFile.open(path, create=False)
     try:
         store = ConversationStore(store_beside(path) if found.store is None else found.store, pool_size=2)
         try:
             try:
+                if (refused := await find_refusal(outbox, store)) is not None:
+                    raise refused
                 await store.prepare()
             except StoreFault as fault:
-                if fault.fault_class is FaultClass.MISCONFIGURED:
+                if fault.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE):
                     raise
             chores = (Pruner(found.retention, outbox.now_us),)
             yield outbox, Relay(outbox, store, policy=found.policy, holder="letopis relay", chores=chores)

@@ -1,1 +1,1 @@
-"""Search: find messages by their words, the same on all three databases."""
+"""Full-text search: the same words, index and results on all three databases."""

@@ -1,4 +1,4 @@
-"""Index: how each database keeps the codes of words and finds messages by them."""
+"""Store the codes of words in each database, and find messages by them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.dialects import lookups
+from letopis.store.database.dialects import in_batches
+from letopis.store.database.schema import conversations, messages, search
 from letopis.store.errors import ConfigurationError
-from letopis.store.schema import conversations, messages, search
+from letopis.store.read.task_marks import is_on_path
+from letopis.store.search.analysis import GENERATION, Word, scope_code, words
 from letopis.store.search.query import Query, Term
-from letopis.store.search.words import GENERATION, Word, scope_code, words
 
 _COLUMNS: Final = (
     "generation",
@@ -30,16 +30,17 @@ _COLUMNS: Final = (
 )
 _KEY: Final = ("generation", "partition", "conversation_id", "version")
 _VALUES: Final = tuple(name for name in _COLUMNS if name not in _KEY)
-_KNOWN: Final = (GENERATION - 1, GENERATION)
-Row = tuple[Any, ...]
+_GENERATIONS: Final = (GENERATION - 1, GENERATION)
+IndexRow = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What an index is told of one message.
+    """A message to index.
 
-    :ivar position: in the log, of the event that appended the message.
-    :ivar content_version: of the event that holds the content. ``occurred_at`` in microseconds.
+    :ivar content_version: the version of the event that holds the content.
+    :ivar position: the position in the log of the event that appended the message.
+    :ivar occurred_at: UTC microseconds.
     """
 
     partition: int
@@ -53,10 +54,12 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """Whose messages are looked through; all where nothing is said.
+class SearchScope:
+    """Which messages are searched.
 
-    :ivar bounds: by log partition, the last position that is looked at; other partitions are not.
+    :ivar owner: those of one owner; ``None`` for all.
+    :ivar conversation: those of one conversation; ``None`` for all.
+    :ivar bounds: by log partition, the last position that is searched; other partitions are not searched.
     """
 
     owner: str | None
@@ -67,35 +70,43 @@ class Where:
 class Index(ABC):
     """The full-text index of one kind of database.
 
-    A row is one message. One that is not to be found any more is emptied rather than deleted, so that a role that may
-    insert and update is enough.
+    A row is one message. A message that must not be found any more has its row emptied, not deleted, so that the
+    right to insert and update is enough.
     """
 
     async def forget(
         self, connection: AsyncConnection, partition: int, conversation_id: str, versions: Collection[int] | None
     ) -> None:
-        """Empty the rows of messages, or with ``None`` all of a conversation, in the transaction that is open.
+        """Empty the rows of messages, or with ``None`` all of a conversation, in the open transaction."""
+        empty = self._empty(partition, conversation_id)
+        if versions is None:
+            await connection.execute(empty)
+            return
+        for part in in_batches(sorted(versions)):
+            await connection.execute(empty.where(search.c.version.in_(part)))
 
-        One statement by key; nothing else is read where there is nothing.
-        """
-        empty = (
+    async def forget_between(
+        self, connection: AsyncConnection, partition: int, conversation_id: str, after: int, upto: int
+    ) -> None:
+        """Empty the rows of the messages after a version and up to another, in the open transaction."""
+        await connection.execute(
+            self._empty(partition, conversation_id).where(search.c.version > after, search.c.version <= upto)
+        )
+
+    def _empty(self, partition: int, conversation_id: str) -> sa.Update:
+        return (
             sa.update(search)
             .where(
-                search.c.generation.in_(_KNOWN),
+                search.c.generation.in_(_GENERATIONS),
                 search.c.partition == partition,
                 search.c.conversation_id == conversation_id,
                 search.c.document != self._nothing(),
             )
             .values(scope=self._nothing(), document=self._nothing())
         )
-        if versions is None:
-            await connection.execute(empty)
-            return
-        for part in lookups(sorted(versions)):
-            await connection.execute(empty.where(search.c.version.in_(part)))
 
-    def rows(self, documents: Iterable[Document]) -> list[Row]:
-        """Return the rows of messages; makes the codes, which is what takes time. Messages without a word have none."""
+    def rows(self, documents: Iterable[Document]) -> list[IndexRow]:
+        """Return the rows of messages that have a word; computes the codes, which takes time."""
         made = []
         for one in documents:
             if there := words(one.text):
@@ -116,14 +127,14 @@ class Index(ABC):
         return made
 
     @abstractmethod
-    async def write(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
-        """Write rows, in the place of what was there of the same messages."""
+    async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
+        """Write rows, replacing those of the same messages."""
 
-    def select(self, query: Query, where: Where, *, limit: int) -> sa.Executable:
+    def select(self, query: Query, where: SearchScope, *, limit: int) -> sa.Executable:
         """Return the select of the best rows: ``partition``, ``conversation_id``, ``version``, ``position``, ``score``.
 
-        And whether the message is ``there``: on the path of a conversation that was not deleted, not redacted, and of
-        the content that the index knows.
+        And ``there``: 1 for a message on the path of a conversation that was not deleted, not redacted, and with the
+        content that was indexed.
         """
         condition, score = self._match(query, _scoped(where))
         best = (
@@ -137,19 +148,19 @@ class Index(ABC):
                 score.label("score"),
             )
             .select_from(self._source())
-            # "+ 0": by no index but that of the words. While PostgreSQL has no statistics of a table that grew, it
-            # would take the one by generation for better, and read every row.
+            # "+ 0": use no index but that of the words. While PostgreSQL has no statistics of a table that grew, it
+            # would prefer the one by generation, and read every row.
             .where(condition, search.c.generation + 0 == GENERATION, _within(where.bounds))
             .order_by(sa.text("score DESC"), search.c.occurred_at.desc(), search.c.position.desc())
             .limit(limit)
         )
         if where.conversation is not None:
             best = best.where(search.c.conversation_id == where.conversation)
-        # Only the best are looked up elsewhere: a common word is in half of all messages.
+        # Only the best are joined: a common word may be in half of all messages.
         b, m, c = best.subquery("b"), messages, conversations
         there = sa.and_(m.c.version.is_not(None), c.c.conversation_id.is_not(None))
         if where.owner is not None:
-            # The codes of the scope only make it fast; whose a message is, its conversation says.
+            # The codes of the scope narrow the search; the owner of a message is that of its conversation.
             there = sa.and_(there, c.c.owner_id == where.owner)
         return (
             sa.select(
@@ -169,7 +180,7 @@ class Index(ABC):
                         m.c.version == b.c.version,
                         m.c.content_version == b.c.content_version,
                         m.c.redacted_at.is_(None),
-                        m.c.left_at.is_(None),
+                        is_on_path(m),
                     ),
                 ).outerjoin(
                     c,
@@ -187,7 +198,7 @@ class Index(ABC):
         return " ".join(codes)
 
     def _document(self, there: Sequence[Word]) -> str:
-        # All the words, then all their stems: what stands next to each other is found in both.
+        # All words, then all their stems: neighbours are found in both.
         return " ".join([*(word.exact_code for word in there), *(word.stem_code for word in there)])
 
     def _nothing(self) -> sa.ColumnElement[Any]:
@@ -202,17 +213,17 @@ class Index(ABC):
     ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
         """Return the condition and the score of a query.
 
-        :param scope: codes, of each group of which one has to be there.
+        :param scope: groups of codes; one of each group must be there.
         """
 
 
 class SQLiteIndex(Index):
-    """FTS5, over the rows of the table; triggers keep it. Ranked by BM25."""
+    """FTS5 over the rows of the table, kept by triggers and ranked by BM25."""
 
     _WORDS: Final = sa.table("letopis_search_words", sa.column("rowid"))
 
-    async def write(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
-        """Write rows, in the place of what was there of the same messages."""
+    async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
+        """Write rows, replacing those of the same messages."""
         if rows:
             await connection.exec_driver_sql(
                 f"INSERT INTO letopis_search ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
@@ -235,16 +246,16 @@ class SQLiteIndex(Index):
             asked = f"(scope : ({' OR '.join(_phrase((code,)) for code in group)})) AND ({asked})"
         return (
             sa.literal_column("letopis_search_words").bool_op("MATCH")(asked),
-            # Whose it is says nothing about how well it fits. Smaller is better there.
+            # The scope has no weight in the score. In FTS5 smaller is better.
             sa.literal_column("-bm25(letopis_search_words, 0.0, 1.0)"),
         )
 
 
 class PostgreSQLIndex(Index):
-    """A ``tsvector``: words as they stand with the weight A, stems with D, both with their positions; a GIN index."""
+    """A ``tsvector`` with a GIN index: words with the weight A, stems with D, both with their positions."""
 
-    async def write(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
-        """Write rows, in the place of what was there of the same messages."""
+    async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
+        """Write rows, replacing those of the same messages."""
         if rows:
             await connection.exec_driver_sql(
                 f"INSERT INTO letopis_search ({', '.join(_COLUMNS)})"  # noqa: S608
@@ -274,16 +285,16 @@ class PostgreSQLIndex(Index):
         condition: sa.ColumnElement[bool] = search.c.document.bool_op("@@")(_query(asked))
         for group in scope:
             condition = sa.and_(condition, search.c.scope.bool_op("@@")(_query(" | ".join(group))))
-        # Cover density; 1: a long text is worth less. What must not be there is no part of it.
+        # Cover density; 1: a long text counts for less. Excluded terms are not part of it.
         weights: sa.ColumnElement[Any] = sa.literal_column("'{0.4, 0.4, 0.4, 1.0}'")
         return condition, sa.func.ts_rank_cd(weights, search.c.document, _query(wanted), 1)
 
 
 class MariaDBIndex(Index):
-    """An InnoDB FULLTEXT index, asked in boolean mode. Ranked by its relevance."""
+    """An InnoDB FULLTEXT index in boolean mode, ranked by its relevance."""
 
-    async def write(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
-        """Write rows, in the place of what was there of the same messages."""
+    async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
+        """Write rows, replacing those of the same messages."""
         if rows:
             await connection.exec_driver_sql(
                 f"INSERT INTO letopis_search ({', '.join(f'`{one}`' for one in _COLUMNS)})"  # noqa: S608
@@ -302,15 +313,17 @@ class MariaDBIndex(Index):
                 *(f"-{_phrase(term.codes)}" for term in query.excluded),
             ]
         )
-        # As condition and as score; the server looks once.
+        from sqlalchemy.dialects import mysql  # the engine has imported it; other bots need none of it
+
+        # As condition and as score; the server evaluates it once.
         found = mysql.match(search.c.scope, search.c.document, against=asked).in_boolean_mode()
         return found, found
 
 
 def index_for(name: str) -> Index:
-    """Return the index of a database by SQLAlchemy's name of it.
+    """Return the index for a database, given by SQLAlchemy's name of it.
 
-    :raises ConfigurationError: it is none of the three.
+    :raises ConfigurationError: it is not one of the three.
     """
     match name:
         case "sqlite":
@@ -322,11 +335,11 @@ def index_for(name: str) -> Index:
     raise ConfigurationError(f"{name} is not supported: use SQLite, PostgreSQL or MariaDB")
 
 
-def _scoped(where: Where) -> list[tuple[str, ...]]:
+def _scoped(where: SearchScope) -> list[tuple[str, ...]]:
     if where.conversation is not None:
         return [(scope_code("c", where.conversation),)]
     if where.owner is not None:
-        # The owner of a conversation may have been said after some of its messages.
+        # A conversation may get its owner after some of its messages.
         return [(scope_code("o", where.owner), scope_code("o", None))]
     return []
 
@@ -340,7 +353,7 @@ def _within(bounds: dict[int, int]) -> sa.ColumnElement[bool]:
 
 
 def _forms(term: Term) -> list[tuple[str, ...]]:
-    """Return what a term may stand as: its stem to be found, and itself to be found sooner."""
+    """Return the codes of a term: its stem to be found, and its exact form to be found first."""
     exact = tuple(word.exact_code for word in term.words)
     return [exact] if term.exact else [term.codes, exact]
 
@@ -350,6 +363,8 @@ def _phrase(codes: Sequence[str]) -> str:
 
 
 def _query(asked: str) -> sa.ColumnElement[Any]:
+    from sqlalchemy.dialects import postgresql  # the engine has imported it; other bots need none of it
+
     return sa.cast(sa.literal(asked, sa.String), postgresql.TSQUERY)
 
 

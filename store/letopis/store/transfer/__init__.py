@@ -1,1 +1,1 @@
-"""Formats in which conversations come in and go out."""
+"""Read and write the formats of exported conversations."""

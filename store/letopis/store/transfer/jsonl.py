@@ -1,8 +1,8 @@
-"""JSON Lines: one message a line, in and out; pure, so import, dry run and export share it.
+"""Parse and render JSON Lines with one message per line; pure, so import, dry run and export share it.
 
-A line is an object with ``conversation_id``, ``role`` and ``content``, and, where they apply, ``id``, ``owner``,
-``occurred_at``, ``name``, ``tokens``, ``usage``, ``external_ids``, ``metadata`` and ``status``. Other keys are refused:
-what would be dropped without a word is an error.
+A line is an object with ``conversation_id``, ``role`` and ``content``, and optionally ``id``, ``owner``,
+``occurred_at``, ``name``, ``tokens``, ``usage``, ``external_ids``, ``metadata`` and ``status``. Other keys are refused,
+since they would be dropped silently.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol, cast
 from uuid import UUID, uuid5
 
 import orjson
 
-from letopis.store.conversation import RecordedMessage
 from letopis.store.errors import InvalidInput
-from letopis.store.events import Event, utc_now
-from letopis.store.identifiers import check_identifier
-from letopis.store.messages import EMPTY, Message, content_from_json
-from letopis.store.transfer.moments import parse_moment, render_moment
+from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.events import Event, utc_now
+from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.messages import EMPTY, Message, Role
+from letopis.store.model.parts import content_from_json
+from letopis.store.transfer.timestamps import parse_timestamp, render_timestamp
 
 MAX_LINE_BYTES: Final = 8_388_608
-"""The longest line that is looked at; an event of the largest size fits, even if written in ``\\u`` escapes."""
+"""The longest accepted line; an event of the largest size fits, even in ``\\u`` escapes."""
 
 IMPLIED_NAMESPACE: Final = UUID("5b0b9d0c-0d5e-5f0c-8f57-3f2b4b1c7a10")
-"""Namespace of the ids of lines that give none; part of the data format, never to change."""
+"""Namespace of the ids of lines without one; part of the data format, never to change."""
 
 _REQUIRED: Final = ("conversation_id", "role", "content")
 _OPTIONAL: Final = ("id", "owner", "occurred_at", "name", "tokens", "usage", "external_ids", "metadata", "status")
@@ -37,8 +38,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
-class Count(Protocol):
-    """Tells how often a key was seen; ``Occurrences`` is one."""
+class KeyCounter(Protocol):
+    """Counts how often keys were seen, as :class:`~letopis.store.transfer.seen_keys.SeenKeys` does."""
 
     def seen(self, key: bytes) -> int:
         """Return how often ``key`` was added."""
@@ -51,10 +52,10 @@ class Count(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line that can be kept.
+    """One accepted line.
 
-    :ivar number: the line's number in its file, from 1.
-    :ivar occurred_at: as given; ``None`` where the line does not say.
+    :ivar number: line number, from 1.
+    :ivar occurred_at: ``None`` if the line has none.
     :ivar size: bytes of the line in its file.
     """
 
@@ -66,15 +67,15 @@ class Line:
     occurred_at: datetime | None = None
 
     def event(self, *, now: Callable[[], datetime] = utc_now) -> Event:
-        """Return the event that records the line; without a time of its own it happens ``now``."""
+        """Return the event that records the line, which occurs ``now`` if the line has no time."""
         return Event.of(self.message, conversation_id=self.conversation_id, occurred_at=self.occurred_at or now())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """One line that cannot be kept, and why; nothing of it was written.
+    """One refused line.
 
-    :ivar reason: the place of the fault and what is wrong there, without the value itself.
+    :ivar reason: the key and what is wrong with it, without the value.
     :ivar size: bytes of the line in its file.
     """
 
@@ -83,13 +84,15 @@ class Refused:
     size: int = 0
 
 
-def read_lines(stream: BinaryIO, *, count: Count, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line | Refused]:
-    """Yield what each line of ``stream`` holds, in order, reading as it goes: memory is bounded by the longest line.
+def read_lines(
+    stream: BinaryIO, *, count: KeyCounter, max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[Line | Refused]:
+    """Yield the lines of ``stream`` in order. Memory is bounded by the longest line.
 
-    Lines end with LF or CRLF, the last one may end with the file. Blank lines, and a byte order mark at the very start,
-    are passed over. A line that is too long is read past, not into memory.
+    Lines end with LF or CRLF, the last one may end with the file. Blank lines and a byte order mark at the start are
+    skipped. A line that is too long is skipped without reading it into memory.
 
-    :param count: gives lines without an id of their own the id that a second reading gives them again.
+    :param count: gives lines without an id the id that reading them again gives them too.
     """
     number = 0
     while raw := stream.readline(max_line_bytes + 2):
@@ -111,17 +114,17 @@ def read_lines(stream: BinaryIO, *, count: Count, max_line_bytes: int = MAX_LINE
             yield Refused(number=number, reason=str(error), size=size)
 
 
-def parse_line(raw: bytes, *, number: int, count: Count) -> Line:
-    """Return what one line holds.
+def parse_line(raw: bytes, *, number: int, count: KeyCounter) -> Line:
+    """Parse one line.
 
-    :raises InvalidInput: it cannot be kept as it is written; the error names the key.
+    :raises InvalidInput: the line cannot be stored as it is written; the error names the key.
     """
     fields = _load(raw)
     for key in fields:
         if key not in _KEYS:
-            raise InvalidInput(key if key.isprintable() else ascii(key), f"is no key of a line: {_known()}")
+            raise InvalidInput(key if key.isprintable() else ascii(key), f"is not a key of a line: {_known()}")
     for key in _REQUIRED:
-        if fields.get(key) is None:
+        if fields.get(key) is None and not (key == "content" and key in fields):
             raise InvalidInput(key, "is missing")
     conversation_id = check_identifier(fields["conversation_id"], "conversation_id")
     if not isinstance(fields["role"], str):
@@ -132,9 +135,9 @@ def parse_line(raw: bytes, *, number: int, count: Count) -> Line:
     owner = fields.get("owner")
     occurred_at = fields.get("occurred_at")
     message = Message(
-        role=fields["role"],
-        content=content_from_json(fields["content"]),
-        # Any id will do until the line's own content has told which one it is.
+        role=cast(Role, fields["role"]),  # checked by the class
+        content=None if fields["content"] is None else content_from_json(fields["content"]),
+        # A placeholder until the id is derived from the content.
         id=given_id if given_id is not None else "?",
         name=_kind(fields, "name", str),
         tokens=_tokens(fields),
@@ -153,28 +156,28 @@ def parse_line(raw: bytes, *, number: int, count: Count) -> Line:
         conversation_id=conversation_id,
         message=message,
         owner=None if owner is None else check_identifier(owner, "owner"),
-        occurred_at=None if occurred_at is None else parse_moment(occurred_at, "occurred_at"),
+        occurred_at=None if occurred_at is None else parse_timestamp(occurred_at, "occurred_at"),
     )
 
 
-def render_line(message: RecordedMessage, *, owner: str | None, count: Count) -> bytes:
-    """Return the line of one message in normal form, with its line feed.
+def render_line(message: RecordedMessage, *, owner: str | None, count: KeyCounter) -> bytes:
+    """Render one message in normal form, with its line feed.
 
-    Keys stand in a fixed order and those that hold nothing are left out, so equal histories give equal bytes. ``id`` is
-    left out exactly where reading the lines again gives the same one.
+    Keys are in a fixed order and empty ones are left out, so equal histories give equal bytes. ``id`` is left out if
+    reading the lines again gives the same one.
 
-    :param count: one for all lines of an export, so that each knows what stands before it.
+    :param count: the same for all lines of an export, so that each is compared with those before it.
     """
-    said = message.message
+    content = message.message
     fields: dict[str, Any] = {"conversation_id": message.conversation_id}
     if not _is_implied(message, count):
-        fields["id"] = said.id
-    data = said.to_data()
+        fields["id"] = content.id
+    data = content.to_data()
     fields["role"] = data["role"]
     fields["content"] = data["content"]
     if owner is not None:
         fields["owner"] = owner
-    fields["occurred_at"] = render_moment(message.occurred_at)
+    fields["occurred_at"] = render_timestamp(message.occurred_at)
     for name in ("name", "tokens", "usage", "external_ids", "metadata", "status"):
         if name in data:
             fields[name] = data[name]
@@ -182,24 +185,24 @@ def render_line(message: RecordedMessage, *, owner: str | None, count: Count) ->
 
 
 def implied_key(conversation_id: str, message: Message) -> bytes:
-    """Return what tells a message without an id from others of its conversation: what it says, not when or where.
+    """Return the digest that distinguishes a message without an id in its conversation, by its content only.
 
-    So a second reading gives the same ids although lines were mended, added or taken out in between.
+    Reading the lines again gives the same ids although other lines were changed, added or removed in between.
     """
     data = message.to_data()
     del data["message_id"]
-    # Not orjson: this runs before the content was checked, and must take lone surrogates and any integer.
+    # Not orjson: the content is not checked yet, and may have lone surrogates and any integer.
     content = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return sha256(f"{conversation_id!a}\n{content}".encode()).digest()
 
 
 def implied_id(key: bytes, occurrence: int) -> str:
-    """Return the id of the *n*-th message that says the same in its conversation; the same for ever."""
+    """Return the id of the *n*-th message with the same content in its conversation; part of the data format."""
     return str(uuid5(IMPLIED_NAMESPACE, f"{key.hex()}\n{occurrence}"))
 
 
-def _is_implied(message: RecordedMessage, count: Count) -> bool:
-    # The version digit of a UUIDv5 spares the ids that bots make (UUIDv7) the work below.
+def _is_implied(message: RecordedMessage, count: KeyCounter) -> bool:
+    # The version digit of a UUIDv5 spares ids that bots create (UUIDv7) the work below.
     if len(message.id) != 36 or message.id[14] != "5":
         return False
     key = implied_key(message.conversation_id, message.message)
@@ -217,7 +220,7 @@ def _load(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InvalidInput("line", f"is not UTF-8 at byte {error.start + 1}: save the file as UTF-8") from None
     try:
-        # Not orjson: it takes a key twice, and rounds integers beyond 64 bits, without a word.
+        # Not orjson: it silently accepts a key twice and rounds integers beyond 64 bits.
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_object)
     except RecursionError:
         raise InvalidInput("line", "is nested too deep") from None
@@ -265,4 +268,4 @@ def _tokens(fields: Mapping[str, Any]) -> int | None:
 
 
 def _known() -> str:
-    return f"it may have {', '.join((*_REQUIRED, *_OPTIONAL))}; put your own into metadata"
+    return f"it may have {', '.join((*_REQUIRED, *_OPTIONAL))}; put your own keys into metadata"

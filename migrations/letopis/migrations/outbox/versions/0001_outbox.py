@@ -1,4 +1,4 @@
-"""The tables of the outbox file.
+"""Create the tables of the outbox file.
 
 Revises: nothing
 """
@@ -15,9 +15,9 @@ depends_on = None
 TABLES = (
     """
     CREATE TABLE letopis_outbox_events (
-        position INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        position INTEGER NOT NULL,
         event_id BLOB NOT NULL,
-        conversation_id TEXT NOT NULL,
+        lane INTEGER NOT NULL,
         sequence INTEGER NOT NULL,
         type TEXT NOT NULL,
         schema_version INTEGER NOT NULL,
@@ -25,11 +25,19 @@ TABLES = (
         metadata TEXT,
         digest BLOB NOT NULL,
         occurred_at INTEGER NOT NULL,
-        appended_at INTEGER NOT NULL
+        appended_at INTEGER NOT NULL,
+        redacted INTEGER DEFAULT '0' NOT NULL,
+        PRIMARY KEY (position)
     )
     """,
-    "CREATE UNIQUE INDEX uq_letopis_outbox_events_event_id ON letopis_outbox_events (event_id)",
-    "CREATE UNIQUE INDEX uq_letopis_outbox_events_sequence ON letopis_outbox_events (conversation_id, sequence)",
+    "CREATE UNIQUE INDEX uq_letopis_outbox_events_sequence ON letopis_outbox_events (lane, sequence)",
+    """
+    CREATE TABLE letopis_outbox_event_ids (
+        event_id BLOB NOT NULL,
+        position INTEGER NOT NULL,
+        PRIMARY KEY (event_id)
+    ) WITHOUT ROWID
+    """,
     """
     CREATE TABLE letopis_outbox_hold (
         only INTEGER NOT NULL CONSTRAINT ck_letopis_outbox_hold_only CHECK (only = 1),
@@ -76,6 +84,7 @@ TABLES = (
     """,
     """
     CREATE TABLE letopis_outbox_lanes (
+        lane INTEGER NOT NULL,
         conversation_id TEXT NOT NULL,
         owner_id TEXT,
         head INTEGER NOT NULL,
@@ -87,12 +96,16 @@ TABLES = (
         owed_since INTEGER,
         fault_class TEXT,
         fault TEXT,
-        PRIMARY KEY (conversation_id),
+        deleted INTEGER DEFAULT '0' NOT NULL,
+        PRIMARY KEY (lane),
+        CONSTRAINT uq_letopis_outbox_lanes_conversation_id UNIQUE (conversation_id),
         CONSTRAINT ck_letopis_outbox_lanes_order CHECK (delivered <= head AND pruned <= delivered),
+        CONSTRAINT ck_letopis_outbox_lanes_owed CHECK (delivered = head OR owed_since IS NOT NULL),
         CONSTRAINT ck_letopis_outbox_lanes_state CHECK (state IN ('ready', 'retrying', 'blocked', 'paused'))
     )
     """,
-    "CREATE INDEX ix_letopis_outbox_lanes_owed ON letopis_outbox_lanes (owed_since) WHERE delivered < head",
+    "CREATE INDEX ix_letopis_outbox_lanes_owed ON letopis_outbox_lanes (owed_since) WHERE owed_since IS NOT NULL",
+    "CREATE INDEX ix_letopis_outbox_lanes_blocked ON letopis_outbox_lanes (conversation_id) WHERE state = 'blocked'",
     """
     CREATE TABLE letopis_outbox_notices (
         incident_id BLOB NOT NULL,
@@ -121,6 +134,9 @@ TABLES = (
         device TEXT NOT NULL,
         inode TEXT NOT NULL,
         created_at INTEGER NOT NULL,
+        store_id BLOB,
+        destination TEXT,
+        indexed INTEGER DEFAULT '0' NOT NULL,
         PRIMARY KEY (only)
     )
     """,
@@ -139,6 +155,10 @@ TABLES = (
         breaker_since INTEGER NOT NULL,
         breaker_reason TEXT,
         delivered_total INTEGER NOT NULL,
+        breaker_detail TEXT,
+        next_attempt_at INTEGER,
+        store_tasks INTEGER DEFAULT '0' NOT NULL,
+        store_rows INTEGER DEFAULT '0' NOT NULL,
         PRIMARY KEY (only)
     )
     """,
@@ -162,6 +182,62 @@ TABLES = (
     )
     """,
     "CREATE INDEX ix_letopis_outbox_repairs_event_id ON letopis_outbox_repairs (event_id)",
+    """
+    CREATE TABLE letopis_outbox_drafts (
+        conversation_id TEXT NOT NULL,
+        message_id TEXT NOT NULL,
+        event_id BLOB NOT NULL,
+        owner_id TEXT,
+        data TEXT NOT NULL,
+        writer TEXT NOT NULL,
+        started_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        PRIMARY KEY (conversation_id, message_id)
+    )
+    """,
+    """
+    CREATE TABLE letopis_outbox_owners (
+        owner_id TEXT NOT NULL,
+        active_conversation_id TEXT NOT NULL,
+        activated_order INTEGER NOT NULL,
+        PRIMARY KEY (owner_id)
+    )
+    """,
+    """
+    CREATE TABLE letopis_outbox_superseded (
+        conversation_id TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        event_id BLOB NOT NULL,
+        expected INTEGER NOT NULL,
+        actual INTEGER NOT NULL,
+        PRIMARY KEY (conversation_id, sequence)
+    )
+    """,
+    "CREATE INDEX ix_letopis_outbox_superseded_event_id ON letopis_outbox_superseded (event_id)",
+    """
+    CREATE VIEW letopis_outbox_log AS
+    SELECT e.position, e.event_id, e.lane, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata,
+        e.digest, e.occurred_at, e.appended_at, e.redacted
+    FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e ON e.lane = l.lane
+    """,
+    """
+    CREATE VIEW letopis_outbox_known_ids AS
+    SELECT event_id, position FROM letopis_outbox_event_ids
+    UNION ALL
+    SELECT event_id, position FROM letopis_outbox_events
+    WHERE position > (SELECT indexed FROM letopis_outbox_origin)
+    """,
+    """
+    CREATE TABLE letopis_outbox_unconfirmed (
+        conversation_id TEXT NOT NULL,
+        message_id TEXT NOT NULL,
+        event_id BLOB NOT NULL,
+        owner_id TEXT,
+        writer TEXT NOT NULL,
+        appended_at INTEGER NOT NULL,
+        PRIMARY KEY (conversation_id, message_id)
+    )
+    """,
 )
 
 
@@ -173,14 +249,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the tables, with everything in them."""
-    for table in (
-        "letopis_outbox_repairs",
-        "letopis_outbox_relay",
-        "letopis_outbox_origin",
-        "letopis_outbox_notices",
-        "letopis_outbox_lanes",
-        "letopis_outbox_incidents",
-        "letopis_outbox_hold",
-        "letopis_outbox_events",
-    ):
-        op.drop_table(table)
+    op.execute("DROP VIEW letopis_outbox_known_ids")
+    op.execute("DROP VIEW letopis_outbox_log")
+    tables = "unconfirmed superseded owners drafts repairs relay origin notices lanes incidents hold event_ids events"
+    for table in tables.split():
+        op.drop_table(f"letopis_outbox_{table}")

@@ -1,10 +1,11 @@
-"""The tables of the history store.
+"""Create the tables of the history store.
 
 Revises: nothing
 """
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,141 +34,262 @@ uuid16 = (
     .with_variant(mysql.BINARY(16), "mysql", "mariadb")
 )
 digest = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+tokens = (
+    sa.Text()
+    .with_variant(postgresql.TSVECTOR(), "postgresql")
+    .with_variant(mysql.LONGTEXT(charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
+)
+row_id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-
-def create(table: str, *columns: sa.Column[Any], key: tuple[str, ...], comment: str) -> None:
-    """Create a table, unless an upgrade that was cut off has done it (MariaDB commits each table by itself)."""
-    op.create_table(
-        table,
-        *columns,
-        sa.PrimaryKeyConstraint(*key, name=f"pk_{table}"),
-        comment=comment,
-        if_not_exists=True,
-        mysql_engine="InnoDB",
-        mysql_charset="utf8mb4",
-        mysql_collate="utf8mb4_bin",
-        mariadb_engine="InnoDB",
-        mariadb_charset="utf8mb4",
-        mariadb_collate="utf8mb4_bin",
+INSERT = "INSERT INTO letopis_search_words(rowid, scope, document) VALUES (new.id, new.scope, new.document);"
+DELETE = (
+    "INSERT INTO letopis_search_words(letopis_search_words, rowid, scope, document)"
+    " VALUES ('delete', old.id, old.scope, old.document);"
+)
+SQLITE_FULL_TEXT = (
+    # The rows are those of letopis_search; only their index is here.
+    (
+        "CREATE VIRTUAL TABLE IF NOT EXISTS letopis_search_words USING fts5"
+        "(scope, document, content='letopis_search', content_rowid='id', tokenize='ascii')"
+    ),
+    f"CREATE TRIGGER IF NOT EXISTS letopis_search_insert AFTER INSERT ON letopis_search BEGIN {INSERT} END",
+    f"CREATE TRIGGER IF NOT EXISTS letopis_search_delete AFTER DELETE ON letopis_search BEGIN {DELETE} END",
+    (
+        "CREATE TRIGGER IF NOT EXISTS letopis_search_update AFTER UPDATE OF id, scope, document ON letopis_search"
+        f" BEGIN {DELETE} {INSERT} END"
+    ),
+)
+SQLITE_SECURE_DELETE = "INSERT INTO letopis_search_words(letopis_search_words, rank) VALUES ('secure-delete', 1)"
+INSERT_STORE_ID = {
+    dialect: f"INSERT INTO letopis_store (id, store_id, created_at) SELECT 1, {new_id}, {now}"  # noqa: S608
+    " WHERE NOT EXISTS (SELECT 1 FROM letopis_store)"
+    for dialect, new_id, now in (
+        ("sqlite", "randomblob(16)", "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"),
+        ("postgresql", "gen_random_uuid()", "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"),
+        ("mysql", "UNHEX(REPLACE(UUID(), '-', ''))", "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000000 AS SIGNED)"),
+        ("mariadb", "UNHEX(REPLACE(UUID(), '-', ''))", "CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000000 AS SIGNED)"),
     )
-
-
-def key_column(column: str, kind: sa.types.TypeEngine[Any]) -> sa.Column[Any]:
-    """Return a column of a primary key, whose values the database must not make."""
-    return sa.Column(column, kind, autoincrement=False, nullable=False)
+}
 
 
 def upgrade() -> None:
-    """Create the tables, and the counters of the log's partitions."""
+    """Create what an interrupted upgrade has not created yet: MariaDB commits each table separately."""
+    create_tables()
+    create_index("ix_letopis_conversations_owner", "letopis_conversations", "owner_id", "updated_at", "conversation_id")
+    create_index("ix_letopis_conversations_updated", "letopis_conversations", "updated_at", "conversation_id")
+    create_index("uq_letopis_events_version", "letopis_events", "partition", "conversation_id", "version")
+    create_index("uq_letopis_events_event_id", "letopis_events", "partition", "conversation_id", "event_id")
+    create_index("ix_letopis_messages_message_id", "letopis_messages", "partition", "conversation_id", "message_id")
+    create_index("ix_letopis_conversations_forked", "letopis_conversations", "forked_from_id")
+    create_index("uq_letopis_search_message", "letopis_search", "generation", "partition", "conversation_id", "version")
+    create_full_text_index()
+    insert_log_heads()
+    # The database generates the identity, so that printed SQL gives each database that runs it one of its own.
+    op.execute(INSERT_STORE_ID[op.get_context().dialect.name])
+
+
+def create_tables() -> None:
+    """Create the tables."""
+    create(
+        "letopis_store",
+        key("id", sa.SmallInteger()),
+        required("store_id", uuid16),
+        required("created_at", sa.BigInteger()),
+        sa.Column("moved_to", sa.Text()),
+        sa.Column("moved_at", sa.BigInteger()),
+        comment="One row: the identity of this store, which backups, replicas and moves keep.",
+    )
     create(
         "letopis_log_heads",
-        key_column("partition", sa.Integer()),
-        sa.Column("position", sa.BigInteger(), nullable=False),
-        key=("partition",),
+        key("partition", sa.Integer()),
+        required("position", sa.BigInteger()),
+        required("closed", sa.SmallInteger(), default="0"),
         comment="One row a partition, fixed when the store is created: the position given out last.",
     )
     create(
         "letopis_origins",
-        key_column("origin_id", uuid16),
-        sa.Column("epoch", sa.BigInteger(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("first_seen_at", sa.BigInteger(), nullable=False),
-        sa.Column("last_seen_at", sa.BigInteger(), nullable=False),
-        key=("origin_id",),
+        key("origin_id", uuid16),
+        required("epoch", sa.BigInteger()),
+        required("name", sa.Text()),
+        required("first_seen_at", sa.BigInteger()),
+        required("last_seen_at", sa.BigInteger()),
         comment="The outbox files that deliver here.",
     )
     create(
         "letopis_lanes",
-        key_column("partition", sa.Integer()),
-        key_column("conversation_id", identifier),
-        key_column("origin_id", uuid16),
-        sa.Column("sequence", sa.BigInteger(), nullable=False),
-        key=("partition", "conversation_id", "origin_id"),
+        key("partition", sa.Integer()),
+        key("conversation_id", identifier),
+        key("origin_id", uuid16),
+        required("sequence", sa.BigInteger()),
         comment="How far each outbox has got in each conversation: what makes a delivery take effect once.",
     )
     create(
         "letopis_conversations",
-        key_column("partition", sa.Integer()),
-        key_column("conversation_id", identifier),
+        key("partition", sa.Integer()),
+        key("conversation_id", identifier),
         sa.Column("owner_id", identifier),
         sa.Column("number", sa.BigInteger()),
         sa.Column("title", json),
-        sa.Column("state", name, nullable=False),
-        sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.Column("message_count", sa.BigInteger(), nullable=False),
-        sa.Column("tokens", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        required("state", name),
+        required("version", sa.BigInteger()),
+        required("message_count", sa.BigInteger()),
+        required("tokens", sa.BigInteger()),
+        required("created_at", sa.BigInteger()),
+        required("updated_at", sa.BigInteger()),
         sa.Column("forked_from_id", identifier),
         sa.Column("forked_from_version", sa.BigInteger()),
-        key=("partition", "conversation_id"),
+        sa.Column("metadata", json),
+        sa.Column("forked_from_event", uuid16),
+        required("inherits", sa.SmallInteger(), default="0"),
+        sa.Column("inherited_to", identifier),
+        required("retained", sa.BigInteger(), default="0"),
+        required("rules", sa.SmallInteger(), default="1"),
         comment="One row a conversation, folded from its events.",
     )
     create(
         "letopis_events",
-        key_column("partition", sa.Integer()),
-        key_column("position", sa.BigInteger()),
-        sa.Column("conversation_id", identifier, nullable=False),
-        sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.Column("event_id", uuid16, nullable=False),
-        sa.Column("origin_id", uuid16, nullable=False),
-        sa.Column("sequence", sa.BigInteger(), nullable=False),
-        sa.Column("type", name, nullable=False),
-        sa.Column("schema_version", sa.SmallInteger(), nullable=False),
-        sa.Column("data", json, nullable=False),
+        key("partition", sa.Integer()),
+        key("position", sa.BigInteger()),
+        required("conversation_id", identifier),
+        required("version", sa.BigInteger()),
+        required("event_id", uuid16),
+        required("origin_id", uuid16),
+        required("sequence", sa.BigInteger()),
+        required("type", name),
+        required("schema_version", sa.SmallInteger()),
+        required("data", json),
         sa.Column("metadata", json),
         sa.Column("digest", digest),
-        sa.Column("occurred_at", sa.BigInteger(), nullable=False),
-        sa.Column("recorded_at", sa.BigInteger(), nullable=False),
-        key=("partition", "position"),
+        required("occurred_at", sa.BigInteger()),
+        required("recorded_at", sa.BigInteger()),
         comment="The log. Rows are never changed but by redaction.",
     )
     create(
         "letopis_messages",
-        key_column("partition", sa.Integer()),
-        key_column("conversation_id", identifier),
-        key_column("version", sa.BigInteger()),
-        sa.Column("message_id", identifier, nullable=False),
-        sa.Column("content_version", sa.BigInteger(), nullable=False),
+        key("partition", sa.Integer()),
+        key("conversation_id", identifier),
+        key("version", sa.BigInteger()),
+        required("message_id", identifier),
+        required("content_version", sa.BigInteger()),
         sa.Column("delivery_version", sa.BigInteger()),
-        sa.Column("role", name, nullable=False),
-        sa.Column("state", name, nullable=False),
-        key=("partition", "conversation_id", "version"),
+        required("role", name),
+        required("state", name),
+        sa.Column("left_at", sa.BigInteger()),
+        sa.Column("redacted_at", sa.BigInteger()),
+        sa.Column("reactions", json),
         comment="An index over the log: which event holds a message, its current content and its delivery.",
     )
     create(
         "letopis_owners",
-        key_column("owner_id", identifier),
+        key("owner_id", identifier),
         sa.Column("active_conversation_id", identifier),
-        sa.Column("next_number", sa.BigInteger(), nullable=False),
-        key=("owner_id",),
+        required("next_number", sa.BigInteger()),
+        sa.Column("activated_by", uuid16),
+        sa.Column("activated_order", sa.BigInteger()),
         comment="One row an owner: the active conversation, and the number that the next one gets.",
     )
-    for index, table, columns, unique in (
-        (
-            "ix_letopis_conversations_owner",
-            "letopis_conversations",
-            ["owner_id", "updated_at", "conversation_id"],
-            False,
-        ),
-        ("ix_letopis_conversations_updated", "letopis_conversations", ["updated_at", "conversation_id"], False),
-        ("uq_letopis_events_version", "letopis_events", ["partition", "conversation_id", "version"], True),
-        ("uq_letopis_events_event_id", "letopis_events", ["partition", "conversation_id", "event_id"], True),
-        ("ix_letopis_messages_message_id", "letopis_messages", ["partition", "conversation_id", "message_id"], False),
-    ):
-        op.create_index(index, table, columns, unique=unique, if_not_exists=True)
+    create(
+        "letopis_checkpoints",
+        key("name", name),
+        key("version", sa.Integer()),
+        key("partition", sa.Integer()),
+        required("position", sa.BigInteger()),
+        required("replay_to", sa.BigInteger()),
+        required("updated_at", sa.BigInteger()),
+        comment="How far each version of each catch-up projection has read each partition of the log.",
+    )
+    create(
+        "letopis_search",
+        sa.Column("id", row_id, sa.Identity(), nullable=False, info={"key": True}),
+        required("generation", sa.Integer()),
+        required("partition", sa.Integer()),
+        required("conversation_id", identifier),
+        required("version", sa.BigInteger()),
+        required("content_version", sa.BigInteger()),
+        required("position", sa.BigInteger()),
+        required("occurred_at", sa.BigInteger()),
+        required("scope", tokens),
+        required("document", tokens),
+        comment="The full-text index: one row a message that is on the path, as codes of its words.",
+    )
+    create(
+        "letopis_tasks",
+        key("partition", sa.Integer()),
+        key("conversation_id", identifier),
+        key("kind", name),
+        key("version", sa.BigInteger()),
+        required("after", sa.BigInteger()),
+        required("upto", sa.BigInteger()),
+        required("created_at", sa.BigInteger()),
+        comment="What events did to very many rows: heeded by readers at once, carried out in steps.",
+    )
 
+
+def create(table: str, *columns: sa.Column[Any], comment: str) -> None:
+    """Create a table that is not there yet."""
+    op.create_table(
+        table,
+        *columns,
+        sa.PrimaryKeyConstraint(*(one.name for one in columns if one.info.get("key")), name=f"pk_{table}"),
+        comment=comment,
+        if_not_exists=True,
+        **{
+            f"{dialect}_{option}": value
+            for dialect in ("mysql", "mariadb")
+            for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+        },
+    )
+
+
+def key(column: str, kind: sa.types.TypeEngine[Any]) -> sa.Column[Any]:
+    """Return a column of the primary key whose values the database must not generate."""
+    return sa.Column(column, kind, autoincrement=False, nullable=False, info={"key": True})
+
+
+def required(column: str, kind: sa.types.TypeEngine[Any], *, default: str | None = None) -> sa.Column[Any]:
+    """Return a column that is never NULL."""
+    return sa.Column(column, kind, nullable=False, server_default=default)
+
+
+def create_index(index: str, table: str, *columns: str) -> None:
+    """Create an index that is not there yet."""
+    op.create_index(index, table, list(columns), unique=index.startswith("uq_"), if_not_exists=True)
+
+
+def create_full_text_index() -> None:
+    """Create the index over the rows of the search table."""
+    if op.get_context().dialect.name == "sqlite":
+        for statement in SQLITE_FULL_TEXT:
+            op.execute(statement)
+        # Without it deleted words stay in the file until the index is merged.
+        if sqlite3.sqlite_version_info >= (3, 42):
+            op.execute(SQLITE_SECURE_DELETE)
+        return
+    op.create_index(
+        "ix_letopis_search_words",
+        "letopis_search",
+        ["scope", "document"],
+        if_not_exists=True,
+        postgresql_using="gin",
+        # With fast updates, rows since the last vacuum are in a list that each search reads from end to end.
+        postgresql_with={"fastupdate": "off"},
+        mysql_prefix="FULLTEXT",
+        mariadb_prefix="FULLTEXT",
+    )
+
+
+def insert_log_heads() -> None:
+    """Insert a counter for each partition that has none."""
     heads = sa.table("letopis_log_heads", sa.column("partition", sa.Integer), sa.column("position", sa.BigInteger))
-    counters = [{"partition": number, "position": 0} for number in range(partitions())]
+    existing: set[int] = set()
     if not context.is_offline_mode():
-        there = set(op.get_bind().execute(sa.select(heads.c.partition)).scalars())
-        counters = [counter for counter in counters if counter["partition"] not in there]
-    if counters:
+        existing.update(op.get_bind().execute(sa.select(heads.c.partition)).scalars())
+    if counters := [{"partition": one, "position": 0} for one in range(partitions()) if one not in existing]:
         op.bulk_insert(heads, counters)
 
 
 def partitions() -> int:
-    """Return how many partitions the log gets: fixed here, for the life of the store."""
+    """Return how many partitions the log gets, which cannot be changed later."""
     number = int(context.config.attributes.get("partitions", 1))
     if not 1 <= number <= 1024:
         raise ValueError("partitions must be between 1 and 1024")
@@ -176,5 +298,8 @@ def partitions() -> int:
 
 def downgrade() -> None:
     """Drop the tables, and the history with them."""
-    for table in ("owners", "messages", "events", "conversations", "lanes", "origins", "log_heads"):
+    if op.get_context().dialect.name == "sqlite":
+        op.execute("DROP TABLE letopis_search_words")
+    tables = "tasks search checkpoints owners messages events conversations lanes origins log_heads store"
+    for table in tables.split():
         op.drop_table(f"letopis_{table}")

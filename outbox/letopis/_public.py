@@ -1,0 +1,113 @@
+"""Name what a bot imports from ``letopis``, and load it when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from letopis.outbox import (
+        BlockingHistory,
+        BlockingReceipt,
+        BlockingReply,
+        BlockingTransaction,
+        History,
+        Incident,
+        Receipt,
+        Reply,
+        Status,
+        Transaction,
+        Unconfirmed,
+    )
+    from letopis.store import (
+        NULL,
+        Closed,
+        ConfigurationError,
+        Conversation,
+        ConversationGone,
+        ConversationStore,
+        Data,
+        Event,
+        EventIdReused,
+        File,
+        Hit,
+        InvalidInput,
+        LetopisError,
+        Message,
+        OutboxFull,
+        OutboxUnavailable,
+        Page,
+        ReadTimeout,
+        Reasoning,
+        RecordedMessage,
+        Role,
+        Saved,
+        StoreUnavailable,
+        Text,
+        ToolCall,
+        ToolResult,
+        VersionConflict,
+    )
+
+__all__ = (
+    "NULL",
+    "BlockingHistory",
+    "BlockingReceipt",
+    "BlockingReply",
+    "BlockingTransaction",
+    "Closed",
+    "ConfigurationError",
+    "Conversation",
+    "ConversationGone",
+    "ConversationStore",
+    "Data",
+    "Event",
+    "EventIdReused",
+    "File",
+    "History",
+    "Hit",
+    "Incident",
+    "InvalidInput",
+    "LetopisError",
+    "Message",
+    "OutboxFull",
+    "OutboxUnavailable",
+    "Page",
+    "ReadTimeout",
+    "Reasoning",
+    "Receipt",
+    "RecordedMessage",
+    "Reply",
+    "Role",
+    "Saved",
+    "Status",
+    "StoreUnavailable",
+    "Text",
+    "ToolCall",
+    "ToolResult",
+    "Transaction",
+    "Unconfirmed",
+    "VersionConflict",
+)
+
+
+def load(name: str) -> object:
+    """Return a public name, or the version.
+
+    :raises AttributeError: there is no such name.
+    """
+    if name == "__version__":
+        return _version()
+    if name not in __all__:
+        raise AttributeError(f"module 'letopis' has no attribute {name!r}")
+    outbox = importlib.import_module("letopis.outbox")
+    return getattr(outbox if name in outbox.__all__ else importlib.import_module("letopis.store"), name)
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("letopis")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"

@@ -1,0 +1,217 @@
+"""Keep what a provider's item has beyond a message, and put the item together again byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from itertools import groupby
+from typing import Any, Final
+
+import orjson
+
+from letopis.adapters.formats._call_ids import CallIds
+from letopis.store.errors import InvalidInput
+from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.messages import Message, Role
+from letopis.store.model.parts import (
+    Content,
+    File,
+    Part,
+    Reasoning,
+    Text,
+    ToolCall,
+    ToolResult,
+    UnknownPart,
+    content_to_json,
+    part_from_json,
+    part_to_json,
+)
+
+FORMAT_KEY: Final = "format"
+"""The key of a message's metadata that holds the rest of the provider's item."""
+_POINTER: Final = "$"
+_MIN_LENGTH: Final = 16
+"""Characters of the shortest text that a pointer replaces."""
+_BASE64: Final = ";base64,"
+
+Pointer = list[int | str]
+
+
+def to_message(
+    item: Mapping[str, Any], *, provider: str, role: Role, content: Content | None, name: str | None = None
+) -> Message:
+    """Return the message that a provider's item becomes, with a template of the item in its metadata.
+
+    The template is the item in which everything that the content holds is replaced by a pointer into the content, so
+    that nothing is stored twice.
+
+    :raises InvalidInput: the item holds what is no JSON.
+    """
+    try:
+        template = _template(item, _sources(content), "item")
+        kept = {"provider": provider, "content": _digests(content), "item": template}
+    except (TypeError, RecursionError) as error:  # orjson's, which quote no value
+        raise InvalidInput("item", f"is not JSON that can be stored: {error}") from error
+    return Message(role=role, content=content, name=name, metadata={FORMAT_KEY: kept})
+
+
+def native_item(message: Message, provider: str) -> dict[str, Any] | None:
+    """Return the item that a message was made from; ``None`` if it came from elsewhere or was edited since.
+
+    :raises InvalidInput: the template in the metadata does not belong to the message.
+    """
+    kept = message.metadata.get(FORMAT_KEY)
+    if not isinstance(kept, Mapping) or kept.get("provider") != provider:
+        return None
+    if kept.get("content") != _digests(message.content):
+        return None
+    try:
+        item: dict[str, Any] = _filled(kept["item"], message.content)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"metadata.{FORMAT_KEY}", "is not what a converter of Letopis put there") from error
+    return item
+
+
+def whole_messages(messages: Iterable[Message | RecordedMessage], provider: str) -> Iterator[Message]:
+    """Yield messages without what the history knows about them.
+
+    A context window gives each result a message of its own, which keeps the id: the parts of one item of the provider
+    are put together again.
+
+    :raises InvalidInput: one of them is no message.
+    """
+    for _, pieces in groupby(_plain(messages), key=lambda message: message.id):
+        found = list(pieces)
+        whole = _whole(found, provider) if len(found) > 1 else None
+        yield from found if whole is None else (whole,)
+
+
+def with_own_items(
+    messages: Iterable[Message | RecordedMessage], provider: str
+) -> Iterator[tuple[Message, dict[str, Any] | None, CallIds]]:
+    """Yield each message with its item, if it is one of the provider's own, and the ids of the calls so far.
+
+    :raises InvalidInput: one of them is no message.
+    """
+    ids = CallIds()
+    for message in whole_messages(messages, provider):
+        ids.begin()
+        own = native_item(message, provider)
+        if own is not None:
+            ids.keep(message)
+        yield message, own, ids
+
+
+def _plain(messages: Iterable[Message | RecordedMessage]) -> Iterator[Message]:
+    for place, one in enumerate(messages):
+        found = one.message if isinstance(one, RecordedMessage) else one
+        if not isinstance(found, Message):
+            raise InvalidInput(f"messages[{place}]", f"must be a Message, not {type(one).__name__}")
+        yield found
+
+
+def _whole(pieces: Sequence[Message], provider: str) -> Message | None:
+    """Return the message that was split into pieces, its parts in their places; ``None`` if it is not known."""
+    kept = pieces[0].metadata.get(FORMAT_KEY)
+    digests = kept.get("content") if isinstance(kept, Mapping) and kept.get("provider") == provider else None
+    parts = [part for one in pieces for part in (one.content if isinstance(one.content, tuple) else ())]
+    if not isinstance(digests, list | tuple) or len(digests) != len(parts):
+        return None
+    by_digest: dict[str, list[Part]] = {}
+    for part in parts:
+        by_digest.setdefault(_digest(part_to_json(part)), []).append(part)
+    try:
+        content = tuple(by_digest[digest].pop(0) for digest in digests)
+    except (KeyError, IndexError):
+        return None
+    return replace(pieces[0], content=content)
+
+
+class _Sources:
+    """Where values of an item are found in the content: text by its value, objects and lists by identity."""
+
+    __slots__ = ("objects", "texts")
+
+    def __init__(self) -> None:
+        self.texts: dict[str, Pointer] = {}
+        self.objects: dict[int, Pointer] = {}
+
+    def add(self, value: Any, pointer: Pointer) -> None:
+        if isinstance(value, str):
+            self.texts.setdefault(value, pointer)
+        elif isinstance(value, Mapping | list) and value:
+            self.objects.setdefault(id(value), pointer)
+
+
+def _sources(content: Content | None) -> _Sources:
+    sources = _Sources()
+    if isinstance(content, str):
+        sources.add(content, ["text"])
+        return sources
+    for place, part in enumerate(content or ()):
+        match part:
+            case Text() | Reasoning():
+                sources.add(part.text, [place, "text"])
+            case File():
+                sources.add(part.uri, [place, "uri"])
+                if part.uri.startswith("data:") and _BASE64 in part.uri:
+                    sources.add(part.uri.partition(_BASE64)[2], [place, "uri", "data"])
+            case ToolCall():
+                sources.add(part.arguments, [place, "arguments"])
+            case ToolResult():
+                sources.add(part.output, [place, "output"])
+            case UnknownPart() if isinstance(part_from_json(part.value), UnknownPart):
+                sources.add(part.value, [place])
+            case _:
+                pass  # the template holds it: read back, it could be a known part with its keys in another order
+    return sources
+
+
+def _template(value: Any, sources: _Sources, field: str) -> Any:
+    if (pointer := sources.objects.get(id(value))) is not None:
+        return {_POINTER: pointer}
+    if isinstance(value, str):
+        pointer = sources.texts.get(value) if len(value) >= _MIN_LENGTH else None
+        return value if pointer is None else {_POINTER: pointer}
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        if value.keys() == {_POINTER}:
+            return {_POINTER: {_POINTER: value[_POINTER]}}
+        return {key: _template(item, sources, f"{field}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_template(item, sources, f"{field}[{place}]") for place, item in enumerate(value)]
+    raise InvalidInput(field, f"is {type(value).__name__}, not JSON: give what model_dump(mode='json') returns")
+
+
+def _filled(template: Any, content: Content | None) -> Any:
+    if isinstance(template, Mapping):
+        if template.keys() == {_POINTER}:
+            pointer = template[_POINTER]
+            return dict(pointer) if isinstance(pointer, Mapping) else _at(pointer, content)
+        return {key: _filled(item, content) for key, item in template.items()}
+    if isinstance(template, list | tuple):
+        return [_filled(item, content) for item in template]
+    return template
+
+
+def _at(pointer: Pointer, content: Any) -> Any:
+    if pointer == ["text"]:
+        return content
+    place, *path = pointer
+    part: Part = content[place]
+    if not path:
+        return part_to_json(part)
+    value = getattr(part, str(path[0]))
+    return value.partition(_BASE64)[2] if path[1:] == ["data"] else value
+
+
+def _digests(content: Content | None) -> str | list[str]:
+    """Return what tells an edited content from the one that was converted: a digest, or one for each part."""
+    plain = content_to_json(content)
+    return [_digest(part) for part in plain] if isinstance(plain, list) else _digest(plain)
+
+
+def _digest(value: Any) -> str:
+    return sha256(orjson.dumps(value, default=dict, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]

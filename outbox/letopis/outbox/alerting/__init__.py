@@ -1,0 +1,1 @@
+"""Alerting: incidents, notifications, channels, and the monitor that drives them."""

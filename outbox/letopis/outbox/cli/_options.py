@@ -1,0 +1,99 @@
+"""Define the options of every verb: which outbox, which store, which configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from letopis.outbox.config.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_META: Final = "letopis.outbox.cli._options"
+
+
+def with_options(function: F) -> F:
+    """Give a verb ``--outbox``, ``--store``, ``--config`` and ``--debug``; :func:`settings` reads them."""
+    for decorate in reversed(
+        (
+            click.option(
+                "--outbox",
+                metavar="PATH",
+                multiple=True,
+                envvar="LETOPIS_OUTBOX",
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help="The outbox file. Default: bot.outbox.db.",
+            ),
+            click.option(
+                "--store",
+                metavar="URL",
+                envvar="LETOPIS_STORE",
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help="The history store: postgresql://, mysql:// or sqlite:///, or the path of a SQLite file. "
+                "LETOPIS_STORE_FILE names a file that holds it. Default: a SQLite file beside the outbox.",
+            ),
+            click.option(
+                "--config",
+                metavar="FILE",
+                envvar="LETOPIS_CONFIG",
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help="The configuration file. Default: letopis.toml in the current folder, if it exists.",
+            ),
+            click.option(
+                "--debug",
+                is_flag=True,
+                envvar="LETOPIS_DEBUG",
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help="Show tracebacks. They may quote messages.",
+            ),
+        )
+    ):
+        function = decorate(function)
+    return function
+
+
+def settings(*, several: bool = False) -> Settings:
+    """Return the settings of the running command.
+
+    :param several: the command takes more than one outbox; the settings then name the first.
+    :raises click.UsageError: the command takes one, and several are given.
+    :raises ConfigurationError: as `load_settings`.
+    """
+    from letopis.outbox.config.settings import load_settings
+
+    outboxes = given_outboxes()
+    if len(outboxes) > 1 and not several:
+        raise click.UsageError("this command takes one --outbox: only `letopis relay` and `healthcheck` take several")
+    given = _given(click.get_current_context())
+    return load_settings(outbox=next(iter(outboxes), None), store=given.get("store"), config=given.get("config"))
+
+
+def given_outboxes() -> tuple[str, ...]:
+    """Return every ``--outbox`` of the command line; empty if there is none."""
+    outboxes: tuple[str, ...] = _given(click.get_current_context()).get("outbox", ())
+    return outboxes
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    # The environment is read by `load_settings`: here it would override an option that stands before the verb.
+    name = parameter.name or ""
+    if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        _given(context)[name] = value
+
+
+def _given(context: click.Context) -> dict[str, Any]:
+    """Return the options of the command line; shared by a command and its group."""
+    given: dict[str, Any] = context.meta.setdefault(_META, {})
+    return given

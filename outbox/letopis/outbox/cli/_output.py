@@ -1,0 +1,147 @@
+"""Print data on stdout or into a private file, and everything else on stderr, plain unless it is a terminal."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import click
+
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON (stable, documented schema).")
+"""The option of every verb that prints data."""
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    import orjson
+
+    write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def write(data: bytes) -> None:
+    """Write bytes to stdout unchanged: UTF-8, whatever the terminal's encoding."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+@contextmanager
+def open_output(file: str, *, force: bool) -> Iterator[BinaryIO]:
+    """Open ``file`` for writing, for its owner only; ``-`` is stdout. It appears when the block ends without an error.
+
+    :raises CommandExit: the file exists and ``force`` is not given.
+    """
+    from letopis.store.database.private_files import flush_to_disk
+
+    if file == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    target = Path(file)
+    if target.exists() and not force:
+        raise CommandExit(Exit.FAILED, f"{printable(file)} exists: name another file, or give --force to replace it")
+    if target.exists() and not target.is_file():  # /dev/stdout, a pipe: write to it directly
+        with target.open("wb") as stream:
+            yield stream
+        return
+    # For its owner only: these are conversations. Under an unguessable name, so that no link can be placed there, and
+    # two exports to one name do not collide; the last one that completes stays.
+    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        if hasattr(os, "fchmod"):
+            os.fchmod(descriptor, 0o600)
+        with open(descriptor, "wb") as stream:  # noqa: PTH123  # a descriptor, not a path
+            yield stream
+            stream.flush()
+            flush_to_disk(stream.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def note(text: str) -> None:
+    """Print a line on stderr."""
+    click.echo(text, err=True)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return untrusted text with control characters escaped; ``lines`` keeps line feeds and tabs."""
+    kept = "\n\t" if lines else ""
+    return "".join(
+        character if character.isprintable() or character in kept else ascii(character)[1:-1] for character in text
+    )
+
+
+def truncate(text: str, width: int) -> str:
+    """Return ``text`` on one line of at most ``width`` characters."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= width else f"{line[: width - 3]}..."
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Return lines of aligned columns; those in ``right`` are aligned to the right."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    )
+
+
+def format_duration(seconds: float | None) -> str:
+    """Return a duration in its two largest units; a dash for ``None``."""
+    if seconds is None:
+        return "-"
+    whole = max(0, int(seconds))
+    days, hours, minutes = whole // 86_400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def supports_style(stream: TextIO) -> bool:
+    """Return True if ``stream`` may have colours and progress bars: a terminal without ``NO_COLOR``."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show the progress of a long run: a bar on stderr if that is a terminal and rich is installed, otherwise nothing.
+
+    :param total: the amount at which the yielded function's argument means done; ``None`` if unknown.
+    """
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        bar = None
+    else:
+        bar = (
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            if supports_style(sys.stderr)
+            else None
+        )
+    if bar is None:
+        yield lambda _: None
+        return
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,135 @@
+"""Render pending events as a table, as text and as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from letopis.outbox.cli._output import format_duration, printable, table, truncate
+from letopis.store.model.events import from_microseconds
+
+if TYPE_CHECKING:
+    from letopis.outbox.operations.pending_events import PendingEvent, Repair
+
+HEAD: Final = ("EVENT", "CONVERSATION", "SEQ", "TYPE", "BYTES", "STATE", "TRIES", "BEHIND", "AGE", "FAULT")
+MAX_ID_WIDTH: Final = 32
+"""Characters of a conversation id in the table; JSON has all of it."""
+
+
+def event_table(found: Sequence[PendingEvent]) -> str:
+    """Return a table of events."""
+    now = time.time()
+    rows = [
+        (
+            str(one.event_id),
+            truncate(one.conversation_id, MAX_ID_WIDTH),
+            str(one.sequence),
+            truncate(one.type, MAX_ID_WIDTH),
+            str(one.size),
+            one.state if one.front else "waits",
+            str(one.attempts) if one.front else "-",
+            str(one.behind) if one.front else "-",
+            format_duration(now - one.appended_at / 1_000_000),
+            truncate(one.fault or one.fault_class or "-", 60) if one.front else "-",
+        )
+        for one in found
+    ]
+    return table(HEAD, rows, right=(2, 4, 6, 7))
+
+
+def event_summary(entry: PendingEvent) -> dict[str, Any]:
+    """Return an event as JSON values, without its content."""
+    return {
+        "event_id": str(entry.event_id),
+        "conversation_id": entry.conversation_id,
+        "owner_id": entry.owner_id,
+        "sequence": entry.sequence,
+        "type": entry.type,
+        "schema_version": entry.schema_version,
+        "bytes": entry.size,
+        "digest": entry.digest.hex(),
+        "occurred_at": _moment(entry.occurred_at),
+        "appended_at": _moment(entry.appended_at),
+        "front": entry.front,
+        "behind": entry.behind,
+        "state": entry.state,
+        "attempts": entry.attempts,
+        "due_at": _moment(entry.due_at) if entry.state == "retrying" and entry.due_at else None,
+        "fault_class": entry.fault_class,
+        "fault": entry.fault,
+    }
+
+
+def event_json(entry: PendingEvent) -> dict[str, Any]:
+    """Return an event as JSON values, content included."""
+    return {**event_summary(entry), "data": _value(entry.data), "metadata": _value(entry.metadata)}
+
+
+def event_details(entry: PendingEvent, done: Sequence[Repair], *, payload: bool) -> dict[str, Any]:
+    """Return an event and its repairs as JSON values; content only with ``payload``."""
+    repairs = []
+    for one in done:
+        repair = {
+            "verb": one.verb,
+            "event_id": str(one.event_id),
+            "type": one.type,
+            "digest": one.digest.hex(),
+            "reason": one.reason,
+            "repaired_by": one.repaired_by,
+            "repaired_at": _moment(one.repaired_at),
+        }
+        repairs.append({**repair, "data": _value(one.data), "metadata": _value(one.metadata)} if payload else repair)
+    return {**(event_json(entry) if payload else event_summary(entry)), "repairs": repairs}
+
+
+def event_text(entry: PendingEvent, done: Sequence[Repair], *, payload: bool) -> str:
+    """Return an event as text, one fact per line."""
+    place = f"{entry.sequence}, " + (
+        f"the front; {entry.behind} behind it" if entry.front else "waits behind an earlier event"
+    )
+    lines = [
+        f"event         {entry.event_id}",
+        f"conversation  {printable(entry.conversation_id)}",
+        f"owner         {printable(entry.owner_id or '-')}",
+        f"sequence      {place}",
+        f"type          {printable(entry.type)} (schema {entry.schema_version}), {entry.size} bytes",
+        f"digest        {entry.digest.hex()}",
+        f"occurred      {_moment(entry.occurred_at)}",
+        f"appended      {_moment(entry.appended_at)}",
+        f"state         {entry.state}, {entry.attempts} attempts",
+        f"fault         {printable(entry.fault or entry.fault_class or '-')}",
+    ]
+    lines += [
+        f"{one.verb:<13} {_moment(one.repaired_at)} by {printable(one.repaired_by or 'unknown')}:"
+        f" {printable(one.reason)} (was {printable(one.type)}, digest {one.digest.hex()})"
+        for one in done
+    ]
+    if payload:
+        lines += [f"data          {printable(entry.data)}", f"metadata      {printable(entry.metadata or '-')}"]
+    return "\n".join(lines)
+
+
+def indented(data: str) -> bytes:
+    """Return stored data, indented for editing; unchanged if it is no longer JSON."""
+    value = _value(data)
+    return data.encode() if isinstance(value, str) else orjson.dumps(value, option=_INDENT)
+
+
+_INDENT: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+
+
+def _value(text: str | None) -> Any:
+    """Return the value of stored JSON; the text itself if it is damaged."""
+    if text is None:
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _moment(microseconds: int) -> str:
+    return from_microseconds(microseconds).isoformat()

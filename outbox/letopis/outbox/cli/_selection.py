@@ -1,0 +1,156 @@
+"""Select the events a verb works on, and confirm changes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import UUID
+
+import click
+
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+
+if TYPE_CHECKING:
+    from letopis.outbox.operations.pending_events import Selection
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STATES: Final = ("ready", "retrying", "blocked", "paused")
+
+YES = click.option("--yes", is_flag=True, help="Skip confirmation (required when stdin is not a terminal).")
+"""The option of every verb that changes the history."""
+
+_KEPT: Final = "letopis.outbox.cli._selection"
+
+
+def with_selection(*, whole: bool = True) -> Callable[[F], F]:
+    """Give a verb the options that select events: by id, conversation, state, fault class, or all.
+
+    :func:`current_selection` reads them.
+
+    :param whole: with ``--all``.
+    """
+
+    def decorate(function: F) -> F:
+        options = [
+            click.argument(
+                "events", metavar="[EVENT_ID]...", nargs=-1, type=click.UUID, expose_value=False, callback=_keep
+            ),
+            click.option(
+                "--conversation",
+                "conversations",
+                metavar="ID",
+                multiple=True,
+                expose_value=False,
+                callback=_keep,
+                help="Events of this conversation; may be repeated.",
+            ),
+            click.option(
+                "--state",
+                "states",
+                type=click.Choice(STATES),
+                multiple=True,
+                expose_value=False,
+                callback=_keep,
+                help="Events of conversations in this state; may be repeated.",
+            ),
+            click.option(
+                "--fault-class",
+                "fault_classes",
+                metavar="CLASS",
+                multiple=True,
+                expose_value=False,
+                callback=_keep,
+                help="Events of conversations with this fault class (poison, diverged, lost ...); may be repeated.",
+            ),
+        ]
+        if whole:
+            options.append(
+                click.option(
+                    "--all", "whole", is_flag=True, expose_value=False, callback=_keep, help="All pending events."
+                )
+            )
+        for one in reversed(options):
+            function = one(function)
+        return function
+
+    return decorate
+
+
+def has_selection() -> bool:
+    """Return True if the command line selects events."""
+    return any(_kept().values())
+
+
+def current_selection(*, fronts: bool = False) -> Selection:
+    """Return the selection of the running command; everything if there is none.
+
+    :param fronts: unless ids are given, only the event that each conversation is waiting on.
+    """
+    from letopis.outbox.operations.pending_events import Selection
+
+    kept = _kept()
+    events: tuple[UUID, ...] = kept.get("events", ())
+    return Selection(
+        event_ids=events,
+        conversation_ids=kept.get("conversations", ()),
+        states=kept.get("states", ()),
+        fault_classes=kept.get("fault_classes", ()),
+        fronts=fronts and not events,
+    )
+
+
+def required_selection() -> Selection:
+    """Return the selection of the running command, which must be given.
+
+    :raises click.UsageError: it is not.
+    """
+    _require_selection()
+    return current_selection()
+
+
+def required_fronts() -> Selection:
+    """Return :func:`required_selection`, limited to the event that each conversation is waiting on."""
+    _require_selection()
+    return current_selection(fronts=True)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask at the terminal whether to continue, unless ``--yes`` was given.
+
+    :raises CommandExit: stdin is not a terminal, or the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CommandExit(Exit.USAGE, "confirmation is required and stdin is not a terminal: give --yes")
+    if not click.confirm(question, err=True):
+        raise CommandExit(Exit.FAILED, "nothing was changed")
+
+
+def current_user() -> str | None:
+    """Return the name of the user who runs the command, for the record; ``None`` if the system knows none."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without an entry; Windows without its variables
+        return None
+
+
+def _require_selection() -> None:
+    if not has_selection():
+        raise click.UsageError(
+            "Select events: event ids, --conversation, --state, --fault-class"
+            + (", or --all." if "whole" in _kept() else ".")
+        )
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    context.meta.setdefault(_KEPT, {})[parameter.name] = value
+
+
+def _kept() -> dict[str, Any]:
+    kept: dict[str, Any] = click.get_current_context().meta.get(_KEPT, {})
+    return kept

@@ -1,0 +1,137 @@
+"""``letopis move``: move the history to another store."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import JSON, note, print_json, printable
+
+if TYPE_CHECKING:
+    from letopis.store.relocation.mover import Moved, MoveProgress
+
+PROGRESS_SECONDS: Final = 2.0
+
+
+@click.command()
+@click.option(
+    "--to",
+    "target",
+    metavar="URL",
+    help="The new history store: an empty database, or the target of an interrupted move. Or LETOPIS_MOVE_TO, or "
+    "LETOPIS_MOVE_TO_FILE for a file that holds it.",
+)
+@click.option("--cancel", is_flag=True, help="Abandon an unfinished move: the old store takes deliveries again.")
+@JSON
+@with_options
+def move(target: str | None, cancel: bool, as_json: bool) -> None:
+    """Move the history to another store while bots keep running.
+
+    The store may be of any kind. Each event is read back and compared. If interrupted, run it again to continue. At the
+    end deliveries wait in the outboxes for some seconds; from then on only the new store takes them.
+    """
+    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.config.settings import move_target
+    from letopis.outbox.history.store_location import check_apart
+    from letopis.store.database.urls import normalise_url
+
+    source = normalise_url(store_of(settings()))
+    check_apart(Path(settings().outbox), source)
+    if cancel:
+        if target is not None:
+            raise click.UsageError("--cancel takes no --to: it reopens the old store, which --store names")
+        _cancel(source, as_json=as_json)
+        return
+    target = move_target(target)
+    if target is None:
+        raise click.UsageError("name the target: --to postgresql://user@host/database")
+    goal = normalise_url(target)
+    check_apart(Path(settings().outbox), goal)
+    import anyio
+
+    from letopis.store.relocation.mover import move as run
+
+    printer = _ProgressPrinter()
+
+    async def work() -> Moved:
+        return await run(source, goal, progress=printer)
+
+    done = anyio.run(work)
+    if as_json:
+        print_json(
+            {
+                "source": done.source,
+                "target": done.target,
+                "store_id": str(done.store_id),
+                "already": done.already,
+                "events": done.events,
+                "conversations": done.conversations,
+                "messages": done.messages,
+                "lanes": done.lanes,
+                "origins": done.origins,
+                "owners": done.owners,
+                "projections": list(done.projections),
+                "seconds": round(done.seconds, 3),
+                "paused_seconds": round(done.paused, 3),
+            }
+        )
+    _advise(done)
+
+
+def _cancel(source: object, *, as_json: bool) -> None:
+    import anyio
+
+    from letopis.store.relocation.mover import cancel_move
+
+    async def work() -> str | None:
+        return await cancel_move(source)  # type: ignore[arg-type]  # the URL, whose class is not imported for --help
+
+    was = anyio.run(work)
+    if as_json:
+        print_json({"cancelled": was is not None, "target": was})
+    if was is None:
+        raise CommandExit(Exit.NOTHING, "there is no move to abandon: the store takes deliveries")
+    note(f"the move to {printable(was)} is abandoned: the store takes deliveries again")
+
+
+class _ProgressPrinter:
+    """Prints progress on stderr every few seconds."""
+
+    def __init__(self) -> None:
+        self._began = self._printed = time.monotonic()
+        self._stage = ""
+
+    def __call__(self, progress: MoveProgress) -> None:
+        now = time.monotonic()
+        if progress.stage != self._stage:
+            if progress.stage == "closed":
+                note("the old store is closed: deliveries wait in the outboxes while the rest is copied ...")
+        elif now - self._printed < PROGRESS_SECONDS:
+            return
+        self._stage, self._printed = progress.stage, now
+        rate = progress.events / max(now - self._began, 0.001)
+        share = f"{min(100, progress.events * 100 // progress.total)} %" if progress.total else "100 %"
+        note(f"{progress.events} of {progress.total} events copied and verified ({share}, {rate:.0f} a second)")
+
+
+def _advise(done: Moved) -> None:
+    goal = printable(done.target)
+    if done.already:
+        note(f"nothing to do: the history is in {goal} already")
+    else:
+        note(
+            f"the history is in {goal}, verified: {done.conversations} conversation"
+            f"{'' if done.conversations == 1 else 's'}, {done.messages} messages, {done.events} events;"
+            f" deliveries waited for {done.paused:.1f} s"
+        )
+    note("now name the new store to every bot and relay (store= in Python, LETOPIS_STORE, or store in letopis.toml)")
+    note(f"{printable(done.source)} takes no deliveries any more; archive it once nothing uses it any more")
+    note("run `letopis db index` on the new store to build its search index now")
+    if done.projections:
+        names = ", ".join(map(printable, done.projections))
+        note(f"checkpoints were copied, the tables of these projections were not: {names}; copy or rebuild those")

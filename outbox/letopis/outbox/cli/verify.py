@@ -1,0 +1,204 @@
+"""``letopis outbox verify`` and ``salvage``, ``letopis db verify``: check stored data, and recover it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from letopis.outbox.cli._exit_codes import CommandExit, Exit, one_line
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import JSON, note, print_json, printable
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+    from letopis.outbox.diagnostics.reference import ReferenceLog
+    from letopis.outbox.diagnostics.salvage import Salvaged
+
+MAX_LISTED: Final = 100
+"""Problems that are listed; the others are counted."""
+STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0
+"""Some queries read the whole store."""
+
+
+@click.command(name="verify")
+@click.option("--alone", is_flag=True, help="Do not compare with the history store.")
+@JSON
+@with_options
+def verify_outbox(alone: bool, as_json: bool) -> None:
+    """Check that the outbox file still holds what was appended.
+
+    Reads all of it: the WAL, the structure, each event's digest, each conversation's counters; and compares it with the
+    history store, if that can be reached. Changes nothing. Exits with 1 if something is wrong.
+    """
+    import anyio
+
+    from letopis.outbox.cli._locations import existing_outbox, store_of
+    from letopis.outbox.diagnostics.integrity import find_problems
+    from letopis.outbox.diagnostics.reference import read_reference
+    from letopis.store.database.urls import normalise_url
+
+    path = existing_outbox(settings())
+    found = list(find_problems(path))
+    compared = False
+    if not alone and (kept := read_reference(path)) is not None:
+        compared, contradictions = anyio.run(_compared, normalise_url(store_of(settings())), kept)
+        found += contradictions
+    if not (alone or compared):
+        note("the history store was not compared: it cannot be reached, or does not exist yet")
+    _report(path.name, found, as_json=as_json, compared=compared)
+
+
+@click.command(name="verify")
+@JSON
+@with_options
+def verify_store(as_json: bool) -> None:
+    """Check that the history store still holds what was written.
+
+    Reads all of it: each event's digest, gaps in positions, versions and sequences, and whether the rows of
+    conversations and messages match the log; the structure and WAL of an SQLite file too. Changes nothing. Exits with 1
+    if something is wrong.
+    """
+    import anyio
+
+    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.history.store_location import check_apart
+    from letopis.store.database.urls import normalise_url, safe_url
+
+    url = normalise_url(store_of(settings()))
+    check_apart(Path(settings().outbox), url)
+    if url.get_backend_name() == "sqlite" and not anyio.run(_there, url):
+        raise CommandExit(Exit.CONFIGURATION, f"{printable(safe_url(url))}: there is no such file")
+    _report(safe_url(url), anyio.run(problems_of_store, url), as_json=as_json)
+
+
+@click.command()
+@click.argument("damaged", metavar="DAMAGED")
+@click.option("--to", "to", metavar="NEW", required=True, help="The new outbox file; it must not exist.")
+@JSON
+@with_options
+def salvage(damaged: str, to: str, as_json: bool) -> None:
+    """Recover all events with a valid checksum from a damaged outbox into a new one.
+
+    Prints how many were recovered, and the lost ones by conversation and sequence. The damaged file is not changed; no
+    bot and no relay may have it open. Exits with 1 if something is lost.
+    """
+    import anyio
+
+    from letopis.outbox.diagnostics.salvage import salvage as run
+
+    done = anyio.run(run, damaged, to)
+    _print_salvaged(done, printable(to), as_json=as_json)
+    if not done.whole:
+        raise CommandExit(Exit.FAILED)
+
+
+async def _compared(url: URL, kept: ReferenceLog) -> tuple[bool, list[str]]:
+    from letopis.outbox.diagnostics.integrity import differences
+    from letopis.store.database.engines import create_store_engine
+    from letopis.store.database.fault_classification import translated
+    from letopis.store.database.faults import StoreFault
+    from letopis.store.database.migrations import STORE, SchemaState, revision_state
+    from letopis.store.database.timeouts import Timeouts
+    from letopis.store.maintenance.integrity import wal_problem
+
+    embedded = url.get_backend_name() == "sqlite"
+    if embedded and (not await _there(url) or wal_problem(Path(str(url.database)))):
+        return False, []
+    engine = create_store_engine(url, timeouts=Timeouts(statement=STATEMENT_TIMEOUT_SECONDS), pool_size=1)
+    try:
+        with translated():
+            async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+                if (await connection.run_sync(revision_state, STORE)).state is not SchemaState.CURRENT:
+                    return False, []
+            return True, [one async for one in differences(kept, engine)]
+    except StoreFault:
+        return False, []
+    finally:
+        await engine.dispose()
+
+
+async def _there(url: URL) -> bool:
+    from anyio import Path as File
+
+    return await File(str(url.database)).is_file()
+
+
+async def problems_of_store(url: URL) -> list[str]:
+    from letopis.store.conversation_store import ConversationStore
+    from letopis.store.database.engines import create_store_engine
+    from letopis.store.database.fault_classification import translated
+    from letopis.store.database.faults import StoreFault
+    from letopis.store.database.migrations import STORE, SchemaState, revision_state
+    from letopis.store.database.timeouts import Timeouts
+    from letopis.store.maintenance.integrity import find_problems, wal_problem
+
+    embedded = url.get_backend_name() == "sqlite"
+    if embedded and (problem := wal_problem(Path(str(url.database)))):
+        return [problem]
+    timeouts = Timeouts(statement=STATEMENT_TIMEOUT_SECONDS)
+    engine = create_store_engine(url, timeouts=timeouts, pool_size=1)
+    found: list[str] = []
+    try:
+        with translated():
+            async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+                revision = await connection.run_sync(revision_state, STORE)
+            if revision.state is not SchemaState.CURRENT:
+                return [revision.advice(STORE, command="letopis db upgrade")]
+            found += [one async for one in find_problems(engine)]
+        async with ConversationStore.open(url, migrate=False, pool_size=2, timeouts=timeouts) as store:
+            async for one in store.rebuild(check=True, every=True):
+                if one.differences:
+                    found.append(f"conversation {one.conversation_id!r} differs from the log: {one.differences[0]}")
+    except StoreFault as fault:
+        # An unavailable server says nothing about its data.
+        if not embedded and fault.code != "damaged":
+            raise
+        found.append(f"it cannot be read to the end: {fault}")
+    except ValueError:
+        found.append("it cannot be read to the end: it holds invalid values")
+    finally:
+        await engine.dispose()
+    return found
+
+
+def _report(name: str, found: list[str], *, as_json: bool, compared: bool | None = None) -> None:
+    if as_json:
+        more = {} if compared is None else {"compared": compared}
+        print_json({"name": name, "sound": not found, "problems": found[:MAX_LISTED], "count": len(found), **more})
+    else:
+        for one in found[:MAX_LISTED]:
+            click.echo(one_line(printable(one)))
+    if found:
+        raise CommandExit(Exit.FAILED, f"{printable(name)}: {len(found)} problem{'' if len(found) == 1 else 's'} found")
+    if not as_json:
+        note(f"{printable(name)}: no problems found")
+
+
+def _print_salvaged(done: Salvaged, to: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "outbox": to,
+                "origin_id": str(done.origin_id),
+                "renewed": done.renewed,
+                "kept": done.kept,
+                "pending": done.pending,
+                "let_go": done.let_go,
+                "refused": done.refused,
+                "gone": done.gone,
+                "lost": [{"conversation_id": one, "sequences": list(what)} for one, what in done.lost.items()],
+            }
+        )
+        return
+    for conversation_id, sequences in done.lost.items():
+        click.echo(f"{printable(conversation_id)}  {', '.join(map(str, sequences))}")
+    note(f"{done.kept} events recovered to {to}, {done.pending} of them pending; {done.lost_count} lost")
+    if done.gone:
+        note(f"{done.gone} pages of the file are lost: events on them may have left no trace")
+    if done.let_go:
+        note(f"{done.let_go} delivered events were left out: the history store has them")
+    if done.lost:
+        note("their conversations are blocked: `letopis outbox skip --missing` gives up events that exist nowhere else")

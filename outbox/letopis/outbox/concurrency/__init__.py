@@ -1,0 +1,1 @@
+"""Concurrency primitives: worker thread, fair lock, signal, clock, guarded callbacks."""

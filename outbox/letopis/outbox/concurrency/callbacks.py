@@ -1,0 +1,77 @@
+"""Call the user's functions with a timeout, so that one that fails or hangs disturbs nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from letopis.store.database.worker_thread import WorkerThread
+from letopis.store.errors import LetopisError
+
+# The event loop holds tasks weakly; an abandoned one that still runs must not be collected in the middle.
+_abandoned: Final[set[asyncio.Future[Any]]] = set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOutcome:
+    """The outcome of a call.
+
+    :ivar done: ``True`` if it returned, ``False`` if it raised, ``None`` if it may have done its work: it did not end
+        in time, or raised an error with a true ``unsure``.
+    :ivar error: the text of an error of ours; of any other only the type, because its text may quote anything.
+    """
+
+    done: bool | None
+    error: str | None = None
+
+
+async def call_with_timeout(fn: Callable[..., Any], *args: Any, seconds: float) -> CallOutcome:
+    """Call ``fn(*args)`` and wait for it for at most ``seconds``. Raises nothing but a cancellation.
+
+    An ``async`` function runs in a task of its own, which is cancelled and abandoned when it is late or its caller is
+    cancelled. Any other function runs in a daemon thread, because it may block. Not promised: anything about an
+    ``async`` function that blocks the event loop.
+    """
+    task = asyncio.ensure_future(_run(fn, *args))
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+    finally:
+        if not task.done():
+            _abandoned.add(task)
+            task.add_done_callback(_discard)
+            task.cancel()
+    if not task.done():
+        return CallOutcome(done=None)
+    if task.cancelled():
+        return CallOutcome(done=False, error="CancelledError")
+    error = task.exception()
+    if error is None:
+        return CallOutcome(done=True)
+    text = str(error) if isinstance(error, LetopisError) else type(error).__name__
+    return CallOutcome(done=None if getattr(error, "unsure", False) is True else False, error=text)
+
+
+async def run_in_daemon_thread(fn: Callable[..., Any], *args: Any, name: str = "letopis-call") -> Any:
+    """Return what ``fn(*args)`` returns or raises, run in a daemon thread of its own.
+
+    Cancelling the caller does not stop the thread, and a hanging thread does not keep the process from ending.
+    """
+    return await WorkerThread(name).run(fn, *args)
+
+
+async def _run(fn: Callable[..., Any], *args: Any) -> None:
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+        await fn(*args)
+        return
+    result = await run_in_daemon_thread(fn, *args)
+    if isinstance(result, Awaitable):  # a plain function that returns a coroutine, such as a partial or a lambda
+        await result
+
+
+def _discard(task: asyncio.Future[Any]) -> None:
+    _abandoned.discard(task)
+    if not task.cancelled():
+        task.exception()  # retrieved, so that the event loop does not print it

@@ -1,0 +1,90 @@
+"""Measure waits that neither a stepped wall clock nor a suspended machine can prolong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from letopis.store.model.events import to_microseconds, utc_now
+
+MICROSECONDS_PER_SECOND = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline:
+    """A moment in both clocks, reached as soon as *either* clock has passed it.
+
+    The wall clock may be set, and the monotonic one stops while the machine sleeps; each covers for the other.
+    """
+
+    monotonic: float
+    wall_us: int
+    span: float
+
+    def remaining(self, clock: Clock) -> float:
+        """Return the seconds left, between 0 and ``span``."""
+        by_wall = (self.wall_us - clock.now_us()) / MICROSECONDS_PER_SECOND
+        return max(0.0, min(self.monotonic - clock.monotonic(), by_wall, self.span))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """The two clocks of the machine, injected so that tests can set them.
+
+    :ivar now: the wall clock, for what is stored and shown.
+    :ivar monotonic: seconds from an arbitrary start, for waits.
+    """
+
+    now: Callable[[], datetime] = utc_now
+    monotonic: Callable[[], float] = time.monotonic
+
+    def now_us(self) -> int:
+        """Return UTC microseconds since 1970."""
+        return to_microseconds(self.now())
+
+    def after(self, seconds: float) -> Deadline:
+        """Return the deadline ``seconds`` from now."""
+        return Deadline(
+            monotonic=self.monotonic() + seconds,
+            wall_us=self.now_us() + round(seconds * MICROSECONDS_PER_SECOND),
+            span=seconds,
+        )
+
+
+class RetryTimers:
+    """When lanes are due for a retry: by both clocks where this process set the timer, otherwise by the stored time.
+
+    The stored time is a hint. Where another process wrote it, or this one before a restart, a lane waits until then,
+    unless it is further away than any wait can be: it then comes from a clock that was set, and the lane is due.
+
+    :ivar longest: seconds that no wait exceeds.
+    """
+
+    def __init__(self, clock: Clock, *, longest: float) -> None:
+        self._clock = clock
+        self.longest = longest
+        self._deadlines: dict[str, Deadline] = {}
+
+    def set(self, conversation_id: str, seconds: float) -> int:
+        """Start a lane's timer; return the time to store, in UTC microseconds."""
+        deadline = self._clock.after(seconds)
+        self._deadlines[conversation_id] = deadline
+        return deadline.wall_us
+
+    def forget(self, conversation_id: str) -> None:
+        """Stop a lane's timer."""
+        self._deadlines.pop(conversation_id, None)
+
+    def remaining(self, conversation_id: str, due_at_us: int) -> float:
+        """Return the seconds until a lane is due; 0 if it is.
+
+        :param due_at_us: the time stored with the lane. Where it is not the one set here, it was changed meanwhile, for
+            example by an operator's retry, and counts.
+        """
+        deadline = self._deadlines.get(conversation_id)
+        if deadline is not None and deadline.wall_us == due_at_us:
+            return deadline.remaining(self._clock)
+        left = due_at_us - self._clock.now_us()
+        return left / MICROSECONDS_PER_SECOND if 0 < left <= self.longest * MICROSECONDS_PER_SECOND else 0.0

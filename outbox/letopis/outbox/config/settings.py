@@ -1,0 +1,198 @@
+"""Load the settings of a command from its options, the environment, ``letopis.toml``, then the defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox.config.schema import check_table, read_secret_file, read_toml
+from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.errors import ConfigurationError, InvalidInput
+
+FILE: Final = "letopis.toml"
+OUTBOX: Final = "bot.outbox.db"
+"""The default outbox; below ``$STATE_DIRECTORY`` where systemd sets it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of a command.
+
+    :ivar outbox: the outbox file; it need not exist.
+    :ivar store: the history store as it was given, a URL or the path of a SQLite file, so perhaps with a password in
+        it; ``None`` means the SQLite file beside the outbox.
+    :ivar outbox_from: what named the outbox, for display: ``--outbox``, ``LETOPIS_OUTBOX``, a file, or ``default``.
+    :ivar store_from: likewise for the store.
+    :ivar policy: how the relay retries an event that was refused.
+    :ivar retention: how long ``letopis relay`` keeps delivered events in the outbox.
+    :ivar alerts: the ``[alerts]`` table, not checked yet, for `load_alerts`; it may hold secrets.
+    :ivar daemon: the ``[daemon]`` table.
+    :ivar file: the ``letopis.toml`` that was read, if any.
+    """
+
+    outbox: Path
+    store: str | None = field(default=None, repr=False)
+    outbox_from: str = "default"
+    store_from: str = "default"
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    retention: Retention = field(default_factory=Retention)
+    file: Path | None = None
+    alerts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    daemon: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_settings(
+    *,
+    outbox: str | None = None,
+    store: str | None = None,
+    config: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Settings:
+    """Return the settings. Reads nothing but ``letopis.toml`` and a file of secrets.
+
+    A variable that is set and empty counts as not set. Relative paths in ``letopis.toml`` start at its own folder, all
+    others at the current one.
+
+    :param outbox: ``--outbox``, if given.
+    :param store: ``--store``, if given.
+    :param config: ``--config``, if given.
+    :param environ: the environment; ``os.environ`` by default.
+    :param folder: where ``letopis.toml`` is looked for; the current folder by default.
+    :raises ConfigurationError: a file is missing or cannot be read, or holds a key or a value that is not known. No
+        message holds the store's URL.
+    """
+    environ = os.environ if environ is None else environ
+    path = _config_file(config or environ.get("LETOPIS_CONFIG") or None, folder or Path())
+    table = {} if path is None else read_toml(path)
+    chosen_outbox, outbox_from = _first(
+        (outbox, "--outbox"),
+        (environ.get("LETOPIS_OUTBOX"), "LETOPIS_OUTBOX"),
+        (_from_file(table, "outbox", path), str(path)),
+        (_state_directory(environ), "STATE_DIRECTORY"),
+    )
+    chosen_store, store_from = _store(store, environ, table, path)
+    return Settings(
+        outbox=Path(chosen_outbox or OUTBOX).expanduser(),
+        store=chosen_store,
+        outbox_from=outbox_from,
+        store_from=store_from,
+        policy=_policy(_checked("relay", table, path), path),
+        retention=_retention(_checked("retention", table, path), path),
+        file=path,
+        alerts=table.get("alerts", {}),
+        daemon=_checked("daemon", table, path),
+    )
+
+
+def move_target(given: str | None, environ: Mapping[str, str] | None = None) -> str | None:
+    """Return the target of ``letopis move``: as given, or from ``LETOPIS_MOVE_TO`` or ``LETOPIS_MOVE_TO_FILE``.
+
+    :raises ConfigurationError: both variables are set, or the file cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    if given:
+        return given
+    in_variable, in_secret = environ.get("LETOPIS_MOVE_TO") or None, environ.get("LETOPIS_MOVE_TO_FILE") or None
+    if in_variable and in_secret:
+        raise ConfigurationError("LETOPIS_MOVE_TO and LETOPIS_MOVE_TO_FILE are both set: unset one")
+    return _secret(Path(in_secret).expanduser()) if in_secret else in_variable
+
+
+def _config_file(given: str | None, folder: Path) -> Path | None:
+    if given is not None:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise ConfigurationError(f"there is no configuration file {str(path)!r}: write one with `letopis init`")
+        return path
+    path = folder / FILE
+    return path if path.is_file() else None
+
+
+def _from_file(table: Mapping[str, Any], key: str, path: Path | None) -> str | None:
+    """Return a path in ``letopis.toml``, relative to its folder; ``None`` if it is not set."""
+    value = table.get(key)
+    if not value or path is None:
+        return None
+    return str(path.parent / Path(str(value)).expanduser())
+
+
+def _store(
+    given: str | None, environ: Mapping[str, str], table: Mapping[str, Any], path: Path | None
+) -> tuple[str | None, str]:
+    if given:
+        return given, "--store"
+    in_variable, in_secret = environ.get("LETOPIS_STORE") or None, environ.get("LETOPIS_STORE_FILE") or None
+    if in_variable and in_secret:
+        raise ConfigurationError("LETOPIS_STORE and LETOPIS_STORE_FILE are both set: unset one")
+    if in_variable:
+        return in_variable, "LETOPIS_STORE"
+    if in_secret:
+        return _secret(Path(in_secret).expanduser()), "LETOPIS_STORE_FILE"
+    if table.get("store") and table.get("store_file"):
+        raise ConfigurationError(f"{path}: store and store_file are both set: remove one")
+    if (secret := _from_file(table, "store_file", path)) is not None:
+        return _secret(Path(secret)), str(path)
+    if path is not None and table.get("store"):
+        return _beside(str(table["store"]), path), str(path)
+    return None, "default"
+
+
+def _beside(store: str, path: Path) -> str:
+    """Make a relative SQLite path in ``letopis.toml`` start at its folder; leave every other URL unchanged."""
+    prefix = "sqlite:///" if store.startswith("sqlite:///") else ""
+    rest = store.removeprefix(prefix)
+    # With a colon it is another URL, a misspelt one, or an absolute Windows path: leave it to the checks of URLs.
+    if not rest or ":" in rest:
+        return store
+    return f"{prefix}{(path.parent / Path(rest).expanduser()).absolute()}"
+
+
+def _secret(path: Path) -> str:
+    """Return the one line that a file holds."""
+    lines = read_secret_file(path, "the store's URL")
+    if len(lines) != 1:
+        raise ConfigurationError(
+            f"the file {str(path)!r} must hold the store's URL, one line of text, and nothing else"
+        )
+    return lines[0]
+
+
+def _state_directory(environ: Mapping[str, str]) -> str | None:
+    # systemd lists several, separated by colons, for a unit that asks for several.
+    first = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return str(Path(first) / OUTBOX) if first else None
+
+
+def _first(*candidates: tuple[str | None, str]) -> tuple[str | None, str]:
+    return next(((value, source) for value, source in candidates if value), (None, "default"))
+
+
+def _checked(name: str, tables: Mapping[str, Any], path: Path | None) -> Mapping[str, Any]:
+    table: Mapping[str, Any] = tables.get(name, {})
+    check_table(name, table, path)
+    return table
+
+
+def _policy(table: Mapping[str, Any], path: Path | None) -> RetryPolicy:
+    try:
+        return RetryPolicy(**table)
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: [relay] {error}") from error
+
+
+def _retention(table: Mapping[str, Any], path: Path | None) -> Retention:
+    default = Retention()
+    try:
+        keep_for = timedelta(hours=table["keep_hours"]) if "keep_hours" in table else default.keep_for
+        return Retention(keep_last=table.get("keep_last", default.keep_last), keep_for=keep_for)
+    except InvalidInput as error:
+        field_name = "keep_hours" if error.field == "keep_for" else error.field
+        raise ConfigurationError(f"{path}: [retention] {field_name}: {error.reason}") from error
+    except (OverflowError, ValueError) as error:  # beyond what a timedelta holds; not a number
+        raise ConfigurationError(f"{path}: [retention] keep_hours: is no length of time") from error

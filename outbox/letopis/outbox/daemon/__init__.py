@@ -1,0 +1,1 @@
+"""Run relays for any number of outboxes in one process, with health checks and metrics."""

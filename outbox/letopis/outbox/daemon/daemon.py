@@ -1,0 +1,395 @@
+"""Serve any number of outbox files until a signal, and report to the service manager."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from letopis.outbox.alerting.channels import open_channels
+from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.config.alerts import AlertSettings
+from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern
+from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate
+from letopis.outbox.daemon.http import ListenAddress, serve_http
+from letopis.outbox.daemon.outbox_worker import OutboxWorker, WorkerOptions
+from letopis.outbox.daemon.store_pool import StorePool, probe_all
+from letopis.outbox.daemon.systemd import Notifier
+from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.relay.stats import RelayStats
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.outbox.telemetry.logging import configure_logging
+from letopis.store.errors import ConfigurationError, LetopisError, OutboxUnavailable
+
+logger: Final = logging.getLogger("letopis.outbox.daemon")
+
+SCAN_INTERVAL_SECONDS: Final = 2.0
+"""Time between two scans for files that match a pattern."""
+STATUS_INTERVAL_SECONDS: Final = 5.0
+"""Time between two lines for ``systemctl status``."""
+STALL_TIMEOUT_SECONDS: Final = 120.0
+"""Time after which a relay whose loop does not turn counts as stuck: longer than the deadline of a delivery and any
+wait after an error."""
+SNAPSHOT_MAX_AGE_SECONDS: Final = 1.0
+"""Age up to which a snapshot is returned again instead of being read."""
+UNAVAILABLE_STOP_TIMEOUT_SECONDS: Final = 0.5
+"""Time to finish the batches in flight if no store is available anyway."""
+CANCEL_CLEANUP_SECONDS: Final = 15.0
+"""Time that cancelled relays have to clean up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonSettings:
+    """The settings of a daemon.
+
+    :ivar outboxes: paths and patterns.
+    :ivar store: of all outboxes, as given, so perhaps with a password; ``None`` for the SQLite file beside each.
+    :ivar listen: where to serve HTTP; ``None`` for nowhere.
+    :ivar stop_timeout: seconds that the batches in flight have after the first signal.
+    """
+
+    outboxes: tuple[str, ...]
+    store: str | None = field(default=None, repr=False)
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    retention: Retention = field(default_factory=Retention)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
+    listen: ListenAddress | None = None
+    stop_timeout: float = 8.0
+    log_level: str = "INFO"
+    log_format: str = "auto"
+
+
+class Daemon:
+    """Delivers from outbox files until told to stop.
+
+    Each file has its own lease, relay and watch; files that deliver to one store share its breaker and a pool of two
+    connections. A file that cannot be used does not disturb the others.
+
+    The watchdog of the service manager is fed only while the loop of every relay turns, or its delivery is within its
+    deadline: a blocked event loop or a stuck relay feeds it no more. An unavailable store is neither.
+
+    :param configure: reads the settings; called again by :meth:`reload`, in a thread.
+    """
+
+    def __init__(
+        self,
+        configure: Callable[[], DaemonSettings],
+        *,
+        notifier: Notifier | None = None,
+        clock: Clock | None = None,
+        scan_interval: float = SCAN_INTERVAL_SECONDS,
+        stall_timeout: float = STALL_TIMEOUT_SECONDS,
+    ) -> None:
+        self._configure = configure
+        self._notifier = notifier or Notifier()
+        self._clock = clock or Clock(monotonic=time.monotonic)
+        self._scan_interval = scan_interval
+        self._stall_timeout = stall_timeout
+        self._stopping = asyncio.Event()
+        self._forced = asyncio.Event()
+        self._workers: dict[OutboxWorker, asyncio.Task[None]] = {}
+        self._scanner = OutboxScanner(monotonic=self._clock.monotonic)
+        self._retired = RelayStats()
+        self._retired_alerts = {"told": 0, "failed": 0}
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._reload_lock = asyncio.Lock()
+        self._reload_failed = False
+        self._ready = False
+        self._snapshot: HealthSnapshot | None = None
+        self._snapshot_at = float("-inf")
+        self._snapshot_lock = asyncio.Lock()
+        self.address: ListenAddress | None = None
+        """Where it serves HTTP."""
+
+    @property
+    def workers(self) -> tuple[OutboxWorker, ...]:
+        """The workers, one for each outbox file that it serves."""
+        return tuple(self._workers)
+
+    # For signals, in the thread of the event loop.
+
+    def stop(self) -> None:
+        """End after the batches in flight, or at once when called again. Neither loses anything."""
+        if self._stopping.is_set():
+            self._forced.set()
+            return
+        logger.info("finishing the batches in flight; another signal ends it at once")
+        self._stopping.set()
+
+    def reload(self) -> None:
+        """Read the settings again: log level and format, retry policy, retention, alerts."""
+        task = asyncio.get_running_loop().create_task(self._reload(), name="letopis-reload")
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def run(self) -> None:
+        """Serve until :meth:`stop`.
+
+        :raises ConfigurationError: nothing can be served until an operator changes something. A ``StoreFault`` of class
+            ``MISCONFIGURED`` or ``WRONG_STORE``, if every outbox has one, means the same.
+        :raises OutboxUnavailable: none of the files can be used at present.
+        :raises OSError: another process listens at the address.
+        """
+        settings = self._settings = await asyncio.to_thread(self._configure)
+        configure_logging(level=settings.log_level, style=settings.log_format)
+        self._stores = StorePool(settings.store, clock=self._clock)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._stores.close)
+            stack.push_async_callback(self._end)
+            background: list[asyncio.Task[None]] = []
+            stack.callback(lambda: _cancel(background))
+            if not await self._finish_unless_stopped(self._start(stack)):
+                return
+            self._ready = True
+            background += [asyncio.create_task(one) for one in (self._feed_watchdog(), self._scan_forever())]
+            self._notifier.ready()
+            await self._stopping.wait()
+            self._ready = False
+            self._notifier.stopping()
+
+    # Start and end.
+
+    async def _finish_unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Run ``work`` until it ends or the daemon is stopped; return True if it ended."""
+        task, stop = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if task.cancelled():
+            return False
+        task.result()
+        return True
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        self._options = await asyncio.to_thread(_worker_options, settings)
+        if settings.listen is not None:
+            self.address = await stack.enter_async_context(
+                serve_http(settings.listen, live=self.is_live, snapshot=self.snapshot)
+            )
+        await self._scan(first=True)
+        await probe_all([one.probe() for one in self._workers])
+
+    async def _end(self) -> None:
+        _cancel(tuple(self._reloads))
+        for worker in self._workers:
+            worker.stop()
+        tasks = list(self._workers.values())
+        if tasks:
+            available = any(one.breaker.closed for one in self._stores.all)
+            timeout = self._settings.stop_timeout if available else UNAVAILABLE_STOP_TIMEOUT_SECONDS
+            await self._wait_unless_forced(tasks, timeout)
+            _cancel(tasks)
+            await asyncio.wait(tasks, timeout=CANCEL_CLEANUP_SECONDS)
+        logger.info("ended: %d events delivered since the start", self._totals().delivered)
+
+    async def _wait_unless_forced(self, tasks: list[asyncio.Task[None]], seconds: float) -> None:
+        """Wait for all tasks, until the time is over or a second signal arrives."""
+        all_done = asyncio.gather(*tasks, return_exceptions=True)
+        forced = asyncio.ensure_future(self._forced.wait())
+        await asyncio.wait((all_done, forced), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        forced.cancel()
+        if not all_done.done():
+            logger.warning("the batches in flight are dropped; they are on disk, and sent again at the next start")
+
+    # Files that come and go.
+
+    async def _scan_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._scan_interval)
+            try:
+                await self._scan()
+            except Exception as error:  # a scan that fails is repeated
+                logger.warning("could not look for outboxes: %s", type(error).__name__)
+
+    async def _scan(self, *, first: bool = False) -> None:
+        """Serve new files, and retire those that a pattern matched and that are gone."""
+        for worker, task in list(self._workers.items()):
+            if task.done():
+                self._retire(worker)
+            elif worker.matched and not worker.path.exists():
+                worker.stop()
+        names = self._settings.outboxes
+        known = [worker.path for worker in self._workers]
+        new: list[OutboxWorker] = []
+        errors: list[LetopisError] = []
+        for match in await asyncio.to_thread(self._scanner.scan, names, known):
+            try:
+                store = self._stores.get(match.path)
+            except ConfigurationError as error:
+                if not match.matched:
+                    raise
+                self._scanner.exclude(match.path)
+                logger.error("the outbox %r is not served: %s", match.path.name, error)  # noqa: TRY400 - no traceback
+                continue
+            worker = OutboxWorker(match, store, self._options, monotonic=self._clock.monotonic)
+            if first:
+                try:
+                    await worker.open()
+                except (ConfigurationError, OutboxUnavailable) as error:
+                    errors.append(error)
+            else:
+                logger.info("the outbox %r is served from now on", match.path.name)
+            new.append(worker)
+        if errors and len(errors) == len(new) and not any(map(is_pattern, names)):
+            raise errors[0]
+        for worker in new:
+            self._workers[worker] = asyncio.create_task(worker.run(), name=f"letopis-{worker.path.name}")
+        if first and not new:
+            logger.info("no outbox is there yet; one that comes is served")
+
+    def _retire(self, worker: OutboxWorker) -> None:
+        task = self._workers.pop(worker)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the relay of %r ended in %s", worker.path.name, type(error).__name__)
+        add_stats(self._retired, worker.stats)
+        for outcome, count in worker.alerts.items():
+            self._retired_alerts[outcome] += count
+        logger.info("the outbox %r is gone, and no longer served", worker.path.name)
+
+    # Health.
+
+    def is_live(self) -> bool:
+        """Return True if the loop of every relay turns."""
+        return all(worker.seconds_since_progress() < self._stall_timeout for worker in self._workers)
+
+    async def snapshot(self) -> HealthSnapshot:
+        """Return the state of everything, at most a second old."""
+        async with self._snapshot_lock:
+            now = self._clock.monotonic()
+            if self._snapshot is None or now - self._snapshot_at >= SNAPSHOT_MAX_AGE_SECONDS:
+                self._snapshot = await self._read_snapshot()
+                self._snapshot_at = self._clock.monotonic()
+            return self._snapshot
+
+    async def _read_snapshot(self) -> HealthSnapshot:
+        workers = self.workers
+        files = await asyncio.gather(*(one.metrics() for one in workers))
+        alerts = Counter(self._retired_alerts)
+        for one in workers:
+            alerts.update(one.alerts)
+        return aggregate(
+            files,
+            now_us=self._clock.now_us(),
+            ready=self._ready,
+            sound=all(
+                one.matched or file.condition not in FAILED_CONDITIONS for one, file in zip(workers, files, strict=True)
+            ),
+            breakers=[one.breaker for one in self._stores.all],
+            relay=self._totals(),
+            alerts=alerts,
+            deliveries=[one.instrumented.deliveries for one in self._stores.all],
+        )
+
+    def _totals(self) -> RelayStats:
+        total = RelayStats()
+        for stats in (self._retired, *(worker.stats for worker in self._workers)):
+            add_stats(total, stats)
+        return total
+
+    async def _feed_watchdog(self) -> None:
+        """Feed the watchdog while every loop turns, and report the status."""
+        interval = self._notifier.watchdog_interval
+        pause = STATUS_INTERVAL_SECONDS if interval is None else min(STATUS_INTERVAL_SECONDS, interval / 2)
+        was_live = True
+        status_due = 0.0
+        while True:
+            live = self.is_live()
+            if live:
+                self._notifier.alive()
+            elif was_live:
+                logger.critical(
+                    "the loop of a relay has not turned for %.0f s: the watchdog is no longer fed", self._stall_timeout
+                )
+            was_live = live
+            if self._notifier.listening and self._clock.monotonic() >= status_due:
+                status_due = self._clock.monotonic() + STATUS_INTERVAL_SECONDS
+                try:
+                    status = (await self.snapshot()).summary()
+                except Exception as error:  # the watchdog must not depend on the status
+                    status = f"no status: {type(error).__name__}"
+                self._notifier.status(("the last reload failed; " if self._reload_failed else "") + status)
+            await asyncio.sleep(pause)
+
+    # Reload.
+
+    async def _reload(self) -> None:
+        async with self._reload_lock:
+            if not self._ready:
+                return  # the settings were read just now, or no longer matter
+            self._notifier.reloading()
+            try:
+                settings = await asyncio.to_thread(self._configure)
+                options = await asyncio.to_thread(_worker_options, settings)
+                configure_logging(level=settings.log_level, style=settings.log_format)
+            except Exception as error:  # a typing error in a file must not end a daemon
+                self._reload_failed = True
+                problem = str(error) if isinstance(error, LetopisError) else type(error).__name__
+                logger.error("the configuration is left as it was: %s", problem)  # noqa: TRY400 - no traceback
+            else:
+                self._reload_failed = False
+                self._apply_settings(settings, options)
+            finally:
+                self._notifier.ready()
+
+    def _apply_settings(self, settings: DaemonSettings, options: WorkerOptions) -> None:
+        before, self._options = self._settings, options
+        self._settings = replace(settings, outboxes=before.outboxes, store=before.store, listen=before.listen)
+        for worker in self._workers:
+            worker.change(options)
+        logger.info("the configuration was read again")
+        fixed = [name for name in ("outboxes", "store", "listen") if getattr(before, name) != getattr(settings, name)]
+        if fixed:
+            logger.warning("a change of %s takes a restart", " and ".join(fixed))
+
+
+def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def _worker_options(settings: DaemonSettings) -> WorkerOptions:
+    """Return how outboxes are served; opening channels may take a second."""
+    alerts = settings.alerts
+    return WorkerOptions(
+        policy=settings.policy,
+        retention=settings.retention,
+        channels=open_channels(alerts.channels, private=alerts.private),
+        rules=Rules(stuck_after=alerts.stuck_after, watch_relay=False),
+        locale=alerts.language,
+        style=alerts.style,
+    )
+
+
+@contextmanager
+def on_signals(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
+    """Call functions in the event loop on signals, given by name, during a ``with`` block.
+
+    Signals that the system does not have are left out.
+    """
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+
+    def install(one: signal.Signals, action: Callable[[], None]) -> None:
+        # Not loop.add_signal_handler: Windows has none.
+        before[one] = signal.signal(one, lambda *_: loop.call_soon_threadsafe(action))
+
+    for name, action in actions.items():
+        if (one := getattr(signal, name, None)) is not None:
+            install(one, action)
+    try:
+        yield
+    finally:
+        for one, old in before.items():
+            signal.signal(one, old)

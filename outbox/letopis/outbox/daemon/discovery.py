@@ -1,0 +1,117 @@
+"""Find the outbox files that names and patterns on the command line mean."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS, outbox_path
+
+_LOCK_TIMEOUT_SECONDS: Final = 0.5
+NON_OUTBOX_RECHECK_SECONDS: Final = 30.0
+"""Time for which a file that was no outbox is not examined again while it stays the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxMatch:
+    """A file to be served.
+
+    :ivar matched: whether a pattern matched it, so that it may come and go; a file that was named has to exist.
+    """
+
+    path: Path
+    matched: bool
+
+
+def is_pattern(name: str) -> bool:
+    """Return True if a name holds ``*``, ``?`` or ``[`` and no file has exactly that name."""
+    return any(sign in name for sign in "*?[") and not os.path.lexists(Path(name).expanduser())
+
+
+def find_outboxes(names: Iterable[str]) -> list[OutboxMatch]:
+    """Return the files that names and patterns mean, each once; reads folders, but no file.
+
+    :raises ConfigurationError: a name that cannot be a file.
+    """
+    found: dict[str, OutboxMatch] = {}
+    for name in names:
+        if is_pattern(name) and "://" not in name:
+            paths = sorted(glob.glob(str(Path(name).expanduser()), recursive=True))  # noqa: PTH207 - a whole path
+            named = [OutboxMatch(path=Path(path).absolute(), matched=True) for path in paths if Path(path).is_file()]
+        else:
+            path = outbox_path(name if "://" in name else Path(name).expanduser())
+            named = [OutboxMatch(path=path, matched=False)]
+        for one in named:
+            found.setdefault(os.path.realpath(one.path), one)
+    return list(found.values())
+
+
+def holds_outbox(path: Path) -> bool:
+    """Return True if a file is an SQLite database with an outbox of whatever revision; writes nothing.
+
+    A pattern may match any file, and opening one as an outbox would turn it into one.
+    """
+    try:
+        with closing(
+            sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT_SECONDS, isolation_level=None
+            )
+        ) as connection:
+            row = connection.execute(
+                "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (OUTBOX_MIGRATIONS.version_table,)
+            ).fetchone()
+    except sqlite3.Error:
+        return False
+    return row is not None
+
+
+class OutboxScanner:
+    """Finds outbox files again and again, without examining every other file each time."""
+
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._excluded: dict[Path, tuple[tuple[int, int], float]] = {}
+
+    def scan(self, names: Iterable[str], known: Iterable[Path]) -> list[OutboxMatch]:
+        """Return the files to be served that are not known yet; it reads files, so call it in a thread.
+
+        :raises ConfigurationError: a name that cannot be a file.
+        """
+        skipped = frozenset(known)
+        return [
+            one
+            for one in find_outboxes(names)
+            if one.path not in skipped and (not one.matched or self._is_outbox(one.path))
+        ]
+
+    def exclude(self, path: Path) -> None:
+        """Leave a file out of the next scans while it stays the same.
+
+        Only for a time: another process may have written to it in its write-ahead log alone.
+        """
+        self._excluded[path] = (_signature(path), self._monotonic() + NON_OUTBOX_RECHECK_SECONDS)
+
+    def _is_outbox(self, path: Path) -> bool:
+        signature, until = self._excluded.get(path, ((0, 0), 0.0))
+        if signature == _signature(path) and self._monotonic() < until:
+            return False
+        if holds_outbox(path):
+            self._excluded.pop(path, None)
+            return True
+        self.exclude(path)
+        return False
+
+
+def _signature(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_ino, stat.st_mtime_ns

@@ -1,0 +1,218 @@
+"""Serve ``/healthz/live``, ``/healthz/ready`` and ``/metrics`` over HTTP, read-only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from letopis.outbox.daemon.connection_limit import limited_protocol
+from letopis.outbox.daemon.health import HealthSnapshot, OutboxMetrics
+from letopis.outbox.daemon.prometheus import exposition
+from letopis.store.errors import ConfigurationError
+
+logger: Final = logging.getLogger("letopis.outbox.daemon")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+LOOPBACK: Final = "127.0.0.1"
+MAX_CONCURRENT_REQUESTS: Final = 32
+"""Requests answered at the same time; more get 503. Liveness is always answered and does not count."""
+SHUTDOWN_TIMEOUT_SECONDS: Final = 1
+"""Time that open requests have when the daemon ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenAddress:
+    """Where to listen or to connect."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def parse_address(text: str) -> ListenAddress:
+    """Return the address that ``HOST:PORT`` or a port means; a port alone is one of the loopback interface.
+
+    :raises ConfigurationError: it is neither.
+    """
+    host, colon, port = text.strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not port.isdecimal() or int(port) > 65_535 or (colon and not host):
+        raise ConfigurationError("the address to listen on is a port, which means 127.0.0.1, or HOST:PORT")
+    return ListenAddress(host=host or LOOPBACK, port=int(port))
+
+
+class HealthApp:
+    """An ASGI application that answers from a daemon's health.
+
+    ``/healthz/live`` answers 503 if the loop of a relay is stuck: restart the process. ``/healthz/ready`` answers 503
+    during start-up and shutdown, and if an outbox file that was named cannot be used or would be delivered to another
+    store than its own. An unavailable history store is *ready*, with ``degraded`` true: the outbox exists for that. It
+    names the outbox files and the destinations of their stores.
+
+    No answer holds an id, a name or a text of a user, nor a secret. There is no access control: every client that can
+    connect can read.
+
+    :param live: returns True if the loop of every relay turns; reads no file.
+    :param snapshot: returns all the rest.
+    """
+
+    def __init__(self, *, live: Callable[[], bool], snapshot: Callable[[], Awaitable[HealthSnapshot]]) -> None:
+        self._live = live
+        self._snapshot = snapshot
+        self._in_progress = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        status, content_type, body = await self._answer(scope)
+        headers = [
+            (b"content-type", content_type.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            (b"connection", b"close"),
+        ]
+        if status == 405:
+            headers.append((b"allow", b"GET, HEAD"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _answer(self, scope: Scope) -> tuple[int, str, bytes]:
+        if scope["path"] not in ("/healthz/live", "/healthz/ready", "/metrics"):
+            return _json(404, {"error": "there are /healthz/live, /healthz/ready and /metrics"})
+        if scope["method"] not in ("GET", "HEAD"):
+            return _json(405, {"error": "GET or HEAD"})
+        if scope["path"] == "/healthz/live":
+            live = self._live()
+            return _json(200 if live else 503, {"live": live})
+        if self._in_progress >= MAX_CONCURRENT_REQUESTS:
+            return _json(503, {"error": "too many requests at once"})
+        self._in_progress += 1
+        try:
+            found = await self._snapshot()
+        finally:
+            self._in_progress -= 1
+        if scope["path"] == "/healthz/ready":
+            ready = found.ready and found.sound
+            return _json(
+                200 if ready else 503,
+                {
+                    "ready": ready,
+                    "degraded": found.degraded,
+                    "outboxes": dict(found.files),
+                    "delivering": [_route(one) for one in found.listed],
+                    "stores": dict(found.breakers),
+                    "pending": found.pending,
+                    "oldest_pending_seconds": round(found.oldest_pending_seconds, 3),
+                },
+            )
+        accept = b", ".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
+        body, content_type = exposition(found, accept)
+        return 200, content_type, body
+
+
+def _route(file: OutboxMetrics) -> dict[str, Any]:
+    store_id = file.bound.store_id
+    return {
+        "outbox": file.name,
+        "condition": file.condition,
+        "store": file.bound.destination,
+        "store_id": None if store_id is None else str(store_id),
+    }
+
+
+def _json(status: int, value: Any) -> tuple[int, str, bytes]:
+    return status, "application/json", json.dumps(value).encode() + b"\n"
+
+
+@asynccontextmanager
+async def serve_http(
+    address: ListenAddress, *, live: Callable[[], bool], snapshot: Callable[[], Awaitable[HealthSnapshot]]
+) -> AsyncIterator[ListenAddress]:
+    """Serve at ``address`` during a ``with`` block; yields it with the port that replaces port 0.
+
+    :raises ConfigurationError: the extra ``letopis[daemon]`` is not installed, or there is no such address here.
+    :raises OSError: something else listens there.
+    """
+    # uvicorn: besides click it brings h11 alone, and three answers need no framework on top of it.
+    try:
+        import prometheus_client  # noqa: F401 - fails now, not at the first scrape
+        import uvicorn
+    except ImportError as error:
+        raise ConfigurationError("to answer over HTTP: pip install 'letopis[daemon]', or leave --listen out") from error
+
+    class Server(uvicorn.Server):
+        """A server that leaves signals to the daemon."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Capture none."""
+            yield
+
+    listener = await asyncio.to_thread(_bound, address)
+    server = Server(
+        uvicorn.Config(
+            HealthApp(live=live, snapshot=snapshot),
+            http=limited_protocol(),
+            ws="none",
+            loop="none",
+            lifespan="off",
+            # It also bounds how many failing accepts are logged each second when no file can be opened.
+            backlog=MAX_CONCURRENT_REQUESTS,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_SECONDS,
+        )
+    )
+    # Its log records have another format, and quote what unknown clients send.
+    logging.getLogger("uvicorn").disabled = logging.getLogger("uvicorn.error").disabled = True
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="letopis-listening")
+    bound = ListenAddress(host=address.host, port=listener.getsockname()[1])
+    logger.info(
+        "listening on %s%s", bound, "" if bound.loopback else ": every client that reaches it can read the metrics"
+    )
+    try:
+        yield bound
+    finally:
+        server.should_exit = True
+        await asyncio.gather(serving, return_exceptions=True)
+        listener.close()
+
+
+def _bound(address: ListenAddress) -> socket.socket:
+    """Return a socket bound to an address; resolving a name may block."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise ConfigurationError(f"there is no address {address.host[:100]!r} to listen on") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if hasattr(socket, "SO_REUSEPORT"):  # not on Windows, where it would share the port with any process
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+        listener.listen(MAX_CONCURRENT_REQUESTS)  # early clients wait for the server instead of being refused
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, error.strerror, str(address)) from error
+    return listener

@@ -1,0 +1,136 @@
+"""Expose the daemon's health as Prometheus metrics (extra ``letopis[daemon]``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
+from typing import Any, Final, NamedTuple
+
+from letopis.outbox.daemon.health import HealthSnapshot
+from letopis.outbox.daemon.instrumented_store import BUCKET_BOUNDS_SECONDS
+from letopis.store.database.faults import FaultClass
+
+
+class Metric(NamedTuple):
+    """One metric.
+
+    :ivar name: as exposed, ``_total`` included.
+    :ivar label: the name of its one label, whose values are few and known beforehand; empty for none.
+    :ivar read: from a snapshot to the value, or to a value for each value of the label.
+    """
+
+    name: str
+    kind: str
+    label: str
+    read: Callable[[HealthSnapshot], Any]
+    help: str
+
+
+def _all_fault_classes(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return a count for each fault class: a series that only appears with the first fault cannot raise an alert."""
+    return dict.fromkeys(map(str, FaultClass), 0) | dict(counts)
+
+
+# fmt: off
+METRICS: Final = (
+    Metric("letopis_build_info", "gauge", "version", lambda _: {version("letopis"): 1},
+           "1, with the installed version as its label."),
+    Metric("letopis_outbox_files", "gauge", "state", lambda f: f.files,
+           "Outbox files by how they are served."),
+    Metric("letopis_outbox_pending_events", "gauge", "", lambda f: f.pending,
+           "Events that the history store does not hold yet."),
+    Metric("letopis_outbox_pending_bytes", "gauge", "", lambda f: f.pending_bytes,
+           "Their data and metadata; extrapolated beyond 10,000 events."),
+    Metric("letopis_outbox_oldest_pending_seconds", "gauge", "", lambda f: f.oldest_pending_seconds,
+           "Age of the oldest of them; 0 if there is none."),
+    Metric("letopis_outbox_lanes", "gauge", "state", lambda f: f.lanes,
+           "Conversations with pending events, by state."),
+    Metric("letopis_outbox_wal_bytes", "gauge", "", lambda f: f.wal_bytes,
+           "Size of the write-ahead logs of the outbox files."),
+    Metric("letopis_store_tasks", "gauge", "", lambda f: f.store_tasks,
+           "Long rewinds and deletions that the history store has not finished; what they remove is hidden already."),
+    Metric("letopis_store_task_rows", "gauge", "", lambda f: f.store_rows,
+           "Rows left of them, at most."),
+    Metric("letopis_incidents_open", "gauge", "kind", lambda f: f.incidents,
+           "Open incidents, by kind."),
+    Metric("letopis_alerts_total", "counter", "outcome", lambda f: f.alerts,
+           "Notifications of operators by this process: told, or a failed call."),
+    Metric("letopis_relay_delivered_events_total", "counter", "", lambda f: f.relay.delivered,
+           "Events that the history store accepted and that were acknowledged."),
+    Metric("letopis_relay_duplicates_absorbed_total", "counter", "", lambda f: f.relay.duplicates,
+           "Events that the history store already held: sent again after a lost acknowledgement. No cause for alarm."),
+    Metric("letopis_relay_batches_total", "counter", "", lambda f: f.relay.batches,
+           "Batches sent."),
+    Metric("letopis_relay_faults_total", "counter", "class", lambda f: _all_fault_classes(f.relay.faults),
+           "Faults of deliveries by class, including those that a retry overcame."),
+    Metric("letopis_relay_blocked_total", "counter", "", lambda f: f.relay.blocked,
+           "Times that a conversation was blocked."),
+    Metric("letopis_relay_rewound_events_total", "counter", "", lambda f: f.relay.rewound,
+           "Events sent again because the history store had lost them."),
+    Metric("letopis_relay_acks_fenced_total", "counter", "", lambda f: f.relay.acks_fenced,
+           "Results not written back because another relay had taken over."),
+    Metric("letopis_relay_acks_lost_total", "counter", "", lambda f: f.relay.acks_lost,
+           "Results not written back because the outbox file could not be written."),
+    Metric("letopis_relay_loop_errors_total", "counter", "", lambda f: f.relay.loop_errors,
+           "Times that a relay continued after an unexpected error."),
+    Metric("letopis_relay_last_progress_timestamp_seconds", "gauge", "", lambda f: (f.progress_us or 0) / 1_000_000,
+           "Last progress of the relay that lags most, Unix time; 0 if there was none."),
+    Metric("letopis_relay_breaker_state", "gauge", "state", lambda f: f.breakers,
+           "History stores by the state of their breaker; 0 or 1 with one store."),
+    Metric("letopis_relay_breaker_open_seconds", "gauge", "", lambda f: f.open_seconds,
+           "How long a history store has been unavailable; 0 if none is."),
+    Metric("letopis_relay_breaker_trips_total", "counter", "", lambda f: f.trips,
+           "Times that a history store became unavailable."),
+    Metric("letopis_relay_delivery_duration_seconds", "histogram", "outcome", lambda f: f.deliveries,
+           "Duration of deliveries to the history store, by outcome: ok, a fault class, given_up or error."),
+)
+# fmt: on
+"""The metrics of Letopis, in the order of the reference; those of the process (``process_*``) follow."""
+
+
+def exposition(snapshot: HealthSnapshot, accept: str = "") -> tuple[bytes, str]:
+    """Return the metrics and their content type, in the format that the ``Accept`` header requests.
+
+    :raises ImportError: the extra ``letopis[daemon]`` is not installed.
+    """
+    from prometheus_client import CollectorRegistry, ProcessCollector
+    from prometheus_client.exposition import choose_encoder
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(snapshot))
+    ProcessCollector(registry=registry)
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+class _Families:
+    """A collector of prometheus-client."""
+
+    def __init__(self, snapshot: HealthSnapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Any]:
+        """Yield one family for each metric."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        for one in METRICS:
+            labels = [one.label] if one.label else None
+            value = one.read(self._snapshot)
+            if one.kind == "histogram":
+                family: Any = HistogramMetricFamily(one.name, one.help, labels=labels)
+                for name, durations in value.items():
+                    family.add_metric([name], _cumulative(durations.buckets), durations.total)
+            else:
+                kind = CounterMetricFamily if one.kind == "counter" else GaugeMetricFamily
+                family = kind(one.name, one.help, labels=labels)
+                for name, number in value.items() if labels else [("", value)]:
+                    family.add_metric([name] if labels else [], number)
+            yield family
+
+
+def _cumulative(buckets: Iterable[int]) -> list[tuple[str, float]]:
+    total, cumulative = 0, []
+    for bound, count in zip((*(str(one) for one in BUCKET_BOUNDS_SECONDS), "+Inf"), buckets, strict=True):
+        total += count
+        cumulative.append((bound, float(total)))
+    return cumulative

@@ -1,0 +1,131 @@
+"""Share history stores among the outboxes of one process, each store with one small pool and one breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Awaitable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.daemon.instrumented_store import InstrumentedStore
+from letopis.outbox.history.store_location import check_apart, store_beside
+from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.outbox.telemetry.tracing import Spans
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.urls import normalise_url
+from letopis.store.errors import LetopisError
+
+logger: Final = logging.getLogger("letopis.outbox.daemon")
+
+POOL_SIZE: Final = 2
+"""Connections to one store for all outboxes that deliver to it."""
+PROBE_TIMEOUT_SECONDS: Final = 5.0
+"""Time that start-up waits for the first answer of a store; an unavailable store does not fail the start."""
+CLOSE_TIMEOUT_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreHandle:
+    """A history store and the breaker that decides whether it is delivered to."""
+
+    instrumented: InstrumentedStore
+    breaker: Breaker
+
+    @property
+    def store(self) -> ConversationStore:
+        """The store itself."""
+        return self.instrumented.store
+
+
+class StorePool:
+    """Opens each history store once, however many outboxes deliver to it.
+
+    :param given: names the store of all outboxes; ``None`` for an SQLite file beside each.
+    """
+
+    def __init__(self, given: str | os.PathLike[str] | None, *, clock: Clock) -> None:
+        self._given = given
+        self._clock = clock
+        self._spans = Spans()
+        self._handles: dict[str, StoreHandle] = {}
+
+    @property
+    def all(self) -> list[StoreHandle]:
+        """Every store that an outbox has asked for."""
+        return list(self._handles.values())
+
+    def get(self, outbox: Path) -> StoreHandle:
+        """Return the store that an outbox delivers to, without connecting.
+
+        :raises ConfigurationError: the URL is wrong, or names the outbox itself.
+        """
+        url = normalise_url(store_beside(outbox) if self._given is None else self._given)
+        check_apart(outbox, url)
+        key = url.render_as_string(hide_password=False)
+        if key not in self._handles:
+            store = ConversationStore(url, pool_size=POOL_SIZE)
+            self._handles[key] = StoreHandle(
+                instrumented=InstrumentedStore(store, spans=self._spans, monotonic=self._clock.monotonic),
+                breaker=Breaker(clock=self._clock, uniform=random.uniform),
+            )
+        return self._handles[key]
+
+    async def close(self) -> None:
+        """Close all connections, within a few seconds."""
+        await asyncio.gather(*(_close_in_time(one.store.close()) for one in self.all))
+
+
+async def probe_all(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Probe the store of each outbox once, and wait a few seconds for the answers.
+
+    :raises StoreFault: class ``MISCONFIGURED`` or ``WRONG_STORE``, if every outbox has such a fault: waiting fixes
+        nothing.
+    """
+    tasks = [asyncio.create_task(one) for one in probes]
+    if not tasks:
+        return
+    try:
+        await asyncio.wait(tasks, timeout=PROBE_TIMEOUT_SECONDS)
+    finally:
+        for task in tasks:
+            task.add_done_callback(_retrieve)
+            task.cancel()
+    faults = [fault for task in tasks if (fault := _fault(task)) is not None]
+    wrong = [fault for fault in faults if fault.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE)]
+    if len(wrong) == len(tasks):
+        raise wrong[0]
+    for text, fault in {str(fault): fault for fault in faults}.items():
+        level = logging.ERROR if fault in wrong else logging.WARNING
+        logger.log(level, "a history store cannot be used yet; it is probed again: %s", text)
+
+
+async def _close_in_time(closing: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(closing)
+    task.add_done_callback(_retrieve)
+    done, _ = await asyncio.wait((task,), timeout=CLOSE_TIMEOUT_SECONDS)
+    if not done:
+        logger.warning("a history store did not close its connections in %g s", CLOSE_TIMEOUT_SECONDS)
+
+
+def _fault(task: asyncio.Task[None]) -> StoreFault | None:
+    if not task.done() or task.cancelled():
+        return None
+    error = task.exception()
+    if error is None or isinstance(error, StoreFault):
+        return error
+    if isinstance(error, LetopisError):
+        raise error
+    return StoreFault(
+        fault_class=FaultClass.UNCLASSIFIED, code=type(error).__name__, reason="an error that Letopis does not know"
+    )
+
+
+def _retrieve(task: asyncio.Future[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # retrieved, so that asyncio does not report it a second time

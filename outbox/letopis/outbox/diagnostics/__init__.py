@@ -1,0 +1,1 @@
+"""Diagnostics: doctor, integrity check, salvage, new origin."""

@@ -1,0 +1,60 @@
+"""Describe the result of one check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from letopis.store.errors import without_credentials
+
+
+class Level(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"
+    """Worth attention; nothing is wrong yet."""
+    FAIL = "fail"
+    """Wrong: something does not work, or will not when it matters."""
+    SKIP = "skip"
+    """Could not be checked here, or there is nothing to check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the doctor.
+
+    :ivar check: the name of the check, stable across releases.
+    :ivar said: the result in one sentence, without secrets.
+    :ivar hint: what to do about it; empty if nothing needs to be done.
+    """
+
+    check: str
+    level: Level
+    said: str
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        # A quoted path may be a URL that was given instead.
+        object.__setattr__(self, "said", without_credentials(self.said))
+        object.__setattr__(self, "hint", without_credentials(self.hint))
+
+
+def ok(check: str, said: str) -> Finding:
+    """Return a finding that all is well."""
+    return Finding(check=check, level=Level.OK, said=said)
+
+
+def warn(check: str, said: str, hint: str) -> Finding:
+    """Return a finding that deserves attention."""
+    return Finding(check=check, level=Level.WARN, said=said, hint=hint)
+
+
+def fail(check: str, said: str, hint: str) -> Finding:
+    """Return a finding that something is wrong."""
+    return Finding(check=check, level=Level.FAIL, said=said, hint=hint)
+
+
+def skipped(check: str, said: str) -> Finding:
+    """Return a finding that nothing was checked."""
+    return Finding(check=check, level=Level.SKIP, said=said)

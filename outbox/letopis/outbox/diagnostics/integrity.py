@@ -1,0 +1,226 @@
+"""Check that an outbox file still holds what was appended to it, reading all of it and changing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from letopis.outbox.diagnostics.reference import UNREADABLE, ReferenceLog, stored_epoch, stored_heads
+from letopis.outbox.event_log.schema import metadata
+from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
+from letopis.outbox.file.opening import open_read_only
+from letopis.outbox.file.sqlite_errors import error_name
+from letopis.store.database.dialects import in_batches
+from letopis.store.database.migrations import SchemaState, revision_state
+from letopis.store.database.schema import events as stored_events
+from letopis.store.database.store_identity import read_identity
+from letopis.store.maintenance.continuity import count_log
+from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, wal_problem
+from letopis.store.model.codec import INTEGER_MAX, decode, digest_of
+from letopis.store.model.identifiers import derived_event_id
+
+EVENT_COLUMNS: Final = (
+    "e.event_id, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest, e.redacted"
+)
+_EVENTS: Final = (
+    f"SELECT {EVENT_COLUMNS} FROM letopis_outbox_events AS e JOIN letopis_outbox_lanes AS l ON l.lane = e.lane"  # noqa: S608
+    " ORDER BY e.position"
+)
+_HOLES: Final = (
+    "SELECT l.conversation_id, l.pruned + 1, l.head, count(e.sequence) FROM letopis_outbox_lanes AS l"
+    " LEFT JOIN letopis_outbox_events AS e ON e.lane = l.lane"
+    " GROUP BY l.lane HAVING count(e.sequence) <> l.head - l.pruned"
+    " OR min(e.sequence) <> l.pruned + 1 OR max(e.sequence) <> l.head"
+)
+_STRAYS: Final = (
+    "SELECT count(*) FROM letopis_outbox_events AS e"
+    " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_lanes AS l WHERE l.lane = e.lane)"
+)
+_WITHOUT_SINCE: Final = "SELECT count(*) FROM letopis_outbox_lanes WHERE delivered < head AND owed_since IS NULL"
+_WITHOUT_ID: Final = (
+    "SELECT count(*) FROM letopis_outbox_events AS e, letopis_outbox_origin AS o WHERE e.position <= o.indexed"
+    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_event_ids AS i"
+    " WHERE i.event_id = e.event_id AND i.position = e.position)"
+)
+_ID_WITHOUT_EVENT: Final = (
+    "SELECT count(*) FROM letopis_outbox_event_ids AS i WHERE i.position > (SELECT indexed FROM letopis_outbox_origin)"
+    " OR NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e"
+    " WHERE e.position = i.position AND e.event_id = i.event_id)"
+)
+_ORIGIN: Final = "SELECT count(*) FROM letopis_outbox_origin"
+_DERIVED: Final = 5  # the UUID version of an id that derives from a message id
+
+
+def find_problems(path: Path) -> Iterator[str]:
+    """Yield the problems of an outbox file: of its WAL, structure, events and counters.
+
+    If the WAL is damaged nothing else is checked: opening the file would delete what SQLite does not read of it. The
+    WAL is read as bytes: do not call this in a process that has the file open. Content is never quoted.
+    """
+    if problem := wal_problem(path):
+        yield problem
+        return
+    try:
+        with open_read_only(path) as connection:
+            found = revision_state(connection, OUTBOX_MIGRATIONS)
+            if found.state is not SchemaState.CURRENT:
+                yield found.advice(OUTBOX_MIGRATIONS, command="letopis init")
+                return
+            for check in (_structure, _events, _lanes, _rest):
+                try:
+                    yield from check(connection)
+                except UNREADABLE as error:
+                    yield f"{check.__doc__} cannot be read [{error_name(error)}]"
+    except UNREADABLE as error:
+        yield f"the file cannot be read [{error_name(error)}]"
+
+
+def _structure(connection: sa.Connection) -> Iterator[str]:
+    """the structure of the file"""
+    for (said,) in connection.exec_driver_sql(f"PRAGMA integrity_check({MAX_NAMED_PROBLEMS})").fetchall():
+        if said != "ok":
+            yield f"SQLite: {said}"
+
+
+def _events(connection: sa.Connection) -> Iterator[str]:
+    """the log"""
+    for conversation_id, sequence in damaged_events(connection, _EVENTS):
+        yield f"event {sequence!r} of conversation {conversation_id!r} is not what was appended"
+
+
+def damaged_events(connection: sa.Connection, statement: str) -> Iterator[tuple[Any, Any]]:
+    """Yield conversation and sequence of the events that do not match their digest.
+
+    :param statement: selects rows as :func:`is_intact` takes them.
+    """
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(statement)
+        while (row := cursor.fetchone()) is not None:
+            if not is_intact(row):
+                yield row[1], row[2]
+
+
+def incomplete_lanes(connection: sa.Connection) -> Iterator[str]:
+    """Yield the conversations that lack events which they should hold."""
+    for conversation_id, first, last, there in connection.exec_driver_sql(_HOLES).fetchall():
+        if there or last >= first:
+            yield f"conversation {conversation_id!r} should hold events {first} to {last}, and {there} are there"
+
+
+def is_intact(row: Sequence[Any]) -> bool:
+    """Return True if a row of ``EVENT_COLUMNS`` is an event that matches its digest."""
+    event_id, conversation_id, sequence, type_name, schema_version, data, metadata, digest, redacted = row
+    if not (isinstance(event_id, bytes) and len(event_id) == 16 and isinstance(sequence, int) and sequence > 0):
+        return False
+    if not (isinstance(conversation_id, str) and isinstance(type_name, str) and isinstance(schema_version, int)):
+        return False
+    if not (isinstance(data, str) and (metadata is None or isinstance(metadata, str)) and redacted in (0, 1)):
+        return False
+    if digest_of(conversation_id, type_name, schema_version, data, metadata) != digest:
+        return False
+    try:
+        content = decode(data)
+        decode(metadata)
+    except ValueError:
+        return False
+    found = UUID(bytes=event_id)
+    message_id = content.get("message_id")
+    if type_name != "message.appended" or found.version != _DERIVED or not isinstance(message_id, str):
+        return True
+    return found == derived_event_id(conversation_id, message_id)
+
+
+def _lanes(connection: sa.Connection) -> Iterator[str]:
+    """the counters of conversations"""
+    yield from incomplete_lanes(connection)
+    if stray := connection.exec_driver_sql(_STRAYS).scalar_one():
+        yield f"{stray} events belong to no known conversation"
+    if count := connection.exec_driver_sql(_WITHOUT_SINCE).scalar_one():
+        yield f"{count} conversations with pending events lack the time since when"
+    if count := connection.exec_driver_sql(_WITHOUT_ID).scalar_one():
+        yield f"{count} events are not in the index of event ids"
+    if count := connection.exec_driver_sql(_ID_WITHOUT_EVENT).scalar_one():
+        yield f"{count} entries of the index of event ids belong to no event"
+    if connection.exec_driver_sql(_ORIGIN).scalar_one() != 1:
+        yield "the file has lost its identity"
+
+
+def _rest(connection: sa.Connection) -> Iterator[str]:
+    """the other tables"""
+    # Reading every row reveals invalid UTF-8.
+    for table in metadata.sorted_tables:
+        connection.execute(sa.select(table)).all()
+    yield from ()
+
+
+async def differences(kept: ReferenceLog, engine: AsyncEngine) -> AsyncIterator[str]:
+    """Yield the contradictions between an outbox and its history store.
+
+    The store confirms what no digest covers: how far the outbox was delivered, and when its events happened. Events
+    that it does not hold yet cannot be confirmed.
+    """
+    async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+        found = (await read_identity(connection)).store_id
+        if kept.bound.store_id not in (None, found):
+            yield f"the file is bound to history store {kept.bound.store_id}, not to {found}, which was compared"
+            return
+        epoch = await stored_epoch(connection, kept.origin_id)
+        if epoch is None and any(delivered for _, delivered in kept.lanes.values()):
+            yield "the history store does not know this outbox, which counts events as delivered"
+        elif epoch is not None and epoch > kept.epoch:
+            yield f"the history store knows this outbox at epoch {epoch}, the file says {kept.epoch}"
+        stored = await stored_heads(connection, kept.origin_id)
+        for conversation_id, (head, delivered) in kept.lanes.items():
+            held = stored.get(conversation_id, 0)
+            if held > head:
+                yield (
+                    f"conversation {conversation_id!r}: the history store holds {held} events of this outbox,"
+                    f" which ends at {head}"
+                )
+            if held < delivered:
+                yield f"conversation {conversation_id!r}: {delivered} count as delivered, the history store has {held}"
+        for conversation_id in stored.keys() - kept.lanes.keys():
+            yield f"conversation {conversation_id!r}: the history store has it from this outbox, which lacks it"
+        if (log := await count_log(connection, 0, newest=0, length=INTEGER_MAX)).missing:
+            yield str(log)
+        async for problem in _contradicted(kept, connection, stored):
+            yield problem
+
+
+async def _contradicted(
+    kept: ReferenceLog, connection: AsyncConnection, heads: Mapping[str, int]
+) -> AsyncIterator[str]:
+    one = stored_events
+    seen = set[tuple[str, int]]()
+    statement = sa.select(one.c.conversation_id, one.c.sequence, one.c.event_id, one.c.digest, one.c.occurred_at).where(
+        one.c.origin_id == kept.origin_id
+    )
+    async for row in await connection.stream(statement):
+        ours = kept.events.get((row.conversation_id, row.sequence))
+        if ours is None:
+            continue
+        seen.add((row.conversation_id, row.sequence))
+        changed = row.digest is not None and not ours[3] and bytes(row.digest) != ours[1]
+        if changed or ours[0] != row.event_id.bytes or ours[2] != row.occurred_at:
+            yield f"event {row.sequence} of conversation {row.conversation_id!r} differs in the history store"
+    # An event that another outbox delivered too is stored under that one, or under an earlier sequence of this one.
+    missing = {
+        UUID(bytes=event[0]): place
+        for place, event in kept.events.items()
+        if place not in seen and place[1] <= min(kept.lanes.get(place[0], (0, 0))[1], heads.get(place[0], 0))
+    }
+    for part in in_batches(missing):
+        elsewhere = sa.select(one.c.event_id).where(
+            one.c.conversation_id.in_({missing[event_id][0] for event_id in part}), one.c.event_id.in_(part)
+        )
+        there = set((await connection.execute(elsewhere)).scalars())
+        for event_id in part:
+            if event_id not in there:
+                conversation_id, sequence = missing[event_id]
+                yield f"event {sequence} of conversation {conversation_id!r} counts as delivered, and no log has it"

@@ -1,0 +1,382 @@
+"""Recover all events with a valid digest from a damaged outbox file into a new one."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from letopis.outbox.diagnostics.integrity import is_intact
+from letopis.outbox.diagnostics.new_origin import assign_new_origin
+from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages, TableRow
+from letopis.outbox.event_log.append import INSERT_EVENTS
+from letopis.outbox.event_log.event_ids import index_event_ids
+from letopis.outbox.file.inspection import outbox_path
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.errors import ConfigurationError
+from letopis.store.model.codec import decode
+
+STATES: Final = frozenset({"ready", "retrying", "blocked", "paused"})
+DAMAGED: Final = (
+    "events are missing: `letopis outbox skip --missing` puts tombstones in place of those that the history store"
+    " does not hold either"
+)
+_LANE: Final = (
+    "INSERT INTO letopis_outbox_lanes (lane, conversation_id, owner_id, head, delivered, pruned, state, attempts,"
+    " due_at, owed_since, fault_class, fault, deleted) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?)"
+)
+_REDACTED: Final = "UPDATE letopis_outbox_events SET redacted = 1 WHERE position = ?"
+_ORIGIN: Final = "UPDATE letopis_outbox_origin SET origin_id = ?, epoch = ?, store_id = ?, destination = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    position: int
+    lane: int
+    values: tuple[Any, ...]  # the columns from event_id to redacted, with the conversation in the lane's place
+
+    @property
+    def conversation_id(self) -> str:
+        return str(self.values[1])
+
+    @property
+    def sequence(self) -> int:
+        return int(self.values[2])
+
+    @property
+    def appended_at(self) -> int:
+        return int(self.values[9])
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    owner_id: str | None = None
+    head: int = 0
+    delivered: int = 0
+    pruned: int = 0
+    paused: bool = False
+    deleted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    origin_id: UUID
+    epoch: int
+    store_id: bytes | None
+    destination: str | None
+
+
+@dataclass(slots=True)
+class _Found:
+    events: dict[tuple[str, int], _Event] = field(default_factory=dict)
+    lanes: dict[str, _Lane] = field(default_factory=dict)
+    keys: dict[int, str] = field(default_factory=dict)  # the conversation of each lane
+    origin: _Origin | None = None
+    named: dict[str, int] = field(default_factory=dict)  # the highest sequence in an index entry
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvaged:
+    """The result of a recovery.
+
+    :ivar origin_id: the new file's identity: that of the damaged one, under its next epoch, if it could be read.
+    :ivar renewed: True if it could not: the new file then has an identity of its own and holds only pending events.
+    :ivar kept: events in the new file.
+    :ivar pending: those of them that are not delivered.
+    :ivar lost: pending events that are lost, by conversation and sequence; these conversations are blocked.
+    :ivar let_go: delivered events that were damaged, or lay before a damaged one: the history store has them.
+    :ivar gone: pages that are missing or empty; conversations on them may be lost without a trace.
+    :ivar refused: rows that look like an event and do not match their digest, or contradict an index.
+    """
+
+    origin_id: UUID
+    renewed: bool
+    kept: int
+    pending: int
+    lost: Mapping[str, tuple[int, ...]]
+    let_go: int
+    refused: int
+    gone: int
+
+    @property
+    def whole(self) -> bool:
+        """True if nothing is lost."""
+        return not (self.lost or self.gone)
+
+    @property
+    def lost_count(self) -> int:
+        """The number of lost events."""
+        return sum(map(len, self.lost.values()))
+
+
+async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -> Salvaged:
+    """Read a damaged outbox file and its WAL page by page, and write the valid events to a new outbox file.
+
+    An event is valid if it matches its digest and no index contradicts it. Values without a digest are taken as read:
+    the counters of conversations (which a relay compares with the history store when it starts) and times. Drafts,
+    unconfirmed replies, incidents and the record of repairs are not recovered.
+
+    The damaged file is read as bytes and not changed. No bot and no relay may have it open.
+
+    :raises ConfigurationError: the damaged file does not exist or holds no event, or the new one exists.
+    :raises OutboxUnavailable: the new file cannot be written.
+    """
+    source, target = outbox_path(damaged), outbox_path(to)
+    if not source.is_file():
+        raise ConfigurationError(f"there is no file {str(source)!r}")
+    if target.exists():
+        raise ConfigurationError(f"{str(target)!r} exists: name a new file")
+    wal = source.with_name(f"{source.name}-wal")
+    pages = Pages(source.read_bytes(), wal.read_bytes() if wal.is_file() else b"")
+    found = _found(pages)
+    if not found.events and not found.lanes:
+        raise ConfigurationError(f"{source.name!r} holds nothing of an outbox that could be read")
+    plans = [_plan(name, lane, events) for name, lane, events in _by_conversation(found)]
+    file = await OutboxFile.open(target)
+    try:
+        now = file.now_us()
+        origin = found.origin
+        await file.write(lambda connection: _write(connection, plans, origin, now_us=now))
+        origin_id = file.origin.origin_id if origin is None else origin.origin_id
+    finally:
+        await file.close()
+    if origin is None:
+        origin_id = (await assign_new_origin(target)).origin.origin_id
+    kept = sum(len(plan.events) for plan in plans)
+    return Salvaged(
+        origin_id=origin_id,
+        renewed=origin is None,
+        kept=kept,
+        pending=sum(one.sequence > plan.lane.delivered for plan in plans for one in plan.events),
+        lost={plan.name: plan.lost for plan in plans if plan.lost},
+        let_go=sum(plan.let_go for plan in plans),
+        refused=found.refused,
+        gone=pages.gone,
+    )
+
+
+def _found(pages: Pages) -> _Found:
+    """Classify the rows of the pages by their shape: table names are not needed, and may be damaged too."""
+    found = _Found()
+    by_page: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+    names: dict[int, list[str]] = defaultdict(list)  # of lanes: by their rows, by an index, and by indexes of the bot's
+    lanes: dict[int, _Lane] = {}
+    rows: list[TableRow] = []
+    for one in pages.rows():
+        if isinstance(one, IndexEntry):
+            by_page[one.page].append(one.values)
+            match one.values:
+                case (str() as name, int() as key):
+                    names[key].append(name)
+                case _:
+                    pass
+        elif (lane := _lane(one)) is not None:
+            names[one.rowid].insert(0, lane[0])
+            found.keys[one.rowid] = lane[0]
+            lanes[one.rowid] = lane[1]
+        elif (origin := _origin(one)) is not None:
+            found.origin = origin
+        else:
+            rows.append(one)
+    events: dict[int, _Event] = {}
+    for row in rows:
+        if (event := _event(row, names)) is None:
+            continue
+        if not is_intact((*event.values[:8], event.values[10])):
+            found.refused += 1
+        else:
+            events[event.position] = event
+    found.keys |= {event.lane: event.conversation_id for event in events.values()}  # these are proved by digests
+    named: dict[int, int] = {}
+    _weigh_indexes(found, by_page.values(), events, named)
+    found.lanes = {found.keys[key]: lane for key, lane in lanes.items()}
+    found.named = {found.keys[key]: sequence for key, sequence in named.items() if key in found.keys}
+    for event in sorted(events.values(), key=lambda one: one.position):
+        found.events[event.conversation_id, event.sequence] = event
+    return found
+
+
+def _weigh_indexes(
+    found: _Found, indexes: Iterable[Sequence[tuple[Any, ...]]], events: dict[int, _Event], named: dict[int, int]
+) -> None:
+    """Take out the events that an index contradicts, and note what indexes say of lost ones.
+
+    The entries of a page are an index of ours if more of them fit the events than contradict them.
+    """
+    truth: dict[type, dict[Any, tuple[Any, ...]]] = {
+        bytes: {position: (event.values[0],) for position, event in events.items()},
+        int: {position: (event.lane, event.sequence) for position, event in events.items()},
+        str: {key: (name,) for key, name in found.keys.items()},
+    }
+    contradicted = set[int]()
+    for entries in indexes:
+        kind = type(entries[0][0]) if entries[0] else None
+        if kind not in truth:
+            continue
+        said = {entry[-1]: entry[:-1] for entry in entries if len(entry) == (3 if kind is int else 2)}
+        known = {key: truth[kind][key] for key in said.keys() & truth[kind].keys()}
+        other = {key for key, value in known.items() if said[key] != value}
+        if len(known) <= 2 * len(other):
+            continue
+        if kind is str:
+            found.keys = {key: name for key, (name,) in said.items()} | found.keys
+            continue
+        contradicted |= other
+        for key, sequence in said.values() if kind is int else ():
+            named[key] = max(named.get(key, 0), sequence)
+    found.refused += len(contradicted)
+    for position in contradicted:
+        del events[position]
+
+
+def _event(row: TableRow, names: Mapping[int, Sequence[str]]) -> _Event | None:
+    """Return the event of a row, under that name of its lane which fits its digest."""
+    if len(row.values) not in (11, 12) or row.values[0] is not None or row.rowid <= 0:
+        return None
+    values = (*row.values[1:], *((0,) if len(row.values) == 11 else ()))
+    if not (isinstance(values[0], bytes) and isinstance(values[7], bytes) and len(values[7]) == 32):
+        return None
+    key = values[1]
+    if not (isinstance(key, int) and all(isinstance(one, int) and abs(one) < 1 << 53 for one in values[8:])):
+        return None
+    tried = [_Event(row.rowid, key, (values[0], name, *values[2:])) for name in names.get(key, ("",))]
+    return next((one for one in tried if is_intact((*one.values[:8], one.values[10]))), tried[0])
+
+
+def _lane(row: TableRow) -> tuple[str, _Lane] | None:
+    match row.values:
+        case (
+            None,
+            str() as name,
+            None | str() as owner,
+            int() as head,
+            int() as delivered,
+            int() as pruned,
+            str() as state,
+            int(),
+            int(),
+            None | int(),
+            None | str(),
+            None | str(),
+            *rest,
+        ) if state in STATES and 0 <= pruned <= delivered <= head and len(rest) <= 1:
+            deleted = rest[0] if rest and isinstance(rest[0], int) and abs(rest[0]) <= head else 0
+            return name, _Lane(owner, head, delivered, pruned, state == "paused", deleted)
+        case _:
+            return None
+
+
+def _origin(row: TableRow) -> _Origin | None:
+    match row.values:
+        case (None, bytes() as origin_id, int() as epoch, str(), str(), int(), *rest) if (
+            row.rowid == 1 and len(origin_id) == 16 and epoch > 0 and len(rest) in (0, 2, 3)
+        ):
+            store_id, destination = rest[:2] or (None, None)
+            return _Origin(
+                UUID(bytes=origin_id),
+                epoch,
+                store_id if isinstance(store_id, bytes) and len(store_id) == 16 else None,
+                destination if isinstance(destination, str) else None,
+            )
+        case _:
+            return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What is written of one conversation."""
+
+    name: str
+    lane: _Lane
+    events: Sequence[_Event]
+    lost: tuple[int, ...]
+    let_go: int
+
+
+def _by_conversation(found: _Found) -> Iterable[tuple[str, _Lane | None, Sequence[_Event]]]:
+    events: dict[str, list[_Event]] = defaultdict(list)
+    for (name, _), event in sorted(found.events.items()):
+        events[name].append(event)
+    for name in sorted({*events, *found.lanes, *found.named}):
+        lane = found.lanes.get(name)
+        if lane is None and name in found.named and not events.get(name):
+            # Its row and all its events are lost: an index still names them.
+            lane = _Lane(head=found.named[name])
+        elif lane is not None:
+            lane = replace(lane, head=max(lane.head, found.named.get(name, 0)))
+        yield name, lane, events.get(name, ())
+
+
+def _plan(name: str, lane: _Lane | None, events: Sequence[_Event]) -> _Plan:
+    there = {one.sequence for one in events}
+    if lane is None:
+        # How far it was delivered is unknown: it is sent again, and the history store ignores duplicates.
+        first = min(there) - 1
+        lane = _Lane(_owner(events), max(there), first, first)
+    head = max((lane.head, *there))
+    # The history store has the damaged delivered events. A lane has no hole, so earlier events are dropped too.
+    hole = max((one for one in range(lane.pruned + 1, lane.delivered + 1) if one not in there), default=lane.pruned)
+    kept = [one for one in events if one.sequence > hole]
+    lost = tuple(one for one in range(max(lane.delivered, hole) + 1, head + 1) if one not in there)
+    return _Plan(
+        name=name,
+        lane=replace(lane, head=head, pruned=hole),
+        events=kept,
+        lost=lost,
+        let_go=hole - lane.pruned,
+    )
+
+
+def _owner(events: Sequence[_Event]) -> str | None:
+    for one in events:
+        if one.values[3] == "conversation.started" and isinstance(owner := decode(one.values[5]).get("owner_id"), str):
+            return owner
+    return None
+
+
+def _write(connection: sa.Connection, plans: Sequence[_Plan], origin: _Origin | None, *, now_us: int) -> None:
+    if origin is not None:
+        connection.exec_driver_sql(
+            _ORIGIN, (origin.origin_id.bytes, origin.epoch + 1, origin.store_id, origin.destination)
+        )
+    keys = {plan.name: key for key, plan in enumerate(plans, 1)}
+    position = 0
+    with closing(connection.connection.cursor()) as cursor:
+        for one in sorted((one for plan in plans for one in plan.events), key=lambda one: one.position):
+            position = max(position + 1, one.position)
+            event_id, name, *rest, redacted = one.values
+            cursor.execute(INSERT_EVENTS, (position, event_id, keys[name], *rest))
+            if redacted:
+                cursor.execute(_REDACTED, (position,))
+        index_event_ids(cursor)
+    for plan in plans:
+        lane = plan.lane
+        waits = [one.appended_at for one in plan.events if one.sequence > lane.delivered]
+        pending_since = min((*waits, now_us)) if lane.delivered < lane.head else None
+        state = "blocked" if plan.lost else "paused" if lane.paused else "ready"
+        fault = ("damaged", DAMAGED) if plan.lost else (None, None)
+        connection.exec_driver_sql(
+            _LANE,
+            (
+                keys[plan.name],
+                plan.name,
+                lane.owner_id,
+                lane.head,
+                lane.delivered,
+                lane.pruned,
+                state,
+                pending_since,
+                *fault,
+                lane.deleted,
+            ),
+        )
+
+
+__all__ = ("Salvaged", "salvage")

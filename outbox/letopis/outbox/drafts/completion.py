@@ -1,0 +1,196 @@
+"""Turn a draft into one message of the log, by its writer or by a process that recovers it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from letopis.outbox.event_log import drafts
+from letopis.outbox.event_log.append import append_events
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.store.errors import Closed, ConversationGone, EventIdReused, InvalidInput, LetopisError
+from letopis.store.model.codec import Limits, decode
+from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.events import Event, from_microseconds
+
+if TYPE_CHECKING:
+    from letopis.outbox.drafts.writer_lock import WriterLock
+    from letopis.outbox.file.outbox_file import OutboxFile
+
+T = TypeVar("T")
+logger: Final = logging.getLogger("letopis.outbox.history")
+
+UNCONFIRMED_TTL: Final = timedelta(days=30)
+"""How long a reply waits to be confirmed, at least; it is forgotten once the outbox no longer holds its message."""
+FINAL_REFUSALS: Final = (EventIdReused, ConversationGone)
+"""Refusals that make a draft useless: its message is in the log already, or its conversation was deleted."""
+_WIDEST_LIMITS: Final = Limits(max_bytes=8_388_608, max_depth=200)
+_RECHECK_SECONDS: Final = 0.01
+"""Writers that seem alive are checked again after this: another process may have checked at the same instant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What ends a reply.
+
+    :ivar prepared: the one event that appends the message.
+    :ivar writer: the writer that is to confirm it as sent; ``None`` if it needs no confirmation.
+    """
+
+    prepared: Prepared
+    message_id: str
+    writer: str | None
+
+
+def complete(connection: sa.Connection, outbox: OutboxFile, completion: Completion) -> Appended:
+    """Append the message, delete its draft, and mark it as unconfirmed, in an open write transaction.
+
+    :raises LetopisError: the append was refused; nothing was written.
+    """
+    cursor = connection.connection.cursor()
+    try:
+        outbox.gate.check_room(cursor)
+        (outcome,) = append_events(cursor, (completion.prepared,), now_us=outbox.now_us())
+        if isinstance(outcome, LetopisError):
+            raise outcome
+        settle(cursor, outbox, completion, outcome)
+    finally:
+        cursor.close()
+    return outcome
+
+
+def settle(cursor: Any, outbox: OutboxFile, completion: Completion, appended: Appended) -> None:
+    """Delete the draft of a message that has just been appended, and mark the message as unconfirmed."""
+    name, event_id = completion.prepared.conversation_id, completion.prepared.events[0].event_id
+    drafts.delete(cursor, name, completion.message_id, event_id)
+    # A message that was there already was marked by the transaction that wrote it, and may be confirmed since.
+    if appended.written and completion.writer is not None:
+        drafts.mark_unconfirmed(
+            cursor,
+            name,
+            completion.message_id,
+            event_id=event_id,
+            owner_id=appended.owner_id,
+            writer=completion.writer,
+            now_us=outbox.now_us(),
+        )
+
+
+async def discard(outbox: OutboxFile, conversation_id: str, message_id: str, event_id: UUID) -> None:
+    """Delete a draft that becomes no message.
+
+    :raises OutboxUnavailable: the file cannot be written.
+    """
+    await outbox.write(lambda connection: _with(connection, drafts.delete, conversation_id, message_id, event_id))
+
+
+async def find_abandoned(lock: WriterLock, writers: Iterable[str]) -> list[str]:
+    """Return those of the writers that have ended."""
+    found: list[str] = []
+    alive: list[str] = []
+    for writer in writers:
+        if writer == lock.writer:
+            continue
+        (found if lock.is_abandoned(writer) else alive).append(writer)
+    if alive:
+        await asyncio.sleep(_RECHECK_SECONDS)
+        found.extend(writer for writer in alive if lock.is_abandoned(writer))
+    return found
+
+
+async def recover(outbox: OutboxFile, lock: WriterLock) -> int:
+    """Turn the drafts of writers that have ended into messages, and return how many this call made.
+
+    Safe to run in several processes at once: each draft becomes one message. A draft that cannot be appended now,
+    because the outbox is full, is kept for the next run.
+
+    :raises LetopisError: the file cannot be read or written, or takes no more.
+    """
+    recovered = 0
+    writers = await outbox.read(lambda connection: _with(connection, drafts.list_writers))
+    for writer in await find_abandoned(lock, writers):
+        keys = await outbox.read(lambda connection, one=writer: _with(connection, drafts.list_keys, one))  # type: ignore[misc]
+        for key in keys:
+            recovered += await _recover(outbox, writer, key)
+    return recovered
+
+
+async def _recover(outbox: OutboxFile, writer: str, key: drafts.DraftKey) -> int:
+    conversation_id, message_id = key
+    context = {"conversation_id": conversation_id, "message_id": message_id}
+
+    def work(connection: sa.Connection) -> tuple[drafts.Draft, LetopisError | None] | None:
+        # Read again in the transaction: another process may have been faster.
+        draft = _with(connection, drafts.find, conversation_id, message_id)
+        if draft is None or draft.writer != writer:
+            return None
+        try:
+            complete(connection, outbox, _interrupted(draft))
+        except FINAL_REFUSALS as refused:
+            _with(connection, drafts.delete, conversation_id, message_id, draft.event_id)
+            return draft, refused
+        return draft, None
+
+    try:
+        outcome = await outbox.write(work)
+    except (InvalidInput, ValueError) as refused:
+        # Kept for the operator; other drafts go on.
+        reason = refused.reason if isinstance(refused, InvalidInput) else "it is damaged in the outbox file"
+        # No traceback: it could quote the text.
+        logger.error("a reply that was cut off cannot be appended, and stays a draft: %s", reason, extra=context)  # noqa: TRY400
+        return 0
+    if outcome is None:
+        return 0
+    draft, refusal = outcome
+    context |= {"owner_id": draft.owner_id or "", "event_id": str(draft.event_id)}
+    if refusal is not None:
+        logger.warning("the draft of a reply was discarded: %s", refusal, extra=context)
+        return 0
+    outbox.appended.notify()
+    logger.warning("a reply was cut off when its writer ended: it is in the history, as interrupted", extra=context)
+    return 1
+
+
+def _interrupted(draft: drafts.Draft) -> Completion:
+    data = dict(decode(draft.data))
+    confirm = data.pop(drafts.CONFIRM, True)
+    event = Event(
+        type=MessageAppended.type,
+        data=data,
+        event_id=draft.event_id,
+        occurred_at=from_microseconds(draft.updated_at),
+    )
+    prepared = prepare(draft.conversation_id, (event,), owner=draft.owner_id, limits=_WIDEST_LIMITS)
+    return Completion(prepared=prepared, message_id=draft.message_id, writer=draft.writer if confirm else None)
+
+
+async def run_maintenance(outbox: OutboxFile, lock: WriterLock) -> None:
+    """Run :func:`recover`, and forget replies that have waited to be confirmed for too long.
+
+    A failure is logged, and the next run tries again.
+    """
+    before = outbox.now_us() - UNCONFIRMED_TTL // timedelta(microseconds=1)
+    try:
+        await recover(outbox, lock)
+        if await outbox.read(lambda connection: _with(connection, drafts.has_expired, before)):
+            await outbox.write(lambda connection: _with(connection, drafts.delete_expired, before))
+    except Closed:
+        raise
+    except LetopisError as error:
+        logger.warning("replies that were cut off are not in the history yet: %s", error)
+
+
+def _with(connection: sa.Connection, work: Callable[..., T], *args: object) -> T:
+    cursor = connection.connection.cursor()
+    try:
+        return work(cursor, *args)
+    finally:
+        cursor.close()

@@ -1,0 +1,1 @@
+"""The local event log: tables, and the statements that append, deliver, acknowledge and prune."""

@@ -1,0 +1,228 @@
+"""Record delivery outcomes in the lane rows, in a write transaction that is already open."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.effects import erase_delivered
+from letopis.outbox.event_log.lanes import Lane, find_lane, incarnation_of
+from letopis.outbox.event_log.statements import query_one
+from letopis.store.errors import OutboxUnavailable
+from letopis.store.rules.preconditions import Conflict
+
+MAX_FAULT_LENGTH: Final = 500
+
+_POSITION: Final = "SELECT delivered, head FROM letopis_outbox_lanes WHERE conversation_id = ?"
+# `owed_since` is the age of the oldest pending event. It never falls behind the moment at which a rewound lane became
+# pending again, and never lies in the future of a clock that was set back.
+_ACKNOWLEDGE: Final = (
+    "UPDATE letopis_outbox_lanes SET delivered = :sequence,"
+    " state = CASE state WHEN 'paused' THEN 'paused' ELSE 'ready' END,"
+    " attempts = 0, due_at = 0, fault_class = NULL, fault = NULL,"
+    " owed_since = CASE WHEN :sequence < head THEN coalesce((SELECT"
+    " min(:now, max(coalesce(letopis_outbox_lanes.owed_since, 0), appended_at)) FROM letopis_outbox_events AS e"
+    " WHERE e.lane = letopis_outbox_lanes.lane AND e.sequence = :sequence + 1), :now) END"
+    " WHERE conversation_id = :conversation_id AND delivered < :sequence AND head >= :sequence"
+)
+_SUPERSEDE: Final = (
+    "INSERT INTO letopis_outbox_superseded (expected, actual, conversation_id, sequence, event_id)"
+    " SELECT ?1, ?2, conversation_id, sequence, event_id FROM letopis_outbox_log"
+    " WHERE conversation_id = ?3 AND sequence = ?4"
+    " ON CONFLICT (conversation_id, sequence) DO UPDATE SET expected = ?1, actual = ?2, event_id = excluded.event_id"
+)
+# The history store has lost its verdicts together with the events; the next delivery brings new ones.
+_DELETE_VERDICTS: Final = "DELETE FROM letopis_outbox_superseded WHERE conversation_id = ? AND sequence > ?"
+_RECORD_FAULT: Final = (
+    "UPDATE letopis_outbox_lanes SET state = :state, attempts = :attempts, due_at = :due_at,"
+    " fault_class = :fault_class, fault = :fault"
+    " WHERE conversation_id = :conversation_id AND delivered = :delivered AND state IN ('ready', 'retrying')"
+)
+# An operator alone can decide about a lane that diverged, is lost or damaged.
+_CLEAR_FAULT: Final = (
+    "UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0, due_at = 0, fault_class = NULL, fault = NULL"
+    " WHERE conversation_id = :conversation_id AND delivered < head"
+    " AND (state = 'retrying' OR state = 'blocked' AND fault_class IN ('poison', 'unclassified'))"
+)
+_REWIND: Final = (
+    "UPDATE letopis_outbox_lanes SET delivered = max(:head, pruned), attempts = 0, due_at = 0,"
+    " owed_since = CASE WHEN max(:head, pruned) < head THEN :now END,"
+    " state = CASE WHEN state = 'paused' THEN 'paused' WHEN pruned > :head THEN 'blocked' ELSE 'ready' END,"
+    " fault_class = CASE WHEN pruned > :head THEN :fault_class END,"
+    " fault = CASE WHEN pruned > :head THEN :fault END"
+    " WHERE conversation_id = :conversation_id AND delivered > :head"
+)
+_UNBLOCK_RECOVERED: Final = (
+    "UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0, due_at = 0, fault_class = NULL, fault = NULL,"
+    " delivered = max(delivered, :upto), owed_since = CASE WHEN :upto < head THEN coalesce(owed_since, :now) END"
+    " WHERE conversation_id = :conversation_id AND state = 'blocked' AND fault_class = 'lost'"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledged:
+    """The result of an acknowledgement.
+
+    :ivar events: the number of events that became delivered.
+    :ivar missed: lanes that did not move: already there, no longer in the file, or asked beyond their head.
+    :ivar erased: ``True`` if content was taken out of the file, so that the WAL has to be truncated.
+    """
+
+    events: int
+    missed: tuple[str, ...]
+    erased: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewound:
+    """The result of a rewind.
+
+    :ivar events: the number of events that will be sent again.
+    :ivar lost: the number of events that neither the history store nor this file holds; the lane is blocked if any.
+    """
+
+    events: int
+    lost: int
+
+
+def acknowledge(
+    connection: sa.Connection,
+    delivered: Mapping[str, int],
+    *,
+    now_us: int,
+    superseded: Mapping[str, Mapping[int, Conflict]] | None = None,
+) -> Acknowledged:
+    """Advance lanes to what the history store has confirmed and clear their fault.
+
+    Lanes never move back or beyond their head; such requests are returned in ``missed`` because the caller's view was
+    stale. The content of a conversation whose deletion is delivered is erased from the file.
+
+    :param delivered: conversation id to the last sequence that the history store holds.
+    :param superseded: the conflicts that the history store found, by conversation and sequence.
+    :raises OutboxUnavailable: a lane did not take its acknowledgement; it will be retried.
+    """
+    with closing(connection.connection.cursor()) as cursor:
+        before = _positions(cursor, delivered)
+        cursor.executemany(
+            _ACKNOWLEDGE,
+            [
+                {"conversation_id": conversation_id, "sequence": sequence, "now": now_us}
+                for conversation_id, sequence in delivered.items()
+            ],
+        )
+        moved = {
+            conversation_id: sequence - before[conversation_id][0]
+            for conversation_id, sequence in delivered.items()
+            if conversation_id in before and before[conversation_id][0] < sequence <= before[conversation_id][1]
+        }
+        if cursor.rowcount != len(moved):
+            raise OutboxUnavailable(
+                f"{cursor.rowcount} of {len(moved)} lanes took their acknowledgement: it will be retried"
+            )
+        for conversation_id, conflicts in (superseded or {}).items():
+            cursor.executemany(
+                _SUPERSEDE,
+                [
+                    (conflict.expected, conflict.actual, conversation_id, sequence)
+                    for sequence, conflict in conflicts.items()
+                ],
+            )
+        erased = bool(moved) and erase_delivered(cursor, orjson.dumps(list(moved)).decode())
+        return Acknowledged(
+            events=sum(moved.values()), missed=tuple(one for one in delivered if one not in moved), erased=erased
+        )
+
+
+def schedule_retry(
+    connection: sa.Connection, lane: Lane, *, attempts: int, due_at_us: int, fault_class: str, fault: str
+) -> bool:
+    """Schedule a retry of the lane's next event. Return False if the lane has moved meanwhile.
+
+    :param attempts: how often the event was refused; unchanged where this refusal is not charged to it.
+    """
+    return _record_fault(connection, lane, "retrying", attempts, due_at_us, fault_class, fault)
+
+
+def block_lane(connection: sa.Connection, lane: Lane, *, attempts: int, fault_class: str, fault: str) -> bool:
+    """Block a lane at its next event until an operator decides. Return False if the lane has moved meanwhile."""
+    return _record_fault(connection, lane, "blocked", attempts, 0, fault_class, fault)
+
+
+def clear_fault(connection: sa.Connection, conversation_ids: Collection[str]) -> int:
+    """Clear what was charged to lanes and unblock those that it blocked; return the number of lanes.
+
+    For faults that turned out to be the history store's.
+    """
+    return sum(
+        connection.exec_driver_sql(_CLEAR_FAULT, {"conversation_id": conversation_id}).rowcount
+        for conversation_id in conversation_ids
+    )
+
+
+def _record_fault(
+    connection: sa.Connection, lane: Lane, state: str, attempts: int, due_at_us: int, fault_class: str, fault: str
+) -> bool:
+    changed = connection.exec_driver_sql(
+        _RECORD_FAULT,
+        {
+            "state": state,
+            "conversation_id": lane.conversation_id,
+            "delivered": lane.delivered,
+            "attempts": attempts,
+            "due_at": due_at_us,
+            "fault_class": fault_class,
+            "fault": fault[:MAX_FAULT_LENGTH],
+        },
+    )
+    return changed.rowcount == 1
+
+
+def rewind_lane(connection: sa.Connection, conversation_id: str, head: int, *, now_us: int) -> Rewound:
+    """Make a lane pending again from ``head + 1``, because the history store holds it up to ``head`` only.
+
+    Pruned events cannot be sent again: the lane then goes back as far as the file reaches and is blocked until an
+    operator decides. No event is skipped automatically.
+    """
+    lane = find_lane(connection, conversation_id)
+    if lane is None or lane.delivered <= head:
+        return Rewound(events=0, lost=0)
+    lost = max(0, lane.pruned - head)
+    fault = (
+        f"the history store holds this conversation up to sequence {head} and this outbox from"
+        f" {lane.pruned + 1} on: {lost} events in between are in neither; restore a newer backup of the"
+        " history store, or give them up with `letopis outbox skip --missing`"
+    )
+    if lost and lane.delivered == lane.pruned and lane.state in ("blocked", "paused") and lane.fault == fault:
+        return Rewound(events=0, lost=0)  # recorded already
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(
+            _REWIND,
+            {"conversation_id": conversation_id, "head": head, "now": now_us, "fault_class": "lost", "fault": fault},
+        )
+        cursor.execute(_DELETE_VERDICTS, (conversation_id, head))
+    return Rewound(events=lane.delivered - max(head, lane.pruned), lost=lost)
+
+
+def unblock_recovered(connection: sa.Connection, conversation_id: str, upto: int, *, now_us: int) -> bool:
+    """Unblock a lane that was ``lost``, now that the history store holds what this file lacks. Return True if it was.
+
+    :param upto: the last sequence that the file lacks.
+    """
+    values = {"conversation_id": conversation_id, "upto": upto, "now": now_us}
+    return connection.exec_driver_sql(_UNBLOCK_RECOVERED, values).rowcount == 1
+
+
+def is_current_lease(connection: sa.Connection, incarnation: int) -> bool:
+    """Return True if the relay of this incarnation still is the one that may record outcomes."""
+    with closing(connection.connection.cursor()) as cursor:
+        return incarnation_of(cursor) == incarnation
+
+
+def _positions(cursor: Any, conversation_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+    rows = {name: query_one(cursor, _POSITION, (name,)) for name in conversation_ids}
+    return {name: (row[0], row[1]) for name, row in rows.items() if row is not None}

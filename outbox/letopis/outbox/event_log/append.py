@@ -1,0 +1,129 @@
+"""Append encoded events to the log, in a write transaction that is already open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.event_log.append_plan import Appended, AppendPlan, LaneEnd, event_row
+from letopis.outbox.event_log.effects import apply_effects
+from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, newest_position, write_index
+from letopis.outbox.event_log.lanes import Lane
+from letopis.outbox.event_log.reused_ids import UsedIds
+from letopis.outbox.event_log.statements import query_all
+from letopis.store.errors import LetopisError, OutboxUnavailable
+from letopis.store.model.codec import EncodedEvent
+
+# The file's counters and, beside them, the lanes that are there: always at least one row.
+_LANE: Final = (
+    "SELECT o.indexed, (SELECT max(position) FROM letopis_outbox_events), l.lane, l.conversation_id, l.head,"
+    " l.owner_id, l.pruned, l.deleted, l.owed_since{more}"
+    " FROM letopis_outbox_origin AS o LEFT JOIN letopis_outbox_lanes AS l ON l.conversation_id "
+)
+_LANES: Final = _LANE.format(more="") + "IN (SELECT value FROM json_each(?))"  # noqa: S608 - ours
+# A single event, which is what most bots append, is looked up in the same statement.
+_POSITION_OF_ONE: Final = (
+    ", (SELECT position FROM letopis_outbox_event_ids WHERE event_id = ?1),"
+    " (SELECT position FROM letopis_outbox_events WHERE position > o.indexed AND event_id = ?1)"
+)
+_LANE_AND_EVENT: Final = _LANE.format(more=_POSITION_OF_ONE) + "= ?2"
+_LAST_LANE: Final = "SELECT coalesce(max(lane), 0) FROM letopis_outbox_lanes"
+_SINCE: Final = "SELECT sequence, type FROM letopis_outbox_log WHERE conversation_id = ? AND sequence > ?"
+INSERT_EVENTS: Final = (
+    "INSERT INTO letopis_outbox_events (position, event_id, lane, sequence, type, schema_version, data, metadata,"
+    " digest, occurred_at, appended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_INSERT_LANES: Final = (
+    "INSERT INTO letopis_outbox_lanes (lane, conversation_id, owner_id, head, delivered, pruned, state, attempts,"
+    " due_at, owed_since) VALUES (?, ?, ?, ?, 0, 0, 'ready', 0, 0, ?)"
+)
+# owed_since is the age of the oldest pending event: where one is pending already it stays, and so does its index, which
+# SQLite would write even if the value were the same. An UPSERT is slower.
+_MOVE_PENDING_LANES: Final = "UPDATE letopis_outbox_lanes SET owner_id = ?, head = ? WHERE lane = ?"
+_MOVE_SETTLED_LANES: Final = "UPDATE letopis_outbox_lanes SET owner_id = ?, head = ?, owed_since = ? WHERE lane = ?"
+
+
+def append_events(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> list[Appended | LetopisError]:
+    """Write ``appends`` in order, in a transaction that is open and holds the write lock; commit nothing.
+
+    All of them share one SELECT of the lanes, one of the event ids, one INSERT of the events and one UPDATE of the
+    lanes. An append that is refused is answered by its error in the list, writes nothing, and does not affect the
+    others.
+
+    :param cursor: a DBAPI cursor, which a synchronous connection has and, through ``run_sync``, an asynchronous one.
+    :raises OutboxUnavailable: the file has lost its identity.
+    :raises sqlite3.Error: the file refused it; the whole transaction must be rolled back.
+    """
+    plan = _read_plan(cursor, appends, now_us=now_us)
+    outcomes: list[Appended | LetopisError] = []
+    for one in appends:
+        try:
+            outcomes.append(plan.add(one))
+        except LetopisError as refused:
+            outcomes.append(refused)
+    if plan.event_rows:
+        cursor.executemany(INSERT_EVENTS, plan.event_rows)
+        if moved := plan.pending_lane_rows():
+            cursor.executemany(_MOVE_PENDING_LANES, moved)
+        if moved := plan.settled_lane_rows():
+            cursor.executemany(_MOVE_SETTLED_LANES, moved)
+        if new := plan.new_lane_rows():
+            cursor.executemany(_INSERT_LANES, new)
+        if plan.position - plan.indexed >= MAX_UNINDEXED_EVENTS:
+            write_index(cursor, indexed=plan.indexed, newest=plan.position)
+    if plan.effects and apply_effects(cursor, plan.effects):
+        outcomes = [replace(one, erased=True) if isinstance(one, Appended) else one for one in outcomes]
+    return outcomes
+
+
+def insert_event(connection: sa.Connection, lane: Lane, event: EncodedEvent, sequence: int, now_us: int) -> None:
+    """Insert one event where a lane lacks it, after all others in the order of positions."""
+    with closing(connection.connection.cursor()) as cursor:
+        position = newest_position(cursor) + 1
+        row = event_row(event, position=position, lane=lane.key, sequence=sequence, now_us=now_us)
+        cursor.execute(INSERT_EVENTS, row)
+
+
+def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> AppendPlan:
+    """Read from the file what the plan of ``appends`` depends on."""
+    events = [event for one in appends for event in one.events]
+    conditional = [one for one in appends if one.expects is not None]
+    names = {one.conversation_id for one in appends}
+    if len(events) == 1:
+        rows = query_all(cursor, _LANE_AND_EVENT, (events[0].event_id.bytes, events[0].conversation_id))
+    else:
+        rows = query_all(cursor, _LANES, (orjson.dumps(list(names)).decode(),))
+    if not rows:
+        raise OutboxUnavailable("the outbox file has lost its identity: restore it from a backup, or salvage it")
+    indexed, newest = rows[0][:2]
+    if len(events) == 1:
+        known = [position for position in rows[0][9:] if position is not None]
+    else:
+        known = find_positions(cursor, [event.event_id.bytes for event in events], indexed=indexed)
+    lanes = {row[3]: LaneEnd(row[3], row[2], True, *row[4:9]) for row in rows if row[2] is not None}
+    return AppendPlan(
+        lanes=lanes,
+        used=UsedIds.read(cursor, known, events),
+        now_us=now_us,
+        since=_find_since(cursor, conditional) if conditional else {},
+        indexed=indexed,
+        position=max(indexed, newest or 0),
+        # Lanes that are deleted leave no event behind, so that their numbers may be used again.
+        last_lane=0 if len(lanes) == len(names) else query_all(cursor, _LAST_LANE)[0][0],
+    )
+
+
+def _find_since(cursor: Any, conditional: Sequence[Prepared]) -> dict[str, list[tuple[int, str]]]:
+    """Return the events after the lowest sequence that the conditional appends of a conversation have seen."""
+    lowest: dict[str, int] = {}
+    for one in conditional:
+        if one.expects is not None:
+            sequence = one.expects.sequence
+            lowest[one.conversation_id] = min(sequence, lowest.get(one.conversation_id, sequence))
+    return {name: query_all(cursor, _SINCE, (name, sequence)) for name, sequence in lowest.items()}

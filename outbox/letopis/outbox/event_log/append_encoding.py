@@ -1,0 +1,137 @@
+"""Check and encode the events of an append, before the outbox file is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from letopis.outbox.event_log.append_condition import After, condition
+from letopis.outbox.telemetry.tracing import current_traceparent
+from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import (
+    DEFAULT_LIMITS,
+    RESERVED,
+    TRACEPARENT,
+    EncodedEvent,
+    Limits,
+    encode,
+    encode_message,
+)
+from letopis.store.model.event_types import Body, MessageAppended
+from letopis.store.model.events import Event
+from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.messages import EMPTY, Message
+from letopis.store.rules.preconditions import PRECONDITION_KEY, Precondition
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """An append that is checked and encoded; nothing in it depends on the outbox file.
+
+    :ivar events: in order, not empty.
+    :ivar message_ids: one an event; ``None`` where the event appends no message.
+    :ivar owner_id: the owner of the conversation, if given.
+    :ivar expects: the condition under which it is written.
+    """
+
+    conversation_id: str
+    events: tuple[EncodedEvent, ...]
+    message_ids: tuple[str | None, ...]
+    owner_id: str | None = None
+    expects: Precondition | None = None
+
+    @property
+    def last_message_id(self) -> str | None:
+        """The id of the last message among the events."""
+        for message_id in reversed(self.message_ids):
+            if message_id is not None:
+                return message_id
+        return None
+
+
+def prepare(
+    conversation_id: str,
+    what: Sequence[Message | Body | Event],
+    *,
+    owner: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    occurred_at: datetime | None = None,
+    expected: After | None = None,
+    after: After | None = None,
+    fail_if_types: Collection[str] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Prepared:
+    """Check and encode what is to be appended, without touching the file.
+
+    The parameters are those of ``History.append``.
+
+    :raises InvalidInput: one of the stores would refuse or change something in it; nothing was written.
+    """
+    conversation_id = check_identifier(conversation_id, "conversation_id")
+    if owner is not None:
+        owner = check_identifier(owner, "owner")
+    if not what:
+        raise InvalidInput("event", "there is nothing to append")
+    expects = None
+    if expected is not None or after is not None or fail_if_types is not None:
+        expects = condition(expected=expected, after=after, fail_if_types=fail_if_types)
+    trace = current_traceparent()
+    encoded: list[EncodedEvent] = []
+    message_ids: list[str | None] = []
+    for one in what:
+        message = one.message if isinstance(one, MessageAppended) else one
+        if isinstance(message, Message):
+            event = encode_message(
+                message,
+                conversation_id=conversation_id,
+                metadata=_with_ours(metadata, trace, expects),
+                occurred_at=occurred_at,
+                limits=limits,
+            )
+            message_ids.append(message.id)
+        else:
+            plain = Event.of(
+                one,
+                conversation_id=conversation_id,
+                metadata=EMPTY if metadata is None else metadata,
+                occurred_at=occurred_at,
+            )
+            if isinstance(plain.metadata, Mapping):
+                plain = replace(plain, metadata=_with_ours(plain.metadata, trace, expects))
+            event = encode(plain, conversation_id=conversation_id, limits=limits)
+            message_ids.append(plain.data["message_id"] if plain.type == MessageAppended.type else None)
+        encoded.append(event)
+        if expects is not None and expects.batch_id is None:
+            expects = replace(expects, batch_id=event.event_id)  # the first event decides for all
+    return Prepared(
+        conversation_id=conversation_id,
+        events=tuple(encoded),
+        message_ids=tuple(message_ids),
+        owner_id=owner,
+        expects=expects,
+    )
+
+
+def _with_ours(given: Mapping[str, Any] | None, trace: str | None, expects: Precondition | None) -> Mapping[str, Any]:
+    """Return the caller's metadata with the trace and the condition added.
+
+    :raises InvalidInput: the caller's metadata has a reserved key.
+    """
+    if given is None:
+        given = EMPTY
+    elif isinstance(given, Mapping):
+        for key in given:
+            if isinstance(key, str) and key.startswith(RESERVED):
+                raise InvalidInput(
+                    "metadata", f"has a key that begins with {RESERVED!r}, which is reserved for Letopis"
+                )
+    if trace is None and expects is None:
+        return given
+    ours: dict[str, Any] = {}
+    if trace is not None:
+        ours[TRACEPARENT] = trace
+    if expects is not None:
+        ours[PRECONDITION_KEY] = expects.to_data()
+    return {**ours, **given}

@@ -1,0 +1,274 @@
+"""Decide which rows a run of appends writes, given the lanes and ids found in the file; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
+from letopis.outbox.event_log.reused_ids import UsedIds
+from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse, VersionConflict
+from letopis.store.model.codec import EncodedEvent, decode, encode
+from letopis.store.model.event_types import ConversationActivated, ConversationDeleted, ConversationStarted
+from letopis.store.model.events import Event
+from letopis.store.rules.preconditions import Precondition
+from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
+
+
+def event_row(event: EncodedEvent, *, position: int, lane: int, sequence: int, now_us: int) -> tuple[Any, ...]:
+    """Return the row of an event, in the order of ``INSERT_EVENTS``."""
+    return (
+        position,
+        event.event_id.bytes,
+        lane,
+        sequence,
+        event.type,
+        event.schema_version,
+        event.data,
+        event.metadata,
+        event.digest,
+        event.occurred_at,
+        now_us,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Appended:
+    """The result of one append.
+
+    :ivar sequences: one an event; where the same event was there already, its first sequence.
+    :ivar owner_id: the conversation's owner as far as this outbox knows.
+    :ivar written: the number of events that were not there before.
+    :ivar erased: ``True`` if content was taken out of the file, so that the WAL has to be truncated.
+    """
+
+    conversation_id: str
+    event_ids: tuple[UUID, ...]
+    sequences: tuple[int, ...]
+    message_id: str | None
+    owner_id: str | None
+    written: int
+    erased: bool = False
+
+
+@dataclass(slots=True)
+class LaneEnd:
+    """Where a lane ends once the planned appends are written.
+
+    :ivar key: what the lane is called in the rows of its events.
+    :ivar found: ``True`` if the lane is in the file already.
+    :ivar deleted: the sequence of the event that deleted the conversation; 0 or less while it lives.
+    :ivar pending_since: when the oldest pending event was appended; ``None`` if none is pending.
+    :ivar touched: ``True`` if the plan appends to it.
+    """
+
+    conversation_id: str
+    key: int
+    found: bool = False
+    head: int = 0
+    owner_id: str | None = None
+    pruned: int = 0
+    deleted: int = 0
+    pending_since: int | None = None
+    touched: bool = False
+
+
+@dataclass(slots=True)
+class AppendPlan:
+    """The rows and effects of a run of appends.
+
+    :ivar lanes: by conversation; those of the file, and those that the plan begins.
+    :ivar used: the event ids in use.
+    :ivar since: sequence and type of the events after the lowest sequence that a conditional append has seen, by
+        conversation.
+    :ivar indexed: the position up to which event ids are indexed.
+    :ivar position: the last position given out, in whatever conversation; raised by each event.
+    :ivar last_lane: the highest key of a lane; raised by each new lane.
+    """
+
+    lanes: dict[str, LaneEnd]
+    used: UsedIds
+    now_us: int
+    indexed: int
+    position: int
+    last_lane: int
+    since: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    event_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+
+    def add(self, prepared: Prepared) -> Appended:
+        """Plan one append; all of it or, when it raises, nothing of it.
+
+        :raises EventIdReused: an id of it holds other content, or its message can no longer be read.
+        :raises InvalidInput: the conversation has another owner, or an edited message was erased.
+        :raises ConversationGone: the conversation was deleted.
+        :raises VersionConflict: the writer had not seen an event that is there.
+        """
+        conversation_id = prepared.conversation_id
+        lane = self.lanes.get(conversation_id) or LaneEnd(conversation_id, self.last_lane + 1)
+        new = self._new_events(lane, prepared)
+        # A retry must succeed although the conversation has moved on, so ids are looked at before conditions.
+        if new:
+            if lane.deleted > 0:
+                raise ConversationGone(conversation_id=conversation_id)
+            if prepared.expects is not None:
+                self._check_condition(lane, prepared.expects)
+            self.used.check_edits(new)
+        owner_id = lane.owner_id
+        if (
+            lane.head == 0
+            or prepared.owner_id not in (None, owner_id)
+            or ConversationStarted.type in [event.type for event in new]
+        ):
+            owner_id = _settle_owner(lane, prepared, new)
+        since = self.since.get(conversation_id)
+        for event in new:
+            sequence = lane.head = lane.head + 1
+            self.position += 1
+            if EFFECT_VERSIONS.get(event.type) == event.schema_version:
+                event = self._add_effect(lane, owner_id, event)
+            if since is not None:
+                since.append((sequence, event.type))
+            self.used.add(event, sequence)
+            self.event_rows.append(
+                event_row(event, position=self.position, lane=lane.key, sequence=sequence, now_us=self.now_us)
+            )
+        if new:
+            lane.owner_id = owner_id
+            lane.touched = True
+            if conversation_id not in self.lanes:
+                self.lanes[conversation_id] = lane
+                self.last_lane = lane.key
+        ids = [event.event_id for event in prepared.events]
+        return Appended(
+            conversation_id=conversation_id,
+            event_ids=tuple(ids),
+            sequences=tuple([self.used.ids[event_id.int].sequence for event_id in ids]),
+            message_id=prepared.last_message_id,
+            owner_id=owner_id,
+            written=len(new),
+        )
+
+    def new_lane_rows(self) -> list[tuple[Any, ...]]:
+        """Return the values of the lanes that the plan begins: key, id, owner, head, time."""
+        return [
+            (lane.key, lane.conversation_id, lane.owner_id, lane.head, self.now_us)
+            for lane in self.lanes.values()
+            if lane.touched and not lane.found
+        ]
+
+    def pending_lane_rows(self) -> list[tuple[Any, ...]]:
+        """Return the new values of lanes in which something is pending already: owner, head, key."""
+        return [
+            (lane.owner_id, lane.head, lane.key)
+            for lane in self.lanes.values()
+            if lane.touched and lane.found and lane.pending_since is not None
+        ]
+
+    def settled_lane_rows(self) -> list[tuple[Any, ...]]:
+        """Return the new values of lanes in which nothing was pending: owner, head, time, key."""
+        return [
+            (lane.owner_id, lane.head, self.now_us, lane.key)
+            for lane in self.lanes.values()
+            if lane.touched and lane.found and lane.pending_since is None
+        ]
+
+    def _new_events(self, lane: LaneEnd, prepared: Prepared) -> list[EncodedEvent]:
+        """Return the events of an append that are not there yet, each once.
+
+        :raises EventIdReused: an id of it holds other content, or its message can no longer be read.
+        :raises ConversationGone: its content was erased with the conversation.
+        """
+        events, known = prepared.events, self.used.ids
+        if len(events) == 1 and events[0].event_id.int not in known:
+            return [events[0]]
+        new: list[EncodedEvent] = []
+        # Ids of this append; the plan learns them only once the whole append is accepted.
+        own: dict[int, bytes] = {}
+        for event, message_id in zip(events, prepared.message_ids, strict=True):
+            event_id = event.event_id.int
+            use = known.get(event_id)
+            if use is not None:
+                reason = self.used.reason(event, use)
+            elif event_id not in own:
+                own[event_id] = event.digest
+                new.append(event)
+                continue
+            else:
+                reason = None if own[event_id] == event.digest else Reuse.OTHER_CONTENT
+            if reason is Reuse.ERASED and lane.deleted > 0:
+                raise ConversationGone(conversation_id=prepared.conversation_id)
+            if reason is not None:
+                raise EventIdReused(
+                    conversation_id=prepared.conversation_id,
+                    event_id=event.event_id,
+                    message_id=message_id,
+                    reason=reason,
+                )
+        return new
+
+    def _check_condition(self, lane: LaneEnd, expects: Precondition) -> None:
+        """Raise VersionConflict if an event that the condition forbids came after what the writer had seen."""
+        if lane.head == expects.sequence:
+            return
+        # Events that were pruned may have been of any type.
+        if lane.head < expects.sequence or expects.types is None or lane.pruned > expects.sequence:
+            actual = lane.head
+        else:
+            forbidden = [
+                sequence
+                for sequence, name in self.since.get(lane.conversation_id, ())
+                if sequence > expects.sequence and expects.conflicts_with(name)
+            ]
+            if not forbidden:
+                return
+            actual = min(forbidden)
+        raise VersionConflict(conversation_id=lane.conversation_id, expected=expects.sequence, actual=actual)
+
+    def _add_effect(self, lane: LaneEnd, owner_id: str | None, event: EncodedEvent) -> EncodedEvent:
+        """Plan the effect of an event, and return the event as it is to be written."""
+        order = 0
+        if event.type == ConversationActivated.type:
+            order = self.position
+            metadata = {**decode(event.metadata), ACTIVATION_ORDER_KEY: order}
+            event = replace(event, metadata=orjson.dumps(metadata).decode())
+        elif event.type == ConversationDeleted.type:
+            lane.deleted = lane.head
+        self.effects.append(
+            Effect(
+                conversation_id=lane.conversation_id, owner_id=owner_id, sequence=lane.head, event=event, order=order
+            )
+        )
+        return event
+
+
+def _settle_owner(lane: LaneEnd, prepared: Prepared, new: list[EncodedEvent]) -> str | None:
+    """Return the owner after an append; insert the event that begins the conversation into ``new`` where it is due.
+
+    :raises InvalidInput: the conversation has another owner: it does not change hands.
+    """
+    data = [decode(event.data) for event in new if event.type == ConversationStarted.type]
+    in_events = [one["owner_id"] for one in data if one.get("owner_id") is not None]
+    owner_id = lane.owner_id
+    for named in (prepared.owner_id, *in_events):
+        if owner_id is not None and named is not None and owner_id != named:
+            raise InvalidInput("owner", "the conversation belongs to another owner already")
+        owner_id = owner_id if named is None else named
+    begins = bool(new) and new[0].type == ConversationStarted.type
+    known = owner_id == lane.owner_id or bool(in_events)
+    if not known or (lane.head == 0 and new and not begins):
+        # The history store learns from an event that the conversation begins, or who its owner is.
+        started = _started(prepared.conversation_id, prepared.owner_id, prepared.events[0].occurred_at)
+        new.insert(1 if begins else 0, started)
+    return owner_id
+
+
+def _started(conversation_id: str, owner_id: str | None, occurred_at: int) -> EncodedEvent:
+    """Return the event that begins a conversation, or names its owner later."""
+    event = Event.of(ConversationStarted(owner_id=owner_id), conversation_id=conversation_id)
+    # A conversation does not begin after its first message.
+    return replace(encode(event, conversation_id=conversation_id), metadata=None, occurred_at=occurred_at)

@@ -1,0 +1,81 @@
+"""Bind an outbox file to the history store that it delivers to."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from letopis.outbox.event_log.statements import query_one
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+_READ: Final = "SELECT store_id, destination FROM letopis_outbox_origin"
+_DELIVERED: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE delivered > 0 LIMIT 1"
+_BIND: Final = (
+    "UPDATE letopis_outbox_origin SET store_id = ?, destination = ? WHERE store_id IS NULL"
+    " AND (SELECT coalesce(max(incarnation), 0) FROM letopis_outbox_relay) = ?"
+)
+_NOTE: Final = "UPDATE letopis_outbox_origin SET destination = ? WHERE store_id IS NULL AND destination IS NOT ?"
+_FOLLOW: Final = "UPDATE letopis_outbox_origin SET destination = ? WHERE store_id = ?"
+_REBIND: Final = "UPDATE letopis_outbox_origin SET store_id = ?, destination = ?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreBinding:
+    """Where an outbox delivers to.
+
+    :ivar store_id: the history store that it is bound to since its first delivery; ``None`` before.
+    :ivar destination: the place, without secrets: where it last delivered or, before its first delivery, where the bot
+        wants it delivered. ``None`` if none was ever named.
+    :ivar delivered: ``True`` if it delivered without being bound, under an older release.
+    """
+
+    store_id: UUID | None = None
+    destination: str | None = None
+    delivered: bool = False
+
+
+UNBOUND: Final = StoreBinding()
+
+
+def binding_of(cursor: Any) -> StoreBinding:
+    """Return where the outbox file of a DBAPI cursor delivers to."""
+    row = query_one(cursor, _READ)
+    if row is None:
+        return UNBOUND
+    if row[0] is not None:
+        return StoreBinding(store_id=UUID(bytes=row[0]), destination=row[1])
+    return StoreBinding(destination=row[1], delivered=query_one(cursor, _DELIVERED) is not None)
+
+
+def read_binding(connection: sa.Connection) -> StoreBinding:
+    """Return where the outbox file of a connection delivers to."""
+    with closing(connection.connection.cursor()) as cursor:
+        return binding_of(cursor)
+
+
+def bind_store(connection: sa.Connection, *, store_id: UUID, destination: str, incarnation: int) -> StoreBinding:
+    """Bind the outbox to a store if it is bound to none, and return its binding; in an open write transaction.
+
+    :param incarnation: the relay's; one that no longer holds the lease binds nothing.
+    """
+    connection.exec_driver_sql(_BIND, (store_id.bytes, destination, incarnation))
+    return read_binding(connection)
+
+
+def note_destination(connection: sa.Connection, destination: str) -> None:
+    """Record where a bot wants its outbox delivered, until it is bound; in an open write transaction."""
+    connection.exec_driver_sql(_NOTE, (destination, destination))
+
+
+def update_destination(connection: sa.Connection, *, store_id: UUID, destination: str) -> None:
+    """Record that the store of the outbox was reached at another place; in an open write transaction."""
+    connection.exec_driver_sql(_FOLLOW, (destination, store_id.bytes))
+
+
+def rebind_store(connection: sa.Connection, *, store_id: UUID, destination: str) -> None:
+    """Bind the outbox to another store, whatever it is bound to; in an open write transaction."""
+    connection.exec_driver_sql(_REBIND, (store_id.bytes, destination))

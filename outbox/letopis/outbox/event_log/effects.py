@@ -1,0 +1,182 @@
+"""Apply the effects of appended events to the file, in the transaction that appends them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from letopis.outbox.event_log import drafts
+from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
+from letopis.store.model.event_types import (
+    ConversationActivated,
+    ConversationDeleted,
+    ConversationRewound,
+    MessageFailed,
+    MessageRedacted,
+    MessageSent,
+)
+from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, strip_event, stripped
+
+EFFECT_VERSIONS: Final[Mapping[str, int]] = {
+    body.type: body.schema_version
+    for body in (
+        ConversationActivated,
+        ConversationDeleted,
+        ConversationRewound,
+        MessageFailed,
+        MessageRedacted,
+        MessageSent,
+    )
+}
+"""The event types with an effect on the file, each with the schema version that is understood."""
+
+_ACTIVATED: Final = (
+    "INSERT INTO letopis_outbox_owners (owner_id, active_conversation_id, activated_order) VALUES (?, ?, ?)"
+    " ON CONFLICT (owner_id) DO UPDATE SET active_conversation_id = excluded.active_conversation_id,"
+    " activated_order = excluded.activated_order WHERE excluded.activated_order > activated_order"
+)
+_DELETED: Final = "UPDATE letopis_outbox_lanes SET deleted = ? WHERE conversation_id = ? AND deleted <= 0"
+_DELIVERED_DELETIONS: Final = (
+    "SELECT conversation_id, deleted FROM letopis_outbox_lanes WHERE deleted <> 0 AND abs(deleted) <= delivered"
+    " AND conversation_id IN (SELECT value FROM json_each(?))"
+)
+_CLEAR_RESET: Final = "UPDATE letopis_outbox_lanes SET deleted = 0 WHERE conversation_id = ? AND deleted = ?"
+_REDACTION: Final = (
+    "SELECT 1 FROM letopis_outbox_log WHERE conversation_id = ? AND type = 'message.redacted'"
+    " AND iif(json_valid(data), json_extract(data, '$.message_id'), NULL) = ? LIMIT 1"
+)
+_CONTENT: Final = (
+    "SELECT {key}, event_id, type, schema_version, data, metadata, digest, occurred_at FROM {table}"
+    " WHERE conversation_id = ? AND sequence < ?"
+)
+# A damaged event belongs to no message, and must not keep the others from being erased.
+_OF_MESSAGE: Final = (
+    f" AND type IN ({', '.join('?' * len(MESSAGE_CONTENT_TYPES))})"
+    " AND iif(json_valid(data), json_extract(data, '$.message_id'), NULL) = ?"
+)
+_EMPTY_EVENT: Final = (
+    "UPDATE letopis_outbox_events SET data = ?, metadata = ?, digest = ?, redacted = 1 WHERE position = ?"
+)
+_EMPTY_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = ?, metadata = ?, digest = ? WHERE repair_id = ?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """An event that was just appended.
+
+    :ivar order: the order of an activation; otherwise 0.
+    """
+
+    conversation_id: str
+    owner_id: str | None
+    sequence: int
+    event: EncodedEvent
+    order: int = 0
+
+
+def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
+    """Apply the effects of appended events. Return True if content was erased.
+
+    The WAL then still holds pages with the old content, until it is truncated.
+    """
+    confirmed: list[drafts.DraftKey] = []
+    erased = False
+    for effect in effects:
+        name, event = effect.conversation_id, effect.event
+        match event.type:
+            case MessageSent.type | MessageFailed.type:
+                data = decode(event.data)
+                message_id = str(data["message_id"])
+                confirmed.append((name, message_id))
+                # Most hold only ids, and there is no content to erase.
+                if stripped(event.type, data) != data and is_redacted(cursor, name, message_id):
+                    erased = erase_content(cursor, name, message_id) > 0 or erased
+            case ConversationActivated.type if effect.owner_id is not None:
+                cursor.execute(_ACTIVATED, (effect.owner_id, name, effect.order))
+            case ConversationDeleted.type:
+                # Its content is erased once the deletion is delivered: until then it is pending itself.
+                cursor.execute(_DELETED, (effect.sequence, name))
+                drafts.erase(cursor, name, None)
+            case ConversationRewound.type if decode(event.data).get("erase") is True:
+                cursor.execute(_DELETED, (-effect.sequence, name))
+                drafts.erase(cursor, name, None)
+            case MessageRedacted.type:
+                message_id = str(decode(event.data)["message_id"])
+                erase_content(cursor, name, message_id)
+                drafts.erase(cursor, name, message_id)
+                erased = True
+            case _:
+                pass  # an activation without an owner, or a rewind that erases nothing
+    if confirmed:
+        drafts.mark_confirmed(cursor, confirmed)
+    return erased
+
+
+def is_redacted(cursor: Any, conversation_id: str, message_id: str) -> bool:
+    """Return True if the file holds the redaction of a message."""
+    return query_one(cursor, _REDACTION, (conversation_id, message_id)) is not None
+
+
+def erase_content(cursor: Any, conversation_id: str, message_id: str | None, *, before: int = INTEGER_MAX) -> int:
+    """Erase the content of a message, or of a whole conversation, from events and repairs; return how many.
+
+    Pending events stay pending: the history store receives them without their content.
+
+    :param message_id: the message; ``None`` for all of the conversation.
+    :param before: erase only events before this sequence.
+    """
+    of_message = "" if message_id is None else _OF_MESSAGE
+    values: Sequence[Any] = (conversation_id, before)
+    if message_id is not None:
+        values = (*values, *MESSAGE_CONTENT_TYPES, message_id)
+    done = 0
+    for table, key, update in (
+        ("letopis_outbox_log", "position", _EMPTY_EVENT),
+        ("letopis_outbox_repairs", "repair_id", _EMPTY_REPAIR),
+    ):
+        emptied = []
+        for row in query_all(cursor, _CONTENT.format(table=table, key=key) + of_message, values):
+            if row[2] == ConversationDeleted.type or not _readable(row[4]):
+                continue
+            left = strip_event(
+                EncodedEvent(
+                    conversation_id=conversation_id,
+                    event_id=UUID(bytes=row[1]),
+                    type=row[2],
+                    schema_version=row[3],
+                    data=row[4],
+                    metadata=row[5],
+                    digest=row[6],
+                    occurred_at=row[7],
+                )
+            )
+            emptied.append((left.data, left.metadata, left.digest, row[0]))
+        cursor.executemany(update, emptied)
+        done += len(emptied)
+    return done
+
+
+def _readable(data: str) -> bool:
+    try:
+        decode(data)
+    except ValueError:
+        return False
+    return True
+
+
+def erase_delivered(cursor: Any, conversation_ids: str) -> bool:
+    """Erase the content of conversations whose deletion or reset is delivered. Return True if there are any.
+
+    :param conversation_ids: the conversations to consider, as a JSON list.
+    """
+    deleted = query_all(cursor, _DELIVERED_DELETIONS, (conversation_ids,))
+    for conversation_id, sequence in deleted:
+        if sequence > 0:
+            erase_content(cursor, conversation_id, None)
+        else:
+            erase_content(cursor, conversation_id, None, before=-sequence)
+            cursor.execute(_CLEAR_RESET, (conversation_id, sequence))
+    return bool(deleted)

@@ -1,0 +1,73 @@
+"""Find events by their ids, which are put into their index many at a time.
+
+An index of all ids, kept with each append, would cost every commit a page that holds nothing else. So the ids of the
+last few events are found in the events themselves. Which those are is in ``letopis_outbox_origin.indexed``: the
+position up to which ids are in ``letopis_outbox_event_ids``. The view ``letopis_outbox_known_ids`` has both.
+
+Positions after ``indexed`` are never deleted, because all that deletes events calls :func:`index_event_ids` first. The
+next position comes after ``indexed`` and after all events, so none is used twice.
+
+All functions take a DBAPI cursor; those that write need the write lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from letopis.outbox.event_log.statements import query_all, query_one
+
+MAX_UNINDEXED_EVENTS: Final = 32
+"""Events whose ids are found by reading them. More make each look-up slower, fewer write the index more often."""
+MAX_IDS_IN_STATEMENT: Final = 400
+"""Well below half of the number of parameters that any SQLite accepts: each id is named twice."""
+
+_BOUNDS: Final = (
+    "SELECT indexed, max(indexed, coalesce((SELECT max(position) FROM letopis_outbox_events), 0))"
+    " FROM letopis_outbox_origin"
+)
+NEWEST_POSITION: Final = (
+    "SELECT max(coalesce((SELECT indexed FROM letopis_outbox_origin), 0),"
+    " coalesce((SELECT max(position) FROM letopis_outbox_events), 0))"
+)
+"""Selects the last position that was given out; 0 before the first."""
+_FIND: Final = (
+    "SELECT position FROM letopis_outbox_event_ids WHERE event_id IN ({places}) UNION ALL"
+    " SELECT position FROM letopis_outbox_events WHERE position > ? AND event_id IN ({places})"
+)
+_INDEX: Final = (
+    "INSERT INTO letopis_outbox_event_ids (event_id, position)"
+    " SELECT event_id, position FROM letopis_outbox_events WHERE position > ? ORDER BY event_id"
+)
+_INDEXED: Final = "UPDATE letopis_outbox_origin SET indexed = ?"
+
+
+def find_positions(cursor: Any, event_ids: Sequence[bytes], *, indexed: int) -> list[int]:
+    """Return the positions of the events with these ids, in no order.
+
+    :param indexed: the position up to which ids are indexed, read in the same transaction.
+    """
+    found: list[int] = []
+    for start in range(0, len(event_ids), MAX_IDS_IN_STATEMENT):
+        chunk = event_ids[start : start + MAX_IDS_IN_STATEMENT]
+        statement = _FIND.format(places=", ".join("?" * len(chunk)))
+        found += [row[0] for row in query_all(cursor, statement, (*chunk, indexed, *chunk))]
+    return found
+
+
+def newest_position(cursor: Any) -> int:
+    """Return the last position that was given out; 0 before the first."""
+    return int(query_all(cursor, NEWEST_POSITION)[0][0])
+
+
+def index_event_ids(cursor: Any) -> None:
+    """Put the ids of all events into their index."""
+    indexed, newest = query_one(cursor, _BOUNDS) or (0, 0)
+    if newest > indexed:
+        write_index(cursor, indexed=indexed, newest=newest)
+
+
+def write_index(cursor: Any, *, indexed: int, newest: int) -> None:
+    """Put the ids of the events after ``indexed`` into their index; ``newest`` is the last position."""
+    cursor.execute(_INDEX, (indexed,))
+    cursor.execute(_INDEXED, (newest,))

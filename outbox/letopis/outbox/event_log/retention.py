@@ -1,0 +1,178 @@
+"""Read the events that the outbox file holds, and prune delivered ones beyond the retention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from letopis.outbox.event_log.event_ids import index_event_ids
+from letopis.outbox.event_log.lanes import SELECT_EVENT
+from letopis.outbox.event_log.statements import iterate, query_all, query_one
+from letopis.store.errors import InvalidInput, OutboxUnavailable
+from letopis.store.model.codec import decode
+from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.events import RecordedEvent, from_microseconds
+from letopis.store.model.identifiers import uuid_of
+from letopis.store.model.validation import check_number
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+_FORWARD: Final = SELECT_EVENT + " WHERE conversation_id = ? AND sequence > ? ORDER BY sequence"
+_BACKWARD: Final = _FORWARD + " DESC"
+_PAGE: Final = (
+    "SELECT conversation_id, lane, pruned, min(delivered, head - ?) FROM letopis_outbox_lanes"
+    " WHERE conversation_id > ? ORDER BY conversation_id LIMIT ?"
+)
+_YOUNG: Final = (
+    "SELECT sequence FROM letopis_outbox_events WHERE lane = ? AND sequence > ? AND sequence <= ?"
+    " AND appended_at > ? ORDER BY sequence LIMIT 1"
+)
+_PRUNE: Final = "UPDATE letopis_outbox_lanes SET pruned = ? WHERE lane = ?"
+_DELETE_IDS: Final = (
+    "DELETE FROM letopis_outbox_event_ids WHERE event_id IN"
+    " (SELECT event_id FROM letopis_outbox_events WHERE lane = ? AND sequence > ? AND sequence <= ?)"
+)
+_DELETE: Final = "DELETE FROM letopis_outbox_events WHERE lane = ? AND sequence > ? AND sequence <= ?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long delivered events stay in the outbox: for reads while the history store is unavailable, and to repair it.
+
+    An event is pruned once it is delivered and beyond *both* limits. Pending events stay, whatever their age.
+
+    :ivar keep_last: events kept per conversation.
+    :ivar keep_for: time since an event was appended.
+    """
+
+    keep_last: int = 200
+    keep_for: timedelta = timedelta(hours=24)
+
+    def __post_init__(self) -> None:
+        check_number(self.keep_last, "keep_last", whole=True)
+        if not isinstance(self.keep_for, timedelta):
+            raise InvalidInput("keep_for", f"must be a timedelta, not {type(self.keep_for).__name__}")
+        if self.keep_last < 0:
+            raise InvalidInput("keep_last", "must not be negative")
+        if self.keep_for < timedelta(0):
+            raise InvalidInput("keep_for", "must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """An event of the file, not yet decoded."""
+
+    sequence: int
+    type: str
+    values: tuple[Any, ...]
+
+    def event(self, conversation_id: str, origin_id: UUID) -> RecordedEvent:
+        """Return the event; its version in the history store is not known here.
+
+        :raises OutboxUnavailable: it is damaged in the file.
+        """
+        _, event_id, name, schema_version, data, metadata, digest, occurred_at, redacted = self.values
+        read_data, read_metadata = _decoded(data, self.sequence), _decoded(metadata, self.sequence)
+        return RecordedEvent(
+            conversation_id=conversation_id,
+            event_id=uuid_of(event_id),
+            origin_id=origin_id,
+            sequence=self.sequence,
+            type=name,
+            schema_version=schema_version,
+            data=read_data,
+            metadata=read_metadata,
+            digest=None if redacted else digest,
+            occurred_at=from_microseconds(occurred_at),
+        )
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Its data.
+
+        :raises OutboxUnavailable: it is damaged in the file.
+        """
+        return _decoded(self.values[4], self.sequence)
+
+    @property
+    def event_id(self) -> UUID:
+        """Its id."""
+        return uuid_of(self.values[1])
+
+    @property
+    def occurred_at(self) -> datetime:
+        """When it occurred."""
+        return from_microseconds(self.values[7])
+
+    @property
+    def appends(self) -> bool:
+        """``True`` if it appends a message."""
+        return self.type == MessageAppended.type
+
+
+def _decoded(text: str | None, sequence: int) -> Mapping[str, Any]:
+    try:
+        return decode(text)
+    except ValueError:
+        # Not chained: the error holds the text.
+        reason = (
+            f"event {sequence} of the conversation is damaged in the outbox file: `letopis outbox` can fix or skip it"
+        )
+    raise OutboxUnavailable(reason)
+
+
+def rows_after(
+    connection: sa.Connection, conversation_id: str, sequence: int, *, backward: bool = False
+) -> Iterator[StoredRow]:
+    """Yield the events of a conversation after a sequence, read as they are asked for."""
+    for values in iterate(connection, _BACKWARD if backward else _FORWARD, (conversation_id, sequence)):
+        yield StoredRow(values[0], values[2], tuple(values))
+
+
+class Pruner:
+    """Prunes delivered events that are beyond the retention, in small transactions.
+
+    Maintenance for the relay: call it in a write transaction, again while it returns True. Each round visits every lane
+    once. Only a prefix of the delivered events is pruned, so a lane never has a gap.
+
+    :ivar pruned: the number of events pruned so far.
+    """
+
+    def __init__(self, retention: Retention, now_us: Callable[[], int], *, limit: int = 500) -> None:
+        self._retention = retention
+        self._now_us = now_us
+        self._limit = limit
+        self._after = ""
+        self.pruned = 0
+
+    def __call__(self, connection: sa.Connection) -> bool:
+        """Prune at most ``limit`` events of at most ``limit`` lanes. Return True if the round is not finished."""
+        cutoff = self._now_us() - self._retention.keep_for // timedelta(microseconds=1)
+        with closing(connection.connection.cursor()) as cursor:
+            lanes = query_all(cursor, _PAGE, (self._retention.keep_last, self._after, self._limit))
+            left = self._limit
+            for conversation_id, lane, pruned, last in lanes:
+                upto = min(last, pruned + left)
+                if upto > pruned:
+                    young = query_one(cursor, _YOUNG, (lane, pruned, upto, cutoff))
+                    if young is not None:
+                        upto = young[0] - 1
+                if upto > pruned:
+                    index_event_ids(cursor)
+                    cursor.execute(_PRUNE, (upto, lane))
+                    cursor.execute(_DELETE_IDS, (lane, pruned, upto))
+                    cursor.execute(_DELETE, (lane, pruned, upto))
+                    left -= upto - pruned
+                    self.pruned += upto - pruned
+                if left <= 0:
+                    return True  # this lane may have more
+                self._after = conversation_id
+        if len(lanes) < self._limit:
+            self._after = ""
+            return False
+        return True

@@ -1,0 +1,273 @@
+"""The tables of the outbox file: the local event log, its lanes, and what the relay remembers.
+
+The bot's own tables may live in the same file, so every name here starts with ``letopis_outbox_``. Times are UTC
+microseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+
+metadata: Final = sa.MetaData()
+
+Id16: Final = sa.LargeBinary(16)
+
+origin: Final = sa.Table(
+    "letopis_outbox_origin",
+    metadata,
+    # One row: the file's identity. A copy of the file has another inode and continues under the next epoch.
+    sa.Column(
+        "only", sa.Integer, sa.CheckConstraint("only = 1", name="ck_letopis_outbox_origin_only"), primary_key=True
+    ),
+    sa.Column("origin_id", Id16, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("device", sa.Text, nullable=False),
+    sa.Column("inode", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Integer, nullable=False),
+    # The identity of the history store that this outbox delivers to, set by its first delivery.
+    sa.Column("store_id", Id16),
+    # Where the bot that opened it wants it delivered: kind, host and database, without secrets.
+    sa.Column("destination", sa.Text),
+    # The position up to which the ids of events are in `event_ids`; raised to the last one before events are deleted.
+    sa.Column("indexed", sa.Integer, nullable=False, server_default="0"),
+)
+
+events: Final = sa.Table(
+    "letopis_outbox_events",
+    metadata,
+    # Never used again: events after `origin.indexed` are not pruned, so the next position comes after both.
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("event_id", Id16, nullable=False),
+    # The key of its lane. The view `letopis_outbox_log` has the conversation id beside it.
+    sa.Column("lane", sa.Integer, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("schema_version", sa.Integer, nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Column("metadata", sa.Text),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("occurred_at", sa.Integer, nullable=False),
+    sa.Column("appended_at", sa.Integer, nullable=False),
+    # 1: its content was erased by a redaction or a deletion, after it was appended.
+    sa.Column("redacted", sa.Integer, nullable=False, server_default="0"),
+    sa.Index("uq_letopis_outbox_events_sequence", "lane", "sequence", unique=True),
+)
+
+event_ids: Final = sa.Table(
+    "letopis_outbox_event_ids",
+    metadata,
+    # The ids of the events up to `origin.indexed`, written many at a time. The view `letopis_outbox_known_ids` has
+    # those of the few later events too.
+    sa.Column("event_id", Id16, primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+lanes: Final = sa.Table(
+    "letopis_outbox_lanes",
+    metadata,
+    # What the lane is called in the events and their index: a few bytes instead of the conversation id.
+    sa.Column("lane", sa.Integer, primary_key=True),
+    sa.Column("conversation_id", sa.Text, nullable=False),
+    sa.Column("owner_id", sa.Text),
+    # Pending is what lies between: delivered < sequence <= head. Sequences start at 1 and are never used again.
+    sa.Column("head", sa.Integer, nullable=False),
+    sa.Column("delivered", sa.Integer, nullable=False),
+    # Events up to here were pruned; the retained tail is what lies between pruned and delivered.
+    sa.Column("pruned", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("due_at", sa.Integer, nullable=False),
+    # Since when something is pending. It is not written again by an append to a pending lane, which spares its index.
+    sa.Column("owed_since", sa.Integer),
+    sa.Column("fault_class", sa.Text),
+    sa.Column("fault", sa.Text),
+    # The sequence of the event that deleted the conversation, 0 while it lives: nothing is appended after it. Below
+    # zero, the negated sequence of a reset that is not delivered yet: what comes before it is erased then.
+    sa.Column("deleted", sa.Integer, nullable=False, server_default="0"),
+    sa.UniqueConstraint("conversation_id", name="uq_letopis_outbox_lanes_conversation_id"),
+    sa.CheckConstraint("delivered <= head AND pruned <= delivered", name="ck_letopis_outbox_lanes_order"),
+    sa.CheckConstraint("delivered = head OR owed_since IS NOT NULL", name="ck_letopis_outbox_lanes_owed"),
+    sa.CheckConstraint("state IN ('ready', 'retrying', 'blocked', 'paused')", name="ck_letopis_outbox_lanes_state"),
+    # Pending lanes, oldest first: the only ones that the relay reads. Its condition names no column that changes with
+    # each append, so queries name it beside `delivered < head`.
+    sa.Index("ix_letopis_outbox_lanes_owed", "owed_since", sqlite_where=sa.text("owed_since IS NOT NULL")),
+    # Lanes that wait for an operator, including those that lost events and have none pending.
+    sa.Index("ix_letopis_outbox_lanes_blocked", "conversation_id", sqlite_where=sa.text("state = 'blocked'")),
+)
+
+relay: Final = sa.Table(
+    "letopis_outbox_relay",
+    metadata,
+    # One row, for operators and for fencing; the lease itself is a lock of the operating system.
+    sa.Column(
+        "only", sa.Integer, sa.CheckConstraint("only = 1", name="ck_letopis_outbox_relay_only"), primary_key=True
+    ),
+    sa.Column("incarnation", sa.Integer, nullable=False),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Integer, nullable=False),
+    sa.Column("heartbeat_at", sa.Integer, nullable=False),
+    sa.Column("progress_at", sa.Integer, nullable=False),
+    sa.Column("breaker", sa.Text, nullable=False),
+    sa.Column("breaker_since", sa.Integer, nullable=False),
+    sa.Column("breaker_reason", sa.Text),
+    sa.Column("delivered_total", sa.Integer, nullable=False),
+    # While the breaker is not closed: the fault in a sentence, and the time of the next attempt.
+    sa.Column("breaker_detail", sa.Text),
+    sa.Column("next_attempt_at", sa.Integer),
+    # Long rewinds and deletions that the history store has not finished, and the rows left to them.
+    sa.Column("store_tasks", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("store_rows", sa.Integer, nullable=False, server_default="0"),
+)
+
+incidents: Final = sa.Table(
+    "letopis_outbox_incidents",
+    metadata,
+    sa.Column("incident_id", Id16, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("conversation_id", sa.Text),
+    sa.Column("owner_id", sa.Text),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("events", sa.Integer, nullable=False),
+    sa.Column("conversations", sa.Integer, nullable=False),
+    # Microseconds that processes have watched it in its present state: no clock jump adds to it, no restart resets it.
+    sa.Column("ran", sa.Integer, nullable=False),
+    # The alert that operators are due: 1 once it fires, one more for each repeat and escalation; and its reason.
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("repeats", sa.Integer, nullable=False),
+    sa.Column("why", sa.Text),
+    # For a conversation the sequence whose delivery ends it, otherwise the position up to which events are part of it.
+    sa.Column("mark", sa.Integer, nullable=False),
+    sa.Column("outcome", sa.Text),
+    sa.Column("opened_at", sa.Integer, nullable=False),
+    sa.Column("changed_at", sa.Integer, nullable=False),
+    sa.Column("notified_at", sa.Integer),
+    sa.Column("resolved_at", sa.Integer),
+    # Raised by each change: an UPDATE names the revision it was decided on, so two processes never both win.
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.CheckConstraint(
+        "state IN ('pending', 'firing', 'notified', 'resolved')", name="ck_letopis_outbox_incidents_state"
+    ),
+    # At most one open incident per key, whichever process raises it.
+    sa.Index(
+        "uq_letopis_outbox_incidents_open",
+        "kind",
+        sa.text("coalesce(conversation_id, '')"),
+        unique=True,
+        sqlite_where=sa.text("resolved_at IS NULL"),
+    ),
+    sa.Index("ix_letopis_outbox_incidents_resolved", "resolved_at", sqlite_where=sa.text("resolved_at IS NOT NULL")),
+)
+
+notices: Final = sa.Table(
+    "letopis_outbox_notices",
+    metadata,
+    # One row per incident and recipient, so that a restart or a second process notifies no recipient twice.
+    sa.Column("incident_id", Id16, primary_key=True),
+    sa.Column("recipient", sa.Text, primary_key=True),
+    sa.Column("conversation_id", sa.Text),
+    sa.Column("owner_id", sa.Text),
+    sa.Column("word", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    # 0 no, 1 perhaps (the process died or the call timed out), 2 yes: who was notified is notified of the end.
+    sa.Column("reached", sa.Integer, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("due_at", sa.Integer, nullable=False),
+    sa.Column("changed_at", sa.Integer, nullable=False),
+    # Set once no notification is left for this recipient.
+    sa.Column("closed_at", sa.Integer),
+    sa.CheckConstraint("word IN ('stuck', 'recovered')", name="ck_letopis_outbox_notices_word"),
+    sa.CheckConstraint("state IN ('telling', 'waiting', 'told', 'failed')", name="ck_letopis_outbox_notices_state"),
+    sa.Index("ix_letopis_outbox_notices_open", "recipient", sqlite_where=sa.text("closed_at IS NULL")),
+)
+
+repairs: Final = sa.Table(
+    "letopis_outbox_repairs",
+    metadata,
+    # What an operator did to a stuck event, and the event as it was: fixing and skipping destroy nothing.
+    sa.Column("repair_id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("verb", sa.Text, nullable=False),
+    sa.Column("conversation_id", sa.Text, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("event_id", Id16, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("schema_version", sa.Integer, nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Column("metadata", sa.Text),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("occurred_at", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("repaired_by", sa.Text),
+    sa.Column("repaired_at", sa.Integer, nullable=False),
+    sa.CheckConstraint("verb IN ('fix', 'skip', 'restore')", name="ck_letopis_outbox_repairs_verb"),
+    sa.Index("ix_letopis_outbox_repairs_event_id", "event_id"),
+    sqlite_autoincrement=True,
+)
+
+hold: Final = sa.Table(
+    "letopis_outbox_hold",
+    metadata,
+    # One row while an operator pauses the relay, otherwise none.
+    sa.Column("only", sa.Integer, sa.CheckConstraint("only = 1", name="ck_letopis_outbox_hold_only"), primary_key=True),
+    sa.Column("since", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("held_by", sa.Text),
+)
+
+owners: Final = sa.Table(
+    "letopis_outbox_owners",
+    metadata,
+    # The conversation that this outbox last made active, by owner: it outlives the event.
+    sa.Column("owner_id", sa.Text, primary_key=True),
+    sa.Column("active_conversation_id", sa.Text, nullable=False),
+    # The order of the activation; see `letopis.order` in the metadata of events.
+    sa.Column("activated_order", sa.Integer, nullable=False),
+)
+
+drafts: Final = sa.Table(
+    "letopis_outbox_drafts",
+    metadata,
+    # Replies being written, outside the log: each becomes a message at its end, or after a crash.
+    sa.Column("conversation_id", sa.Text, primary_key=True),
+    sa.Column("message_id", sa.Text, primary_key=True),
+    sa.Column("event_id", Id16, nullable=False),
+    sa.Column("owner_id", sa.Text),
+    # The data of the message as JSON, with the text so far.
+    sa.Column("data", sa.Text, nullable=False),
+    # The id of its writer: while that process lives, no other touches the draft.
+    sa.Column("writer", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Integer, nullable=False),
+    sa.Column("updated_at", sa.Integer, nullable=False),
+)
+
+unconfirmed: Final = sa.Table(
+    "letopis_outbox_unconfirmed",
+    metadata,
+    # Replies that were appended to be sent, and are neither confirmed nor reported as failed.
+    sa.Column("conversation_id", sa.Text, primary_key=True),
+    sa.Column("message_id", sa.Text, primary_key=True),
+    sa.Column("event_id", Id16, nullable=False),
+    sa.Column("owner_id", sa.Text),
+    sa.Column("writer", sa.Text, nullable=False),
+    sa.Column("appended_at", sa.Integer, nullable=False),
+)
+
+superseded: Final = sa.Table(
+    "letopis_outbox_superseded",
+    metadata,
+    # Events that the history store superseded, because another writer came first; kept as long as the lane.
+    sa.Column("conversation_id", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("event_id", Id16, nullable=False),
+    # The version that the writer had seen, and the version of the event that came in between.
+    sa.Column("expected", sa.Integer, nullable=False),
+    sa.Column("actual", sa.Integer, nullable=False),
+    sa.Index("ix_letopis_outbox_superseded_event_id", "event_id"),
+)

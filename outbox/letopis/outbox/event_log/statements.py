@@ -1,0 +1,51 @@
+"""Run one statement on a driver's cursor and fetch what it returns.
+
+``query_*`` take an open DBAPI cursor, ``fetch_*`` and :func:`iterate` a connection, whose cursor they close. The result
+is fetched from the cursor and never from what its ``execute`` returns: an asynchronous driver's adapter returns another
+object there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+
+Values = Sequence[Any] | Mapping[str, Any]
+
+
+def query_one(cursor: Any, statement: str, values: Values = ()) -> Any | None:
+    """Return the first row of a statement, or ``None``."""
+    cursor.execute(statement, values)
+    return cursor.fetchone()
+
+
+def query_all(cursor: Any, statement: str, values: Values = ()) -> list[Any]:
+    """Return all rows of a statement."""
+    cursor.execute(statement, values)
+    rows: list[Any] = cursor.fetchall()
+    return rows
+
+
+def fetch_one(connection: sa.Connection, statement: str, values: Values = ()) -> Any | None:
+    """Return the first row of a statement on the driver's connection, or ``None``."""
+    with closing(connection.connection.cursor()) as cursor:
+        return query_one(cursor, statement, values)
+
+
+def fetch_all(connection: sa.Connection, statement: str, values: Values = ()) -> list[Any]:
+    """Return all rows of a statement on the driver's connection."""
+    with closing(connection.connection.cursor()) as cursor:
+        return query_all(cursor, statement, values)
+
+
+def iterate(connection: sa.Connection, statement: str, values: Values = ()) -> Iterator[Any]:
+    """Yield the rows of a statement as they are asked for, so that memory stays bounded."""
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(statement, values)
+        while (row := cursor.fetchone()) is not None:
+            yield row

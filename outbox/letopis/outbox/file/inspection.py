@@ -1,0 +1,143 @@
+"""Check and read an outbox file without SQLAlchemy, for programs that look at it and end."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Final, TypeVar
+
+from letopis.outbox.file.disk_reserve import release_reserve
+from letopis.outbox.file.sqlite_errors import code_of, is_full, translate
+from letopis.store.database import open_files
+from letopis.store.database.faults import StoreFault
+from letopis.store.database.migrations import Migrations, Revision, SchemaState, revision_of
+from letopis.store.database.private_files import create_private_file
+from letopis.store.errors import ConfigurationError, OutboxUnavailable
+
+T = TypeVar("T")
+
+OUTBOX_MIGRATIONS: Final = Migrations(
+    location="letopis.migrations:outbox", version_table="letopis_outbox_version", head="0001"
+)
+"""The outbox file's migrations."""
+BUSY_TIMEOUT_SECONDS: Final = 1.5
+"""How long SQLite itself waits for a lock; longer waits are made above it, where they can be cancelled."""
+
+
+def outbox_path(given: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of an outbox file, given as a path or as an SQLite URL; reads no disk.
+
+    :raises ConfigurationError: it cannot be a file.
+    """
+    text = os.fspath(given)
+    if isinstance(text, str) and "://" in text:
+        from letopis.store.database.urls import normalise_url
+
+        url = normalise_url(text)
+        if url.get_backend_name() != "sqlite":
+            raise ConfigurationError("an outbox is a local SQLite file: give its path, the server belongs in store=")
+        text = url.database or ""
+    if not text or text == ":memory:" or "\0" in text:
+        raise ConfigurationError("an outbox is a file on a local disk: give its path, for example bot.outbox.db")
+    return Path(text).absolute()
+
+
+def read_file(path: Path, work: Callable[[sqlite3.Cursor], T]) -> T:
+    """Return the result of ``work`` over one snapshot of an outbox file, and leave the file as it is.
+
+    :raises ConfigurationError: there is no outbox of this release's revision.
+    :raises OutboxUnavailable: the file cannot be read.
+    """
+    check_file(path, create=False)
+
+    def read() -> T:
+        with (
+            closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)) as connection,
+            closing(connection.cursor()) as cursor,
+        ):
+            # It may be the last one to close the file, which writes the WAL back into it.
+            cursor.execute("PRAGMA checkpoint_fullfsync=ON")
+            cursor.execute("BEGIN")
+            there = cursor.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (OUTBOX_MIGRATIONS.version_table,))
+            found = cursor.execute(OUTBOX_MIGRATIONS.query).fetchall() if there.fetchone() else []
+            check_revision(revision_of([row[0] for row in found], OUTBOX_MIGRATIONS), path)
+            return work(cursor)
+
+    return with_reserve(path, read)
+
+
+def with_reserve(path: Path, read: Callable[[], T]) -> T:
+    """Return what ``read`` returns, and raise SQLite's errors as ours.
+
+    On a full disk a read needs a little space too, where no other process has the file open: the reserve gives it.
+    """
+    while True:
+        try:
+            return read()
+        except Exception as error:  # whatever failed: SQLite, the disk, or what was asked of the file
+            if not (is_full(error) and release_reserve(path)):
+                raise explained(error, path) or error from error
+
+
+def check_file(path: Path, *, create: bool) -> None:
+    """Make sure that there is a file, without opening one that is there.
+
+    :raises ConfigurationError: there is none, or it is not a file, or it may not be used.
+    """
+    if path.is_dir():
+        raise ConfigurationError(f"{str(path)!r} is a folder: give the path of a file in it")
+    if not path.parent.is_dir():
+        raise ConfigurationError(
+            f"the folder {str(path.parent)!r} does not exist: create it (mkdir -p), then try again"
+        )
+    if path.exists():
+        if not path.is_file():
+            raise ConfigurationError(f"{str(path)!r} is no regular file")
+        return
+    if not create:
+        raise ConfigurationError(
+            f"there is no outbox at {str(path)!r}: check the path, or create it with `letopis init`"
+        )
+    try:
+        create_private_file(path)
+    except OSError as error:
+        if open_files.is_exhausted(error):
+            raise OutboxUnavailable(open_files.describe_exhaustion()) from error
+        reason = error.strerror or type(error).__name__
+        raise ConfigurationError(f"{str(path)!r} cannot be created ({reason}): check the folder's mode") from error
+
+
+def check_revision(found: Revision, path: Path) -> None:
+    """Check that an outbox file is at this release's revision.
+
+    :raises ConfigurationError: it is not, with what to do.
+    """
+    if found.state is SchemaState.MISSING:
+        raise ConfigurationError(f"{path.name!r} holds no outbox: check the path")
+    if found.state is not SchemaState.CURRENT:
+        raise ConfigurationError(f"{path.name!r}: {found.advice(OUTBOX_MIGRATIONS, command='letopis init')}")
+
+
+def explained(error: BaseException, path: Path) -> Exception | None:
+    """Return our error for one that came of opening an outbox file; ``None`` if it is none of ours."""
+    code = code_of(error)
+    if code.startswith("SQLITE_NOTADB"):
+        return ConfigurationError(f"{path.name!r} is no SQLite database: give another path")
+    if code.startswith("SQLITE_CANTOPEN") and open_files.is_exhausted():
+        return OutboxUnavailable(f"{open_files.describe_exhaustion()} [{code}]")
+    if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
+        return ConfigurationError(
+            f"{path.name!r} may not be written: check the owner and the mode of the file and of its folder [{code}]"
+        )
+    if isinstance(error, StoreFault):
+        return ConfigurationError(f"{path.name!r}: {error.reason}")
+    if isinstance(error, OSError):
+        if open_files.is_exhausted(error):
+            return OutboxUnavailable(f"{open_files.describe_exhaustion()} [{error.errno}]")
+        return OutboxUnavailable(f"{path.name!r} cannot be reached [{error.errno}]")
+    if isinstance(error, UnicodeDecodeError):  # SQLite quotes the file in its errors
+        return OutboxUnavailable(f"{path.name!r} is damaged: `letopis outbox verify` says where")
+    return translate(error)

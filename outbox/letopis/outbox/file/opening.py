@@ -1,0 +1,158 @@
+"""Find, create, migrate and inspect outbox files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from letopis.outbox.file.disk_reserve import release_reserve
+from letopis.outbox.file.identity import FileId, file_id_of, load_origin
+from letopis.outbox.file.inspection import (
+    BUSY_TIMEOUT_SECONDS,
+    OUTBOX_MIGRATIONS,
+    check_file,
+    check_revision,
+    explained,
+    outbox_path,
+    with_reserve,
+)
+from letopis.outbox.file.sqlite_errors import is_busy, is_full
+from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
+from letopis.store.database.migrations import ALEMBIC_LOCK, SchemaState, revision_state, upgrade
+from letopis.store.database.sqlite import install_sqlite_events
+from letopis.store.errors import ConfigurationError
+from letopis.store.rules.apply_plan import Origin
+
+T = TypeVar("T")
+
+_INSPECT_TIMEOUT_SECONDS: Final = 3.0
+
+
+class OpenedFile(NamedTuple):
+    """An outbox file that is ready for use.
+
+    :ivar anchor: a connection that stays open, and keeps the -wal and the -shm in place.
+    """
+
+    engine: sa.Engine
+    origin: Origin
+    file_id: FileId
+    anchor: sa.Connection
+
+
+async def read_snapshot(path: str | os.PathLike[str], work: Callable[[sa.Connection], T]) -> T:
+    """Run ``work(connection)`` over one snapshot of an outbox file, and leave the file as it is.
+
+    For programs that inspect an outbox: creates nothing, migrates nothing, raises no epoch.
+
+    :raises ConfigurationError: there is no outbox of this release's revision.
+    :raises OutboxUnavailable: the file cannot be read.
+    """
+    return await asyncio.to_thread(_read_snapshot, outbox_path(path), work)
+
+
+def _read_snapshot(path: Path, work: Callable[[sa.Connection], T]) -> T:
+    check_file(path, create=False)
+    engine = _sync_engine(path).execution_options(sqlite_begin="DEFERRED")
+
+    def read() -> T:
+        with engine.connect() as connection, connection.begin():
+            check_revision(revision_state(connection, OUTBOX_MIGRATIONS), path)
+            return work(connection)
+
+    try:
+        return with_reserve(path, read)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def open_read_only(path: Path) -> Iterator[sa.Connection]:
+    """Open one snapshot of an SQLite file of unknown origin; nothing of it can change, not even its journal mode.
+
+    It is not SQLite's ``mode=ro``, which leaves a -wal and a -shm behind where there were none.
+
+    :raises sqlalchemy.exc.DBAPIError: the file cannot be opened, or is no SQLite database.
+    """
+    engine = _create_engine(path, timeout=_INSPECT_TIMEOUT_SECONDS)
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+            connection.exec_driver_sql("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.exec_driver_sql("ROLLBACK")
+    finally:
+        engine.dispose()
+
+
+def open_file(path: Path, *, create: bool, now_us: Callable[[], int]) -> OpenedFile:
+    """Create the file where it is missing, migrate it and load its identity; in the writer's thread.
+
+    :raises ConfigurationError: it cannot be an outbox.
+    :raises OutboxUnavailable: other processes hold its lock, or the disk fails.
+    """
+    check_file(path, create=create)
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    engine = _sync_engine(path)
+    while True:
+        try:
+            with engine.begin() as connection:
+                _migrate(connection, path)
+                origin = load_origin(connection, path, now_us=now_us())
+            return OpenedFile(engine, origin, file_id_of(path), _anchor(engine))
+        except Exception as error:
+            if is_busy(error) and time.monotonic() < deadline:
+                continue
+            if is_full(error) and release_reserve(path):
+                continue
+            engine.dispose()
+            raise explained(error, path) or error from error
+
+
+def _migrate(connection: sa.Connection, path: Path) -> None:
+    found = revision_state(connection, OUTBOX_MIGRATIONS)
+    if found.state is SchemaState.CURRENT:
+        return
+    if found.state is SchemaState.MISSING and sa.inspect(connection).has_table("letopis_version"):
+        raise ConfigurationError(f"{path.name!r} is a history store: give the outbox a file of its own")
+    if found.state in (SchemaState.NEWER, SchemaState.FOREIGN):
+        raise ConfigurationError(f"{path.name!r}: {found.advice(OUTBOX_MIGRATIONS, command='letopis init')}")
+    with ALEMBIC_LOCK:
+        upgrade(connection, OUTBOX_MIGRATIONS)
+
+
+def _sync_engine(path: Path) -> sa.Engine:
+    engine = _create_engine(path, timeout=BUSY_TIMEOUT_SECONDS)
+    install_sqlite_events(engine, busy_timeout=BUSY_TIMEOUT_SECONDS)
+    return engine
+
+
+def _create_engine(path: Path, *, timeout: float) -> sa.Engine:
+    return sa.create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=sa.NullPool,
+        hide_parameters=True,
+        connect_args={"isolation_level": None, "timeout": timeout},
+    )
+
+
+def _anchor(engine: sa.Engine) -> sa.Connection:
+    """Return a connection that has the -wal and the -shm open, and no transaction."""
+    connection = engine.execution_options(sqlite_begin="DEFERRED").connect()
+    try:
+        with connection.begin():
+            connection.exec_driver_sql("SELECT only FROM letopis_outbox_origin").all()
+    except BaseException:  # whatever ended it: nothing else knows of this connection, which would keep the file open
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,193 @@
+"""Open an outbox file and share it between everything that reads or writes it in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from letopis.outbox.concurrency.signal import Signal
+from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.file.committer import Committer
+from letopis.outbox.file.inspection import BUSY_TIMEOUT_SECONDS, outbox_path
+from letopis.outbox.file.limits import Bounds
+from letopis.outbox.file.opening import OpenedFile, open_file
+from letopis.outbox.file.pending_probe import PendingProbe
+from letopis.outbox.file.reader import OutboxReader
+from letopis.outbox.file.write_gate import WriteGate
+from letopis.outbox.file.writer import Writer
+from letopis.store.cancellation import run_to_completion
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.timeouts import Timeouts
+from letopis.store.database.worker_thread import WorkerThread
+from letopis.store.errors import Closed
+from letopis.store.model.events import to_microseconds, utc_now
+
+T = TypeVar("T")
+
+_BOUNDS: Final = Bounds()
+
+
+class OutboxFile:
+    """One open outbox file. Made by :meth:`open`; to be used in the event loop that opened it, until :meth:`close`.
+
+    Any number of processes may have the same file open. None of them may ever ``open()`` and close it by other means
+    than SQLite: that drops the locks of the whole process.
+
+    :ivar path: absolute.
+    :ivar origin: the file's identity, under which it delivers.
+    :ivar file_id: device and inode.
+    :ivar engine: for the caller's own transactions; they begin with ``BEGIN IMMEDIATE``.
+    :ivar probe: tells in any thread how far a conversation has got in the file.
+    :ivar gate: to be passed by everything that writes over ``engine`` for longer than a moment.
+    :ivar appended: notified after each commit of this process that added events.
+    :ivar changed: notified after each other write of this process: acknowledged, retried, blocked.
+    """
+
+    def __init__(
+        self, *, path: Path, opened: OpenedFile, thread: WorkerThread, bounds: Bounds, now: Callable[[], datetime]
+    ) -> None:
+        self.path = path
+        self.origin = opened.origin
+        self.file_id = opened.file_id
+        self.appended = Signal()
+        self.changed = Signal()
+        self.gate = WriteGate(path, opened.file_id, bounds=bounds)
+        self.gate.files.capture()
+        self.engine: AsyncEngine = create_store_engine(path, timeouts=Timeouts(lock=BUSY_TIMEOUT_SECONDS), pool_size=8)
+        self.probe = PendingProbe(path, self.gate.verify_file)
+        self._now = now
+        self._anchor = opened.anchor  # the writer's thread's alone
+        self._thread = thread
+        self._reader = OutboxReader(opened.engine, self.gate)
+        self._writer = Writer(
+            committer=Committer(path=path, engine=opened.engine, gate=self.gate, now_us=self.now_us),
+            thread=thread,
+            gate=self.gate,
+            appended=self.appended,
+            changed=self.changed,
+        )
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = True,
+        bounds: Bounds = _BOUNDS,
+        now: Callable[[], datetime] = utc_now,
+    ) -> OutboxFile:
+        """Open an outbox file; create it (mode 0600) and bring its tables to this release's revision where needed.
+
+        Several processes may do so at once. A file with other tables in it, the bot's own database, becomes an outbox
+        as well and keeps its mode.
+
+        :param create: create a missing file; the folder is never created.
+        :param now: the clock that times in the file are taken from.
+        :raises ConfigurationError: there is no file, or it cannot be an outbox: the message says what to do.
+        :raises OutboxUnavailable: other processes hold its lock, or the disk fails.
+        """
+        where = outbox_path(path)
+        thread = WorkerThread("letopis-outbox-writer")
+        opened: list[OpenedFile] = []
+
+        def work() -> None:
+            opened.append(open_file(where, create=create, now_us=lambda: to_microseconds(now())))
+
+        try:
+            await run_to_completion(thread.run(work))
+            return cls(path=where, opened=opened[0], thread=thread, bounds=bounds, now=now)
+        except BaseException:  # a cancelled open leaves no thread and no connection behind either
+            for one in opened:
+                await run_to_completion(thread.run(one.anchor.close))
+            await run_to_completion(thread.close())
+            raise
+
+    def now_us(self) -> int:
+        """Return the present moment in UTC microseconds."""
+        return to_microseconds(self._now())
+
+    async def append(self, prepared: Prepared) -> Appended:
+        """Write prepared events; once this returns, they survive a power cut.
+
+        Concurrent appends share one transaction and one flush; those of one conversation keep the order of the calls.
+        An event that is there already, with the same content, is not written again: its first sequence is returned.
+        (An event that has been pruned meanwhile is written again; the history store then absorbs it.)
+
+        A cancellation may come too late: the event ids tell whether the append took effect, so running it again with
+        the same ids is always safe.
+
+        :raises EventIdReused: an id of it holds other content.
+        :raises InvalidInput: the conversation has another owner.
+        :raises OutboxFull: the outbox, or the disk, is full; nothing was dropped.
+        :raises OutboxUnavailable: the file cannot be written, or another writer holds it for 10 seconds.
+        :raises Closed: after :meth:`close`, or in a process that was forked off.
+        """
+        result: Appended = await self._writer.submit(prepared)
+        return result
+
+    async def write(self, fn: Callable[[sa.Connection], T]) -> T:
+        """Run ``fn(connection)`` in a write transaction and return its result after COMMIT.
+
+        The transaction may be shared with appends and other work; a function that raises fails alone. It runs in the
+        writer's thread, and once more when a commit ends in an error: it must bear that. It must not commit, and must
+        fetch all that it reads.
+
+        :raises OutboxUnavailable: the file cannot be written. An error of ``fn`` comes as it is, unless it is SQLite's.
+        """
+        result: T = await self._writer.submit(fn)
+        return result
+
+    async def read(self, fn: Callable[[sa.Connection], T]) -> T:
+        """Run ``fn(connection)`` over one snapshot of the file, in the reading thread, and return its result.
+
+        It waits for no writer, and no writer waits for it. It must fetch all that it reads.
+
+        :raises OutboxUnavailable: the file cannot be read.
+        """
+        if self._closed:
+            raise Closed("the outbox was closed")
+        return await self._reader.run(fn)
+
+    async def maintain(self) -> None:
+        """Move the WAL into the file as far as no reader needs it, truncate it where it has grown large, and create the
+        disk reserve where it is missing. For idle moments.
+
+        :raises OutboxUnavailable: the file cannot be written; :exc:`OutboxFull` where the disk is full.
+        """
+        await self._writer.maintain()
+
+    def truncate_wal(self) -> None:
+        """Have the WAL truncated as soon as no reader needs it, because content was erased from the file."""
+        self._writer.truncate_wal()
+
+    def reject_waiters(self, reason: str) -> None:
+        """Refuse the appends, writes and transactions that wait for the gate, with ``OutboxUnavailable``."""
+        self._writer.reject_waiters(reason)
+        self.gate.reject_waiters(reason)
+
+    async def close(self) -> None:
+        """Write what waits, then close everything; nothing has to be delivered first. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            await run_to_completion(self._close())
+
+    async def _close(self) -> None:
+        try:
+            await self._writer.close()
+            await self._reader.disconnect()
+            self.probe.close()
+            await self.engine.dispose()
+        finally:
+            try:
+                await self._thread.run(self._anchor.close)
+            finally:
+                await self._thread.close()
+                await self._reader.close()

@@ -1,0 +1,102 @@
+"""Look up from any thread whether events of a conversation are pending in the outbox file."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+from uuid import UUID
+
+from letopis.store.errors import OutboxUnavailable
+
+_STORE: Final = "SELECT store_id FROM letopis_outbox_origin"
+_PROGRESS: Final = "SELECT head, delivered FROM letopis_outbox_lanes WHERE conversation_id = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class LaneProgress:
+    """How far a conversation has got in the file.
+
+    :ivar head: the last sequence in the file; 0 for none.
+    :ivar delivered: the last sequence that was delivered.
+    :ivar known: ``False`` where the file could not be read.
+    """
+
+    head: int = 0
+    delivered: int = 0
+    known: bool = True
+
+    @property
+    def settled(self) -> bool:
+        """``True`` if every event in the file is delivered."""
+        return self.known and self.head == self.delivered
+
+
+NO_EVENTS: Final = LaneProgress()
+UNKNOWN_PROGRESS: Final = LaneProgress(known=False)
+
+
+class PendingProbe:
+    """A connection of its own to an outbox file, for single statements.
+
+    A reader of the history store asks here from its own thread, so that a read with nothing pending crosses into no
+    other thread. A look-up never waits for a lock of the file.
+
+    :param verify: raises ``OutboxUnavailable`` where the file at the path is not the one that was opened.
+    """
+
+    def __init__(self, path: Path, verify: Callable[[], None] = lambda: None) -> None:
+        self._path = path
+        self._verify = verify
+        self._lock = Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+        self._store_id: UUID | None = None
+
+    def lookup(self, conversation_id: str) -> LaneProgress:
+        """Return how far a conversation has got; ``UNKNOWN_PROGRESS`` where the file cannot be read or was closed."""
+        rows = self._rows(_PROGRESS, (conversation_id,))
+        if rows is None:
+            return UNKNOWN_PROGRESS
+        return LaneProgress(*rows[0]) if rows else NO_EVENTS
+
+    def store_id(self) -> UUID | None:
+        """Return the history store that the outbox was bound to when the file could last be read."""
+        if rows := self._rows(_STORE, ()):
+            self._store_id = rows[0][0] and UUID(bytes=rows[0][0])
+        return self._store_id
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._disconnect()
+
+    def _rows(self, statement: str, values: tuple[str, ...]) -> list[Any] | None:
+        with self._lock:
+            if self._closed:
+                return None
+            try:
+                if self._connection is None:
+                    self._verify()
+                    self._connection = self._connect()
+                return self._connection.execute(statement, values).fetchall()
+            except (sqlite3.Error, OutboxUnavailable):
+                # A later read through the file's reader meets the same error, and reports it.
+                self._disconnect()
+                return None
+
+    def _connect(self) -> sqlite3.Connection:
+        # Mode `rw` does not create a missing file. The lock, not SQLite, keeps threads apart.
+        place = f"{self._path.as_uri()}?mode=rw"
+        connection = sqlite3.connect(place, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

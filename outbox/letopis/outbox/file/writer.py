@@ -1,0 +1,171 @@
+"""Queue what the tasks of an event loop write to an outbox file, and commit it in groups."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, cast
+
+from sqlalchemy.exc import DBAPIError
+
+from letopis.outbox.concurrency.signal import Signal
+from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.file.committer import Committer, Member
+from letopis.outbox.file.write_gate import WriteGate
+from letopis.store.database.wal_truncation import WalTruncator
+from letopis.store.database.worker_thread import WorkerThread
+from letopis.store.errors import Closed, OutboxUnavailable
+
+MAX_GROUP_SIZE: Final = 512
+"""Requests in one transaction: more gain nothing, and keep the first of them waiting."""
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """What one caller wants written, and the future that it waits for."""
+
+    member: Member
+    answer: asyncio.Future[Any]
+
+
+class Writer:
+    """The one writer of an outbox file in this process.
+
+    Callers cannot tear a transaction: it runs in the writer's thread, whatever becomes of those who wait for it. All
+    that waits when a transaction begins shares it, one thread hop and one flush.
+    """
+
+    def __init__(
+        self,
+        *,
+        committer: Committer,
+        thread: WorkerThread,
+        gate: WriteGate,
+        appended: Signal,
+        changed: Signal,
+    ) -> None:
+        self._gate = gate
+        self._thread = thread
+        self._committer = committer
+        self._truncator = WalTruncator(self._try_truncate_wal)
+        self._appended = appended
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[_Request] = deque()
+        self._scheduled = False  # a group is being committed, or waits for the gate
+        self._concurrent = False  # the last group was of several requests
+        self._idle: asyncio.Future[None] | None = None
+        self._closed = False
+
+    def submit(self, member: Member) -> asyncio.Future[Any]:
+        """Queue what a caller wants written; the future has its result once that is durable, or its error.
+
+        :raises Closed: after :meth:`close`, in another event loop, or in a process that was forked off.
+        :raises OutboxUnavailable: this task holds the gate: it would wait for itself.
+        """
+        if self._closed:
+            raise Closed("the outbox was closed")
+        self._gate.refuse_holder("this task holds a transaction on the outbox: append through it (tx.append)")
+        self._thread.check()
+        if asyncio.get_running_loop() is not self._loop:
+            raise Closed("opened in another event loop: open the outbox in the loop that uses it")
+        request = _Request(member, self._loop.create_future())
+        self._queue.append(request)
+        if not self._scheduled:
+            self._scheduled = True
+            if self._concurrent:
+                # At the end of this turn of the loop, so that what other tasks are about to submit comes along.
+                self._loop.call_soon(self._gate.call_when_free, self._begin)
+            else:
+                self._gate.call_when_free(self._begin)
+        return request.answer
+
+    async def maintain(self) -> None:
+        """Checkpoint the WAL between two transactions, and make the disk reserve where it is missing.
+
+        :raises OutboxUnavailable: the file cannot be written; :exc:`OutboxFull` where the disk is full.
+        """
+        await self._thread.run(self._committer.maintain)
+
+    def truncate_wal(self) -> None:
+        """Have the WAL truncated as soon as no reader needs it, because it holds erased content."""
+        self._committer.wal.truncation_due = True
+        self._truncator.schedule()
+
+    async def close(self) -> None:
+        """Write what waits, then close the connection. Later requests are refused."""
+        self._closed = True
+        await self._truncator.close()
+        if self._scheduled:
+            self._idle = self._loop.create_future()
+            await self._idle
+        await self._thread.run(self._committer.disconnect)
+
+    def reject_waiters(self, reason: str) -> None:
+        """Refuse the requests that are not being written yet."""
+        rejected, self._queue = self._queue, deque()
+        for request in rejected:
+            if not request.answer.done():
+                request.answer.set_exception(OutboxUnavailable(reason))
+
+    def _begin(self) -> bool:
+        """Commit the next group; called with the gate held, which :meth:`_finish` releases."""
+        group = self._queue
+        if len(group) <= MAX_GROUP_SIZE:
+            self._queue = deque()
+        else:
+            group = deque([self._queue.popleft() for _ in range(MAX_GROUP_SIZE)])
+        self._concurrent = len(group) > 1
+        # A caller that was cancelled while it waited is not written at all.
+        requests = [one for one in group if not one.answer.done()]
+        members = [one.member for one in requests]
+        try:
+            self._thread.submit(partial(self._committer.commit, members), partial(self._finish, requests))
+        except Closed as closed:
+            self._loop.call_soon(self._finish, requests, None, closed)
+        return True
+
+    def _finish(self, requests: Sequence[_Request], outcomes: list[Any] | None, error: BaseException | None) -> None:
+        """Answer the callers of a group, notify the signals, and begin the next group."""
+        appended = changed = erased = False
+        for request, outcome in zip(requests, outcomes or [cast(Any, error)] * len(requests), strict=True):
+            if isinstance(outcome, BaseException):
+                if not request.answer.done():
+                    request.answer.set_exception(outcome)
+                continue
+            if isinstance(request.member, Prepared):
+                appended = True
+                erased = erased or outcome.erased
+            else:
+                changed = True
+            if not request.answer.done():
+                request.answer.set_result(outcome)
+        if appended:
+            self._appended.notify()
+        if changed:
+            self._changed.notify()
+        if erased and self._committer.wal.truncation_due and not self._closed:
+            self._truncator.schedule()
+        if self._queue:
+            # After those who were woken just now, and behind the transactions that wait already.
+            self._loop.call_soon(self._gate.call_when_free, self._begin)
+        else:
+            self._scheduled = False
+            if self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+        self._gate.release()
+
+    async def _try_truncate_wal(self) -> bool:
+        """Return True once the WAL holds no erased content any more."""
+
+        def run() -> bool:
+            with suppress(sqlite3.Error, DBAPIError, OutboxUnavailable):
+                self._committer.checkpoint()
+            return not self._committer.wal.truncation_due
+
+        return await self._thread.run(run)

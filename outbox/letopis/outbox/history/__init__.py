@@ -1,0 +1,1 @@
+"""`History`, which a bot embeds: append, read, fork, rewind, transactions, receipts, replies."""

@@ -1,0 +1,120 @@
+"""Append events and messages to the outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from letopis.outbox.event_log.append_condition import After
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.event_log.lookups import holds_message
+from letopis.outbox.history.caller_transaction import append_in
+from letopis.outbox.history.joint_write import TransactionEnd
+from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
+from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import Limits
+from letopis.store.model.event_types import (
+    Body,
+    MessageEdited,
+    MessageFailed,
+    MessageRedacted,
+    MessageSent,
+    ReactionAdded,
+    ReactionRemoved,
+)
+from letopis.store.model.events import Event
+from letopis.store.model.identifiers import Owner, check_identifier, owner_id
+from letopis.store.model.messages import Message
+
+if TYPE_CHECKING:
+    from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.pending_reads.store_gateway import StoreGateway
+
+RATING_KEY: Final = "rating"
+"""The key of the reaction that rates a message."""
+
+
+def prepare_append(
+    conversation_id: str,
+    what: Sequence[Message | Body | Event],
+    *,
+    limits: Limits,
+    owner: Owner | None,
+    metadata: Mapping[str, Any] | None,
+    occurred_at: datetime | None,
+    expected: After | None,
+    after: After | None,
+    fail_if_types: Collection[str] | None,
+) -> Prepared:
+    """Check and encode what ``History.append`` was given.
+
+    :raises InvalidInput: something in it cannot be kept.
+    """
+    return prepare(
+        conversation_id,
+        what,
+        owner=owner if owner is None or type(owner) is str else owner_id(owner),
+        metadata=metadata,
+        occurred_at=occurred_at,
+        limits=limits,
+        expected=expected,
+        after=after,
+        fail_if_types=fail_if_types,
+    )
+
+
+class Appender:
+    """Appends to one outbox."""
+
+    def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, deliveries: Deliveries, limits: Limits) -> None:
+        self._outbox = outbox
+        self._gateway = gateway
+        self._deliveries = deliveries
+        self._limits = limits
+
+    async def append(self, prepared: Prepared) -> Receipt:
+        """Append durably."""
+        return receipt_of(await self._outbox.append(prepared), self._deliveries)
+
+    async def append_in(self, connection: AsyncConnection | AsyncSession, prepared: Prepared) -> Receipt:
+        """Append in the caller's transaction."""
+        end = TransactionEnd()
+        appended = await append_in(self._outbox, connection, prepared, end=end)
+        return receipt_of(appended, self._deliveries, void=end.rolled_back)
+
+    async def write(
+        self, conversation_id: str, *bodies: Body, owner: str | None = None, after: After | None = None
+    ) -> Receipt:
+        """Append events of ours."""
+        return await self.append(prepare(conversation_id, bodies, owner=owner, limits=self._limits, after=after))
+
+    async def change(
+        self,
+        conversation_id: str,
+        body: MessageSent | MessageFailed | MessageEdited | MessageRedacted | ReactionAdded | ReactionRemoved,
+    ) -> Receipt:
+        """Append an event about a message that exists, on the path or off it, as far as that is known at present.
+
+        :raises InvalidInput: there is no such message, or the event cannot be kept; nothing was written.
+        """
+        check_identifier(conversation_id, "conversation_id")
+        check_identifier(body.message_id, "message_id")
+        if isinstance(body, ReactionAdded | ReactionRemoved):
+            check_identifier(body.key, "key")
+            if body.actor is not None:
+                check_identifier(body.actor, "actor")
+        await self._check_message(conversation_id, body.message_id)
+        return await self.write(conversation_id, body)
+
+    async def _check_message(self, conversation_id: str, message_id: str) -> None:
+        # The file first: what is delivered and pruned after that is in the store.
+        if await self._outbox.read(lambda connection: holds_message(connection, conversation_id, message_id)):
+            return
+        places = await self._gateway.read(lambda store: store.outbox_access.path_of(conversation_id, (message_id,)))
+        if places is not None and message_id not in places:
+            raise InvalidInput(
+                "message_id", "no message of this conversation has this id (an inherited one is its parent's)"
+            )

@@ -1,0 +1,117 @@
+"""Read the newest part of a conversation for a model, or all of it as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import tzinfo
+from typing import TYPE_CHECKING, Final, Protocol
+
+from letopis.outbox.alerting.texts import language_of
+from letopis.store.errors import InvalidInput
+from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.messages import INSTRUCTIONS
+from letopis.store.rules.context_window import Context, FittedWindow, WindowBudget, fit_window, is_visible
+from letopis.store.rules.transcript import transcript
+
+if TYPE_CHECKING:
+    from letopis.outbox.history._read import HistoryReader
+
+MIN_PAGE_SIZE: Final = 64
+"""Messages of the first page; each page back is twice as long as the one before it."""
+MAX_PAGE_SIZE: Final = 2_000
+"""Messages of the longest page."""
+FIRST_PAGE_SIZE: Final = 8
+"""Messages of a page that looks for the system messages at the beginning."""
+
+
+class ReadPage(Protocol):
+    """Reads a page of messages, as ``History.messages`` and ``ConversationStore.messages`` do."""
+
+    async def __call__(
+        self, *, last: int | None = None, first: int | None = None, before: str | None = None, after: str | None = None
+    ) -> Page[RecordedMessage]: ...
+
+
+async def read_transcript(
+    reader: HistoryReader, conversation_id: str, *, last: int | None, locale: str | None, tz: tzinfo
+) -> str:
+    """Return a conversation as text, as ``History.transcript`` does."""
+    if locale is not None and not isinstance(locale, str):
+        raise InvalidInput("locale", f"must be text, such as ru or en-GB, not {type(locale).__name__}")
+    if not isinstance(tz, tzinfo):
+        raise InvalidInput("tz", f"must be a time zone, not {type(tz).__name__}")
+    page = await reader.messages(conversation_id, last=last)
+    found = await reader.conversation(conversation_id)
+    if found is None and not page:
+        return ""
+    whole = page.complete and page.next is None
+    return transcript(found, page, locale="ru" if language_of(locale) == "ru" else "en", tz=tz, whole=whole)
+
+
+async def read_context(read: ReadPage, budget: WindowBudget) -> Context:
+    """Read backwards until the window is full, and return it.
+
+    Pages grow, so that the work is proportional to the messages read.
+
+    :raises InvalidInput: as :func:`letopis.store.rules.context_window.window`.
+    """
+    size = MIN_PAGE_SIZE if budget.last is None else max(MIN_PAGE_SIZE, min(budget.last, MAX_PAGE_SIZE))
+    page = await read(last=size)
+    seen = page.seen
+    messages, reached = list(page), page.complete
+    system: list[RecordedMessage] | None = None if budget.keep_system else []
+    looked_back = False
+    while page.next is not None:
+        if system is None:
+            system, known = await _beginning(read)
+            reached = reached and known
+        found = _fit_newest(messages, budget, system)
+        # A result may have been recorded a little before its call, so one more page is read.
+        if found.full and (looked_back or not found.context.made_up):
+            return replace(found.context, reached=reached, seen=seen)
+        looked_back = found.full
+        size = min(size * 2, MAX_PAGE_SIZE)
+        page = await read(last=size, before=page.next)
+        messages[:0] = page
+        reached = reached and page.complete
+    if reached:
+        return replace(fit_window(messages, budget).context, seen=seen)
+    # The outbox may hold a part that begins inside a turn; system messages at its beginning are all that are known.
+    if not system and budget.keep_system:
+        system = _leading_system(messages)
+    return replace(_fit_newest(messages, budget, system or []).context, reached=False, seen=seen)
+
+
+def _fit_newest(
+    messages: Sequence[RecordedMessage], budget: WindowBudget, system: Sequence[RecordedMessage]
+) -> FittedWindow:
+    """Return what fits of the newest messages of a conversation that begins with ``system``."""
+    kept = {one.event_id for one in system}
+    rest = [one for one in messages if one.event_id not in kept] if kept else messages
+    return fit_window(rest, budget, beginning=False, system=[one.message for one in system])
+
+
+async def _beginning(read: ReadPage) -> tuple[list[RecordedMessage], bool]:
+    """Return the system messages that a conversation begins with, and whether the history store was reached."""
+    found: list[RecordedMessage] = []
+    after: str | None = None
+    reached = True
+    while True:
+        page = await read(first=FIRST_PAGE_SIZE, after=after)
+        reached = reached and page.complete
+        visible = sum(map(is_visible, page))
+        system = _leading_system(page)
+        found += system
+        if len(system) < visible or page.next is None:
+            return found, reached
+        after = page.next
+
+
+def _leading_system(messages: Sequence[RecordedMessage]) -> list[RecordedMessage]:
+    found = []
+    for one in filter(is_visible, messages):
+        if one.role not in INSTRUCTIONS:
+            break
+        found.append(one)
+    return found

@@ -1,0 +1,201 @@
+"""Keep an owner's conversations: begin, activate, list, archive and delete them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history._append import Appender
+from letopis.outbox.history._read import HistoryReader
+from letopis.outbox.history.receipts import Receipt
+from letopis.outbox.pending_reads.active_conversation import ActiveConversation, active_alone, merge_active, read_active
+from letopis.outbox.pending_reads.store_gateway import StoreGateway, is_reachable
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.errors import ConversationGone, InvalidInput
+from letopis.store.model.conversations import Conversation, Page
+from letopis.store.model.cursor import CursorCodec
+from letopis.store.model.event_types import (
+    Body,
+    ConversationActivated,
+    ConversationAnnotated,
+    ConversationArchived,
+    ConversationDeleted,
+    ConversationRestored,
+    ConversationRewound,
+    ConversationStarted,
+)
+from letopis.store.model.identifiers import check_identifier, uuid7
+from letopis.store.read.lineage import Lineage
+from letopis.store.read.paging import DEFAULT_STATES, check_count, check_states
+from letopis.store.read.reader import StoreView
+
+_CURSOR: Final = CursorCodec("owner-conversations", "conversations")
+
+
+class Conversations:
+    """Keeps several conversations for each owner."""
+
+    def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, reader: HistoryReader, appender: Appender) -> None:
+        self._outbox = outbox
+        self._gateway = gateway
+        self._reader = reader
+        self._appender = appender
+        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def start(
+        self,
+        owner: str,
+        *,
+        conversation_id: str | None,
+        title: str | None,
+        activate: bool,
+        metadata: Mapping[str, Any] | None,
+    ) -> Receipt:
+        """Begin a conversation as ``History.start`` does."""
+        bodies: list[Body] = [ConversationStarted(owner_id=owner, title=title)]
+        if metadata is not None:
+            bodies.append(ConversationAnnotated(metadata=metadata))
+        if activate:
+            bodies.append(ConversationActivated())
+        name = str(uuid7()) if conversation_id is None else conversation_id
+        return await self._appender.write(name, *bodies, owner=owner)
+
+    async def active(self, owner: str, *, create: bool) -> Conversation | None:
+        """Return the owner's active conversation as ``History.active`` does; never ``None`` with ``create``."""
+        found = await self._active(owner)
+        if found is not None or not create:
+            return found
+        lock = self._starting.setdefault(owner, asyncio.Lock())
+        async with lock:
+            found = await self._active(owner)
+            if found is None:
+                receipt = await self.start(owner, conversation_id=None, title=None, activate=True, metadata=None)
+                found = await self._reader.conversation(receipt.conversation_id)
+                if found is None:  # deleted by another process, and delivered and pruned, since
+                    raise ConversationGone(conversation_id=receipt.conversation_id)
+        return found.with_changes(active=True)
+
+    async def activate(self, conversation_id: str, *, owner: str | None) -> Receipt:
+        """Make a conversation its owner's active one."""
+        owner = await self._owner_of(conversation_id, owner, needed=True)
+        return await self._appender.write(conversation_id, ConversationActivated(), owner=owner)
+
+    async def archive(self, conversation_id: str, *, reason: str | None) -> Receipt:
+        """Take a conversation out of the everyday list."""
+        return await self._write(conversation_id, ConversationArchived(reason=reason))
+
+    async def restore(self, conversation_id: str) -> Receipt:
+        """Put an archived conversation back into the everyday list."""
+        return await self._write(conversation_id, ConversationRestored())
+
+    async def delete(self, conversation_id: str, *, reason: str | None) -> Receipt:
+        """Delete a conversation for good."""
+        return await self._write(conversation_id, ConversationDeleted(reason=reason))
+
+    async def reset(self, conversation_id: str, *, reason: str | None) -> Receipt:
+        """Erase a conversation that goes on under its id."""
+        return await self._write(conversation_id, ConversationRewound(reason=reason, erase=True))
+
+    async def list_of(
+        self, owner: str, *, after: str | None, limit: int, states: Collection[str]
+    ) -> Page[Conversation]:
+        """Return a page of an owner's conversations: the active one first, then by last activity."""
+        check_count(limit, "limit")
+        wanted = check_states(states)
+        if after is None:
+            first, place = await self._active(owner), None
+            shown = None if first is None else first.conversation_id
+        else:
+            first, (shown, place) = None, _CURSOR.decode(after, _checked_place)
+        items = [first] if first is not None and first.state in wanted else []
+        complete = True
+        while len(items) < limit:
+            page = await self._reader.conversations(owner=owner, after=place, limit=limit - len(items), states=wanted)
+            items += [
+                one.with_changes(active=False) if one.active else one for one in page if one.conversation_id != shown
+            ]
+            complete, place = complete and page.complete, page.next
+            if place is None:
+                return Page(tuple(items), complete=complete)
+        return Page(tuple(items), next=_CURSOR.encode(shown, place), complete=complete)
+
+    async def _write(self, conversation_id: str, body: Body) -> Receipt:
+        owner = await self._owner_of(conversation_id)
+        return await self._appender.write(conversation_id, body, owner=owner)
+
+    async def _active(self, owner: str) -> Conversation | None:
+        """Return the conversation that is the owner's active one once all that is pending here is delivered."""
+        marked, unavailable = await self._marked(owner)
+        if marked is not None and not marked.left:
+            found = await self._reader.conversation(marked.conversation_id)
+            if found is not None and found.state == "active":
+                return found.with_changes(active=True)
+        if marked is None and not unavailable:
+            return None
+        return await self._newest(owner, but=None if marked is None else marked.conversation_id)
+
+    async def _marked(self, owner: str) -> tuple[ActiveConversation | None, bool]:
+        """Return the conversation that was activated last, and whether the store is unavailable."""
+        pending = await self._outbox.read(lambda connection: read_active(connection, owner))
+        origin_id, lane = self._outbox.origin.origin_id, pending.lane
+
+        async def ask(store: ConversationStore) -> tuple[StoreView, int]:
+            if lane is None:
+                return await store.outbox_access.active_view(owner, origin_id=origin_id), 0
+            return await store.outbox_access.snapshot(both)
+
+        async def both(lineage: Lineage, connection: AsyncConnection) -> tuple[StoreView, int]:
+            view = await lineage.reader.active_view(connection, owner, origin_id=origin_id)
+            heads = await lineage.reader.lane_heads(connection, origin_id, () if lane is None else (lane,))
+            return view, heads.get(lane or "", 0)
+
+        found = await self._gateway.read(ask)
+        if found is None:
+            return active_alone(pending), True
+        view, head = found
+        return merge_active(pending, view, head=head), False
+
+    async def _newest(self, owner: str, *, but: str | None) -> Conversation | None:
+        """Return the owner's live conversation with the newest activity, except one."""
+        place = None
+        while True:
+            page = await self._reader.conversations(owner=owner, after=place, limit=2, states=DEFAULT_STATES)
+            for one in page:
+                if one.conversation_id != but and one.state == "active":
+                    return one.with_changes(active=True)
+            if page.next is None:
+                return None
+            place = page.next
+
+    async def _owner_of(self, conversation_id: str, owner: str | None = None, *, needed: bool = False) -> str | None:
+        """Return the owner of a conversation, so that this outbox knows it too.
+
+        :raises InvalidInput: there is no such conversation, or it has no owner and ``needed`` is set.
+        """
+        check_identifier(conversation_id, "conversation_id")
+        if owner is not None:
+            return owner
+        found = await self._reader.conversation(conversation_id)
+        reachable = await self._gateway.read(is_reachable) is not None
+        if found is None and reachable:
+            found = await self._reader.conversation(conversation_id)  # the store may have come back in between
+            if found is None:
+                raise InvalidInput("conversation_id", "there is no such conversation")
+        if found is None:
+            return None
+        if found.state == "deleted":
+            raise ConversationGone(conversation_id=conversation_id)
+        if found.owner_id is None and needed and reachable:
+            raise InvalidInput("owner", "the conversation has no owner: give one with owner=")
+        return found.owner_id
+
+
+def _checked_place(shown: object, place: object) -> tuple[str | None, str | None]:
+    if not isinstance(place, str | None):
+        raise TypeError
+    return None if shown is None else check_identifier(shown, "after"), place

@@ -1,0 +1,284 @@
+"""Open and close what a history consists of: the outbox, the history store, the relay, and their background tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy.engine import URL
+
+from letopis.outbox.alerting.channels import Channel, open_channels
+from letopis.outbox.alerting.incidents import BreakerView, Rules
+from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
+from letopis.outbox.alerting.notifications import Callback
+from letopis.outbox.alerting.texts import Style
+from letopis.outbox.event_log.retention import Pruner, Retention
+from letopis.outbox.file.inspection import outbox_path
+from letopis.outbox.file.limits import Bounds
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history._append import Appender
+from letopis.outbox.history._conversations import Conversations
+from letopis.outbox.history._fork import Forker
+from letopis.outbox.history._read import HistoryReader
+from letopis.outbox.history._replies import Replies
+from letopis.outbox.history._rewind import Rewinder
+from letopis.outbox.history._search import Search
+from letopis.outbox.history._statistics import MessageCounter
+from letopis.outbox.history.receipts import Deliveries
+from letopis.outbox.history.store_location import check_apart, store_beside
+from letopis.outbox.history.unconfirmed import OnUnconfirmed
+from letopis.outbox.pending_reads.read_path import ReadPath
+from letopis.outbox.pending_reads.store_gateway import StoreGateway
+from letopis.outbox.relay.relay import Relay
+from letopis.outbox.relay.store_binding import may_create_store, record_destination
+from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.outbox.telemetry.logging import describe_failure
+from letopis.store.cancellation import run_to_completion
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.urls import check_path, normalise_url
+from letopis.store.errors import Closed, ConfigurationError
+from letopis.store.model.codec import Limits
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.validation import check_number
+
+logger = logging.getLogger("letopis.outbox.history")
+
+STOP_TIMEOUT_SECONDS: Final = 5.0
+"""Seconds that the relay has to finish its batch when the history is closed; the rest is delivered next time."""
+_UNAVAILABLE_STOP_TIMEOUT_SECONDS: Final = 0.1
+_MAX_RESTART_DELAY_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What ``History.open`` was given, beside the two places."""
+
+    relay: bool
+    watch: bool
+    create: bool
+    policy: RetryPolicy
+    retention: Retention
+    limits: Limits
+    bounds: Bounds
+    upcasters: Upcasters
+    on_stuck: Callback | None
+    on_recovered: Callback | None
+    on_unconfirmed: OnUnconfirmed | None
+    channels: Iterable[str | Channel]
+    rules: Rules
+    locale: str | None
+    style: Style
+    read_timeout: float
+    now: Callable[[], datetime]
+
+    def __post_init__(self) -> None:
+        _check_callback("on_stuck", self.on_stuck)
+        _check_callback("on_recovered", self.on_recovered)
+        _check_callback("on_unconfirmed", self.on_unconfirmed, takes="a tuple of Unconfirmed")
+        _check_callback("now", self.now, takes="nothing and returns the time")
+        for name, kind in (
+            ("policy", RetryPolicy),
+            ("retention", Retention),
+            ("limits", Limits),
+            ("upcasters", Upcasters),
+            ("rules", Rules),
+        ):
+            option = getattr(self, name)
+            if not isinstance(option, kind):
+                raise ConfigurationError(f"{name} must be {kind.__name__}(...), not {type(option).__name__}")
+        check_number(self.read_timeout, "read_timeout")
+        if isinstance(self.channels, str) or not isinstance(self.channels, Iterable):
+            raise ConfigurationError(f"channels must be a list of addresses, not {type(self.channels).__name__}")
+
+
+class Parts:
+    """The objects that a history consists of, each with what it depends on."""
+
+    def __init__(
+        self,
+        *,
+        outbox: OutboxFile,
+        store: ConversationStore,
+        relay: Relay | None,
+        limits: Limits,
+        upcasters: Upcasters,
+        read_timeout: float,
+    ) -> None:
+        self.outbox = outbox
+        self.store = store
+        self.relay = relay
+        self.limits = limits
+        self.deliveries = Deliveries(outbox)
+        self.gateway = StoreGateway(store, breaker=self.breaker, bound_to=outbox.probe.store_id, deadline=read_timeout)
+        gateway = self.gateway
+        self.appender = Appender(outbox=outbox, gateway=gateway, deliveries=self.deliveries, limits=limits)
+        self.reader = HistoryReader(outbox=outbox, gateway=gateway, path=ReadPath(outbox, gateway), upcasters=upcasters)
+        shared: dict[str, Any] = {
+            "outbox": outbox,
+            "gateway": gateway,
+            "reader": self.reader,
+            "appender": self.appender,
+        }
+        self.conversations = Conversations(**shared)
+        self.rewinder = Rewinder(**shared)
+        self.forker = Forker(**shared, rewinder=self.rewinder)
+        self.replies = Replies(
+            outbox=outbox, appender=self.appender, deliveries=self.deliveries, limits=limits, upcasters=upcasters
+        )
+        self.search = Search(outbox=outbox, gateway=gateway, upcasters=upcasters)
+        self.counter = MessageCounter(outbox=outbox, store=store, gateway=gateway, upcasters=upcasters)
+
+    def breaker(self) -> Breaker | None:
+        """Return the breaker of the relay in this process, if that is at work."""
+        relay = self.relay
+        at_work = relay is not None and (relay.lease.held or relay.wrong_store_reason is not None)
+        return relay.breaker if relay is not None and at_work else None
+
+    def breaker_view(self) -> BreakerView | None:
+        """Return what the monitor has to know of that breaker."""
+        breaker = self.breaker()
+        return None if breaker is None else breaker_view(breaker)
+
+    async def close(
+        self, watchers: list[asyncio.Task[None]], relays: list[asyncio.Task[None]], *, close_store: bool
+    ) -> None:
+        """Cut off open replies, let the relay finish its batch, and close everything."""
+        try:
+            for task in watchers:
+                task.cancel()
+            await self.replies.interrupt_all()
+            if self.relay is not None and relays:
+                self.relay.stop()
+                # An unavailable store would not answer within a longer time either.
+                healthy = self.relay.breaker.closed
+                timeout = STOP_TIMEOUT_SECONDS if healthy else _UNAVAILABLE_STOP_TIMEOUT_SECONDS
+                await asyncio.wait(relays, timeout=timeout)
+                for task in relays:
+                    task.cancel()
+            await asyncio.gather(*watchers, *relays, return_exceptions=True)
+            await self.deliveries.close()
+            await self.gateway.close()
+            if close_store:
+                await self.store.close()
+        finally:
+            try:
+                await self.outbox.close()
+            finally:
+                self.replies.writer_lock.release()
+
+
+@asynccontextmanager
+async def open_parts(
+    path: str | os.PathLike[str], store: str | URL | os.PathLike[str] | ConversationStore | None, options: Options
+) -> AsyncIterator[Parts]:
+    """Open the parts of a history for the time of a block, and run its background tasks meanwhile."""
+    where = outbox_path(check_path(path, "the outbox"))
+    operators = await _open_channels(options.channels)
+    own = not isinstance(store, ConversationStore)
+    if isinstance(store, ConversationStore):
+        check_apart(where, store.url)
+    else:
+        url = normalise_url(store_beside(where) if store is None else store)
+        check_apart(where, url)
+        store = ConversationStore(url, upcasters=options.upcasters, now=options.now)
+    outbox = await OutboxFile.open(where, create=options.create, bounds=options.bounds, now=options.now)
+    try:
+        if options.relay or options.watch:
+            await record_destination(outbox, store)
+        elif own and not await may_create_store(outbox, store):
+            store = ConversationStore(store.url, migrate=False, upcasters=options.upcasters, now=options.now)
+    except BaseException:  # a cancelled open leaves no file open either
+        await run_to_completion(outbox.close())
+        raise
+    relay = _relay(outbox, store, options) if options.relay else None
+    parts = Parts(
+        outbox=outbox,
+        store=store,
+        relay=relay,
+        limits=options.limits,
+        upcasters=options.upcasters,
+        read_timeout=options.read_timeout,
+    )
+    # Plain tasks instead of a task group, which would wrap each exception of the block in a group.
+    loop = asyncio.get_running_loop()
+    watchers, relays = [], []
+    if options.watch:
+        run = _watch(parts, operators, options).run
+        watchers.append(loop.create_task(_keep_running(run, "watch"), name="letopis-watch"))
+    if relay is not None:
+        relays.append(loop.create_task(_keep_running(relay.run, "relay"), name="letopis-relay"))
+    try:
+        if options.relay or options.watch:  # otherwise it is a program that only reads
+            await parts.replies.begin()
+            maintain = _keep_running(parts.replies.maintain, "maintenance of replies")
+            watchers.append(loop.create_task(maintain, name="letopis-replies"))
+        if options.on_unconfirmed is not None:
+            report = parts.replies.report_unconfirmed(options.on_unconfirmed)
+            watchers.append(loop.create_task(report, name="letopis-unconfirmed"))
+        yield parts
+    finally:
+        await run_to_completion(parts.close(watchers, relays, close_store=own))
+
+
+def _relay(outbox: OutboxFile, store: ConversationStore, options: Options) -> Relay:
+    return Relay(
+        outbox,
+        store,
+        policy=options.policy,
+        holder="bot",
+        chores=(Pruner(options.retention, outbox.now_us),),
+        stop_timeout=2.0,
+        now=options.now,
+    )
+
+
+def _watch(parts: Parts, operators: tuple[Channel, ...], options: Options) -> AlertMonitor:
+    return AlertMonitor(
+        parts.outbox,
+        on_stuck=options.on_stuck,
+        on_recovered=options.on_recovered,
+        channels=operators,
+        rules=options.rules,
+        breaker=parts.breaker_view,
+        locale=options.locale,
+        style=options.style,
+        now=options.now,
+    )
+
+
+def _check_callback(name: str, callback: object, *, takes: str = "an Incident") -> None:
+    # Otherwise it would show when the first user is to be notified.
+    if callback is not None and not callable(callback):
+        raise ConfigurationError(f"{name} must be a function that takes {takes}, not {type(callback).__name__}")
+
+
+async def _open_channels(channels: Iterable[str | Channel]) -> tuple[Channel, ...]:
+    """Open the channels that are given by address, in a thread because importing Apprise takes long."""
+    given = list(channels)
+    addresses = [one for one in given if isinstance(one, str)]
+    opened = await asyncio.to_thread(open_channels, addresses) if addresses else ()
+    return (*opened, *(one for one in given if not isinstance(one, str)))
+
+
+async def _keep_running(run: Callable[[], Awaitable[None]], name: str) -> None:
+    """Run a loop of ours; if it fails unexpectedly, log that and start it again."""
+    pause = 1.0
+    while True:
+        try:
+            await run()
+        except Closed:
+            return
+        except Exception as error:  # whatever it was, a bot must not go on without its relay
+            # No traceback: a bot's own formatter would show a driver's text, which may quote messages.
+            logger.error("the %s failed and is started again in %g s: %s", name, pause, describe_failure(error))  # noqa: TRY400
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _MAX_RESTART_DELAY_SECONDS)
+        else:
+            return

@@ -1,0 +1,333 @@
+"""Read messages, conversations and events, pending ones included."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Final, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.pending_reads.lineage import Ancestry, OwnMessages, ReadOwn, is_deleted
+from letopis.outbox.pending_reads.merge import (
+    AlreadyDelivered,
+    last_event_at,
+    may_inherit,
+    merge_conversation,
+    merge_events,
+    merge_messages,
+    place_of,
+)
+from letopis.outbox.pending_reads.merge_listing import ListingKey, merge_list, read_pending_keys, read_retained_keys
+from letopis.outbox.pending_reads.pending_slice import PendingSlice
+from letopis.outbox.pending_reads.read_path import ReadPath
+from letopis.outbox.pending_reads.store_gateway import StoreGateway
+from letopis.store.errors import InvalidInput, OutboxUnavailable, StoreUnavailable
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.store.model.event_types import ForkPoint
+from letopis.store.model.events import RecordedEvent
+from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.model.validation import check_number
+from letopis.store.read.lineage import Lineage, may_show_inherited, read_levels, with_completeness, without_content_of
+from letopis.store.read.paging import (
+    AsOf,
+    Window,
+    check_as_of,
+    check_count,
+    check_place,
+    check_states,
+    read_conversations_cursor,
+)
+from letopis.store.read.point_in_time import without_conversation_content
+from letopis.store.read.reader import StoreView, ViewQuery
+
+T = TypeVar("T")
+
+MAX_CONCURRENT_CONVERSATIONS: Final = 4
+"""Conversations of a page that are read at the same time."""
+
+
+class HistoryReader:
+    """Reads the outbox and the history store as one history."""
+
+    def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, path: ReadPath, upcasters: Upcasters) -> None:
+        self._outbox = outbox
+        self._gateway = gateway
+        self._path = path
+        self._upcasters = upcasters
+
+    async def messages(
+        self,
+        conversation_id: str,
+        *,
+        last: int | None = None,
+        first: int | None = None,
+        before: int | str | None = None,
+        after: int | str | None = None,
+        every: bool = False,
+        as_of: AsOf | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - for one request to the store, with an error of its own
+    ) -> Page[RecordedMessage]:
+        """Return messages as ``History.messages`` does; all of them without ``last`` and ``first``."""
+        check_identifier(conversation_id, "conversation_id")
+        _check_timeout(timeout, as_of)
+        window = Window.of(last=last, first=first, before=before, after=after, every=every)
+        if as_of is None:
+            return await self._until_settled(lambda file: self._with_inherited(conversation_id, window, file=file))
+        check_as_of(as_of)
+        return await self._until_settled(
+            lambda file: self._as_of(conversation_id, as_of, window, file=file, seconds=timeout)
+        )
+
+    async def _with_inherited(self, conversation_id: str, window: Window, *, file: bool) -> Page[RecordedMessage]:
+        """Return messages of a conversation and, if it is a fork and they do not fill the window, of its ancestors."""
+        at = window.at(0)
+        own = await self._own(conversation_id, at or Window(last=1), inherits=at is None)
+        found = own.conversation
+        if found is None or not found.inherits:
+            return own.page if at is not None else replace(own.page, items=(), next=None)
+        ancestry = Ancestry(self._gateway.read, self._outbox, self._own, file=file)
+        levels, whole = await ancestry.levels(found.forked_from, known=(conversation_id,))
+        page = await read_levels([_CurrentLevel(self._own, found, at, own.page), *levels], window)
+        page = with_completeness(page, window, whole=whole)
+        return replace(page, complete=page.complete and own.page.complete, seen=own.page.seen)
+
+    async def _as_of(
+        self, conversation_id: str, as_of: AsOf, window: Window, *, file: bool, seconds: float | None
+    ) -> Page[RecordedMessage]:
+        """Return messages as they were, which is what a fork made at that moment inherits."""
+        point = await self._point(conversation_id, as_of, seconds)
+        if point is None:
+            return Page((), complete=False)
+        levels, whole = await self._past(seconds, file=file).levels(point)
+        if not levels:
+            return Page((), complete=not self._gateway.unavailable)
+        page = with_completeness(await read_levels(levels, window), window, whole=whole)
+        return without_content_of(page, conversation_id) if await self._is_deleted(conversation_id) else page
+
+    async def _point(self, conversation_id: str, as_of: AsOf, seconds: float | None) -> ForkPoint | None:
+        """Return the event for ``as_of``; ``None`` if it cannot be known while the store is unavailable."""
+        if not isinstance(as_of, datetime):
+            return ForkPoint(conversation_id=conversation_id, version=as_of)
+        moment = as_of
+        query = ViewQuery(conversation_id=conversation_id, origin_id=self._outbox.origin.origin_id)
+
+        async def read(lineage: Lineage, connection: AsyncConnection) -> tuple[StoreView, int]:
+            view = await lineage.reader.head_view(connection, query)
+            return view, await lineage.past.version_at(connection, conversation_id, moment)
+
+        async def ask(_: PendingSlice) -> tuple[StoreView, int] | None:
+            return await self._gateway.read(
+                lambda store: store.outbox_access.snapshot(read), timeout=seconds, needed=True
+            )
+
+        def merge(pending: PendingSlice, view: StoreView | None, version: int | None) -> ForkPoint | None:
+            event_id = last_event_at(pending, view, moment)
+            if event_id is not None:
+                return ForkPoint(conversation_id=conversation_id, event_id=event_id)
+            return None if version is None else ForkPoint(conversation_id=conversation_id, version=version)
+
+        return await self._path.read(conversation_id, ask, merge)
+
+    def _past(self, seconds: float | None, *, file: bool) -> Ancestry:
+        """Return what finds past states, which the store alone may know."""
+        read = partial(self._gateway.read, timeout=seconds, needed=True)
+        return Ancestry(read, self._outbox, self._own, file=file)
+
+    async def _is_deleted(self, conversation_id: str) -> bool:
+        if await is_deleted(self._outbox, conversation_id):
+            return True
+        found = await self._gateway.read(lambda store: store.conversation(conversation_id))
+        return found is not None and found.state == "deleted"
+
+    async def _until_settled(self, read: Callable[[bool], Awaitable[T]]) -> T:
+        """Read again while pending events arrive in the store in between; the last time from the store alone."""
+        for file in (True, True, True, False):
+            try:
+                return await read(file)
+            except AlreadyDelivered:
+                continue
+        raise OutboxUnavailable("the conversation changes faster than it can be read: read it again")
+
+    async def _own(
+        self,
+        conversation_id: str,
+        window: Window,
+        *,
+        upto: int | None = None,
+        find: str | None = None,
+        inherits: bool = False,
+    ) -> OwnMessages:
+        """Return messages of the conversation itself, without inherited ones.
+
+        :param upto: as it was after this sequence of the outbox, which is not in the store.
+        :param find: a message whose place is wanted, if it is on the page.
+        :param inherits: find out whether it is a fork, even if the page leaves no room for inherited messages.
+        :raises AlreadyDelivered: ``upto`` is in the store.
+        """
+
+        def merge(pending: PendingSlice, view: StoreView | None) -> tuple[OwnMessages, bool]:
+            page = merge_messages(pending, view, window, upcasters=self._upcasters, upto=upto)
+            merged, known = None, True
+            if (inherits or may_show_inherited(window, page)) and may_inherit(pending, view):
+                known = view is None or not view.plain
+                merged = merge_conversation(pending, view, upcasters=self._upcasters, upto=upto) if known else None
+            there = next((one for one in reversed(page) if one.id == find), None)
+            place = None if there is None else place_of(pending, view, there)
+            return OwnMessages(page=page, conversation=merged, place=place), known
+
+        # Pending messages alone may fill a page of the newest ones.
+        alone = window.before is None and upto is None and find is None and not inherits
+        newest = window.last if alone else None
+        own, known = await self._path.read_window(
+            conversation_id, window, merge, upto=upto, newest=newest, whole=inherits
+        )
+        if not known:
+            own, _ = await self._path.read_window(conversation_id, window, merge, upto=upto, whole=True)
+        return own
+
+    async def conversation(
+        self,
+        conversation_id: str,
+        *,
+        as_of: AsOf | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - for one request to the store, with an error of its own
+    ) -> Conversation | None:
+        """Return a conversation as ``History.conversation`` does."""
+        check_identifier(conversation_id, "conversation_id")
+        _check_timeout(timeout, as_of)
+        if as_of is None:
+            return await self._conversation(conversation_id)
+        check_as_of(as_of)
+        return await self._until_settled(
+            lambda file: self._conversation_as_of(conversation_id, as_of, file=file, seconds=timeout)
+        )
+
+    async def _conversation_as_of(
+        self, conversation_id: str, as_of: AsOf, *, file: bool, seconds: float | None
+    ) -> Conversation | None:
+        found = None
+        point = await self._point(conversation_id, as_of, seconds)
+        level = None if point is None else await self._past(seconds, file=file).of(point)
+        if isinstance(level, int):
+            found = await self._conversation(conversation_id, upto=level)
+        elif level is not None:
+            version = level.version
+            found = await self._gateway.read(
+                lambda store: store.conversation(conversation_id, as_of=version), timeout=seconds, needed=True
+            )
+        if found is None and self._gateway.unavailable:
+            raise StoreUnavailable("that past")
+        deleted = found is not None and await self._is_deleted(conversation_id)
+        return without_conversation_content(found) if found is not None and deleted else found
+
+    async def _conversation(self, conversation_id: str, *, upto: int | None = None) -> Conversation | None:
+        def merge(pending: PendingSlice, view: StoreView | None) -> Conversation | None:
+            return merge_conversation(pending, view, upcasters=self._upcasters, upto=upto)
+
+        return await self._path.read_window(conversation_id, None, merge, upto=upto, whole=True)
+
+    async def conversations(
+        self, *, owner: str | None, after: str | None, limit: int, states: Collection[str]
+    ) -> Page[Conversation]:
+        """Return a page of conversations by last activity, of one owner or of all."""
+        check_count(limit, "limit")
+        wanted = check_states(states)
+        key = None
+        if after is not None:
+            updated_at, conversation_id = read_conversations_cursor(after)
+            key = ListingKey(updated_at=updated_at, conversation_id=conversation_id)
+        pending = await self._outbox.read(lambda connection: read_pending_keys(connection, owner))
+        page = await self._gateway.read(
+            lambda store: store.conversations(owner=owner, after=after, limit=limit, states=wanted)
+        )
+        if page is None:
+            retained = await self._outbox.read(lambda connection: read_retained_keys(connection, owner, key, limit + 1))
+            listed = merge_list(retained, None, after=key, limit=limit)
+        else:
+            listed = merge_list(pending, page, after=key, limit=limit)
+        gate = asyncio.Semaphore(MAX_CONCURRENT_CONVERSATIONS)
+
+        async def complete(conversation_id: str, stored: Conversation | None) -> Conversation | None:
+            if stored is not None:
+                return stored
+            async with gate:
+                return await self.conversation(conversation_id)
+
+        found = await asyncio.gather(*(complete(*item) for item in listed.items))
+        return Page(
+            tuple(one for one in found if one is not None and one.state in wanted),
+            next=listed.next,
+            complete=page is not None,
+        )
+
+    async def events(self, conversation_id: str, *, after: int | str, limit: int) -> Page[RecordedEvent]:
+        """Return a page of events as ``History.events`` does."""
+        check_identifier(conversation_id, "conversation_id")
+        check_count(limit, "limit")
+        start = check_place(after, "after") or 0
+        query = ViewQuery(conversation_id=conversation_id, origin_id=self._outbox.origin.origin_id)
+
+        async def read(lineage: Lineage, connection: AsyncConnection) -> tuple[StoreView, Page[RecordedEvent]]:
+            view = await lineage.reader.head_view(connection, query)
+            return view, await lineage.reader.events(connection, conversation_id, after=start, limit=limit)
+
+        async def ask(_: PendingSlice) -> tuple[StoreView, Page[RecordedEvent]] | None:
+            return await self._gateway.read(lambda store: store.outbox_access.snapshot(read))
+
+        def merge(
+            pending: PendingSlice, view: StoreView | None, page: Page[RecordedEvent] | None
+        ) -> Page[RecordedEvent]:
+            return merge_events(pending, view, Page(()) if page is None else page, after=start, limit=limit)
+
+        return await self._path.read(conversation_id, ask, merge)
+
+
+@dataclass(frozen=True, slots=True)
+class _CurrentLevel:
+    """The conversation that is read, as it stood when it was found to be a fork.
+
+    :ivar first_page: the page of ``window``, which was read at that moment.
+    """
+
+    own: ReadOwn
+    conversation: Conversation
+    window: Window | None
+    first_page: Page[RecordedMessage]
+
+    @property
+    def inherited_to(self) -> str | None:
+        return self.conversation.inherited_to
+
+    async def page(self, window: Window) -> Page[RecordedMessage]:
+        if window == self.window:
+            return self.first_page
+        own = await self.own(self.conversation.conversation_id, window, inherits=True)
+        there = own.conversation
+        if there is None or (there.inherits, there.inherited_to) != (True, self.inherited_to):
+            raise AlreadyDelivered  # it was rewound into inherited messages meanwhile
+        return own.page
+
+    async def find(self, message_id: str, upto: int | None) -> int | None:
+        return None  # it is not read through a fork
+
+
+def _check_timeout(timeout: float | None, as_of: AsOf | None) -> None:
+    """Check how long the history store may take for a past state.
+
+    :raises InvalidInput: it is not a number of seconds, or ``as_of`` is not given.
+    """
+    if timeout is None:
+        return
+    check_number(timeout, "timeout")
+    if timeout <= 0:
+        raise InvalidInput("timeout", "must be more than 0 seconds")
+    if as_of is None:
+        raise InvalidInput(
+            "timeout", "needs as_of: other reads wait for `read_timeout` and are answered from the outbox"
+        )

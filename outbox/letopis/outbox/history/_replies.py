@@ -1,0 +1,265 @@
+"""Write replies piece by piece, recover those that were cut off, and list those that were never confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from letopis.outbox.concurrency.callbacks import call_with_timeout
+from letopis.outbox.drafts.completion import find_abandoned, run_maintenance
+from letopis.outbox.drafts.writer_lock import WriterLock
+from letopis.outbox.event_log import drafts
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history._append import Appender
+from letopis.outbox.history.caller_transaction import append_in
+from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
+from letopis.outbox.history.receipts import Deliveries, Receipt
+from letopis.outbox.history.reply import Reply
+from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
+from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError
+from letopis.store.model.codec import Limits, decode
+from letopis.store.model.event_types import MessageAppended, read
+from letopis.store.model.events import Event, from_microseconds
+from letopis.store.model.identifiers import check_identifier, derived_event_id
+from letopis.store.model.messages import Message, Role
+from letopis.store.model.upcasters import Upcasters
+
+logger: Final = logging.getLogger("letopis.outbox.history")
+
+MAINTENANCE_INTERVAL_SECONDS: Final = 60.0
+"""Seconds between two searches for drafts of writers that have ended."""
+_CALLBACK_TIMEOUT_SECONDS: Final = 600.0
+"""Seconds that ``on_unconfirmed`` may take."""
+
+_EVENT: Final = "SELECT 1 FROM letopis_outbox_known_ids WHERE event_id = ?"
+_LANE: Final = "SELECT owner_id, deleted FROM letopis_outbox_lanes WHERE conversation_id = ?"
+
+
+class Replies:
+    """Keeps the replies that this history writes."""
+
+    def __init__(
+        self, *, outbox: OutboxFile, appender: Appender, deliveries: Deliveries, limits: Limits, upcasters: Upcasters
+    ) -> None:
+        self._outbox = outbox
+        self._appender = appender
+        self._deliveries = deliveries
+        self._limits = limits
+        self._upcasters = upcasters
+        self.writer_lock = WriterLock(outbox.path)
+        self.writing: dict[drafts.DraftKey, Reply] = {}
+
+    @asynccontextmanager
+    async def reply(
+        self,
+        conversation_id: str,
+        *,
+        owner: str | None,
+        message_id: str | None,
+        role: Role,
+        name: str | None,
+        metadata: Mapping[str, Any] | None,
+        every: float | None,
+        confirm: bool,
+    ) -> AsyncIterator[Reply]:
+        """Write a reply as ``History.reply`` does."""
+        if every is not None and not (isinstance(every, int | float) and 0 <= every < math.inf):
+            raise InvalidInput("every", "must be seconds, zero or more, or None for no checkpoints")
+        if not isinstance(confirm, bool):
+            raise InvalidInput("confirm", f"must be True or False, not {type(confirm).__name__}")
+        if message_id is not None:
+            check_identifier(message_id, "message_id")
+        empty = Message(
+            role=role, content="", id=message_id or "", name=name, metadata={} if metadata is None else metadata
+        )
+        event_id = empty.event_id or derived_event_id(conversation_id, empty.id)
+        # Refuse now what would be refused at the end.
+        event = Event(type=MessageAppended.type, data=empty.to_data(), event_id=event_id)
+        prepare(conversation_id, (event,), owner=owner, limits=self._limits)
+        await self._outbox.read(
+            lambda connection: _check(
+                connection, conversation_id, empty.id, event_id=event_id, owner=owner, chosen=message_id is not None
+            )
+        )
+        key = (conversation_id, empty.id)
+        if key in self.writing:
+            raise InvalidInput("message_id", "another reply is being written under this id")
+        reply = self.writing[key] = Reply(
+            outbox=self._outbox,
+            appender=self._appender,
+            deliveries=self._deliveries,
+            limits=self._limits,
+            conversation_id=conversation_id,
+            owner=owner,
+            empty=empty,
+            event_id=event_id,
+            writer=self.writer_lock.acquire(),
+            every=every,
+            confirm=confirm,
+        )
+        try:
+            yield reply
+            await reply._leave()
+        except BaseException:  # a cancellation too: what was written is not lost by it
+            await reply._interrupt()
+            raise
+        finally:
+            self._forget_settled(reply)
+
+    async def finish_in(
+        self,
+        connection: AsyncConnection | AsyncSession,
+        reply: Reply,
+        *,
+        tokens: int | None,
+        usage: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> Receipt:
+        """Finish a reply in the caller's transaction as ``History.finish_in`` does."""
+        if not isinstance(reply, Reply):
+            raise InvalidInput("reply", f"must be what history.reply() gives, not {type(reply).__name__}")
+        end = TransactionEnd()
+
+        async def write(prepared: Prepared, companion: CompanionWrite) -> Appended:
+            return await append_in(self._outbox, connection, prepared, end=end, companion=companion, task=task)
+
+        task = asyncio.current_task()
+        return await reply._finish_within(self._outbox, write, end, tokens=tokens, usage=usage, metadata=metadata)
+
+    async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
+        """Return unconfirmed replies as ``History.unconfirmed`` does."""
+        pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, owner))
+        abandoned = set(await find_abandoned(self.writer_lock, sorted({one.writer for one in pending})))
+        return tuple(self._unconfirmed(one, abandoned=one.writer in abandoned) for one in pending)
+
+    async def begin(self) -> None:
+        """Recover what writers that have ended left behind."""
+        self.writer_lock.remove_stale()
+        await run_maintenance(self._outbox, self.writer_lock)
+
+    async def maintain(self) -> None:
+        """Periodically recover drafts of writers that have ended, and retry failed appends, until cancelled."""
+        while True:
+            await asyncio.sleep(MAINTENANCE_INTERVAL_SECONDS)
+            await run_maintenance(self._outbox, self.writer_lock)
+            await self.retry()
+
+    async def retry(self) -> None:
+        """Append interrupted replies that could not be appended before."""
+        for reply in tuple(self.writing.values()):
+            if reply._needs_retry:
+                await reply._interrupt()
+                self._forget_settled(reply)
+
+    async def interrupt_all(self) -> None:
+        """Cut off all replies that are being written."""
+        for reply in tuple(self.writing.values()):
+            await reply._interrupt()
+            self._forget_settled(reply)
+
+    async def report_unconfirmed(self, callback: OnUnconfirmed) -> None:
+        """Call ``callback`` once with the replies that ended writers have not confirmed, and take them over.
+
+        Of two histories that are opened at the same time, only one reports them. If it ends without confirming them,
+        the next one does.
+        """
+        try:
+            pending = await self._outbox.read(lambda connection: _unconfirmed_drafts(connection, None))
+            abandoned = await find_abandoned(self.writer_lock, sorted({one.writer for one in pending}))
+            if not abandoned:
+                return
+            writer = self.writer_lock.acquire()
+            adopted = await self._outbox.write(lambda connection: _adopt(connection, abandoned, writer))
+        except LetopisError as error:
+            logger.warning("cannot see which replies were never confirmed: %s", error)
+            return
+        if not adopted:
+            return
+        replies = tuple(self._unconfirmed(one, abandoned=True) for one in adopted)
+        outcome = await call_with_timeout(callback, replies, seconds=_CALLBACK_TIMEOUT_SECONDS)
+        if outcome.done is not True:
+            logger.error(
+                "on_unconfirmed did not take %d replies that were never confirmed: %s",
+                len(replies),
+                outcome.error or "it did not end in time",
+            )
+
+    def _forget_settled(self, reply: Reply) -> None:
+        if reply._settled:  # the others are retried
+            self.writing.pop((reply.conversation_id, reply.message_id), None)
+
+    def _unconfirmed(self, draft: drafts.UnconfirmedDraft, *, abandoned: bool) -> Unconfirmed:
+        return Unconfirmed(
+            conversation_id=draft.conversation_id,
+            message_id=draft.message_id,
+            owner_id=draft.owner_id,
+            appended_at=from_microseconds(draft.appended_at),
+            message=_message(draft, self._upcasters),
+            abandoned=abandoned,
+        )
+
+
+def _check(
+    connection: sa.Connection,
+    conversation_id: str,
+    message_id: str,
+    *,
+    event_id: UUID,
+    owner: str | None,
+    chosen: bool,
+) -> None:
+    """Refuse a reply that could not be appended, before it is written."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(_LANE, (conversation_id,))
+        lane = cursor.fetchone() or (None, 0)
+        if lane[1] > 0:
+            raise ConversationGone(conversation_id=conversation_id)
+        if None not in (lane[0], owner) and lane[0] != owner:
+            raise InvalidInput("owner", "the conversation belongs to another owner already")
+        if not chosen:
+            return
+        cursor.execute(_EVENT, (event_id.bytes,))
+        if cursor.fetchone() is not None:
+            raise EventIdReused(conversation_id=conversation_id, event_id=event_id, message_id=message_id)
+        if drafts.find(cursor, conversation_id, message_id) is not None:
+            raise InvalidInput("message_id", "another reply is being written under this id")
+    finally:
+        cursor.close()
+
+
+def _unconfirmed_drafts(connection: sa.Connection, owner: str | None) -> list[drafts.UnconfirmedDraft]:
+    cursor = connection.connection.cursor()
+    try:
+        return drafts.list_unconfirmed(cursor, owner)
+    finally:
+        cursor.close()
+
+
+def _adopt(connection: sa.Connection, abandoned: list[str], writer: str) -> list[drafts.UnconfirmedDraft]:
+    cursor = connection.connection.cursor()
+    try:
+        return drafts.adopt(cursor, abandoned, writer)
+    finally:
+        cursor.close()
+
+
+def _message(draft: drafts.UnconfirmedDraft, upcasters: Upcasters) -> Message | None:
+    if draft.data is None or draft.schema_version is None:
+        return None
+    try:
+        version, data = upcasters.upcast(MessageAppended.type, draft.schema_version, decode(draft.data))
+    except ValueError:
+        return None  # damaged
+    body = read(MessageAppended.type, version, data)
+    return body.message if isinstance(body, MessageAppended) else None

@@ -1,0 +1,254 @@
+"""Find messages by their words, pending ones included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.pending_reads.pending_search import (
+    MessageKey,
+    PendingConversation,
+    PendingSearch,
+    pending_of,
+    snapshot,
+)
+from letopis.outbox.pending_reads.store_gateway import StoreGateway
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.model.codec import INTEGER_MAX
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.store.model.cursor import CursorCodec
+from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.read.paging import check_count
+from letopis.store.search.query import Query, parse
+from letopis.store.search.results import MAX_HITS, Hit, hit_of
+
+_CURSOR: Final = CursorCodec("history-search", "hits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What to search for, where, and from which place on."""
+
+    typed: str
+    query: Query
+    owner: str | None
+    conversation: str | None
+    limit: int
+    place: _Place | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where the next page of a search begins.
+
+    :ivar queue: positions in the outbox of the messages found there when the search began, in order.
+    :ivar shown: how many of them were on earlier pages.
+    :ivar store: the ``next`` of the store's page; ``None`` before its first one, ``""`` after its last.
+    """
+
+    queue: tuple[int, ...]
+    shown: int
+    store: str | None
+
+    @property
+    def left(self) -> bool:
+        """Whether there may be more."""
+        return self.shown < len(self.queue) or self.store != ""
+
+    def encode(self) -> str:
+        """Return the ``next`` of a page."""
+        return _CURSOR.encode(list(self.queue), self.shown, self.store)
+
+    @classmethod
+    def decode(cls, cursor: object) -> Self:
+        """Return the place that the ``next`` of a page names.
+
+        :raises InvalidInput: it is not the ``next`` of a page of hits.
+        """
+        return _CURSOR.decode(cursor, cls._from_values)
+
+    @classmethod
+    def _from_values(cls, *values: Any) -> Self:
+        match values:
+            case [list(queue), int(shown), None | str() as store] if (
+                len(queue) <= MAX_HITS
+                and 0 <= shown <= len(queue)
+                and all(type(one) is int and 0 <= one <= INTEGER_MAX for one in queue)
+            ):
+                return cls(queue=tuple(queue), shown=shown, store=store)
+        raise ValueError("not a place of a search")
+
+
+class Search:
+    """Searches the outbox and the history store."""
+
+    def __init__(self, *, outbox: OutboxFile, gateway: StoreGateway, upcasters: Upcasters) -> None:
+        self._outbox = outbox
+        self._gateway = gateway
+        self._upcasters = upcasters
+
+    async def search(
+        self, query: str, *, owner: str | None, conversation: str | None, limit: int, after: str | None
+    ) -> Page[Hit]:
+        """Search as ``History.search`` does."""
+        check_count(limit, "limit")
+        if conversation is not None:
+            check_identifier(conversation, "conversation")
+        request = _Request(
+            typed=query,
+            query=parse(query),
+            owner=owner,
+            conversation=conversation,
+            limit=limit,
+            place=None if after is None else _Place.decode(after),
+        )
+        # The outbox first: a message that is delivered in between is found in both and shown once.
+        pending = await self._snapshot(request)
+        found = await self._gateway.read(lambda store: self._found(store, request, pending))
+        return await self._retained(request) if found is None else found
+
+    async def _snapshot(self, request: _Request, *, retained: bool = False) -> PendingSearch:
+        return await self._outbox.read(
+            lambda connection: snapshot(
+                connection,
+                origin_id=self._outbox.origin.origin_id,
+                conversation=request.conversation,
+                retained=retained,
+                queued=() if request.place is None else request.place.queue,
+            )
+        )
+
+    def _queue(self, request: _Request, pending: PendingSearch) -> tuple[_Place, dict[int, MessageKey]]:
+        """Return the place of the search, and the messages of the queue."""
+        if request.place is not None:
+            return request.place, dict(pending.queued)
+        found = pending.candidates(request.query, owner=request.owner, upcasters=self._upcasters)[:MAX_HITS]
+        return _Place(queue=tuple(position for position, _ in found), shown=0, store=None), dict(found)
+
+    async def _found(self, store: ConversationStore, request: _Request, pending: PendingSearch) -> Page[Hit]:
+        place, keys = self._queue(request, pending)
+        shown = place.queue[place.shown : place.shown + request.limit]
+        merge = _PageMerge(self, store, request, pending)
+        hits = await merge.of_outbox([keys[position] for position in shown if position in keys])
+        room, store_place, complete = request.limit - len(shown), place.store, pending.complete
+        if store_place is None:
+            store_place = await store.outbox_access.search_start(request.conversation)
+        if room and store_place != "":
+            page = await store.search(
+                request.typed, owner=request.owner, conversation=request.conversation, limit=room, after=store_place
+            )
+            hits += await merge.of_store(page, besides=frozenset(keys.values()))
+            store_place, complete = page.next or "", complete and page.complete
+        ahead = _Place(queue=place.queue, shown=place.shown + len(shown), store=store_place)
+        return Page(tuple(hits), next=ahead.encode() if ahead.left else None, complete=complete)
+
+    async def _retained(self, request: _Request) -> Page[Hit]:
+        """Return hits of what the outbox retains, while the store is unavailable."""
+        pending = await self._snapshot(request, retained=True)
+        place, keys = self._queue(request, pending)
+        shown = place.queue[place.shown : place.shown + request.limit]
+        hits = []
+        for position in shown:
+            key = keys.get(position)
+            local = None if key is None else pending.conversations.get(key.conversation_id)
+            if key is None or local is None or request.owner not in (None, local.lane.owner_id):
+                continue
+            there = local.merge((), conversation=None, elsewhere=None, upcasters=self._upcasters)
+            hits += _hits(there, [key], request.query)
+        ahead = _Place(queue=place.queue, shown=place.shown + len(shown), store=place.store)
+        more = ahead.shown < len(ahead.queue)
+        return Page(tuple(hits), next=ahead.encode() if more else None, complete=False)
+
+    async def pending_of(self, pending: PendingSearch, names: Iterable[str]) -> Mapping[str, PendingConversation]:
+        """Return what is pending of conversations, also of those that a snapshot had no room for."""
+        wanted = {name: pending.lanes[name] for name in names if name in pending.lanes}
+        left = [lane for name, lane in wanted.items() if name not in pending.conversations]
+        more: Mapping[str, PendingConversation] = {}
+        if left:
+            origin_id = self._outbox.origin.origin_id
+            more = await self._outbox.read(lambda connection: pending_of(connection, left, origin_id=origin_id))
+        return {name: pending.conversations[name] if name in pending.conversations else more[name] for name in wanted}
+
+
+class _PageMerge:
+    """Merges what is pending in the outbox over what the store holds of the same conversations, for one page."""
+
+    def __init__(self, search: Search, store: ConversationStore, request: _Request, pending: PendingSearch) -> None:
+        self._search = search
+        self._store = store
+        self._request = request
+        self._pending = pending
+        self._upcasters = search._upcasters
+
+    async def of_outbox(self, keys: Sequence[MessageKey]) -> list[Hit]:
+        """Return the hits among messages whose content is in the outbox, or was when the search began."""
+        names = list(dict.fromkeys(key.conversation_id for key in keys))
+        local = await self._search.pending_of(self._pending, names)
+        messages = list[RecordedMessage]()
+        for name in names:
+            ids = {key.message_id for key in keys if key.conversation_id == name}
+            messages += await self._messages(name, ids, local.get(name))
+        return _hits(messages, keys, self._request.query)
+
+    async def of_store(self, page: Page[Hit], *, besides: frozenset[MessageKey]) -> list[Hit]:
+        """Return the hits of the store's page that are hits still.
+
+        :param besides: messages that come from the outbox.
+        """
+        local = await self._search.pending_of(self._pending, {hit.conversation_id for hit in page})
+        now = dict[object, RecordedMessage]()
+        for name, one in local.items():
+            stored = [hit.message for hit in page if hit.conversation_id == name]
+            conversation = await self._store.conversation(name)
+            targets = one.targets()
+            places = await self._store.outbox_access.path_of(name, targets) if targets else {}
+            there = one.merge(stored, conversation=conversation, elsewhere=places, upcasters=self._upcasters)
+            now.update({message.event_id: message for message in there})
+        hits = []
+        for hit in page:
+            if MessageKey(hit.conversation_id, hit.message.id) in besides:
+                continue
+            if hit.conversation_id not in local:
+                hits.append(hit)
+            elif (message := now.get(hit.message.event_id)) is not None:  # otherwise the conversation is deleted here
+                found = hit_of(message, self._request.query, hit.score)
+                hits += () if found is None else (found,)
+        return hits
+
+    async def _messages(self, name: str, ids: set[str], local: PendingConversation | None) -> Sequence[RecordedMessage]:
+        """Return messages of a conversation in their current state, reading those of the store."""
+        conversation = await self._store.conversation(name)
+        if not self._is_searched(conversation, local):
+            return ()
+        missing = ids - (local.appended() if local is not None else frozenset())
+        targets = local.targets() if local is not None else frozenset[str]()
+        places = await self._store.outbox_access.path_of(name, missing | targets) if missing or targets else {}
+        stored = list[RecordedMessage]()
+        for message_id in sorted(missing):
+            if message_id in places:
+                version = places[message_id].version
+                stored += await self._store.messages(name, after=version - 1, before=version + 1)
+        if local is None:
+            return stored
+        return local.merge(stored, conversation=conversation, elsewhere=places, upcasters=self._upcasters)
+
+    def _is_searched(self, conversation: Conversation | None, local: PendingConversation | None) -> bool:
+        """Return True if a conversation is searched; the store knows best who owns it."""
+        if conversation is not None and conversation.state == "deleted":
+            return False
+        if self._request.owner is None:
+            return True
+        known = None if conversation is None else conversation.owner_id
+        if known is None and local is not None:
+            known = local.lane.owner_id
+        return known == self._request.owner
+
+
+def _hits(messages: Iterable[RecordedMessage], keys: Sequence[MessageKey], query: Query) -> list[Hit]:
+    """Return the hits among messages, in the order of the keys; the last of several with one id."""
+    found: dict[MessageKey, Any] = {MessageKey(message.conversation_id, message.id): message for message in messages}
+    hits = (hit_of(found[key], query) for key in dict.fromkeys(keys) if key in found)
+    return [hit for hit in hits if hit is not None]

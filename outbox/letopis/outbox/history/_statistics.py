@@ -1,0 +1,86 @@
+"""Count messages of a period, pending ones included."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.pending_reads.pending_statistics import (
+    LaneRange,
+    StaleRead,
+    count_messages,
+    pending_lanes,
+    pending_ranges,
+    retained_lanes,
+)
+from letopis.outbox.pending_reads.store_gateway import UNAVAILABLE_CLASSES, StoreGateway, is_reachable
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import StoreFault
+from letopis.store.database.store_identity import expect_store
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.rules.statistics import PartialStatistics, Period, Statistics, StatisticsBuilder
+
+_LANES_PER_READ: Final = 200
+"""Lanes that are counted in one read of the file, which other reads wait for."""
+
+
+class MessageCounter:
+    """Counts messages over the outbox and the history store."""
+
+    def __init__(
+        self, *, outbox: OutboxFile, store: ConversationStore, gateway: StoreGateway, upcasters: Upcasters
+    ) -> None:
+        self._outbox = outbox
+        self._store = store
+        self._gateway = gateway
+        self._upcasters = upcasters
+
+    async def statistics(self, period: Period) -> Statistics:
+        """Count the messages of a period as ``History.statistics`` does."""
+        for _ in range(3):
+            # Pending events first: what is delivered after that is recognised by how far its lane has got.
+            pending = await self._outbox.read(lambda connection: pending_lanes(connection, period.owner))
+            counted = await self._count_stored(period, pending)
+            if counted is None:
+                break
+            counting = counted.counting
+            try:
+                names = await self._count_ranges(
+                    counting, pending_ranges(pending, counted.heads, counted.owned, period.owner), period
+                )
+            except StaleRead:
+                continue
+            counting.conversations += len(names - counted.there)
+            return counting.result()
+        # The store is unavailable, or has lost events that the outbox has pruned: count what the outbox retains.
+        retained = await self._outbox.read(lambda connection: retained_lanes(connection, period.owner))
+        counting = StatisticsBuilder(period.by)
+        counting.conversations = len(await self._count_ranges(counting, retained, period))
+        return counting.result(complete=False)
+
+    async def _count_stored(self, period: Period, pending: list[LaneRange]) -> PartialStatistics | None:
+        # Without the deadline of reads: a count may take longer, and each of its statements has a limit of its own.
+        if await self._gateway.read(is_reachable) is None:
+            return None
+        try:
+            with expect_store(self._gateway.bound_to()):
+                return await self._store.outbox_access.statistics(
+                    period, origin_id=self._outbox.origin.origin_id, lanes=[one.conversation_id for one in pending]
+                )
+        except StoreFault as fault:
+            if fault.fault_class not in UNAVAILABLE_CLASSES:
+                raise
+            return None
+
+    async def _count_ranges(self, counting: StatisticsBuilder, ranges: list[LaneRange], period: Period) -> set[str]:
+        names: set[str] = set()
+        for start in range(0, len(ranges), _LANES_PER_READ):
+            part = ranges[start : start + _LANES_PER_READ]
+            names.update(
+                await self._outbox.read(
+                    lambda connection, part=part: count_messages(  # type: ignore[misc]
+                        connection, counting, part, period, upcasters=self._upcasters
+                    )
+                )
+            )
+        return names

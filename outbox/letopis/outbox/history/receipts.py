@@ -1,0 +1,291 @@
+"""Return receipts for appends, and tell them when the history store holds the events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import orjson
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
+from letopis.store.model.conversations import Saved, Seen
+
+if TYPE_CHECKING:
+    from letopis.outbox.file.outbox_file import OutboxFile
+
+logger = logging.getLogger("letopis.outbox.history")
+
+POLL_MIN_SECONDS: Final = 0.005
+POLL_MAX_SECONDS: Final = 0.25
+"""Seconds between two polls for what another process may have delivered: short at first, then longer."""
+_IDLE_FACTOR: Final = 20
+"""The pause after a poll is at least this many times its duration, so that polling takes little of a core."""
+
+MAX_TIMEOUT_SECONDS: Final = 1e9
+"""An event loop cannot wait longer than about this."""
+
+_DELIVERED: Final = (
+    "SELECT l.conversation_id, l.delivered, l.state, json_extract(w.value, '$[1]'), e.event_id"
+    " FROM json_each(?) AS w"
+    " JOIN letopis_outbox_lanes AS l ON l.conversation_id = json_extract(w.value, '$[0]')"
+    " LEFT JOIN letopis_outbox_events AS e"
+    " ON e.lane = l.lane AND e.sequence = json_extract(w.value, '$[1]')"
+)
+
+_SUPERSEDED: Final = "SELECT 1 FROM letopis_outbox_superseded WHERE event_id = ?"
+_SKIPPED: Final = (
+    "SELECT 1 FROM letopis_outbox_repairs AS s WHERE s.event_id = ? AND s.verb = 'skip' AND NOT EXISTS ("
+    "SELECT 1 FROM letopis_outbox_repairs AS r WHERE r.repair_id > s.repair_id AND r.verb = 'restore'"
+    " AND r.conversation_id = s.conversation_id AND r.sequence = s.sequence)"
+)
+"""Finds an event that an operator skipped and did not restore."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """Proof that events are durable in the outbox, or will be with the caller's own commit.
+
+    :ivar event_ids: in the order of the call; appending the same events again is always safe.
+    :ivar message_id: the id of the last message among them; ``None`` if there is none.
+    :ivar sequence: the place of the last event in its conversation in this outbox.
+    """
+
+    conversation_id: str
+    event_ids: tuple[UUID, ...]
+    message_id: str | None
+    sequence: int
+    _last: UUID = field(repr=False, compare=False)
+    _deliveries: Deliveries = field(repr=False, compare=False)
+    _void: asyncio.Event | None = field(default=None, repr=False, compare=False)
+
+    async def saved(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
+        """Wait until the history store holds the events, at most ``timeout`` seconds.
+
+        Return True once it does. Return False after ``timeout``, and at once if waiting cannot help: an operator has to
+        unblock the conversation or has skipped the event, the transaction was rolled back, or the history store has set
+        the event aside, so that no conversation shows it (see :meth:`superseded`). False does not mean lost: the events
+        stay in the outbox and are delivered when possible. Of a skipped event the outbox keeps the content, and the
+        history a tombstone.
+
+        Without a relay, here or in another process, nothing is ever delivered: give a timeout.
+
+        :raises InvalidInput: ``timeout`` is not a number of seconds.
+        :raises Closed: the history is closed.
+        """
+        timeout = check_timeout(timeout)
+        if self._void is not None and self._void.is_set():
+            return False
+        return await self._delivered(timeout) is True
+
+    async def _delivered(self, timeout: float | None) -> bool | None:  # noqa: ASYNC109 - the answer is None, no error
+        return await self._deliveries.wait(
+            self.conversation_id, self.sequence, self._last, event_ids=self.event_ids, timeout=timeout
+        )
+
+    @property
+    def seen(self) -> Seen:
+        """How much of the conversation this outbox holds with these events: give it as ``after=`` of an answer."""
+        return Seen(sequence=self.sequence)
+
+    async def superseded(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
+        """Wait until the events are delivered, and return True if the history store has set any of them aside.
+
+        That happens if they were appended with a condition and another outbox was first; if the conversation was
+        deleted, or the message that they edit was erased, through another outbox meanwhile; and if the same message was
+        there already and had been taken off the path. If the events are not delivered within ``timeout``, the answer is
+        False because it is not known yet.
+
+        :raises InvalidInput: ``timeout`` is not a number of seconds.
+        :raises Closed: the history is closed.
+        """
+        timeout = check_timeout(timeout)
+        if self._void is not None and self._void.is_set():
+            return False
+        return await self._delivered(timeout) is False
+
+    async def state(self) -> Saved:
+        """Return how far the events have got: saved, pending or blocked; blocked also if an operator skipped the last.
+
+        Events that the history store has set aside count as saved: see :meth:`superseded`. Events of a transaction that
+        was rolled back stay pending.
+
+        :raises OutboxUnavailable: the outbox file cannot be read.
+        """
+        if self._void is not None and self._void.is_set():
+            return Saved.PENDING
+        return await self._deliveries.state(self.conversation_id, self.sequence, self._last)
+
+
+def check_timeout(value: object) -> float | None:
+    """Return the number of seconds to wait at most; ``None`` waits without limit.
+
+    :raises InvalidInput: ``value`` is not a number.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:  # NaN
+        raise InvalidInput("timeout", "must be a number of seconds, or None to wait for as long as it takes")
+    return min(value, MAX_TIMEOUT_SECONDS)
+
+
+def receipt_of(appended: Appended, deliveries: Deliveries, *, void: asyncio.Event | None = None) -> Receipt:
+    """Return the receipt of an append."""
+    sequence = max(appended.sequences)
+    return Receipt(
+        conversation_id=appended.conversation_id,
+        event_ids=appended.event_ids,
+        message_id=appended.message_id,
+        sequence=sequence,
+        _last=appended.event_ids[appended.sequences.index(sequence)],
+        _deliveries=deliveries,
+        _void=void,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """One receipt that waits."""
+
+    conversation_id: str
+    sequence: int
+    event_id: UUID
+    answer: asyncio.Future[bool | None]
+    event_ids: tuple[UUID, ...] = ()
+
+
+class Deliveries:
+    """Tells receipts what was delivered, by any relay, with one poll of the file for all that wait."""
+
+    def __init__(self, outbox: OutboxFile) -> None:
+        self._outbox = outbox
+        self._waiters: set[_Waiter] = set()
+        self._polling: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def wait(
+        self,
+        conversation_id: str,
+        sequence: int,
+        event_id: UUID,
+        *,
+        event_ids: tuple[UUID, ...],
+        timeout: float | None,  # noqa: ASYNC109 - the answer is None, no error
+    ) -> bool | None:
+        """Wait until an event is delivered.
+
+        :param event_ids: all events of the same append.
+        :returns: True if the history store shows all of them, False if it has set one aside, ``None`` if the event will
+            not be delivered by itself or the time is over.
+        """
+        if self._closed:
+            raise Closed("the history is closed")
+        answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(conversation_id, sequence, event_id, answer, event_ids)
+        self._waiters.add(waiter)
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.get_running_loop().create_task(self._poll(), name="letopis-deliveries")
+        else:
+            self._outbox.changed.notify()  # poll now, for this waiter too
+        try:
+            await asyncio.wait((answer,), timeout=timeout)
+            return answer.result() if answer.done() else None
+        finally:
+            self._waiters.discard(waiter)
+            answer.cancel()
+
+    async def state(self, conversation_id: str, sequence: int, event_id: UUID) -> Saved:
+        """Return how far an event has got."""
+        answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(conversation_id, sequence, event_id, answer)
+        found = await self._outbox.read(lambda connection: _read(connection, (waiter,)))
+        return found[waiter][0] if waiter in found else Saved.PENDING
+
+    async def close(self) -> None:
+        """Refuse all waiting receipts."""
+        self._closed = True
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.gather(self._polling, return_exceptions=True)
+        for waiter in tuple(self._waiters):
+            if not waiter.answer.done():
+                waiter.answer.set_exception(Closed("the history was closed before the events were saved"))
+
+    async def _poll(self) -> None:
+        pause = POLL_MIN_SECONDS
+        while self._waiters:
+            seen = self._outbox.changed.generation
+            waiters = tuple(self._waiters)
+            begun = time.monotonic()
+            try:
+                found = await self._outbox.read(lambda connection, these=waiters: _read(connection, these))  # type: ignore[misc]
+            except OutboxUnavailable as error:
+                logger.warning("cannot see what was delivered: %s", error)
+                found = {}
+            for waiter, (state, stands) in found.items():
+                if state is not Saved.PENDING and not waiter.answer.done():
+                    waiter.answer.set_result(stands if state is Saved.SAVED else None)
+            self._waiters.difference_update([one for one in waiters if one.answer.done()])
+            shortest = max(POLL_MIN_SECONDS, _IDLE_FACTOR * (time.monotonic() - begun))
+            progressed = any(state is Saved.SAVED for state, _ in found.values())
+            pause = min(shortest if progressed else max(shortest, pause * 1.5), POLL_MAX_SECONDS)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._outbox.changed.wait(after=seen)
+            except TimeoutError:
+                continue  # another process may have delivered
+
+
+def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> dict[_Waiter, tuple[Saved, bool]]:
+    """Return how far the events of each waiter have got, and whether the store shows all events of the same append."""
+    by_place: dict[tuple[str, int], list[_Waiter]] = {}
+    for waiter in waiters:
+        by_place.setdefault((waiter.conversation_id, waiter.sequence), []).append(waiter)
+    found: dict[_Waiter, tuple[Saved, bool]] = {}
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(_DELIVERED, (orjson.dumps(list(by_place)).decode(),))
+        for conversation_id, delivered, state, sequence, event_id in cursor.fetchall():
+            for waiter in by_place[conversation_id, sequence]:
+                if event_id != waiter.event_id.bytes and _skipped(cursor, waiter):
+                    found[waiter] = (Saved.BLOCKED, False)
+                elif event_id is not None and event_id != waiter.event_id.bytes:
+                    continue  # its transaction was rolled back, and another event has its place
+                elif sequence <= delivered:
+                    # An event that is no longer in the file was pruned, as delivered events are.
+                    found[waiter] = (Saved.SAVED, not _any_superseded(cursor, waiter.event_ids))
+                elif event_id is not None:
+                    found[waiter] = (Saved.BLOCKED if state == "blocked" else Saved.PENDING, True)
+    finally:
+        cursor.close()
+    return found
+
+
+def _any_superseded(cursor: Any, event_ids: Iterable[UUID]) -> bool:
+    return any(cursor.execute(_SUPERSEDED, (one.bytes,)).fetchone() is not None for one in event_ids)
+
+
+def _skipped(cursor: Any, waiter: _Waiter) -> bool:
+    return cursor.execute(_SKIPPED, (waiter.event_id.bytes,)).fetchone() is not None
+
+
+def is_drained(connection: sa.Connection) -> bool | None:
+    """Return True if nothing is pending; ``None`` if what is pending will not be delivered by itself."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(
+            "SELECT count(*), coalesce(sum(state IN ('blocked', 'paused')), 0) FROM letopis_outbox_lanes"
+            " WHERE owed_since IS NOT NULL AND delivered < head"
+        )
+        [(pending, stuck)] = cursor.fetchall()
+    finally:
+        cursor.close()
+    if not pending:
+        return True
+    return None if pending == stuck else False

@@ -1,0 +1,235 @@
+"""Commit a bot's own rows together with what it appends, or neither."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.outbox.event_log.append_condition import After
+from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.file.sqlite_errors import is_busy, translate
+from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
+from letopis.outbox.history._append import prepare_append
+from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
+from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
+from letopis.outbox.history.reply import Reply
+from letopis.store.cancellation import run_to_completion
+from letopis.store.errors import InvalidInput, OutboxUnavailable
+from letopis.store.model.codec import Limits
+from letopis.store.model.event_types import Body
+from letopis.store.model.events import Event
+from letopis.store.model.identifiers import Owner
+from letopis.store.model.messages import Message
+
+if TYPE_CHECKING:
+    from letopis.outbox.file.outbox_file import OutboxFile
+
+T = TypeVar("T")
+logger = logging.getLogger("letopis.outbox.history")
+
+WARN_AFTER_SECONDS: Final = 1.0
+"""Seconds after which an open transaction is logged, because all other appends wait for it."""
+
+
+class Transaction:
+    """An open transaction on the outbox file. Made by ``History.transaction()``; ends with its ``async with`` block.
+
+    :ivar connection: SQLAlchemy's connection, for everything without a method here. Do not commit or close it.
+    """
+
+    def __init__(self, outbox: OutboxFile, connection: AsyncConnection, deliveries: Deliveries, limits: Limits) -> None:
+        self.connection = connection
+        self._outbox = outbox
+        self._deliveries = deliveries
+        self._limits = limits
+        self._end = TransactionEnd()
+        self._appended = False
+        self._committing = False
+
+    async def execute(
+        self, statement: sa.Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> sa.CursorResult[Any]:
+        """Run a statement on the bot's own tables and return its result, already fetched."""
+        return await self._run(self.connection.execute(statement, parameters))
+
+    async def scalar(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Any:
+        """Run a statement and return the first column of its first row, or ``None``."""
+        return await self._run(self.connection.scalar(statement, parameters))
+
+    async def append(
+        self,
+        conversation_id: str,
+        what: Message | Body | Event,
+        *more: Message | Body | Event,
+        owner: Owner | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        occurred_at: datetime | None = None,
+        expected: After | None = None,
+        after: After | None = None,
+        fail_if_types: Collection[str] | None = None,
+    ) -> Receipt:
+        """Append as ``History.append`` does; the events are durable once the transaction has committed.
+
+        A refused append writes nothing and leaves the transaction usable. Wait for the receipt's ``saved()`` after the
+        commit only.
+
+        :raises LetopisError: as for ``History.append``.
+        """
+        prepared = prepare_append(
+            conversation_id,
+            (what, *more),
+            limits=self._limits,
+            owner=owner,
+            metadata=metadata,
+            occurred_at=occurred_at,
+            expected=expected,
+            after=after,
+            fail_if_types=fail_if_types,
+        )
+        appended = await run_to_completion(self._write(prepared))
+        return receipt_of(appended, self._deliveries, void=self._end.rolled_back)
+
+    async def finish(
+        self,
+        reply: Reply,
+        *,
+        tokens: int | None = None,
+        usage: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Receipt:
+        """Finish a reply of ``History.reply()`` in this transaction, as ``Reply.finish`` does outside one.
+
+        The message and the bot's own rows commit together or not at all. After a rollback the reply is unfinished, its
+        draft is kept, and it can be finished again.
+
+        :param tokens: as for ``Reply.finish``.
+        :param usage: as for ``Reply.finish``.
+        :param metadata: as for ``Reply.finish``.
+        :raises InvalidInput: the reply belongs to another outbox, or an argument cannot be kept; nothing was written.
+        :raises LetopisError: as for ``Reply.finish``; the transaction stays usable.
+        """
+        if not isinstance(reply, Reply):
+            raise InvalidInput("reply", f"must be what history.reply() gives, not {type(reply).__name__}")
+        return await reply._finish_within(
+            self._outbox, self._write, self._end, tokens=tokens, usage=usage, metadata=metadata
+        )
+
+    async def _write(self, prepared: Prepared, companion: CompanionWrite | None = None) -> Appended:
+        self._appended = True  # also if the caller is cancelled and commits all the same
+        appended = await write(self._outbox, self.connection, prepared, companion)
+        if appended.erased:
+            self._outbox.truncate_wal()
+        return appended
+
+    async def _run(self, statement: Awaitable[T]) -> T:
+        try:
+            return await run_to_completion(statement)
+        except DBAPIError:
+            if not is_open(self.connection):
+                await self.connection.invalidate()  # otherwise the next statement would commit by itself
+            raise
+
+    async def _commit(self) -> None:
+        if not is_open(self.connection):
+            raise OutboxUnavailable(
+                "a statement of the transaction failed and rolled all of it back: nothing was committed, run it again"
+            )
+        self._outbox.gate.verify_file()
+        self._committing = True  # from here on only the file knows the outcome
+        try:
+            await self.connection.commit()
+        except Exception as error:
+            await self.connection.invalidate()
+            raise translate(error) or error from error
+        if self._appended:
+            self._outbox.appended.notify()
+
+    def _fail(self) -> None:
+        if not self._committing:
+            self._end.rolled_back.set()
+
+
+@asynccontextmanager
+async def transaction(outbox: OutboxFile, deliveries: Deliveries, limits: Limits) -> AsyncIterator[Transaction]:
+    """Open a transaction, commit it if the block ends well, and roll it back otherwise, also on cancellation.
+
+    :raises OutboxUnavailable: another writer holds the file for 10 seconds, or the commit ended in an error: whether it
+        took effect is known by the event ids then.
+    """
+    await outbox.gate.acquire()
+    opened: list[AsyncConnection] = []
+    watch: _DurationWatch | None = None
+    running: Transaction | None = None
+    try:
+        await run_to_completion(_begin(outbox, opened))
+        running = Transaction(outbox, opened[0], deliveries, limits)
+        watch = _DurationWatch(outbox)
+        try:
+            yield running
+            await run_to_completion(running._commit())
+        except BaseException:  # a cancellation too: receipts must not wait for what was rolled back
+            running._fail()
+            raise
+    finally:
+        if watch is not None:
+            watch.stop()
+        try:
+            if opened:
+                await run_to_completion(opened[0].close())  # rolls back what is still open
+        finally:
+            if running is not None:
+                running._end.ended.set()
+            outbox.gate.release()
+
+
+async def _begin(outbox: OutboxFile, opened: list[AsyncConnection]) -> None:
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    while True:
+        outbox.gate.verify_file()  # before SQLite creates a file where there is none
+        try:
+            if not opened:
+                opened.append(await outbox.engine.connect())
+            await opened[0].begin()
+        except Exception as error:
+            outbox.gate.verify_file()
+            if is_busy(error) and time.monotonic() < deadline:
+                continue
+            raise translate(error) or error from error
+        return
+
+
+class _DurationWatch:
+    """Logs a transaction that stays open for long, and refuses those that have waited too long for it."""
+
+    def __init__(self, outbox: OutboxFile) -> None:
+        self._outbox = outbox
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(WARN_AFTER_SECONDS, self._warn)
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._timer.cancel()
+
+    def _warn(self) -> None:
+        logger.warning(
+            "a transaction on the outbox has been open for %g s: all appends wait for it; await nothing slow inside",
+            WARN_AFTER_SECONDS,
+        )
+        self._timer = self._loop.call_later(LOCK_TIMEOUT_SECONDS - WARN_AFTER_SECONDS, self._refuse_waiters)
+
+    def _refuse_waiters(self) -> None:
+        self._outbox.reject_waiters(
+            f"a transaction of this process has held the outbox for {LOCK_TIMEOUT_SECONDS:g} s:"
+            " await nothing slow inside one"
+        )
+        self._timer = self._loop.call_later(LOCK_TIMEOUT_SECONDS, self._refuse_waiters)

@@ -1,0 +1,175 @@
+"""Let an operator unblock an outbox from Python; the command ``letopis outbox`` calls the same methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from letopis.outbox.event_log import rebind as rebinding
+from letopis.outbox.event_log.bound_store import read_binding
+from letopis.outbox.event_log.destination import destination_of
+from letopis.outbox.event_log.rebind import Rebound
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.operations import relay_pause, repair
+from letopis.outbox.operations.pending_events import PendingEvent, Selection, list_pending
+from letopis.outbox.relay.store_binding import store_heads
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.store_identity import check_not_moved, expect_store
+from letopis.store.model.codec import DEFAULT_LIMITS, Limits
+
+T = TypeVar("T")
+
+
+class OutboxAdmin:
+    """What an operator can do about a stuck outbox, beside the bot and relay that have it open::
+
+        admin = OutboxAdmin(outbox)
+        for event in await admin.pending(Selection(states=("blocked",), fronts=True)):
+            await admin.skip(event.event_id, reason="sent by mistake")
+
+    Works while the history store is unavailable, except :meth:`skip_missing` and :meth:`rebind`. Nothing is destroyed:
+    a replaced event is kept in the file. Each change wakes the relay. Every method raises ``OutboxUnavailable`` if the
+    file cannot be read or written.
+
+    :param by: the operator, for the record.
+    """
+
+    def __init__(self, outbox: OutboxFile, *, by: str | None = None) -> None:
+        self._outbox = outbox
+        self._by = by
+
+    async def pending(self, selection: Selection, *, limit: int = 100) -> list[PendingEvent]:
+        """Return at most ``limit`` pending events, by conversation and sequence."""
+        return await self._outbox.read(partial(list_pending, selection=selection, limit=limit))
+
+    async def retry(self, selection: Selection) -> list[str]:
+        """Have blocked and retrying conversations retried now, with all their attempts; return their ids.
+
+        A paused one stays paused: :meth:`resume` is for that.
+        """
+        return await self._change(partial(repair.retry, selection=selection))
+
+    async def pause(self, selection: Selection) -> list[str]:
+        """Pause conversations until :meth:`resume`; what is appended meanwhile waits. Return their ids.
+
+        A conversation that is named need not have pending events. A blocked one stays blocked.
+        """
+        return await self._change(partial(repair.pause, selection=selection))
+
+    async def resume(self, selection: Selection) -> list[str]:
+        """Resume paused conversations; return their ids."""
+        return await self._change(partial(repair.resume, selection=selection))
+
+    async def skip(self, event_id: UUID, *, reason: str) -> PendingEvent:
+        """Give up an event; return it as it was. The history gets a tombstone with the reason in its place.
+
+        :raises NotRepairable: the event is not the one that its conversation waits for, or is not stuck.
+        :raises InvalidInput: the reason is empty or too long.
+        """
+        work = partial(repair.skip, event_id=event_id, reason=reason, now_us=self._outbox.now_us(), by=self._by)
+        return await self._change(work)
+
+    async def skip_missing(self, store: ConversationStore, conversation_id: str, *, reason: str) -> tuple[int, ...]:
+        """Put tombstones where neither the file nor the history store holds an event; return their sequences.
+
+        For a conversation that is blocked as ``damaged`` or ``lost``.
+
+        :raises NotRepairable: the conversation is not blocked, or nothing is missing.
+        :raises StoreFault: the store cannot be asked how far it holds the conversation.
+        :raises InvalidInput: the reason is empty or too long.
+        """
+        with expect_store((await self._outbox.read(read_binding)).store_id):
+            heads = await store.lane_heads(self._outbox.origin.origin_id, [conversation_id])
+        work = partial(
+            repair.skip_missing,
+            conversation_id=conversation_id,
+            held=heads.get(conversation_id, 0),
+            reason=reason,
+            now_us=self._outbox.now_us(),
+        )
+        return await self._change(work)
+
+    async def fix(
+        self,
+        event_id: UUID,
+        data: Mapping[str, Any] | None,
+        *,
+        reason: str,
+        metadata: Mapping[str, Any] | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> PendingEvent:
+        """Give an event corrected data, under its id and in its place; return it as it was.
+
+        :param data: ``None`` keeps it.
+        :param metadata: ``None`` keeps it.
+        :raises NotRepairable: the event is not the one that its conversation waits for, or is not stuck.
+        :raises InvalidInput: the data is not valid for this type of event, or would be refused again; or the reason is
+            empty or too long.
+        """
+        work = partial(
+            repair.fix,
+            event_id=event_id,
+            data=data,
+            metadata=metadata,
+            reason=reason,
+            now_us=self._outbox.now_us(),
+            by=self._by,
+            limits=limits,
+        )
+        return await self._change(work)
+
+    async def restore(self, event_id: UUID, *, reason: str) -> PendingEvent:
+        """Put an event back as it was appended, after :meth:`fix` or :meth:`skip`; return the event that it replaces.
+
+        For a repair that was a mistake, or came too late because the history store already had the event.
+
+        :raises NotRepairable: the event is not the one that its conversation waits for, or was never repaired.
+        :raises InvalidInput: the reason is empty or too long.
+        """
+        work = partial(repair.restore, event_id=event_id, reason=reason, now_us=self._outbox.now_us(), by=self._by)
+        return await self._change(work)
+
+    async def rebind(self, store: ConversationStore, *, dry_run: bool = False) -> Rebound:
+        """Bind the outbox to another history store, because its own is gone for good; return the consequences.
+
+        The next relay sends again what the outbox still holds of what it delivered. What has left it is lost, and its
+        conversations are blocked as ``lost``. Before the first delivery this decides where the outbox delivers to.
+
+        :param dry_run: return the consequences without any change.
+        :raises StoreFault: the store cannot be asked, or its history was moved away.
+        """
+        identity = await store.identity()
+        check_not_moved(identity.moved_to)
+        heads = await store_heads(store, self._outbox)
+        target: dict[str, Any] = {
+            "store_id": identity.store_id,
+            "destination": destination_of(store.url),
+            "heads": heads,
+        }
+        if dry_run:
+            return await self._outbox.read(partial(rebinding.preview, **target))
+        return await self._change(partial(rebinding.rebind_outbox, now_us=self._outbox.now_us(), **target))
+
+    async def pause_relay(self, *, reason: str | None = None) -> None:
+        """Pause the relay of this outbox, in whichever process it runs, until :meth:`resume_relay`.
+
+        The batch in flight is finished. Appends continue, and what then waits raises no alert. A restart changes
+        nothing about it.
+
+        :raises InvalidInput: the reason is empty or too long.
+        """
+        reason = None if reason is None else repair.checked_reason(reason)
+        await self._change(partial(relay_pause.set_pause, now_us=self._outbox.now_us(), reason=reason, by=self._by))
+
+    async def resume_relay(self) -> bool:
+        """Resume the relay; return True if it was paused."""
+        return await self._change(relay_pause.clear_pause)
+
+    async def _change(self, work: Callable[[sa.Connection], T]) -> T:
+        result = await self._outbox.write(work)
+        self._outbox.appended.notify()  # wakes a relay of this process; one elsewhere notices the file change
+        return result

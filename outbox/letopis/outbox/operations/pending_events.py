@@ -1,0 +1,167 @@
+"""List pending events with the state of their lanes and the repairs made to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import decode
+from letopis.store.model.event_types import EventSkipped
+
+STATES: Final = ("ready", "retrying", "blocked", "paused")
+
+PENDING: Final = (
+    " FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
+)
+_EVENT: Final = (
+    "SELECT e.event_id, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest,"
+    " e.occurred_at, e.appended_at, l.owner_id, l.state, l.attempts, l.due_at, l.fault_class, l.fault,"
+    " e.sequence = l.delivered + 1 AS front, l.head - e.sequence AS behind"
+    f"{PENDING} WHERE l.owed_since IS NOT NULL AND l.delivered < l.head"
+)
+_HAS_ID: Final = "e.position IN (SELECT position FROM letopis_outbox_known_ids WHERE event_id IN ({0}))"
+_REPAIR: Final = (
+    "SELECT verb, conversation_id, sequence, event_id, type, schema_version, data, metadata, digest, occurred_at,"
+    " reason, repaired_by, repaired_at FROM letopis_outbox_repairs"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which pending events or conversations a verb concerns. Empty fields do not narrow; all others must match.
+
+    :ivar states: of conversations: ``ready``, ``retrying``, ``blocked`` or ``paused``.
+    :ivar fronts: only the event that each conversation waits for.
+    :raises InvalidInput: a state is not known.
+    """
+
+    event_ids: tuple[UUID, ...] = ()
+    conversation_ids: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    fault_classes: tuple[str, ...] = ()
+    fronts: bool = False
+
+    def __post_init__(self) -> None:
+        for state in self.states:
+            if state not in STATES:
+                raise InvalidInput("state", f"must be one of {', '.join(STATES)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingEvent:
+    """One pending event and the state of its lane. Moments are UTC microseconds.
+
+    :ivar front: whether it is the event that its conversation waits for.
+    :ivar behind: how many events of the conversation come after it.
+    """
+
+    event_id: UUID
+    conversation_id: str
+    owner_id: str | None
+    sequence: int
+    type: str
+    schema_version: int
+    data: str
+    metadata: str | None
+    digest: bytes
+    occurred_at: int
+    appended_at: int
+    state: str
+    attempts: int
+    due_at: int
+    fault_class: str | None
+    fault: str | None
+    front: bool
+    behind: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of data and metadata."""
+        return len(self.data.encode()) + len((self.metadata or "").encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What was done to an event, and the event as it was before. Moments are UTC microseconds.
+
+    :ivar repaired_by: the operator, if the caller named one.
+    """
+
+    verb: str
+    conversation_id: str
+    sequence: int
+    event_id: UUID
+    type: str
+    schema_version: int
+    data: str
+    metadata: str | None
+    digest: bytes
+    occurred_at: int
+    reason: str
+    repaired_by: str | None
+    repaired_at: int
+
+
+def selects_events(selection: Selection) -> bool:
+    """Return True if events have to be read to find the conversations of a selection."""
+    return selection.fronts or bool(selection.event_ids)
+
+
+def where_clause(selection: Selection) -> tuple[str, tuple[Any, ...]]:
+    """Return the condition on lanes ``l`` and events ``e``, beginning with ``AND``, and its parameters."""
+    conditions: list[str] = []
+    parameters: list[Any] = []
+    for condition, items in (
+        (_HAS_ID, tuple(one.bytes for one in selection.event_ids)),
+        ("l.conversation_id IN ({0})", selection.conversation_ids),
+        ("l.state IN ({0})", selection.states),
+        ("l.fault_class IN ({0})", selection.fault_classes),
+    ):
+        if items:
+            conditions.append(" AND " + condition.format(", ".join("?" * len(items))))
+            parameters.extend(items)
+    if selection.fronts:
+        conditions.append(" AND e.sequence = l.delivered + 1")
+    return "".join(conditions), tuple(parameters)
+
+
+def list_pending(
+    connection: sa.Connection, selection: Selection, *, limit: int, after: tuple[str, int] = ("", 0)
+) -> list[PendingEvent]:
+    """Return at most ``limit`` pending events by conversation and sequence, the first one behind ``after``."""
+    conditions, parameters = where_clause(selection)
+    rows = connection.exec_driver_sql(
+        f"{_EVENT} AND l.conversation_id >= ? AND (l.conversation_id, e.sequence) > (?, ?){conditions}"
+        " ORDER BY l.conversation_id, e.sequence LIMIT ?",
+        (after[0], *after, *parameters, limit),
+    ).fetchall()
+    return [PendingEvent(**_values(row), front=bool(row.front)) for row in rows]
+
+
+def list_repairs(connection: sa.Connection, event: PendingEvent) -> list[Repair]:
+    """Return the repairs of a pending event, or of the event that it is the tombstone of, oldest first."""
+    ids = [event.event_id]
+    if event.type == EventSkipped.type and (skipped := _skipped_id(event)) is not None:
+        ids.append(skipped)
+    # By ids, not by sequence: a file that was given a new identity renumbers its events.
+    rows = connection.exec_driver_sql(
+        f"{_REPAIR} WHERE event_id IN ({', '.join('?' * len(ids))}) ORDER BY repair_id",
+        tuple(one.bytes for one in ids),
+    ).fetchall()
+    return [Repair(**_values(row)) for row in rows]
+
+
+def _values(row: sa.Row[Any]) -> dict[str, Any]:
+    values = {name: value for name, value in row._mapping.items() if name != "front"}
+    return values | {"event_id": UUID(bytes=row.event_id)}
+
+
+def _skipped_id(tombstone: PendingEvent) -> UUID | None:
+    try:
+        return UUID(str(decode(tombstone.data).get("skipped_event_id")))
+    except ValueError:
+        return None

@@ -1,0 +1,311 @@
+"""Read the status of an outbox and its relay from the file, in values that scripts may rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
+
+from letopis.outbox.alerting.incident_table import open_incidents_of
+from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
+from letopis.outbox.event_log.bound_store import binding_of
+from letopis.outbox.event_log.lanes import lane_counts_of
+from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.outbox.file.wal_readers import LARGE_WAL_BYTES, wal_size
+from letopis.outbox.operations.relay_pause import pause_of
+from letopis.store.database.faults import FaultClass
+from letopis.store.model.events import from_microseconds
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+RELAY_ALIVE_SECONDS: Final = 30.0
+"""Time since its last heartbeat for which a relay counts as running: three of its heartbeats."""
+
+
+_RELAY: Final = (
+    "SELECT pid, holder, host, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason, breaker_detail,"
+    " next_attempt_at, delivered_total, store_tasks, store_rows FROM letopis_outbox_relay"
+)
+
+
+class _RelayRow(NamedTuple):
+    """What the relay last reported; by default what counts where none ever ran."""
+
+    pid: int = 0
+    holder: str = ""
+    host: str = ""
+    heartbeat_at: int = 0
+    progress_at: int = 0
+    breaker: str = "closed"
+    breaker_since: int = 0
+    breaker_reason: str | None = None
+    breaker_detail: str | None = None
+    next_attempt_at: int | None = None
+    delivered_total: int = 0
+    store_tasks: int = 0
+    store_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerStatus:
+    """Whether the relay delivers to the history store.
+
+    :ivar state: ``closed``: it does; ``open`` or ``half_open``: it waits for an unavailable store.
+    :ivar reason: fault class and code; ``None`` while closed.
+    :ivar detail: the same in a sentence.
+    :ivar next_attempt_at: when the store is tried next, as the relay last reported; ``None`` while closed.
+    """
+
+    state: str = "closed"
+    since: datetime | None = None
+    reason: str | None = None
+    detail: str | None = None
+    next_attempt_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayStatus:
+    """The relay that works on the file, in whichever process.
+
+    :ivar running: whether its last heartbeat is recent.
+    :ivar holder: its name, pid and host; ``None`` if no relay ever ran.
+    :ivar last_progress_seconds: seconds since its last progress.
+    :ivar paused_since: since when an operator has paused it; ``None`` if it is not paused.
+    :ivar pause_reason: as the operator gave it.
+    """
+
+    running: bool = False
+    holder: str | None = None
+    last_progress_seconds: float | None = None
+    paused_since: datetime | None = None
+    pause_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatus:
+    """The history store that the outbox belongs to.
+
+    :ivar store_id: its identity, which the outbox is bound to; ``None`` before the first delivery.
+    :ivar destination: where it was last reached, without secrets; before the first delivery, where the bot wants it
+        delivered. ``None`` if no store was named yet.
+    """
+
+    store_id: UUID | None = None
+    destination: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The status of an outbox.
+
+    :ivar read_at: when this was read.
+    :ivar pending: events that the history store does not hold yet.
+    :ivar pending_bytes: of their data and metadata, exact up to 10,000 events, extrapolated beyond.
+    :ivar wal_bytes: of the file's write-ahead log. Beyond 128 MiB, a reader keeps it from being checkpointed.
+    :ivar oldest_pending_seconds: age of the oldest of them; ``None`` if there is none.
+    :ivar delivered: events delivered since the file was created, by all relays.
+    :ivar lanes: conversations with pending events by state: ``ready``, ``retrying``, ``paused``; and all ``blocked``
+        ones.
+    :ivar lost: blocked conversations with events that the history store lost and the outbox no longer holds.
+    :ivar incidents: open incidents.
+    :ivar outbox_id: the identity under which it delivers.
+    :ivar store_tasks: long rewinds and deletions that the history store has not finished, as the relay last reported;
+        what they remove is hidden already.
+    :ivar store_rows: rows left of them, at most.
+    """
+
+    read_at: datetime
+    pending: int
+    pending_bytes: int
+    wal_bytes: int
+    oldest_pending_seconds: float | None
+    delivered: int
+    lanes: Mapping[str, int]
+    lost: int
+    breaker: BreakerStatus
+    relay: RelayStatus
+    incidents: tuple[IncidentRecord, ...]
+    outbox_id: UUID | None = None
+    store: StoreStatus = StoreStatus()
+    store_tasks: int = 0
+    store_rows: int = 0
+
+    @property
+    def wrong_store(self) -> bool:
+        """Whether the relay would deliver to another history store than this outbox's, and therefore does not."""
+        return (self.breaker.reason or "").startswith(FaultClass.WRONG_STORE)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing needs an operator, the store takes deliveries, and a relay runs if something is pending."""
+        needs_operator = self.lanes.get("blocked", 0) > 0 or bool(self.incidents) or self.wal_bytes > LARGE_WAL_BYTES
+        return not needs_operator and self.breaker.state == "closed" and (self.relay.running or self.pending == 0)
+
+    @property
+    def verdict(self) -> str:
+        """What matters most, in a sentence or two for an operator; it agrees with the other values."""
+        blocked, relay, breaker = self.lanes.get("blocked", 0), self.relay, self.breaker
+        pending = f"{_events(self.pending)} pending, nothing is lost" if self.pending else "nothing is pending"
+        if self.lost:
+            has = "has" if self.lost == 1 else "have"
+            return (
+                f"{_conversations(self.lost)} {has} lost events that neither the history store nor this outbox holds:"
+                " see `letopis outbox list`."
+            )
+        if any(case.kind is IncidentKind.HISTORY_INCOMPLETE for case in self.incidents):
+            return "The history store has lost events that it counts: restore it from a backup."
+        if blocked:
+            return (
+                f"{_conversations(blocked)} {'is' if blocked == 1 else 'are'} blocked: see `letopis outbox list`."
+                " Nothing is lost."
+            )
+        if breaker.state != "closed":
+            return f"{_outage(breaker)}; {pending}{self._next_attempt()}."
+        if relay.paused_since is not None and self.pending:
+            return f"The relay is paused; {pending}. `letopis resume` continues."
+        if self.pending and not relay.running:
+            return f"No relay is running; {pending}: start the bot, or `letopis relay`."
+        overdue = sum(case.kind is IncidentKind.CONVERSATION_BLOCKED for case in self.incidents)
+        if overdue and self.pending:
+            return (
+                f"{_conversations(overdue)} {'has' if overdue == 1 else 'have'} waited too long: see"
+                f" `letopis outbox list --state ready`; {pending}."
+            )
+        delivered = (
+            f"{_events(self.pending)} being delivered." if self.pending else "Everything is in the history store."
+        )
+        if any(case.kind is IncidentKind.STORE_DOWN for case in self.incidents):
+            return f"{delivered} The history store is reachable again; its incident closes after a quiet minute."
+        if self.wal_bytes > LARGE_WAL_BYTES:
+            size = self.wal_bytes // 1024**2
+            return f"{delivered} The outbox's WAL has grown to {size} MiB: `letopis doctor` says what holds it."
+        if self.incidents:
+            return f"{delivered} An incident closes after a quiet minute."
+        return delivered
+
+    def _next_attempt(self) -> str:
+        if not self.relay.running:
+            return "; no relay is running: start the bot, or `letopis relay`"
+        if self.breaker.next_attempt_at is None:
+            return ""
+        seconds = max(0.0, (self.breaker.next_attempt_at - self.read_at).total_seconds())
+        return "; trying again now" if seconds < 1 else f"; next attempt in {seconds:.0f} s"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the status as JSON values, whose names and meanings stay stable across releases."""
+        return {
+            "outbox_id": None if self.outbox_id is None else str(self.outbox_id),
+            "store": {
+                "id": None if self.store.store_id is None else str(self.store.store_id),
+                "destination": self.store.destination,
+            },
+            "pending": self.pending,
+            "pending_bytes": self.pending_bytes,
+            "wal_bytes": self.wal_bytes,
+            "oldest_pending_seconds": self.oldest_pending_seconds,
+            "delivered": self.delivered,
+            "lanes": dict(self.lanes),
+            "lost": self.lost,
+            "breaker": _json(self.breaker),
+            "relay": _json(self.relay),
+            "store_tasks": self.store_tasks,
+            "store_rows": self.store_rows,
+            "incidents": [
+                {
+                    "id": str(case.incident_id),
+                    "kind": str(case.kind),
+                    "state": str(case.state),
+                    "conversation_id": case.conversation_id,
+                    "owner_id": case.owner_id,
+                    "reason": case.reason,
+                    "events": case.events,
+                    "since": _moment(case.opened_at),
+                    "notified_at": _moment(case.notified_at),
+                }
+                for case in self.incidents
+            ],
+        }
+
+
+def read_status(connection: sa.Connection, *, now_us: int) -> Status:
+    """Return the status of the outbox file that is open on ``connection``; reads only, and never the history store."""
+    with closing(connection.connection.cursor()) as cursor:
+        return status_of(cursor, now_us=now_us)
+
+
+def status_of(cursor: Any, *, now_us: int) -> Status:
+    """Return the status of the outbox file of a DBAPI cursor, as :func:`read_status` does."""
+    lanes, pause, bound = lane_counts_of(cursor), pause_of(cursor), binding_of(cursor)
+    origin = query_one(cursor, "SELECT origin_id FROM letopis_outbox_origin")
+    breaker, relay = BreakerStatus(), RelayStatus()
+    row = _RelayRow(*(query_one(cursor, _RELAY) or ()))
+    if row.holder:
+        breaker = BreakerStatus(
+            state=row.breaker,
+            since=from_microseconds(row.breaker_since),
+            reason=row.breaker_reason,
+            detail=row.breaker_detail,
+            next_attempt_at=None if row.next_attempt_at is None else from_microseconds(row.next_attempt_at),
+        )
+        relay = RelayStatus(
+            running=row.pid != 0 and _seconds(now_us, row.heartbeat_at) <= RELAY_ALIVE_SECONDS,
+            holder=f"{row.holder} (pid {row.pid} on {row.host})" if row.pid else row.holder,
+            last_progress_seconds=_seconds(now_us, row.progress_at),
+        )
+    if pause is not None:
+        relay = replace(relay, paused_since=pause.since, pause_reason=pause.reason)
+    return Status(
+        read_at=from_microseconds(now_us),
+        pending=lanes.pending,
+        pending_bytes=lanes.pending_bytes,
+        wal_bytes=wal_size(Path(query_all(cursor, "PRAGMA database_list")[0][2])),
+        oldest_pending_seconds=None if lanes.oldest_pending_us is None else _seconds(now_us, lanes.oldest_pending_us),
+        delivered=row.delivered_total,
+        lanes=lanes.lanes,
+        lost=lanes.lost,
+        breaker=breaker,
+        relay=relay,
+        incidents=open_incidents_of(cursor),
+        outbox_id=None if origin is None else UUID(bytes=origin[0]),
+        store=StoreStatus(store_id=bound.store_id, destination=bound.destination),
+        store_tasks=row.store_tasks,
+        store_rows=row.store_rows,
+    )
+
+
+def _seconds(now_us: int, then_us: int) -> float:
+    # Never negative, even after the clock was set back.
+    return round(max(0, now_us - then_us) / 1_000_000, 3)
+
+
+def _json(value: BreakerStatus | RelayStatus) -> dict[str, Any]:
+    return {name: found.isoformat() if isinstance(found, datetime) else found for name, found in asdict(value).items()}
+
+
+def _moment(value: datetime | None) -> str | None:
+    return None if value is None else value.isoformat()
+
+
+def _outage(breaker: BreakerStatus) -> str:
+    since = "" if breaker.since is None else f" since {breaker.since:%Y-%m-%d %H:%M:%S}Z"
+    detail = f" ({breaker.detail or breaker.reason})" if breaker.detail or breaker.reason else ""
+    if (breaker.reason or "").startswith(FaultClass.WRONG_STORE):
+        return f"The relay is pointed at another history store than this outbox's{since}{detail}: run `letopis doctor`"
+    if fault_class(breaker.reason) == FaultClass.POISON:
+        return f"The history store answers and refuses every delivery{since}{detail}: run `letopis doctor`"
+    if (breaker.reason or "").startswith(FaultClass.MISCONFIGURED):
+        return f"The history store takes no deliveries{since}{detail}: run `letopis doctor`"
+    return f"The history store is unreachable{since}{detail}"
+
+
+def _events(count: int) -> str:
+    return f"{count} event{' is' if count == 1 else 's are'}"
+
+
+def _conversations(count: int) -> str:
+    return f"{count} conversation{'' if count == 1 else 's'}"

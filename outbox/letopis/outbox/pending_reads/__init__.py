@@ -1,0 +1,1 @@
+"""Reads that merge pending events over what the history store returned."""

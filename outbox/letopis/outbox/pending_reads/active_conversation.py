@@ -1,0 +1,122 @@
+"""Find an owner's active conversation from the outbox file and the store's view.
+
+The last activation of an outbox wins in whatever order the lanes are delivered, so only that one is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.lanes import find_lane
+from letopis.store.model.event_types import ConversationActivated, ConversationArchived, ConversationDeleted
+from letopis.store.read.reader import StoreView
+from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
+
+_LAST: Final = "SELECT active_conversation_id, activated_order FROM letopis_outbox_owners WHERE owner_id = ?"
+_ACTIVATION: Final = (
+    "SELECT max(sequence) FROM letopis_outbox_log WHERE conversation_id = ? AND type = ?"
+    " AND json_extract(metadata, ?) = ?"
+)
+_ORDER: Final = f'$."{ACTIVATION_ORDER_KEY}"'
+_LEAVING: Final = (
+    "SELECT l.conversation_id, max(e.sequence) FROM letopis_outbox_lanes AS l"
+    " JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
+    " WHERE l.owner_id = ?1 AND l.owed_since IS NOT NULL AND l.delivered < l.head"
+    " AND e.type IN (?2, ?3) GROUP BY l.conversation_id"
+)
+_LEFT: Final = "SELECT max(sequence) FROM letopis_outbox_log WHERE conversation_id = ? AND type IN (?, ?)"
+_LEAVES: Final = (ConversationArchived.type, ConversationDeleted.type)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """The last activation that was appended here for an owner.
+
+    :ivar sequence: of its event; 0 if the event was pruned, so that it comes before all that the file holds.
+    :ivar delivered: whether the history store had it when the file was read.
+    """
+
+    conversation_id: str
+    sequence: int
+    delivered: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingActive:
+    """What the file holds about which conversation of an owner is active.
+
+    :ivar activation: the last one appended here; ``None`` if there was none.
+    :ivar left: for each conversation with a pending archive or delete, and for that of ``activation``, the last
+        sequence that archives or deletes it.
+    """
+
+    activation: Activation | None
+    left: Mapping[str, int]
+
+    @property
+    def lane(self) -> str | None:
+        """The conversation whose lane head in the store has to be known."""
+        return None if self.activation is None or self.activation.delivered else self.activation.conversation_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActiveConversation:
+    """The conversation that was activated last.
+
+    :ivar left: whether a pending event has archived or deleted it since, so that another one is active.
+    """
+
+    conversation_id: str
+    left: bool
+
+
+def read_active(connection: sa.Connection, owner_id: str) -> PendingActive:
+    """Read what is pending about which conversation of an owner is active."""
+    cursor = connection.connection.cursor()
+    try:
+        left = dict(cursor.execute(_LEAVING, (owner_id, *_LEAVES)).fetchall())
+        activation = _activation(connection, cursor, owner_id)
+        if activation is not None and activation.conversation_id not in left:
+            last = cursor.execute(_LEFT, (activation.conversation_id, *_LEAVES)).fetchone()[0]
+            left[activation.conversation_id] = last or 0
+    finally:
+        cursor.close()
+    return PendingActive(activation=activation, left=left)
+
+
+def merge_active(pending: PendingActive, view: StoreView, *, head: int) -> ActiveConversation | None:
+    """Return the active conversation of the store's view, updated by what is pending; ``None`` for none.
+
+    :param head: how far the lane of ``pending.lane`` had got in the store at the moment of the view.
+    """
+    activation = pending.activation
+    if activation is not None and not activation.delivered and activation.sequence > head:
+        return _active(pending, activation.conversation_id, activation.sequence)
+    stored = view.conversation
+    return None if stored is None else _active(pending, stored.conversation_id, view.sequence)
+
+
+def active_alone(pending: PendingActive) -> ActiveConversation | None:
+    """Return the active conversation as far as the file alone tells."""
+    activation = pending.activation
+    return None if activation is None else _active(pending, activation.conversation_id, activation.sequence)
+
+
+def _active(pending: PendingActive, conversation_id: str, after: int) -> ActiveConversation:
+    return ActiveConversation(conversation_id=conversation_id, left=pending.left.get(conversation_id, 0) > after)
+
+
+def _activation(connection: sa.Connection, cursor: Any, owner_id: str) -> Activation | None:
+    row = cursor.execute(_LAST, (owner_id,)).fetchone()
+    if row is None:
+        return None
+    name, order = row
+    lane = find_lane(connection, name)
+    sequence = cursor.execute(_ACTIVATION, (name, ConversationActivated.type, _ORDER, order)).fetchone()[0]
+    if sequence is None or lane is None:
+        return Activation(conversation_id=name, sequence=0, delivered=True)
+    return Activation(conversation_id=name, sequence=sequence, delivered=sequence <= lane.delivered)

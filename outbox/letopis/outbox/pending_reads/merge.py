@@ -1,0 +1,266 @@
+"""Merge pending events of a conversation over the history store's view of it, without I/O.
+
+Each function takes the pending slice, which was read first, and the store's view. Without a view, because the store is
+unavailable, the slice is all that the file retains. :meth:`PendingSlice.covers` has to hold for the two.
+
+A *place* is the version that an event has in the history store or, while it is pending, the one that it will have
+unless another outbox appends to the same conversation first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+from letopis.outbox.event_log.retention import StoredRow
+from letopis.outbox.pending_reads.pending_slice import PendingSlice, superseded_metadata
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage, Saved, Seen
+from letopis.store.model.event_types import ConversationStarted
+from letopis.store.model.events import RecordedEvent
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.read.paging import Window
+from letopis.store.read.reader import EMPTY_VIEW, StoreView
+from letopis.store.rules.fold import Fold, PathPosition
+
+
+class AlreadyDelivered(Exception):
+    """The event up to which the file was to be read is in the history store by now: read again from the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Merge:
+    """The slice after the view: it continues after sequence ``start``, which has place ``base``."""
+
+    pending: PendingSlice
+    view: StoreView
+    unavailable: bool
+    start: int
+    base: int
+    upto: int | None
+
+    @classmethod
+    def of(cls, pending: PendingSlice, view: StoreView | None, upto: int | None = None) -> _Merge:
+        """Return the merge of the two.
+
+        :raises AlreadyDelivered: the view extends beyond ``upto``.
+        """
+        start = pending.start(view)
+        if upto is not None and view is not None and start >= upto:
+            raise AlreadyDelivered
+        base = pending.pruned if view is None else view.version
+        return cls(pending, EMPTY_VIEW if view is None else view, view is None, start, base, upto)
+
+    @property
+    def rows(self) -> Iterable[StoredRow]:
+        return self.pending.beyond(self.start, self.upto)
+
+    @property
+    def seen(self) -> Seen:
+        head = max(self.pending.head, self.view.sequence)
+        return Seen(sequence=head, version=None if self.unavailable else self.view.version)
+
+    def place(self, sequence: int) -> int:
+        return self.base + sequence - self.start
+
+    def place_of(self, message: RecordedMessage) -> int:
+        return self.place(message.sequence) if message.version is None else message.version
+
+    def saved(self, sequence: int) -> Saved:
+        """Return how far an event has got. What is not in the view is not saved, even if it was delivered once."""
+        lane = self.pending.lane
+        if lane is None or (self.unavailable and sequence <= lane.delivered):
+            return Saved.SAVED
+        return Saved.BLOCKED if lane.state == "blocked" else Saved.PENDING
+
+    def event(self, row: StoredRow) -> RecordedEvent:
+        """Return an event, marked if the history store has set it aside."""
+        event = row.event(self.pending.conversation_id, self.pending.origin_id)
+        conflict = self.pending.conflicts.get(row.sequence)
+        if conflict is None:
+            return event
+        return replace(event, metadata=superseded_metadata(event.metadata, conflict))
+
+    def fold(self, rows: Iterable[StoredRow], upcasters: Upcasters, messages: Sequence[RecordedMessage] = ()) -> Fold:
+        """Return the fold of the view and of some of the rows after it."""
+        there = {message.event_id for message in messages}
+        folding = Fold(
+            self.view.conversation,
+            messages=messages,
+            elsewhere=self._older() if self.unavailable else self.view.places,
+            upcasters=upcasters,
+        )
+        for row in rows:
+            event = self.event(row)
+            if event.event_id not in there:
+                folding.apply(event, saved=self.saved(row.sequence))
+        return folding
+
+    def _older(self) -> dict[str, PathPosition]:
+        """Assume that the messages that rewinds name and a pruned file does not hold are older ones."""
+        if self.pending.pruned == 0:
+            return {}
+        cuts = self.pending.path_cuts(self.start, self.upto)
+        named = {target for target, inside in cuts if target is not None and not inside}
+        return {name: PathPosition(version=0, on_path=True, count=0) for name in named}
+
+
+def merge_messages(
+    pending: PendingSlice, view: StoreView | None, window: Window, *, upcasters: Upcasters, upto: int | None = None
+) -> Page[RecordedMessage]:
+    """Return the messages of a window: those of the view, which was read with it, and the pending ones after them.
+
+    :param upto: as it was after this sequence of the outbox.
+    :raises AlreadyDelivered: that is in the view.
+    """
+    merge = _Merge.of(pending, view, upto)
+    view = merge.view
+    cuts = pending.path_cuts(merge.start, upto)
+    whole = bool(cuts) or any(sequence > merge.start for sequence in pending.conflicts)
+    rows, more = _rows_of(merge, window, whole=whole)
+    if rows:
+        folded = merge.fold(rows, upcasters, view.messages).result()
+        found = folded.messages if window.every else folded.path
+        if whole:
+            found = _within_window(found, merge, window)
+    else:
+        found = view.messages
+    older = view.next is not None or (merge.unavailable and pending.pruned > 0 and window.first is None)
+    limit, place = window.limit, None
+    more = more or (limit is not None and len(found) > limit)
+    if window.last is not None:
+        found = found[-window.last :]
+        place = merge.place_of(found[0]) if found and (more or older) else None
+    else:
+        found = found[:limit]
+        place = merge.place_of(found[-1]) if found and (more or view.next is not None) and limit is not None else None
+    return Page(found, next=None if place is None else str(place), complete=not merge.unavailable, seen=merge.seen)
+
+
+def merge_conversation(
+    pending: PendingSlice, view: StoreView | None, *, upcasters: Upcasters, upto: int | None = None
+) -> Conversation | None:
+    """Return the conversation of the view with what is pending, except whether it is the active one.
+
+    :param upto: as it was after this sequence of the outbox.
+    :raises AlreadyDelivered: that is in the view.
+    """
+    merge = _Merge.of(pending, view, upto)
+    found = merge.view.conversation
+    if rows := list(merge.rows):
+        found = merge.fold(rows, upcasters).result().conversation
+    if found is None:
+        return None
+    found = replace(found, seen=merge.seen)
+    if merge.unavailable and pending.lane is not None:
+        return replace(
+            found,
+            owner_id=found.owner_id if found.owner_id is not None else pending.lane.owner_id,
+            version=pending.lane.delivered,
+            pending=pending.lane.pending,
+        )
+    return found
+
+
+def merge_events(
+    pending: PendingSlice, view: StoreView | None, page: Page[RecordedEvent], *, after: int, limit: int
+) -> Page[RecordedEvent]:
+    """Return ``page`` of the store's events, as of the view, filled up with pending ones."""
+    merge = _Merge.of(pending, view)
+    if page.next is not None:
+        return Page(page.items, next=page.next)
+    there = {event.event_id for event in page}
+    found = list(page)
+    place = None
+    for row in merge.rows:
+        if merge.place(row.sequence) <= after:
+            continue
+        event = merge.event(row)
+        if event.event_id in there:
+            continue
+        if len(found) >= limit:
+            place = str(merge.place(row.sequence) - 1)
+            break
+        found.append(event)
+    return Page(tuple(found), next=place, complete=not merge.unavailable)
+
+
+def last_event_at(pending: PendingSlice, view: StoreView | None, moment: datetime) -> UUID | None:
+    """Return the last pending event, in order, that occurred by a moment; ``None`` if there is none."""
+    for row in reversed(list(_Merge.of(pending, view).rows)):
+        if row.occurred_at <= moment:
+            return row.event_id
+    return None
+
+
+def place_of(pending: PendingSlice, view: StoreView | None, message: RecordedMessage) -> int:
+    """Return the place of a message of a merged page."""
+    return _Merge.of(pending, view).place_of(message)
+
+
+def may_inherit(pending: PendingSlice, view: StoreView | None) -> bool:
+    """Return True if a conversation may be a fork that reads its parent, without decoding events."""
+    if view is not None and view.conversation is not None and view.conversation.forked_from is not None:
+        return view.conversation.inherits
+    return any(
+        row.type == ConversationStarted.type and '"forked_from"' in row.values[4]
+        for row in _Merge.of(pending, view).rows
+    )
+
+
+def path_bound(pending: PendingSlice, view: StoreView, *, upto: int | None = None) -> int | None:
+    """Return the version beyond which pending events take stored messages off the path; ``None`` for none."""
+    bound: int | None = None
+    for target, inside in pending.path_cuts(pending.start(view), upto):
+        there = None if target is None else view.places.get(target)
+        if target is None or (there is None and not inside and view.inherits):
+            bound = 0
+        elif not inside and there is not None and there.on_path and (bound is None or there.version <= bound):
+            bound = there.version
+    return bound
+
+
+def _within_window(found: tuple[RecordedMessage, ...], merge: _Merge, window: Window) -> tuple[RecordedMessage, ...]:
+    return tuple(
+        message
+        for message in found
+        if (window.before is None or merge.place_of(message) < window.before)
+        and (window.after is None or merge.place_of(message) > window.after)
+    )
+
+
+def _rows_of(merge: _Merge, window: Window, *, whole: bool) -> tuple[Sequence[StoredRow], bool]:
+    """Return the rows to fold, in order, and whether messages of the window were left out.
+
+    These are the messages inside the window, as many as it holds, and all events that may change them.
+
+    :param whole: return all rows, because some are not on the path, or may take others off it.
+    """
+    rows = list(merge.rows)
+    if whole or not rows:
+        return rows, False
+    room = window.limit
+    if window.first is not None:
+        # Messages that the store has left come first.
+        room = 0 if merge.view.next is not None else window.first - len(merge.view.messages)
+    backward = window.last is not None
+    kept: list[StoredRow] = []
+    cut = merge.pending.left_out and rows[0].sequence > merge.start + 1
+    for row in reversed(rows) if backward else rows:
+        if row.appends:
+            place = merge.place(row.sequence)
+            if (window.before is not None and place >= window.before) or (
+                window.after is not None and place <= window.after
+            ):
+                continue
+            if room is not None and room <= 0:
+                cut = True
+                if backward:
+                    break  # earlier events do not change what is shown
+                continue
+            room = None if room is None else room - 1
+        kept.append(row)
+    if backward:
+        kept.reverse()
+    return kept, cut

@@ -1,0 +1,125 @@
+"""Merge the store's list of conversations with those that have pending events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from letopis.store.model.conversations import Conversation, Page
+from letopis.store.model.events import to_microseconds
+from letopis.store.read.paging import conversations_cursor
+
+# CROSS JOIN: SQLite would sometimes read all events, and look up the lane of each.
+_KEYS: Final = (
+    "SELECT l.conversation_id, e.occurred_at, l.owner_id IS NULL FROM letopis_outbox_lanes AS l"
+    " CROSS JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence = l.head"
+)
+_PENDING: Final = (
+    f"{_KEYS} WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND (?1 IS NULL OR coalesce(l.owner_id, ?1) = ?1)"
+)
+_RETAINED: Final = (
+    f"{_KEYS} WHERE (?1 IS NULL OR l.owner_id = ?1)"
+    " AND (?2 IS NULL OR (e.occurred_at, l.conversation_id) < (?2, ?3))"
+    " ORDER BY e.occurred_at DESC, l.conversation_id DESC LIMIT ?4"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ListingKey:
+    """A conversation's place in the list: the newest activity first, so the greatest key first."""
+
+    updated_at: int
+    conversation_id: str
+
+    @property
+    def cursor(self) -> str:
+        """The place after it."""
+        return conversations_cursor(self.updated_at, self.conversation_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingKeys:
+    """The conversations in the file that the list needs.
+
+    :ivar known: with their places in the list; of one owner if one is asked for.
+    :ivar unknown: those without a known owner, if one owner is asked for.
+    """
+
+    known: Mapping[str, ListingKey]
+    unknown: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """One page of the list, before the conversations on it are read.
+
+    :ivar items: in order; with the store's conversation if nothing was pending of it.
+    """
+
+    items: tuple[tuple[str, Conversation | None], ...]
+    next: str | None
+
+
+def read_pending_keys(connection: sa.Connection, owner: str | None) -> PendingKeys:
+    """Read which conversations have pending events: those of an owner and those without a known owner, or all."""
+    rows = _all(connection, _PENDING, (owner,))
+    return PendingKeys(
+        known={
+            row[0]: ListingKey(updated_at=row[1], conversation_id=row[0]) for row in rows if owner is None or not row[2]
+        },
+        unknown=frozenset(row[0] for row in rows if owner is not None and row[2]),
+    )
+
+
+def read_retained_keys(
+    connection: sa.Connection, owner: str | None, after: ListingKey | None, limit: int
+) -> PendingKeys:
+    """Read the conversations of the file that come next in the list, while the store is unavailable."""
+    place = (None, None) if after is None else (after.updated_at, after.conversation_id)
+    rows = _all(connection, _RETAINED, (owner, *place, limit))
+    return PendingKeys(
+        known={row[0]: ListingKey(updated_at=row[1], conversation_id=row[0]) for row in rows}, unknown=frozenset()
+    )
+
+
+def merge_list(
+    pending: PendingKeys, page: Page[Conversation] | None, *, after: ListingKey | None, limit: int
+) -> Listing:
+    """Return the page of the list after a key, with pending conversations at their new place. No I/O.
+
+    :param page: the store's own page after the same key, read after ``pending``; ``None`` where it could not be read.
+    """
+    found: dict[ListingKey, Conversation | None] = {
+        key: None for key in pending.known.values() if after is None or key < after
+    }
+    stored = () if page is None else page.items
+    keys = [
+        ListingKey(updated_at=to_microseconds(one.updated_at), conversation_id=one.conversation_id) for one in stored
+    ]
+    for key, one in zip(keys, stored, strict=True):
+        if key.conversation_id not in pending.known:
+            # Without a known owner, pending events have to be merged with it.
+            found[key] = None if key.conversation_id in pending.unknown else one
+    order = sorted(found, reverse=True)
+    more_stored = page is not None and page.next is not None
+    if more_stored:
+        # Conversations that the store has not returned yet may come before those behind its last one.
+        order = [key for key in order if key >= keys[-1]]
+    cursor = None
+    if len(order) > limit:
+        order = order[:limit]
+        cursor = order[-1].cursor
+    elif more_stored:
+        cursor = keys[-1].cursor
+    return Listing(items=tuple((key.conversation_id, found[key]) for key in order), next=cursor)
+
+
+def _all(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    cursor = connection.connection.cursor()
+    try:
+        return list(cursor.execute(statement, values).fetchall())
+    finally:
+        cursor.close()

@@ -1,0 +1,244 @@
+"""Read what a search looks through in the outbox: pending events, or all retained ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.lanes import SELECT_LANE, Lane, lane_of
+from letopis.outbox.event_log.retention import rows_after
+from letopis.store.errors import OutboxUnavailable
+from letopis.store.model.codec import decode
+from letopis.store.model.conversations import Conversation, RecordedMessage, Saved
+from letopis.store.model.event_types import (
+    ConversationDeleted,
+    ConversationRewound,
+    MessageAppended,
+    MessageEdited,
+    MessageRedacted,
+)
+from letopis.store.model.events import RecordedEvent
+from letopis.store.model.parts import content_text
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.rules.fold import Fold, PathPosition
+from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.search.query import Query, match
+
+MAX_SEARCHED_EVENTS: Final = 10_000
+"""The newest events of the outbox that one search looks through."""
+
+# The conversation with the newest event comes first.
+_LANES: Final = (
+    f"{SELECT_LANE.replace('SELECT ', 'SELECT l.').replace(', ', ', l.')} AS l"
+    " LEFT JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence = l.head"
+    " WHERE {conditions} ORDER BY e.position DESC"
+)
+_POSITIONS: Final = (
+    "SELECT sequence, position FROM letopis_outbox_log WHERE conversation_id = ? AND sequence > ? AND type IN (?, ?)"
+)
+_QUEUED: Final = (
+    "SELECT position, conversation_id, data FROM letopis_outbox_log WHERE position IN (SELECT value FROM json_each(?))"
+)
+_SUPERSEDED: Final = "SELECT sequence FROM letopis_outbox_superseded WHERE conversation_id = ? AND sequence > ?"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageKey:
+    """A message by its id."""
+
+    conversation_id: str
+    message_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingConversation:
+    """What the outbox holds of one conversation beyond the history store.
+
+    :ivar events: in order, all after a sequence; superseded ones are marked.
+    :ivar positions: the outbox positions of the events that hold a message's content, by sequence.
+    :ivar whole: ``False`` if a damaged event was left out.
+    """
+
+    lane: Lane
+    events: tuple[RecordedEvent, ...]
+    positions: Mapping[int, int]
+    whole: bool = True
+
+    def saved(self, sequence: int) -> Saved:
+        """Return how far an event has got."""
+        if sequence <= self.lane.delivered:
+            return Saved.SAVED
+        return Saved.BLOCKED if self.lane.state == "blocked" else Saved.PENDING
+
+    def appended(self) -> frozenset[str]:
+        """Return the ids of the messages that are appended here."""
+        return frozenset(_message_id(event) for event in self.events if event.type == MessageAppended.type)
+
+    def targets(self) -> frozenset[str]:
+        """Return the ids of the messages to which a rewind leads."""
+        named = (event.data.get("to_message_id") for event in self.events if event.type == ConversationRewound.type)
+        return frozenset(one for one in named if isinstance(one, str))
+
+    def candidates(self, query: Query, upcasters: Upcasters) -> list[tuple[int, MessageKey]]:
+        """Return the messages whose newest content here matches, each with the position of the event that holds it."""
+        found: dict[str, int] = {}
+        for event in self.events:
+            message_id = _message_id(event)
+            if event.type in (MessageAppended.type, MessageEdited.type) and event.digest is not None:
+                found.pop(message_id, None)
+                if match(query, _text(event, upcasters)) is not None:
+                    found[message_id] = self.positions.get(event.sequence, 0)
+            elif event.type == MessageRedacted.type:
+                found.pop(message_id, None)
+            elif event.type == ConversationDeleted.type:
+                found.clear()
+        return [(position, MessageKey(self.lane.conversation_id, message_id)) for message_id, position in found.items()]
+
+    def merge(
+        self,
+        stored: Iterable[RecordedMessage],
+        *,
+        conversation: Conversation | None,
+        elsewhere: Mapping[str, PathPosition] | None,
+        upcasters: Upcasters,
+    ) -> tuple[RecordedMessage, ...]:
+        """Return messages of the history store, and those here, in their state after all events here.
+
+        :param elsewhere: the places of the messages to which rewinds lead; ``None`` if the store is unavailable.
+        """
+        base = sorted(stored, key=lambda message: message.version or 0)
+        if elsewhere is None:
+            elsewhere = self._older()
+        folding = Fold(conversation, base, elsewhere=elsewhere, upcasters=upcasters)
+        there = {message.event_id for message in base}
+        for event in self.events:
+            if event.event_id not in there:
+                folding.apply(event, saved=self.saved(event.sequence))
+        return folding.result().messages
+
+    def _older(self) -> dict[str, PathPosition]:
+        """Assume that the messages that rewinds name and the outbox has pruned are older ones."""
+        if not self.lane.pruned:
+            return {}
+        return {name: PathPosition(version=0, on_path=True, count=0) for name in self.targets() - self.appended()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingSearch:
+    """What the outbox held at one moment.
+
+    :ivar lanes: all lanes that are searched.
+    :ivar conversations: what was read of them, up to :data:`MAX_SEARCHED_EVENTS`.
+    :ivar queued: the messages that were requested by position, as far as they are still there.
+    :ivar complete: ``False`` if there was more, or a damaged event.
+    """
+
+    lanes: Mapping[str, Lane]
+    conversations: Mapping[str, PendingConversation]
+    queued: Mapping[int, MessageKey]
+    complete: bool
+
+    def candidates(self, query: Query, *, owner: str | None, upcasters: Upcasters) -> list[tuple[int, MessageKey]]:
+        """Return the messages that match, the newest content first, without those known to be other owners'."""
+        found = [
+            candidate
+            for one in self.conversations.values()
+            if owner is None or one.lane.owner_id in (owner, None)
+            for candidate in one.candidates(query, upcasters)
+        ]
+        return sorted(found, key=lambda pair: pair[0], reverse=True)
+
+
+def snapshot(
+    connection: sa.Connection,
+    *,
+    origin_id: UUID,
+    conversation: str | None,
+    retained: bool = False,
+    queued: Sequence[int] = (),
+    most: int = MAX_SEARCHED_EVENTS,
+) -> PendingSearch:
+    """Return what is pending, of one conversation or of all.
+
+    :param retained: include delivered events that the file retains.
+    :param queued: positions of events whose messages are wanted too.
+    """
+    conditions, values = ["true" if retained else "l.owed_since IS NOT NULL AND l.delivered < l.head"], list[str]()
+    if conversation is not None:
+        conditions.append("l.conversation_id = ?")
+        values.append(conversation)
+    cursor = connection.connection.cursor()
+    try:
+        keys = _queued(cursor, queued)
+        cursor.execute(_LANES.format(conditions=" AND ".join(conditions)), values)
+        lanes = {lane.conversation_id: lane for lane in map(lane_of, cursor.fetchall())}
+        found, complete, left = dict[str, PendingConversation](), True, most
+        for name, lane in lanes.items():
+            start = lane.pruned if retained else lane.delivered
+            if lane.head - start > left:
+                complete = False
+                continue
+            found[name] = one = _read_lane(connection, cursor, lane, start, origin_id)
+            complete = complete and one.whole
+            left -= len(one.events)
+        return PendingSearch(lanes=lanes, conversations=found, queued=keys, complete=complete)
+    finally:
+        cursor.close()
+
+
+def pending_of(connection: sa.Connection, lanes: Iterable[Lane], *, origin_id: UUID) -> dict[str, PendingConversation]:
+    """Return what was pending in lanes when a snapshot was taken of them, and what came since."""
+    cursor = connection.connection.cursor()
+    try:
+        return {lane.conversation_id: _read_lane(connection, cursor, lane, lane.delivered, origin_id) for lane in lanes}
+    finally:
+        cursor.close()
+
+
+def _queued(cursor: Any, positions: Sequence[int]) -> dict[int, MessageKey]:
+    found: dict[int, MessageKey] = {}
+    if positions:
+        cursor.execute(_QUEUED, (orjson.dumps(list(positions)).decode(),))
+        for position, conversation_id, data in cursor.fetchall():
+            with suppress(ValueError):  # damaged since
+                found[position] = MessageKey(conversation_id, str(decode(data).get("message_id")))
+    return found
+
+
+def _read_lane(connection: sa.Connection, cursor: Any, lane: Lane, start: int, origin_id: UUID) -> PendingConversation:
+    place = (lane.conversation_id, start)
+    superseded = {row[0] for row in cursor.execute(_SUPERSEDED, place).fetchall()}
+    events = list[RecordedEvent]()
+    whole = True
+    for row in rows_after(connection, lane.conversation_id, start):
+        try:
+            event = row.event(lane.conversation_id, origin_id)
+        except OutboxUnavailable:  # damaged: reading the conversation reports it, and the search goes on
+            whole = False
+            continue
+        if row.sequence in superseded:
+            event = replace(event, metadata={**event.metadata, SUPERSEDED_KEY: {}})
+        events.append(event)
+    cursor.execute(_POSITIONS, (*place, MessageAppended.type, MessageEdited.type))
+    return PendingConversation(lane=lane, events=tuple(events), positions=dict(cursor.fetchall()), whole=whole)
+
+
+def _message_id(event: RecordedEvent) -> str:
+    return str(event.data.get("message_id"))
+
+
+def _text(event: RecordedEvent, upcasters: Upcasters) -> str:
+    body = event.body(upcasters)
+    match body:
+        case MessageAppended():
+            return body.message.text
+        case MessageEdited():
+            return content_text(body.content)
+        case _:
+            return ""

@@ -1,0 +1,206 @@
+"""Read the pending slice of a conversation: the events in the outbox file that the history store may not hold.
+
+It is read before the store. An event that is delivered in between is in both, and the merge drops it by the sequence
+that the store's view reports; an event that is not in the slice was delivered before, and is in the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.lanes import Lane, find_lane
+from letopis.outbox.event_log.retention import StoredRow, rows_after
+from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, EventSkipped
+from letopis.store.read.reader import StoreView
+from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
+
+CUTTING: Final = frozenset({ConversationRewound.type, ConversationDeleted.type})
+"""Events that take messages off the path which may be in the store alone."""
+
+_CUTTING: Final = (
+    "SELECT 1 FROM letopis_outbox_log WHERE conversation_id = ? AND sequence > ? AND type IN (?, ?) LIMIT 1"
+)
+_CONFLICTS: Final = (
+    "SELECT sequence, expected, actual FROM letopis_outbox_superseded WHERE conversation_id = ? AND sequence > ?"
+)
+_REPAIRED: Final = (
+    "SELECT 1 FROM letopis_outbox_log AS e JOIN letopis_outbox_repairs AS r ON r.event_id = e.event_id"
+    " WHERE e.conversation_id = ? AND e.sequence = ?"
+    " UNION ALL SELECT 1 FROM letopis_outbox_log AS e"
+    " WHERE e.conversation_id = ? AND e.sequence = ? AND e.type = ?"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingSlice:
+    """One conversation's events after a sequence, as the file held them at one moment.
+
+    :ivar lane: ``None`` if the file holds nothing of the conversation, or only ``head`` was read.
+    :ivar head: the last sequence in the file; 0 for none.
+    :ivar since: the rows begin after this sequence; a store that holds less needs another slice.
+    :ivar rows: in order, up to ``head``: all of them, or the newest if ``left_out``.
+    :ivar conflicts: the conflicts by which the history store set events aside, by sequence.
+    :ivar diverged: the store holds other events under the pending sequences, because the file is a restored backup or
+        a copy.
+    """
+
+    conversation_id: str
+    origin_id: UUID
+    lane: Lane | None = None
+    head: int = 0
+    since: int = 0
+    rows: tuple[StoredRow, ...] = ()
+    left_out: bool = False
+    conflicts: Mapping[int, Conflict] = field(default_factory=dict)
+    diverged: bool = False
+
+    @classmethod
+    def nothing(cls, conversation_id: str, origin_id: UUID, head: int) -> Self:
+        """Return the slice of a conversation without pending events."""
+        return cls(conversation_id=conversation_id, origin_id=origin_id, head=head, since=head)
+
+    @property
+    def pruned(self) -> int:
+        """The last sequence that is no longer in the file."""
+        return 0 if self.lane is None else self.lane.pruned
+
+    @property
+    def cuts(self) -> bool:
+        """Whether an event of it may take messages off the path."""
+        return any(row.type in CUTTING for row in self.rows)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The ids of the messages to which its rewinds lead."""
+        named = (row.data.get("to_message_id") for row in self.rows if row.type == ConversationRewound.type)
+        return frozenset(one for one in named if isinstance(one, str))
+
+    def covers(self, view: StoreView) -> bool:
+        """Return True if it begins where a view ends, or earlier, so that the two are complete."""
+        return view.sequence >= self.since
+
+    def start(self, view: StoreView | None) -> int:
+        """Return the sequence after which its rows are not in a view."""
+        if view is None or self.lane is None:
+            return self.since
+        if self.diverged and self.lane.delivered < view.sequence:
+            return self.lane.delivered
+        return view.sequence
+
+    def path_cuts(self, start: int, upto: int | None = None) -> list[tuple[str | None, bool]]:
+        """Return the messages after which the path is cut, in order, and whether each is in the slice itself."""
+        cuts: list[tuple[str | None, bool]] = []
+        if not self.cuts:
+            return cuts
+        appended: set[str] = set()
+        for row in self.beyond(start, upto):
+            if row.sequence in self.conflicts:
+                continue
+            if row.appends:
+                appended.add(str(row.data.get("message_id")))
+            elif row.type in CUTTING:
+                target = row.data.get("to_message_id")
+                cuts.append((target, target in appended))
+        return cuts
+
+    def beyond(self, start: int, upto: int | None = None) -> Iterable[StoredRow]:
+        """Return the rows after ``start``, up to ``upto``."""
+        if upto is None and (not self.rows or self.rows[0].sequence > start):
+            return self.rows
+        return [row for row in self.rows if row.sequence > start and (upto is None or row.sequence <= upto)]
+
+
+def read_slice(
+    connection: sa.Connection,
+    conversation_id: str,
+    *,
+    origin_id: UUID,
+    since: int | None = None,
+    newest: int | None = None,
+) -> PendingSlice:
+    """Read what is pending of a conversation.
+
+    :param since: read from this sequence on, although it is delivered, as far as the file retains it.
+    :param newest: the number of newest messages that suffice. All rows are read if the path is cut or a message was
+        superseded, because not all messages are on the path then.
+    :raises OutboxUnavailable: an event whose content is needed is damaged.
+    """
+    lane = find_lane(connection, conversation_id)
+    if lane is None:
+        return PendingSlice(conversation_id=conversation_id, origin_id=origin_id)
+    start = max(lane.delivered if since is None else since, lane.pruned)
+    conflicts = {
+        row[0]: Conflict(expected=row[1], actual=row[2])
+        for row in _all(connection, _CONFLICTS, (conversation_id, start))
+    }
+    whole = newest is None or bool(conflicts) or _cuts(connection, conversation_id, start)
+    rows, left_out = _rows(connection, conversation_id, start, None if whole else newest)
+    return PendingSlice(
+        conversation_id=conversation_id,
+        origin_id=origin_id,
+        lane=lane,
+        head=lane.head,
+        since=start,
+        rows=rows,
+        left_out=left_out,
+        conflicts=conflicts,
+        diverged=_diverged(connection, lane),
+    )
+
+
+def read_retained(
+    connection: sa.Connection, conversation_id: str, *, origin_id: UUID, newest: int | None = None
+) -> PendingSlice:
+    """Read all that the file retains of a conversation, or its newest part, while the store is unavailable."""
+    return read_slice(connection, conversation_id, origin_id=origin_id, since=0, newest=newest)
+
+
+def superseded_metadata(metadata: Mapping[str, Any], conflict: Conflict) -> Mapping[str, Any]:
+    """Return an event's metadata, marked as superseded by the history store."""
+    return {**metadata, SUPERSEDED_KEY: conflict.to_data()}
+
+
+def _rows(
+    connection: sa.Connection, conversation_id: str, start: int, newest: int | None
+) -> tuple[tuple[StoredRow, ...], bool]:
+    if newest is None:
+        return tuple(rows_after(connection, conversation_id, start)), False
+    found: list[StoredRow] = []
+    left = newest
+    for row in rows_after(connection, conversation_id, start, backward=True):
+        if row.appends:
+            if left == 0:
+                found.reverse()
+                return tuple(found), True
+            left -= 1
+        found.append(row)
+    found.reverse()
+    return tuple(found), False
+
+
+def _cuts(connection: sa.Connection, conversation_id: str, start: int) -> bool:
+    return bool(_all(connection, _CUTTING, (conversation_id, start, *sorted(CUTTING))))
+
+
+def _diverged(connection: sa.Connection, lane: Lane) -> bool:
+    # A repaired event differs too, but the store holds the original, and the events after it may be equal.
+    place = (lane.conversation_id, lane.delivered + 1)
+    return (
+        lane.state == "blocked"
+        and lane.fault_class == "diverged"
+        and not _all(connection, _REPAIRED, (*place, *place, EventSkipped.type))
+    )
+
+
+def _all(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(statement, values)
+        return list(cursor.fetchall())
+    finally:
+        cursor.close()

@@ -1,0 +1,151 @@
+"""Add to a store's count the messages that only the outbox file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.lanes import find_lane
+from letopis.store.errors import OutboxUnavailable
+from letopis.store.model.codec import decode
+from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.rules.statistics import Period, StatisticsBuilder
+
+_LANES: Final = (
+    "SELECT conversation_id, owner_id, pruned, head FROM letopis_outbox_lanes WHERE {conditions}"
+    " ORDER BY conversation_id"
+)
+_MESSAGES: Final = (
+    "SELECT e.sequence, e.schema_version, e.data, s.sequence IS NOT NULL FROM letopis_outbox_log AS e"
+    " LEFT JOIN letopis_outbox_superseded AS s"
+    " ON s.conversation_id = e.conversation_id AND s.sequence = e.sequence"
+    " WHERE e.conversation_id = ? AND e.sequence > ? AND e.sequence <= ? AND e.type = ?"
+    " AND (?5 IS NULL OR e.occurred_at >= ?5) AND (?6 IS NULL OR e.occurred_at < ?6)"
+)
+
+
+class StaleRead(Exception):
+    """Events between what the store held and what the file holds were delivered and pruned meanwhile: read again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneRange:
+    """A lane's events to count: those after ``start``, up to ``head``.
+
+    :ivar owner_id: ``None`` if the outbox does not know the owner.
+    :ivar alone: whether no store is read, so that events before ``start`` are not known.
+    """
+
+    conversation_id: str
+    owner_id: str | None
+    start: int
+    head: int
+    alone: bool = False
+
+
+def pending_lanes(connection: sa.Connection, owner_id: str | None) -> list[LaneRange]:
+    """Return the lanes with pending events: an owner's, and those without a known owner.
+
+    Their ``start`` is a placeholder until :func:`pending_ranges` takes it from the store.
+    """
+    conditions = "owed_since IS NOT NULL AND delivered < head"
+    if owner_id is not None:
+        conditions += " AND coalesce(owner_id, ?1) = ?1"
+    return _lanes(connection, conditions, owner_id, alone=False)
+
+
+def retained_lanes(connection: sa.Connection, owner_id: str | None) -> list[LaneRange]:
+    """Return the lanes of which the file retains events, from the first one on."""
+    conditions = "pruned < head" if owner_id is None else "pruned < head AND owner_id = ?1"
+    return _lanes(connection, conditions, owner_id, alone=True)
+
+
+def pending_ranges(
+    ranges: Iterable[LaneRange], heads: Mapping[str, int], owned: frozenset[str], owner_id: str | None
+) -> list[LaneRange]:
+    """Return the pending range of each of the owner's lanes that the store does not hold yet.
+
+    :param heads: how far the lanes had got in the store.
+    :param owned: the conversations that belong to the owner according to the store.
+    """
+    return [
+        LaneRange(
+            conversation_id=one.conversation_id,
+            owner_id=one.owner_id,
+            start=heads.get(one.conversation_id, 0),
+            head=one.head,
+        )
+        for one in ranges
+        if owner_id is None or one.owner_id == owner_id or one.conversation_id in owned
+    ]
+
+
+def count_messages(
+    connection: sa.Connection,
+    counting: StatisticsBuilder,
+    ranges: Iterable[LaneRange],
+    period: Period,
+    *,
+    upcasters: Upcasters,
+) -> list[str]:
+    """Count the messages of some lanes, and return the conversations that had any.
+
+    :raises StaleRead: events of them were delivered and pruned meanwhile: count the store again.
+    :raises OutboxUnavailable: an event is damaged in the file.
+    """
+    found = []
+    cursor = connection.connection.cursor()
+    try:
+        for one in ranges:
+            start = _start(connection, one)
+            cursor.execute(
+                _MESSAGES, (one.conversation_id, start, one.head, MessageAppended.type, period.since, period.until)
+            )
+            counted = False
+            while (row := cursor.fetchone()) is not None:
+                counted = True
+                _, data = upcasters.upcast(MessageAppended.type, row[1], _decoded(row[2], row[0]))
+                counting.take(data, superseded=bool(row[3]))
+            if counted:
+                found.append(one.conversation_id)
+    finally:
+        cursor.close()
+    return found
+
+
+def _lanes(connection: sa.Connection, conditions: str, owner_id: str | None, *, alone: bool) -> list[LaneRange]:
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(_LANES.format(conditions=conditions), () if owner_id is None else (owner_id,))
+        return [
+            LaneRange(conversation_id=row[0], owner_id=row[1], start=row[2], head=row[3], alone=alone)
+            for row in cursor.fetchall()
+        ]
+    finally:
+        cursor.close()
+
+
+def _start(connection: sa.Connection, lane_range: LaneRange) -> int:
+    lane = find_lane(connection, lane_range.conversation_id)
+    if lane is None or lane_range.alone:
+        return lane_range.start
+    if lane.delivered < lane_range.start and lane.state == "blocked" and lane.fault_class == "diverged":
+        return lane.delivered  # the store holds other events there
+    if lane.pruned > lane_range.start:
+        raise StaleRead
+    return lane_range.start
+
+
+def _decoded(text: str, sequence: int) -> Mapping[str, Any]:
+    try:
+        return decode(text)
+    except ValueError:
+        # Not chained: the error holds the text.
+        reason = (
+            f"event {sequence} of a conversation is damaged in the outbox file: `letopis outbox` can fix or skip it"
+        )
+    raise OutboxUnavailable(reason)

@@ -1,0 +1,110 @@
+"""Read the pending slice first, then one view of the history store, and merge the two.
+
+What was acknowledged before the read began is in the slice, or had been delivered before it was taken and is in the
+view. What is delivered in between is in both, and the merge drops it by the sequence that the view reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.pending_reads.merge import path_bound
+from letopis.outbox.pending_reads.pending_slice import PendingSlice, read_retained, read_slice
+from letopis.outbox.pending_reads.store_gateway import StoreGateway
+from letopis.store.read.paging import Window
+from letopis.store.read.reader import StoreView, ViewQuery
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+_MAX_ATTEMPTS: Final = 4
+
+
+class ReadPath:
+    """Reads conversations from an outbox file and the history store that it delivers to."""
+
+    def __init__(self, outbox: OutboxFile, gateway: StoreGateway) -> None:
+        self._outbox = outbox
+        self._gateway = gateway
+
+    async def read(
+        self,
+        conversation_id: str,
+        ask: Callable[[PendingSlice], Awaitable[tuple[StoreView, V] | None]],
+        merge: Callable[[PendingSlice, StoreView | None, V | None], T],
+        *,
+        newest: int | None = None,
+    ) -> T:
+        """Read the pending slice, then call ``ask``, and return what ``merge`` makes of the two.
+
+        If the store holds less than had been delivered, as after a restore, another slice is read from there on. If
+        that is no longer in the file, or the store does not answer, ``merge`` gets all that the file retains, and no
+        view.
+
+        :param newest: messages of the slice that are enough, as for :func:`read_slice`.
+        :raises OutboxUnavailable: the outbox file cannot be read.
+        """
+        since: int | None = None
+        for _ in range(0 if self._gateway.unavailable else _MAX_ATTEMPTS):
+            pending = await self._pending(conversation_id, since, newest)
+            found = await ask(pending)
+            if found is None or found[0].sequence < pending.pruned:
+                break
+            if pending.covers(found[0]):
+                return merge(pending, *found)
+            since = found[0].sequence
+        origin_id = self._outbox.origin.origin_id
+        retained = await self._outbox.read(
+            lambda connection: read_retained(connection, conversation_id, origin_id=origin_id, newest=newest)
+        )
+        return merge(retained, None, None)
+
+    async def read_window(
+        self,
+        conversation_id: str,
+        window: Window | None,
+        merge: Callable[[PendingSlice, StoreView | None], T],
+        *,
+        upto: int | None = None,
+        newest: int | None = None,
+        whole: bool = False,
+    ) -> T:
+        """Read a conversation with messages of a window, or none, and merge them with what is pending.
+
+        :param upto: as it was after this sequence of the outbox.
+        :param whole: whether the conversation itself is needed too.
+        """
+        origin_id = self._outbox.origin.origin_id
+
+        async def ask(pending: PendingSlice) -> tuple[StoreView, None] | None:
+            cuts = pending.cuts
+            view = await self._gateway.view(
+                ViewQuery(
+                    conversation_id=conversation_id,
+                    origin_id=origin_id,
+                    window=window,
+                    names=pending.names if cuts else (),
+                    bound=partial(path_bound, pending, upto=upto) if cuts else None,
+                    whole=whole,
+                )
+            )
+            return None if view is None else (view, None)
+
+        def merged(pending: PendingSlice, view: StoreView | None, _: Any) -> T:
+            return merge(pending, view)
+
+        return await self.read(conversation_id, ask, merged, newest=newest)
+
+    async def _pending(self, conversation_id: str, since: int | None, newest: int | None) -> PendingSlice:
+        origin_id = self._outbox.origin.origin_id
+        if since is None:
+            # One lookup in cached pages, without a lock, is faster than a hop to a thread.
+            there = self._outbox.probe.lookup(conversation_id)
+            if there.settled:
+                return PendingSlice.nothing(conversation_id, origin_id, there.head)
+        return await self._outbox.read(
+            lambda connection: read_slice(connection, conversation_id, origin_id=origin_id, since=since, newest=newest)
+        )

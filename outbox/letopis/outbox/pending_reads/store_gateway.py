@@ -1,0 +1,227 @@
+"""Read the history store while it answers, so that reads do not wait for one that does not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.store_identity import expect_store
+from letopis.store.errors import Closed, ReadTimeout
+from letopis.store.read.reader import StoreView, ViewQuery
+
+T = TypeVar("T")
+logger = logging.getLogger("letopis.outbox.history")
+
+UNAVAILABLE_CLASSES: Final = frozenset(
+    {
+        FaultClass.UNAVAILABLE,
+        FaultClass.MISCONFIGURED,
+        FaultClass.WRONG_STORE,
+        FaultClass.UNKNOWN_OUTCOME,
+        FaultClass.UNCLASSIFIED,
+        FaultClass.CONFLICT,
+    }
+)
+"""Faults of the store, as opposed to faults of the request."""
+SINGLE_REQUEST_CLASSES: Final = frozenset({FaultClass.CONFLICT, FaultClass.UNCLASSIFIED})
+"""Faults that may concern one request alone: another request checks whether the store answers at all."""
+TIMEOUT_CODES: Final = frozenset(
+    {"57014", "25P04", "1317", "1969", "3024", "SQLITE_INTERRUPT", "timeout", "pool-timeout"}
+)
+"""Codes of faults that say that a request took too long, which may concern that request alone, too."""
+HEALTH_CHECK_TIMEOUT_SECONDS: Final = 1.0
+"""Seconds that the store has for a health check after a request that it did not answer."""
+PROBE_DELAYS_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Seconds between two probes of an unavailable store; the last delay repeats."""
+
+
+class StoreGateway:
+    """Reads the history store while it is available, and otherwise returns at once and probes it in the background.
+
+    A connection that fails makes the store unavailable. A request that takes too long does not: a health check, for
+    which other reads wait, decides. A store other than the one that the outbox is bound to is unavailable, because it
+    holds another history.
+
+    :param breaker: the relay's in this process; while it is open, reads do not ask the store either.
+    :param bound_to: the store that the outbox is bound to; ``None`` before its first delivery.
+    :param deadline: seconds that one read may take.
+    """
+
+    def __init__(
+        self,
+        store: ConversationStore,
+        *,
+        breaker: Callable[[], Breaker | None],
+        bound_to: Callable[[], UUID | None] = lambda: None,
+        deadline: float = 3.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._breaker = breaker
+        self.bound_to = bound_to
+        self._deadline = deadline
+        self._monotonic = monotonic
+        self._probing: asyncio.Task[None] | None = None
+        self._health_check: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[Any]] = set()
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether the store did not answer the last request."""
+        return self._probing is not None and not self._probing.done()
+
+    async def read(
+        self,
+        ask: Callable[[ConversationStore], Coroutine[Any, Any, T]],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - a driver that ignores it is left behind, not awaited
+        needed: bool = False,
+    ) -> T | None:
+        """Return what ``ask(store)`` returns; ``None`` if the store is unavailable or takes too long.
+
+        :param timeout: in seconds, instead of the deadline of all reads.
+        :param needed: whether only the store can answer, so that an available store that takes too long is an error.
+        :raises ReadTimeout: the request took too long, and the answer is needed.
+        :raises StoreFault: the request failed, and the answer is needed.
+        :raises LetopisError: the request is wrong.
+        """
+        limit = self._deadline if timeout is None else timeout
+        return await self._unless_unavailable(lambda: self._in_time(ask(self._store), limit), limit, needed=needed)
+
+    async def view(self, query: ViewQuery) -> StoreView | None:
+        """Return the store's view of a conversation; ``None`` as for :meth:`read`."""
+
+        async def in_time() -> StoreView:
+            if (asking := self._store.outbox_access.view_at_once(query)) is None:
+                return await self._in_time(self._store.outbox_access.view(query), self._deadline)
+            async with asyncio.timeout(self._deadline):
+                return await asking
+
+        return await self._unless_unavailable(in_time, self._deadline)
+
+    async def _unless_unavailable(
+        self, asking: Callable[[], Coroutine[Any, Any, T | None]], limit: float, *, needed: bool = False
+    ) -> T | None:
+        breaker = self._breaker()
+        if breaker is not None and not breaker.readable:
+            self._probe()
+        if self._health_check is not None:
+            await asyncio.wait((self._health_check,))
+        if self.unavailable:
+            return None
+        try:
+            with expect_store(self.bound_to()):
+                return await asking()
+        except StoreFault as fault:
+            if fault.fault_class not in UNAVAILABLE_CLASSES:
+                raise
+            reason = str(fault)
+            if fault.code not in TIMEOUT_CODES:
+                if fault.fault_class not in SINGLE_REQUEST_CLASSES:
+                    self._log_outage(reason)
+                    self._probe()
+                    return None
+                self._start_health_check(reason)
+                if needed:
+                    raise
+                return None
+        except TimeoutError:
+            reason = f"no answer in {limit:g} s"
+        self._start_health_check(reason)
+        if needed:
+            raise ReadTimeout(reason)
+        return None
+
+    async def close(self) -> None:
+        """Stop probing, and cancel what still runs."""
+        running = [task for task in (self._probing, self._health_check, *self._running) if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _in_time(self, asking: Coroutine[Any, Any, T], limit: float) -> T:
+        # In a task of its own: a driver that ignores a cancellation must not hold up the caller.
+        task = asyncio.get_running_loop().create_task(asking)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        try:
+            await asyncio.wait((task,), timeout=limit)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not task.done():
+            task.cancel()
+            raise TimeoutError
+        return task.result()
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, so that asyncio does not report it again
+
+    def _log_outage(self, reason: str) -> None:
+        if not self.unavailable:
+            logger.warning("the history store cannot be read, reads come from the outbox alone: %s", reason)
+
+    def _start_health_check(self, reason: str) -> None:
+        if self._health_check is None and not self.unavailable:
+            logger.warning("the history store did not answer a request: %s", reason)
+            self._health_check = asyncio.get_running_loop().create_task(
+                self._check_health(reason), name="letopis-store-check"
+            )
+
+    async def _check_health(self, reason: str) -> None:
+        """Find out whether the store is unavailable, or one request was too much for it."""
+        try:
+            with expect_store(self.bound_to()):
+                await self._in_time(is_reachable(self._store), min(HEALTH_CHECK_TIMEOUT_SECONDS, self._deadline))
+        except Closed:
+            return
+        except Exception as error:  # of any kind: the store does not answer
+            logger.debug("the history store fails its health check: %s", type(error).__name__)
+            self._log_outage(reason)
+            self._probe()
+        finally:
+            self._health_check = None
+
+    def _probe(self) -> None:
+        if not self.unavailable:
+            self._probing = asyncio.get_running_loop().create_task(
+                self._probe_until_available(), name="letopis-store-probe"
+            )
+
+    async def _probe_until_available(self) -> None:
+        tries = 0
+        while True:
+            await asyncio.sleep(PROBE_DELAYS_SECONDS[min(tries, len(PROBE_DELAYS_SECONDS) - 1)])
+            tries += 1
+            breaker = self._breaker()
+            try:
+                with expect_store(self.bound_to()):
+                    await self._in_time(is_reachable(self._store), self._deadline)
+            except Closed:
+                return
+            except Exception as error:  # of any kind: the store is still unavailable
+                logger.debug("the history store is still unavailable: %s", type(error).__name__)
+                continue
+            if breaker is None or breaker.readable or tries >= len(PROBE_DELAYS_SECONDS):
+                # A relay that waits for its next probe does not keep readers from a store that is back.
+                logger.info("the history store can be read again")
+                return
+
+
+async def is_reachable(store: ConversationStore) -> bool:
+    """Return True once the store has answered.
+
+    The identity is read from a table, because a server may answer long before the history is there.
+    """
+    await store.prepare()
+    await store.identity()
+    return True

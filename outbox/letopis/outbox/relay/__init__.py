@@ -1,0 +1,1 @@
+"""Deliver the events of an outbox to its history store."""

@@ -1,0 +1,72 @@
+"""Run the maintenance of the outbox file between deliveries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import sqlalchemy as sa
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.reporting import log_context, logger
+from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
+
+TIDY_INTERVAL_SECONDS: Final = 5.0
+CHORE_INTERVAL_SECONDS: Final = 5.0
+CHORE_RETRY_SECONDS: Final = 60.0
+"""Wait after a chore that failed."""
+
+Chore = Callable[[sa.Connection], bool]
+
+
+class Chores:
+    """Runs chores, and tidies the outbox file, at intervals. A chore that fails is logged and retried later.
+
+    :param chores: each runs in a write transaction, and returns True if it has more to do at once.
+    """
+
+    def __init__(self, outbox: OutboxFile, chores: Sequence[Chore], *, clock: Clock) -> None:
+        self._outbox = outbox
+        self._chores = chores
+        self._clock = clock
+        self._due = clock.after(0)
+        self._tidy_due = clock.after(TIDY_INTERVAL_SECONDS)
+
+    async def run(self, *, store_available: bool) -> bool:
+        """Run what is due; return True if a chore has more to do at once.
+
+        :param store_available: ``False`` to tidy only: in an outage the outbox file may be what fills the disk.
+        """
+        if self._tidy_due.remaining(self._clock) == 0:
+            await self._tidy()
+        due = self._chores and store_available and self._due.remaining(self._clock) == 0
+        return bool(due) and await self._run_chores()
+
+    async def _run_chores(self) -> bool:
+        more = False
+        wait = CHORE_INTERVAL_SECONDS
+        for chore in self._chores:
+            try:
+                more = await self._outbox.write(chore) or more
+            except Exception as error:  # a chore that fails must not keep the relay from delivering
+                wait = CHORE_RETRY_SECONDS
+                logger.warning(
+                    "a chore of the relay failed, next try in %.0f s: %s",
+                    wait,
+                    error if isinstance(error, LetopisError) else type(error).__name__,
+                    extra=log_context(),
+                )
+        self._due = self._clock.after(0.0 if more else wait)
+        return more
+
+    async def _tidy(self) -> None:
+        wait = TIDY_INTERVAL_SECONDS
+        try:
+            await self._outbox.maintain()
+        except (OutboxFull, OutboxUnavailable) as error:
+            wait = CHORE_RETRY_SECONDS
+            logger.warning(
+                "the outbox file could not be tidied, next try in %.0f s: %s", wait, error, extra=log_context()
+            )
+        self._tidy_due = self._clock.after(wait)

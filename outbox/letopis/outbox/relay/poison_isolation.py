@@ -1,0 +1,283 @@
+"""Send a batch, and isolate the event that makes it fail."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from letopis.outbox.relay.send_result import Refusal, SendResult
+from letopis.outbox.retry.fault_attribution import (
+    ISOLATE_AFTER_FAILURES,
+    STORE_FAULT_CLASSES,
+    TRIAL_CLASSES,
+    FaultAttribution,
+    as_store_fault,
+)
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.errors import Closed, HistoryDiverged, LetopisError, OriginSuperseded, SequenceGap
+from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, SequencedEvent
+
+Apply = Callable[[Sequence[LaneBatch]], Awaitable[ApplyResult]]
+TryOut = Callable[[str], Awaitable[None]]
+
+MAX_UNAVAILABLE_TRIES: Final = 2
+"""Tries while the store is unavailable: a connection that was cut while it was idle is no outage yet."""
+_MAX_TRIES: Final = {
+    FaultClass.CONFLICT: 4,
+    FaultClass.UNKNOWN_OUTCOME: 2,  # the commit may have taken effect
+    FaultClass.UNAVAILABLE: MAX_UNAVAILABLE_TRIES,
+}
+"""Tries of a batch, by class of fault, before the fault counts; other faults count at once."""
+_IMMEDIATE_RETRIES: Final = RetryPolicy(base=0.04, factor=2.0, cap=0.32)
+IMMEDIATE_RETRY_LIMIT_SECONDS: Final = 1.0
+"""An outage that took longer than this to show is not retried at once."""
+
+
+class PoisonIsolation:
+    """Sends batches, and splits those that fail: by halves down to the conversation, then down to the event.
+
+    Everything else of the batch is delivered, including the events before the failing event; later events of its own
+    conversation are not sent. One failing event among ``n`` costs about ``2 log n`` tries.
+
+    A refusal is the store's fault if an ordinary event is refused in the same words, or if conversation after
+    conversation is refused and none succeeds. Otherwise it is the event's.
+
+    :param apply: the history store's; every error of it is classified here, only ``Closed`` is raised.
+    :param try_out: has the store apply an ordinary event and roll it back.
+    :param deadline: seconds after which a try is abandoned, with unknown outcome.
+    :param sleep: waits for some seconds; injected for tests.
+    """
+
+    def __init__(
+        self,
+        apply: Apply,
+        *,
+        try_out: TryOut,
+        attribution: FaultAttribution,
+        deadline: float,
+        uniform: Callable[[float, float], float],
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._apply = apply
+        self._try_out = try_out
+        self._attribution = attribution
+        self._deadline = deadline
+        self._uniform = uniform
+        self._monotonic = monotonic
+        self._sleep = sleep
+
+    async def send(self, batches: Sequence[LaneBatch], *, suspects: Iterable[str] = ()) -> SendResult:
+        """Send one batch a lane, each event at most once and in this order; return the outcome.
+
+        :param suspects: conversations to be sent on their own, after the others.
+        """
+        failures = self._attribution.failures_while_others_succeeded
+        alone = {one.conversation_id for one in batches if failures(one.conversation_id) >= ISOLATE_AFTER_FAILURES}
+        alone.update(suspects)
+        together = [one for one in batches if one.conversation_id not in alone]
+        # The most suspicious last: it may be the one that ends the turn of the others.
+        isolated = sorted(
+            (one for one in batches if one.conversation_id in alone), key=lambda one: failures(one.conversation_id)
+        )
+        sent = SendResult()
+        for group in ([together] if together else []) + [[one] for one in isolated]:
+            if not await self._send(group, sent):
+                break
+        if sent.fault is None and self._all_refused(sent):
+            await self._try_the_rest(batches, sent)
+        self._attribute(sent)
+        return sent
+
+    async def _send(self, lanes: Sequence[LaneBatch], sent: SendResult) -> bool:
+        """Send lanes in one transaction, or in parts; return False if no more must be sent."""
+        found = await self._try(lanes, sent)
+        if isinstance(found, ApplyResult):
+            return await self._record(lanes, found, sent)
+        if self._is_store_fault(found, lanes):
+            self._fail(found, lanes, sent)
+            return False
+        if len(lanes) == 1:
+            return await self._find_failing_event(lanes[0], found, sent)
+        # Every other one, to part failing conversations that stand side by side because they came at the same moment.
+        return await self._send(lanes[::2], sent) and await self._send(lanes[1::2], sent)
+
+    async def _find_failing_event(self, lane: LaneBatch, fault: StoreFault, sent: SendResult) -> bool:
+        """Find the one event of a lane that is refused, by halves, and deliver those before it.
+
+        Return False if no more must be sent.
+        """
+        rest: Sequence[SequencedEvent] = list(lane.deliveries)
+        while len(rest) > 1:
+            half = LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(rest[: len(rest) // 2]))
+            found = await self._try([half], sent)
+            if isinstance(found, ApplyResult):
+                # Not a success of the conversation: its good events prove nothing about the failing one.
+                if not await self._record([half], found, sent, is_success=False):
+                    return False
+                if sent.delivered.get(lane.conversation_id) != half.deliveries[-1].sequence:
+                    return True  # refused for what the store holds: no later event of the lane can follow
+                rest = rest[len(half.deliveries) :]
+            elif self._is_store_fault(found, [half]):
+                self._fail(found, [half], sent)
+                return False
+            else:
+                rest, fault = list(half.deliveries), found
+        failing_event = rest[0]
+        refusal = Refusal(
+            conversation_id=lane.conversation_id,
+            sequence=failing_event.sequence,
+            event=failing_event.event,
+            fault_class=str(fault.fault_class),
+            fault=str(fault),
+        )
+        self._attribution.record_refusal(lane.conversation_id)
+        sent.undecided.append((refusal, fault))
+        if fault.fault_class in TRIAL_CLASSES and (shared := await self._try_ordinary_event(fault, lane)) is not None:
+            sent.fault = shared
+            return False
+        return not self._all_refused(sent)
+
+    async def _try_ordinary_event(self, fault: StoreFault, lane: LaneBatch) -> StoreFault | None:
+        """Return the fault that keeps the store from accepting an ordinary event too; ``None`` if it accepts one.
+
+        A refusal in other words proves nothing: a rule of the database's owner may concern ordinary conversations only.
+        """
+        try:
+            async with asyncio.timeout(self._deadline):
+                await self._try_out(lane.conversation_id)
+        except StoreFault as found:
+            if found.fault_class in STORE_FAULT_CLASSES:
+                return found
+            return as_store_fault(fault) if str(found) == str(fault) else None
+        except Closed:
+            raise
+        except Exception:  # too slow, or a fault of ours: that proves nothing, the next delivery does
+            return None
+        return None
+
+    def _all_refused(self, sent: SendResult) -> bool:
+        """Return True if conversation after conversation was refused and none succeeded."""
+        return self._attribution.points_to_store and not sent.any_succeeded
+
+    async def _try_the_rest(self, batches: Sequence[LaneBatch], sent: SendResult) -> None:
+        """Send the conversations that were not tried yet: if they are refused too, it is the store."""
+        tried = {refusal.conversation_id for refusal, _ in sent.undecided} | sent.delivered.keys() | sent.gaps.keys()
+        rest = [one for one in batches if one.conversation_id not in tried]
+        if rest:
+            found = await self._try(rest, sent)
+            if isinstance(found, ApplyResult):
+                await self._record(rest, found, sent)
+                return
+            if found.fault_class in STORE_FAULT_CLASSES:
+                self._fail(found, rest, sent)
+                return
+        sent.fault = as_store_fault(sent.undecided[-1][1])
+
+    def _attribute(self, sent: SendResult) -> None:
+        """Charge the conversations that failed while others succeeded; the rest waits uncharged."""
+        undecided, succeeded = sent.undecided, sent.any_succeeded
+        if sent.fault is not None:
+            if undecided and sent.fault.fault_class not in STORE_FAULT_CLASSES:
+                refused = dict.fromkeys(refusal.conversation_id for refusal, _ in undecided)
+                sent.suspects = sent.cleared = tuple(refused | dict.fromkeys(self._attribution.refused_alone))
+            return
+        for refusal, fault in undecided:
+            if succeeded:
+                self._attribution.charge(refusal.conversation_id)
+            charged = self._attribution.is_charged(fault, refusal.conversation_id)
+            sent.refusals.append(refusal if charged else replace(refusal, charged=False))
+
+    def _is_store_fault(self, fault: StoreFault, lanes: Sequence[LaneBatch]) -> bool:
+        return self._attribution.is_store_fault(fault, [one.conversation_id for one in lanes])
+
+    def _fail(self, fault: StoreFault, lanes: Sequence[LaneBatch], sent: SendResult) -> None:
+        sent.fault = fault
+        sent.suspects = tuple(one.conversation_id for one in lanes)
+        if fault.fault_class is not FaultClass.WRONG_STORE:
+            self._attribution.record_failure(sent.suspects)
+
+    async def _record(
+        self, lanes: Sequence[LaneBatch], result: ApplyResult, sent: SendResult, *, is_success: bool = True
+    ) -> bool:
+        """Record what the store accepted, and what it refused because of what it holds.
+
+        Return False if no more must be sent.
+        """
+        by_id = {one.conversation_id: one for one in lanes}
+        for applied in result.applied:
+            sent.inserted += applied.inserted
+            sent.duplicates += applied.duplicates
+            if applied.superseded:
+                sent.superseded.setdefault(applied.conversation_id, {}).update(applied.superseded)
+            sent.delivered[applied.conversation_id] = by_id[applied.conversation_id].deliveries[-1].sequence
+        if is_success:
+            self._attribution.record_success([applied.conversation_id for applied in result.applied])
+        for refused in result.refused:
+            lane = by_id[refused.conversation_id]
+            if isinstance(refused, SequenceGap):
+                sent.gaps[refused.conversation_id] = refused.head
+                continue
+            sequence = refused.sequence if isinstance(refused, HistoryDiverged) else lane.deliveries[0].sequence
+            before = tuple(one for one in lane.deliveries if one.sequence < sequence)
+            if before:
+                part = LaneBatch(conversation_id=lane.conversation_id, deliveries=before)
+                found = await self._try([part], sent)
+                if not isinstance(found, ApplyResult):
+                    self._fail(found, [part], sent)
+                    return False
+                if not await self._record([part], found, sent):
+                    return False
+                if sent.delivered.get(lane.conversation_id) != before[-1].sequence:
+                    continue  # an earlier event was refused this time
+            sent.refusals.append(
+                Refusal(
+                    conversation_id=lane.conversation_id,
+                    sequence=sequence,
+                    event=lane.deliveries[sequence - lane.deliveries[0].sequence].event,
+                    fault_class="diverged",
+                    fault=str(refused),
+                    final=True,
+                )
+            )
+        return True
+
+    async def _try(self, lanes: Sequence[LaneBatch], sent: SendResult) -> ApplyResult | StoreFault:
+        """Apply once, and retry at once after faults that usually pass."""
+        tries = 0
+        while True:
+            tries += 1
+            start = self._monotonic()
+            found = await self._apply_once(lanes)
+            if isinstance(found, ApplyResult):
+                return found
+            kind = found.fault_class
+            sent.faults[str(kind)] += 1
+            slow = kind is FaultClass.UNAVAILABLE and self._monotonic() - start > IMMEDIATE_RETRY_LIMIT_SECONDS
+            if slow or tries >= _MAX_TRIES.get(kind, 1):
+                return found
+            await self._sleep(_IMMEDIATE_RETRIES.delay(tries, uniform=self._uniform))
+
+    async def _apply_once(self, lanes: Sequence[LaneBatch]) -> ApplyResult | StoreFault:
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await self._apply(lanes)
+        except StoreFault as fault:
+            return fault
+        except TimeoutError:
+            return StoreFault(
+                fault_class=FaultClass.UNKNOWN_OUTCOME,
+                code="deadline",
+                reason=f"the history store did not finish within {self._deadline:g} s",
+            )
+        except OriginSuperseded as superseded:
+            return StoreFault(fault_class=FaultClass.MISCONFIGURED, code="origin-superseded", reason=str(superseded))
+        except Closed:
+            raise
+        except Exception as error:  # a fault of ours must not end the relay; it is attributed like any other
+            reason = str(error) if isinstance(error, LetopisError) else "an error that Letopis does not know"
+            return StoreFault(fault_class=FaultClass.UNCLASSIFIED, code=type(error).__name__, reason=reason)

@@ -1,0 +1,202 @@
+"""Find events that the history store lost, by comparing it with what the outbox counts as delivered.
+
+A store that was restored from a backup, or failed over to a replica that lagged, answers like any other. The heads of
+all lanes are therefore compared with the store's at the start and after any connection was made or lost, and some of
+them at intervals, the most recently delivered included. What the store lost is sent again from the tail; what the tail
+no longer holds is reported. In turn with that a part of the store's log is counted: events that were deleted while the
+counters stayed cannot be sent again, and are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+
+from letopis.outbox.alerting.incident_table import record_incomplete
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.acknowledge import Rewound, is_current_lease, rewind_lane, unblock_recovered
+from letopis.outbox.event_log.lanes import delivered_positions, delivered_positions_of, lost_lanes
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.reporting import log_context, logger
+from letopis.outbox.retry.fault_attribution import STORE_FAULT_CLASSES
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import StoreFault
+from letopis.store.errors import LetopisError
+from letopis.store.maintenance.continuity import LogCount
+
+T = TypeVar("T")
+
+RECONCILE_INTERVAL_SECONDS: Final = 30.0
+"""Time between two comparisons with a stable store, in turn of the heads of lanes and of the log."""
+LANES_PER_REQUEST: Final = 500
+"""Lanes compared with the history store at a time."""
+MAX_RECENT_LANES: Final = 100
+"""Most recently delivered lanes in each comparison at intervals; the rest take turns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcileResult:
+    """The result of one comparison.
+
+    :ivar rewound: the lanes that are sent again, or cannot be.
+    :ivar fenced: whether another relay has taken over.
+    """
+
+    rewound: Mapping[str, Rewound] = field(default_factory=dict)
+    fenced: bool = False
+
+
+class Reconciler:
+    """Compares one outbox file with one history store, one small request at a time."""
+
+    def __init__(self, outbox: OutboxFile, store: ConversationStore, *, clock: Clock) -> None:
+        self._outbox = outbox
+        self._store = store
+        self._clock = clock
+        self._due = clock.after(RECONCILE_INTERVAL_SECONDS)
+        self._all_after: str | None = ""  # last lane compared in the pass over all of them
+        self._some_after = ""
+        self._log_after = 0
+        self._log_complete = True  # as far as this pass over the log has come
+        self._log_next = False
+        self._generation = store.outbox_access.continuity.generation
+        self._recent: dict[str, None] = {}
+
+    def schedule_all(self) -> None:
+        """Have all lanes compared in the next idle moments."""
+        self._all_after = ""
+
+    def delivered(self, conversation_ids: Collection[str]) -> None:
+        """Note the lanes that were delivered most recently."""
+        for one in conversation_ids:
+            self._recent.pop(one, None)
+            self._recent[one] = None
+        for _ in range(len(self._recent) - MAX_RECENT_LANES):
+            del self._recent[next(iter(self._recent))]
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to compare now."""
+        if (generation := self._store.outbox_access.continuity.generation) != self._generation:
+            self._generation = generation
+            self.schedule_all()
+        return self._all_after is not None or self._due.remaining(self._clock) == 0
+
+    async def compare(self, incarnation: int) -> ReconcileResult:
+        """Send the store one request, and record what follows from the answer.
+
+        An error that is no fault of the store is logged, and the request repeated after the interval.
+
+        :param incarnation: of the relay that compares; nothing is written if another has taken over.
+        :raises StoreFault: the store is unavailable, or refuses the relay.
+        :raises OutboxUnavailable: the outbox file cannot be read or written.
+        """
+        try:
+            if self._all_after is not None:
+                return await self._compare_all(incarnation, self._all_after)
+            self._due = self._clock.after(RECONCILE_INTERVAL_SECONDS)
+            self._log_next = not self._log_next
+            return await (self._compare_some(incarnation) if self._log_next else self._count_log(incarnation))
+        except StoreFault as fault:
+            if fault.fault_class in STORE_FAULT_CLASSES:
+                raise
+            self._postpone(str(fault))
+        except LetopisError:
+            raise
+        except Exception as error:  # a comparison that fails must not keep the relay from delivering
+            self._postpone(type(error).__name__)
+        return ReconcileResult()
+
+    def _postpone(self, reason: str) -> None:
+        self._all_after, self._due = None, self._clock.after(RECONCILE_INTERVAL_SECONDS)
+        logger.warning("lanes could not be compared with the history store: %s", reason, extra=log_context())
+
+    async def _compare_all(self, incarnation: int, after: str) -> ReconcileResult:
+        page = await self._outbox.read(partial(delivered_positions, after=after, limit=LANES_PER_REQUEST))
+        result = await self._compare_lanes(page, incarnation)
+        if not result.fenced and self._all_after == after:  # not scheduled from the start meanwhile
+            self._all_after = max(page) if len(page) == LANES_PER_REQUEST else None
+        return result
+
+    async def _compare_some(self, incarnation: int) -> ReconcileResult:
+        limit = LANES_PER_REQUEST - MAX_RECENT_LANES
+        rest = await self._outbox.read(partial(delivered_positions, after=self._some_after, limit=limit))
+        self._some_after = max(rest) if len(rest) == limit else ""
+        recent = await self._outbox.read(partial(delivered_positions_of, conversation_ids=tuple(self._recent)))
+        result = await self._compare_lanes({**recent, **rest}, incarnation)
+        if result.rewound:
+            self.schedule_all()
+        return result
+
+    async def _compare_lanes(self, delivered: Mapping[str, int], incarnation: int) -> ReconcileResult:
+        if not delivered:
+            return ReconcileResult()
+        lost = await self._outbox.read(lost_lanes)
+        heads = await _twice(partial(self._store.lane_heads, self._outbox.origin.origin_id, list(delivered)))
+        behind = {one: heads.get(one, 0) for one, position in delivered.items() if heads.get(one, 0) < position}
+        found = {one: upto for one, upto in lost.items() if one in delivered and heads.get(one, 0) >= upto}
+        if not (behind or found):
+            return ReconcileResult()
+        write = partial(_settle, behind=behind, found=found, incarnation=incarnation, now_us=self._clock.now_us())
+        rewound = await self._outbox.write(write)
+        return ReconcileResult(fenced=True) if rewound is None else ReconcileResult(rewound=rewound)
+
+    async def _count_log(self, incarnation: int) -> ReconcileResult:
+        found = await _twice(partial(self._store.outbox_access.continuity.count, self._log_after))
+        complete = self._log_complete and not found.missing
+        ended = found.next == 0
+        self._log_after, self._log_complete = found.next, complete or ended
+        if found.missing or (ended and complete):
+            problem = _incomplete(found) if found.missing else None
+            write = partial(_note_log, problem=problem, incarnation=incarnation, now_us=self._clock.now_us())
+            if (changed := await self._outbox.write(write)) is None:
+                return ReconcileResult(fenced=True)
+            if changed and problem:
+                logger.error("%s", problem, extra=log_context())
+            elif changed:
+                self.schedule_all()  # a restored backup is older than what was delivered
+                logger.info("the log of the history store is whole again", extra=log_context())
+        return ReconcileResult()
+
+
+def _incomplete(found: LogCount) -> str:
+    return (
+        f"{found}: they were deleted, and nothing can send them again; restore the store from a backup, what was"
+        " delivered since is sent again [incomplete log]"
+    )
+
+
+async def _twice(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask, and again at once after a fault of the store: a connection cut while it was idle is no outage."""
+    try:
+        return await ask()
+    except StoreFault as fault:
+        if fault.fault_class not in STORE_FAULT_CLASSES:
+            raise
+    return await ask()
+
+
+def _settle(
+    connection: sa.Connection,
+    *,
+    behind: Mapping[str, int],
+    found: Mapping[str, int],
+    incarnation: int,
+    now_us: int,
+) -> dict[str, Rewound] | None:
+    if not is_current_lease(connection, incarnation):
+        return None
+    for one, upto in found.items():
+        unblock_recovered(connection, one, upto, now_us=now_us)
+    rewound = {one: rewind_lane(connection, one, head, now_us=now_us) for one, head in behind.items()}
+    return {one: done for one, done in rewound.items() if done.events or done.lost}
+
+
+def _note_log(connection: sa.Connection, *, problem: str | None, incarnation: int, now_us: int) -> bool | None:
+    if not is_current_lease(connection, incarnation):
+        return None
+    return record_incomplete(connection, problem, now_us=now_us)

@@ -1,0 +1,98 @@
+"""Have the history store carry out long rewinds and deletions, one step between two deliveries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.relay.reporting import log_context, logger
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import StoreFault
+from letopis.store.database.store_identity import expect_store
+from letopis.store.model.event_types import ConversationDeleted, ConversationRewound
+from letopis.store.read.task_marks import PendingTasks
+from letopis.store.rules.apply_plan import LaneBatch
+
+LOOK_INTERVAL_SECONDS: Final = 60.0
+"""Time between two looks for tasks that another relay left, and until a failed step is retried."""
+REPORT_INTERVAL_SECONDS: Final = 10.0
+"""Time between two log records about work in progress."""
+_LONG_TYPES: Final = (ConversationRewound.type, ConversationDeleted.type)
+
+
+class StoreTasks:
+    """What one relay knows of the pending tasks of its history store.
+
+    :ivar pending: as of the last look or step.
+    :ivar worked: whether a step was taken since this was last set to ``False``.
+    """
+
+    def __init__(self, store: ConversationStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._look_due = clock.after(0)
+        self._report_due = clock.after(REPORT_INTERVAL_SECONDS)
+        self._expected = False
+        self.pending = PendingTasks()
+        self.worked = False
+
+    def expect(self, batches: Sequence[LaneBatch]) -> None:
+        """Look for tasks in the next step if what was delivered may have left some."""
+        if any(one.event.type in _LONG_TYPES for batch in batches for one in batch.deliveries):
+            self._expected = True
+
+    def due(self, *, idle: bool) -> bool:
+        """Return True if a step may have something to do.
+
+        :param idle: whether nothing is due for delivery: then tasks that other relays left are looked for, too.
+        """
+        return self.pending.tasks > 0 or self._expected or (idle and self._look_due.remaining(self._clock) == 0)
+
+    async def step(self, store_id: UUID | None) -> bool:
+        """Take a step of a pending task; return True if the next one is worth taking at once.
+
+        A step that fails is logged and retried later: it delays no delivery.
+
+        :param store_id: identity of the outbox's own store, the only one that is worked on; ``None`` before the outbox
+            is bound to one.
+        """
+        known = self.pending.tasks > 0
+        self._expected = False
+        self._look_due = self._clock.after(LOOK_INTERVAL_SECONDS)
+        try:
+            with expect_store(store_id):
+                if not await self._store.run_pending_tasks():
+                    self.pending = PendingTasks()
+                else:
+                    self.worked = True
+                    self.pending = await self._store.pending_tasks()
+        except Exception as error:  # a step that fails must not keep the relay from delivering
+            self.pending = PendingTasks()
+            # Without known tasks an outage is reported by deliveries, if there are any.
+            logger.log(
+                logging.WARNING if known else logging.DEBUG,
+                "a step of a long rewind or deletion failed, next try in %.0f s: %s",
+                LOOK_INTERVAL_SECONDS,
+                error if isinstance(error, StoreFault) else type(error).__name__,
+                extra=log_context(),
+            )
+            return False
+        self._report(known)
+        return self.pending.tasks > 0
+
+    def _report(self, known: bool) -> None:
+        pending = self.pending
+        if pending.tasks and (not known or self._report_due.remaining(self._clock) == 0):
+            self._report_due = self._clock.after(REPORT_INTERVAL_SECONDS)
+            logger.info(
+                "the history store carries out long rewinds and deletions: %d tasks, %d rows left, %d of them erasures",
+                pending.tasks,
+                pending.rows,
+                pending.erasing,
+                extra=log_context(),
+            )
+        elif known and not pending.tasks:
+            logger.info("the history store has carried out all long rewinds and deletions", extra=log_context())

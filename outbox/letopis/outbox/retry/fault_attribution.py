@@ -1,0 +1,120 @@
+"""Attribute failed deliveries to an event or to the history store by what happens to other conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+from letopis.store.database.faults import FaultClass, StoreFault
+
+STORE_FAULT_CLASSES: Final = frozenset(
+    {FaultClass.UNAVAILABLE, FaultClass.MISCONFIGURED, FaultClass.UNKNOWN_OUTCOME, FaultClass.WRONG_STORE}
+)
+"""Classes of faults that are the store's, whatever was being delivered."""
+TRIAL_CLASSES: Final = frozenset({FaultClass.POISON, FaultClass.UNCLASSIFIED})
+"""Classes of faults that an ordinary event would meet too if the store refuses everything."""
+STORE_FAULT_AFTER_CONVERSATIONS: Final = 3
+"""Different conversations, refused in a row without a success in between, that make it a fault of the store."""
+ISOLATE_AFTER_FAILURES: Final = 2
+"""Failures while others succeeded after which a conversation is sent on its own, so that it fails no other."""
+EVENT_FAULT_AFTER_FAILURES: Final = 3
+"""Failures while others succeeded after which even what looks like an outage is the conversation's own fault."""
+_MAX_TRACKED_CONVERSATIONS: Final = 10_000
+
+
+class FaultAttribution:
+    """Remembers which conversations failed, and which of them failed while others succeeded.
+
+    A conversation is *charged* once each time it failed and another one succeeded after that; its own success clears
+    it. Conversations *refused alone* since the last success, and not charged, are evidence against the store: enough
+    of them, and the fault is the store's.
+    """
+
+    def __init__(self) -> None:
+        self._failing: dict[str, None] = {}
+        self._refused: dict[str, None] = {}
+        self._charges: dict[str, int] = {}
+
+    def record_failure(self, conversation_ids: Iterable[str]) -> None:
+        """Record the conversations of a delivery that failed."""
+        self._failing.update(dict.fromkeys(conversation_ids))
+
+    def record_refusal(self, conversation_id: str) -> None:
+        """Record a conversation that failed on its own, at one event."""
+        self.record_failure([conversation_id])
+        if len(self._refused) < _MAX_TRACKED_CONVERSATIONS:
+            self._refused[conversation_id] = None
+
+    def record_success(self, conversation_ids: Collection[str]) -> None:
+        """Record conversations that were delivered, and charge the others that failed before."""
+        succeeded = frozenset(conversation_ids)
+        if not succeeded:
+            return
+        for conversation_id in self._failing.keys() - succeeded:
+            self.charge(conversation_id)
+        self._failing.clear()
+        self._refused.clear()
+        for conversation_id in succeeded & self._charges.keys():
+            del self._charges[conversation_id]
+
+    def charge(self, conversation_id: str) -> None:
+        """Charge a conversation once: it failed, and another one succeeded."""
+        if conversation_id in self._charges or len(self._charges) < _MAX_TRACKED_CONVERSATIONS:
+            self._charges[conversation_id] = self._charges.get(conversation_id, 0) + 1
+
+    def forget(self, conversation_id: str) -> None:
+        """Forget the charges of a conversation that is blocked now.
+
+        One without charges stays evidence against the store.
+        """
+        self._failing.pop(conversation_id, None)
+        if self._charges.pop(conversation_id, None) is not None:
+            self._refused.pop(conversation_id, None)
+
+    def failures_while_others_succeeded(self, conversation_id: str) -> int:
+        """Return how often a conversation has been charged since its last success."""
+        return self._charges.get(conversation_id, 0)
+
+    @property
+    def failing_conversations(self) -> int:
+        """How many different conversations failed since the last success."""
+        return len(self._failing)
+
+    @property
+    def refused_alone(self) -> tuple[str, ...]:
+        """The conversations that were refused on their own since the last success and are not charged."""
+        return tuple(one for one in self._refused if one not in self._charges)
+
+    @property
+    def points_to_store(self) -> bool:
+        """Whether so many conversations were refused alone that the store is at fault, unless one succeeds."""
+        return len(self.refused_alone) >= STORE_FAULT_AFTER_CONVERSATIONS
+
+    def is_store_fault(self, fault: StoreFault, conversation_ids: Sequence[str]) -> bool:
+        """Return True if a fault of these conversations is the store's, and not of one that always fails alone."""
+        if fault.fault_class is FaultClass.WRONG_STORE:
+            return True
+        alone = len(conversation_ids) == 1
+        return fault.fault_class in STORE_FAULT_CLASSES and not (
+            alone and self._charges.get(conversation_ids[0], 0) >= EVENT_FAULT_AFTER_FAILURES
+        )
+
+    def is_charged(self, fault: StoreFault, conversation_id: str) -> bool:
+        """Return True if a refusal counts as an attempt of the event.
+
+        Poison needs no comparison with other conversations: the store has just taken an ordinary event.
+        """
+        if fault.fault_class is FaultClass.CONFLICT:
+            return False
+        return fault.fault_class is FaultClass.POISON or conversation_id in self._charges
+
+
+def as_store_fault(fault: StoreFault) -> StoreFault:
+    """Return the fault of one event as it is reported once every other event meets it too."""
+    if fault.fault_class is not FaultClass.POISON:
+        return fault
+    return StoreFault(
+        fault_class=fault.fault_class,
+        code=fault.code,
+        reason=f"one conversation after another is refused, so it is the history store: {fault.reason}",
+    )

@@ -1,0 +1,1 @@
+"""The synchronous API and the event-loop thread behind it."""

@@ -1,0 +1,1 @@
+"""Telemetry: log formatters and delivery spans."""

@@ -1,0 +1,121 @@
+"""Export conversations page by page as the lines of a file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.store.read.paging import DEFAULT_STATES
+from letopis.store.transfer.jsonl import render_line
+from letopis.store.transfer.seen_keys import SeenKeys
+
+PAGE: Final = 500
+EXPORTED_STATES: Final = ("active", "archived")
+
+
+class Source(Protocol):
+    """A ``History``, or a ``ConversationStore`` alone."""
+
+    async def conversation(self, conversation_id: str) -> Conversation | None:
+        """Return one conversation."""
+        ...
+
+    async def conversations(
+        self,
+        *,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        states: Collection[str] = DEFAULT_STATES,
+    ) -> Page[Conversation]:
+        """Return a page of conversations, newest activity first."""
+        ...
+
+    async def messages(
+        self, conversation_id: str, *, first: int | None = None, after: int | str | None = None
+    ) -> Page[RecordedMessage]:
+        """Return a page of messages, oldest first."""
+        ...
+
+
+class Incomplete(Exception):
+    """The history store cannot be read, so the export would lack older messages."""
+
+
+@dataclass(slots=True)
+class Exporter:
+    """One export; memory is bounded by a page.
+
+    :ivar lines: written so far.
+    :ivar conversations: written so far.
+    """
+
+    source: Source
+    lines: int = 0
+    conversations: int = 0
+
+    async def of_one(self, conversation_id: str) -> AsyncIterator[bytes]:
+        """Yield the lines of one conversation, oldest first; none if it does not exist.
+
+        :raises Incomplete: the history store cannot be reached.
+        """
+        found = await self.source.conversation(conversation_id)
+        if found is not None:
+            with SeenKeys() as count:
+                async for line in self._lines(found, count):
+                    yield line
+
+    async def of_all(self, *, owner: str | None = None) -> AsyncIterator[bytes]:
+        """Yield the lines of every conversation, or of those of ``owner``, one conversation after the other.
+
+        Messages appended meanwhile may or may not be included; every conversation that existed at the start is.
+
+        :raises Incomplete: the history store cannot be reached.
+        """
+        with SeenKeys() as count, SeenKeys() as done:
+            fresh = True
+            # A conversation with new activity moves to the front, which this pass has left behind: repeat until a pass
+            # finds nothing new.
+            while fresh:
+                fresh = False
+                async for found in self._listed(owner):
+                    key = found.conversation_id.encode()
+                    if done.seen(key):
+                        continue
+                    done.add(key)
+                    fresh = True
+                    async for line in self._lines(found, count):
+                        yield line
+
+    async def _listed(self, owner: str | None) -> AsyncIterator[Conversation]:
+        after: str | None = None
+        while True:
+            page = await self.source.conversations(owner=owner, after=after, limit=PAGE, states=EXPORTED_STATES)
+            _whole(page)
+            for found in page:
+                yield found
+            if (after := page.next) is None:
+                return
+
+    async def _lines(self, found: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
+        self.conversations += 1
+        after: str | None = None
+        while True:
+            page = await self.source.messages(found.conversation_id, first=PAGE, after=after)
+            _whole(page)
+            for message in page:
+                # A fork is exported with what it inherits, so that the export does not depend on the parent.
+                said = replace(message, conversation_id=found.conversation_id)
+                yield render_line(said, owner=found.owner_id, count=count)
+                self.lines += 1
+            if (after := page.next) is None:
+                return
+
+
+def _whole(page: Page[Conversation] | Page[RecordedMessage]) -> None:
+    if not page.complete:
+        raise Incomplete(
+            "the history store cannot be read, so older messages would be missing: `letopis db check` says why it is so"
+        )

@@ -1,0 +1,338 @@
+"""Import the lines of a file into the outbox, in order and idempotently."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import UUID
+
+import anyio
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import StoreFault
+from letopis.store.database.store_identity import expect_store
+from letopis.store.database.worker_thread import WorkerThread
+from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse
+from letopis.store.model.codec import DEFAULT_LIMITS, Limits
+from letopis.store.transfer.jsonl import Line, Refused
+from letopis.store.transfer.seen_keys import SeenKeys
+
+CHUNK_LINES: Final = 500
+CHUNK_BYTES: Final = 8_388_608
+"""A chunk is committed at once: at most this many lines, and little more than this many bytes."""
+
+_KNOWN: Final = "SELECT event_id FROM letopis_outbox_known_ids WHERE event_id IN ({places})"
+_LANES: Final = "SELECT conversation_id, pruned FROM letopis_outbox_lanes WHERE conversation_id IN ({places})"
+
+
+@dataclass(slots=True)
+class ImportCounts:
+    """The lines processed so far.
+
+    :ivar imported: new lines.
+    :ivar known: lines that were imported before, with the same content.
+    :ivar refused: lines that cannot be stored; each was reported, and nothing of it was written.
+    :ivar bytes: their size, for a progress bar.
+    """
+
+    imported: int = 0
+    known: int = 0
+    refused: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One line, encoded."""
+
+    line: Line
+    prepared: Prepared
+
+    @property
+    def event_id(self) -> UUID:
+        return self.prepared.events[0].event_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The events of a chunk that the outbox holds, and how many events of each conversation it has pruned."""
+
+    event_ids: frozenset[UUID]
+    pruned: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class Importer:
+    """One import into an outbox; a context manager.
+
+    A chunk is durable once it is committed; repeat an interrupted import with the same lines.
+
+    The store need not be reachable. If it is, it is queried about events that the outbox cannot know: those pruned here
+    or delivered by another outbox. A changed line is then refused now, instead of blocking its conversation later.
+
+    :ivar tell: called for each refused line, in order within its chunk.
+    :ivar progress: called after each chunk.
+    """
+
+    outbox: OutboxFile
+    store: ConversationStore
+    tell: Callable[[Refused], None]
+    progress: Callable[[ImportCounts], None] = lambda _: None
+    limits: Limits = DEFAULT_LIMITS
+    counts: ImportCounts = field(default_factory=ImportCounts)
+    _answers: bool = True
+    """False once the store was unavailable: it is not waited for twice."""
+    _elsewhere: SeenKeys = field(default_factory=SeenKeys)
+    """The conversations whose events the store held before this run."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._elsewhere.close()
+
+    async def take(self, lines: Iterable[Line | Refused]) -> ImportCounts:
+        """Append every line that can be stored; return the counts, which :attr:`counts` shows while it runs.
+
+        The lines are read in a thread, so they may come from a slow pipe.
+
+        :raises OutboxFull: the outbox takes no more; the counted lines are in it.
+        :raises OutboxUnavailable: likewise.
+        :raises StoreFault: the store was needed for events that were pruned here, and does not answer.
+        """
+        source = iter(lines)
+        # Abandoned when cancelled: it ends after its current line, and delays neither us nor the interpreter.
+        thread = WorkerThread("letopis-intake")
+        while chunk := await thread.run(_draw, source):
+            await self._take_chunk(chunk)
+            self.progress(self.counts)
+        await thread.close()
+        return self.counts
+
+    async def _take_chunk(self, chunk: Sequence[Line | Refused]) -> None:
+        items: list[_Item] = []
+        refused: list[Refused] = []
+        for line in chunk:
+            found = check(line, self.limits)
+            if isinstance(found, Refused):
+                refused.append(found)
+            else:
+                items.append(found)
+        held = await self.outbox.read(lambda connection: _look_up(connection, items))
+        items = await self._without_what_the_store_holds(items, held, refused)
+        lanes: dict[str, list[_Item]] = {}
+        for item in items:
+            lanes.setdefault(item.line.conversation_id, []).append(item)
+        async with anyio.create_task_group() as tasks:
+            # Concurrently, so that the writer commits them together; one conversation stays in order.
+            for run in lanes.values():
+                tasks.start_soon(self._append, run, held.event_ids, refused)
+        for one in sorted(refused, key=lambda one: one.number):
+            self.tell(one)
+        self.counts.refused += len(refused)
+        self.counts.bytes += sum(line.size for line in chunk)
+
+    async def _append(self, run: Sequence[_Item], known: frozenset[UUID], refused: list[Refused]) -> None:
+        """Append lines of one conversation together, or one by one if that is refused, so that only bad lines are."""
+        owners = {item.line.owner for item in run} - {None}
+        if len(run) > 1 and len(owners) < 2:
+            try:
+                await self.outbox.append(_merged(run, next(iter(owners), None)))
+            except (ConversationGone, EventIdReused, InvalidInput):
+                pass  # at least one is refused: the loop below finds which
+            else:
+                self._count(run, known)
+                return
+        there = set(known)
+        for item in run:
+            try:
+                await self.outbox.append(item.prepared)
+            except EventIdReused as reused:
+                if reused.reason is Reuse.OTHER_CONTENT:
+                    refused.append(_reused_id(item))
+                else:  # it is in the log, and erased or rewound messages stay so
+                    self.counts.known += 1
+            except (InvalidInput, ConversationGone) as error:
+                if isinstance(error, ConversationGone) and item.event_id in there:
+                    self.counts.known += 1
+                    continue
+                refused.append(Refused(number=item.line.number, reason=str(error), size=item.line.size))
+            else:
+                self._count((item,), there)
+                there.add(item.event_id)
+
+    def _count(self, run: Iterable[_Item], known: Set[UUID]) -> None:
+        new = {item.event_id for item in run if item.event_id not in known}
+        total = sum(1 for _ in run)
+        self.counts.imported += len(new)
+        self.counts.known += total - len(new)
+
+    async def _without_what_the_store_holds(
+        self, items: Sequence[_Item], held: _Held, refused: list[Refused]
+    ) -> list[_Item]:
+        """Return the items without those that only the store holds; those count as known or refused."""
+        asked: dict[str, set[UUID]] = {}
+        for item in items:
+            if item.event_id not in held.event_ids:
+                asked.setdefault(item.line.conversation_id, set()).add(item.event_id)
+        there: dict[UUID, bytes | None] = {}
+        for conversation_id, wanted in asked.items():
+            there |= await self._query_store(conversation_id, wanted, pruned=held.pruned.get(conversation_id))
+        rest: list[_Item] = []
+        for item in items:
+            if item.event_id not in there:
+                rest.append(item)
+            elif there[item.event_id] in (None, item.prepared.events[0].digest):  # None: redacted since
+                self.counts.known += 1
+            else:
+                refused.append(_reused_id(item))
+        return rest
+
+    async def _query_store(
+        self, conversation_id: str, wanted: Collection[UUID], *, pruned: int | None
+    ) -> dict[UUID, bytes | None]:
+        """Return the events that the store holds, with their digests.
+
+        :param pruned: events of the conversation that the outbox has pruned; ``None`` if it does not know it.
+        """
+        key = conversation_id.encode()
+        if pruned == 0 and not self._elsewhere.seen(key):
+            return {}  # all of it is in the outbox
+        if not self._answers and not pruned:
+            return {}
+        found: dict[UUID, bytes | None] = {}
+        try:
+            with expect_store(self.outbox.probe.store_id()):
+                async for event_id, digest in _digests(self.store, conversation_id):
+                    if not self._elsewhere.seen(key):
+                        self._elsewhere.add(key)
+                    if event_id in wanted:
+                        found[event_id] = digest
+        except StoreFault:
+            if pruned:
+                raise
+            self._answers = False
+        return found
+
+
+async def _digests(store: ConversationStore, conversation_id: str) -> AsyncIterator[tuple[UUID, bytes | None]]:
+    """Yield id and digest of every event of a conversation in the store."""
+    after = 0
+    while page := await store.events(conversation_id, after=after, limit=CHUNK_LINES):
+        for event in page:
+            yield event.event_id, event.digest
+            after = event.version or after
+        if page.next is None:
+            return
+
+
+def check(line: Line | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | Refused:
+    """Return a line encoded for storage, or why it is refused."""
+    if isinstance(line, Refused):
+        return line
+    try:
+        prepared = prepare(line.conversation_id, (line.event(),), owner=line.owner, limits=limits)
+    except InvalidInput as error:
+        return Refused(number=line.number, reason=str(error), size=line.size)
+    return _Item(line, prepared)
+
+
+def try_out(lines: Iterable[Line | Refused], tell: Callable[[Refused], None]) -> ImportCounts:
+    """Check lines as an import would, without writing: each alone, and for contradicting ids or owners.
+
+    The outbox is not read; lines that repeat an earlier one count as known.
+    """
+    counts = ImportCounts()
+    with SeenKeys() as seen, SeenKeys() as owners:
+        for line in lines:
+            found = check(line)
+            if not isinstance(found, Refused):
+                found = _same_owner(found, owners)
+            if not isinstance(found, Refused):
+                found = _first_use(found, seen, counts)
+            if not isinstance(found, Refused):
+                _note_owner(found, owners)
+            if isinstance(found, Refused):
+                tell(found)
+                counts.refused += 1
+    return counts
+
+
+def _same_owner(item: _Item, owners: SeenKeys) -> _Item | Refused:
+    conversation, owned = _owned(item)
+    if item.line.owner is None or not owners.seen(conversation) or owners.seen(owned):
+        return item
+    reason = "owner: an earlier line gives the conversation to another owner"
+    return Refused(number=item.line.number, reason=reason, size=item.line.size)
+
+
+def _note_owner(item: _Item, owners: SeenKeys) -> None:
+    if item.line.owner is not None:
+        for key in _owned(item):
+            if not owners.seen(key):
+                owners.add(key)
+
+
+def _owned(item: _Item) -> tuple[bytes, bytes]:
+    """Return the keys of a conversation that has an owner, and of this owner; no identifier holds a NUL."""
+    return item.line.conversation_id.encode(), f"{item.line.conversation_id}\0{item.line.owner}".encode()
+
+
+def _first_use(item: _Item, seen: SeenKeys, counts: ImportCounts) -> _Item | Refused:
+    event = item.prepared.events[0]
+    whole = event.event_id.bytes + event.digest
+    if seen.seen(whole):
+        counts.known += 1
+    elif seen.seen(event.event_id.bytes):
+        reason = "id: an earlier line uses it for other content"
+        return Refused(number=item.line.number, reason=reason, size=item.line.size)
+    else:
+        seen.add(event.event_id.bytes)
+        seen.add(whole)
+        counts.imported += 1
+    return item
+
+
+def _draw(source: Iterator[Line | Refused]) -> list[Line | Refused]:
+    chunk: list[Line | Refused] = []
+    size = 0
+    for line in islice(source, CHUNK_LINES):
+        chunk.append(line)
+        size += line.size
+        if size >= CHUNK_BYTES:
+            break
+    return chunk
+
+
+def _merged(run: Sequence[_Item], owner: str | None) -> Prepared:
+    return replace(
+        run[0].prepared,
+        events=tuple(item.prepared.events[0] for item in run),
+        message_ids=tuple(item.prepared.message_ids[0] for item in run),
+        owner_id=owner,
+    )
+
+
+def _look_up(connection: sa.Connection, items: Sequence[_Item]) -> _Held:
+    known = _select(connection, _KNOWN, [item.event_id.bytes for item in items])
+    lanes = _select(connection, _LANES, list({item.line.conversation_id for item in items}))
+    return _Held(frozenset(UUID(bytes=one[0]) for one in known), {one[0]: one[1] for one in lanes})
+
+
+def _select(connection: sa.Connection, statement: str, values: Sequence[Any]) -> Sequence[Any]:
+    if not values:
+        return ()
+    places = ", ".join("?" * len(values))
+    return connection.exec_driver_sql(statement.format(places=places), tuple(values)).all()
+
+
+def _reused_id(item: _Item) -> Refused:
+    return Refused(number=item.line.number, reason="id: holds other content already: use a new id", size=item.line.size)

@@ -1,0 +1,178 @@
+"""Check and migrate the database of a history store, and build the components that work over it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from letopis.store.database.dialects import Dialect
+from letopis.store.database.fault_classification import translated
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.log_state import count_partitions
+from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
+from letopis.store.database.store_identity import expected_store_id
+from letopis.store.maintenance.rebuild import Rebuilder
+from letopis.store.maintenance.task_steps import TaskSteps
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.projections.base import Projection
+from letopis.store.projections.inline import InlineProjections
+from letopis.store.projections.projector import ProjectorContext
+from letopis.store.read.lineage import Lineage
+from letopis.store.read.point_in_time import PointInTimeReader
+from letopis.store.read.reader import Reader
+from letopis.store.read.statistics import StatisticsReader
+from letopis.store.search.finder import Finder
+from letopis.store.search.index import index_for
+from letopis.store.search.indexer import Indexer
+from letopis.store.write.applier import Applier
+from letopis.store.write.redaction import Eraser
+from letopis.store.write.trial import Trial
+
+UPGRADE_COMMAND: Final = "letopis db upgrade"
+LOST_HISTORY_REASON: Final = (
+    f"there is no history here, and the outbox is bound to one: restore its backup; only if it is gone for good, run"
+    f" `{UPGRADE_COMMAND}`, then `letopis outbox rebind`"
+)
+"""What a fault says of a store that an outbox has delivered to, and that is not there any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreComponents:
+    """The components of a history store over one prepared database.
+
+    :ivar partitions: how many the log has.
+    """
+
+    applier: Applier
+    trial: Trial
+    reader: Reader
+    lineage: Lineage
+    statistics: StatisticsReader
+    finder: Finder
+    indexer: Indexer
+    projector_context: ProjectorContext
+    rebuilder: Rebuilder
+    steps: TaskSteps
+    partitions: int
+
+
+def check_schema(found: Revision, partitions: int) -> None:
+    """Check that the database has the tables of this release and the counters of the log.
+
+    :raises StoreFault: ``MISCONFIGURED``, with what to do.
+    """
+    if found.state is not SchemaState.CURRENT:
+        lost = found.state is SchemaState.MISSING and expected_store_id() is not None
+        raise StoreFault(
+            fault_class=FaultClass.MISCONFIGURED,
+            code=f"schema-{found.state}",
+            reason=LOST_HISTORY_REASON if lost else found.advice(STORE, command=UPGRADE_COMMAND),
+        )
+    if partitions == 0:
+        raise StoreFault(
+            fault_class=FaultClass.MISCONFIGURED,
+            code="partitions",
+            reason="the counters of the log are gone (letopis_log_heads is empty): restore the database",
+        )
+
+
+async def prepare_schema(engine: AsyncEngine, readers: AsyncEngine, *, migrate: bool, partitions: int) -> int:
+    """Check the tables, create or migrate them where that is allowed, and return how many partitions the log has.
+
+    :param partitions: how many a store that is created now gets.
+    :raises StoreFault: the database failed, or its tables cannot be used as they are.
+    """
+    # A store that an outbox has delivered to is restored by an operator, never recreated in silence.
+    create = migrate and expected_store_id() is None
+    with translated():
+        found, count = await _inspect(readers, create=create)
+        if (found.state is SchemaState.MISSING and create) or (found.state is SchemaState.OLDER and migrate):
+            # In a thread: this import takes as long as all others together.
+            await asyncio.to_thread(import_module, "alembic.command")
+            async with hold_alembic_lock(), engine.begin() as connection:
+                await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
+            found, count = await _inspect(readers, create=create)
+    check_schema(found, count)
+    return count
+
+
+async def _inspect(readers: AsyncEngine, *, create: bool) -> tuple[Revision, int]:
+    if readers.dialect.name == "sqlite" and not create:
+        # Connecting would create the file.
+        exists = await asyncio.to_thread(os.path.exists, str(readers.url.database))
+        if not exists:
+            return Revision(state=SchemaState.MISSING, revision=None), 0
+    async with readers.connect() as connection:
+        found = await connection.run_sync(revision_state, STORE)
+        if found.state is not SchemaState.CURRENT:
+            return found, 0
+        return found, await count_partitions(connection)
+
+
+def build_components(
+    engine: AsyncEngine,
+    readers: AsyncEngine,
+    dialect: Dialect,
+    *,
+    partitions: int,
+    upcasters: Upcasters,
+    projections: Sequence[Projection],
+    now: Callable[[], int],
+    whole: Callable[[Awaitable[Any]], Awaitable[Any]],
+    erased: Callable[[], None],
+) -> StoreComponents:
+    """Return the components of a history store; does no I/O.
+
+    :param readers: ``engine`` with transactions that only read.
+    :param now: returns UTC microseconds.
+    :param whole: runs one transaction so that no cancellation tears it.
+    :param erased: called after content was erased from an SQLite file.
+    """
+    embedded = engine.dialect.name == "sqlite"
+    index = index_for(engine.dialect.name)
+    eraser = Eraser(dialect, index, upcasters=upcasters)
+    truncate_wal = erased if embedded else lambda: None
+    steps = TaskSteps(engine, dialect, index, eraser=eraser, erased=truncate_wal)
+    reader = Reader(dialect, partitions=partitions, upcasters=upcasters)
+    applier = Applier(
+        engine,
+        dialect,
+        partitions=partitions,
+        upcasters=upcasters,
+        inline=InlineProjections(projections, dialect),
+        eraser=eraser,
+        now=now,
+        serial=embedded,
+        erased=truncate_wal,
+    )
+    return StoreComponents(
+        applier=applier,
+        trial=Trial(engine, dialect, applier, partitions=partitions),
+        reader=reader,
+        lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),
+        finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
+        indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),
+        statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
+        projector_context=ProjectorContext(
+            engine=engine, readers=readers, dialect=dialect, reader=reader, partitions=partitions, now=now
+        ),
+        rebuilder=Rebuilder(
+            engine,
+            readers,
+            dialect,
+            upcasters=upcasters,
+            eraser=eraser,
+            erased=truncate_wal,
+            whole=whole,
+            steps=steps,
+            now=now,
+        ),
+        steps=steps,
+        partitions=partitions,
+    )

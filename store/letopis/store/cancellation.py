@@ -1,0 +1,83 @@
+"""Keep a cancellation from interrupting a database transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+# The event loop holds tasks weakly; a caller that is closed while it waits must not let its work be collected.
+_running: set[asyncio.Future[Any]] = set()
+
+
+class InFlight:
+    """Work that was started and has not ended, so that a close can wait for it."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    def begin(self, work: Awaitable[T]) -> asyncio.Future[T]:
+        """Run ``work`` in a task of its own, and track it until it ends."""
+        begun = asyncio.ensure_future(work)
+        self._tasks.add(begun)
+        begun.add_done_callback(self._tasks.discard)
+        return begun
+
+    async def wait(self, *, timeout_seconds: float) -> None:
+        """Wait until all of it has ended, with whatever result, for at most ``timeout_seconds``."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_seconds)
+
+
+async def run_to_completion(awaitable: Awaitable[T]) -> T:
+    """Run ``awaitable`` to completion even if the caller is cancelled meanwhile, then raise the cancellation.
+
+    This holds for ``Task.cancel()``, also repeated, and for anyio's cancel scopes. A cancelled caller does not get the
+    result: the cancellation wins over a value and over an error. The work runs in a task of its own with a copy of the
+    caller's context, outside the caller's cancel scopes and deadlines, so that it needs a deadline of its own.
+
+    Not promised when the event loop itself is shut down, which cancels the inner task too.
+    """
+    return await _await_shielded(awaitable, grace=None)
+
+
+async def cancel_after_grace(awaitable: Awaitable[T], *, grace: float = 0.5) -> T:
+    """Run ``awaitable``; pass a cancellation on after ``grace`` seconds, once, and wait until it has cleaned up.
+
+    Most work ends within the grace period. Interrupting it at once would lose a connection in the middle of an answer.
+    After the grace period the work sees one plain asyncio cancellation. (An anyio cancel scope would interrupt *every*
+    await until it is left, including those by which a driver closes its connection, and leak a socket or a task.)
+    Otherwise like :func:`run_to_completion`.
+    """
+    return await _await_shielded(awaitable, grace=grace)
+
+
+async def _await_shielded(awaitable: Awaitable[T], *, grace: float | None) -> T:
+    work = asyncio.ensure_future(awaitable)
+    _running.add(work)
+    work.add_done_callback(_running.discard)
+    interruption: asyncio.CancelledError | None = None
+    try:
+        # A scope that is cancelled already, or during the wait, interrupts this await alone.
+        await asyncio.wait((work,))
+    except asyncio.CancelledError as cancelled:
+        interruption = cancelled
+    # The scope keeps anyio from delivering its cancellation again in each iteration of the event loop.
+    with anyio.CancelScope(shield=True):
+        late_cancel = (
+            None if grace is None or interruption is None else asyncio.get_running_loop().call_later(grace, work.cancel)
+        )
+        while not work.done():
+            try:
+                await asyncio.wait((work,))
+            except asyncio.CancelledError as cancelled:
+                interruption = cancelled
+        if late_cancel is not None:
+            late_cancel.cancel()
+    if interruption is None:
+        return work.result()
+    raise interruption from (None if work.cancelled() else work.exception())

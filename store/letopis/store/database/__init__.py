@@ -1,0 +1,1 @@
+"""Connect to the three databases, and hide their differences."""

@@ -1,0 +1,121 @@
+"""Create the engine of a history store, with every setting that a guarantee rests on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from letopis.store.database.fault_classification import classify
+from letopis.store.database.mariadb import create_mariadb_engine
+from letopis.store.database.postgresql import LIMITED_BY_TRANSACTION, create_postgresql_engine
+from letopis.store.database.sqlite import create_sqlite_engine
+from letopis.store.database.timeouts import Timeouts
+from letopis.store.database.urls import MARIADB, POSTGRESQL, normalise_url
+from letopis.store.errors import ConfigurationError
+
+
+def create_store_engine(
+    url: str | URL | os.PathLike[str],
+    *,
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+    pool_size: int = 5,
+    allow_memory: bool = False,
+) -> AsyncEngine:
+    """Create the engine of a history store. Nothing is opened before the first connection.
+
+    Transactions are READ COMMITTED on servers. On SQLite they begin with ``BEGIN IMMEDIATE``; readers use
+    ``engine.execution_options(sqlite_begin="DEFERRED")``, and statements that run outside a transaction
+    ``sqlite_begin="AUTOCOMMIT"``. SQLAlchemy's ``isolation_level`` would override these: do not use it on SQLite.
+
+    A connection raises StoreFault if no database answers, or if the folder of an SQLite file is missing or cannot keep
+    a WAL. The first connection creates a missing SQLite file with mode 0600.
+
+    Errors of statements are SQLAlchemy's and the drivers' own, without parameters in their text: run SQL inside
+    :func:`letopis.store.database.fault_classification.translated`. The pool does not ping: a connection that died while
+    idle fails once.
+
+    The engine belongs to the process that created it: after a fork it raises ConfigurationError in the child, which
+    creates its own. Dispose of it (``await engine.dispose()``) in the event loop that used it.
+
+    :param url: whatever :func:`letopis.store.database.urls.normalise_url` accepts. Of several hosts the one that takes
+        writes is used, unless ``target_session_attrs`` asks for another: see :mod:`letopis.store.database.failover`.
+    :param pool_size: the number of connections that may be open, 1 to 1,024.
+    :param allow_memory: accept an SQLite database in memory.
+    :raises ConfigurationError: the URL cannot be used, a TLS file cannot be read, or the driver is not installed.
+    """
+    if not isinstance(timeouts, Timeouts):
+        raise ConfigurationError(f"timeouts must be Timeouts(...), not {type(timeouts).__name__}")
+    if not isinstance(pool_size, int) or not 1 <= pool_size <= 1024:
+        raise ConfigurationError("pool_size must be between 1 and 1024")
+    url = normalise_url(url, allow_memory=allow_memory)
+    if (override := url.query.get("connect_timeout")) is not None:
+        timeouts = Timeouts(connect=float(str(override)), statement=timeouts.statement, lock=timeouts.lock)
+    if url.drivername == POSTGRESQL:
+        engine = create_postgresql_engine(url, timeouts, pool_size)
+    elif url.drivername == MARIADB:
+        engine = create_mariadb_engine(url, timeouts, pool_size)
+    else:
+        engine = create_sqlite_engine(url, timeouts, pool_size)
+    event.listen(engine.sync_engine, "handle_error", _invalidate_unusable_connection)
+    _refuse_after_fork(engine.sync_engine)
+    return engine
+
+
+def for_single_statements(engine: AsyncEngine) -> AsyncEngine:
+    """Return the engine for reads that need no common snapshot: on PostgreSQL each statement is its own transaction.
+
+    This saves the two round trips of BEGIN and ROLLBACK. Other databases get the engine itself, and so does PgBouncer,
+    behind which the transaction carries the time limits.
+    """
+    if engine.dialect.name != "postgresql" or engine.get_execution_options().get(LIMITED_BY_TRANSACTION):
+        return engine
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _invalidate_unusable_connection(context: ExceptionContext) -> None:
+    """Take a connection out of the pool whose error SQLAlchemy does not recognise as a disconnect."""
+    error = context.original_exception
+    found = classify(error)
+    if isinstance(error, TimeoutError) or found.code == "protocol":
+        # The answer may still come and be taken for another statement's; a rollback would wait as long again.
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+    elif found.code in ("25006", "1290", "1792", "1836"):
+        # Read-only, as after a failover: every connection of the pool leads to the old primary.
+        context.is_disconnect = True
+
+
+_inherited: Final[list[DBAPIConnection]] = []
+"""Connections of the parent process that a forked child found in the pool."""
+
+
+def _refuse_after_fork(sync_engine: sa.Engine) -> None:
+    """Refuse connections in a forked child, which shares sockets and locks with its parent and lacks its threads."""
+    creator = os.getpid()
+
+    def check() -> None:
+        if os.getpid() != creator:
+            raise ConfigurationError("this engine was created before a fork: create a new one in the child process")
+
+    def on_connect(*_: Any) -> None:
+        check()
+
+    def on_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
+        try:
+            check()
+        except ConfigurationError:
+            # Not closed: that would wait for a thread that does not exist here. Not freed either: its transport would
+            # leave the selector, which the parent's event loop shares.
+            _inherited.append(connection)
+            record.dbapi_connection = proxy.dbapi_connection = None  # type: ignore[misc]
+            raise
+
+    event.listen(sync_engine, "do_connect", on_connect)
+    event.listen(sync_engine, "checkout", on_checkout)

@@ -1,0 +1,270 @@
+"""Connect to the host that serves, and abort the connections to a host that has stopped answering."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from letopis.store.database.fault_classification import classify
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.hosts import HostAddress
+
+logger = logging.getLogger("letopis.store.failover")
+
+NEXT_HOST_SECONDS: Final = 1.0
+"""Time after which the next host is tried as well, while the first one keeps its whole timeout."""
+SUSPECT_AFTER_SECONDS: Final = 2.0
+"""Time in use after which a connection's host is probed."""
+SILENCE_SECONDS: Final = 3.0
+"""Time after which a login counts as unanswered."""
+MAX_SILENT_LOGINS: Final = 2
+"""Unanswered logins in a row after which a host's connections are aborted."""
+MAX_PAUSE_SECONDS: Final = 30.0
+"""Longest pause between two probes while a connection stays in use. Pauses double."""
+
+READ_WRITE: Final = "read-write"
+_NO_MATCH: Final = "no-matching-server"
+_PROBE: Final = "letopis_host_watch"
+
+
+class HostRole:
+    """The role of a server: whether it takes writes, and whether it follows another."""
+
+    def __init__(self, *, read_only: bool, standby: bool) -> None:
+        self._meets = {
+            "any": True,
+            "read-write": not read_only,
+            "read-only": read_only,
+            "primary": not standby,
+            "standby": standby,
+            "prefer-standby": standby,
+        }
+
+    def meets(self, target: str) -> bool:
+        """Return True if the server is what ``target_session_attrs`` asks for."""
+        return self._meets[target]
+
+
+class HostConnector:
+    """Connects to the first host that answers and is what ``target`` asks for.
+
+    Hosts are tried in the given or a random order. Each has the driver's whole connect timeout, but the next one is
+    tried as well after a second of silence. A host that is down, refuses the login or is read-only is skipped.
+
+    :param addresses: one or more; ``None`` is the driver's default.
+    :param target: a value of ``target_session_attrs``.
+    :param shuffle: try the hosts in random order.
+    :param connect: connects to one address, or raises.
+    :param role_of: asks a connection for its server's role; not called if ``target`` is ``any``.
+    :param abort: closes a connection without waiting.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[HostAddress | None],
+        *,
+        target: str,
+        shuffle: bool,
+        connect: Callable[..., Awaitable[Any]],
+        role_of: Callable[[Any], Awaitable[HostRole]],
+        abort: Callable[[Any], None],
+    ) -> None:
+        self._addresses = tuple(addresses)
+        self._arguments: dict[str, Any] = {}
+        self._target = target
+        self._shuffle = shuffle
+        self._connect = connect
+        self._role_of = role_of
+        self._abort = abort
+        self._open: WeakKeyDictionary[Any, HostAddress | None] = WeakKeyDictionary()
+        self._probes: set[asyncio.Task[None]] = set()
+
+    async def connect(self, **arguments: Any) -> Any:
+        """Return a connection to a host that serves.
+
+        :param arguments: for the driver, as SQLAlchemy gives them.
+        :raises StoreFault: no host serves; the message names each with what was wrong.
+        """
+        self._arguments = arguments
+        order = list(self._addresses)
+        if len(order) == 1:  # errors of a single host are raised unchanged
+            return (await self._try(order[0], arguments))[0]
+        if self._shuffle:
+            random.shuffle(order)
+        untried = order[::-1]
+        trying: dict[asyncio.Task[tuple[Any, bool]], HostAddress | None] = {}
+        faults: dict[HostAddress | None, StoreFault] = {}
+        chosen = second_choice = None
+        try:
+            while chosen is None and (untried or trying):
+                if untried:
+                    address = untried.pop()
+                    trying[asyncio.create_task(self._try(address, arguments))] = address
+                timeout = NEXT_HOST_SECONDS if untried else None
+                done, _ = await asyncio.wait(trying, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    address = trying[task]
+                    if (error := task.exception()) is not None:
+                        faults[address] = _fault_of(error)
+                        del trying[task]
+                    elif chosen is None and (task.result()[1] or (self._accepts_any and second_choice is None)):
+                        del trying[task]
+                        connection, fits = task.result()
+                        chosen, second_choice = (connection, second_choice) if fits else (None, connection)
+            if chosen is None and second_choice is not None:
+                chosen, second_choice = second_choice, None
+        finally:
+            if second_choice is not None:
+                self._abort(second_choice)
+            await self._end(trying)
+        if chosen is None:
+            raise _none_of(faults, order)
+        return chosen
+
+    @property
+    def _accepts_any(self) -> bool:
+        return self._target == "prefer-standby"
+
+    async def _try(self, address: HostAddress | None, arguments: dict[str, Any]) -> tuple[Any, bool]:
+        connection = await self._connect(address, **arguments)
+        try:
+            limit_silence(connection)
+            fits = self._target == "any" or (await self._role_of(connection)).meets(self._target)
+        except BaseException:  # cancellation too: no one else could close the socket
+            self._abort(connection)
+            raise
+        if fits or self._accepts_any:
+            self._open[connection] = address
+            return connection, fits
+        self._abort(connection)
+        raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code=_NO_MATCH, reason=f"the host is not {self._target}")
+
+    async def _end(self, trying: dict[asyncio.Task[tuple[Any, bool]], HostAddress | None]) -> None:
+        """Cancel the remaining tries, and close the connections they have opened."""
+        for task in trying:
+            task.cancel()
+        for found in await asyncio.gather(*trying, return_exceptions=True):
+            if not isinstance(found, BaseException):
+                self._abort(found[0])
+
+    def watch(self, engine: sa.Engine) -> None:
+        """Abort the engine's connections to a host that no longer answers.
+
+        When a connection has been in use for two seconds, its host is probed by a new login. A host that works on a
+        slow statement answers, if only to refuse the login, and keeps its connections. If two logins in a row get no
+        answer within three seconds each, all connections to the host are aborted, so that the next attempt finds
+        another host. A single host is not watched.
+        """
+        if len(self._addresses) < 2:
+            return
+
+        def checked_out(connection: Any, record: Any, _proxy: Any) -> None:
+            if (address := self._open.get(connection.driver_connection)) is not None:
+                loop = asyncio.get_running_loop()
+                record.info[_PROBE] = probe = _Probe()
+                probe.later = loop.call_later(SUSPECT_AFTER_SECONDS, self._start_probing, probe, address)
+
+        def checked_in(_connection: Any, record: Any) -> None:
+            if (probe := record.info.pop(_PROBE, None)) is not None:
+                probe.end()
+
+        event.listen(engine, "checkout", checked_out)
+        event.listen(engine, "checkin", checked_in)  # codespell:ignore checkin
+
+    def _start_probing(self, probe: _Probe, address: HostAddress) -> None:
+        probe.task = task = asyncio.create_task(self._probe_until_silent(address))
+        self._probes.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._probes.discard)
+
+    async def _probe_until_silent(self, address: HostAddress) -> None:
+        pause, silent = SUSPECT_AFTER_SECONDS, 0
+        while silent < MAX_SILENT_LOGINS:
+            if await self._is_silent(address):
+                silent += 1
+            else:
+                silent = 0
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
+        logger.warning("host %s of the history store does not answer: its connections are aborted", address)
+        for connection, where in list(self._open.items()):
+            if where == address:
+                self._abort(connection)
+
+    async def _is_silent(self, address: HostAddress) -> bool:
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                self._abort(await self._connect(address, **self._arguments))
+        except TimeoutError:
+            return True
+        except Exception as error:  # any other error is an answer
+            return classify(error).code == "timeout"  # the driver's own was shorter
+        return False
+
+
+class _Probe:
+    """The probing of one connection's host, which ends when the connection returns to the pool."""
+
+    later: asyncio.TimerHandle | None = None
+    task: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        for one in (self.later, self.task):
+            if one is not None:
+                one.cancel()
+
+
+def limit_silence(connection: Any) -> None:
+    """Have the kernel end a connection whose peer's machine is gone: after 25 s in quiet, 20 s with data under way.
+
+    A peer that lives acknowledges, however long it works on a statement.
+    """
+    transport = getattr(connection, "_transport", None)  # no driver has a public way to its socket
+    found = None if transport is None else transport.get_extra_info("socket")
+    if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError):  # a system that lacks an option keeps its own times
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", 10),
+            ("TCP_KEEPINTVL", 5),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 20_000),
+        ):
+            if hasattr(socket, name):
+                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _fault_of(error: BaseException) -> StoreFault:
+    if isinstance(error, StoreFault):
+        return error
+    if not isinstance(error, Exception):
+        raise error
+    found = classify(error)
+    if found.fault_class is FaultClass.UNCLASSIFIED:
+        raise error
+    return StoreFault(fault_class=found.fault_class, code=found.code, reason=found.reason)
+
+
+def _none_of(faults: dict[HostAddress | None, StoreFault], order: Sequence[HostAddress | None]) -> StoreFault:
+    """Return the fault that lists each host's answer. It is UNAVAILABLE if waiting may help with one of them."""
+    listed = ", ".join(f"{address} ({faults[address].code})" for address in order)
+    codes = {fault.code for fault in faults.values()}
+    code = codes.pop() if len(codes) == 1 else "no-host"
+    wrong = next((one for one in faults.values() if one.fault_class is not FaultClass.UNAVAILABLE), None)
+    if wrong is not None and all(one.fault_class is wrong.fault_class for one in faults.values()):
+        return StoreFault(fault_class=wrong.fault_class, code=code, reason=f"{wrong.reason}; hosts: {listed}")
+    summary = (
+        "no host of the history store has the role that the URL asks for, as during a failover"
+        if code == _NO_MATCH
+        else ("no host of the history store can be used")
+    )
+    return StoreFault(fault_class=FaultClass.UNAVAILABLE, code=code, reason=f"{summary}: {listed}")

@@ -1,0 +1,220 @@
+"""Map rows of the tables to the values that callers read and the rules change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import RESERVED, decode
+from letopis.store.model.conversations import Conversation, RecordedMessage
+from letopis.store.model.event_types import ConversationDeleted, ForkPoint, MessageAppended
+from letopis.store.model.events import RecordedEvent, from_microseconds
+from letopis.store.model.messages import ROLES, Message
+from letopis.store.model.parts import UnknownPart
+from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
+from letopis.store.rules.redaction import stripped
+from letopis.store.rules.reducer import ConversationState
+from letopis.store.rules.rows import ConversationRow, MessageRow, reactions_from_text
+
+
+def recorded_event(row: sa.Row[Any]) -> RecordedEvent:
+    """Return the event that a row of the log holds."""
+    values = row._mapping
+    event = RecordedEvent(
+        conversation_id=values["conversation_id"],
+        event_id=values["event_id"],
+        origin_id=values["origin_id"],
+        sequence=values["sequence"],
+        type=values["type"],
+        schema_version=values["schema_version"],
+        data=decode_object(values["data"]),
+        metadata=decode_object(values["metadata"]),
+        digest=values["digest"],
+        occurred_at=from_microseconds(values["occurred_at"]),
+        version=values["version"],
+        partition=values["partition"],
+        position=values["position"],
+        recorded_at=from_microseconds(values["recorded_at"]),
+    )
+    return event if values.get("erased") is None else without_content(event)
+
+
+def without_content(event: RecordedEvent) -> RecordedEvent:
+    """Return an event without its content, which may still be in its row."""
+    if event.type == ConversationDeleted.type or event.digest is None:
+        return event
+    ours = {key: value for key, value in event.metadata.items() if key.startswith(RESERVED)}
+    return replace(event, data=stripped(event.type, event.data), metadata=ours, digest=None)
+
+
+PlainRow = tuple[int, UUID, UUID, int, str, int, int]
+"""Version, event id, origin id, sequence, data, and the times it occurred and was recorded, in microseconds."""
+
+
+def plain_messages(conversation_id: str, rows: Iterable[PlainRow]) -> dict[int, RecordedMessage]:
+    """Return messages that have not changed since they were appended, by version.
+
+    Messages that this release cannot read, because a newer one wrote them, are left out.
+    """
+    found: dict[int, RecordedMessage] = {}
+    # Events that were delivered together have one time.
+    recorded: dict[int, datetime] = {}
+    for version, event_id, origin_id, sequence, data, occurred_at, recorded_at in rows:
+        try:
+            message = Message.from_data(decode_object(data))
+        except InvalidInput:
+            continue
+        if (moment := recorded.get(recorded_at)) is None:
+            moment = recorded[recorded_at] = from_microseconds(recorded_at)
+        found[version] = RecordedMessage(
+            conversation_id=conversation_id,
+            message=message,
+            event_id=event_id,
+            origin_id=origin_id,
+            sequence=sequence,
+            occurred_at=from_microseconds(occurred_at),
+            version=version,
+            recorded_at=moment,
+        )
+    return found
+
+
+def is_plain(row: sa.Row[Any]) -> bool:
+    """Return True if a row of a window's select holds a message that has not changed since it was appended."""
+    return (
+        row.e_type == MessageAppended.type
+        and row.e_schema_version == MessageAppended.schema_version
+        and row.e_digest is not None
+        and row.m_left_at is None
+        and row.m_redacted_at is None
+        and row.m_reactions is None
+        and row.c_digest is None
+        and row.d_data is None
+    )
+
+
+def appended_event(values: Mapping[Any, Any], conversation_id: str) -> RecordedEvent:
+    """Return the event that appended the message in a row of a window's select, without its metadata."""
+    event = RecordedEvent(
+        conversation_id=conversation_id,
+        event_id=values["e_event_id"],
+        origin_id=values["e_origin_id"],
+        sequence=values["e_sequence"],
+        type=values["e_type"],
+        schema_version=values["e_schema_version"],
+        data=decode_object(values["e_data"]),
+        metadata={},
+        digest=values["e_digest"],
+        occurred_at=from_microseconds(values["e_occurred_at"]),
+        version=values["m_version"],
+        recorded_at=from_microseconds(values["e_recorded_at"]),
+    )
+    return event if values.get("e_erased") is None else without_content(event)
+
+
+def decode_object(text: str | None) -> Mapping[str, Any]:
+    """Return the JSON object that a column holds.
+
+    :raises StoreFault: the column is damaged.
+    """
+    try:
+        return decode(text)
+    except ValueError:
+        # Not chained: the error quotes the text.
+        reason = "an event in the history store is not the JSON that was written: the database was damaged"
+    raise StoreFault(fault_class=FaultClass.UNCLASSIFIED, code="damaged", reason=reason)
+
+
+def unreadable_message(values: Mapping[Any, Any], data: Mapping[str, Any]) -> MessageAppended:
+    """Return a message whose event a newer release wrote, with its data as an unknown part."""
+    role = values["m_role"]
+    return MessageAppended(
+        message=Message(
+            role=role if role in ROLES else "system", content=(UnknownPart(data),), id=values["m_message_id"]
+        )
+    )
+
+
+def recorded_conversation(values: Mapping[Any, Any]) -> Conversation:
+    """Return the conversation in a row that includes its owner's ``active_conversation_id``."""
+    return Conversation(
+        conversation_id=values["conversation_id"],
+        owner_id=values["owner_id"],
+        number=values["number"],
+        title=values["title"],
+        state=values["state"],
+        version=values["version"],
+        message_count=values["message_count"],
+        tokens=values["tokens"],
+        created_at=from_microseconds(values["created_at"]),
+        updated_at=from_microseconds(values["updated_at"]),
+        metadata=decode_object(values["metadata"]),
+        active=values["active_conversation_id"] == values["conversation_id"],
+        forked_from=fork_of(values),
+        inherits=bool(values["inherits"]),
+        inherited_to=values["inherited_to"],
+    )
+
+
+def conversation_row(row: sa.Row[Any]) -> ConversationRow:
+    """Return a row of the conversations in the form that the rules change."""
+    values: Mapping[Any, Any] = row._mapping
+    return ConversationRow(
+        partition=values["partition"],
+        conversation_id=values["conversation_id"],
+        conversation=ConversationState(
+            owner_id=values["owner_id"],
+            title=values["title"],
+            state=values["state"],
+            version=values["version"],
+            message_count=values["message_count"],
+            tokens=values["tokens"],
+            created_at=values["created_at"],
+            updated_at=values["updated_at"],
+            metadata=decode(values["metadata"]),
+            forked_from=fork_of(values),
+            inherits=bool(values["inherits"]),
+            inherited_to=values["inherited_to"],
+        ),
+        number=values["number"],
+        retained=values["retained"],
+        rules=values["rules"],
+    )
+
+
+def fork_of(values: Mapping[Any, Any]) -> ForkPoint | None:
+    """Return the point up to which a conversation reads its parent; ``None`` if it is not a fork."""
+    if values["forked_from_id"] is None:
+        return None
+    return ForkPoint(
+        conversation_id=values["forked_from_id"],
+        version=values["forked_from_version"],
+        event_id=values["forked_from_event"],
+    )
+
+
+def message_row(row: sa.Row[Any]) -> MessageRow:
+    """Return a row of the messages in the form that the rules change."""
+    return MessageRow(
+        version=row.version,
+        message_id=row.message_id,
+        content_version=row.content_version,
+        delivery_version=row.delivery_version,
+        role=row.role,
+        state=row.state,
+        left_at=row.left_at,
+        redacted_at=row.redacted_at,
+        reactions=reactions_from_text(row.reactions),
+    )
+
+
+def conflict_of(metadata: str | None) -> Conflict | None:
+    """Return the conflict that an event's metadata records, or ``None``."""
+    return None if metadata is None or SUPERSEDED_KEY not in metadata else Conflict.of(decode(metadata))

@@ -1,0 +1,294 @@
+"""Describe the tables of the history store, the same on SQLite, PostgreSQL and MariaDB.
+
+Every key of a conversation's tables starts with ``partition``, so these can be partitioned or distributed without
+change; ``letopis_owners`` and ``letopis_origins`` are small. Times are UTC microseconds since 1970. Identifiers compare
+byte by byte. Payloads are JSON text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+metadata: Final = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+Identifier: Final = (
+    sa.String(255)
+    .with_variant(sa.String(255, collation="C"), "postgresql")
+    .with_variant(sa.String(255, collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
+)
+"""An id: byte-exact and case-sensitive. ``nopad`` because ``utf8mb4_bin`` ignores trailing spaces when it compares."""
+
+Name: Final = (
+    sa.String(64)
+    .with_variant(sa.String(64, collation="C"), "postgresql")
+    .with_variant(sa.String(64, collation="ascii_bin"), "mysql", "mariadb")
+)
+"""A name that Letopis defines: an event type, a role, a state."""
+
+
+class LongText(sa.types.TypeDecorator[str]):
+    """Text of any length: MariaDB's own TEXT ends at 64 KiB.
+
+    The types of a server are imported where they are used: a bot on SQLite needs none of them.
+
+    :param tsvector: on PostgreSQL in its type for full-text search.
+    """
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, charset: str, *, tsvector: bool = False) -> None:
+        super().__init__()
+        self.charset = charset
+        self.tsvector = tsvector
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Choose the type of the database."""
+        if dialect.name in ("mysql", "mariadb"):
+            from sqlalchemy.dialects.mysql import LONGTEXT
+
+            return dialect.type_descriptor(LONGTEXT(charset=self.charset, collation=f"{self.charset}_bin"))
+        if dialect.name == "postgresql" and self.tsvector:
+            from sqlalchemy.dialects.postgresql import TSVECTOR
+
+            return dialect.type_descriptor(TSVECTOR())
+        return super().load_dialect_impl(dialect)
+
+
+Json: Final = LongText("utf8mb4")
+"""JSON text as orjson wrote it. Not a JSON column: those reorder keys, which a prompt cache would notice (ADR 0036)."""
+
+
+class Uuid16(sa.types.TypeDecorator[UUID]):
+    """A UUID in 16 bytes; on PostgreSQL in its own type. Always a :class:`~uuid.UUID` in Python."""
+
+    impl = sa.LargeBinary(16)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Choose the type that the database stores in 16 bytes."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(sa.Uuid())
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(sa.BINARY(16))
+        return dialect.type_descriptor(sa.LargeBinary(16))
+
+    def process_bind_param(self, value: UUID | None, dialect: sa.Dialect) -> Any:
+        """Convert a UUID for the driver."""
+        return value if value is None or dialect.name == "postgresql" else value.bytes
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> UUID | None:
+        """Convert the driver's value to a UUID."""
+        if value is None or dialect.name == "postgresql":
+            return value  # type: ignore[no-any-return]  # the driver made the UUID
+        return UUID(bytes=bytes(value))
+
+
+Digest: Final = sa.LargeBinary(32).with_variant(sa.BINARY(32), "mysql", "mariadb")
+Timestamp: Final = sa.BigInteger()
+"""UTC microseconds since 1970."""
+Counter: Final = sa.BigInteger()
+Codes: Final = LongText("ascii", tsvector=True)
+"""Codes of words, for a full-text index; see :mod:`letopis.store.search.analysis`."""
+
+
+def _table(name: str, *columns: sa.schema.SchemaItem, comment: str) -> sa.Table:
+    return sa.Table(name, metadata, *columns, comment=comment)
+
+
+store: Final = _table(
+    "letopis_store",
+    sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("store_id", Uuid16(), nullable=False),
+    sa.Column("created_at", Timestamp, nullable=False),
+    # Where the history was moved to, without secrets; NULL while it is here.
+    sa.Column("moved_to", sa.Text),
+    sa.Column("moved_at", Timestamp),
+    comment="One row: the identity of this store, which backups, replicas and moves keep.",
+)
+
+log_heads: Final = _table(
+    "letopis_log_heads",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("position", Counter, nullable=False),
+    # A LogState; deliveries are accepted at 0 only. In the row that every apply locks, so none commits after it is set.
+    sa.Column("closed", sa.SmallInteger, nullable=False, server_default="0"),
+    comment="One row a partition, fixed when the store is created: the position given out last.",
+)
+
+origins: Final = _table(
+    "letopis_origins",
+    sa.Column("origin_id", Uuid16(), primary_key=True),
+    sa.Column("epoch", Counter, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("first_seen_at", Timestamp, nullable=False),
+    sa.Column("last_seen_at", Timestamp, nullable=False),
+    comment="The outbox files that deliver here.",
+)
+
+lanes: Final = _table(
+    "letopis_lanes",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("conversation_id", Identifier, primary_key=True),
+    sa.Column("origin_id", Uuid16(), primary_key=True),
+    sa.Column("sequence", Counter, nullable=False),
+    comment="How far each outbox has got in each conversation: what makes a delivery take effect once.",
+)
+
+conversations: Final = _table(
+    "letopis_conversations",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("conversation_id", Identifier, primary_key=True),
+    sa.Column("owner_id", Identifier),
+    sa.Column("number", Counter),
+    sa.Column("title", Json),
+    sa.Column("state", Name, nullable=False),
+    sa.Column("version", Counter, nullable=False),
+    sa.Column("message_count", Counter, nullable=False),
+    sa.Column("tokens", Counter, nullable=False),
+    sa.Column("created_at", Timestamp, nullable=False),
+    sa.Column("updated_at", Timestamp, nullable=False),
+    # A fork reads its parent up to a version or, if that was unknown when it was created, up to an event.
+    sa.Column("forked_from_id", Identifier),
+    sa.Column("forked_from_version", Counter),
+    sa.Column("metadata", Json),
+    sa.Column("forked_from_event", Uuid16()),
+    # Whether the parent's messages are still on the path, and the last one that is; NULL is all.
+    sa.Column("inherits", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("inherited_to", Identifier),
+    # Events of a deleted conversation up to here keep their content, because forks read them.
+    sa.Column("retained", Counter, nullable=False, server_default="0"),
+    # The rules of projection that made this row and its messages; `letopis db rebuild` updates older ones.
+    sa.Column("rules", sa.SmallInteger, nullable=False, server_default="1"),
+    # An owner's list, newest activity first, by keyset.
+    sa.Index("ix_letopis_conversations_owner", "owner_id", "updated_at", "conversation_id"),
+    sa.Index("ix_letopis_conversations_updated", "updated_at", "conversation_id"),
+    sa.Index("ix_letopis_conversations_forked", "forked_from_id"),
+    comment="One row a conversation, folded from its events.",
+)
+
+events: Final = _table(
+    "letopis_events",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("position", Counter, primary_key=True, autoincrement=False),
+    sa.Column("conversation_id", Identifier, nullable=False),
+    sa.Column("version", Counter, nullable=False),
+    sa.Column("event_id", Uuid16(), nullable=False),
+    sa.Column("origin_id", Uuid16(), nullable=False),
+    sa.Column("sequence", Counter, nullable=False),
+    sa.Column("type", Name, nullable=False),
+    sa.Column("schema_version", sa.SmallInteger, nullable=False),
+    sa.Column("data", Json, nullable=False),
+    sa.Column("metadata", Json),
+    sa.Column("digest", Digest),
+    sa.Column("occurred_at", Timestamp, nullable=False),
+    sa.Column("recorded_at", Timestamp, nullable=False),
+    sa.Index("uq_letopis_events_version", "partition", "conversation_id", "version", unique=True),
+    sa.Index("uq_letopis_events_event_id", "partition", "conversation_id", "event_id", unique=True),
+    comment="The log. Rows are never changed but by redaction.",
+)
+
+messages: Final = _table(
+    "letopis_messages",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("conversation_id", Identifier, primary_key=True),
+    sa.Column("version", Counter, primary_key=True, autoincrement=False),
+    sa.Column("message_id", Identifier, nullable=False),
+    sa.Column("content_version", Counter, nullable=False),
+    sa.Column("delivery_version", Counter),
+    sa.Column("role", Name, nullable=False),
+    sa.Column("state", Name, nullable=False),
+    # The version at which it left the active path; its own if it was never on it. NULL: it is on the path.
+    sa.Column("left_at", Counter),
+    sa.Column("redacted_at", Counter),
+    sa.Column("reactions", Json),
+    sa.Index("ix_letopis_messages_message_id", "partition", "conversation_id", "message_id"),
+    comment="An index over the log: which event holds a message, its current content and its delivery.",
+)
+
+owners: Final = _table(
+    "letopis_owners",
+    sa.Column("owner_id", Identifier, primary_key=True),
+    sa.Column("active_conversation_id", Identifier),
+    sa.Column("next_number", Counter, nullable=False),
+    # The outbox that moved the marker last, and its order there: earlier activations have no effect.
+    sa.Column("activated_by", Uuid16()),
+    sa.Column("activated_order", Counter),
+    comment="One row an owner: the active conversation, and the number that the next one gets.",
+)
+
+checkpoints: Final = _table(
+    "letopis_checkpoints",
+    sa.Column("name", Name, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("position", Counter, nullable=False),
+    # Events up to here are replayed: no side effects.
+    sa.Column("replay_to", Counter, nullable=False),
+    sa.Column("updated_at", Timestamp, nullable=False),
+    comment="How far each version of each catch-up projection has read each partition of the log.",
+)
+
+search: Final = _table(
+    "letopis_search",
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), sa.Identity(), primary_key=True),
+    # The rules that made the codes; a new generation is indexed beside the old one.
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("partition", sa.Integer, nullable=False),
+    sa.Column("conversation_id", Identifier, nullable=False),
+    sa.Column("version", Counter, nullable=False),
+    sa.Column("content_version", Counter, nullable=False),
+    # Of the event that appended the message, not of a later edit: pages end at it.
+    sa.Column("position", Counter, nullable=False),
+    sa.Column("occurred_at", Timestamp, nullable=False),
+    # The owner and the words; both empty if it must no longer be found.
+    sa.Column("scope", Codes, nullable=False),
+    sa.Column("document", Codes, nullable=False),
+    sa.Index("uq_letopis_search_message", "generation", "partition", "conversation_id", "version", unique=True),
+    # On SQLite the virtual table letopis_search_words, which triggers maintain.
+    sa.Index(
+        "ix_letopis_search_words",
+        "scope",
+        "document",
+        info={"not_on": "sqlite"},
+    ).ddl_if(dialect=("postgresql", "mysql", "mariadb")),  # type: ignore[arg-type]  # the stub lacks the tuple
+    comment="The full-text index: one row a message that is on the path, as codes of its words.",
+)
+
+tasks: Final = _table(
+    "letopis_tasks",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("conversation_id", Identifier, primary_key=True),
+    sa.Column("kind", Name, primary_key=True),
+    sa.Column("version", Counter, primary_key=True, autoincrement=False),
+    # Pending are the versions after the one and up to the other.
+    sa.Column("after", Counter, nullable=False),
+    sa.Column("upto", Counter, nullable=False),
+    sa.Column("created_at", Timestamp, nullable=False),
+    comment="What events did to very many rows: heeded by readers at once, carried out in steps.",
+)
+
+
+@event.listens_for(metadata, "before_create")
+def _set_server_options(target: sa.MetaData, connection: sa.Connection, **_: Any) -> None:
+    """Set what only a server's own dialect knows: as an argument of a table it would import that dialect at once."""
+    dialect = connection.dialect.name
+    words = next(index for index in search.indexes if index.name == "ix_letopis_search_words")
+    if dialect == "postgresql":
+        words.dialect_kwargs.update(postgresql_using="gin", postgresql_with={"fastupdate": "off"})
+    elif dialect in ("mysql", "mariadb"):
+        words.dialect_kwargs.update({f"{dialect}_prefix": "FULLTEXT"})
+        for table in target.tables.values():
+            table.dialect_kwargs.update(
+                {f"{dialect}_engine": "InnoDB", f"{dialect}_charset": "utf8mb4", f"{dialect}_collate": "utf8mb4_bin"}
+            )

@@ -1,0 +1,180 @@
+"""Open SQLite connections whose commits are durable and whose transactions are real."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.private_files import create_private_file
+from letopis.store.database.sqlite_connection import LockReleasingConnection, SQLiteConnection, file_id
+from letopis.store.database.timeouts import Timeouts
+from letopis.store.errors import ConfigurationError
+
+JOURNAL_SIZE_LIMIT_BYTES: Final = 64 * 1024 * 1024
+"""Bytes to which SQLite truncates its WAL after a checkpoint."""
+_BEGIN: Final[Mapping[str, str | None]] = {
+    "IMMEDIATE": "BEGIN IMMEDIATE",
+    "DEFERRED": "BEGIN",
+    "AUTOCOMMIT": None,
+}
+
+
+def create_sqlite_engine(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncEngine:
+    """Create the engine of an SQLite file, or of a database in memory."""
+    path = str(url.database)
+    # A database in memory has a single connection, and its pool takes no size.
+    pool = {} if path == ":memory:" else timeouts.pool_options(pool_size)
+    connect = partial(connect_to_sqlite, path, timeouts.lock)
+    engine = create_async_engine(url, async_creator=connect, hide_parameters=True, **pool)
+    install_sqlite_events(engine.sync_engine, busy_timeout=timeouts.lock)
+    if path != ":memory:":
+        evict_connections_to_replaced_file(engine.sync_engine, path)
+    return engine
+
+
+def install_sqlite_events(sync_engine: sa.Engine, *, busy_timeout: float) -> None:
+    """Make commits of an SQLite engine durable and its transactions real; for synchronous engines too.
+
+    Each connection gets WAL, ``synchronous=FULL`` and ``secure_delete``. Transactions begin as the execution option
+    ``sqlite_begin`` says: ``IMMEDIATE`` (the default), ``DEFERRED`` or ``AUTOCOMMIT``. Connecting raises StoreFault
+    (MISCONFIGURED) if the file system cannot keep a WAL.
+
+    :param busy_timeout: seconds to wait for a lock.
+    """
+    event.listen(sync_engine, "connect", partial(_on_sqlite_connect, busy_timeout))
+    event.listen(sync_engine, "begin", _on_sqlite_begin)
+
+
+_FILE: Final = "letopis_sqlite_file"
+
+
+def evict_connections_to_replaced_file(sync_engine: sa.Engine, path: str) -> None:
+    """Remove connections from the pool whose file is no longer at its path.
+
+    SQLite does not notice, and would keep writing into an unreachable file.
+    """
+
+    def on_connect(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        record.info[_FILE] = file_id(path)
+
+    def on_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
+        if record.info.get(_FILE) == (now := file_id(path)):
+            return
+        if now is None:
+            raise DisconnectionError("the SQLite file was removed")  # a new file shows by its tables
+        # Reported as an outage, after which a relay compares what it delivered with what is there.
+        reason = "the SQLite file of the history was replaced: it is opened again"
+        raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="replaced", reason=reason)
+
+    event.listen(sync_engine, "connect", on_connect)
+    event.listen(sync_engine, "checkout", on_checkout)
+
+
+async def connect_to_sqlite(path: str, busy_timeout: float) -> SQLiteConnection:
+    """Connect to a file, which is created if it is missing.
+
+    :raises StoreFault: the folder does not exist.
+    """
+    if path != ":memory:" and not os.path.exists(path):  # noqa: PTH110, ASYNC240  # one stat; a Path is slower
+        try:
+            await asyncio.to_thread(create_private_file, path)
+        except ConfigurationError as error:
+            # A volume may not be mounted yet: a fault of the store, not of an event.
+            raise StoreFault(fault_class=FaultClass.MISCONFIGURED, code="no-folder", reason=str(error)) from error
+    opened = partial(sqlite3.connect, path, timeout=busy_timeout, isolation_level=None, factory=LockReleasingConnection)
+    return await SQLiteConnection(opened).opened()
+
+
+def open_for_reading(path: str, busy_timeout: float) -> sqlite3.Connection:
+    """Open a synchronous connection that cannot write to an SQLite file; the file is never created.
+
+    :param busy_timeout: seconds to wait for a lock.
+    :raises sqlite3.Error: the file cannot be opened.
+    :raises StoreFault: as a connection of the engine.
+    """
+    uri = f"{Path(os.path.abspath(path)).as_uri()}?mode=rw"  # noqa: PTH100  # links stay as they are
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=busy_timeout, isolation_level=None, factory=LockReleasingConnection
+    )
+    try:
+        _set_sqlite(busy_timeout, connection)
+        connection.execute("PRAGMA query_only=ON")
+    except BaseException:  # whatever it was: nothing else knows of this connection
+        connection.close()
+        raise
+    return connection
+
+
+def _on_sqlite_connect(busy_timeout: float, connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    _set_sqlite(busy_timeout, connection)
+
+
+def _set_sqlite(busy_timeout: float, connection: Any) -> None:
+    # Otherwise Python's sqlite3 would begin transactions itself, and only before a write.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    try:
+        cursor.execute(f"PRAGMA busy_timeout={round(busy_timeout * 1000)}")
+        mode = _enter_wal(connection, cursor, busy_timeout)
+        if mode not in ("wal", "memory"):
+            raise StoreFault(
+                fault_class=FaultClass.MISCONFIGURED,
+                code="no-wal",
+                reason="the file system of the SQLite file has no write-ahead log: move the file to a local disk",
+            )
+        # FULL: one flush per commit. With NORMAL a power cut loses acknowledged commits.
+        cursor.execute("PRAGMA synchronous=FULL")
+        # For macOS, where fsync does not reach the medium.
+        cursor.execute("PRAGMA fullfsync=ON")
+        cursor.execute("PRAGMA checkpoint_fullfsync=ON")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA secure_delete=ON")
+        # Temporary tables would be outside the private file.
+        cursor.execute("PRAGMA temp_store=MEMORY")
+        cursor.execute(f"PRAGMA journal_size_limit={JOURNAL_SIZE_LIMIT_BYTES}")
+    finally:
+        cursor.close()
+
+
+def _enter_wal(connection: DBAPIConnection, cursor: Any, busy_timeout: float) -> str:
+    """Switch to WAL and return the mode. SQLite itself does not wait for a lock here."""
+    deadline = time.monotonic() + busy_timeout
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return str(cursor.fetchone()[0]).lower()
+        except sqlite3.OperationalError as error:
+            if not str(getattr(error, "sqlite_errorname", "")).startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+        _pause(connection, 0.02)
+
+
+def _pause(connection: DBAPIConnection, seconds: float) -> None:
+    """Wait without blocking the event loop, if there is one."""
+    if isinstance(connection, sa.engine.AdaptedConnection):
+        connection.run_async(lambda driver: asyncio.sleep(seconds))
+    else:
+        time.sleep(seconds)
+
+
+def _on_sqlite_begin(connection: sa.Connection) -> None:
+    option = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+    if option not in _BEGIN:
+        raise ConfigurationError(f"sqlite_begin is one of {', '.join(_BEGIN)}")
+    if (statement := _BEGIN[option]) is not None:
+        connection.exec_driver_sql(statement)

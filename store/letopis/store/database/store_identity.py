@@ -1,0 +1,150 @@
+"""Identify the history store in a database, and check that it is the expected one."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.schema import store
+from letopis.store.model.events import from_microseconds
+
+RECHECK_SECONDS: Final = 5.0
+"""Age at which the check of a connection is repeated: behind a pooler, the database may change under a connection."""
+
+_CHECKED: Final = "letopis_store_id"
+_SELECT: Final = sa.select(store.c.store_id, store.c.moved_to, store.c.moved_at).where(store.c.id == 1)
+
+_expected: ContextVar[UUID | None] = ContextVar("letopis_expected_store", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreIdentity:
+    """The identity of a history store: created with its tables, and kept by backups, replicas and moves.
+
+    :ivar moved_to: where the history was moved to, without secrets, after which nothing is delivered here; ``None``
+        while it is here.
+    """
+
+    store_id: UUID
+    moved_to: str | None = None
+    moved_at: datetime | None = None
+
+
+@contextmanager
+def expect_store(store_id: UUID | None) -> Iterator[None]:
+    """Restrict reads in this context to one store, and create no missing store; ``None`` allows any.
+
+    Reads of another store raise StoreFault (``WRONG_STORE``).
+    """
+    token = _expected.set(store_id)
+    try:
+        yield
+    finally:
+        _expected.reset(token)
+
+
+def expected_store_id() -> UUID | None:
+    """Return the identity of the only store to read in this context, or ``None`` for any."""
+    return _expected.get()
+
+
+async def read_identity(connection: AsyncConnection) -> StoreIdentity:
+    """Return the identity of the store that is open on ``connection``.
+
+    :raises StoreFault: ``MISCONFIGURED``: the store has none.
+    """
+    row = (await connection.execute(_SELECT)).first()
+    if row is None:
+        raise missing_identity_fault()
+    moved_at = None if row.moved_at is None else from_microseconds(row.moved_at)
+    return StoreIdentity(store_id=row.store_id, moved_to=row.moved_to, moved_at=moved_at)
+
+
+async def renew_identity(connection: AsyncConnection, *, now: int) -> StoreIdentity:
+    """Give the store that is open on ``connection`` a new identity, and return it. The caller commits."""
+    changed = await connection.execute(sa.update(store).where(store.c.id == 1).values(store_id=uuid4(), created_at=now))
+    if changed.rowcount != 1:
+        raise missing_identity_fault()
+    return await read_identity(connection)
+
+
+async def check_connection(connection: AsyncConnection) -> None:
+    """Check that a connection without a transaction leads to the expected store.
+
+    Reads the identity when the connection is new, and then every five seconds.
+
+    :raises StoreFault: ``WRONG_STORE``: it leads to another store.
+    """
+    if (wanted := expected_store_id()) is None:
+        return
+    found, at = connection.info.get(_CHECKED, (None, 0.0))
+    if found is None or time.monotonic() - at > RECHECK_SECONDS:
+        found = (await read_identity(connection)).store_id
+        await connection.rollback()
+        connection.info[_CHECKED] = (found, time.monotonic())
+    check_identity(found, wanted)
+
+
+def check_identity(found: UUID, wanted: UUID | None) -> None:
+    """Check that a store is the one that an outbox is bound to.
+
+    :param wanted: the store it is bound to, or ``None``.
+    :raises StoreFault: ``WRONG_STORE``: it is another one.
+    """
+    if wanted is not None and found != wanted:
+        raise StoreFault(
+            fault_class=FaultClass.WRONG_STORE,
+            code="identity",
+            reason=f"this is history store {short_id(found)}, and the outbox is bound to {short_id(wanted)}: name the"
+            " right one; only if that one is gone for good, bind the outbox again with `letopis outbox rebind`",
+        )
+
+
+def check_not_moved(moved_to: str | None) -> None:
+    """Check that the history is still in this store.
+
+    :raises StoreFault: ``WRONG_STORE``: it was moved; the reason says where to.
+    """
+    if moved_to is not None:
+        raise StoreFault(
+            fault_class=FaultClass.WRONG_STORE,
+            code="moved",
+            reason=f"the history was moved away from this store, to {moved_to}: deliver there",
+        )
+
+
+def missing_identity_fault() -> StoreFault:
+    """Return the fault of a store without an identity."""
+    return StoreFault(
+        fault_class=FaultClass.MISCONFIGURED,
+        code="identity",
+        reason="the identity of the store is gone (letopis_store is empty): restore the database",
+    )
+
+
+def short_id(store_id: UUID) -> str:
+    """Return the first eight digits of an identity, to show."""
+    return store_id.hex[:8]
+
+
+def check_file_identity(connection: sqlite3.Connection, wanted: UUID | None) -> None:
+    """Check that an open SQLite file is the expected store; call it in the connection's thread.
+
+    :raises StoreFault: as :func:`check_connection` does.
+    """
+    if wanted is not None:
+        row = connection.execute("SELECT store_id FROM letopis_store").fetchone()
+        if row is None:
+            raise missing_identity_fault()
+        check_identity(UUID(bytes=row[0]), wanted)

@@ -1,0 +1,1 @@
+"""Check, repair and rebuild a history store, and finish its pending tasks."""

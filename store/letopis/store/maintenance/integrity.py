@@ -1,0 +1,244 @@
+"""Check that a history store still holds what was written to it; read everything and change nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from letopis.store.database.schema import conversations, events, lanes, log_heads, metadata, origins, owners
+from letopis.store.maintenance.wal_format import scan_wal
+from letopis.store.model.codec import decode, digest_of
+
+PAGE_ROWS: Final = 500
+WAL_RECHECK_SECONDS: Final = 0.02
+"""Pause between two reads of a WAL that may be growing."""
+MAX_NAMED_PROBLEMS: Final = 20
+"""Problems of one kind that are named; SQLite's own list ends there too."""
+STRUCTURE_CHECK: Final = f"PRAGMA integrity_check({MAX_NAMED_PROBLEMS})"
+"""SQLite's check of a whole file; see :func:`structure_problems`."""
+UNREADABLE_ERRORS: Final = (SQLAlchemyError, ValueError, TypeError, OverflowError)
+"""Raised by rows that cannot be what was written."""
+
+
+def wal_problem(database: Path) -> str:
+    """Return what is wrong with the WAL beside an SQLite file, or ``""``. Call it before any connection is opened.
+
+    Do not open a file with a problem: the last connection that closes moves as much of the WAL into the file as SQLite
+    reads, and deletes the rest.
+    """
+    wal = database.with_name(f"{database.name}-wal")
+    for _ in range(3):
+        content = _read_bytes(wal)
+        found = scan_wal(content)
+        if found.certain or not found.problem:
+            break
+        # Another process may be writing to it.
+        time.sleep(WAL_RECHECK_SECONDS)
+        if _read_bytes(wal) == content:
+            break
+    else:
+        return ""
+    return found.problem
+
+
+def _read_bytes(wal: Path) -> bytes:
+    try:
+        return wal.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+async def find_problems(engine: AsyncEngine) -> AsyncIterator[str]:
+    """Yield the problems of a store that is at this release's revision.
+
+    Every event is compared with its digest, and the log with its counters: positions, versions and the sequences of
+    each outbox have no gaps. An SQLite file's structure is checked as a whole. Content is never quoted.
+    """
+    async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+        for subject, check in _CHECKS:
+            try:
+                async for problem in check(connection):
+                    yield problem
+            except UNREADABLE_ERRORS as error:
+                if connection.dialect.name != "sqlite":
+                    raise  # an unavailable server says nothing about what it holds
+                yield f"{subject} cannot be read [{error_code(error)}]"
+
+
+def error_code(error: BaseException) -> str:
+    """Return SQLite's name of an error, or its type, never its text."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(cause, "sqlite_errorname", None) or type(cause or error).__name__)
+
+
+def structure_problems(rows: Iterable[Any]) -> Iterator[str]:
+    """Yield the problems in the rows that :data:`STRUCTURE_CHECK` returned."""
+    return (f"SQLite: {row[0]}" for row in rows if row[0] != "ok")
+
+
+def is_intact(
+    *, conversation_id: str, type_name: str, schema_version: int, data: str, metadata: str | None, digest: bytes | None
+) -> bool:
+    """Return True if an event's payload is JSON and matches its digest. A redacted event has no digest to match."""
+    try:
+        decode(data)
+        decode(metadata)
+    except ValueError:
+        return False
+    return digest is None or digest_of(conversation_id, type_name, schema_version, data, metadata) == digest
+
+
+async def _structure(connection: AsyncConnection) -> AsyncIterator[str]:
+    if connection.dialect.name != "sqlite":
+        return
+    for problem in structure_problems((await connection.exec_driver_sql(STRUCTURE_CHECK)).all()):
+        yield problem
+
+
+async def _log(connection: AsyncConnection) -> AsyncIterator[str]:
+    heads = (await connection.execute(sa.select(log_heads.c.partition, log_heads.c.position))).all()
+    if not heads:
+        yield "the log has no counters"
+    for partition, head in heads:
+        position = 0
+        while True:
+            page = sa.select(events).where(events.c.partition == partition, events.c.position > position)
+            rows = (await connection.execute(page.order_by(events.c.position).limit(PAGE_ROWS))).all()
+            for row in rows:
+                if row.position != position + 1:
+                    yield f"partition {partition} of the log: {row.position} follows {position}"
+                position = row.position
+                if not _row_is_intact(row):
+                    yield f"event {position} of partition {partition} is not what was written"
+            if len(rows) < PAGE_ROWS:
+                break
+        if position != head:
+            yield f"partition {partition} of the log ends at {position}, its counter says {head}"
+    strays = sa.select(sa.func.count()).where(events.c.partition.not_in([row.partition for row in heads]))
+    if stray := (await connection.execute(strays)).scalar_one():
+        yield f"{stray} events are in a partition that does not exist"
+
+
+def _row_is_intact(row: sa.Row[Any]) -> bool:
+    return is_intact(
+        conversation_id=row.conversation_id,
+        type_name=row.type,
+        schema_version=row.schema_version,
+        data=row.data,
+        metadata=row.metadata,
+        digest=None if row.digest is None else bytes(row.digest),
+    )
+
+
+async def _versions(connection: AsyncConnection) -> AsyncIterator[str]:
+    key = (events.c.partition, events.c.conversation_id)
+    wrong = (
+        sa.select(events.c.conversation_id, sa.func.count().label("held"), sa.func.max(events.c.version).label("last"))
+        .group_by(*key)
+        .having(sa.or_(sa.func.count() != sa.func.max(events.c.version), sa.func.min(events.c.version) != 1))
+    )
+    for row in await _first_rows(connection, wrong):
+        yield f"conversation {row.conversation_id!r} is at version {row.last} and holds {row.held} events"
+
+
+async def _sequences(connection: AsyncConnection) -> AsyncIterator[str]:
+    before = sa.func.lag(events.c.sequence).over(
+        partition_by=(events.c.partition, events.c.conversation_id, events.c.origin_id), order_by=events.c.version
+    )
+    run = sa.select(events.c.conversation_id, events.c.version, events.c.sequence, before.label("before")).subquery()
+    wrong = sa.select(run.c.conversation_id, run.c.version, run.c.sequence, run.c.before).where(
+        run.c.sequence != sa.func.coalesce(run.c.before, 0) + 1
+    )
+    for row in await _first_rows(connection, wrong):
+        yield (
+            f"conversation {row.conversation_id!r}, version {row.version}: sequence {row.sequence} of its outbox"
+            f" follows {row.before or 0}"
+        )
+
+
+async def _lanes(connection: AsyncConnection) -> AsyncIterator[str]:
+    last = (
+        sa.select(
+            events.c.partition,
+            events.c.conversation_id,
+            events.c.origin_id,
+            sa.func.max(events.c.sequence).label("last"),
+        )
+        .group_by(events.c.partition, events.c.conversation_id, events.c.origin_id)
+        .subquery()
+    )
+    same = sa.and_(
+        lanes.c.partition == last.c.partition,
+        lanes.c.conversation_id == last.c.conversation_id,
+        lanes.c.origin_id == last.c.origin_id,
+    )
+    for left, right, kind in ((last, lanes, "lane"), (lanes, last, "events")):
+        differ = sa.or_(lanes.c.sequence.is_(None), last.c.last.is_(None), lanes.c.sequence != last.c.last)
+        wrong = sa.select(left.c.conversation_id).select_from(left.outerjoin(right, same)).where(differ)
+        for (conversation_id,) in await _first_rows(connection, wrong):
+            yield f"conversation {conversation_id!r}: the counter of an outbox does not match its {kind}"
+    known = sa.select(origins.c.origin_id)
+    unknown = sa.select(sa.func.count()).select_from(lanes).where(lanes.c.origin_id.not_in(known))
+    if count := (await connection.execute(unknown)).scalar_one():
+        yield f"{count} lanes belong to an unknown outbox"
+
+
+async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
+    wrong = (
+        sa.select(owners.c.owner_id)
+        .join(conversations, conversations.c.owner_id == owners.c.owner_id)
+        .where(conversations.c.number >= owners.c.next_number)
+        .distinct()
+    )
+    for (owner_id,) in await _first_rows(connection, wrong):
+        yield f"owner {owner_id!r} would get a conversation number twice"
+    twice = (
+        sa.select(conversations.c.owner_id)
+        .where(conversations.c.number.is_not(None))
+        .group_by(conversations.c.owner_id, conversations.c.number)
+        .having(sa.func.count() > 1)
+    )
+    for (owner_id,) in await _first_rows(connection, twice):
+        yield f"two conversations of owner {owner_id!r} have the same number"
+    is_active = conversations.c.conversation_id == owners.c.active_conversation_id
+    lost = (
+        sa.select(owners.c.owner_id)
+        .select_from(owners.outerjoin(conversations, is_active))
+        .where(owners.c.active_conversation_id.is_not(None), conversations.c.conversation_id.is_(None))
+    )
+    for (owner_id,) in await _first_rows(connection, lost):
+        yield f"the active conversation of owner {owner_id!r} does not exist"
+
+
+async def _other_tables(connection: AsyncConnection) -> AsyncIterator[str]:
+    if connection.dialect.name != "sqlite":
+        return
+    # Reading every row reveals invalid UTF-8. The log was read before.
+    for table in metadata.sorted_tables:
+        if table is not events:
+            try:
+                (await connection.execute(sa.select(table))).all()
+            except UNREADABLE_ERRORS as error:
+                yield f"{table.name} cannot be read [{error_code(error)}]"
+
+
+async def _first_rows(connection: AsyncConnection, statement: Any) -> Sequence[sa.Row[Any]]:
+    rows: Sequence[sa.Row[Any]] = (await connection.execute(statement.limit(MAX_NAMED_PROBLEMS))).all()
+    return rows
+
+
+_CHECKS: Final = (
+    ("the structure of the file", _structure),
+    ("the log", _log),
+    ("the versions of conversations", _versions),
+    ("the order of each outbox's events", _sequences),
+    ("the progress of each outbox", _lanes),
+    ("the lists of conversations and owners", _owners),
+    ("the other tables", _other_tables),
+)

@@ -1,0 +1,345 @@
+"""Rebuild the rows of conversations and their messages from the log, one conversation at a time, online."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from letopis.store.database.dialects import Dialect
+from letopis.store.database.fault_classification import translated
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.row_mapping import message_row
+from letopis.store.database.schema import conversations, messages, owners
+from letopis.store.maintenance.rebuild_statements import RebuildStatements
+from letopis.store.maintenance.replay import ConversationReplay
+from letopis.store.maintenance.task_steps import TaskSteps
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.rules.apply_plan import TableRow
+from letopis.store.rules.reducer import PROJECTION_RULES
+from letopis.store.rules.rows import ConversationRow, MessageRow
+from letopis.store.write.owners import OwnerRow, OwnerStatements
+from letopis.store.write.redaction import Eraser
+
+T = TypeVar("T")
+
+PAGE_ROWS: Final = 500
+"""Rows in one page that is read or written."""
+MAX_NAMED_DIFFERENCES: Final = 20
+"""Differences of one conversation that are named; the others are only counted."""
+MAX_ATTEMPTS: Final = 3
+_COLUMNS: Final = tuple(column.name for column in conversations.columns)
+# Not derived from the events: the number, what forks need, and the rules that made the row.
+_NOT_DERIVED: Final = frozenset({"number", "retained", "rules"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilt:
+    """The result for one conversation.
+
+    :ivar events: how many the log holds.
+    :ivar messages: how many these make.
+    :ivar differences: names of the first 20 differences of the stored rows, without content: ``title``,
+        ``messages[12].left_at``, ``messages[12] missing``, ``messages[12] too many``, ``row missing``,
+        ``events[12] not erased`` if a redaction or deletion met damaged rows, or ``events missing``, which the log
+        cannot repair.
+    :ivar difference_count: of all differences.
+    :ivar written: True if the differences were repaired.
+    """
+
+    conversation_id: str
+    events: int
+    messages: int
+    differences: tuple[str, ...] = ()
+    difference_count: int = 0
+    written: bool = False
+
+
+@dataclass(slots=True)
+class _Changes:
+    """The rows to write, and the names of the differences."""
+
+    names: list[str] = field(default_factory=list)
+    count: int = 0
+    inserted: list[TableRow] = field(default_factory=list)
+    overwritten: list[TableRow] = field(default_factory=list)
+    deleted: list[int] = field(default_factory=list)
+    redacted: list[int] = field(default_factory=list)
+
+    def differ(self, name: str) -> None:
+        self.count += 1
+        if len(self.names) < MAX_NAMED_DIFFERENCES:
+            self.names.append(name)
+
+
+class Rebuilder:
+    """Rebuilds the conversations of one history store.
+
+    A conversation is first read without a lock, however long it is. Then its row is locked, the events since are read
+    and differences are written. Only an apply to this conversation waits for that; an SQLite file has one writer, so
+    there every apply waits for the comparison of one conversation.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        readers: AsyncEngine,
+        dialect: Dialect,
+        *,
+        upcasters: Upcasters,
+        eraser: Eraser,
+        erased: Callable[[], None],
+        whole: Callable[[Awaitable[Any]], Awaitable[Any]],
+        steps: TaskSteps,
+        now: Callable[[], int],
+    ) -> None:
+        self._steps = steps
+        self._now = now
+        self._engine = engine
+        self._readers = readers
+        self._dialect = dialect
+        self._upcasters = upcasters
+        self._whole = whole
+        self._statements = RebuildStatements(dialect)
+        self._owner_statements = OwnerStatements(dialect)
+        self._eraser = eraser
+        self._erased = erased
+        self._retains_too_much = False  # a conversation whose row was lost may retain more than its forks read
+
+    async def run(self, *, check: bool, every: bool) -> AsyncGenerator[Rebuilt, None]:
+        """Rebuild the conversations whose rows older rules made, and those without a row.
+
+        :param check: write nothing.
+        :param every: rebuild all conversations.
+        """
+        statements = self._statements
+        for statement in (statements.every if every else statements.older, statements.lost):
+            async for partition, conversation_id in self._keys(statement):
+                if (rebuilt := await self.rebuild(partition, conversation_id, check=check)) is not None:
+                    yield rebuilt
+        if self._retains_too_much and not check:
+            await self._whole(self._release_retained())
+
+    async def rebuild(self, partition: int, conversation_id: str, *, check: bool) -> Rebuilt | None:
+        """Rebuild one conversation. Return ``None`` if it does not exist, or a newer release made its rows.
+
+        :param check: write nothing.
+        :raises StoreFault: the database failed; the conversation is unchanged.
+        """
+        replay = ConversationReplay(partition, conversation_id, self._upcasters)
+        if not check:
+            # Carried out first: rows with a pending task are neither right nor wrong.
+            while await self._whole(self._steps.step(conversation=(partition, conversation_id))):
+                pass
+        rebuilt: Rebuilt | None = await self._whole(self._checked(replay) if check else self._rebuilt(replay))
+        return rebuilt
+
+    async def _keys(self, statement: Any) -> AsyncIterator[tuple[int, str]]:
+        last: tuple[int, str] = (-1, "")
+        while True:
+            rows = await self._whole(self._page(statement, last))
+            for row in rows:
+                yield row.partition, row.conversation_id
+            if len(rows) < PAGE_ROWS:
+                return
+            last = (rows[-1].partition, rows[-1].conversation_id)
+
+    async def _page(self, statement: Any, last: tuple[int, str]) -> list[sa.Row[Any]]:
+        key = {"partition": last[0], "conversation": last[1], "limit": PAGE_ROWS}
+        with translated():
+            async with self._readers.connect() as connection:
+                return list((await connection.execute(statement, key)).all())
+
+    async def _checked(self, replay: ConversationReplay) -> Rebuilt | None:
+        with translated():
+            async with self._readers.connect() as connection:
+                await self._dialect.begin_snapshot(connection)
+                stored = (await connection.execute(self._statements.row, _key(replay))).first()
+                await self._read_new_events(connection, replay)
+                changes = await self._compare(connection, replay, stored)
+                return None if changes is None else _result(replay, changes, written=False)
+
+    async def _rebuilt(self, replay: ConversationReplay) -> Rebuilt | None:
+        with translated():
+            async with self._readers.connect() as connection:
+                await self._read_new_events(connection, replay)
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                return await self._transaction(replay)
+            except StoreFault as fault:
+                # An apply has inserted the missing row since, or there was a deadlock.
+                is_transient = isinstance(fault.__cause__, IntegrityError) or fault.fault_class is FaultClass.CONFLICT
+                if attempt == MAX_ATTEMPTS - 1 or not is_transient:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _transaction(self, replay: ConversationReplay) -> Rebuilt | None:
+        async with self._dialect.transaction(self._engine) as connection:
+            stored = (await connection.execute(self._statements.locked_row, _key(replay))).first()
+            await self._read_new_events(connection, replay)
+            changes = await self._compare(connection, replay, stored)
+            if changes is None:
+                return None
+            if replay.row is not None:
+                await self._write(connection, replay, replay.row, changes, stored)
+        if changes.redacted:
+            self._erased()
+        return _result(replay, changes, written=replay.row is not None and changes.count > 0)
+
+    async def _release_retained(self) -> None:
+        """Strip the content that no fork reads, now that every fork has its row."""
+        async with self._dialect.transaction(self._engine) as connection:
+            stripped = await self._eraser.erase_released(connection, now=self._now())
+        if stripped:
+            self._erased()
+        self._retains_too_much = False
+
+    async def _read_new_events(self, connection: AsyncConnection, replay: ConversationReplay) -> None:
+        """Replay the events that were not read yet."""
+        while True:
+            key = {**_key(replay), "after": replay.events, "limit": PAGE_ROWS}
+            page = (await connection.execute(self._statements.events, key)).all()
+            replay.apply(page)
+            if len(page) < PAGE_ROWS:
+                return
+
+    async def _compare(
+        self, connection: AsyncConnection, replay: ConversationReplay, stored: sa.Row[Any] | None
+    ) -> _Changes | None:
+        """Return how the stored rows differ, or ``None`` if there is nothing to compare."""
+        changes = _Changes()
+        if stored is not None and stored.rules > PROJECTION_RULES:
+            return None
+        if replay.row is None:
+            if stored is None:
+                return None
+            changes.differ("events missing")
+            return changes
+        self._keep_stored_values(replay, replay.row, stored)
+        if stored is None:
+            changes.differ("row missing")
+        else:
+            for name, value in zip(_COLUMNS, replay.row.as_row(), strict=True):
+                if name not in _NOT_DERIVED and stored._mapping[name] != value:
+                    changes.differ(name)
+            if replay.row.number is None and replay.row.conversation.owner_id is not None:
+                changes.differ("number")
+        await self._compare_messages(connection, replay, changes)
+        changes.redacted = replay.pending_redactions()
+        for version in changes.redacted:
+            changes.differ(f"events[{version}] not erased")
+        return changes
+
+    def _keep_stored_values(self, replay: ConversationReplay, row: ConversationRow, stored: sa.Row[Any] | None) -> None:
+        """Take over the values that no event determines."""
+        row.number = None if stored is None else stored.number
+        if stored is not None:
+            row.retained = stored.retained
+        elif row.retained:
+            # The rows of its forks may be lost too, so everything is retained for now; see _release_retained().
+            row.retained = replay.content_up_to
+            self._retains_too_much = True
+
+    async def _compare_messages(
+        self, connection: AsyncConnection, replay: ConversationReplay, changes: _Changes
+    ) -> None:
+        wanted = {message.version: message for message in replay.messages}
+        is_deleted = replay.row is not None and replay.row.conversation.state == "deleted"
+        statement = self._statements.messages_of_deleted if is_deleted else self._statements.messages
+        after = 0
+        while True:
+            key = {**_key(replay), "after": after, "limit": PAGE_ROWS}
+            rows = (await connection.execute(statement, key)).all()
+            for row in rows:
+                message = wanted.pop(row.version, None)
+                if message is None:
+                    changes.differ(f"messages[{row.version}] too many")
+                    changes.deleted.append(row.version)
+                elif different := _different(replay, message, row):
+                    for name in different:
+                        changes.differ(f"messages[{row.version}].{name}")
+                    changes.overwritten.append(message.as_row(replay.partition, replay.conversation_id))
+            if len(rows) < PAGE_ROWS:
+                break
+            after = rows[-1].version
+        for version, message in wanted.items():
+            changes.differ(f"messages[{version}] missing")
+            changes.inserted.append(message.as_row(replay.partition, replay.conversation_id))
+
+    async def _write(
+        self,
+        connection: AsyncConnection,
+        replay: ConversationReplay,
+        row: ConversationRow,
+        changes: _Changes,
+        stored: sa.Row[Any] | None,
+    ) -> None:
+        if not changes.count and stored is not None and stored.rules == PROJECTION_RULES:
+            return
+        if row.number is None and row.conversation.owner_id is not None:
+            await self._assign_number(connection, row, row.conversation.owner_id)
+        write = self._dialect.insert if stored is None else self._dialect.overwrite
+        await write(connection, conversations, [row.as_row()])
+        for versions in _pages(changes.deleted):
+            await connection.execute(self._statements.delete_messages, {**_key(replay), "versions": versions})
+        for rows in _pages(changes.overwritten):
+            await self._dialect.overwrite(connection, messages, rows)
+        for rows in _pages(changes.inserted):
+            await self._dialect.insert(connection, messages, rows)
+        if changes.redacted:
+            is_deleted = row.conversation.state == "deleted"
+            redacted = [one.version for one in replay.messages if is_deleted or one.redacted_at is not None]
+            place = (replay.partition, replay.conversation_id)
+            await self._eraser.strip_versions(connection, *place, changes.redacted, messages=redacted)
+
+    async def _assign_number(self, connection: AsyncConnection, row: ConversationRow, owner_id: str) -> None:
+        """Give a conversation whose row was lost its owner's next number: no event says which one it had."""
+        found = (await connection.execute(self._owner_statements.locked, {"owners": [owner_id]})).first()
+        if found is None:
+            highest = (await connection.execute(self._statements.highest_number, {"owner": owner_id})).scalar()
+            owner = OwnerRow(owner_id=owner_id, number=(highest or 0) + 1)
+        else:
+            owner = OwnerRow(
+                owner_id=owner_id,
+                active=found.active_conversation_id,
+                number=found.next_number,
+                by=found.activated_by,
+                order=found.activated_order,
+            )
+        row.number = owner.number
+        owner.number += 1
+        write = self._dialect.insert if found is None else self._dialect.overwrite
+        await write(connection, owners, [owner.as_row()])
+
+
+def _pages(values: list[T]) -> Iterator[list[T]]:
+    return (values[start : start + PAGE_ROWS] for start in range(0, len(values), PAGE_ROWS))
+
+
+def _key(replay: ConversationReplay) -> dict[str, Any]:
+    return {"partition": replay.partition, "conversation": replay.conversation_id}
+
+
+def _different(replay: ConversationReplay, message: MessageRow, row: sa.Row[Any]) -> list[str]:
+    """Return the names of the fields in which a stored row differs."""
+    try:
+        stored = message_row(row)
+    except (TypeError, ValueError):
+        return ["reactions"]  # not the JSON that was written
+    wanted, found = replay.compared_values(message), replay.compared_values(stored)
+    return [name for name, value in wanted.items() if found[name] != value]
+
+
+def _result(replay: ConversationReplay, changes: _Changes, *, written: bool) -> Rebuilt:
+    return Rebuilt(
+        conversation_id=replay.conversation_id,
+        events=replay.events,
+        messages=len(replay.messages),
+        differences=tuple(changes.names),
+        difference_count=changes.count,
+        written=written,
+    )

@@ -1,0 +1,201 @@
+"""Replay the recorded events of one conversation into its rows, by the rules of an apply; no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.row_mapping import conflict_of
+from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
+from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageEdited, read
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.rules.apply_plan import SequencedEvent
+from letopis.store.rules.decoding import DecodedEvent, removal_bound, target_ids
+from letopis.store.rules.preconditions import Conflict
+from letopis.store.rules.projection import Projected, project_events
+from letopis.store.rules.redaction import message_of
+from letopis.store.rules.reducer import ConversationState
+from letopis.store.rules.rows import ConversationRow, MessageRow
+
+
+class ConversationReplay:
+    """The rows of one conversation while its events are applied page by page.
+
+    Messages have what their rows hold, without content.
+
+    :ivar row: ``None`` before the first event.
+    :ivar messages: in order.
+    :ivar events: how many were applied, which is the version of the last.
+    :ivar unredacted: versions of events that still hold content which a redaction removed: their rows were damaged
+        when it was applied.
+    """
+
+    def __init__(self, partition: int, conversation_id: str, upcasters: Upcasters) -> None:
+        self.partition = partition
+        self.conversation_id = conversation_id
+        self.row: ConversationRow | None = None
+        self.messages: list[MessageRow] = []
+        self.events = 0
+        self.unredacted: set[int] = set()
+        self._events_of_message: dict[str, list[int]] = {}  # versions of the events that hold its content
+        self._with_content: list[int] = []  # versions of all events that hold content
+        self._upcasters = upcasters
+        self._messages_by_id: dict[str, list[MessageRow]] = {}
+        self._empty_edits: set[int] = set()
+        self._reset_at = 0
+
+    def apply(self, page: Sequence[sa.Row[Any]]) -> None:
+        """Apply the next rows of the log.
+
+        :raises StoreFault: the database is damaged: an event is missing, or is not what was written.
+        """
+        if not page:
+            return
+        for version, found in enumerate(page, self.events + 1):
+            if found.version != version:
+                raise _damaged(f"event {version} of a conversation is missing")
+        if self.row is None:
+            first = page[0].occurred_at
+            tally = ConversationState(created_at=first, updated_at=first)
+            self.row = ConversationRow(
+                partition=self.partition, conversation_id=self.conversation_id, conversation=tally
+            )
+        decoded = tuple(self._decode(found) for found in page)
+        # What forks read is considered at the end: no event is redacted here because of it.
+        projected = project_events(
+            self.row, decoded, self._changed_by(decoded), verdicts=_conflicts(page), retain=INTEGER_MAX
+        )
+        self._note_content(page, projected, decoded)
+        for message in projected.messages:
+            if message.new:
+                self.messages.append(message)
+                self._messages_by_id.setdefault(message.message_id, []).append(message)
+            message.new = message.changed = False
+        if projected.reset_at is not None:
+            self._reset(page, projected.reset_at)
+        if projected.deleted:
+            for message in self.messages:
+                message.reactions = ()
+        self.events += len(page)
+
+    @property
+    def content_up_to(self) -> int:
+        """The version of the last erased event that still holds content, or 0."""
+        return max((version for version in self._with_content if version < self._erased_before), default=0)
+
+    def pending_redactions(self) -> list[int]:
+        """Return the versions of the events whose content is to be removed; :attr:`row` says what forks retain."""
+        if self.row is None:
+            return []
+        before = self._erased_before
+        erased = (version for version in self._with_content if self.row.retained < version < before)
+        return sorted(self.unredacted.union(erased))
+
+    @property
+    def _erased_before(self) -> int:
+        """The version before which a deletion or a reset erased all events, or 0."""
+        deleted = self.row is not None and self.row.conversation.state == "deleted"
+        return INTEGER_MAX if deleted else self._reset_at
+
+    def _reset(self, page: Sequence[sa.Row[Any]], first: int) -> None:
+        """Erase the messages of earlier pages, as the store does when it applies a reset."""
+        page_start = page[0].version
+        for message in self.messages:
+            if message.version < page_start:
+                message.reactions = ()
+                if message.redacted_at in (None, message.version):
+                    message.redacted_at, message.content_version = first, message.version
+        resets = (found.version for found in page if found.type == ConversationRewound.type and _erases(found))
+        self._reset_at = max(resets, default=self._reset_at)
+
+    def _note_content(self, page: Sequence[sa.Row[Any]], projected: Projected, decoded: Sequence[DecodedEvent]) -> None:
+        """Note which events hold content, and which of them a later redaction should have emptied."""
+        for message_id in projected.redactions:
+            self.unredacted.update(self._events_of_message.pop(message_id, ()))
+        deleted = self.row is not None and self.row.conversation.state == "deleted"
+        for found, event, item in zip(page, projected.events, decoded, strict=True):
+            if found.digest is None:
+                continue
+            if found.type != ConversationDeleted.type:
+                self._with_content.append(found.version)
+            if event.redacted and not deleted:
+                self.unredacted.add(found.version)
+            elif (of_message := message_of(event, item.body)) is not None:
+                self._events_of_message.setdefault(of_message, []).append(found.version)
+
+    def compared_values(self, message: MessageRow) -> dict[str, Any]:
+        """Return the comparable values of a message, replayed or stored.
+
+        An edit without content does not count, and in a deleted conversation a message that was redacted on arrival
+        looks like one that was emptied by the deletion.
+        """
+        content = message.version if message.content_version in self._empty_edits else message.content_version
+        redacted = message.redacted_at
+        if redacted == message.version and self.row is not None and self.row.conversation.state == "deleted":
+            redacted = None
+        return {
+            "message_id": message.message_id,
+            "content_version": content,
+            "delivery_version": message.delivery_version,
+            "role": message.role,
+            "state": message.state,
+            "left_at": message.left_at,
+            "redacted_at": redacted,
+            "reactions": message.reactions,
+        }
+
+    def _decode(self, found: sa.Row[Any]) -> DecodedEvent:
+        try:
+            data = decode(found.data)
+        except ValueError:
+            # Not chained: the error quotes the text.
+            data = None
+        if data is None:
+            raise _damaged(f"event {found.version} of a conversation is not the JSON that was written")
+        body = read(found.type, *self._upcasters.upcast(found.type, found.schema_version, data))
+        if found.digest is None and isinstance(body, MessageEdited):
+            self._empty_edits.add(found.version)
+        event = EncodedEvent(
+            conversation_id=self.conversation_id,
+            event_id=found.event_id,
+            type=found.type,
+            schema_version=found.schema_version,
+            data=found.data,
+            metadata=found.metadata,
+            digest=found.digest or b"",
+            occurred_at=found.occurred_at,
+            redacted=found.digest is None,
+        )
+        # Conflicts are looked up by version: sequences belong to an outbox, not to the conversation.
+        return DecodedEvent(delivery=SequencedEvent(sequence=found.version, event=event), body=body)
+
+    def _changed_by(self, decoded: Sequence[DecodedEvent]) -> list[MessageRow]:
+        """Return the rows that a page may change: those it names, and those it takes off the path."""
+        named = [message for name in target_ids(decoded) for message in self._messages_by_id.get(name, ())]
+        after = removal_bound(decoded, named)
+        if after is None:
+            return named
+        named_versions = {message.version for message in named}
+        leaving = (message for message in self._messages_after(after) if message.left_at is None)
+        return [*named, *(message for message in leaving if message.version not in named_versions)]
+
+    def _messages_after(self, version: int) -> Iterator[MessageRow]:
+        for message in reversed(self.messages):
+            if message.version <= version:
+                return
+            yield message
+
+
+def _erases(found: sa.Row[Any]) -> bool:
+    return bool(decode(found.data).get("erase")) and conflict_of(found.metadata) is None
+
+
+def _conflicts(page: Sequence[sa.Row[Any]]) -> dict[int, Conflict]:
+    return {found.version: conflict for found in page if (conflict := conflict_of(found.metadata)) is not None}
+
+
+def _damaged(what: str) -> StoreFault:
+    return StoreFault(fault_class=FaultClass.UNCLASSIFIED, code="damaged", reason=f"{what}: the database is damaged")

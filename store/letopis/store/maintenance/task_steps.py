@@ -1,0 +1,157 @@
+"""Carry out pending tasks in steps, a bounded piece in each transaction, so that any process may be killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from letopis.store.database.dialects import Dialect, check_row_count
+from letopis.store.database.fault_classification import translated
+from letopis.store.database.log_state import check_counters
+from letopis.store.database.schema import conversations, log_heads, messages, tasks
+from letopis.store.database.store_identity import check_connection, check_identity, expected_store_id, read_identity
+from letopis.store.read.task_marks import ERASE, LEAVE, RESET, PendingTasks, Task
+from letopis.store.search.index import Index
+from letopis.store.write.redaction import Eraser
+
+STEP_SECONDS: Final = 0.2
+"""Length of one step, in which an SQLite file has no other writer."""
+PIECE_VERSIONS: Final = 500
+"""Versions between two looks at the clock."""
+
+
+class TaskSteps:
+    """Carries out the tasks of one history store.
+
+    A step locks the conversation, as an apply does, changes some rows and advances the task, in one transaction. Each
+    row's state is told either by the task or by the row itself; an interrupted step has not happened, and steps are
+    idempotent. Any number of processes may run them concurrently.
+
+    Before a step commits, it locks the counter of its partition, as an apply does, and checks that the log is open: a
+    move closes the log, and copies the rows once no step can change them.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, dialect: Dialect, index: Index, *, eraser: Eraser, erased: Callable[[], None]
+    ) -> None:
+        self._engine = engine
+        self._readers = engine.execution_options(sqlite_begin="DEFERRED")
+        self._dialect = dialect
+        self._index = index
+        self._eraser = eraser
+        self._erased = erased
+        at = (
+            tasks.c.partition == sa.bindparam("b_partition"),
+            tasks.c.conversation_id == sa.bindparam("b_conversation"),
+            tasks.c.kind == sa.bindparam("b_kind"),
+            tasks.c.version == sa.bindparam("b_version"),
+        )
+        # The earlier of two rewinds first: messages belong to the one that took them off the path.
+        self._pending = sa.select(tasks).where(tasks.c.after < tasks.c.upto).order_by(tasks.c.version).limit(1)
+        self._task: Any = dialect.locked(sa.select(tasks).where(*at))
+        self._lock: Any = dialect.locked(
+            sa.select(conversations.c.state).where(
+                conversations.c.partition == sa.bindparam("b_partition"),
+                conversations.c.conversation_id == sa.bindparam("b_conversation"),
+            )
+        )
+        self._advance = sa.update(tasks).where(*at).values(after=sa.bindparam("b_after"))
+        of_messages = (
+            messages.c.partition == sa.bindparam("b_partition"),
+            messages.c.conversation_id == sa.bindparam("b_conversation"),
+            messages.c.version > sa.bindparam("b_after"),
+            messages.c.version <= sa.bindparam("b_upto"),
+        )
+        self._leave = (
+            sa.update(messages)
+            .where(*of_messages, messages.c.left_at.is_(None))
+            .values(left_at=sa.bindparam("b_version"))
+        )
+        # Reactions are about the content; the events they came from are emptied too.
+        self._clear_reactions = (
+            sa.update(messages).where(*of_messages, messages.c.reactions.is_not(None)).values(reactions=None)
+        )
+        self._reset = (
+            sa.update(messages)
+            .where(*of_messages, sa.or_(messages.c.redacted_at.is_(None), messages.c.redacted_at == messages.c.version))
+            .values(redacted_at=sa.bindparam("b_version"), content_version=messages.c.version)
+        )
+        self._counter: Any = dialect.locked(
+            sa.select(log_heads.c.closed).where(log_heads.c.partition == sa.bindparam("b_partition"))
+        )
+
+    async def pending(self) -> PendingTasks:
+        """Return how much is pending."""
+        statement = sa.select(
+            sa.func.count(),
+            sa.func.coalesce(sa.func.sum(tasks.c.upto - tasks.c.after), 0),
+            sa.func.coalesce(sa.func.sum(sa.case((tasks.c.kind == ERASE, 1), else_=0)), 0),
+        ).where(tasks.c.after < tasks.c.upto)
+        with translated():
+            async with self._readers.connect() as connection:
+                await check_connection(connection)
+                count, rows, erasing = (await connection.execute(statement)).one()
+        return PendingTasks(tasks=int(count), rows=int(rows), erasing=int(erasing))
+
+    async def step(self, *, conversation: tuple[int, str] | None = None) -> bool:
+        """Carry out a piece of the first pending task. Return True if there was one.
+
+        :param conversation: partition and id, to work on the tasks of this conversation only.
+        :raises StoreFault: the database failed; nothing was changed. ``WRONG_STORE``: this is not the expected store
+            or the history is being moved or was moved away.
+        """
+        pending = self._pending
+        if conversation is not None:
+            pending = pending.where(tasks.c.partition == conversation[0], tasks.c.conversation_id == conversation[1])
+        with translated():
+            async with self._readers.connect() as connection:
+                await check_connection(connection)
+                row = (await connection.execute(pending)).first()
+        if row is None:
+            return False
+        async with self._dialect.transaction(self._engine) as connection:
+            check_identity((await read_identity(connection)).store_id, expected_store_id())
+            # Read again under the lock: another process may have carried it out.
+            key = {"b_partition": row.partition, "b_conversation": row.conversation_id}
+            state = (await connection.execute(self._lock, key)).scalar()
+            key |= {"b_kind": row.kind, "b_version": row.version}
+            task = Task(**(await connection.execute(self._task, key)).one()._mapping)
+            if task.after < task.upto:
+                after = await self._work(connection, task, deleted=state == "deleted")
+                advanced = await connection.execute(self._advance, {**key, "b_after": after})
+                check_row_count(tasks, advanced.rowcount, 1)
+            closed = (await connection.execute(self._counter, {"b_partition": row.partition})).scalars().all()
+            check_counters(closed, expected=1)
+        if task.kind == ERASE:
+            self._erased()
+        return True
+
+    async def _work(self, connection: AsyncConnection, task: Task, *, deleted: bool) -> int:
+        """Work on a task for one step, or to its end. Return the version up to which it is done."""
+        deadline = time.monotonic() + STEP_SECONDS
+        while True:
+            task = replace(task, after=await self._piece(connection, task, deleted=deleted))
+            if task.after >= task.upto or time.monotonic() >= deadline:
+                return task.after
+
+    async def _piece(self, connection: AsyncConnection, task: Task, *, deleted: bool) -> int:
+        place = (task.partition, task.conversation_id)
+        if task.kind == ERASE:
+            return await self._eraser.strip_some(
+                connection, *place, after=task.after, upto=task.upto, limit=PIECE_VERSIONS
+            )
+        upto = min(task.after + PIECE_VERSIONS, task.upto)
+        key = {"b_partition": place[0], "b_conversation": place[1], "b_after": task.after, "b_upto": upto}
+        if task.kind == LEAVE:
+            await connection.execute(self._leave, {**key, "b_version": task.version})
+        elif task.kind == RESET:
+            await connection.execute(self._reset, {**key, "b_version": task.version})
+        if task.kind == RESET or (task.kind == LEAVE and deleted):
+            await connection.execute(self._clear_reactions, key)
+        await self._index.forget_between(connection, *place, task.after, upto)
+        return upto

@@ -1,0 +1,1 @@
+"""Values: identifiers, messages, events, conversations, and the codec that writes them."""

@@ -1,0 +1,320 @@
+"""Encode events as JSON that all three stores accept byte for byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from letopis.store.errors import InvalidInput
+from letopis.store.model.event_types import VOCABULARY, MessageAppended, parse
+from letopis.store.model.events import Event, check_type, now_microseconds, to_microseconds
+from letopis.store.model.identifiers import check_identifier, derived_event_id
+from letopis.store.model.messages import EMPTY, Message
+from letopis.store.model.validation import check_whole
+
+_APPENDED: Final = MessageAppended.type
+INTEGER_MIN: Final = -(2**63)
+INTEGER_MAX: Final = 2**63 - 1
+TRACEPARENT: Final = "traceparent"
+"""The key of an event's metadata that names the trace it was appended in (W3C Trace Context)."""
+RESERVED: Final = "letopis."
+"""The prefix of Letopis' own keys in an event's metadata; refused in a caller's metadata."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How large an event may be.
+
+    The defaults stay far below what any of the three stores refuses: MariaDB's ``max_allowed_packet`` (16 MB by
+    default) bounds a statement, and its refusal looks like a lost connection.
+
+    :ivar max_bytes: the size of the data, and of the metadata, as JSON in UTF-8; at most 8 MiB.
+    :ivar max_depth: how deep objects and lists may be nested; at most 200.
+    """
+
+    max_bytes: int = 1_048_576
+    max_depth: int = 64
+
+    def __post_init__(self) -> None:
+        check_whole(self.max_bytes, "max_bytes", 1, 8_388_608)
+        check_whole(self.max_depth, "max_depth", 1, 200)  # orjson gives up at 254
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+@dataclass(slots=True, kw_only=True)
+class EncodedEvent:
+    """An event as it is stored: JSON text, digest, microseconds.
+
+    :ivar data: JSON with its keys in the order given.
+    :ivar metadata: the same; ``None`` when empty.
+    :ivar digest: SHA-256 over conversation id, type, schema version, data and metadata, with sorted keys; *not* over
+        the time, so that a later retry has the same digest.
+    :ivar occurred_at: UTC microseconds since 1970.
+    :ivar redacted: True if the content was taken away after the append; then the digest is of what is left.
+    """
+
+    conversation_id: str
+    event_id: UUID
+    type: str
+    schema_version: int
+    data: str
+    metadata: str | None
+    digest: bytes
+    occurred_at: int
+    redacted: bool = False
+
+
+def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS) -> EncodedEvent:
+    """Return ``event`` as it is stored.
+
+    :raises InvalidInput: something in it would be refused, or changed, by one of the stores; the error names the field.
+    """
+    check_identifier(conversation_id, "conversation_id")
+    check_type(event.type)
+    if not isinstance(event.event_id, UUID):
+        raise InvalidInput("event_id", f"must be a UUID, not {type(event.event_id).__name__}")
+    check_whole(event.schema_version, "schema_version", 1, 32_767)
+    given = _plain(event.data, "data", limits)
+    data = _dump(given, "data", limits)
+    # Only an empty object may be left out; an empty list is refused.
+    about = None if event.metadata == EMPTY else _plain(event.metadata, "metadata", limits)
+    metadata = None if about is None else _dump(about, "metadata", limits)
+    body = parse(event.type, event.schema_version, event.data)
+    # The data of custom events and of types that only a newer release understands is not interpreted.
+    if type(body) is VOCABULARY.get(event.type):
+        for name in ("message_id", "owner_id"):
+            if (value := event.data.get(name)) is not None:
+                check_identifier(value, f"data.{name}")
+    return EncodedEvent(
+        conversation_id=conversation_id,
+        event_id=event.event_id,
+        type=event.type,
+        schema_version=event.schema_version,
+        data=data.decode(),
+        metadata=None if metadata is None else metadata.decode(),
+        digest=_digest(conversation_id, event.type, event.schema_version, _sorted(given), about),
+        occurred_at=to_microseconds(event.occurred_at),
+    )
+
+
+def encode_message(
+    message: Message,
+    *,
+    conversation_id: str,
+    metadata: Mapping[str, Any] = EMPTY,
+    occurred_at: datetime | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> EncodedEvent:
+    """Return the event that appends ``message`` as it is stored; the same as :func:`encode`, but faster.
+
+    Only the content is checked here: a message has checked its shape when it was made, and the caller has checked the
+    conversation id.
+
+    :raises InvalidInput: something in it would be refused, or changed, by one of the stores; the error names the field.
+    """
+    message.check()
+    whole = message.to_data()
+    # Role and id were checked with the message, so that plain text needs no walk; and its keys are sorted.
+    plain = type(message) is Message and len(whole) == 3 and type(text := whole["content"]) is str and "\0" not in text
+    if not plain:
+        whole = _plain(whole, "data", limits)
+    data = _dump(whole, "data", limits)
+    about = None if metadata is EMPTY or metadata == EMPTY else _plain(metadata, "metadata", limits)
+    dumped = None if about is None else _dump(about, "metadata", limits)
+    return EncodedEvent(
+        conversation_id=conversation_id,
+        event_id=message.event_id or derived_event_id(conversation_id, message.id),
+        type=_APPENDED,
+        schema_version=MessageAppended.schema_version,
+        data=data.decode(),
+        metadata=None if dumped is None else dumped.decode(),
+        digest=_digest(
+            conversation_id, _APPENDED, MessageAppended.schema_version, data if plain else _sorted(whole), about
+        ),
+        occurred_at=now_microseconds() if occurred_at is None else to_microseconds(occurred_at),
+    )
+
+
+def digest_of(
+    conversation_id: str, type_name: str, schema_version: int, data: bytes | str, metadata: bytes | str | None
+) -> bytes:
+    """Return the SHA-256 of an event's content. The trace and Letopis' own keys in its metadata are left out.
+
+    A message appended again in another trace, after another read or with its keys in another order has the same digest.
+    """
+    return _digest(conversation_id, type_name, schema_version, _canonical(data), metadata)
+
+
+def _digest(
+    conversation_id: str,
+    type_name: str,
+    schema_version: int,
+    data: bytes,
+    metadata: Mapping[str, Any] | bytes | str | None,
+) -> bytes:
+    """Return the digest of canonical data, and of metadata as values or as they are stored."""
+    about = b"" if metadata is None else _canonical(metadata, without_internal_keys=True)
+    # Ids and types hold no control characters and compact JSON no raw line feed, so the parts cannot run together.
+    return sha256(
+        b"%s\n%s\n%d\n%s\n%s" % (conversation_id.encode(), type_name.encode(), schema_version, data, about)
+    ).digest()
+
+
+def _canonical(given: Mapping[str, Any] | bytes | str, *, without_internal_keys: bool = False) -> bytes:
+    """Return an object as JSON with sorted keys, so that equal objects have equal bytes whatever their order."""
+    if isinstance(given, bytes | str):
+        try:
+            value = decode(given)
+        except ValueError:
+            return given if isinstance(given, bytes) else given.encode()  # damaged, so that the digest must not match
+    else:
+        value = given
+    if without_internal_keys and any(key == TRACEPARENT or key.startswith(RESERVED) for key in value):
+        value = {key: item for key, item in value.items() if key != TRACEPARENT and not key.startswith(RESERVED)}
+        if not value:
+            return b""
+    return _sorted(value)
+
+
+def _sorted(value: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(value, default=_as_dict, option=orjson.OPT_SORT_KEYS)
+
+
+def decode(text: str | bytes | None) -> Mapping[str, Any]:
+    """Return the JSON object in ``text``; ``None`` is the empty object.
+
+    :raises ValueError: the stored text is no JSON object, so the file was damaged.
+    """
+    if text is None:
+        return EMPTY
+    value = orjson.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"stored JSON is {type(value).__name__}, not an object")  # noqa: TRY004 - damage, not a type
+    return value
+
+
+def _plain(value: Any, field: str, limits: Limits) -> dict[str, Any]:
+    """Return an object in which strings and numbers are of no class of the caller's.
+
+    :raises InvalidInput: a store would refuse or change something in it; the error names the field.
+    """
+    if not isinstance(value, dict | Mapping):  # the check for a plain dict is cheap, the one for Mapping is not
+        raise InvalidInput(field, f"must be an object, not {type(value).__name__}")
+    if _check(value, field, limits.max_depth):
+        return by_value(value)  # type: ignore[no-any-return]
+    return value if isinstance(value, dict) else dict(value)
+
+
+def _dump(value: dict[str, Any], field: str, limits: Limits) -> bytes:
+    try:
+        dumped = orjson.dumps(value, default=_as_dict)
+    except TypeError as error:  # a lone surrogate: orjson finds it faster than a walk over every character
+        raise InvalidInput(_surrogate(value, field) or field, "has a lone surrogate: it is not text") from error
+    if len(dumped) > limits.max_bytes:
+        raise InvalidInput(field, f"is {len(dumped)} bytes of JSON, the limit is {limits.max_bytes}: store a reference")
+    return dumped
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    """Return a mapping as a dict; the check has let no other type pass that orjson does not know."""
+    return dict(value)
+
+
+def _check(value: Any, field: str, depth: int) -> bool:
+    """Return True if a string or number is of a subclass.
+
+    :raises InvalidInput: a store would refuse it, or JSON would change it silently.
+    """
+    kind = type(value)
+    if kind is dict:
+        return _check_object(value, field, depth)
+    if isinstance(value, str):
+        if "\0" in value:
+            raise InvalidInput(
+                field, f"has a NUL character at {value.index(chr(0))}: PostgreSQL cannot store it, remove it"
+            )
+        return kind is not str
+    if kind is bool or value is None:
+        return False
+    if isinstance(value, int):
+        if not INTEGER_MIN <= value <= INTEGER_MAX:
+            raise InvalidInput(field, "is an integer beyond 64 bits: give it as a string")
+        return kind is not int
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidInput(field, "is not a finite number: JSON has no NaN and no infinity")
+        return kind is not float
+    if kind is list or kind is tuple:
+        if depth == 0:
+            raise InvalidInput(field, "is nested too deep")
+        found = False
+        for index, item in enumerate(value):
+            found |= _check(item, f"{field}[{index}]", depth - 1)
+        return found
+    if isinstance(value, Mapping):
+        return _check_object(value, field, depth)
+    raise InvalidInput(field, f"is {kind.__name__}: only what JSON has can be stored")
+
+
+def _check_object(value: Mapping[Any, Any], field: str, depth: int) -> bool:
+    if depth == 0:
+        raise InvalidInput(field, "is nested too deep")
+    found = False
+    for key, item in value.items():
+        if type(key) is not str:
+            if not isinstance(key, str):
+                raise InvalidInput(field, f"has a key that is {type(key).__name__}: JSON keys are strings")
+            found = True
+        if "\0" in key:
+            raise InvalidInput(field, "has a key with a NUL character: PostgreSQL cannot store it")
+        # Most values are plain text: their names need not be built.
+        if type(item) is not str or "\0" in item:
+            found |= _check(item, f"{field}.{key}" if key.isprintable() else f"{field}.{key!a}", depth - 1)
+    if found and len({str.__str__(key) for key in value}) < len(value):  # a class may compare as it likes
+        raise InvalidInput(field, "has a key twice: as a string, and as a member of a class")
+    return found
+
+
+def by_value(value: Any) -> Any:
+    """Return JSON values in which no string or number is of a subclass, and no object of a class of its own."""
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            # Not kind(value), which calls the __str__ or __int__ of an enum.
+            return value if type(value) in (kind, bool) else getattr(kind, f"__{kind.__name__}__")(value)
+    if isinstance(value, Mapping):
+        return {by_value(key): by_value(item) for key, item in value.items()}
+    return [by_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _surrogate(value: Any, field: str) -> str | None:
+    """Return the path of the first text with a lone surrogate."""
+    if isinstance(value, str):
+        return None if _encodable(value) else field
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not _encodable(key):
+                return f"{field}.{key!a}"
+            if (found := _surrogate(item, f"{field}.{key}")) is not None:
+                return found
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if (found := _surrogate(item, f"{field}[{index}]")) is not None:
+                return found
+    return None
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""Read and probe a history store in the ways that only an outbox needs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store._runtime import StoreRuntime
+from letopis.store.maintenance.continuity import Continuity
+from letopis.store.read.lineage import Lineage
+from letopis.store.read.reader import StoreView, ViewQuery
+from letopis.store.rules.fold import PathPosition
+from letopis.store.rules.statistics import PartialStatistics, Period
+
+T = TypeVar("T")
+
+
+class OutboxAccess:
+    """What an outbox asks of the store that it delivers to: views at one moment, and how far its lanes have got.
+
+    Letopis uses it to merge pending events with what the store holds. An application needs none of it, and it may
+    change in any release.
+
+    :ivar continuity: whether the store is still the one that was written to, and lacks nothing that it counts.
+    """
+
+    def __init__(self, runtime: StoreRuntime) -> None:
+        self._runtime = runtime
+        self.continuity = Continuity(runtime.engine, lambda look: runtime.read(lambda _, connection: look(connection)))
+
+    async def view(self, query: ViewQuery) -> StoreView:
+        """Return a conversation and messages of it, with how far an outbox's lane had got, all at one moment."""
+        await self._runtime.prepared()
+        if (at_once := self.view_at_once(query)) is not None:
+            return await at_once
+        if query.window is None and not query.bounded:
+            return await self._runtime.read(lambda reader, connection: reader.head_view(connection, query))
+        if not query.bounded and not query.whole:
+            found = await self._runtime.read(lambda reader, connection: reader.view_in_one(connection, query))
+            if found is not None:
+                return found
+        return await self._runtime.snapshot(lambda lineage, connection: lineage.reader.view(connection, query))
+
+    def view_at_once(self, query: ViewQuery) -> Coroutine[Any, Any, StoreView] | None:
+        """Return a coroutine of :meth:`view` that runs as one function in a thread and heeds a cancellation at once.
+
+        ``None`` where there is no such thread: for a server, before the first use, or for a long window.
+        """
+        fast_reader = self._runtime.fast_reader
+        if fast_reader is None or not self._runtime.is_ready or not fast_reader.supports(query.window):
+            return None
+
+        async def view() -> StoreView:
+            with self._runtime.schema_checked_again():
+                return await fast_reader.view(query)
+
+        return view()
+
+    async def active_view(self, owner: str, *, origin_id: UUID) -> StoreView:
+        """Return a view of an owner's active conversation, without messages."""
+        return await self._runtime.read(
+            lambda reader, connection: reader.active_view(connection, owner, origin_id=origin_id)
+        )
+
+    async def snapshot(self, read: Callable[[Lineage, AsyncConnection], Awaitable[T]]) -> T:
+        """Return what ``read`` returns of ancestors and the past, all of it read in one snapshot."""
+        return await self._runtime.snapshot(read)
+
+    async def path_of(self, conversation_id: str, message_ids: Collection[str]) -> dict[str, PathPosition]:
+        """Return the positions of messages on a conversation's path, by id; ids that are not there are left out.
+
+        :raises InvalidInput: an id cannot be one.
+        """
+        return await self._runtime.read(
+            lambda reader, connection: reader.path_of(connection, conversation_id, message_ids)
+        )
+
+    async def search_start(self, conversation: str | None = None) -> str:
+        """Return the ``after`` of a search that shows nothing appended from now on.
+
+        :param conversation: of a search in this one alone.
+        """
+        finder = (await self._runtime.prepared()).finder
+        return await self._runtime.connected(lambda connection: finder.start(connection, conversation))
+
+    async def statistics(self, period: Period, *, origin_id: UUID, lanes: Sequence[str] = ()) -> PartialStatistics:
+        """Count a period, and return how far lanes of an outbox are counted, to add what lies beyond."""
+        reader = (await self._runtime.prepared()).statistics
+        return await self._runtime.connected(
+            lambda connection: reader.count(connection, period, origin_id=origin_id, lanes=lanes)
+        )
+
+    async def try_out(self, conversation_id: str) -> None:
+        """Apply an ordinary event in the partition of a conversation, and roll it back.
+
+        :raises StoreFault: the store does not take it, as any event would meet it.
+        """
+        trial = (await self._runtime.prepared()).trial
+        await self._runtime.shielded(trial.run(conversation_id))

@@ -1,0 +1,1 @@
+"""The caller's own projections: inline and catch-up, with checkpoints."""

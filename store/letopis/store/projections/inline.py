@@ -1,0 +1,119 @@
+"""Write inline projections in the transaction of the apply that records their events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.database.dialects import Dialect
+from letopis.store.model.codec import decode
+from letopis.store.model.events import RecordedEvent, from_microseconds
+from letopis.store.projections.base import Projection, attributed_to
+from letopis.store.projections.checkpoints import Checkpoint, CheckpointKey, Checkpoints
+from letopis.store.rules.apply_plan import TableRow
+
+logger = logging.getLogger("letopis.store.projections")
+
+
+class InlineProjections:
+    """The inline projections of a store.
+
+    Each has a checkpoint, and applies recorded events only where they follow it directly. A projection that was added
+    later, or that a process without it left behind, makes no gap: it waits until its projector has caught up to the
+    head of the log, and goes on from there in the next apply.
+    """
+
+    def __init__(self, projections: Sequence[Projection], dialect: Dialect) -> None:
+        self._projections = projections
+        self._checkpoints = Checkpoints(dialect)
+        self._warned: set[CheckpointKey] = set()
+
+    async def apply(self, connection: AsyncConnection, recorded: Sequence[TableRow]) -> None:
+        """Apply what was just recorded, while the transaction holds the counters of the log.
+
+        :param recorded: rows of the events, in order.
+        :raises StoreFault: a projection failed, and with it the apply.
+        """
+        if not self._projections or not recorded:
+            return
+        events = sorted((_event(row) for row in recorded), key=_log_order)
+        parts = {partition: list(part) for partition, part in groupby(events, key=lambda event: event.partition or 0)}
+        names = sorted({one.name for one in self._projections})
+        found = await self._checkpoints.lock(connection, names, list(parts))
+        known = {(one.name, one.version, one.partition): one for one in found}
+        moved = []
+        for projection in self._projections:
+            for partition, part in parts.items():
+                before, last = (part[0].position or 0) - 1, part[-1].position or 0
+                key = (projection.name, projection.version, partition)
+                # External effects of another version are not repeated.
+                others = (
+                    one.position
+                    for one in known.values()
+                    if one.is_other_version_of(projection.name, partition, projection.version)
+                )
+                done = max(others, default=0)
+                checkpoint = known.setdefault(key, Checkpoint.first(key, replay_to=done or before))
+                if checkpoint.position != before:
+                    self._warn(key, before - checkpoint.position)
+                    continue
+                with attributed_to(projection):
+                    await projection.apply(connection, part, replaying=done >= last)
+                checkpoint.position, checkpoint.replay_to = last, max(checkpoint.replay_to, done)
+                moved.append(checkpoint)
+                self._warned.discard(key)
+        await self._checkpoints.move(connection, moved, now=recorded[0][-1])
+
+    def _warn(self, key: CheckpointKey, behind: int) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(
+                "the inline projection %s, version %d, is %d events behind and applies nothing: run its projector's "
+                "catch_up() once",
+                key[0],
+                key[1],
+                behind,
+            )
+
+
+def _log_order(event: RecordedEvent) -> tuple[int, int]:
+    return event.partition or 0, event.position or 0
+
+
+def _event(row: TableRow) -> RecordedEvent:
+    """Return the event of a new row of the log, whose values are in the order of the columns."""
+    (
+        partition,
+        position,
+        conversation_id,
+        version,
+        event_id,
+        origin_id,
+        sequence,
+        type_name,
+        schema_version,
+        data,
+        metadata,
+        digest,
+        occurred_at,
+        recorded_at,
+    ) = row
+    return RecordedEvent(
+        conversation_id=conversation_id,
+        event_id=event_id,
+        origin_id=origin_id,
+        sequence=sequence,
+        type=type_name,
+        schema_version=schema_version,
+        data=decode(data),
+        metadata=decode(metadata),
+        digest=digest,
+        occurred_at=from_microseconds(occurred_at),
+        version=version,
+        partition=partition,
+        position=position,
+        recorded_at=from_microseconds(recorded_at),
+    )

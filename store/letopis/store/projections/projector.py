@@ -1,0 +1,234 @@
+"""Run catch-up projections: read the log from a checkpoint on, in transactions of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from letopis.store.database.dialects import Dialect
+from letopis.store.database.fault_classification import repeat_on_conflict, translated
+from letopis.store.model.events import RecordedEvent
+from letopis.store.projections.base import (
+    EVENTS_PER_BATCH,
+    TRANSIENT_CLASSES,
+    Projection,
+    attributed_to,
+    check_projection,
+    has_effects,
+)
+from letopis.store.projections.checkpoints import Checkpoint, Checkpoints
+from letopis.store.read.paging import check_count
+from letopis.store.read.polling import repeat
+from letopis.store.read.reader import Reader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectorContext:
+    """What a projector needs of a prepared store.
+
+    :ivar now: returns UTC microseconds.
+    """
+
+    engine: AsyncEngine
+    readers: AsyncEngine
+    dialect: Dialect
+    reader: Reader
+    partitions: int
+    now: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far one version of a projection has read one partition of the log.
+
+    :ivar replay_to: the position up to which it repeats what was done before.
+    :ivar head: the last position of the partition.
+    """
+
+    partition: int
+    position: int
+    replay_to: int
+    head: int
+
+    @property
+    def behind(self) -> int:
+        """How many events it has not read."""
+        return self.head - self.position
+
+    @property
+    def live(self) -> bool:
+        """Whether it has read all that was done before it."""
+        return self.position >= self.replay_to
+
+
+class Projector:
+    """Runs one projection: :meth:`step` by step, or :meth:`run` until cancelled.
+
+    Returned by :meth:`ConversationStore.projector`. Any number of processes may run the same projection: they take
+    turns, batch by batch, and every event is applied once. Each partition of the log is read on its own.
+
+    External effects, by :meth:`Projection.effects` or by an ``apply`` that was not ``replaying``, happen once for each
+    event across all *versions* of a projection: in the version that reads the event first. The very first version
+    leaves out what was in the log before it.
+
+    :param context: returns what the projector needs, once the store is prepared.
+    :param shielded: runs one transaction so that a cancellation cannot tear it.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        *,
+        context: Callable[[], Awaitable[ProjectorContext]],
+        shielded: Callable[[Awaitable[Any]], Awaitable[Any]],
+        batch: int = EVENTS_PER_BATCH,
+        poll: float = 0.25,
+    ) -> None:
+        self._projection = check_projection(projection)
+        self._context = context
+        self._shielded = shielded
+        self._batch = check_count(batch, "batch")
+        self._poll = poll
+
+    async def step(self) -> int:
+        """Apply one batch of each partition; return how many events, 0 where there is nothing new.
+
+        :raises StoreFault: the database failed; or the projection did (code ``projection``): nothing of the batch was
+            written, and the next step repeats it.
+        """
+        context, done = await self._context(), 0
+        for partition in range(context.partitions):
+            applied, fresh = await self._shielded(self._step(context, partition))
+            done += applied
+            if fresh and has_effects(self._projection):
+                await self._projection.effects(fresh)
+        return done
+
+    async def catch_up(self) -> int:
+        """Step until there is nothing new; return how many events were applied.
+
+        :raises StoreFault: as :meth:`step`.
+        """
+        done = 0
+        while applied := await self.step():
+            done += applied
+        return done
+
+    async def run(self) -> None:
+        """Step until cancelled. While the store is unavailable, wait; an error of the projection itself ends this.
+
+        :raises StoreFault: the projection failed, or the store needs an operator.
+        """
+        await repeat(self._has_more, interval=self._poll, waits_for=TRANSIENT_CLASSES, what=self._projection.name)
+
+    async def _has_more(self) -> bool:
+        return await self.step() > 0
+
+    async def progress(self) -> tuple[Progress, ...]:
+        """Return how far it has read each partition.
+
+        :raises StoreFault: the database failed.
+        """
+        context = await self._context()
+        checkpoints = Checkpoints(context.dialect)
+
+        async def read() -> tuple[Progress, ...]:
+            found = []
+            with translated():
+                async with context.readers.connect() as connection:
+                    for partition in range(context.partitions):
+                        own, others = await self._find(checkpoints.read, connection, partition)
+                        head = await context.reader.head(connection, partition)
+                        first = max(others) if others else head
+                        found.append(
+                            Progress(
+                                partition=partition,
+                                position=0 if own is None else own.position,
+                                replay_to=max([first if own is None else own.replay_to, *others]),
+                                head=head,
+                            )
+                        )
+            return tuple(found)
+
+        progress: tuple[Progress, ...] = await self._shielded(read())
+        return progress
+
+    async def live(self) -> bool:
+        """Return True if it has read, in every partition, what was done before it: its tables may be used."""
+        return all(one.live for one in await self.progress())
+
+    async def retire(self) -> None:
+        """Delete this version's checkpoints, once no process runs it; its tables are the caller's to drop.
+
+        Another version that is behind goes on without repeating the external effects of this one.
+
+        :raises StoreFault: the database failed.
+        """
+        context = await self._context()
+        checkpoints = Checkpoints(context.dialect)
+        name, version = self._projection.name, self._projection.version
+
+        async def retire() -> None:
+            with translated():
+                async with context.engine.connect() as connection:
+                    await context.dialect.begin_apply(connection)
+                    locked = await checkpoints.lock(connection, [name], range(context.partitions))
+                    done = {one.partition: one.position for one in locked if one.version == version}
+                    others = [one for one in locked if one.version != version]
+                    for one in others:
+                        one.replay_to = max(one.replay_to, done.get(one.partition, 0))
+                    await checkpoints.move(connection, others, now=context.now())
+                    await checkpoints.drop(connection, name, version)
+                    await connection.commit()
+
+        await self._shielded(retire())
+
+    async def _step(self, context: ProjectorContext, partition: int) -> tuple[int, list[RecordedEvent]]:
+        """Return how many events one transaction applied, and those of them that were not replayed."""
+        checkpoints = Checkpoints(context.dialect)
+        with translated():
+            # Without a lock first: on SQLite a lock is the whole file.
+            async with context.readers.connect() as connection:
+                own, _ = await self._find(checkpoints.read, connection, partition)
+                if own is not None and own.position >= await context.reader.head(connection, partition):
+                    return 0, []
+        return await repeat_on_conflict(lambda: self._transaction(context, checkpoints, partition))
+
+    async def _transaction(
+        self, context: ProjectorContext, checkpoints: Checkpoints, partition: int
+    ) -> tuple[int, list[RecordedEvent]]:
+        with translated():
+            async with context.engine.connect() as connection:
+                await context.dialect.begin_apply(connection)
+                own, others = await self._find(checkpoints.lock, connection, partition)
+                if own is None:
+                    head = await context.reader.head(connection, partition)
+                    key = (self._projection.name, self._projection.version, partition)
+                    own = Checkpoint.first(key, replay_to=max(others) if others else head)
+                own.replay_to = max([own.replay_to, *others])
+                found = await context.reader.log(connection, partition=partition, after=own.position, limit=self._batch)
+                replayed = [event for event in found if (event.position or 0) <= own.replay_to]
+                fresh = found[len(replayed) :]
+                with attributed_to(self._projection):
+                    if replayed:
+                        await self._projection.apply(connection, replayed, replaying=True)
+                    if fresh:
+                        await self._projection.apply(connection, fresh, replaying=False)
+                if found:
+                    own.position = found[-1].position or 0
+                if found or own.new:
+                    await checkpoints.move(connection, [own], now=context.now())
+                with translated(committing=True):
+                    await connection.commit()
+                return len(found), fresh
+
+    async def _find(
+        self, look_up: Callable[..., Awaitable[list[Checkpoint]]], connection: AsyncConnection, partition: int
+    ) -> tuple[Checkpoint | None, list[int]]:
+        """Return this version's checkpoint, and the positions of the other versions."""
+        found = await look_up(connection, [self._projection.name], [partition])
+        own = next((one for one in found if one.version == self._projection.version), None)
+        return own, [one.position for one in found if one.version != self._projection.version]

@@ -1,0 +1,1 @@
+"""Reads: pages, point-in-time reads, lineage of forks, statistics."""

@@ -1,0 +1,170 @@
+"""Find up to which version the forks of a conversation read it, through any chain of forks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.schema import conversations, events
+from letopis.store.model.codec import INTEGER_MAX, decode
+from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound, ForkPoint, read
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.rules.preconditions import SUPERSEDED_KEY
+
+ALL_VERSIONS: Final = INTEGER_MAX
+"""Greater than any version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewFork:
+    """A fork that begins in the open transaction, whose row is not written yet."""
+
+    conversation_id: str
+    point: ForkPoint
+
+
+@dataclass(frozen=True, slots=True)
+class _Fork:
+    """A conversation below the root, the one whose readers are looked for.
+
+    :ivar version: the version of its parent up to which it reads it.
+    :ivar needed: the version of the root up to which the chain down to it reads the root.
+    """
+
+    partition: int
+    conversation_id: str
+    version: int
+    inherits: bool
+    needed: int
+
+
+class Descendants:
+    """Follows the tree of forks downwards.
+
+    A fork reads its parent as of the fork point, so what it reads is settled when it begins: a later deletion or clear
+    takes nothing from it. Therefore a fork that no longer inherits still passes its parent on to those of its own forks
+    that began before that.
+    """
+
+    def __init__(self, dialect: Dialect, upcasters: Upcasters) -> None:
+        self._upcasters = upcasters
+        self._forks = sa.select(
+            conversations.c.partition,
+            conversations.c.conversation_id,
+            conversations.c.forked_from_id,
+            conversations.c.forked_from_version,
+            conversations.c.forked_from_event,
+            conversations.c.inherits,
+        ).where(dialect.among(conversations.c.forked_from_id, "parents"))
+        of_one = (
+            events.c.partition == sa.bindparam("partition"),
+            events.c.conversation_id == sa.bindparam("conversation"),
+        )
+        self._version = sa.select(events.c.version).where(*of_one, events.c.event_id == sa.bindparam("event"))
+        self._leaving = (
+            sa.select(events.c.version, events.c.type, events.c.schema_version, events.c.data, events.c.metadata)
+            .where(*of_one, events.c.type.in_((ConversationRewound.type, ConversationDeleted.type)))
+            .order_by(events.c.version)
+        )
+
+    async def read_up_to(
+        self,
+        connection: AsyncConnection,
+        partition: int,
+        conversation_id: str,
+        *,
+        new: Sequence[NewFork] = (),
+        kept: int = ALL_VERSIONS,
+    ) -> int:
+        """Return the version up to which existing descendants read a conversation; 0 where none does.
+
+        :param new: forks of the same transaction, which are taken to inherit.
+        :param kept: ask about the content up to this version; forks that began after it was reset read none of it.
+        """
+        needed, seen = 0, {conversation_id}
+        reset = None
+        level = [_Fork(partition, conversation_id, 0, inherits=False, needed=0)]
+        while level:
+            children = await self._children(connection, level, new)
+            below: list[_Fork] = []
+            for parent in level:
+                ends = None
+                for child in children.get(parent.conversation_id, ()):
+                    if child.conversation_id in seen:
+                        continue  # a cycle of forks, written by hand
+                    if parent.needed == 0:
+                        if child.version > kept:
+                            if reset is None:
+                                reset = await self._reset_after(connection, parent, kept)
+                            if child.version >= reset:
+                                continue
+                        child = _Fork(
+                            child.partition, child.conversation_id, child.version, child.inherits, child.version
+                        )
+                    else:
+                        if ends is None:
+                            ends = await self._inherits_until(connection, parent)
+                        if child.version >= ends:
+                            continue
+                        child = _Fork(
+                            child.partition, child.conversation_id, child.version, child.inherits, parent.needed
+                        )
+                    seen.add(child.conversation_id)
+                    if child.inherits:
+                        needed = max(needed, child.needed)
+                    else:
+                        below.append(child)
+            level = [one for one in below if one.needed > needed]
+        return needed
+
+    async def _children(
+        self, connection: AsyncConnection, level: Sequence[_Fork], new: Sequence[NewFork]
+    ) -> dict[str, list[_Fork]]:
+        parents = {one.conversation_id: one.partition for one in level}
+        rows: list[tuple[int, str, str, int | None, Any, bool]] = [
+            # Of a fork that begins now, only the id is used.
+            (0, one.conversation_id, one.point.conversation_id, one.point.version, one.point.event_id, True)
+            for one in new
+            if one.point.conversation_id in parents
+        ]
+        for part in in_batches(parents):
+            found = (await connection.execute(self._forks, {"parents": part})).all()
+            rows += [(*row[:5], bool(row.inherits)) for row in found]
+        children: dict[str, list[_Fork]] = {}
+        for partition, name, parent, version, event_id, inherits in rows:
+            if version is None:
+                key = {"partition": parents[parent], "conversation": parent, "event": event_id}
+                version = (await connection.execute(self._version, key)).scalar()
+            # An event that is not in this store yet comes after all that are.
+            upto = ALL_VERSIONS if version is None else version
+            children.setdefault(parent, []).append(_Fork(partition, name, upto, inherits, 0))
+        return children
+
+    async def _reset_after(self, connection: AsyncConnection, fork: _Fork, kept: int) -> int:
+        """Return the version of the first reset of a conversation after a version; a greater one than any for none."""
+        async for version, body in self._path_cuts(connection, fork):
+            if version > kept and isinstance(body, ConversationRewound) and body.erase:
+                return version
+        return ALL_VERSIONS + 1
+
+    async def _inherits_until(self, connection: AsyncConnection, fork: _Fork) -> int:
+        """Return the version of the event that ended the inheritance of a fork."""
+        async for version, body in self._path_cuts(connection, fork):
+            if isinstance(body, ConversationDeleted) or (
+                isinstance(body, ConversationRewound) and body.to_message_id is None
+            ):
+                return version
+        return ALL_VERSIONS
+
+    async def _path_cuts(self, connection: AsyncConnection, fork: _Fork) -> AsyncIterator[tuple[int, Body]]:
+        """Yield the rewinds and the deletion of a conversation, in order."""
+        key = {"partition": fork.partition, "conversation": fork.conversation_id}
+        for row in (await connection.execute(self._leaving, key)).all():
+            if row.metadata is None or SUPERSEDED_KEY not in decode(row.metadata):
+                body = read(row.type, *self._upcasters.upcast(row.type, row.schema_version, decode(row.data)))
+                yield int(row.version), body

@@ -1,0 +1,298 @@
+"""Read a fork with its ancestors, each up to the event at which the next one was forked off."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.model.codec import INTEGER_MAX
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.store.model.event_types import ForkPoint
+from letopis.store.read.paging import AsOf, Window
+from letopis.store.read.point_in_time import PointInTimeReader, without_content
+from letopis.store.read.reader import Reader
+
+MAX_DEPTH: Final = 64
+"""Ancestors that are read; older ones are left out, and the page is not complete."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ancestor:
+    """A conversation as of the event up to which a fork reads it.
+
+    :ivar version: the version of that event.
+    :ivar erased_to: the version up to which only its forks read it, because it was deleted or reset since.
+    :ivar fork: the event up to which it reads its own parent; ``None`` where it reads none.
+    :ivar inherited_to: the last message that it reads of its parent; ``None`` for all up to ``fork``.
+    """
+
+    conversation_id: str
+    version: int
+    erased_to: int
+    fork: ForkPoint | None
+    inherited_to: str | None
+
+
+class PathLevel(Protocol):
+    """One conversation of a lineage: the fork itself, or one of its ancestors."""
+
+    @property
+    def inherited_to(self) -> str | None:
+        """The last message that it reads of its ancestors; ``None`` for all of them."""
+        ...
+
+    async def page(self, window: Window) -> Page[RecordedMessage]:
+        """Return the messages of a window that were appended to it."""
+        ...
+
+    async def find(self, message_id: str, upto: int | None) -> int | None:
+        """Return the version of the newest message of an id on its path, not beyond ``upto``."""
+        ...
+
+
+class ForkedLevel(Protocol):
+    """A conversation that is read through a fork, and the event up to which it reads its own parent."""
+
+    @property
+    def conversation_id(self) -> str: ...
+
+    @property
+    def fork(self) -> ForkPoint | None: ...
+
+
+L = TypeVar("L", bound=ForkedLevel)
+
+
+async def walk_forks(
+    fork: ForkPoint | None,
+    find: Callable[[ForkPoint, AbstractSet[str]], Awaitable[Sequence[L]]],
+    *,
+    known: Collection[str] = (),
+) -> tuple[list[L], ForkPoint | None]:
+    """Follow a fork to its root; return the conversations, the nearest first, and the fork that was not followed.
+
+    :param find: takes a fork and the ids that were passed; returns its conversation, with as many ancestors as it read
+        at once, or nothing where it is not there.
+    :param known: ids that were passed before: a cycle ends at them.
+    """
+    levels: list[L] = []
+    passed = set(known)
+    while fork is not None and len(passed) <= MAX_DEPTH and fork.conversation_id not in passed:
+        found = await find(fork, passed)
+        if not found:
+            break
+        passed.update(one.conversation_id for one in found)
+        levels += found
+        fork = found[-1].fork
+    return levels, fork
+
+
+async def read_levels(levels: Sequence[PathLevel], window: Window) -> Page[RecordedMessage]:
+    """Return the messages of a window over a lineage, in order.
+
+    :param levels: the fork, its parent, the parent of that, and so on.
+    """
+    bounds = await _bounds(levels)
+    depths = range(len(levels)) if window.last is not None else range(len(levels) - 1, -1, -1)
+    found: tuple[RecordedMessage, ...] = ()
+    left, complete = window.limit, True
+    for depth in depths:
+        at, bound = window.at(depth), bounds[depth]
+        if at is None or bound == 0:
+            continue
+        if bound is not None:
+            at = replace(at, before=bound + 1 if at.before is None else min(at.before, bound + 1))
+        count = None if left is None else max(left, 1)
+        at = replace(at, last=count) if window.last is not None else replace(at, first=count)
+        page = await levels[depth].page(at)
+        complete = complete and page.complete
+        if left == 0:
+            # The page was full before: if this level has a message, there is more.
+            if page:
+                return Page(
+                    found, next=_place(depth, "0" if window.last is None else str(INTEGER_MAX)), complete=complete
+                )
+            continue
+        found = (*page, *found) if window.last is not None else (*found, *page)
+        if left is not None:
+            if page.next is not None:
+                return Page(found, next=_place(depth, page.next), complete=complete)
+            left -= len(page)
+    return Page(found, complete=complete)
+
+
+async def _bounds(levels: Sequence[PathLevel]) -> list[int | None]:
+    """Return the version up to which each level is read; 0 for nothing, ``None`` for all of it."""
+    bounds: list[int | None] = [None] * len(levels)
+    # The oldest cut first: the others are cuts of what it left.
+    for depth in range(len(levels) - 1, -1, -1):
+        if (target := levels[depth].inherited_to) is None:
+            continue
+        for deeper in range(depth + 1, len(levels)):
+            if bounds[deeper] == 0:
+                continue
+            if (place := await levels[deeper].find(target, bounds[deeper])) is not None:
+                bounds[depth + 1 : deeper] = [0] * (deeper - depth - 1)
+                bounds[deeper] = place
+                break
+    return bounds
+
+
+def _place(depth: int, place: str) -> str:
+    return place if depth == 0 else f"{depth}.{place}"
+
+
+class Lineage:
+    """Reads conversations with what they inherit, over connections that it is given."""
+
+    def __init__(self, reader: Reader, past: PointInTimeReader) -> None:
+        self.past = past
+        self.reader = reader
+
+    async def ancestors(
+        self, connection: AsyncConnection, fork: ForkPoint | None, *, known: Collection[str] = ()
+    ) -> list[Ancestor]:
+        """Return the conversations that are read through a fork, the nearest first, as far as this store has them.
+
+        :param known: ids of the lineage that were read already: none is read twice.
+        """
+
+        async def ancestor(fork: ForkPoint, _: AbstractSet[str]) -> list[Ancestor]:
+            name = fork.conversation_id
+            head = await self.past.head(connection, name)
+            if head is None or (version := await self.past.version_of(connection, fork, head)) is None:
+                return []
+            then = await self.past.fork_state(connection, name, version, head)
+            return [
+                Ancestor(
+                    conversation_id=name,
+                    version=version,
+                    erased_to=INTEGER_MAX if head.deleted else head.retained,
+                    fork=then.forked_from if then.inherits else None,
+                    inherited_to=then.inherited_to if then.inherits else None,
+                )
+            ]
+
+        found, _ = await walk_forks(fork, ancestor, known=known)
+        return found
+
+    async def own(
+        self, connection: AsyncConnection, conversation_id: str, window: Window
+    ) -> tuple[Page[RecordedMessage], bool]:
+        """Return the conversation's own messages of a window, and whether its ancestors may have more."""
+        return await own_messages(self.reader, connection, conversation_id, window)
+
+    async def messages(
+        self, connection: AsyncConnection, conversation_id: str, window: Window
+    ) -> Page[RecordedMessage]:
+        """Return the messages of a window in order, including those that the conversation inherits."""
+        found = await self.reader.conversation(connection, conversation_id)
+        if found is None:
+            return Page(())
+        own = CurrentLevel(self.reader, connection, found)
+        fork = found.forked_from if found.inherits else None
+        ancestors = await self.ancestors(connection, fork, known=(conversation_id,))
+        end = ancestors[-1].fork if ancestors else fork
+        return with_completeness(
+            await read_levels([own, *self._historical(connection, ancestors)], window), window, whole=end is None
+        )
+
+    async def as_of(
+        self, connection: AsyncConnection, conversation_id: str, as_of: AsOf, window: Window
+    ) -> Page[RecordedMessage]:
+        """Return the messages of a window as they were, in order, including those that the conversation inherits."""
+        version = await self.past.version_at(connection, conversation_id, as_of)
+        ancestors = await self.ancestors(connection, ForkPoint(conversation_id=conversation_id, version=version))
+        page = await read_levels(self._historical(connection, ancestors), window)
+        if ancestors and ancestors[0].erased_to:
+            page = without_content_of(page, conversation_id, upto=ancestors[0].erased_to)
+        return with_completeness(page, window, whole=not ancestors or ancestors[-1].fork is None)
+
+    def _historical(self, connection: AsyncConnection, ancestors: Sequence[Ancestor]) -> list[PathLevel]:
+        return [HistoricalLevel(self.past, connection, one) for one in ancestors]
+
+
+async def own_messages(
+    reader: Reader, connection: AsyncConnection, conversation_id: str, window: Window
+) -> tuple[Page[RecordedMessage], bool]:
+    """Return what :meth:`Lineage.own` does."""
+    at = window.at(0)
+    page: Page[RecordedMessage] = Page(()) if at is None else await reader.messages(connection, conversation_id, at)
+    if not may_show_inherited(window, page):
+        return page, False
+    found = await reader.conversation(connection, conversation_id)
+    return page, found is not None and found.inherits
+
+
+def with_completeness(page: Page[RecordedMessage], window: Window, *, whole: bool) -> Page[RecordedMessage]:
+    """Return a page, incomplete where it reaches the end of a lineage of which not all can be read yet.
+
+    :param whole: whether the lineage was read to its root.
+    """
+    if whole or (page.next is not None and window.first is None):
+        return page
+    return replace(page, complete=False)
+
+
+def without_content_of(
+    page: Page[RecordedMessage], conversation_id: str, *, upto: int = INTEGER_MAX
+) -> Page[RecordedMessage]:
+    """Return a page without the content of a conversation up to a version: it was deleted or reset since."""
+    return replace(
+        page,
+        items=tuple(
+            without_content(one) if one.conversation_id == conversation_id and (one.version or 0) <= upto else one
+            for one in page
+        ),
+    )
+
+
+def may_show_inherited(window: Window, own: Page[RecordedMessage]) -> bool:
+    """Return True if a window with these own messages of a conversation may show inherited ones too."""
+    if window.after is not None and window.after_depth == 0:
+        return False
+    return window.last is None or own.next is None
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentLevel:
+    """The fork itself, as it stands."""
+
+    reader: Reader
+    connection: AsyncConnection
+    conversation: Conversation
+
+    @property
+    def inherited_to(self) -> str | None:
+        return self.conversation.inherited_to
+
+    async def page(self, window: Window) -> Page[RecordedMessage]:
+        return await self.reader.messages(self.connection, self.conversation.conversation_id, window)
+
+    async def find(self, message_id: str, upto: int | None) -> int | None:
+        return None  # no level reads it through a fork
+
+
+@dataclass(frozen=True, slots=True)
+class HistoricalLevel:
+    """An ancestor as of the event up to which it is read."""
+
+    past: PointInTimeReader
+    connection: AsyncConnection
+    ancestor: Ancestor
+
+    @property
+    def inherited_to(self) -> str | None:
+        return self.ancestor.inherited_to
+
+    async def page(self, window: Window) -> Page[RecordedMessage]:
+        ancestor = self.ancestor
+        return await self.past.messages(self.connection, ancestor.conversation_id, ancestor.version, window)
+
+    async def find(self, message_id: str, upto: int | None) -> int | None:
+        ancestor = self.ancestor
+        return await self.past.find(self.connection, ancestor.conversation_id, ancestor.version, message_id, upto)

@@ -1,0 +1,212 @@
+"""Check what is asked of a page: windows of messages, points in time, sizes, cursors and states."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import INTEGER_MAX, INTEGER_MIN
+from letopis.store.model.cursor import CursorCodec
+from letopis.store.model.events import to_microseconds
+from letopis.store.model.identifiers import check_identifier
+
+STATES: Final = ("active", "archived", "deleted")
+DEFAULT_STATES: Final = ("active",)
+"""The states of conversations that a list shows by default."""
+MAX_PAGE: Final = 10_000
+"""Items in one page, so that a page fits in memory whatever is asked for."""
+AsOf = int | datetime
+"""A version, or an aware datetime."""
+_CONVERSATIONS: Final = CursorCodec("conversations", "conversations")
+
+
+class WindowShape(NamedTuple):
+    """What a window asks for, without the values.
+
+    :ivar last: whether it begins at the newest message.
+    :ivar limited: whether there is a limit.
+    :ivar before: whether there is an upper bound.
+    :ivar after: whether there is a lower bound.
+    :ivar every: whether messages that have left the path are included.
+    :ivar limit: the limit, where it is written into the statement.
+    """
+
+    last: bool
+    limited: bool
+    before: bool
+    after: bool
+    every: bool
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Which messages of a conversation: the newest ``last``, or the ``first``, or all, between two versions.
+
+    :ivar every: include messages that have left the active path.
+    :ivar before_depth: whose version ``before`` is: 0 the conversation's own, 1 its parent's, and so on.
+    :ivar after_depth: whose version ``after`` is.
+    """
+
+    last: int | None = None
+    first: int | None = None
+    before: int | None = None
+    after: int | None = None
+    every: bool = False
+    before_depth: int = 0
+    after_depth: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        last: int | None,
+        first: int | None,
+        before: int | str | None,
+        after: int | str | None,
+        every: bool = False,
+    ) -> Window:
+        """Return the window that a caller asks for.
+
+        :raises InvalidInput: both ``last`` and ``first``, a number out of bounds, or not the ``next`` of a page.
+        """
+        if last is not None and first is not None:
+            raise InvalidInput("first", "cannot be given together with last: ask for the newest or for the oldest")
+        before_depth, before = _depth_of(before)
+        after_depth, after = _depth_of(after)
+        return cls(
+            last=None if last is None else check_count(last, "last"),
+            first=None if first is None else check_count(first, "first"),
+            before=check_place(before, "before"),
+            after=check_place(after, "after"),
+            every=bool(every),  # it chooses a statement, so anything may be given that is true or not
+            before_depth=before_depth,
+            after_depth=after_depth,
+        )
+
+    @property
+    def limit(self) -> int | None:
+        """The number of messages asked for from either end; ``None`` for all."""
+        return self.last if self.last is not None else self.first
+
+    @property
+    def values(self) -> dict[str, int]:
+        """The parameters of its select; one message beyond the limit shows that there are more."""
+        limit = None if self.limit is None else self.limit + 1
+        values = {"before": self.before, "after": self.after, "limit": limit}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def shape(self) -> WindowShape:
+        """What the window asks for, without the values."""
+        return WindowShape(
+            last=self.last is not None,
+            limited=self.limit is not None,
+            before=self.before is not None,
+            after=self.after is not None,
+            every=self.every,
+        )
+
+    def at(self, depth: int) -> Window | None:
+        """Return the window on the messages of one ancestor alone; ``None`` where it shows none of them."""
+        # A deeper ancestor is older.
+        if (self.before is not None and depth < self.before_depth) or (
+            self.after is not None and depth > self.after_depth
+        ):
+            return None
+        return replace(
+            self,
+            before=self.before if depth == self.before_depth else None,
+            after=self.after if depth == self.after_depth else None,
+            every=self.every and depth == 0,
+            before_depth=0,
+            after_depth=0,
+        )
+
+
+def _depth_of(place: object) -> tuple[int, Any]:
+    """Split a place among inherited messages, ``<depth>.<version>``, which is the ``next`` of a page of a fork."""
+    depth, dot, version = place.partition(".") if isinstance(place, str) else ("", "", "")
+    if dot and depth.isascii() and depth.isdigit() and len(depth) <= 2:
+        return int(depth), version
+    return 0, place
+
+
+def check_count(value: object, field: str) -> int:
+    """Return ``value`` if it can be the size of a page.
+
+    :raises InvalidInput: it is not a whole number from 1 to 10,000.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_PAGE:
+        raise InvalidInput(field, f"must be a whole number from 1 to {MAX_PAGE}")
+    return value
+
+
+def check_place(value: object, field: str) -> int | None:
+    """Return a version or a position, which a page gives as text.
+
+    :raises InvalidInput: it is not a whole number from 0, as a number or as text.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INTEGER_MAX:
+        raise InvalidInput(field, "must be a whole number from 0, or the `next` of a page")
+    return value
+
+
+def check_states(states: Collection[str]) -> list[str]:
+    """Return the states of conversations that are asked for, sorted.
+
+    :raises InvalidInput: there is none, or one that does not exist.
+    """
+    if (
+        not isinstance(states, Collection)
+        or isinstance(states, str)
+        or not states
+        or not all(isinstance(one, str) and one in STATES for one in states)
+    ):
+        raise InvalidInput("states", f"must be some of {', '.join(STATES)}")
+    return sorted(set(states))
+
+
+def conversations_cursor(updated_at: int, conversation_id: str) -> str:
+    """Return the cursor after a conversation in a list of conversations.
+
+    :param updated_at: of the conversation, in UTC microseconds.
+    """
+    return _CONVERSATIONS.encode(updated_at, conversation_id)
+
+
+def read_conversations_cursor(cursor: object) -> tuple[int, str]:
+    """Return ``updated_at`` and the id of the conversation that a cursor stands after.
+
+    :raises InvalidInput: it is not the ``next`` of a page of conversations.
+    """
+    return _CONVERSATIONS.decode(cursor, _checked_place)
+
+
+def _checked_place(updated_at: object, conversation_id: object) -> tuple[int, str]:
+    if type(updated_at) is not int or not INTEGER_MIN <= updated_at <= INTEGER_MAX:
+        raise ValueError("not a time")
+    return updated_at, check_identifier(conversation_id, "after")
+
+
+def check_as_of(value: object) -> AsOf:
+    """Return ``value`` if it can name a point in time of a conversation.
+
+    :raises InvalidInput: it is neither a whole number from 0 nor an aware datetime.
+    """
+    if isinstance(value, datetime):
+        try:
+            to_microseconds(value)
+        except InvalidInput as error:
+            raise InvalidInput("as_of", error.reason) from error
+        return value
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INTEGER_MAX:
+        raise InvalidInput("as_of", "must be a version, which is a whole number from 0, or an aware datetime")
+    return value

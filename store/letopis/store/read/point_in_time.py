@@ -1,0 +1,417 @@
+"""Read a conversation and its own messages as they were after one of its events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.row_mapping import appended_event, fork_of, recorded_event
+from letopis.store.database.schema import conversations, events, messages
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.store.model.event_types import (
+    Body,
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ForkPoint,
+    MessageAppended,
+    MessageEdited,
+    MessageFailed,
+    MessageRedacted,
+    MessageSent,
+    ReactionAdded,
+    ReactionRemoved,
+)
+from letopis.store.model.events import RecordedEvent, from_microseconds, to_microseconds
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.read.paging import AsOf, Window, WindowShape
+from letopis.store.read.queries import messages_select
+from letopis.store.read.reader import Reader, page_of
+from letopis.store.read.task_marks import event_columns, is_on_path, left_at
+from letopis.store.rules.fold import Fold
+from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.rules.recorded_messages import redacted
+from letopis.store.rules.reducer import ConversationState, MessageSink, reduce_event
+
+MAX_EVENTS_PER_PAGE: Final = 1_000
+"""Events that are held in memory at a time."""
+_REACTION_TYPES: Final = (ReactionAdded.type, ReactionRemoved.type)
+_CHANGE_TYPES: Final = (
+    MessageEdited.type,
+    MessageSent.type,
+    MessageFailed.type,
+    MessageRedacted.type,
+    *_REACTION_TYPES,
+)
+_START_TYPES: Final = (ConversationStarted.type,)
+_INHERITANCE_TYPES: Final = (ConversationStarted.type, ConversationRewound.type, ConversationDeleted.type)
+
+
+def without_content(message: RecordedMessage) -> RecordedMessage:
+    """Return a message of a conversation that was deleted since, redacted and without reactions."""
+    return replace(redacted(message), reactions=())
+
+
+def without_conversation_content(conversation: Conversation) -> Conversation:
+    """Return a conversation that was deleted since, as it was, but without its title and metadata."""
+    return replace(conversation, title=None, metadata={})
+
+
+@dataclass(slots=True, kw_only=True)
+class ForkState(MessageSink):
+    """The state of a conversation while its events are applied, including what it inherits, but without its messages.
+
+    :ivar is_own: takes a message id and a version; returns whether that message was appended here before it.
+    """
+
+    is_own: Callable[[str, int], bool]
+    state: ConversationState[datetime] = field(
+        default_factory=lambda: ConversationState(created_at=from_microseconds(0), updated_at=from_microseconds(0))
+    )
+
+    def apply(self, event: RecordedEvent, body: Body) -> None:
+        """Apply the next event of the log."""
+        state = self.state
+        superseded = SUPERSEDED_KEY in event.metadata or state.state == "deleted"
+        reduce_event(
+            state, body, self, version=event.version or 0, occurred_at=event.occurred_at, superseded=superseded
+        )
+
+    def rewind_to(self, message_id: str, count: int) -> int | None:
+        return count if self.is_own(message_id, self.state.version) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationHead:
+    """What reading the past of a conversation needs of its row.
+
+    :ivar retained: the version up to which content was reset, and is kept for forks alone.
+    """
+
+    version: int
+    deleted: bool
+    retained: int
+    fork: ForkPoint | None
+    inherits: bool
+    inherited_to: str | None
+
+
+class PointInTimeReader:
+    """Reads the past of conversations over connections that it is given.
+
+    A message as of a version is read from its row if nothing of it has changed since; for the others, and for no more,
+    the events up to that version are folded.
+    """
+
+    def __init__(self, dialect: Dialect, *, reader: Reader, upcasters: Upcasters) -> None:
+        self._reader = reader
+        self._upcasters = upcasters
+        self._statements = _Statements(dialect)
+        self._selects: dict[WindowShape, sa.Executable] = {}
+
+    async def head(self, connection: AsyncConnection, conversation_id: str) -> ConversationHead | None:
+        """Return the head of a conversation; ``None`` where there is none."""
+        key = self._reader.key(conversation_id)
+        row = (await connection.execute(self._statements.head, key)).first()
+        if row is None:
+            return None
+        return ConversationHead(
+            version=row.version,
+            deleted=row.state == "deleted",
+            retained=row.retained,
+            fork=fork_of(row._mapping),
+            inherits=bool(row.inherits),
+            inherited_to=row.inherited_to,
+        )
+
+    async def version_at(self, connection: AsyncConnection, conversation_id: str, as_of: AsOf) -> int:
+        """Return the version for ``as_of``; for a datetime, that of the last event that had occurred by it."""
+        if not isinstance(as_of, datetime):
+            return as_of
+        key = {**self._reader.key(conversation_id), "moment": to_microseconds(as_of)}
+        return (await connection.execute(self._statements.version_at, key)).scalar() or 0
+
+    async def version_of(self, connection: AsyncConnection, fork: ForkPoint, head: ConversationHead) -> int | None:
+        """Return the version up to which a fork reads; ``None`` where that event is not in this store."""
+        if fork.version is not None and (fork.version <= head.version or fork.event_id is None):
+            return fork.version
+        key = {**self._reader.key(fork.conversation_id), "event": fork.event_id}
+        found: int | None = (await connection.execute(self._statements.version, key)).scalar()
+        return found
+
+    async def fork_state(
+        self, connection: AsyncConnection, conversation_id: str, version: int, head: ConversationHead
+    ) -> ConversationState[datetime]:
+        """Return the state as of a version; only its ``fork``, ``inherits`` and ``inherited_to`` are valid."""
+        types: tuple[str, ...] = _INHERITANCE_TYPES
+        if head.fork is None:
+            types = ()
+        elif head.inherits and head.inherited_to is None:
+            types = _START_TYPES  # nothing has changed since
+        applied = [
+            (event, event.body(self._upcasters))
+            async for event in self._events(connection, conversation_id, version, types)
+        ]
+        appended = await self._appended_at(
+            connection,
+            conversation_id,
+            {body.to_message_id for _, body in applied if isinstance(body, ConversationRewound) and body.to_message_id},
+        )
+        running = ForkState(is_own=lambda message_id, before: appended.get(message_id, before) < before)
+        for event, body in applied:
+            running.apply(event, body)
+        return running.state
+
+    async def conversation(
+        self, connection: AsyncConnection, conversation_id: str, version: int
+    ) -> Conversation | None:
+        """Return a conversation as of a version; ``None`` where it had not begun. Reads its events in pages."""
+        now = await self._reader.conversation(connection, conversation_id)
+        if now is None or version == 0:
+            return None
+        own: set[str] = set()
+        running: ForkState | None = None
+        async for event in self._events(connection, conversation_id, version, None):
+            if running is None:
+                state = ConversationState(created_at=event.occurred_at, updated_at=event.occurred_at)
+                running = ForkState(is_own=lambda message_id, _: message_id in own, state=state)
+            body = event.body(self._upcasters)
+            running.apply(event, body)
+            if isinstance(body, MessageAppended):
+                own.add(body.message.id)
+        if running is None:
+            return None
+        count = await connection.execute(
+            self._statements.count, {**self._reader.key(conversation_id), "as_of": version}
+        )
+        state = running.state
+        found = Conversation(
+            conversation_id=conversation_id,
+            owner_id=state.owner_id,
+            number=None if state.owner_id is None else now.number,
+            title=state.title,
+            state=state.state,
+            version=state.version,
+            message_count=count.scalar_one(),
+            tokens=state.tokens,
+            metadata=state.metadata,
+            forked_from=state.forked_from,
+            inherits=state.inherits,
+            inherited_to=state.inherited_to,
+            created_at=state.created_at,
+            updated_at=state.updated_at,
+        )
+        return without_conversation_content(found) if now.state == "deleted" else found
+
+    async def messages(
+        self, connection: AsyncConnection, conversation_id: str, version: int, window: Window
+    ) -> Page[RecordedMessage]:
+        """Return the conversation's own messages of a window, in order, as of a version."""
+        head = await self.head(connection, conversation_id)
+        if head is None:
+            return Page(())
+        if window.every and head.deleted and await self._was_deleted(connection, conversation_id, version):
+            return Page(())  # it shows nothing any more
+        key = self._reader.key(conversation_id)
+        if (select := self._selects.get(window.shape)) is None:
+            select = self._selects[window.shape] = messages_select(window.shape, as_of=True)
+        found = await connection.execute(select, {**key, **window.values, "as_of": version})
+        rows = found.all()
+        then = await self._messages_then(connection, conversation_id, version, rows, head)
+        return page_of(
+            {
+                row.m_version: replace(
+                    then[row.m_version],
+                    on_path=row.m_left_at is None or row.m_left_at > version,
+                    superseded=row.m_left_at == row.m_version,
+                )
+                for row in rows
+            },
+            window,
+        )
+
+    async def find(
+        self, connection: AsyncConnection, conversation_id: str, version: int, message_id: str, upto: int | None = None
+    ) -> int | None:
+        """Return the version of the newest message of an id that was on the path as of a version."""
+        last = version if upto is None else min(version, upto)
+        key = {**self._reader.key(conversation_id), "message": message_id, "as_of": version, "upto": last}
+        found: int | None = (await connection.execute(self._statements.find, key)).scalar()
+        return found
+
+    async def _messages_then(
+        self,
+        connection: AsyncConnection,
+        conversation_id: str,
+        version: int,
+        rows: Sequence[sa.Row[Any]],
+        head: ConversationHead,
+    ) -> dict[int, RecordedMessage]:
+        """Return messages as of a version, by their own versions: from their rows, or folded if they changed since."""
+        found = {row.m_version: self._reader.message(row, conversation_id) for row in rows}
+        changed = await self._changed(connection, conversation_id, version, rows, head)
+        if not changed:
+            return found
+        names = {row.m_message_id for row in rows if row.m_version in changed}
+        later = {row.m_version for row in rows if (row.m_redacted_at or 0) > version}
+        log = [appended_event(row._mapping, conversation_id) for row in rows if row.m_version in changed]
+        first = min(changed)
+        log += [
+            event
+            async for event in self._events(connection, conversation_id, version, _CHANGE_TYPES, after=first)
+            if event.data.get("message_id") in names and not _is_void_reaction(event, rows)
+        ]
+        folding = Fold(upcasters=self._upcasters)
+        for event in sorted(log, key=lambda event: event.version or 0):
+            folding.apply(event)
+        for message in folding.result().messages:
+            if message.version is not None:
+                # A message that was reset since keeps its content where forks read it: they read it as it was.
+                erased = found[message.version].redacted and message.version not in later
+                found[message.version] = replace(message, redacted=message.redacted or erased)
+        return found
+
+    async def _changed(
+        self,
+        connection: AsyncConnection,
+        conversation_id: str,
+        version: int,
+        rows: Sequence[sa.Row[Any]],
+        head: ConversationHead,
+    ) -> set[int]:
+        """Return the versions of messages that may have changed since a version."""
+        if not rows or head.version <= version:
+            return set()
+        everything = {row.m_version for row in rows}
+        first = min(everything)
+        # A deletion removes all reactions. Otherwise the reactions since are read, where those are fewer events.
+        if head.deleted or head.version - version > version - first:
+            return everything
+        since = {
+            event.data.get("message_id")
+            async for event in self._events(connection, conversation_id, head.version, _REACTION_TYPES, after=version)
+        }
+        return {
+            row.m_version
+            for row in rows
+            if max(row.m_content_version, row.m_delivery_version or 0, row.m_redacted_at or 0) > version
+            or row.m_message_id in since
+        }
+
+    async def _was_deleted(self, connection: AsyncConnection, conversation_id: str, version: int) -> bool:
+        running = ForkState(is_own=lambda *_: True)
+        async for event in self._events(connection, conversation_id, version, (ConversationDeleted.type,)):
+            running.apply(event, event.body(self._upcasters))
+        return running.state.state == "deleted"
+
+    async def _appended_at(
+        self, connection: AsyncConnection, conversation_id: str, message_ids: set[str]
+    ) -> Mapping[str, int]:
+        """Return the version at which each message was first appended here; others are left out."""
+        found: dict[str, int] = {}
+        for part in in_batches(sorted(message_ids)):
+            rows = await connection.execute(
+                self._statements.appended, {**self._reader.key(conversation_id), "ids": part}
+            )
+            for row in rows:
+                found[row.message_id] = min(row.version, found.get(row.message_id, row.version))
+        return found
+
+    async def _events(
+        self,
+        connection: AsyncConnection,
+        conversation_id: str,
+        upto: int,
+        types: Sequence[str] | None,
+        *,
+        after: int = 0,
+    ) -> AsyncIterator[RecordedEvent]:
+        """Yield the events between two versions in order.
+
+        :param types: of these types; ``None`` for all.
+        """
+        if types is not None and not types:
+            return
+        statement = self._statements.all_events if types is None else self._statements.events
+        key = {**self._reader.key(conversation_id), "upto": upto}
+        if types is not None:
+            key["types"] = list(types)
+        while True:
+            rows = (await connection.execute(statement, {**key, "after": after})).all()
+            for row in rows:
+                yield recorded_event(row)
+            if len(rows) < MAX_EVENTS_PER_PAGE:
+                return
+            after = rows[-1].version
+
+
+def _is_void_reaction(event: RecordedEvent, rows: Sequence[sa.Row[Any]]) -> bool:
+    """Return True if an event is a reaction to an erased message off the path, which a partial fold cannot tell."""
+    return event.type == ReactionAdded.type and any(
+        row.m_message_id == event.data.get("message_id")
+        and row.m_left_at is not None
+        and row.m_redacted_at is not None
+        and max(row.m_left_at, row.m_redacted_at) < (event.version or 0)
+        for row in rows
+    )
+
+
+class _Statements:
+    """The selects of the past, built and compiled once."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        of_events = (
+            events.c.partition == sa.bindparam("partition"),
+            events.c.conversation_id == sa.bindparam("conversation"),
+        )
+        of_messages = (
+            messages.c.partition == sa.bindparam("partition"),
+            messages.c.conversation_id == sa.bindparam("conversation"),
+        )
+        on_path = (
+            messages.c.version <= sa.bindparam("as_of"),
+            sa.or_(is_on_path(messages), left_at(messages) > sa.bindparam("as_of")),
+        )
+        self.head = sa.select(
+            conversations.c.version,
+            conversations.c.state,
+            conversations.c.retained,
+            conversations.c.forked_from_id,
+            conversations.c.forked_from_version,
+            conversations.c.forked_from_event,
+            conversations.c.inherits,
+            conversations.c.inherited_to,
+        ).where(
+            conversations.c.partition == sa.bindparam("partition"),
+            conversations.c.conversation_id == sa.bindparam("conversation"),
+        )
+        self.version_at = (
+            sa.select(events.c.version)
+            .where(*of_events, events.c.occurred_at <= sa.bindparam("moment"))
+            .order_by(events.c.version.desc())
+            .limit(1)
+        )
+        self.version = sa.select(events.c.version).where(*of_events, events.c.event_id == sa.bindparam("event"))
+        self.all_events = (
+            sa.select(*event_columns(events))
+            .where(*of_events, events.c.version > sa.bindparam("after"), events.c.version <= sa.bindparam("upto"))
+            .order_by(events.c.version)
+            .limit(MAX_EVENTS_PER_PAGE)
+        )
+        self.events = self.all_events.where(dialect.among(events.c.type, "types"))
+        self.appended = sa.select(messages.c.message_id, messages.c.version).where(
+            *of_messages, dialect.among(messages.c.message_id, "ids")
+        )
+        self.count = sa.select(sa.func.count()).select_from(messages).where(*of_messages, *on_path)
+        self.find = sa.select(sa.func.max(messages.c.version)).where(
+            *of_messages,
+            *on_path,
+            messages.c.message_id == sa.bindparam("message"),
+            messages.c.version <= sa.bindparam("upto"),
+        )

@@ -1,0 +1,394 @@
+"""Read conversations, messages and events by key, each page in as few round trips as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.row_mapping import (
+    PlainRow,
+    appended_event,
+    decode_object,
+    is_plain,
+    plain_messages,
+    recorded_conversation,
+    recorded_event,
+    unreadable_message,
+)
+from letopis.store.errors import InvalidInput
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.store.model.event_types import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
+from letopis.store.model.events import RecordedEvent
+from letopis.store.model.identifiers import check_identifier, partition_of
+from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
+from letopis.store.read.paging import (
+    DEFAULT_STATES,
+    Window,
+    check_count,
+    check_place,
+    check_states,
+    conversations_cursor,
+    read_conversations_cursor,
+)
+from letopis.store.read.statements import ReadStatements
+from letopis.store.rules.fold import PathPosition
+from letopis.store.rules.recorded_messages import recorded_message, redacted, replace_content, with_delivery
+from letopis.store.rules.rows import reactions_from_text
+
+MAX_REMEMBERED_CONVERSATIONS: Final = 10_000
+"""Conversations remembered as forks, or as having messages that changed after they were appended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreView:
+    """What the history store holds of a conversation at one moment, to merge pending events with.
+
+    :ivar conversation: ``None`` where there is none, or the view is ``plain``.
+    :ivar messages: those of the window that was asked for.
+    :ivar sequence: the last sequence of this outbox's lane that was applied at that moment; 0 for none.
+    :ivar version: the conversation's version at that moment; 0 where there is none.
+    :ivar next: where the messages go on, as in a page.
+    :ivar places: positions of the messages that were asked for by id; those that are not there are left out.
+    :ivar plain: the conversation was not read, but has messages on its path, so it is not deleted, and it is no fork.
+    """
+
+    conversation: Conversation | None
+    messages: tuple[RecordedMessage, ...]
+    sequence: int
+    version: int = 0
+    next: str | None = None
+    places: Mapping[str, PathPosition] = field(default_factory=dict)
+    plain: bool = False
+
+    @property
+    def inherits(self) -> bool:
+        """Whether the conversation is a fork that reads its parent."""
+        return self.conversation is not None and self.conversation.inherits
+
+
+EMPTY_VIEW: Final = StoreView(conversation=None, messages=(), sequence=0)
+"""The view of a conversation that the history store does not know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewQuery:
+    """What a view is to hold.
+
+    :ivar origin_id: the outbox whose lane is read.
+    :ivar window: which of the conversation's own messages are read; ``None`` for none.
+    :ivar names: ids of messages whose position on the path is read too.
+    :ivar bound: takes the view without messages; returns the version beyond which none are read, ``None`` for all.
+    :ivar whole: whether the conversation itself is needed, so that a ``plain`` view does not answer.
+    """
+
+    conversation_id: str
+    origin_id: UUID
+    window: Window | None = None
+    names: Collection[str] = ()
+    bound: Callable[[StoreView], int | None] | None = None
+    whole: bool = False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether answering it takes more than one statement."""
+        return self.bound is not None or bool(self.names)
+
+
+class Reader:
+    """Reads one history store over connections that it is given."""
+
+    def __init__(self, dialect: Dialect, *, partitions: int, upcasters: Upcasters) -> None:
+        self._partitions = partitions
+        self._upcasters = upcasters
+        self.reads_as_stored = upcasters is NO_UPCASTERS
+        """Whether messages are returned as they were appended, with no upcaster in between."""
+        self._statements = ReadStatements(dialect)
+        # Conversations with messages that changed after they were appended: the plain select would be in vain.
+        self._changed: set[str] = set()
+        self._known_forks: set[str] = set()
+
+    async def conversation(self, connection: AsyncConnection, conversation_id: str) -> Conversation | None:
+        """Return a conversation, or ``None`` where there is none."""
+        key = self.key(conversation_id)
+        row = (await connection.execute(self._statements.conversation, key)).first()
+        return None if row is None else recorded_conversation(row._mapping)
+
+    async def conversations(
+        self,
+        connection: AsyncConnection,
+        *,
+        owner: str | None,
+        after: str | None,
+        limit: int,
+        states: Collection[str] = DEFAULT_STATES,
+    ) -> Page[Conversation]:
+        """Return a page of conversations, the newest activity first."""
+        parameters: dict[str, Any] = {"limit": check_count(limit, "limit") + 1, "states": check_states(states)}
+        if owner is not None:
+            parameters["owner"] = check_identifier(owner, "owner")
+        if after is not None:
+            parameters["updated"], parameters["conversation"] = read_conversations_cursor(after)
+        statement = self._statements.conversations(owned=owner is not None, going_on=after is not None)
+        rows = (await connection.execute(statement, parameters)).all()
+        items = tuple(recorded_conversation(row._mapping) for row in rows[:limit])
+        more = len(rows) > limit
+        return Page(
+            items,
+            next=conversations_cursor(rows[limit - 1].updated_at, rows[limit - 1].conversation_id) if more else None,
+        )
+
+    async def messages(
+        self, connection: AsyncConnection, conversation_id: str, window: Window
+    ) -> Page[RecordedMessage]:
+        """Return the messages of a window, in order."""
+        found, _ = await self._window(connection, conversation_id, window)
+        return page_of(found, window)
+
+    async def view_in_one(self, connection: AsyncConnection, query: ViewQuery) -> StoreView | None:
+        """Return what :meth:`view` does, in one statement; ``None`` where one statement cannot answer it."""
+        conversation_id, window = query.conversation_id, query.window
+        if window is None or conversation_id in self._known_forks:
+            return None
+        found, head = await self._window(connection, conversation_id, window, origin_id=query.origin_id)
+        if head is None:
+            # Read after the messages: where there is no conversation now, there was none then.
+            view = await self.head_view(connection, query)
+            return EMPTY_VIEW if view.conversation is None else None
+        if head.fork:
+            _remember(self._known_forks, conversation_id)
+            return None
+        return plain_view(page_of(found, window), head)
+
+    async def _window(
+        self, connection: AsyncConnection, conversation_id: str, window: Window, *, origin_id: UUID | None = None
+    ) -> tuple[dict[int, RecordedMessage], Any]:
+        """Return the messages of a window by version, and a row with the head of the conversation.
+
+        :param origin_id: the outbox whose lane the head is of; by default there is none, and the row says nothing.
+        """
+        parameters = {**self.key(conversation_id), **window.values}
+        with_head = origin_id is not None
+        if with_head:
+            parameters["origin"] = origin_id
+        if self.reads_as_stored and conversation_id not in self._changed:
+            statement = self._statements.plain_window(window, with_head=with_head)
+            rows = (await connection.execute(statement, parameters)).all()
+            found = plain_messages(conversation_id, [row[:7] for row in rows if not row[7]])
+            if len(found) == len(rows):
+                return found, rows[0] if rows else None
+            # The two statements see two moments: what the first one returned is not used.
+            _remember(self._changed, conversation_id)
+        rows = (await connection.execute(self._statements.window(window, with_head=with_head), parameters)).all()
+        found = self._plain_messages(conversation_id, rows)
+        if len(found) == len(rows):
+            self._changed.discard(conversation_id)
+        found |= {row.m_version: self.message(row, conversation_id) for row in rows if row.m_version not in found}
+        return found, rows[0] if rows else None
+
+    async def events(
+        self, connection: AsyncConnection, conversation_id: str, *, after: int | str, limit: int
+    ) -> Page[RecordedEvent]:
+        """Return a page of a conversation's events, by version."""
+        parameters = self.key(conversation_id)
+        parameters["after"] = check_place(after, "after")
+        parameters["limit"] = check_count(limit, "limit") + 1
+        rows = (await connection.execute(self._statements.events, parameters)).all()
+        items = tuple(recorded_event(row) for row in rows[:limit])
+        return Page(items, next=str(items[-1].version) if len(rows) > limit else None)
+
+    async def head_view(self, connection: AsyncConnection, query: ViewQuery) -> StoreView:
+        """Return the view without messages."""
+        parameters = {**self.key(query.conversation_id), "origin": query.origin_id}
+        row = (await connection.execute(self._statements.view, parameters)).first()
+        return EMPTY_VIEW if row is None else view_from_row(row._mapping)
+
+    async def view(self, connection: AsyncConnection, query: ViewQuery) -> StoreView:
+        """Return the view with messages, over a connection in a snapshot."""
+        view = await self.head_view(connection, query)
+        if view.conversation is None:
+            return view
+        if query.names:
+            view = replace(view, places=await self.path_of(connection, query.conversation_id, query.names))
+        if query.window is None:
+            return view
+        window = bounded(query.window, None if query.bound is None else query.bound(view))
+        page = await self.messages(connection, query.conversation_id, window)
+        return replace(view, messages=page.items, next=page.next)
+
+    async def active_view(self, connection: AsyncConnection, owner: str, *, origin_id: UUID) -> StoreView:
+        """Return the view of an owner's active conversation, without messages."""
+        parameters = {"owner": check_identifier(owner, "owner"), "origin": origin_id}
+        row = (await connection.execute(self._statements.active_view, parameters)).first()
+        return EMPTY_VIEW if row is None else view_from_row(row._mapping)
+
+    async def active(self, connection: AsyncConnection, owner: str) -> Conversation | None:
+        """Return an owner's active conversation; ``None`` where there is none."""
+        row = (await connection.execute(self._statements.active, {"owner": check_identifier(owner, "owner")})).first()
+        return None if row is None else recorded_conversation(row._mapping)
+
+    async def path_of(
+        self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str]
+    ) -> dict[str, PathPosition]:
+        """Return the positions of messages on the path, by id; ids that are not there are left out.
+
+        :raises InvalidInput: an id cannot be one.
+        """
+        if isinstance(message_ids, str) or not isinstance(message_ids, Collection):
+            raise InvalidInput("message_ids", f"must be a collection of ids, not {type(message_ids).__name__}")
+        message_ids = [check_identifier(one, "message_id") for one in message_ids]
+        found: dict[str, PathPosition] = {}
+        for part in in_batches(dict.fromkeys(message_ids)):
+            rows = await connection.execute(self._statements.path_of, {**self.key(conversation_id), "ids": part})
+            found |= positions_from_rows(tuple(row) for row in rows)
+        return found
+
+    async def lane_heads(
+        self, connection: AsyncConnection, origin_id: UUID, conversation_ids: Sequence[str]
+    ) -> dict[str, int]:
+        """Return the last applied sequence of an origin's lanes, by conversation; unknown lanes are left out.
+
+        :raises InvalidInput: an id cannot be one.
+        """
+        if not isinstance(origin_id, UUID):
+            raise InvalidInput("origin_id", f"must be a UUID, not {type(origin_id).__name__}")
+        if isinstance(conversation_ids, str) or not isinstance(conversation_ids, Collection):
+            raise InvalidInput("conversation_ids", f"must be a sequence of ids, not {type(conversation_ids).__name__}")
+        heads: dict[str, int] = {}
+        for part in in_batches(dict.fromkeys(check_identifier(name, "conversation_id") for name in conversation_ids)):
+            rows = await connection.execute(
+                self._statements.lane_heads,
+                {
+                    "partitions": sorted({partition_of(name, self._partitions) for name in part}),
+                    "conversations": part,
+                    "origin": origin_id,
+                },
+            )
+            heads.update({row.conversation_id: row.sequence for row in rows})
+        return heads
+
+    async def log(self, connection: AsyncConnection, *, partition: int, after: int, limit: int) -> list[RecordedEvent]:
+        """Return the next events of a log partition, by position."""
+        rows = await connection.execute(self._statements.log, {"partition": partition, "after": after, "limit": limit})
+        return [recorded_event(row) for row in rows]
+
+    async def head(self, connection: AsyncConnection, partition: int) -> int:
+        """Return the last position assigned in a partition."""
+        return int((await connection.execute(self._statements.head, {"partition": partition})).scalar_one())
+
+    def key(self, conversation_id: str) -> dict[str, Any]:
+        """Return the parameters that bind a conversation in a statement."""
+        check_identifier(conversation_id, "conversation_id")
+        return {"partition": partition_of(conversation_id, self._partitions), "conversation": conversation_id}
+
+    def _plain_messages(self, conversation_id: str, rows: Iterable[sa.Row[Any]]) -> dict[int, RecordedMessage]:
+        if not self.reads_as_stored:
+            return {}
+        return plain_messages(conversation_id, (_plain_row(row) for row in rows if is_plain(row)))
+
+    def message(self, row: sa.Row[Any], conversation_id: str) -> RecordedMessage:
+        """Return the message that a row of a window's select holds."""
+        return self.message_of(row._mapping, conversation_id)
+
+    def message_of(self, values: Mapping[Any, Any], conversation_id: str) -> RecordedMessage:
+        """Return the message that the values of such a row hold."""
+        event = appended_event(values, conversation_id)
+        body = event.body(self._upcasters)
+        if not isinstance(body, MessageAppended):
+            body = unreadable_message(values, event.data)
+        left_at, redacted_at = values["m_left_at"], values["m_redacted_at"]
+        message = replace(
+            recorded_message(body, event),
+            on_path=left_at is None,
+            superseded=left_at == event.version,
+            redacted=redacted_at is not None or event.digest is None,
+            reactions=reactions_from_text(values["m_reactions"]),
+        )
+        if redacted_at is not None and event.digest is not None:
+            message = redacted(message)  # reset: the content is kept for forks that read it
+        if values["c_digest"] is not None:
+            edit = self._body(values, "c")
+            if isinstance(edit, MessageEdited):
+                message = replace_content(message, edit)
+        if values["d_data"] is not None:
+            delivery = self._body(values, "d")
+            if isinstance(delivery, MessageSent | MessageFailed):
+                message = with_delivery(message, delivery, redacted=message.redacted)
+        return message
+
+    def _body(self, values: Mapping[Any, Any], prefix: str) -> object:
+        name = values[f"{prefix}_type"]
+        data = decode_object(values[f"{prefix}_data"])
+        return read(name, *self._upcasters.upcast(name, values[f"{prefix}_schema_version"], data))
+
+
+def plain_view(page: Page[RecordedMessage], head: Any) -> StoreView:
+    """Return the plain view of a page and a row of :func:`head_select`."""
+    return StoreView(
+        conversation=None,
+        messages=page.items,
+        sequence=head.delivered,
+        version=head.seen,
+        next=page.next,
+        plain=True,
+    )
+
+
+def view_from_row(values: Mapping[Any, Any]) -> StoreView:
+    """Return the view, without messages, that a row of a conversation and a lane holds."""
+    return StoreView(
+        conversation=recorded_conversation(values),
+        messages=(),
+        sequence=values["sequence"] or 0,
+        version=values["version"],
+    )
+
+
+def positions_from_rows(rows: Iterable[tuple[str, int, int | None, int]]) -> dict[str, PathPosition]:
+    """Return the positions of messages on the path from rows of :func:`path_select`, by id."""
+    return {
+        name: PathPosition(version=version, on_path=left_at is None, count=count)
+        for name, version, left_at, count in sorted(rows, key=lambda row: (row[2] is None, row[1]))
+    }
+
+
+def bounded(window: Window, bound: int | None) -> Window:
+    """Return a window without the messages beyond a version, unless it includes those off the path."""
+    if bound is None or window.every:
+        return window
+    return replace(window, before=bound + 1 if window.before is None else min(window.before, bound + 1))
+
+
+def page_of(found: Mapping[int, RecordedMessage], window: Window) -> Page[RecordedMessage]:
+    """Return messages of a window, given by version, as its page; one beyond the limit shows that there are more."""
+    order = sorted(found, reverse=window.last is not None)
+    place = None
+    if window.limit is not None and len(order) > window.limit:
+        del order[window.limit :]
+        place = str(order[-1])
+    if window.last is not None:
+        order.reverse()
+    return Page(tuple([found[version] for version in order]), next=place)
+
+
+def _remember(names: set[str], name: str) -> None:
+    if len(names) >= MAX_REMEMBERED_CONVERSATIONS:
+        names.clear()
+    names.add(name)
+
+
+def _plain_row(row: sa.Row[Any]) -> PlainRow:
+    return (
+        row.m_version,
+        row.e_event_id,
+        row.e_origin_id,
+        row.e_sequence,
+        row.e_data,
+        row.e_occurred_at,
+        row.e_recorded_at,
+    )

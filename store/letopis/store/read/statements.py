@@ -1,0 +1,132 @@
+"""Build the selects of a reader once each."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from letopis.store.database.dialects import Dialect
+from letopis.store.database.schema import conversations, events, lanes, log_heads, messages, owners
+from letopis.store.read.paging import Window, WindowShape
+from letopis.store.read.queries import messages_select, path_select, plain_select
+from letopis.store.read.task_marks import event_columns
+
+MAX_FIXED_LIMITS: Final = 32
+"""Statements with a limit written into them; callers that page with more different limits have theirs bound."""
+
+
+class ReadStatements:
+    """The selects of a reader, each built and compiled once."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        of_owner = conversations.outerjoin(owners, owners.c.owner_id == conversations.c.owner_id)
+        self.conversation = (
+            sa.select(conversations, owners.c.active_conversation_id)
+            .select_from(of_owner)
+            .where(
+                conversations.c.partition == sa.bindparam("partition"),
+                conversations.c.conversation_id == sa.bindparam("conversation"),
+            )
+        )
+        of_active = owners.join(
+            conversations,
+            sa.and_(
+                conversations.c.owner_id == owners.c.owner_id,
+                conversations.c.conversation_id == owners.c.active_conversation_id,
+            ),
+        )
+        lane = sa.and_(
+            lanes.c.partition == conversations.c.partition,
+            lanes.c.conversation_id == conversations.c.conversation_id,
+            lanes.c.origin_id == sa.bindparam("origin"),
+        )
+        self.active = (
+            sa.select(conversations, owners.c.active_conversation_id)
+            .select_from(of_active)
+            .where(owners.c.owner_id == sa.bindparam("owner"))
+        )
+        self.active_view = (
+            sa.select(conversations, owners.c.active_conversation_id, lanes.c.sequence)
+            .select_from(of_active.outerjoin(lanes, lane))
+            .where(owners.c.owner_id == sa.bindparam("owner"))
+        )
+        self.path_of = path_select(dialect.among(messages.c.message_id, "ids"))
+        self._among_states = dialect.among(conversations.c.state, "states")
+        self.view = (
+            sa.select(conversations, owners.c.active_conversation_id, lanes.c.sequence)
+            .select_from(of_owner.outerjoin(lanes, lane))
+            .where(
+                conversations.c.partition == sa.bindparam("partition"),
+                conversations.c.conversation_id == sa.bindparam("conversation"),
+            )
+        )
+        self.events = (
+            sa.select(*event_columns(events))
+            .where(
+                events.c.partition == sa.bindparam("partition"),
+                events.c.conversation_id == sa.bindparam("conversation"),
+                events.c.version > sa.bindparam("after"),
+            )
+            .order_by(events.c.version)
+            .limit(sa.bindparam("limit"))
+        )
+        self.log = (
+            sa.select(*event_columns(events))
+            .where(events.c.partition == sa.bindparam("partition"), events.c.position > sa.bindparam("after"))
+            .order_by(events.c.position)
+            .limit(sa.bindparam("limit"))
+        )
+        self.head = sa.select(log_heads.c.position).where(log_heads.c.partition == sa.bindparam("partition"))
+        self.lane_heads = sa.select(lanes.c.conversation_id, lanes.c.sequence).where(
+            dialect.among(lanes.c.partition, "partitions"),
+            dialect.among(lanes.c.conversation_id, "conversations"),
+            lanes.c.origin_id == sa.bindparam("origin"),
+        )
+        self._windows: dict[tuple[WindowShape, bool], sa.Select[Any]] = {}
+        self._plain_windows: dict[tuple[WindowShape, bool], sa.Select[Any]] = {}
+
+    def conversations(self, *, owned: bool, going_on: bool) -> sa.Executable:
+        """Return the select of a page of conversations.
+
+        :param owned: those of one owner.
+        :param going_on: those after a place in the list.
+        """
+        updated, name = conversations.c.updated_at, conversations.c.conversation_id
+        statement = (
+            sa.select(conversations, owners.c.active_conversation_id)
+            .select_from(conversations.outerjoin(owners, owners.c.owner_id == conversations.c.owner_id))
+            .where(self._among_states)
+        )
+        if owned:
+            statement = statement.where(conversations.c.owner_id == sa.bindparam("owner"))
+        if going_on:
+            # The first condition is what an index can use; MariaDB makes no range of a comparison of pairs.
+            statement = statement.where(
+                updated <= sa.bindparam("updated"),
+                sa.or_(
+                    updated < sa.bindparam("updated"),
+                    sa.and_(updated == sa.bindparam("updated"), name < sa.bindparam("conversation")),
+                ),
+            )
+        return statement.order_by(updated.desc(), name.desc()).limit(sa.bindparam("limit"))
+
+    def window(self, window: Window, *, with_head: bool = False) -> sa.Executable:
+        """Return the select of a window: each message with the events of its origin, content and delivery.
+
+        :param with_head: with each message, the head of the conversation.
+        """
+        key = (window.shape, with_head)
+        if (found := self._windows.get(key)) is None:
+            found = self._windows[key] = messages_select(window.shape, with_head=with_head)
+        return found
+
+    def plain_window(self, window: Window, *, with_head: bool = False) -> sa.Executable:
+        """Return the select of a window, each message with what most of them have alone."""
+        # With the limit written into it: PostgreSQL plans a statement again for each limit that is bound.
+        key = (window.shape._replace(limit=window.values.get("limit")), with_head)
+        if key not in self._plain_windows and len(self._plain_windows) >= MAX_FIXED_LIMITS:
+            key = (window.shape, with_head)
+        if (found := self._plain_windows.get(key)) is None:
+            found = self._plain_windows[key] = plain_select(key[0], with_head=with_head)
+        return found

@@ -1,0 +1,239 @@
+"""Count the messages of a period and what they cost, page by page from the log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.schema import conversations, events, messages
+from letopis.store.model.codec import decode
+from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.identifiers import partition_of
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.read.reader import Reader
+from letopis.store.read.task_marks import erased
+from letopis.store.rules.redaction import stripped
+from letopis.store.rules.statistics import PartialStatistics, Period, StatisticsBuilder
+
+MAX_EVENTS_PER_PAGE: Final = 500
+"""Events that are held in memory at a time."""
+
+
+class StatisticsReader:
+    """Counts in one history store, over one snapshot of it."""
+
+    def __init__(self, dialect: Dialect, *, partitions: int, upcasters: Upcasters, reader: Reader) -> None:
+        self._dialect = dialect
+        self._partitions = partitions
+        self._upcasters = upcasters
+        self._reader = reader
+        self._statements = _Statements(dialect)
+
+    async def count(
+        self, connection: AsyncConnection, period: Period, *, origin_id: UUID | None = None, lanes: Sequence[str] = ()
+    ) -> PartialStatistics:
+        """Count a period, and return how far lanes of an outbox are counted.
+
+        :param connection: a connection without a transaction.
+        :raises InvalidInput: the key to group by has more than 10,000 values.
+        """
+        await self._dialect.begin_snapshot(connection)
+        counting = StatisticsBuilder(period.by)
+        named = frozenset(lanes)
+        heads = {} if origin_id is None else await self._reader.lane_heads(connection, origin_id, lanes)
+        owned = await self._owned(connection, period.owner, lanes)
+        there: set[str] = set()
+        if period.since is None and period.until is None and period.by is None and self._reader.reads_as_stored:
+            async for name in self._add_all(connection, period, counting):
+                there.update(named & {name})
+            return PartialStatistics(counting=counting, heads=heads, there=frozenset(there), owned=owned)
+        last: str | None = None
+        async for rows in self._pages(connection, period):
+            for row in rows:
+                _, data = self._upcasters.upcast(MessageAppended.type, row.schema_version, _data(row))
+                counting.take(data, superseded=row.left_at == row.version)
+                if row.conversation_id != last:
+                    last = row.conversation_id
+                    counting.conversations += 1
+                    if last in named:
+                        there.add(last)
+        return PartialStatistics(counting=counting, heads=heads, there=frozenset(there), owned=owned)
+
+    async def _add_all(
+        self, connection: AsyncConnection, period: Period, counting: StatisticsBuilder
+    ) -> AsyncIterator[str]:
+        """Count all messages from their rows alone, without the log; yield the conversations that have any.
+
+        The tokens are summed up in the row of each conversation.
+        """
+        async for rows in self._conversation_pages(connection, period):
+            tokens = {row.conversation_id: row.tokens for row in rows}
+            key = {"partitions": self._partitions_of(tokens), "conversations": list(tokens)}
+            for row in (await connection.execute(self._statements.sums, key)).all():
+                counting.conversations += 1
+                counting.add(
+                    questions=int(row.questions),
+                    answers=int(row.answers),
+                    messages=int(row.messages),
+                    tokens=tokens[row.conversation_id],
+                )
+                yield row.conversation_id
+
+    async def _owned(self, connection: AsyncConnection, owner: str | None, names: Sequence[str]) -> frozenset[str]:
+        if owner is None:
+            return frozenset(names)
+        found: set[str] = set()
+        for part in in_batches(names):
+            rows = await connection.execute(
+                self._statements.owned,
+                {"partitions": self._partitions_of(part), "conversations": part, "owner": owner},
+            )
+            found.update(row.conversation_id for row in rows)
+        return frozenset(found)
+
+    async def _pages(self, connection: AsyncConnection, period: Period) -> AsyncIterator[Sequence[sa.Row[Any]]]:
+        """Yield the messages of the period, one conversation after the other."""
+        narrowed = {
+            name: value for name, value in (("since", period.since), ("until", period.until)) if value is not None
+        }
+        statement = self._statements.messages(period, whole=True)
+        part = self._statements.messages(period, whole=False)
+        async for few in self._conversations(connection, period):
+            if len(few) > 1 or few[0].version <= MAX_EVENTS_PER_PAGE:
+                names = [row.conversation_id for row in few]
+                key = {"partitions": self._partitions_of(names), "conversations": names}
+                found = (await connection.execute(statement, {**key, **narrowed})).all()
+                yield sorted(found, key=lambda row: (row.conversation_id, row.version))
+                continue
+            for after in range(0, few[0].version, MAX_EVENTS_PER_PAGE):
+                window = {"partition": few[0].partition, "conversation": few[0].conversation_id}
+                window.update(after=after, upto=after + MAX_EVENTS_PER_PAGE)
+                yield (await connection.execute(part, {**window, **narrowed})).all()
+
+    async def _conversations(self, connection: AsyncConnection, period: Period) -> AsyncIterator[list[sa.Row[Any]]]:
+        """Yield conversations that may have messages in the period: several that make a page, or a large one."""
+        async for rows in self._conversation_pages(connection, period):
+            for few in _in_groups(rows):
+                yield few
+
+    async def _conversation_pages(
+        self, connection: AsyncConnection, period: Period
+    ) -> AsyncIterator[Sequence[sa.Row[Any]]]:
+        statement = self._statements.conversations(period)
+        # One owner has few, in any partition; those of all owners are read along the primary key.
+        for partition in (0,) if period.owner is not None else range(self._partitions):
+            key: dict[str, Any] = {"after": "", "limit": MAX_EVENTS_PER_PAGE, "partition": partition}
+            if period.owner is not None:
+                del key["partition"]
+                key["owner"] = period.owner
+            if period.since is not None:
+                key["since"] = period.since
+            while rows := (await connection.execute(statement, key)).all():
+                yield rows
+                key["after"] = rows[-1].conversation_id
+
+    def _partitions_of(self, names: Iterable[str]) -> list[int]:
+        return sorted({partition_of(name, self._partitions) for name in names})
+
+
+def _in_groups(rows: Iterable[sa.Row[Any]]) -> Iterable[list[sa.Row[Any]]]:
+    """Split conversations into groups whose events together make at most a page."""
+    few: list[sa.Row[Any]] = []
+    size = 0
+    for row in rows:
+        if few and size + row.version > MAX_EVENTS_PER_PAGE:
+            yield few
+            few, size = [], 0
+        few.append(row)
+        size += row.version
+    if few:
+        yield few
+
+
+def _data(row: sa.Row[Any]) -> Mapping[str, Any]:
+    data = decode(row.data)
+    return data if row.erased is None else stripped(MessageAppended.type, data)
+
+
+def _count(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    return sa.func.sum(sa.case((condition, 1), else_=0))
+
+
+class _Statements:
+    """The selects of a count, built once."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._among_partitions = dialect.among(messages.c.partition, "partitions")
+        self._among_conversations = dialect.among(messages.c.conversation_id, "conversations")
+        stood = sa.or_(messages.c.left_at.is_(None), messages.c.left_at != messages.c.version)
+        self.sums = (
+            sa.select(
+                messages.c.conversation_id,
+                _count(sa.and_(stood, messages.c.role == "user")).label("questions"),
+                _count(sa.and_(stood, messages.c.role == "assistant")).label("answers"),
+                _count(stood).label("messages"),
+            )
+            .where(self._among_partitions, self._among_conversations)
+            .group_by(messages.c.conversation_id)
+        )
+        self.owned = sa.select(conversations.c.conversation_id).where(
+            dialect.among(conversations.c.partition, "partitions"),
+            dialect.among(conversations.c.conversation_id, "conversations"),
+            conversations.c.owner_id == sa.bindparam("owner"),
+        )
+
+    def conversations(self, period: Period) -> sa.Executable:
+        """Return the select of some conversations, by id."""
+        statement = sa.select(
+            conversations.c.partition,
+            conversations.c.conversation_id,
+            conversations.c.version,
+            conversations.c.tokens,
+        ).where(conversations.c.conversation_id > sa.bindparam("after"))
+        if period.owner is None:
+            statement = statement.where(conversations.c.partition == sa.bindparam("partition"))
+        else:
+            statement = statement.where(conversations.c.owner_id == sa.bindparam("owner"))
+        if period.since is not None:
+            # A conversation is never updated before its messages occurred.
+            statement = statement.where(conversations.c.updated_at >= sa.bindparam("since"))
+        return statement.order_by(conversations.c.conversation_id).limit(sa.bindparam("limit"))
+
+    def messages(self, period: Period, *, whole: bool) -> sa.Executable:
+        """Return the select of the messages of whole conversations, or of a range of versions of one."""
+        statement = sa.select(
+            messages.c.conversation_id,
+            messages.c.version,
+            messages.c.left_at,
+            events.c.schema_version,
+            events.c.data,
+            erased(events).label("erased"),
+        ).select_from(
+            messages.join(
+                events,
+                sa.and_(
+                    events.c.partition == messages.c.partition,
+                    events.c.conversation_id == messages.c.conversation_id,
+                    events.c.version == messages.c.version,
+                ),
+            )
+        )
+        if whole:
+            statement = statement.where(self._among_partitions, self._among_conversations)
+        else:
+            statement = statement.where(
+                messages.c.partition == sa.bindparam("partition"),
+                messages.c.conversation_id == sa.bindparam("conversation"),
+                messages.c.version > sa.bindparam("after"),
+                messages.c.version <= sa.bindparam("upto"),
+            )
+        if period.since is not None:
+            statement = statement.where(events.c.occurred_at >= sa.bindparam("since"))
+        if period.until is not None:
+            statement = statement.where(events.c.occurred_at < sa.bindparam("until"))
+        return statement

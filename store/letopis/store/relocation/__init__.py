@@ -1,0 +1,1 @@
+"""Move a whole history to another store while bots keep running."""

@@ -1,0 +1,1 @@
+"""Pure decisions without I/O: fold, projection, apply plan, preconditions, context window, transcript."""

@@ -1,0 +1,214 @@
+"""Decide which delivered events an apply writes, given what is stored, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from letopis.store.errors import BatchRefused, HistoryDiverged, InvalidInput, SequenceGap
+from letopis.store.model.codec import EncodedEvent
+from letopis.store.rules.preconditions import Conflict
+
+TableRow = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The outbox file that delivers.
+
+    :ivar epoch: rises when a copy of the file continues under the same identity; only the highest one may deliver.
+    :ivar name: the file's base name, for display.
+    :ivar store_id: the only history store that may accept the delivery; ``None`` for any store.
+    """
+
+    origin_id: UUID
+    epoch: int
+    name: str
+    store_id: UUID | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class SequencedEvent:
+    """One event of a lane, with its sequence there."""
+
+    sequence: int
+    event: EncodedEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneBatch:
+    """The events that one lane delivers: at least one, with consecutive sequences.
+
+    :raises InvalidInput: it is empty, a sequence is missing, or an event belongs to another conversation.
+    """
+
+    conversation_id: str
+    deliveries: tuple[SequencedEvent, ...]
+
+    def __post_init__(self) -> None:
+        if not self.deliveries:
+            raise InvalidInput("deliveries", "must not be empty")
+        for sequence, delivery in enumerate(self.deliveries, self.deliveries[0].sequence):
+            if delivery.sequence != sequence or sequence < 1:
+                raise InvalidInput("deliveries", f"must have consecutive sequences from 1, {sequence} is missing")
+            if delivery.event.conversation_id != self.conversation_id:
+                raise InvalidInput("deliveries", "must all belong to the lane's conversation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneApplied:
+    """The result of one lane's delivery.
+
+    :ivar head: the sequence up to which the history store holds this lane: everything up to it may be acknowledged.
+    :ivar inserted: events that are new in the history.
+    :ivar duplicates: events that it held already, with the same content.
+    :ivar superseded: the conflicts of events that came too late, by sequence; such events are kept, and put aside.
+    """
+
+    conversation_id: str
+    head: int
+    inserted: int
+    duplicates: int
+    superseded: Mapping[int, Conflict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyResult:
+    """The result of a batch: each lane is in ``applied`` and committed, or in ``refused`` and unchanged."""
+
+    applied: tuple[LaneApplied, ...]
+    refused: tuple[BatchRefused, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class StoredEvent:
+    """What the history store holds under an event id.
+
+    :ivar digest: ``None`` if the content was redacted.
+    :ivar version: its place in the conversation.
+    :ivar left_at: the version at which the message that it appended left the path; ``None`` while it is on the path.
+    :ivar deleted: True if the conversation was deleted.
+    """
+
+    event_id: UUID
+    origin_id: UUID
+    sequence: int
+    digest: bytes | None
+    conflict: Conflict | None = None
+    version: int = 0
+    left_at: int | None = None
+    deleted: bool = False
+
+    def conflict_with(self, delivery: SequencedEvent, origin_id: UUID) -> Conflict | None:
+        """Return the conflict of a delivery of this event; ``None`` if there is none.
+
+        An event that its own lane delivers again has the conflict that it was recorded with. The same id at another
+        place was appended a second time: if the first one is not shown any more, neither is the second.
+        """
+        if self.conflict is not None or (self.origin_id, self.sequence) == (origin_id, delivery.sequence):
+            return self.conflict
+        if self.deleted:
+            return Conflict(expected=0, actual=self.version)
+        return None if self.left_at is None else Conflict(expected=self.version, actual=self.left_at)
+
+
+@dataclass(slots=True, kw_only=True)
+class ComparedLane:
+    """One lane's delivery, split at the lane's head.
+
+    :ivar known: events up to the head; :func:`check_known` checks that they are stored.
+    :ivar fresh: events after the head.
+    """
+
+    lane: LaneBatch
+    head: int
+    known: tuple[SequencedEvent, ...]
+    fresh: tuple[SequencedEvent, ...]
+
+
+def compare_with_head(lane: LaneBatch, head: int) -> ComparedLane:
+    """Split a delivery at the lane's head.
+
+    :raises SequenceGap: events between the head and the first delivered one are missing.
+    """
+    first = lane.deliveries[0].sequence
+    if first > head + 1:
+        raise SequenceGap(conversation_id=lane.conversation_id, head=head, first=first)
+    known = max(0, head + 1 - first)
+    return ComparedLane(lane=lane, head=head, known=lane.deliveries[:known], fresh=lane.deliveries[known:])
+
+
+def check_known(
+    compared: ComparedLane, origin_id: UUID, stored: Mapping[UUID, StoredEvent]
+) -> tuple[SequencedEvent, ...]:
+    """Check that each known event is stored with the same content; return those whose *place* is still in doubt.
+
+    An event may be stored at another place than the delivered one: another outbox delivered it first, or this one did
+    under an earlier sequence. :func:`check_places` then has to check that no other event has the place.
+
+    :param stored: what the conversation holds under the ids of the known events.
+    :raises HistoryDiverged: an id is not stored, or with other content, or later than delivered.
+    """
+    doubtful = []
+    for delivery in compared.known:
+        found = stored.get(delivery.event.event_id)
+        if found is None or not _has_same_content(delivery, found):
+            raise _diverged(compared.lane, delivery)
+        if found.origin_id != origin_id or found.sequence < delivery.sequence:
+            doubtful.append(delivery)
+        elif found.sequence > delivery.sequence:
+            raise _diverged(compared.lane, delivery)
+    return tuple(doubtful)
+
+
+def check_places(lane: LaneBatch, doubtful: Iterable[SequencedEvent], taken: Mapping[int, UUID]) -> None:
+    """Check that no other event has the sequence of a doubtful one.
+
+    :param taken: the ids of the events that this origin has stored in the conversation, by sequence.
+    :raises HistoryDiverged: another event has it.
+    """
+    for delivery in doubtful:
+        if taken.get(delivery.sequence, delivery.event.event_id) != delivery.event.event_id:
+            raise _diverged(lane, delivery)
+
+
+def select_new(compared: ComparedLane, stored: Mapping[UUID, StoredEvent]) -> tuple[SequencedEvent, ...]:
+    """Return the fresh events whose ids the conversation does not hold yet.
+
+    :param stored: what the conversation holds under the ids of the fresh events.
+    :raises HistoryDiverged: an id is stored, or delivered twice, with other content; or the stored content was erased,
+        so that the delivered content would be lost.
+    """
+    seen: dict[UUID, bytes] = {}
+    remaining = []
+    for delivery in compared.fresh:
+        event = delivery.event
+        found = stored.get(event.event_id)
+        if found is not None:
+            if not _has_same_content(delivery, found):
+                raise _diverged(compared.lane, delivery)
+            if found.digest is None and not (found.deleted or delivery.event.redacted):
+                raise _diverged(compared.lane, delivery, erased=True)
+        elif (before := seen.get(event.event_id)) is not None:
+            if before != event.digest:
+                raise _diverged(compared.lane, delivery)
+        else:
+            seen[event.event_id] = event.digest
+            remaining.append(delivery)
+    return tuple(remaining)
+
+
+def _has_same_content(delivery: SequencedEvent, found: StoredEvent) -> bool:
+    # Redacted content, here or there, cannot be compared any more; the id has to do.
+    return found.digest is None or delivery.event.redacted or found.digest == delivery.event.digest
+
+
+def _diverged(lane: LaneBatch, delivery: SequencedEvent, *, erased: bool = False) -> HistoryDiverged:
+    return HistoryDiverged(
+        conversation_id=lane.conversation_id,
+        sequence=delivery.sequence,
+        event_id=delivery.event.event_id,
+        erased=erased,
+    )

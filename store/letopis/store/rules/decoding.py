@@ -1,0 +1,103 @@
+"""Decode the events of a delivery and find the messages that they name, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import RESERVED, decode, digest_of
+from letopis.store.model.event_types import (
+    Body,
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    MessageAppended,
+    UnknownEvent,
+    read,
+)
+from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.rules.apply_plan import SequencedEvent
+from letopis.store.rules.preconditions import Precondition
+from letopis.store.rules.redaction import message_of
+from letopis.store.rules.reducer import MessageChange
+from letopis.store.rules.rows import MessageRow
+
+_INTERNAL_KEYS: Final = f'"{RESERVED}'
+
+
+@dataclass(slots=True, kw_only=True)
+class DecodedEvent:
+    """An event of a delivery, its typed body and its precondition."""
+
+    delivery: SequencedEvent
+    body: Body
+    expects: Precondition | None = None
+
+
+def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) -> tuple[DecodedEvent, ...]:
+    """Return the events of a delivery as every reader will read them.
+
+    :raises InvalidInput: the content does not match its digest, so the outbox was damaged, or a key that the store
+        keeps in a column of its own does not fit there. Both mean that the event cannot be applied as it is.
+    """
+    decoded = []
+    for delivery in deliveries:
+        event = delivery.event
+        type_name, schema_version, metadata = event.type, event.schema_version, event.metadata
+        if digest_of(event.conversation_id, type_name, schema_version, event.data, metadata) != event.digest:
+            raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
+        try:
+            data = decode(event.data)
+            expects = Precondition.of(decode(metadata)) if metadata is not None and _INTERNAL_KEYS in metadata else None
+        except ValueError as error:
+            raise InvalidInput("data", "is no JSON object") from error
+        body = read(type_name, *upcasters.upcast(type_name, schema_version, data))
+        # Reading a message has checked its id already.
+        if isinstance(body, ConversationStarted) and body.owner_id is not None:
+            check_identifier(body.owner_id, "data.owner_id")
+        if isinstance(body, ConversationRewound) and body.to_message_id is not None:
+            check_identifier(body.to_message_id, "data.to_message_id")
+        decoded.append(DecodedEvent(delivery=delivery, body=body, expects=expects))
+    return tuple(decoded)
+
+
+def target_ids(decoded: Iterable[DecodedEvent]) -> frozenset[str]:
+    """Return the ids of the messages that events change or name, whether or not those exist."""
+    named = set()
+    for item in decoded:
+        body = item.body
+        if isinstance(body, MessageAppended):
+            continue
+        if isinstance(body, MessageChange):
+            named.add(body.message_id)
+        elif isinstance(body, ConversationRewound) and body.to_message_id is not None:
+            named.add(body.to_message_id)
+        elif isinstance(body, UnknownEvent) and (message_id := message_of(item.delivery.event, body)):
+            named.add(message_id)
+    return frozenset(named)
+
+
+def removal_bound(decoded: Iterable[DecodedEvent], targets: Iterable[MessageRow]) -> int | None:
+    """Return the version after which events may take messages off the path; ``None`` if they take none.
+
+    :param targets: the stored messages that the events name.
+    """
+    known: dict[str, int] = {}
+    for row in targets:
+        known[row.message_id] = min(row.version, known.get(row.message_id, row.version))
+    appended: set[str] = set()
+    bound: int | None = None
+    for item in decoded:
+        match item.body:
+            case MessageAppended():
+                appended.add(item.body.message.id)
+            case ConversationDeleted() | ConversationRewound(to_message_id=None):
+                return 0
+            case ConversationRewound(to_message_id=str(target)) if target not in appended:
+                # A message that is not stored here may be one that a fork inherits.
+                version = known.get(target, 0)
+                bound = version if bound is None else min(version, bound)
+    return bound

@@ -1,0 +1,198 @@
+"""Fold events into a conversation and its messages, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Final
+
+from letopis.store.model.conversations import Conversation, RecordedMessage, Saved
+from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.events import RecordedEvent
+from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
+from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.rules.recorded_messages import recorded_message, redacted, with_change
+from letopis.store.rules.reducer import ConversationState, MessageChange, MessageSink, reduce_event, takes_effect
+
+_STATE_FIELDS: Final = tuple(spec.name for spec in fields(ConversationState))
+_NO_MESSAGES: Final = MessageSink()
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The result of a fold.
+
+    :ivar conversation: ``None`` before the first event.
+    :ivar messages: all of them, in order, on and off the path; none of a deleted conversation.
+    """
+
+    conversation: Conversation | None
+    messages: tuple[RecordedMessage, ...]
+
+    @property
+    def path(self) -> tuple[RecordedMessage, ...]:
+        """The messages on the active path."""
+        return tuple(message for message in self.messages if message.on_path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathPosition:
+    """A message that a fold does not hold, to which a rewind may lead.
+
+    :ivar count: messages on the path up to and including it.
+    """
+
+    version: int
+    on_path: bool
+    count: int
+
+
+class Fold:
+    """A fold in progress: start from nothing or from what was read, then :meth:`apply` the events that follow.
+
+    :param messages: those that were read: the newest ones, or a part of them.
+    :param elsewhere: positions of messages that exist but are not among ``messages``, by id.
+    """
+
+    __slots__ = ("_conversation", "_messages", "_pending", "_state", "_upcasters")
+
+    def __init__(
+        self,
+        conversation: Conversation | None = None,
+        messages: Iterable[RecordedMessage] = (),
+        *,
+        elsewhere: Mapping[str, PathPosition] | None = None,
+        upcasters: Upcasters = NO_UPCASTERS,
+    ) -> None:
+        self._conversation = conversation
+        self._state: ConversationState[datetime] | None = None
+        self._pending = 0
+        self._messages = _Messages(messages, elsewhere or {})
+        self._upcasters = upcasters
+
+    def apply(self, event: RecordedEvent, *, saved: Saved = Saved.SAVED) -> None:
+        """Apply the next event; ``saved`` says how far it has got."""
+        state = self._state
+        if state is None:
+            state = self._state = self._begin(event)
+        deleted = state.state == "deleted"
+        self._messages.event, self._messages.saved = event, saved
+        reduce_event(
+            state,
+            event.body(self._upcasters),
+            _NO_MESSAGES if deleted else self._messages,
+            version=event.version,
+            occurred_at=event.occurred_at,
+            superseded=deleted or SUPERSEDED_KEY in event.metadata,
+        )
+        self._pending += event.version is None
+
+    def _begin(self, event: RecordedEvent) -> ConversationState[datetime]:
+        before = self._conversation
+        if before is None:
+            before = self._conversation = Conversation(
+                conversation_id=event.conversation_id, created_at=event.occurred_at, updated_at=event.occurred_at
+            )
+        return ConversationState(**{name: getattr(before, name) for name in _STATE_FIELDS})
+
+    def result(self) -> Folded:
+        """Return the conversation and its messages."""
+        conversation, state = self._conversation, self._state
+        if conversation is not None and state is not None:
+            conversation = replace(
+                conversation,
+                pending=conversation.pending + self._pending,
+                **{name: getattr(state, name) for name in _STATE_FIELDS},
+            )
+        return Folded(conversation, tuple(self._messages.messages))
+
+
+def fold(events: Iterable[RecordedEvent], *, upcasters: Upcasters = NO_UPCASTERS) -> Folded:
+    """Return the result of applying the events of one conversation in the order given.
+
+    The result for a fork is the fork's own part; it inherits the fold of its parent's events up to ``forked_from``.
+    """
+    running = Fold(upcasters=upcasters)
+    for event in events:
+        running.apply(event)
+    return running.result()
+
+
+class _Messages(MessageSink):
+    """The messages of a fold.
+
+    :ivar event: the event that is being applied; ``saved`` is how far it has got.
+    """
+
+    __slots__ = ("_elsewhere", "_path_end", "_places", "event", "messages", "saved")
+
+    event: RecordedEvent
+    saved: Saved
+
+    def __init__(self, messages: Iterable[RecordedMessage], elsewhere: Mapping[str, PathPosition]) -> None:
+        self.messages = list(messages)
+        self._elsewhere = elsewhere
+        self._places: dict[str, list[int]] = {}
+        for place, message in enumerate(self.messages):
+            self._places.setdefault(message.id, []).append(place)
+        self._path_end: int | None = None  # stored messages after this version have left the path
+
+    def append(self, body: MessageAppended, *, superseded: bool) -> None:
+        self._places.setdefault(body.message.id, []).append(len(self.messages))
+        message = recorded_message(body, self.event, saved=self.saved)
+        if superseded:
+            message.on_path, message.superseded = False, True
+        self.messages.append(message)
+
+    def change(self, body: MessageChange) -> None:
+        has_content = self.event.digest is not None
+        for place in self._places.get(body.message_id, ()):
+            message = self.messages[place]
+            if takes_effect(body, has_content=has_content, redacted=message.redacted, on_path=message.on_path):
+                self.messages[place] = with_change(message, body, saved=self.saved)
+
+    def rewind_to(self, message_id: str, count: int) -> int | None:
+        places = self._places.get(message_id)
+        if places is None:
+            return self._rewind_elsewhere(message_id, count)
+        on_path = [place for place in places if self.messages[place].on_path]
+        if not on_path:
+            return count
+        if (version := self.messages[on_path[-1]].version) is not None:
+            self._path_end = version
+        return count - self._remove_from(on_path[-1] + 1)
+
+    def _rewind_elsewhere(self, message_id: str, count: int) -> int | None:
+        target = self._elsewhere.get(message_id)
+        if target is None:
+            return None
+        if not target.on_path or (self._path_end is not None and target.version > self._path_end):
+            return count
+        self._remove_from(0, after=target.version)
+        self._path_end = target.version
+        return target.count
+
+    def clear_path(self) -> None:
+        self._path_end = 0
+        self._remove_from(0)
+
+    def erase(self) -> None:
+        self.messages = [replace(redacted(message), reactions=()) for message in self.messages]
+
+    def delete(self) -> None:
+        self.messages.clear()
+        self._places.clear()
+
+    def _remove_from(self, start: int, *, after: int = 0) -> int:
+        """Take the messages from an index on off the path, stored ones only after a version; return how many.
+
+        Only stored messages have a version, and the pending ones come after them.
+        """
+        removed = 0
+        for place in range(start, len(self.messages)):
+            message = self.messages[place]
+            if message.on_path and (message.version is None or message.version > after):
+                self.messages[place] = replace(message, on_path=False)
+                removed += 1
+        return removed

@@ -1,0 +1,183 @@
+"""Decide which conditional events came too late, given what their writers had seen, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+from uuid import UUID
+
+import orjson
+
+from letopis.store.model.codec import INTEGER_MAX, RESERVED, EncodedEvent, decode
+from letopis.store.model.event_types import ConversationRewound, MessageAppended, MessageEdited, MessageRedacted
+
+PRECONDITION_KEY: Final = f"{RESERVED}expects"
+"""The key of an event's metadata that holds its precondition."""
+SUPERSEDED_KEY: Final = f"{RESERVED}superseded"
+"""The key of an event's metadata under which the history store notes that the event came too late."""
+TURN_TYPES: Final = frozenset(
+    {MessageAppended.type, MessageEdited.type, MessageRedacted.type, ConversationRewound.type}
+)
+"""The types of events that change the messages which an answer is based on; titles and reactions do not."""
+MAX_VERSION: Final = INTEGER_MAX
+"""A version beyond all events: the whole conversation was seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precondition:
+    """The condition of an event: that no other event, or none of some types, has come since its writer read.
+
+    :ivar sequence: that of the last event of the writer's own outbox that it had seen.
+    :ivar version: that of the last event in the history store that it had seen; ``None`` if it had read its own outbox
+        alone: then everything before its own last event there counts as seen.
+    :ivar types: the types of conflicting events; ``None`` is all types.
+    :ivar batch_id: the id of the first event of the same append, which decides for all of them; ``None`` in the first.
+    """
+
+    sequence: int
+    version: int | None = None
+    types: frozenset[str] | None = None
+    batch_id: UUID | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as the metadata of an event holds it."""
+        data: dict[str, Any] = {"sequence": self.sequence}
+        if self.version is not None:
+            data["version"] = self.version
+        if self.types is not None:
+            data["types"] = sorted(self.types)
+        if self.batch_id is not None:
+            data["turn"] = str(self.batch_id)
+        return data
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Self | None:
+        """Return the condition in an event's metadata; ``None`` if there is none or it is malformed."""
+        match metadata.get(PRECONDITION_KEY):
+            case {"sequence": int(sequence), **rest}:
+                version, types, batch_id = rest.get("version"), rest.get("types"), rest.get("turn")
+                try:
+                    return cls(
+                        sequence=sequence,
+                        version=version if isinstance(version, int) else None,
+                        types=frozenset(one for one in types if isinstance(one, str))
+                        if isinstance(types, list)
+                        else None,
+                        batch_id=UUID(batch_id) if isinstance(batch_id, str) else None,
+                    )
+                except ValueError:
+                    return None  # the batch_id is no UUID
+        return None
+
+    def conflicts_with(self, type_name: str) -> bool:
+        """Return True if an event of this type conflicts."""
+        return self.types is None or type_name in self.types
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """An event came too late.
+
+    :ivar expected: the version that its writer had seen.
+    :ivar actual: the version of the event that came in between.
+    """
+
+    expected: int
+    actual: int
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as the metadata of the event holds it."""
+        return {"expected": self.expected, "actual": self.actual}
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Self | None:
+        """Return the conflict noted in an event's metadata; ``None`` if there is none."""
+        match metadata.get(SUPERSEDED_KEY):
+            case {"expected": int(expected), "actual": int(actual)}:
+                return cls(expected=expected, actual=actual)
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedEvent:
+    """An event of the log, as far as conflicts depend on it.
+
+    :ivar own: True if it came through the outbox whose events are checked.
+    """
+
+    version: int
+    event_id: UUID
+    type: str
+    sequence: int
+    own: bool
+    conflict: Conflict | None
+
+
+def detect_conflicts(
+    conditions: Sequence[tuple[int, UUID, Precondition]], log: Iterable[LoggedEvent], *, head: int = 0
+) -> dict[int, Conflict]:
+    """Return the conflicts of an outbox's conditional events, by sequence.
+
+    The result does not depend on how the outbox's events are split into deliveries.
+
+    :param conditions: sequence, event id and condition of the events, in order.
+    :param log: stored events of the conversation, in order: at least those of other outboxes after the version that was
+        seen, and of this outbox the last ones that were seen and the first ones of the batches.
+    :param head: the sequence up to which the store holds this outbox's events; later ones come with this delivery.
+    """
+    logged = list(log)
+    own = [one for one in logged if one.own]
+    stored = {one.event_id: one.conflict for one in own}
+    conflicts: dict[int, Conflict] = {}
+    decided: dict[UUID, Conflict | None] = {}
+    for sequence, event_id, expects in conditions:
+        if expects.batch_id is not None and expects.batch_id in decided:
+            conflict = decided[expects.batch_id]
+        elif expects.batch_id is not None and expects.batch_id in stored:
+            conflict = stored[expects.batch_id]
+        else:
+            seen = _seen_version(expects, own, head)
+            if expects.version is None and expects.sequence in conflicts:
+                # An answer to a superseded event has seen no more than that event had.
+                seen = conflicts[expects.sequence].expected
+            rivals = (
+                one.version
+                for one in logged
+                if not one.own and one.version > seen and one.conflict is None and expects.conflicts_with(one.type)
+            )
+            actual = next(rivals, None)
+            conflict = None if actual is None else Conflict(expected=seen, actual=actual)
+        decided[event_id] = conflict
+        if conflict is not None:
+            conflicts[sequence] = conflict
+    return conflicts
+
+
+def lowest_seen_version(
+    conditions: Iterable[tuple[int, UUID, Precondition]], own: Iterable[LoggedEvent], *, head: int
+) -> int:
+    """Return the version after which events of other outboxes may matter to :func:`detect_conflicts`.
+
+    :param own: this outbox's events in its ``log``.
+    """
+    known = list(own)
+    return min((_seen_version(expects, known, head) for _, _, expects in conditions), default=MAX_VERSION)
+
+
+def _seen_version(expects: Precondition, own: Sequence[LoggedEvent], head: int) -> int:
+    """Return the version of the last event that a writer had seen."""
+    if expects.version is not None:
+        return expects.version
+    if expects.sequence > head:
+        return MAX_VERSION  # what it answers comes with this delivery, after everything that is stored
+    last = max((one for one in own if one.sequence <= expects.sequence), key=lambda one: one.sequence, default=None)
+    if last is None:
+        return 0
+    return last.version if last.conflict is None else last.conflict.expected
+
+
+def with_conflict(event: EncodedEvent, conflict: Conflict) -> EncodedEvent:
+    """Return an event with a note that it came too late; its digest, which leaves the note out, stays."""
+    metadata = {**decode(event.metadata), SUPERSEDED_KEY: conflict.to_data()}
+    return replace(event, metadata=orjson.dumps(metadata).decode())

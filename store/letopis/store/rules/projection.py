@@ -1,0 +1,276 @@
+"""Project fresh events onto the row of a conversation and the rows of its messages, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from letopis.store.model.codec import RESERVED, EncodedEvent, decode
+from letopis.store.model.conversations import Delivery
+from letopis.store.model.event_types import (
+    Body,
+    ConversationActivated,
+    ConversationArchived,
+    ConversationDeleted,
+    MessageAppended,
+    MessageEdited,
+    MessageFailed,
+    MessageRedacted,
+    MessageSent,
+    ReactionAdded,
+    ReactionRemoved,
+)
+from letopis.store.rules.decoding import DecodedEvent
+from letopis.store.rules.preconditions import Conflict, with_conflict
+from letopis.store.rules.recorded_messages import reacted
+from letopis.store.rules.redaction import message_of, strip_event
+from letopis.store.rules.reducer import MessageChange, MessageSink, reduce_event, takes_effect
+from letopis.store.rules.rows import ConversationRow, MessageRow
+
+ACTIVATION_ORDER_KEY: Final = f"{RESERVED}order"
+"""The key of an event's metadata that orders the activations of one outbox, whatever order its lanes deliver in."""
+_APPENDED, _SENT, _FAILED = Delivery.APPENDED.value, Delivery.SENT.value, Delivery.FAILED.value
+
+
+@dataclass(slots=True, kw_only=True)
+class Projected:
+    """What to write for the fresh events of a conversation.
+
+    :ivar first: the version of the first event.
+    :ivar events: as they are to be recorded: with conflicts noted, and without redacted content.
+    :ivar messages: rows that are new or have changed.
+    :ivar superseded: conflicts, by sequence.
+    :ivar redactions: the ids of messages whose stored events are to be stripped.
+    :ivar deleted: True if the conversation was deleted, so that all its stored events are to be stripped.
+    :ivar reset_at: the version of the first event that erased everything before it and let the conversation go on;
+        ``None`` if there is none.
+    :ivar released: True if the conversation has ceased to read its parent.
+    :ivar activations: the orders of its activations, in order; ``None`` for one without an order.
+    :ivar left: True if it was archived or deleted last, so that it is not the active one any more.
+    :ivar cuts: for stored messages that were not loaded: those after the first version left the path at the second.
+    """
+
+    row: ConversationRow
+    first: int
+    events: list[EncodedEvent] = field(default_factory=list)
+    messages: list[MessageRow] = field(default_factory=list)
+    superseded: dict[int, Conflict] = field(default_factory=dict)
+    redactions: set[str] = field(default_factory=set)
+    deleted: bool = False
+    reset_at: int | None = None
+    released: bool = False
+    activations: list[int | None] = field(default_factory=list)
+    left: bool = False
+    cuts: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def versions(self) -> range:
+        """The versions of the events."""
+        return range(self.first, self.first + len(self.events))
+
+
+@dataclass(slots=True, kw_only=True)
+class Unloaded:
+    """Stored messages that events take off the path, and that are too many to be loaded.
+
+    :ivar beyond: for each version that the events may lead back to, how many messages on the path lie beyond it.
+    :ivar bound: the version of the last of them that is still on the path.
+    """
+
+    beyond: Mapping[int, int]
+    bound: int
+
+
+def project_events(
+    row: ConversationRow,
+    decoded: Sequence[DecodedEvent],
+    targets: Iterable[MessageRow] = (),
+    *,
+    verdicts: Mapping[int, Conflict] | None = None,
+    retain: int = 0,
+    unloaded: Unloaded | None = None,
+) -> Projected:
+    """Apply fresh events to the row of a conversation and the rows of its messages.
+
+    :param row: the conversation as it stands; changed in place.
+    :param targets: the stored messages that the events may change or take off the path; changed in place.
+    :param verdicts: the conflicts of events that came too late, by sequence.
+    :param retain: forks read events up to this version: a deletion leaves them their content.
+    :param unloaded: given if ``targets`` lacks messages that the events take off the path.
+    """
+    inherited = row.conversation.inherits
+    running = _Projection(row, targets, verdicts or {}, retain, unloaded)
+    for item in decoded:
+        running.apply(item)
+    projected = running.projected
+    projected.messages = [message for message in running.rows if message.new or message.changed]
+    projected.released = inherited and not row.conversation.inherits
+    return projected
+
+
+class _Projection(MessageSink):
+    """A projection in progress; it receives the effects on messages itself."""
+
+    def __init__(
+        self,
+        row: ConversationRow,
+        targets: Iterable[MessageRow],
+        verdicts: Mapping[int, Conflict],
+        retain: int,
+        unloaded: Unloaded | None,
+    ) -> None:
+        self.projected = Projected(row=row, first=row.conversation.version + 1)
+        self.rows = sorted(targets, key=lambda message: message.version)
+        self._row = row
+        self._verdicts = verdicts
+        self._retain = retain
+        self._unloaded = unloaded
+        self._version = 0  # of the event that is being applied
+        self._events = self.projected.events
+        self._bodies: list[Body] = []
+        self._by_id: dict[str, list[MessageRow]] = {}
+        for message in self.rows:
+            self._by_id.setdefault(message.message_id, []).append(message)
+
+    def apply(self, item: DecodedEvent) -> None:
+        state, body, event = self._row.conversation, item.body, item.delivery.event
+        self._version = self.projected.first + len(self._events)
+        deleted = state.state == "deleted"
+        conflict = self._verdicts.get(item.delivery.sequence)
+        if conflict is None:
+            if deleted:
+                conflict = Conflict(expected=0, actual=state.version)
+            elif isinstance(body, MessageEdited) and not event.redacted:
+                conflict = self._conflict_with_redaction(body)
+        if conflict is not None:
+            self.projected.superseded[item.delivery.sequence] = conflict
+            event = with_conflict(event, conflict)
+        if deleted or (not isinstance(body, MessageAppended) and self._is_of_redacted(event, body)):
+            event = strip_event(event)
+        self._events.append(event)
+        self._bodies.append(body)
+        reduce_event(
+            state,
+            body,
+            self,
+            version=self._version,
+            occurred_at=event.occurred_at,
+            superseded=conflict is not None,
+        )
+        if conflict is None and not isinstance(body, MessageAppended):
+            self._note_activity(body, event)
+
+    def _conflict_with_redaction(self, edit: MessageEdited) -> Conflict | None:
+        """Return the conflict of an edit if every message of its id was redacted: it would never be shown."""
+        redacted = [message.redacted_at for message in self._by_id.get(edit.message_id, ())]
+        if not redacted or None in redacted:
+            return None
+        return Conflict(expected=0, actual=max(version for version in redacted if version is not None))
+
+    def _is_of_redacted(self, event: EncodedEvent, body: Body) -> bool:
+        """Return True if an event holds content of a redacted message, superseded or not."""
+        messages = self._by_id.get(message_of(event, body) or "", ())
+        return any(message.redacted_at is not None for message in messages)
+
+    def _note_activity(self, body: Body, event: EncodedEvent) -> None:
+        if isinstance(body, ConversationActivated):
+            self.projected.left = False
+            order = None if event.metadata is None else decode(event.metadata).get(ACTIVATION_ORDER_KEY)
+            self.projected.activations.append(order if isinstance(order, int) else None)
+        elif isinstance(body, ConversationArchived | ConversationDeleted):
+            self.projected.left = True
+
+    def append(self, body: MessageAppended, *, superseded: bool) -> None:
+        version = self._version
+        message = MessageRow(
+            version=version,
+            message_id=body.message.id,
+            content_version=version,
+            delivery_version=None,
+            role=body.message.role,
+            state=_APPENDED,
+            left_at=version if superseded else None,
+            redacted_at=version if self._events[-1].redacted else None,
+            new=True,
+        )
+        self._by_id.setdefault(message.message_id, []).append(message)
+        self.rows.append(message)
+
+    def change(self, body: MessageChange) -> None:
+        has_content = not self._events[-1].redacted
+        for message in self._by_id.get(body.message_id, ()):
+            redacted, on_path = message.redacted_at is not None, message.left_at is None
+            if not takes_effect(body, has_content=has_content, redacted=redacted, on_path=on_path):
+                continue
+            message.changed = True
+            match body:
+                case MessageEdited():
+                    message.content_version = self._version
+                case MessageSent():
+                    message.delivery_version, message.state = self._version, _SENT
+                case MessageFailed():
+                    message.delivery_version, message.state = self._version, _FAILED
+                case MessageRedacted():
+                    self._redact(message)
+                case ReactionAdded() | ReactionRemoved():
+                    message.reactions = reacted(message.reactions, body)
+
+    def _redact(self, message: MessageRow) -> None:
+        message.content_version = message.version
+        message.erase(self._version)
+        # Stored events are stripped also if the message is new here: an edit may have been delivered before it.
+        self.projected.redactions.add(message.message_id)
+        for place, (event, body) in enumerate(zip(self._events, self._bodies, strict=True)):
+            if message_of(event, body) == message.message_id:
+                self._events[place] = strip_event(event)
+
+    def rewind_to(self, message_id: str, count: int) -> int | None:
+        named = self._by_id.get(message_id)
+        if not named:
+            return None
+        on_path = [message.version for message in named if message.left_at is None]
+        return count - self._remove_after(on_path[-1]) if on_path else count
+
+    def clear_path(self) -> None:
+        self._remove_after(0)
+
+    def erase(self) -> None:
+        """Erase all that came before; forks still read what is retained."""
+        self._row.retained = min(self._retain, self._version - 1)
+        for message in self.rows:
+            message.erase(self._version)
+            message.reactions, message.changed = (), True
+        self._strip_before(retained=self._row.retained)
+        if self.projected.reset_at is None:
+            self.projected.reset_at = self._version
+
+    def delete(self) -> None:
+        self._remove_after(0)
+        for message in self.rows:
+            if message.reactions:
+                message.reactions, message.changed = (), True
+        self._row.retained = self._retain
+        self.projected.deleted = True
+        self._strip_before(retained=self._retain, keep=ConversationDeleted.type)
+
+    def _strip_before(self, *, retained: int, keep: str | None = None) -> None:
+        """Strip the events before the current one, but for those that forks read and those of the type ``keep``."""
+        for place, event in enumerate(self._events[:-1]):
+            if self.projected.first + place > retained and event.type != keep:
+                self._events[place] = strip_event(event)
+
+    def _remove_after(self, after: int) -> int:
+        """Take the messages after a version off the path; return how many."""
+        removed = 0
+        unloaded = self._unloaded
+        if unloaded is not None and after < unloaded.bound:
+            removed = unloaded.beyond.get(after, 0) - unloaded.beyond.get(unloaded.bound, 0)
+            unloaded.bound = after
+            self.projected.cuts.append((after, self._version))
+        for message in self.rows:
+            if message.version > after and message.left_at is None:
+                message.left_at = self._version
+                message.changed = True
+                removed += message.new or unloaded is None
+        return removed

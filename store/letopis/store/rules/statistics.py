@@ -1,0 +1,174 @@
+"""Add up the messages of a period and what they cost, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Final, Self
+
+import orjson
+
+from letopis.store.errors import InvalidInput
+from letopis.store.model.events import to_microseconds
+from letopis.store.model.identifiers import check_identifier
+
+MAX_GROUPS: Final = 10_000
+"""Values of a metadata key in one count, so that a key of unique values cannot fill the memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """How many messages there were, and what they cost.
+
+    :ivar questions: messages of users.
+    :ivar answers: messages of assistants.
+    :ivar messages: messages of all roles.
+    :ivar tokens: the sum of the tokens that messages state.
+    """
+
+    questions: int = 0
+    answers: int = 0
+    messages: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics(Figures):
+    """The messages of a period, and what they cost.
+
+    Every message counts that was appended, including those that were rewound over, redacted or deleted since. A
+    superseded message counts with its tokens only: it was paid for, but never part of a conversation. A message that
+    forks inherit counts once, in the conversation that it was appended to.
+
+    :ivar conversations: how many conversations had a message in the period.
+    :ivar by: the figures by the values of a key of the messages' metadata: text as it is, other values as JSON;
+        ``None`` for messages without that key or with redacted metadata. Empty where no key was asked for.
+    :ivar complete: ``False`` where the history store was unavailable, and only what the outbox holds was counted.
+    """
+
+    conversations: int = 0
+    by: Mapping[str | None, Figures] = field(default_factory=dict)
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """What to count.
+
+    :ivar since: UTC microseconds, inclusive.
+    :ivar until: UTC microseconds, exclusive.
+    :ivar by: a key of the messages' metadata.
+    """
+
+    owner: str | None = None
+    since: int | None = None
+    until: int | None = None
+    by: str | None = None
+
+    @classmethod
+    def of(cls, *, owner: str | None, since: datetime | None, until: datetime | None, by: str | None) -> Self:
+        """Return what a caller asks to count.
+
+        :raises InvalidInput: an argument is wrong.
+        """
+        if by is not None and (not isinstance(by, str) or not by):
+            raise InvalidInput("by", "must be a key of the messages' metadata")
+        return cls(
+            owner=None if owner is None else check_identifier(owner, "owner"),
+            since=_microseconds(since, "since"),
+            until=_microseconds(until, "until"),
+            by=by,
+        )
+
+
+def _microseconds(given: datetime | None, name: str) -> int | None:
+    try:
+        return None if given is None else to_microseconds(given)
+    except InvalidInput as error:
+        raise InvalidInput(name, error.reason) from error
+
+
+@dataclass(slots=True)
+class _Sums:
+    questions: int = 0
+    answers: int = 0
+    messages: int = 0
+    tokens: int = 0
+
+    def take(self, role: str, tokens: int, *, superseded: bool) -> None:
+        self.tokens += tokens
+        if not superseded:
+            self.messages += 1
+            self.questions += role == "user"
+            self.answers += role == "assistant"
+
+
+class StatisticsBuilder:
+    """Adds up the data of ``message.appended`` events."""
+
+    def __init__(self, by: str | None = None) -> None:
+        self._by = by
+        self._all = _Sums()
+        self._groups: dict[str | None, _Sums] = {}
+        self.conversations = 0
+        """How many conversations the messages are of; set by the caller."""
+
+    def take(self, data: Mapping[str, Any], *, superseded: bool = False) -> None:
+        """Count a message.
+
+        :raises InvalidInput: the key to group by has more than 10,000 values.
+        """
+        tokens = data.get("tokens")
+        cost = tokens if isinstance(tokens, int) else 0
+        role = str(data.get("role"))
+        self._all.take(role, cost, superseded=superseded)
+        if self._by is not None:
+            self._group(_label(data, self._by)).take(role, cost, superseded=superseded)
+
+    def add(self, *, questions: int, answers: int, messages: int, tokens: int) -> None:
+        """Count many messages at once, where they are not grouped."""
+        self._all.questions += questions
+        self._all.answers += answers
+        self._all.messages += messages
+        self._all.tokens += tokens
+
+    def _group(self, label: str | None) -> _Sums:
+        if (found := self._groups.get(label)) is None:
+            if len(self._groups) >= MAX_GROUPS:
+                raise InvalidInput("by", f"has more than {MAX_GROUPS} values: group by a key that has few")
+            found = self._groups[label] = _Sums()
+        return found
+
+    def result(self, *, complete: bool = True) -> Statistics:
+        """Return the statistics, with the groups that have the most messages first."""
+        order = sorted(self._groups.items(), key=lambda item: (-item[1].messages, item[0] is None, item[0] or ""))
+        return Statistics(
+            **asdict(self._all),
+            conversations=self.conversations,
+            by={label: Figures(**asdict(sums)) for label, sums in order},
+            complete=complete,
+        )
+
+
+def _label(data: Mapping[str, Any], key: str) -> str | None:
+    metadata = data.get("metadata")
+    value = metadata.get(key) if isinstance(metadata, Mapping) else None
+    if value is None or isinstance(value, str):
+        return value
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialStatistics:
+    """The count of a history store, to which an outbox adds what is pending.
+
+    :ivar heads: the last applied sequence of the outbox's lanes; unknown lanes are left out.
+    :ivar there: which of their conversations were counted already.
+    :ivar owned: which of their conversations belong to the owner, as far as the store knows.
+    """
+
+    counting: StatisticsBuilder
+    heads: Mapping[str, int]
+    there: frozenset[str]
+    owned: frozenset[str]

@@ -1,0 +1,194 @@
+"""Pair tool calls with their results, in whatever order they were recorded, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from letopis.store.model.identifiers import derived_event_id
+from letopis.store.model.messages import EMPTY, Message
+from letopis.store.model.parts import Part, ToolCall, ToolResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrayResult:
+    """A tool result that belongs to no call, or to one that has a result already.
+
+    :ivar message_id: the id of the message with the result.
+    """
+
+    message_id: str
+    result: ToolResult
+
+
+@dataclass(slots=True)
+class Call:
+    """A tool call, and the message with its result once that is found."""
+
+    part: ToolCall
+    result: Message | None = None
+
+
+@dataclass(slots=True)
+class MessageBlock:
+    """A message and the results of its tool calls, which stay together."""
+
+    message: Message
+    calls: list[Call] = field(default_factory=list)
+
+    @property
+    def begins_turn(self) -> bool:
+        """True if the user speaks, so that the answer follows."""
+        return self.message.role == "user"
+
+    def in_order(self) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+        """Return the message and its results in the order of the calls, and the ids of the made-up ones."""
+        if not self.calls:
+            return (self.message,), ()
+        messages, made_up = [self.message], []
+        for place, call in enumerate(self.calls):
+            if call.result is None:
+                missing = _interrupted(self.message, call.part, place)
+                made_up.append(missing.id)
+                messages.append(missing)
+            else:
+                messages.append(call.result)
+        return tuple(messages), tuple(made_up)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedMessages:
+    """Messages as blocks, and the results that belong to none.
+
+    :ivar orphans: results without a call.
+    :ivar duplicates: results after the first one of a call.
+    """
+
+    blocks: list[MessageBlock]
+    orphans: tuple[StrayResult, ...]
+    duplicates: tuple[StrayResult, ...]
+
+
+def pair_tool_calls(messages: Iterable[Message]) -> PairedMessages:
+    """Return messages as blocks, each call of an assistant with its result.
+
+    Some models reuse ids: a result belongs to the nearest call of its id before it, or without one to the first call
+    after it. The first of several results of a call wins, but one after the call over one before it.
+    """
+    running = _Pairing()
+    for message in messages:
+        running.add(message)
+    return running.result()
+
+
+class _Pairing:
+    __slots__ = ("_blocks", "_duplicates", "_early", "_first", "_latest", "_place")
+
+    def __init__(self) -> None:
+        self._blocks: list[MessageBlock] = []
+        self._latest: dict[str, tuple[MessageBlock, list[Call]]] = {}
+        self._first: dict[str, list[Call]] = {}
+        self._early: dict[str, list[tuple[int, Message, ToolResult]]] = {}
+        self._duplicates: list[tuple[int, StrayResult]] = []
+        self._place = 0
+
+    def add(self, message: Message) -> None:
+        content = message.content
+        if (
+            content is None
+            or isinstance(content, str)
+            or not any(isinstance(part, ToolCall | ToolResult) for part in content)
+        ):
+            self._blocks.append(MessageBlock(message))
+            return
+        rest, results = _split_results(message, content)
+        block = None if rest is None else MessageBlock(rest)
+        if block is not None:
+            self._blocks.append(block)
+        pieces = iter(results)
+        for part in content:
+            if isinstance(part, ToolResult):
+                self._answer(message, next(pieces), part)
+            elif isinstance(part, ToolCall) and message.role == "assistant" and block is not None:
+                self._call(block, part)
+
+    def _call(self, block: MessageBlock, part: ToolCall) -> None:
+        call = Call(part)
+        block.calls.append(call)
+        latest = self._latest.get(part.call_id)
+        if latest is not None and latest[0] is block:
+            latest[1].append(call)
+            return
+        calls = [call]
+        self._latest[part.call_id] = (block, calls)
+        self._first.setdefault(part.call_id, calls)
+
+    def _answer(self, source: Message, piece: Message, result: ToolResult) -> None:
+        self._place += 1
+        latest = self._latest.get(result.call_id)
+        if latest is None:
+            self._early.setdefault(result.call_id, []).append((self._place, piece, result))
+        elif not _set_result(latest[1], piece):
+            self._duplicates.append((self._place, StrayResult(message_id=source.id, result=result)))
+
+    def result(self) -> PairedMessages:
+        orphans: list[tuple[int, StrayResult]] = []
+        for call_id, results in self._early.items():
+            calls = self._first.get(call_id)
+            for place, piece, result in results:
+                if calls is None or not _set_result(calls, piece):
+                    stray = StrayResult(message_id=piece.id, result=result)
+                    (orphans if calls is None else self._duplicates).append((place, stray))
+        return PairedMessages(
+            blocks=self._blocks, orphans=tuple(_in_order(orphans)), duplicates=tuple(_in_order(self._duplicates))
+        )
+
+
+def _set_result(calls: list[Call], piece: Message) -> bool:
+    """Give the first call without a result its result. Return True if there was one."""
+    for call in calls:
+        if call.result is None:
+            call.result = piece
+            return True
+    return False
+
+
+def _in_order(strays: list[tuple[int, StrayResult]]) -> Iterator[StrayResult]:
+    return (stray for _, stray in sorted(strays, key=lambda one: one[0]))
+
+
+def _split_results(message: Message, content: tuple[Part, ...]) -> tuple[Message | None, list[Message]]:
+    """Return a message without its results, and each result as a tool message of its own.
+
+    In a tool message other parts (a picture beside the result) stay with the result before them. The pieces keep the
+    id of the message; its cost counts once.
+    """
+    results = sum(1 for part in content if isinstance(part, ToolResult))
+    if message.role == "tool":
+        if results <= 1:
+            return (None, [message]) if results else (message, [])
+        rest: list[Part] = []
+        pieces: list[list[Part]] = [[]]
+        for part in content:
+            if isinstance(part, ToolResult) and any(isinstance(one, ToolResult) for one in pieces[-1]):
+                pieces.append([])
+            pieces[-1].append(part)
+    else:
+        if not results:
+            return message, []
+        rest = [part for part in content if not isinstance(part, ToolResult)]
+        pieces = [[part] for part in content if isinstance(part, ToolResult)]
+    left = replace(message, content=tuple(rest)) if rest else None
+    name = message.name if message.role == "tool" else None
+    return left, [
+        replace(message, role="tool", name=name, content=tuple(parts))
+        if left is None and place == 0
+        else replace(message, role="tool", name=name, content=tuple(parts), tokens=0, usage=EMPTY)
+        for place, parts in enumerate(pieces)
+    ]
+
+
+def _interrupted(message: Message, call: ToolCall, place: int) -> Message:
+    """Return a made-up result for a call without one; always the same for the same call."""
+    made = str(derived_event_id(message.id, f"no result of call {place}"))
+    return Message.tool((ToolResult(call.call_id, status="interrupted"),), id=made, name=call.name)

@@ -1,0 +1,189 @@
+"""Find the messages that match a query, in the index and in the log that it has not read yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.schema import messages
+from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.identifiers import partition_of
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.read.queries import whole
+from letopis.store.read.reader import Reader
+from letopis.store.read.task_marks import is_on_path
+from letopis.store.search.documents import LogRanges
+from letopis.store.search.index import Document, Index, SearchScope
+from letopis.store.search.indexer import IndexProgress, index_progress
+from letopis.store.search.query import Match, Query, match
+from letopis.store.search.results import MAX_HITS, Hit, SearchPosition, hit_of
+
+MAX_UNINDEXED_EVENTS: Final = 2_000
+"""Events beyond the index that one search reads; with more than that, its page is not complete."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """A message that may be a hit, with the score of the index, or above 1 where it is not indexed as it is now."""
+
+    partition: int
+    conversation_id: str
+    version: int
+    position: int
+    score: float
+
+
+class Finder:
+    """Searches one history store over connections that it is given."""
+
+    def __init__(
+        self, dialect: Dialect, index: Index, reader: Reader, *, partitions: int, upcasters: Upcasters
+    ) -> None:
+        self._index = index
+        self._reader = reader
+        self._partitions = partitions
+        self._log = LogRanges(dialect, upcasters)
+        self._at = whole(
+            sa.select(messages).where(
+                dialect.among(messages.c.partition, "partitions"),
+                dialect.among(messages.c.conversation_id, "conversations"),
+                dialect.among(messages.c.version, "versions"),
+                is_on_path(messages),
+            )
+        )
+
+    async def start(self, connection: AsyncConnection, conversation: str | None) -> str:
+        """Return the ``next`` of a page without hits, at which a search that begins now goes on."""
+        return _start(self._searched(await index_progress(connection), conversation)).cursor
+
+    async def find(
+        self,
+        connection: AsyncConnection,
+        query: Query,
+        *,
+        owner: str | None,
+        conversation: str | None,
+        limit: int,
+        after: SearchPosition | None,
+    ) -> Page[Hit]:
+        """Return a page of hits; see :meth:`letopis.store.ConversationStore.search`."""
+        # Read first: what is indexed after this is found in both, and shown once.
+        progress = self._searched(await index_progress(connection), conversation)
+        position = after or _start(progress)
+        scope = SearchScope(
+            owner=owner,
+            conversation=conversation,
+            bounds={one.partition: min(one.head, position.bounds.get(one.partition, 0)) for one in progress},
+        )
+        unindexed, complete = await self._unindexed(connection, query, progress, scope)
+        room = min(limit, MAX_HITS - position.count)
+        rows = await self._best(connection, query, scope, position.count + room + len(unindexed) + 1)
+        known = {(one.partition, one.position) for one in unindexed}
+        candidates = unindexed + [
+            _Candidate(
+                partition=row.partition,
+                conversation_id=row.conversation_id,
+                version=row.version,
+                position=row.position,
+                score=_between_0_and_1(row.score),
+            )
+            for row in rows
+            if (row.partition, row.position) not in known
+        ]
+        left = [one for one in candidates if one.position not in position.shown.get(one.partition, ())]
+        shown = left[:room]
+        found = await self._messages(connection, shown)
+        hits = [
+            hit
+            for one in shown
+            if (message := found.get((one.conversation_id, one.version))) is not None
+            and (hit := hit_of(message, query, one.score)) is not None
+        ]
+        following = position.with_shown((one.partition, one.position) for one in shown)
+        more = len(left) > room and following.count < MAX_HITS
+        return Page(tuple(hits), next=following.cursor if more else None, complete=complete)
+
+    def _searched(self, progress: list[IndexProgress], conversation: str | None) -> list[IndexProgress]:
+        if conversation is None:
+            return progress
+        partition = partition_of(conversation, self._partitions)
+        return [one for one in progress if one.partition == partition]
+
+    async def _unindexed(
+        self, connection: AsyncConnection, query: Query, progress: Sequence[IndexProgress], scope: SearchScope
+    ) -> tuple[list[_Candidate], bool]:
+        """Return hits among the messages that are not indexed as they are now, and whether those are all of them."""
+        found = list[tuple[Document, Match]]()
+        left, complete = MAX_UNINDEXED_EVENTS, True
+        for one in progress:
+            if one.behind and left:
+                log = await self._log.read(
+                    connection, partition=one.partition, after=one.indexed, upto=one.head, limit=left
+                )
+                left -= log.events
+                complete = complete and log.last == one.head
+                found += [
+                    (document, fit)
+                    for document in log.documents
+                    if document.position <= scope.bounds[one.partition]
+                    and (scope.conversation is None or document.conversation_id == scope.conversation)
+                    and (scope.owner is None or document.owner_id == scope.owner)
+                    and (fit := match(query, document.text)) is not None
+                ]
+            elif one.behind:
+                complete = False
+        found.sort(key=lambda pair: (pair[0].occurred_at, pair[0].position), reverse=True)
+        return [
+            _Candidate(
+                partition=document.partition,
+                conversation_id=document.conversation_id,
+                version=document.version,
+                position=document.position,
+                score=1.0 + fit.score,
+            )
+            for document, fit in found
+        ], complete
+
+    async def _best(self, connection: AsyncConnection, query: Query, scope: SearchScope, wanted: int) -> list[Any]:
+        """Return the ``wanted`` best hits of the index, or all where there are fewer."""
+        limit = wanted
+        while True:
+            rows = (await connection.execute(self._index.select(query, scope, limit=limit))).all()
+            current = [row for row in rows if row.there]
+            if len(current) >= wanted or len(rows) < limit:
+                return current[:wanted]
+            limit *= 4
+
+    async def _messages(
+        self, connection: AsyncConnection, wanted: Sequence[_Candidate]
+    ) -> dict[tuple[str, int], RecordedMessage]:
+        """Return candidates as they are now, by conversation and version."""
+        found = dict[tuple[str, int], RecordedMessage]()
+        for part in in_batches(wanted):
+            rows = await connection.execute(
+                self._at,
+                {
+                    "partitions": sorted({one.partition for one in part}),
+                    "conversations": sorted({one.conversation_id for one in part}),
+                    "versions": sorted({one.version for one in part}),
+                },
+            )
+            for row in rows:
+                name = row.m_conversation_id
+                found[name, row.m_version] = self._reader.message(row, name)
+        return found
+
+
+def _start(progress: Sequence[IndexProgress]) -> SearchPosition:
+    return SearchPosition(bounds={one.partition: one.head for one in progress}, shown={})
+
+
+def _between_0_and_1(score: Any) -> float:
+    """Return a score of any scale as a number between 0 and 1, in the same order."""
+    positive = max(0.0, float(score))
+    return positive / (1.0 + positive)

@@ -1,0 +1,226 @@
+"""Keep the full-text index up to date with the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from letopis.store.cancellation import cancel_after_grace, run_to_completion
+from letopis.store.database.dialects import Dialect
+from letopis.store.database.fault_classification import repeat_on_conflict, translated
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.schema import checkpoints, log_heads
+from letopis.store.errors import Closed
+from letopis.store.model.upcasters import Upcasters
+from letopis.store.read.polling import repeat
+from letopis.store.read.task_marks import FORGET, Task, write_marks
+from letopis.store.search.analysis import GENERATION
+from letopis.store.search.documents import LogRange, LogRanges
+from letopis.store.search.index import Index
+
+T = TypeVar("T")
+logger = logging.getLogger("letopis.store.search")
+
+CHECKPOINT_NAME: Final = "search"
+"""Name of the index in the table of checkpoints."""
+MAX_EVENTS_PER_TRANSACTION: Final = 250
+"""Events indexed in one transaction, during which an SQLite file has no other writer."""
+MAX_EVENTS_PER_BATCH: Final = 1_000
+"""Events that the background indexer asks for at a time."""
+PAUSE_BETWEEN_BATCHES_SECONDS: Final = 0.05
+"""Seconds between two batches that are indexed behind a search."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexProgress:
+    """How far the index of one log partition has got."""
+
+    partition: int
+    indexed: int
+    head: int
+
+    @property
+    def behind(self) -> int:
+        """How many events are not indexed."""
+        return self.head - self.indexed
+
+
+async def index_progress(connection: AsyncConnection) -> list[IndexProgress]:
+    """Return how far the index has got, by partition."""
+    rows = await connection.execute(_PROGRESS)
+    return [IndexProgress(partition=row.partition, indexed=row.indexed or 0, head=row.head) for row in rows]
+
+
+class Indexer:
+    """Reads events of the log into the index, some in each transaction.
+
+    Any number of processes may do so at once: one works on a partition at a time. A transaction writes the rows and the
+    checkpoint together, so an interrupted one is repeated, and nothing is left out.
+
+    :param now: returns UTC microseconds.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, dialect: Dialect, index: Index, *, upcasters: Upcasters, now: Callable[[], int]
+    ) -> None:
+        self._engine = engine
+        self._readers = engine.execution_options(sqlite_begin="DEFERRED")
+        self._embedded = engine.dialect.name == "sqlite"
+        self._dialect = dialect
+        self._index = index
+        self._now = now
+        self._log = LogRanges(dialect, upcasters)
+        self._lock = dialect.locked(_CHECKPOINT)
+        self._try_lock = _CHECKPOINT if dialect.locked(_CHECKPOINT) is _CHECKPOINT else _SKIP_LOCKED
+
+    async def catch_up(self, limit: int, *, wait: bool = True) -> int:
+        """Index at most ``limit`` events, a batch in each transaction; return how many, 0 where there are none.
+
+        :param wait: ``False`` to skip a partition that another process works on.
+        :raises StoreFault: the database failed; what was committed stays.
+        """
+        done = 0
+        for progress in await self._shielded(self._behind()):
+            while done < limit:
+                # One by one: a cancellation waits for one transaction, not for all.
+                size = min(MAX_EVENTS_PER_TRANSACTION, limit - done)
+                indexed = await self._shielded(
+                    repeat_on_conflict(partial(self._transaction, progress.partition, size, wait=wait))
+                )
+                done += indexed
+                if not indexed:
+                    break
+        return done
+
+    async def _behind(self) -> list[IndexProgress]:
+        with translated():
+            async with self._readers.connect() as connection:
+                return [one for one in await index_progress(connection) if one.behind]
+
+    async def _shielded(self, work: Awaitable[T]) -> T:
+        return await (run_to_completion(work) if self._embedded else cancel_after_grace(work))
+
+    async def _transaction(self, partition: int, limit: int, *, wait: bool) -> int:
+        with translated():
+            async with self._engine.begin() as connection:
+                key = {"partition": partition}
+                row = (await connection.execute(self._lock if wait else self._try_lock, key)).first()
+                if row is None:
+                    if (await connection.execute(_CHECKPOINT, key)).first() is not None:
+                        return 0  # another process works on it
+                    await connection.execute(_FIRST.values(partition=partition, updated_at=self._now()))
+                after = 0 if row is None else row.position
+                head = (await connection.execute(_HEAD, key)).scalar_one()
+                found = await self._log.read(connection, partition=partition, after=after, upto=head, limit=limit)
+                if found.events:
+                    await self._write(connection, partition, found)
+                return found.events
+
+    async def _write(self, connection: AsyncConnection, partition: int, found: LogRange) -> None:
+        # In a thread: stemming and hashing words is work for the processor.
+        rows = await asyncio.to_thread(self._index.rows, found.documents)
+        for name, versions in sorted(found.gone.items()):
+            if versions is None and (last := found.long.get(name)) is not None:
+                # A message may have been read before the deletion, and indexed after the steps that carry it out.
+                task = Task(
+                    partition=partition,
+                    conversation_id=name,
+                    kind=FORGET,
+                    version=last,
+                    after=0,
+                    upto=last,
+                    created_at=self._now(),
+                )
+                await write_marks(connection, self._dialect, [task])
+            else:
+                await self._index.forget(connection, partition, name, versions)
+        indexed = {(row[2], row[3]) for row in rows}
+        for one in found.documents:
+            # An edit may have left a message without a word.
+            if one.content_version != one.version and (one.conversation_id, one.version) not in indexed:
+                await self._index.forget(connection, partition, one.conversation_id, (one.version,))
+        await self._index.write(connection, rows)
+        await connection.execute(_MOVE, {"b_partition": partition, "b_position": found.last, "b_updated": self._now()})
+
+
+class BoundedCatchUp:
+    """Catches the index up before a search, without delaying the search for long.
+
+    What is not done in time goes on in the background until the index is up to date, and the search reads the rest from
+    the log, as far as that goes. A store that may only be read is searched in the same way.
+
+    :param catch_up: indexes some events; returns how many, 0 where there are none.
+    :param timeout: seconds that a search waits.
+    """
+
+    def __init__(self, catch_up: Callable[[], Awaitable[int]], *, timeout: float = 1.0) -> None:
+        self._catch_up = catch_up
+        self._timeout = timeout
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Wait until the index is up to date, for the timeout at most."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="letopis-search-index")
+        # Not cancelled with the caller: other searches may wait for it too.
+        await asyncio.wait((self._task,), timeout=self._timeout)
+
+    async def close(self) -> None:
+        """Stop the catch-up that is running."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            while await self._catch_up():  # noqa: ASYNC110 - a pause for other writers, not a wait for a condition
+                await asyncio.sleep(PAUSE_BETWEEN_BATCHES_SECONDS)
+        except (StoreFault, Closed) as error:
+            logger.debug("the search index was not brought up to date: %s", error)
+
+
+class BackgroundIndexer:
+    """Keeps the index up to date until cancelled.
+
+    :param catch_up: a store's :meth:`~letopis.store.ConversationStore.catch_up_search`.
+    :param poll: seconds between two polls while there is nothing new.
+    """
+
+    def __init__(self, catch_up: Callable[[int], Awaitable[int]], *, poll: float = 1.0) -> None:
+        self._catch_up = catch_up
+        self._poll = poll
+
+    async def run(self) -> None:
+        """Index what is in the log and what comes. While the store fails, wait: a search makes up for it."""
+        with suppress(Closed):
+            await repeat(self._step, interval=self._poll, waits_for=frozenset(FaultClass), what="the search index")
+
+    async def _step(self) -> bool:
+        return await self._catch_up(MAX_EVENTS_PER_BATCH) >= MAX_EVENTS_PER_BATCH
+
+
+_MINE: Final = (checkpoints.c.name == CHECKPOINT_NAME, checkpoints.c.version == GENERATION)
+_CHECKPOINT: Final[Any] = sa.select(checkpoints.c.position).where(
+    *_MINE, checkpoints.c.partition == sa.bindparam("partition")
+)
+_SKIP_LOCKED: Final = _CHECKPOINT.with_for_update(skip_locked=True)
+_FIRST: Final = sa.insert(checkpoints).values(name=CHECKPOINT_NAME, version=GENERATION, position=0, replay_to=0)
+_MOVE: Final = (
+    sa.update(checkpoints)
+    .where(*_MINE, checkpoints.c.partition == sa.bindparam("b_partition"))
+    .values(position=sa.bindparam("b_position"), updated_at=sa.bindparam("b_updated"))
+)
+_HEAD: Final = sa.select(log_heads.c.position).where(log_heads.c.partition == sa.bindparam("partition"))
+_PROGRESS: Final = (
+    sa.select(log_heads.c.partition, log_heads.c.position.label("head"), checkpoints.c.position.label("indexed"))
+    .select_from(log_heads.outerjoin(checkpoints, sa.and_(*_MINE, checkpoints.c.partition == log_heads.c.partition)))
+    .order_by(log_heads.c.partition)
+)

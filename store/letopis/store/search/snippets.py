@@ -1,0 +1,98 @@
+"""Cut the part of a text that shows why it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from letopis.store.search.query import Match
+
+MAX_LENGTH: Final = 200
+"""Characters of a snippet, approximately; the ellipses are not counted."""
+CONTEXT_LENGTH: Final = 40
+"""Characters before the first mark."""
+_ELLIPSIS: Final = "…"
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A part of a text on one line.
+
+    :ivar marks: start and end, in ``text``, of each word that matches.
+    """
+
+    text: str
+    marks: tuple[tuple[int, int], ...]
+
+
+def snippet(text: str, found: Match, *, length: int = MAX_LENGTH) -> Snippet:
+    """Return the part of ``text`` with the most matches; all of it where it is short."""
+    start, end = (0, len(text)) if len(text) <= length else _window(text, found, length)
+    # Each replaced by one space, so that the marks stay in place.
+    piece = "".join(" " if one.isspace() or not one.isprintable() else one for one in text[start:end])
+    shift = len(_ELLIPSIS) * (start > 0) - start
+    return Snippet(
+        text=f"{_ELLIPSIS if start > 0 else ''}{piece}{_ELLIPSIS if end < len(text) else ''}",
+        marks=tuple((one + shift, other + shift) for one, other in found.marks if start <= one and other <= end),
+    )
+
+
+def _window(text: str, found: Match, length: int) -> tuple[int, int]:
+    first = found.marks[_densest(found, length - CONTEXT_LENGTH)][0] if found.marks else 0
+    start = min(max(0, first - CONTEXT_LENGTH), len(text) - length)
+    end = start + length
+    return _next_word_start(text, start, first), (len(text) if end >= len(text) else _last_word_end(text, end, first))
+
+
+def _densest(found: Match, width: int) -> int:
+    """Return the mark after which the most different terms, then the most marks, lie within ``width``."""
+    best, best_density = 0, (0, 0)
+    counts: dict[int, int] = {}
+    last = 0
+    for index, (start, _) in enumerate(found.marks):
+        while last < len(found.marks) and found.marks[last][1] <= start + width:
+            counts[found.terms[last]] = counts.get(found.terms[last], 0) + 1
+            last += 1
+        density = (len(counts), last - index)
+        if density > best_density:
+            best, best_density = index, density
+        if last > index:
+            counts[found.terms[index]] -= 1
+            if not counts[found.terms[index]]:
+                del counts[found.terms[index]]
+        else:
+            last = index + 1  # a word longer than the snippet
+    return best
+
+
+def _next_word_start(text: str, start: int, limit: int) -> int:
+    """Return where the next word begins, so that none is cut; not beyond ``limit``."""
+    if start == 0:
+        return 0
+    for index in range(start, limit):
+        if text[index - 1].isspace():
+            return index
+    return start
+
+
+def _last_word_end(text: str, end: int, least: int) -> int:
+    """Return where the last whole word ends, not before ``least``."""
+    for index in range(end, max(least, end - 30), -1):
+        if text[index].isspace():
+            return index
+    return end
+
+
+def marked_pieces(text: str, marks: Sequence[tuple[int, int]]) -> list[tuple[str, bool]]:
+    """Return ``text`` in pieces, each with a flag that tells whether it is marked."""
+    found: list[tuple[str, bool]] = []
+    last = 0
+    for start, end in marks:
+        if start > last:
+            found.append((text[last:start], False))
+        found.append((text[start:end], True))
+        last = end
+    if last < len(text):
+        found.append((text[last:], False))
+    return found

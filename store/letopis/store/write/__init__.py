@@ -1,0 +1,1 @@
+"""Writes: apply one batch in one transaction, and redact stored content."""

@@ -1,0 +1,142 @@
+"""Lock the conversations of a batch and load what its events depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.row_mapping import conversation_row, message_row
+from letopis.store.database.schema import conversations, messages
+from letopis.store.model.event_types import ConversationStarted
+from letopis.store.read.descendants import NewFork
+from letopis.store.read.task_marks import message_columns
+from letopis.store.rules.decoding import target_ids
+from letopis.store.rules.preconditions import Conflict
+from letopis.store.rules.projection import Unloaded
+from letopis.store.rules.reducer import ConversationState
+from letopis.store.rules.rows import ConversationRow, MessageRow
+from letopis.store.write.lanes import AcceptedLane
+from letopis.store.write.preconditions import ConflictLookup
+from letopis.store.write.redaction import Eraser
+from letopis.store.write.removed_messages import RemovalBudget, RemovalStatements, erases
+from letopis.store.write.transaction import ApplyTransaction, of_conversations
+
+
+@dataclass(slots=True, kw_only=True)
+class LoadedLane:
+    """A lane with fresh events, and the stored values that a projection of them needs.
+
+    :ivar targets: the stored messages that the events may change; without those that ``unloaded`` counts.
+    :ivar conflicts: the conflicts of events that came too late, by sequence.
+    :ivar retained: forks read the conversation up to this version.
+    """
+
+    lane: AcceptedLane
+    row: ConversationRow
+    targets: list[MessageRow]
+    unloaded: Unloaded | None
+    conflicts: dict[int, Conflict]
+    retained: int
+
+
+class Loader:
+    """Loads conversations and messages; the statements are compiled once."""
+
+    def __init__(self, dialect: Dialect, eraser: Eraser) -> None:
+        self._eraser = eraser
+        self._conflicts = ConflictLookup(dialect)
+        self._removals = RemovalStatements()
+        self._conversations = dialect.locked(
+            sa.select(conversations)
+            .where(
+                *of_conversations(dialect, conversations),
+            )
+            .order_by(conversations.c.partition, conversations.c.conversation_id)
+        )
+        self._targets = sa.select(*message_columns(messages)).where(
+            *of_conversations(dialect, messages),
+            dialect.among(messages.c.message_id, "ids"),
+        )
+
+    async def load(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> list[LoadedLane]:
+        """Lock the conversations of the lanes with fresh events, and load their rows, targets and conflicts."""
+        fresh = [lane for lane in accepted if lane.fresh]
+        forks = _new_forks(fresh)
+        rows = await self._lock_conversations(transaction, fresh, forks)
+        targets = await self._load_targets(transaction, fresh)
+        budget = RemovalBudget(transaction.connection, self._removals)
+        loaded = []
+        for lane in fresh:
+            name = lane.conversation_id
+            row = rows.get(name) or _new_row(lane)
+            changed, unloaded = await budget.load(lane, row.conversation, targets.get(name, []))
+            retained = 0
+            if any(erases(item.body) for item in lane.fresh):
+                retained = await self._eraser.retained(transaction.connection, lane.partition, name, new=forks)
+            loaded.append(
+                LoadedLane(
+                    lane=lane,
+                    row=row,
+                    targets=changed,
+                    unloaded=unloaded,
+                    conflicts={} if row.new else await self._conflicts.find(transaction, lane),
+                    retained=retained,
+                )
+            )
+        return loaded
+
+    async def _lock_conversations(
+        self, transaction: ApplyTransaction, fresh: Sequence[AcceptedLane], forks: Sequence[NewFork]
+    ) -> dict[str, ConversationRow]:
+        found: dict[str, ConversationRow] = {}
+        # A fork's parent too: its deletion must not erase it before the fork is seen to read it.
+        wanted = {fork.point.conversation_id for fork in forks} | {lane.conversation_id for lane in fresh}
+        for part in in_batches(sorted(wanted, key=transaction.lock_order)):
+            rows = await transaction.execute(
+                self._conversations, partitions=transaction.partitions_of(part), conversations=part
+            )
+            found.update({row.conversation_id: conversation_row(row) for row in rows})
+        return found
+
+    async def _load_targets(
+        self, transaction: ApplyTransaction, fresh: Sequence[AcceptedLane]
+    ) -> dict[str, list[MessageRow]]:
+        """Return the stored messages that the events name, by conversation."""
+        wanted = {lane.conversation_id: target_ids(lane.fresh) for lane in fresh}
+        pairs = [(name, message_id) for name, ids in wanted.items() for message_id in ids]
+        found: dict[str, list[MessageRow]] = {}
+        for part in in_batches(pairs):
+            names = list(dict.fromkeys(name for name, _ in part))
+            rows = await transaction.execute(
+                self._targets,
+                partitions=transaction.partitions_of(names),
+                conversations=names,
+                ids=list({message_id for _, message_id in part}),
+            )
+            for row in rows:
+                if row.message_id in wanted[row.conversation_id]:
+                    found.setdefault(row.conversation_id, []).append(message_row(row))
+        return found
+
+
+def _new_row(lane: AcceptedLane) -> ConversationRow:
+    first = lane.fresh[0].delivery.event.occurred_at
+    return ConversationRow(
+        partition=lane.partition,
+        conversation_id=lane.conversation_id,
+        conversation=ConversationState(created_at=first, updated_at=first),
+        new=True,
+    )
+
+
+def _new_forks(fresh: Sequence[AcceptedLane]) -> list[NewFork]:
+    """Return the forks that a batch begins."""
+    return [
+        NewFork(conversation_id=lane.conversation_id, point=fork)
+        for lane in fresh
+        for item in lane.fresh
+        if isinstance(item.body, ConversationStarted) and (fork := item.body.fork) is not None
+    ]

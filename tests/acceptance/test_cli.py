@@ -1,0 +1,377 @@
+"""The letopis command: its commands, options, exit codes and messages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from importlib import import_module
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import click
+import pytest
+
+from letopis.outbox.cli import VERBS, cli
+from letopis.outbox.cli._exit_codes import MAX_LINE_LENGTH, CommandExit, Exit, explain, one_line, run
+from letopis.outbox.cli._lazy_group import LazyGroup
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import format_duration, printable, table, truncate
+from letopis.outbox.cli.status import _store_state
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.errors import ConfigurationError, EventIdReused, InvalidInput, OutboxFull, OutboxUnavailable
+from letopis.store.model.events import utc_now
+from tests.support.paths import ROOT
+
+SECRET = "hunter2-correct-horse"
+
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **variables}
+    )
+
+
+def every_command() -> list[tuple[tuple[str, ...], click.Command]]:
+    """Each command with its path, groups included."""
+    found: list[tuple[tuple[str, ...], click.Command]] = []
+
+    def walk(path: tuple[str, ...], command: click.Command) -> None:
+        found.append((path, command))
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                below = command.get_command(context, name)
+                assert below is not None
+                walk((*path, name), below)
+
+    walk((), cli)
+    return found
+
+
+COMMANDS = every_command()
+
+
+def test_the_entry_point_is_the_command() -> None:
+    (point,) = entry_points(group="console_scripts", name="letopis")
+
+    assert point.load() is import_module("letopis.outbox.cli").main
+
+
+HELP = """
+import sys
+from letopis.outbox.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    print(*sys.modules, file=sys.stderr)
+    sys.exit(end.code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [
+        (["--help"], {"sqlalchemy", "alembic", "orjson", "anyio", "asyncio", "rich", "aiosqlite"}),
+        (["relay", "--help"], {"sqlalchemy", "alembic"}),
+        (["history", "import", "jsonl", "--help"], {"sqlalchemy", "alembic"}),
+        (["db", "upgrade", "--help"], {"sqlalchemy", "alembic"}),
+    ],
+)
+def test_help_imports_no_database(arguments: list[str], heavy: set[str]) -> None:
+    """What keeps `--help` within 0.1 s of bare Python, without a clock that a busy machine would upset."""
+    done = python("-c", HELP, *arguments)
+
+    assert done.returncode == 0, done.stderr
+    assert "Usage: letopis" in done.stdout
+    assert heavy & set(done.stderr.split()) == set()
+
+
+@pytest.mark.parametrize("verb", ["status", "healthcheck"])
+async def test_what_is_run_every_minute_starts_without_sqlalchemy(verb: str, tmp_path: Path) -> None:
+    """Both read one file and end: SQLAlchemy alone would more than double what they take."""
+    await (await OutboxFile.open(tmp_path / "bot.outbox.db")).close()
+
+    done = python("-c", HELP, verb, "--outbox", str(tmp_path / "bot.outbox.db"))
+
+    assert "letopis.outbox.operations.status" in done.stderr.split()
+    assert {"sqlalchemy", "alembic", "aiosqlite", "rich"} & set(done.stderr.split()) == set()
+
+
+GROUPS = [path for path, command in COMMANDS if isinstance(command, click.Group)]
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=[" ".join(path) or "letopis" for path in GROUPS])
+def test_a_group_alone_prints_its_help(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(cli, path)
+    bare, errors = capsys.readouterr()
+    assert run(cli, [*path, "--help"]) == Exit.OK
+
+    assert (code, errors) == (Exit.OK, "")
+    assert bare == capsys.readouterr().out
+    assert bare.startswith("Usage: letopis")
+    assert "\nCommands:\n" in bare
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = python("-m", "letopis.outbox.cli", "--version")
+
+    assert (done.returncode, done.stdout) == (0, f"letopis {version('letopis')}\n")
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[" ".join(path) or "letopis" for path, _ in COMMANDS])
+def test_every_command_has_help_and_takes_the_options_of_all(path: tuple[str, ...], command: click.Command) -> None:
+    options = {name for parameter in command.params for name in parameter.opts}
+    context = click.Context(command)
+
+    assert command.help
+    assert {"--outbox", "--store", "--config", "--debug"} <= options
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+            record = parameter.get_help_record(context)
+            if parameter.envvar:
+                assert record is not None
+                assert str(parameter.envvar) in record[1]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_line_of_help_is_how_the_verb_describes_itself(verb: str) -> None:
+    command = cli.get_command(click.Context(cli), verb)
+
+    assert command is not None
+    assert VERBS[verb][1].endswith(".")
+    assert command.name == verb
+
+
+def test_a_verb_that_is_misspelt_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cli, ["statsu"]) == Exit.USAGE
+
+    assert "did you mean 'status'?" in capsys.readouterr().err
+
+
+def test_an_option_that_is_unknown_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cli, ["status", "--jsno"]) == Exit.USAGE
+
+    assert "--json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--outbox", "a.db", "show"], ["show", "--outbox", "a.db"]])
+def test_options_stand_before_or_after_the_verb(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LETOPIS_OUTBOX", "variable.db")
+
+    assert run(_probe(), arguments) == 0
+
+    assert capsys.readouterr().out == "a.db --outbox\n"
+
+
+def test_the_option_nearest_to_the_verb_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(_probe(), ["--outbox", "a.db", "show", "--outbox", "b.db"]) == 0
+
+    assert capsys.readouterr().out == "b.db --outbox\n"
+
+
+def test_the_environment_is_read_where_no_option_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LETOPIS_OUTBOX", "variable.db")
+
+    assert run(_probe(), ["show"]) == 0
+
+    assert capsys.readouterr().out == "variable.db LETOPIS_OUTBOX\n"
+
+
+def _probe() -> click.Command:
+    @click.group(cls=LazyGroup, verbs={"show": ("tests.acceptance.test_cli:PROBE", "Show.")})
+    @with_options
+    def group() -> None:
+        """A group as the real one."""
+
+    return group
+
+
+@click.command()
+@with_options
+def PROBE() -> None:  # noqa: N802  # found by name
+    """Show the settings that were found."""
+    found = settings()
+    click.echo(f"{found.outbox} {found.outbox_from}")
+
+
+def fault(fault_class: FaultClass) -> StoreFault:
+    return StoreFault(fault_class=fault_class, code="x", reason="it failed")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("wrong"), 78),
+        (fault(FaultClass.MISCONFIGURED), 78),
+        (fault(FaultClass.UNAVAILABLE), 75),
+        (fault(FaultClass.UNKNOWN_OUTCOME), 75),
+        (OutboxUnavailable("locked"), 75),
+        (OutboxFull("full"), 75),
+        (InvalidInput("after", "is no place of a list"), 2),
+        (EventIdReused(conversation_id="c", event_id=UUID(int=1)), 1),
+        (FileNotFoundError(2, "No such file or directory", "x"), 1),
+        (CommandExit(Exit.NOTHING, "none"), 3),
+        (CommandExit(Exit.FAILED), 1),
+    ],
+)
+def test_every_error_ends_with_its_code_and_one_line(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = explain(error)[1]
+
+    assert run(_raising(error), []) == code
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (f"letopis: {said}\n" if said else "")
+    assert "\n" not in said
+
+
+def test_an_error_inside_task_groups_is_told_as_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    nested = ExceptionGroup("tasks", [ExceptionGroup("more", [ConfigurationError("wrong")])])
+
+    assert run(_raising(nested), []) == 78
+
+    assert capsys.readouterr().err == "letopis: wrong\n"
+
+
+def test_an_error_of_others_is_not_quoted_without_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RuntimeError(f"postgresql://bot:{SECRET}@db")
+
+    assert run(_raising(error), []) == 1
+    quiet = capsys.readouterr().err
+    assert run(_raising(error), ["--debug"]) == 1
+    loud = capsys.readouterr().err
+
+    assert SECRET not in quiet
+    assert "unexpected RuntimeError" in quiet
+    assert "Traceback" in loud
+
+
+def test_an_interruption_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(_raising(KeyboardInterrupt()), []) == 130
+
+    assert capsys.readouterr().err.strip() == "letopis: interrupted"
+
+
+def _raising(error: BaseException) -> click.Command:
+    @click.command()
+    @with_options
+    def verb() -> None:
+        """Fail."""
+        raise error
+
+    return verb
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = (
+        "import sys\nfrom letopis.outbox.cli._exit_codes import run\nimport click\n"
+        "@click.command()\ndef verb():\n    [click.echo('x' * 1000) for _ in range(1000)]\n"
+        "sys.exit(run(verb, []))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(30) == 1
+
+
+def test_what_is_shown_is_one_harmless_line() -> None:
+    assert one_line("a\x1b[2J\nb") == "a\\x1b[2J\\nb"
+    assert len(one_line("x" * 10_000)) == MAX_LINE_LENGTH + 3
+
+
+def test_text_of_strangers_cannot_steer_a_terminal() -> None:
+    assert printable("\x1b]0;x\x07 \u009b \u202e Ёж 🦔") == "\\x1b]0;x\\x07 \\x9b \\u202e Ёж 🦔"
+    assert printable("a\n\tb\r", lines=True) == "a\n\tb\\r"
+    assert truncate("a\n  b " + "c" * 50, 10) == "a b ccc..."
+
+
+def test_columns_are_aligned() -> None:
+    assert table(("A", "B"), (("x", "1"), ("long", "22")), right=(1,)) == "A      B\nx      1\nlong  22"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (-3, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (7260, "2 h 1 min"), (90_000, "1 d 1 h")],
+)
+def test_a_span_is_said_in_two_units(seconds: float | None, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_no_line_of_help_is_missing_from_the_reference() -> None:
+    """Every verb and every option is in the documentation."""
+    text = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
+    missing: list[Any] = []
+    for path, command in COMMANDS:
+        if path and f"letopis {' '.join(path)}" not in text:
+            missing.append(path)
+        missing += [
+            (path, name)
+            for parameter in command.params
+            if isinstance(parameter, click.Option)
+            for name in parameter.opts
+            if name.startswith("--") and f"`{name}" not in text
+        ]
+
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status", "a\x1b[2Jb"], ["status", "--a\u202eb"], ["history", "show", "c", "\u2028"]]
+)
+def test_wrong_usage_quotes_an_argument_without_what_moves_a_cursor(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cli, arguments) == Exit.USAGE
+    told = capsys.readouterr().err
+    assert "Error: " in told
+    assert not set("\x1b\u202e\u2028") & set(told)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "since", "next_attempt", "expected"),
+    [
+        ("closed", None, None, None, "reachable"),
+        (
+            "open",
+            "unavailable disconnected",
+            timedelta(seconds=-8.5),
+            timedelta(seconds=5.5),
+            "unreachable for 8 s (unavailable disconnected); next attempt in 5 s",
+        ),
+        ("open", "poison 23514", None, timedelta(seconds=-5), "refuses events (poison 23514)"),
+        ("half_open", "unavailable timeout", None, None, "unreachable (unavailable timeout); retrying now"),
+    ],
+)
+def test_status_says_since_when_the_store_is_unreachable_and_when_it_is_tried_next(
+    state: str, reason: str | None, since: timedelta | None, next_attempt: timedelta | None, expected: str
+) -> None:
+    now = utc_now()
+    breaker = SimpleNamespace(
+        state=state,
+        reason=reason,
+        since=None if since is None else now + since,
+        next_attempt_at=None if next_attempt is None else now + next_attempt,
+    )
+
+    assert _store_state(SimpleNamespace(breaker=breaker, relay=SimpleNamespace(holder="relay"))) == expected  # type: ignore[arg-type]

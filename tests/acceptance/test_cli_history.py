@@ -1,0 +1,649 @@
+"""history list, show, import and export, as operators run them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history.history import History
+from letopis.outbox.sync._generated import BlockingHistory
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.outbox.transfer.importer import CHUNK_LINES, ImportCounts, Importer
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.store.model.messages import Message
+from letopis.store.transfer.jsonl import Refused, read_lines
+from letopis.store.transfer.seen_keys import SeenKeys
+from tests.support.paths import ROOT
+from tests.support.platforms import posix_only
+
+WHEN = "2026-01-31T12:00:00Z"
+
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+def line(conversation: str, text: Any, /, **fields: Any) -> dict[str, Any]:
+    """A line with its keys in the order of the normal form."""
+    head = {"conversation_id": conversation, **({"id": fields.pop("id")} if "id" in fields else {})}
+    owner = {"owner": fields.pop("owner")} if "owner" in fields else {}
+    return {**head, "role": fields.pop("role", "user"), "content": text, **owner, "occurred_at": WHEN, **fields}
+
+
+def write(name: str, *lines: Any) -> list[dict[str, Any]]:
+    Path(name).write_bytes(b"".join(one if isinstance(one, bytes) else orjson.dumps(one) + b"\n" for one in lines))
+    return [one for one in lines if isinstance(one, dict)]
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    return [json.loads(one) for one in Path(name).read_bytes().splitlines()]
+
+
+def by_conversation(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in lines:
+        found.setdefault(one["conversation_id"], []).append(one)
+    return found
+
+
+EXAMPLES = [
+    line("c1", "Hello", id="1", owner="42"),
+    line("c2", "Привет 🦔\n\tзавтра", id="Ё 1"),
+    line("c1", "Hi!", id="2", role="assistant", owner="42", name="bot", tokens=3, usage={"output": 3}),
+    line("c1", [{"type": "text", "text": "look"}, {"type": "file", "uri": "file:///x"}], id="3", owner="42"),
+    line("c1", "", owner="42", metadata={"a": [1, 2.5, None, {"b": True}]}),
+    line("c2", "ok"),
+    line("c2", "ok"),
+    line("c2", "again", external_ids={"telegram": 4711}),
+]
+
+
+class TestImport:
+    """letopis history import jsonl."""
+
+    def test_it_takes_everything_once(self, letopis: Any) -> None:
+        write("in.jsonl", *EXAMPLES)
+
+        first = letopis("history", "import", "jsonl", "in.jsonl")
+        again = letopis("history", "import", "jsonl", "in.jsonl")
+
+        assert (first[0], first[1]) == (0, "")
+        assert first[2].splitlines()[0] == "8 imported, 0 already there, 0 refused"
+        assert "10 events are pending" in first[2]
+        assert (again[0], again[2].splitlines()[0]) == (0, "0 imported, 8 already there, 0 refused")
+
+    def test_bad_lines_are_named_and_the_rest_goes_on(self, letopis: Any) -> None:
+        write(
+            "in.jsonl",
+            line("c1", "one", id="1"),
+            b"no json\n",
+            line("c1", "other words", id="1"),
+            line("c1", "two\0", id="2"),
+            line("c1", "three", id="3"),
+            {**line("c1", "four", id="4"), "colour": "red"},
+        )
+
+        code, out, err = letopis("history", "import", "jsonl", "in.jsonl", "--json")
+
+        assert code == Exit.FAILED
+        assert json.loads(out) == {"dry_run": False, "imported": 2, "already_there": 0, "refused": 4, "pending": 3}
+        assert [one.split(":")[0] for one in err.splitlines()] == ["line 2", "line 3", "line 4", "line 6"]
+        assert "holds other content already" in err
+        assert "other words" not in err
+
+    def test_a_run_that_broke_off_is_taken_up_again(self, letopis: Any) -> None:
+        whole = [line("c1", f"m{number}", id=str(number)) for number in range(10)]
+        write("half.jsonl", *whole[:5], b'{"conversation_id": "c1", "ro')
+        write("whole.jsonl", *whole)
+
+        assert letopis("history", "import", "jsonl", "half.jsonl")[0] == Exit.FAILED
+        code, _, err = letopis("history", "import", "jsonl", "whole.jsonl")
+
+        assert (code, err.splitlines()[0]) == (0, "5 imported, 5 already there, 0 refused")
+
+    def test_order_holds_across_chunks_and_among_conversations(self, letopis: Any) -> None:
+        lines = [line(f"c{number % 7}", f"m{number}", id=str(number)) for number in range(CHUNK_LINES * 2 + 50)]
+        write("in.jsonl", *lines)
+
+        assert letopis("history", "import", "jsonl", "in.jsonl", "--wait", "--timeout", "60")[0] == 0
+        assert letopis("history", "export", "jsonl", "out.jsonl")[0] == 0
+
+        assert by_conversation(read("out.jsonl")) == by_conversation(lines)
+
+    def test_two_owners_of_one_conversation_are_refused_line_by_line(self, letopis: Any) -> None:
+        write(
+            "in.jsonl",
+            line("c1", "a", owner="1"),
+            line("c1", "b", owner="2"),
+            line("c1", "c"),
+            line("c1", "d", owner="1"),
+        )
+
+        code, _, err = letopis("history", "import", "jsonl", "in.jsonl")
+
+        assert code == Exit.FAILED
+        assert "line 2: owner: the conversation belongs to another owner already" in err
+        assert "3 imported, 0 already there, 1 refused" in err
+
+    def test_a_line_twice_beside_a_refused_one_is_counted_once(self, letopis: Any) -> None:
+        """Where one line of a conversation is refused, its others go in one by one, and count as when they do not."""
+        write("in.jsonl", line("c1", "a", id="1"), line("c1", "a", id="1"), line("c1", "b", id="1"))
+
+        code, _, err = letopis("history", "import", "jsonl", "in.jsonl")
+
+        assert code == Exit.FAILED
+        assert "1 imported, 1 already there, 1 refused" in err
+
+    def test_a_dry_run_writes_nothing(self, letopis: Any, tmp_path: Path) -> None:
+        write("in.jsonl", *EXAMPLES, line("c1", "no", id="1"), line("c1", "Hello", id="1"), b"{}\n")
+
+        code, out, err = letopis("history", "import", "jsonl", "in.jsonl", "--dry-run", "--json")
+
+        assert code == Exit.FAILED
+        assert json.loads(out) == {"dry_run": True, "imported": 8, "already_there": 1, "refused": 2, "pending": None}
+        assert "line 9: id: an earlier line uses it for other content" in err
+        assert "line 11: conversation_id: is missing" in err
+        assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+    def test_a_dry_run_finds_what_the_lines_contradict_each_other_in(self, letopis: Any) -> None:
+        """It counts what the run itself will count."""
+        write(
+            "in.jsonl",
+            line("c1", "a"),
+            line("c1", "b", owner="1"),
+            line("c1", "c", owner="2"),
+            line("c1", "d"),
+            line("c2", "a", owner="2"),
+        )
+
+        tried = letopis("history", "import", "jsonl", "in.jsonl", "--dry-run")
+        done = letopis("history", "import", "jsonl", "in.jsonl")
+
+        assert tried[0] == done[0] == Exit.FAILED
+        assert tried[2].splitlines()[0] == "line 3: owner: an earlier line gives the conversation to another owner"
+        assert "4 can be imported, 0 already there, 1 refused" in tried[2]
+        assert "4 imported, 0 already there, 1 refused" in done[2]
+
+    def test_the_store_need_not_be_reachable(self, letopis: Any) -> None:
+        write("in.jsonl", *EXAMPLES)
+        store = ("--store", "postgresql://bot@127.0.0.1:1/h")
+
+        kept = letopis(*store, "history", "import", "jsonl", "in.jsonl")
+        waited = letopis(*store, "history", "import", "jsonl", "in.jsonl", "--wait", "--timeout", "1")
+
+        assert (kept[0], kept[2].splitlines()[0]) == (0, "8 imported, 0 already there, 0 refused")
+        assert waited[0] == Exit.LATER
+        assert "10 events are still pending" in waited[2]
+
+    def test_it_reads_a_pipe(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "letopis.outbox.cli", "history", "import", "jsonl", "-"],
+            input=b"".join(orjson.dumps(one) + b"\n" for one in EXAMPLES),
+            capture_output=True,
+            timeout=60,
+        )
+
+        assert (done.returncode, done.stdout) == (0, b"")
+        assert done.stderr.splitlines()[0] == b"8 imported, 0 already there, 0 refused"
+
+    @posix_only("Windows has no POSIX signals")
+    def test_an_interruption_does_not_wait_for_a_pipe(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "letopis.outbox.cli", "history", "import", "jsonl", "-"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with process.stdin, process.stderr:
+            for number in range(CHUNK_LINES + 1):
+                process.stdin.write(orjson.dumps(line("c1", f"m{number}")) + b"\n")
+            process.stdin.flush()
+            deadline = time.monotonic() + 40
+            while _imported() < CHUNK_LINES:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+            process.send_signal(signal.SIGINT)
+
+            assert process.wait(30) == 130
+            assert process.stderr.read().strip() == b"letopis: interrupted"
+
+    def test_a_file_that_is_missing_is_wrong_usage(self, letopis: Any, tmp_path: Path) -> None:
+        code, _, err = letopis("history", "import", "jsonl", "none.jsonl")
+
+        assert code == Exit.USAGE
+        assert "none.jsonl cannot be read: No such file or directory" in err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_the_outbox_has_let_go_is_looked_up_in_the_store(self) -> None:
+        """Otherwise a changed line would be sent again, and block its conversation when it arrives."""
+        asyncio.run(_with_a_pruned_outbox())
+
+    def test_what_came_through_another_outbox_is_looked_up_in_the_store(self, letopis: Any) -> None:
+        write("in.jsonl", *(line("c1", f"m{number}", id=str(number)) for number in range(CHUNK_LINES + 10)))
+        changed = [line("c1", f"m{number}", id=str(number)) for number in range(CHUNK_LINES + 10)]
+        changed[CHUNK_LINES + 5]["content"] = "changed"
+        write("changed.jsonl", *changed, line("c1", "new"))
+        assert letopis("history", "import", "jsonl", "in.jsonl", "--wait")[0] == 0
+
+        code, out, err = letopis(
+            "--outbox", "other.db", "--store", "bot.history.db", "history", "import", "jsonl", "changed.jsonl", "--json"
+        )
+
+        assert code == Exit.FAILED
+        assert {**json.loads(out), "pending": 0} == {
+            "dry_run": False,
+            "imported": 1,
+            "already_there": CHUNK_LINES + 9,
+            "refused": 1,
+            "pending": 0,
+        }
+        assert err.startswith(f"line {CHUNK_LINES + 6}: id: holds other content")
+
+    def test_memory_does_not_grow_with_the_file(self, tmp_path: Path) -> None:
+        """40 MB of lines, read in a process of their own that may grow by far less."""
+        with Path("big.jsonl").open("wb") as file:
+            file.writelines(
+                orjson.dumps(line(f"c{number % 5}", f"{number} " + "x" * 2000)) + b"\n" for number in range(20_000)
+            )
+
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, "history", "import", "jsonl", "big.jsonl", "--dry-run"],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+        assert done.returncode == 0, done.stderr
+        assert "20000 can be imported" in done.stderr
+        peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+        assert peak < 150_000_000
+
+
+def _imported() -> int:
+    try:
+        with closing(sqlite3.connect("file:bot.outbox.db?mode=ro", uri=True)) as connection:
+            return int(connection.execute("SELECT count(*) - 1 FROM letopis_outbox_events").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+# Linux hands ru_maxrss on across fork and exec, so there it would be the peak of the whole test run.
+PEAK = """
+import pathlib, resource, sys
+from letopis.outbox.sync._generated import BlockingHistory
+from letopis.outbox.cli import cli
+from letopis.outbox.cli._exit_codes import run
+code = run(cli, sys.argv[1:])
+status = pathlib.Path("/proc/self/status")
+if status.exists():
+    print(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+async def _with_a_pruned_outbox() -> None:
+    lines = [line("c1", f"m{number}", id=str(number)) for number in range(20)]
+    write("in.jsonl", *lines)
+    lines[3]["content"] = "changed"
+    lines.append(line("c1", "new", id="20"))
+    write("changed.jsonl", *lines)
+    async with History.open("bot.outbox.db", retention=Retention(keep_last=0, keep_for=_no_time())) as history:
+        assert await _take(history.outbox, history.store, "in.jsonl") == (20, 0, [])
+        assert await history.drained(30)
+        for _ in range(600):
+            if not await history.outbox.read(_held):
+                break
+            await asyncio.sleep(0.05)
+
+        assert await _take(history.outbox, history.store, "changed.jsonl") == (1, 19, [4])
+        assert await history.drained(30)
+
+    async with History.open("bot.outbox.db", relay=False, store="postgresql://bot@127.0.0.1:1/h") as history:
+        with pytest.raises(Exception, match="cannot be reached"):
+            await _take(history.outbox, history.store, "changed.jsonl")
+
+
+def _no_time() -> Any:
+    from datetime import timedelta
+
+    return timedelta(0)
+
+
+def _held(connection: Any) -> int:
+    return int(connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_events").scalar_one())
+
+
+async def _take(outbox: OutboxFile, store: ConversationStore, name: str) -> tuple[int, int, list[int]]:
+    refused: list[Refused] = []
+    with SeenKeys() as count, Importer(outbox=outbox, store=store, tell=refused.append) as intake:
+        found: ImportCounts = await intake.take(read_lines(io.BytesIO(Path(name).read_bytes()), count=count))
+    assert found.refused == len(refused)
+    return found.imported, found.known, [one.number for one in refused]
+
+
+class TestExport:
+    """letopis history export jsonl."""
+
+    def test_it_gives_back_what_went_in(self, letopis: Any) -> None:
+        lines = write("in.jsonl", *EXAMPLES)
+        letopis("history", "import", "jsonl", "in.jsonl")
+
+        pending = letopis("history", "export", "jsonl", "pending.jsonl")
+        assert letopis("relay", "--once")[0] == 0
+        delivered = letopis("history", "export", "jsonl", "delivered.jsonl")
+
+        assert (pending[0], pending[1]) == (0, "")
+        assert pending[2] == delivered[2] == "8 messages of 2 conversations exported\n"
+        assert by_conversation(read("pending.jsonl")) == by_conversation(lines)
+        assert by_conversation(read("delivered.jsonl")) == by_conversation(lines)
+        expected = by_conversation(lines)["c1"]
+        assert [list(one) for one in by_conversation(read("delivered.jsonl"))["c1"]] == [list(one) for one in expected]
+
+    def test_what_comes_out_goes_in_again_as_nothing_new(self, letopis: Any) -> None:
+        write("in.jsonl", *EXAMPLES)
+        letopis("history", "import", "jsonl", "in.jsonl", "--wait")
+        letopis("history", "export", "jsonl", "out.jsonl")
+
+        same = letopis("history", "import", "jsonl", "out.jsonl")
+        fresh = letopis("--outbox", "new.outbox.db", "history", "import", "jsonl", "out.jsonl", "--wait")
+        letopis("--outbox", "new.outbox.db", "history", "export", "jsonl", "again.jsonl")
+
+        assert same[2].splitlines()[0] == "0 imported, 8 already there, 0 refused"
+        assert fresh[2].splitlines()[0] == "8 imported, 0 already there, 0 refused"
+        assert by_conversation(read("again.jsonl")) == by_conversation(read("out.jsonl"))
+
+    @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+    def test_through_a_server_and_back(self, letopis: Any, kind: str, new_store_url: Callable[[str], str]) -> None:
+        url = new_store_url(kind)
+        lines = write("in.jsonl", *EXAMPLES)
+
+        assert letopis("--store", url, "db", "upgrade")[0] == 0
+        assert letopis("--store", url, "history", "import", "jsonl", "in.jsonl", "--wait", "--timeout", "60")[0] == 0
+        Path("bot.outbox.db").unlink()  # what follows comes from the server alone
+        assert letopis("--store", url, "history", "export", "jsonl", "out.jsonl")[0] == 0
+
+        assert by_conversation(read("out.jsonl")) == by_conversation(lines)
+
+    def test_a_conversation_or_an_owner_may_be_chosen(self, letopis: Any) -> None:
+        write("in.jsonl", *EXAMPLES)
+        letopis("history", "import", "jsonl", "in.jsonl")
+
+        one = letopis("history", "export", "jsonl", "-", "--conversation", "c2")
+        owned = letopis("history", "export", "jsonl", "-", "--owner", "42")
+        none = letopis("history", "export", "jsonl", "none.jsonl", "--conversation", "c3")
+        nobody = letopis("history", "export", "jsonl", "none.jsonl", "--owner", "43")
+        both = letopis("history", "export", "jsonl", "-", "--owner", "42", "--conversation", "c1")
+
+        assert [json.loads(text)["conversation_id"] for text in one[1].splitlines()] == ["c2"] * 4
+        assert [json.loads(text)["conversation_id"] for text in owned[1].splitlines()] == ["c1"] * 4
+        assert (none[0], nobody[0], both[0]) == (Exit.NOTHING, Exit.NOTHING, Exit.USAGE)
+        assert not Path("none.jsonl").exists()
+
+    def test_a_file_that_exists_is_replaced_on_request_only(self, letopis: Any) -> None:
+        write("in.jsonl", *EXAMPLES)
+        letopis("history", "import", "jsonl", "in.jsonl")
+        Path("out.jsonl").write_text("mine")
+
+        refused = letopis("history", "export", "jsonl", "out.jsonl")
+        kept = Path("out.jsonl").read_text()
+        forced = letopis("history", "export", "jsonl", "out.jsonl", "--force")
+
+        assert (refused[0], kept, forced[0]) == (Exit.FAILED, "mine", 0)
+        assert len(read("out.jsonl")) == 8
+
+    def test_half_of_a_history_is_no_export(self, letopis: Any, tmp_path: Path) -> None:
+        write("in.jsonl", *EXAMPLES)
+        letopis("history", "import", "jsonl", "in.jsonl")
+        before = sorted(path.name for path in tmp_path.iterdir())
+
+        code, _, err = letopis("--store", "postgresql://bot@127.0.0.1:1/h", "history", "export", "jsonl", "out.jsonl")
+
+        assert code == Exit.LATER
+        assert "older messages would be missing" in err
+        assert "`letopis db check` says why" in err
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+    async def test_a_conversation_that_moves_while_pages_are_turned_is_not_missed(self) -> None:
+        shelf = _Shelf([f"c{number}" for number in range(1200)])
+        exported = [json.loads(one)["conversation_id"] async for one in Exporter(shelf).of_all()]
+
+        assert shelf.moved > 100
+        assert sorted(set(exported)) == sorted(shelf.order)
+        assert len(exported) == len(set(exported))
+
+
+class _Shelf:
+    """A history in which a conversation speaks, so moves to the front, whenever another is read."""
+
+    def __init__(self, order: list[str]) -> None:
+        self.order = order
+        self.moved = 0
+        self._random = random.Random(7)
+
+    async def conversation(self, conversation_id: str) -> Conversation | None:
+        raise AssertionError("not asked")
+
+    async def conversations(
+        self,
+        *,
+        owner: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+        states: Collection[str] = (),
+    ) -> Page[Conversation]:
+        # A keyset: what stood before the place when the page was cut is not looked at again.
+        start = 0 if after is None else self.order.index(after) + 1
+        names = self.order[start : start + limit]
+        last = start + limit >= len(self.order)
+        return Page(tuple(_conversation(name) for name in names), next=None if last else names[-1])
+
+    async def messages(
+        self, conversation_id: str, *, first: int | None = None, after: int | str | None = None
+    ) -> Page[RecordedMessage]:
+        if self.moved < 500:
+            moving = self._random.choice(self.order[600:])
+            self.order.remove(moving)
+            self.order.insert(0, moving)
+            self.moved += 1
+        return Page((_message(conversation_id),))
+
+
+def _conversation(name: str) -> Conversation:
+    from letopis.store.model.events import utc_now
+
+    return Conversation(conversation_id=name, created_at=utc_now(), updated_at=utc_now())
+
+
+def _message(conversation_id: str) -> RecordedMessage:
+    from uuid import uuid4
+
+    from letopis.store.model.events import utc_now
+
+    return RecordedMessage(
+        conversation_id=conversation_id,
+        message=Message.user("hi"),
+        event_id=uuid4(),
+        origin_id=uuid4(),
+        sequence=1,
+        occurred_at=utc_now(),
+    )
+
+
+class TestListAndShow:
+    """letopis history list and show."""
+
+    @pytest.fixture(autouse=True)
+    def imported(self, letopis: Any, elsewhere: None) -> None:
+        write("in.jsonl", *EXAMPLES)
+        assert letopis("history", "import", "jsonl", "in.jsonl")[0] == 0
+
+    def test_the_list_shows_what_there_is(self, letopis: Any) -> None:
+        code, out, _ = letopis("history", "list")
+
+        head, *rest = out.splitlines()
+        assert code == 0
+        assert head.split() == ["CONVERSATION", "OWNER", "NUMBER", "ACTIVE", "MESSAGES", "PENDING", "LAST", "TITLE"]
+        assert sorted(one.split()[:2] for one in rest) == [["c1", "42"], ["c2", "-"]]
+
+    def test_the_list_in_json_goes_page_by_page(self, letopis: Any) -> None:
+        assert letopis("relay", "--once")[0] == 0
+
+        first = json.loads(letopis("history", "list", "--limit", "1", "--json")[1])
+        second = json.loads(letopis("history", "list", "--limit", "1", "--json", "--after", first["next"])[1])
+
+        assert list(first) == ["conversations", "next", "complete"]
+        assert list(first["conversations"][0]) == [
+            "conversation_id",
+            "owner",
+            "number",
+            "title",
+            "state",
+            "active",
+            "version",
+            "messages",
+            "tokens",
+            "pending",
+            "created_at",
+            "updated_at",
+        ]
+        names = [first["conversations"][0]["conversation_id"], second["conversations"][0]["conversation_id"]]
+        assert sorted(names) == ["c1", "c2"]
+        assert first["complete"] is True
+
+    def test_nothing_matched_is_told_by_the_exit_code(self, letopis: Any) -> None:
+        assert letopis("history", "list", "--owner", "43")[0] == Exit.NOTHING
+        assert letopis("history", "show", "c3")[0] == Exit.NOTHING
+
+    def test_a_wrong_place_is_wrong_usage(self, letopis: Any) -> None:
+        assert letopis("relay", "--once")[0] == 0
+
+        assert letopis("history", "list", "--after", "nowhere")[0] == Exit.USAGE
+        assert letopis("history", "show", "c1", "--before", "nowhere")[0] == Exit.USAGE
+
+    def test_show_marks_what_is_pending(self, letopis: Any) -> None:
+        pending = letopis("history", "show", "c2")
+        letopis("relay", "--once")
+        saved = letopis("history", "show", "c2", "--last", "2")
+
+        assert (pending[0], pending[1].count("[pending]")) == (0, 4)
+        assert "    Привет 🦔\n    \tзавтра\n" in pending[1]
+        assert (saved[0], saved[1].count("user"), "pending" in saved[1]) == (0, 2, False)
+        assert "there are earlier ones: --before" in saved[2]
+
+    def test_show_tells_what_was_redacted_from_what_is_empty(self, letopis: Any) -> None:
+        with BlockingHistory.open(Path("bot.outbox.db"), relay=False) as history:
+            history.redact("c1", "1")
+
+        shown = letopis("history", "show", "c1")[1]
+        found = json.loads(letopis("history", "show", "c1", "--json")[1])
+
+        assert (shown.count("(redacted)"), shown.count("(empty)")) == (1, 1)
+        assert "Hello" not in shown
+        assert [one["redacted"] for one in found["messages"]] == [True, False, False, False]
+
+    def test_show_says_that_a_conversation_was_deleted(self, letopis: Any) -> None:
+        async def delete() -> None:
+            async with History.open("bot.outbox.db") as history:
+                await history.append("gone", Message.user("a secret"))
+                assert await (await history.delete("gone")).saved(timeout=20)
+
+        asyncio.run(delete())
+        code, out, err = letopis("history", "show", "gone")
+
+        assert code == 0
+        assert "a secret" not in out
+        assert err == "this conversation was deleted: its messages are erased, and appends are refused\n"
+
+    def test_show_in_json_has_its_documented_keys(self, letopis: Any) -> None:
+        letopis("relay", "--once")
+
+        found = json.loads(letopis("history", "show", "c1", "--json")[1])
+
+        assert list(found) == ["conversation", "messages", "next", "complete"]
+        documented = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
+        assert [key for key in found["messages"][0] if f"`{key}`" not in documented] == []
+        assert [key for key in found["conversation"] if f"`{key}`" not in documented] == []
+        assert [one["content"] for one in found["messages"]] == [
+            one["content"] for one in EXAMPLES if one["conversation_id"] == "c1"
+        ]
+        assert {one["saved"] for one in found["messages"]} == {"saved"}
+
+    def test_show_goes_back_in_time(self, letopis: Any) -> None:
+        assert letopis("history", "show", "c1", "--as-of", "2")[0] == Exit.NOTHING  # nothing is saved yet
+        now = letopis("history", "show", "c1", "--as-of", "9999-01-01T00:00:00Z")[1]
+        letopis("relay", "--once")
+
+        saved = letopis("history", "show", "c1", "--as-of", "9999-01-01T00:00:00Z")[1]
+        first = json.loads(letopis("history", "show", "c1", "--as-of", "2", "--json")[1])
+        before = letopis("history", "show", "c1", "--as-of", "2000-01-01T00:00:00+03:00")
+
+        assert now.replace("  [pending]", "") == saved == letopis("history", "show", "c1")[1]
+        assert (len(first["messages"]), first["conversation"]["version"]) == (1, 2)
+        assert (before[0], "there was then no conversation" in before[2]) == (Exit.NOTHING, True)
+        for wrong in ("yesterday", "-1", "2026-01-01", "²"):
+            assert letopis("history", "show", "c1", "--as-of", wrong)[0] == Exit.USAGE
+
+    def test_text_of_strangers_cannot_steer_the_terminal(self, letopis: Any) -> None:
+        write("evil.jsonl", line("c\u202e9", "\x1b[2J\x1b]0;owned\x07", id="1", name="\x9b31m"))
+        assert letopis("history", "import", "jsonl", "evil.jsonl")[0] == 0
+
+        listed, shown = letopis("history", "list")[1], letopis("history", "show", "c\u202e9")[1]
+
+        assert "c\\u202e9" in listed
+        assert "\\x1b[2J\\x1b]0;owned\\x07" in shown
+        assert not set("\x1b\x07\x9b\u202e") & set(listed + shown)
+
+    def test_without_the_store_the_retained_part_is_shown_and_said_to_be_that(self, letopis: Any) -> None:
+        letopis("relay", "--once")
+        away = ("--store", "postgresql://bot@127.0.0.1:1/h")
+
+        listed = letopis(*away, "history", "list")
+        shown = letopis(*away, "history", "show", "c1", "--json")
+
+        assert (listed[0], shown[0]) == (0, 0)
+        assert "older messages may be missing" in listed[2]
+        assert json.loads(shown[1])["complete"] is False
+        assert len(json.loads(shown[1])["messages"]) == 4
+
+    def test_reading_creates_nothing(self, letopis: Any, tmp_path: Path) -> None:
+        Path("empty").mkdir()
+
+        codes = [
+            letopis("--outbox", "empty/bot.outbox.db", "history", *verb)[0]
+            for verb in (["list"], ["show", "c1"], ["export", "jsonl", "empty/out.jsonl"])
+        ]
+
+        assert codes == [Exit.CONFIGURATION] * 3
+        assert list((tmp_path / "empty").iterdir()) == []
+
+    def test_a_store_alone_can_be_read(self, letopis: Any) -> None:
+        letopis("relay", "--once")
+        alone = ("--outbox", "none.db", "--store", "bot.history.db", "history")
+
+        assert letopis(*alone, "list")[0] == 0
+        assert letopis(*alone, "show", "c1")[0] == 0
+        assert letopis(*alone, "export", "jsonl", "-")[1].count("\n") == 8
+        assert letopis("--outbox", "none.db", "--store", "nothing.db", "history", "list")[0] == Exit.CONFIGURATION
+        assert not Path("none.db").exists()
+        assert not Path("nothing.db").exists()

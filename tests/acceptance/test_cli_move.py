@@ -1,0 +1,141 @@
+"""`letopis move` reports its progress, the next step and why it refuses, and exits with the right code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anyio
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.cli import cli, move
+from letopis.outbox.cli._exit_codes import Exit, run
+from letopis.store import ConversationStore, Message
+from letopis.store.database.log_state import LogState
+from tests.support.moves import identity, run_sql, states
+
+SECRET = "hunter2"
+
+
+@pytest.fixture
+def bot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bot's folder, with a history in the default store."""
+    monkeypatch.chdir(tmp_path)
+
+    async def talk() -> None:
+        async with History.open("bot.outbox.db") as history:
+            for number in range(5):
+                await history.append("chat", Message.user(f"{number}"), owner="42")
+            assert await history.drained(timeout=30)
+
+    anyio.run(talk)
+    return tmp_path
+
+
+def letopis(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = run(cli, list(words))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_it_moves_and_says_what_to_do_next(
+    bot: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move, "PROGRESS_SECONDS", 0.0)
+    code, out, err = letopis("move", "--to", "new.db", "--json", capsys=capsys)
+
+    assert code == Exit.OK
+    assert "6 of 6 events copied and verified (100 %" in err
+    assert "store= in Python, LETOPIS_STORE, or store in letopis.toml" in err
+    assert f"{bot}/bot.history.db takes no deliveries any more" in err
+    told = json.loads(out)
+    assert (told["events"], told["messages"], told["conversations"], told["owners"]) == (6, 5, 1, 1)
+    assert told["already"] is False and 0 < told["paused_seconds"] <= told["seconds"]
+    # Again is no mistake.
+    code, out, err = letopis("move", "--to", "sqlite:///new.db", "--json", capsys=capsys)
+    assert code == Exit.OK and json.loads(out)["already"] and "nothing to do" in err
+    assert letopis("--store", "new.db", "db", "verify", capsys=capsys)[0] == Exit.OK
+    # The old store stays readable.
+    assert letopis("db", "verify", capsys=capsys)[0] == Exit.OK
+    assert letopis("db", "check", capsys=capsys)[0] == Exit.OK
+    assert letopis("db", "rebuild", "--check", capsys=capsys)[0] == Exit.OK
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), Exit.USAGE, "name the target"),
+        (("--to", "bot.history.db"), Exit.CONFIGURATION, "the same store"),
+        (("--to", "bot.outbox.db"), Exit.CONFIGURATION, "the same file"),
+        (("--to", "oracle://host/db"), Exit.CONFIGURATION, "not a supported kind of database"),
+        (("--to", "nowhere/new.db"), Exit.CONFIGURATION, "does not exist"),
+        (("--to", f"postgresql://bot:{SECRET}@127.0.0.1:1/db"), Exit.LATER, "try again later"),
+        (("--store", "none.db", "--to", "new.db"), Exit.CONFIGURATION, "there is no such file"),
+        (("--cancel", "--to", "new.db"), Exit.USAGE, "takes no --to"),
+        (("--cancel",), Exit.NOTHING, "takes deliveries"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_happens(
+    bot: Path, words: tuple[str, ...], code: Exit, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out, err = letopis("move", *words, capsys=capsys)
+    assert (found, out) == (code, "") and said in err and SECRET not in err, err
+    assert anyio.run(states, "bot.history.db") == {LogState.OPEN}
+    assert not (bot / "none.db").exists()
+
+
+def test_a_target_of_a_newer_release_is_refused(bot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def newer() -> None:
+        async with ConversationStore.open("new.db"):
+            pass
+        await run_sql("new.db", "UPDATE letopis_version SET version_num = '9999'")
+
+    anyio.run(newer)
+    code, _, err = letopis("move", "--to", "new.db", capsys=capsys)
+    assert code == Exit.CONFIGURATION and "install the newer release" in err
+
+
+def test_it_is_given_up(bot: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("letopis.store.relocation.mover.commit_handover", interrupted)
+        assert letopis("move", "--to", "new.db", capsys=capsys)[0] == 130
+    assert anyio.run(states, "bot.history.db") == {LogState.CLOSING}
+    code, out, err = letopis("move", "--cancel", "--json", capsys=capsys)
+    assert code == Exit.OK and json.loads(out) == {"cancelled": True, "target": f"sqlite:///{bot}/new.db"}
+    assert "takes deliveries again" in err
+    assert anyio.run(states, "bot.history.db") == {LogState.OPEN}
+
+
+def test_the_target_comes_from_the_environment_too(
+    bot: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETOPIS_MOVE_TO", "new.db")
+    monkeypatch.setenv("LETOPIS_MOVE_TO_FILE", "secret")
+    code, _, err = letopis("move", capsys=capsys)
+    assert code == Exit.CONFIGURATION and "both set" in err
+    monkeypatch.delenv("LETOPIS_MOVE_TO")
+    (bot / "secret").write_text("sqlite:///new.db\n")
+    assert letopis("move", capsys=capsys)[0] == Exit.OK
+    assert anyio.run(states, "new.db") == {LogState.OPEN}
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_no_password_is_shown_or_kept(
+    bot: Path, kind: str, capsys: pytest.CaptureFixture[str], new_store_url: object
+) -> None:
+    from letopis.store.database.urls import normalise_url
+
+    url = normalise_url(new_store_url(kind))  # type: ignore[operator]
+    # The servers of the tests ask for none.
+    with_password = url.set(password=SECRET) if kind == "postgresql" else url
+    code, out, err = letopis(
+        "move", "--to", with_password.render_as_string(hide_password=False), "--json", capsys=capsys
+    )
+    assert code == Exit.OK and SECRET not in out + err
+    moved_to = anyio.run(identity, "bot.history.db")[1]
+    assert moved_to == json.loads(out)["target"]
+    assert "@" not in moved_to and SECRET not in moved_to and str(url.database) in moved_to

@@ -1,0 +1,514 @@
+"""init, db, relay and status, as an operator runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox.cli import cli
+from letopis.outbox.cli._exit_codes import Exit, run
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.diagnostics.new_origin import assign_new_origin
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.lease import Lease
+from letopis.outbox.relay.relay import Relay
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.migrations import STORE
+from letopis.store.errors import ConfigurationError, OutboxUnavailable
+from letopis.store.model.messages import Message
+from tests.support.paths import ROOT
+from tests.support.platforms import posix_only
+
+SECRET = "hunter2-correct-horse"
+
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
+def filled(path: str = "bot.outbox.db", *, conversations: int = 1, messages: int = 3) -> None:
+    """Put messages into an outbox, that wait there."""
+
+    async def fill() -> None:
+        outbox = await OutboxFile.open(path)
+        for conversation in range(conversations):
+            for number in range(messages):
+                await outbox.append(prepare(f"c{conversation}", [Message.user(f"m{number}")], owner="42"))
+        await outbox.close()
+
+    asyncio.run(fill())
+
+
+def rows(path: str, statement: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def poison(conversation_id: str) -> None:
+    """Have the SQLite store refuse one conversation."""
+    with closing(sqlite3.connect("bot.history.db")) as connection:
+        connection.execute(
+            f"CREATE TRIGGER no BEFORE INSERT ON letopis_events WHEN NEW.conversation_id = '{conversation_id}'"
+            " BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+        connection.commit()
+
+
+class TestInit:
+    """letopis init."""
+
+    def test_it_writes_the_file_creates_the_outbox_and_says_what_is_next(self, letopis: Any) -> None:
+        code, out, err = letopis("init")
+
+        assert (code, out) == (0, "letopis status\nletopis relay\n")
+        assert "created bot.outbox.db" in err
+        assert Path("bot.outbox.db").is_file()
+        assert letopis(*out.splitlines()[0].split()[1:])[0] == 0
+
+    def test_for_a_server_the_tables_come_next(self, letopis: Any) -> None:
+        code, out, _ = letopis("init", "--store", f"postgresql://bot:{SECRET}@localhost/h", "--outbox", 'a "b".db')
+
+        assert (code, out) == (0, "letopis db upgrade\nletopis relay\n")
+        assert f"postgresql://bot:{SECRET}@localhost/h" in Path("letopis.toml").read_text()
+        assert Path('a "b".db').is_file()
+        assert letopis("status")[0] == 0
+
+    @posix_only("on Windows the rights of the folder apply")
+    def test_both_files_are_for_their_owner_only(self, letopis: Any) -> None:
+        old = os.umask(0)
+        try:
+            letopis("init")
+        finally:
+            os.umask(old)
+
+        assert [Path(name).stat().st_mode & 0o777 for name in ("letopis.toml", "bot.outbox.db")] == [0o600, 0o600]
+
+    def test_nothing_that_exists_is_overwritten(self, letopis: Any) -> None:
+        Path("letopis.toml").write_text("# mine\n")
+
+        code, out, err = letopis("init")
+
+        assert (code, out) == (Exit.FAILED, "")
+        assert "letopis.toml exists" in err
+        assert Path("letopis.toml").read_text() == "# mine\n"
+        assert not Path("bot.outbox.db").exists()
+
+    def test_a_wrong_store_leaves_nothing_behind(self, letopis: Any, tmp_path: Path) -> None:
+        code, _, err = letopis("init", "--store", f"oracle://bot:{SECRET}@db/h")
+
+        assert code == Exit.CONFIGURATION
+        assert SECRET not in err
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestNewOrigin:
+    """letopis init --new-origin."""
+
+    def test_a_copy_lives_on_beside_its_original(self, letopis: Any) -> None:
+        """What both hold arrives once, what each says after the copy arrives too, in order."""
+        filled(conversations=3)
+        assert letopis("relay", "--once")[0] == 0
+        filled(conversations=2, messages=2)
+        shutil.copy("bot.outbox.db", "copy.outbox.db")
+
+        code, _, err = letopis("--outbox", "copy.outbox.db", "init", "--new-origin")
+
+        assert code == 0
+        assert "4 pending events in 2 conversations" in err
+        filled("copy.outbox.db", conversations=1, messages=1)
+        for name in ("bot.outbox.db", "copy.outbox.db"):
+            assert letopis("--outbox", name, "--store", "bot.history.db", "relay", "--once")[0] == 0
+        kept = rows("bot.history.db", "SELECT conversation_id, version, data FROM letopis_events ORDER BY 1, 2")
+        said = [json.loads(data)["content"] for name, _, data in kept if name == "c0" and "content" in data]
+        assert said == ["m0", "m1", "m2", "m0", "m1", "m0"]
+        assert len({row[0] for row in rows("bot.history.db", "SELECT origin_id FROM letopis_origins")}) == 2
+        assert len(kept) == 3 * 4 + 2 * 2 + 1
+
+    def test_sequences_start_anew_and_the_tail_goes(self, letopis: Any) -> None:
+        filled(messages=3)
+        letopis("relay", "--once")
+        filled(messages=2)
+        before = rows("bot.outbox.db", "SELECT hex(origin_id), epoch FROM letopis_outbox_origin")
+
+        assert letopis("init", "--new-origin")[0] == 0
+
+        assert rows("bot.outbox.db", "SELECT sequence FROM letopis_outbox_events ORDER BY position") == [(1,), (2,)]
+        assert rows("bot.outbox.db", "SELECT head, delivered, pruned, owner_id FROM letopis_outbox_lanes") == [
+            (2, 0, 0, "42")
+        ]
+        after = rows("bot.outbox.db", "SELECT hex(origin_id), epoch FROM letopis_outbox_origin")
+        assert after[0][0] != before[0][0]
+        assert after[0][1] == 1
+
+    def test_a_blocked_conversation_is_delivered_as_was_promised(self, letopis: Any) -> None:
+        """It stayed blocked under the new identity until an operator said `outbox retry --all`."""
+        filled(conversations=2)
+        with closing(sqlite3.connect("bot.outbox.db")) as connection:
+            connection.execute(
+                "UPDATE letopis_outbox_lanes SET state = 'blocked', attempts = 4, fault_class = 'poison', fault = 'it'"
+                " WHERE conversation_id = 'c0'"
+            )
+            connection.execute("UPDATE letopis_outbox_lanes SET state = 'paused' WHERE conversation_id = 'c1'")
+            connection.commit()
+
+        code, _, err = letopis("init", "--new-origin")
+
+        assert code == 0
+        assert "8 pending events in 2 conversations will be delivered under the new identity" in err
+        assert "1 of them are paused: `letopis outbox resume` continues them" in err
+        assert "4 delivered, 4 left" in letopis("relay", "--once")[2]
+        assert letopis("outbox", "resume", "--all")[0] == 0
+        assert letopis("relay", "--once")[0] == 0
+
+    def test_an_incident_still_ends_with_the_event_it_is_about(self) -> None:
+        filled(messages=3)
+        with closing(sqlite3.connect("bot.outbox.db")) as connection:
+            connection.execute("UPDATE letopis_outbox_lanes SET delivered = 2")
+            connection.execute(
+                "INSERT INTO letopis_outbox_incidents (incident_id, kind, conversation_id, state, events,"
+                " conversations, ran, number, repeats, mark, opened_at, changed_at, revision)"
+                " VALUES (x'01', 'conversation_blocked', 'c0', 'firing', 1, 1, 0, 1, 0, 4, 0, 0, 1)"
+            )
+            connection.commit()
+
+        asyncio.run(assign_new_origin("bot.outbox.db"))
+
+        assert rows("bot.outbox.db", "SELECT mark FROM letopis_outbox_incidents") == [(2,)]
+        assert rows("bot.outbox.db", "SELECT head FROM letopis_outbox_lanes") == [(2,)]
+
+    def test_not_while_a_relay_has_the_file(self, letopis: Any) -> None:
+        filled()
+        before = rows("bot.outbox.db", "SELECT hex(origin_id) FROM letopis_outbox_origin")
+
+        async def beside_a_relay() -> None:
+            outbox = await OutboxFile.open("bot.outbox.db")
+            lease = Lease(outbox, clock=Clock(), holder="test")
+            assert await lease.acquire()
+            try:
+                with pytest.raises(OutboxUnavailable, match="a relay runs"):
+                    await assign_new_origin("bot.outbox.db")
+            finally:
+                await lease.release()
+                await outbox.close()
+
+        asyncio.run(beside_a_relay())
+
+        assert rows("bot.outbox.db", "SELECT hex(origin_id) FROM letopis_outbox_origin") == before
+
+    def test_not_without_an_outbox(self, letopis: Any) -> None:
+        code, _, err = letopis("init", "--new-origin")
+
+        assert code == Exit.CONFIGURATION
+        assert "there is no outbox" in err
+        with pytest.raises(ConfigurationError):
+            asyncio.run(assign_new_origin("bot.outbox.db"))
+
+
+class TestDb:
+    """letopis db."""
+
+    def test_the_tables_are_made_once_on_every_store(self, letopis: Any, empty_database_url: str) -> None:
+        asked = ("--store", empty_database_url, "db")
+
+        before = letopis(*asked, "check")
+        first = letopis(*asked, "upgrade", "--partitions", "3")
+        again = letopis(*asked, "upgrade")
+        shown = letopis(*asked, "current")
+        as_json = letopis(*asked, "current", "--json")
+        after = letopis(*asked, "check")
+
+        assert before[0] == Exit.CONFIGURATION
+        assert "letopis db upgrade" in before[2]
+        assert (first[0], first[1]) == (0, "")
+        assert "now at revision" in first[2]
+        assert (again[0], "already at revision" in again[2]) == (0, True)
+        assert (shown[0], "current" in shown[1]) == (0, True)
+        assert {**json.loads(as_json[1]), "store": ""} == {
+            "store": "",
+            "revision": STORE.head,
+            "state": "current",
+            "head": STORE.head,
+        }
+        assert after[0] == 0
+        assert asyncio.run(_partitions(empty_database_url)) == 3
+
+    def test_looking_makes_no_file(self, letopis: Any, tmp_path: Path) -> None:
+        found = [letopis("db", verb)[0] for verb in ("check", "current")]
+
+        assert found == [Exit.CONFIGURATION, Exit.CONFIGURATION]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_store_that_is_down_is_for_later(self, letopis: Any) -> None:
+        code, out, err = letopis("--store", f"postgresql://bot:{SECRET}@127.0.0.1:1/h", "db", "check")
+
+        assert (code, out) == (Exit.LATER, "")
+        assert SECRET not in err
+        assert len(err.splitlines()) == 1
+
+    def test_no_password_is_shown(self, letopis: Any, fresh_postgresql_url: str) -> None:
+        url = f"{fresh_postgresql_url}{'&' if '?' in fresh_postgresql_url else '?'}password={SECRET}"
+
+        said = [letopis("--store", url, "db", *verb) for verb in (["upgrade"], ["current", "--json"], ["check"])]
+
+        assert [code for code, _, _ in said] == [0, 0, 0]
+        assert SECRET not in str(said)
+
+
+async def _partitions(url: str) -> int:
+    async with ConversationStore.open(url, migrate=False) as store:
+        return await store.partitions()
+
+
+class TestStatus:
+    """letopis status."""
+
+    def test_it_tells_what_waits(self, letopis: Any) -> None:
+        filled(conversations=2)
+
+        code, out, err = letopis("status")
+
+        assert (code, err) == (0, "")
+        assert out.startswith(
+            "No relay is running; 8 events are pending, nothing is lost: start the bot, or `letopis relay`.\n"
+        )
+
+    def test_the_json_has_its_documented_keys(self, letopis: Any) -> None:
+        filled(conversations=2)
+        letopis("relay", "--once")
+        filled(conversations=1, messages=1)
+
+        code, out, _ = letopis("status", "--json")
+
+        found = json.loads(out)
+        assert code == 0
+        assert list(found) == [
+            "outbox",
+            "outbox_id",
+            "store",
+            "pending",
+            "pending_bytes",
+            "wal_bytes",
+            "oldest_pending_seconds",
+            "delivered",
+            "lanes",
+            "lost",
+            "breaker",
+            "relay",
+            "store_tasks",
+            "store_rows",
+            "incidents",
+        ]
+        assert (found["outbox"], found["pending"], found["delivered"]) == ("bot.outbox.db", 1, 8)
+        assert found["lanes"] == {"ready": 1, "retrying": 0, "blocked": 0, "paused": 0}
+        assert found["breaker"]["state"] == "closed"
+        assert found["relay"]["running"] is False
+        assert found["incidents"] == []
+
+    def test_the_documented_example_is_one(self, letopis: Any) -> None:
+        text = (ROOT / "docs/reference/status-json.md").read_text(encoding="utf-8")
+        example = json.loads(text.split("```json\n")[1].split("```")[0])
+        filled()
+
+        found = json.loads(letopis("status", "--json")[1])
+
+        assert list(example) == list(found)
+        assert {key: list(value) for key, value in example.items() if isinstance(value, dict)} == {
+            key: list(value) for key, value in found.items() if isinstance(value, dict)
+        }
+
+    def test_looking_changes_and_creates_nothing(self, letopis: Any, tmp_path: Path) -> None:
+        """Not even the epoch of a copied file, which opening it would raise."""
+        filled()
+        shutil.copy("bot.outbox.db", "copy.db")
+        before = Path("copy.db").read_bytes()
+        files = sorted(path.name for path in tmp_path.iterdir())
+
+        assert letopis("--outbox", "copy.db", "status", "--json")[0] == 0
+
+        assert Path("copy.db").read_bytes() == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+    def test_a_missing_outbox_is_wrong_configuration(self, letopis: Any, tmp_path: Path) -> None:
+        code, out, err = letopis("status")
+
+        assert (code, out) == (Exit.CONFIGURATION, "")
+        assert "letopis init" in err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_of_another_kind_is_wrong_configuration(self, letopis: Any) -> None:
+        Path("bot.outbox.db").write_text("hello" * 1000)
+
+        code, _, err = letopis("status")
+
+        assert code == Exit.CONFIGURATION
+        assert "is no SQLite database" in err
+
+    def test_check_tells_by_its_exit_code(self, letopis: Any) -> None:
+        filled()
+        waiting = letopis("status", "--check")[0]
+        letopis("relay", "--once")
+        delivered = letopis("status", "--check")[0]
+
+        assert (waiting, delivered) == (1, 0)
+
+
+class TestRelay:
+    """letopis relay."""
+
+    def test_once_delivers_what_is_due(self, letopis: Any) -> None:
+        filled(conversations=5, messages=120)
+
+        code, out, err = letopis("relay", "--once", "--log-level", "ERROR")
+
+        assert (code, out, err) == (0, "", "605 delivered, 0 left\n")
+        assert rows("bot.history.db", "SELECT count(*) FROM letopis_messages") == [(600,)]
+
+    def test_once_is_for_later_where_the_store_is_down(self, letopis: Any) -> None:
+        filled()
+
+        code, _, err = letopis("relay", "--once", "--store", f"postgresql://bot:{SECRET}@127.0.0.1:1/h")
+
+        assert code == Exit.LATER
+        assert "4 left" in err
+        assert SECRET not in err
+        assert rows("bot.outbox.db", "SELECT attempts FROM letopis_outbox_lanes") == [(0,)]
+
+    def test_a_server_without_tables_is_wrong_configuration(self, letopis: Any, fresh_postgresql_url: str) -> None:
+        filled()
+
+        codes = [letopis("relay", *once, "--store", fresh_postgresql_url) for once in ([], ["--once"])]
+
+        assert [code for code, _, _ in codes] == [Exit.CONFIGURATION] * 2
+        assert all("letopis db upgrade" in err for _, _, err in codes)
+
+    @pytest.mark.parametrize("url", ["oracle://db/h", "postgresql://db", "sqlite://"])
+    def test_a_wrong_url_is_wrong_configuration(self, letopis: Any, url: str) -> None:
+        filled()
+
+        assert letopis("relay", "--store", url)[0] == Exit.CONFIGURATION
+
+    def test_a_missing_outbox_is_wrong_configuration(self, letopis: Any, tmp_path: Path) -> None:
+        assert letopis("relay", "--once")[0] == Exit.CONFIGURATION
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_is_blocked_ends_it_with_a_failure(self, letopis: Any) -> None:
+        Path("letopis.toml").write_text("[relay]\nattempts = 0\n")
+        filled(conversations=1)
+        letopis("relay", "--once")
+        poison("c1")
+        filled(conversations=3, messages=1)
+
+        code, _, err = letopis("relay", "--once")
+
+        assert code == Exit.FAILED
+        assert "1 conversation is blocked: see `letopis outbox list`" in err
+        assert rows("bot.history.db", "SELECT count(*) FROM letopis_messages") == [(3 + 2,)]
+
+    def test_what_is_tried_again_later_is_for_later(self, letopis: Any) -> None:
+        Path("letopis.toml").write_text('[relay]\nbase = 60\njitter = "none"\n')
+        filled(conversations=1)
+        letopis("relay", "--once")
+        poison("c1")
+        filled(conversations=2, messages=1)
+
+        code, _, err = letopis("relay", "--once")
+
+        assert code == Exit.LATER
+        assert "2 left" in err
+
+    def test_beside_a_relay_that_works_it_leaves_the_work_to_it(self, letopis: Any) -> None:
+        filled()
+
+        async def beside_a_relay() -> int:
+            outbox = await OutboxFile.open("bot.outbox.db")
+            store = ConversationStore("bot.history.db")
+            relay = Relay(outbox, store)
+            assert await relay.lease.acquire()
+            try:
+                return await asyncio.to_thread(run, cli, ["relay", "--once"])
+            finally:
+                await relay.lease.release()
+                await store.close()
+                await outbox.close()
+
+        assert asyncio.run(beside_a_relay()) == Exit.LATER
+
+    @posix_only("Windows has no POSIX signals")
+    @pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGINT])
+    def test_it_runs_until_a_signal_and_takes_what_comes(self, one: signal.Signals) -> None:
+        filled()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "letopis.outbox.cli", "relay", "--log-format", "json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            _until(lambda: _delivered() == 3)
+            filled(messages=2)
+            _until(lambda: _delivered() == 5)
+        finally:
+            process.send_signal(one)
+            out, err = process.communicate(timeout=30)
+
+        assert (process.returncode, out) == (0, "")
+        loggers = {json.loads(line)["logger"] for line in err.splitlines()}
+        assert loggers == {"letopis.outbox.relay", "letopis.outbox.daemon"}
+        assert run(cli, ["status", "--check"]) == 0
+
+    @posix_only("Windows has no POSIX signals")
+    def test_a_second_signal_does_not_wait(self) -> None:
+        """For a store that accepts connections and never answers."""
+        import socket
+
+        filled()
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+            url = f"postgresql://bot@127.0.0.1:{port}/h?connect_timeout=120"
+            process = subprocess.Popen(
+                [sys.executable, "-m", "letopis.outbox.cli", "relay", "--store", url],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            silent.settimeout(30)
+            peer, _ = silent.accept()
+            with peer:
+                time.sleep(0.5)
+                began = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.5)
+                process.send_signal(signal.SIGTERM)
+                process.communicate(timeout=30)
+
+        assert time.monotonic() - began < 20
+        assert rows("bot.outbox.db", "SELECT head - delivered FROM letopis_outbox_lanes") == [(4,)]
+
+
+def _delivered() -> int:
+    if not Path("bot.history.db").exists():
+        return 0
+    try:
+        return int(rows("bot.history.db", "SELECT count(*) FROM letopis_messages")[0][0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in 40 s"
+        time.sleep(0.05)

@@ -1,0 +1,98 @@
+"""The demonstration: its story is true, and it fails if it is not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox.cli import cli
+from letopis.outbox.cli._exit_codes import Exit, run
+from letopis.outbox.cli.demo_script import STORE, DemoOutcome, Transcript, check
+from letopis.outbox.history.history import History
+from letopis.store.model.messages import Message
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards() -> Iterator[None]:
+    """What a command does to logging ends with its test."""
+    logger = logging.getLogger("letopis")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield
+    logger.handlers[:], level, logger.propagate = before
+    logger.setLevel(level)
+
+
+def test_the_command_tells_its_story_and_ends_well(tmp_path: Path) -> None:
+    """In a pipe: no colour and no escape in it, nothing on stderr, and well below half a minute."""
+    began = time.monotonic()
+
+    done = subprocess.run(
+        [sys.executable, "-m", "letopis.outbox.cli", "demo"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=90,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert "appended 72, stored 72, in order 72, duplicates 0." in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 120
+    assert list(tmp_path.iterdir()) == []
+    assert time.monotonic() - began < 60
+
+
+def test_what_it_keeps_can_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert run(cli, ["demo", "--keep", "here"]) == 0
+    assert run(cli, ["--outbox", "here/bot.outbox.db", "status", "--check"]) in (Exit.OK, Exit.FAILED)
+    capsys.readouterr()
+    assert run(cli, ["--outbox", "here/bot.outbox.db", "history", "show", "telegram:101"]) == 0
+
+    assert capsys.readouterr().out.count("\n") >= 24
+    with closing(sqlite3.connect(tmp_path / "here" / STORE)) as connection:
+        assert connection.execute("SELECT count(*) FROM letopis_messages").fetchone() == (72,)
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_text("x")
+
+    assert run(cli, ["demo", "--keep", "."]) == Exit.USAGE
+
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+async def test_its_check_finds_what_is_missing_doubled_or_out_of_order(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        for word in ("a", "b", "c"):
+            await history.append("c1", Message.user(word))
+        assert await history.drained(30)
+
+    async def found(*words: str) -> DemoOutcome:
+        return await check(tmp_path, Transcript(lines={"c1": [("user", word) for word in words]}))
+
+    assert (await found("a", "b", "c")).holds
+    assert await found("a", "b", "c", "d") == DemoOutcome(appended=4, stored=3, in_order=3, duplicates=0)
+    assert not (await found("a", "b", "c", "d")).holds
+    assert await found("a", "c", "b") == DemoOutcome(appended=3, stored=3, in_order=1, duplicates=0)
+    assert not (await found("a", "c", "b")).holds
+    assert not (await found("a", "b")).holds
+    assert not DemoOutcome(appended=3, stored=3, in_order=3, duplicates=1).holds

@@ -1,0 +1,225 @@
+"""What is shipped: the contents of the sdist and the wheel, and the installed wheel beside a bot's own folders."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from letopis.store.database.migrations import STORE
+from tests.support.paths import ROOT
+
+ROOTS = ("store", "outbox", "migrations")
+PACKAGES = ("letopis/store", "letopis/outbox", "letopis/adapters", "letopis/migrations")
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """Run a command to its end, and return what it printed; its errors are the failure's text."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COV_"))}
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, and the wheel that is built from the sdist, as a release would be."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (path,) = built.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel: Path) -> frozenset[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return frozenset(archive.namelist())
+
+
+@pytest.fixture(scope="module")
+def sdist_names(built: Path) -> frozenset[str]:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        return frozenset(name.split("/", 1)[1] for name in archive.getnames() if "/" in name)
+
+
+def sources() -> set[str]:
+    """Every file of the three code folders, by its path in the wheel."""
+    return {
+        path.relative_to(ROOT / folder).as_posix()
+        for folder in ROOTS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_the_wheel_holds_every_source_file_and_nothing_else(wheel_names: frozenset[str]) -> None:
+    code = {name for name in wheel_names if ".dist-info/" not in name}
+
+    assert code == sources()
+
+
+def test_the_wheel_has_no_generic_name_at_its_top(wheel_names: frozenset[str]) -> None:
+    assert {name.split("/")[0] for name in wheel_names if ".dist-info/" not in name} == {"letopis"}
+
+
+def test_the_front_door_is_the_same_in_each_source_root() -> None:
+    """Whichever comes first on the path is imported."""
+    doors = {(ROOT / root / "letopis" / "__init__.py").read_text(encoding="utf-8") for root in ROOTS}
+
+    assert len(doors) == 1
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_tells_type_checkers_that_it_is_typed(package: str, wheel_names: frozenset[str]) -> None:
+    assert f"{package}/py.typed" in wheel_names
+
+
+@pytest.mark.parametrize("end", ["store", "outbox"])
+def test_the_wheel_carries_the_migrations(end: str, wheel_names: frozenset[str]) -> None:
+    folder = f"letopis/migrations/{end}"
+
+    assert f"{folder}/env.py" in wheel_names
+    assert any(name.startswith(f"{folder}/versions/") and name.endswith(".py") for name in wheel_names)
+
+
+def test_the_wheel_carries_the_licence_and_the_command(wheel: Path, wheel_names: frozenset[str]) -> None:
+    (info,) = {name.split("/")[0] for name in wheel_names if ".dist-info/" in name}
+    with zipfile.ZipFile(wheel) as archive:
+        entry_points = archive.read(f"{info}/entry_points.txt").decode()
+
+    assert f"{info}/licenses/LICENSE" in wheel_names
+    assert "letopis = letopis.outbox.cli:main" in entry_points
+
+
+def test_the_sdist_can_be_tested_and_documented(sdist_names: frozenset[str]) -> None:
+    needed = {
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "noxfile.py",
+        "requirements/dev.txt",
+        "tests/conftest.py",
+        "tests/support/servers/postgresql.py",
+        "docs/conf.py",
+        "docs/index.md",
+    }
+
+    assert needed <= sdist_names
+
+
+def test_the_sdist_holds_nothing_of_the_workplace(sdist_names: frozenset[str]) -> None:
+    allowed = {"store", "outbox", "migrations", "tests", "docs", "deploy", "requirements", ".ci"}
+    folders = {name.split("/")[0] for name in sdist_names if "/" in name}
+
+    assert folders <= allowed
+    assert not [name for name in sdist_names if "__pycache__" in name or name.endswith((".db", ".lock", ".log"))]
+
+
+def test_the_lock_has_what_the_project_asks_for() -> None:
+    """Run `nox -s lock` after each change of a dependency."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"].values()
+    groups = project["dependency-groups"].values()
+    wanted = [
+        Requirement(line)
+        for line in (*project["project"]["dependencies"], *chain(*extras), *chain(*groups))
+        if isinstance(line, str) and not line.startswith("letopis")
+    ]
+    lock = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
+    locked = dict(re.findall(r"^([a-z0-9.-]+)==([^ ]+)", lock, re.MULTILINE))
+
+    assert len(wanted) > 10
+    assert [
+        str(one) for one in wanted if not one.specifier.contains(locked.get(canonicalize_name(one.name), "0"))
+    ] == []
+    assert "://" not in lock
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the wheel is installed in."""
+    site = tmp_path_factory.mktemp("installed") / "site"
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel, cwd=site.parent)
+    return site
+
+
+@pytest.fixture
+def bot(tmp_path: Path) -> Path:
+    """A bot project as there are many: it has `store/`, `outbox.py` and `migrations/`."""
+    bot = tmp_path / "bot"
+    for folder in ("store", "migrations"):
+        (bot / folder).mkdir(parents=True)
+        (bot / folder / "__init__.py").write_text("OWNER = 'the bot'\n")
+    (bot / "outbox.py").write_text("OWNER = 'the bot'\n")
+    return bot
+
+
+def test_the_installed_wheel_is_not_disturbed_by_a_bots_own_folders(site: Path, bot: Path) -> None:
+    """The current folder precedes site-packages."""
+    code = (
+        "import letopis.store, letopis.outbox, letopis.migrations as m, store, outbox, migrations\n"
+        "print(store.OWNER, outbox.OWNER, migrations.OWNER, sep='|')\n"
+        "print(letopis.store.__file__, letopis.outbox.__file__, list(m.__path__)[0], sep='\\n')\n"
+    )
+
+    # The site comes first, so that this wheel is imported and not the editable install of these tests.
+    owners, *files = run(sys.executable, "-c", code, cwd=bot, PYTHONPATH=str(site)).splitlines()
+
+    assert owners == "the bot|the bot|the bot"
+    assert len(files) == 3
+    assert [file for file in files if not Path(file).is_relative_to(site)] == []
+
+
+def test_the_installed_wheel_migrates_beside_a_bots_own_migrations(site: Path, bot: Path) -> None:
+    """With Alembic itself and an ini file of two lines, as the guide says."""
+    (bot / "alembic.ini").write_text("[alembic]\nscript_location = letopis.migrations:store\npath_separator = os\n")
+    url = f"sqlite:///{bot / 'history.db'}"
+    code = (
+        "import sqlite3, letopis.migrations as m\n"
+        "with sqlite3.connect('history.db') as connection:\n"
+        "    print(*connection.execute('SELECT version_num FROM letopis_version').fetchone(), list(m.__path__)[0])\n"
+        "connection.close()\n"
+    )
+
+    run(sys.executable, "-m", "alembic", "-x", f"url={url}", "upgrade", "head", cwd=bot, PYTHONPATH=str(site))
+    revision, place = run(sys.executable, "-c", code, cwd=bot, PYTHONPATH=str(site)).split()
+
+    assert revision == STORE.head
+    assert Path(place).is_relative_to(site)
+
+
+def test_the_lock_for_users_is_part_of_ours() -> None:
+    """What users are given is what was tested: the same versions and hashes, and no tool of ours."""
+    pinned = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==.*?(?=^[A-Za-z0-9]|\Z)", re.MULTILINE | re.DOTALL)
+    texts = [(ROOT / "requirements" / name).read_text() for name in ("dev.txt", "runtime.txt")]
+    ours, theirs = ({found["name"]: found.group() for found in pinned.finditer(text)} for text in texts)
+
+    assert theirs.items() <= ours.items()
+    assert all("--hash=sha256:" in one for one in theirs.values())
+    assert not {"pytest", "ruff", "mypy", "nox"} & theirs.keys()
+    assert {"sqlalchemy", "aiosqlite", "asyncpg", "asyncmy", "apprise", "uvicorn", "rich"} <= theirs.keys()
+    assert all("://" not in text for text in texts)

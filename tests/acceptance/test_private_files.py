@@ -1,0 +1,104 @@
+"""What holds conversations is its owner's alone, whatever lies in the way; nothing is written through a link."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.cli._output import open_output
+from letopis.outbox.file.disk_reserve import DiskReserve
+from letopis.store import ConversationStore, Message
+from tests.support.platforms import posix_only
+
+pytestmark = posix_only("Windows has no file modes and no such links")
+
+
+@pytest.fixture(autouse=True)
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    return {one.name: oct(stat.S_IMODE(one.stat().st_mode)) for one in folder.iterdir()}
+
+
+async def test_a_link_to_nothing_becomes_a_private_outbox_and_store(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    for name in ("bot.outbox.db", "history.db"):
+        (tmp_path / name).symlink_to(target / name)
+    async with History.open(tmp_path / "bot.outbox.db", store=tmp_path / "history.db") as history:
+        receipt = await history.append("chat-1", Message.user("secret"))
+        assert await receipt.saved(10)
+        DiskReserve(tmp_path / "bot.outbox.db", watermark=None, reserve=4096).restore()
+        found = {**modes(target), **modes(tmp_path)}
+    found = {name: mode for name, mode in found.items() if name != "target"}
+    assert {"bot.outbox.db-wal", "history.db", "history.db-wal"} <= set(found)
+    assert set(found.values()) == {"0o600"}, found
+
+
+async def test_a_link_to_nothing_becomes_a_private_store_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "real.db")
+    async with ConversationStore.open(tmp_path / "link.db", migrate=True) as store:
+        assert await store.conversation("x") is None
+        assert set(modes(tmp_path).values()) == {"0o600"}
+
+
+def test_nothing_is_exported_through_what_was_planted(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "out.jsonl.part").symlink_to(victim)
+    with open_output(str(tmp_path / "out.jsonl"), force=False) as stream:
+        stream.write(b"secret")
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "out.jsonl.part").is_symlink()
+    (tmp_path / "other.jsonl.part").touch(mode=0o666)
+    with open_output(str(tmp_path / "other.jsonl"), force=False) as stream:
+        stream.write(b"secret")
+    found = modes(tmp_path)
+    assert (found["out.jsonl"], found["other.jsonl"]) == ("0o600", "0o600")
+    assert len(found) == 5  # no part of ours is left
+
+
+def test_exports_to_one_name_do_not_mix(tmp_path: Path) -> None:
+    target, errors = tmp_path / "out.jsonl", list[BaseException]()
+    barrier = threading.Barrier(4)
+
+    def export(sign: bytes) -> None:
+        try:
+            with open_output(str(target), force=True) as stream:
+                barrier.wait(10)
+                for _ in range(200):
+                    stream.write(sign * 1000 + b"\n")
+                barrier.wait(10)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=export, args=(sign,)) for sign in (b"a", b"b", b"c", b"d")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    held = target.read_bytes()
+    assert len(held) == 200 * 1001 and len(set(held)) == 2
+    assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_sqlite_gives_its_side_files_the_mode_of_the_file(tmp_path: Path) -> None:
+    """What the above rests on."""
+    (tmp_path / "a.db").touch(mode=0o600)
+    connection = sqlite3.connect(tmp_path / "a.db")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE t (x)")
+    assert set(modes(tmp_path).values()) == {"0o600"}
+    connection.close()

@@ -1,0 +1,82 @@
+"""The published conformance tests work from outside: a sound store passes, and a defective one fails where it must."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs" / "howto" / "prove-a-store.md"
+
+FORGETFUL = '''
+from dataclasses import replace
+
+import pytest
+
+from letopis.store import ConversationStore, Event
+from letopis.store.model.codec import encode
+from letopis.store.model.identifiers import uuid7
+from letopis.store.testing import DeliveryConformance
+
+
+class ForgetfulStore(ConversationStore):
+    """Takes every event for a new one: it forgets which ids it has, and how far a lane was delivered."""
+
+    async def apply(self, origin, batch):
+        def renamed(delivery):
+            return replace(delivery, event=replace(delivery.event, event_id=uuid7()))
+
+        fresh = [replace(lane, deliveries=tuple(map(renamed, lane.deliveries))) for lane in batch]
+        return await super().apply(replace(origin, origin_id=uuid7()), fresh)
+
+
+class TestForgetfulStore(DeliveryConformance):
+    @pytest.fixture
+    async def store(self, tmp_path):
+        async with ForgetfulStore.open(tmp_path / "history.db") as opened:
+            yield opened
+'''
+
+
+def run(folder: Path, source: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest as its user would: in a folder of its own, with no configuration of ours."""
+    (folder / "test_mine.py").write_text(source, encoding="utf-8")
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words, "test_mine.py")
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_store_of_the_guide_passes(tmp_path: Path) -> None:
+    [block, _] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+    done = run(tmp_path, block, "-rs")
+
+    assert done.returncode == 0, done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 140, done.stdout
+    assert "does not declare the capability STATISTICS" in done.stdout
+    assert "does not declare the capability FORKS" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["a_whole_lane_delivered_again", "an_event_twice_in_one_delivery", "one_event_through_two_outboxes", "lane_heads"],
+)
+def test_a_store_that_forgets_duplicates_fails(tmp_path: Path, test: str) -> None:
+    done = run(tmp_path, FORGETFUL, "-k", test)
+
+    assert done.returncode == 1, done.stdout
+    assert "assert" in done.stdout
+
+
+def test_what_the_forgetful_store_can_do_passes(tmp_path: Path) -> None:
+    """The tests tell the one defect from all else."""
+    done = run(tmp_path, FORGETFUL, "-k", "an_empty_batch or a_batch_must_not_name_a_lane_twice")
+
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout

@@ -1,0 +1,275 @@
+"""Nothing personal and no secret leaves by the side doors: logs, --json, metrics, health, alerts, errors, spans."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.urls import normalise_url
+from letopis.store.errors import InvalidInput, LetopisError
+from letopis.store.model.messages import Message
+from tests.support.daemons import DaemonProcess, ask, letopis, rows, until
+
+PASSWORD = "pa55w0rd-of-the-store"
+OTHER = "sec0nd-secret-in-an-option"
+TOKEN = "t0ken-of-the-channel"
+BODY = "tell-nobody: my card is 4111-1111"
+NAME = "an-eyes-only-name"
+SECRETS = (PASSWORD, OTHER, TOKEN, BODY, "4111", NAME)
+
+RTL, ESC, CSI, LINE = "‮", "\x1b", "\x9b", "\u2028"
+HOSTILE = f"poison{RTL}{LINE}user ERROR forged"
+"""The worst that an id may hold; control characters are refused."""
+
+DSNS = {
+    "user and password": f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h",
+    "percent-encoded": f"postgresql://bot:{PASSWORD.replace('-', '%2D')}@127.0.0.1:1/h",
+    "no user": f"postgresql://:{PASSWORD}@127.0.0.1:1/h",
+    "an option": f"postgresql://127.0.0.1:1/h?user=bot&password={PASSWORD}",
+    "the key of a certificate": f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h?sslpassword={OTHER}",
+    "an option that is not known": f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h?passphrase={OTHER}",
+    "an option given twice": f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h?password={OTHER}",
+    "MariaDB": f"mysql://bot:{PASSWORD}@127.0.0.1:1/h",
+    "MariaDB's own option": f"mariadb://127.0.0.1:1/h?user=bot&passwd={PASSWORD}",
+    "a slash in it": f"postgresql://bot:a/{PASSWORD}@127.0.0.1:1/h",
+    "a colon in it": f"postgresql://bot:a:{PASSWORD}@127.0.0.1:1/h",
+    "an at sign in it": f"postgresql://bot:a@{PASSWORD}@127.0.0.1:1/h",
+    "an at sign and a slash in it": f"postgresql://bot:a@b/{PASSWORD}@127.0.0.1:1/h",
+    "an at sign and a question mark in it": f"postgresql://bot:a@b/h?{PASSWORD}@127.0.0.1:1/h=1",
+    "a bracket in it": f"postgresql://bot:[{PASSWORD}@127.0.0.1:1/h",
+    "a port that is none": f"postgresql://bot:{PASSWORD}@127.0.0.1:{OTHER}/h",
+    "no kind of database": f"oracle://bot:{PASSWORD}@127.0.0.1:1/h",
+    "no kind at all": f"bot:{PASSWORD}@127.0.0.1:1/h",
+    "one slash": f"postgresql:/bot:{PASSWORD}@127.0.0.1:1/h",
+    "no database": f"postgresql://bot:{PASSWORD}@127.0.0.1:1",
+    "SQLite with a server": f"sqlite://bot:{PASSWORD}@h/x.db",
+}
+
+
+def leaks(text: str, secrets: tuple[str, ...] = SECRETS) -> list[str]:
+    """The secrets and the bytes that could forge a line or move a cursor, found in a text."""
+    found = [secret for secret in secrets if secret in text]
+    return found + [ascii(sign) for sign in (RTL, ESC, CSI, LINE, "\x00", "\x07") if sign in text]
+
+
+def test_the_search_finds_what_it_looks_for() -> None:
+    assert leaks(f"a {PASSWORD} b {ESC}[31m") == [PASSWORD, "'\\x1b'"]
+    assert leaks("nothing") == []
+
+
+@pytest.mark.parametrize("dsn", DSNS.values(), ids=DSNS)
+def test_no_error_of_a_url_shows_its_secrets(dsn: str) -> None:
+    """Not its text, its repr, nor anything that it is chained to."""
+    try:
+        engine = create_store_engine(normalise_url(dsn))
+    except LetopisError as error:
+        chain: list[BaseException] = []
+        link: BaseException | None = error
+        while link is not None:
+            chain.append(link)
+            link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        shown = "".join(f"{one} {one!r} {getattr(one, '__notes__', '')}" for one in chain)
+    else:
+        shown = f"{engine!r} {engine.url}"
+
+    assert leaks(shown) == []
+
+
+@pytest.mark.parametrize("verb", [("relay", "--once"), ("db", "check"), ("doctor", "--json")], ids=" ".join)
+@pytest.mark.parametrize("place", ["option", "environment", "file", "toml"])
+def test_no_command_shows_the_password_wherever_it_comes_from(
+    tmp_path: Path, verb: tuple[str, ...], place: str
+) -> None:
+    dsn = f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h?sslpassword={OTHER}"
+    _outbox(tmp_path, "c1")
+    (tmp_path / "secret").write_text(dsn)
+    (tmp_path / "secret").chmod(0o600)
+    match place:
+        case "option":
+            done = letopis(*verb, "--store", dsn, folder=tmp_path)
+        case "environment":
+            done = letopis(*verb, folder=tmp_path, LETOPIS_STORE=dsn)
+        case "file":
+            done = letopis(*verb, folder=tmp_path, LETOPIS_STORE_FILE="secret")
+        case _:
+            (tmp_path / "letopis.toml").write_text(f'store = "{dsn}"\n')
+            done = letopis(*verb, folder=tmp_path)
+
+    assert done.returncode != 0
+    assert done.stdout + done.stderr
+    assert leaks(done.stdout + done.stderr) == []
+
+
+@pytest.mark.parametrize("name", ["a slash in it", "a port that is none", "no kind at all", "one slash"])
+def test_no_command_shows_a_url_that_it_cannot_read(tmp_path: Path, name: str) -> None:
+    _outbox(tmp_path, "c1")
+
+    done = letopis("relay", "--once", "--debug", "--store", DSNS[name], folder=tmp_path)
+
+    assert done.returncode != 0
+    assert leaks(done.stdout + done.stderr) == []
+
+
+@pytest.mark.parametrize("sign", ["\n", ESC, "\x00", "\x07", CSI])
+def test_an_id_with_a_control_character_is_refused_and_not_repeated(sign: str) -> None:
+    for what in ({"conversation_id": f"a{sign}b"}, {"owner": f"a{sign}b"}, {"message_id": f"a{sign}b"}):
+        with pytest.raises(InvalidInput) as caught:
+            prepare(
+                what.get("conversation_id", "c"),
+                [Message.user(BODY, id=what.get("message_id"))],
+                owner=what.get("owner"),
+            )
+        assert leaks(f"{caught.value} {caught.value!r}") == []
+        assert sign not in str(caught.value)
+
+
+@pytest.fixture
+def operators() -> Iterator[tuple[str, list[str]]]:
+    """A webhook of the operators', and what it was sent."""
+    got: list[str] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            got.append(body.decode())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/hook/{TOKEN}", got
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_daemon_in_trouble_says_nothing_of_what_was_said(
+    tmp_path: Path, fresh_postgresql_url: str, operators: tuple[str, list[str]], log_format: str
+) -> None:
+    """A store whose errors quote the message, a password in the URL, a token in the channel, an id that forges."""
+    hook, got = operators
+    asyncio.run(_refusing(fresh_postgresql_url))
+    url = normalise_url(fresh_postgresql_url)
+    dsn = url.set(drivername="postgresql", password=url.password or PASSWORD).render_as_string(hide_password=False)
+    path = _outbox(tmp_path, HOSTILE, "c1", owner=f"owner{RTL}")
+    (tmp_path / "letopis.toml").write_text("[relay]\nattempts = 0\n")
+    with DaemonProcess(
+        *("--listen", "0", "--log-format", log_format, "--log-level", "DEBUG", "--debug"),
+        folder=tmp_path,
+        LETOPIS_STORE=dsn,
+        LETOPIS_ALERTS=hook,
+        LETOPIS_ALERTS_PRIVATE="1",
+    ) as daemon:
+        until(lambda: got, "an alert")
+        until(
+            lambda: rows(path, "SELECT count(*) FROM letopis_outbox_lanes WHERE state = 'blocked'") == [(1,)], "blocked"
+        )
+        port = psutil.Process(daemon.pid).net_connections(kind="inet")
+        listening = next(one.laddr.port for one in port if one.status == psutil.CONN_LISTEN)
+        answers = "".join(ask(listening, place)[1] for place in ("/metrics", "/healthz/ready", "/healthz/live"))
+        told = [
+            letopis(*verb, folder=tmp_path, LETOPIS_STORE=dsn, LETOPIS_ALERTS=hook, LETOPIS_ALERTS_PRIVATE="1")
+            for verb in (
+                ("status",),
+                ("status", "--json"),
+                ("outbox", "list"),
+                ("outbox", "list", "--json"),
+                ("outbox", "show", "--state", "blocked"),
+                ("doctor",),
+                ("doctor", "--json"),
+                ("alerts", "test"),
+                ("alerts", "test", "--json"),
+                ("healthcheck",),
+            )
+        ]
+        daemon.signal(signal.SIGTERM)
+        daemon.wait()
+    log = "\n".join(daemon.lines)
+    plain = [one for one in told if "--json" not in one.args]
+    as_json = [one for one in told if "--json" in one.args]
+
+    # What was to be seen was seen.
+    assert "is blocked at event" in log
+    assert "letopis_relay_blocked_total 1.0" in answers
+    assert any("1 conversation is stuck" in one for one in got)
+    assert "poison" in plain[1].stdout
+    # And nothing else.
+    assert leaks(log) == []
+    assert leaks(answers) == []
+    for one in plain:
+        assert leaks(one.stdout + one.stderr) == [], one.args
+    for one in as_json:
+        # An id is data there: it comes back unchanged, and JSON keeps it from forging a line.
+        assert leaks(one.stderr) == [], one.args
+        assert [secret for secret in SECRETS if secret in one.stdout] == [], one.args
+        json.loads(one.stdout)
+    for alert in got:
+        assert leaks(alert) == []
+        value = json.loads(alert)
+        assert [secret for secret in SECRETS if secret in json.dumps(value)] == []
+        assert leaks(value["title"] + value["message"].replace("\n", " ")) == []
+
+
+def _outbox(folder: Path, *conversations: str, owner: str | None = None) -> Path:
+    """An outbox with something personal in it, for each conversation."""
+
+    async def fill() -> Path:
+        outbox = await OutboxFile.open(folder / "bot.outbox.db")
+        for conversation in conversations:
+            message = Message.user(BODY, id=f"m-{conversation}", name=NAME, metadata={"token": OTHER})
+            await outbox.append(prepare(conversation, [message], owner=owner))
+        await outbox.close()
+        return outbox.path
+
+    return asyncio.run(fill())
+
+
+async def _refusing(url: str) -> None:
+    """Make the tables, and have the server refuse messages of one conversation with an error that quotes them."""
+    import asyncpg
+
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        """
+        CREATE FUNCTION quote_and_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          RAISE EXCEPTION 'refused: %', NEW USING ERRCODE = 'check_violation', DETAIL = NEW::text, HINT = NEW::text;
+        END $$;
+        CREATE TRIGGER quote BEFORE INSERT ON letopis_events FOR EACH ROW
+        WHEN (NEW.conversation_id LIKE 'poison%' AND NEW.type = 'message.appended')
+        EXECUTE FUNCTION quote_and_refuse();
+        """
+    )
+    await connection.close()
+
+
+def test_the_test_itself_plants_what_it_looks_for(tmp_path: Path) -> None:
+    """Or finding nothing would mean nothing."""
+    path = _outbox(tmp_path, HOSTILE)
+    held = "".join(str(row) for row in rows(path, "SELECT data FROM letopis_outbox_events"))
+
+    assert BODY in held
+    assert NAME in held
+    assert OTHER in held
+    assert os.path.getsize(path) > 0  # noqa: PTH202

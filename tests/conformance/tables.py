@@ -1,0 +1,40 @@
+"""Look into the tables of a store, for what its reads do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from letopis.store.testing import DestinationStore
+from tests.campaigns.invariants import open_engine
+
+TABLES = ("letopis_events", "letopis_messages", "letopis_conversations", "letopis_owners", "letopis_search")
+
+
+async def rows(url: str, table: str = "letopis_events") -> list[Mapping[str, Any]]:
+    """Return the rows of a table."""
+    engine = open_engine(url)
+    try:
+        async with engine.connect() as connection:
+            found = (await connection.execute(sa.text(f"SELECT * FROM {table}"))).mappings().all()
+            return [dict(row) for row in found]
+    finally:
+        await engine.dispose()
+
+
+async def stored_text(store: Any, conversation_id: str | None = None) -> str:
+    """Return all that the tables hold, or all that the log holds of one conversation."""
+    url = store.url.render_as_string(hide_password=False)
+    if conversation_id is None:
+        return repr([await rows(url, table) for table in TABLES])
+    return repr([row for row in await rows(url) if row["conversation_id"] == conversation_id])
+
+
+class LooksIntoTables:
+    """Have the published tests of redaction search the tables."""
+
+    async def stored_text(self, store: DestinationStore, conversation_id: str | None = None) -> str:
+        """Return all that the tables hold."""
+        return await stored_text(store, conversation_id)

@@ -1,0 +1,180 @@
+"""The JSON of a bot keeps the order of its keys on every way that it takes, on the three stores."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sqlite3
+from contextlib import closing
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import sqlalchemy as sa
+
+from letopis import NULL, ConversationStore, EventIdReused, History, Message, RecordedMessage, ToolCall, ToolResult
+from letopis.outbox.drafts.completion import recover
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.outbox.transfer.importer import Importer
+from letopis.store import ConversationActivated, move
+from letopis.store.rules.fold import fold
+from letopis.store.transfer.jsonl import read_lines
+from letopis.store.transfer.seen_keys import SeenKeys
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "chat"
+GIVEN: dict[str, Any] = {
+    "type": "object",
+    "properties": {"unit": {"enum": ["c", "f"]}, "city": {"type": "string", "default": None}},
+    "additionalProperties": False,
+    "Ёж": [{"b": 1.0, "a": 2}],
+}
+
+
+def turned(value: Any) -> Any:
+    """The same value with the keys of every object in the opposite order."""
+    if isinstance(value, dict):
+        return {key: turned(item) for key, item in reversed(value.items())}
+    return [turned(item) for item in value] if isinstance(value, list) else value
+
+
+def said(json: dict[str, Any], text: str = "it rains", **fields: Any) -> list[Message]:
+    """A call of a tool, its result and the answer, each with the same JSON."""
+    return [
+        Message.assistant([ToolCall("c", "weather", json)], id="call", metadata=json, **fields),
+        Message.tool(ToolResult("c", json), id="result", usage={"output": 3, "input": 2}),
+        Message.assistant(text, id="answer", external_ids=json),
+    ]
+
+
+def prefix(messages: Any) -> bytes:
+    """The bytes that a model's cache compares."""
+    plain = [one.message if isinstance(one, RecordedMessage) else one for one in messages]
+    return orjson.dumps([one.to_data() for one in plain])
+
+
+async def test_reads_give_the_same_bytes_before_and_after_delivery(store_url: str, tmp_path: Path) -> None:
+    expected = prefix(said(GIVEN))
+    assert expected != prefix(said(turned(GIVEN)))
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, store=store_url, relay=False) as history:
+        await history.append(CHAT, *said(GIVEN), ConversationActivated(), owner="42", metadata=GIVEN)
+        assert prefix(await history.messages(CHAT)) == expected
+    with closing(sqlite3.connect(path)) as file:
+        texts = file.execute("SELECT data FROM letopis_outbox_events WHERE type = 'message.appended'").fetchall()
+    assert [orjson.dumps(orjson.loads(text)).decode() for (text,) in texts] == [text for (text,) in texts]
+
+    async with History.open(path, store=store_url) as history:
+        assert await history.drained(10)
+        assert prefix(await history.messages(CHAT)) == expected
+        assert prefix((await history.context(CHAT, last=3)).messages) == expected
+        [hit] = await history.search("rains", owner="42")
+        assert prefix([hit.message]) == prefix(said(GIVEN)[2:])
+    async with ConversationStore.open(store_url) as store:
+        assert prefix(await store.messages(CHAT)) == expected
+        events = await store.events(CHAT)
+        assert prefix(fold(events).path) == expected
+        about = [{key: item for key, item in one.metadata.items() if key in GIVEN} for one in events if one.metadata]
+        assert [orjson.dumps(one) for one in about] == [orjson.dumps(GIVEN)] * 4
+
+
+async def test_a_retry_in_another_order_is_the_same_message_and_the_first_order_stays(
+    store_url: str, tmp_path: Path
+) -> None:
+    """Pending, delivered, and from another outbox."""
+    async with History.open(tmp_path / "a.outbox.db", store=store_url) as history:
+        await history.append(CHAT, *said(GIVEN))
+        await history.append(CHAT, *said(turned(GIVEN)))
+        assert await history.drained(10)
+        await history.append(CHAT, *said(turned(GIVEN)))
+        assert prefix(await history.messages(CHAT)) == prefix(said(GIVEN))
+        with pytest.raises(EventIdReused):
+            await history.append(CHAT, *said({**GIVEN, "more": 1}))
+    async with History.open(tmp_path / "b.outbox.db", store=store_url) as other:
+        await other.append(CHAT, *said(turned(GIVEN)))
+        assert await other.drained(10)
+
+    async with ConversationStore.open(store_url) as store:
+        assert prefix(await store.messages(CHAT)) == prefix(said(GIVEN))
+        assert (await store.conversation(CHAT)).message_count == 3  # type: ignore[union-attr]
+        assert [event.type for event in await store.events(CHAT)].count("message.appended") == 3
+
+
+async def test_an_export_keeps_the_order_and_so_does_its_import(store_url: str, tmp_path: Path) -> None:
+    async with History.open(tmp_path / "a.outbox.db") as history:
+        await history.append(CHAT, *said(GIVEN), Message.assistant(None, id="silent"), Message.developer("Be brief."))
+        assert await history.drained(10)
+        expected = prefix(await history.messages(CHAT))
+        lines = b"".join([line async for line in Exporter(history).of_all()])
+
+    async with History.open(tmp_path / "b.outbox.db", store=store_url) as history:
+        with SeenKeys() as count, Importer(outbox=history.outbox, store=history.store, tell=print) as intake:
+            counts = await intake.take(read_lines(io.BytesIO(lines), count=count))
+        assert (counts.imported, counts.refused) == (5, 0)
+        assert await history.drained(10)
+        assert prefix(await history.messages(CHAT)) == expected
+        assert b"".join([line async for line in Exporter(history).of_all()]) == lines
+
+
+async def test_a_rebuild_and_a_move_keep_the_order(store_url: str, tmp_path: Path) -> None:
+    annotated = {"z": GIVEN, "reviewer": NULL, "a": 1}
+    async with History.open(tmp_path / "bot.outbox.db", store=store_url) as history:
+        await history.append(CHAT, *said(GIVEN))
+        await history.annotate(CHAT, annotated)
+        pending = await history.conversation(CHAT)
+        await history.annotate(CHAT, {"a": None})
+        assert await history.drained(10)
+    assert pending is not None
+    assert orjson.dumps(dict(pending.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None, "a": 1})
+
+    target = f"sqlite:///{(tmp_path / 'moved.db').as_posix()}"
+    async with ConversationStore.open(store_url) as store:
+        assert [one.differences async for one in store.rebuild(check=True)] == [()]
+        async with store._engine.begin() as connection:
+            await connection.exec_driver_sql("UPDATE letopis_conversations SET metadata = NULL")
+            await connection.exec_driver_sql("DELETE FROM letopis_messages")
+        assert [one.written async for one in store.rebuild(every=True)] == [True]
+    await move(store_url, target)
+    for url in (store_url, target):
+        async with ConversationStore.open(url) as store:
+            assert prefix(await store.messages(CHAT)) == prefix(said(GIVEN))
+            conversation = await store.conversation(CHAT)
+            assert conversation is not None
+            assert orjson.dumps(dict(conversation.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None})
+
+
+class Key(StrEnum):
+    Z = "z"
+
+
+async def test_a_draft_keeps_the_order_and_so_does_the_message_that_it_becomes(tmp_path: Path) -> None:
+    """What the bot's process leaves behind when it dies, and what the next one recovers."""
+    given = {Key.Z: 1, **GIVEN}
+    plain = orjson.dumps({"z": 1, **GIVEN})
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, relay=False) as history, History.open(path, relay=False) as next_one:
+        block = history.reply(CHAT, metadata=given, every=0)
+        reply = await block.__aenter__()
+        await reply.add(ToolCall("c", "weather", given))
+        async with asyncio.timeout(10):
+            while not (drafts := await history.outbox.read(draft_texts)) or "tool_call" not in drafts[0]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        history._parts.replies.writer_lock.release()
+        assert await recover(next_one.outbox, next_one._parts.replies.writer_lock) == 1
+        [found] = await next_one.messages(CHAT)
+        with pytest.raises(EventIdReused):
+            await block.__aexit__(None, None, None)
+
+    draft = orjson.loads(drafts[0])
+    assert orjson.dumps(draft["metadata"]) == orjson.dumps(draft["content"][0]["arguments"]) == plain
+    assert found.interrupted and isinstance(found.content, tuple)
+    [call] = found.content
+    assert isinstance(call, ToolCall)
+    assert orjson.dumps(found.message.metadata) == orjson.dumps(call.arguments) == plain
+
+
+def draft_texts(connection: sa.Connection) -> list[str]:
+    return [row[0] for row in connection.exec_driver_sql("SELECT data FROM letopis_outbox_drafts").fetchall()]

@@ -1,0 +1,270 @@
+"""What is answered with `saved` can be read: ids that were used before, from one outbox and from a second one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import BlockingHistory, History
+from letopis.outbox.event_log.reused_ids import PathStep, left_path
+from letopis.outbox.relay.relay import Relay
+from letopis.store import (
+    ConversationStore,
+    EventIdReused,
+    InvalidInput,
+    Message,
+    MessageEdited,
+    Reuse,
+    Saved,
+)
+
+CHAT = "chat-1"
+
+
+@pytest.fixture
+async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
+    """Two outboxes that feed one store, and deliver nothing by themselves."""
+    async with (
+        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
+        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
+    ):
+        yield one, two
+
+
+async def deliver(history: History) -> None:
+    await Relay(history.outbox, history.store).drain_once()
+
+
+async def take_back(history: History, how: str) -> None:
+    match how:
+        case "pop":
+            await history.pop(CHAT)
+        case "undo":
+            await history.undo(CHAT)
+        case "clear":
+            await history.clear(CHAT)
+        case "rewind":
+            await history.rewind(CHAT, to="first")
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+@pytest.mark.parametrize("how", ["pop", "undo", "clear", "rewind"])
+async def test_the_same_words_off_the_path_are_refused(
+    bots: tuple[History, History], how: str, *, delivered: bool
+) -> None:
+    bot, _ = bots
+    message = Message.user("the words", id="m")
+    await bot.append(CHAT, Message.user("before", id="first"), message)
+    assert (await bot.append(CHAT, message)).sequence == 3  # while it is read, to say it again does nothing
+    if delivered:
+        await deliver(bot)
+    await take_back(bot, how)
+    if delivered:
+        await deliver(bot)
+
+    with pytest.raises(EventIdReused, match="taken off the path") as refused:
+        await bot.append(CHAT, message)
+    assert refused.value.reason is Reuse.OFF_PATH
+    with pytest.raises(EventIdReused):
+        async with bot.transaction() as tx:
+            await tx.append(CHAT, message)
+    with pytest.raises(EventIdReused) as other:
+        await bot.append(CHAT, Message.user("other words", id="m"))
+    assert other.value.reason is Reuse.OTHER_CONTENT
+    # Under a new id it is appended, and read.
+    again = await bot.append(CHAT, Message.user("the words", id="m-2"))
+    await deliver(bot)
+    assert await again.saved(5)
+    assert "the words" in [one.text for one in await bot.messages(CHAT)]
+
+
+async def test_a_redacted_id_is_refused(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, Message.user("secret", id="m"))
+    await bot.redact(CHAT, "m")
+    for text in ("secret", "other"):
+        with pytest.raises(EventIdReused, match="erased") as refused:
+            await bot.append(CHAT, Message.user(text, id="m"))
+        assert refused.value.reason is Reuse.ERASED
+    await deliver(bot)
+    for edit in (bot.edit(CHAT, "m", "new"), bot.append(CHAT, MessageEdited(message_id="m", content="new"))):
+        with pytest.raises(InvalidInput, match="erased"):
+            await edit
+
+
+async def test_the_words_of_a_second_outbox_are_never_saved_and_nowhere(
+    bots: tuple[History, History], store: ConversationStore
+) -> None:
+    one, two = bots
+    message = Message.user("the words", id="m")
+    await one.append(CHAT, Message.user("before", id="first"), message)
+    await deliver(one)
+    twin = await two.append(CHAT, message)
+    await deliver(two)
+    assert await twin.saved(5)  # it is there, and read
+    assert not await twin.superseded(5)
+
+    await one.append("other", Message.user("x", id="x"), message)
+    await one.pop("other")
+    await deliver(one)
+    late = await two.append("other", message)
+    after = await two.append("other", Message.user("and then", id="after"))
+    await deliver(two)
+
+    assert not await late.saved(5)
+    assert await late.superseded(5)
+    assert await late.state() is Saved.SAVED
+    assert await after.saved(5)  # the lane continues
+    assert [found.id for found in await two.messages("other")] == ["x", "after"]
+    assert [found.id for found in await two.messages("other", every=True)] == ["x", "m", "after"]
+    assert [found.id for found in await store.messages("other")] == ["x", "after"]
+
+
+async def test_a_redacted_id_from_a_second_outbox_waits_for_a_person(
+    bots: tuple[History, History], store: ConversationStore
+) -> None:
+    one, two = bots
+    await one.append(CHAT, Message.user("secret", id="m"))
+    await one.redact(CHAT, "m")
+    await deliver(one)
+
+    late = await two.append(CHAT, Message.user("secret", id="m"))
+    await deliver(two)
+
+    assert not await late.saved(5)
+    assert not await late.superseded(5)
+    assert await late.state() is Saved.BLOCKED
+    [blocked] = await two.outbox.read(
+        lambda connection: connection.exec_driver_sql("SELECT state, fault FROM letopis_outbox_lanes").all()
+    )
+    assert blocked.state == "blocked"
+    assert "erased" in blocked.fault and "secret" not in blocked.fault
+    assert [found.text for found in await store.messages(CHAT)] == [""]
+
+
+async def test_an_edit_of_what_another_outbox_redacted_is_put_aside(
+    bots: tuple[History, History], store: ConversationStore
+) -> None:
+    one, two = bots
+    await one.append(CHAT, Message.user("secret", id="m"))
+    await deliver(one)
+    edit = await two.edit(CHAT, "m", "new words")
+    await one.redact(CHAT, "m")
+    await deliver(one)
+    await deliver(two)
+
+    assert not await edit.saved(5)
+    assert await edit.superseded(5)
+    assert [found.text for found in await two.messages(CHAT)] == [""]
+    assert "new words" not in repr(await store.events(CHAT))
+
+
+async def test_a_deleted_conversation_saves_no_twin(bots: tuple[History, History]) -> None:
+    one, two = bots
+    message = Message.user("the words", id="m")
+    await one.append(CHAT, message)
+    await deliver(one)
+    late = await two.append(CHAT, message)
+    await one.delete(CHAT)
+    await deliver(one)
+    await deliver(two)
+
+    assert not await late.saved(5)
+    assert await late.superseded(5)
+
+
+async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(
+    bots: tuple[History, History],
+) -> None:
+    bot, _ = bots
+    message = Message.user("the words", id="m")
+    await bot.append(CHAT, Message.user("before", id="first"), message)
+    await bot.pop(CHAT)
+    await deliver(bot)
+    await bot.outbox.write(prune_all)
+
+    late = await bot.append(CHAT, message)
+    await deliver(bot)
+    assert not await late.saved(5)
+    assert await late.superseded(5)
+
+    await bot.redact(CHAT, "first")
+    await deliver(bot)
+    await bot.outbox.write(prune_all)
+    erased = await bot.append(CHAT, Message.user("before", id="first"))
+    await deliver(bot)
+    assert not await erased.saved(5)
+    assert await erased.state() is Saved.BLOCKED
+
+
+def prune_all(connection: object) -> None:
+    cursor = connection.connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute("DELETE FROM letopis_outbox_events")
+    cursor.execute("UPDATE letopis_outbox_lanes SET pruned = head")
+    cursor.close()
+
+
+async def test_an_event_that_its_own_lane_sends_again_is_no_reuse(
+    bots: tuple[History, History], store: ConversationStore
+) -> None:
+    bot, _ = bots
+    said = await bot.append(CHAT, Message.user("first", id="first"), Message.user("m", id="m"))
+    await bot.pop(CHAT)
+    await bot.redact(CHAT, "first")
+    await deliver(bot)
+    # The acknowledgement was lost: all of it goes again.
+    await bot.outbox.write(
+        lambda connection: (
+            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1").rowcount
+        )
+    )
+    await deliver(bot)
+
+    assert await said.saved(5)
+    assert not await said.superseded(5)
+    assert await said.state() is Saved.SAVED
+    assert len(await store.events(CHAT)) == 5
+
+
+async def test_sent_and_failed_of_an_unknown_message_are_refused(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, Message.user("first", id="first"))
+    for call in (bot.sent(CHAT, "nowhere"), bot.failed(CHAT, "nowhere")):
+        with pytest.raises(InvalidInput, match="no message of this conversation"):
+            await call
+    await bot.sent(CHAT, "first")
+
+
+def test_the_synchronous_face_refuses_the_same(tmp_path: Path) -> None:
+    with BlockingHistory.open(tmp_path / "bot.outbox.db") as history:
+        message = Message.user("the words", id="m")
+        history.append(CHAT, message)
+        history.clear(CHAT)
+        with pytest.raises(EventIdReused, match="off the path"):
+            history.append(CHAT, message)
+        with pytest.raises(InvalidInput):
+            history.sent(CHAT, "nowhere")
+        history.reset(CHAT)
+        again = history.append(CHAT, Message.user("anew", id="n"))
+        assert again.saved(10)
+        assert [one.text for one in history.messages(CHAT)] == ["anew"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([], False),
+        ([PathStep(1, "a")], False),
+        ([PathStep(1, "a"), PathStep(2, None)], True),
+        ([PathStep(1, "a"), PathStep(2, "b"), PathStep(3, None, "a")], False),
+        ([PathStep(0, "z"), PathStep(1, "a"), PathStep(3, None, "z")], True),
+        ([PathStep(1, "a"), PathStep(3, None, "pruned")], True),
+        ([PathStep(2, "b"), PathStep(3, None)], False),  # put aside by the store: its receipt says so
+        ([PathStep(0, "z"), PathStep(1, "a"), PathStep(2, None, "z"), PathStep(3, None, "a")], True),
+        ([PathStep(0, "z"), PathStep(1, "a"), PathStep(2, "b"), PathStep(3, None, "a"), PathStep(4, None, "b")], False),
+    ],
+)
+def test_what_leaves_the_path(steps: list[PathStep], *, left: bool) -> None:
+    assert left_path(steps, 1) is left

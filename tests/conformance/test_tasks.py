@@ -1,0 +1,331 @@
+"""Long rewinds and deletions: marked at once, carried out in steps; reads in between are the same."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.store import ConversationStore, FaultClass, Message, MessageEdited, StoreFault
+from letopis.store.database.log_state import LogState
+from letopis.store.database.schema import events, log_heads, messages, search, tasks
+from letopis.store.database.store_identity import expect_store
+from letopis.store.model.event_types import (
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    MessageRedacted,
+    ReactionAdded,
+)
+from letopis.store.read.task_marks import PendingTasks
+from letopis.store.testing.outbox import Outbox
+
+LONG = 16
+"""Messages of what counts as long here."""
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything of more than three rows is long, and a step is of four versions."""
+    for module in ("write.removed_messages", "write.redaction", "search.documents"):
+        monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
+    monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
+    monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
+
+
+def said(count: int, start: int = 1) -> list[Message]:
+    return [
+        Message.user(f"words of {number}", id=f"m{number}", tokens=1, metadata={"secret": f"label{number}"})
+        for number in range(start, start + count)
+    ]
+
+
+async def everything(store: ConversationStore, *names: str) -> dict[str, Any]:
+    """Everything that can be read of conversations."""
+    found: dict[str, Any] = {}
+    for name in names:
+        page = await store.messages(name)
+        every = await store.messages(name, every=True)
+        log = await store.events(name)
+        found[name] = (
+            [(one.id, one.text, one.reactions, one.redacted) for one in page],
+            [(one.id, one.text, one.on_path) for one in every],
+            [(one.id, one.text) for one in await store.messages(name, last=5)],
+            [[(one.id, one.text) for one in await store.messages(name, as_of=at)] for at in range(1, len(log), 5)],
+            [(one.version, one.data, one.metadata, one.digest) for one in log],
+            await store.conversation(name),
+        )
+    hits = await store.search("words", limit=200)
+    found["search"] = sorted((hit.conversation_id, hit.message.id) for hit in hits)
+    found["statistics"] = await store.statistics(by="secret")
+    found["log"] = [(event.version, event.data) async for event in _log(store)]
+    found["rebuild"] = {one.conversation_id: one.differences async for one in store.rebuild(check=True)}
+    return found
+
+
+async def _log(store: ConversationStore) -> AsyncIterator[Any]:
+    head = await store.head(0)
+    async for event in store.subscribe():
+        yield event
+        if event.position == head:
+            return
+
+
+async def carried_out(store: ConversationStore, *names: str, each: int = 1) -> int:
+    """Carry out everything; between two steps all reads are the same.
+
+    :param each: read everything after each step, or after every so many, and after the last.
+    """
+    before, steps = await everything(store, *names), 0
+    while await store.run_pending_tasks():
+        steps += 1
+        if steps % each == 0:
+            assert await everything(store, *names) == before
+        assert steps < 1_000
+    if steps % each:
+        assert await everything(store, *names) == before
+    assert await store.pending_tasks() == PendingTasks()
+    return steps
+
+
+async def held(store: ConversationStore, name: str) -> str:
+    async with store._runtime.readers.connect() as connection:
+        found = [
+            (await connection.execute(sa.select(table).where(table.c.conversation_id == name))).all()
+            for table in (events, messages)
+        ]
+    return repr(found)
+
+
+async def test_a_long_deletion_is_unreadable_at_once_and_gone_after_its_steps(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append(
+        "p", *said(LONG), ReactionAdded(message_id="m3", key="+"), MessageEdited(message_id="m5", content="e")
+    )
+    outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": 4}))
+    outbox.append("q", *said(3, 100))
+    await outbox.deliver(store)
+    while await store.catch_up_search():
+        pass
+    kept = list(await store.messages("f"))
+    outbox.append("p", ConversationDeleted())
+    await outbox.deliver(store)
+
+    assert await store.pending_tasks() == PendingTasks(tasks=2, rows=2 * (LONG + 2) - 4, erasing=1)
+    assert (await store.messages("p")).items == ()
+    assert [one.id for one in await store.messages("q")] == ["m100", "m101", "m102"]
+    assert [hit.conversation_id for hit in await store.search("words")] == ["q"] * 3
+    # A fork that comes too late has no content, though the bytes are still there.
+    outbox.append("late", ConversationStarted(forked_from={"conversation_id": "p", "version": LONG}))
+    await outbox.deliver(store)
+    assert [one.text for one in await store.messages("late")] == [f"words of {n}" for n in range(1, 5)] + [""] * (
+        LONG - 4
+    )
+    assert "words of 12" in await held(store, "p")
+    assert "words of 12" not in repr(await everything(store, "p", "f", "late"))
+
+    assert await carried_out(store, "p", "f", "late", "q") > 5
+    while await store.catch_up_search():
+        pass
+    await carried_out(store, "p", "f", "late", "q")
+    left = await held(store, "p")
+    assert all(f"words of {number}" not in left for number in range(5, LONG + 1)) and "words of 4" in left
+    assert list(await store.messages("f")) == kept
+    async with store._runtime.readers.connect() as connection:
+        found = await connection.execute(sa.select(search.c.document).where(search.c.conversation_id == "p"))
+        assert all(not document for document in found.scalars())
+
+    outbox.append("f", ConversationRewound())
+    outbox.append("late", ConversationDeleted())
+    await outbox.deliver(store)
+    await carried_out(store, "p", "f", "late")
+    assert "words" not in await held(store, "p")
+
+
+async def test_a_long_rewind_is_off_the_path_at_once(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("p", *said(LONG))
+    await outbox.deliver(store)
+    outbox.append("p", ConversationRewound(to_message_id="m10"), Message.user("words after", id="n1"))
+    await outbox.deliver(store)
+
+    found = await store.conversation("p")
+    assert found is not None and found.message_count == 11
+    assert [one.id for one in await store.messages("p")] == [*(f"m{n}" for n in range(1, 11)), "n1"]
+    assert (await store.pending_tasks()).tasks == 1
+    # What happens meanwhile: a second rewind over the first, edits on both sides of it, redactions, a fork before it.
+    outbox.append(
+        "p",
+        *said(6, 200),
+        MessageEdited(message_id="m12", content="words edited"),
+        MessageRedacted(message_id="m14"),
+        ConversationRewound(to_message_id="m5"),
+        Message.user("words at last", id="n2"),
+    )
+    outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": LONG}))
+    await outbox.deliver(store)
+    assert [one.id for one in await store.messages("p")] == [*(f"m{n}" for n in range(1, 6)), "n2"]
+    found = await store.conversation("p")
+    assert found is not None and found.message_count == 6
+    assert len(await store.messages("f")) == LONG
+    outbox.append("p", ConversationRewound(to_message_id="m12"))  # it is off the path: nothing happens
+    await outbox.deliver(store)
+    assert await carried_out(store, "p", "f") > 2
+    assert await store.pending_tasks() == PendingTasks()
+
+    outbox.append("p", ConversationRewound(), ConversationDeleted(), Message.user("words too late"))
+    await outbox.deliver(store)
+    await carried_out(store, "p", "f")
+    assert [one.text for one in await store.messages("f")][:2] == ["words of 1", "words of 2"]
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+async def test_a_rebuild_carries_out_what_is_marked_first(store: ConversationStore, deleted: bool) -> None:
+    outbox = Outbox()
+    outbox.append("p", *said(LONG), ReactionAdded(message_id="m12", key="+"))
+    await outbox.deliver(store)
+    outbox.append("p", ConversationDeleted() if deleted else ConversationRewound(to_message_id="m3"))
+    await outbox.deliver(store)
+    assert [one.differences async for one in store.rebuild(check=True)] == [()]
+    async for one in store.rebuild(every=True):
+        assert one.differences == ()
+    assert await store.pending_tasks() == PendingTasks()
+    assert ("words of 12" in await held(store, "p")) is not deleted
+
+
+async def test_two_processes_carry_out_one_task(store: ConversationStore, store_url: str) -> None:
+    outbox = Outbox()
+    outbox.append("p", *said(LONG))
+    await outbox.deliver(store)
+    outbox.append("p", ConversationDeleted())
+    await outbox.deliver(store)
+    async with ConversationStore.open(store_url) as other:
+        while await store.run_pending_tasks() or await other.run_pending_tasks():
+            pass
+    assert await store.pending_tasks() == PendingTasks()
+    assert "words" not in await held(store, "p")
+
+
+async def test_a_step_that_is_cut_off_has_not_happened(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox()
+    outbox.append("p", *said(LONG))
+    await outbox.deliver(store)
+    outbox.append("p", ConversationDeleted())
+    await outbox.deliver(store)
+    steps = (await store._runtime.prepared()).steps
+    work = steps._work
+
+    async def cut_off(*given: Any, **named: Any) -> int:
+        await work(*given, **named)
+        raise ConnectionResetError
+
+    while True:
+        before = await store.pending_tasks()
+        monkeypatch.setattr(type(steps), "_work", lambda self, *given, **named: cut_off(*given, **named))
+        if not before.tasks:
+            break
+        with pytest.raises(Exception):  # noqa: B017 - whatever a driver makes of it
+            await store.run_pending_tasks()
+        assert await store.pending_tasks() == before
+        monkeypatch.undo()
+        monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
+        monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 4)
+        await store.run_pending_tasks()
+    assert "words" not in await held(store, "p")
+
+
+async def test_a_short_one_is_done_at_once(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("p", *said(3))
+    await outbox.deliver(store)
+    outbox.append("p", ConversationDeleted())
+    await outbox.deliver(store)
+    assert await store.pending_tasks() == PendingTasks()
+    assert "words" not in await held(store, "p")
+    async with store._runtime.readers.connect() as connection:
+        assert (await connection.execute(sa.select(tasks))).all() == []
+
+
+KILLED = """
+import asyncio, sys
+from letopis.store import ConversationStore
+import letopis.store.maintenance.task_steps
+letopis.store.maintenance.task_steps.STEP_SECONDS, letopis.store.maintenance.task_steps.PIECE_VERSIONS = 0.0, 4
+
+async def main():
+    async with ConversationStore.open(sys.argv[1]) as store:
+        while await store.run_pending_tasks():
+            print("step", flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_whoever_carries_it_out_may_be_killed_at_any_moment(store: ConversationStore, store_url: str) -> None:
+    outbox = Outbox()
+    outbox.append("p", *said(200))
+    outbox.append("f", ConversationStarted(forked_from={"conversation_id": "p", "version": 4}))
+    await outbox.deliver(store)
+    outbox.append("p", ConversationDeleted())
+    await outbox.deliver(store)
+    for seen in range(1, 5):
+        victim = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", KILLED, store_url, stdout=asyncio.subprocess.PIPE
+        )
+        assert victim.stdout is not None
+        for _ in range(3 * seen):
+            await victim.stdout.readline()
+        victim.kill()
+        await victim.wait()
+        assert len(await store.messages("f")) == 4 and (await store.messages("p")).items == ()
+        assert [one.differences async for one in store.rebuild(check=True)] == [(), ()]
+    assert (await store.pending_tasks()).tasks  # it was killed in the middle
+    while await store.run_pending_tasks():
+        pass
+    left = await held(store, "p")
+    assert "words of 5'" not in left and all(f"words of {number}" not in left for number in range(10, 201))
+
+
+@pytest.mark.parametrize("state", [LogState.CLOSING, LogState.MOVED])
+async def test_a_store_that_is_closed_takes_no_step(store: ConversationStore, state: LogState) -> None:
+    outbox = Outbox()
+    outbox.append("p", *said(LONG))
+    await outbox.deliver(store)
+    outbox.append("p", ConversationDeleted())
+    await outbox.deliver(store)
+    before, there = await store.pending_tasks(), await held(store, "p")
+    for closed in (state, LogState.OPEN):
+        async with store._engine.begin() as connection:
+            await connection.execute(sa.update(log_heads).values(closed=closed))
+        if closed is state:
+            with pytest.raises(StoreFault) as refused:
+                await store.run_pending_tasks()
+            assert (refused.value.fault_class, refused.value.code) == (FaultClass.WRONG_STORE, "moved")
+            assert await store.pending_tasks() == before and await held(store, "p") == there
+    while await store.run_pending_tasks():
+        pass
+    assert "words" not in await held(store, "p")
+
+
+async def test_a_store_that_is_not_the_one_that_is_meant_takes_no_step(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("p", *said(LONG))
+    await outbox.deliver(store)
+    outbox.append("p", ConversationDeleted())
+    await outbox.deliver(store)
+    before, there = await store.pending_tasks(), await held(store, "p")
+    with expect_store(uuid4()):
+        for ask in (store.run_pending_tasks, store.pending_tasks):
+            with pytest.raises(StoreFault) as refused:
+                await ask()
+            assert (refused.value.fault_class, refused.value.code) == (FaultClass.WRONG_STORE, "identity")
+    assert await store.pending_tasks() == before and await held(store, "p") == there
+    with expect_store((await store.identity()).store_id):
+        assert await store.run_pending_tasks()

@@ -1,1 +1,0 @@
-"""Corpora: hostile values, as data."""

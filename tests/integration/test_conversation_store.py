@@ -1,0 +1,148 @@
+"""A history store that is cancelled, unreachable or closed leaves nothing behind and says what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+import sqlalchemy as sa
+
+from letopis.store import ConfigurationError, ConversationStore, FaultClass, Message, StoreFault, Timeouts
+from letopis.store.testing.outbox import Outbox
+
+
+@pytest.fixture
+async def filled(store_url: str) -> AsyncIterator[ConversationStore]:
+    async with ConversationStore.open(store_url, migrate=True, pool_size=3) as store:
+        outbox = Outbox()
+        outbox.append("chat-1", *(Message.user(str(number)) for number in range(500)))
+        await outbox.deliver(store)
+        yield store
+
+
+def open_files() -> int:
+    descriptors = Path("/proc/self/fd")
+    return len(list(descriptors.iterdir())) if descriptors.exists() else 0
+
+
+async def test_reads_that_are_cancelled_leave_no_connection_task_or_file(filled: ConversationStore) -> None:
+    chance = random.Random(5)
+    await asyncio.gather(*(filled.messages("chat-1") for _ in range(3)))  # the pool is as large as it gets
+    files, tasks = open_files(), len(asyncio.all_tasks())
+    for number in range(60):
+        moment = chance.random() * 0.01
+        if number % 2:
+            with anyio.move_on_after(moment):
+                await filled.messages("chat-1")
+        else:
+            task = asyncio.ensure_future(filled.messages("chat-1"))
+            await asyncio.sleep(moment)
+            task.cancel()
+            await asyncio.wait([task])
+    for _ in range(100):
+        if len(asyncio.all_tasks()) <= tasks and open_files() <= files:
+            break
+        await asyncio.sleep(0.02)
+
+    assert len(asyncio.all_tasks()) <= tasks
+    assert open_files() <= files
+    assert len(await filled.messages("chat-1")) == 500
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_a_read_that_hangs_can_be_cancelled_and_the_pool_goes_on(kind: str, new_store_url: object) -> None:
+    url = new_store_url(kind)  # type: ignore[operator]
+    async with ConversationStore.open(url, migrate=True, pool_size=1) as store:
+        sleep = "SELECT pg_sleep(30)" if kind == "postgresql" else "SELECT SLEEP(30)"
+        with anyio.fail_after(10):
+            with anyio.move_on_after(0.2) as scope:
+                await store._runtime.connected(lambda connection: connection.execute(sa.text(sleep)))
+            assert scope.cancelled_caught
+            assert await store.head() == 0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
+async def test_a_server_that_is_down_is_a_fault_and_not_an_error_of_the_constructor(scheme: str) -> None:
+    store = ConversationStore(f"{scheme}://nobody@127.0.0.1:{free_port()}/nothing", timeouts=Timeouts(connect=2.0))
+    outbox = Outbox()
+    outbox.append("chat-1", Message.user("x"))
+    for call in (store.prepare, store.ping, store.head, store.conversations):
+        with pytest.raises(StoreFault) as caught:
+            await call()
+        assert caught.value.fault_class is FaultClass.UNAVAILABLE
+    with pytest.raises(StoreFault) as caught:
+        await outbox.deliver(store)
+    assert caught.value.fault_class is FaultClass.UNAVAILABLE
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_is_never_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("These are my notes, and they are not a database at all.\n" * 100)
+    before = path.read_bytes()
+    store = ConversationStore(path)
+
+    with pytest.raises(StoreFault) as caught:
+        await store.prepare()
+
+    assert caught.value.fault_class is FaultClass.MISCONFIGURED
+    assert "my notes" not in str(caught.value)
+    assert path.read_bytes() == before
+    await store.close()
+
+
+async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    store = ConversationStore(tmp_path / "nowhere" / "history.db")
+    with pytest.raises((ConfigurationError, StoreFault)):
+        await store.prepare()
+    await store.close()
+
+
+@pytest.mark.parametrize("partitions", [0, -1, 1025])
+def test_a_number_of_partitions_that_is_none_is_refused(partitions: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="partitions"):
+        ConversationStore(tmp_path / "history.db", partitions=partitions)
+
+
+async def test_preparing_at_once_prepares_once(store_url: str) -> None:
+    store = ConversationStore(store_url, migrate=True)
+    await asyncio.gather(*(store.prepare() for _ in range(8)), *(store.head() for _ in range(8)))
+    assert await store.head() == 0
+    await store.close()
+
+
+async def test_a_file_keeps_to_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    before = os.umask(0)
+    try:
+        async with ConversationStore.open(path):
+            if os.name != "nt":
+                assert {one.name: one.stat().st_mode & 0o777 for one in tmp_path.iterdir()} == dict.fromkeys(
+                    ("history.db", "history.db-wal", "history.db-shm"), 384
+                )
+    finally:
+        os.umask(before)
+
+
+async def test_readers_of_a_file_do_not_wait_for_its_writer(tmp_path: Path) -> None:
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        outbox = Outbox()
+        outbox.append("chat-1", Message.user("x"))
+        await outbox.deliver(store)
+        async with store._engine.connect() as writer:
+            await writer.execute(sa.text("DELETE FROM letopis_messages"))
+            with anyio.fail_after(5):
+                assert len(await store.messages("chat-1")) == 1
+            await writer.rollback()

@@ -1,0 +1,158 @@
+"""Every statement of an apply is counted: no trigger can swallow rows silently."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox import History
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import ConversationStore, Message
+from letopis.store.database.dialects import check_row_count, dialect_for
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.schema import lanes, metadata
+from tests.campaigns.invariants import check
+from tests.support.relays import drained, end, lane, relay_on, say, until
+from tests.support.store_changes import let_through, run_there, swallow
+
+_ID = UUID(int=7)
+INSERTED = ("origins", "conversations", "messages", "lanes", "events", "owners")
+OVERWRITTEN = ("origins", "conversations", "messages", "lanes", "log_heads", "owners", "events")
+
+
+@pytest.mark.parametrize("table", INSERTED)
+@pytest.mark.parametrize("count", [3, 120], ids=["few", "many"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_inserts_that_are_swallowed_are_noticed(
+    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, table: str, count: int
+) -> None:
+    """By a trigger: on PostgreSQL one that returns NULL, also for COPY; on SQLite RAISE(IGNORE)."""
+    url = new_store_url(kind)
+    async with ConversationStore.open(url, migrate=True) as store:
+        await run_there(url, *swallow(kind, table, "INSERT"))
+        await say(outbox, "chat", count, owner="ann")
+        relay = relay_on(outbox, store)
+        task = asyncio.create_task(relay.run())
+        try:
+            await until(lambda: relay.breaker.outage)
+            assert relay.breaker.reason == "misconfigured rows"
+            assert f"letopis_{table} took" in str(relay.breaker.outage)
+            assert (await lane(outbox, "chat")).delivered == 0
+            await run_there(url, *let_through(kind, table))
+            await drained(outbox)
+        finally:
+            await end(task)
+    verdict = await check([outbox.path], url, drained=True)
+
+    assert verdict.ok, verdict
+    assert verdict.stored == count + 1
+
+
+@pytest.mark.parametrize("table", OVERWRITTEN)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_updates_that_are_swallowed_are_noticed(
+    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.store.write.registration._LAST_SEEN_INTERVAL_US", -1)
+    url = new_store_url(kind)
+    async with History.open(outbox.path.with_name("h.outbox.db"), store=url, relay=False) as history:
+        first = await history.append("chat", Message.user("one"), owner="ann")
+        second = await history.append("chat", Message.user("two"), owner="ann")
+        async with ConversationStore.open(url, migrate=True) as store:
+            relay = relay_on(history.outbox, store)
+            await relay.drain()
+            await run_there(url, *swallow(kind, table, "UPDATE"))
+            # An edit of a message, a redaction of one, another conversation of the owner: each table is written to.
+            await history.edit("chat", first.message_id or "", "one, edited")
+            await history.redact("chat", second.message_id or "")
+            await history.append("another", Message.user("hi"), owner="ann")
+            await relay.drain()
+            assert relay.breaker.reason == "misconfigured rows"
+            assert f"letopis_{table} took" in str(relay.breaker.outage)
+            await run_there(url, *let_through(kind, table))
+            await until(lambda: not relay.breaker.remaining())
+            await relay.drain()
+    verdict = await check([outbox.path.with_name("h.outbox.db")], url, drained=True)
+
+    assert verdict.ok, verdict
+
+
+@pytest.mark.parametrize("what", ["INSERT", "UPDATE"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_marks_that_are_swallowed_are_noticed(
+    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark of a long deletion in its delivery; where it is carried out, in the step."""
+    monkeypatch.setattr("letopis.store.write.removed_messages.MAX_ROWS_PER_TRANSACTION", 3)
+    url = new_store_url(kind)
+    async with History.open(outbox.path.with_name("h.outbox.db"), store=url, relay=False) as history:
+        await history.append("chat", *(Message.user(f"words {number}") for number in range(6)))
+        async with ConversationStore.open(url, migrate=True) as store:
+            relay = relay_on(history.outbox, store)
+            await relay.drain()
+            await run_there(url, *swallow(kind, "tasks", what))
+            await history.delete("chat")
+            await relay.drain()
+            if what == "INSERT":
+                assert relay.breaker.reason == "misconfigured rows"
+                assert "letopis_tasks took" in str(relay.breaker.outage)
+            else:
+                with pytest.raises(StoreFault, match="letopis_tasks took 0 of 1 rows"):
+                    await store.run_pending_tasks()
+                assert (await store.pending_tasks()).tasks == 2
+            await run_there(url, *let_through(kind, "tasks"))
+            await until(lambda: not relay.breaker.remaining())
+            await relay.drain()
+            while await store.run_pending_tasks():
+                pass
+            assert (await store.events("chat"))[0].digest is None
+
+
+async def test_a_rule_instead_of_inserts_is_noticed(outbox: OutboxFile, fresh_postgresql_url: str) -> None:
+    async with ConversationStore.open(fresh_postgresql_url, migrate=True) as store:
+        await run_there(fresh_postgresql_url, "CREATE RULE swallow AS ON INSERT TO letopis_events DO INSTEAD NOTHING")
+        await say(outbox, "chat", 3)
+        relay = relay_on(outbox, store)
+        await relay.drain()
+
+    assert relay.breaker.reason == "misconfigured rows"
+    assert (await lane(outbox, "chat")).delivered == 0
+
+
+async def test_what_is_not_there_or_unchanged_is_told_apart(store_url: str) -> None:
+    """Rows overwritten with what they hold count as written, also on MariaDB; rows that are not there do not."""
+    engine = create_store_engine(store_url)
+    dialect = dialect_for(engine.dialect.name)
+    one, two, three = [(0, name, _ID, 1) for name in ("a", "b", "c")]
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all, tables=[lanes])
+            await dialect.insert(connection, lanes, [one, two])
+            await dialect.overwrite(connection, lanes, [one, two])
+            await dialect.overwrite(connection, lanes, [one, (0, "b", _ID, 7)])
+            if engine.dialect.name not in ("mysql", "mariadb"):  # there it would be inserted
+                with pytest.raises(StoreFault, match="letopis_lanes took 1 of 2 rows"):
+                    await dialect.overwrite(connection, lanes, [one, three])
+            assert (await connection.execute(sa.select(sa.func.max(lanes.c.sequence)))).scalar() == 7
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("taken", [0, 2, 4, 7])
+def test_a_wrong_count_is_the_fault_of_the_store(taken: int) -> None:
+    with pytest.raises(StoreFault, match=f"letopis_lanes took {taken} of 3 rows: .*remove it") as caught:
+        check_row_count(lanes, taken, 3)
+
+    assert (caught.value.fault_class, caught.value.code) == (FaultClass.MISCONFIGURED, "rows")
+
+
+def test_mariadb_counts_a_row_that_changed_twice() -> None:
+    for taken in (3, 5, 6):
+        check_row_count(lanes, taken, 3, most=6)
+    with pytest.raises(StoreFault):
+        check_row_count(lanes, 2, 3, most=6)

@@ -1,0 +1,305 @@
+"""Daemons in processes of their own, under the signals and kills that they live with."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.file.outbox_file import OutboxFile
+from tests.support.daemons import DaemonProcess, Ear, ask, letopis, rows, until
+from tests.support.platforms import posix_only
+from tests.support.relays import say
+
+pytestmark = posix_only("Windows has no POSIX signals")
+
+WEDGED = """
+import asyncio, time
+import letopis.outbox.alerting.monitor
+from letopis.outbox.cli import main
+
+async def block(self):
+    await asyncio.sleep(3)
+    # What a bot's or a library's mistake may do: block the event loop for ever.
+    time.sleep(3600)
+
+letopis.outbox.alerting.monitor.AlertMonitor._observe = block
+main()
+"""
+
+
+@pytest.fixture
+def ear(tmp_path: Path) -> Iterator[Ear]:
+    found = Ear(tmp_path)
+    yield found
+    found.close()
+
+
+def filled(path: Path, conversation: str = "c1", messages: int = 3) -> Path:
+    async def fill() -> None:
+        outbox = await OutboxFile.open(path)
+        await say(outbox, conversation, messages)
+        await outbox.close()
+
+    asyncio.run(fill())
+    return path
+
+
+def delivered(path: Path) -> int:
+    return int(rows(path, "SELECT coalesce(sum(delivered), 0) FROM letopis_outbox_lanes")[0][0])
+
+
+def pending(path: Path) -> int:
+    return int(rows(path, "SELECT coalesce(sum(head - delivered), 0) FROM letopis_outbox_lanes")[0][0])
+
+
+def test_it_says_ready_and_how_it_is_and_stops_at_the_first_signal(tmp_path: Path, ear: Ear) -> None:
+    path = filled(tmp_path / "bot.outbox.db")
+    with DaemonProcess(folder=tmp_path, NOTIFY_SOCKET=ear.path, WATCHDOG_USEC="1000000") as daemon:
+        until(lambda: ear.count("READY=1"), "READY")
+        until(lambda: pending(path) == 0, "delivered")
+        until(lambda: ear.count("WATCHDOG=1") > 3 and ear.count("STATUS=1 outbox"), "watchdog and status")
+        daemon.signal(signal.SIGTERM)
+
+        assert daemon.wait() == Exit.OK
+    assert ear.count("STOPPING=1") == 1
+    assert daemon.messages()[-1] == "ended: 4 events delivered since the start"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_store_that_hangs_holds_up_no_stop_for_longer_than_it_may(tmp_path: Path, times: int) -> None:
+    path = filled(tmp_path / "bot.outbox.db")
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"postgresql://bot@127.0.0.1:{hanging.getsockname()[1]}/h?connect_timeout=600"
+        timeout = "1" if times == 1 else "600"
+        with DaemonProcess("--store", url, "--stop-timeout", timeout, folder=tmp_path) as daemon:
+            daemon.works()
+            time.sleep(0.5)
+            began = time.monotonic()
+            for _ in range(times):
+                daemon.signal(signal.SIGTERM)
+                time.sleep(0.3)
+
+            assert daemon.wait() == Exit.OK
+    assert time.monotonic() - began < 25
+    assert pending(path) == 4
+
+
+def test_a_signal_during_the_start_ends_it(tmp_path: Path, ear: Ear) -> None:
+    filled(tmp_path / "bot.outbox.db")
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"postgresql://bot@127.0.0.1:{hanging.getsockname()[1]}/h?connect_timeout=600"
+        with DaemonProcess("--store", url, folder=tmp_path, NOTIFY_SOCKET=ear.path) as daemon:
+            hanging.settimeout(60)
+            peer, _ = hanging.accept()
+            daemon.signal(signal.SIGINT)
+
+            assert daemon.wait() == Exit.OK
+            peer.close()
+    assert ear.count("READY=1") == 0
+
+
+def test_a_hangup_reads_the_configuration_again(tmp_path: Path, ear: Ear) -> None:
+    filled(tmp_path / "bot.outbox.db")
+    toml = tmp_path / "letopis.toml"
+    toml.write_text('[daemon]\nlog_level = "WARNING"\n')
+    with DaemonProcess(folder=tmp_path, NOTIFY_SOCKET=ear.path) as daemon:
+        until(lambda: ear.count("READY=1"), "READY")
+        until(lambda: pending(tmp_path / "bot.outbox.db") == 0, "delivered")
+        assert daemon.messages() == []
+
+        toml.write_text('[daemon]\nlog_level = "INFO"\n[relay]\nattempts = 7\n[alerts]\nlanguage = "ru"\n')
+        daemon.signal(signal.SIGHUP)
+        until(lambda: ear.count("READY=1") == 2, "READY again")
+        assert ear.last("RELOADING=1") < ear.last("READY=1")
+        until(lambda: daemon.said("the configuration was read again"), "said")
+
+        toml.write_text('[daemon]\nlog_levle = "INFO"\n')
+        daemon.signal(signal.SIGHUP)
+        until(lambda: daemon.said("left as it was"), "the typing error is said")
+        until(lambda: ear.count("READY=1") == 3, "READY all the same")
+        filled(tmp_path / "bot.outbox.db", messages=1)
+        until(lambda: pending(tmp_path / "bot.outbox.db") == 0, "it works on")
+        daemon.signal(signal.SIGTERM)
+
+        assert daemon.wait() == Exit.OK
+    assert "log_levle" in "".join(daemon.messages())
+
+
+def test_a_standby_takes_over_within_two_seconds_of_a_kill(tmp_path: Path) -> None:
+    """A daemon with two files on one store moves both."""
+    paths = [filled(tmp_path / name) for name in ("a.outbox.db", "b.outbox.db")]
+    arguments = ("--outbox", str(tmp_path / "*.outbox.db"), "--store", str(tmp_path / "history.db"))
+    with DaemonProcess(*arguments, folder=tmp_path) as first, DaemonProcess(*arguments, folder=tmp_path) as second:
+        until(lambda: all(pending(path) == 0 for path in paths), "delivered")
+
+        def holders() -> set[int]:
+            return {rows(path, "SELECT pid FROM letopis_outbox_relay")[0][0] for path in paths}
+
+        until(lambda: holders() <= {first.pid, second.pid}, "held")
+        until(lambda: any(one.said("stands by") for one in (first, second)), "a standby")
+        # The daemon that holds the first file is killed; either may hold the second.
+        holder = rows(paths[0], "SELECT pid FROM letopis_outbox_relay")[0][0]
+        victim, heir = (first, second) if holder == first.pid else (second, first)
+        victim.signal(signal.SIGKILL)
+        began = time.monotonic()
+        until(lambda: holders() == {heir.pid}, "taken over")
+        taken = time.monotonic() - began
+        for path in paths:
+            filled(path, messages=1)
+        until(lambda: all(pending(path) == 0 for path in paths), "delivered by the heir")
+        heir.signal(signal.SIGTERM)
+
+        assert heir.wait() == Exit.OK
+        assert victim.wait() == -signal.SIGKILL
+    assert taken < 2
+    assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events") == [(10,)]
+
+
+def test_a_pattern_picks_a_new_file_up(tmp_path: Path) -> None:
+    with DaemonProcess("--outbox", str(tmp_path / "*.outbox.db"), folder=tmp_path) as daemon:
+        until(lambda: daemon.said("no outbox is there yet"), "started")
+        path = filled(tmp_path / "late.outbox.db")
+        until(lambda: pending(path) == 0, "delivered")
+        daemon.signal(signal.SIGTERM)
+
+        assert daemon.wait() == Exit.OK
+    assert daemon.said("the outbox 'late.outbox.db' is served from now on")
+
+
+def test_a_wedged_event_loop_feeds_the_watchdog_no_more(tmp_path: Path, ear: Ear) -> None:
+    filled(tmp_path / "bot.outbox.db")
+    with DaemonProcess(folder=tmp_path, code=WEDGED, NOTIFY_SOCKET=ear.path, WATCHDOG_USEC="400000"):
+        until(lambda: ear.count("WATCHDOG=1") > 3, "fed at first")
+        time.sleep(4)
+        fed = ear.count("WATCHDOG=1")
+        time.sleep(2)
+
+        assert ear.count("WATCHDOG=1") == fed
+
+
+def test_a_store_that_hangs_does_not_starve_the_watchdog(tmp_path: Path, ear: Ear) -> None:
+    filled(tmp_path / "bot.outbox.db")
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"postgresql://bot@127.0.0.1:{hanging.getsockname()[1]}/h"
+        with DaemonProcess("--store", url, folder=tmp_path, NOTIFY_SOCKET=ear.path, WATCHDOG_USEC="800000"):
+            until(lambda: ear.count("READY=1"), "READY")
+            time.sleep(5)
+            moments = [at for at, message in ear.heard if message == "WATCHDOG=1"]
+
+    assert len(moments) > 8
+    assert max(later - earlier for earlier, later in pairwise(moments)) < 2
+
+
+def test_health_and_metrics_are_answered(tmp_path: Path) -> None:
+    path = filled(tmp_path / "bot.outbox.db")
+    with DaemonProcess("--listen", "0", folder=tmp_path) as daemon:
+        port = daemon.port()
+        until(lambda: pending(path) == 0 and ask(port, "/healthz/ready")[0] == 200, "ready")
+
+        def counted() -> dict[str, float]:
+            return {
+                sample.name: sample.value
+                for family in parse(ask(port, "/metrics")[1])
+                for sample in family.samples
+                if not sample.labels
+            }
+
+        until(lambda: counted()["letopis_relay_delivered_events_total"] == 4, "counted")
+        found = counted()
+        assert found["letopis_outbox_pending_events"] == 0
+        assert abs(found["letopis_relay_last_progress_timestamp_seconds"] - time.time()) < 60
+        assert found["process_open_fds"] > 3
+        assert ask(port, "/healthz/live")[0] == 200
+        healthy = [letopis("healthcheck", *more, folder=tmp_path) for more in ((), ("--listen", str(port)))]
+        daemon.signal(signal.SIGTERM)
+
+        assert daemon.wait() == Exit.OK
+    unhealthy = [letopis("healthcheck", *more, folder=tmp_path) for more in ((), ("--listen", str(port)))]
+
+    assert [(done.returncode, done.stdout, done.stderr) for done in healthy] == [(0, "", "")] * 2
+    assert [done.returncode for done in unhealthy] == [Exit.FAILED] * 2
+    assert "no relay runs on 'bot.outbox.db'" in unhealthy[0].stderr
+    assert "no answer from 127.0.0.1" in unhealthy[1].stderr
+
+
+def test_a_store_that_is_down_is_ready_and_healthy(tmp_path: Path) -> None:
+    filled(tmp_path / "bot.outbox.db")
+    with DaemonProcess("--listen", "0", "--store", "postgresql://bot@127.0.0.1:1/h", folder=tmp_path) as daemon:
+        port = daemon.port()
+        until(lambda: '"degraded": true' in ask(port, "/healthz/ready")[1], "degraded")
+
+        assert ask(port, "/healthz/ready")[0] == 200
+        assert letopis("healthcheck", "--listen", str(port), folder=tmp_path).returncode == Exit.OK
+
+
+@pytest.mark.parametrize(
+    ("arguments", "toml"),
+    [
+        (("--outbox", "gone.db"), ""),
+        (("--listen", "everywhere"), ""),
+        ((), "[alerts]\nchannels = ['nonsense']\n"),
+        ((), "[daemon]\nstop_timeout = -1\n"),
+        ((), "[daemon]\nlog_level = 'LOUD'\n"),
+    ],
+    ids=["no outbox", "no address", "no channel", "no length of time", "no level"],
+)
+def test_wrong_configuration_ends_it_with_78(tmp_path: Path, arguments: tuple[str, ...], toml: str) -> None:
+    """So that a service manager does not keep restarting it."""
+    filled(tmp_path / "bot.outbox.db")
+    (tmp_path / "letopis.toml").write_text(toml)
+
+    done = letopis("relay", *arguments, folder=tmp_path)
+
+    assert done.returncode == Exit.CONFIGURATION
+    assert "letopis: " in done.stderr.splitlines()[-1]
+
+
+def test_a_port_that_is_taken_ends_it_with_a_code_that_is_tried_again(tmp_path: Path) -> None:
+    filled(tmp_path / "bot.outbox.db")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = letopis("relay", "--listen", address, folder=tmp_path)
+
+    assert done.returncode == Exit.FAILED
+    assert address in done.stderr
+
+
+def test_once_serves_several_and_ends_with_the_worst(tmp_path: Path) -> None:
+    paths = [filled(tmp_path / name) for name in ("a.outbox.db", "b.outbox.db")]
+    store = ("--store", str(tmp_path / "history.db"))
+
+    fine = letopis("relay", "--once", "--outbox", str(tmp_path / "*.outbox.db"), *store, folder=tmp_path)
+    worse = letopis(
+        "relay", "--once", *(f"--outbox={path}" for path in paths), *store[:1], "/no/such/dir/h.db", folder=tmp_path
+    )
+    nothing = letopis("relay", "--once", "--outbox", str(tmp_path / "*.none"), folder=tmp_path)
+
+    assert (fine.returncode, fine.stderr.count("4 delivered, 0 left")) == (Exit.OK, 2)
+    assert worse.returncode == Exit.CONFIGURATION
+    assert nothing.returncode == Exit.NOTHING
+
+
+def test_other_verbs_take_one_outbox(tmp_path: Path) -> None:
+    done = letopis("status", "--outbox", "a.db", "--outbox", "b.db", folder=tmp_path)
+
+    assert done.returncode == Exit.USAGE
+    assert "takes one --outbox" in done.stderr
+
+
+def test_healthcheck_knows_0_and_1_only(tmp_path: Path) -> None:
+    """A container's health check may end with nothing else."""
+    missing = letopis("healthcheck", folder=tmp_path)
+    (tmp_path / "letopis.toml").write_text("[nonsense]\n")
+    wrong = letopis("healthcheck", folder=tmp_path)
+
+    assert (missing.returncode, wrong.returncode) == (1, 1)
+    assert "there is no outbox" in missing.stderr

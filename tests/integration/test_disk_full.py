@@ -1,0 +1,112 @@
+"""A full disk of the history store is reported as such, at once and everywhere; free space ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pymysql
+import pytest
+
+from letopis.outbox.alerting.incidents import fault_class
+from letopis.outbox.diagnostics.check_store import check_store
+from letopis.outbox.diagnostics.finding import Level
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.relay import Relay
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.fault_classification import classify
+from letopis.store.database.faults import FaultClass
+from tests.support.fix_disk import fill
+from tests.support.relays import drained, end, say, until
+from tests.support.required import missing
+from tests.support.servers import PostgresServer, ServerUnavailable
+
+
+def letopis(outbox: Path, verb: str, store: str = "") -> str:
+    environment = {**os.environ, "LETOPIS_OUTBOX": str(outbox)} | ({"LETOPIS_STORE": store} if store else {})
+    program = Path(sys.executable).with_name("letopis")
+    return subprocess.run([program, verb], env=environment, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_on_small_disk(request: pytest.FixtureRequest, small_disk: Path) -> Iterator[str]:
+    """The URL of a store all of whose tables lie on the small disk."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{small_disk / 'history.db'}"
+        return
+    try:
+        server = PostgresServer.own().start()
+    except ServerUnavailable as reason:
+        missing("postgresql", reason)
+    for folder in (small_disk.parent, *small_disk.parent.parents[:2]):
+        folder.chmod(0o755)
+    space = small_disk / "space"
+    space.mkdir()
+    space.chmod(0o700)
+    with server:
+        if server._user is not None:
+            shutil.chown(space, server._user)
+        server.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
+        server.execute("CREATE DATABASE bot TABLESPACE small")
+        yield server.database_url("bot")
+
+
+async def test_everybody_says_that_the_disk_is_full(store_on_small_disk: str, small_disk: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bot.outbox.db"
+    outbox = await OutboxFile.open(path)
+    async with ConversationStore.open(store_on_small_disk, migrate=True) as store:
+        relay = Relay(outbox, store, holder="test")
+        task = asyncio.create_task(relay.run())
+        await say(outbox, "before")
+        await drained(outbox)
+        hog = fill(small_disk)
+        for number in range(40):
+            await say(outbox, f"c{number}", 40)
+        await until(lambda: not relay.breaker.closed)
+
+        assert relay.breaker.outage is not None
+        assert (relay.breaker.outage.fault_class, relay.breaker.outage.code) == ("misconfigured", "disk-full")
+        assert "the disk of the history store is full" in str(relay.breaker.outage)
+        assert fault_class(relay.breaker.reason) == "misconfigured"  # which tells operators at once
+        await asyncio.sleep(0.3)
+        assert "disk-full" in await asyncio.to_thread(letopis, path, "status")
+        assert "misconfigured disk-full" in await asyncio.to_thread(letopis, path, "doctor", store_on_small_disk)
+        findings = {one.check: one async for one in check_store(store_on_small_disk)}
+        assert findings["store_writable"].level == Level.FAIL
+        assert "the disk of the history store is full" in findings["store_writable"].said
+
+        hog.unlink()
+        await drained(outbox, patience=60.0)
+        findings = {one.check: one async for one in check_store(store_on_small_disk)}
+        assert findings["store_writable"].level == Level.OK
+        await end(task)
+    await outbox.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pymysql.err.OperationalError(1021, "Disk full (/tmp/x); waiting for someone to free some space..."),
+        pymysql.err.OperationalError(1114, "The table 'letopis_log' is full"),
+        pymysql.err.OperationalError(1030, 'Got error 28 "No space left on device" from storage engine InnoDB'),
+        pymysql.err.OperationalError(1026, "Error writing file 'x' (Errcode: 28 \"No space left on device\")"),
+        pymysql.err.OperationalError(3, "Error writing file 'x' (errno: 28 \"No space left on device\")"),
+        OSError(28, "No space left on device"),
+    ],
+    ids=str,
+)
+def test_every_way_to_say_it(error: Exception) -> None:
+    found = classify(error)
+
+    assert (found.fault_class, found.code) == (FaultClass.MISCONFIGURED, "disk-full")
+
+
+def test_another_error_of_the_storage_engine_is_none() -> None:
+    found = classify(pymysql.err.OperationalError(1030, "Got error 5 from storage engine InnoDB"))
+
+    assert (found.fault_class, found.code) == (FaultClass.UNAVAILABLE, "1030")

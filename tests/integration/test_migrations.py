@@ -1,0 +1,579 @@
+"""The history store's tables come from its migrations, wherever those are run, and are what the code expects."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.outbox.event_log.schema import metadata as outbox_metadata
+from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import ConversationStore, FaultClass, StoreFault
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
+from letopis.store.database.schema import metadata, store
+from tests.support.next_release import NEXT, NextRelease, next_store_tables, write_next_release
+from tests.support.paths import ROOT
+
+OURS = sorted([*metadata.tables, STORE.version_table])
+NEWER = NEXT
+FULL_TEXT = "letopis_search_words"
+OPEN_AND_PRINT = (
+    "import asyncio, sys\n"
+    "from letopis.store import ConversationStore\n"
+    "async def main():\n"
+    "    async with ConversationStore.open(sys.argv[1], migrate=True) as store:\n"
+    "        print(await store.head())\n"
+    "asyncio.run(main())\n"
+)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[AsyncConnection]:
+    engine = create_store_engine(url)
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def following(tmp_path_factory: pytest.TempPathFactory) -> NextRelease:
+    """The next release: this one's code with a second revision."""
+    return write_next_release(tmp_path_factory.mktemp("next") / "release")
+
+
+async def migrated(url: str, **options: Any) -> None:
+    async with ConversationStore.open(url, migrate=True, **options):
+        pass
+
+
+async def tables(url: str) -> list[str]:
+    """The tables, without those in which SQLite keeps its full-text index."""
+    async with connected(url) as connection:
+        found = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
+    return sorted(name for name in found if not name.startswith(FULL_TEXT))
+
+
+async def state(url: str) -> Revision:
+    async with connected(url) as connection:
+        return await connection.run_sync(revision_state, STORE)
+
+
+def alembic(*arguments: str, cwd: Path = ROOT, url: str | None = None) -> str:
+    """Run Alembic as operators do, and return what it prints on stdout."""
+    environment = {key: value for key, value in os.environ.items() if key != "LETOPIS_STORE"}
+    if url is not None:
+        environment["LETOPIS_STORE"] = url
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "alembic", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def differences(connection: sa.Connection, expected: sa.MetaData = metadata) -> list[Any]:
+    options = {
+        "compare_type": True,
+        "include_name": lambda name, kind, _: kind != "table" or name in expected.tables,
+        "include_object": lambda item, *_: item.info.get("not_on") != connection.dialect.name,
+    }
+    return list(compare_metadata(MigrationContext.configure(connection, opts=options), expected))
+
+
+def described(connection: sa.Connection) -> list[Any]:
+    """All that the database says of our tables, beyond what SQLAlchemy reflects."""
+    match connection.dialect.name:
+        case "sqlite":
+            told: list[Any] = []
+            for table in metadata.tables:
+                told += [(table, *row) for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")]
+                for index in connection.exec_driver_sql(f"PRAGMA index_list({table})").all():
+                    columns = connection.exec_driver_sql(f"PRAGMA index_xinfo({index.name})").all()
+                    told.append((table, index.name, index.unique, index.origin, [tuple(row) for row in columns]))
+            return sorted(told, key=str)
+        case "postgresql":
+            columns = connection.exec_driver_sql(
+                "SELECT table_name, column_name, ordinal_position, column_default, is_nullable, data_type,"
+                " character_maximum_length, collation_name FROM information_schema.columns"
+                " WHERE table_name LIKE 'letopis_%%' AND table_name <> 'letopis_version' ORDER BY 1, 3"
+            ).all()
+            indexes = connection.exec_driver_sql(
+                "SELECT indexdef FROM pg_indexes WHERE tablename LIKE 'letopis_%%' AND tablename <> 'letopis_version'"
+                " ORDER BY indexname"
+            ).all()
+            comments = connection.exec_driver_sql(
+                "SELECT relname, obj_description(oid) FROM pg_class WHERE relname LIKE 'letopis_%%' AND relkind = 'r'"
+                " AND relname <> 'letopis_version' ORDER BY 1"
+            ).all()
+            return [*columns, *indexes, *comments]
+        case _:
+            # By line, since the indexes stand in the order in which they were made.
+            return [
+                sorted(line.rstrip(",") for line in row[1].splitlines())
+                for table in sorted(metadata.tables)
+                for row in connection.exec_driver_sql(f"SHOW CREATE TABLE {table}").all()
+            ]
+
+
+async def test_the_migrations_make_what_the_code_describes(
+    empty_database_url: str, new_store_url: Callable[[str], str], request: pytest.FixtureRequest
+) -> None:
+    await migrated(empty_database_url)
+    other = new_store_url(request.node.callspec.params["empty_database_url"])
+    async with connected(other) as connection:
+        await connection.run_sync(metadata.create_all)
+        expected = await connection.run_sync(described)
+
+    async with connected(empty_database_url) as connection:
+        assert await connection.run_sync(differences) == []
+        assert await connection.run_sync(described) == expected
+    assert await tables(empty_database_url) == OURS
+
+
+async def test_a_difference_would_be_found(empty_database_url: str) -> None:
+    """The control: a column, an index and a type that the migrations do not make."""
+    await migrated(empty_database_url)
+    expected = sa.MetaData()
+    for table in metadata.tables.values():
+        table.to_metadata(expected)
+    events = expected.tables["letopis_events"]
+    events.append_column(sa.Column("extra", sa.Integer))
+    sa.Index("ix_extra", events.c.type)
+    sa.Table(
+        "letopis_log_heads",
+        expected,
+        sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("position", sa.Text, nullable=False),
+        extend_existing=True,
+    )
+    async with connected(empty_database_url) as connection:
+        found = await connection.run_sync(differences, expected)
+
+    kinds = {change[0] if isinstance(change, tuple) else change[0][0] for change in found}
+    assert {"add_column", "add_index", "modify_type"} <= kinds
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_ids_compare_byte_by_byte(kind: str, new_store_url: Callable[[str], str]) -> None:
+    url = new_store_url(kind)
+    await migrated(url)
+    async with connected(url) as connection:
+        rows: Any = await connection.exec_driver_sql(
+            "SELECT table_name, column_name, collation_name FROM information_schema.columns"
+            " WHERE table_schema = "
+            + ("current_schema()" if kind == "postgresql" else "database()")
+            + " AND (column_name LIKE '%%_id' OR column_name IN ('type', 'role', 'state', 'data', 'title'))"
+            " AND data_type IN ('character varying', 'varchar', 'text', 'longtext')"
+        )
+        collations = {(table, column): collation for table, column, collation in rows}
+
+    expected: dict[tuple[str, str], str | None] = {}
+    for table in metadata.tables.values():
+        for column in table.columns:
+            if column.name.endswith("_id") and not isinstance(column.type, sa.types.TypeDecorator):
+                expected[table.name, column.name] = "C" if kind == "postgresql" else "utf8mb4_nopad_bin"
+            elif column.name in ("type", "role", "state"):
+                expected[table.name, column.name] = "C" if kind == "postgresql" else "ascii_bin"
+            elif column.name in ("data", "title"):
+                expected[table.name, column.name] = None if kind == "postgresql" else "utf8mb4_bin"
+    assert collations == expected
+    assert len(expected) > 10
+
+
+async def test_down_to_nothing_and_up_again(empty_database_url: str) -> None:
+    await migrated(empty_database_url)
+    async with connected(empty_database_url) as connection:
+        await connection.exec_driver_sql("CREATE TABLE of_the_bot (id INTEGER PRIMARY KEY)")
+
+    alembic("downgrade", "base", url=empty_database_url)
+    assert await tables(empty_database_url) == ["letopis_version", "of_the_bot"]
+    assert await state(empty_database_url) == Revision(state=SchemaState.MISSING, revision=None)
+
+    alembic("upgrade", "head", url=empty_database_url)
+    assert await tables(empty_database_url) == sorted([*OURS, "of_the_bot"])
+    alembic("check", url=empty_database_url)
+
+
+async def test_the_option_goes_before_the_environment_and_before_the_file(
+    new_store_url: Callable[[str], str], tmp_path: Path
+) -> None:
+    named, environment, in_file = (new_store_url("sqlite") for _ in range(3))
+    (tmp_path / "alembic.ini").write_text(
+        f"[alembic]\nscript_location = letopis.migrations:store\nsqlalchemy.url = {in_file}\npath_separator = os\n"
+    )
+
+    alembic("-x", f"url={named}", "-x", "partitions=3", "upgrade", "head", cwd=tmp_path, url=environment)
+    assert (await state(named)).state is SchemaState.CURRENT
+    assert not Path(environment.removeprefix("sqlite:///")).exists()
+    alembic("upgrade", "head", cwd=tmp_path, url=environment)
+    assert (await state(environment)).state is SchemaState.CURRENT
+    assert not Path(in_file.removeprefix("sqlite:///")).exists()
+    alembic("upgrade", "head", cwd=tmp_path)
+    assert (await state(in_file)).state is SchemaState.CURRENT
+    async with ConversationStore.open(named) as store:
+        assert await store.partitions() == 3
+
+
+async def test_without_a_url_it_says_how_to_give_one(tmp_path: Path) -> None:
+    (tmp_path / "alembic.ini").write_text(
+        "[alembic]\nscript_location = letopis.migrations:store\npath_separator = os\n"
+    )
+    with pytest.raises(AssertionError, match="LETOPIS_STORE"):
+        alembic("upgrade", "head", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://bot:s3cret@127.0.0.1:1/history", "cannot be reached"),
+        ("mysql://bot:s3cret@127.0.0.1:1/history", "cannot be reached"),
+        ("oracle://bot:s3cret@127.0.0.1/history", "not a supported kind of database"),
+        ("sqlite:////no/such/folder/history.db", "does not exist: create it"),
+    ],
+)
+async def test_no_way_to_the_database_is_one_line_without_a_secret(url: str, said: str) -> None:
+    with pytest.raises(AssertionError) as caught:
+        alembic("upgrade", "head", url=url)
+
+    line = str(caught.value).splitlines()[0]
+    assert said in line
+    assert "Traceback" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_the_sql_that_is_printed_makes_the_same_store(
+    empty_database_url: str, new_store_url: Callable[[str], str], request: pytest.FixtureRequest
+) -> None:
+    script = alembic("upgrade", "head", "--sql", url=empty_database_url)
+    statements = [re.sub(r"^--.*$", "", part, flags=re.MULTILINE).strip() for part in script.split(";\n")]
+    async with connected(empty_database_url) as connection:
+        for statement in statements:
+            if statement and statement not in ("BEGIN", "COMMIT"):
+                await connection.exec_driver_sql(statement)
+    other = new_store_url(request.node.callspec.params["empty_database_url"])
+    await migrated(other)
+    async with connected(other) as connection:
+        expected = await connection.run_sync(described)
+
+    async with connected(empty_database_url) as connection:
+        assert await connection.run_sync(described) == expected
+    async with ConversationStore.open(empty_database_url, migrate=False) as store:
+        assert await store.head() == 0
+    down = alembic("downgrade", f"{STORE.head}:base", "--sql", url=empty_database_url)
+    assert all(f"DROP TABLE {table}" in down for table in metadata.tables)
+
+
+async def put_at(url: str, *revisions: str) -> None:
+    async with connected(url) as connection:
+        await connection.exec_driver_sql("DELETE FROM letopis_version")
+        for revision in revisions:
+            await connection.exec_driver_sql(f"INSERT INTO letopis_version VALUES ('{revision}')")
+
+
+async def test_a_database_of_another_revision_says_what_to_do(empty_database_url: str) -> None:
+    await migrated(empty_database_url)
+    for revisions, expected, advice in (
+        (("0000",), SchemaState.OLDER, "letopis db upgrade"),
+        ((NEWER,), SchemaState.NEWER, "install the newer release"),
+        (("ae1027a6acf",), SchemaState.FOREIGN, "check that the URL names the right database"),
+        (("0001", "0002"), SchemaState.FOREIGN, "check that the URL names the right database"),
+        ((), SchemaState.MISSING, "letopis db upgrade"),
+    ):
+        await put_at(empty_database_url, *revisions)
+        found = await state(empty_database_url)
+        assert found.state is expected
+        store = ConversationStore(empty_database_url, migrate=False)
+        with pytest.raises(StoreFault, match=advice) as caught:
+            await store.prepare()
+        assert caught.value.fault_class is FaultClass.MISCONFIGURED
+        assert caught.value.code == f"schema-{expected}"
+        with pytest.raises(StoreFault, match=advice):
+            await store.head()
+        await put_at(empty_database_url, STORE.head)
+        assert await store.head() == 0  # looked at again
+        await store.close()
+
+
+async def test_what_is_newer_or_foreign_is_never_migrated(empty_database_url: str) -> None:
+    await migrated(empty_database_url)
+    for revision in (NEWER, "ae1027a6acf"):
+        await put_at(empty_database_url, revision)
+        with pytest.raises(StoreFault):
+            await migrated(empty_database_url)
+        assert (await state(empty_database_url)).revision == revision
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_a_server_is_migrated_only_on_request(kind: str, new_store_url: Callable[[str], str]) -> None:
+    url = new_store_url(kind)
+    store = ConversationStore(url)
+    with pytest.raises(StoreFault, match="letopis db upgrade") as caught:
+        await store.prepare()
+    assert caught.value.code == "schema-missing"
+    assert await tables(url) == []
+    await migrated(url)
+    await store.prepare()
+    await store.close()
+
+
+async def test_a_file_migrates_itself_unless_told_not_to(new_store_url: Callable[[str], str]) -> None:
+    url = new_store_url("sqlite")
+    path = Path(url.removeprefix("sqlite:///"))
+    store = ConversationStore(url, migrate=False)
+    with pytest.raises(StoreFault, match="letopis db upgrade"):
+        await store.prepare()
+    await store.close()
+    assert not path.exists(), "looking must not create the file"
+
+    async with ConversationStore.open(path) as store:
+        assert await store.head() == 0
+    if os.name != "nt":
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_many_may_migrate_at_once(empty_database_url: str) -> None:
+    """Four tasks of this process and three other processes; each finds the tables complete."""
+    others = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            OPEN_AND_PRINT,
+            empty_database_url,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]
+    await asyncio.gather(*(migrated(empty_database_url) for _ in range(4)))
+    for other in others:
+        out, err = await other.communicate()
+        assert (out.decode().strip(), err.decode()) == ("0", "")
+    async with connected(empty_database_url) as connection:
+        assert await connection.run_sync(differences) == []
+        assert (await connection.exec_driver_sql("SELECT COUNT(*) FROM letopis_log_heads")).scalar_one() == 1
+
+
+async def test_an_upgrade_that_was_cut_off_is_taken_up_again(empty_database_url: str) -> None:
+    """MariaDB commits each table separately; the others roll back, and do not mind either."""
+    await migrated(empty_database_url, partitions=2)
+    async with connected(empty_database_url) as connection:
+        await connection.exec_driver_sql("DELETE FROM letopis_version")
+        await connection.exec_driver_sql("DROP TABLE letopis_owners")
+        await connection.exec_driver_sql("DROP TABLE letopis_events")
+        await connection.exec_driver_sql("DELETE FROM letopis_log_heads WHERE position = 0 AND 1 = 0")
+
+    await migrated(empty_database_url, partitions=2)
+
+    assert await tables(empty_database_url) == OURS
+    async with ConversationStore.open(empty_database_url) as store:
+        assert await store.partitions() == 2
+
+
+async def test_an_upgrade_rolls_back_with_its_transaction(new_store_url: Callable[[str], str]) -> None:
+    for kind in ("sqlite", "postgresql"):
+        url = new_store_url(kind)
+        engine = create_store_engine(url)
+        async with engine.connect() as connection:
+            await connection.run_sync(upgrade, STORE)
+            await connection.rollback()
+        await engine.dispose()
+        assert await tables(url) == []
+
+
+async def upgraded(url: str, release: NextRelease) -> None:
+    """Migrate to the next release's revision by its migrations."""
+    async with hold_alembic_lock(), connected(url) as connection:
+        await connection.run_sync(upgrade, release.store)
+
+
+async def state_for(url: str, release: NextRelease) -> SchemaState:
+    async with connected(url) as connection:
+        return (await connection.run_sync(revision_state, release.store)).state
+
+
+async def test_the_next_revision_expands_a_filled_store(empty_database_url: str, following: NextRelease) -> None:
+    """The rows stay, the next release finds what it expects, and this one refuses to open what it does not know."""
+    await migrated(empty_database_url, partitions=3)
+    async with connected(empty_database_url) as connection:
+        before = (await connection.execute(sa.select(store.c.store_id, store.c.created_at))).all()
+    assert await state_for(empty_database_url, following) is SchemaState.OLDER
+
+    await upgraded(empty_database_url, following)
+
+    assert await state_for(empty_database_url, following) is SchemaState.CURRENT
+    assert (await state(empty_database_url)).state is SchemaState.NEWER
+    async with connected(empty_database_url) as connection:
+        assert await connection.run_sync(differences, next_store_tables()) == []
+        assert (await connection.execute(sa.select(store.c.store_id, store.c.created_at))).all() == before
+        assert (await connection.exec_driver_sql("SELECT COUNT(*) FROM letopis_log_heads")).scalar_one() == 3
+    with pytest.raises(StoreFault, match="install the newer release"):
+        await migrated(empty_database_url)
+
+
+async def test_an_interrupted_upgrade_to_the_next_revision_is_completed(
+    empty_database_url: str, following: NextRelease
+) -> None:
+    """MariaDB commits each step separately: here the first column and the index, without the revision."""
+    await migrated(empty_database_url)
+    async with connected(empty_database_url) as connection:
+        await connection.exec_driver_sql(
+            "ALTER TABLE letopis_conversations ADD COLUMN pinned SMALLINT DEFAULT '0' NOT NULL"
+        )
+        await connection.exec_driver_sql(
+            "CREATE INDEX ix_letopis_conversations_pinned ON letopis_conversations (pinned)"
+        )
+    assert await state_for(empty_database_url, following) is SchemaState.OLDER
+
+    await upgraded(empty_database_url, following)
+
+    async with connected(empty_database_url) as connection:
+        assert await connection.run_sync(differences, next_store_tables()) == []
+        assert (await connection.exec_driver_sql("SELECT COUNT(*) FROM letopis_labels")).scalar_one() == 1
+
+
+async def test_many_may_migrate_to_the_next_revision_at_once(empty_database_url: str, following: NextRelease) -> None:
+    """Three tasks of this process, and two processes of the next release; each waits for the lock."""
+    await migrated(empty_database_url)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(following.roots)}
+    others = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", OPEN_AND_PRINT, empty_database_url, env=environment, stdout=asyncio.subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    await asyncio.gather(*(upgraded(empty_database_url, following) for _ in range(3)))
+    for other in others:
+        out, _ = await other.communicate()
+        assert out.decode().strip() == "0"
+    async with connected(empty_database_url) as connection:
+        assert await connection.run_sync(differences, next_store_tables()) == []
+        assert (await connection.exec_driver_sql("SELECT COUNT(*) FROM letopis_labels")).scalar_one() == 1
+
+
+async def test_the_next_revision_can_be_taken_back(empty_database_url: str, following: NextRelease) -> None:
+    await migrated(empty_database_url)
+    async with connected(empty_database_url) as connection:
+        expected = await connection.run_sync(described)
+    await upgraded(empty_database_url, following)
+
+    config = Config()
+    config.set_main_option("script_location", following.store.location)
+    config.attributes["version_table"] = following.store.version_table
+    async with connected(empty_database_url) as connection:
+
+        def downgrade(sync: sa.Connection) -> None:
+            config.attributes["connection"] = sync
+            command.downgrade(config, STORE.head)
+
+        await connection.run_sync(downgrade)
+
+    async with connected(empty_database_url) as connection:
+        assert await connection.run_sync(described) == expected
+    assert (await state(empty_database_url)).state is SchemaState.CURRENT
+
+
+async def test_the_lock_of_a_server_that_commits_by_itself_is_freed_with_the_revision_committed(
+    new_store_url: Callable[[str], str],
+) -> None:
+    """Who waits for the lock looks at the revision next: an older one would have it migrate once more, and fail."""
+    url = new_store_url("mariadb")
+    engine = create_store_engine(url)
+    async with engine.connect() as connection:
+        await connection.run_sync(upgrade, STORE)
+        assert (await state(url)).state is SchemaState.CURRENT
+        await connection.rollback()
+    await engine.dispose()
+
+
+async def test_the_bots_own_migrations_are_left_alone(empty_database_url: str) -> None:
+    async with connected(empty_database_url) as connection:
+        await connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)")
+        await connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('bot-17')")
+        await connection.exec_driver_sql("CREATE TABLE events (id INTEGER PRIMARY KEY)")
+
+    await migrated(empty_database_url)
+
+    async with connected(empty_database_url) as connection:
+        assert (await connection.exec_driver_sql("SELECT version_num FROM alembic_version")).scalar_one() == "bot-17"
+    assert await tables(empty_database_url) == sorted([*OURS, "alembic_version", "events"])
+
+
+def test_the_head_is_the_last_revision_there_is() -> None:
+    config = Config()
+    config.set_main_option("script_location", STORE.location)
+    scripts = ScriptDirectory.from_config(config)
+
+    assert scripts.get_heads() == [STORE.head]
+    assert all(re.fullmatch(r"\d{4}", script.revision) for script in scripts.walk_revisions())
+
+
+def test_alembic_is_not_imported_for_a_store_that_is_current(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from letopis.store import ConversationStore\n"
+        "async def main():\n"
+        "    async with ConversationStore.open(sys.argv[1]) as store:\n"
+        "        await store.head()\n"
+        "asyncio.run(main())\n"
+        "print('alembic' in sys.modules)\n"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "history.db")], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+
+    assert told == ["True", "False"]
+
+
+@pytest.mark.parametrize("number", [0, -1, 1025])
+async def test_a_number_of_partitions_that_is_none_is_refused(number: int, tmp_path: Path) -> None:
+    engine = create_store_engine(tmp_path / "history.db")
+    async with engine.connect() as connection:
+        with pytest.raises(ValueError, match="partitions"):
+            await connection.run_sync(upgrade, STORE, attributes={"partitions": number})
+    await engine.dispose()
+
+
+async def test_many_databases_are_migrated_at_once_in_one_process(tmp_path: Path) -> None:
+    """Alembic keeps the database it works on in globals: each has to have its turn."""
+    outboxes = [tmp_path / f"{number}.outbox.db" for number in range(4)]
+    stores = [f"sqlite:///{tmp_path}/{number}.history.db" for number in range(4)]
+
+    async def created(path: Path) -> None:
+        await (await OutboxFile.open(path)).close()
+
+    await asyncio.gather(*map(created, outboxes), *map(migrated, stores))
+
+    assert [await tables(url) for url in stores] == [OURS] * 4
+    for path in outboxes:
+        assert sorted({*outbox_metadata.tables, OUTBOX_MIGRATIONS.version_table}) == [
+            one for one in await tables(str(path)) if one.startswith("letopis_")
+        ]

@@ -1,0 +1,496 @@
+"""A move may be cut off anywhere, given up, begun twice: one of the two stores at most ever takes deliveries."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from letopis.outbox import History
+from letopis.store import (
+    ConfigurationError,
+    ConversationDeleted,
+    ConversationStarted,
+    ConversationStore,
+    FaultClass,
+    LetopisError,
+    Message,
+    MoveFailed,
+    StoreFault,
+    cancel_move,
+    move,
+)
+from letopis.store.database.log_state import LogState
+from letopis.store.relocation import handover, mover
+from letopis.store.rules.apply_plan import Origin
+from letopis.store.testing.outbox import Outbox
+from letopis.store.write.applier import Applier
+from tests.support.moves import (
+    Writer,
+    dump,
+    fill,
+    held,
+    hold_handover,
+    identity,
+    open_under,
+    run_sql,
+    sound,
+    states,
+    takes_deliveries,
+)
+
+New = Callable[[str], str]
+KILLS: Final = 10
+SEED: Final = 20261126
+
+
+class _Stopped(BaseException):
+    """A process that ends here, as far as the move is concerned."""
+
+
+STEPS: Final = ("claim_target", "close_source", "commit_handover", "open_target")
+"""The transactions that decide; all others copy."""
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, step: str, *, after: bool) -> None:
+    """Have a move end right before, or right after, one of its steps."""
+    real: Callable[..., Awaitable[Any]] = getattr(mover, step)
+
+    async def stopped(*given: Any, **named: Any) -> Any:
+        if after:
+            await real(*given, **named)
+        raise _Stopped
+
+    monkeypatch.setattr(mover, step, stopped)
+
+
+async def cut_off(monkeypatch: pytest.MonkeyPatch, source: str, target: str, step: str, *, after: bool) -> None:
+    """Begin a move that ends right before, or right after, one of its steps."""
+    with monkeypatch.context() as patch:
+        stopping(patch, step, after=after)
+        with pytest.raises(_Stopped):
+            await move(source, target)
+
+
+@pytest.fixture
+async def source(new_store_url: New) -> str:
+    url = new_store_url("sqlite")
+    await fill(url, talks=2, each=10)
+    return url
+
+
+@pytest.fixture
+def target(new_store_url: New) -> str:
+    return new_store_url("sqlite")
+
+
+async def open_ones(*urls: str) -> list[str]:
+    """Which of the stores take deliveries under the identity of the first."""
+    return await open_under((await identity(urls[0]))[0], *urls)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_cut_off_at_each_step_it_is_gone_on_with(
+    source: str, target: str, step: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cut_off(monkeypatch, source, target, step, after=after)
+
+    assert len(await open_ones(source, target)) <= 1
+    before = await dump(source)
+    done = await move(source, target)
+
+    assert await dump(target) == before
+    assert await open_ones(source, target) == [target]
+    assert not await takes_deliveries(source) and await takes_deliveries(target)
+    assert done.already == (step == "open_target" and after)
+    assert await sound(target) == []
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_cut_off_at_each_step_it_is_given_up_or_refuses_to_be(
+    source: str, target: str, step: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cut_off(monkeypatch, source, target, step, after=after)
+    was = await states(source)
+
+    if was == {LogState.MOVED}:
+        with pytest.raises(ConfigurationError, match="can no longer be cancelled"):
+            await cancel_move(source)
+        assert source not in await open_ones(source, target)
+    else:
+        given_up = await cancel_move(source)
+        assert (given_up is None) == (was == {LogState.OPEN})
+        assert (await identity(source))[1] is None
+        assert await open_ones(source) == [source]
+    await move(source, target)
+    assert await open_ones(source, target) == [target]
+
+
+@pytest.mark.parametrize("step", ["commit_handover", "open_target"])
+async def test_a_run_that_was_given_up_opens_nothing(
+    source: str, target: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy is verified and the last steps are left; meanwhile the move is given up, and deliveries come."""
+    reached, go = asyncio.Event(), asyncio.Event()
+    real: Callable[..., Awaitable[Any]] = getattr(mover, step)
+
+    async def held_back(*given: Any) -> Any:
+        reached.set()
+        await go.wait()
+        return await real(*given)
+
+    monkeypatch.setattr(mover, step, held_back)
+    late = asyncio.create_task(move(source, target))
+    await reached.wait()
+    monkeypatch.setattr(mover, step, real)
+    if step == "open_target":
+        with pytest.raises(ConfigurationError, match="can no longer be cancelled"):
+            await cancel_move(source)
+        await move(source, target)  # another run continues, and ends it
+        go.set()
+        with pytest.raises(MoveFailed, match="taken over"):
+            await late
+    else:
+        await cancel_move(source)
+        assert await open_ones(source, target) == [source] and await takes_deliveries(source)
+        go.set()
+        with pytest.raises(MoveFailed, match="cancelled"):
+            await late
+        assert await open_ones(source, target) == [source]
+        # Closed again, it is not taken for what that run had closed.
+        await move(source, target)
+    assert await open_ones(source, target) == [target]
+    assert await sound(target) == []
+
+
+async def test_a_run_that_was_given_up_does_not_hand_over_what_was_closed_anew(
+    source: str, target: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go = hold_handover(monkeypatch)
+    late = asyncio.create_task(move(source, target))
+    await reached.wait()
+    await cancel_move(source)
+    assert await takes_deliveries(source)
+    await cut_off(monkeypatch, source, new_store_url("sqlite"), "commit_handover", after=False)
+    go.set()
+
+    with pytest.raises(MoveFailed, match="cancelled"):
+        await late
+    assert await states(source) == {LogState.CLOSING} and not await takes_deliveries(target)
+
+
+async def test_of_two_runs_at_a_time_one_ends_the_move(source: str, target: str) -> None:
+    ends = await asyncio.gather(*(move(source, target) for _ in range(3)), return_exceptions=True)
+
+    assert all(not isinstance(end, BaseException) or isinstance(end, LetopisError) for end in ends), ends
+    await move(source, target)
+    assert await dump(target) == await dump(source)
+    assert await open_ones(source, target) == [target]
+
+
+async def test_an_apply_that_is_under_way_when_the_store_is_closed_is_whole_or_refused(
+    source: str, target: str
+) -> None:
+    async with Writer(source, target).running() as writer:
+        await move(source, target)
+        await asyncio.sleep(0.2)
+
+    said = writer.said()
+    assert await held(target, *said) == said
+    assert writer.refused > 0
+
+
+async def test_a_delivery_of_what_the_log_holds_moves_no_lane_of_a_closed_store(
+    source: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outbox of another identity delivers events that are there: the log would not change, but its lanes."""
+    real = Applier._apply_once
+
+    async def careful(self: Applier, *given: Any, **_: Any) -> Any:
+        # As when the store is closed between a first attempt, which met the events, and the next.
+        return await real(self, *given, optimistic=False)
+
+    outbox = Outbox("c")
+    outbox.append("talk 1", Message.user("once"))
+    copied = outbox.copy()
+    copied.origin = Origin(origin_id=Outbox().origin.origin_id, epoch=1, name="d")
+    async with ConversationStore.open(source) as store:
+        await outbox.deliver(store)
+        await move(source, target)
+        monkeypatch.setattr(Applier, "_apply_once", careful)
+        with pytest.raises(StoreFault, match="moved") as caught:
+            await copied.deliver(store)
+    assert caught.value.fault_class is FaultClass.WRONG_STORE
+    assert await dump(source) == await dump(target)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+async def test_an_unfinished_target_is_neither_written_to_nor_read(
+    source: str, kind: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = new_store_url(kind)
+    await cut_off(monkeypatch, source, target, "close_source", after=False)
+    store = ConversationStore(target, migrate=False)
+    for use in (store.prepare, lambda: store.messages("talk 1"), lambda: Outbox().deliver(store)):
+        with pytest.raises(StoreFault, match="is not finished") as caught:
+            await use()
+        assert (caught.value.fault_class, caught.value.code) == (FaultClass.WRONG_STORE, "arriving")
+    await move(source, target)
+    assert (await store.messages("talk 1")).items  # the same object, on its own
+    await store.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+async def test_a_byte_that_is_flipped_in_the_target_is_mended_before_it_opens(
+    source: str, kind: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: what is compared is what the target holds, event by event, also what was copied long before."""
+    target = new_store_url(kind)
+    await cut_off(monkeypatch, source, target, "close_source", after=False)
+    await run_sql(
+        target,
+        "UPDATE letopis_events SET data = REPLACE(data, 'message 1', 'message 7')",
+        "UPDATE letopis_events SET digest = NULL WHERE conversation_id = 'big' AND version = 2",
+        "DELETE FROM letopis_events WHERE conversation_id = 'big' AND version = 3",
+        "UPDATE letopis_messages SET content_version = content_version + 1",
+        "UPDATE letopis_owners SET next_number = 1",
+        "DELETE FROM letopis_lanes WHERE conversation_id = 'talk 1'",
+    )
+
+    await move(source, target)
+
+    assert await dump(target) == await dump(source)
+    assert await sound(target) == []
+
+
+async def test_without_comparing_a_flipped_byte_would_arrive(
+    source: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control of the control: the test above would see it."""
+    await cut_off(monkeypatch, source, target, "close_source", after=False)
+    await run_sql(target, "UPDATE letopis_events SET data = REPLACE(data, '\"user\"', '\"uSer\"')")
+
+    async def blind(*given: Any, **named: Any) -> AsyncIterator[int]:
+        for count in ():
+            yield count
+
+    monkeypatch.setattr(mover, "copy_rows", blind)
+    await move(source, target)
+
+    assert await dump(target) != await dump(source)
+    assert await sound(target)
+
+
+async def test_a_target_that_changes_what_is_written_is_not_opened(source: str, target: str) -> None:
+    async with ConversationStore.open(target):
+        pass
+    await run_sql(
+        target,
+        "CREATE TRIGGER shout AFTER INSERT ON letopis_events WHEN NEW.type = 'message.appended' BEGIN"
+        " UPDATE letopis_events SET occurred_at = 1 WHERE partition = NEW.partition AND position = NEW.position; END",
+    )
+    with pytest.raises(MoveFailed, match="trigger"):
+        await move(source, target)
+    assert await open_ones(source, target) == [source]
+
+
+async def test_a_damaged_event_of_the_source_is_named_and_the_source_stays_open(source: str, target: str) -> None:
+    await run_sql(source, "UPDATE letopis_events SET data = '{}' WHERE conversation_id = 'big' AND version = 2")
+    with pytest.raises(MoveFailed, match="is not what was appended"):
+        await move(source, target)
+    assert await open_ones(source, target) == [source]
+
+
+async def test_a_redaction_during_the_copy_arrives(source: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes an event that was copied and verified; so does a fork that lets its deleted parent go."""
+    outbox = Outbox("c")
+    outbox.append("secret", Message.user("the secret", id="s"))
+    outbox.append("old", ConversationStarted(owner_id="1"), Message.user("kept for a fork"))
+    outbox.append("young", ConversationStarted(forked_from={"conversation_id": "old", "version": 2}))
+    async with ConversationStore.open(source) as store:
+        await outbox.deliver(store)
+        outbox.append("old", ConversationDeleted())
+        await outbox.deliver(store)
+        real = handover.close_source
+
+        async def close(*given: Any) -> Any:
+            from letopis.store import MessageRedacted
+
+            outbox.append("secret", MessageRedacted(message_id="s"))
+            outbox.append("young", ConversationDeleted())
+            with monkeypatch.context() as patch:
+                # What an apply leaves for later is not done when the store is closed.
+                patch.setattr("letopis.store.write.applier.Applier._erase_released", lambda self: asyncio.sleep(0))
+                await outbox.deliver(store)
+            return await real(*given)
+
+        monkeypatch.setattr(mover, "close_source", close)
+        await move(source, target)
+
+    texts = repr(await dump(target))
+    assert "the secret" not in texts and "kept for a fork" not in texts
+    assert await dump(target) == await dump(source)
+    assert await sound(target) == []
+
+
+async def test_a_target_is_empty_or_of_this_move(source: str, target: str, new_store_url: New) -> None:
+    other = new_store_url("sqlite")
+    await fill(other, talks=1, each=1)
+    with pytest.raises(ConfigurationError, match="holds another history"):
+        await move(source, other)
+    with pytest.raises(ConfigurationError, match="same store"):
+        await move(source, source)
+    with pytest.raises(ConfigurationError, match="no such file"):
+        await move(target, source)
+    await move(source, target)
+    with pytest.raises(ConfigurationError, match="name that store as the source"):
+        await move(source, new_store_url("sqlite"))
+    with pytest.raises(ConfigurationError, match="was moved away"):
+        await move(target, source)
+    back = new_store_url("sqlite")
+    await move(target, back)
+    assert await open_ones(source, target, back) == [back]
+
+
+async def test_a_copy_of_the_store_is_no_target(source: str, target: str, tmp_path: Path) -> None:
+    await run_sql(source, "SELECT 1")
+    engine_path = source.removeprefix("sqlite:///")
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(engine_path)) as one, closing(sqlite3.connect(tmp_path / "copy.db")) as two:
+        one.backup(two)
+    with pytest.raises(ConfigurationError, match="or a copy of it"):
+        await move(source, tmp_path / "copy.db")
+
+
+async def test_a_move_that_is_under_way_names_its_target(
+    source: str, target: str, new_store_url: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cut_off(monkeypatch, source, target, "close_source", after=True)
+    elsewhere = new_store_url("sqlite")
+    with pytest.raises(ConfigurationError, match="is being moved to"):
+        await move(source, elsewhere)
+    with pytest.raises(StoreFault, match="is not finished"):
+        await move(target, elsewhere)
+    with pytest.raises(ConfigurationError, match="name its source"):
+        await cancel_move(target)
+    other = new_store_url("sqlite")
+    await fill(other, talks=1, each=1)
+    with pytest.raises(ConfigurationError, match="part of another history"):
+        await move(other, target)
+
+
+async def test_a_target_that_lost_the_history_is_not_filled_again(source: str, target: str) -> None:
+    await move(source, target)
+    path = Path(target.removeprefix("sqlite:///"))
+    for name in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        name.unlink(missing_ok=True)
+    with pytest.raises(ConfigurationError, match="restore it from a backup"):
+        await move(source, target)
+
+
+async def test_the_outbox_goes_on_where_it_was(tmp_path: Path, new_store_url: New) -> None:
+    """As a new user: begin on SQLite, talk, move to PostgreSQL; nothing is stranded, whatever has left the tail."""
+    from datetime import timedelta
+
+    from letopis.outbox import Retention
+
+    outbox, old, new = tmp_path / "bot.outbox.db", tmp_path / "bot.history.db", new_store_url("postgresql")
+    async with History.open(outbox, retention=Retention(keep_last=0, keep_for=timedelta(0))) as history:
+        said = [Message.user(f"{n}", id=f"m{n}") for n in range(30)]
+        for n, message in enumerate(said):
+            await history.append(f"chat {n % 3}", message, owner="42")
+        assert await history.drained(timeout=30)
+    async with History.open(outbox, relay=False) as history:
+        waiting = await history.append("chat 0", Message.user("said during the move"))
+
+        await move(old, new)
+
+        assert not await waiting.saved(timeout=0.1)
+    async with History.open(outbox, store=new) as history:
+        assert await history.drained(timeout=30)
+        assert await sound(new) == []
+        for n in (0, 13, 29):
+            receipt = await history.append(f"chat {n % 3}", said[n], owner="42")
+            assert await receipt.saved(timeout=30)
+        page = await history.messages("chat 0")
+        assert [message.text for message in page] == [*(str(n) for n in range(0, 30, 3)), "said during the move"]
+        assert page.complete
+        receipt = await history.append("chat 3", Message.user("a new one"), owner="42")
+        assert await receipt.saved(timeout=30)
+        numbers = [chat.number for chat in await history.conversations(owner="42")]
+        assert {*numbers} == {1, 2, 3, 4} and len(numbers) == 4
+
+
+_CHILD: Final = """
+import sys, anyio
+from letopis.store import move
+from letopis.store.relocation import copier, endpoint
+copier.PAGE_ROWS = 20  # many pages, so that there are many moments to be killed at
+
+def told(real):
+    async def transaction(self, work):
+        print(".", flush=True)
+        return await real(self, work)
+    return transaction
+
+Endpoint = endpoint.Endpoint
+Endpoint.read, Endpoint.write = told(Endpoint.read), told(Endpoint.write)
+
+async def run():
+    await move(sys.argv[1], sys.argv[2])
+anyio.run(run)
+"""
+_TRANSACTIONS: Final = 200
+"""Of an unbroken move of what these tests fill a store with, about."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("other", ["sqlite", "postgresql", "mariadb"])
+async def test_ten_kills_lose_nothing_double_nothing_and_keep_the_order(other: str, new_store_url: New) -> None:
+    """Moves are killed at random moments until each is through, ten times in all; bots write all the time."""
+    chance, kills, seen = random.Random(f"{SEED} {other}"), 0, set[tuple[int, ...]]()
+    while kills < KILLS:
+        source, target = new_store_url("sqlite"), new_store_url(other)
+        await fill(source, talks=1, each=10)
+        before = await held(source, "talk 0", "big", "fork")
+        async with Writer(source, target).running() as writer:
+            while await asyncio.to_thread(_killed, source, target, chance if kills < KILLS else None):
+                kills += 1
+                seen.add(tuple(sorted(await states(source))))
+
+        said = writer.said()
+        assert await held(target, *said) == said
+        assert await held(target, *before) == before
+        assert await sound(target) == [] and await open_ones(source, target) == [target]
+    assert seen, "no move was killed"
+
+
+def _killed(source: str, target: str, chance: random.Random | None) -> bool:
+    """Run a move in a process of its own, and kill that after some of its transactions; whether it was not through."""
+    words = [sys.executable, "-c", _CHILD, source, target]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        left = chance.randrange(1, _TRANSACTIONS) if chance else -1
+        for _ in child.stdout:
+            left -= 1
+            if chance and not left:
+                time.sleep(chance.uniform(0, 0.01))
+                child.send_signal(signal.SIGKILL)
+                break
+        child.stdout.read()
+        code = child.wait(60)
+    assert code in (0, -signal.SIGKILL), code
+    return code != 0

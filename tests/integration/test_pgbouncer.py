@@ -1,0 +1,153 @@
+"""PgBouncer in transaction pooling: deliveries through it arrive once, in order, with the limits in force."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay import reconcile
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import FaultClass
+from letopis.store.database.timeouts import Timeouts
+from tests.campaigns.invariants import check
+from tests.support.bench import fault_at
+from tests.support.relays import drained, end, relay_on, say, until
+from tests.support.required import missing
+from tests.support.servers import PostgresServer, ServerUnavailable
+from tests.support.servers.processes import accepts, free_port, spawn, wait_until_ready
+from tests.support.servers.processes import end as end_process
+from tests.support.store_changes import copied, put_back
+
+
+@pytest.fixture
+def through(
+    postgresql_server: PostgresServer, new_store_url: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str]]:
+    """A database, and the same behind a PgBouncer that knows no prepared statements and has three connections."""
+    program = shutil.which("pgbouncer", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
+    if program is None:
+        missing("pgbouncer", ServerUnavailable("pgbouncer is not installed: install the package of that name"))
+    url = make_url(new_store_url("postgresql"))
+    folder = tmp_path_factory.mktemp("pgbouncer")
+    port = free_port()
+    (folder / "users.txt").write_text('"postgres" ""\n')
+    settings = {
+        "listen_addr": "127.0.0.1",
+        "listen_port": port,
+        "unix_socket_dir": "",
+        "auth_type": "any",
+        "pool_mode": "transaction",
+        "max_prepared_statements": 0,
+        "default_pool_size": 3,
+        "max_client_conn": 100,
+        "logfile": folder / "log",
+    }
+    (folder / "pgbouncer.ini").write_text(
+        f"[databases]\n{url.database} = host=127.0.0.1 port={url.port} dbname={url.database} user={url.username}"
+        + (f" password={url.password}" if url.password else "")
+        + "\n[pgbouncer]\n"
+        + "".join(f"{name} = {value}\n" for name, value in settings.items())
+    )
+    words = []
+    if os.geteuid() == 0:  # it refuses to run as root
+        words = ["--user=nobody"]
+        for place in (folder, *folder.parents):
+            if place.stat().st_mode & 0o005 != 0o005 and place.is_relative_to("/tmp"):  # noqa: S108
+                place.chmod(place.stat().st_mode | 0o005)
+        shutil.chown(folder, "nobody")
+    process = spawn([program, *words, str(folder / "pgbouncer.ini")], log=folder / "out", death_signal="INT")
+    try:
+        wait_until_ready(process, lambda: accepts("127.0.0.1", port), log=folder / "out", timeout=20)
+        plain = url.set(host="127.0.0.1", port=port)
+        yield url.render_as_string(hide_password=False), plain.render_as_string(hide_password=False)
+    finally:
+        end_process(process, signal.SIGINT)
+
+
+async def test_relays_deliver_through_transaction_pooling(through: tuple[str, str], tmp_path: Path) -> None:
+    """Three relays, two connections each, share three of the server: no two transactions in a row on one session."""
+    url, pooled = through
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    outboxes = [await OutboxFile.open(tmp_path / f"bot-{number}.outbox.db") for number in range(3)]
+    async with AsyncExitStack() as stack:
+        stores = [
+            await stack.enter_async_context(ConversationStore.open(f"{pooled}?pgbouncer=true", pool_size=2))
+            for _ in outboxes
+        ]
+        relays = [relay_on(outbox, store, batch=20) for outbox, store in zip(outboxes, stores, strict=True)]
+        tasks = [asyncio.create_task(relay.run()) for relay in relays]
+        for turn in range(60):
+            for number, outbox in enumerate(outboxes):
+                await say(outbox, f"{number}-{turn % 7}", 3)
+            # Reads take their turn between them, on whichever session is free.
+            await stores[turn % 3].messages(f"0-{turn % 7}", last=5)
+        for outbox in outboxes:
+            await drained(outbox)
+        for task in tasks:
+            await end(task)
+    verdict = await check([outbox.path for outbox in outboxes], url, drained=True)
+    for outbox in outboxes:
+        await outbox.close()
+
+    assert verdict.ok, verdict
+    assert verdict.stored == 3 * (60 * 3 + 7)
+    for relay in relays:
+        assert not relay.stats.faults
+        assert relay.breaker.trips == 0
+
+
+async def test_limits_hold_behind_transaction_pooling(through: tuple[str, str]) -> None:
+    _, pooled = through
+    timeouts = Timeouts(connect=5, statement=0.5, lock=1)
+    fault = await fault_at(f"{pooled}?pgbouncer=true", "SELECT pg_sleep(10)", timeouts=timeouts)
+
+    assert (fault.fault_class, fault.code) == (FaultClass.UNAVAILABLE, "57014")
+
+
+async def test_a_url_that_does_not_say_so_is_a_matter_of_configuration(through: tuple[str, str]) -> None:
+    """PgBouncer refuses the settings of a plain connection; no event is charged for that."""
+    _, pooled = through
+    assert (await fault_at(pooled)).fault_class in {FaultClass.MISCONFIGURED, FaultClass.UNAVAILABLE}
+
+
+async def test_a_restore_behind_the_pooler_heals_though_no_connection_is_lost(
+    through: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connections to PgBouncer outlive those to the server: only the interval notices."""
+    monkeypatch.setattr(reconcile, "RECONCILE_INTERVAL_SECONDS", 0.2)
+    url, pooled = through
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    async with ConversationStore.open(f"{pooled}?pgbouncer=true", pool_size=2) as store:
+        relay = relay_on(outbox, store)
+        task = asyncio.create_task(relay.run())
+        await say(outbox, "old", 5)
+        await drained(outbox)
+        backup = await copied(url)
+        await say(outbox, "old", 5)
+        await say(outbox, "new", 5)
+        await drained(outbox)
+        before = store.outbox_access.continuity.generation
+        await put_back(url, backup)
+
+        async def whole() -> bool:
+            verdict = await check([outbox.path], url, drained=True)
+            return verdict.ok and verdict.stored == 11 + 6
+
+        await until(whole, patience=30)
+        await end(task)
+        assert store.outbox_access.continuity.generation == before
+        assert relay.breaker.trips == 0
+    assert (await check([outbox.path], url, drained=True)).ok
+    await outbox.close()

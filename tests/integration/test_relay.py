@@ -1,0 +1,862 @@
+"""The relay's own behaviour, against a scripted store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.lanes import Lane
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.dispatcher import Dispatcher
+from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES
+from letopis.outbox.retry.circuit_breaker import Breaker, BreakerState
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.database.faults import FaultClass
+from letopis.store.errors import Closed, InvalidInput, OriginSuperseded, OutboxUnavailable
+from letopis.store.rules.apply_plan import LaneBatch
+from tests.support.relays import (
+    DOWN,
+    POISON,
+    Hands,
+    ToldStore,
+    bind_to,
+    drained,
+    end,
+    fault,
+    figures,
+    lane,
+    relay_on,
+    say,
+    sql,
+    until,
+)
+
+SEED = RetryPolicy(base=1, factor=2, jitter="none", attempts=3)
+
+
+def poisoned(*conversation_ids: str) -> ToldStore:
+    """A store that refuses all messages of these conversations, not their beginnings."""
+
+    def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
+        bad = any(
+            lane.conversation_id in conversation_ids and one.event.type == "message.appended"
+            for lane in lanes
+            for one in lane.deliveries
+        )
+        return POISON if bad else None
+
+    return ToldStore(refuse)
+
+
+async def test_one_step_delivers_what_is_due_and_acknowledges_it(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    await say(outbox, "a", 3)
+
+    assert await relay.drain_once() == 4
+    assert await relay.drain_once() == 0
+    assert store.held("a") == 4
+    assert (await lane(outbox, "a")).delivered == 4
+    assert relay.stats.delivered == 4
+
+
+async def test_run_delivers_what_is_appended_while_it_runs(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    task = asyncio.create_task(relay_on(outbox, store).run())
+    for number in range(20):
+        await say(outbox, f"c{number % 3}")
+        await asyncio.sleep(0.003)
+    await drained(outbox)
+    await end(task)
+
+    assert sum(store.held(f"c{number}") for number in range(3)) == 23
+    assert (await figures(outbox)).pending == 0
+
+
+async def test_an_append_wakes_it_within_milliseconds(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    loop = asyncio.get_running_loop()
+    taken: asyncio.Future[float] = loop.create_future()
+
+    def note() -> None:
+        if not taken.done():
+            taken.set_result(loop.time())
+
+    store.after = note
+    task = asyncio.create_task(relay_on(outbox, store).run())
+    await asyncio.sleep(0.2)
+    delays = []
+    for number in range(30):
+        taken = loop.create_future()
+        await say(outbox, f"c{number}")
+        start = loop.time()
+        delays.append(await taken - start)
+        await asyncio.sleep(0.01)
+    await end(task)
+
+    assert sorted(delays)[len(delays) // 2] < 0.05  # a few milliseconds on a machine of its own; by the floor 1 s
+
+
+async def test_a_store_that_is_away_charges_nobody_and_gets_everything_when_it_is_back(outbox: OutboxFile) -> None:
+    store = ToldStore(lambda _: DOWN)
+    hands = Hands()
+    relay = relay_on(outbox, store, hands=hands)
+    for number in range(30):
+        await say(outbox, f"c{number}", 2)
+    for _ in range(60):  # eight hours
+        assert await relay.drain_once() == 0
+        hands.advance(480)
+
+    states = await sql(outbox, "SELECT DISTINCT state, attempts, delivered, fault FROM letopis_outbox_lanes")
+    assert states == [("ready", 0, 0, None)]
+    assert relay.breaker.state is BreakerState.OPEN
+    assert relay.stats.faults["unavailable"] >= 60
+
+    store.refuse = lambda _: None
+    for _ in range(50):
+        await relay.drain_once()
+        hands.advance(60)
+    assert (await figures(outbox)).pending == 0
+    assert relay.breaker.closed
+    assert all(store.held(f"c{number}") == 3 for number in range(30))
+
+
+async def test_while_the_breaker_is_open_the_store_is_left_alone(outbox: OutboxFile, hands: Hands) -> None:
+    store = ToldStore(lambda _: DOWN)
+    relay = relay_on(outbox, store, hands=hands)
+    await say(outbox, "a")
+    for _ in range(50):
+        await relay.drain_once()
+
+    assert len(store.batches) == MAX_UNAVAILABLE_TRIES
+
+
+async def test_while_the_breaker_is_open_appends_wake_nobody(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    run_batches = Dispatcher.run_batches
+
+    async def counted(self: Dispatcher, *given: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return await run_batches(self, *given)
+
+    monkeypatch.setattr(Dispatcher, "run_batches", counted)
+    relay = relay_on(outbox, ToldStore(lambda _: DOWN))
+    task = asyncio.create_task(relay.run())
+    await say(outbox, "a")
+    await until(lambda: relay.breaker.state is BreakerState.OPEN)
+    before, probes = steps, sum(relay.stats.faults.values())
+    begun = time.monotonic()
+    appended = 0
+    while time.monotonic() - begun < 1.0:
+        await say(outbox, f"c{appended}")
+        appended += 1
+        await asyncio.sleep(0.01)
+    probes = sum(relay.stats.faults.values()) - probes
+    await end(task)
+
+    assert appended > 10
+    assert steps - before <= 4 + 2 * probes  # one a second, and those around a probe
+
+
+async def test_once_the_store_is_back_an_append_wakes_it_again(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.outbox.relay.relay.MAX_IDLE_SECONDS", 60.0)
+    store = ToldStore(lambda _: DOWN)
+    relay = relay_on(outbox, store)
+    task = asyncio.create_task(relay.run())
+    await say(outbox, "a")
+    await until(lambda: relay.breaker.state is BreakerState.OPEN)
+    store.refuse = lambda _: None
+    await until(lambda: relay.breaker.closed and store.held("a") == 2)
+    await asyncio.sleep(0.1)  # it has found that nothing is pending
+    await say(outbox, "b")
+
+    await until(lambda: store.held("b") == 2, patience=10)
+    await end(task)
+
+
+async def test_a_probe_is_one_event_of_a_conversation_that_did_not_fail_before(outbox: OutboxFile) -> None:
+    store = ToldStore(lambda _: DOWN)
+    hands = Hands()
+    relay = relay_on(outbox, store, hands=hands)
+    await say(outbox, "a", 5)
+    await relay.drain_once()
+    await say(outbox, "b", 5)
+    hands.advance(100)
+    await relay.drain_once()
+
+    assert [[(one.conversation_id, len(one.deliveries)) for one in lanes] for lanes in store.batches] == [
+        [("a", 6)],
+        [("a", 6)],
+        [("b", 1)],
+        [("b", 1)],
+    ]
+
+
+async def test_a_store_that_is_back_is_noticed_with_nothing_to_deliver(outbox: OutboxFile, hands: Hands) -> None:
+    store = ToldStore(lambda _: DOWN)
+    relay = relay_on(outbox, store, hands=hands)
+    await say(outbox, "a")
+    await relay.drain_once()
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'paused'")
+    store.refuse = lambda _: None
+    hands.advance(100)
+    await relay.drain_once()
+
+    assert store.pings == 1
+    assert relay.breaker.closed
+
+
+async def test_a_conversation_that_is_refused_is_retried_after_1_2_and_4_seconds_and_then_blocked(
+    outbox: OutboxFile, hands: Hands
+) -> None:
+    """The waits of ``RetryPolicy(base=1, factor=2, jitter="none", attempts=3)``, to the second."""
+    store = poisoned("bad")
+    relay = relay_on(outbox, store, policy=SEED, hands=hands)
+    await say(outbox, "bad", 2)
+    tried = []
+    for tenth in range(150):
+        before = len(store.batches)
+        while await relay.drain_once():
+            pass
+        if len(store.batches) > before:
+            tried.append(tenth / 10)
+        hands.advance(0.1)
+    stuck = await lane(outbox, "bad")
+
+    assert tried == [0.0, 1.0, 3.0, 7.0]
+    assert (stuck.state, stuck.delivered, stuck.attempts, stuck.fault_class) == ("blocked", 1, 4, "poison")
+    assert "22021" in (stuck.fault or "")
+    assert relay.stats.blocked == 1
+
+
+async def test_one_bad_conversation_of_a_thousand_blocks_alone(outbox: OutboxFile) -> None:
+    store = poisoned("c500")
+    task = asyncio.create_task(relay_on(outbox, store).run())
+    for number in range(1_000):
+        await say(outbox, f"c{number}", 2)
+
+    async def blocked() -> bool:
+        found = await figures(outbox)
+        return found.lanes["blocked"] == 1 and found.pending == 2
+
+    await until(blocked, patience=60)
+    await end(task)
+
+    assert sum(store.held(f"c{number}") == 3 for number in range(1_000)) == 999
+    assert store.held("c500") == 1
+
+
+async def test_a_blocked_conversation_goes_on_when_a_person_says_so(outbox: OutboxFile) -> None:
+    store = poisoned("bad")
+    task = asyncio.create_task(relay_on(outbox, store).run())
+    await say(outbox, "bad", 2)
+
+    async def blocked() -> bool:
+        return (await lane(outbox, "bad")).state == "blocked"
+
+    await until(blocked)
+    store.refuse = lambda _: None
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0")
+    await drained(outbox)
+    await end(task)
+
+    assert store.held("bad") == 3
+
+
+async def test_another_try_that_a_person_asks_for_is_not_held_up_by_the_wait(outbox: OutboxFile) -> None:
+    store = poisoned("bad")
+    policy = RetryPolicy(base=1_000, cap=1_000, jitter="none")
+    relay = relay_on(outbox, store, policy=policy)
+    await say(outbox, "bad")
+    await relay.drain_once()
+    assert (await lane(outbox, "bad")).state == "retrying"
+
+    store.refuse = lambda _: None
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET due_at = 0")
+    assert await relay.drain_once() == 1
+
+
+@pytest.mark.parametrize("jump", [-3_600, 24 * 3_600])
+async def test_a_clock_that_jumps_neither_ends_the_tries_early_nor_holds_them_up(
+    outbox: OutboxFile, jump: float, hands: Hands
+) -> None:
+    store = poisoned("bad")
+    relay = relay_on(outbox, store, policy=SEED, hands=hands)
+    await say(outbox, "bad")
+    await say(outbox, "good")
+    await relay.drain_once()
+    tries = len(store.batches)
+    hands.jump(jump)
+    await relay.drain_once()
+    # Forward may mean that the machine slept: the lane is due. Back means nothing.
+    assert (await lane(outbox, "bad")).attempts == (2 if jump > 0 else 1)
+
+    hands.advance(5)
+    await say(outbox, "good")
+    await relay.drain_once()
+    assert (await lane(outbox, "bad")).attempts == (3 if jump > 0 else 2)
+    assert (await lane(outbox, "good")).pending == 0
+    assert len(store.batches) > tries
+
+
+async def test_a_lost_acknowledgement_is_only_a_second_delivery(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    await say(outbox, "a", 3)
+    await bind_to(outbox, store)
+    with monkeypatch.context() as patched:
+
+        async def fail(work: object) -> object:
+            raise OutboxUnavailable("the disk is full")
+
+        patched.setattr(outbox, "write", fail)
+        with pytest.raises(OutboxUnavailable):
+            await relay.drain_once()
+
+    assert (await lane(outbox, "a")).delivered == 0
+    assert await relay.drain_once() == 4
+    assert (store.held("a"), relay.stats.duplicates, relay.stats.acks_lost) == (4, 4, 1)
+
+
+async def test_what_an_earlier_relay_writes_back_late_is_refused_and_counted(outbox: OutboxFile) -> None:
+    """It was stopped in mid-delivery, another took over, and then it continued."""
+    store = ToldStore()
+    late = relay_on(outbox, store, locked=False)
+    await late.lease.acquire()
+    await say(outbox, "a", 3)
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        entered.set()
+        await go_on.wait()
+
+    store.before = slow
+    step = asyncio.create_task(late.drain_once())
+    await entered.wait()
+    successor = relay_on(outbox, store, locked=False)
+    await successor.lease.acquire()
+    go_on.set()
+
+    assert await step == 0
+    assert late.stats.acks_fenced == 1
+    assert (await lane(outbox, "a")).delivered == 0
+    assert await successor.drain_once() == 4
+    assert successor.stats.duplicates == 4
+    assert store.held("a") == 4
+
+
+async def test_two_relays_without_the_lock_lose_double_and_reorder_nothing(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    relays = [relay_on(outbox, store, locked=False, batch=7) for _ in range(2)]
+    tasks = [asyncio.create_task(relay.run()) for relay in relays]
+    for number in range(300):
+        await say(outbox, f"c{number % 5}", 1)
+    await drained(outbox, patience=60)
+    for task in tasks:
+        await end(task)
+
+    for number in range(5):
+        said = await sql(
+            outbox,
+            "SELECT event_id, digest FROM letopis_outbox_log WHERE conversation_id = ? ORDER BY sequence",
+            (f"c{number}",),
+        )
+        assert [(one.bytes, digest) for one, digest in store.lanes[f"c{number}"]] == said
+        assert len(said) == 61
+
+
+async def test_a_standby_takes_over_when_the_first_ends(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    first, second = relay_on(outbox, store), relay_on(outbox, store)
+    one = asyncio.create_task(first.run())
+    await until(lambda: first.lease.held)
+    two = asyncio.create_task(second.run())
+    await asyncio.sleep(0.1)
+    assert not second.lease.held
+
+    await end(one)
+    await say(outbox, "a")
+    await drained(outbox)
+    await end(two)
+
+    assert second.stats.delivered == 2
+    assert first.stats.delivered == 0
+
+
+async def test_the_loop_outlives_whatever_a_step_raises(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    read = outbox.read
+    errors: list[BaseException] = [RuntimeError("a secret"), OutboxUnavailable("busy"), KeyError("a secret")]
+
+    async def broken(work: object) -> object:
+        if errors:
+            raise errors.pop()
+        return await read(work)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(outbox, "read", broken)
+    task = asyncio.create_task(relay.run())
+    await say(outbox, "a")
+    await until(lambda: store.held("a") == 2)
+    await end(task)
+
+    assert relay.stats.loop_errors == 3
+    assert "RuntimeError" in caplog.text
+    assert "a secret" not in caplog.text
+
+
+async def test_stop_lets_it_finish_the_batch_and_return(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    entered = store.hold(0.1)
+    task = asyncio.create_task(relay.run())
+    await say(outbox, "a", 3)
+    await entered.wait()
+    relay.stop()
+    async with asyncio.timeout(5):
+        await task
+
+    assert (await lane(outbox, "a")).delivered > 0
+    assert not relay.lease.held
+
+
+async def test_stop_ends_an_idle_relay_at_once(outbox: OutboxFile) -> None:
+    relay = relay_on(outbox, ToldStore())
+    task = asyncio.create_task(relay.run())
+    await until(lambda: relay.lease.held)
+    await asyncio.sleep(0.05)
+    relay.stop()
+    async with asyncio.timeout(0.8):
+        await task
+
+    assert task.done()
+
+
+@pytest.mark.parametrize("how", ["task", "scope"])
+async def test_a_cancelled_run_finishes_the_batch_in_flight_and_acknowledges_it(outbox: OutboxFile, how: str) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    entered = store.hold(0.2)
+    await say(outbox, "a", 3)
+    if how == "task":
+        task = asyncio.create_task(relay.run())
+        await entered.wait()
+        await end(task)
+        assert task.cancelled()
+    else:
+        async with anyio.create_task_group() as group:
+            group.start_soon(relay.run)
+            await entered.wait()
+            group.cancel_scope.cancel()
+
+    assert store.held("a") == 4
+    assert (await lane(outbox, "a")).delivered == 4
+    assert not relay.lease.held
+
+
+async def test_a_second_cancellation_drops_a_store_that_hangs(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    entered = store.hold(3_600)
+    await say(outbox, "a")
+    task = asyncio.create_task(relay.run())
+    await entered.wait()
+    task.cancel()
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    async with asyncio.timeout(2):
+        await end(task)
+
+    assert (await lane(outbox, "a")).pending == 2
+    assert not relay.lease.held
+
+
+async def test_a_cancellation_after_stop_does_not_wait(outbox: OutboxFile) -> None:
+    """First signal, second signal."""
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    entered = store.hold(3_600)
+    await say(outbox, "a")
+    task = asyncio.create_task(relay.run())
+    await entered.wait()
+    relay.stop()
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    async with asyncio.timeout(2):
+        await end(task)
+
+    assert (await lane(outbox, "a")).pending == 2
+
+
+async def test_a_cancelled_run_does_not_wait_for_a_hanging_store_for_ever(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store, stop_timeout=0.2)
+    entered = store.hold(3_600)
+    await say(outbox, "a")
+    task = asyncio.create_task(relay.run())
+    await entered.wait()
+    async with asyncio.timeout(3):
+        await end(task)
+
+    assert task.cancelled()
+
+
+async def test_drain_works_through_the_backlog_and_returns(outbox: OutboxFile) -> None:
+    store = poisoned("bad")
+    relay = relay_on(outbox, store, policy=RetryPolicy(base=100, cap=100))
+    await say(outbox, "a", 2_000)
+    await say(outbox, "bad", 1)
+
+    assert await relay.drain() == 2_002
+    assert (await figures(outbox)).pending == 1
+    assert not relay.lease.held
+
+
+async def test_drain_stops_when_the_store_is_away(outbox: OutboxFile) -> None:
+    relay = relay_on(outbox, ToldStore(lambda _: DOWN))
+    await say(outbox, "a", 5)
+
+    assert await relay.drain() == 0
+    assert relay.breaker.state is BreakerState.OPEN
+    assert (await figures(outbox)).pending == 6
+
+
+async def test_drain_leaves_the_work_to_a_relay_that_runs(outbox: OutboxFile) -> None:
+    first, second = relay_on(outbox, ToldStore()), relay_on(outbox, ToldStore())
+    await first.lease.acquire()
+    await say(outbox, "a")
+
+    assert await second.drain() == 0
+    await first.lease.release()
+    assert await second.drain() == 2
+
+
+async def test_a_store_that_lost_its_newest_events_gets_them_again(outbox: OutboxFile) -> None:
+    """Idle conversations too: the tail is compared after each start and outage."""
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    for name in ("quiet", "loud"):
+        await say(outbox, name, 9)
+    await relay.drain()
+    for name in ("quiet", "loud"):
+        del store.lanes[name][4:]
+    await say(outbox, "loud", 1)
+    again = relay_on(outbox, store)
+    await again.drain()
+
+    assert (store.held("quiet"), store.held("loud")) == (10, 11)
+    assert again.stats.rewound == 6 + 6
+    assert (await figures(outbox)).pending == 0
+
+
+async def test_a_store_that_lost_more_than_the_outbox_still_holds_blocks_the_lane(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    await say(outbox, "a", 9)
+    await say(outbox, "b", 9)
+    await relay.drain()
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET pruned = 6 WHERE conversation_id = 'a'")
+    await sql(
+        outbox,
+        "DELETE FROM letopis_outbox_events WHERE position IN"
+        " (SELECT position FROM letopis_outbox_log WHERE conversation_id = 'a' AND sequence <= 6)",
+    )
+    store.lanes.clear()
+    await relay_on(outbox, store).drain()
+
+    stuck = await lane(outbox, "a")
+    assert (stuck.state, stuck.fault_class, stuck.delivered) == ("blocked", "lost", 6)
+    assert store.held("b") == 10
+
+
+async def test_a_hole_in_the_outbox_file_blocks_its_lane_visibly(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store)
+    await say(outbox, "a", 5)
+    await say(outbox, "b", 5)
+    await sql(
+        outbox,
+        "DELETE FROM letopis_outbox_events WHERE position IN"
+        " (SELECT position FROM letopis_outbox_log WHERE conversation_id = 'a' AND sequence = 3)",
+    )
+    await relay.drain()
+
+    stuck = await lane(outbox, "a")
+    assert (stuck.state, stuck.fault_class, stuck.delivered) == ("blocked", "damaged", 2)
+    assert (store.held("a"), store.held("b")) == (2, 6)
+
+
+async def test_diverged_content_blocks_at_once(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    store.lanes["a"] = [("other", b"content")]
+    relay = relay_on(outbox, store)
+    await say(outbox, "a", 2)
+    await relay.drain()
+
+    stuck = await lane(outbox, "a")
+    assert (stuck.state, stuck.fault_class, stuck.delivered) == ("blocked", "diverged", 0)
+
+
+async def test_a_superseded_outbox_opens_the_breaker_and_keeps_everything(
+    outbox: OutboxFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    origin = outbox.origin
+    store = ToldStore(lambda _: OriginSuperseded(origin_id=origin.origin_id, epoch=1, current=2))
+    relay = relay_on(outbox, store)
+    await say(outbox, "a", 2)
+    await relay.drain()
+
+    assert relay.breaker.reason == "misconfigured origin-superseded"
+    assert (await lane(outbox, "a")).state == "ready"
+    assert [one.levelno for one in caplog.records if "cannot be delivered to" in one.message] == [logging.ERROR]
+
+
+async def test_a_file_that_was_replaced_ends_the_relay_and_says_so(
+    outbox: OutboxFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay = relay_on(outbox, ToldStore())
+    task = asyncio.create_task(relay.run())
+    await until(lambda: relay.lease.held)
+    (tmp_path / "other").touch()
+    (tmp_path / "other").rename(outbox.path)
+    async with asyncio.timeout(5):
+        with pytest.raises(OutboxUnavailable, match="replaced"):
+            await task
+
+    assert "replaced" in caplog.text
+
+
+async def test_use_after_close_ends_the_relay(outbox: OutboxFile) -> None:
+    task = asyncio.create_task(relay_on(outbox, ToldStore(lambda _: Closed("the store was closed"))).run())
+    await say(outbox, "a")
+    async with asyncio.timeout(5):
+        with pytest.raises(Closed):
+            await task
+
+    assert (await lane(outbox, "a")).pending == 2
+
+
+async def test_relays_of_one_process_share_what_they_know_of_the_store(tmp_path: Path, hands: Hands) -> None:
+    clock = Clock(now=hands.now, monotonic=hands.monotonic)
+    breaker = Breaker(clock=clock, uniform=lambda low, high: high)
+    store = ToldStore(lambda _: DOWN)
+    files = [await OutboxFile.open(tmp_path / f"{number}.db") for number in range(2)]
+    relays = [relay_on(one, store, breaker=breaker, hands=hands) for one in files]
+    for number, one in enumerate(files):
+        await say(one, f"of file {number}")
+    for _ in range(5):
+        for relay in relays:
+            await relay.drain_once()
+    assert len(store.batches) == MAX_UNAVAILABLE_TRIES
+
+    store.refuse = lambda _: None
+    hands.advance(1)
+    await relays[1].drain_once()
+    assert breaker.closed
+    for relay in relays:
+        await relay.drain()
+    assert [(await figures(one)).pending for one in files] == [0, 0]
+    for one in files:
+        await one.close()
+
+
+async def test_what_is_said_of_a_refusal_names_its_subject_and_not_its_content(
+    outbox: OutboxFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="letopis")
+    store = poisoned("bad\u2028c")
+    relay = relay_on(outbox, store)
+    await say(outbox, "bad\u2028c", 1, owner="42")
+    while (await lane(outbox, "bad\u2028c")).state != "blocked":
+        await relay.drain_once()
+        await asyncio.sleep(0.01)
+    records = [one for one in caplog.records if "conversation_id" in vars(one) and vars(one)["conversation_id"]]
+
+    assert [one.levelno for one in records] == [logging.WARNING] * 3 + [logging.ERROR]
+    for one in records:
+        assert vars(one)["conversation_id"] == "bad\u2028c"
+        assert vars(one)["owner_id"] == "42"
+        assert vars(one)["message_id"]
+        assert vars(one)["event_id"]
+        assert "\u2028" not in one.message
+        assert " says " not in one.message
+
+
+async def test_a_success_after_refusals_is_told(outbox: OutboxFile, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="letopis")
+    store = poisoned("a")
+    relay = relay_on(outbox, store)
+    await say(outbox, "a", 1)
+    await relay.drain_once()
+    store.refuse = lambda _: None
+    await asyncio.sleep(0.02)
+    await relay.drain_once()
+
+    told = [one for one in caplog.records if "delivered again" in one.message]
+    assert [one.levelno for one in told] == [logging.INFO]
+
+
+async def test_quiet_moments_are_used_for_chores(outbox: OutboxFile) -> None:
+    left = [3]
+    order = []
+
+    def chore(connection: object) -> bool:
+        left[0] -= 1
+        order.append("chore")
+        return left[0] > 0
+
+    store = ToldStore()
+    store.after = lambda: order.append("delivery")
+    await say(outbox, "a")
+    await relay_on(outbox, store, chores=[chore]).drain()
+
+    assert order == ["delivery", "chore", "chore", "chore"]
+
+
+async def test_chores_are_done_under_constant_load_too(outbox: OutboxFile) -> None:
+    done: list[int] = []
+    store = ToldStore()
+    store.after = lambda: done.append(0)
+
+    def chore(_: object) -> bool:
+        done.append(1)
+        return False
+
+    relay = relay_on(outbox, store, batch=1, chores=[chore])
+    await say(outbox, "a", 120)
+    for _ in range(110):
+        await relay.drain_once()
+
+    assert done.count(1) >= 1
+    assert done.count(0) >= 105
+
+
+async def test_a_chore_that_fails_does_not_keep_anything_from_being_delivered(
+    outbox: OutboxFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(connection: object) -> bool:
+        raise RuntimeError("a secret")
+
+    store = ToldStore()
+    relay = relay_on(outbox, store, chores=[broken])
+    await relay.drain()
+    await say(outbox, "a", 2)
+
+    assert await relay.drain() == 3
+    assert "RuntimeError" in caplog.text
+    assert "a secret" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a secret"), POISON, DOWN])
+async def test_a_comparison_that_fails_does_not_keep_anything_from_being_delivered(
+    outbox: OutboxFile, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ToldStore()
+    await say(outbox, "a", 2)
+    await relay_on(outbox, store).drain()
+    failing = [error, error] if error is DOWN else [error]  # one that was cut while it lay idle is no outage
+    heads = store.lane_heads
+
+    async def broken(origin_id: object, conversation_ids: Sequence[str]) -> dict[str, int]:
+        if failing:
+            raise failing.pop()
+        return await heads(origin_id, conversation_ids)
+
+    store.lane_heads = broken  # type: ignore[method-assign]
+    relay = relay_on(outbox, store)
+    task = asyncio.create_task(relay.run())
+    await until(lambda: not failing)
+    await say(outbox, "a", 2)
+    await drained(outbox)
+    await end(task)
+
+    assert relay.stats.loop_errors == 0
+    assert relay.breaker.trips == (1 if error is DOWN else 0)
+    assert "a secret" not in caplog.text
+
+
+async def test_the_relay_shows_life_while_there_is_nothing_to_do_and_while_the_store_is_away(
+    outbox: OutboxFile, hands: Hands
+) -> None:
+    store = ToldStore()
+    relay = relay_on(outbox, store, hands=hands)
+    await relay.lease.acquire()
+    stamps = set()
+    for number in range(10):
+        if number == 5:
+            store.refuse = lambda _: DOWN
+            await say(outbox, "a")
+        hands.advance(11)
+        for _ in range(3):
+            await relay.drain_once()
+        stamps.add((await sql(outbox, "SELECT heartbeat_at FROM letopis_outbox_relay"))[0][0])
+
+    assert len(stamps) == 10
+    assert (await sql(outbox, "SELECT breaker, breaker_reason FROM letopis_outbox_relay")) == [
+        ("open", "unavailable refused")
+    ]
+
+
+async def test_a_strange_fault_of_the_only_conversation_charges_nothing(outbox: OutboxFile, hands: Hands) -> None:
+    def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
+        return fault(FaultClass.UNCLASSIFIED, "KeyError") if any(one.conversation_id == "a" for one in lanes) else None
+
+    store = ToldStore(refuse)
+    relay = relay_on(outbox, store, hands=hands)
+    await say(outbox, "a")
+    for _ in range(200):
+        await relay.drain_once()
+        hands.advance(1)
+    waiting = await lane(outbox, "a")
+
+    assert (waiting.state, waiting.attempts, waiting.fault_class) == ("retrying", 0, "unclassified")
+
+
+async def test_an_event_that_cuts_the_connection_ends_up_blocked_and_the_others_get_through(
+    outbox: OutboxFile, hands: Hands
+) -> None:
+    """Looks like an outage each time; only that all others get through tells."""
+
+    def refuse(lanes: Sequence[LaneBatch]) -> BaseException | None:
+        big = any(lane.conversation_id == "big" and one.sequence == 3 for lane in lanes for one in lane.deliveries)
+        return fault(FaultClass.UNAVAILABLE, "2013") if big else None
+
+    store = ToldStore(refuse)
+    relay = relay_on(outbox, store, hands=hands, policy=SEED)
+    await say(outbox, "big", 5)
+    number = 0
+    found: Lane = await lane(outbox, "big")
+    while found.state != "blocked" and number < 300:
+        await say(outbox, f"c{number % 10}")
+        for _ in range(4):
+            await relay.drain_once()
+        hands.advance(2)
+        number += 1
+        found = await lane(outbox, "big")
+    while await relay.drain_once() or not relay.breaker.closed:
+        hands.advance(2)
+
+    assert (found.state, found.delivered, found.fault_class) == ("blocked", 2, "unavailable")
+    assert (await figures(outbox)).pending == found.pending
+
+
+async def test_options_that_make_no_sense_are_refused(outbox: OutboxFile) -> None:
+    with pytest.raises(InvalidInput, match="batch"):
+        relay_on(outbox, ToldStore(), batch=0)

@@ -1,0 +1,209 @@
+"""A long backlog: two batches are in flight at once, never two of one conversation, and a failure ends that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox.event_log.lanes import DueBatches
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.retry.circuit_breaker import BreakerState
+from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
+from tests.support.relays import (
+    DOWN,
+    POISON,
+    QUICK,
+    ToldStore,
+    bind_to,
+    drained,
+    end,
+    figures,
+    lane,
+    relay_on,
+    say,
+    until,
+)
+
+MANY = 120
+EACH = 20
+
+
+class Slow(ToldStore):
+    """A slow store that remembers what was in flight at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way: list[set[str]] = []
+        self.most = 0
+        self.shared: set[str] = set()
+
+    async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
+        names = {one.conversation_id for one in batch}
+        for others in self.under_way:
+            self.shared |= names & others
+        self.under_way.append(names)
+        self.most = max(self.most, len(self.under_way))
+        try:
+            await asyncio.sleep(0.02)
+            return await super().apply(origin, batch)
+        finally:
+            self.under_way.remove(names)
+
+
+@pytest.fixture
+async def outbox(tmp_path: Path) -> AsyncIterator[OutboxFile]:
+    file = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    for number in range(MANY):
+        await say(file, f"c{number}", EACH)
+    yield file
+    await file.close()
+
+
+def in_order(store: ToldStore) -> bool:
+    """Whether each conversation came from its first event to its last one, each once."""
+    came: dict[str, list[int]] = {}
+    for batch in store.batches:
+        for one in batch:
+            came.setdefault(one.conversation_id, []).extend(delivery.sequence for delivery in one.deliveries)
+    return came == {f"c{number}": list(range(1, EACH + 2)) for number in range(MANY)}
+
+
+async def test_two_batches_are_under_way_and_never_two_of_one_conversation(outbox: OutboxFile) -> None:
+    store = Slow()
+
+    assert await relay_on(outbox, store).drain() == MANY * (EACH + 1)
+    assert store.most == 2
+    assert store.shared == set()
+    assert in_order(store)
+    assert (await figures(outbox)).pending == 0
+
+
+async def test_a_batch_has_more_of_fewer_conversations(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    await relay_on(outbox, store).drain_once()
+
+    [first] = store.batches
+    assert len(first) == 50
+    assert all(len(one.deliveries) == 10 for one in first)
+
+
+async def test_one_step_is_one_batch(outbox: OutboxFile) -> None:
+    store = Slow()
+
+    assert await relay_on(outbox, store).drain_once() == 500
+    assert store.most == 1
+
+
+async def test_what_is_said_meanwhile_is_delivered_too(outbox: OutboxFile) -> None:
+    store = Slow()
+    task = asyncio.create_task(relay_on(outbox, store).run())
+    for number in range(40):
+        await say(outbox, f"c{number}")
+        await asyncio.sleep(0.005)
+    await drained(outbox)
+    await end(task)
+
+    assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1 + (number < 40) for number in range(MANY)]
+
+
+async def test_an_outage_in_the_middle_charges_nobody_and_loses_nothing(outbox: OutboxFile) -> None:
+    store = Slow()
+    store.refuse = lambda _: DOWN if len(store.batches) > 2 else None
+    relay = relay_on(outbox, store)
+
+    assert await relay.drain() == 1_000
+    assert relay.breaker.state is BreakerState.OPEN
+    assert (await lane(outbox, "c119")).attempts == 0
+    store.refuse = lambda _: None
+    task = asyncio.create_task(relay.run())
+    await drained(outbox)
+    await end(task)
+
+    assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1] * MANY
+
+
+async def test_a_refused_event_blocks_its_own_conversation_alone(outbox: OutboxFile) -> None:
+    store = Slow()
+    store.refuse = lambda batch: (
+        POISON if any(one.conversation_id == "c60" and one.deliveries[-1].sequence > 5 for one in batch) else None
+    )
+    task = asyncio.create_task(relay_on(outbox, store, policy=QUICK).run())
+
+    async def left_alone() -> bool:
+        return (await lane(outbox, "c60")).state == "blocked" and (await figures(outbox)).pending == EACH - 4
+
+    await until(left_alone)
+    await end(task)
+
+    assert store.held("c60") == 5
+    assert all(store.held(f"c{number}") == EACH + 1 for number in range(MANY) if number != 60)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.01, 0.03, 0.05])
+async def test_a_cancellation_leaves_what_the_next_relay_goes_on_with(outbox: OutboxFile, after: float) -> None:
+    store = Slow()
+    task = asyncio.create_task(relay_on(outbox, store, stop_timeout=0.0).run())
+    await asyncio.sleep(after)
+    await end(task)
+    assert not store.under_way
+
+    await relay_on(outbox, store).drain()
+    assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1] * MANY
+    assert (await figures(outbox)).pending == 0
+
+
+async def test_another_incarnation_ends_it(outbox: OutboxFile) -> None:
+    """What was read under a lease that is lost is not acknowledged, and the next relay finds the store has it."""
+    store = Slow()
+    relay = relay_on(outbox, store, locked=False)
+    await relay.lease.acquire()
+    step = asyncio.create_task(relay._dispatcher.run_batches())
+    await asyncio.sleep(0.01)
+    other = relay_on(outbox, store, locked=False)
+    await outbox.write(
+        lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_relay SET incarnation = 99")
+    )
+
+    assert (await step).fenced
+    await other.drain()
+    assert [store.held(f"c{number}") for number in range(MANY)] == [EACH + 1] * MANY
+
+
+async def test_nothing_is_delivered_that_was_read_under_anothers_lease(outbox: OutboxFile) -> None:
+    """Its write-back would pass the fence: it is the other relay's number."""
+    store = Slow()
+    relay = relay_on(outbox, store, locked=False)
+    await bind_to(outbox, store)
+    await relay.lease.acquire()
+    read = relay._dispatcher._claim
+    reads = 0
+
+    async def due(**asked: Any) -> DueBatches:
+        nonlocal reads
+        reads += 1
+        found = await read(**asked)
+        await outbox.write(
+            lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_relay SET incarnation = 99")
+        )
+        return found
+
+    relay._dispatcher._claim = due  # type: ignore[method-assign]
+
+    assert (await relay._dispatcher.run_batches()).fenced
+    assert reads > 1  # the control: there was a look ahead
+    assert len(store.batches) == 1
+    assert (await figures(outbox)).pending == MANY * (EACH + 1)
+
+
+async def test_what_was_read_ahead_is_not_sent_to_a_store_that_went_away(outbox: OutboxFile) -> None:
+    store = Slow()
+    store.refuse = lambda _: DOWN
+
+    assert await relay_on(outbox, store).drain() == 0
+    sent = {one.conversation_id for batch in store.batches for one in batch}
+    assert store.most == 2
+    assert sent == {f"c{number}" for number in range(100)}  # those of the first two batches

@@ -1,0 +1,188 @@
+"""Relays in processes of their own: killed, started again, standing by."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.conversation_store import ConversationStore
+from tests.campaigns.invariants import check
+from tests.support.relays import drained, figures, relay_on, say, sql, until
+
+RELAY = """
+import asyncio, sys
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.relay import Relay
+from letopis.store.conversation_store import ConversationStore
+
+async def main(outbox, store, batch):
+    file = await OutboxFile.open(outbox)
+    async with ConversationStore.open(store) as history:
+        relay = Relay(file, history, batch=int(batch), holder="test process")
+        print("ready", flush=True)
+        await relay.run()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class Process:
+    """A relay in a process of its own."""
+
+    def __init__(self, outbox: OutboxFile, store: Path, *, batch: int = 500) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, "-c", RELAY, str(outbox.path), f"sqlite:///{store}", str(batch)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    async def ready(self) -> Process:
+        assert self._popen.stdout is not None
+        assert await asyncio.to_thread(self._popen.stdout.readline) == "ready\n"
+        return self
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def signal(self, how: signal.Signals) -> None:
+        self._popen.send_signal(how)
+
+    async def stand_still(self) -> None:
+        """Stop it, and wait until it stands: a thread that is inside a system call first comes to the end of it."""
+        self.signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+        while tasks.exists() and any(  # noqa: ASYNC110 - the kernel rings no bell
+            (one / "stat").read_text().rpartition(")")[2].split()[0] not in ("T", "t") for one in tasks.iterdir()
+        ):
+            await asyncio.sleep(0.001)
+
+    def kill(self) -> None:
+        with self._popen:
+            self._popen.kill()
+
+
+def writable(path: Path) -> bool:
+    """Return True if no connection holds the write lock of an SQLite file."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=0.1)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True
+
+
+async def holder(outbox: OutboxFile) -> int:
+    found = await sql(outbox, "SELECT pid FROM letopis_outbox_relay")
+    return int(found[0][0]) if found else 0
+
+
+async def test_a_relay_that_is_killed_again_and_again_loses_and_doubles_nothing(
+    outbox: OutboxFile, tmp_path: Path
+) -> None:
+    store = tmp_path / "history.db"
+    chance = random.Random(11)
+    kills = 0
+    for _ in range(8):
+        for number in range(40):
+            await say(outbox, f"c{number % 8}", 5)
+        relay = await Process(outbox, store, batch=5).ready()
+        await asyncio.sleep(chance.uniform(0.01, 0.25))
+        kills += (await figures(outbox)).pending > 0
+        relay.kill()
+    relay = await Process(outbox, store).ready()
+    await drained(outbox)
+    relay.kill()
+    verdict = await check([outbox.path], f"sqlite:///{store}", drained=True)
+
+    assert verdict.ok, verdict
+    assert verdict.stored == 8 * 200 + 8
+    assert kills >= 4
+
+
+async def test_a_standby_takes_over_within_two_seconds_of_a_kill(outbox: OutboxFile, tmp_path: Path) -> None:
+    store = tmp_path / "history.db"
+    relays = {one.pid: one for one in [await Process(outbox, store).ready() for _ in range(2)]}
+    waits = []
+    for _ in range(3):
+
+        async def held() -> bool:
+            return await holder(outbox) in relays
+
+        await until(held)
+        first = await holder(outbox)
+        relays.pop(first).kill()
+        start = time.monotonic()
+        await say(outbox, "a")
+        await drained(outbox)
+        waits.append(time.monotonic() - start)
+        assert await holder(outbox) in relays
+        new = await Process(outbox, store).ready()
+        relays[new.pid] = new
+    for one in relays.values():
+        one.kill()
+
+    assert max(waits) < 2
+
+
+async def test_a_holder_that_was_stopped_wakes_up_to_find_itself_replaced(outbox: OutboxFile, tmp_path: Path) -> None:
+    """SIGSTOP in the middle of its work, a takeover past the lock, SIGCONT: what it writes back late is refused."""
+    store = tmp_path / "history.db"
+    stopped = await Process(outbox, store, batch=3).ready()
+    for number in range(80):
+        await say(outbox, f"c{number % 8}", 5)
+
+    async def begun() -> bool:
+        return 0 < (await figures(outbox)).pending < 400
+
+    await until(begun)
+    await stopped.stand_still()
+    while not (writable(outbox.path) and writable(store)):  # stopped with a lock in its hand: once more
+        stopped.signal(signal.SIGCONT)
+        await asyncio.sleep(0.003)
+        await stopped.stand_still()
+    async with ConversationStore.open(f"sqlite:///{store}") as history:
+        successor = relay_on(outbox, history, locked=False)
+        await successor.drain()
+        stopped.signal(signal.SIGCONT)
+        for number in range(10):
+            await say(outbox, f"c{number % 8}", 5)
+        await drained(outbox)
+    stopped.kill()
+    verdict = await check([outbox.path], f"sqlite:///{store}", drained=True)
+
+    assert verdict.ok, verdict
+    assert verdict.stored == 458
+
+
+async def test_a_relay_elsewhere_is_woken_within_milliseconds(outbox: OutboxFile, tmp_path: Path) -> None:
+    """From commit here to the row in the store there, while the file is busy; with room for a shared machine."""
+    store = tmp_path / "history.db"
+    relay = await Process(outbox, store).ready()
+    await say(outbox, "warm up")
+    await drained(outbox)
+    reader = sqlite3.connect(store, isolation_level=None)
+    delays = []
+    for number in range(1, 101):
+        await asyncio.sleep(0.01)
+        await say(outbox, "a")
+        start = time.perf_counter()
+        while reader.execute("SELECT count(*) FROM letopis_messages").fetchone()[0] < number + 1:
+            await asyncio.sleep(0.0005)
+            assert time.perf_counter() - start < 10
+        delays.append(time.perf_counter() - start)
+    reader.close()
+    relay.kill()
+
+    assert statistics.median(delays) < 0.1  # a relay that only polls at leisure takes 0.125
+    assert statistics.quantiles(delays, n=100)[98] < 0.5

@@ -1,0 +1,137 @@
+"""A streamed reply is killed in the middle: what was kept of it is in the history, marked interrupted, once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, SpawnContext
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from letopis.outbox import History, Unconfirmed
+from letopis.store import ConversationStore
+from tests.support import victim
+
+KILLS: Final = 50
+CHUNKS: Final = 40
+SEED: Final = 20261125
+
+Context = ForkServerContext | SpawnContext
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    """A fork server has everything imported and runs no thread: a new process is there at once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["tests.support.victim"])
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """The last report of a bot before it was killed."""
+
+    message_id: str
+    said: int
+    kept: int
+
+
+def heard(context: Context, outbox: Path, store: str, *, seed: int, after: int, every: float | None) -> Heard:
+    """Let a bot speak, kill it with SIGKILL once it has said ``after`` chunks, and return the last it told."""
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(
+        target=victim.stream,
+        args=(str(outbox), store, theirs),
+        kwargs={"seed": seed, "count": CHUNKS, "every": every},
+        daemon=True,
+    )
+    process.start()
+    theirs.close()
+    last = ("", 0, 0)
+    with ours, contextlib.suppress(EOFError):
+        while last[1] < after or not last[0]:
+            assert ours.poll(20), f"the bot says nothing after {last}"
+            last = ours.recv()
+        process.kill()
+        process.join()
+        while True:  # it continued until it was killed
+            last = ours.recv()
+    assert process.exitcode in (-9, 1), process.exitcode  # 1: Windows
+    return Heard(message_id=last[0], said=last[1], kept=last[2])
+
+
+@pytest.mark.slow
+async def test_killed_at_fifty_random_chunks(context: Context, tmp_path: Path) -> None:
+    outbox, store = tmp_path / "bot.outbox.db", f"sqlite:///{(tmp_path / 'history.db').as_posix()}"
+    chance = random.Random(SEED)
+    told: list[tuple[Unconfirmed, ...]] = []
+    seen, cut_short = [], 0
+    for seed in range(KILLS):
+        last = await asyncio.to_thread(
+            heard, context, outbox, store, seed=seed, after=chance.randrange(CHUNKS + 1), every=0.002
+        )
+        # Another text than it said at any time would be no prefix; less than was reported as kept would be too short.
+        whole = "".join(victim.chunks(seed, last.said))
+        async with History.open(outbox, store=store, relay=False, on_unconfirmed=told.append) as history:
+            found = [one for one in await history.messages("chat", last=None) if one.message.id == last.message_id]
+            for one in found:
+                assert one.interrupted
+                assert whole.startswith(one.text)
+                assert len(one.text) >= last.kept
+                assert one.text.endswith(" ")  # whole chunks
+                seen.append(last.message_id)
+                cut_short += len(one.text) < len("".join(victim.chunks(seed, last.said)))
+                await until(lambda one=one: any(one.message.id == last for last in ids(told)))
+                await history.sent("chat", one.message.id)
+            assert len(found) <= 1
+            assert found or last.kept == 0
+        if seed % 10 == 0:
+            async with History.open(outbox, store=store) as history:
+                assert await history.drained(timeout=20)
+
+    async with History.open(outbox, store=store) as history:  # once more, and delivered
+        assert await history.drained(timeout=20)
+        assert await history.unconfirmed() == ()
+        messages = list(await history.messages("chat", last=None))
+    async with ConversationStore.open(store) as stored:
+        assert list(await stored.messages("chat")) == messages
+
+    assert [one.message.id for one in messages] == seen
+    assert all(one.interrupted and one.message.role == "assistant" for one in messages)
+    assert ids(told) == seen
+    # Otherwise it would have shown nothing.
+    assert len(seen) >= KILLS * 3 // 4
+    assert cut_short > 0
+    assert not [path.name for path in tmp_path.iterdir() if ".writer-" in path.name]
+
+
+async def test_without_checkpoints_a_kill_takes_all(context: Context, tmp_path: Path) -> None:
+    """The control: what the test above finds comes from the drafts."""
+    outbox, store = tmp_path / "bot.outbox.db", f"sqlite:///{(tmp_path / 'history.db').as_posix()}"
+    for seed in range(3):
+        last = await asyncio.to_thread(heard, context, outbox, store, seed=seed, after=CHUNKS, every=None)
+        assert (last.said, last.kept) == (CHUNKS, 0)
+
+    async with History.open(outbox, store=store, relay=False) as history:
+        assert list(await history.messages("chat", last=None)) == []
+        assert await history.unconfirmed() == ()
+
+
+def ids(told: list[tuple[Unconfirmed, ...]]) -> list[str]:
+    """The messages that were reported, in order."""
+    return [one.message_id for found in told for one in found]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once it holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nothing rings
+            await asyncio.sleep(0.002)

@@ -1,0 +1,167 @@
+"""The launchers that every other test stands on: found or own servers, restart, crash, death with the parent."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pymysql
+import pytest
+from sqlalchemy.engine import make_url
+
+from tests.support.platforms import linux_only
+from tests.support.required import missing
+from tests.support.servers import (
+    MariaDBServer,
+    OwnMariaDBServer,
+    OwnPostgresServer,
+    PostgresServer,
+    ServerUnavailable,
+    mariadb,
+    postgresql,
+)
+from tests.support.servers.processes import accepts, free_port
+
+
+def own(kind: str) -> OwnPostgresServer | OwnMariaDBServer:
+    """An own server, not yet started; without its program a skip, or a failure where it is required."""
+    try:
+        return PostgresServer.own() if kind == "postgresql" else MariaDBServer.own()
+    except ServerUnavailable as exc:
+        missing(kind, exc)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_an_own_server_keeps_its_port_and_data_over_a_crash(kind: str) -> None:
+    with own(kind) as server:
+        port = server.port
+        url = server.create_database()
+        server.stop("kill")
+        assert not accepts("127.0.0.1", port)
+
+        server.start()
+
+        assert server.port == port
+        assert server.terminate_connections(url) == 0
+        server.drop_database(url)
+    assert not accepts("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_an_own_server_outlives_the_thread_that_started_it(kind: str) -> None:
+    server = own(kind)
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    with server:
+        time.sleep(0.3)
+
+        assert server.running
+
+
+@linux_only("only Linux has the parent-death signal")
+@pytest.mark.parametrize("kind", ["PostgresServer", "MariaDBServer"])
+def test_an_own_server_dies_with_a_killed_parent(kind: str) -> None:
+    own("postgresql" if kind == "PostgresServer" else "mariadb")
+    code = (
+        f"import time; from tests.support.servers import {kind}\n"
+        f"server = {kind}.own().start(); print(server.pid, server.log.parent, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, folder = parent.stdout.readline().split()
+        assert psutil.pid_exists(int(pid))
+
+        parent.kill()
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(pid)).wait(timeout=20)
+    assert not psutil.pid_exists(int(pid))
+    shutil.rmtree(folder)
+
+
+async def test_a_postgresql_database_is_dropped_although_someone_is_connected(
+    postgresql_server: PostgresServer, fresh_postgresql_url: str
+) -> None:
+    connection = await asyncpg.connect(fresh_postgresql_url)
+
+    postgresql_server.drop_database(fresh_postgresql_url)
+
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await connection.execute("SELECT 1")
+    with pytest.raises(asyncpg.InvalidCatalogNameError):
+        await asyncpg.connect(fresh_postgresql_url)
+
+
+def test_a_mariadb_database_is_dropped_although_a_transaction_is_open(
+    mariadb_server: MariaDBServer, fresh_mariadb_url: str
+) -> None:
+    url = make_url(fresh_mariadb_url)
+    assert url.host is not None
+    connection = pymysql.connect(
+        host=url.host,
+        port=mariadb_server.port,
+        user=url.username,
+        password=str(url.password or ""),
+        database=url.database,
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE t (id INT)")
+        cursor.execute("SELECT * FROM t")
+
+    mariadb_server.drop_database(fresh_mariadb_url)
+
+    with pytest.raises(pymysql.Error):
+        connection.ping(reconnect=False)
+    with pytest.raises(pymysql.err.OperationalError, match="1049"):
+        pymysql.connect(
+            host=url.host,
+            port=mariadb_server.port,
+            user=url.username,
+            password=str(url.password or ""),
+            database=url.database,
+        )
+
+
+def test_the_maintenance_database_is_never_dropped(postgresql_server: PostgresServer) -> None:
+    with pytest.raises(ValueError, match="not a database of a test run"):
+        postgresql_server.drop_database(postgresql_server.url)
+
+
+@pytest.mark.parametrize(
+    ("variable", "find", "scheme"),
+    [
+        (postgresql.ENVIRONMENT, PostgresServer.find, "postgresql"),
+        (mariadb.ENVIRONMENT, MariaDBServer.find, "mysql"),
+    ],
+)
+def test_a_named_server_that_does_not_answer_is_said_and_not_replaced(
+    variable: str, find: Callable[[], object], scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"{scheme}://someone@127.0.0.1:{free_port()}/x")
+
+    with pytest.raises(ServerUnavailable, match=variable):
+        find()
+
+
+def test_without_a_local_server_postgresql_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(postgresql.ENVIRONMENT, raising=False)
+    monkeypatch.setattr(postgresql, "LOCAL", postgresql.LOCAL.set(port=free_port()))
+    try:
+        found = PostgresServer.find()
+    except ServerUnavailable as exc:
+        missing("postgresql", exc)
+
+    with found as server:
+        assert isinstance(server, OwnPostgresServer)
+        assert server.version()
+        folder = server.log.parent
+    assert not Path(folder).exists()

@@ -1,0 +1,305 @@
+"""Reads find their rows by an index in the order of the answer, however much the store holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from letopis.store import (
+    ConversationRewound,
+    ConversationStarted,
+    ConversationStore,
+    Message,
+    MessageSent,
+    ReactionAdded,
+    ReactionRemoved,
+    Upcasters,
+)
+from letopis.store.read.paging import Window
+from letopis.store.read.reader import StoreView, ViewQuery
+from letopis.store.read.sqlite_fast_path import SQLiteFastReader
+from letopis.store.testing.outbox import Outbox
+
+MANY = 2_000
+
+
+@pytest.fixture
+async def filled(store_url: str) -> AsyncIterator[tuple[ConversationStore, Outbox]]:
+    """Four thousand conversations, and one of four thousand events; the planner has seen them."""
+    async with ConversationStore.open(store_url, migrate=True) as store:
+        outbox = Outbox()
+        for number in range(MANY):
+            outbox.append(f"chat-{number}", ConversationStarted(owner_id=f"owner-{number % 2}"))
+            # Of two owners alone, every planner would rather read both.
+            outbox.append(f"only-{number}", ConversationStarted(owner_id=f"of-one-{number}"))
+        for number in range(MANY):
+            outbox.append("long", Message.user("x" * 500, id=f"m-{number}"), MessageSent(message_id=f"m-{number}"))
+        outbox.append("plain", *(Message.user("x") for _ in range(60)))
+        await outbox.deliver(store)
+        async with store._engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.exec_driver_sql("ANALYZE")
+            elif connection.dialect.name != "sqlite":
+                names = "letopis_events, letopis_messages, letopis_conversations, letopis_lanes, letopis_owners"
+                (await connection.exec_driver_sql(f"ANALYZE TABLE {names}")).all()
+            else:
+                await connection.exec_driver_sql("ANALYZE")
+            await connection.commit()
+        yield store, outbox
+
+
+Explained = list[str]
+
+
+async def explained(store: ConversationStore, read: Callable[[], Awaitable[object]]) -> list[tuple[str, Explained]]:
+    """The statements of a read, each with how the database runs it."""
+    ran: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        ran.append((statement, parameters))
+
+    event.listen(store._engine.sync_engine, "before_cursor_execute", note)
+    try:
+        if store._runtime.fast_reader is not None:
+            await traced(store._runtime.fast_reader, read, ran)
+        else:
+            await read()
+    finally:
+        event.remove(store._engine.sync_engine, "before_cursor_execute", note)
+    told = []
+    prefix = "EXPLAIN QUERY PLAN" if store._engine.dialect.name == "sqlite" else "EXPLAIN"
+    async with store._engine.connect() as connection:
+        for statement, parameters in ran:
+            if statement.startswith(("SELECT", "WITH")):
+                rows = await connection.exec_driver_sql(f"{prefix} {statement}", parameters)
+                told.append((statement, [" ".join(str(value) for value in row) for row in rows]))
+    return told
+
+
+async def traced(kept: SQLiteFastReader, read: Callable[[], Awaitable[object]], ran: list[tuple[str, Any]]) -> None:
+    """Add what a read runs on the connection that is kept for reading."""
+    async with asyncio.timeout(5):
+        while not kept.supports(Window(last=1)):  # noqa: ASYNC110 - what is awaited is a thread
+            await asyncio.sleep(0.01)
+    said: list[str] = []
+    assert kept._connection is not None
+    await kept._connection.run(lambda driver: driver.set_trace_callback(said.append))
+    try:
+        await read()
+    finally:
+        await kept._connection.run(lambda driver: driver.set_trace_callback(None))
+    ran += [(statement, ()) for statement in said]  # with the values in it
+
+
+def complaints(kind: str, plan: Explained) -> list[str]:
+    """What of a plan reads more rows than it gives back, or sorts them."""
+    bad = {
+        "sqlite": ("SCAN", "TEMP B-TREE", "AUTOMATIC"),
+        "postgresql": ("Seq Scan", "Sort", "Materialize"),
+        "mariadb": (" ALL ", "filesort", "temporary", " index "),
+    }
+    # The page that was cut out of the index is then read whole; one row that is kept at hand is no list of them.
+    # A list that was bound is looked up one by one.
+    # The marks of long work are looked up a row, in a table that is all but empty.
+    fine = ("SCAN m", "<derived2>", "VIRTUAL TABLE", "Seq Scan on letopis_tasks")
+    return [
+        line
+        for line in plan
+        if any(word in line.replace("Using index condition", "") for word in bad[kind])
+        and not any(word in line for word in fine)
+        and not ("Materialize" in line and "rows=1 " in line)
+    ]
+
+
+def query_of(name: str, outbox: Outbox, window: Window) -> ViewQuery:
+    return ViewQuery(conversation_id=name, origin_id=outbox.origin.origin_id, window=window)
+
+
+async def in_one(store: ConversationStore, query: ViewQuery) -> StoreView | None:
+    """Return a view as a server is asked for it."""
+    return await store._runtime.read(lambda reader, connection: reader.view_in_one(connection, query))
+
+
+def reads(store: ConversationStore, outbox: Outbox) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Every read of which there may be many in a second, at the awkward place."""
+    origin_id = outbox.origin.origin_id
+    return {
+        "conversation": lambda: store.conversation("chat-77"),
+        "newest messages": lambda: store.messages("long", last=50),
+        "messages before": lambda: store.messages("long", last=50, before=2_000),
+        "messages after": lambda: store.messages("long", first=50, after=2_000),
+        "view": lambda: store.outbox_access.view(query_of("long", outbox, Window(last=50))),
+        "view by place": lambda: store.outbox_access.view(
+            replace(query_of("long", outbox, Window(last=50)), names=("m-1", "m-2"))
+        ),
+        "events": lambda: store.events("long", after=2_000, limit=50),
+        "lane heads": lambda: store.lane_heads(origin_id, ["chat-1", "chat-2", "long"]),
+        "own conversations": lambda: store.conversations(owner="owner-1", limit=10),
+        "conversations": lambda: store.conversations(limit=10),
+    }
+
+
+async def test_every_read_goes_by_an_index(filled: tuple[ConversationStore, Outbox]) -> None:
+    store, outbox = filled
+    kind = store._engine.dialect.name
+    wrong = {}
+    for name, read in reads(store, outbox).items():
+        plans = await explained(store, read)
+        assert plans, name
+        for statement, plan in plans:
+            if found := complaints(kind, plan):
+                # A whole list, newest first, is read from its end: that is an index scan without a condition.
+                backward = name == "conversations" and any("ix_letopis_conversations_updated" in line for line in found)
+                if not backward:
+                    wrong[name] = statement, found
+            assert "OFFSET" not in statement.upper().split("LIMIT")[0]
+    assert wrong == {}
+
+
+async def test_following_pages_go_by_an_index_too(filled: tuple[ConversationStore, Outbox]) -> None:
+    store, _ = filled
+    kind = store._engine.dialect.name
+    for owner in (None, "owner-1"):
+        page = await store.conversations(owner=owner, limit=10)
+        [(statement, plan)] = await explained(
+            store, partial(store.conversations, owner=owner, after=page.next, limit=10)
+        )
+        assert complaints(kind, plan) == [], statement
+
+
+async def test_a_bad_plan_would_be_found(filled: tuple[ConversationStore, Outbox]) -> None:
+    """The control: a condition on a column without an index."""
+    store, _ = filled
+    kind = store._engine.dialect.name
+
+    async def read() -> None:
+        async with store._engine.connect() as connection:
+            await connection.execute(sa.text("SELECT title FROM letopis_conversations ORDER BY title"))
+
+    [(_, plan)] = await explained(store, read)
+    assert complaints(kind, plan) != []
+
+
+async def test_messages_and_views_take_one_and_two_round_trips(filled: tuple[ConversationStore, Outbox]) -> None:
+    store, outbox = filled
+
+    # One statement more for messages that are more than appended: in a file, which is read in one hop, each time;
+    # on a server the first time, after which the conversation is read whole at once.
+    more = 0 if store._runtime.fast_reader is None else 1
+    assert len(await explained(store, lambda: store.messages("long", last=50))) == 2
+    assert len(await explained(store, lambda: store.messages("long", last=50))) == 1 + more
+    view = await explained(store, lambda: store.outbox_access.view(query_of("long", outbox, Window(last=50))))
+    assert len(view) == (1 if store._runtime.fast_reader is None else 2 + more)
+    # Where a page shows that there is no more to them, the few columns do again.
+    plain = [await explained(store, lambda: store.messages("plain", last=50)) for _ in range(2)]
+    assert [len(one) for one in plain] == [1, 1]
+
+
+async def test_a_conversation_whose_messages_become_plain_again_is_read_as_one(
+    filled: tuple[ConversationStore, Outbox],
+) -> None:
+    """What is on the page decides, and whatever way it is read the messages are the same."""
+    store, outbox = filled
+    outbox.append("a", *(Message.user(f"{number}", id=f"m{number}") for number in range(30)))
+    await outbox.deliver(store)
+    before = await store.messages("a", last=5)
+    outbox.append("a", ReactionAdded(message_id="m29", key="+1"))
+    await outbox.deliver(store)
+    marked = [await store.messages("a", last=5) for _ in range(2)]
+    outbox.append("a", ReactionRemoved(message_id="m29", key="+1"))
+    await outbox.deliver(store)
+
+    assert marked[0] == marked[1]
+    assert [len(message.reactions) for message in marked[0]] == [0, 0, 0, 0, 1]
+    assert [await store.messages("a", last=5) for _ in range(3)] == [before] * 3
+
+
+async def test_an_everyday_read_is_one_statement_and_says_what_a_view_says(
+    filled: tuple[ConversationStore, Outbox],
+) -> None:
+    store, outbox = filled
+    windows = [Window(last=5), Window(first=5), Window(last=5, before=9), Window(first=3, after=50), Window()]
+    for window in windows:
+        query = query_of("plain", outbox, window)
+        found = await in_one(store, query)
+        view = await store.outbox_access.view(replace(query, whole=True))
+
+        assert found is not None, window
+        assert found.plain and view.conversation is not None
+        assert found == replace(view, conversation=None, plain=True), window
+        assert (found.sequence, found.version) == (60, 60)
+    other = await in_one(store, query_of("plain", Outbox(), Window(last=5)))
+    assert other is not None
+    assert other.sequence == 0  # of an outbox that delivered nothing of it
+    if store._runtime.fast_reader is None:
+        [(statement, plan)] = await explained(store, lambda: in_one(store, query_of("plain", outbox, Window(last=5))))
+        assert complaints(store._engine.dialect.name, plan) == [], statement
+
+
+async def test_one_statement_tells_all_that_a_view_does_or_leaves_it_to_a_snapshot(
+    filled: tuple[ConversationStore, Outbox],
+) -> None:
+    store, outbox = filled
+    outbox.append("fork", ConversationStarted(forked_from={"conversation_id": "plain", "version": 3}))
+    outbox.append("fork", Message.user("its own"))
+    outbox.append("marked", Message.user("one", id="m1"), ReactionAdded(message_id="m1", key="+1"))
+    outbox.append("cleared", Message.user("one"), ConversationRewound(to_message_id=None))
+    await outbox.deliver(store)
+
+    for name, told in {"fork": False, "cleared": False, "marked": True, "chat-1": False, "nowhere": True}.items():
+        query = query_of(name, outbox, Window(last=5))
+        view = await store.outbox_access.view(replace(query, whole=True))
+        for _ in range(2):  # also when it is known
+            found = await in_one(store, query)
+            assert (found is not None) == told, name
+            if found is not None:
+                assert found == replace(view, conversation=None, plain=view.conversation is not None), name
+
+
+async def test_a_store_that_reads_old_events_by_rules_reads_none_as_everyday(store_url: str) -> None:
+    rules = Upcasters().with_rule("custom.old", 1, lambda data: data)
+    async with ConversationStore.open(store_url, migrate=True, upcasters=rules) as store:
+        outbox = Outbox()
+        outbox.append("chat", Message.user("hello"))
+        await outbox.deliver(store)
+
+        view = await in_one(store, query_of("chat", outbox, Window(last=5)))
+        assert view is not None
+        assert [message.text for message in view.messages] == ["hello"]
+        assert [message.text for message in await store.messages("chat", last=5)] == ["hello"]
+
+
+async def test_a_table_that_the_planner_believes_empty_is_read_by_version(store_url: str) -> None:
+    """What MariaDB knows of a table, it counts now and then; in between it would read the whole log."""
+    async with ConversationStore.open(store_url, migrate=True) as store:
+        outbox = Outbox()
+        outbox.append("chat", *(Message.user("x") for _ in range(300)))
+        await outbox.deliver(store)
+        kind = store._engine.dialect.name
+        for read in (
+            partial(store.messages, "chat", last=50),
+            partial(in_one, store, query_of("chat", outbox, Window(last=50))),
+        ):
+            for statement, plan in await explained(store, read):
+                if kind == "mariadb":
+                    [looked_up] = [line for line in plan if " e " in line]
+                    assert " eq_ref " in looked_up, statement
+
+
+async def test_those_who_page_with_ever_other_sizes_make_no_statements_without_end(
+    filled: tuple[ConversationStore, Outbox],
+) -> None:
+    store, _ = filled
+    for size in range(1, 60):
+        assert len(await store.messages("plain", last=size)) == size
+    ready = await store._runtime.prepared()
+
+    assert len(ready.reader._statements._plain_windows) <= 33
+    assert [len(await store.messages("plain", last=size)) for size in (1, 31, 59)] == [1, 31, 59]

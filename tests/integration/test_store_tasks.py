@@ -1,0 +1,110 @@
+"""Long work in the store as a relay sees it: a step between two deliveries, told in the file, with signs of life."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History, Relay
+from letopis.outbox.operations.status import read_status
+from letopis.store import ConversationStore, Message
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.read.task_marks import PendingTasks
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("write.removed_messages", "write.redaction"):
+        monkeypatch.setattr(f"letopis.store.{module}.MAX_ROWS_PER_TRANSACTION", 3)
+    monkeypatch.setattr("letopis.store.maintenance.task_steps.STEP_SECONDS", 0.0)
+    monkeypatch.setattr("letopis.store.maintenance.task_steps.PIECE_VERSIONS", 2)
+
+
+async def told(history: History) -> tuple[int, int]:
+    found = await history.outbox.read(lambda connection: read_status(connection, now_us=0))
+    assert found.to_json()["store_tasks"] == found.store_tasks
+    return found.store_tasks, found.store_rows
+
+
+async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("letopis.outbox.relay.heartbeat.HEARTBEAT_SECONDS", 0.0)  # each step is reported
+    store = ConversationStore(tmp_path / "history.db")
+    async with History.open(tmp_path / "bot.outbox.db", store=store, watch=False) as history:
+        said = await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
+        assert await said.saved(timeout=20)
+        receipt = await history.delete("long")
+        assert await receipt.saved(timeout=20)
+        assert (await history.messages("long", last=None)).items == ()
+        seen = set()
+        other = await history.append("other", Message.user("hi"))
+        assert await other.saved(timeout=20)
+        for _ in range(2_000):
+            seen.add(await told(history))
+            if await store.pending_tasks() == PendingTasks() and (await told(history)) == (0, 0) and len(seen) > 2:
+                break
+            await asyncio.sleep(0.005)
+        assert (0, 0) in seen and any(tasks for tasks, _ in seen)
+        assert b"words of 30" not in (tmp_path / "history.db").read_bytes()
+    await store.close()
+    assert any("has carried out all long rewinds and deletions" in one for one in caplog.messages)
+
+
+async def test_what_a_relay_left_behind_is_carried_out_by_the_next_one(tmp_path: Path) -> None:
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        async with History.open(tmp_path / "a.outbox.db", store=store, watch=False, relay=False) as history:
+            await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
+            await Relay(history.outbox, store).drain_once()
+            await history.delete("long")
+            await Relay(history.outbox, store).drain_once()
+        assert (await store.pending_tasks()).tasks == 2
+        async with History.open(tmp_path / "b.outbox.db", store=store, watch=False):
+            for _ in range(1_000):
+                if await store.pending_tasks() == PendingTasks():
+                    break
+                await asyncio.sleep(0.02)
+        assert await store.pending_tasks() == PendingTasks()
+
+
+async def test_a_step_that_fails_keeps_nothing_from_being_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(self: ConversationStore) -> bool:
+        raise StoreFault(fault_class=FaultClass.CONFLICT, code="deadlock", reason="two waited for each other")
+
+    monkeypatch.setattr(ConversationStore, "run_pending_tasks", fails)
+    async with History.open(tmp_path / "bot.outbox.db", watch=False) as history:
+        said = await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
+        assert await said.saved(timeout=20)
+        assert await (await history.delete("long")).saved(timeout=20)
+        assert await (await history.append("other", Message.user("hi"))).saved(timeout=20)
+
+
+async def test_a_relay_gives_signs_of_life_while_the_store_works_on_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("letopis.outbox.relay.heartbeat.HEARTBEAT_SECONDS", 0.1)
+    apply = ConversationStore.apply
+
+    async def slow(self: ConversationStore, *given: Any) -> Any:
+        await asyncio.sleep(1.0)
+        return await apply(self, *given)
+
+    monkeypatch.setattr(ConversationStore, "apply", slow)
+    async with History.open(tmp_path / "bot.outbox.db", watch=False) as history:
+        receipt = await history.append("chat", Message.user("hi"))
+        beats = set()
+        while not await receipt.saved(timeout=0.05):
+            rows = await history.outbox.read(
+                lambda connection: connection.exec_driver_sql("SELECT heartbeat_at FROM letopis_outbox_relay").all()
+            )
+            beats.update(row[0] for row in rows)
+    assert len(beats) >= 4
+    assert any("has worked on a batch for" in one for one in caplog.messages)

@@ -1,0 +1,115 @@
+"""Each TLS fault is reported as what it is, against servers that get it wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox.cli._exit_codes import Exit, explain
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.errors import ConfigurationError
+from tests.support.bench import ask, fault_at
+from tests.support.required import missing
+from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+from tests.support.servers.certificates import ELSEWHERE, Authority
+
+# A driver whose TLS handshake fails closes its transport, and asyncio drops the socket a turn of the loop later. If the
+# loop has ended by then, the garbage collector reports it in the test that runs next.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+OPTIONS = {
+    "postgresql": {"authority": "sslrootcert", "certificate": "sslcert", "key": "sslkey"},
+    "mariadb": {"authority": "ssl_ca", "certificate": "ssl_cert", "key": "ssl_key"},
+}
+
+
+class Secured:
+    """A server of our own with TLS, whose certificate can be replaced while it runs."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind = kind
+        self.authority = Authority(folder / "ours")
+        self.stranger = Authority(folder / "stranger")
+        self._certificate, self._key = folder / "server.crt", folder / "server.key"
+        self.authority.sign(self._certificate, self._key)
+        names = {"cert": str(self._certificate), "key": str(self._key)}
+        self.server: Server
+        if kind == "postgresql":
+            files = {f"ssl_{name}_file": path for name, path in names.items()}
+            self.server = self._own = PostgresServer.own(settings={"ssl": "on", **files})
+        else:
+            self.server = self._own = MariaDBServer.own(settings={f"ssl-{name}": path for name, path in names.items()})
+        self._own.start()
+
+    def show(self, authority: Authority | None = None, **what: object) -> None:
+        """Have the server show another certificate from now on."""
+        (authority or self.authority).sign(self._certificate, self._key, **what)  # type: ignore[arg-type]
+        self._own.execute("SELECT pg_reload_conf()" if self.kind == "postgresql" else "FLUSH SSL")
+
+    def url(self, **files: Path) -> str:
+        files = {"authority": self.authority.certificate, **files}
+        options = "&".join(f"{OPTIONS[self.kind][name]}={path}" for name, path in files.items())
+        return f"{self.server.url}?sslmode=verify-full&{options}"
+
+
+@pytest.fixture(scope="module", params=["postgresql", "mariadb"])
+def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp("tls")
+    for one in (folder, *folder.parents[:2]):
+        os.chmod(one, 0o755)  # noqa: PTH101, S103 - the server may be another user's
+    try:
+        found = Secured(request.param, folder)
+    except ServerUnavailable as reason:
+        missing(request.param, reason)
+    with found.server:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("show", "code", "said"),
+    [
+        (lambda it: it.show(it.stranger), "tls-untrusted", "sslrootcert"),
+        (lambda it: it.show(days=(-3, -1)), "tls-expired", "expired"),
+        (lambda it: it.show(days=(1, 3)), "tls-not-yet-valid", "clocks"),
+        (lambda it: it.show(name=ELSEWHERE), "tls-host", "another host name"),
+    ],
+    ids=["untrusted", "expired", "not yet valid", "host"],
+)
+async def test_each_fault_of_a_certificate_has_its_code(
+    secured: Secured, show: Callable[[Secured], None], code: str, said: str
+) -> None:
+    secured.show()
+    await ask(secured.url())  # the certificate that is right
+    show(secured)
+
+    fault = await fault_at(secured.url())
+
+    assert (fault.fault_class, fault.code) == (FaultClass.MISCONFIGURED, code)
+    assert said in fault.reason
+    assert explain(fault)[0] == Exit.CONFIGURATION
+
+
+@pytest.mark.parametrize("name", ["authority", "certificate", "key"])
+async def test_a_file_that_is_missing_is_no_outage(secured: Secured, name: str, tmp_path: Path) -> None:
+    secured.show()
+    present = {"certificate": secured.authority.certificate, "key": secured.authority.certificate}
+    files = present if name != "authority" else {}
+    url = secured.url(**{**files, name: tmp_path / "missing.pem"})
+
+    with pytest.raises((StoreFault, ConfigurationError)) as caught:
+        await ask(url)
+
+    assert f"{OPTIONS[secured.kind][name]} does not exist" in str(caught.value)
+    assert explain(caught.value)[0] == Exit.CONFIGURATION
+
+
+async def test_a_file_of_another_kind(secured: Secured, tmp_path: Path) -> None:
+    (tmp_path / "text.pem").write_text("no certificate\n")
+
+    with pytest.raises((StoreFault, ConfigurationError)) as caught:
+        await ask(secured.url(authority=tmp_path / "text.pem"))
+
+    assert explain(caught.value)[0] == Exit.CONFIGURATION

@@ -1,0 +1,310 @@
+"""Whose fault a refusal is, on real stores: one event that fails like an outage, and a store that refuses all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.lanes import Lane
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.relay import Relay
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.model.messages import Message
+from tests.campaigns.invariants import check
+from tests.proof.blame.on_servers import raising
+from tests.support.relays import drained, end, figures, lane, relay_on, say, sql, until
+from tests.support.required import required
+from tests.support.servers import MariaDBServer, OwnMariaDBServer
+from tests.support.store_changes import run_there
+
+LIMIT = 30.0
+"""Seconds that no sound conversation may wait for a bad one."""
+SERVERS = ("postgresql", "mariadb")
+
+
+@asynccontextmanager
+async def delivering(outbox: OutboxFile, url: str) -> AsyncIterator[Relay]:
+    async with ConversationStore.open(url, migrate=True) as store:
+        relay = relay_on(outbox, store)
+        task = asyncio.create_task(relay.run())
+        try:
+            yield relay
+        finally:
+            await end(task)
+
+
+async def doom(outbox: OutboxFile, text: str = "doomed") -> None:
+    await outbox.append(prepare("bad", [Message.user("well"), Message.user(text), Message.user("behind it")]))
+
+
+async def talk_beside(outbox: OutboxFile, others: int, turns: int = 8) -> float:
+    """Have sound conversations talk; return the longest that one of their messages waited."""
+    longest = 0.0
+    for turn in range(turns):
+        began = asyncio.get_running_loop().time()
+        for number in range(others):
+            await say(outbox, f"c{number}")
+
+        async def arrived(turn: int = turn) -> bool:
+            return all([(await lane(outbox, f"c{number}")).pending == 0 for number in range(others)])
+
+        await until(arrived, patience=LIMIT)
+        longest = max(longest, asyncio.get_running_loop().time() - began)
+        await asyncio.sleep(0.2)
+    return longest
+
+
+async def blocked_beside_talk(outbox: OutboxFile) -> Lane:
+    """Return the lane of the bad conversation once it is blocked, while another one goes on."""
+
+    async def found() -> bool:
+        await say(outbox, "c0")
+        await asyncio.sleep(0.2)
+        return (await lane(outbox, "bad")).state == "blocked"
+
+    await until(found, patience=LIMIT)
+    return await lane(outbox, "bad")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "others"),
+    [
+        ("postgresql", "53200", 3),
+        ("postgresql", "57014", 3),
+        ("postgresql", "25006", 1),
+        ("postgresql", "42501", 3),
+        ("mariadb", "1021", 3),
+        ("mariadb", "1969", 1),
+        ("mariadb", "1142", 3),
+    ],
+)
+async def test_one_event_that_fails_like_an_outage_holds_up_nobody_else_and_is_found(
+    outbox: OutboxFile, new_store_url: Callable[[str], str], kind: str, code: str, others: int
+) -> None:
+    url = new_store_url(kind)
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    await run_there(url, *raising(kind, code))
+    await doom(outbox)
+    for number in range(others):
+        await say(outbox, f"c{number}")
+    async with delivering(outbox, url):
+        longest = await talk_beside(outbox, others)
+        stuck = await blocked_beside_talk(outbox)
+
+    assert longest < LIMIT
+    assert stuck.delivered == 2
+    assert {"1021": "disk-full"}.get(code, code) in (stuck.fault or "")
+    assert (await figures(outbox)).lanes["blocked"] == 1
+
+
+@pytest.fixture(scope="module")
+def small_packets() -> Iterator[OwnMariaDBServer]:
+    with required("mariadb", MariaDBServer.own, settings={"max_allowed_packet": "512K"}) as own:
+        yield own
+
+
+async def test_a_message_beyond_max_allowed_packet_holds_up_nobody_else_and_the_setting_is_named(
+    outbox: OutboxFile, small_packets: OwnMariaDBServer
+) -> None:
+    url = small_packets.create_database()
+    await outbox.append(prepare("bad", [Message.user("well"), Message.user("x" * 700_000)]))
+    for number in range(3):
+        await say(outbox, f"c{number}")
+    async with delivering(outbox, url):
+        longest = await talk_beside(outbox, 3)
+        stuck = await blocked_beside_talk(outbox)
+    small_packets.drop_database(url)
+
+    assert longest < LIMIT
+    assert stuck.delivered == 2
+    assert "max_allowed_packet" in (stuck.fault or "")
+
+
+EVERYBODY = {
+    "a column added NOT NULL": (
+        ("postgresql",),
+        "ALTER TABLE letopis_messages ADD COLUMN audit text NOT NULL DEFAULT 'x'",
+        "ALTER TABLE letopis_messages ALTER COLUMN audit DROP DEFAULT",
+        "ALTER TABLE letopis_messages ALTER COLUMN audit DROP NOT NULL",
+    ),
+    "a CHECK that nobody meets": (
+        SERVERS,
+        "ALTER TABLE letopis_events ADD COLUMN approved integer",
+        "ALTER TABLE letopis_events ADD CONSTRAINT approved_first CHECK (version <= 3 OR coalesce(approved, 0) = 1)",
+        "ALTER TABLE letopis_events DROP CONSTRAINT approved_first",
+    ),
+    "a narrowed column": (
+        SERVERS,
+        "DELETE FROM letopis_messages",  # or it could not be narrowed
+        {
+            "postgresql": "ALTER TABLE letopis_messages ALTER COLUMN message_id TYPE varchar(10)",
+            "mariadb": "ALTER TABLE letopis_messages MODIFY message_id varchar(10) NOT NULL",
+        },
+        {
+            "postgresql": "ALTER TABLE letopis_messages ALTER COLUMN message_id TYPE varchar(255)",
+            "mariadb": "ALTER TABLE letopis_messages MODIFY message_id varchar(255) COLLATE utf8mb4_bin NOT NULL",
+        },
+    ),
+    "a log head set back": (
+        (*SERVERS, "sqlite"),
+        "",
+        "UPDATE letopis_log_heads SET position = 0",
+        "UPDATE letopis_log_heads SET position = (SELECT max(position) FROM letopis_events)",
+    ),
+    "conversation rows deleted": (
+        (*SERVERS, "sqlite"),
+        "CREATE TABLE kept AS SELECT * FROM letopis_conversations",
+        "DELETE FROM letopis_conversations",
+        "INSERT INTO letopis_conversations SELECT * FROM kept",
+    ),
+}
+CASES = [(what, kind) for what, (kinds, *_) in EVERYBODY.items() for kind in kinds]
+NAMED = {
+    ("a column added NOT NULL", "postgresql"): "column letopis_messages.audit",
+    ("a CHECK that nobody meets", "postgresql"): "constraint letopis_events.approved_first",
+    ("a CHECK that nobody meets", "mariadb"): "constraint letopis_events.approved_first",
+    ("a narrowed column", "postgresql"): "type character varying(10)",
+    ("a narrowed column", "mariadb"): "column message_id",
+    ("a log head set back", "postgresql"): "constraint letopis_events.pk_letopis_events",
+    ("a log head set back", "mariadb"): "constraint PRIMARY",
+    ("a log head set back", "sqlite"): "column letopis_events.partition",
+}
+
+
+@pytest.mark.parametrize(("what", "kind"), CASES)
+async def test_a_refusal_that_hits_everybody_is_the_stores_and_all_resumes_when_it_is_mended(
+    outbox: OutboxFile, new_store_url: Callable[[str], str], what: str, kind: str
+) -> None:
+    url = new_store_url(kind)
+    _, first, hurt, mend = EVERYBODY[what]
+    hurt, mend = (one if isinstance(one, str) else one[kind] for one in (hurt, mend))
+    for number in range(5):
+        await say(outbox, f"c{number}", 2)
+    async with delivering(outbox, url) as relay:
+        await drained(outbox)
+        await run_there(url, *(one for one in (first, hurt) if one))
+        for _ in range(2):
+            for number in range(5):
+                await say(outbox, f"c{number}")
+
+        await until(lambda: relay.breaker.outage is not None, patience=10)
+        told = str(relay.breaker.outage)
+        await asyncio.sleep(6)  # by then each of them would have been blocked
+        troubled = await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'")
+        assert troubled == [(0,)]
+        assert not relay.breaker.closed
+
+        await run_there(url, mend)
+        await drained(outbox, patience=LIMIT)
+    if what != "a narrowed column":
+        verdict = await check([outbox.path], url, drained=True)
+        assert verdict.ok, verdict
+
+    assert "so it is the history store" in told
+    assert "poison" in told
+    assert NAMED.get((what, kind), "") in told
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb", "sqlite"])
+async def test_an_ordinary_event_that_is_tried_out_leaves_nothing_behind(
+    new_store_url: Callable[[str], str], kind: str
+) -> None:
+    async with ConversationStore.open(new_store_url(kind), migrate=True, partitions=4) as store:
+        for name in ("a", "b", "c", "d", "e"):
+            await store.outbox_access.try_out(name)
+        heads = [await store.head(number) for number in range(4)]
+        found = await store.conversations()
+
+    assert heads == [0, 0, 0, 0]
+    assert not list(found)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_the_part_of_the_log_that_is_broken_is_the_one_that_is_tried(
+    new_store_url: Callable[[str], str], kind: str
+) -> None:
+    url = new_store_url(kind)
+    async with ConversationStore.open(url, migrate=True, partitions=2) as store:
+        refused = []
+        await run_there(
+            url,
+            "ALTER TABLE letopis_events ADD CONSTRAINT half CHECK (partition <> 1)"
+            if kind == "postgresql"
+            else "ALTER TABLE letopis_events ADD CONSTRAINT half CHECK (`partition` <> 1)",
+        )
+        for number in range(12):
+            try:
+                await store.outbox_access.try_out(f"c{number}")
+            except StoreFault as fault:
+                refused.append(fault.fault_class)
+
+    assert 0 < len(refused) < 12
+    assert set(refused) == {FaultClass.POISON}
+
+
+async def test_one_conversation_alone_is_no_reason_to_doubt_the_store(
+    outbox: OutboxFile, fresh_postgresql_url: str
+) -> None:
+    """It is blocked although it is alone: an ordinary event is accepted."""
+    async with ConversationStore.open(fresh_postgresql_url, migrate=True):
+        pass
+    await run_there(fresh_postgresql_url, *raising("postgresql", "23514"))
+    await doom(outbox)
+    async with delivering(outbox, fresh_postgresql_url) as relay:
+
+        async def found() -> bool:
+            return (await lane(outbox, "bad")).state == "blocked"
+
+        await until(found, patience=LIMIT)
+        assert relay.breaker.trips == 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_store_that_refuses_everybody_is_found_out_with_one_or_two_conversations_too(
+    outbox: OutboxFile, fresh_postgresql_url: str, count: int
+) -> None:
+    url = fresh_postgresql_url
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    await run_there(url, "ALTER TABLE letopis_events ADD CONSTRAINT never CHECK (version < 0)")
+    for number in range(count):
+        await say(outbox, f"c{number}")
+    async with delivering(outbox, url) as relay:
+        await until(lambda: relay.breaker.outage is not None)
+        await asyncio.sleep(3)
+        assert await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0") == [(0,)]
+        await run_there(url, "ALTER TABLE letopis_events DROP CONSTRAINT never")
+        await drained(outbox, patience=LIMIT)
+
+
+async def test_what_was_blocked_before_it_was_known_to_be_the_store_goes_on_too(
+    outbox: OutboxFile, fresh_mariadb_url: str
+) -> None:
+    """One conversation after another, each alone, meets a column that was narrowed: an ordinary event still fits."""
+    url = fresh_mariadb_url
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    await run_there(
+        url,
+        "CREATE TRIGGER narrow BEFORE INSERT ON letopis_events FOR EACH ROW IF NEW.conversation_id NOT LIKE"
+        " 'letopis-trial-%%' THEN SIGNAL SQLSTATE '22001' SET MYSQL_ERRNO = 1406, MESSAGE_TEXT = 'no'; END IF",
+    )
+    async with delivering(outbox, url) as relay:
+        for number in range(2):
+            await say(outbox, f"c{number}")
+
+            async def found(number: int = number) -> bool:
+                return (await lane(outbox, f"c{number}")).state == "blocked"
+
+            await until(found)
+        await say(outbox, "c2")
+        await until(lambda: relay.breaker.outage is not None)
+        assert await sql(outbox, "SELECT DISTINCT state FROM letopis_outbox_lanes") == [("ready",)]
+        await run_there(url, "DROP TRIGGER narrow")
+        await drained(outbox, patience=LIMIT)

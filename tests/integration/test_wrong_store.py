@@ -1,0 +1,533 @@
+"""An outbox is bound to one history store: any other gets nothing, is not read as its own, and is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from sqlite3 import connect
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.bound_store import StoreBinding, bind_store, read_binding
+from letopis.outbox.event_log.destination import destination_of
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history.history import History
+from letopis.outbox.history.store_location import store_beside
+from letopis.outbox.operations.admin import OutboxAdmin
+from letopis.outbox.operations.status import read_status
+from letopis.outbox.relay.store_binding import find_refusal
+from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.store_identity import expect_store
+from letopis.store.model.codec import encode
+from letopis.store.model.event_types import ConversationStarted
+from letopis.store.model.events import Event
+from letopis.store.model.messages import Message
+from letopis.store.rules.apply_plan import LaneBatch, Origin, SequencedEvent
+from tests.support.platforms import posix_only
+from tests.support.relays import QUICK, drained, end, figures, lane, relay_on, say, sql, until
+
+KINDS = ("sqlite", "postgresql", "mariadb")
+
+
+@pytest.fixture(params=KINDS)
+def urls(request: pytest.FixtureRequest, new_store_url: Callable[[str], str]) -> tuple[str, str]:
+    """Two databases of one kind."""
+    return new_store_url(request.param), new_store_url(request.param)
+
+
+@asynccontextmanager
+async def two_stores(first: str, second: str) -> AsyncIterator[tuple[ConversationStore, ConversationStore]]:
+    async with ConversationStore.open(first, migrate=True) as one, ConversationStore.open(second, migrate=True) as two:
+        yield one, two
+
+
+async def bound(outbox: OutboxFile) -> StoreBinding:
+    return await outbox.read(read_binding)
+
+
+async def texts(url: str, conversation_id: str = "c") -> list[str]:
+    async with ConversationStore.open(url, migrate=True) as store:
+        return [one.text for one in await store.messages(conversation_id, last=200)]
+
+
+async def exchange(url: str, store_id: UUID) -> UUID:
+    """Give the database another identity beneath all who have it open, and return the one that it had."""
+    async with ConversationStore.open(url) as store:
+        before = (await store.identity()).store_id
+    engine = create_store_engine(url)
+    try:
+        async with engine.begin() as connection:
+            table = sa.table("letopis_store", sa.column("store_id", sa.Uuid if "postgres" in url else sa.LargeBinary))
+            value = store_id if "postgres" in url else store_id.bytes
+            await connection.execute(sa.update(table).values(store_id=value))
+    finally:
+        await engine.dispose()
+    return before
+
+
+class TestBinding:
+    """Which store an outbox is bound to, and when."""
+
+    async def test_the_first_delivery_binds(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+        assert await bound(outbox) == StoreBinding()
+        async with two_stores(*urls) as (store, other):
+            await say(outbox, "c", 3)
+            assert await relay_on(outbox, store).drain() == 4
+            found = await bound(outbox)
+            assert found == StoreBinding(
+                store_id=(await store.identity()).store_id, destination=destination_of(urls[0])
+            )
+
+            await say(outbox, "c", 2)
+            relay = relay_on(outbox, other)
+            assert await relay.drain() == 0
+            assert relay.breaker.outage is not None
+            assert relay.breaker.outage.fault_class == FaultClass.WRONG_STORE
+            left = await figures(outbox)
+            assert left.pending == 2
+            assert left.lanes["ready"] == 1
+            assert (await lane(outbox, "c")).attempts == 0
+            assert await other.conversation("c") is None
+            assert await bound(outbox) == found
+            assert await relay_on(outbox, store).drain() == 2
+
+    async def test_the_store_itself_refuses_in_the_transaction(self, urls: tuple[str, str]) -> None:
+        """Whatever the relay believes: the exchange may come between its look and its delivery."""
+        event = encode(Event.of(ConversationStarted(), conversation_id="c"), conversation_id="c")
+        batch = [LaneBatch(conversation_id="c", deliveries=(SequencedEvent(sequence=1, event=event),))]
+        async with ConversationStore.open(urls[0], migrate=True) as store:
+            mine = (await store.identity()).store_id
+            origin = Origin(origin_id=uuid4(), epoch=1, name="bot", store_id=uuid4())
+            with pytest.raises(StoreFault) as found:
+                await store.apply(origin, batch)
+            assert (found.value.fault_class, found.value.code) == (FaultClass.WRONG_STORE, "identity")
+            assert await store.conversation("c") is None
+            for store_id in (mine, None):  # None: a caller that delivers without an outbox is bound to nothing
+                origin = Origin(origin_id=origin.origin_id, epoch=1, name="bot", store_id=store_id)
+                assert (await store.apply(origin, batch)).refused == ()
+
+    async def test_a_store_that_was_moved_away_gets_nothing(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+        async with ConversationStore.open(urls[0], migrate=True) as store:
+            await say(outbox, "c", 1)
+            await relay_on(outbox, store).drain()
+            engine = create_store_engine(urls[0])
+            async with engine.begin() as connection:
+                await connection.exec_driver_sql("UPDATE letopis_store SET moved_to = 'postgresql://new/chat'")
+            await engine.dispose()
+            await say(outbox, "c", 1)
+            relay = relay_on(outbox, store)
+            assert await relay.drain() == 0
+            assert relay.breaker.reason == "wrong_store moved"
+            assert "postgresql://new/chat" in str(relay.breaker.outage)
+            with pytest.raises(StoreFault, match="moved away"):
+                await OutboxAdmin(outbox).rebind(store)
+
+    async def test_of_two_relays_with_two_stores_one_delivers(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+        async with two_stores(*urls) as (one, two):
+            await say(outbox, "c", 5)
+            relays = [relay_on(outbox, store, locked=False) for store in (one, two)]
+            tasks = [asyncio.create_task(relay.run()) for relay in relays]
+            await drained(outbox)
+            for _ in range(10):
+                await say(outbox, "c", 1)
+                await drained(outbox)
+            for task in tasks:
+                await end(task)
+            counts = sorted([len(await texts(urls[0])), len(await texts(urls[1]))])
+        assert counts == [0, 15]
+
+    async def test_the_one_with_the_right_store_takes_over(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+        """The wrong one was first, and would keep the right one standing by for ever."""
+        async with two_stores(*urls) as (right, wrong):
+            await say(outbox, "c", 1)
+            await relay_on(outbox, right).drain()
+            other = await OutboxFile.open(outbox.path)
+            first, second = relay_on(other, wrong), relay_on(outbox, right)
+            tasks = [asyncio.create_task(first.run())]
+            await until(lambda: first.wrong_store_reason is not None)
+            tasks.append(asyncio.create_task(second.run()))
+            await say(outbox, "c", 3)
+            await drained(outbox)
+            await until(lambda: first.wrong_store_reason is None, patience=90)  # it stands by
+            for task in tasks:
+                await end(task)
+            await other.close()
+        assert len(await texts(urls[0])) == 4
+        assert await texts(urls[1]) == []
+
+    async def test_a_stranger_binds_nothing(self, outbox: OutboxFile) -> None:
+        """A relay that was fenced, and one that comes second."""
+        first, second = uuid4(), uuid4()
+        place = "sqlite:////a"
+
+        def write(store_id: UUID, incarnation: int) -> Callable[[sa.Connection], StoreBinding]:
+            return lambda connection: bind_store(
+                connection, store_id=store_id, destination=place, incarnation=incarnation
+            )
+
+        await sql(outbox, "UPDATE letopis_outbox_relay SET incarnation = 3")
+        assert await outbox.write(write(first, 99)) == StoreBinding()
+        assert await outbox.write(write(first, 0)) == StoreBinding(store_id=first, destination=place)
+        assert (await outbox.write(write(second, 0))).store_id == first
+
+    async def test_a_file_of_an_older_release_binds_where_it_is_known(
+        self, outbox: OutboxFile, urls: tuple[str, str]
+    ) -> None:
+        async with two_stores(*urls) as (store, other):
+            await say(outbox, "c", 3)
+            await relay_on(outbox, store).drain()
+            await sql(outbox, "UPDATE letopis_outbox_origin SET store_id = NULL, destination = NULL")
+            relay = relay_on(outbox, other)
+            assert await relay.drain() == 0
+            assert relay.breaker.reason == "wrong_store stranger"
+            assert (await lane(outbox, "c")).delivered == 4
+            relay = relay_on(outbox, store)
+            assert await relay.drain() == 0
+            assert relay.breaker.closed
+            assert (await bound(outbox)).store_id == (await store.identity()).store_id
+
+    async def test_the_address_follows_the_store(self, outbox: OutboxFile, tmp_path: Path) -> None:
+        async with ConversationStore.open(tmp_path / "a.db") as store:
+            await say(outbox, "c", 1)
+            await relay_on(outbox, store).drain()
+        (tmp_path / "a.db").rename(tmp_path / "b.db")
+        async with ConversationStore.open(tmp_path / "b.db") as store:
+            await say(outbox, "c", 1)
+            assert await relay_on(outbox, store).drain() == 1
+        assert (await bound(outbox)).destination == destination_of(tmp_path / "b.db")
+
+
+class TestExchange:
+    """Another database behind the same address."""
+
+    async def test_beneath_a_running_relay(self, outbox: OutboxFile, urls: tuple[str, str]) -> None:
+        async with ConversationStore.open(urls[0], migrate=True) as store:
+            relay = relay_on(outbox, store)
+            task = asyncio.create_task(relay.run())
+            await say(outbox, "c", 2)
+            await drained(outbox)
+            right = await exchange(urls[0], uuid4())
+            await say(outbox, "c", 2)
+            await until(lambda: not relay.breaker.closed)
+            assert relay.breaker.reason == "wrong_store identity"
+            await asyncio.sleep(0.3)
+            status = await outbox.read(lambda connection: read_status(connection, now_us=outbox.now_us()))
+            assert status.pending == 2
+            assert status.wrong_store
+            assert not status.healthy
+            assert len(await texts(urls[0])) == 2
+
+            await exchange(urls[0], right)
+            await drained(outbox, patience=20)
+            assert relay.breaker.closed
+            await end(task)
+        assert len(await texts(urls[0])) == 4
+
+    async def test_of_one_file_does_not_hold_up_those_that_share_the_store(
+        self, outbox: OutboxFile, urls: tuple[str, str], tmp_path: Path
+    ) -> None:
+        other = await OutboxFile.open(tmp_path / "other.outbox.db")
+        await sql(other, "UPDATE letopis_outbox_origin SET store_id = randomblob(16)")
+        async with ConversationStore.open(urls[0], migrate=True) as store:
+            breaker = Breaker(clock=Clock(), uniform=lambda low, high: high)
+            await say(outbox, "c", 2)
+            await say(other, "d", 2)
+            refused = relay_on(other, store, breaker=breaker)
+            assert await refused.drain() == 0
+            assert refused.wrong_store_reason is not None
+            assert breaker.closed
+            assert await relay_on(outbox, store, breaker=breaker).drain() == 3
+        await other.close()
+
+    async def test_readers_do_not_take_another_history_for_theirs(self, tmp_path: Path, urls: tuple[str, str]) -> None:
+        """Reads, search and statistics are answered from the outbox alone; what is pending is not saved."""
+        right, wrong = urls
+        async with ConversationStore.open(right, migrate=True), ConversationStore.open(wrong, migrate=True):
+            pass
+        async with History.open(tmp_path / "theirs.outbox.db", store=wrong) as theirs:
+            await (await theirs.append("c", Message.user("foreign words"), owner="42")).saved(20)
+        async with History.open(tmp_path / "bot.outbox.db", store=right) as mine:
+            receipt = await mine.append("c", Message.user("my own words"), owner="42")
+            assert await receipt.saved(20)
+
+        async with History.open(tmp_path / "bot.outbox.db", store=wrong, policy=QUICK) as mine:
+            receipt = await mine.append("c", Message.user("more of mine"), owner="42")
+            assert not await receipt.saved(1.0)
+            assert str(await receipt.state()) == "pending"
+            page = await mine.messages("c", last=50)
+            assert [one.text for one in page] == ["my own words", "more of mine"]
+            assert not page.complete
+            found = await mine.search("words")
+            assert [one.message.text for one in found] == ["my own words"]
+            assert not found.complete
+            assert not (await mine.statistics()).complete
+            assert not (await mine.conversations(owner="42")).complete
+            assert (await mine.status()).wrong_store
+        # Without a relay of its own, whose breaker would keep it from the store.
+        async with History.open(tmp_path / "bot.outbox.db", store=wrong, relay=False, watch=False) as reader:
+            for _ in range(3):
+                page = await reader.messages("c", last=50)
+                assert [one.text for one in page] == ["my own words", "more of mine"]
+                assert not page.complete
+                assert [one.message.text for one in await reader.search("words")] == ["my own words"]
+                assert not (await reader.statistics()).complete
+                await asyncio.sleep(0.4)  # it asks again in the background
+        assert await texts(wrong) == ["foreign words"]
+        async with History.open(tmp_path / "bot.outbox.db", store=right) as mine:
+            assert await mine.drained(20)
+        assert await texts(right) == ["my own words", "more of mine"]
+
+    async def test_a_connection_is_checked_when_it_is_new_and_from_time_to_time(
+        self, urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with ConversationStore.open(urls[0], migrate=True) as store:
+            mine = (await store.identity()).store_id
+            reads = (
+                lambda: store.conversation("c"),
+                lambda: store.messages("c", last=5),
+                lambda: store.messages("c", last=5, as_of=1),
+                lambda: store.search("word"),
+                lambda: store.statistics(),
+                lambda: store.lane_heads(uuid4(), ["c"]),
+            )
+            with expect_store(mine):
+                for read in reads:
+                    await read()
+            with expect_store(uuid4()):
+                for read in reads:
+                    with pytest.raises(StoreFault) as found:
+                        await read()
+                    assert found.value.fault_class is FaultClass.WRONG_STORE
+            await exchange(urls[0], uuid4())
+            monkeypatch.setattr("letopis.store.database.store_identity.RECHECK_SECONDS", 0.0)
+            with expect_store(mine):
+                for read in reads:
+                    with pytest.raises(StoreFault):
+                        await read()
+
+
+class TestDestination:
+    """Before the first delivery the place decides."""
+
+    async def test_the_bot_is_the_authority(self, tmp_path: Path) -> None:
+        path = tmp_path / "bot.outbox.db"
+        for store in (tmp_path / "a.db", tmp_path / "b.db", None):
+            async with History.open(path, store=store, relay=False) as history:
+                wanted = destination_of(store_beside(path) if store is None else store)
+                assert (await bound(history.outbox)) == StoreBinding(destination=wanted)
+        async with History.open(path, store=tmp_path / "c.db", relay=False, watch=False) as history:
+            assert (await bound(history.outbox)).destination == wanted  # who only reads decides nothing
+
+    async def test_a_relay_that_names_another_place_is_refused(self, tmp_path: Path, urls: tuple[str, str]) -> None:
+        path = tmp_path / "bot.outbox.db"
+        right, wrong = urls
+        async with History.open(path, store=right, relay=False) as history:
+            await history.append("c", Message.user("hello"))
+            outbox = history.outbox
+            for url in (wrong, str(store_beside(path))):
+                store = ConversationStore(url)
+                relay = relay_on(outbox, store)
+                assert await relay.drain() == 0
+                assert relay.breaker.reason == "wrong_store destination"
+                assert destination_of(right) in str(relay.breaker.outage)
+                assert destination_of(url) in str(relay.breaker.outage)
+                fault = await find_refusal(outbox, store)
+                assert fault is not None
+                await store.close()
+            assert not store_beside(path).exists()
+            assert await bound(outbox) == StoreBinding(destination=destination_of(right))
+            async with ConversationStore.open(right, migrate=True) as store:
+                assert await relay_on(outbox, store).drain() == 2
+
+    async def test_a_reader_makes_no_store_where_one_was_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "bot.outbox.db"
+        async with History.open(path, store=tmp_path / "elsewhere.db", relay=False) as history:
+            await history.append("c", Message.user("hello"))
+        async with History.open(path, relay=False, watch=False) as history:
+            page = await history.messages("c", last=5)
+            assert [one.text for one in page] == ["hello"]
+            assert not page.complete
+        assert not store_beside(path).exists()
+
+    async def test_a_store_that_is_gone_is_not_made_anew(self, outbox: OutboxFile, tmp_path: Path) -> None:
+        async with ConversationStore.open(tmp_path / "a.db") as store:
+            await say(outbox, "c", 1)
+            await relay_on(outbox, store).drain()
+        (tmp_path / "a.db").unlink()
+        async with ConversationStore.open(tmp_path / "b.db"):
+            pass
+        await say(outbox, "c", 1)
+        store = ConversationStore(tmp_path / "a.db")
+        relay = relay_on(outbox, store)
+        assert await relay.drain() == 0
+        assert relay.breaker.reason == "misconfigured schema-missing"
+        assert "letopis outbox rebind" in str(relay.breaker.outage)
+        assert not (tmp_path / "a.db").exists()
+        await store.close()
+
+    @pytest.mark.parametrize(
+        ("spellings", "place"),
+        [
+            (
+                (
+                    "postgresql://u:p@LOCALHOST:5432/x",
+                    "postgres://127.0.0.1/x",
+                    "postgresql://other@[::1]:5432/x?sslmode=require",
+                    "postgresql+psycopg://u@/x?host=/var/run/postgresql",
+                    "postgresql:///x",
+                ),
+                "postgresql://localhost/x",
+            ),
+            (
+                ("postgresql://db.Example.com:6432/x", "postgresql://u@/x?host=DB.example.com&port=6432"),
+                "postgresql://db.example.com:6432/x",
+            ),
+            (
+                ("postgresql://u@/x?host=b:5432&host=a:5433", "postgresql://u@/x?host=a,b&port=5433,5432"),
+                "postgresql://a:5433,b/x",
+            ),
+            (
+                ("mysql://root:s%40t@localhost/a", "mariadb://127.0.0.1:3306/a", "mysql://h/a?unix_socket=/run/m.sock"),
+                "mariadb://localhost/a",
+            ),
+        ],
+    )
+    def test_spellings_of_one_place(self, spellings: tuple[str, ...], place: str) -> None:
+        assert {destination_of(one) for one in spellings} == {place}
+
+    @posix_only("file names are text on Windows")
+    async def test_a_name_that_is_no_text_is_a_place_too(self, tmp_path: Path) -> None:
+        store = os.fsdecode(os.fsencode(tmp_path) + b"/h\xff.db")
+        async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+            assert await (await history.append("c", Message.user("hello"))).saved(20)
+            assert str((await history.status()).store.destination).endswith("/h\\udcff.db")
+
+    @posix_only("links take rights on Windows")
+    def test_a_link_is_the_file_that_it_names(self, tmp_path: Path) -> None:
+        (tmp_path / "real.db").touch()
+        (tmp_path / "link.db").symlink_to(tmp_path / "real.db")
+        assert destination_of(tmp_path / "link.db") == destination_of(f"sqlite:///{tmp_path}/real.db")
+        assert destination_of(tmp_path / "real.db") != destination_of(tmp_path / "other.db")
+
+
+class TestVerbs:
+    """What an operator does about it."""
+
+    async def test_a_store_that_is_gone_for_good_is_replaced_and_what_is_lost_is_told(
+        self, outbox: OutboxFile, urls: tuple[str, str]
+    ) -> None:
+        gone, fresh = urls
+        async with ConversationStore.open(gone, migrate=True) as store:
+            for name, count in (("whole", 3), ("half", 5), ("all", 2)):
+                await say(outbox, name, count)
+            await relay_on(outbox, store).drain()
+        # `half` and `all` have left the tail in part, and whole.
+        await sql(
+            outbox,
+            "DELETE FROM letopis_outbox_events WHERE position IN"
+            " (SELECT position FROM letopis_outbox_log WHERE conversation_id = 'half' AND sequence <= 2)",
+        )
+        await sql(outbox, "UPDATE letopis_outbox_lanes SET pruned = 2 WHERE conversation_id = 'half'")
+        await sql(
+            outbox,
+            "DELETE FROM letopis_outbox_events WHERE position IN"
+            " (SELECT position FROM letopis_outbox_log WHERE conversation_id = 'all')",
+        )
+        await sql(outbox, "UPDATE letopis_outbox_lanes SET pruned = head WHERE conversation_id = 'all'")
+
+        async with ConversationStore.open(fresh, migrate=True) as store:
+            ahead = await OutboxAdmin(outbox).rebind(store, dry_run=True)
+            assert (ahead.resent, ahead.lost) == (4 + 4, {"half": 2, "all": 3})
+            assert await bound(outbox) == ahead.before
+            assert await OutboxAdmin(outbox).rebind(store) == ahead
+            assert (await bound(outbox)).store_id == (await store.identity()).store_id
+
+            await relay_on(outbox, store).drain()
+            assert len(await texts(fresh, "whole")) == 3
+            assert await texts(fresh, "half") == await texts(fresh, "all") == []
+            assert (await figures(outbox)).lanes["blocked"] == 2
+            for name in ("half", "all"):
+                found = await lane(outbox, name)
+                assert (found.state, found.fault_class) == ("blocked", "lost")
+                given_up = await OutboxAdmin(outbox).skip_missing(store, name, reason="gone with the old store")
+                assert len(given_up) == ahead.lost[name]
+            await relay_on(outbox, store).drain()
+            left = await figures(outbox)
+            assert (left.pending, left.lanes["blocked"]) == (0, 0)
+        assert len(await texts(fresh, "half")) == 4
+
+    async def test_rebinding_beneath_a_running_relay_fences_what_it_has_under_way(
+        self, outbox: OutboxFile, urls: tuple[str, str]
+    ) -> None:
+        async with two_stores(*urls) as (old, new):
+            relay = relay_on(outbox, old)
+            task = asyncio.create_task(relay.run())
+            await say(outbox, "c", 2)
+            await drained(outbox)
+            await OutboxAdmin(outbox).rebind(new)
+            await say(outbox, "c", 1)
+            await until(lambda: relay.wrong_store_reason is not None)
+            assert len(await texts(urls[0])) == 2
+            await end(task)
+            await relay_on(outbox, new).drain()
+        assert len(await texts(urls[1])) == 3
+
+    async def test_missing_events_are_not_given_up_for_what_another_store_lacks(
+        self, outbox: OutboxFile, urls: tuple[str, str]
+    ) -> None:
+        async with two_stores(*urls) as (right, wrong):
+            await say(outbox, "c", 3)
+            await relay_on(outbox, right).drain()
+            await say(outbox, "c", 1)
+            await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'lost'")
+            with pytest.raises(StoreFault, match="bound to"):
+                await OutboxAdmin(outbox).skip_missing(wrong, "c", reason="no")
+
+    async def test_a_staging_copy_takes_nothing_from_production(self, outbox: OutboxFile, tmp_path: Path) -> None:
+        async with ConversationStore.open(tmp_path / "live.db") as live:
+            await say(outbox, "c", 1)
+            await relay_on(outbox, live).drain()
+        with closing(connect(tmp_path / "live.db")) as source, closing(connect(tmp_path / "copy.db")) as target:
+            source.backup(target)
+        async with (
+            ConversationStore.open(tmp_path / "live.db") as live,
+            ConversationStore.open(tmp_path / "copy.db") as copy,
+        ):
+            before = await live.identity()
+            assert await copy.identity() == before
+            assert (await copy.new_identity()).store_id not in (None, before.store_id)
+            await say(outbox, "c", 1)
+            relay = relay_on(outbox, copy)
+            assert await relay.drain() == 0
+            assert relay.breaker.reason == "wrong_store identity"
+            assert await live.identity() == before
+            assert await relay_on(outbox, live).drain() == 1
+            assert len(await copy.messages("c")) == 1
+
+    async def test_a_restored_store_is_healed_from_the_tail(self, outbox: OutboxFile, tmp_path: Path) -> None:
+        path, backup = tmp_path / "live.db", tmp_path / "backup.db"
+        async with ConversationStore.open(path) as store:
+            await say(outbox, "c", 2)
+            await relay_on(outbox, store).drain()
+            before = await store.identity()
+        shutil.copy(path, backup)
+        async with ConversationStore.open(path) as store:
+            await say(outbox, "c", 3)
+            await relay_on(outbox, store).drain()
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        shutil.copy(backup, path)
+        async with ConversationStore.open(path) as store:
+            assert await store.identity() == before
+            assert await relay_on(outbox, store).drain() == 3
+            assert len(await store.messages("c")) == 5

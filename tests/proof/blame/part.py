@@ -1,0 +1,168 @@
+"""Prove that one event that fails like an outage delays no other conversation, and that a store that refuses all blocks
+none.
+
+Scripted rows run the relay's real decisions over a store that does what the case says, in time that is made up: every
+code of the fault table that looks like an outage, beside 1 to 30 other conversations. The rows of real servers have
+triggers that raise a sample of those codes, and real constraints, in real time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, Final
+
+from letopis.store.database.faults import FaultClass
+from tests.proof.blame.codes import outage_like
+from tests.proof.blame.controls import CONTROLS, REFUSES_EVERYBODY, without
+from tests.proof.blame.on_servers import Scene, judged, scenes
+from tests.proof.blame.scripted import Came, Case, run
+from tests.proof.options import Options
+from tests.proof.rows import Row, row_of
+from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+
+KINDS: Final = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}
+OTHERS: Final = (1, 2, 3, 5, 8, 30)
+SEEDS: Final = 50
+LIMIT: Final = 30.0
+"""Seconds that no conversation but the bad one may wait."""
+JOBS: Final = 2
+LATE: Final = 300.0
+"""Seconds that the bad event is alone in the outbox, in every third case, before the others begin to talk; in another
+third the relay comes late, and finds all of them pending."""
+ASLEEP: Final[dict[str, Any]] = {"asleep": 10.0, "bad_at": 1}
+REFUSED: Final = (FaultClass.POISON, "23502")
+MENDED: Final = 60.0
+Judge = Callable[[Case, Came], str]
+
+
+def prove(options: Options) -> Iterator[Row]:
+    """Run the scripted cases, those on real servers, and the controls."""
+    logging.disable()
+    others = OTHERS if not options.short else (1, 3, 8)
+    seeds = range(options.seed, options.seed + options.many(SEEDS, 2))
+    with ProcessPoolExecutor(JOBS, mp_context=get_context("spawn"), initializer=logging.disable) as pool:
+        for kind, name in KINDS.items():
+            cases = _outage_like(kind, others, seeds)
+            yield _row("an event that fails like an outage, beside others", name, cases, held_up, pool, 300)
+        cases = _everybody(others, seeds)
+        yield _row("a store that refuses everybody for a minute", "any", cases, blamed, pool, 300)
+        cases = [
+            Case(seed=seed, others=n, bad=bad, **_fault(REFUSED)) for bad in (2, 3) for n in others for seed in seeds
+        ]
+        yield _row("several poisoned conversations beside sound ones", "any", cases, held_up, pool, 300)
+        for control in CONTROLS:
+            sample = _sample_of(control, seeds)[: options.many(6, 1)]
+            problems = [one for one in pool.map(without, [control] * len(sample), sample) if one]
+            yield row_of(control, "scripted", count=len(sample), unit="cases", problems=problems, control=True)
+    yield from _on_servers(options)
+
+
+def _outage_like(kind: str, others: Sequence[int], seeds: Sequence[int]) -> list[Case]:
+    """Return a case for each seed and number of others; the codes of the table take turns, so that each has some."""
+    faults = outage_like(kind)
+    pairs = [(seed, n) for seed in seeds for n in others]
+    return [
+        Case(
+            seed=seed,
+            others=n,
+            **_fault(faults[place % len(faults)]),
+            alone=LATE if place % 3 == 0 else 0.0,
+            **(ASLEEP if place % 3 == 1 else {}),
+        )
+        for place, (seed, n) in enumerate(pairs)
+    ]
+
+
+def _everybody(others: Sequence[int], seeds: Sequence[int]) -> list[Case]:
+    """Return cases in which an ordinary event is refused too, and, with enough conversations, in which it is taken."""
+    return [
+        Case(seed=seed, others=n, **_fault(REFUSED), everybody=MENDED, ordinary=ordinary)
+        for seed in seeds
+        for n in others
+        for ordinary in ((False, True) if n >= 3 else (False,))
+    ]
+
+
+def _sample_of(control: str, seeds: Sequence[int]) -> list[Case]:
+    faults = outage_like("mariadb")
+    if control == REFUSES_EVERYBODY:
+        return [Case(seed=seed, others=5, **_fault(REFUSED), everybody=MENDED) for seed in seeds[:3]]
+    return [Case(seed=seed, others=3, **_fault(faults[seed % len(faults)]), turns=12, **ASLEEP) for seed in seeds[:6]]
+
+
+def _fault(one: tuple[FaultClass, str]) -> dict[str, Any]:
+    return {"fault_class": one[0], "code": one[1]}
+
+
+def held_up(case: Case, came: Came) -> str:
+    """Return what was wrong where some conversations are bad."""
+    if came.waits > LIMIT:
+        return f"a sound conversation waited {came.waits:.1f} s"
+    if any(not name.startswith("bad-") for name in came.blocked):
+        return f"sound conversations are blocked: {sorted(came.blocked)}"
+    if any(delivered != case.bad_at - 1 for delivered in came.blocked.values()):
+        return "a bad conversation is blocked at another event than its bad one"
+    return ""
+
+
+def blamed(case: Case, came: Came) -> str:
+    """Return what was wrong if the store refused everything."""
+    if came.at_worst or came.charged:
+        return f"{came.at_worst} conversations were blocked, {came.charged} attempts are charged"
+    if came.told is None or came.told > 15:
+        return "the breaker did not say so"
+    if came.healed is None or came.healed > LIMIT:
+        return f"after the mending it took {came.healed} s"
+    return ""
+
+
+def _row(what: str, where: str, cases: Sequence[Case], judge: Judge, pool: ProcessPoolExecutor, least: int) -> Row:
+    came = list(pool.map(run, cases, chunksize=4))
+    problems = [
+        f"seed {case.seed}, {case.others} others, {case.code}: {found}"
+        for case, one in zip(cases, came, strict=True)
+        if (found := judge(case, one))
+    ]
+    codes = len({case.code for case in cases})
+    waits = sorted(one.waits for one in came)
+    if judge is blamed:
+        told = max(one.told or 0.0 for one in came)
+        healed = max(one.healed or 0.0 for one in came)
+        notes = f"said after {told:.1f} s at the latest, all delivered {healed:.1f} s after the mending at the latest"
+    else:
+        found = sum(len(one.blocked) for one in came)
+        notes = (
+            f"{codes} codes; the longest wait of a sound conversation: median {waits[len(waits) // 2]:.1f} s, at most"
+            f" {waits[-1]:.1f} s; {found} of {sum(case.bad for case in cases)} bad ones found while the others talked"
+        )
+    return row_of(what, f"{where}, scripted", len(cases), least, "cases", problems, notes)
+
+
+def _on_servers(options: Options) -> Iterator[Row]:
+    for kind, found in (("postgresql", PostgresServer), ("mariadb", MariaDBServer)):
+        try:
+            server: Server = found.find()
+        except ServerUnavailable as missing:
+            yield Row(what="the same on a real server", where=KINDS[kind], missing=str(missing))
+            continue
+        with server:
+            chosen = scenes(kind, short=options.short)
+            came = asyncio.run(_all(chosen, server, options))
+        problems = [found for one in came for found in one[1]]
+        longest = max(one[0] for one in came)
+        notes = f"the longest that a sound conversation waited: {longest:.1f} s"
+        yield row_of("the same on a real server", KINDS[kind], len(came), 9, "scenes", problems, notes)
+
+
+async def _all(chosen: Sequence[Scene], server: Server, options: Options) -> list[tuple[float, list[str]]]:
+    gate = asyncio.Semaphore(4)
+
+    async def one(number: int, scene: Scene) -> tuple[float, list[str]]:
+        async with gate:
+            return await judged(scene, server, options.folder / f"{scene.kind}-{number}.outbox.db", limit=LIMIT)
+
+    return await asyncio.gather(*(one(number, scene) for number, scene in enumerate(chosen)))

@@ -1,0 +1,183 @@
+"""Do something to a store at moments drawn by chance, and say what has to come of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from letopis.outbox.alerting.incidents import IncidentKind
+from letopis.store.database.schema import events
+from tests.proof.restored import world as worlds
+from tests.proof.restored import wrong
+from tests.proof.restored.moved import PAIRS, killed_midway
+from tests.proof.restored.scene import scene
+from tests.proof.restored.world import World, world
+from tests.support.relays import until
+from tests.support.store_changes import let_through, run_there, swallow
+
+SWALLOWED: Final = ("conversations", "messages", "lanes", "events")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One kind of case.
+
+    :ivar run: does it in what ``opened`` gives, and returns what is wrong afterwards.
+    :ivar on: the kinds of store that it can be done to.
+    :ivar control: which part of the code its control takes away; empty where it has none.
+    :ivar many: cases on a kind of store.
+    :ivar short: whether the short form of the proof has one of them.
+    :ivar opened: given the kind of a store, its URL, a folder for the case, and its chance.
+    """
+
+    what: str
+    run: Callable[[Any], Awaitable[list[str]]]
+    control: str = ""
+    on: tuple[str, ...] = ("sqlite", "postgresql", "mariadb")
+    many: int = 3
+    short: bool = True
+    opened: Callable[[str, str, Path, Random], AbstractAsyncContextManager[Any]] = world
+
+
+async def in_quiet(world: World) -> list[str]:
+    """Set back what a bot that says nothing more had delivered."""
+    await world.say(world.chance.randrange(0, 30))
+    await world.delivered()
+    backup = await world.backup()
+    await world.say(world.chance.randrange(1, 40))
+    await world.delivered()
+    await world.restore(backup)
+    return await world.whole()
+
+
+async def under_load(world: World) -> list[str]:
+    """Set back while the bot talks and the relay delivers."""
+    async with world.talking():
+        await asyncio.sleep(world.chance.uniform(0.05, 0.5))
+        backup = await world.backup()
+        await asyncio.sleep(world.chance.uniform(0.05, 0.5))
+        await world.restore(backup)
+        await asyncio.sleep(world.chance.uniform(0, 0.2))
+    return await world.whole()
+
+
+async def twice(world: World) -> list[str]:
+    """Set back to an older backup while the first restore is being healed."""
+    await world.say(10)
+    await world.delivered()
+    older = await world.backup()
+    await world.say(20)
+    await world.delivered()
+    newer = await world.backup()
+    await world.say(20)
+    await world.delivered()
+    await world.restore(newer)
+    await asyncio.sleep(world.chance.uniform(0, 0.4))
+    await world.restore(older)
+    return await world.whole()
+
+
+async def pruned(world: World) -> list[str]:
+    """Set back what the outbox has pruned in part or whole: reported by conversation, and repaired by a newer
+    backup."""
+    await world.say(world.chance.randrange(0, 20))
+    await world.delivered()
+    older = await world.backup()
+    await world.say(world.chance.randrange(5, 40))
+    await world.delivered()
+    newer = await world.backup()
+    await world.prune(world.chance.choice((0, 0, 1, 3)))
+    await world.restore(older)
+    problems = await world.told()
+    await world.restore(newer)
+    return problems + await world.whole()
+
+
+async def cut_out(world: World) -> list[str]:
+    """Delete some events while the counters stay: told, and ended by the backup."""
+    await world.say(world.chance.randrange(5, 40))
+    await world.delivered()
+    backup = await world.backup()
+    head = await world.store.head()
+    first = world.chance.randrange(1, head + 1)
+    last = world.chance.choice((first, head, world.chance.randrange(first, head + 1)))
+    position = "`position`" if world.kind == "mariadb" else '"position"'
+    await run_there(world.url, f"DELETE FROM {events.name} WHERE {position} BETWEEN {first} AND {last}")
+
+    async def told() -> bool:
+        await asyncio.sleep(0.05)  # a look costs more than a wait
+        status = await world.status()
+        return not status.healthy and any(one.kind is IncidentKind.HISTORY_INCOMPLETE for one in status.incidents)
+
+    async def well() -> bool:
+        return (await world.status()).healthy
+
+    problems = []
+    try:
+        await until(told, patience=worlds.TIMEOUT_SECONDS / 3)
+    except TimeoutError:
+        problems.append(f"events {first} to {last} of {head} are gone from the log, and nobody is told")
+    await world.restore(backup)
+    try:
+        await until(well, patience=worlds.TIMEOUT_SECONDS)
+    except TimeoutError:
+        problems.append("the log is whole again, and status does not say so")
+    return problems + await world.whole()
+
+
+async def swallowed(world: World) -> list[str]:
+    """Have a trigger swallow what is written to a table: nothing counts as saved, and all is once it is gone."""
+    await world.say(world.chance.randrange(1, 10))
+    await world.delivered()
+    table = world.chance.choice(SWALLOWED)
+    await run_there(world.url, *swallow(world.kind, table, "INSERT"))
+    for number in range(world.chance.randrange(1, 5)):
+        # Of new conversations: each of the tables is inserted into.
+        await world.say_in(f"new-{number}", world.chance.choice((1, 3, 60)))
+    problems = []
+    try:
+        await until(lambda: world.relay.breaker.reason == "misconfigured rows", patience=worlds.TIMEOUT_SECONDS / 3)
+    except TimeoutError:
+        problems.append(f"rows of letopis_{table} were swallowed, and nobody is told")
+    await run_there(world.url, *let_through(world.kind, table))
+    return problems + await world.whole()
+
+
+TOLD: Final[dict[str, Any]] = {"many": 2, "opened": scene}
+CASES: Final = (
+    Case(what="restored in quiet", run=in_quiet, control="compare"),
+    Case(what="restored while the bot talks", run=under_load),
+    Case(what="restored again, to an older backup, while it heals", run=twice, short=False),
+    Case(what="restored beyond the tail: told, then mended by a newer backup", run=pruned),
+    Case(what="events deleted from the log: told, and ended by a backup", run=cut_out, control="count_log"),
+    Case(what="rows swallowed by a trigger", run=swallowed, control="count_rows", on=("sqlite", "postgresql")),
+    Case(what="a relay told of wrong stores after the first delivery", run=wrong.after_the_first_delivery, **TOLD),
+    Case(
+        what="a relay told of wrong stores before the first delivery",
+        run=wrong.before_the_first_delivery,
+        control="bind",
+        short=False,
+        **TOLD,
+    ),
+    Case(what="two relays told of two stores while the bot talks", run=wrong.two_relays, short=False, **TOLD),
+    Case(what="a staging copy beside the store", run=wrong.a_staging_copy, short=False, **TOLD),
+    Case(what="another store at the same address for a while", run=wrong.exchanged, many=2),
+    *(
+        Case(
+            what=f"a move to {target} killed midway, again and again, while the bot talks",
+            run=killed_midway(target),
+            control="close" if target == "sqlite" else "",
+            on=sources,
+            many=4,
+            short=target == "postgresql",
+            opened=scene,
+        )
+        for target, sources in PAIRS.items()
+    ),
+)
+"""Every kind of case: 101 in all."""

@@ -1,0 +1,101 @@
+"""Run the command in a process that prints a dot for each transaction of a move, with a defect if one is named.
+
+    python -P child.py DEFECT WORDS...
+
+It imports nothing of the tests, so that it is quick to start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+PAGE: Final = 20
+"""Events that a move copies in a transaction: many, so that there are many moments to be killed at."""
+OPEN_FOR: Final = 1.0
+"""Seconds that a source which was not closed keeps accepting deliveries, after all that it had was copied."""
+
+
+def nothing() -> None:
+    """Leave everything unchanged."""
+
+
+def no_binding() -> None:
+    """Have an outbox delivered to whichever store is named."""
+    from letopis.outbox.relay import store_binding
+    from letopis.store.database import store_identity
+    from letopis.store.write import registration
+
+    async def asked(*_: Any) -> None:
+        await asyncio.sleep(0)
+
+    store_binding.check_destination = lambda *_: None  # type: ignore[assignment]
+    store_binding.check_store = asked  # type: ignore[assignment]
+    for module in (store_binding, store_identity, registration):
+        module.check_identity = lambda *_: None  # type: ignore[attr-defined]
+
+
+def no_closing() -> None:
+    """Have a move close its source when it hands the history over, not before the last copy; nor count what it has."""
+    from letopis.store.database.log_state import LogState
+    from letopis.store.database.schema import log_heads, store
+    from letopis.store.relocation import mover
+    from letopis.store.relocation.endpoint import Endpoint
+    from letopis.store.relocation.handover import StoreRecord, read_store_record
+
+    async def close(source: Endpoint, _: str) -> StoreRecord:
+        return replace(await source.read(read_store_record), state=LogState.CLOSING)
+
+    async def hand_over(source: Endpoint, closed: StoreRecord) -> None:
+        await asyncio.sleep(OPEN_FOR)
+
+        async def work(connection: Any) -> None:
+            await connection.execute(sa.update(store).values(moved_to="elsewhere", moved_at=1))
+            await connection.execute(sa.update(log_heads).values(closed=LogState.MOVED))
+
+        await source.write(work)
+
+    async def count(_: Any) -> None:
+        await asyncio.sleep(0)
+
+    mover.close_source, mover.commit_handover = close, hand_over  # type: ignore[assignment]
+    mover._Move._check_log = count  # type: ignore[method-assign]
+
+
+DEFECTS: Final = {"": nothing, "binding": no_binding, "closing": no_closing}
+
+
+def tell_of_transactions() -> None:
+    """Print a dot at each transaction of a move."""
+    from letopis.store.relocation import copier, endpoint
+
+    def told(real: Callable[..., Any]) -> Callable[..., Any]:
+        async def transaction(self: Any, work: Any) -> Any:
+            sys.stdout.write(".\n")
+            sys.stdout.flush()
+            return await real(self, work)
+
+        return transaction
+
+    copier.PAGE_ROWS = PAGE  # type: ignore[misc]
+    endpoint.Endpoint.read, endpoint.Endpoint.write = told(endpoint.Endpoint.read), told(endpoint.Endpoint.write)  # type: ignore[method-assign]
+
+
+def main() -> int:
+    defect, *words = sys.argv[1:]
+    if "move" in words:
+        tell_of_transactions()
+    DEFECTS[defect]()
+    from letopis.outbox.cli import cli
+    from letopis.outbox.cli._exit_codes import run
+
+    return run(cli, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Restore, delete from, swallow in, exchange and move three kinds of stores, with controls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from letopis.outbox.relay import reconcile
+from letopis.store.database import dialects
+from letopis.store.maintenance.continuity import Continuity, LogCount
+from tests.campaigns.targets import KINDS
+from tests.proof.options import Options
+from tests.proof.restored import moved, wrong
+from tests.proof.restored import scene as scenes
+from tests.proof.restored import world as worlds
+from tests.proof.restored.cases import CASES, Case
+from tests.proof.rows import Row, row_of
+from tests.proof.stores import Fresh, fresh
+
+EVERY: Final = 0.2
+"""Seconds between two looks at the store; 30 outside the proof."""
+SHORT_PATIENCE: Final = 6.0
+"""Seconds that a control is given to notice, which it cannot; half of it in the short form."""
+
+
+def prove(options: Options) -> Iterator[Row]:
+    """Yield the rows of this part: a process for each kind of store, which mostly waits, and one for the controls."""
+    jobs: list[tuple[Callable[..., list[Row]], tuple[Any, ...]]] = [(on_a_store, (options, kind)) for kind in KINDS]
+    jobs.append((controls, (options,)))
+    if options.short:  # a process costs more than what would be done in it
+        for work, given in jobs:
+            with replaced(wrong, "TOLD", 1), replaced(moved, "KILLS", 1):
+                yield from work(*given)
+        return
+    with ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for one in [pool.submit(work, *given) for work, given in jobs]:
+            yield from one.result()
+
+
+def on_a_store(options: Options, kind: str) -> list[Row]:
+    """All that is done to one kind of store, one after the other."""
+    logging.disable()
+    with replaced(reconcile, "RECONCILE_INTERVAL_SECONDS", EVERY):
+        return [row(options, case, kind, options.many(case.many, 1)) for case in chosen(kind, short=options.short)]
+
+
+def chosen(kind: str, *, short: bool) -> list[Case]:
+    """Return the cases of a kind of store; of a short proof some, each on the kind that has had the fewest."""
+    if not short:
+        return [case for case in CASES if kind in case.on]
+    had: dict[str, list[Case]] = {one: [] for one in KINDS}
+    for case in CASES:
+        if case.short:
+            min((had[one] for one in case.on), key=len).append(case)
+    return had[kind]
+
+
+def controls(options: Options) -> list[Row]:
+    """The same cases with what notices them taken away."""
+    logging.disable()
+    rows = []
+    for case in CASES:
+        if case.control:
+            with (
+                replaced(reconcile, "RECONCILE_INTERVAL_SECONDS", EVERY),
+                CONTROLS[case.control](),
+                replaced(worlds, "TIMEOUT_SECONDS", SHORT_PATIENCE / options.many(1, 2)),
+                replaced(wrong, "TOLD", 1),
+                replaced(moved, "KILLS", 0),
+            ):
+                rows.append(row(options, case, "sqlite", 1, control=case.control))
+    return rows
+
+
+def row(options: Options, case: Case, kind: str, count: int, *, control: str = "") -> Row:
+    """Run a kind of case a number of times, each on an empty store."""
+    problems: list[str] = []
+    for number in range(count):
+        folder = options.folder / f"{kind}-{CASES.index(case)}-{control}-{number}"
+        folder.mkdir()
+        with fresh(kind, folder, "store") as one:
+            if one.missing:
+                return Row(what=case.what, where=kind, missing=one.missing)
+            chance = Random(f"{options.seed} {case.what} {kind} {number}")
+            found = asyncio.run(_run(case, one, folder, chance))
+            problems += [f"case {number}: {problem}" for problem in found]
+    what = f"{case.what}, {TAKEN_AWAY[control]}" if control else case.what
+    made = row_of(what, kind, count, case.many, "cases", problems, "")
+    return Row(**{**made.to_json(), "control": bool(control), "problems": made.problems})
+
+
+async def _run(case: Case, store: Fresh, folder: Path, chance: Random) -> list[str]:
+    async with case.opened(store.kind, store.url, folder, chance) as opened:
+        return await case.run(opened)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an attribute another value for the time of a block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+async def _all_is_there(*_: Any, **__: Any) -> LogCount:
+    return LogCount()
+
+
+@contextmanager
+def _no_comparison() -> Iterator[None]:
+    with (
+        replaced(reconcile, "RECONCILE_INTERVAL_SECONDS", 1e9),
+        replaced(reconcile.Reconciler, "schedule_all", lambda _: None),
+    ):
+        yield
+
+
+def _no_count_of_the_log() -> Any:
+    return replaced(Continuity, "count", _all_is_there)
+
+
+def _no_count_of_rows() -> Any:
+    return replaced(dialects, "check_row_count", lambda *_, **__: None)
+
+
+def _with_defect(name: str) -> Callable[[], Any]:
+    return lambda: replaced(scenes, "DEFECT", name)
+
+
+CONTROLS: Final[Mapping[str, Callable[[], Any]]] = {
+    "compare": _no_comparison,
+    "count_log": _no_count_of_the_log,
+    "count_rows": _no_count_of_rows,
+    "bind": _with_defect("binding"),
+    "close": _with_defect("closing"),
+}
+TAKEN_AWAY: Final = {
+    "compare": "heads compared at the start alone",
+    "count_log": "the log not counted",
+    "count_rows": "rows not counted",
+    "bind": "no store compared with the one that the outbox is bound to",
+    "close": "the old store not closed before the last copy",
+}

@@ -1,0 +1,209 @@
+"""Point relays at another store than the bot's, and exchange stores beneath a relay."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from letopis.outbox import History
+from letopis.outbox.cli._exit_codes import Exit
+from letopis.store import ConversationStore, Message
+from letopis.store.database.schema import metadata
+from tests.campaigns.targets import KINDS
+from tests.proof.restored import world as worlds
+from tests.proof.restored.scene import WAIT, Scene, rows, running
+from tests.proof.restored.world import World
+from tests.proof.stores import fresh
+from tests.support.relays import until
+from tests.support.servers import PostgresServer
+from tests.support.store_changes import copied, put_back, run_there
+
+TOLD = 2
+"""Wrong stores that a relay is given in a case, of five; one in the short form."""
+
+
+async def before_the_first_delivery(scene: Scene) -> list[str]:
+    """Nothing was delivered yet: the place that the bot named decides."""
+    await scene.say(scene.chance.randrange(1, 20))
+    return await _told_of_wrong_ones(scene)
+
+
+async def after_the_first_delivery(scene: Scene) -> list[str]:
+    """The outbox is bound: the identity decides."""
+    async with scene.delivering(scene.url):
+        await scene.say(scene.chance.randrange(1, 20))
+        problems = await scene.whole(scene.url)
+    await scene.say(scene.chance.randrange(1, 20))
+    return problems + await _told_of_wrong_ones(scene)
+
+
+async def two_relays(scene: Scene) -> list[str]:
+    """Two relays are given two stores, one after the other or at once, while the bot talks."""
+    await scene.say(5)
+    wrong = await another_store(scene)
+    before = await rows(wrong)
+    stores = [scene.url, wrong]
+    scene.chance.shuffle(stores)
+    problems = []
+    async with AsyncExitStack() as stack:
+        relays = []
+        async with scene.talking():
+            for place, store in enumerate(stores):
+                await asyncio.sleep(scene.chance.uniform(0, 1.5) if place else 0)
+                relays.append(stack.enter_context(running(scene.process("relay", store=store))))
+            right, other = relays if stores[0] == scene.url else reversed(relays)
+            if (code := await asyncio.to_thread(other.wait, WAIT)) != Exit.CONFIGURATION:
+                problems.append(f"the relay with the wrong store ended with {code}")
+        problems += await scene.whole(scene.url)
+        right.send_signal(signal.SIGTERM)
+        if code := await asyncio.to_thread(right.wait, WAIT):
+            problems.append(f"the relay with the right store ended with {code}")
+    await scene.say(3)
+    problems += await scene.untrue(wrong)
+    return problems + await _in_the_right_one_alone(scene, {wrong: before})
+
+
+async def a_staging_copy(scene: Scene) -> list[str]:
+    """A copy of the store with an identity of its own gets nothing of the bot's."""
+    async with scene.delivering(scene.url):
+        await scene.say(scene.chance.randrange(5, 30))
+        problems = await scene.whole(scene.url)
+    copy = scene.database(scene.kind)
+    async with ConversationStore.open(copy, migrate=True):
+        pass
+    await put_back(copy, await copied(scene.url))
+    code, _ = await scene.said("db", "new-identity", "--yes", "--json", store=copy)
+    if code:
+        problems.append(f"new-identity ended with {code}")
+    await scene.say(scene.chance.randrange(1, 20))
+    return problems + await _refused(scene, [copy])
+
+
+async def exchanged(world: World) -> list[str]:
+    """Another history lies behind the same address for a while, beneath a relay that runs."""
+    with fresh(world.kind, world.outbox.path.parent, "another") as another:
+        await _some_history(world.outbox.path.with_name("theirs.outbox.db"), another.url)
+        before = await rows(another.url)
+        await world.say(world.chance.randrange(1, 20))
+        await world.delivered()
+        await _exchange(world.kind, world.url, another.url)
+        await world.say(world.chance.randrange(1, 20))
+        problems = []
+        try:
+            await until(lambda: world.relay.breaker.reason == "wrong_store identity", patience=worlds.TIMEOUT_SECONDS)
+        except TimeoutError:
+            problems.append(f"another store lies there, and the relay says {world.relay.breaker.reason}")
+        await world.say(3)
+
+        async def told() -> bool:
+            status = await world.status()
+            return status.wrong_store and not status.healthy and status.pending > 0
+
+        try:
+            await until(told, patience=worlds.TIMEOUT_SECONDS / 3)  # the relay writes down what it met a moment later
+        except TimeoutError:
+            problems.append("another store lies there, and status does not say so")
+        if await rows(world.url) != before:
+            problems.append("the store that was put there took something")
+        await _exchange(world.kind, world.url, another.url)
+        problems += await world.whole()
+        if await rows(another.url) != before:
+            problems.append("the store that had been put there holds something else afterwards")
+    return problems
+
+
+async def another_store(scene: Scene) -> str:
+    """Return the URL of a store of the same kind with the history of another bot."""
+    url = scene.database(scene.kind)
+    await _some_history(scene.folder / "theirs.outbox.db", url)
+    return url
+
+
+async def _some_history(path: Path, url: str) -> None:
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    async with History.open(path, store=url) as theirs:
+        for number in range(5):
+            await theirs.append("chat-0", Message.user(f"theirs {number}"))
+        if not await theirs.drained(worlds.TIMEOUT_SECONDS):
+            raise TimeoutError("another bot could not deliver")
+
+
+async def _told_of_wrong_ones(scene: Scene) -> list[str]:
+    empty: list[str | None] = [None, *(scene.database(kind) for kind in KINDS)]
+    drawn = [one for one in scene.chance.sample(empty, TOLD - 1) if one != ""]  # of a server that is not there
+    return await _refused(scene, [await another_store(scene), *drawn])
+
+
+async def _refused(scene: Scene, wrong: list[str | None]) -> list[str]:
+    problems = []
+    default = f"sqlite:///{(scene.folder / 'bot.history.db').as_posix()}"
+    before = {url or default: await rows(url or default) for url in wrong}
+    for url in wrong:
+        code = await scene.ended("relay", "--once", store=url)
+        if code != Exit.CONFIGURATION:
+            problems.append(f"told of {_shown(url)}, the relay ended with {code}")
+        problems += await scene.untrue(url)
+    return problems + await _in_the_right_one_alone(scene, before)
+
+
+async def _in_the_right_one_alone(scene: Scene, before: dict[str, object]) -> list[str]:
+    async with scene.delivering(scene.url):
+        problems = await scene.whole(scene.url)
+    for url, held in before.items():
+        if await rows(url) != held:
+            problems.append(f"a wrong store took something: {_shown(url)}")
+    return problems
+
+
+def _shown(url: str | None) -> str:
+    return "nothing" if url is None else make_url(url).get_backend_name()
+
+
+async def _exchange(kind: str, one: str, two: str) -> None:
+    """Have each of two stores at the address of the other."""
+    first, second = (str(make_url(url).database) for url in (one, two))
+    if kind == "sqlite":
+        await asyncio.to_thread(_exchange_files, Path(first), Path(second))
+    elif kind == "postgresql":
+        await asyncio.to_thread(_rename_databases, first, second)
+    else:
+        await run_there(one, f"RENAME TABLE {', '.join(_renamed(first, second))}")
+
+
+def _renamed(first: str, second: str) -> list[str]:
+    tables = [*metadata.tables, "letopis_version"]
+    return [
+        *(f"`{first}`.`{one}` TO `{first}`.`{one}_aside`" for one in tables),
+        *(f"`{second}`.`{one}` TO `{first}`.`{one}`" for one in tables),
+        *(f"`{first}`.`{one}_aside` TO `{second}`.`{one}`" for one in tables),
+    ]
+
+
+def _rename_databases(first: str, second: str) -> None:
+    """Rename both, with all who are connected cut off: the server wants it so."""
+    with PostgresServer.find() as server:
+        for name in (first, second):
+            server.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS false')
+            server.terminate_connections(server.database_url(name))
+        for source, target in ((first, f"{first}_"), (second, first), (f"{first}_", second)):
+            server.execute(f'ALTER DATABASE "{source}" RENAME TO "{target}"')
+        for name in (first, second):
+            server.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS true')
+
+
+def _exchange_files(first: Path, second: Path) -> None:
+    """Rename both, with nothing in their WAL, as without any writer."""
+    for path in (first, second):
+        with closing(sqlite3.connect(path, timeout=10)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    for end in ("", "-wal", "-shm"):
+        one, two, aside = (Path(f"{path}{end}") for path in (first, second, f"{first}-aside"))
+        for source, target in ((one, aside), (two, one), (aside, two)):
+            if source.exists():
+                source.rename(target)

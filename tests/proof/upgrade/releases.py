@@ -1,0 +1,209 @@
+"""Find the code of releases, and run a bot of each in a process of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import UUID
+
+from tests.campaigns.invariants import Ack
+from tests.support.paths import ROOT
+
+_STORE_HEAD: Final = "store/letopis/store/database/migrations.py"
+_OUTBOX_HEAD: Final = "outbox/letopis/outbox/file/inspection.py"
+_PACKAGES: Final = ("store", "outbox", "migrations")
+_HEAD: Final = re.compile(r'Migrations\([^)]*head="(\d{4})"')
+BOT: Final = """
+import asyncio, json, sys
+from pathlib import Path
+
+async def lines():
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        yield line.split()
+
+def tell(**what):
+    print(json.dumps(what), flush=True)
+
+async def main(outbox, store):
+    import letopis.store
+    from letopis.outbox import History
+    from letopis.store import ConversationStore, Message
+    if sys.argv[3] == "migrate":
+        async with ConversationStore.open(store, migrate=True):
+            pass
+    async with History.open(outbox, store=store) as history:
+        tell(ready=letopis.store.__file__)
+        async for what, *rest in lines():
+            try:
+                if what == "say":
+                    acks = []
+                    for number in range(int(rest[0])):
+                        name = f"chat-{number % 5}"
+                        receipt = await history.append(name, Message.user(f"{rest[1]} {number}"), owner="owner")
+                        acks += [(name, str(one)) for one in receipt.event_ids]
+                    tell(acks=acks)
+                elif what == "drain":
+                    tell(drained=await history.drained(float(rest[0])))
+                elif what == "read":
+                    page = await history.messages("chat-0", last=500)
+                    tell(messages=len(page.items if hasattr(page, "items") else page))
+                elif what == "end":
+                    break
+            except Exception as error:
+                tell(error=f"{type(error).__name__}: {error}")
+
+try:
+    asyncio.run(main(sys.argv[1], sys.argv[2]))
+except Exception as error:
+    tell(error=f"{type(error).__name__}: {error}")
+    sys.exit(9)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """The code of a release.
+
+    :ivar store: the revision of the history store that it knows.
+    :ivar outbox: the revision of the outbox file that it knows.
+    """
+
+    tree: Path
+    store: str
+    outbox: str
+
+    @classmethod
+    def in_folder(cls, tree: Path) -> Release | None:
+        """Return the release whose packages are in a folder; None where they are not laid out as today's."""
+        store, outbox = _head(tree / _STORE_HEAD), _head(tree / _OUTBOX_HEAD)
+        return cls(tree=tree, store=store, outbox=outbox) if store and outbox else None
+
+
+def earlier_releases(folder: Path) -> list[Release]:
+    """Return the last code before each revision of the history store, oldest first: tagged releases, then this one.
+
+    They are earlier than the next release, whose code the calling process runs.
+    """
+    found: dict[str, Release] = {}
+    for tag in _git("tag", "--list", "v*", "--sort=version:refname").split():
+        tree = folder / tag
+        packed = _git_bytes("archive", "--format=tar", tag, *_PACKAGES)
+        if not packed:
+            continue
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(tree, filter="data")
+        if release := Release.in_folder(tree):
+            found[release.store] = release
+    if this := Release.in_folder(ROOT):
+        found[this.store] = this
+    return [found[revision] for revision in sorted(found)]
+
+
+def _head(path: Path) -> str:
+    found = _HEAD.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found.group(1) if found else ""
+
+
+def _git(*words: str) -> str:
+    return _git_bytes(*words).decode()
+
+
+def _git_bytes(*words: str) -> bytes:
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return b""
+
+
+class ReleaseBot:
+    """A bot of a release, with its relay inside, that runs commands line by line."""
+
+    def __init__(self, release: Release, outbox: Path, store: str, *, migrate: bool = False) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
+        environment["PYTHONPATH"] = os.pathsep.join(str(release.tree / one) for one in _PACKAGES)
+        self._release = release
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", BOT, str(outbox), store, "migrate" if migrate else "-"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self._held = b""
+        self.acks: list[Ack] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> int:
+        """End it in an orderly way within ten seconds. Return its exit code."""
+        if self._process.poll() is None and self._process.stdin is not None:
+            try:
+                self._process.stdin.write(b"end\n")
+                self._process.stdin.close()
+                self._process.wait(10)
+            except (OSError, ValueError, subprocess.TimeoutExpired):
+                self._process.kill()
+        code = self._process.wait(10)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        return code
+
+    def ready(self) -> str:
+        """Wait until it has opened its history. Return the error if it failed."""
+        said = self._answer(40)
+        if "ready" in said and not said["ready"].startswith(f"{self._release.tree}{os.sep}"):
+            return f"it runs {said['ready']}, not the code in {self._release.tree}"
+        return str(said.get("error", ""))
+
+    def say(self, count: int, words: str) -> str:
+        """Have it append events, and record their acknowledgements. Return the error if it failed."""
+        said = self.ask(f"say {count} {words}", 40)
+        self.acks += [Ack(name, UUID(event_id)) for name, event_id in said.get("acks", ())]
+        return str(said.get("error", ""))
+
+    def drained(self, seconds: float) -> bool:
+        """Return True if everything was delivered within ``seconds``."""
+        return self.ask(f"drain {seconds}", seconds + 20).get("drained") is True
+
+    def ask(self, line: str, patience: float) -> dict[str, Any]:
+        """Send a line and return the answer."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+        except OSError as error:
+            return {"error": f"it has ended: {error}"}
+        return self._answer(patience)
+
+    def _answer(self, patience: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        until = time.monotonic() + patience
+        while b"\n" not in self._held:
+            left = until - time.monotonic()
+            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                return {"error": f"no answer within {patience:g} s"}
+            part = os.read(self._process.stdout.fileno(), 65536)
+            if not part:
+                return {"error": f"it ended with {self._process.wait(10)}"}
+            self._held += part
+        line, _, self._held = self._held.partition(b"\n")
+        found: dict[str, Any] = json.loads(line)
+        return found

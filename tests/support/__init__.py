@@ -1,0 +1,1 @@
+"""Share what the tests of several folders need: servers, peers, relays, daemons, values."""

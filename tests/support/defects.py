@@ -1,0 +1,443 @@
+"""Plant defects in the library by name, so that a control can show that a check notices them.
+
+A control proves that a check can see: the same run with a defect planted has to fail. A defect follows the library: the
+name of a function that is gone raises ``AttributeError`` when the defect is planted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, Final
+from unittest.mock import patch
+from uuid import UUID
+
+from letopis.outbox.alerting import transitions
+from letopis.outbox.alerting.monitor import AlertMonitor
+from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, RetryTimers
+from letopis.outbox.event_log import append, retention
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.reused_ids import UsedIds
+from letopis.outbox.file.committer import Committer
+from letopis.outbox.history.history import History
+from letopis.outbox.pending_reads.read_path import ReadPath
+from letopis.outbox.relay import write_back
+from letopis.outbox.relay.dispatcher import Dispatcher
+from letopis.outbox.relay.poison_isolation import PoisonIsolation
+from letopis.outbox.relay.send_result import Refusal, SendResult
+from letopis.outbox.retry import circuit_breaker, fault_attribution
+from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.store.database import sqlite
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.errors import Reuse, SequenceGap
+from letopis.store.model import codec
+from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
+from letopis.store.write import applier, lanes
+
+Replacement = tuple[Any, str, Callable[[Any], Any]]
+"""An owner, the name of one of its attributes, and what makes the defective attribute of the real one."""
+
+DEFECTS: Final[dict[str, Callable[[], Iterable[Replacement]]]] = {}
+"""By what is taken away, in words."""
+
+NEVER: Final = 10**9
+APPENDS_IN_FLIGHT: Final = 8
+READ_GAP_SECONDS: Final = 0.01
+"""Between the two reads of the wrong order: something is delivered in it on any store, however quick."""
+
+_planted_for_good = ExitStack()
+
+
+@contextmanager
+def planted(*names: str) -> Iterator[None]:
+    """Plant defects for the time of a block.
+
+    :raises AttributeError: the library has no such function any more.
+    """
+    with ExitStack() as stack:
+        for owner, attribute, make in itertools.chain.from_iterable(DEFECTS[name]() for name in names):
+            real = getattr(owner, attribute)
+            made = make(real)
+            stack.enter_context(patch.object(owner, attribute, wraps(real)(made) if callable(real) else made))
+        yield
+
+
+def plant(*names: str) -> None:
+    """Plant defects for as long as this process lives."""
+    _planted_for_good.enter_context(planted(*names))
+
+
+def defect(
+    name: str,
+) -> Callable[[Callable[[], Iterable[Replacement]]], Callable[[], Iterable[Replacement]]]:
+    """Enter a defect into the registry."""
+
+    def enter(replacements: Callable[[], Iterable[Replacement]]) -> Callable[[], Iterable[Replacement]]:
+        DEFECTS[name] = replacements
+        return replacements
+
+    return enter
+
+
+# --- the outbox -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _EarlyReceipt:
+    conversation_id: str
+    event_ids: tuple[UUID, ...]
+    sequence: None = None
+
+
+@defect("an append returns before it is written")
+def _() -> Iterable[Replacement]:
+    writing = set[asyncio.Task[Appended]]()
+
+    async def early(self: History, conversation_id: str, *what: Any, owner: str | None = None) -> _EarlyReceipt:
+        while len(writing) >= APPENDS_IN_FLIGHT:
+            await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
+        prepared = prepare(conversation_id, what, owner=owner)
+        task = asyncio.create_task(self.outbox.append(prepared))
+        writing.add(task)
+        task.add_done_callback(writing.discard)
+        return _EarlyReceipt(conversation_id, tuple(event.event_id for event in prepared.events))
+
+    yield History, "append", lambda real: early
+
+
+@defect("an append that fails is answered as if it were written")
+def _() -> Iterable[Replacement]:
+    values: dict[Committer, list[Any]] = {}
+
+    def run(real: Any) -> Any:
+        def noted(self: Committer, *args: Any, **options: Any) -> list[Any]:
+            values[self] = real(self, *args, **options)
+            return values[self]
+
+        return noted
+
+    def transact(real: Any) -> Any:
+        def swallowed(self: Committer, members: Any, **options: Any) -> list[Any]:
+            values.pop(self, None)
+            try:
+                return real(self, members, **options)  # type: ignore[no-any-return]
+            except Exception:
+                if self not in values:
+                    raise
+                return values[self]
+
+        return swallowed
+
+    yield Committer, "_run", run
+    yield Committer, "_transact", transact
+
+
+@defect("text is not checked before it is appended")
+def _() -> Iterable[Replacement]:
+    def unchecked(value: object, field: str, depth: int) -> None:
+        return
+
+    yield codec, "_check", lambda real: unchecked
+    yield codec, "_check_object", lambda real: unchecked
+
+
+@defect("content is not compared where an event id is known")
+def _() -> Iterable[Replacement]:
+    def reason(real: Any) -> Any:
+        def found(used: UsedIds, event: Any, use: Any) -> Reuse | None:
+            reuse: Reuse | None = real(used, event, use)
+            return None if reuse is Reuse.OTHER_CONTENT else reuse
+
+        return found
+
+    yield UsedIds, "reason", reason
+
+
+@defect("sequences are counted by what is still kept")
+def _() -> Iterable[Replacement]:
+    def read(real: Any) -> Any:
+        def counted(cursor: Any, appends: Any, **given: Any) -> Any:
+            plan = real(cursor, appends, **given)
+            for name, lane in plan.lanes.items():
+                cursor.execute("SELECT max(sequence) FROM letopis_outbox_log WHERE conversation_id = ?", (name,))
+                lane.head = cursor.fetchone()[0] or 0
+            return plan
+
+        return counted
+
+    yield append, "_read_plan", read
+
+
+@defect("what is not delivered is let go as well")
+def _() -> Iterable[Replacement]:
+    def page(real: str) -> str:
+        assert "min(delivered, head - ?)" in real
+        return real.replace("min(delivered, head - ?)", "head - ?")
+
+    def prune(real: Any) -> Any:
+        def unchecked(self: retention.Pruner, connection: Any) -> bool:
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")  # the table would refuse it
+            return real(self, connection)  # type: ignore[no-any-return]
+
+        return unchecked
+
+    yield retention, "_PAGE", page
+    yield retention.Pruner, "__call__", prune
+
+
+def plant_weak_durability(file_name: str, pragmas: Sequence[str]) -> None:
+    """Have all connections to files of this name set pragmas after the library's own settings."""
+
+    @defect("an outbox that is flushed less than it has to be")
+    def _() -> Iterable[Replacement]:
+        def set_sqlite(real: Any) -> Any:
+            def weakened(busy_timeout: float, connection: Any) -> None:
+                real(busy_timeout, connection)
+                cursor = connection.cursor()
+                try:
+                    cursor.execute("PRAGMA database_list")
+                    if str(cursor.fetchone()[2]).endswith(file_name):
+                        for pragma in pragmas:
+                            cursor.execute(f"PRAGMA {pragma}")
+                finally:
+                    cursor.close()
+
+            return weakened
+
+        yield sqlite, "_set_sqlite", set_sqlite
+
+    plant("an outbox that is flushed less than it has to be")
+
+
+# --- reads ----------------------------------------------------------------------------------------------------------
+
+
+@defect("a read asks the store before the outbox")
+def _() -> Iterable[Replacement]:
+    async def store_first(
+        self: ReadPath, conversation_id: str, ask: Any, merge: Any, *, newest: int | None = None
+    ) -> Any:
+        found = await ask(await self._pending(conversation_id, None, None))
+        await asyncio.sleep(READ_GAP_SECONDS)
+        pending = await self._pending(conversation_id, None, newest)
+        return merge(pending, None, None) if found is None else merge(pending, *found)
+
+    yield ReadPath, "read", lambda real: store_first
+
+
+# --- the relay ------------------------------------------------------------------------------------------------------
+
+
+@defect("written off before it is delivered")
+def _() -> Iterable[Replacement]:
+    def deliver(real: Any) -> Any:
+        async def early(self: Dispatcher, due: Any) -> Any:
+            await self._write_back(due, SendResult(delivered=_newest(due.batches)), [])
+            return await real(self, due)
+
+        return early
+
+    yield Dispatcher, "_deliver", deliver
+
+
+@defect("written off by the count of what was sent, not by what was taken")
+def _() -> Iterable[Replacement]:
+    def send(real: Any) -> Any:
+        async def counted(self: PoisonIsolation, batches: Any, **options: Any) -> SendResult:
+            sent: SendResult = await real(self, batches, **options)
+            if sent.fault is None:
+                sent.delivered.update(_newest(batches))
+            return sent
+
+        return counted
+
+    yield PoisonIsolation, "send", send
+
+
+@defect("newer events of a conversation are sent first")
+def _() -> Iterable[Replacement]:
+    def send(real: Any) -> Any:
+        async def reversed_(self: PoisonIsolation, batches: Any, **options: Any) -> SendResult:
+            for one in batches:
+                if len(one.deliveries) > 1:
+                    half = LaneBatch(conversation_id=one.conversation_id, deliveries=one.deliveries[1:])
+                    await self._apply_once([half])
+            return await real(self, batches, **options)  # type: ignore[no-any-return]
+
+        return reversed_
+
+    yield PoisonIsolation, "send", send
+    yield from DEFECTS[GAPS_TAKEN]()
+
+
+@defect("a conversation goes on behind the event that is refused")
+def _() -> Iterable[Replacement]:
+    def narrow(real: Any) -> Any:
+        async def past(self: PoisonIsolation, lane: LaneBatch, fault: Any, sent: SendResult) -> bool:
+            going_on: bool = await real(self, lane, fault, sent)
+            place = sent.undecided[-1][0].sequence if sent.undecided else 0
+            rest = tuple(one for one in lane.deliveries if one.sequence > place)
+            if place and rest:
+                await self._try([LaneBatch(conversation_id=lane.conversation_id, deliveries=rest)], sent)
+            return going_on
+
+        return past
+
+    yield PoisonIsolation, "_find_failing_event", narrow
+    yield from DEFECTS[GAPS_TAKEN]()
+
+
+@defect("an outage is charged to the events")
+def _() -> Iterable[Replacement]:
+    def charged(self: PoisonIsolation, fault: StoreFault, lanes: Any, sent: SendResult) -> None:
+        sent.refusals += [
+            Refusal(
+                conversation_id=lane.conversation_id,
+                sequence=lane.deliveries[0].sequence,
+                event=lane.deliveries[0].event,
+                fault_class=str(fault.fault_class),
+                fault=str(fault),
+            )
+            for lane in lanes
+        ]
+
+    yield PoisonIsolation, "_fail", lambda real: charged
+
+
+@defect("the answer to a commit taken for final")
+def _() -> Iterable[Replacement]:
+    def once(real: Any) -> Any:
+        async def final(self: PoisonIsolation, lanes: Any) -> Any:
+            found = await real(self, lanes)
+            if isinstance(found, StoreFault) and found.fault_class is FaultClass.UNKNOWN_OUTCOME:
+                return StoreFault(fault_class=FaultClass.POISON, code=found.code, reason=found.reason)
+            return found
+
+        return final
+
+    yield PoisonIsolation, "_apply_once", once
+
+
+@defect("the store is not asked again once it was away")
+def _() -> Iterable[Replacement]:
+    yield Breaker, "begin_probe", lambda real: lambda self: False
+
+
+@defect("probes that go to the oldest event again")
+def _() -> Iterable[Replacement]:
+    def oldest_first(self: Breaker) -> Iterator[frozenset[str]]:
+        """Leave out what failed when it opened, and where nothing else is due, nothing: the oldest goes again."""
+        yield self.suspects
+        yield frozenset()
+
+    yield Breaker, "probe_exclusions", lambda real: oldest_first
+    yield circuit_breaker, "UNCERTAIN_PROBE_WAIT_SECONDS", lambda real: 60.0
+
+
+@defect("a relay that convicts no event of what looks like an outage")
+def _() -> Iterable[Replacement]:
+    yield fault_attribution, "EVENT_FAULT_AFTER_FAILURES", lambda real: NEVER
+
+
+@defect("a relay that never holds the store to blame for a refusal")
+def _() -> Iterable[Replacement]:
+    async def takes_any(self: PoisonIsolation, *_: Any) -> None:
+        return None
+
+    yield fault_attribution, "STORE_FAULT_AFTER_CONVERSATIONS", lambda real: NEVER
+    yield PoisonIsolation, "_try_ordinary_event", lambda real: takes_any
+
+
+@defect("waits go by the wall clock alone")
+def _() -> Iterable[Replacement]:
+    def deadline(real: Any) -> Any:
+        return lambda self, clock: max(0.0, (self.wall_us - clock.now_us()) / MICROSECONDS_PER_SECOND)
+
+    def lane(real: Any) -> Any:
+        return lambda self, name, due_at_us: max(0.0, (due_at_us - self._clock.now_us()) / MICROSECONDS_PER_SECOND)
+
+    yield Deadline, "remaining", deadline
+    yield RetryTimers, "remaining", lane
+
+
+@defect("a relay that was taken over writes back all the same")
+def _() -> Iterable[Replacement]:
+    yield write_back, "is_current_lease", lambda real: lambda connection, incarnation: True
+
+
+def _newest(batches: Any) -> dict[str, int]:
+    return {one.conversation_id: one.deliveries[-1].sequence for one in batches}
+
+
+# --- the history store ----------------------------------------------------------------------------------------------
+
+GAPS_TAKEN: Final = "a gap in a lane is taken"
+DUPLICATES_TAKEN: Final = "events are inserted without a look whether they are there"
+
+
+@defect(DUPLICATES_TAKEN)
+def _() -> Iterable[Replacement]:
+    """Write all that is delivered: the unique index of event ids has to be dropped too."""
+
+    def compare(lane: LaneBatch, head: int) -> ComparedLane:
+        if lane.deliveries[0].sequence > head + 1:
+            raise SequenceGap(conversation_id=lane.conversation_id, head=head, first=lane.deliveries[0].sequence)
+        return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
+
+    yield lanes, "compare_with_head", lambda real: compare
+    yield lanes, "select_new", lambda real: lambda compared, stored: compared.fresh
+
+
+@defect("an apply is not one transaction")
+def _() -> Iterable[Replacement]:
+    def begin(real: Any) -> Any:
+        def alone(self: applier.Applier, engine: Any, *args: Any, **options: Any) -> None:
+            real(self, engine.execution_options(sqlite_begin="AUTOCOMMIT"), *args, **options)
+
+        return alone
+
+    yield applier.Applier, "__init__", begin
+
+
+@defect(GAPS_TAKEN)
+def _() -> Iterable[Replacement]:
+    def compare(real: Any) -> Any:
+        def lenient(lane: LaneBatch, head: int) -> ComparedLane:
+            return real(lane, max(head, lane.deliveries[0].sequence - 1))  # type: ignore[no-any-return]
+
+        return lenient
+
+    yield lanes, "compare_with_head", compare
+
+
+# --- the alerts -----------------------------------------------------------------------------------------------------
+
+
+@defect("each failure is an alert")
+def _() -> Iterable[Replacement]:
+    def open_(real: Any) -> Any:
+        return lambda kind, memory, seen, rules: real(kind, memory, seen, replace(rules, hold=0.0))
+
+    yield transitions, "_open_wide", open_
+
+
+@defect("no alerts")
+def _() -> Iterable[Replacement]:
+    yield AlertMonitor, "_tell_in_background", lambda real: lambda self: None
+
+
+@defect("operators are told, and that they were is not recorded")
+def _() -> Iterable[Replacement]:
+    async def claim_all(self: AlertMonitor, errands: Any) -> Any:
+        return tuple(errands)
+
+    async def settle_nothing(self: AlertMonitor, *args: Any, **options: Any) -> None:
+        return
+
+    yield AlertMonitor, "_claim", lambda real: claim_all
+    yield AlertMonitor, "_settle", lambda real: settle_nothing

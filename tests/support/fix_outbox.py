@@ -1,0 +1,57 @@
+"""Give tests an outbox file, a history on it and the three kinds of store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import ConversationStore
+from tests.support.peers import refused_port
+from tests.support.relays import Hands
+
+
+@pytest.fixture
+async def outbox(tmp_path: Path) -> AsyncIterator[OutboxFile]:
+    """An open, empty outbox file."""
+    file = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    yield file
+    await file.close()
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncIterator[ConversationStore]:
+    """An empty store under test, of each kind."""
+    async with ConversationStore.open(store_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def hands() -> Hands:
+    """The clocks of a machine, moved by hand."""
+    return Hands()
+
+
+@pytest.fixture
+async def history(tmp_path: Path) -> AsyncIterator[History]:
+    """A history that delivers nothing by itself."""
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def alone(tmp_path: Path) -> AsyncIterator[History]:
+    """A history whose store cannot be reached."""
+    url = f"postgresql://nobody@127.0.0.1:{await refused_port()}/nowhere"
+    async with History.open(tmp_path / "bot.outbox.db", store=url, relay=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
+    """A history on each kind of store that delivers nothing by itself."""
+    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False) as opened:
+        yield opened

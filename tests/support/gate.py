@@ -1,0 +1,72 @@
+"""Forward connections to a real server until the gate is shut: then cut them and refuse new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from sqlalchemy.engine import make_url
+
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
+
+class Gate:
+    """Forwards a free port of 127.0.0.1 to a server's port while it is open."""
+
+    def __init__(self, url: str) -> None:
+        self._target = make_url(url)
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        """How the server is reached through it, once it was opened."""
+        return self._target.set(host="127.0.0.1", port=self._port).render_as_string(hide_password=False)
+
+    async def open(self) -> None:
+        """Let connections through; on the same port each time."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+            self._port = self._server.sockets[0].getsockname()[1]
+
+    async def shut(self) -> None:
+        """Cut what is connected and refuse what comes."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            for task in tuple(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._carry(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there: asyncio.StreamWriter | None = None
+        port = self._target.port or _PORTS[self._target.get_backend_name()]
+        try:
+            with contextlib.suppress(OSError):
+                back, there = await asyncio.open_connection(self._target.host, port)
+                ways = [
+                    asyncio.create_task(_pump(reader, there)),
+                    asyncio.create_task(_pump(back, writer)),
+                ]
+                try:
+                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for way in ways:
+                        way.cancel()
+                    await asyncio.gather(*ways, return_exceptions=True)
+        finally:
+            for end in (writer, there):
+                if end is not None:
+                    end.transport.abort()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()

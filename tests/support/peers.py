@@ -1,0 +1,142 @@
+"""Run TCP peers that misbehave, and a wire to a real server that can be stalled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _listening(talk: Talk) -> AsyncIterator[int]:
+    """Serve `talk` on a free port of 127.0.0.1, and yield the port; every connection is cut at the end."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            try:
+                await talk(reader, writer)
+            finally:
+                writer.transport.abort()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(serve(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in tuple(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def silent() -> AbstractAsyncContextManager[int]:
+    """A peer that accepts and never answers."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            pass
+
+    return _listening(talk)
+
+
+def closing() -> AbstractAsyncContextManager[int]:
+    """A peer that accepts and hangs up."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        return None
+
+    return _listening(talk)
+
+
+def babbling(words: bytes) -> AbstractAsyncContextManager[int]:
+    """A peer that says `words`, whatever it is sent, and hangs up."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(words)
+        await writer.drain()
+        await asyncio.wait_for(reader.read(65536), 0.2)
+
+    async def shy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(TimeoutError):
+            await talk(reader, writer)
+
+    return _listening(shy)
+
+
+async def refused_port() -> int:
+    """A port of 127.0.0.1 without a listener."""
+    async with closing() as port:
+        pass
+    return port
+
+
+class Wire:
+    """A way to a real server on 127.0.0.1, and what can happen to it.
+
+    :ivar flowing: while cleared, no byte goes either way, and none is read: a black hole.
+    :ivar cut_at: a word that the client says; the connection is reset when it comes by, once, and then forgotten.
+    :ivar heard: whether the server still hears that word (its answer is lost), or does not.
+    :ivar pace: seconds between two bytes of the server's answers.
+    :ivar cuts: connections that were reset so far; ``openings``: when each was made, by the event loop's clock.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+        self.cut_at: bytes | None = None
+        self.heard = False
+        self.pace: float | None = None
+        self.cuts = 0
+        self.openings: list[float] = []
+
+    def open(self) -> AbstractAsyncContextManager[int]:
+        """Listen, and yield the port that leads to the server."""
+        return _listening(self._talk)
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.openings.append(asyncio.get_running_loop().time())
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        deaf = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._carry(reader, there_writer, deaf, asks=True))
+                group.create_task(self._carry(there_reader, writer, deaf, asks=False))
+        except* OSError:
+            pass  # one side hung up: the other one is cut too
+        finally:
+            there_writer.transport.abort()
+
+    async def _carry(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, deaf: asyncio.Event, *, asks: bool
+    ) -> None:
+        while True:
+            await self.flowing.wait()
+            data = await source.read(65536)
+            if not data:
+                raise ConnectionError("end")
+            await self.flowing.wait()
+            if asks and self.cut_at is not None and self.cut_at in data:
+                self.cut_at = None
+                self.cuts += 1
+                if not self.heard:
+                    raise ConnectionError("cut")
+                deaf.set()
+            if not asks and deaf.is_set():
+                raise ConnectionError("cut")  # the server has answered, so it has executed the request
+            if asks or self.pace is None:
+                target.write(data)
+                await target.drain()
+                continue
+            for byte in data:
+                target.write(bytes((byte,)))
+                await target.drain()
+                await asyncio.sleep(self.pace)

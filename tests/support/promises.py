@@ -1,0 +1,122 @@
+"""Write down what a bot was promised, where the end of its process cannot take it back, and read it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from letopis.outbox import Receipt
+from tests.campaigns.states import Ack, StoreState
+
+BOOKS: Final = "books"
+"""A table of the bot's own in the outbox file, and the prefix of the conversations that are entered in it."""
+MAKE_BOOKS: Final = sa.text(f"CREATE TABLE IF NOT EXISTS {BOOKS} (event_id BLOB PRIMARY KEY)")
+ENTER: Final = sa.text(f"INSERT INTO {BOOKS} VALUES (:event_id)")
+
+
+class Promises(Protocol):
+    """Where promises are kept."""
+
+    def keep(self, acks: Sequence[Ack]) -> None:
+        """Keep what the bot was promised."""
+        ...
+
+
+class SentPromises:
+    """Promises that are sent to the parent process."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def keep(self, acks: Sequence[Ack]) -> None:
+        """Send each."""
+        for ack in acks:
+            self._pipe.send(ack)
+
+
+class WrittenPromises:
+    """Promises that are lines of a file: one write for an append, so that all its lines are there or none."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def keep(self, acks: Sequence[Ack]) -> None:
+        """Write each."""
+        os.write(self._file, b"".join(line_of(*ack) for ack in acks))
+
+    def keep_saved(self, receipt: Receipt) -> None:
+        """Write that the last event of an append was reported as saved."""
+        os.write(self._file, line_of(receipt.conversation_id, receipt.event_ids[-1], None, saved=True))
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPromises:
+    """What appends have returned, and what receipts said is in the history store."""
+
+    acks: Sequence[Ack] = ()
+    saved: Sequence[UUID] = ()
+
+
+def acks_of(receipt: Receipt) -> list[Ack]:
+    """Return what an append that has returned promises: each of its events, and the sequence of the last."""
+    name, ids = receipt.conversation_id, receipt.event_ids
+    return [*(Ack(name, event_id) for event_id in ids[:-1]), Ack(name, ids[-1], receipt.sequence)]
+
+
+def line_of(conversation_id: str, event_id: UUID, sequence: int | None, *, saved: bool = False) -> bytes:
+    """Return one promise as a line."""
+    return (json.dumps([conversation_id, event_id.hex, sequence, saved]) + "\n").encode()
+
+
+def read_promises(lines: bytes) -> KeptPromises:
+    """Return the promises in these lines; a last one that is unfinished was not made."""
+    acks: list[Ack] = []
+    saved: list[UUID] = []
+    whole, _, _ = lines.rpartition(b"\n")
+    for line in whole.splitlines():
+        conversation_id, event_id, sequence, is_saved = json.loads(line)
+        if is_saved:
+            saved.append(UUID(hex=event_id))
+        else:
+            acks.append(Ack(conversation_id, UUID(hex=event_id), sequence))
+    return KeptPromises(acks=acks, saved=saved)
+
+
+def entry_of(receipt: Receipt) -> dict[str, object]:
+    """Return what the bot enters in its books for an append."""
+    return {"event_id": receipt.event_ids[-1].bytes}
+
+
+def half_kept(outbox: Path, store: StoreState) -> list[str]:
+    """Return each message without its entry, and each entry without its message, where all is delivered."""
+    with closing(sqlite3.connect(outbox)) as connection:
+        return halves(connection, store.events)
+
+
+def halves(connection: sqlite3.Connection, events: Iterable[Any]) -> list[str]:
+    """Return the halves of transactions: messages of the books' conversations, and entries in the books."""
+    there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (BOOKS,)).fetchone()
+    entries = {row[0] for row in connection.execute(f"SELECT event_id FROM {BOOKS}")} if there else set[bytes]()
+    messages = {
+        event.event_id.bytes
+        for event in events
+        if event.type == "message.appended" and event.conversation_id.startswith(BOOKS)
+    }
+    return [
+        *(f"half: {one.hex()} is a message, and not in the bot's books" for one in messages - entries),
+        *(f"half: {one.hex()} is in the bot's books, and no message" for one in entries - messages),
+    ]

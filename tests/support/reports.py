@@ -1,0 +1,73 @@
+"""Write the reports of the proof and of the benchmark: what they were made on, their JSON, and their tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from tests.support.servers.mariadb import describe as describe_mariadb
+from tests.support.servers.postgresql import describe as describe_postgresql
+
+ROOT: Final = Path(__file__).parent.parent.parent
+
+
+def report_of(parts: Sequence[Mapping[str, Any]], *, versions: Mapping[str, str], **how: Any) -> dict[str, Any]:
+    """Return the report of parts, with the day, the commit and the machine.
+
+    :param versions: of what was used beside Python, SQLite and the servers.
+    :param how: the parts were run.
+    """
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    common = {
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        "PostgreSQL": describe_postgresql(),
+        "MariaDB": describe_mariadb(),
+    }
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": done.stdout.strip() or "unknown",
+        **how,
+        "machine": {"processors": os.cpu_count(), "versions": {**common, **versions}},
+        "parts": parts,
+    }
+
+
+def write(report: Mapping[str, Any], folder: Path, name: str) -> Path:
+    """Write a report as JSON and return the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def made_on(report: Mapping[str, Any]) -> str:
+    """Return the machine of a report, in words."""
+    machine = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['processors']} processors; {versions}"
+
+
+def table(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table in Markdown.
+
+    :param columns: the rule below each heading: ``---`` or ``--:``.
+    """
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(map(_cell, cells))} |"
+
+    return [line(columns), f"|{'|'.join(columns.values())}|", *map(line, rows)]
+
+
+def _cell(words: str) -> str:
+    return words.replace("|", "\\|").replace("\n", " ")

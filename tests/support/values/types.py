@@ -1,0 +1,154 @@
+"""List values that are no text, and say of each whether JSON may hold it."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from tests.support.values.texts import Words
+
+
+class Colour(enum.StrEnum):
+    """A string that is taken by its value."""
+
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    """An integer that is taken by its value."""
+
+    HIGH = 3
+
+
+class Name(str):
+    """A string of a kind of its own."""
+
+    __slots__ = ()
+
+
+class Degrees(float):
+    """A number of a kind of its own."""
+
+    __slots__ = ()
+
+
+KINDS_OF_NO_TEXT: Final[Sequence[tuple[str, Any]]] = (
+    ("none", None),
+    ("true", True),
+    ("integer", 42),
+    ("float", 1.5),
+    ("bytes", b"abc"),
+    ("list", ["abc"]),
+    ("object", {"a": 1}),
+    ("uuid", UUID(int=7)),
+)
+
+KEPT_JSON: Final[Sequence[tuple[str, Any]]] = (
+    ("null", None),
+    ("true", True),
+    ("false", False),
+    ("zero", 0),
+    ("minus-one", -1),
+    ("beyond-32-bits", 2**31),
+    ("beyond-53-bits", 2**53 + 1),
+    ("largest-integer", 2**63 - 1),
+    ("smallest-integer", -(2**63)),
+    ("float", 0.1),
+    ("minus-zero", -0.0),
+    ("whole-float", 1.0),
+    ("smallest-float", 5e-324),
+    ("largest-float", 1.7976931348623157e308),
+    ("many-digits", 0.30000000000000004),
+    ("empty-list", []),
+    ("empty-object", {}),
+    ("empty-key", {"": 1}),
+    ("keys-by-case", {"a": 1, "A": 2}),
+    ("keys-by-accent", {"e": 1, "\u00e9": 2, "e\u0301": 3}),
+    ("key-order", {"b": 1, "a": 2}),
+    ("mixed-list", [1, "1", 1.5, None, True, [], {}]),
+    ("nested-lists", [[[[1]]]]),
+    ("deep-but-allowed", None),  # made in `cases`
+    ("long-list", list(range(2000))),
+    ("many-keys", {f"key-{number}": number for number in range(500)}),
+    ("tuple", (1, (2, 3))),
+    ("string-enum", Colour.RED),
+    ("integer-enum", Level.HIGH),
+    ("string-subclass", Name("abc")),
+    ("float-subclass", Degrees(21.5)),
+    ("enum-key", {Colour.RED: "a"}),
+)
+
+REFUSED_JSON: Final[Sequence[tuple[str, Any]]] = (
+    ("nan", math.nan),
+    ("infinity", math.inf),
+    ("minus-infinity", -math.inf),
+    ("beyond-64-bits", 2**63),
+    ("unsigned-64-bits", 2**64 - 1),
+    ("below-64-bits", -(2**63) - 1),
+    ("hundred-digits", 10**100),
+    ("bytes", b"abc"),
+    ("bytearray", bytearray(b"abc")),
+    ("set", {1}),
+    ("frozenset", frozenset((1,))),
+    ("datetime", datetime(2026, 1, 1, tzinfo=UTC)),
+    ("date", date(2026, 1, 1)),
+    ("decimal", Decimal("1.1")),
+    ("complex", 1j),
+    ("uuid", UUID(int=1)),
+    ("function", len),
+    ("class", int),
+    ("generator", iter(())),
+    ("range", range(3)),
+    ("exception", ValueError("abc")),
+    ("dataclass", Words("a", "b")),
+    ("integer-key", {1: "a"}),
+    ("none-key", {None: "a"}),
+    ("tuple-key", {(1, 2): "a"}),
+    ("nan-inside", [{"a": [1, math.nan]}]),
+    ("nul-in-key", {"a\x00": 1}),
+    ("surrogate-in-key", {"\ud800": 1}),
+    ("nul-inside", [["a\x00"]]),
+    ("surrogate-inside", {"a": ["\udfff"]}),
+)
+
+NO_OBJECTS: Final[Sequence[tuple[str, Any]]] = (
+    ("list", [1]),
+    ("pairs", [("a", 1)]),
+    ("string", "abc"),
+    ("bytes", b"abc"),
+    ("integer", 1),
+    ("true", True),
+    ("empty-list", []),
+    ("empty-string", ""),
+    ("zero", 0),
+    ("false", False),
+)
+
+MOMENTS: Final[Sequence[tuple[str, Any, bool]]] = (
+    ("epoch", datetime(1970, 1, 1, tzinfo=UTC), True),
+    ("before-the-epoch", datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), True),
+    ("one-microsecond", datetime(2026, 1, 1, 0, 0, 0, 1, tzinfo=UTC), True),
+    ("last-microsecond", datetime(2026, 1, 1, 0, 0, 0, 999_999, tzinfo=UTC), True),
+    ("leap-day", datetime(2024, 2, 29, tzinfo=UTC), True),
+    ("after-2038", datetime(2038, 1, 19, 3, 14, 8, tzinfo=UTC), True),
+    ("after-2106", datetime(2106, 2, 7, 6, 28, 16, tzinfo=UTC), True),
+    ("first", datetime.min.replace(tzinfo=UTC), True),
+    ("last", datetime.max.replace(tzinfo=UTC), True),
+    ("east", datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=14))), True),
+    ("west", datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=-12))), True),
+    ("odd-offset", datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=45))), True),
+    ("seconds-offset", datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=2, seconds=17))), True),
+    # In UTC it lies before the year 1, or after 9999, which no datetime can show.
+    ("before-the-first", datetime.min.replace(tzinfo=timezone(timedelta(hours=1))), False),
+    ("after-the-last", datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))), False),
+    ("no-zone", datetime(2026, 1, 1), False),  # noqa: DTZ001  # the fault that is tried
+    ("date", date(2026, 1, 1), False),
+    ("string", "2026-01-01T00:00:00Z", False),
+    ("integer", 1_767_225_600, False),
+    ("float", 1_767_225_600.0, False),
+)

@@ -1,0 +1,349 @@
+"""Be the bot or the relay that a test kills, starves or leaves without power; tell each promise before the next step.
+
+The functions with strings and a pipe as arguments are started as processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from letopis.outbox import History, Receipt, Relay
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.retention import Pruner, Retention
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import ConversationStore, Message, MessageRedacted
+from tests.campaigns.states import Ack
+from tests.support.defects import plant, plant_weak_durability
+from tests.support.promises import (
+    BOOKS,
+    ENTER,
+    MAKE_BOOKS,
+    Promises,
+    SentPromises,
+    WrittenPromises,
+    acks_of,
+    entry_of,
+)
+
+OUTBOX: Final = "bot.outbox.db"
+HISTORY: Final = "history.db"
+ACKS: Final = "acks"
+PRIVATE: Final = "private"
+"""The conversation with something in it that is to be erased, and the id of that message."""
+SECRET: Final = "quetzalcoatlus"
+
+EARLY: Final = "early"
+"""A control: what is appended is promised before it is written."""
+APART: Final = "apart"
+"""A control: the books are kept in a transaction of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talk:
+    """How a bot talks.
+
+    :ivar prefix: of its conversations, of which there are ``conversations``, each with an owner.
+    :ivar talkers: appends at a time.
+    :ivar appends: after this many it ends; ``None``: it never does.
+    :ivar pace: seconds between two appends of a talker.
+    :ivar books_every: one in this many appends is entered in the bot's books, in the same transaction; 0: none is.
+    :ivar tidy_every: after this many appends the outbox is tidied; 0: never.
+    """
+
+    prefix: str = "chat"
+    conversations: int = 8
+    talkers: int = 4
+    appends: int | None = None
+    pace: float = 0.0
+    books_every: int = 0
+    tidy_every: int = 0
+
+
+class Bot:
+    """Appends to a few conversations at once, and keeps each promise before its next append."""
+
+    def __init__(self, history: History, promises: Promises, *, seed: int | str, talk: Talk | None = None) -> None:
+        self.history = history
+        self._promises = promises
+        self._talk = talk or Talk()
+        self._seed, self._chance = seed, random.Random(seed)
+        self._numbers = itertools.count()
+
+    def keep(self, receipt: Receipt) -> None:
+        """Keep what an append has returned."""
+        self._promises.keep(acks_of(receipt))
+
+    async def talk(self) -> None:
+        """Append as long as the bot is to."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._talk.talkers):
+                group.create_task(self._talker())
+
+    async def _talker(self) -> None:
+        how = self._talk
+        for number in self._numbers:
+            if how.appends is not None and number >= how.appends:
+                return
+            if how.books_every and number % how.books_every == how.books_every // 2:
+                self.keep(await self.append_with_entry(f"{BOOKS}-{number % 2}", f"credit {number}"))
+            else:
+                self.keep(await self.append(number))
+            if how.tidy_every and number % how.tidy_every == how.tidy_every - 1:
+                await self.history.outbox.maintain()
+            if how.pace:
+                await asyncio.sleep(how.pace)
+
+    async def append(self, number: int, *, most: int = 3) -> Receipt:
+        """Append one or a few messages of random length to a random conversation."""
+        name = f"{self._talk.prefix}-{self._chance.randrange(self._talk.conversations)}"
+        count = min(most, self._chance.choice((1, 1, 3)))
+        messages = [Message.user(f"{self._seed} {number} {'ж' * self._chance.randrange(200)}") for _ in range(count)]
+        return await self.history.append(name, *messages, owner=f"owner of {name}")
+
+    async def make_books(self) -> None:
+        """Make the bot's own table in the outbox file."""
+        async with self.history.transaction() as own:
+            await own.execute(MAKE_BOOKS)
+
+    async def append_with_entry(self, conversation_id: str, text: str, *, apart: bool = False) -> Receipt:
+        """Append a message and enter it in the books, in one transaction.
+
+        :param apart: a control: in two.
+        """
+        async with self.history.transaction() as own:
+            receipt = await own.append(conversation_id, Message.assistant(text))
+            if not apart:
+                await own.execute(ENTER, entry_of(receipt))
+        if apart:
+            async with self.history.transaction() as own:
+                await own.execute(ENTER, entry_of(receipt))
+        return receipt
+
+    async def append_in_own_connection(self, conversation_id: str, text: str) -> Receipt:
+        """Append a message and enter it in the books, in a transaction that the bot has begun itself."""
+        async with self.history.outbox.engine.connect() as connection:
+            receipt = await self.history.append_in(connection, conversation_id, Message.assistant(text))
+            await connection.execute(ENTER, entry_of(receipt))
+            await connection.commit()
+        return receipt
+
+    async def append_early(self, conversation_id: str, what: Message | MessageRedacted) -> None:
+        """Append what was promised before: a control."""
+        prepared = prepare(conversation_id, [what])
+        self._promises.keep([Ack(conversation_id, prepared.events[-1].event_id)])
+        await self.history.outbox.append(prepared)
+
+
+# --- bots that talk without end -------------------------------------------------------------------------------------
+
+
+def talk(outbox: str, store: str, acks: Connection, *, seed: int, defects: Sequence[str] = ()) -> None:
+    """Append without end, and send an :class:`Ack` for each event of each append that has returned."""
+
+    async def live() -> None:
+        async with History.open(Path(outbox), store=store, relay=False) as history:
+            await Bot(history, SentPromises(acks), seed=seed).talk()
+
+    logging.disable()
+    plant(*defects)
+    asyncio.run(live())
+
+
+async def record(
+    folder: str, acks: str, *, seed: int, appends: int | None = None, pace: float = 0.0, pragmas: Sequence[str] = ()
+) -> None:
+    """Talk, deliver and checkpoint on a disk that is recorded or cut off, and write the promises elsewhere.
+
+    :param pragmas: set on the outbox after the library's own.
+    """
+    if pragmas:
+        plant_weak_durability(OUTBOX, pragmas)
+    how = Talk(conversations=5, talkers=3, books_every=7, tidy_every=20, appends=appends, pace=pace)
+    disk, promises = Path(folder), WrittenPromises(Path(acks))
+
+    async def follow(receipt: Receipt) -> None:
+        if await receipt.saved(timeout=20):
+            promises.keep_saved(receipt)
+
+    try:
+        async with History.open(disk / OUTBOX, store=disk / HISTORY, min_free_bytes=None) as history:
+            bot = Bot(history, promises, seed=seed, talk=how)
+            await bot.make_books()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(bot.talk())
+                followed = await history.append("followed", Message.user("is this one saved?"))
+                bot.keep(followed)
+                group.create_task(follow(followed))
+            await history.drained(20)
+    finally:
+        promises.close()
+
+
+# --- bots with a script ---------------------------------------------------------------------------------------------
+
+
+def say_all(outbox: str, store: str, acks: Connection, *, rounds: int, prepare_process: Callable[[], None]) -> None:
+    """Say some things, with and without the bot's own books, and send the promises."""
+
+    async def live() -> None:
+        async with History.open(Path(outbox), store=store, relay=False, watch=False) as history:
+            bot = Bot(history, SentPromises(acks), seed=1)
+            for number in range(rounds):
+                bot.keep(await history.append("chat", Message.user(f"question {number}")))
+                bot.keep(await bot.append_with_entry(f"{BOOKS}-1", f"answer {number}"))
+                bot.keep(await bot.append_in_own_connection(f"{BOOKS}-2", f"notice {number}"))
+
+    logging.disable()
+    prepare_process()
+    asyncio.run(live())
+
+
+async def say_and_deliver(folder: Path, *, without: str = "") -> None:
+    """Say each kind of thing once and deliver it; write the promises to a file of the folder.
+
+    :param without: the promise to break, for a control.
+    """
+    async with History.open(folder / OUTBOX, store=url_of(folder), relay=False, watch=False) as history:
+        bot = Bot(history, WrittenPromises(folder / ACKS), seed=1)
+        await bot.make_books()
+        if without == EARLY:
+            await bot.append_early("chat", Message.user("question"))
+        else:
+            bot.keep(await history.append("chat", Message.user("question")))
+        bot.keep(await bot.append_with_entry(f"{BOOKS}-1", "answer", apart=without == APART))
+        bot.keep(await bot.append_in_own_connection(f"{BOOKS}-2", "notice"))
+        group = (history.append(f"group-{place}", Message.user("at once"), Message.user("with it")) for place in (1, 2))
+        for receipt in await asyncio.gather(*group):
+            bot.keep(receipt)
+        await Relay(history.outbox, history.store).drain()
+
+
+async def erase_and_deliver(folder: Path, *, without: str = "") -> None:
+    """Take the content of the secret message away, and deliver that; write the promise to a file of the folder."""
+    async with History.open(folder / OUTBOX, store=url_of(folder), relay=False, watch=False) as history:
+        bot = Bot(history, WrittenPromises(folder / ACKS), seed=1)
+        if without == EARLY:
+            await bot.append_early(PRIVATE, MessageRedacted(message_id=PRIVATE))
+        else:
+            bot.keep(await history.redact(PRIVATE, PRIVATE))
+        await Relay(history.outbox, history.store).drain()
+
+
+async def tell_secret(folder: Path) -> None:
+    """Say and deliver what is to be erased."""
+    async with History.open(folder / OUTBOX, store=url_of(folder), watch=False) as history:
+        await history.append(PRIVATE, Message.user("about something else"))
+        receipt = await history.append(PRIVATE, Message.user(f"{SECRET} " * 40, id=PRIVATE))
+        await history.append(PRIVATE, Message.user("and that was it"))
+        assert await receipt.saved(20)
+        assert await history.drained(20)
+
+
+def url_of(folder: Path) -> str:
+    """Return the history store of a folder."""
+    return f"sqlite:///{(folder / HISTORY).as_posix()}"
+
+
+# --- bots that stream a reply ---------------------------------------------------------------------------------------
+
+
+def chunks(seed: int, count: int) -> list[str]:
+    """Return what a streaming bot says: the same for the same seed."""
+    chance = random.Random(seed)
+    return [f"{number}{'ж' * chance.randrange(12)} " for number in range(count)]
+
+
+def stream(outbox: str, store: str, report: Connection, *, seed: int, count: int, every: float | None) -> None:
+    """Stream one reply, and send ``(message id, chunks said, characters kept)`` before the first chunk and after each.
+
+    Waits to be killed then, so that the reply is never finished.
+    """
+
+    async def live() -> None:
+        chance = random.Random(-seed)
+        async with (
+            History.open(Path(outbox), store=store, relay=False) as history,
+            history.reply("chat", owner="42", every=every) as reply,
+        ):
+            report.send((reply.message_id, 0, 0))
+            for number, chunk in enumerate(chunks(seed, count), start=1):
+                await reply.add(chunk)
+                report.send((reply.message_id, number, reply.kept))
+                await asyncio.sleep(chance.choice((0, 0, 0.001, 0.004)))
+            await asyncio.Event().wait()
+
+    logging.disable()
+    asyncio.run(live())
+
+
+def finish_reply(outbox: str, report: Connection, at: str, own: bool) -> None:
+    """Finish a streamed reply together with a row of the bot's own; send the place ``at`` there, and wait.
+
+    :param own: in a session of the bot's own instead of a transaction of the history.
+    """
+    spend = sa.text("UPDATE balance SET credits = credits - 1")
+
+    async def reached(place: str) -> None:
+        if place == at:
+            report.send(at)
+            await asyncio.sleep(60)
+
+    async def live() -> None:
+        async with History.open(outbox, relay=False, watch=False) as history:
+            async with history.outbox.engine.begin() as connection:
+                await connection.execute(sa.text("CREATE TABLE balance (credits INTEGER)"))
+                await connection.execute(sa.text("INSERT INTO balance VALUES (10)"))
+            async with history.reply("chat-1", every=0, confirm=False) as reply:
+                await reply.add("hello there")
+                while reply.kept < len("hello there"):  # noqa: ASYNC110 - there is nothing to wait for
+                    await asyncio.sleep(0.01)
+                await reached("draft")
+                if own:
+                    async with AsyncSession(history.outbox.engine) as session, session.begin():
+                        await session.execute(spend)
+                        await history.finish_in(session, reply)
+                        await reached("finished")
+                else:
+                    async with history.transaction() as tx:
+                        await tx.execute(spend)
+                        await tx.finish(reply)
+                        await reached("finished")
+                await reached("committed")
+
+    asyncio.run(live())
+
+
+# --- relays ---------------------------------------------------------------------------------------------------------
+
+
+def relay(outbox: str, store: str) -> None:
+    """Deliver without end."""
+    logging.disable()
+    asyncio.run(deliver(Path(outbox), store))
+
+
+async def deliver(outbox: Path, store: str, *, leave: bool = False, batch: int = 500, prune: bool = False) -> None:
+    """Deliver what is pending.
+
+    :param leave: end once all is delivered.
+    :param batch: events at a time.
+    :param prune: prune what is delivered at once.
+    """
+    async with ConversationStore.open(store) as history_store:
+        file = await OutboxFile.open(outbox)
+        chores = (Pruner(Retention(keep_last=1, keep_for=timedelta(0)), file.now_us),) if prune else ()
+        working = Relay(file, history_store, batch=batch, chores=chores, random=random.Random(1))
+        await (working.drain() if leave else working.run())
+        await file.close()

@@ -1,0 +1,404 @@
+"""Make conversations in the formats of the providers, of every kind of block that their SDKs describe."""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import Callable
+from typing import Any
+
+Item = dict[str, Any]
+
+WORDS = ["tea", "Kazan", "rain", "степь", "🦔", "the", "of", "and", "weather\n\n`code`", "\\", '"', "{}"]
+
+
+class Chance(random.Random):
+    """Random JSON values in the shapes that models and tools write."""
+
+    def words(self, most: int = 30) -> str:
+        return " ".join(self.choices(WORDS, k=self.randrange(1, most)))
+
+    def maybe(self, likely: float = 0.5) -> bool:
+        return self.random() < likely
+
+    def some(self, **fields: Callable[[], Any]) -> Item:
+        """Return each of the fields, or not, in any order."""
+        kept = [name for name in fields if self.maybe(0.3)]
+        self.shuffle(kept)
+        return {name: fields[name]() for name in kept}
+
+    def ident(self, prefix: str) -> str:
+        return f"{prefix}_{self.getrandbits(96):024x}"
+
+    def data(self, *, url_safe: bool = False) -> str:
+        raw = self.randbytes(self.randrange(1, 200))
+        return (base64.urlsafe_b64encode if url_safe else base64.b64encode)(raw).decode()
+
+    def json(self, depth: int = 3) -> Any:
+        kind = self.randrange(7 if depth else 5)
+        if kind == 5:
+            return [self.json(depth - 1) for _ in range(self.randrange(4))]
+        if kind == 6:
+            return self.object(depth - 1)
+        return (self.words(4), self.randrange(-(2**53), 2**53), self.uniform(-1e6, 1e6), self.maybe(), None)[kind]
+
+    def object(self, depth: int = 2) -> Item:
+        return {
+            self.choice(["city", "unit", "zone", "a", "b", "$", "type", "ключ"]): self.json(depth) for _ in range(3)
+        }
+
+    def arguments(self) -> str:
+        return self.choice(['{"city": "Kazan",\n  "unit":"c"}', "{}", "", '{"broken": ', '{"b":1.0,"a":[2]}'])
+
+    def fill(self, item: Item) -> Item:
+        """Return the item with its keys in any order, and a key that no SDK knows yet."""
+        keys = list(item)
+        if self.maybe(0.2):
+            self.shuffle(keys)
+        return {key: item[key] for key in keys} | ({"new_field": self.json()} if self.maybe(0.1) else {})
+
+
+def chat_conversation(chance: Chance) -> list[Item]:
+    """A turn of OpenAI Chat Completions."""
+    items = [_chat_user(chance)]
+    if chance.maybe(0.3):
+        role = chance.choice(["system", "developer"])
+        items.insert(0, {"role": role, "content": chance.choice([chance.words(), [_chat_text(chance)]])})
+    if chance.maybe(0.6):
+        calls = [_chat_call(chance) for _ in range(chance.randrange(1, 4))]
+        content = chance.choice([None, "", chance.words()])
+        items.append({"role": "assistant", "content": content, "tool_calls": calls, **_chat_dumped(chance)})
+        items += [
+            {
+                "role": "tool",
+                "tool_call_id": call["id"],
+                "content": chance.choice([chance.words(), [_chat_text(chance)]]),
+            }
+            for call in calls
+        ]
+    if chance.maybe(0.1):
+        items.append({"role": "assistant", "content": None, "function_call": {"name": "now", "arguments": "{}"}})
+        items.append({"role": "function", "name": "now", "content": "12:00"})
+    items.append(_chat_answer(chance))
+    return [chance.fill(item) for item in items]
+
+
+def _chat_text(chance: Chance) -> Item:
+    mark = {"prompt_cache_breakpoint": lambda: {"mode": "explicit", "ttl": "30m"}}
+    return {"type": "text", "text": chance.words(), **chance.some(**mark)}
+
+
+def _chat_user(chance: Chance) -> Item:
+    named = chance.some(name=lambda: "Ann")
+    if chance.maybe(0.4):
+        return {"role": "user", "content": chance.words(), **named}
+    blocks = [
+        lambda: _chat_text(chance),
+        lambda: {
+            "type": "image_url",
+            "image_url": {"url": "https://example.org/a.png", **chance.some(detail=lambda: "low")},
+        },
+        lambda: {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{chance.data()}"}},
+        lambda: {
+            "type": "input_audio",
+            "input_audio": {"data": chance.data(), "format": chance.choice(["wav", "mp3"])},
+        },
+        lambda: {"type": "file", "file": {"file_id": chance.ident("file")}},
+        lambda: {
+            "type": "file",
+            "file": {"file_data": f"data:application/pdf;base64,{chance.data()}", "filename": "a.pdf"},
+        },
+    ]
+    return {"role": "user", "content": [chance.choice(blocks)() for _ in range(chance.randrange(1, 4))], **named}
+
+
+def _chat_call(chance: Chance) -> Item:
+    if chance.maybe(0.2):
+        return {"id": chance.ident("call"), "type": "custom", "custom": {"name": "shell", "input": chance.words()}}
+    function = chance.fill({"name": "weather", "arguments": chance.arguments()})
+    return chance.fill({"id": chance.ident("call"), "type": "function", "function": function})
+
+
+def _chat_answer(chance: Chance) -> Item:
+    kind = chance.randrange(5)
+    answer: Item = {"role": "assistant", "content": chance.words(), **_chat_dumped(chance)}
+    if kind == 0:
+        answer |= {"content": None, "refusal": chance.words()}
+    elif kind == 1:
+        answer["content"] = [_chat_text(chance), {"type": "refusal", "refusal": chance.words()}]
+    elif kind == 2:
+        answer |= {"reasoning_content": chance.words()}
+    elif kind == 3:
+        answer |= {"content": None, "audio": {"id": chance.ident("audio")}}
+    return answer
+
+
+def _chat_dumped(chance: Chance) -> Item:
+    """What `model_dump()` leaves in: keys without a value."""
+    return dict.fromkeys(("refusal", "annotations", "audio", "function_call"), None) if chance.maybe(0.2) else {}
+
+
+def responses_conversation(chance: Chance) -> list[Item]:
+    """A turn of OpenAI Responses."""
+    items: list[Item] = [{"role": "developer", "content": chance.words()}] if chance.maybe(0.2) else []
+    items.append(_responses_user(chance))
+    calls = [chance.ident("call") for _ in range(chance.randrange(3))]
+    for call_id in calls:
+        if chance.maybe(0.5):
+            items.append(_responses_reasoning(chance))
+        kind, words = ("custom_tool_call", "input") if chance.maybe(0.2) else ("function_call", "arguments")
+        item = {"type": kind, "call_id": call_id, "name": "weather", words: chance.arguments()}
+        items.append(item | chance.some(id=lambda: chance.ident("fc"), status=lambda: "completed"))
+    for call_id, item in zip(calls, [one for one in items if "call_id" in one], strict=True):
+        output = chance.choice(
+            [chance.words(), [{"type": "input_text", "text": chance.words()}, _responses_image(chance)]]
+        )
+        items.append({"type": f"{item['type']}_output", "call_id": call_id, "output": output})
+    if chance.maybe(0.3):
+        items.append(_responses_hosted(chance))
+    items.append(_responses_answer(chance))
+    return [chance.fill(item) for item in items]
+
+
+def _responses_image(chance: Chance) -> Item:
+    source = chance.choice(
+        [
+            {"image_url": "https://example.org/a.jpeg"},
+            {"image_url": f"data:image/png;base64,{chance.data()}"},
+            {"file_id": chance.ident("file"), "image_url": None},
+        ]
+    )
+    return {"type": "input_image", "detail": "auto", **source}
+
+
+def _responses_user(chance: Chance) -> Item:
+    if chance.maybe(0.3):
+        return {"role": "user", "content": chance.words()}
+    blocks = [
+        lambda: {"type": "input_text", "text": chance.words()},
+        lambda: _responses_image(chance),
+        lambda: {"type": "input_file", "file_id": chance.ident("file")},
+        lambda: {"type": "input_file", "file_url": "https://example.org/a.pdf"},
+        lambda: {
+            "type": "input_file",
+            "filename": "a.pdf",
+            "file_data": f"data:application/pdf;base64,{chance.data()}",
+        },
+    ]
+    content = [chance.choice(blocks)() for _ in range(chance.randrange(1, 4))]
+    return {"type": "message", "role": "user", "content": content}
+
+
+def _responses_reasoning(chance: Chance) -> Item:
+    return {
+        "id": chance.ident("rs"),
+        "type": "reasoning",
+        "summary": [{"type": "summary_text", "text": chance.words()}] if chance.maybe() else [],
+        **chance.some(
+            encrypted_content=lambda: chance.data(),
+            content=lambda: [{"type": "reasoning_text", "text": chance.words()}],
+            status=lambda: None,
+        ),
+    }
+
+
+def _responses_hosted(chance: Chance) -> Item:
+    return chance.choice(
+        [
+            {
+                "type": "web_search_call",
+                "id": chance.ident("ws"),
+                "status": "completed",
+                "action": {"type": "search", "query": "tea"},
+            },
+            {"type": "image_generation_call", "id": chance.ident("ig"), "status": "completed", "result": chance.data()},
+            {"type": "item_reference", "id": chance.ident("msg")},
+            {"type": "mcp_approval_response", "approval_request_id": chance.ident("mcpr"), "approve": True},
+            {"type": "compaction", "encrypted_content": chance.data()},
+        ]
+    )
+
+
+def _responses_answer(chance: Chance) -> Item:
+    annotation = {"type": "url_citation", "url": "https://example.org", "title": "t", "start_index": 0, "end_index": 3}
+    text = {
+        "type": "output_text",
+        "text": chance.words(),
+        "annotations": [annotation] if chance.maybe(0.3) else [],
+        **chance.some(logprobs=list),
+    }
+    content = [text, {"type": "refusal", "refusal": chance.words()}][: chance.randrange(1, 3)]
+    return {
+        "id": chance.ident("msg"),
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": content,
+        **chance.some(phase=lambda: "final_answer"),
+    }
+
+
+def anthropic_conversation(chance: Chance) -> list[Item]:
+    """A turn of Anthropic Messages."""
+    items = [_anthropic_user(chance)]
+    if chance.maybe(0.6):
+        calls = [chance.ident("toolu") for _ in range(chance.randrange(1, 4))]
+        thought = {"type": "thinking", "thinking": chance.words(), "signature": chance.data()}
+        hidden = {"type": "redacted_thinking", "data": chance.data()}
+        asked = [
+            chance.fill({"type": "tool_use", "id": call, "name": "weather", "input": chance.object()}) for call in calls
+        ]
+        before = [[], [thought], [hidden], [thought, hidden, _anthropic_text(chance)]]
+        items.append({"role": "assistant", "content": [*chance.choice(before), *asked]})
+        chance.shuffle(calls)
+        said = [_anthropic_text(chance)] if chance.maybe(0.2) else []
+        items.append({"role": "user", "content": [*(_anthropic_result(chance, call) for call in calls), *said]})
+    if chance.maybe(0.2):
+        items.append({"role": "assistant", "content": _anthropic_server(chance)})
+    answer = chance.choice(
+        [chance.words(), [_anthropic_text(chance)], [_anthropic_text(chance), _anthropic_text(chance)]]
+    )
+    items.append({"role": "assistant", "content": answer})
+    if chance.maybe(0.1):
+        items.append({"role": "system", "content": chance.words()})
+    return [chance.fill(item) for item in items]
+
+
+def _anthropic_text(chance: Chance) -> Item:
+    citation = {
+        "type": "char_location",
+        "cited_text": chance.words(),
+        "document_index": 0,
+        "document_title": None,
+        "start_char_index": 0,
+        "end_char_index": 9,
+    }
+    return {
+        "type": "text",
+        "text": chance.words(),
+        **chance.some(
+            citations=lambda: [citation],
+            cache_control=lambda: {"type": "ephemeral", "ttl": "1h"},
+        ),
+    }
+
+
+def _anthropic_image(chance: Chance) -> Item:
+    source = chance.choice(
+        [
+            {"type": "base64", "media_type": "image/png", "data": chance.data()},
+            {"type": "url", "url": "https://example.org/a.png"},
+            {"type": "file", "file_id": chance.ident("file")},
+        ]
+    )
+    return {"type": "image", "source": source}
+
+
+def _anthropic_document(chance: Chance) -> Item:
+    source = chance.choice(
+        [
+            {"type": "base64", "media_type": "application/pdf", "data": chance.data()},
+            {"type": "url", "url": "https://example.org/a.pdf"},
+            {"type": "text", "media_type": "text/plain", "data": chance.words()},
+            {"type": "content", "content": [{"type": "text", "text": chance.words()}]},
+        ]
+    )
+    return {
+        "type": "document",
+        "source": source,
+        **chance.some(title=lambda: "A page", context=chance.words, citations=lambda: {"enabled": True}),
+    }
+
+
+def _anthropic_user(chance: Chance) -> Item:
+    if chance.maybe(0.3):
+        return {"role": "user", "content": chance.words()}
+    blocks = [_anthropic_text, _anthropic_image, _anthropic_document]
+    return {"role": "user", "content": [chance.choice(blocks)(chance) for _ in range(chance.randrange(1, 4))]}
+
+
+def _anthropic_result(chance: Chance, call_id: str) -> Item:
+    block: Item = {"type": "tool_result", "tool_use_id": call_id}
+    if chance.maybe(0.9):
+        block["content"] = chance.choice([chance.words(), [_anthropic_text(chance), _anthropic_image(chance)], ""])
+    return block | chance.some(is_error=lambda: True, cache_control=lambda: {"type": "ephemeral"})
+
+
+def _anthropic_server(chance: Chance) -> list[Item]:
+    call = chance.ident("srvtoolu")
+    found = {"type": "web_search_result", "url": "https://e.org", "title": "t", "encrypted_content": chance.data()}
+    return [
+        {"type": "server_tool_use", "id": call, "name": "web_search", "input": {"query": "tea"}},
+        {"type": "web_search_tool_result", "tool_use_id": call, "content": [found]},
+        _anthropic_text(chance),
+    ]
+
+
+def gemini_conversation(chance: Chance) -> list[Item]:
+    """A turn of Gemini, its keys written in either way."""
+    snake = chance.maybe()
+    items = [{"role": "user", "parts": [_gemini_part(chance) for _ in range(chance.randrange(1, 4))]}]
+    if chance.maybe(0.6):
+        names = [chance.choice(["weather", "now"]) for _ in range(chance.randrange(1, 4))]
+        ids = [{"id": chance.ident("fc")} if chance.maybe(0.3) else {} for _ in names]
+        calls = [
+            {"functionCall": {**given, "name": name, "args": chance.object()}, **_gemini_signature(chance)}
+            for name, given in zip(names, ids, strict=True)
+        ]
+        thought = [{"text": chance.words(), "thought": True}] if chance.maybe() else []
+        items.append({"role": "model", "parts": [*thought, *calls]})
+        results = [
+            {"functionResponse": {**given, "name": name, "response": chance.choice([chance.object(), {"error": "no"}])}}
+            for name, given in zip(names, ids, strict=True)
+        ]
+        items.append({"role": "user", "parts": results})
+    if chance.maybe(0.2):
+        code = {"executableCode": {"language": "PYTHON", "code": chance.words()}}
+        items.append(
+            {"role": "model", "parts": [code, {"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "3"}}]}
+        )
+    items.append({"role": "model", "parts": [{"text": chance.words(), **_gemini_signature(chance)}]})
+    if chance.maybe(0.1):
+        items[-1]["parts"].append({"text": "", "thoughtSignature": chance.data(url_safe=True)})
+    return [chance.fill(_snake(item) if snake else item) for item in items]
+
+
+def _gemini_signature(chance: Chance) -> Item:
+    return chance.some(thoughtSignature=lambda: chance.data(url_safe=True))
+
+
+def _gemini_part(chance: Chance) -> Item:
+    blocks = [
+        lambda: {"text": chance.words()},
+        lambda: {"inlineData": {"mimeType": "image/png", "data": chance.data(url_safe=True)}},
+        lambda: {"inlineData": {"mimeType": "audio/mp3", "data": chance.data()}},
+        lambda: {
+            "fileData": {
+                "fileUri": "https://generativelanguage.googleapis.com/v1beta/files/abc",
+                "mimeType": "image/png",
+            }
+        },
+        lambda: {"fileData": {"fileUri": "gs://bucket/video.mp4"}, "videoMetadata": {"startOffset": "1s"}},
+    ]
+    return chance.choice(blocks)()
+
+
+_SNAKE = {
+    "functionCall": "function_call",
+    "functionResponse": "function_response",
+    "inlineData": "inline_data",
+    "fileData": "file_data",
+    "mimeType": "mime_type",
+    "fileUri": "file_uri",
+    "thoughtSignature": "thought_signature",
+    "executableCode": "executable_code",
+    "codeExecutionResult": "code_execution_result",
+    "videoMetadata": "video_metadata",
+    "startOffset": "start_offset",
+}
+
+
+def _snake(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_SNAKE.get(key, key): _snake(item) for key, item in value.items()}
+    return [_snake(item) for item in value] if isinstance(value, list) else value

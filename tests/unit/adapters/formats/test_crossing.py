@@ -1,0 +1,342 @@
+"""A conversation that began with one provider goes on with another: words survive, and calls with their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise, permutations
+from types import ModuleType
+from typing import Any
+
+import orjson
+import pytest
+
+from letopis import File, Message, Reasoning, Text, ToolCall, ToolResult
+from letopis.adapters.formats import anthropic, gemini, openai_chat, openai_responses
+from letopis.store.model.parts import UnknownPart
+from letopis.store.rules.context_window import window
+from tests.unit.adapters.formats.items import Item
+from tests.unit.adapters.formats.test_round_trips import FORMATS, thousand
+
+Pair = tuple[str, Any]
+
+
+def pairs_of_chat(items: Sequence[Item]) -> list[str]:
+    """The names of the calls; every call has its result next to it, by its id."""
+    names, used = list[str](), set[str]()
+    waiting = list[str]()
+    for item in items:
+        if item["role"] == "tool":
+            waiting.remove(item["tool_call_id"])
+            assert isinstance(item["content"], str)
+            continue
+        assert waiting == [], "a call without a result"
+        for call in item.get("tool_calls") or ():
+            assert call["id"] not in used and len(call["id"]) <= 40
+            used.add(call["id"])
+            waiting.append(call["id"])
+            names.append(call["function"]["name"])
+    assert waiting == []
+    return names
+
+
+def pairs_of_responses(items: Sequence[Item]) -> list[str]:
+    names, waiting, used = list[str](), set[str](), set[str]()
+    for item in items:
+        if item.get("type") == "function_call":
+            assert item["call_id"] not in used
+            used.add(item["call_id"])
+            waiting.add(item["call_id"])
+            names.append(item["name"])
+        elif item.get("type") == "function_call_output":
+            waiting.remove(item["call_id"])
+    assert not waiting
+    return names
+
+
+def pairs_of_anthropic(items: Sequence[Item]) -> list[str]:
+    names, used = list[str](), set[str]()
+    assert all(one["role"] != next_one["role"] for one, next_one in pairwise(items))
+    for place, item in enumerate(items):
+        assert item["content"]
+        kinds = [block["type"] for block in item["content"]]
+        results = [block["tool_use_id"] for block in item["content"] if block["type"] == "tool_result"]
+        assert kinds[: len(results)] == ["tool_result"] * len(results), "results come first"
+        calls = [block for block in items[place - 1]["content"] if block["type"] == "tool_use"] if place else []
+        assert sorted(results) == sorted(call["id"] for call in calls)
+        for block in item["content"]:
+            if block["type"] == "tool_use":
+                assert block["id"] not in used and isinstance(block["input"], dict)
+                used.add(block["id"])
+                names.append(block["name"])
+    assert "tool_use" not in [block["type"] for block in items[-1]["content"]]
+    return names
+
+
+def pairs_of_gemini(items: Sequence[Item]) -> list[str]:
+    names = list[str]()
+    for place, item in enumerate(items):
+        assert item["parts"]
+        results = [one["functionResponse"]["name"] for one in item["parts"] if "functionResponse" in one]
+        before = items[place - 1]["parts"] if place else []
+        assert results == [one["functionCall"]["name"] for one in before if "functionCall" in one]
+        responses = [one["functionResponse"]["response"] for one in item["parts"] if "functionResponse" in one]
+        assert all(isinstance(response, dict) for response in responses)
+        names += [one["functionCall"]["name"] for one in item["parts"] if "functionCall" in one]
+    return names
+
+
+PAIRS: dict[str, Callable[[Sequence[Item]], list[str]]] = {
+    "openai_chat": pairs_of_chat,
+    "openai_responses": pairs_of_responses,
+    "anthropic": pairs_of_anthropic,
+    "gemini": pairs_of_gemini,
+}
+MODULES: dict[str, ModuleType] = {name: module for name, (module, _) in FORMATS.items()}
+
+
+@pytest.mark.parametrize(("source", "target"), list(permutations(FORMATS, 2)))
+def test_words_calls_and_results_survive(source: str, target: str) -> None:
+    module, talk = FORMATS[source]
+    messages = window(module.to_messages(thousand(talk, seed=2)), last=10_000).messages
+
+    items = MODULES[target].from_messages(messages)
+
+    calls = [part for one in messages for part in parts_of(one) if isinstance(part, ToolCall)]
+    assert len(calls) > 100
+    assert PAIRS[target](items) == [call.name for call in calls]
+    text = "\0".join(texts(items))
+    instructions = {"anthropic", "gemini"} & {target}
+    for one in messages:
+        if not (instructions and one.role in ("system", "developer")):
+            assert all(part.text in text for part in parts_of(one) if isinstance(part, Text))
+        for part in parts_of(one):
+            if isinstance(part, ToolResult) and isinstance(part.output, str):
+                assert part.output in text
+    assert orjson.dumps(items), "plain JSON"
+
+
+def parts_of(message: Message) -> Sequence[Any]:
+    content = message.content
+    return (Text(content),) if isinstance(content, str) else content or ()
+
+
+def texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [text for item in inner for text in texts(item)]
+
+
+TURN = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "name": "Ann", "content": "Weather in Kazan and Ufa?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Kazan"}'}},
+            {"id": "call_2", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ufa"'}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": "-5"},
+    {"role": "tool", "tool_call_id": "call_2", "content": "-7"},
+    {"role": "assistant", "content": "Five and seven below."},
+]
+
+
+def test_from_chat_completions_to_anthropic() -> None:
+    messages = openai_chat.to_messages(TURN)
+
+    assert anthropic.system_of(messages) == "Be brief."
+    assert anthropic.from_messages(messages) == [
+        {"role": "user", "content": [{"type": "text", "text": "Weather in Kazan and Ufa?"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "Kazan"}},
+                # What a model wrote and is no JSON.
+                {"type": "tool_use", "id": "call_2", "name": "weather", "input": {"_raw": '{"city": "Ufa"'}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "call_1", "content": "-5"},
+                {"type": "tool_result", "tool_use_id": "call_2", "content": "-7"},
+            ],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "Five and seven below."}]},
+    ]
+
+
+def test_from_chat_completions_to_responses_and_gemini() -> None:
+    messages = openai_chat.to_messages(TURN)
+
+    assert openai_responses.from_messages(messages) == [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "Weather in Kazan and Ufa?"},
+        {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city": "Kazan"}'},
+        {"type": "function_call", "call_id": "call_2", "name": "weather", "arguments": '{"city": "Ufa"'},
+        {"type": "function_call_output", "call_id": "call_1", "output": "-5"},
+        {"type": "function_call_output", "call_id": "call_2", "output": "-7"},
+        {"role": "assistant", "content": "Five and seven below."},
+    ]
+    assert gemini.from_messages(messages)[1:3] == [
+        {
+            "role": "model",
+            "parts": [
+                {"functionCall": {"name": "weather", "args": {"city": "Kazan"}}},
+                {"functionCall": {"name": "weather", "args": {"_raw": '{"city": "Ufa"'}}},
+            ],
+        },
+        {
+            "role": "user",
+            "parts": [
+                {"functionResponse": {"name": "weather", "response": {"result": "-5"}}},
+                {"functionResponse": {"name": "weather", "response": {"result": "-7"}}},
+            ],
+        },
+    ]
+
+
+def test_parallel_calls_of_responses_are_one_message_elsewhere() -> None:
+    call = {"type": "function_call", "name": "weather"}
+    messages = openai_responses.to_messages(
+        [
+            {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": "two cities"}]},
+            {**call, "call_id": "a", "arguments": "{}"},
+            {**call, "call_id": "b", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "a", "output": "-5"},
+            {"type": "function_call_output", "call_id": "b", "output": "-7"},
+        ]
+    )
+
+    [called, first, second] = openai_chat.from_messages(messages)
+    assert [one["id"] for one in called["tool_calls"]] == ["a", "b"]
+    assert (first["tool_call_id"], second["tool_call_id"]) == ("a", "b")
+    [asked, answered] = anthropic.from_messages(messages)
+    assert [block["id"] for block in asked["content"]] == ["a", "b"], "thinking of others is left out"
+    assert [block["tool_use_id"] for block in answered["content"]] == ["a", "b"]
+
+
+def test_ids_that_are_used_again_are_made_unique() -> None:
+    """Gemini gives none, so the name stands for them."""
+    turn = [
+        {"role": "user", "parts": [{"text": "?"}]},
+        {
+            "role": "model",
+            "parts": [{"functionCall": {"name": "a b", "args": {"n": 1}}}, {"functionCall": {"name": "a b"}}],
+        },
+        {
+            "role": "user",
+            "parts": [
+                {"functionResponse": {"name": "a b", "response": {"x": 1}}},
+                {"functionResponse": {"name": "a b"}},
+            ],
+        },
+    ]
+    messages = [*gemini.to_messages(turn), *gemini.to_messages(turn)]
+
+    assert [part.call_id for part in parts_of(messages[1])] == ["a b", "a b#2"]
+    items = anthropic.from_messages(messages)
+    ids = [[block.get("id", block.get("tool_use_id")) for block in item["content"]] for item in items]
+    assert ids == [
+        [None],
+        ["a_b", "a_b_2"],
+        ["a_b", "a_b_2", None],  # with the next question
+        ["a_b_3", "a_b_2_2"],
+        ["a_b_3", "a_b_2_2"],
+    ]
+
+
+def test_what_a_user_says_beside_a_result_is_an_item_of_the_users_elsewhere() -> None:
+    call = {"type": "tool_use", "id": "a", "name": "look", "input": {}}
+    beside = [{"type": "tool_result", "tool_use_id": "a", "content": "dark"}, {"type": "text", "text": "and now?"}]
+    messages = anthropic.to_messages([{"role": "assistant", "content": [call]}, {"role": "user", "content": beside}])
+
+    assert openai_chat.from_messages(window(messages).messages)[1:] == [
+        {"role": "tool", "tool_call_id": "a", "content": "dark"},
+        {"role": "user", "content": "and now?"},
+    ]
+
+
+def test_what_stands_beside_a_result_is_kept() -> None:
+    messages = [
+        Message.assistant([ToolCall("a", "look"), ToolCall("b", "look")]),
+        Message.tool([ToolResult("a", "dark"), File("https://e.org/a.png"), Text("a photo")]),
+        Message.tool([ToolResult("b", "light")]),
+        Message.tool("of an old bot, without a call"),
+    ]
+
+    assert openai_chat.from_messages(messages)[1:] == [
+        {"role": "tool", "tool_call_id": "a", "content": "dark\n[https://e.org/a.png]\na photo"},
+        {"role": "tool", "tool_call_id": "b", "content": "light"},
+        {"role": "user", "content": "of an old bot, without a call"},
+    ]
+    kinds = [block["type"] for block in anthropic.from_messages(messages)[1]["content"]]
+    assert kinds == ["tool_result", "tool_result", "image", "text", "text"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "media_type", "expected"),
+    [
+        ("https://e.org/a.png", None, ("image_url", "input_image", "image", "fileData")),
+        ("data:image/png;base64,_-8", None, ("image_url", "input_image", "image", "inlineData")),
+        ("https://e.org/a.pdf", None, ("text", "input_file", "document", "fileData")),
+        ("data:application/pdf;base64,AAAA", None, ("file", "input_file", "document", "inlineData")),
+        ("data:audio/mpeg;base64,AAAA", None, ("input_audio", "input_text", "text", "inlineData")),
+        ("openai:file-1", "image/*", ("file", "input_image", "text", "text")),
+        ("openai:file-1", None, ("file", "input_file", "text", "text")),
+        ("anthropic:file_1", "image/*", ("text", "input_text", "image", "text")),
+        ("s3://bucket/key", None, ("text", "input_text", "text", "text")),
+        ("gs://bucket/a.mp4", "video/mp4", ("text", "input_text", "text", "fileData")),
+    ],
+)
+def test_a_file_is_what_each_provider_takes_or_a_text_that_names_it(
+    uri: str, media_type: str | None, expected: tuple[str, ...]
+) -> None:
+    message = Message.user([Text("look"), File(uri, media_type)])
+
+    chat = openai_chat.from_messages([message])[0]["content"]
+    blocks = [
+        chat[1] if isinstance(chat, list) else {"type": "text"},
+        openai_responses.from_messages([message])[0]["content"][1],
+        anthropic.from_messages([message])[0]["content"][1],
+        gemini.from_messages([message])[0]["parts"][1],
+    ]
+
+    assert tuple(block.get("type") or next(iter(block)) for block in blocks) == expected
+    named = [text for block in blocks for text in texts(block) if text.startswith("[")]
+    assert all(";base64," not in text for text in named)
+    if uri.endswith("_-8"):
+        assert blocks[2]["source"]["data"] == blocks[3]["inlineData"]["data"] == "/+8="
+
+
+def test_what_no_other_provider_takes_is_left_out() -> None:
+    message = Message.assistant([Reasoning("hm"), UnknownPart({"type": "web_search_call"}), Text("found")])
+
+    assert openai_chat.from_messages([message]) == [{"role": "assistant", "content": "found"}]
+    assert openai_responses.from_messages([message]) == [{"role": "assistant", "content": "found"}]
+    assert anthropic.from_messages([message])[0]["content"] == [{"type": "text", "text": "found"}]
+    assert gemini.from_messages([message])[0]["parts"] == [{"text": "found"}]
+    for module in MODULES.values():
+        assert module.from_messages([Message.assistant([Reasoning("hm")]), Message.assistant(None)]) == []
+
+
+def test_a_failed_result_says_so_where_it_can() -> None:
+    messages = [
+        Message.assistant([ToolCall("c", "weather", {"city": "Kazan"})]),
+        Message.tool(ToolResult("c", {"reason": "closed"}, "error")),
+    ]
+
+    [_, answered] = anthropic.from_messages(messages)
+    assert answered["content"][0] == {
+        "type": "tool_result",
+        "tool_use_id": "c",
+        "content": '{"reason":"closed"}',
+        "is_error": True,
+    }
+    assert gemini.from_messages(messages)[1]["parts"][0]["functionResponse"]["response"] == {
+        "error": '{"reason":"closed"}'
+    }
+    assert openai_chat.from_messages(messages)[1]["content"] == '{"reason":"closed"}'

@@ -1,0 +1,129 @@
+"""What is built for another provider is what its SDK takes; skipped where the SDK is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import orjson
+import pytest
+
+from letopis.adapters.formats import anthropic, gemini, openai_chat, openai_responses
+from letopis.store.rules.context_window import window
+from tests.unit.adapters.formats.items import Item
+from tests.unit.adapters.formats.test_round_trips import FORMATS, thousand
+
+Check = Callable[[Any], object]
+
+
+def installed(module: str) -> Any:
+    """Import a module of an SDK, or skip: together they are 184 MB, which no other test needs."""
+    return pytest.importorskip(module, reason=f"{module} is missing: pip install openai anthropic google-genai")
+
+
+def adapter(kind: Any) -> Check:
+    """Validate a value of a TypedDict of an SDK, with what it holds in iterables, which pydantic leaves for later."""
+    pydantic = installed("pydantic")
+    validate = pydantic.TypeAdapter(kind).validate_python
+    return lambda value: consumed(validate(value))
+
+
+def consumed(value: Any) -> object:
+    if isinstance(value, dict):
+        return {key: consumed(item) for key, item in value.items()}
+    if isinstance(value, str | bytes | int | float) or value is None or not hasattr(value, "__iter__"):
+        return value
+    return [consumed(item) for item in value]
+
+
+def openai_chat_check() -> Check:
+    return adapter(installed("openai.types.chat").ChatCompletionMessageParam)
+
+
+def openai_responses_check() -> Check:
+    return adapter(installed("openai.types.responses").ResponseInputItemParam)
+
+
+def anthropic_check() -> Check:
+    return adapter(installed("anthropic.types").MessageParam)
+
+
+def gemini_check() -> Check:
+    types = installed("google.genai.types")
+    return lambda value: types.Content.model_validate(value)
+
+
+CHECKS: dict[str, Callable[[], Check]] = {
+    "openai_chat": openai_chat_check,
+    "openai_responses": openai_responses_check,
+    "anthropic": anthropic_check,
+    "gemini": gemini_check,
+}
+
+
+@pytest.mark.parametrize(("source", "target"), list(permutations(FORMATS, 2)))
+def test_what_is_built_for_a_provider_is_what_its_sdk_takes(source: str, target: str) -> None:
+    check = CHECKS[target]()
+    module, talk = FORMATS[source]
+    messages = window(module.to_messages(thousand(talk, seed=3)), last=10_000).messages
+
+    items: list[Item] = FORMATS[target][0].from_messages(messages)
+
+    assert len(items) > 300
+    for item in items:
+        check(item)
+
+
+def test_the_checks_find_what_is_wrong() -> None:
+    installed("pydantic")
+    for check in (make() for make in CHECKS.values()):
+        with pytest.raises(ValueError, match="validation error"):
+            check({"role": "user", "content": [{"type": "nothing"}], "parts": [{"text": 5}], "type": "message"})
+
+
+def test_what_the_openai_sdk_dumps_comes_back() -> None:
+    chat = installed("openai.types.chat")
+    responses = installed("openai.types.responses")
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    message = chat.ChatCompletionMessage(role="assistant", content=None, tool_calls=[call])
+    text = {"type": "output_text", "text": "It rains in Kazan today.", "annotations": []}
+    output = responses.ResponseOutputMessage(
+        id="msg_1", type="message", role="assistant", status="completed", content=[text]
+    )
+
+    for module, dumped in ((openai_chat, message.model_dump(mode="json")), (openai_responses, output.model_dump())):
+        assert orjson.dumps(module.from_messages(module.to_messages([dumped]))) == orjson.dumps([dumped])
+
+
+def test_what_the_anthropic_sdk_dumps_comes_back() -> None:
+    types = installed("anthropic.types")
+    blocks = [
+        {"type": "thinking", "thinking": "Kazan is cold in winter.", "signature": "c2lnbmF0dXJl"},
+        {"type": "text", "text": "It rains in Kazan today.", "citations": None},
+        {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"b": 1, "a": 2}, "caller": None},
+    ]
+    message = types.Message.model_construct(id="msg_1", type="message", role="assistant", content=blocks, model="m")
+    dumped = message.model_dump(mode="json", warnings=False)
+
+    assert orjson.dumps(anthropic.from_messages(anthropic.to_messages([dumped]))) == orjson.dumps([dumped])
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_none": True}, {"by_alias": True}])
+def test_what_the_google_sdk_dumps_comes_back(options: dict[str, Any]) -> None:
+    types = installed("google.genai.types")
+    call = types.FunctionCall(name="weather", args={"b": 1, "a": 2})
+    content = types.Content(
+        role="model",
+        parts=[
+            types.Part(text="It rains in Kazan today.", thought=True),
+            types.Part(function_call=call, thought_signature=b"\xff\xfe signature"),
+            types.Part.from_bytes(data=b"\xfb\xff picture", mime_type="image/png"),
+        ],
+    )
+    dumped = content.model_dump(mode="json", **options)
+
+    messages = gemini.to_messages([dumped])
+    assert [type(part).__name__ for part in messages[0].content or ()] == ["Reasoning", "ToolCall", "File"]
+    assert orjson.dumps(gemini.from_messages(messages)) == orjson.dumps([dumped])
+    assert types.Content.model_validate(gemini.from_messages(messages)[0]) == content

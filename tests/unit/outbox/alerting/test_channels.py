@@ -1,0 +1,358 @@
+"""Operators' channels against a real HTTP server on the loopback, the command that tries them, and their settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from letopis.outbox.alerting.alert_message import build_alert
+from letopis.outbox.alerting.channels import Alert, AlertFailed, AppriseChannel, open_channels
+from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, IncidentState
+from letopis.outbox.alerting.notifications import NotificationKind, PendingNotification
+from letopis.outbox.config.alerts import AlertSettings, load_alerts
+from letopis.store.errors import ConfigurationError
+
+START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+SECRET = "s3cr3t-t0k3n"
+ALERT = Alert(key="k/1", title="Letopis: a title", text="line 1\nline 2", facts={"kind": "store_down", "events": 3})
+
+
+@dataclass
+class Site:
+    """A server and what it was sent."""
+
+    url: str = ""
+    status: int = 200
+    asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    found = Site()
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            found.asked.append((self.path, dict(self.headers.items()), json.loads(body)))
+            self.send_response(found.status)
+            if found.status // 100 == 3:
+                self.send_header("Location", f"http://{found.url}/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    found.url = f"127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+async def test_a_web_address_gets_the_alert_as_json(site: Site) -> None:
+    (channel,) = open_channels([f"http://{site.url}/hook/{SECRET}?token=a%26b&redirect=yes&x="], private=True)
+    await channel.send(ALERT)
+    ((path, _, value),) = site.asked
+
+    assert path == f"/hook/{SECRET}?token=a%26b&redirect=yes&x=", "the query is the receiver's"
+    assert (value["title"], value["message"], value["type"]) == ("Letopis: a title", "line 1\nline 2", "warning")
+    assert channel.name == "webhook 127.0.0.1"
+    assert SECRET not in channel.name + channel.recipient
+
+
+@pytest.mark.parametrize("address", ["{scheme}://{host}/{secret}", "{scheme}://{host}/{secret}?redirect=yes"])
+@pytest.mark.parametrize("scheme", ["http", "json"])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 500])
+async def test_a_channel_that_refuses_or_redirects_is_an_error_without_its_address(
+    site: Site, scheme: str, status: int, address: str
+) -> None:
+    site.status = status
+    url = address.format(scheme=scheme, host=site.url, secret=SECRET)
+    (channel,) = open_channels([url], private=True)
+    with pytest.raises(AlertFailed) as failed:
+        await channel.send(ALERT)
+
+    assert SECRET not in str(failed.value)
+    assert not failed.value.unsure
+    assert [path.partition("?")[0] for path, *_ in site.asked] == [f"/{SECRET}"], "once, and to no other place"
+
+
+@pytest.mark.parametrize(
+    "address", ["https://[1::/{0}", "https:///{0}", "https://a:99999/{0}", "https://a:0/{0}", "{0}", "mailto:{0}"]
+)
+def test_an_address_that_is_none_is_refused_without_being_quoted(address: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        open_channels([address.format(SECRET)])
+
+    assert SECRET not in str(refused.value)
+    assert refused.value.__cause__ is None or SECRET not in str(refused.value.__cause__)
+
+
+async def test_apprise_passes_an_alert_on(site: Site) -> None:
+    (channel,) = open_channels([f"json://{site.url}/{SECRET}"], private=True)
+    assert isinstance(channel, AppriseChannel)
+    await channel.send(ALERT)
+    await channel.send(replace(ALERT, recovered=True))
+
+    (_, _, stuck), (_, _, recovered) = site.asked
+    assert (stuck["title"], stuck["message"], stuck["type"]) == ("Letopis: a title", "line 1\nline 2", "warning")
+    assert recovered["type"] == "success"
+
+
+async def test_nothing_that_is_logged_on_the_way_holds_a_token(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        (channel,) = open_channels([f"json://user:{SECRET}@{site.url}/{SECRET}"], private=True)
+        await channel.send(ALERT)
+        site.status = 500
+        with pytest.raises(AlertFailed):
+            await channel.send(ALERT)
+        with pytest.raises(ConfigurationError) as unknown:
+            open_channels([f"nonsense://{SECRET}"])
+
+    assert len(site.asked) == 2
+    assert SECRET not in caplog.text
+    assert SECRET not in str(unknown.value)
+    assert SECRET not in repr(vars(channel).get("name")) + channel.recipient
+
+
+def test_what_is_logged_by_others_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    open_channels(["json://127.0.0.1:9/"], private=True)
+    with caplog.at_level(logging.INFO):
+        logging.getLogger("apprise").info("the bot's own use of it")
+
+    assert "the bot's own use of it" in caplog.text
+
+
+def test_an_address_without_tls_must_be_allowed() -> None:
+    for url in ("http://127.0.0.1/", "json://127.0.0.1/", "xml://10.0.0.1/", "FORM://example.com/"):
+        with pytest.raises(ConfigurationError):
+            open_channels([url])
+
+
+def test_one_address_is_one_channel_in_every_process() -> None:
+    first = open_channels(["https://example.com/a", "https://example.com/a", "https://example.com/b"])
+    second = open_channels(["https://example.com/a"])
+
+    assert len(first) == 2
+    assert first[0].recipient == second[0].recipient != first[1].recipient
+    assert first[0].recipient == f"channel:{hashlib.sha256(b'https://example.com/a').hexdigest()[:12]}"
+
+
+def test_without_apprise_the_error_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['apprise'] = None\n"
+        "from letopis.outbox.alerting.channels import open_channels\n"
+        "try: open_channels(['https://example.com/'])\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.startswith("ConfigurationError")
+    assert "pip install 'letopis[alerts]'" in done.stdout
+
+
+def test_apprise_is_imported_only_where_it_is_used() -> None:
+    code = "import sys, letopis.outbox.alerting.monitor; sys.exit('apprise' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def errand(
+    name: str | None, *, number: int = 1, kind: IncidentKind = IncidentKind.CONVERSATION_BLOCKED, **changes: Any
+) -> PendingNotification:
+    incident = IncidentRecord(
+        incident_id=UUID(int=len(name or "")),
+        kind=kind,
+        conversation_id=name,
+        state=IncidentState.FIRING,
+        reason="the data was refused [poison 22021]",
+        events=2,
+        conversations=7,
+        number=number,
+        why="opened",
+        opened_at=START,
+        changed_at=START,
+    )
+    return PendingNotification(
+        incident=replace(incident, **changes),
+        recipient="channel:x",
+        kind=NotificationKind.RECOVERED if changes.get("state") is IncidentState.RESOLVED else NotificationKind.STUCK,
+        previous=None,
+        conversation_id=name,
+        owner_id=None,
+        since=START,
+        events=2,
+    )
+
+
+def test_an_alert_about_one_thing_has_a_key_of_its_own() -> None:
+    now, away = START + timedelta(minutes=31), "it cannot be reached [unavailable refused]"
+    alerts = [
+        build_alert([one], outbox="bot.outbox.db", told=0, now=now, locale="en")
+        for one in (
+            errand(None, kind=IncidentKind.STORE_DOWN, reason=away),
+            errand(None, kind=IncidentKind.STORE_DOWN, reason=away, number=2, why="repeat"),
+            errand(
+                None,
+                kind=IncidentKind.STORE_DOWN,
+                reason=away,
+                state=IncidentState.RESOLVED,
+                resolved_at=START + timedelta(minutes=30),
+            ),
+        )
+    ]
+
+    assert len({alert.key for alert in alerts}) == 3
+    assert [alert.title for alert in alerts] == [
+        "Letopis: The history store is down",
+        "Letopis: still: The history store is down",
+        "Letopis: The history store is back",
+    ]
+    assert "for 31 minutes" in alerts[0].text
+    assert "It lasted 30 minutes." in alerts[2].text
+    assert alerts[0].facts["conversations"] == 7
+    assert json.loads(json.dumps(dict(alerts[0].facts)))["kind"] == "store_down"
+
+
+def test_an_alert_about_several_conversations_names_some_of_them() -> None:
+    group = [errand("c" * number) for number in range(1, 9)]
+    first = build_alert(group, outbox="b", told=0, now=START, locale="ru")
+    again = build_alert(list(reversed(group)), outbox="b", told=0, now=START, locale="ru")
+    later = build_alert(group[:1], outbox="b", told=20, now=START, locale="ru")
+
+    assert first.title == "Letopis: 8 разговоров не сохраняются"
+    assert "16 сообщений, 8 разговоров" in first.text
+    assert first.text.count("\n- ") == 6
+    assert "- и ещё 3" in first.text
+    assert first.key == again.key
+    assert later.title == "Letopis: 21 разговор не сохраняется"
+
+
+def test_settings_come_from_the_command_line_then_the_environment_then_the_file(tmp_path: Path) -> None:
+    table = {"channels": ["tgram://file/1"], "private": True, "language": "ru", "texts": "seed", "stuck_after": 60}
+    environ = {"LETOPIS_ALERTS": " https://a/ \n mailto://b ", "LETOPIS_ALERTS_PRIVATE": "0", "LETOPIS_LANGUAGE": "EN"}
+
+    assert load_alerts({}, environ={}) == AlertSettings()
+    assert load_alerts(table, environ={}) == AlertSettings(
+        channels=("tgram://file/1",), private=True, language="ru", style="seed", stuck_after=60.0
+    )
+    by_variable = load_alerts(table, environ=environ)
+    assert (by_variable.channels, by_variable.private, by_variable.language) == (
+        ("https://a/", "mailto://b"),
+        False,
+        "en",
+    )
+    by_flag = load_alerts(table, channels=["https://c/"], private=True, environ=environ)
+    assert (by_flag.channels, by_flag.private) == (("https://c/",), True)
+
+
+def test_channels_may_lie_in_a_file_of_secrets(tmp_path: Path) -> None:
+    (tmp_path / "channels").write_text(f"# on call\ntgram://{SECRET}/1\n\nhttps://b/\n", encoding="utf-8")
+    expected = (f"tgram://{SECRET}/1", "https://b/")
+    found = load_alerts({"channels_file": "channels"}, environ={}, folder=tmp_path)
+
+    assert found.channels == expected
+    assert SECRET not in repr(found)
+    assert load_alerts({}, environ={"LETOPIS_ALERTS_FILE": str(tmp_path / "channels")}).channels == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "environ", "said"),
+    [
+        ({"channel": []}, {}, r"did you mean 'channels'\?"),
+        ({"channels": "https://a/"}, {}, "channels must be a list"),
+        ({"channels": [7]}, {}, "channels must be a list"),
+        ({"private": "yes"}, {}, "private must be true or false"),
+        ({"stuck_after": True}, {}, "stuck_after must be a number"),
+        ({"stuck_after": 0}, {}, "between 1 and 86400"),
+        ({"language": "de"}, {}, "one of en, ru"),
+        ({"texts": "rude"}, {}, "one of plain, seed"),
+        ({"channels": ["a"], "channels_file": "b"}, {}, "remove one"),
+        ({"channels_file": "nowhere"}, {}, "cannot be read"),
+        ({}, {"LETOPIS_ALERTS_FILE": "/nowhere/at/all"}, "cannot be read"),
+        ({}, {"LETOPIS_ALERTS": "a", "LETOPIS_ALERTS_FILE": "b"}, "unset one"),
+        ({}, {"LETOPIS_ALERTS_PRIVATE": "perhaps"}, "is 0 or 1"),
+    ],
+)
+def test_wrong_settings_say_what_is_wrong(
+    table: dict[str, Any], environ: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        load_alerts(table, environ=environ, folder=tmp_path)
+
+
+def letopis(*words: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "letopis.outbox.cli", *words],
+        cwd=folder,
+        env={"PATH": "", "PYTHONWARNINGS": "error", **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_tries_every_channel(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "letopis.toml").write_text(
+        f'outbox = "shop.outbox.db"\n[alerts]\nchannels = ["http://{site.url}/{SECRET}", "json://{site.url}/2"]\n'
+        "private = true\n",
+        encoding="utf-8",
+    )
+    done = letopis("alerts", "test", folder=tmp_path)
+
+    assert (done.returncode, done.stdout) == (0, "ok   webhook 127.0.0.1\nok   JSON\n")
+    assert [path for path, *_ in site.asked] == [f"/{SECRET}", "/2"]
+    assert site.asked[0][2]["title"] == "Letopis: test alert"
+    assert "shop.outbox.db" in site.asked[0][2]["message"]
+
+    site.status = 500
+    failed = letopis("alerts", "test", "--json", folder=tmp_path)
+    assert failed.returncode == 1
+    assert json.loads(failed.stdout) == {
+        "channels": [
+            {
+                "name": "webhook 127.0.0.1",
+                "ok": False,
+                "error": "webhook 127.0.0.1 did not take the alert [not_delivered]",
+            },
+            {"name": "JSON", "ok": False, "error": "JSON did not take the alert [not_delivered]"},
+        ]
+    }
+    assert SECRET not in failed.stdout + failed.stderr
+
+
+def test_the_command_without_channels_says_how_to_set_one(tmp_path: Path) -> None:
+    done = letopis("alerts", "test", folder=tmp_path)
+
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "LETOPIS_ALERTS" in done.stderr
+    assert list(tmp_path.iterdir()) == [], "and makes nothing"
+
+
+def test_the_command_refuses_an_address_without_tls(site: Site, tmp_path: Path) -> None:
+    plain = letopis("alerts", "test", "--channel", f"http://{site.url}/{SECRET}", folder=tmp_path)
+    secure = letopis("alerts", "test", "--channel", f"https://{site.url}/{SECRET}", folder=tmp_path)
+
+    assert plain.returncode == 78
+    assert "without TLS" in plain.stderr
+    assert (secure.returncode, secure.stdout[:4]) == (1, "FAIL")
+    assert SECRET not in plain.stderr + secure.stdout + secure.stderr
+    assert site.asked == []

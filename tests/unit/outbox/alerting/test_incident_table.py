@@ -1,0 +1,544 @@
+"""Incidents and notices in the outbox file: what is kept, and that only one of two processes notifies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox.alerting.incident_table import (
+    note_skipped,
+    open_incidents,
+    prune_incidents,
+    read_observation,
+    write_changes,
+)
+from letopis.outbox.alerting.incidents import (
+    Change,
+    IncidentKind,
+    IncidentRecord,
+    IncidentState,
+    Rules,
+)
+from letopis.outbox.alerting.notification_table import (
+    claim,
+    close_unheard,
+    notified_conversations,
+    pending_for_channel,
+    pending_for_users,
+    record_outcome,
+)
+from letopis.outbox.alerting.notifications import CLAIM_TIMEOUT, NotificationKind, PendingNotification, RetryBudget
+from letopis.outbox.alerting.transitions import Memory, evaluate, tick
+from letopis.outbox.event_log import schema
+from letopis.store.model.events import to_microseconds
+from letopis.store.model.identifiers import uuid7
+
+START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+LONGEST = timedelta(minutes=10)
+CHANNEL = "channel:0123456789ab"
+BUDGET = RetryBudget(attempts=3)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'bot.outbox.db'}")
+    schema.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def connection(engine: sa.Engine) -> Iterator[sa.Connection]:
+    with engine.connect() as connection, connection.begin():
+        yield connection
+
+
+def add_lane(
+    connection: sa.Connection,
+    name: str,
+    *,
+    owner: str | None = None,
+    head: int = 1,
+    delivered: int = 0,
+    state: str = "ready",
+    fault: str | None = None,
+) -> int:
+    """Add a lane with its pending events; return the position of the first."""
+    stamp = to_microseconds(START)
+    added = connection.execute(
+        sa.insert(schema.lanes).values(
+            conversation_id=name,
+            owner_id=owner,
+            head=head,
+            delivered=delivered,
+            pruned=delivered,
+            state=state,
+            attempts=0,
+            due_at=0,
+            owed_since=stamp if delivered < head else None,
+            fault_class="poison" if fault else None,
+            fault=fault,
+        )
+    )
+    first = 0
+    for sequence in range(delivered + 1, head + 1):
+        done = connection.execute(
+            sa.insert(schema.events).values(
+                event_id=uuid7().bytes,
+                lane=(added.inserted_primary_key or (0,))[0],
+                sequence=sequence,
+                type="custom.x",
+                schema_version=1,
+                data="{}",
+                digest=bytes(32),
+                occurred_at=stamp,
+                appended_at=stamp,
+            )
+        )
+        first = first or int((done.inserted_primary_key or (0,))[0])
+    return first
+
+
+def set_lane(connection: sa.Connection, name: str, **values: object) -> None:
+    connection.execute(sa.update(schema.lanes).where(schema.lanes.c.conversation_id == name).values(**values))
+
+
+def fire(
+    connection: sa.Connection, kind: IncidentKind = IncidentKind.STORE_DOWN, name: str | None = None, **values: object
+) -> IncidentRecord:
+    """Keep an incident that has just fired."""
+    case = IncidentRecord(
+        incident_id=uuid7(),
+        kind=kind,
+        conversation_id=name,
+        state=IncidentState.FIRING,
+        number=1,
+        why="opened",
+        opened_at=START,
+        changed_at=START,
+    )
+    case = replace(case, **values)  # type: ignore[arg-type]
+    assert len(write_changes(connection, [Change(before=None, after=case)])) == 1
+    return case
+
+
+def end(connection: sa.Connection, case: IncidentRecord, *, mark: int = 0) -> IncidentRecord:
+    """Keep that an incident, whatever became of it meanwhile, is over."""
+    (now,) = (one for one in open_incidents(connection) if one.incident_id == case.incident_id)
+    over = replace(
+        now, state=IncidentState.RESOLVED, resolved_at=START, mark=mark or now.mark, revision=now.revision + 1
+    )
+    assert len(write_changes(connection, [Change(before=now, after=over)])) == 1
+    return over
+
+
+def users(connection: sa.Connection, *, late_before: int = 0, now: datetime = START) -> tuple[PendingNotification, ...]:
+    return pending_for_users(connection, now=now, longest=LONGEST, late_before=late_before)
+
+
+def operators(connection: sa.Connection, *, now: datetime = START) -> tuple[PendingNotification, ...]:
+    return pending_for_channel(connection, CHANNEL, now=now, longest=LONGEST)
+
+
+def tell(connection: sa.Connection, pending: tuple[PendingNotification, ...], *, told: bool | None = True) -> None:
+    assert claim(connection, pending, now=START) == pending
+    record_outcome(connection, pending, told=told, now=START, budget=BUDGET)
+
+
+def test_an_incident_comes_back_as_it_was_kept(connection: sa.Connection) -> None:
+    case = fire(
+        connection,
+        IncidentKind.CONVERSATION_BLOCKED,
+        "a",
+        owner_id="1",
+        reason="poison",
+        events=3,
+        conversations=1,
+        ran=12.5,
+        repeats=2,
+        mark=7,
+    )
+
+    assert open_incidents(connection) == (case,)
+
+
+def test_a_key_has_one_open_incident(connection: sa.Connection) -> None:
+    first = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "a")
+    second = replace(first, incident_id=uuid7())
+    assert write_changes(connection, [Change(before=None, after=second)]) == ()
+
+    end(connection, first)
+    assert len(write_changes(connection, [Change(before=None, after=second)])) == 1
+
+
+def test_a_change_that_was_decided_on_something_else_is_not_kept(connection: sa.Connection) -> None:
+    case = fire(connection)
+    one = Change(before=case, after=replace(case, number=2, why="repeat", revision=1))
+    other = Change(before=case, after=replace(case, state=IncidentState.RESOLVED, resolved_at=START, revision=1))
+
+    assert write_changes(connection, [one]) == (one,)
+    assert write_changes(connection, [other]) == ()
+    assert open_incidents(connection) == (one.after,)
+
+
+def test_a_look_shows_what_is_owed_and_what_is_blocked(connection: sa.Connection) -> None:
+    add_lane(connection, "ok", head=3, delivered=3)
+    add_lane(connection, "owed", head=4, delivered=1)
+    add_lane(connection, "bad", owner="1", head=2, state="blocked", fault="the data was refused [poison 22021]")
+    add_lane(connection, "odd", head=2, state="blocked", fault="no code here")
+    add_lane(connection, "rest", head=2, state="paused")
+    seen = read_observation(connection, now=START, late_before=0)
+
+    assert (seen.events, seen.conversations, seen.deliverable, seen.newest) == (9, 4, 1, 9)
+    assert {(lane.conversation_id, lane.owner_id, lane.reason) for lane in seen.blocked} == {
+        ("bad", "1", "the data was refused [poison 22021]"),
+        ("odd", None, "no code here [poison]"),
+    }
+    assert (seen.late, seen.breaker, seen.relay, seen.open) == ((), None, None, ())
+
+
+def test_a_look_shows_the_lanes_that_are_late_by_their_position(connection: sa.Connection) -> None:
+    first = add_lane(connection, "old")
+    add_lane(connection, "new")
+    add_lane(connection, "paused", state="paused")
+
+    assert [lane.conversation_id for lane in read_observation(connection, now=START, late_before=first).late] == ["old"]
+
+
+def test_a_blocked_lane_becomes_one_incident_and_is_not_looked_at_as_new_again(connection: sa.Connection) -> None:
+    add_lane(connection, "bad", head=2, state="blocked", fault="x [poison 1]")
+    memory = Memory()
+    for _ in range(3):
+        memory = tick(memory, monotonic=0.0, rules=Rules())
+        seen = read_observation(connection, now=START, late_before=0)
+        memory, changes = evaluate(memory, seen, Rules())
+        write_changes(connection, changes)
+    assert [case.mark for case in open_incidents(connection)] == [2]
+
+    set_lane(connection, "bad", delivered=2, state="ready")
+    _, changes = evaluate(memory, read_observation(connection, now=START, late_before=0), Rules())
+    assert [change.after.state for change in write_changes(connection, changes)] == [IncidentState.RESOLVED]
+
+
+def test_an_operator_who_skips_an_event_is_remembered(connection: sa.Connection) -> None:
+    add_lane(connection, "bad", state="blocked", fault="x [poison 1]")
+    case = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "bad", mark=1)
+    assert note_skipped(connection, "bad")
+    assert not note_skipped(connection, "other")
+    set_lane(connection, "bad", delivered=1, state="ready")
+    _, changes = evaluate(Memory(), read_observation(connection, now=START, late_before=0), Rules())
+
+    assert [(change.after.incident_id, change.after.outcome) for change in changes] == [(case.incident_id, "skipped")]
+
+
+def test_a_claim_is_given_once(connection: sa.Connection) -> None:
+    fire(connection)
+    (one,) = operators(connection)
+
+    assert claim(connection, [one], now=START) == (one,)
+    assert claim(connection, [one], now=START) == ()
+    assert operators(connection) == ()
+
+
+def test_an_incident_that_is_over_cannot_be_claimed(connection: sa.Connection) -> None:
+    """It ended between the look and the claim."""
+    case = fire(connection)
+    (one,) = operators(connection)
+    end(connection, case)
+
+    assert claim(connection, [one], now=START) == ()
+
+
+def test_whoever_heard_of_it_hears_the_end_and_then_nothing(connection: sa.Connection) -> None:
+    case = fire(connection)
+    tell(connection, operators(connection))
+    (case_now,) = open_incidents(connection)
+    assert (case_now.state, case_now.notified_at) == (IncidentState.NOTIFIED, START)
+    assert operators(connection) == ()
+
+    end(connection, case)
+    (one,) = operators(connection)
+    assert one.kind is NotificationKind.RECOVERED
+    tell(connection, (one,))
+    assert operators(connection) == ()
+    assert close_unheard(connection, now=START) == 0
+
+
+def test_whoever_was_not_reached_does_not_hear_the_end(connection: sa.Connection) -> None:
+    case = fire(connection)
+    tell(connection, operators(connection), told=False)
+    assert open_incidents(connection)[0].state is IncidentState.FIRING
+    end(connection, case)
+
+    assert operators(connection) == ()
+    assert close_unheard(connection, now=START) == 1
+    assert close_unheard(connection, now=START) == 0
+
+
+def test_whoever_was_perhaps_reached_hears_the_end(connection: sa.Connection) -> None:
+    case = fire(connection)
+    tell(connection, operators(connection), told=None)
+    end(connection, case)
+
+    assert [one.kind for one in operators(connection)] == [NotificationKind.RECOVERED]
+
+
+def test_a_process_that_dies_while_it_tells_is_not_repeated_but_the_end_is_told(connection: sa.Connection) -> None:
+    case = fire(connection)
+    claim(connection, operators(connection), now=START)
+    end(connection, case)
+
+    assert operators(connection, now=START + CLAIM_TIMEOUT / 2) == ()
+    assert [one.kind for one in operators(connection, now=START + CLAIM_TIMEOUT)] == [NotificationKind.RECOVERED]
+
+
+def test_a_failed_notice_is_tried_again_after_its_wait_and_not_for_ever(connection: sa.Connection) -> None:
+    fire(connection)
+    tell(connection, operators(connection), told=False)
+    assert operators(connection) == ()
+
+    moment = START
+    for attempt in (2, 3):
+        moment += timedelta(seconds=30)
+        (one,) = operators(connection, now=moment)
+        assert one.attempts == attempt
+        claim(connection, [one], now=moment)
+        record_outcome(connection, [one], told=False, now=moment, budget=BUDGET)
+
+    assert operators(connection, now=moment + timedelta(days=1)) == ()
+
+
+def test_a_reminder_reaches_operators_and_no_user(connection: sa.Connection) -> None:
+    position = add_lane(connection, "a", owner="1")
+    case = fire(connection)
+    tell(connection, operators(connection))
+    tell(connection, users(connection, late_before=position))
+    (now,) = open_incidents(connection)
+    write_changes(
+        connection, [Change(before=now, after=replace(now, number=2, why="repeat", revision=now.revision + 1))]
+    )
+
+    (one,) = operators(connection)
+    assert (one.kind, one.number, one.attempts, one.incident.incident_id) == (
+        NotificationKind.STUCK,
+        2,
+        1,
+        case.incident_id,
+    )
+    assert users(connection, late_before=position) == ()
+
+
+def test_an_outage_reaches_each_user_once_whose_messages_are_late(connection: sa.Connection) -> None:
+    add_lane(connection, "a1", owner="1", head=2)
+    add_lane(connection, "a2", owner="1")
+    add_lane(connection, "nobody's")
+    add_lane(connection, "bad", owner="9", state="blocked", fault="x [poison 1]")
+    late = add_lane(connection, "b", owner="2")
+    add_lane(connection, "too new", owner="3")
+    fire(connection)
+    fire(connection, IncidentKind.RELAY_SILENT)
+    pending = users(connection, late_before=late)
+
+    assert {(one.recipient, one.owner_id, one.events) for one in pending} == {
+        ("user:owner:1", "1", 3),
+        ("user:owner:2", "2", 1),
+        ("user:conversation:nobody's", None, 1),
+    }
+    assert len(pending) == 3, "also with two incidents at once"
+    tell(connection, pending)
+    assert users(connection, late_before=late) == ()
+
+
+def test_users_hear_of_the_end_once_their_own_messages_have_arrived(connection: sa.Connection) -> None:
+    add_lane(connection, "a1", owner="1")
+    add_lane(connection, "a2", owner="1")
+    late = add_lane(connection, "b", owner="2")
+    case = fire(connection)
+    tell(connection, users(connection, late_before=late))
+    add_lane(connection, "c", owner="2")
+    end(connection, case, mark=late)
+    assert users(connection) == ()
+
+    set_lane(connection, "b", delivered=1)
+    assert [one.owner_id for one in users(connection)] == ["2"], "what came after the end is another story"
+    set_lane(connection, "a1", delivered=1)
+    assert [one.owner_id for one in users(connection)] == ["2"]
+    set_lane(connection, "a2", delivered=1)
+    tell(connection, users(connection))
+
+    assert users(connection) == ()
+
+
+def test_a_user_who_knows_of_the_outage_is_not_told_of_one_conversation_too(connection: sa.Connection) -> None:
+    late = add_lane(connection, "a", owner="1")
+    outage = fire(connection)
+    tell(connection, users(connection, late_before=late))
+    set_lane(connection, "a", state="blocked", fault="x [poison 1]", fault_class="poison")
+    blocked = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "a", owner_id="1", mark=1)
+    end(connection, outage, mark=late)
+    assert users(connection, late_before=late) == (), "they wait for the same reply still"
+    assert [one.incident.incident_id for one in operators(connection)] == [blocked.incident_id]
+
+    set_lane(connection, "a", state="ready", delivered=1)
+    end(connection, blocked)
+    assert [(one.kind, one.incident.kind) for one in users(connection)] == [
+        (NotificationKind.RECOVERED, IncidentKind.STORE_DOWN)
+    ]
+
+
+def test_a_user_who_knows_of_a_conversation_hears_its_own_end(connection: sa.Connection) -> None:
+    """The end of the outage does not wait for a conversation that was blocked before, nor the other way round."""
+    bad = add_lane(connection, "bad", owner="1", state="blocked", fault="x [poison 1]")
+    blocked = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "bad", owner_id="1", mark=1)
+    tell(connection, users(connection))
+    late = add_lane(connection, "a", owner="1")
+    outage = fire(connection)
+    (one,) = users(connection, late_before=late)
+    assert (one.incident.incident_id, one.events) == (outage.incident_id, 1)
+    tell(connection, (one,))
+    end(connection, outage, mark=max(bad, late))
+    set_lane(connection, "a", delivered=1)
+    (one,) = users(connection)
+    assert one.incident.incident_id == outage.incident_id
+    tell(connection, (one,))
+
+    set_lane(connection, "bad", delivered=1, state="ready")
+    end(connection, blocked)
+    assert [one.incident.incident_id for one in users(connection)] == [blocked.incident_id]
+
+
+def test_one_who_gets_an_owner_meanwhile_is_not_told_twice(connection: sa.Connection) -> None:
+    add_lane(connection, "a", state="blocked", fault="x [poison 1]")
+    fire(connection, IncidentKind.CONVERSATION_BLOCKED, "a")
+    tell(connection, users(connection))
+    set_lane(connection, "a", owner_id="1")
+
+    assert users(connection) == ()
+
+
+def test_many_who_wait_do_not_keep_the_others_waiting(connection: sa.Connection) -> None:
+    """The first 250 told are blocked for ever; the last one's messages have arrived."""
+    for number in range(250):
+        late = add_lane(connection, f"c{number}", owner=f"u{number}")
+    late = add_lane(connection, "last", owner="last")
+    case = fire(connection)
+    for _ in range(2):
+        tell(connection, users(connection, late_before=late))
+    assert users(connection, late_before=late) == ()
+    end(connection, case, mark=late)
+    set_lane(connection, "last", delivered=1)
+
+    assert [one.owner_id for one in users(connection)] == ["last"]
+
+
+def test_a_user_who_was_not_reached_in_one_outage_hears_of_the_next(connection: sa.Connection) -> None:
+    late = add_lane(connection, "a", owner="1")
+    first = fire(connection)
+    tell(connection, users(connection, late_before=late), told=False)
+    end(connection, first, mark=late)
+    second = fire(connection)
+
+    assert [one.incident.incident_id for one in users(connection, late_before=late)] == [second.incident_id]
+
+
+def test_what_a_dead_process_was_telling_of_an_end_is_closed(connection: sa.Connection) -> None:
+    incident = fire(connection)
+    tell(connection, operators(connection))
+    end(connection, incident)
+    claim(connection, operators(connection), now=START)
+
+    assert close_unheard(connection, now=START + CLAIM_TIMEOUT / 2) == 0
+    assert operators(connection, now=START + CLAIM_TIMEOUT) == ()
+    assert close_unheard(connection, now=START + CLAIM_TIMEOUT) == 1
+
+
+def test_a_channel_knows_of_how_many_conversations_it_was_told(connection: sa.Connection) -> None:
+    assert notified_conversations(connection, CHANNEL) == (0, None)
+    for name in "abc":
+        add_lane(connection, name, state="blocked", fault="x [poison 1]")
+        case = fire(connection, IncidentKind.CONVERSATION_BLOCKED, name, mark=1)
+    tell(connection, operators(connection))
+    assert notified_conversations(connection, CHANNEL) == (3, START)
+    end(connection, case)
+
+    assert notified_conversations(connection, CHANNEL) == (2, START)
+
+
+def test_what_is_long_over_is_forgotten(connection: sa.Connection) -> None:
+    case = fire(connection)
+    tell(connection, operators(connection))
+    end(connection, case)
+    fire(connection)
+
+    assert prune_incidents(connection, now=START + timedelta(days=29)) == 0
+    assert prune_incidents(connection, now=START + timedelta(days=31)) == 1
+    assert connection.scalar(sa.select(sa.func.count()).select_from(schema.notices)) == 0
+    assert len(open_incidents(connection)) == 1
+
+
+RACER = """
+import sys, time
+from datetime import datetime, timedelta, UTC
+import sqlalchemy as sa
+from letopis.outbox.alerting.incident_table import read_observation, write_changes
+from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox.alerting.transitions import Memory, evaluate, tick
+from letopis.outbox.alerting.notification_table import pending_for_channel, claim, record_outcome, pending_for_users
+from letopis.outbox.alerting.notifications import RetryBudget
+
+path, start = sys.argv[1], float(sys.argv[2])
+engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30}, isolation_level="AUTOCOMMIT")
+longest = timedelta(minutes=10)
+memory, told, opened = Memory(), 0, 0
+
+def write(connection, fn):
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    result = fn()
+    connection.exec_driver_sql("COMMIT")
+    return result
+
+with engine.connect() as connection:
+    connection.exec_driver_sql("SELECT 1")
+    time.sleep(max(0.0, start - time.time()))
+    for _ in range(20):
+        now = datetime.now(UTC)
+        memory = tick(memory, monotonic=time.monotonic(), rules=Rules())
+        memory, changes = evaluate(memory, read_observation(connection, now=now, late_before=0), Rules())
+        opened += len(write(connection, lambda: write_changes(connection, changes)))
+        pendings = (*pending_for_channel(connection, "channel:x", now=now, longest=longest),
+                   *pending_for_users(connection, now=now, longest=longest, late_before=0))
+        for pending in pendings:
+            if write(connection, lambda: claim(connection, [pending], now=now)):
+                told += 1
+                budget = RetryBudget()
+                write(connection, lambda: record_outcome(connection, [pending], told=True, now=now, budget=budget))
+print(opened, told)
+"""
+
+
+def test_of_processes_that_race_exactly_one_opens_and_one_tells(engine: sa.Engine, tmp_path: Path) -> None:
+    names = [f"c{number}" for number in range(25)]
+    with engine.begin() as connection:
+        for name in names:
+            add_lane(connection, name, owner=name, state="blocked", fault="x [poison 1]")
+    start = datetime.now(UTC).timestamp() + 1.5
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(tmp_path / "bot.outbox.db"), str(start)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    results = [racer.communicate(timeout=90)[0].split() for racer in racers]
+
+    assert all(racer.returncode == 0 for racer in racers)
+    assert sum(int(opened) for opened, _ in results) == len(names)
+    assert sum(int(told) for _, told in results) == 2 * len(names), "each user once, and the operators once of each"

@@ -1,0 +1,704 @@
+"""When something is an incident, who hears of it, and when it is over: the rules, without a file or a clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from letopis.outbox.alerting.incidents import (
+    LATE,
+    BreakerView,
+    IncidentKind,
+    IncidentRecord,
+    IncidentState,
+    LaneView,
+    Observation,
+    RelayView,
+    Rules,
+    fault_class,
+)
+from letopis.outbox.alerting.notifications import (
+    CLAIM_TIMEOUT,
+    Incident,
+    Notification,
+    NotificationKind,
+    NotificationState,
+    RetryBudget,
+    group_is_due,
+    next_kind,
+)
+from letopis.outbox.alerting.transitions import Memory, evaluate, late_before, tick
+
+START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+LONGEST = timedelta(seconds=600)
+AWAY = BreakerView(state="open", reason="the server does not answer [unavailable 08006]")
+REFUSED = BreakerView(state="open", reason="the table is missing [misconfigured 42P01]")
+REFUSES_ALL = BreakerView(state="open", reason="so it is the history store: it breaks a constraint (x) [poison 23514]")
+HALF = BreakerView(state="half_open", reason="the server does not answer [unavailable 08006]")
+WELL = BreakerView()
+
+
+@dataclass
+class World:
+    """An outbox, its relay and its store, watched by one process; the incidents are in `cases`, like in a file."""
+
+    rules: Rules = field(default_factory=Rules)
+    cases: dict[UUID, IncidentRecord] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    seconds: float = 0.0
+    jump: float = 0.0
+    breaker: BreakerView | None = WELL
+    live: bool = True
+    beats: int = 0
+    delivered: int = 0
+    events: int = 0
+    newest: int = 0
+    lanes: dict[str, LaneView] = field(default_factory=dict)
+    turns: list[tuple[IncidentKind, IncidentState]] = field(default_factory=list)
+    notifies: bool = False
+    """Whether recipients are notified at once."""
+
+    @property
+    def now(self) -> datetime:
+        return START + timedelta(seconds=self.seconds + self.jump)
+
+    @property
+    def open(self) -> list[IncidentRecord]:
+        return [case for case in self.cases.values() if case.state is not IncidentState.RESOLVED]
+
+    def alerts(self, kind: IncidentKind) -> list[int]:
+        return [case.number for case in self.cases.values() if case.kind is kind and case.number]
+
+    def lane(
+        self, name: str, *, head: int = 1, delivered: int = 0, blocked: bool = False, reason: str | None = None
+    ) -> None:
+        self.lanes[name] = LaneView(
+            conversation_id=name,
+            owner_id=f"owner of {name}",
+            blocked=blocked,
+            reason=reason,
+            head=head,
+            delivered=delivered,
+            since=START,
+        )
+
+    def look(self) -> None:
+        self.memory = tick(self.memory, monotonic=self.seconds, rules=self.rules)
+        old = late_before(self.memory, self.rules)
+        owing = {name: lane for name, lane in self.lanes.items() if lane.delivered < lane.head}
+        known = {case.conversation_id for case in self.open}
+        seen = Observation(
+            now=self.now,
+            breaker=self.breaker,
+            live=self.live,
+            relay=RelayView(
+                incarnation=1, heartbeat_at=self.beats, progress_at=self.delivered, delivered=self.delivered
+            ),
+            events=self.events + sum(lane.head - lane.delivered for lane in owing.values()),
+            conversations=len(owing) + (1 if self.events else 0),
+            deliverable=sum(not lane.blocked for lane in owing.values()) + (1 if self.events else 0),
+            newest=self.newest,
+            blocked=tuple(lane for lane in owing.values() if lane.blocked and lane.conversation_id not in known),
+            # In this world every lane was last appended to at position 1.
+            late=tuple(
+                lane for lane in owing.values() if not lane.blocked and old >= 1 and lane.conversation_id not in known
+            ),
+            open=tuple(self.open),
+            lanes=self.lanes,
+        )
+        self.memory, changes = evaluate(self.memory, seen, self.rules)
+        for change in changes:
+            assert change.before is None or self.cases[change.after.incident_id] == change.before
+            self.cases[change.after.incident_id] = change.after
+            if change.state_changed:
+                self.turns.append((change.after.kind, change.after.state))
+            if self.notifies and change.after.state is IncidentState.FIRING:
+                told = replace(change.after, state=IncidentState.NOTIFIED, notified_at=self.now)
+                self.cases[told.incident_id] = replace(told, revision=told.revision + 1)
+
+    def run(self, seconds: float, *, step: float = 5.0, beat: bool = True, progress: bool = False) -> None:
+        """Let time pass, and look every few seconds."""
+        end = self.seconds + seconds
+        while self.seconds < end:
+            self.seconds = min(end, self.seconds + step)
+            self.beats += beat
+            self.delivered += progress
+            self.look()
+
+
+def test_an_outage_shorter_than_the_hold_is_heard_of_by_nobody() -> None:
+    world = World(events=10)
+    world.look()
+    world.breaker = AWAY
+    world.run(20)
+    world.breaker, world.events = WELL, 0
+    world.run(300)
+
+    assert world.turns == [
+        (IncidentKind.STORE_DOWN, IncidentState.PENDING),
+        (IncidentKind.STORE_DOWN, IncidentState.RESOLVED),
+    ]
+    assert world.alerts(IncidentKind.STORE_DOWN) == []
+
+
+def test_a_long_outage_is_one_alert_and_one_end() -> None:
+    world = World(events=10)
+    world.look()
+    world.breaker = AWAY
+    world.run(30 * 60)
+    assert world.alerts(IncidentKind.STORE_DOWN) == [1]
+
+    world.breaker, world.events = WELL, 0
+    world.run(55, progress=True)
+    assert [case.state for case in world.cases.values()] == [IncidentState.FIRING], "it has to be well for a while"
+    world.run(10, progress=True)
+
+    assert [state for _, state in world.turns] == [IncidentState.PENDING, IncidentState.FIRING, IncidentState.RESOLVED]
+    assert world.alerts(IncidentKind.STORE_DOWN) == [1]
+
+
+def test_an_outage_with_nothing_owed_is_no_incident() -> None:
+    world = World(breaker=AWAY)
+    world.run(600)
+
+    assert world.turns == []
+
+
+@pytest.mark.parametrize("breaker", [REFUSED, REFUSES_ALL])
+def test_a_store_that_refuses_us_is_told_of_at_once(breaker: BreakerView) -> None:
+    world = World(breaker=breaker, events=1)
+    world.look()
+
+    assert world.turns == [(IncidentKind.STORE_DOWN, IncidentState.FIRING)]
+    assert world.alerts(IncidentKind.STORE_DOWN) == [1]
+
+
+def test_a_breaker_that_flaps_is_one_incident() -> None:
+    """Each time it is open for less than the hold, but together it is an outage."""
+    world = World(events=10)
+    world.look()
+    for _ in range(10):
+        world.breaker = AWAY
+        world.run(20)
+        world.breaker = HALF
+        world.run(5)
+        world.breaker = WELL
+        world.run(30, progress=True)
+
+    assert world.alerts(IncidentKind.STORE_DOWN) == [1]
+    assert [state for _, state in world.turns] == [IncidentState.PENDING, IncidentState.FIRING]
+
+
+def test_operators_are_reminded_after_one_four_and_24_hours_and_then_daily() -> None:
+    world = World(events=10, breaker=AWAY, notifies=True)
+    reminded: list[float] = []
+    world.look()
+    for _ in range(3 * 24 * 120):
+        before = world.alerts(IncidentKind.STORE_DOWN)
+        world.run(30, step=30)
+        if world.alerts(IncidentKind.STORE_DOWN) != before:
+            reminded.append(world.seconds / 3600)
+
+    # Not earlier than said, and not later than two looks after.
+    assert [round(hours, 1) for hours in reminded] == [0.0, 1.0, 4.0, 24.0, 48.0]
+    assert [case.why for case in world.cases.values()] == ["repeat"]
+
+
+def test_operators_who_were_never_reached_are_tried_every_hour() -> None:
+    world = World(events=10, breaker=AWAY)
+    world.look()
+    world.run(5 * 3_600 + 300, step=30)
+
+    assert world.alerts(IncidentKind.STORE_DOWN) == [6]
+
+
+def test_a_reminder_that_is_the_first_to_arrive_is_not_followed_by_another_one_too_early() -> None:
+    world = World(events=10, breaker=AWAY)
+    world.look()
+    world.run(3_600 + 60, step=30)
+    assert world.alerts(IncidentKind.STORE_DOWN) == [2]
+    (incident,) = world.open
+    told = replace(incident, state=IncidentState.NOTIFIED, notified_at=world.now, repeats=1, revision=9)
+    world.cases[told.incident_id] = told
+    world.run(3_600 + 60, step=30)
+
+    assert world.alerts(IncidentKind.STORE_DOWN) == [2]
+    world.run(3 * 3_600, step=30)
+    assert world.alerts(IncidentKind.STORE_DOWN) == [3]
+
+
+def test_another_fault_that_needs_a_person_is_told_of_at_once_and_only_once() -> None:
+    world = World(events=10, breaker=AWAY)
+    world.run(60)
+    assert world.alerts(IncidentKind.STORE_DOWN) == [1]
+    world.breaker = REFUSED
+    world.run(60)
+    assert world.alerts(IncidentKind.STORE_DOWN) == [2]
+    assert [case.why for case in world.cases.values()] == ["worse"]
+
+    for breaker in (AWAY, REFUSED, AWAY, REFUSED):
+        world.breaker = breaker
+        world.run(120)
+    assert world.alerts(IncidentKind.STORE_DOWN) == [2], "it goes back and forth: that is no news"
+
+
+@pytest.mark.parametrize("jump", [-3_600.0, 24 * 3_600.0, 365 * 86_400.0])
+def test_a_clock_that_jumps_neither_fires_nor_hides(jump: float) -> None:
+    world = World(events=10)
+    world.look()
+    world.breaker = AWAY
+    world.run(20)
+    world.jump = jump
+    world.run(5)
+    assert world.alerts(IncidentKind.STORE_DOWN) == [], "a jump is not an age"
+    world.run(10)
+    assert world.alerts(IncidentKind.STORE_DOWN) == [1], "and hides none"
+
+
+@pytest.mark.parametrize("notifies", [True, False])
+@pytest.mark.parametrize("jump", [-3 * 86_400.0, 3 * 86_400.0, 365 * 86_400.0])
+def test_a_clock_that_jumps_brings_one_reminder_at_most_and_stops_none(jump: float, notifies: bool) -> None:
+    world = World(events=10, breaker=AWAY, notifies=notifies)
+    world.run(60)
+    world.jump = jump
+    world.run(60)
+    early = world.alerts(IncidentKind.STORE_DOWN)[0] - 1
+    assert early <= 1, "however far it jumped"
+    world.jump = 0.0
+    world.run(60)
+    before = world.alerts(IncidentKind.STORE_DOWN)[0]
+    assert before - 1 - early <= 1
+    world.run(3_660, step=30)
+
+    assert world.alerts(IncidentKind.STORE_DOWN) == [before + 1], "set right, it is time after an hour as ever"
+
+
+def test_a_process_that_was_stopped_has_watched_nothing_meanwhile() -> None:
+    world = World(events=10)
+    world.look()
+    world.breaker = AWAY
+    world.look()
+    world.seconds += 6 * 3_600
+    world.look()
+
+    assert world.alerts(IncidentKind.STORE_DOWN) == [1]
+    world.look()
+    assert world.alerts(IncidentKind.STORE_DOWN) == [1], "six hours of sleep are no reason for a reminder"
+
+
+def test_a_process_that_starts_goes_on_where_the_last_one_ended() -> None:
+    """A bot that is restarted every 20 seconds would else never say a word."""
+    world = World(events=10)
+    world.breaker = AWAY
+    for _ in range(3):
+        world.memory = Memory()
+        world.look()
+        world.run(15)
+
+    assert world.alerts(IncidentKind.STORE_DOWN) == [1]
+    assert [state for _, state in world.turns] == [IncidentState.PENDING, IncidentState.FIRING]
+
+
+def test_a_blocked_conversation_is_an_incident_at_once_and_ends_when_it_is_delivered() -> None:
+    world = World()
+    world.lane("a", head=3, delivered=1, blocked=True, reason="poison")
+    world.look()
+    (case,) = world.open
+    assert (case.kind, case.state, case.conversation_id, case.reason) == (
+        IncidentKind.CONVERSATION_BLOCKED,
+        IncidentState.FIRING,
+        "a",
+        "poison",
+    )
+    assert (case.owner_id, case.events, case.mark) == ("owner of a", 2, 3)
+
+    world.lane("a", head=4, delivered=1)
+    world.run(30, progress=True)
+    assert world.open == [case], "somebody said retry; nothing has arrived yet"
+    world.lane("a", head=5, delivered=3)
+    world.run(5, progress=True)
+
+    assert world.turns == [
+        (IncidentKind.CONVERSATION_BLOCKED, IncidentState.FIRING),
+        (IncidentKind.CONVERSATION_BLOCKED, IncidentState.RESOLVED),
+    ]
+
+
+def test_a_conversation_that_blocks_again_on_the_next_event_is_still_the_same_incident() -> None:
+    world = World()
+    world.lane("a", head=3, delivered=1, blocked=True, reason="poison")
+    world.look()
+    world.lane("a", head=4, delivered=3, blocked=True, reason="poison")
+    world.run(10)
+    world.lane("a", head=4, delivered=3)
+    world.run(10)
+    assert len(world.open) == 1
+    world.lane("a", head=4, delivered=4)
+    world.run(10)
+
+    assert world.alerts(IncidentKind.CONVERSATION_BLOCKED) == [1]
+    assert world.open == []
+
+
+def test_a_conversation_that_is_gone_is_no_incident_any_more() -> None:
+    world = World()
+    world.lane("a", blocked=True, reason="poison")
+    world.look()
+    world.lanes.clear()
+    world.run(5)
+
+    assert [case.state for case in world.cases.values()] == [IncidentState.RESOLVED]
+
+
+def test_an_outage_holds_back_the_conversations_for_its_first_half_minute() -> None:
+    world = World()
+    world.lane("a", blocked=True, reason="poison")
+    world.lane("b")
+    world.breaker = AWAY
+    world.look()
+    world.run(20)
+    assert [case.kind for case in world.open] == [IncidentKind.STORE_DOWN]
+    world.run(20)
+
+    assert sorted(case.kind for case in world.open) == [IncidentKind.CONVERSATION_BLOCKED, IncidentKind.STORE_DOWN]
+
+
+def test_what_is_owed_for_five_minutes_while_all_is_well_is_stuck() -> None:
+    world = World(newest=1)
+    world.lane("a")
+    world.look()
+    world.run(290, progress=True)
+    assert world.open == []
+    world.run(20, progress=True)
+
+    assert [(case.kind, case.reason) for case in world.open] == [(IncidentKind.CONVERSATION_BLOCKED, LATE)]
+
+
+def test_a_conversation_that_is_late_and_then_blocked_is_told_of_again() -> None:
+    world = World(newest=1)
+    world.lane("a")
+    world.run(320, progress=True)
+    world.lane("a", blocked=True, reason="poison")
+    world.run(5, progress=True)
+
+    assert world.alerts(IncidentKind.CONVERSATION_BLOCKED) == [2]
+    assert [(case.why, case.reason) for case in world.open] == [("worse", "poison")]
+
+
+def test_time_without_a_store_makes_no_conversation_late() -> None:
+    world = World(newest=1, breaker=AWAY)
+    world.lane("a")
+    world.run(3_600)
+    assert [case.kind for case in world.open] == [IncidentKind.STORE_DOWN]
+    world.breaker = WELL
+    world.run(290, progress=True)
+
+    assert world.open == [], "it is over, and the backlog has time to drain"
+
+
+def test_a_relay_that_shows_no_life_is_silent_and_one_that_comes_back_is_not() -> None:
+    world = World(events=10, live=False, breaker=None)
+    world.look()
+    world.run(60, progress=True)
+    world.run(115, beat=False)
+    assert world.open == []
+    world.run(10, beat=False)
+    assert [(case.kind, case.state) for case in world.open] == [(IncidentKind.RELAY_SILENT, IncidentState.FIRING)]
+    world.run(3_000, beat=False)
+    assert world.alerts(IncidentKind.RELAY_SILENT) == [1]
+
+    world.run(70, progress=True)
+    assert [case.state for case in world.cases.values()] == [IncidentState.RESOLVED]
+
+
+def test_a_relay_that_lives_but_delivers_nothing_is_silent_too() -> None:
+    world = World(events=10, live=False)
+    world.run(130)
+
+    assert [case.kind for case in world.open] == [IncidentKind.RELAY_SILENT]
+
+
+def test_a_relay_with_nothing_to_do_may_be_silent() -> None:
+    world = World(live=False)
+    world.lane("a", blocked=True, reason="poison")
+    world.run(1_000, beat=False)
+
+    assert [case.kind for case in world.open] == [IncidentKind.CONVERSATION_BLOCKED]
+
+
+def test_the_relays_own_process_does_not_raise_its_silence() -> None:
+    world = World(events=10, rules=Rules(watch_relay=False))
+    world.run(600, beat=False)
+
+    assert world.open == []
+
+
+def test_a_breaker_that_a_dead_relay_left_open_proves_nothing() -> None:
+    world = World(events=10, live=False, breaker=AWAY)
+    world.run(600, beat=False)
+
+    assert [case.kind for case in world.open] == [IncidentKind.RELAY_SILENT]
+
+
+def test_an_outage_whose_relay_dies_stays_as_it_is() -> None:
+    world = World(events=10, live=False, breaker=AWAY)
+    world.run(120)
+    assert [case.kind for case in world.open] == [IncidentKind.STORE_DOWN]
+    world.run(600, beat=False)
+    assert sorted(case.kind for case in world.open) == [IncidentKind.RELAY_SILENT, IncidentKind.STORE_DOWN]
+    world.breaker = WELL
+    world.run(120, progress=True)
+
+    assert world.open == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("the service is unavailable [misconfigured 42P01]", "misconfigured"),
+        ("poison 22021", "poison"),
+        ("a related sentence [unavailable 08006]", "away"),
+        ("unclassified", "away"),
+        (LATE, "late"),
+        (None, "away"),
+        ("", "away"),
+    ],
+)
+def test_the_class_of_a_reason(reason: str | None, expected: str) -> None:
+    assert fault_class(reason) == expected
+
+
+def notice(**changes: object) -> Notification:
+    base = Notification(
+        recipient="user:owner:1",
+        kind=NotificationKind.STUCK,
+        number=1,
+        state=NotificationState.TOLD,
+        reached=True,
+        attempts=1,
+        due_at=START,
+        changed_at=START,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def an_incident(state: IncidentState, number: int = 1) -> IncidentRecord:
+    return IncidentRecord(
+        incident_id=UUID(int=1),
+        kind=IncidentKind.STORE_DOWN,
+        state=state,
+        number=number,
+        opened_at=START,
+        changed_at=START,
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "given_before", "again", "expected"),
+    [
+        (IncidentState.PENDING, None, True, None),
+        (IncidentState.FIRING, None, True, NotificationKind.STUCK),
+        (IncidentState.FIRING, notice(), True, None),
+        (IncidentState.FIRING, notice(state=NotificationState.WAITING), True, NotificationKind.STUCK),
+        (
+            IncidentState.FIRING,
+            notice(state=NotificationState.WAITING, due_at=START + timedelta(seconds=60)),
+            True,
+            None,
+        ),
+        (
+            IncidentState.FIRING,
+            notice(state=NotificationState.WAITING, due_at=START + timedelta(days=1)),
+            True,
+            NotificationKind.STUCK,
+        ),
+        (IncidentState.FIRING, notice(state=NotificationState.FAILED), True, None),
+        (IncidentState.FIRING, notice(state=NotificationState.TELLING), True, None),
+        (IncidentState.RESOLVED, None, True, None),
+        (IncidentState.RESOLVED, notice(), True, NotificationKind.RECOVERED),
+        (IncidentState.RESOLVED, notice(state=NotificationState.FAILED, reached=False), True, None),
+        (
+            IncidentState.RESOLVED,
+            notice(state=NotificationState.FAILED, reached=True),
+            True,
+            NotificationKind.RECOVERED,
+        ),
+        (IncidentState.RESOLVED, notice(state=NotificationState.TELLING, reached=True), True, None),
+        (
+            IncidentState.RESOLVED,
+            notice(state=NotificationState.TELLING, reached=True, changed_at=START - CLAIM_TIMEOUT),
+            True,
+            NotificationKind.RECOVERED,
+        ),
+        (IncidentState.RESOLVED, notice(kind=NotificationKind.RECOVERED), True, None),
+        (
+            IncidentState.RESOLVED,
+            notice(kind=NotificationKind.RECOVERED, state=NotificationState.WAITING),
+            True,
+            NotificationKind.RECOVERED,
+        ),
+    ],
+)
+def test_what_a_recipient_is_told_next(
+    state: IncidentState, given_before: Notification | None, again: bool, expected: NotificationKind | None
+) -> None:
+    assert next_kind(an_incident(state), given_before, now=START, longest=LONGEST, again=again) is expected
+
+
+def test_only_operators_hear_a_reminder() -> None:
+    second = an_incident(IncidentState.NOTIFIED, number=2)
+
+    assert next_kind(second, notice(), now=START, longest=LONGEST, again=True) is NotificationKind.STUCK
+    assert next_kind(second, notice(), now=START, longest=LONGEST, again=False) is None
+
+
+@pytest.mark.parametrize(("ago", "expected"), [(None, True), (60, False), (901, True), (-3_600, True)])
+def test_blocked_conversations_wait_for_each_other(ago: float | None, expected: bool) -> None:
+    last = None if ago is None else START - timedelta(seconds=ago)
+
+    assert group_is_due(last=last, now=START, interval=timedelta(seconds=900)) is expected
+
+
+def test_the_budget_doubles_its_waits_and_ends() -> None:
+    budget = RetryBudget(attempts=5, base=5, factor=2, cap=30)
+
+    assert [budget.delay(n) for n in range(1, 7)] == [
+        *(timedelta(seconds=seconds) for seconds in (5, 10, 20, 30)),
+        None,
+        None,
+    ]
+
+
+def test_an_incident_says_the_truth_in_both_languages() -> None:
+    stuck = Incident(
+        key="k",
+        incident_id=UUID(int=1),
+        kind=IncidentKind.STORE_DOWN,
+        state=IncidentState.NOTIFIED,
+        conversation_id="a",
+        owner_id="1",
+        since=START,
+        events=1,
+        reason="x [unavailable 08006]",
+        locale="ru",
+    )
+    assert stuck.text() == (
+        "⚠️ Ответ пока не попал в историю чата. Он не потерян, я продолжаю пытаться. Сообщу, когда сохраню."
+    )
+    assert "It is kept, and I keep trying. I will tell you once it is saved." in stuck.text("en-GB")
+    assert "I will tell you" not in replace(stuck, promise=False).text("en")
+    assert replace(stuck, state=IncidentState.RESOLVED).text() == "✅ Ответ сохранён в истории чата."
+
+    blocked = replace(stuck, kind=IncidentKind.CONVERSATION_BLOCKED, reason="poison 22021")
+    assert blocked.needs_operator
+    assert "администратора" in blocked.text()
+    assert not replace(blocked, reason=LATE).needs_operator
+    skipped = replace(blocked, state=IncidentState.RESOLVED, outcome="skipped")
+    assert "не удалось сохранить" in skipped.text()
+
+
+@dataclass
+class People:
+    """Who was notified of what, kept as in the file; what really arrived is `heard`, by recipient and subject."""
+
+    notices: dict[tuple[str, UUID], Notification] = field(default_factory=dict)
+    heard: dict[tuple[str, IncidentKind, str | None], list[NotificationKind]] = field(default_factory=dict)
+
+    def tell(self, world: World, recipient: str, *, again: bool, works: bool) -> None:
+        """Tell a recipient what is due, as a process does that has just claimed it."""
+        for one in list(world.cases.values()):
+            key = (recipient, one.incident_id)
+            before = self.notices.get(key)
+            word = next_kind(one, before, now=world.now, longest=LONGEST, again=again)
+            if word is None:
+                continue
+            reached = before.reached if before else False
+            self.notices[key] = notice(
+                recipient=recipient,
+                kind=word,
+                number=one.number,
+                state=NotificationState.TOLD if works else NotificationState.WAITING,
+                reached=reached or (works and word is NotificationKind.STUCK),
+                due_at=world.now,
+            )
+            if works:
+                self.heard.setdefault((recipient, one.kind, one.conversation_id), []).append(word)
+            if works and word is NotificationKind.STUCK and one.state is IncidentState.FIRING:
+                told = replace(one, state=IncidentState.NOTIFIED, notified_at=world.now, revision=one.revision + 1)
+                world.cases[one.incident_id] = told
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("breaker"), st.sampled_from([WELL, AWAY, REFUSED, HALF, None])),
+        st.tuples(st.sampled_from(["run", "dead"]), st.integers(1, 400)),
+        st.tuples(st.just("events"), st.integers(0, 20)),
+        st.tuples(st.sampled_from(["block", "deliver"]), st.sampled_from("abc")),
+        st.tuples(st.just("jump"), st.integers(-100_000, 100_000)),
+        st.tuples(st.just("restart"), st.none()),
+        st.tuples(st.just("works"), st.booleans()),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=150)
+@given(STEPS)
+def test_nobody_hears_the_same_twice_and_of_the_end_hears_who_heard_of_it(steps: list[tuple[str, Any]]) -> None:
+    world, other, people, works = World(events=1, live=False), Memory(), People(), True
+
+    def watch(seconds: int, *, beat: bool) -> None:
+        """Two processes look at the same file, one after the other, and notify the same recipients."""
+        nonlocal other
+        for _ in range(0, seconds, 20):
+            world.run(20, step=20, beat=beat, progress=beat)
+            mine, world.memory = world.memory, other
+            world.look()
+            other, world.memory = world.memory, mine
+            for recipient in ("user", "operator", "user"):
+                people.tell(world, recipient, again=recipient == "operator", works=works)
+            keys = [(case.kind, case.conversation_id) for case in world.open]
+            assert len(keys) == len(set(keys)), "one open incident a key"
+
+    for name, value in steps:
+        match name:
+            case "breaker":
+                world.breaker = value
+            case "run" | "dead":
+                watch(value, beat=name == "run")
+            case "events":
+                world.events = value
+            case "block":
+                world.lane(value, blocked=True, reason="poison")
+            case "deliver":
+                world.lane(value, delivered=1)
+            case "jump":
+                world.jump = value
+            case "restart":
+                world.memory = Memory()
+            case _:
+                works = value
+
+    works, world.breaker, world.events = True, WELL, 0
+    for name in list(world.lanes):
+        world.lane(name, delivered=1)
+    watch(400, beat=True)
+
+    assert world.open == [], "what is mended is over"
+    for (recipient, *_), words in people.heard.items():
+        turns = [word for word, _ in groupby(words)]
+        assert turns == [NotificationKind.STUCK, NotificationKind.RECOVERED] * (len(turns) // 2), (
+            "beginning and end take turns, the end last"
+        )
+        if recipient == "user":
+            assert words == turns, "a user hears each once"
+        assert words.count(NotificationKind.RECOVERED) == turns.count(NotificationKind.RECOVERED), (
+            "nobody hears an end twice"
+        )

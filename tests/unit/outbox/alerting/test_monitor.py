@@ -1,0 +1,584 @@
+"""The watch over a real outbox file with a real relay, a store that goes down, and a clock set by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox.alerting.channels import Alert, AlertFailed
+from letopis.outbox.alerting.incident_table import note_skipped, open_incidents
+from letopis.outbox.alerting.incidents import BreakerView, IncidentKind, IncidentState, Rules
+from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
+from letopis.outbox.alerting.notifications import Incident, RetryBudget
+from letopis.outbox.concurrency.callbacks import call_with_timeout
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, Message
+from letopis.store.database.faults import FaultClass, StoreFault
+
+START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+
+
+@dataclass
+class Time:
+    """Both clocks; `jump` moves the one on the wall alone."""
+
+    seconds: float = 0.0
+    jump: float = 0.0
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=self.seconds + self.jump)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+class Away(ConversationStore):
+    """A store that can be made to go away, or to refuse a conversation."""
+
+    fault: StoreFault | None = None
+    refused: str | None = None
+
+    async def apply(self, origin: Any, batch: Sequence[Any]) -> Any:
+        if self.fault is not None:
+            raise self.fault
+        if any(lane.conversation_id == self.refused for lane in batch):
+            raise StoreFault(fault_class=FaultClass.POISON, code="22021", reason="the data was refused")
+        return await super().apply(origin, batch)
+
+
+AWAY = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the server does not answer")
+REFUSED = StoreFault(fault_class=FaultClass.MISCONFIGURED, code="42P01", reason="the table is missing")
+
+
+@dataclass
+class Bot:
+    """The users' side: what `on_stuck` and `on_recovered` were called with."""
+
+    heard: list[tuple[str, str | None, IncidentKind]] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
+
+    async def on_stuck(self, incident: Incident) -> None:
+        self.incidents.append(incident)
+        self.heard.append(("stuck", incident.owner_id, incident.kind))
+
+    async def on_recovered(self, incident: Incident) -> None:
+        self.incidents.append(incident)
+        self.heard.append(("recovered", incident.owner_id, incident.kind))
+
+    def of(self, owner: str) -> list[str]:
+        return [word for word, owner_id, _ in self.heard if owner_id == owner]
+
+
+@dataclass
+class Pager:
+    """The operators' side."""
+
+    name: str = "pager"
+    recipient: str = "channel:pager"
+    alerts: list[Alert] = field(default_factory=list)
+    broken: bool = False
+    tried: int = 0
+
+    async def send(self, alert: Alert) -> None:
+        self.tried += 1
+        if self.broken:
+            raise AlertFailed(self.name, "503")
+        self.alerts.append(alert)
+
+    @property
+    def words(self) -> list[str]:
+        return ["recovered" if alert.recovered else "stuck" for alert in self.alerts]
+
+
+class Town:
+    """A bot with its outbox, a daemon with its relay, and a store; both processes watch the file."""
+
+    def __init__(self, outbox: OutboxFile, store: Away, time: Time) -> None:
+        self.outbox, self.store, self.time = outbox, store, time
+        self.bot, self.pager = Bot(), Pager()
+        self.rules = Rules()
+        self.relay = Relay(outbox, store, now=time.now, monotonic=time.monotonic, random=random.Random(7))
+        self.relay_lives = True
+        self.watches: list[AlertMonitor] = []
+
+    def watch(self, **options: Any) -> AlertMonitor:
+        return AlertMonitor(self.outbox, rules=self.rules, now=self.time.now, monotonic=self.time.monotonic, **options)
+
+    def start_processes(self) -> None:
+        """Start the bot's watch and the daemon's again, as after a restart of both."""
+        self.watches = [
+            self.watch(on_stuck=self.bot.on_stuck, on_recovered=self.bot.on_recovered),
+            self.watch(channels=[self.pager]),
+        ]
+
+    async def block(self, conversation_id: str, *, owner: str) -> None:
+        """Have the store refuse a conversation, and its lane be blocked for that."""
+        self.store.refused = conversation_id
+        await self.say(conversation_id, owner)
+        blocked = sa.text("UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'poison'")
+        await self.outbox.write(lambda connection: connection.execute(blocked).rowcount)
+
+    async def say(self, conversation: str, owner: str | None = None) -> None:
+        await self.outbox.append(prepare(conversation, [Message.user("hello")], owner=owner))
+
+    async def run(self, seconds: float, *, step: float = 5.0, says: Sequence[tuple[str, str]] = ()) -> None:
+        """Let time pass; every few seconds the relay tries and all watches look."""
+        if not self.watches:
+            self.start_processes()
+        end = self.time.seconds + seconds
+        turn = 0
+        while self.time.seconds < end:
+            self.time.seconds = min(end, self.time.seconds + step)
+            if says and turn % 12 == 0:
+                await self.say(*says[turn // 12 % len(says)])
+            turn += 1
+            if self.relay_lives:
+                await self.relay.lease.acquire()
+                while await self.relay.drain_once():
+                    pass
+            for watch in self.watches:
+                await watch.observe_once()
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Town]:
+    time = Time()
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db", now=time.now)
+    store = Away(tmp_path / "bot.history.db")
+    await store.prepare()
+    town = Town(outbox, store, time)
+    yield town
+    await town.relay.lease.release()
+    await store.close()
+    await outbox.close()
+
+
+async def test_an_outage_of_half_an_hour_is_told_once_to_everybody(town: Town) -> None:
+    await town.run(20, says=[("a", "1")])
+    await town.say("b", "2")
+    town.store.fault = AWAY
+    await town.run(15 * 60, says=[("a", "1"), ("b", "2"), ("c", "3"), ("b2", "2")])
+    town.start_processes()
+    await town.run(15 * 60, says=[("a", "1"), ("d", "4")])
+    assert town.pager.words == ["stuck"]
+    town.store.fault = None
+    await town.run(10 * 60, says=[("a", "1"), ("e", "5")])
+
+    assert town.pager.words == ["stuck", "recovered"]
+    assert {owner: town.bot.of(owner) for owner in "12345"} == {
+        "1": ["stuck", "recovered"],
+        "2": ["stuck", "recovered"],
+        "3": ["stuck", "recovered"],
+        "4": ["stuck", "recovered"],
+        "5": [],
+    }
+    assert {kind for *_, kind in town.bot.heard} == {IncidentKind.STORE_DOWN}
+    assert await town.outbox.read(open_incidents) == ()
+    lanes = sa.text("SELECT sum(head - delivered), max(attempts) FROM letopis_outbox_lanes")
+    assert tuple(await town.outbox.read(lambda connection: connection.execute(lanes).one())) == (0, 0), "no attempt"
+    stuck, recovered = town.pager.alerts
+    assert stuck.title == "Letopis: The history store is down"
+    assert "bot.outbox.db" in stuck.text
+    assert "unavailable 08006" in stuck.text
+    assert "It lasted 3" in recovered.text
+
+
+async def test_an_outage_of_20_seconds_is_heard_of_by_nobody(town: Town) -> None:
+    await town.run(20, says=[("a", "1")])
+    town.store.fault = AWAY
+    await town.say("a", "1")
+    await town.run(20)
+    town.store.fault = None
+    await town.run(15 * 60, says=[("a", "1")])
+
+    assert (town.pager.alerts, town.bot.heard) == ([], [])
+
+
+async def test_a_user_hears_of_an_outage_only_once_their_own_messages_are_stuck(town: Town) -> None:
+    await town.run(20, says=[("a", "1")])
+    town.store.fault = AWAY
+    await town.say("a", "1")
+    await town.run(4 * 60)
+    assert town.pager.words == ["stuck"]
+    assert town.bot.heard == []
+    await town.say("b", "2")
+    await town.run(70)
+
+    assert town.bot.heard == [("stuck", "1", IncidentKind.STORE_DOWN)]
+
+
+async def test_a_refusing_store_pages_the_operator_at_once(town: Town) -> None:
+    await town.run(10)
+    town.store.fault = REFUSED
+    await town.say("a", "1")
+    await town.run(10)
+
+    assert town.pager.words == ["stuck"]
+    assert "letopis doctor" in town.pager.alerts[0].text
+
+
+async def test_a_blocked_conversation_is_told_once_and_ends_by_itself(town: Town) -> None:
+    town.store.refused = "bad"
+    await town.say("bad", "1")
+    await town.say("good", "2")
+    await town.run(120)
+    assert town.bot.heard == [("stuck", "1", IncidentKind.CONVERSATION_BLOCKED)]
+    assert town.pager.words == ["stuck"]
+    assert "- 'bad'" in town.pager.alerts[0].text
+    assert "[poison 22021]" in town.pager.alerts[0].text
+    assert town.bot.incidents[0].needs_operator
+
+    town.store.refused = None
+    retry = sa.text("UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0, due_at = 0")
+    await town.outbox.write(lambda connection: connection.execute(retry).rowcount)
+    await town.run(30)
+
+    assert town.bot.of("1") == ["stuck", "recovered"]
+    assert town.pager.words == ["stuck", "recovered"]
+    assert town.bot.incidents[-1].text("en") == "✅ The reply is saved in the chat history."
+
+
+async def test_a_user_is_told_the_truth_about_a_message_that_was_left_out(town: Town) -> None:
+    town.store.refused = "bad"
+    await town.say("bad", "1")
+    await town.run(60)
+    skip = sa.text("UPDATE letopis_outbox_lanes SET state = 'ready', delivered = head")
+
+    def leave_out(connection: sa.Connection) -> bool:
+        connection.execute(skip)
+        return note_skipped(connection, "bad")
+
+    assert await town.outbox.write(leave_out)
+    await town.run(10)
+
+    assert [incident.outcome for incident in town.bot.incidents] == [None, "skipped"]
+    assert "could not be saved" in town.bot.incidents[-1].text("en")
+
+
+async def test_many_blocked_conversations_are_one_alert(town: Town) -> None:
+    for number in range(30):
+        await town.say(f"c{number}", f"u{number}")
+    block = sa.text("UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'poison', fault = 'x [poison 1]'")
+    await town.outbox.write(lambda connection: connection.execute(block).rowcount)
+    await town.run(60)
+    assert town.pager.words == ["stuck"]
+    assert "30 conversations are stuck" in town.pager.alerts[0].title
+    assert "- and 25 more" in town.pager.alerts[0].text
+    assert len(town.bot.heard) == 30
+
+    await town.say("one more", "x")
+    await town.outbox.write(lambda connection: connection.execute(block).rowcount)
+    await town.run(60)
+    assert len(town.pager.alerts) == 1, "it waits for others to join it"
+    await town.run(900)
+    assert len(town.pager.alerts) == 2
+    assert "31 conversations are stuck" in town.pager.alerts[1].title
+
+
+async def test_the_bot_notices_that_the_relay_is_dead_and_that_it_is_back(town: Town) -> None:
+    """The bot has the pager here: a dead daemon sends no alert."""
+    town.watches = [town.watch(on_stuck=town.bot.on_stuck, on_recovered=town.bot.on_recovered, channels=[town.pager])]
+    await town.run(30, says=[("a", "1")])
+    town.relay_lives = False
+    await town.say("a", "1")
+    await town.run(100)
+    assert await town.outbox.read(open_incidents) == ()
+    await town.run(40)
+    (case,) = await town.outbox.read(open_incidents)
+    assert (case.kind, case.state) == (IncidentKind.RELAY_SILENT, IncidentState.NOTIFIED)
+    await town.run(300)
+    assert town.pager.words == ["stuck"]
+    assert town.bot.heard == [("stuck", "1", IncidentKind.RELAY_SILENT)]
+    assert "letopis relay" in town.pager.alerts[0].text
+
+    town.relay_lives = True
+    await town.run(90)
+    assert town.pager.words == ["stuck", "recovered"]
+    assert town.bot.of("1") == ["stuck", "recovered"]
+    assert await town.outbox.read(open_incidents) == ()
+
+
+async def test_a_relay_that_never_ran_is_silent(town: Town) -> None:
+    town.relay_lives = False
+    await town.say("a")
+    await town.run(130)
+
+    assert [case.kind for case in await town.outbox.read(open_incidents)] == [IncidentKind.RELAY_SILENT]
+    assert town.pager.words == ["stuck"]
+
+
+async def test_the_relay_in_the_bots_own_process_is_asked_directly(town: Town) -> None:
+    view = BreakerView(state="open", reason="no [misconfigured 1]")
+    town.watches = [town.watch(channels=[town.pager], breaker=lambda: view)]
+    town.relay_lives = False
+    await town.run(10)
+    assert town.pager.words == ["stuck"]
+
+    assert breaker_view(town.relay.breaker) == BreakerView(state="closed", since=START)
+    town.relay.breaker.trip(AWAY, ["a"])
+    assert breaker_view(town.relay.breaker).reason == "the server does not answer [unavailable 08006]"
+
+
+@pytest.mark.parametrize("jump", [-3_600.0, 86_400.0])
+async def test_a_clock_that_jumps_in_an_outage_changes_nothing(town: Town, jump: float) -> None:
+    await town.run(20, says=[("a", "1")])
+    await town.say("a", "1")
+    town.store.fault = AWAY
+    await town.run(15)
+    town.time.jump = jump
+    await town.run(10)
+    assert (town.pager.alerts, town.bot.heard) == ([], [])
+    await town.run(7 * 60)
+    town.store.fault = None
+    town.time.jump = 0.0
+    await town.run(7 * 60)
+
+    assert town.pager.words == ["stuck", "recovered"]
+    assert town.bot.of("1") == ["stuck", "recovered"]
+
+
+async def test_an_alert_that_fails_is_sent_again_and_arrives_once(town: Town) -> None:
+    town.pager.broken = True
+    town.store.fault = REFUSED
+    await town.say("a", "1")
+    await town.run(17)
+    assert (town.pager.tried, town.pager.alerts) == (2, [])
+    town.pager.broken = False
+    await town.run(60)
+
+    assert town.pager.words == ["stuck"]
+
+
+async def test_a_channel_that_was_never_reached_hears_no_end(town: Town) -> None:
+    town.pager.broken = True
+    town.store.fault = REFUSED
+    await town.say("a", "1")
+    await town.run(17)
+    town.store.fault = None
+    while await town.outbox.read(open_incidents):
+        await town.run(5)
+    town.pager.broken = False
+    await town.run(5 * 60)
+
+    assert town.pager.tried > 1
+    assert town.pager.alerts == []
+
+
+async def test_a_channel_is_tried_only_so_often(town: Town) -> None:
+    town.pager.broken = True
+    town.store.fault = REFUSED
+    await town.say("a", "1")
+    town.watches = [town.watch(channels=[town.pager], budget=RetryBudget(attempts=3))]
+    await town.run(5 * 60)
+    assert town.pager.tried == 3
+    await town.run(3_600, step=30)
+
+    assert town.pager.tried == 6, "the reminder has a budget of its own"
+
+
+async def test_a_bot_that_announces_no_recovery_tells_of_the_next_outage_too(town: Town) -> None:
+    town.watches = [town.watch(on_stuck=town.bot.on_stuck)]
+    for _ in range(2):
+        await town.run(20)
+        town.store.fault = AWAY
+        await town.say("a", "1")
+        await town.run(7 * 60)
+        town.store.fault = None
+        await town.run(4 * 60)
+
+    assert town.bot.of("1") == ["stuck", "stuck"]
+    assert town.watches[0].told == 2
+    assert "I will tell you" not in town.bot.incidents[0].text("en")
+
+
+async def test_a_failing_callback_is_called_again_and_logged_without_its_text(
+    town: Town, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[Incident] = []
+
+    async def on_stuck(incident: Incident) -> None:
+        calls.append(incident)
+        if len(calls) < 3:
+            raise RuntimeError("chat 42 said: hello")
+
+    town.store.refused = "bad"
+    await town.say("bad", "1")
+    town.watches = [town.watch(on_stuck=on_stuck)]
+    with caplog.at_level(logging.DEBUG):
+        await town.run(120)
+
+    assert len(calls) == 3
+    assert len({incident.key for incident in calls}) == 1
+    failures = [record for record in caplog.records if "on_stuck failed (RuntimeError)" in record.getMessage()]
+    assert len(failures) == 2
+    assert all(vars(record)["conversation_id"] == "bad" for record in failures)
+    assert "hello" not in caplog.text
+
+
+async def test_a_callback_may_be_a_plain_function_and_may_block(town: Town) -> None:
+    calls: list[str | None] = []
+    gap = 0.0
+
+    def on_stuck(incident: Incident) -> None:
+        time.sleep(0.3)
+        calls.append(incident.owner_id)
+
+    async def beat() -> None:
+        nonlocal gap
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            gap = max(gap, time.monotonic() - before)
+
+    town.store.refused = "bad"
+    await town.say("bad", "1")
+    town.watches = [town.watch(on_stuck=on_stuck)]
+    await town.run(60)
+    beating = asyncio.create_task(beat())
+    await town.say("bad2", "2")
+    block = sa.text("UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'bad2'")
+    await town.outbox.write(lambda connection: connection.execute(block).rowcount)
+    await town.watches[0].observe_once()
+    beating.cancel()
+
+    assert calls == ["1", "2"]
+    assert gap < 0.25, "the event loop went on"
+
+
+async def test_a_hanging_callback_disturbs_nobody(town: Town) -> None:
+    started, ended, release = 0, 0, asyncio.Event()
+
+    async def hangs(incident: Incident) -> None:
+        nonlocal started, ended
+        started += 1
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue  # it does not even listen
+        ended += 1
+
+    town.store.refused = "bad"
+    await town.say("bad", "1")
+    town.watches = [town.watch(on_stuck=hangs, channels=[town.pager], call_timeout=0.05)]
+    await town.run(60)
+
+    assert started >= 2, "no answer is no success"
+    assert town.pager.words == ["stuck"]
+    assert town.watches[0].failed == started
+    release.set()
+    await asyncio.sleep(0.05)
+    assert ended == started
+
+
+async def test_a_watch_that_runs_keeps_running_and_ends_when_cancelled(town: Town) -> None:
+    """In real time, beside a relay, with a file that cannot be read for a moment."""
+    fails, heard = 3, asyncio.Event()
+
+    async def on_stuck(incident: Incident) -> None:
+        await town.bot.on_stuck(incident)
+        heard.set()
+
+    class Stumbling:
+        path = town.outbox.path
+        write = town.outbox.write
+
+        async def read(self, fn: Any) -> Any:
+            nonlocal fails
+            if fails:
+                fails -= 1
+                raise RuntimeError("something nobody thought of")
+            return await town.outbox.read(fn)
+
+    await town.block("bad", owner="1")
+    watch = AlertMonitor(Stumbling(), on_stuck=on_stuck, interval=0.02)
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch.run)
+            await heard.wait()
+            group.cancel_scope.cancel()
+
+    assert town.bot.of("1") == ["stuck"]
+
+
+async def test_a_watch_ends_with_its_file(town: Town, tmp_path: Path) -> None:
+    other = await OutboxFile.open(tmp_path / "other.outbox.db")
+    watch = AlertMonitor(other, interval=0.01)
+    running = asyncio.create_task(watch.run())
+    await asyncio.sleep(0.05)
+    await other.close()
+    with anyio.fail_after(10):
+        await running
+
+    assert running.exception() is None
+
+
+async def test_what_is_being_told_when_the_watch_ends_is_told_to_the_end(town: Town) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def on_stuck(incident: Incident) -> None:
+        begun.set()
+        await asyncio.sleep(0.2)
+        ended.set()
+
+    await town.block("bad", owner="1")
+    watch = AlertMonitor(town.outbox, on_stuck=on_stuck, interval=0.02)
+    running = asyncio.create_task(watch.run())
+    with anyio.fail_after(20):
+        await begun.wait()
+        running.cancel()
+        await asyncio.wait([running])
+
+    assert ended.is_set()
+    assert watch.told == 1
+    state = sa.text("SELECT state FROM letopis_outbox_notices")
+    assert await town.outbox.read(lambda connection: connection.execute(state).scalar_one()) == "told"
+
+
+async def test_incidents_are_logged_with_their_context(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "letopis.outbox.watch"):
+        town.store.refused = "bad"
+        await town.say("bad", "1")
+        await town.run(60)
+        done = sa.text("UPDATE letopis_outbox_lanes SET state = 'ready', delivered = head")
+        await town.outbox.write(lambda connection: connection.execute(done).rowcount)
+        await town.run(10)
+    records = [record for record in caplog.records if record.name == "letopis.outbox.watch"]
+
+    assert [(record.levelname, record.getMessage()) for record in records] == [
+        ("ERROR", "stuck: conversation_blocked"),
+        ("INFO", "recovered: conversation_blocked"),
+    ]
+    assert {(vars(record)["conversation_id"], vars(record)["owner_id"]) for record in records} == {("bad", "1")}
+
+
+async def test_a_call_that_is_cancelled_with_its_caller_leaves_nothing_behind() -> None:
+    cancelled = asyncio.Event()
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+
+    calling = asyncio.create_task(call_with_timeout(waits, seconds=60))
+    await asyncio.sleep(0.02)
+    calling.cancel()
+    await asyncio.wait([calling])
+    with anyio.fail_after(5):
+        await cancelled.wait()
+
+    assert calling.cancelled()

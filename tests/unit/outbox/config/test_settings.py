@@ -1,0 +1,196 @@
+"""Settings: flag before environment before letopis.toml before default, and errors that name their place."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox.config.settings import Settings, load_settings
+from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.errors import ConfigurationError
+
+SECRET = "hunter2-correct-horse"
+
+
+def write(folder: Path, text: str, name: str = "letopis.toml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_with_nothing_given_the_defaults_hold(tmp_path: Path) -> None:
+    assert load_settings(environ={}, folder=tmp_path) == Settings(outbox=Path("bot.outbox.db"))
+
+
+def test_each_source_comes_before_the_next(tmp_path: Path) -> None:
+    write(tmp_path, 'outbox = "file.db"\nstore = "postgresql://file/db"')
+    environ = {"LETOPIS_OUTBOX": "variable.db", "LETOPIS_STORE": "postgresql://variable/db"}
+
+    by_file = load_settings(environ={}, folder=tmp_path)
+    by_variable = load_settings(environ=environ, folder=tmp_path)
+    by_flag = load_settings(outbox="flag.db", store="postgresql://flag/db", environ=environ, folder=tmp_path)
+
+    assert (by_file.outbox, by_file.store) == (tmp_path / "file.db", "postgresql://file/db")
+    assert (by_file.outbox_from, by_file.store_from) == (str(tmp_path / "letopis.toml"),) * 2
+    assert (by_variable.outbox, by_variable.store) == (Path("variable.db"), "postgresql://variable/db")
+    assert (by_variable.outbox_from, by_variable.store_from) == ("LETOPIS_OUTBOX", "LETOPIS_STORE")
+    assert (by_flag.outbox, by_flag.store) == (Path("flag.db"), "postgresql://flag/db")
+    assert (by_flag.outbox_from, by_flag.store_from) == ("--outbox", "--store")
+
+
+def test_a_variable_that_is_empty_counts_as_not_set(tmp_path: Path) -> None:
+    empty = {"LETOPIS_OUTBOX": "", "LETOPIS_STORE": "", "LETOPIS_STORE_FILE": "", "LETOPIS_CONFIG": ""}
+
+    assert load_settings(environ=empty, folder=tmp_path) == load_settings(environ={}, folder=tmp_path)
+
+
+def test_the_outbox_lies_where_systemd_keeps_state(tmp_path: Path) -> None:
+    found = load_settings(environ={"STATE_DIRECTORY": f"{tmp_path}:/elsewhere"}, folder=tmp_path)
+
+    assert (found.outbox, found.outbox_from) == (tmp_path / "bot.outbox.db", "STATE_DIRECTORY")
+
+
+def test_the_configuration_file_may_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path, 'outbox = "x.db"', name="other.toml")
+
+    by_flag = load_settings(config=str(path), environ={}, folder=tmp_path)
+    by_variable = load_settings(environ={"LETOPIS_CONFIG": str(path)}, folder=tmp_path)
+
+    assert by_flag == by_variable
+    assert by_flag.file == path
+
+
+def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="there is no configuration file"):
+        load_settings(config=str(tmp_path / "none.toml"), environ={}, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("history.db", "{folder}/history.db"),
+        ("sqlite:///history.db", "sqlite:///{folder}/history.db"),
+        ("sqlite:////var/lib/history.db", "sqlite:////var/lib/history.db"),
+        ("/var/lib/history.db", "/var/lib/history.db"),
+        ("postgresql://bot@db/history", "postgresql://bot@db/history"),
+        ("bot:secret@db/history", "bot:secret@db/history"),  # left for the URL's own check to refuse
+    ],
+)
+def test_relative_paths_of_the_file_start_at_its_folder(tmp_path: Path, given: str, expected: str) -> None:
+    write(tmp_path, f'store = "{given}"')
+
+    assert load_settings(environ={}, folder=tmp_path).store == expected.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_the_store_may_be_in_a_file_of_its_own(tmp_path: Path, end: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(f"postgresql://bot:{SECRET}@db/history{end}".encode())
+    write(tmp_path, 'store_file = "secret"')
+
+    by_variable = load_settings(environ={"LETOPIS_STORE_FILE": str(secret)}, folder=tmp_path / "elsewhere")
+    by_file = load_settings(environ={}, folder=tmp_path)
+
+    assert by_variable.store == by_file.store == f"postgresql://bot:{SECRET}@db/history"
+    assert by_variable.store_from == "LETOPIS_STORE_FILE"
+
+
+def test_the_relay_policy_comes_from_the_file(tmp_path: Path) -> None:
+    write(tmp_path, '[relay]\nbase = 2\ncap = 30.5\njitter = "none"\nattempts = 5')
+
+    assert load_settings(environ={}, folder=tmp_path).policy == RetryPolicy(base=2, cap=30.5, jitter="none", attempts=5)
+
+
+def test_what_the_relay_keeps_comes_from_the_file(tmp_path: Path) -> None:
+    write(tmp_path, "[retention]\nkeep_last = 50\nkeep_hours = 0.5")
+
+    assert load_settings(environ={}, folder=tmp_path).retention == Retention(
+        keep_last=50, keep_for=timedelta(minutes=30)
+    )
+
+
+def test_settings_do_not_show_the_store(tmp_path: Path) -> None:
+    found = load_settings(store=f"postgresql://bot:{SECRET}@db/history", environ={}, folder=tmp_path)
+
+    assert SECRET not in repr(found)
+
+
+WRONG = {
+    "no TOML": ("outbox = ", "is not valid TOML (at end of document)"),
+    "no TOML, secret": (f'store = "postgresql://bot:{SECRET}@db/h', "is not valid TOML"),
+    "a key that is close": ('outbx = "a"', "'outbx' is not known: did you mean 'outbox'?"),
+    "a key of another world": (
+        "colour = 1",
+        "'colour' is not known: known are alerts, daemon, outbox, relay, retention, store, store_file",
+    ),
+    "a number": ("outbox = 7", "outbox must be text in quotes"),
+    "no table": ("relay = 7", "relay must be a table"),
+    "both stores": (f'store = "postgresql://bot:{SECRET}@db/h"\nstore_file = "x"', "store and store_file are both set"),
+    "no secret file": ('store_file = "nowhere"', "of the store's URL cannot be read: No such file or directory"),
+    "policy key": ("[relay]\nbaze = 1", "[relay] 'baze' is not known: did you mean 'base'?"),
+    "policy kind": ('[relay]\nbase = "1"', "[relay] base must be a number"),
+    "policy true": ("[relay]\nattempts = true", "[relay] attempts must be a whole number"),
+    "policy value": ("[relay]\nbase = -1.0", "[relay] base: must be more than 0 seconds"),
+    "retention key": ("[retention]\nkeep = 1", "[retention] 'keep' is not known"),
+    "retention value": ("[retention]\nkeep_last = -1", "[retention] keep_last: must not be negative"),
+    "retention below zero": ("[retention]\nkeep_hours = -1", "[retention] keep_hours: must not be negative"),
+    "retention for ever": ("[retention]\nkeep_hours = 1e300", "[retention] keep_hours: is no length of time"),
+    "retention nan": ("[retention]\nkeep_hours = nan", "[retention] keep_hours: is no length of time"),
+    "policy nan": ("[relay]\nbase = nan", "[relay] base"),
+    "policy word": ('[relay]\njitter = "some"', "[relay] jitter: must be 'full' or 'none'"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), WRONG.values(), ids=WRONG)
+def test_a_wrong_file_is_an_error_that_names_its_place(tmp_path: Path, text: str, expected: str) -> None:
+    write(tmp_path, text)
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(environ={}, folder=tmp_path)
+
+    assert expected in str(caught.value)
+    assert "letopis.toml" in str(caught.value) or "nowhere" in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "letopis.toml").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(ConfigurationError, match="is not UTF-8"):
+        load_settings(environ={}, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "held", [b"", b"\n", b"a\nb", b"\xff", b"x" * 70_000], ids=["empty", "blank", "two", "bytes", "long"]
+)
+def test_a_secret_that_cannot_be_a_url_is_an_error(tmp_path: Path, held: bytes) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(held)
+
+    with pytest.raises(ConfigurationError, match="the store's URL"):
+        load_settings(environ={"LETOPIS_STORE_FILE": str(secret)}, folder=tmp_path)
+
+
+def test_two_variables_for_one_store_are_an_error(tmp_path: Path) -> None:
+    environ = {"LETOPIS_STORE": f"postgresql://bot:{SECRET}@db/h", "LETOPIS_STORE_FILE": "/run/secret"}
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(environ=environ, folder=tmp_path)
+
+    assert "both set" in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert load_settings(store="a.db", environ=environ, folder=tmp_path).store == "a.db"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"outbox = {'[' * 50_000}", f"[relay]\nattempts = {'9' * 5_000}", f"outbox = {'{a=' * 5_000}"],
+    ids=["lists", "digits", "tables"],
+)
+def test_a_file_that_no_parser_bears_is_no_valid_toml(tmp_path: Path, text: str) -> None:
+    (tmp_path / "letopis.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match="is not valid TOML"):
+        load_settings(environ={}, folder=tmp_path)

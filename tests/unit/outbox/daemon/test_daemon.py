@@ -1,0 +1,512 @@
+"""The daemon in this process: which files it serves, what it says of them, and when it stops saying that it is well."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox.config.alerts import AlertSettings
+from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
+from letopis.outbox.daemon.health import Condition
+from letopis.outbox.daemon.outbox_worker import OutboxWorker
+from letopis.outbox.daemon.systemd import Notifier
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store._runtime import StoreRuntime
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.sqlite import connect_to_sqlite
+from letopis.store.database.sqlite_connection import SQLiteConnection
+from letopis.store.errors import ConfigurationError
+from tests.support.peers import silent
+from tests.support.relays import end, figures, say, sql, until
+
+
+class Told(Notifier):
+    """A notifier that keeps what it is to say."""
+
+    def __init__(self, *, watchdog: float | None = None) -> None:
+        super().__init__({} if watchdog is None else {"WATCHDOG_USEC": str(round(watchdog * 1_000_000))})
+        self.said: list[str] = []
+
+    @property
+    def listening(self) -> bool:
+        return True
+
+    def _send(self, message: str) -> None:
+        self.said.append(message)
+
+    def count(self, word: str) -> int:
+        return sum(message.startswith(word) for message in self.said)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The daemon sets logging up for its process: here that would hide records from the tests."""
+    monkeypatch.setattr("letopis.outbox.daemon.daemon.configure_logging", lambda **_: None)
+    logger = logging.getLogger("letopis")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield
+    logger.handlers[:], level, logger.propagate = before
+    logger.setLevel(level)
+
+
+async def made(path: Path, *conversations: str, messages: int = 2) -> Path:
+    """An outbox file with pending events, which no process has open."""
+    outbox = await OutboxFile.open(path)
+    for conversation in conversations:
+        await say(outbox, conversation, messages)
+    await outbox.close()
+    return path
+
+
+@asynccontextmanager
+async def running(
+    *outboxes: Path | str, told: Told | None = None, stall: float = 120.0, **settings: Any
+) -> AsyncIterator[Daemon]:
+    """A daemon that has said READY; stopped in the end."""
+    told = told or Told()
+    found = DaemonSettings(outboxes=tuple(map(str, outboxes)), **settings)
+    daemon = Daemon(lambda: found, notifier=told, scan_interval=0.05, stall_timeout=stall)
+    task = asyncio.create_task(daemon.run())
+    try:
+        await until(lambda: told.count("READY") or task.done(), patience=40)
+        if task.done():
+            task.result()
+        yield daemon
+    finally:
+        daemon.stop()
+        done, _ = await asyncio.wait((task,), timeout=40)
+        assert done, "the daemon does not end"
+    task.result()
+
+
+def hold_batches(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Have the store hold every batch; return what is set once it has one."""
+    entered = asyncio.Event()
+
+    async def apply(*_: Any) -> Any:
+        entered.set()
+        await asyncio.sleep(600)
+
+    monkeypatch.setattr(ConversationStore, "apply", apply)
+    return entered
+
+
+async def pending(path: Path) -> int:
+    outbox = await OutboxFile.open(path, create=False)
+    try:
+        return (await figures(outbox)).pending
+    finally:
+        await outbox.close()
+
+
+def nothing_pending(daemon: Daemon) -> Callable[[], Any]:
+    async def look() -> bool:
+        found = [await one.metrics() for one in daemon.workers]
+        return bool(found) and all(one.pending == 0 and one.condition is Condition.WORKING for one in found)
+
+    return look
+
+
+async def stored(path: Path | str) -> int:
+    async with ConversationStore.open(path) as store:
+        return (await store.head()) if not isinstance(path, Path) or path.exists() else 0
+
+
+class TestFiles:
+    """Which files are served."""
+
+    async def test_two_files_share_one_store_one_pool_and_one_breaker(self, tmp_path: Path) -> None:
+        one = await made(tmp_path / "a.outbox.db", "a1", "a2")
+        two = await made(tmp_path / "b.outbox.db", "b1")
+        async with running(one, two, store=str(tmp_path / "history.db")) as daemon:
+            await until(nothing_pending(daemon))
+            first, second = daemon.workers
+            assert first.destination is second.destination
+            assert first.destination.store._engine.pool.size() == 2  # type: ignore[attr-defined]
+
+        assert await stored(tmp_path / "history.db") == 9
+
+    async def test_without_a_store_each_file_has_the_one_beside_it(self, tmp_path: Path) -> None:
+        one = await made(tmp_path / "a.outbox.db", "a1")
+        two = await made(tmp_path / "b.outbox.db", "b1")
+        async with running(one, two) as daemon:
+            await until(nothing_pending(daemon))
+
+        assert [await stored(tmp_path / name) for name in ("a.history.db", "b.history.db")] == [3, 3]
+
+    async def test_a_pattern_takes_files_in_as_they_come_and_lets_them_go(self, tmp_path: Path) -> None:
+        async with running(tmp_path / "*.db", store=str(tmp_path / "all.history.db")) as daemon:
+            assert daemon.workers == ()
+            path = await made(tmp_path / "late.outbox.db", "c1")
+            await until(nothing_pending(daemon))
+            assert [served.path.name for served in daemon.workers] == ["late.outbox.db"]
+            assert (await daemon.snapshot()).ready
+
+            for name in (path, *tmp_path.glob("late.outbox.db-*")):
+                name.unlink()
+            await until(lambda: daemon.workers == ())
+            delivered = daemon._totals().delivered
+
+        assert delivered == 3, "what a file did is counted when it is gone, too"
+
+    async def test_what_a_pattern_hits_by_chance_is_left_alone(self, tmp_path: Path) -> None:
+        mine = tmp_path / "mine.db"
+        mine.write_bytes(b"")
+        async with running(tmp_path / "*.db"):
+            await asyncio.sleep(0.3)
+
+        assert mine.read_bytes() == b""
+        assert [path.name for path in tmp_path.iterdir()] == ["mine.db"]
+
+    async def test_a_file_that_cannot_be_used_disturbs_no_other(self, tmp_path: Path) -> None:
+        """And it is served as soon as it can be."""
+        one = await made(tmp_path / "a.outbox.db", "a1")
+        late = tmp_path / "late.outbox.db"
+        async with running(one, late) as daemon:
+            await until(lambda: daemon.workers[0].condition is Condition.WORKING)
+            shown = await daemon.snapshot()
+            assert (shown.files["unusable"], shown.sound) == (1, False)
+            assert "there is no outbox" in (daemon.workers[1].problem or "")
+            await made(late, "b1")
+            await until(nothing_pending(daemon), patience=40)
+
+        assert await stored(tmp_path / "late.history.db") == 3
+
+    async def test_none_that_can_be_used_is_wrong_configuration(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match="there is no outbox"):
+            async with running(tmp_path / "a.db", tmp_path / "b.db"):
+                pytest.fail("it serves nothing")
+
+        assert list(tmp_path.iterdir()) == []
+
+    async def test_an_outbox_never_delivers_into_itself(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "a.outbox.db", "a1")
+
+        with pytest.raises(ConfigurationError, match="same file"):
+            async with running(path, store=str(path)):
+                pytest.fail("it delivers into itself")
+
+    async def test_a_file_that_is_replaced_is_opened_anew(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "old")
+        new = await made(tmp_path / "new.outbox.db", "new", messages=4)
+        async with running(path, store=str(tmp_path / "history.db")) as daemon:
+            await until(nothing_pending(daemon))
+            for leftover in tmp_path.glob("bot.outbox.db-*"):
+                leftover.unlink()
+            new.replace(path)
+
+            async def both() -> bool:
+                return await stored(tmp_path / "history.db") == 3 + 5
+
+            await until(both, patience=40)
+
+    async def test_whatever_a_relay_raises_it_is_started_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        deliver = OutboxWorker._deliver
+        failures = 2
+
+        async def failing(worker: OutboxWorker) -> None:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise RuntimeError("postgresql://bot:hunter2@db/x")
+            await deliver(worker)
+
+        monkeypatch.setattr(OutboxWorker, "_deliver", failing)
+        async with running(path) as daemon:
+            await until(nothing_pending(daemon), patience=40)
+
+        assert failures < 0
+
+
+class TestStart:
+    """What is waited for, and what ends a start."""
+
+    async def test_a_store_that_is_down_is_no_failed_start(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        told = Told()
+        async with running(path, told=told, store="postgresql://bot@127.0.0.1:1/h") as daemon:
+            await until(lambda: not daemon.workers[0].destination.breaker.closed)
+            daemon._snapshot = None
+            shown = await daemon.snapshot()
+            assert (shown.ready, shown.sound, shown.degraded) == (True, True, True)
+
+        assert told.said[0] == "READY=1"
+        assert "STOPPING=1" in told.said
+        assert await pending(path) == 3
+
+    async def test_a_store_that_never_answers_does_not_hold_up_the_start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("letopis.outbox.daemon.store_pool.PROBE_TIMEOUT_SECONDS", 0.5)
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        async with silent() as port:
+            started = time.monotonic()
+            async with running(path, store=f"postgresql://bot@127.0.0.1:{port}/h?connect_timeout=60"):
+                taken = time.monotonic() - started
+
+        assert taken < 10
+
+    async def test_a_store_without_tables_is_wrong_configuration(
+        self, tmp_path: Path, fresh_postgresql_url: str
+    ) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+
+        with pytest.raises(StoreFault) as caught:
+            async with running(path, store=fresh_postgresql_url):
+                pytest.fail("it serves a store without tables")
+
+        assert caught.value.fault_class is FaultClass.MISCONFIGURED
+
+    async def test_a_stop_during_the_start_ends_it(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        told = Told()
+        async with silent() as port:
+            found = DaemonSettings(
+                outboxes=(str(path),), store=f"postgresql://bot@127.0.0.1:{port}/h?connect_timeout=60"
+            )
+            daemon = Daemon(lambda: found, notifier=told)
+            task = asyncio.create_task(daemon.run())
+            await until(lambda: daemon.workers)
+            daemon.stop()
+            await asyncio.wait_for(task, 30)
+
+        assert told.count("READY") == 0
+        assert await pending(path) == 3
+
+    async def test_a_stop_during_the_start_closes_what_it_had_open(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        looking, opened = asyncio.Event(), list[SQLiteConnection]()
+        look = StoreRuntime._prepare
+
+        async def connect(file: str, busy_timeout: float) -> SQLiteConnection:
+            opened.append(await connect_to_sqlite(file, busy_timeout))
+            return opened[-1]
+
+        async def looks(runtime: StoreRuntime) -> Any:
+            async with runtime.readers.connect():
+                looking.set()
+                await asyncio.sleep(0.5)
+            return await look(runtime)
+
+        async def apply(*_: Any) -> Any:
+            await asyncio.sleep(600)
+
+        monkeypatch.setattr("letopis.store._runtime.CLOSE_TIMEOUT_SECONDS", 20)
+        monkeypatch.setattr("letopis.outbox.daemon.store_pool.CLOSE_TIMEOUT_SECONDS", 20)
+        monkeypatch.setattr("letopis.store.database.sqlite.connect_to_sqlite", connect)
+        monkeypatch.setattr(StoreRuntime, "_prepare", looks)
+        monkeypatch.setattr(ConversationStore, "apply", apply)
+        found = DaemonSettings(outboxes=(str(path),))
+        daemon = Daemon(lambda: found, notifier=Told())
+        task = asyncio.create_task(daemon.run())
+        await asyncio.wait_for(looking.wait(), 20)
+        daemon.stop()
+        daemon.stop()
+        await asyncio.wait_for(task, 20)
+
+        assert opened
+        assert not any(one._running for one in opened)
+
+
+class TestWatchdog:
+    """It is fed by progress, and by nothing else."""
+
+    async def test_a_store_that_never_answers_does_not_stop_it(self, tmp_path: Path) -> None:
+        """The loop continues: restarting the process would not help."""
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        told = Told(watchdog=0.4)
+        async with (
+            silent() as port,
+            running(path, told=told, store=f"postgresql://bot@127.0.0.1:{port}/h", stop_timeout=0),
+        ):
+            fed = told.count("WATCHDOG")
+            await asyncio.sleep(2)
+            assert told.count("WATCHDOG") >= fed + 5
+
+    async def test_a_relay_that_hangs_stops_it(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        told = Told(watchdog=0.2)
+        hang = asyncio.Event()
+
+        async def hangs(**_: Any) -> Any:
+            await hang.wait()
+
+        async with running(path, told=told, stall=1.5, listen=None) as daemon:
+            await until(nothing_pending(daemon))
+            relay = daemon.workers[0]._relay
+            assert relay is not None
+            relay._dispatcher.run_batches = hangs  # type: ignore[method-assign]
+            await until(lambda: not daemon.is_live())
+            await asyncio.sleep(0.2)
+            fed = told.count("WATCHDOG")
+            await asyncio.sleep(1)
+            starved = told.count("WATCHDOG") == fed
+            hang.set()
+
+        assert starved
+        assert [record.levelname for record in caplog.records if "watchdog" in record.message] == ["CRITICAL"]
+
+    async def test_a_standby_and_a_file_that_cannot_be_used_do_not_stop_it(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        told = Told(watchdog=0.2)
+        async with running(path), running(path, tmp_path / "gone.db", told=told, stall=8.0) as standby:
+            await asyncio.sleep(1)
+            assert [one.condition for one in standby.workers] == [Condition.STANDBY, Condition.UNUSABLE]
+            fed = told.count("WATCHDOG")
+            await asyncio.sleep(1)
+            assert told.count("WATCHDOG") >= fed + 5
+
+    async def test_the_status_line_says_how_it_is(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        told = Told()
+        async with running(path, told=told):
+            await until(lambda: told.count("STATUS="))
+
+        assert next(one for one in told.said if one.startswith("STATUS=")).startswith("STATUS=1 outbox")
+
+
+class TestReload:
+    """What a reload changes, and what it does not."""
+
+    @asynccontextmanager
+    async def served(self, path: Path, told: Told, box: dict[str, Any]) -> AsyncIterator[Daemon]:
+        def configure() -> DaemonSettings:
+            if "error" in box:
+                raise box["error"]
+            found: DaemonSettings = box["settings"]
+            return found
+
+        box["settings"] = DaemonSettings(outboxes=(str(path),))
+        daemon = Daemon(configure, notifier=told, scan_interval=0.05)
+        task = asyncio.create_task(daemon.run())
+        await until(lambda: told.count("READY"))
+        await until(lambda: daemon.workers[0].condition is Condition.WORKING)
+        yield daemon
+        daemon.stop()
+        await asyncio.wait_for(task, 40)
+
+    async def test_policy_and_alerts_are_taken_over_without_a_break(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        told, box = Told(), dict[str, Any]()
+        async with self.served(path, told, box) as daemon:
+            relay, watch = daemon.workers[0]._relay, daemon.workers[0]._watch
+            assert relay is not None
+            assert watch is not None
+            box["settings"] = replace(
+                box["settings"],
+                policy=RetryPolicy(attempts=9),
+                alerts=AlertSettings(channels=("https://example.org/hook",), language="ru", stuck_after=60.0),
+            )
+            daemon.reload()
+            await until(lambda: told.count("READY") == 2)
+
+            assert daemon.workers[0]._relay is relay
+            assert relay.policy.attempts == 9
+            assert [channel.name for channel in watch._channels] == ["webhook example.org"]
+            assert (watch._locale, watch._rules.stuck_after, watch._rules.watch_relay) == ("ru", 60.0, False)
+        order = [one.split("=")[0] for one in told.said if one.startswith(("READY", "RELOADING", "STOPPING"))]
+
+        assert order == ["READY", "RELOADING", "READY", "STOPPING"]
+
+    async def test_a_typing_error_changes_nothing_and_is_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        told, box = Told(), dict[str, Any]()
+        async with self.served(path, told, box) as daemon:
+            box["error"] = ConfigurationError("letopis.toml: 'polcy' is not known")
+            daemon.reload()
+            await until(lambda: told.count("READY") == 2)
+            assert daemon.workers[0].condition is Condition.WORKING
+            await until(lambda: any("reload failed" in one for one in told.said), patience=20)
+
+        assert any("left as it was" in record.message and record.levelname == "ERROR" for record in caplog.records)
+
+    async def test_what_takes_a_restart_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        other = await made(tmp_path / "other.outbox.db", "c1")
+        told, box = Told(), dict[str, Any]()
+        async with self.served(path, told, box) as daemon:
+            box["settings"] = replace(box["settings"], outboxes=(str(path), str(other)), store="postgresql://x:y@z/h")
+            daemon.reload()
+            await until(lambda: told.count("READY") == 2)
+            await asyncio.sleep(0.3)
+            assert [served.path for served in daemon.workers] == [path]
+
+        assert any("a change of outboxes and store takes a restart" in record.message for record in caplog.records)
+
+
+class TestStop:
+    """The first stop finishes, the second does not wait."""
+
+    async def test_a_store_that_holds_a_batch_gets_its_time_and_no_more(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        entered = hold_batches(monkeypatch)
+        found = DaemonSettings(outboxes=(str(path),), stop_timeout=1.0)
+        daemon = Daemon(lambda: found, notifier=Told())
+        task = asyncio.create_task(daemon.run())
+        await asyncio.wait_for(entered.wait(), 20)
+        started = time.monotonic()
+        daemon.stop()
+        await asyncio.wait_for(task, 30)
+        taken = time.monotonic() - started
+
+        assert 0.9 < taken < 8
+        assert await pending(path) == 3
+
+    async def test_a_second_stop_does_not_wait(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        entered = hold_batches(monkeypatch)
+        found = DaemonSettings(outboxes=(str(path),), stop_timeout=300.0)
+        daemon = Daemon(lambda: found, notifier=Told())
+        task = asyncio.create_task(daemon.run())
+        await asyncio.wait_for(entered.wait(), 20)
+        daemon.stop()
+        await asyncio.sleep(0.2)
+        daemon.stop()
+        await asyncio.wait_for(task, 20)
+
+        assert await pending(path) == 3
+
+    async def test_being_cancelled_closes_everything(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        told = Told()
+        found = DaemonSettings(outboxes=(str(path),))
+        daemon = Daemon(lambda: found, notifier=told)
+        task = asyncio.create_task(daemon.run())
+        await until(lambda: told.count("READY"))
+        await end(task)
+
+        outbox = await OutboxFile.open(path, create=False)
+        assert await sql(outbox, "SELECT pid FROM letopis_outbox_relay") in ([(0,)], [])
+        await outbox.close()
+
+
+async def test_no_figure_names_anybody(tmp_path: Path) -> None:
+    path = await made(tmp_path / "secret-name.outbox.db", "alice@example.org")
+    async with running(path, store="postgresql://bot:hunter2@127.0.0.1:1/h") as daemon:
+        from letopis.outbox.daemon.prometheus import exposition
+
+        shown = await daemon.snapshot()
+        body, _ = exposition(shown)
+
+    for secret in ("alice", "hunter2", "secret-name", "127.0.0.1"):
+        assert secret not in body.decode()
+        assert secret not in shown.summary()

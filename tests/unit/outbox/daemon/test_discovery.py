@@ -1,0 +1,108 @@
+"""Names and patterns become files, each once; files that a pattern matches by chance are left alone."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox.daemon.discovery import (
+    NON_OUTBOX_RECHECK_SECONDS,
+    OutboxScanner,
+    find_outboxes,
+    holds_outbox,
+    is_pattern,
+)
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.errors import ConfigurationError
+from tests.support.relays import Hands
+
+
+def test_a_name_with_a_star_is_a_pattern_unless_a_file_is_called_so(tmp_path: Path) -> None:
+    name = str(tmp_path / "bot[1].db")
+
+    assert is_pattern(name)
+    Path(name).touch()
+    assert not is_pattern(name)
+    assert not is_pattern(str(tmp_path / "bot.db"))
+
+
+def test_a_named_file_need_not_be_there_and_a_matched_one_is(tmp_path: Path) -> None:
+    (tmp_path / "b.outbox.db").touch()
+    (tmp_path / "a.outbox.db").touch()
+    (tmp_path / "folder.outbox.db").mkdir()
+
+    found = find_outboxes([str(tmp_path / "gone.db"), str(tmp_path / "*.outbox.db")])
+
+    assert [(one.path.name, one.matched) for one in found] == [
+        ("gone.db", False),
+        ("a.outbox.db", True),
+        ("b.outbox.db", True),
+    ]
+
+
+def test_one_file_under_several_names_is_found_once(tmp_path: Path) -> None:
+    (tmp_path / "a.db").touch()
+    (tmp_path / "link.db").symlink_to(tmp_path / "a.db")
+
+    found = find_outboxes(
+        [str(tmp_path / "a.db"), f"sqlite:///{tmp_path}/a.db", str(tmp_path / "link.db"), f"{tmp_path}/*.db"]
+    )
+
+    assert [one.path.name for one in found] == ["a.db"]
+    assert not found[0].matched
+
+
+def test_what_cannot_be_a_file_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="local SQLite file"):
+        find_outboxes(["postgresql://db/x"])
+
+
+async def test_an_outbox_is_told_from_other_files_and_nothing_is_written(tmp_path: Path) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    other, text, empty = tmp_path / "other.db", tmp_path / "text.db", tmp_path / "empty.db"
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+        connection.commit()
+    text.write_text("not a database, and long enough to be looked at as one" * 100)
+    empty.touch()
+    before = {path: path.read_bytes() for path in (other, text, empty)}
+
+    assert holds_outbox(outbox.path)
+    assert [holds_outbox(path) for path in (other, text, empty, tmp_path / "gone.db")] == [False] * 4
+    await outbox.close()
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "gone.db").exists()
+
+
+async def test_a_file_that_is_no_outbox_is_examined_again_when_it_changes_or_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.db")
+    await outbox.close()
+    other = tmp_path / "other.db"
+    other.write_text("not a database")
+    hands = Hands()
+    examined: list[str] = []
+
+    def holds(path: Path) -> bool:
+        examined.append(path.name)
+        return holds_outbox(path)
+
+    monkeypatch.setattr("letopis.outbox.daemon.discovery.holds_outbox", holds)
+    scanner = OutboxScanner(monotonic=hands.monotonic)
+
+    [found] = scanner.scan([f"{tmp_path}/*.db"], [])
+    assert found.path == outbox.path
+    assert scanner.scan([f"{tmp_path}/*.db"], [outbox.path]) == []
+    assert examined == ["bot.db", "other.db"]
+
+    other.write_text("still not a database")
+    os.utime(other, ns=(1, 1))
+    assert scanner.scan([f"{tmp_path}/*.db"], [outbox.path]) == []
+    hands.advance(NON_OUTBOX_RECHECK_SECONDS + 1)
+    assert scanner.scan([f"{tmp_path}/*.db"], [outbox.path]) == []
+    assert examined == ["bot.db", "other.db", "other.db", "other.db"]

@@ -1,0 +1,267 @@
+"""What the daemon answers over HTTP, and to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from letopis.outbox.daemon import connection_limit
+from letopis.outbox.daemon.health import HealthSnapshot
+from letopis.outbox.daemon.http import MAX_CONCURRENT_REQUESTS, HealthApp, ListenAddress, parse_address, serve_http
+from letopis.store.errors import ConfigurationError
+from tests.unit.outbox.daemon.test_prometheus import figures
+
+
+class Asked:
+    """One request to the application, without a server between."""
+
+    def __init__(self, app: HealthApp, path: str, method: str = "GET", accept: str = "*/*") -> None:
+        self._scope = {"type": "http", "path": path, "method": method, "headers": [(b"accept", accept.encode())]}
+        self._app = app
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])
+        else:
+            self.body += message["body"]
+
+    async def _receive(self) -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def answered(self) -> Asked:
+        await self._app(self._scope, self._receive, self._send)
+        return self
+
+
+def app(found: HealthSnapshot, *, live: bool = True) -> HealthApp:
+    async def read() -> HealthSnapshot:
+        return found
+
+    return HealthApp(live=lambda: live, snapshot=read)
+
+
+async def test_alive_is_who_comes_round_the_loop() -> None:
+    well = await Asked(app(figures()), "/healthz/live").answered()
+    stuck = await Asked(app(figures(), live=False), "/healthz/live").answered()
+
+    assert (well.status, json.loads(well.body)) == (200, {"live": True})
+    assert (stuck.status, json.loads(stuck.body)) == (503, {"live": False})
+
+
+async def test_being_alive_does_not_depend_on_reading_files() -> None:
+    async def never() -> HealthSnapshot:
+        raise AssertionError("a look at liveness read the files")
+
+    asked = await Asked(HealthApp(live=lambda: True, snapshot=never), "/healthz/live").answered()
+
+    assert asked.status == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({}, 200), ({"ready": False}, 503), ({"sound": False}, 503)],
+    ids=["all is well", "starting or ending", "a file that was named cannot be used"],
+)
+async def test_ready_is_whose_files_can_be_used(changes: dict[str, bool], status: int) -> None:
+    asked = await Asked(app(figures(**changes)), "/healthz/ready").answered()
+
+    assert asked.status == status
+    assert json.loads(asked.body)["ready"] is (status == 200)
+
+
+async def test_a_store_that_is_away_is_ready_and_degraded() -> None:
+    from letopis.outbox.concurrency.clock import Clock
+    from letopis.outbox.retry.circuit_breaker import Breaker
+    from tests.support.relays import DOWN
+
+    breaker = Breaker(clock=Clock(), uniform=lambda _, most: most)
+    breaker.trip(DOWN, ())
+    asked = await Asked(app(figures(breakers=[breaker])), "/healthz/ready").answered()
+
+    found = json.loads(asked.body)
+    assert (asked.status, found["ready"], found["degraded"]) == (200, True, True)
+    assert found["stores"] == {"closed": 0, "open": 1, "half_open": 0}
+
+
+async def test_metrics_are_served_in_the_format_that_is_asked_for() -> None:
+    plain = await Asked(app(figures()), "/metrics").answered()
+    opened = await Asked(app(figures()), "/metrics", accept="application/openmetrics-text; version=1.0.0").answered()
+
+    assert plain.headers[b"content-type"].startswith(b"text/plain")
+    assert b"letopis_outbox_pending_events 6.0" in plain.body
+    assert opened.body.endswith(b"# EOF\n")
+
+
+async def test_nothing_else_is_there_and_nothing_can_be_changed() -> None:
+    missing = await Asked(app(figures()), "/../etc/passwd").answered()
+    posted = await Asked(app(figures()), "/metrics", method="POST").answered()
+    head = await Asked(app(figures()), "/metrics", method="HEAD").answered()
+
+    assert missing.status == 404
+    assert (posted.status, posted.headers[b"allow"]) == (405, b"GET, HEAD")
+    assert (head.status, head.body) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("9464", "127.0.0.1", 9464),
+        ("127.0.0.1:0", "127.0.0.1", 0),
+        ("0.0.0.0:9464", "0.0.0.0", 9464),  # noqa: S104
+        ("[::1]:9464", "::1", 9464),
+        (" localhost:1 ", "localhost", 1),
+    ],
+)
+def test_an_address_is_a_port_or_host_and_port(text: str, host: str, port: int) -> None:
+    assert parse_address(text) == ListenAddress(host=host, port=port)
+
+
+@pytest.mark.parametrize("text", ["", "host", ":9464", "host:", "1:70000", "-1", "127.0.0.1:http"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    """Also a colon with no host before it, which elsewhere means the whole network."""
+    with pytest.raises(ConfigurationError, match="port"):
+        parse_address(text)
+
+
+def test_only_this_machine_is_the_loopback() -> None:
+    assert all(parse_address(one).loopback for one in ("1", "127.0.0.2:1", "[::1]:1", "localhost:1"))
+    assert not any(parse_address(one).loopback for one in ("0.0.0.0:1", "[::]:1", "192.168.1.1:1"))
+
+
+def _get(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def answering(found: HealthSnapshot) -> tuple[Callable[[], bool], Callable[[], Awaitable[HealthSnapshot]]]:
+    async def read() -> HealthSnapshot:
+        return found
+
+    return lambda: True, read
+
+
+async def test_it_answers_while_it_is_listening_and_no_longer() -> None:
+    live, read = answering(figures())
+    async with serve_http(parse_address("0"), live=live, snapshot=read) as address:
+        status, body = await asyncio.to_thread(_get, address.port, "/metrics")
+
+    assert (address.host, status) == ("127.0.0.1", 200)
+    assert b"letopis_build_info" in body
+    with pytest.raises(OSError, match="refused"):
+        await asyncio.to_thread(_get, address.port, "/metrics")
+
+
+async def test_a_port_that_is_taken_is_said_with_its_address() -> None:
+    live, read = answering(figures())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            async with serve_http(parse_address(str(port)), live=live, snapshot=read):
+                pytest.fail("it listens where somebody else does")
+
+
+async def test_a_host_that_does_not_exist_is_wrong_configuration() -> None:
+    live, read = answering(figures())
+    with pytest.raises(ConfigurationError, match=r"no-such-host\.invalid"):
+        async with serve_http(parse_address("no-such-host.invalid:1"), live=live, snapshot=read):
+            pytest.fail("it listens nowhere")
+
+
+async def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    live, read = answering(figures())
+
+    with pytest.raises(ConfigurationError, match=r"letopis\[daemon\]"):
+        async with serve_http(parse_address("0"), live=live, snapshot=read):
+            pytest.fail("it listens without a server")
+
+
+async def raw(port: int, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    await writer.drain()
+    return reader, writer
+
+
+async def is_live(port: int) -> bool:
+    reader, writer = await raw(port, b"GET /healthz/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = await asyncio.wait_for(reader.read(), 2)
+    writer.close()
+    return answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("held", [b"", b"GET /healthz/live HT", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+async def test_who_holds_connections_keeps_nobody_out(held: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limit, "REQUEST_HEAD_TIMEOUT_SECONDS", 1.0)
+
+    async def read() -> HealthSnapshot:
+        return figures()
+
+    async with serve_http(parse_address("0"), live=lambda: True, snapshot=read) as bound:
+        kept = [await raw(bound.port, held) for _ in range(200)]
+        assert await is_live(bound.port)
+        # A head that trickles in is cut off in time all the same.
+        begun = asyncio.get_running_loop().time()
+        reader, writer = kept[-1]
+        while not reader.at_eof() and asyncio.get_running_loop().time() - begun < 10:
+            writer.write(b"a")
+            try:
+                await asyncio.wait_for(reader.read(1), 0.1)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        assert asyncio.get_running_loop().time() - begun < 5
+        for _, one in kept:
+            one.close()
+
+
+async def test_liveness_is_answered_while_the_figures_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = 0, asyncio.Event()
+
+    async def read() -> HealthSnapshot:
+        nonlocal asked
+        asked += 1
+        await go_on.wait()
+        return figures()
+
+    async with serve_http(parse_address("0"), live=lambda: True, snapshot=read) as bound:
+        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+        kept = [await raw(bound.port, request) for _ in range(MAX_CONCURRENT_REQUESTS + 8)]
+        assert await is_live(bound.port)
+        refused = [reader for reader, _ in kept[MAX_CONCURRENT_REQUESTS:]]
+        assert all([(await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 503") for reader in refused])
+        assert asked == MAX_CONCURRENT_REQUESTS
+        go_on.set()
+        for _, one in kept:
+            one.close()
+
+
+async def test_a_connection_that_is_never_read_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limit, "CONNECTION_TIMEOUT_SECONDS", 0.5)
+
+    async def read() -> HealthSnapshot:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serve_http(parse_address("0"), live=lambda: True, snapshot=read) as bound:
+        reader, writer = await raw(bound.port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()

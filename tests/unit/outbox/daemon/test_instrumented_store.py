@@ -1,0 +1,78 @@
+"""An instrumented store delivers as any other, and measures duration and outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox.daemon.instrumented_store import BUCKET_BOUNDS_SECONDS, Durations, InstrumentedStore
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.relay import Relay
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import StoreFault
+from tests.support.peers import refused_port, silent
+from tests.support.relays import figures, say
+
+
+def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed() -> None:
+    durations = Durations()
+    for seconds in (0.001, 0.005, 0.006, 1_000.0):
+        durations.add(seconds)
+
+    assert durations.buckets[:2] == [2, 1]
+    assert durations.buckets[-1] == 1
+    assert (durations.count, durations.total) == (4, pytest.approx(1_000.012))
+
+
+def test_joined_durations_are_those_of_both() -> None:
+    one, other = Durations(), Durations()
+    one.add(0.01)
+    other.add(0.01)
+    other.add(BUCKET_BOUNDS_SECONDS[-1])
+    one.join(other)
+
+    assert one.count == 3
+    assert one.total == pytest.approx(60.02)
+
+
+async def test_deliveries_are_counted_by_outcome(tmp_path: Path) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    await say(outbox, "c1", 3)
+    store = InstrumentedStore(ConversationStore(tmp_path / "history.db"))
+    relay = Relay(outbox, store.store, apply=store.apply)
+    before = relay._dispatcher._clock.monotonic()
+
+    await relay.drain()
+
+    assert (await figures(outbox)).pending == 0
+    assert {outcome: one.count for outcome, one in store.deliveries.items()} == {"ok": 1}
+    assert store.progress_at[outbox.origin.origin_id] >= before
+    await store.store.close()
+    await outbox.close()
+
+
+async def test_a_fault_is_counted_by_its_class_and_comes_as_it_is(tmp_path: Path) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    store = InstrumentedStore(ConversationStore(f"postgresql://bot@127.0.0.1:{await refused_port()}/h"))
+
+    with pytest.raises(StoreFault):
+        await store.apply(outbox.origin, [])
+
+    assert {outcome: one.count for outcome, one in store.deliveries.items()} == {"unavailable": 1}
+    await store.store.close()
+    await outbox.close()
+
+
+async def test_a_delivery_whose_deadline_came_first_is_given_up(tmp_path: Path) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    async with silent() as port:
+        store = InstrumentedStore(ConversationStore(f"postgresql://bot@127.0.0.1:{port}/h"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await store.apply(outbox.origin, [])
+        await store.store.close()
+
+    assert {outcome: one.count for outcome, one in store.deliveries.items()} == {"given_up": 1}
+    await outbox.close()

@@ -1,0 +1,188 @@
+"""The metrics follow Prometheus's conventions, contain no personal data, and are the ones in the reference."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.daemon.health import Condition, HealthSnapshot, OutboxMetrics, add_stats, aggregate
+from letopis.outbox.daemon.instrumented_store import Durations
+from letopis.outbox.daemon.prometheus import METRICS, exposition
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.stats import RelayStats
+from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.store.database.faults import FaultClass
+from tests.support.paths import ROOT
+from tests.support.relays import DOWN, Hands, say
+
+PAGE = ROOT / "docs" / "reference" / "metrics.md"
+
+
+def figures(**changes: Any) -> HealthSnapshot:
+    """What a daemon with two files and one store may look like."""
+    hands = Hands()
+    breaker = Breaker(clock=Clock(now=hands.now, monotonic=hands.monotonic), uniform=lambda _, most: most)
+    now_us = breaker.since_us
+    durations = Durations()
+    for seconds in (0.004, 0.3, 100.0):
+        durations.add(seconds)
+    fields: dict[str, Any] = {
+        "now_us": now_us,
+        "ready": True,
+        "sound": True,
+        "breakers": [breaker],
+        "relay": RelayStats(delivered=7, faults=Counter({"unavailable": 3})),
+        "alerts": {"told": 2, "failed": 1},
+        "deliveries": [{"ok": durations}, {"ok": durations, "poison": durations}],
+    }
+    files = [
+        OutboxMetrics(
+            condition=Condition.WORKING,
+            pending=5,
+            pending_bytes=500,
+            oldest_pending_us=now_us - 40_000_000,
+            lanes={"ready": 1, "blocked": 1},
+            incidents={"conversation_blocked": 1},
+            progress_us=now_us - 1_000_000,
+            wal_bytes=4096,
+        ),
+        OutboxMetrics(condition=Condition.STANDBY, pending=1, oldest_pending_us=now_us, progress_us=now_us),
+    ]
+    return aggregate(files, **(fields | changes))
+
+
+def samples(found: HealthSnapshot) -> dict[str, float]:
+    body, _ = exposition(found)
+    return {
+        one.name + "".join(f"{{{key}={value}}}" for key, value in sorted(one.labels.items())): one.value
+        for family in parse(body.decode())
+        for one in family.samples
+    }
+
+
+def test_figures_of_all_files_are_summed_up() -> None:
+    found = samples(figures())
+
+    assert found["letopis_outbox_files{state=working}"] == 1
+    assert found["letopis_outbox_files{state=standby}"] == 1
+    assert found["letopis_outbox_files{state=unusable}"] == 0
+    assert found["letopis_outbox_pending_events"] == 6
+    assert found["letopis_outbox_oldest_pending_seconds"] == 40
+    assert found["letopis_outbox_lanes{state=blocked}"] == 1
+    assert found["letopis_outbox_lanes{state=paused}"] == 0
+    assert found["letopis_incidents_open{kind=conversation_blocked}"] == 1
+    assert found["letopis_relay_delivered_events_total"] == 7
+    assert found["letopis_relay_faults_total{class=unavailable}"] == 3
+    assert found["letopis_relay_faults_total{class=poison}"] == 0
+    assert found["letopis_alerts_total{outcome=failed}"] == 1
+    assert found["letopis_relay_breaker_state{state=closed}"] == 1
+
+
+def test_the_histogram_is_cumulative_and_joins_all_stores() -> None:
+    found = samples(figures())
+    name = "letopis_relay_delivery_duration_seconds"
+    buckets = [value for key, value in found.items() if key.startswith(f"{name}_bucket") and "outcome=ok" in key]
+
+    assert buckets == sorted(buckets)
+    assert (buckets[0], buckets[-1]) == (2, 6)
+    assert found[f"{name}_count{{outcome=ok}}"] == 6
+    assert found[f"{name}_sum{{outcome=ok}}"] == pytest.approx(200.608)
+    assert found[f"{name}_count{{outcome=poison}}"] == 3
+
+
+def test_a_store_that_is_away_shows_for_how_long() -> None:
+    hands = Hands()
+    clock = Clock(now=hands.now, monotonic=hands.monotonic)
+    breaker = Breaker(clock=clock, uniform=lambda _, most: most)
+    breaker.trip(DOWN, ())
+    hands.advance(90)
+    found = figures(breakers=[breaker], now_us=clock.now_us())
+
+    assert found.degraded
+    assert samples(found)["letopis_relay_breaker_open_seconds"] == 90
+    assert samples(found)["letopis_relay_breaker_trips_total"] == 1
+    assert samples(found)["letopis_relay_breaker_state{state=open}"] == 1
+    assert "store unavailable for 90 s" in found.summary()
+
+
+def test_the_line_for_people_says_the_state_in_a_few_words() -> None:
+    assert figures().summary() == "2 outboxes, 1 standby, 6 pending, oldest 40 s, 1 blocked, store reachable"
+
+
+def test_names_and_kinds_follow_the_conventions() -> None:
+    for one in METRICS:
+        assert re.fullmatch(r"letopis_[a-z][a-z_]*[a-z]", one.name)
+        assert one.name.endswith("_total") == (one.kind == "counter"), one.name
+        assert not re.search(r"_(ms|milliseconds|minutes|kb|count)$", one.name)
+    assert len({one.name for one in METRICS}) == len(METRICS)
+
+
+def test_labels_are_few_and_known_beforehand() -> None:
+    """Never an id, a name of a file, or a URL: a series a conversation would bring a Prometheus down."""
+    assert {one.label for one in METRICS} == {"", "version", "state", "kind", "outcome", "class"}
+    known = {"working", "standby", "unusable", "ready", "retrying", "blocked", "paused", "closed", "open", "half_open"}
+    known |= {"store_down", "conversation_blocked", "relay_silent", "history_incomplete"}
+    known |= {"told", "failed", "ok", "given_up", "error"}
+    known |= {str(one) for one in FaultClass}
+    body, _ = exposition(figures())
+    values = {
+        value
+        for family in parse(body.decode())
+        for sample in family.samples
+        for key, value in sample.labels.items()
+        if key not in ("le", "version")
+    }
+
+    assert values <= known
+
+
+def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
+    body, content_type = exposition(figures(), "application/openmetrics-text; version=1.0.0")
+
+    assert content_type.startswith("application/openmetrics-text")
+    names = {family.name for family in parse_openmetrics(body.decode())}
+    assert "letopis_relay_delivered_events" in names
+
+
+def test_all_totals_of_a_relay_add_up() -> None:
+    total = RelayStats()
+    one = RelayStats(
+        **{name: number for number, name in enumerate(RelayStats.__slots__, start=1) if name != "faults"},
+        faults=Counter({"poison": 2}),
+    )
+    add_stats(total, one)
+    add_stats(total, one)
+
+    for name in RelayStats.__slots__:
+        if name != "faults":
+            assert getattr(total, name) == 2 * getattr(one, name)
+    assert total.faults == {"poison": 4}
+
+
+def test_the_reference_has_every_metric_and_no_other() -> None:
+    rows = re.findall(
+        r"^\| `(letopis_\w+)`(?:\{`?(\w+)`?\})? \| (\w+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+
+    assert rows == [(one.name, one.label, one.kind) for one in METRICS]
+
+
+async def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+    from letopis.outbox.daemon.health import read_metrics
+
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    await say(outbox, "c1", 3)
+
+    found = await outbox.read(lambda connection: read_metrics(connection, outbox.path, Condition.WORKING))
+
+    assert (found.pending, found.lanes["ready"], found.progress_us) == (4, 1, None)
+    assert found.wal_bytes > 0
+    assert found.oldest_pending_us is not None
+    await outbox.close()

@@ -1,0 +1,447 @@
+"""letopis doctor: one line per check, with what to do; it changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox.config.settings import load_settings
+from letopis.outbox.diagnostics.check_location import file_system_of
+from letopis.outbox.diagnostics.check_settings import check_settings
+from letopis.outbox.diagnostics.check_sqlite import check_libraries, check_version
+from letopis.outbox.diagnostics.doctor import examine, healthy
+from letopis.outbox.diagnostics.finding import Finding, Level
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.operations.admin import OutboxAdmin
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.engines import create_store_engine
+from letopis.store.errors import LetopisError
+from letopis.store.model.messages import Message
+from tests.support.platforms import linux_only, posix_only
+from tests.support.relays import relay_on
+
+SECRET = "hunter2-correct-horse"
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Path:
+    """An outbox with one conversation that waits."""
+    path = tmp_path / "bot.outbox.db"
+
+    async def fill() -> None:
+        file = await OutboxFile.open(path)
+        await file.append(prepare("a", [Message.user("hello")], owner="42"))
+        await file.close()
+
+    asyncio.run(fill())
+    return path
+
+
+def change(path: Path, statement: str, parameters: tuple[Any, ...] = ()) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement, parameters)
+        connection.commit()
+
+
+async def found(outbox: Path, store: str | None = None, **environ: str) -> dict[str, Finding]:
+    """What the doctor finds, by check."""
+    settings = load_settings(outbox=str(outbox), store=store, environ=environ, folder=outbox.parent)
+    return {one.check: one for one in await examine(settings)}
+
+
+def level(findings: dict[str, Finding], check: str) -> str:
+    return str(findings[check].level)
+
+
+async def test_a_new_outbox_is_well_and_each_check_has_its_line(tmp_path: Path) -> None:
+    file = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    await file.close()
+    findings = await found(tmp_path / "bot.outbox.db")
+
+    assert list(findings) == [
+        *("configuration", "secrets", "alerts", "sqlite_version", "sqlite_libraries", "open_files", "outbox_file"),
+        *("outbox_folder", "file_system"),
+        *("disk", "wal", "outbox_migrations", "outbox_copy", "outbox_structure", "outbox_content", "relay", "stuck"),
+        *("local_clock", "store"),
+    ]
+    assert healthy(findings.values()), findings
+    assert level(findings, "store") == Level.SKIP
+    assert all(one.hint for one in findings.values() if one.level in (Level.WARN, Level.FAIL))
+
+
+class TestOutbox:
+    """The file and what is in it."""
+
+    async def test_a_missing_one_is_not_made(self, tmp_path: Path) -> None:
+        findings = await found(tmp_path / "bot.outbox.db")
+
+        assert level(findings, "outbox_file") == Level.FAIL
+        assert "letopis init" in findings["outbox_file"].hint
+        assert list(tmp_path.iterdir()) == []
+
+    @posix_only("on Windows the rights of the folder apply")
+    async def test_what_others_may_read_or_replace(self, outbox: Path) -> None:
+        outbox.chmod(0o644)
+        outbox.parent.chmod(0o777)
+        try:
+            findings = await found(outbox)
+        finally:
+            outbox.parent.chmod(0o700)
+
+        assert level(findings, "outbox_file") == Level.WARN
+        assert findings["outbox_file"].hint == "chmod 600 'bot.outbox.db'"
+        assert level(findings, "outbox_folder") == Level.FAIL
+
+    async def test_a_strangers_database_is_left_as_it_is(self, tmp_path: Path) -> None:
+        """Neither its journal mode nor a byte of it."""
+        path = tmp_path / "strange.db"
+        change(path, "CREATE TABLE t (a)")
+        before = contents(tmp_path)
+        findings = await found(path, store=str(path))
+
+        assert level(findings, "outbox_migrations") == Level.FAIL
+        assert level(findings, "store_migrations") == Level.FAIL
+        assert contents(tmp_path) == before
+
+    async def test_what_is_no_database(self, tmp_path: Path) -> None:
+        (tmp_path / "bot.outbox.db").write_bytes(b"not a database, not at all" * 100)
+        findings = await found(tmp_path / "bot.outbox.db")
+
+        assert level(findings, "outbox_migrations") == Level.FAIL
+        assert "SQLITE_NOTADB" in findings["outbox_migrations"].said
+
+    async def test_another_release(self, outbox: Path) -> None:
+        change(outbox, "UPDATE letopis_outbox_version SET version_num = '0000'")
+        assert level(await found(outbox), "outbox_migrations") == Level.WARN
+        change(outbox, "UPDATE letopis_outbox_version SET version_num = '9999'")
+        assert level(await found(outbox), "outbox_migrations") == Level.FAIL
+
+    async def test_a_copy(self, outbox: Path) -> None:
+        change(outbox, "UPDATE letopis_outbox_origin SET inode = '1'")
+        findings = await found(outbox)
+
+        assert level(findings, "outbox_copy") == Level.WARN
+        assert "--new-origin" in findings["outbox_copy"].hint
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "UPDATE letopis_outbox_events SET data = replace(data, 'hello', 'jello')",
+            "DELETE FROM letopis_outbox_events WHERE sequence = 1",
+        ],
+        ids=["changed", "missing"],
+    )
+    async def test_events_that_are_not_what_was_appended(self, outbox: Path, damage: str) -> None:
+        assert level(await found(outbox), "outbox_content") == Level.OK
+        change(outbox, damage)
+        findings = await found(outbox)
+
+        assert level(findings, "outbox_content") == Level.FAIL
+        assert level(findings, "outbox_structure") == Level.OK
+
+    async def test_a_clock_that_was_set_back(self, outbox: Path) -> None:
+        change(outbox, "UPDATE letopis_outbox_events SET appended_at = ?", ((int(time.time()) + 3600) * 1_000_000,))
+        assert level(await found(outbox), "local_clock") == Level.WARN
+
+
+class TestRelay:
+    """Who delivers."""
+
+    async def test_events_wait_and_nobody_delivers(self, outbox: Path) -> None:
+        findings = await found(outbox)
+
+        assert level(findings, "relay") == Level.FAIL
+        assert "letopis relay" in findings["relay"].hint
+
+    async def test_one_is_at_work(self, outbox: Path) -> None:
+        file = await OutboxFile.open(outbox)
+        async with ConversationStore.open(outbox.parent / "bot.history.db") as store:
+            relay = relay_on(file, store, holder="here")
+            await relay.lease.acquire()
+            findings = await found(outbox)
+            assert level(findings, "relay") == Level.OK
+            assert "here (pid" in findings["relay"].said
+            await relay.lease.release()
+        await file.close()
+
+    @linux_only("whether a process lives is read from /proc")
+    async def test_one_that_was_killed_is_known_at_once(self, outbox: Path) -> None:
+        """Its heartbeat looks fresh for half a minute."""
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        file = await OutboxFile.open(outbox)
+        async with ConversationStore.open(outbox.parent / "bot.history.db") as store:
+            relay = relay_on(file, store)
+            await relay.lease.acquire()
+            await file.write(
+                lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_relay SET pid = ?", (dead.pid,))
+            )
+            findings = await found(outbox)
+            await relay.lease.release()
+        await file.close()
+
+        assert level(findings, "relay") == Level.FAIL
+        assert "died" in findings["relay"].said
+
+    async def test_one_that_is_held_back(self, outbox: Path) -> None:
+        file = await OutboxFile.open(outbox)
+        await OutboxAdmin(file).pause_relay()
+        await file.close()
+        findings = await found(outbox)
+
+        assert level(findings, "relay") == Level.WARN
+        assert "letopis resume" in findings["relay"].hint
+
+    async def test_a_blocked_conversation(self, outbox: Path) -> None:
+        change(outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked'")
+        assert level(await found(outbox), "stuck") == Level.FAIL
+
+
+class TestStore:
+    """The other end."""
+
+    @pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+    async def test_one_that_is_well_is_written_and_left_as_it_was(
+        self, outbox: Path, kind: str, new_store_url: Callable[[str], str]
+    ) -> None:
+        url = new_store_url(kind)
+        async with ConversationStore.open(url, migrate=True):
+            pass
+        findings = await found(outbox, store=url)
+
+        for check in ("store", "store_migrations", "store_origin", "store_writable"):
+            assert level(findings, check) == Level.OK, findings[check]
+        assert level(findings, "store_clock") == (Level.SKIP if kind == "sqlite" else Level.OK)
+        engine = create_store_engine(url, pool_size=1)
+        async with engine.connect() as connection:
+            assert (await connection.execute(sa.text("SELECT count(*) FROM letopis_origins"))).scalar_one() == 0
+        await engine.dispose()
+
+    async def test_one_without_tables(self, outbox: Path, fresh_postgresql_url: str) -> None:
+        findings = await found(outbox, store=fresh_postgresql_url)
+
+        assert level(findings, "store") == Level.OK
+        assert level(findings, "store_migrations") == Level.FAIL
+        assert "letopis db upgrade" in findings["store_migrations"].said
+
+    async def test_one_that_may_only_be_read(self, outbox: Path, fresh_postgresql_url: str) -> None:
+        async with ConversationStore.open(fresh_postgresql_url, migrate=True):
+            pass
+        engine = create_store_engine(fresh_postgresql_url, pool_size=1)
+        name = sa.engine.make_url(fresh_postgresql_url).database
+        async with engine.begin() as connection:
+            await connection.execute(sa.text(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'))
+        await engine.dispose()
+        findings = await found(outbox, store=fresh_postgresql_url)
+
+        assert level(findings, "store") == Level.OK
+        assert level(findings, "store_writable") == Level.FAIL
+
+    async def test_one_that_is_away_and_no_secret_in_what_is_said(self, outbox: Path) -> None:
+        findings = await found(outbox, store=f"postgresql://bot:{SECRET}@127.0.0.1:1/h?password={SECRET}")
+        assert level(findings, "store") == Level.FAIL
+        findings |= await found(outbox, store=f"postgresql://bot:{SECRET}@127.0.0.1:1/h")
+
+        assert level(findings, "store") == Level.FAIL
+        assert "bot:***@127.0.0.1" in findings["store"].said
+        assert SECRET not in repr(findings)
+
+    async def test_a_copy_that_delivers_elsewhere(self, outbox: Path) -> None:
+        url = str(outbox.parent / "bot.history.db")
+        file = await OutboxFile.open(outbox)
+        async with ConversationStore.open(url) as store:
+            await relay_on(file, store).drain()
+        await file.close()
+        assert level(await found(outbox, store=url), "store_origin") == Level.OK
+        change(Path(url), "UPDATE letopis_origins SET epoch = 7")
+        findings = await found(outbox, store=url)
+
+        assert level(findings, "store_origin") == Level.FAIL
+        assert "epoch 7" in findings["store_origin"].said
+
+
+class TestMachine:
+    """What does not depend on the file."""
+
+    @pytest.mark.parametrize(
+        ("version", "expected"),
+        [
+            ((3, 6, 23), Level.OK),
+            ((3, 7, 0), Level.WARN),
+            ((3, 44, 5), Level.WARN),
+            ((3, 44, 6), Level.OK),
+            ((3, 45, 9), Level.WARN),
+            ((3, 46, 1), Level.WARN),
+            ((3, 50, 6), Level.WARN),
+            ((3, 50, 7), Level.OK),
+            ((3, 51, 2), Level.WARN),
+            ((3, 51, 3), Level.OK),
+            ((3, 53, 0), Level.OK),
+        ],
+    )
+    def test_versions_of_sqlite_that_may_damage_a_wal(self, version: tuple[int, int, int], expected: Level) -> None:
+        assert check_version(version).level is expected
+
+    def test_a_second_sqlite(self) -> None:
+        one = check_libraries(lambda name: name if name == "pysqlite3" else None)
+
+        assert (one.level, "pysqlite3 bundles" in one.said, bool(one.hint)) == (Level.WARN, True, True)
+        assert check_libraries(lambda _: None).level is Level.OK
+
+    def test_the_file_system_is_the_nearest_mount(self, tmp_path: Path) -> None:
+        mounts = tmp_path / "mountinfo"
+        folder = tmp_path / "a b" / "c"
+        folder.mkdir(parents=True)
+        real = os.path.realpath(tmp_path)
+        mounts.write_text(
+            "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+            f"2 1 0:2 / {real}/a\\040b rw,relatime shared:1 - nfs4 server:/x rw\n"
+            f"3 1 0:3 / {real}/other rw - tmpfs tmpfs rw\n"
+            "nonsense\n"
+        )
+
+        assert file_system_of(folder / "bot.outbox.db", mounts) == "nfs4"
+        assert file_system_of(tmp_path / "bot.outbox.db", mounts) == "ext4"
+        assert file_system_of(tmp_path, tmp_path / "none") is None
+
+    @posix_only("Windows has no file modes")
+    def test_files_with_secrets_that_others_may_read(self, tmp_path: Path) -> None:
+        secret = tmp_path / "store"
+        secret.write_text("sqlite:///x.db")
+        secret.chmod(0o644)
+        environ = {"LETOPIS_STORE_FILE": str(secret)}
+        settings = load_settings(environ=environ, folder=tmp_path)
+        findings = {one.check: one for one in check_settings(settings, environ)}
+        assert level(findings, "secrets") == Level.WARN
+        assert findings["secrets"].hint == f"chmod 600 '{secret}'"
+        secret.chmod(0o600)
+        findings = {one.check: one for one in check_settings(settings, environ)}
+        assert level(findings, "secrets") == Level.OK
+
+    def test_channels_of_alerts(self, tmp_path: Path) -> None:
+        settings = load_settings(environ={}, folder=tmp_path)
+        for environ, expected in (
+            ({}, Level.WARN),
+            ({"LETOPIS_ALERTS": "https://example.com/hook"}, Level.OK),
+            ({"LETOPIS_LANGUAGE": "tlh"}, Level.FAIL),
+        ):
+            findings = {one.check: one for one in check_settings(settings, environ)}
+            assert level(findings, "alerts") == expected
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in folder.iterdir()}
+
+
+async def test_a_file_that_makes_sqlite_say_what_is_no_text_is_damaged_and_no_surprise(outbox: Path) -> None:
+    """SQLite quotes the broken name of a table in its error, and Python cannot decode that."""
+    with closing(sqlite3.connect(outbox)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_master SET name = CAST(x'61eb' AS TEXT), sql = CAST(x'43eb' AS TEXT)"
+            " WHERE name = 'letopis_outbox_lanes'"
+        )
+        connection.commit()
+
+    findings = await found(outbox)
+    assert not healthy(findings.values())
+    with pytest.raises(LetopisError):
+        await OutboxFile.open(outbox)
+
+
+async def test_nothing_is_changed_and_the_live_file_is_opened_by_sqlite_alone(tmp_path: Path) -> None:
+    """Closing any other descriptor of it would drop the locks of a bot in this process."""
+    path = tmp_path / "bot.outbox.db"
+    opened: list[str] = []
+    watching = True
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event in ("open", "shutil.copyfile", "os.rename", "os.remove", "os.chmod"):
+            opened.append(str(arguments[0]))
+
+    file = await OutboxFile.open(path)
+    await file.append(prepare("a", [Message.user("hello")]))
+    store = ConversationStore(tmp_path / "bot.history.db")
+    await store.prepare()
+    before = contents_of_tables(path)
+    names = sorted(one.name for one in tmp_path.iterdir())
+    sys.addaudithook(hook)
+    try:
+        findings = await found(path)
+    finally:
+        watching = False
+
+    assert level(findings, "store_writable") == Level.OK
+    assert [one for one in opened if str(tmp_path) in one and "toml" not in one] == []
+    assert contents_of_tables(path) == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == names
+    await file.append(prepare("a", [Message.user("still locked and well")]))
+    await store.close()
+    await file.close()
+
+
+def contents_of_tables(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return list(connection.iterdump())
+
+
+class TestCommand:
+    """As an operator runs it."""
+
+    @pytest.fixture
+    def doctor(self, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
+
+        def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-m", "letopis.outbox.cli", "doctor", *arguments],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=100,
+            )
+
+        return call
+
+    def test_a_failure_exits_with_1_and_names_what_to_do(self, doctor: Any, outbox: Path) -> None:
+        told = doctor()
+        printed = json.loads(doctor("--json").stdout)
+
+        assert told.returncode == 1
+        [line] = [one for one in told.stdout.splitlines() if one.startswith("fail")]
+        assert line.split()[:2] == ["fail", "relay"]
+        assert " -> " in line
+        assert (printed["outbox"], printed["healthy"]) == ("bot.outbox.db", False)
+        assert set(printed["checks"][0]) == {"check", "level", "said", "hint"}
+        assert len(printed["checks"]) == len(told.stdout.splitlines())
+
+    def test_warnings_are_no_failure(self, doctor: Any, outbox: Path) -> None:
+        change(outbox, "UPDATE letopis_outbox_lanes SET delivered = head")
+        told = doctor()
+
+        assert told.returncode == 0, told.stdout
+        assert "warn" in told.stdout
+
+    def test_a_configuration_that_cannot_be_read_is_a_finding(self, doctor: Any, tmp_path: Path) -> None:
+        (tmp_path / "letopis.toml").write_text(f'stor = "postgresql://bot:{SECRET}@h/d"\n')
+        told = doctor()
+
+        assert told.returncode == 1
+        assert told.stdout.startswith("fail  configuration")
+        assert "did you mean 'store'" in told.stdout
+        assert SECRET not in told.stdout + told.stderr

@@ -1,0 +1,205 @@
+"""A damaged outbox is distinguished from a sound one, and all events with a valid digest are recovered and listed."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.diagnostics.integrity import find_problems
+from letopis.outbox.diagnostics.salvage import salvage
+from letopis.outbox.diagnostics.sqlite_pages import Pages
+from letopis.outbox.operations.admin import OutboxAdmin
+from letopis.store import Message
+from letopis.store.errors import ConfigurationError
+from letopis.store.maintenance.wal_format import scan_wal
+from tests.campaigns.invariants import check
+from tests.support.daemons import letopis, rows
+
+
+async def outbox_in(folder: Path, *, kept: Sequence[str] = ("one", "two"), times: int = 3, wal: bool = False) -> Path:
+    """Return a file in which each conversation has events that wait; with ``wal`` they are in the WAL only."""
+    path = folder / "bot.outbox.db"
+    async with History.open(path, relay=False, watch=False) as history:
+        for turn in range(times):
+            for name in kept:
+                await history.append(name, Message.user(f"{name} says {turn} " + "at length " * 300), owner="42")
+        if wal:
+            target = folder / "copy"
+            target.mkdir()
+            for suffix in ("", "-wal"):
+                subprocess.run(["cp", f"{path}{suffix}", str(target)], check=True)
+    return folder / "copy" / path.name if wal else path
+
+
+def overwrite(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+async def test_a_sound_file_is_sound_and_salvaged_whole(tmp_path: Path) -> None:
+    path = await outbox_in(tmp_path)
+    before = path.read_bytes()
+
+    assert list(find_problems(path)) == []
+    done = await salvage(path, tmp_path / "new.db")
+
+    assert (done.kept, done.pending, done.lost, done.refused, done.renewed) == (8, 8, {}, 0, False)
+    assert list(find_problems(tmp_path / "new.db")) == []
+    assert path.read_bytes() == before
+    ((origin,),) = rows(path, "SELECT origin_id FROM letopis_outbox_origin")
+    assert rows(tmp_path / "new.db", "SELECT origin_id, epoch FROM letopis_outbox_origin") == [(origin, 2)]
+    statement = "SELECT * FROM letopis_outbox_events ORDER BY position"
+    assert rows(path, statement) == rows(tmp_path / "new.db", statement)
+
+
+async def test_a_changed_letter_is_noticed_and_the_event_named_as_lost(tmp_path: Path) -> None:
+    path = await outbox_in(tmp_path)
+    overwrite(path, path.read_bytes().index(b"two says 1"), b"TWO")
+
+    assert [one for one in find_problems(path) if "is not what was appended" in one]
+    done = await salvage(path, tmp_path / "new.db")
+
+    assert (done.kept, done.lost, done.refused) == (7, {"two": (3,)}, 1)
+    assert rows(
+        tmp_path / "new.db", "SELECT conversation_id, state, fault_class FROM letopis_outbox_lanes ORDER BY 1"
+    ) == [("one", "ready", None), ("two", "blocked", "damaged")]
+
+
+async def test_what_was_salvaged_is_delivered_to_the_store_that_had_a_part_of_it(tmp_path: Path) -> None:
+    path, store = await outbox_in(tmp_path), f"sqlite:///{tmp_path}/history.db"
+    async with History.open(path, store=store, watch=False) as history:
+        assert await history.drained(20)
+    async with History.open(path, store=store, relay=False, watch=False) as history:
+        for turn in range(3):
+            await history.append("two", Message.user(f"two goes on {turn}"), owner="42")
+    overwrite(path, path.read_bytes().index(b"two goes on 1"), b"TWO")
+    done = await salvage(path, tmp_path / "new.db")
+    assert done.lost == {"two": (6,)}
+
+    async with History.open(tmp_path / "new.db", store=store, watch=False) as history:
+        assert await OutboxAdmin(history.outbox).skip_missing(history.store, "two", reason="a disk failed") == (6,)
+        assert await history.drained(20)
+    verdict = await check([tmp_path / "new.db"], store, drained=True)
+
+    assert verdict.ok, verdict
+    assert verdict.stored == 11
+
+
+async def test_commits_behind_a_damaged_frame_are_noticed_and_salvaged(tmp_path: Path) -> None:
+    """SQLite reads up to the damage, and its own check finds nothing wrong."""
+    path = await outbox_in(tmp_path, wal=True)
+    wal = path.with_name(f"{path.name}-wal")
+    held = scan_wal(wal.read_bytes())
+    assert held.problem == ""
+    overwrite(wal, held.read[-len(held.read) // 4].at + 2000, b"\xff\x00\xff")
+    again = tmp_path / "again"
+    shutil.copytree(path.parent, again)
+
+    assert scan_wal(wal.read_bytes()).certain
+    assert "is damaged" in next(find_problems(path))
+    assert wal.exists(), "looking must not delete what SQLite does not read"
+    done = await salvage(path, tmp_path / "new.db")
+    with closing(sqlite3.connect(again / path.name)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        ((left,),) = connection.execute("SELECT count(*) FROM letopis_outbox_events").fetchall()
+
+    assert done.kept + done.lost_count == 8
+    assert done.kept > left
+
+
+async def test_a_file_whose_identity_is_gone_gets_a_new_one(tmp_path: Path) -> None:
+    path = await outbox_in(tmp_path)
+    ((origin,),) = rows(path, "SELECT origin_id FROM letopis_outbox_origin")
+    data = path.read_bytes()
+    page = data.index(origin) // 4096 * 4096
+    overwrite(path, page, bytes(4096))
+
+    done = await salvage(path, tmp_path / "new.db")
+
+    assert done.renewed
+    assert done.kept == 8
+    assert rows(tmp_path / "new.db", "SELECT epoch FROM letopis_outbox_origin") == [(1,)]
+
+
+async def test_what_is_no_outbox_or_is_there_already_is_refused(tmp_path: Path) -> None:
+    path = await outbox_in(tmp_path)
+    (tmp_path / "noise").write_bytes(b"noise" * 10_000)
+    for damaged, to in ((tmp_path / "noise", "new.db"), (tmp_path / "none", "new.db"), (path, path.name)):
+        with pytest.raises(ConfigurationError):
+            await salvage(damaged, tmp_path / to)
+    assert not (tmp_path / "new.db").exists()
+
+
+async def test_long_rows_are_read_over_all_their_pages(tmp_path: Path) -> None:
+    path = tmp_path / "any.db"
+    words = [("ж" * size, size, b"\xff" * size, size / 3, None, -size) for size in (0, 1, 300, 4000, 5000, 70_000)]
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE any_table (a TEXT, b INTEGER, c BLOB, d REAL, e TEXT, f INTEGER)")
+        connection.executemany("INSERT INTO any_table VALUES (?, ?, ?, ?, ?, ?)", words)
+        connection.commit()
+
+    found = [row.values for row in Pages(path.read_bytes()).rows() if len(row.values) == 6]
+
+    # SQLite keeps a whole number in a column of floating point as an integer.
+    assert found == [tuple(0 if value == 0.0 else value for value in row) for row in words]
+
+
+class TestCommand:
+    async def test_its_exit_codes_and_receipt(self, tmp_path: Path) -> None:
+        path = await outbox_in(tmp_path)
+        whole = letopis("--outbox", str(path), "outbox", "verify", folder=tmp_path)
+        overwrite(path, path.read_bytes().index(b"one says 2"), b"ONE")
+        damaged = letopis("--outbox", str(path), "outbox", "verify", "--alone", folder=tmp_path)
+        saved = letopis("outbox", "salvage", str(path), "--to", "new.db", folder=tmp_path)
+
+        assert (whole.returncode, whole.stdout) == (0, "")
+        assert damaged.returncode == 1
+        assert "'one' is not what was appended" in damaged.stdout
+        assert (saved.returncode, saved.stdout) == (1, "one  4\n")
+        assert "7 events recovered" in saved.stderr
+
+    async def test_a_history_store_is_verified(self, tmp_path: Path) -> None:
+        path, store = await outbox_in(tmp_path), tmp_path / "history.db"
+        async with History.open(path, store=f"sqlite:///{store}", watch=False) as history:
+            assert await history.drained(20)
+        whole = letopis("--store", f"sqlite:///{store}", "db", "verify", folder=tmp_path)
+        overwrite(store, store.read_bytes().index(b"one says 2"), b"ONE")
+        damaged = letopis("--store", f"sqlite:///{store}", "db", "verify", folder=tmp_path)
+
+        assert whole.returncode == 0, whole.stdout
+        assert damaged.returncode == 1
+        assert "is not what was written" in damaged.stdout
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_a_server_is_verified_too(kind: str, new_store_url, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from letopis.outbox.cli.verify import problems_of_store
+    from letopis.store import ConversationStore
+    from letopis.store.database.urls import normalise_url
+    from tests.campaigns.invariants import open_engine
+
+    url = new_store_url(kind)
+    async with ConversationStore.open(url, migrate=True):
+        pass
+    path = await outbox_in(tmp_path)
+    async with History.open(path, store=url, watch=False) as history:
+        assert await history.drained(20)
+    assert await problems_of_store(normalise_url(url)) == []
+
+    engine = open_engine(url)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE letopis_events SET data = replace(data, 'says 1', 'said 1')")
+        await connection.exec_driver_sql("DELETE FROM letopis_events WHERE conversation_id = 'one' AND version = 2")
+    await engine.dispose()
+
+    found = await problems_of_store(normalise_url(url))
+    assert any("is not what was written" in one for one in found)
+    assert any("'one' is at version 4 and holds 3 events" in one for one in found)

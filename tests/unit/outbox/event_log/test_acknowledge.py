@@ -1,0 +1,221 @@
+"""Delivery outcomes recorded in the lanes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.acknowledge import (
+    MAX_FAULT_LENGTH,
+    acknowledge,
+    block_lane,
+    clear_fault,
+    is_current_lease,
+    rewind_lane,
+    schedule_retry,
+)
+from letopis.outbox.file.outbox_file import OutboxFile
+from tests.support.relays import lane, say, sql
+
+NOW = 4_000_000_000_000_000
+
+
+async def ack(outbox: OutboxFile, delivered: dict[str, int], now_us: int = NOW) -> Any:
+    return await outbox.write(partial(acknowledge, delivered=delivered, now_us=now_us))
+
+
+async def test_an_acknowledgement_moves_lanes_and_counts_events(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 4)
+    await say(outbox, "b", 2)
+    found = await ack(outbox, {"a": 3, "b": 3})
+
+    assert (found.events, found.missed) == (6, ())
+    assert (await lane(outbox, "a")).delivered == 3
+    assert (await lane(outbox, "b")).pending_since_us is None
+
+
+async def test_what_did_not_move_is_reported(outbox: OutboxFile) -> None:
+    """There already, asked to go back, asked beyond the head, or gone from the file."""
+    for name in ("there", "back", "beyond"):
+        await say(outbox, name, 3)
+    await ack(outbox, {"there": 2, "back": 4})
+    found = await ack(outbox, {"there": 2, "back": 1, "beyond": 5, "gone": 1})
+
+    assert (found.events, set(found.missed)) == (0, {"there", "back", "beyond", "gone"})
+    assert [(await lane(outbox, one)).delivered for one in ("there", "back", "beyond")] == [2, 4, 0]
+
+
+async def test_the_age_of_what_is_owed_follows_the_oldest_event(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 3)
+    await sql(outbox, "UPDATE letopis_outbox_events SET appended_at = 1000 + sequence")
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET owed_since = 1001")
+    await ack(outbox, {"a": 2})
+
+    assert (await lane(outbox, "a")).pending_since_us == 1003
+
+
+async def test_the_age_never_lies_in_the_future_of_a_clock_that_was_set_back(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 3)
+    await ack(outbox, {"a": 2}, now_us=77)
+
+    assert (await lane(outbox, "a")).pending_since_us == 77
+
+
+async def test_an_acknowledgement_heals_a_lane_in_trouble(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 3)
+    one = await lane(outbox, "a")
+    await outbox.write(
+        lambda connection: schedule_retry(connection, one, attempts=2, due_at_us=5, fault_class="poison", fault="no")
+    )
+    troubled = await lane(outbox, "a")
+    assert (troubled.state, troubled.attempts, troubled.due_at_us) == ("retrying", 2, 5)
+    assert (troubled.fault_class, troubled.fault) == ("poison", "no")
+
+    await ack(outbox, {"a": 1})
+    healed = await lane(outbox, "a")
+    assert (healed.state, healed.attempts, healed.due_at_us, healed.fault_class, healed.fault) == (
+        "ready",
+        0,
+        0,
+        None,
+        None,
+    )
+
+
+async def test_a_paused_lane_stays_paused(outbox: OutboxFile) -> None:
+    """An operator paused it while a delivery was in flight."""
+    await say(outbox, "a", 3)
+    one = await lane(outbox, "a")
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'paused'")
+    marked = await outbox.write(
+        lambda connection: block_lane(connection, one, attempts=4, fault_class="poison", fault="no")
+    )
+    await ack(outbox, {"a": 1})
+
+    assert not marked
+    assert (await lane(outbox, "a")).state == "paused"
+
+
+async def test_a_mark_on_a_lane_that_moved_on_is_dropped(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 3)
+    one = await lane(outbox, "a")
+    await ack(outbox, {"a": 1})
+    marked = await outbox.write(
+        lambda connection: (
+            block_lane(connection, one, attempts=4, fault_class="poison", fault="no"),
+            schedule_retry(connection, one, attempts=1, due_at_us=9, fault_class="poison", fault="no"),
+        )
+    )
+
+    assert marked == (False, False)
+    assert (await lane(outbox, "a")).state == "ready"
+
+
+@pytest.mark.parametrize(
+    ("fault_class", "state"),
+    [
+        ("poison", "ready"),
+        ("unclassified", "ready"),
+        ("diverged", "blocked"),
+        ("lost", "blocked"),
+        ("damaged", "blocked"),
+    ],
+)
+async def test_what_is_given_back_is_what_the_store_was_to_blame_for(
+    outbox: OutboxFile, fault_class: str, state: str
+) -> None:
+    for name in ("blocked", "retrying", "fine"):
+        await say(outbox, name, 3)
+    stuck, waiting = await lane(outbox, "blocked"), await lane(outbox, "retrying")
+    await outbox.write(
+        lambda connection: (
+            block_lane(connection, stuck, attempts=4, fault_class=fault_class, fault="no"),
+            schedule_retry(connection, waiting, attempts=2, due_at_us=9, fault_class="poison", fault="no"),
+        )
+    )
+    given = await outbox.write(lambda connection: clear_fault(connection, ["blocked", "retrying", "fine", "unknown"]))
+
+    assert given == (2 if state == "ready" else 1)
+    assert (await lane(outbox, "blocked")).state == state
+    found = await lane(outbox, "retrying")
+    assert (found.state, found.attempts, found.due_at_us, found.fault) == ("ready", 0, 0, None)
+
+
+async def test_a_long_fault_is_cut(outbox: OutboxFile) -> None:
+    await say(outbox, "a")
+    one = await lane(outbox, "a")
+    await outbox.write(
+        lambda connection: block_lane(connection, one, attempts=1, fault_class="poison", fault="x" * 10_000)
+    )
+
+    assert (await lane(outbox, "a")).fault == "x" * MAX_FAULT_LENGTH
+
+
+async def test_a_rewind_makes_delivered_events_owed_again(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 9)
+    await ack(outbox, {"a": 10})
+    found = await outbox.write(partial(rewind_lane, conversation_id="a", head=4, now_us=NOW))
+    again = await lane(outbox, "a")
+
+    assert (found.events, found.lost) == (6, 0)
+    assert (again.delivered, again.state, again.pending_since_us) == (4, "ready", NOW)
+
+
+async def test_events_that_are_owed_again_are_as_old_as_their_rewind(outbox: OutboxFile) -> None:
+    """Otherwise a lane that heals would count as stuck since its events were first appended."""
+    await say(outbox, "a", 9)
+    await ack(outbox, {"a": 10})
+    await outbox.write(partial(rewind_lane, conversation_id="a", head=4, now_us=NOW))
+    await ack(outbox, {"a": 6}, now_us=NOW + 5)
+
+    assert (await lane(outbox, "a")).pending_since_us == NOW
+
+
+async def test_a_rewind_never_moves_a_lane_on(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 9)
+    await ack(outbox, {"a": 3})
+    found = await outbox.write(partial(rewind_lane, conversation_id="a", head=7, now_us=NOW))
+
+    assert (found.events, found.lost) == (0, 0)
+    assert (await lane(outbox, "a")).delivered == 3
+
+
+async def test_what_was_pruned_blocks_the_lane_as_far_back_as_the_file_reaches(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 9)
+    await ack(outbox, {"a": 8})
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET pruned = 5")
+    await sql(outbox, "DELETE FROM letopis_outbox_events WHERE sequence <= 5")
+    found = await outbox.write(partial(rewind_lane, conversation_id="a", head=2, now_us=NOW))
+    stuck = await lane(outbox, "a")
+
+    assert (found.events, found.lost) == (3, 3)
+    assert (stuck.delivered, stuck.state, stuck.fault_class) == (5, "blocked", "lost")
+    assert "3 events" in (stuck.fault or "")
+
+
+async def test_a_blocked_lane_that_is_rewound_is_tried_again_from_there(outbox: OutboxFile) -> None:
+    """Its bad event is no longer the next one; it will be refused again when its turn comes."""
+    await say(outbox, "a", 9)
+    await ack(outbox, {"a": 5})
+    one = await lane(outbox, "a")
+    await outbox.write(lambda connection: block_lane(connection, one, attempts=4, fault_class="poison", fault="no"))
+    await outbox.write(partial(rewind_lane, conversation_id="a", head=2, now_us=NOW))
+
+    again = await lane(outbox, "a")
+    assert (again.state, again.delivered, again.attempts, again.fault) == ("ready", 2, 0, None)
+
+
+async def test_results_of_an_earlier_incarnation_are_told_apart(outbox: OutboxFile) -> None:
+    def both(connection: sa.Connection) -> tuple[bool, bool]:
+        return is_current_lease(connection, 0), is_current_lease(connection, 1)
+
+    assert await outbox.read(both) == (True, False)
+    await sql(
+        outbox,
+        "INSERT INTO letopis_outbox_relay"
+        " VALUES (1, 1, 'relay', 1, 'host', 'boot', 0, 0, 0, 'closed', 0, NULL, 0, NULL, NULL, 0, 0)",
+    )
+    assert await outbox.read(both) == (False, True)

@@ -1,0 +1,247 @@
+"""Append: sequences without gaps, an id never with two contents, a conversation never with two owners."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.append import append_events
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.errors import EventIdReused, InvalidInput
+from letopis.store.model.event_types import ConversationRenamed, ConversationStarted
+from letopis.store.model.events import Event
+from letopis.store.model.identifiers import derived_event_id
+from letopis.store.model.messages import Message
+
+
+@pytest.fixture
+async def outbox(tmp_path: Path) -> AsyncIterator[OutboxFile]:
+    opened = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    yield opened
+    await opened.close()
+
+
+async def rows(outbox: OutboxFile, conversation_id: str = "c1") -> list[tuple[int, str, dict[str, Any]]]:
+    statement = "SELECT sequence, type, data FROM letopis_outbox_log WHERE conversation_id = ? ORDER BY sequence"
+    found = await outbox.read(lambda connection: connection.exec_driver_sql(statement, (conversation_id,)).all())
+    return [(row[0], row[1], orjson.loads(row[2])) for row in found]
+
+
+async def lane(outbox: OutboxFile, conversation_id: str = "c1") -> tuple[Any, ...]:
+    statement = "SELECT owner_id, head, delivered, state FROM letopis_outbox_lanes WHERE conversation_id = ?"
+    return await outbox.read(
+        lambda connection: tuple(connection.exec_driver_sql(statement, (conversation_id,)).one_or_none() or ())
+    )
+
+
+def said(text: str = "hi", **fields: Any) -> Prepared:
+    return prepare("c1", [Message.user(text, **fields)])
+
+
+async def test_a_conversation_begins_with_its_own_event(outbox: OutboxFile) -> None:
+    appended = await outbox.append(prepare("c1", [Message.user("hi")], owner="42"))
+
+    assert [(sequence, name) for sequence, name, _ in await rows(outbox)] == [
+        (1, "conversation.started"),
+        (2, "message.appended"),
+    ]
+    assert (await rows(outbox))[0][2] == {"owner_id": "42"}
+    assert (appended.sequences, appended.owner_id, appended.written) == ((2,), "42", 2)
+    assert await lane(outbox) == ("42", 2, 0, "ready")
+
+
+async def test_a_beginning_that_was_given_is_not_said_twice(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("c1", [ConversationStarted(owner_id="42", title="Tea"), Message.user("hi")]))
+
+    assert [name for _, name, _ in await rows(outbox)] == ["conversation.started", "message.appended"]
+    assert (await lane(outbox))[0] == "42"
+
+
+async def test_an_owner_beside_a_beginning_without_one_still_reaches_the_history(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("c1", [ConversationStarted(title="Tea")], owner="42"))
+
+    assert [data for _, _, data in await rows(outbox)] == [{"title": "Tea"}, {"owner_id": "42"}]
+    assert (await lane(outbox))[:2] == ("42", 2)
+
+
+async def test_an_owner_may_become_known_later_and_is_said_once(outbox: OutboxFile) -> None:
+    await outbox.append(said())
+    await outbox.append(prepare("c1", [Message.user("two")], owner="42"))
+    await outbox.append(prepare("c1", [Message.user("three")], owner="42"))
+
+    assert [data.get("owner_id") for _, name, data in await rows(outbox) if name == "conversation.started"] == [
+        None,
+        "42",
+    ]
+    assert (await lane(outbox))[:2] == ("42", 5)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        prepare("c1", [Message.user("mine")], owner="43"),
+        prepare("c1", [ConversationStarted(owner_id="43")]),
+        prepare("c1", [ConversationStarted(owner_id="42")], owner="43"),
+    ],
+)
+async def test_another_owner_is_refused_and_nothing_is_written(outbox: OutboxFile, other: Prepared) -> None:
+    await outbox.append(prepare("c1", [Message.user("hi")], owner="42"))
+
+    with pytest.raises(InvalidInput, match="owner"):
+        await outbox.append(other)
+
+    assert (await lane(outbox))[:2] == ("42", 2)
+
+
+async def test_two_owners_in_one_append_are_refused(outbox: OutboxFile) -> None:
+    with pytest.raises(InvalidInput, match="owner"):
+        await outbox.append(prepare("c1", [ConversationStarted(owner_id="1"), ConversationStarted(owner_id="2")]))
+
+    assert await lane(outbox) == ()
+
+
+async def test_the_same_message_again_gives_its_first_place_and_writes_nothing(outbox: OutboxFile) -> None:
+    first = await outbox.append(said(id="m-1"))
+    await outbox.append(said("between"))
+
+    again = await outbox.append(said(id="m-1"))
+
+    assert (again.sequences, again.event_ids, again.written) == (first.sequences, first.event_ids, 0)
+    assert len(await rows(outbox)) == 3
+
+
+async def test_the_same_event_id_again_is_found_though_it_derives_from_nothing(outbox: OutboxFile) -> None:
+    event = Event(type="custom.paid", data={"n": 1})
+    first = await outbox.append(prepare("c1", [event]))
+
+    assert (await outbox.append(prepare("c1", [event]))).sequences == first.sequences
+    with pytest.raises(EventIdReused):
+        await outbox.append(prepare("c1", [Event(type="custom.paid", data={"n": 2}, event_id=event.event_id)]))
+    with pytest.raises(EventIdReused):
+        await outbox.append(prepare("c2", [event]))
+
+    assert len(await rows(outbox)) == 2
+    assert await lane(outbox, "c2") == ()
+
+
+async def test_other_content_under_a_message_id_is_refused_by_name(outbox: OutboxFile) -> None:
+    await outbox.append(said("yes", id="m-1"))
+
+    with pytest.raises(EventIdReused, match="m-1") as caught:
+        await outbox.append(prepare("c1", [Message.user("new"), Message.user("no", id="m-1")]))
+
+    assert caught.value.message_id == "m-1"
+    assert caught.value.event_id == derived_event_id("c1", "m-1")
+    assert len(await rows(outbox)) == 2, "the append is all or nothing"
+
+
+async def test_the_same_message_id_in_another_conversation_is_another_message(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("c1", [Message.user("a", id="m")]))
+    await outbox.append(prepare("c2", [Message.user("b", id="m")]))
+
+    assert [len(await rows(outbox, name)) for name in ("c1", "c2")] == [2, 2]
+
+
+async def test_an_id_twice_in_one_append_is_one_event_or_an_error(outbox: OutboxFile) -> None:
+    twice = await outbox.append(prepare("c1", [Message.user("a", id="m"), Message.user("a", id="m")]))
+
+    assert twice.sequences == (2, 2)
+    with pytest.raises(EventIdReused):
+        await outbox.append(prepare("c1", [Message.user("b", id="n"), Message.user("c", id="n")]))
+    assert len(await rows(outbox)) == 2
+
+
+async def test_a_part_that_is_there_already_keeps_its_place(outbox: OutboxFile) -> None:
+    await outbox.append(said("one", id="m-1"))
+
+    appended = await outbox.append(
+        prepare("c1", [Message.user("two", id="m-2"), Message.user("one", id="m-1"), Message.user("three", id="m-3")])
+    )
+
+    assert appended.sequences == (3, 2, 4)
+    assert appended.message_id == "m-3"
+
+
+async def test_the_time_of_an_event_is_no_part_of_its_content(outbox: OutboxFile) -> None:
+    early, late = datetime(2020, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
+    await outbox.append(prepare("c1", [Message.user("x", id="m")], occurred_at=early))
+
+    assert (await outbox.append(prepare("c1", [Message.user("x", id="m")], occurred_at=late))).written == 0
+
+
+def test_nothing_to_append_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="nothing"):
+        prepare("c1", [])
+
+
+@pytest.mark.parametrize("conversation_id", ["", "x" * 256, "a\nb", 7])
+def test_a_bad_conversation_id_is_refused_before_anything_else(conversation_id: Any) -> None:
+    with pytest.raises(InvalidInput, match="conversation_id"):
+        prepare(conversation_id, [Message.user("x")])
+
+
+def test_a_bad_owner_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="owner"):
+        prepare("c1", [Message.user("x")], owner="")
+
+
+def test_metadata_and_time_go_to_every_event_that_is_made_here() -> None:
+    moment = datetime(2026, 5, 1, tzinfo=UTC)
+
+    prepared = prepare(
+        "c1", [Message.user("x", id="m"), ConversationRenamed(title="T")], metadata={"k": 1}, occurred_at=moment
+    )
+
+    assert {event.metadata for event in prepared.events} == {'{"k":1}'}
+    assert {event.occurred_at for event in prepared.events} == {int(moment.timestamp() * 1_000_000)}
+    assert prepared.message_ids == ("m", None)
+
+
+async def test_many_appends_in_one_transaction_are_judged_one_by_one(outbox: OutboxFile) -> None:
+    """A refused append in the middle of a group takes nothing with it, and leaves no hole in the sequences."""
+    appends = [
+        prepare("c1", [Message.user("a", id="m-1")], owner="1"),
+        prepare("c1", [Message.user("b", id="m-1")]),
+        prepare("c1", [Message.user("c")], owner="2"),
+        prepare("c2", [Message.user("d")]),
+        prepare("c1", [Message.user("e")]),
+    ]
+
+    def run(connection: sa.Connection) -> list[Any]:
+        cursor = connection.connection.cursor()
+        return append_events(cursor, appends, now_us=1)
+
+    outcomes = await outbox.write(run)
+
+    assert [getattr(one, "sequences", type(one)) for one in outcomes] == [(2,), EventIdReused, InvalidInput, (2,), (3,)]
+    assert [sequence for sequence, _, _ in await rows(outbox)] == [1, 2, 3]
+
+
+async def test_more_ids_than_one_statement_takes_are_looked_up(outbox: OutboxFile) -> None:
+    messages = [Message.user(str(number), id=f"m-{number}") for number in range(1_001)]
+    first = await outbox.append(prepare("c1", messages))
+
+    again = await outbox.append(prepare("c1", messages))
+
+    assert again.sequences == first.sequences == tuple(range(2, 1_003))
+    assert again.written == 0
+
+
+async def test_ids_are_kept_as_bytes(outbox: OutboxFile) -> None:
+    appended = await outbox.append(said(id="m"))
+
+    found = await outbox.read(
+        lambda connection: connection.exec_driver_sql(
+            "SELECT event_id, length(digest) FROM letopis_outbox_events WHERE sequence = 2"
+        ).one()
+    )
+    assert UUID(bytes=found[0]) == appended.event_ids[0]
+    assert found[1] == 32

@@ -1,0 +1,383 @@
+"""Drafts: what is saved of a reply, its content while it grows, and which writers count as alive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from letopis.outbox import History
+from letopis.outbox.drafts.content import DraftContent
+from letopis.outbox.drafts.writer_lock import WriterLock, writer_path
+from letopis.outbox.event_log import drafts
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import InvalidInput, Message
+from letopis.store.model.codec import Limits, encode
+from letopis.store.model.events import Event
+from letopis.store.model.identifiers import uuid7
+from letopis.store.model.parts import Data, File, Part, Reasoning, Text, ToolCall
+from tests.support.platforms import posix_only
+from tests.support.resources import open_descriptors
+
+T = TypeVar("T")
+EMPTY = Message.assistant("")
+
+
+async def run(outbox: OutboxFile, work: Callable[..., T], *args: Any, **words: Any) -> T:
+    def with_cursor(connection: sa.Connection) -> T:
+        cursor = connection.connection.cursor()
+        try:
+            return work(cursor, *args, **words)
+        finally:
+            cursor.close()
+
+    return await outbox.write(with_cursor)
+
+
+def draft(message_id: str = "m", *, text: str = "so far", writer: str = "w", event_id: UUID | None = None) -> Any:
+    return drafts.Draft(
+        conversation_id="c",
+        message_id=message_id,
+        event_id=event_id or UUID(int=7),
+        owner_id="42",
+        data=text,
+        writer=writer,
+        started_at=1,
+        updated_at=2,
+    )
+
+
+# The rows.
+
+
+async def test_a_checkpoint_goes_over_the_one_before(outbox: OutboxFile) -> None:
+    assert await run(outbox, drafts.save, draft(text="one"))
+    assert await run(outbox, drafts.save, draft(text="one two"))
+
+    assert await run(outbox, drafts.find, "c", "m") == draft(text="one two")
+    assert await run(outbox, drafts.list_keys, "w") == [("c", "m")]
+    assert await run(outbox, drafts.list_writers) == ["w"]
+
+
+async def test_the_place_of_a_draft_is_its_own(outbox: OutboxFile) -> None:
+    assert await run(outbox, drafts.save, draft())
+
+    assert not await run(outbox, drafts.save, draft(text="other", writer="another"))
+    assert not await run(outbox, drafts.save, draft(text="other", event_id=UUID(int=8)))
+    await run(outbox, drafts.delete, "c", "m", UUID(int=8))
+
+    assert await run(outbox, drafts.find, "c", "m") == draft()
+
+
+async def test_a_late_checkpoint_brings_no_draft_back(tmp_path: Path) -> None:
+    message = Message.assistant("whole")
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        await history.append("c", message)
+
+        assert not await run(history.outbox, drafts.save, draft(message.id, event_id=message.event_id))
+        await history.outbox.write(
+            lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET deleted = 1").rowcount
+        )
+        assert not await run(history.outbox, drafts.save, draft("another"))
+        assert await run(history.outbox, drafts.list_writers) == []
+
+
+async def test_what_is_to_be_gone_is_forgotten(outbox: OutboxFile) -> None:
+    for name in ("a", "b"):
+        await run(outbox, drafts.save, draft(name))
+        await run(
+            outbox,
+            drafts.mark_unconfirmed,
+            "c",
+            name,
+            event_id=UUID(int=ord(name)),
+            owner_id=None,
+            writer="w",
+            now_us=ord(name),
+        )
+
+    await run(outbox, drafts.erase, "c", "a")
+
+    assert await run(outbox, drafts.list_keys, "w") == [("c", "b")]
+    assert [one.message_id for one in await run(outbox, drafts.list_unconfirmed)] == ["b"]
+    await run(outbox, drafts.erase, "another", None)
+    assert await run(outbox, drafts.list_writers) == ["w"]
+    await run(outbox, drafts.erase, "c", None)
+    assert await run(outbox, drafts.list_writers) == []
+
+
+async def test_what_is_confirmed_is_owed_no_more(outbox: OutboxFile) -> None:
+    for number, name in enumerate("abc"):
+        await run(
+            outbox,
+            drafts.mark_unconfirmed,
+            "c",
+            name,
+            event_id=UUID(int=number),
+            owner_id=f"o{name}",
+            writer="w",
+            now_us=number,
+        )
+
+    await run(outbox, drafts.mark_confirmed, [("c", "a"), ("c", "never owed"), ("another", "b")])
+
+    assert [one.message_id for one in await run(outbox, drafts.list_unconfirmed)] == ["b", "c"]
+    assert [one.message_id for one in await run(outbox, drafts.list_unconfirmed, "oc")] == ["c"]
+
+
+async def test_the_replies_of_those_who_are_gone_are_adopted_once(outbox: OutboxFile) -> None:
+    for number, writer in enumerate(("gone", "alive")):
+        await run(
+            outbox,
+            drafts.mark_unconfirmed,
+            "c",
+            writer,
+            event_id=UUID(int=number),
+            owner_id=None,
+            writer=writer,
+            now_us=number,
+        )
+
+    assert [one.message_id for one in await run(outbox, drafts.adopt, ["gone"], "mine")] == ["gone"]
+    assert await run(outbox, drafts.adopt, ["gone"], "another") == []
+    assert [one.writer for one in await run(outbox, drafts.list_unconfirmed)] == ["mine", "alive"]
+
+
+# The content.
+
+
+def composed(*pieces: str | Part, limits: Limits | None = None) -> DraftContent:
+    composition = DraftContent(EMPTY, limits or Limits())
+    for piece in pieces:
+        composition.add(piece)
+    return composition
+
+
+def test_pieces_of_text_are_one_text() -> None:
+    composition = composed("Good", "", " day", Text(" there"))
+
+    assert composition.content == composition.text == "Good day there"
+    assert composition.characters == 14
+    assert not composition.empty
+    assert composed().empty
+    assert composed("").empty
+    assert composed().content == ""
+
+
+def test_other_parts_stand_where_they_were_said() -> None:
+    call = ToolCall("call-1", "weather", {"in": "Oslo"})
+    composition = composed(Reasoning("hm"), Reasoning(", so"), "It is ", "cold", call, "!", File("file:///a"))
+
+    assert composition.content == (Reasoning("hm, so"), Text("It is cold"), call, Text("!"), File("file:///a"))
+    assert composition.text == "It is cold\n!"
+    assert composition.characters == 11
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("a\0b", "NUL"),
+        ("a\ud800", "surrogate"),
+        (b"bytes", "a part must be"),
+        (None, "a part must be"),
+        (Data(float("nan")), "finite"),
+        (Text(7), "must be text"),  # type: ignore[arg-type]
+        (File(uri=7), "must be text"),  # type: ignore[arg-type]
+    ],
+    ids=["nul", "surrogate", "bytes", "none", "nan", "text of a number", "file of a number"],
+)
+def test_what_cannot_be_kept_is_refused_and_changes_nothing(what: Any, reason: str) -> None:
+    composition = composed("so far")
+
+    with pytest.raises(InvalidInput, match=reason):
+        composition.add(what)
+
+    assert composition.content == "so far"
+
+
+pieces = st.lists(
+    st.one_of(
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30),
+        st.builds(Reasoning, st.text('aé\n"\U0001f600', max_size=10)),
+        st.builds(Data, st.lists(st.integers(-5, 5), max_size=3)),
+    ),
+    max_size=12,
+)
+
+
+@given(pieces, st.integers(200, 400))
+def test_what_was_taken_can_be_appended_also_when_it_is_cut_off(said: list[str | Part], most: int) -> None:
+    limits = Limits(max_bytes=most)
+    composition = DraftContent(EMPTY, limits)
+    taken = []
+    for piece in said:
+        try:
+            composition.add(piece)
+        except InvalidInput:
+            continue
+        taken.append(piece)
+
+    message = Message.assistant(composition.content, status="interrupted")
+    encode(Event.of(message, conversation_id="c"), conversation_id="c", limits=limits)
+    assert composition.characters == sum(len(piece) for piece in taken if isinstance(piece, str))
+
+
+def test_a_message_that_grows_too_large_says_so_in_time() -> None:
+    composition = DraftContent(EMPTY, Limits(max_bytes=500))
+    while len(composition.text.encode()) < 300:
+        composition.add("чай")
+
+    with pytest.raises(InvalidInput, match="larger than 500 bytes of JSON: finish it"):
+        composition.add("чай" * 30)
+    assert composition.text == "чай" * 50
+
+
+# Who lives.
+
+
+def test_a_writer_lives_until_it_ends(tmp_path: Path) -> None:
+    outbox = tmp_path / "bot.outbox.db"
+    one, another = WriterLock(outbox), WriterLock(outbox)
+    assert one.writer is None
+    writer = one.acquire()
+
+    assert one.acquire() == one.writer == writer
+    assert another.acquire() != writer
+    assert not one.is_abandoned(writer)
+    assert not another.is_abandoned(writer)
+    assert not one.is_abandoned(another.acquire())
+    assert writer_path(outbox, writer).stat().st_mode & 0o077 == 0 or sys.platform == "win32"
+
+    one.release()
+    one.release()
+
+    assert another.is_abandoned(writer)
+    assert not writer_path(outbox, writer).exists()
+    another.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_nobody_ever_had_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("kept", encoding="utf-8")
+    lock = WriterLock(tmp_path / "bot.outbox.db")
+
+    assert lock.is_abandoned(uuid7().hex)
+    assert lock.is_abandoned("/../secret")
+    assert lock.is_abandoned("")
+    assert (tmp_path / "secret").read_text(encoding="utf-8") == "kept"
+
+
+def test_every_way_to_name_the_file_is_one(tmp_path: Path) -> None:
+    (tmp_path / "bot.outbox.db").touch()
+    (tmp_path / "link.db").symlink_to(tmp_path / "bot.outbox.db")
+    one, another = WriterLock(tmp_path / "bot.outbox.db"), WriterLock(tmp_path / "link.db")
+    writer = one.acquire()
+
+    assert not another.is_abandoned(writer)
+    one.release()
+    assert another.is_abandoned(writer)
+
+
+def test_what_the_dead_left_is_tidied_and_the_living_are_not_touched(tmp_path: Path) -> None:
+    outbox = tmp_path / "bot[1].outbox.db"
+    living, other_file = WriterLock(outbox), WriterLock(tmp_path / "other.db")
+    writer = living.acquire()
+    other_file.acquire()
+    before = open_descriptors()
+    for number in range(5):
+        writer_path(outbox, f"{number:032x}").touch()
+
+    WriterLock(outbox).remove_stale()
+
+    assert {path.name for path in tmp_path.iterdir()} == {
+        writer_path(outbox, writer).name,
+        writer_path(tmp_path / "other.db", other_file.acquire()).name,
+    }
+    assert not WriterLock(outbox).is_abandoned(writer)
+    assert open_descriptors() == before
+    living.release()
+    other_file.release()
+
+
+@posix_only("Windows has no fork")
+def test_a_fork_neither_writes_for_its_parent_nor_keeps_it_alive(tmp_path: Path) -> None:
+    program = """
+        import os, sys, time
+        from pathlib import Path
+        from letopis.outbox.drafts.writer_lock import WriterLock
+        from letopis.store import Closed
+
+        lock = WriterLock(Path(sys.argv[1]))
+        writer = lock.acquire()
+        child = os.fork()
+        if child == 0:
+            assert lock.writer is None
+            try:
+                lock.acquire()
+            except Closed:
+                lock.release()
+                print(writer, os.getpid(), flush=True)
+        time.sleep(60)
+    """
+    outbox = tmp_path / "bot.outbox.db"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(outbox)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent, parent.stdout:
+        writer, child = parent.stdout.readline().split()
+        try:
+            assert not WriterLock(outbox).is_abandoned(writer)
+            parent.kill()
+            parent.wait()
+
+            assert WriterLock(outbox).is_abandoned(writer)
+        finally:
+            parent.kill()
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_those_who_look_at_once_hurt_nobody_who_begins(tmp_path: Path) -> None:
+    """One process tidies without a pause while this one begins and ends."""
+    outbox = tmp_path / "bot.outbox.db"
+    program = """
+        import sys
+        from pathlib import Path
+        from letopis.outbox.drafts.writer_lock import WriterLock
+
+        lock = WriterLock(Path(sys.argv[1]))
+        print("begun", flush=True)
+        while True:
+            lock.remove_stale()
+    """
+    tidier = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(outbox)], stdout=subprocess.PIPE, text=True
+    )
+    assert tidier.stdout is not None
+    with tidier, tidier.stdout:
+        try:
+            assert tidier.stdout.readline() == "begun\n"
+            until, rounds = time.monotonic() + 1, 0
+            while time.monotonic() < until:
+                lock = WriterLock(outbox)
+                writer = lock.acquire()
+                assert writer_path(outbox, writer).exists()
+                assert not WriterLock(outbox).is_abandoned(writer)
+                lock.release()
+                rounds += 1
+            assert rounds > 50
+            assert tidier.poll() is None
+        finally:
+            tidier.kill()

@@ -1,0 +1,228 @@
+"""What is pending, and what is delivered next."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+
+from letopis.outbox.concurrency.clock import Clock, RetryTimers
+from letopis.outbox.event_log.acknowledge import acknowledge, schedule_retry
+from letopis.outbox.event_log.append import append_events
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.lanes import (
+    DueBatches,
+    count_lanes,
+    delivered_positions,
+    next_batch,
+)
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.model.messages import Message
+from tests.support.relays import lane, say, sql
+
+WAITS = RetryTimers(Clock(), longest=60)
+
+
+async def due(outbox: OutboxFile, **limits: Any) -> DueBatches:
+    return await outbox.read(partial(next_batch, **{"waits": WAITS, **limits}))
+
+
+def sizes(found: DueBatches) -> dict[str, int]:
+    return {batch.conversation_id: len(batch.deliveries) for batch in found.batches}
+
+
+async def test_an_empty_outbox_owes_nothing(outbox: OutboxFile) -> None:
+    found = await due(outbox)
+
+    assert (found.batches, found.broken, found.wait, found.incarnation) == ((), (), None, 0)
+
+
+async def test_what_was_said_comes_back_as_it_was_said(outbox: OutboxFile) -> None:
+    prepared = prepare("c", [Message.user("привет"), Message.assistant("hello", tokens=3)], owner="o")
+    await outbox.append(prepared)
+    (batch,) = (await due(outbox)).batches
+
+    assert [one.sequence for one in batch.deliveries] == [1, 2, 3]
+    assert [one.event for one in batch.deliveries[1:]] == list(prepared.events)
+    assert batch.deliveries[0].event.type == "conversation.started"
+
+
+async def test_the_oldest_debt_goes_first(outbox: OutboxFile) -> None:
+    for name in ("b", "c", "a"):
+        await say(outbox, name)
+
+    assert list(sizes(await due(outbox))) == ["b", "c", "a"]
+
+
+async def test_a_lane_of_ten_thousand_events_leaves_room_for_the_others(outbox: OutboxFile) -> None:
+    await say(outbox, "long", 10_000)
+    for number in range(50):
+        await say(outbox, f"short-{number}", 3)
+    found = sizes(await due(outbox))
+
+    assert len(found) == 51
+    assert all(found[f"short-{number}"] == 4 for number in range(50))
+    assert found["long"] == 100
+
+
+async def test_many_long_lanes_share_a_batch_evenly(outbox: OutboxFile) -> None:
+    for number in range(40):
+        await say(outbox, f"long-{number}", 300)
+    found = sizes(await due(outbox))
+
+    assert sum(found.values()) == 500
+    assert min(found.values()) == 12
+
+
+async def test_a_batch_is_bounded_by_events_lanes_and_events_a_lane(outbox: OutboxFile) -> None:
+    for number in range(10):
+        await say(outbox, f"c{number}", 20)
+
+    assert sum(sizes(await due(outbox, max_events=7)).values()) == 7
+    assert len(sizes(await due(outbox, max_lanes=3))) == 3
+    assert set(sizes(await due(outbox, per_lane=5)).values()) == {5}
+    assert sizes(await due(outbox, max_events=1)) == {"c0": 1}
+
+
+async def test_a_batch_is_bounded_by_bytes_and_the_first_event_goes_in_any_case(outbox: OutboxFile) -> None:
+    text = "x" * 100_000
+    for name in ("a", "b"):
+        await outbox.append(prepare(name, [Message.user(text) for _ in range(20)]))
+
+    found = sizes(await due(outbox, max_bytes=1_000_000))
+    assert found == {"a": 5, "b": 5}
+    assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1, "b": 1}  # only what begins the conversations
+    await outbox.write(lambda connection: acknowledge(connection, {"a": 1, "b": 1}, now_us=0))
+    assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1}
+
+
+async def test_bytes_are_counted_as_they_are_sent(outbox: OutboxFile) -> None:
+    """A Cyrillic letter is two bytes."""
+    await outbox.append(prepare("a", [Message.user("ж" * 1_000) for _ in range(100)]))
+
+    assert sizes(await due(outbox, max_bytes=100_000)) == {"a": 49}  # by characters it would be twice as many
+
+
+async def test_excluded_conversations_are_left_out(outbox: OutboxFile) -> None:
+    await say(outbox, "a")
+    await say(outbox, "b")
+
+    assert list(sizes(await due(outbox, exclude={"a"}))) == ["b"]
+
+
+async def test_only_lanes_that_are_ready_or_due_again_are_served(outbox: OutboxFile) -> None:
+    for state in ("ready", "retrying", "blocked", "paused"):
+        await say(outbox, state)
+        await sql(outbox, "UPDATE letopis_outbox_lanes SET state = ?1 WHERE conversation_id = ?1", (state,))
+
+    assert list(sizes(await due(outbox))) == ["ready", "retrying"]
+
+
+async def test_a_lane_that_waits_tells_for_how_long(outbox: OutboxFile) -> None:
+    await say(outbox, "a")
+    waits = RetryTimers(Clock(), longest=60)
+    one = await lane(outbox, "a")
+    due_at = waits.set("a", 30)
+    await outbox.write(
+        lambda connection: schedule_retry(
+            connection, one, attempts=1, due_at_us=due_at, fault_class="poison", fault="no"
+        )
+    )
+    found = await due(outbox, waits=waits)
+
+    assert found.batches == ()
+    assert found.wait is not None
+    assert 28 < found.wait <= 30
+
+
+async def test_a_hole_in_the_file_is_reported_not_skipped(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 5)
+    await say(outbox, "b", 5)
+    await sql(
+        outbox,
+        "DELETE FROM letopis_outbox_events WHERE position IN"
+        " (SELECT position FROM letopis_outbox_log WHERE conversation_id = 'a' AND sequence = 3)",
+    )
+    assert sizes(await due(outbox)) == {"a": 2, "b": 6}
+
+    await outbox.write(lambda connection: acknowledge(connection, {"a": 2}, now_us=0))
+    found = await due(outbox)
+    assert sizes(found) == {"b": 6}
+    assert [one.conversation_id for one in found.broken] == ["a"]
+
+
+async def test_owed_lanes_are_found_by_their_index(outbox: OutboxFile) -> None:
+    plan = await sql(
+        outbox,
+        "EXPLAIN QUERY PLAN SELECT conversation_id FROM letopis_outbox_lanes"
+        " WHERE owed_since IS NOT NULL AND delivered < head AND state IN ('ready', 'retrying') ORDER BY owed_since",
+    )
+
+    assert "ix_letopis_outbox_lanes_owed" in plan[0][3]
+    assert not any("TEMP B-TREE" in row[3] for row in plan)
+
+
+async def test_counts_say_what_is_owed(outbox: OutboxFile) -> None:
+    await say(outbox, "a", 3)
+    await say(outbox, "b", 2)
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'b'")
+    await say(outbox, "gone", 1)
+    await outbox.write(lambda connection: acknowledge(connection, {"gone": 2}, now_us=0))
+    found = await outbox.read(count_lanes)
+    octets = await sql(
+        outbox, "SELECT sum(length(data)), min(appended_at) FROM letopis_outbox_log WHERE conversation_id <> 'gone'"
+    )
+
+    assert found.pending == 7
+    assert (found.pending_bytes, found.oldest_pending_us) == octets[0]
+    assert found.lanes == {"ready": 1, "retrying": 0, "blocked": 1, "paused": 0}
+
+
+async def test_bytes_of_a_large_backlog_are_extrapolated(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("a", [Message.user("x" * 100, id=f"m{number:05}") for number in range(12_000)]))
+    found = await outbox.read(count_lanes)
+    exact = (await sql(outbox, "SELECT sum(length(data)) FROM letopis_outbox_events"))[0][0]
+
+    assert found.pending == 12_001
+    assert abs(found.pending_bytes - exact) < exact / 100
+
+
+async def test_tails_are_paged_by_conversation(outbox: OutboxFile) -> None:
+    for name in ("a", "b", "c", "d"):
+        await say(outbox, name, 2)
+    await outbox.write(lambda connection: acknowledge(connection, {"a": 1, "b": 2, "d": 3}, now_us=0))
+
+    assert await outbox.read(partial(delivered_positions, limit=2)) == {"a": 1, "b": 2}
+    assert await outbox.read(partial(delivered_positions, after="b", limit=2)) == {"d": 3}
+
+
+async def test_a_large_backlog_is_read_in_bounded_memory(outbox: OutboxFile) -> None:
+    """50,000 pending events: a batch is found soon, and costs no more than a batch."""
+
+    def fill(connection: sa.Connection) -> None:
+        for block in range(50):
+            said = [
+                prepare(f"c{block:02}-{number}", [Message.user("x" * 500) for _ in range(9)]) for number in range(100)
+            ]
+            append_events(connection.connection.cursor(), said, now_us=block)
+
+    await outbox.write(fill)
+
+    def batch(connection: sa.Connection) -> tuple[DueBatches, float, int]:
+        tracemalloc.start()
+        try:
+            start = time.perf_counter()
+            found = next_batch(connection, waits=WAITS)
+            return found, time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    found, seconds, peak = await outbox.read(batch)
+
+    assert (await outbox.read(count_lanes)).pending == 50_000
+    assert sum(sizes(found).values()) == 500
+    assert seconds < 2
+    assert peak < 4_000_000

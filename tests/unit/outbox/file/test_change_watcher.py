@@ -1,0 +1,191 @@
+"""Noticing what other processes do to the outbox file."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import statistics
+import time
+from pathlib import Path
+
+from letopis.outbox.concurrency.signal import Signal
+from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECONDS, FileWatcher
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.file.pending_probe import UNKNOWN_PROGRESS
+from tests.support.platforms import posix_only
+from tests.support.relays import say
+from tests.support.resources import own_threads
+
+
+def elsewhere(path: Path) -> sqlite3.Connection:
+    """A connection as another process would have it."""
+    return sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
+
+
+def touch(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE letopis_outbox_origin SET created_at = created_at + 1")
+
+
+async def test_a_commit_of_another_connection_rings_the_bell(outbox: OutboxFile) -> None:
+    signal = Signal()
+    other = elsewhere(outbox.path)
+    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
+        seen = signal.generation
+        touch(other)
+        async with asyncio.timeout(5):
+            await signal.wait(after=seen)
+    other.close()
+
+    assert watch.commits == 1
+    assert not watch.replaced
+
+
+async def test_nothing_is_heard_of_what_was_rolled_back(outbox: OutboxFile) -> None:
+    signal = Signal()
+    other = elsewhere(outbox.path)
+    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id):
+        other.execute("BEGIN IMMEDIATE")
+        touch(other)
+        other.execute("ROLLBACK")
+        await asyncio.sleep(0.1)
+    other.close()
+
+    assert signal.generation == 0
+
+
+async def test_while_commits_are_of_no_interest_the_file_is_polled_rarely(outbox: OutboxFile) -> None:
+    signal = Signal()
+    other = elsewhere(outbox.path)
+    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id, poll_max_seconds=30) as watch:
+        watch.eager = False
+        await asyncio.sleep(0.3)  # the pause that had begun has ended
+        touch(other)
+        await asyncio.sleep(0.3)
+        noticed = watch.commits
+    other.close()
+
+    assert noticed == 0
+
+
+async def test_what_was_committed_before_the_watch_began_is_no_news(outbox: OutboxFile) -> None:
+    signal = Signal()
+    await say(outbox, "a")
+    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id):
+        await asyncio.sleep(0.1)
+
+    assert signal.generation == 0
+
+
+async def test_wake_ups_of_a_busy_file_come_within_milliseconds(outbox: OutboxFile) -> None:
+    """The median is the promise; the 99th percentile is taken with room for a machine that is shared."""
+    signal = Signal()
+    other = elsewhere(outbox.path)
+    delays = []
+    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id):
+        for _ in range(150):
+            await asyncio.sleep(0.004)
+            seen, start = signal.generation, time.perf_counter()
+            await asyncio.to_thread(touch, other)
+            committed = time.perf_counter()
+            async with asyncio.timeout(5):
+                await signal.wait(after=seen)
+            delays.append(time.perf_counter() - committed)
+            assert time.perf_counter() > start
+    other.close()
+
+    assert statistics.median(delays) < 0.03
+    assert statistics.quantiles(delays, n=100)[98] < 0.15
+
+
+async def test_the_pause_grows_with_the_quiet_and_has_a_limit(outbox: OutboxFile) -> None:
+    watch = FileWatcher(outbox.path, Signal(), file_id=outbox.file_id)
+
+    assert [watch._pause(quiet) for quiet in (0, 0.2, 2, 10, 3_600)] == [
+        POLL_MIN_SECONDS,
+        POLL_MIN_SECONDS,
+        0.02,
+        0.1,
+        POLL_MAX_SECONDS,
+    ]
+
+
+async def test_a_quiet_file_costs_next_to_no_processor_time(outbox: OutboxFile) -> None:
+    async with FileWatcher(outbox.path, Signal(), file_id=outbox.file_id, poll_min_seconds=0.02):
+        before = time.process_time()
+        await asyncio.sleep(2)
+        spent = time.process_time() - before
+
+    assert spent / 2 < 0.05
+
+
+async def test_a_file_that_was_replaced_is_noticed(outbox: OutboxFile, tmp_path: Path) -> None:
+    signal = Signal()
+    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
+        seen = signal.generation
+        other = tmp_path / "restored.db"
+        other.write_bytes(b"")
+        other.replace(outbox.path)
+        async with asyncio.timeout(5):
+            await signal.wait(after=seen)
+
+        assert watch.replaced
+
+
+async def test_a_file_that_is_gone_is_noticed(outbox: OutboxFile) -> None:
+    signal = Signal()
+    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
+        seen = signal.generation
+        outbox.path.unlink()
+        async with asyncio.timeout(5):
+            await signal.wait(after=seen)
+
+        assert watch.replaced
+        assert not outbox.path.exists()
+
+
+async def test_a_path_with_signs_of_its_own_is_watched(tmp_path: Path) -> None:
+    folder = tmp_path / "50% of ünï?s #1"
+    folder.mkdir()
+    file = await OutboxFile.open(folder / "bot outbox.db")
+    signal = Signal()
+    other = elsewhere(file.path)
+    async with FileWatcher(file.path, signal, file_id=file.file_id) as watch:
+        touch(other)
+        async with asyncio.timeout(5):
+            await signal.wait(after=0)
+    other.close()
+    await file.close()
+
+    assert (watch.commits, watch.replaced) == (1, False)
+
+
+async def test_a_watch_leaves_no_thread_behind(outbox: OutboxFile) -> None:
+    before = own_threads()
+    for _ in range(5):
+        async with FileWatcher(outbox.path, Signal(), file_id=outbox.file_id):
+            assert own_threads() == before + 1
+
+    assert own_threads() == before
+
+
+@posix_only("Windows replaces no open file")
+async def test_a_file_that_was_replaced_is_not_opened_and_keeps_the_wal_of_the_other(tmp_path: Path) -> None:
+    """The last connection to close it checkpoints the WAL beside it and deletes that: the real file's last events."""
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    await say(outbox, "c1")
+    wal = tmp_path / "bot.outbox.db-wal"
+    before = wal.stat()
+    shutil.copyfile(outbox.path, tmp_path / "copy")
+    (tmp_path / "copy").replace(outbox.path)
+
+    signal = Signal()
+    async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
+        assert outbox.probe.lookup("c1") == UNKNOWN_PROGRESS
+        await asyncio.sleep(0.1)
+    outbox.probe.close()
+
+    assert watch.replaced
+    assert signal.generation
+    assert (wal.stat().st_ino, wal.stat().st_size) == (before.st_ino, before.st_size)
+    await outbox.close()

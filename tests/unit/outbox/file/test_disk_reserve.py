@@ -1,0 +1,279 @@
+"""A full disk refuses new events, and everything else continues."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox.diagnostics import check_location
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.lanes import count_lanes
+from letopis.outbox.file import disk_reserve as subject
+from letopis.outbox.file import wal_checkpoint
+from letopis.outbox.file.disk_reserve import DiskReserve, reserve_path
+from letopis.outbox.file.limits import Bounds
+from letopis.outbox.file.opening import read_snapshot
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.file.wal_readers import readers_of
+from letopis.outbox.operations import status
+from letopis.outbox.relay.relay import Relay
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.errors import OutboxFull
+from letopis.store.model.messages import Message
+from tests.campaigns.invariants import check
+from tests.support.fix_disk import fill
+from tests.support.relays import DOWN, ToldStore, drained, end, figures, relay_on, say, sql, until
+
+MiB = 1024**2
+
+
+async def used_up(outbox: OutboxFile) -> int:
+    """Append until that is refused; return how many messages were taken."""
+    taken = 0
+    while True:
+        try:
+            await outbox.append(prepare(f"c{taken % 20}", [Message.user("x" * 20_000)]))
+        except OutboxFull:
+            return taken
+        taken += 1
+
+
+def empty_wal(path: Path) -> None:
+    """Cut the WAL to nothing, so that even one more page needs space."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+
+
+async def said(outbox: OutboxFile) -> int:
+    count = "SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.appended'"
+    return int(await outbox.read(lambda connection: connection.exec_driver_sql(count).scalar_one()))
+
+
+async def test_the_watermark_refuses_what_is_new_and_nothing_else(small_disk: Path) -> None:
+    outbox = await OutboxFile.open(small_disk / "bot.outbox.db", bounds=Bounds(min_free_bytes=8 * MiB))
+    taken = await used_up(outbox)
+    with pytest.raises(OutboxFull, match="kept for delivering what is pending"):
+        await say(outbox, "new")
+    pending = (await figures(outbox)).pending
+    store = ToldStore()
+    delivered = await relay_on(outbox, store).drain()
+
+    assert taken > 100
+    assert await said(outbox) == taken
+    assert delivered == pending
+    assert shutil.disk_usage(small_disk).free > 4 * MiB
+    await outbox.close()
+
+
+async def test_a_disk_filled_by_others_takes_acks_from_the_reserve_and_recovers_by_itself(small_disk: Path) -> None:
+    outbox = await OutboxFile.open(small_disk / "bot.outbox.db", bounds=Bounds(min_free_bytes=8 * MiB))
+    await outbox.maintain()
+    reserve = reserve_path(outbox.path)
+    assert reserve.stat().st_blocks * 512 >= subject.RESERVE_BYTES
+    taken = await used_up(outbox)
+    pending = (await figures(outbox)).pending
+    empty_wal(outbox.path)
+    hog = fill(small_disk)
+
+    async with ConversationStore.open(small_disk.parent / "history.db") as store:
+        with pytest.raises(OutboxFull):
+            await say(outbox, "new")
+        assert await said(outbox) == taken  # reads work
+        relay = relay_on(outbox, store, batch=7)
+        assert await relay.drain() == pending  # and so do acks, one transaction each
+        assert relay.stats.acks_lost == 0
+        assert not reserve.exists()
+        with pytest.raises(OutboxFull):  # the space of the reserve is not for them
+            await say(outbox, "new")
+        for number in range(300):
+            await sql(outbox, f"UPDATE letopis_outbox_lanes SET fault = 'a verb {number}'")
+
+        hog.unlink()
+        await say(outbox, "new")
+        await relay.drain()
+    verdict = await check([outbox.path], f"sqlite:///{small_disk.parent / 'history.db'}", drained=True)
+    await outbox.maintain()
+
+    assert verdict.ok, verdict
+    assert verdict.stored == pending + 2
+    await outbox.close()
+
+
+async def test_the_reserve_is_made_again_once_the_disk_has_room_for_it(small_disk: Path) -> None:
+    outbox = await OutboxFile.open(small_disk / "bot.outbox.db", bounds=Bounds(min_free_bytes=8 * MiB))
+    await say(outbox, "c")
+    hog = fill(small_disk)
+    await outbox.maintain()
+    assert not reserve_path(outbox.path).exists()
+
+    hog.unlink()
+    await outbox.maintain()
+    assert stat.S_IMODE(reserve_path(outbox.path).stat().st_mode) == 0o600
+    assert reserve_path(outbox.path).stat().st_size == subject.RESERVE_BYTES
+    await outbox.close()
+
+
+async def test_an_outbox_on_a_full_disk_is_opened_and_looked_at_with_the_space_of_the_reserve(small_disk: Path) -> None:
+    path = small_disk / "bot.outbox.db"
+    for attempt in (read_snapshot, OutboxFile.open):
+        outbox = await OutboxFile.open(path, bounds=Bounds(min_free_bytes=8 * MiB))
+        await outbox.maintain()
+        await say(outbox, "c")
+        await outbox.close()
+        hog = fill(small_disk)
+        if attempt is read_snapshot:
+            assert (await read_snapshot(path, count_lanes)).pending >= 2
+        else:
+            outbox = await OutboxFile.open(path)
+            assert (await figures(outbox)).pending >= 2
+            await outbox.close()
+        assert not reserve_path(path).exists()
+        hog.unlink()
+
+
+async def test_a_full_disk_without_a_reserve_is_told_by_name_and_loses_nothing(small_disk: Path) -> None:
+    outbox = await OutboxFile.open(small_disk / "bot.outbox.db", bounds=Bounds(min_free_bytes=None))
+    room = small_disk / "room"  # for an append, which the disk that is full to the last page may not have
+    room.write_bytes(bytes(256 * 1024))
+    taken = await used_up(outbox)
+    hog = fill(small_disk)
+    for _ in range(3):
+        with pytest.raises(OutboxFull, match="SQLITE_FULL"):
+            await outbox.append(prepare("c1", [Message.user("x" * 20_000)]))
+    assert await said(outbox) == taken
+
+    assert await outbox.read(lambda connection: connection.exec_driver_sql("PRAGMA integrity_check").scalar()) == "ok"
+
+    hog.unlink()
+    room.unlink()
+    await say(outbox, "c1")
+    assert await said(outbox) == taken + 1
+    await outbox.close()
+
+
+async def test_a_relay_makes_the_reserve_in_a_quiet_moment_also_while_the_store_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.outbox.relay.file_maintenance.TIDY_INTERVAL_SECONDS", 0.05)
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    relay: Relay = relay_on(outbox, ToldStore(lambda _: DOWN))
+    await say(outbox, "c")
+    task = asyncio.create_task(relay.run())
+    await until(reserve_path(outbox.path).exists)
+    await end(task)
+    await outbox.close()
+
+    assert not relay.breaker.closed
+
+
+async def test_a_wal_that_a_reader_made_large_is_cut_back_when_idle(tmp_path: Path) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    wal = tmp_path / "bot.outbox.db-wal"
+    entered = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    leave = threading.Event()
+
+    def linger(connection: object) -> None:
+        connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_events").scalar_one()  # type: ignore[attr-defined]
+        loop.call_soon_threadsafe(entered.set)
+        leave.wait(30)
+
+    reader = asyncio.create_task(outbox.read(linger))
+    await entered.wait()
+    for number in range(160):
+        await outbox.append(prepare(f"c{number}", [Message.user("x" * 60_000)]))
+    grown = wal.stat().st_size
+    await outbox.maintain()
+    while_read = wal.stat().st_size
+    leave.set()
+    await reader
+    await outbox.maintain()
+
+    assert grown > 8 * MiB
+    assert while_read == grown  # a reader is not waited for
+    assert wal.stat().st_size == 0
+    await drained_by(outbox)
+    await outbox.close()
+
+
+READER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN")
+connection.execute("SELECT count(*) FROM letopis_outbox_events").fetchone()
+print("reading", flush=True)
+sys.stdin.read()
+"""
+
+
+async def appended_until_full(outbox: OutboxFile) -> None:
+    for number in range(1_000):
+        await outbox.append(prepare("c1", [Message.user(f"{number}" + "x" * 60_000)]))
+        await outbox.maintain()
+        outbox.gate.files._verify_beside_at = (
+            0.0  # the sizes are looked at once a second, and this machine may be quick
+        )
+
+
+async def test_a_wal_that_a_reader_holds_is_told_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It grew to 488 MB silently: status was healthy, nothing was logged, and no bound held."""
+    path = tmp_path / "bot.outbox.db"
+    for module in (status, wal_checkpoint, check_location):
+        monkeypatch.setattr(module, "LARGE_WAL_BYTES", 12 * MiB)
+    outbox = await OutboxFile.open(path, bounds=Bounds(max_bytes=20 * MiB, min_free_bytes=None))
+    reader = subprocess.Popen([sys.executable, "-c", READER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"reading\n"
+        with caplog.at_level("WARNING", "letopis.outbox.writer"), pytest.raises(OutboxFull) as refused:
+            await appended_until_full(outbox)
+        found = await outbox.read(lambda connection: status.read_status(connection, now_us=outbox.now_us()))
+        finding = check_location._wal(path)
+    finally:
+        reader.communicate(b"")
+
+    assert "in its WAL and may hold" in str(refused.value)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["the outbox's WAL has grown to 12 MiB"]
+    assert f"pid {reader.pid}" in caplog.text
+    assert found.wal_bytes > 12 * MiB
+    assert not found.healthy
+    assert finding.level == "warn"
+    assert f"pid {reader.pid}" in str(finding)
+    await outbox.maintain()
+    await outbox.append(prepare("c1", [Message.user("again")]))
+    assert readers_of(path) == ()
+    await outbox.close()
+
+
+async def drained_by(outbox: OutboxFile) -> None:
+    relay = relay_on(outbox, ToldStore())
+    await relay.drain()
+    await drained(outbox)
+
+
+def test_two_processes_make_one_reserve(tmp_path: Path) -> None:
+    first = DiskReserve(tmp_path / "bot.outbox.db", watermark=None, reserve=4096)
+    second = DiskReserve(tmp_path / "bot.outbox.db", watermark=None, reserve=4096)
+
+    assert first.restore() and second.restore()
+    assert [one.name for one in tmp_path.iterdir()] == ["bot.outbox.db.ballast"]
+    assert first.release()
+    assert not second.release()
+
+
+def test_a_reserve_is_written_where_the_system_cannot_allocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    assert DiskReserve(tmp_path / "b", watermark=None).restore()
+    assert (tmp_path / "b.ballast").stat().st_size == subject.RESERVE_BYTES

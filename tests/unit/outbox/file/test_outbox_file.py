@@ -1,0 +1,641 @@
+"""The outbox file is created private, migrated once, refused when it is something else, and told from its copy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.schema import metadata
+from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS, outbox_path, read_file
+from letopis.outbox.file.opening import read_snapshot
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history.receipts import Deliveries
+from letopis.outbox.history.transaction import transaction
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.errors import Closed, ConfigurationError, OutboxUnavailable
+from letopis.store.model.codec import DEFAULT_LIMITS
+from letopis.store.model.messages import Message
+from tests.support.platforms import posix_only
+from tests.support.resources import open_descriptors
+
+COUNT = "SELECT count(*) FROM letopis_outbox_events"
+
+
+def run(code: str, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def events(outbox: OutboxFile) -> int:
+    return int(await outbox.read(lambda connection: connection.exec_driver_sql(COUNT).scalar_one()))
+
+
+async def test_what_was_appended_is_there_after_reopening(tmp_path: Path) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    origin = outbox.origin
+    await outbox.append(prepare("c1", [Message.user("hi")]))
+    await outbox.close()
+
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+
+    assert await events(outbox) == 2
+    assert outbox.origin == origin
+    assert (origin.epoch, origin.name) == (1, "bot.outbox.db")
+    await outbox.close()
+
+
+@posix_only("Windows has no file modes")
+@pytest.mark.parametrize("umask", ["000", "022", "077"])
+def test_the_file_and_its_wal_are_private_under_any_umask(tmp_path: Path, umask: str) -> None:
+    code = """
+        import asyncio, os, sys
+        from pathlib import Path
+        os.umask(int(sys.argv[2], 8))
+        from letopis.outbox.event_log.append_encoding import prepare
+        from letopis.outbox.file.outbox_file import OutboxFile
+        from letopis.store.model.messages import Message
+
+        async def main():
+            outbox = await OutboxFile.open(sys.argv[1])
+            await outbox.append(prepare("c1", [Message.user("hi")]))
+            there = sorted(Path(sys.argv[1]).parent.iterdir())
+            print(*(f"{path.name}={path.stat().st_mode & 0o777:o}" for path in there))
+            await outbox.close()
+
+        asyncio.run(main())
+    """
+    process = run(code, str(tmp_path / "bot.db"), umask)
+    out, err = process.communicate(timeout=60)
+
+    assert out.split() == ["bot.db=600", "bot.db-shm=600", "bot.db-wal=600"], err
+
+
+def test_four_processes_that_race_for_a_fresh_file_all_get_it(tmp_path: Path) -> None:
+    """One creates and migrates, the others wait; all see one identity, and what each appends is kept."""
+    code = """
+        import asyncio, sys
+        from letopis.outbox.event_log.append_encoding import prepare
+        from letopis.outbox.file.outbox_file import OutboxFile
+        from letopis.store.model.messages import Message
+
+        async def main(path, name):
+            outbox = await OutboxFile.open(path)
+            await outbox.append(prepare("shared", [Message.user(name)]))
+            print(outbox.origin.origin_id, outbox.origin.epoch, flush=True)
+            await outbox.close()
+
+        for line in sys.stdin:
+            asyncio.run(main(line.strip(), sys.argv[1]))
+    """
+    racers = [run(code, str(number), stdin=subprocess.PIPE) for number in range(4)]
+    for round_ in range(6):
+        path = tmp_path / f"race-{round_}.db"
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write(f"{path}\n")
+            racer.stdin.flush()
+        answers = {racer.stdout.readline() for racer in racers if racer.stdout is not None}
+        assert len(answers) == 1, answers
+        with sqlite3.connect(path) as connection:
+            sequences = connection.execute("SELECT sequence FROM letopis_outbox_events ORDER BY sequence").fetchall()
+        connection.close()
+        assert sequences == [(1,), (2,), (3,), (4,), (5,)]
+    for racer in racers:
+        _, err = racer.communicate(timeout=60)
+        assert racer.returncode == 0, err
+
+
+async def test_two_processes_append_to_one_conversation_without_gap_or_double(tmp_path: Path) -> None:
+    code = """
+        import asyncio, sys
+        from letopis.outbox.event_log.append_encoding import prepare
+        from letopis.outbox.file.outbox_file import OutboxFile
+        from letopis.store.model.messages import Message
+
+        async def main():
+            outbox = await OutboxFile.open(sys.argv[1])
+            mine = [await outbox.append(prepare("c1", [Message.user(f"{sys.argv[2]}-{n}")])) for n in range(150)]
+            sequences = [one.sequences[0] for one in mine]
+            assert sequences == sorted(set(sequences))
+            await outbox.close()
+
+        asyncio.run(main())
+    """
+    path = tmp_path / "bot.outbox.db"
+    processes = [run(code, str(path), name) for name in "ab"]
+    for process in processes:
+        _, err = await asyncio.to_thread(process.communicate, timeout=60)
+        assert process.returncode == 0, err
+
+    outbox = await OutboxFile.open(path)
+    statement = "SELECT sequence, data FROM letopis_outbox_log WHERE conversation_id = 'c1' ORDER BY position"
+    found = await outbox.read(lambda connection: connection.exec_driver_sql(statement).all())
+
+    assert [row[0] for row in found] == list(range(1, 302))
+    for name in "ab":
+        said = [row[1] for row in found if f'"{name}-' in row[1]]
+        assert [int(text.split(f'"{name}-')[1].split('"')[0]) for text in said] == list(range(150))
+    await outbox.close()
+
+
+# What is no outbox.
+
+
+def a_text(path: Path) -> None:
+    path.write_text("just some notes, and long enough to be looked at as a header of a database file\n" * 40)
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def newer(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE letopis_outbox_version (version_num VARCHAR(32) NOT NULL)")
+        connection.execute("INSERT INTO letopis_outbox_version VALUES ('9999')")
+    connection.close()
+
+
+def foreign(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE letopis_outbox_version (version_num VARCHAR(32) NOT NULL)")
+        connection.execute("INSERT INTO letopis_outbox_version VALUES ('deadbeef')")
+    connection.close()
+
+
+def a_history_store(path: Path) -> None:
+    async def make() -> None:
+        async with ConversationStore.open(path):
+            pass
+
+    # The test's own loop runs.
+    thread = threading.Thread(target=lambda: asyncio.run(make()))
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (a_text, "no SQLite database"),
+        (a_folder, "is a folder"),
+        (newer, "install the newer release"),
+        (foreign, "not one of Letopis"),
+        (a_history_store, "is a history store"),
+    ],
+)
+async def test_a_file_that_is_something_else_is_refused_and_left_alone(
+    tmp_path: Path, make: Callable[[Path], None], says: str
+) -> None:
+    path = tmp_path / "other.db"
+    make(path)
+    before = path.read_bytes() if path.is_file() else b""
+
+    with pytest.raises(ConfigurationError, match=says):
+        await OutboxFile.open(path)
+
+    assert make in (newer, foreign, a_folder) or path.read_bytes()[100:] == before[100:]
+    assert not any(thread.name.startswith("letopis") for thread in threading.enumerate())
+
+
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="mkdir"):
+        await OutboxFile.open(tmp_path / "nowhere" / "bot.outbox.db")
+
+
+async def test_a_missing_file_is_not_created_when_that_was_not_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no outbox"):
+        await OutboxFile.open(tmp_path / "bot.outbox.db", create=False)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", "postgresql://localhost/x"])
+def test_what_cannot_be_a_file_is_refused(path: str) -> None:
+    with pytest.raises(ConfigurationError):
+        outbox_path(path)
+
+
+def test_a_url_of_a_file_is_understood(tmp_path: Path) -> None:
+    assert outbox_path(f"sqlite:///{tmp_path / 'x.db'}") == tmp_path / "x.db"
+
+
+async def test_an_error_message_holds_no_text_of_the_driver(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    a_text(path)
+
+    with pytest.raises(ConfigurationError) as caught:
+        await OutboxFile.open(path)
+
+    assert "file is not a database" not in str(caught.value)
+
+
+async def test_a_database_of_the_bot_becomes_an_outbox_too(tmp_path: Path) -> None:
+    path = tmp_path / "bot.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE credits (owner TEXT PRIMARY KEY, n INTEGER)")
+        connection.execute("INSERT INTO credits VALUES ('42', 7)")
+    connection.close()
+
+    outbox = await OutboxFile.open(path)
+
+    assert await outbox.read(lambda connection: connection.exec_driver_sql("SELECT n FROM credits").scalar_one()) == 7
+    await outbox.append(prepare("c1", [Message.user("hi")]))
+    await outbox.close()
+
+
+# Identity.
+
+
+async def test_a_copy_goes_on_under_the_next_epoch_and_the_original_does_not(tmp_path: Path) -> None:
+    original, copy = tmp_path / "bot.outbox.db", tmp_path / "copy.outbox.db"
+    outbox = await OutboxFile.open(original)
+    origin = outbox.origin
+    await outbox.close()
+    shutil.copy(original, copy)
+
+    copied = await OutboxFile.open(copy)
+    again = await OutboxFile.open(copy)
+    reopened = await OutboxFile.open(original)
+
+    assert (copied.origin.origin_id, copied.origin.epoch) == (origin.origin_id, 2)
+    assert again.origin.epoch == 2, "once a copy, not at every start"
+    assert reopened.origin.epoch == 1
+    for one in (copied, again, reopened):
+        await one.close()
+
+
+async def test_looking_from_outside_changes_nothing(tmp_path: Path) -> None:
+    original, copy = tmp_path / "bot.outbox.db", tmp_path / "copy.outbox.db"
+    await (await OutboxFile.open(original)).close()
+    shutil.copy(original, copy)
+
+    def epoch(connection: sa.Connection) -> int:
+        return int(connection.exec_driver_sql("SELECT epoch FROM letopis_outbox_origin").scalar_one())
+
+    assert await read_snapshot(copy, epoch) == 1
+    assert await read_snapshot(copy, epoch) == 1
+    with pytest.raises(ConfigurationError, match="no outbox at"):
+        await read_snapshot(tmp_path / "missing.db", epoch)
+    newer(tmp_path / "newer.db")
+    with pytest.raises(ConfigurationError, match="newer release"):
+        await read_snapshot(tmp_path / "newer.db", epoch)
+    assert not (tmp_path / "missing.db").exists()
+
+
+async def test_what_ends_after_one_look_reads_a_file_without_sqlalchemy(tmp_path: Path) -> None:
+    original, copy = tmp_path / "bot.outbox.db", tmp_path / "copy.outbox.db"
+    await (await OutboxFile.open(original)).close()
+    shutil.copy(original, copy)
+    before = copy.read_bytes()
+
+    def epoch(cursor: sqlite3.Cursor) -> int:
+        return int(cursor.execute("SELECT epoch FROM letopis_outbox_origin").fetchone()[0])
+
+    assert read_file(copy, epoch) == 1
+    assert copy.read_bytes() == before
+    with pytest.raises(ConfigurationError, match="no outbox at"):
+        read_file(tmp_path / "missing.db", epoch)
+    newer(tmp_path / "newer.db")
+    with pytest.raises(ConfigurationError, match="newer release"):
+        read_file(tmp_path / "newer.db", epoch)
+    (tmp_path / "other.db").write_bytes(b"no database " * 1000)
+    with pytest.raises(ConfigurationError, match="no SQLite database"):
+        read_file(tmp_path / "other.db", epoch)
+    sqlite3.connect(tmp_path / "empty.db").close()
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(ConfigurationError, match="holds no outbox"):
+        read_file(tmp_path / "empty.db", epoch)
+
+
+async def test_a_file_that_is_removed_or_replaced_is_noticed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bot.outbox.db"
+    outbox = await OutboxFile.open(path)
+    await outbox.append(prepare("c1", [Message.user("hi")]))
+
+    path.rename(tmp_path / "elsewhere.db")
+    with pytest.raises(OutboxUnavailable, match="gone from its place"):
+        await outbox.append(prepare("c1", [Message.user("lost?")]))
+    path.write_bytes(b"")
+    with pytest.raises(OutboxUnavailable, match="replaced"):
+        await outbox.append(prepare("c1", [Message.user("lost?")]))
+
+    path.unlink()
+    (tmp_path / "elsewhere.db").rename(path)
+    assert (await outbox.append(prepare("c1", [Message.user("back")]))).sequences == (3,)
+    await outbox.close()
+
+
+# Life and death.
+
+
+async def test_close_leaves_no_thread_task_or_descriptor(tmp_path: Path) -> None:
+    async def live(number: int) -> None:
+        outbox = await OutboxFile.open(tmp_path / f"{number}.db")
+        await outbox.append(prepare("c1", [Message.user("hi")]))
+        async with outbox.engine.begin() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+        assert await events(outbox) == 2
+        await outbox.close()
+        await outbox.close()
+
+    await live(0)
+    open_before, tasks = open_descriptors(), len(asyncio.all_tasks())
+    for number in range(1, 6):
+        await live(number)
+
+    assert open_descriptors() <= open_before
+    assert len(asyncio.all_tasks()) == tasks
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("letopis-outbox")]
+
+
+async def test_after_close_everything_says_so(tmp_path: Path) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    await outbox.close()
+
+    with pytest.raises(Closed):
+        await outbox.append(prepare("c1", [Message.user("hi")]))
+    with pytest.raises(Closed):
+        await outbox.write(lambda connection: None)
+    with pytest.raises(Closed):
+        await outbox.read(lambda connection: None)
+
+
+async def test_appends_that_wait_are_written_before_close_returns(tmp_path: Path) -> None:
+    path = tmp_path / "bot.outbox.db"
+    outbox = await OutboxFile.open(path)
+    tasks = [asyncio.ensure_future(outbox.append(prepare(f"c{n}", [Message.user("hi")]))) for n in range(20)]
+    await asyncio.sleep(0)
+
+    await outbox.close()
+
+    assert all(task.result().written == 2 for task in tasks)
+
+
+@posix_only("Windows has no fork")
+def test_a_forked_child_is_told_so_at_once(tmp_path: Path) -> None:
+    code = """
+        import asyncio, os, sys, warnings
+        from letopis.outbox.event_log.append_encoding import prepare
+        from letopis.outbox.file.outbox_file import OutboxFile
+        from letopis.store.model.messages import Message
+
+        async def main():
+            outbox = await OutboxFile.open(sys.argv[1])
+            await outbox.append(prepare("c1", [Message.user("parent")]))
+            child = os.fork()
+            if child == 0:
+                for call in (lambda: outbox.append(prepare("c1", [Message.user("x")])), lambda: outbox.read(print)):
+                    try:
+                        asyncio.run(asyncio.wait_for(call(), 5))
+                    except Exception as error:
+                        print(type(error).__name__, "fork" in str(error), flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+            await outbox.append(prepare("c1", [Message.user("parent again")]))
+            await outbox.close()
+
+        asyncio.run(main())
+    """
+    process = run(code, str(tmp_path / "bot.db"))
+    out, err = process.communicate(timeout=60)
+
+    assert out.splitlines() == ["Closed True", "Closed True"], err
+    assert process.returncode == 0
+
+
+def test_another_event_loop_is_told_so(tmp_path: Path) -> None:
+    async def opened() -> OutboxFile:
+        return await OutboxFile.open(tmp_path / "bot.db")
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        outbox = first.run(opened())
+        with pytest.raises(Closed, match="event loop"):
+            second.run(outbox.append(prepare("c1", [Message.user("hi")])))
+        first.run(outbox.close())
+
+
+def test_our_code_never_opens_the_live_file_itself(tmp_path: Path) -> None:
+    """Closing any descriptor of a live SQLite file drops the process's locks on it: an audit hook sees every open()."""
+    code = """
+        import asyncio, sys
+        path, opened = sys.argv[1], []
+        from letopis.outbox.event_log.append_encoding import prepare
+        from letopis.outbox.file.outbox_file import OutboxFile
+        from letopis.store.model.messages import Message
+
+        def audit(event, arguments):
+            if event == "open" and str(arguments[0]).startswith(path):
+                opened.append(str(arguments[0])[len(path):])
+
+        async def main():
+            for _ in range(2):
+                outbox = await OutboxFile.open(path)
+                await outbox.append(prepare("c1", [Message.user("hi")]))
+                async with outbox.engine.begin() as connection:
+                    await connection.exec_driver_sql("SELECT 1")
+                await outbox.read(lambda connection: connection.exec_driver_sql("SELECT 1").all())
+                await outbox.close()
+
+        sys.addaudithook(audit)
+        asyncio.run(main())
+        print(opened)
+    """
+    process = run(code, str(tmp_path / "bot.db"))
+    out, err = process.communicate(timeout=60)
+
+    assert out.strip() == "['']", err or "only the creation itself, before anybody has the file open"
+
+
+# Files that are taken away under a running bot.
+
+
+def a_copy_in_its_place(path: Path) -> None:
+    copy = path.with_name("copy")
+    shutil.copyfile(path, copy)
+    copy.replace(path)
+
+
+TAKEN_AWAY: dict[str, tuple[Callable[[Path], None], str]] = {
+    "removed": (Path.unlink, "gone from its place"),
+    "replaced": (a_copy_in_its_place, "replaced by another"),
+    "emptied": (lambda path: os.truncate(path, 0), "was emptied"),
+    "no -wal": (lambda path: path.with_name("bot.db-wal").unlink(), "-wal file beside the outbox was removed"),
+    "no -shm": (lambda path: path.with_name("bot.db-shm").unlink(), "-shm file beside the outbox was removed"),
+    "another -wal": (lambda path: a_copy_in_its_place(path.with_name("bot.db-wal")), "-wal file .* replaced"),
+}
+
+
+@posix_only("Windows removes no open file")
+@pytest.mark.parametrize("how", TAKEN_AWAY)
+@pytest.mark.parametrize("again", [False, True], ids=["a new file", "a file that was closed before"])
+async def test_nothing_is_acknowledged_into_a_file_that_nobody_will_find(tmp_path: Path, how: str, again: bool) -> None:
+    take_away, says = TAKEN_AWAY[how]
+    path = tmp_path / "bot.db"
+    if again:
+        await (await OutboxFile.open(path)).close()
+    outbox = await OutboxFile.open(path)
+    await outbox.append(prepare("c1", [Message.user("hi")]))
+    deliveries = Deliveries(outbox)
+    take_away(path)
+    left = sorted(one.name for one in tmp_path.iterdir())
+
+    for _ in range(2):
+        with pytest.raises(OutboxUnavailable, match=says):
+            await outbox.append(prepare("c1", [Message.user("is this kept?")]))
+        with pytest.raises(OutboxUnavailable, match=says):
+            async with transaction(outbox, deliveries, DEFAULT_LIMITS) as running:
+                await running.append("c1", Message.user("and this?"))
+
+    assert sorted(one.name for one in tmp_path.iterdir()) == left
+    await outbox.close()
+
+
+@posix_only("Windows removes no open file")
+async def test_what_is_taken_away_in_the_middle_of_a_transaction_is_noticed_at_its_commit(tmp_path: Path) -> None:
+    path = tmp_path / "bot.db"
+    outbox = await OutboxFile.open(path)
+
+    async def torn() -> None:
+        async with transaction(outbox, Deliveries(outbox), DEFAULT_LIMITS) as running:
+            await running.append("c1", Message.user("hi"))
+            path.with_name("bot.db-wal").unlink()
+
+    with pytest.raises(OutboxUnavailable, match="-wal file"):
+        await torn()
+
+    await outbox.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute(COUNT).fetchall() == [(0,)]
+    connection.close()
+
+
+@posix_only("Windows removes no open file")
+def test_what_was_acknowledged_before_the_wal_was_removed_survives_a_kill_once_it_was_noticed(tmp_path: Path) -> None:
+    code = """
+        import asyncio, os, sys
+        from pathlib import Path
+        from letopis.outbox.event_log.append_encoding import prepare
+        from letopis.outbox.file.outbox_file import OutboxFile
+        from letopis.store.errors import OutboxUnavailable
+        from letopis.store.model.messages import Message
+
+        async def main(path):
+            outbox = await OutboxFile.open(path)
+            for number in range(20):
+                await outbox.append(prepare("c1", [Message.user(str(number))]))
+            os.unlink(path + "-wal")
+            try:
+                await outbox.append(prepare("c1", [Message.user("no")]))
+            except OutboxUnavailable:
+                os._exit(9)
+
+        asyncio.run(main(sys.argv[1]))
+    """
+    path = tmp_path / "bot.db"
+    process = run(code, str(path))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 9, err
+
+    with sqlite3.connect(path) as connection:
+        ((count,),) = connection.execute(COUNT).fetchall()
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+    assert count == 21
+
+
+async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.db")
+
+    def refuse(*_: object) -> None:
+        error = sqlite3.OperationalError("made up")
+        error.sqlite_errorname = "SQLITE_IOERR"
+        raise error
+
+    monkeypatch.setattr("letopis.store.database.sqlite._set_sqlite", refuse)
+    with pytest.raises(OutboxUnavailable, match="input/output"):
+        async with transaction(outbox, Deliveries(outbox), DEFAULT_LIMITS):
+            pass
+    await outbox.close()
+
+
+# Migrations.
+
+
+async def test_the_migrated_file_is_what_the_tables_say(tmp_path: Path) -> None:
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    made = sa.create_engine(f"sqlite:///{tmp_path / 'made.db'}")
+    metadata.create_all(made)
+
+    def shape(connection: sa.Connection) -> dict[str, str]:
+        found = connection.exec_driver_sql(
+            "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND type <> 'view'"
+            " AND name LIKE '%letopis_outbox%'"
+        )
+        return {
+            name: "".join(sql.split()).lower().replace('"', "") for name, sql in found if not name.endswith("_version")
+        }
+
+    with made.connect() as connection:
+        expected = shape(connection)
+    made.dispose()
+
+    assert await outbox.read(shape) == expected
+    await outbox.close()
+
+
+async def test_downgrading_takes_everything_of_ours_away_and_nothing_else(tmp_path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+
+    def down(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE credits (n INTEGER)")
+        config = Config()
+        config.set_main_option("script_location", OUTBOX_MIGRATIONS.location)
+        config.attributes.update(connection=connection, version_table=OUTBOX_MIGRATIONS.version_table)
+        command.downgrade(config, "base")
+
+    await outbox.write(down)
+
+    names = await outbox.read(lambda connection: set(sa.inspect(connection).get_table_names()))
+    assert names == {"credits", "letopis_outbox_version"}
+    await outbox.close()
+
+
+async def test_a_current_file_is_opened_without_alembic(tmp_path: Path) -> None:
+    await (await OutboxFile.open(tmp_path / "bot.outbox.db")).close()
+    code = """
+        import asyncio, sys
+        from letopis.outbox.file.outbox_file import OutboxFile
+
+        async def main():
+            await (await OutboxFile.open(sys.argv[1])).close()
+
+        asyncio.run(main())
+        print("alembic" in sys.modules)
+    """
+    process = run(code, str(tmp_path / "bot.outbox.db"))
+    out, err = await asyncio.to_thread(process.communicate, timeout=60)
+
+    assert out.strip() == "False", err

@@ -1,0 +1,442 @@
+"""The writer groups, isolates and retries under the same ids, and cannot be torn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import sqlalchemy as sa
+
+import letopis.outbox.file.committer as committer_module
+import letopis.outbox.file.opening as opening_module
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.errors import InvalidInput, OutboxFull, OutboxUnavailable
+from letopis.store.model.messages import Message
+from tests.support.platforms import linux_only, posix_only
+from tests.support.resources import open_descriptors
+
+IDS = "SELECT event_id FROM letopis_outbox_events"
+LANES = "SELECT conversation_id, head FROM letopis_outbox_lanes"
+SEQUENCES = "SELECT conversation_id, sequence FROM letopis_outbox_log ORDER BY conversation_id, sequence"
+
+
+@pytest.fixture
+async def outbox(tmp_path: Path) -> AsyncIterator[OutboxFile]:
+    opened = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    yield opened
+    await opened.close()
+
+
+def said(text: str = "hi", conversation_id: str = "c1") -> Prepared:
+    return prepare(conversation_id, [Message.user(text)])
+
+
+async def fetch(outbox: OutboxFile, statement: str) -> list[Any]:
+    return await outbox.read(lambda connection: list(connection.exec_driver_sql(statement).all()))
+
+
+async def check_whole(outbox: OutboxFile) -> None:
+    """Every lane has exactly the sequences 1 to its head."""
+    held: dict[str, list[int]] = {}
+    for conversation_id, sequence in await fetch(outbox, SEQUENCES):
+        held.setdefault(conversation_id, []).append(sequence)
+    lanes = {row[0]: row[1] for row in await fetch(outbox, LANES)}
+    assert held == {name: list(range(1, head + 1)) for name, head in lanes.items()}
+
+
+async def test_concurrent_appends_share_a_transaction_and_keep_their_order(outbox: OutboxFile) -> None:
+    commits = 0
+    groups: list[int] = []
+    transact = committer_module.Committer._transact
+
+    def counted(self: Any, members: Any) -> Any:
+        nonlocal commits
+        commits += 1
+        groups.append(len(members))
+        return transact(self, members)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(committer_module.Committer, "_transact", counted)
+        results = await asyncio.gather(*(outbox.append(said(str(n), f"c{n % 7}")) for n in range(300)))
+
+    for name in range(7):
+        sequences = [one.sequences[0] for one in results[name::7]]
+        assert sequences == list(range(2, len(sequences) + 2))
+    assert commits <= 10, groups
+    await check_whole(outbox)
+
+
+async def test_both_bells_ring_after_the_commit(outbox: OutboxFile) -> None:
+    appended, changed = outbox.appended.generation, outbox.changed.generation
+
+    await outbox.append(said())
+    assert (outbox.appended.generation, outbox.changed.generation) == (appended + 1, changed)
+    await outbox.write(lambda connection: None)
+    assert (outbox.appended.generation, outbox.changed.generation) == (appended + 1, changed + 1)
+
+
+async def test_an_append_that_is_refused_rings_nothing(outbox: OutboxFile) -> None:
+    await outbox.append(prepare("c1", [Message.user("x")], owner="1"))
+    seen = outbox.appended.generation
+
+    with pytest.raises(InvalidInput):
+        await outbox.append(prepare("c1", [Message.user("x")], owner="2"))
+
+    assert outbox.appended.generation == seen
+
+
+async def test_work_that_fails_fails_alone(outbox: OutboxFile) -> None:
+    await outbox.write(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY)"))
+
+    def insert(number: int, connection: sa.Connection) -> int:
+        connection.exec_driver_sql("INSERT INTO t VALUES (?)", (number,))
+        if number == 2:
+            raise ValueError("mine")
+        return number
+
+    results = await asyncio.gather(
+        *(outbox.write(partial(insert, number)) for number in (1, 2, 3, 3)),
+        outbox.append(said()),
+        return_exceptions=True,
+    )
+
+    assert results[0] == 1
+    assert isinstance(results[1], ValueError)
+    assert results[2] == 3
+    assert isinstance(results[3], OutboxUnavailable | sa.exc.IntegrityError)
+    assert isinstance(results[4], Appended)
+    assert await fetch(outbox, "SELECT n FROM t") == [(1,), (3,)]
+    await check_whole(outbox)
+
+
+async def test_work_alone_that_fails_is_rolled_back(outbox: OutboxFile) -> None:
+    def work(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError):
+        await outbox.write(work)
+
+    assert await fetch(outbox, "SELECT name FROM sqlite_master WHERE name = 't'") == []
+
+
+async def test_a_lock_of_another_process_is_waited_for(outbox: OutboxFile) -> None:
+    other = sqlite3.connect(outbox.path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.4, other.execute, ("COMMIT",)).start()
+    started = time.monotonic()
+
+    assert (await outbox.append(said())).written == 2
+
+    assert time.monotonic() - started >= 0.3
+    other.close()
+
+
+async def test_a_lock_that_stays_is_given_up_and_nothing_is_written(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer_module, "LOCK_TIMEOUT_SECONDS", 0.2)
+    await outbox.append(said())
+    other = sqlite3.connect(outbox.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(OutboxUnavailable, match="SQLITE_BUSY"):
+            await outbox.append(said("late"))
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+    assert len(await fetch(outbox, IDS)) == 2
+    assert (await outbox.append(said("later"))).sequences == (3,)
+
+
+# Faults of the disk, made in the driver: the COMMIT that fails, before or after it took effect.
+
+
+class Faulty(sqlite3.Connection):
+    """A connection whose next commits are scripted."""
+
+    plan: list[str] = []  # noqa: RUF012 - one plan for all connections, they are made by the engine
+
+    def commit(self) -> None:
+        step = self.plan.pop(0) if self.plan else "well"
+        if step == "committed, then an error":
+            super().commit()
+        if step != "well":
+            if step == "an error":
+                super().rollback()
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_FULL" if step == "full" else "SQLITE_IOERR_FSYNC"
+            raise error
+        super().commit()
+
+
+@pytest.fixture
+async def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OutboxFile]:
+    make = opening_module._sync_engine
+
+    def with_faults(path: Path) -> sa.Engine:
+        engine = make(path)
+        sa.event.listen(engine, "do_connect", lambda dialect, record, args, kwargs: kwargs.update(factory=Faulty))
+        return engine
+
+    monkeypatch.setattr(opening_module, "_sync_engine", with_faults)
+    Faulty.plan = []
+    opened = await OutboxFile.open(tmp_path / "bot.outbox.db")
+    yield opened
+    Faulty.plan = []
+    await opened.close()
+
+
+@pytest.mark.parametrize("step", ["an error", "committed, then an error"])
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_failed_commit_is_run_again_under_the_same_ids(
+    faulty: OutboxFile, step: str, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its outcome is not known: what took effect is found again, what did not is written, and nothing twice."""
+    Faulty.plan = [step] * times
+    appends = [said(str(number), f"c{number}") for number in range(5)]
+
+    with caplog.at_level(logging.WARNING):
+        results = await asyncio.gather(*(faulty.append(one) for one in appends))
+
+    assert [one.sequences for one in results] == [(2,)] * 5
+    held = {row[0] for row in await fetch(faulty, IDS)}
+    assert {one.event_ids[0].bytes for one in results} <= held
+    assert len(held) == 10
+    await check_whole(faulty)
+    assert caplog.text.count("running it again") == times
+    assert "disk I/O error" not in caplog.text
+
+
+async def test_a_commit_that_never_works_is_reported_and_the_writer_lives_on(faulty: OutboxFile) -> None:
+    Faulty.plan = ["an error"] * 3
+
+    with pytest.raises(OutboxUnavailable, match="SQLITE_IOERR_FSYNC") as caught:
+        await faulty.append(said())
+
+    assert "disk I/O error" not in str(caught.value)
+    assert (await faulty.append(said())).sequences == (2,)
+
+
+async def test_a_full_disk_is_a_full_outbox(faulty: OutboxFile) -> None:
+    Faulty.plan = ["full"] * 3
+
+    with pytest.raises(OutboxFull, match="nothing was dropped"):
+        await faulty.append(said())
+
+    Faulty.plan = []
+    assert (await faulty.append(said())).sequences == (2,)
+
+
+@linux_only("RLIMIT_FSIZE is tried with SIGXFSZ ignored")
+def test_a_file_that_may_not_grow_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    code = """
+        import asyncio, resource, signal, sys
+        from letopis.outbox.event_log.append_encoding import prepare
+        from letopis.outbox.file.outbox_file import OutboxFile
+        from letopis.store.errors import LetopisError
+        from letopis.store.model.messages import Message
+
+        async def main():
+            outbox = await OutboxFile.open(sys.argv[1])
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, limit[1]))
+            kept, refused = 0, set()
+            for _ in range(160):
+                try:
+                    await outbox.append(prepare("c1", [Message.user("x" * 5_000)]))
+                    kept += 1
+                except LetopisError as error:
+                    refused.add(type(error).__name__)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            await outbox.append(prepare("c1", [Message.user("again")]))
+            count = "SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.appended'"
+            held = await outbox.read(lambda connection: connection.exec_driver_sql(count).scalar_one())
+            print(kept > 0, bool(refused), refused <= {"OutboxFull", "OutboxUnavailable"}, held == kept + 1)
+            await outbox.close()
+
+        asyncio.run(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "x.db")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.stdout.split() == ["True"] * 4, done.stdout + done.stderr
+
+
+# Cancellation.
+
+
+async def in_asyncio(append: Callable[[], Any], after: float) -> Any:
+    task = asyncio.ensure_future(append())
+    await asyncio.sleep(after)
+    task.cancel()
+    return (await asyncio.gather(task, return_exceptions=True))[0]
+
+
+async def in_anyio(append: Callable[[], Any], after: float) -> Any:
+    with anyio.move_on_after(after):
+        return await append()
+    return asyncio.CancelledError()
+
+
+def take_the_lock(path: Path) -> None:
+    """Fail unless the write lock is free."""
+    other = sqlite3.connect(path, isolation_level=None, timeout=0)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("ROLLBACK")
+    other.close()
+
+
+@pytest.mark.parametrize("cancelled", [in_asyncio, in_anyio])
+async def test_five_hundred_appends_cancelled_at_a_random_moment(
+    outbox: OutboxFile, cancelled: Callable[[Callable[[], Any], float], Any]
+) -> None:
+    """Nothing acknowledged is missing, nothing is half, and no lock, task or descriptor is left behind."""
+    chance = random.Random(20261125)
+    await outbox.append(said())
+    await fetch(outbox, IDS)  # the reading connection is open from here on
+    take_the_lock(outbox.path)  # SQLite keeps a descriptor that it closes under a lock, for the next connection
+    open_before, tasks_before = open_descriptors(), len(asyncio.all_tasks())
+    acknowledged: set[bytes] = set()
+    given_up: set[bytes] = set()
+
+    async def one(number: int) -> None:
+        prepared = prepare(f"c{number % 5}", [Message.user(str(number)), Message.assistant("two")], owner="42")
+        ids = {event.event_id.bytes for event in prepared.events}
+        result = await cancelled(lambda: outbox.append(prepared), chance.random() * 0.002)
+        if isinstance(result, Appended):
+            acknowledged.update(ids)
+        else:
+            assert isinstance(result, asyncio.CancelledError)
+            given_up.update(ids)
+
+    for start in range(0, 500, 5):
+        await asyncio.gather(*(one(number) for number in range(start, start + 5)))
+    await outbox.write(lambda _: None)  # what the last callers gave up may still be in the writer's hands
+    held = {row[0] for row in await fetch(outbox, IDS)}
+
+    assert acknowledged <= held
+    assert len(acknowledged) + len(given_up) == 1_000
+    assert given_up, "no cancellation came in time: this test shows nothing"
+    by_append = await fetch(
+        outbox,
+        "SELECT conversation_id, count(*) FROM letopis_outbox_log WHERE type = 'message.appended'"
+        " AND conversation_id <> 'c1' GROUP BY conversation_id",
+    )
+    assert all(count % 2 == 0 for _, count in by_append), "an append of two is all or nothing"
+    await check_whole(outbox)
+    take_the_lock(outbox.path)
+    assert len(asyncio.all_tasks()) == tasks_before
+    assert open_descriptors() <= open_before
+    assert not outbox.gate.taken
+
+
+# kill -9.
+
+BOT = """
+    import asyncio, os, sys
+    from letopis.outbox.event_log.append_encoding import prepare
+    from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.store.model.messages import Message
+
+    async def bot(path, ack):
+        outbox = await OutboxFile.open(path)
+        print(os.getpid(), flush=True)
+
+        async def talk(name):
+            while True:
+                prepared = prepare(name, [Message.user("question"), Message.assistant("answer")])
+                await outbox.append(prepared)
+                os.write(ack, b"".join(event.event_id.bytes for event in prepared.events))
+
+        await asyncio.gather(*(talk(f"c{n}") for n in range(4)))
+
+    path, ack = sys.argv[1], int(sys.argv[2])
+    for line in sys.stdin:  # warm: each victim is forked before it has opened anything
+        child = os.fork()
+        if child == 0:
+            asyncio.run(bot(path, ack))
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+"""
+
+
+@pytest.mark.slow
+@posix_only("Windows has no fork")
+async def test_a_writer_that_is_killed_a_hundred_times_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
+    chance = random.Random(1125)
+    path = tmp_path / "bot.outbox.db"
+    await (await OutboxFile.open(path)).close()
+    read_end, write_end = os.pipe()
+    acks = bytearray()
+
+    def listen() -> None:
+        while part := os.read(read_end, 65536):
+            acks.extend(part)
+
+    reader = threading.Thread(target=listen)
+    reader.start()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(BOT), str(path), str(write_end)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=(write_end,),
+        text=True,
+    )
+    os.close(write_end)
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+
+    def kill() -> None:
+        parent.stdin.write("go\n")  # type: ignore[union-attr]
+        parent.stdin.flush()  # type: ignore[union-attr]
+        victim = int(parent.stdout.readline())  # type: ignore[union-attr]
+        time.sleep(chance.uniform(0.0, 0.08))
+        os.kill(victim, signal.SIGKILL)
+        assert parent.stdout.readline() == "dead\n"  # type: ignore[union-attr]
+
+    for _ in range(100):
+        await asyncio.to_thread(kill)
+    parent.stdin.close()
+    assert await asyncio.to_thread(parent.wait, 30) == 0
+    parent.stdout.close()
+    reader.join()
+    os.close(read_end)
+
+    outbox = await OutboxFile.open(path)
+    held = {row[0] for row in await fetch(outbox, IDS)}
+    acknowledged = {bytes(acks[start : start + 16]) for start in range(0, len(acks), 16)}
+    assert len(acknowledged) > 500, "too few acknowledgements to show anything"
+    assert acknowledged <= held
+    halves = await fetch(
+        outbox,
+        "SELECT conversation_id FROM letopis_outbox_log WHERE type = 'message.appended'"
+        " GROUP BY conversation_id HAVING count(*) % 2 = 1",
+    )
+    assert halves == []
+    await check_whole(outbox)
+    assert await fetch(outbox, "PRAGMA integrity_check") == [("ok",)]
+    await outbox.close()

@@ -1,0 +1,356 @@
+"""Conditional appends: what came since is looked at in the outbox at once, and a conflict writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from letopis.outbox import History
+from letopis.outbox.event_log.append_condition import condition
+from letopis.outbox.event_log.retention import Pruner, Retention
+from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, VersionConflict
+from letopis.store.model.codec import decode
+from letopis.store.model.conversations import Page, Seen
+from letopis.store.model.event_types import (
+    ConversationDeleted,
+    ConversationRenamed,
+    ConversationRewound,
+    MessageEdited,
+    MessageRedacted,
+    ReactionAdded,
+)
+from letopis.store.model.events import Event
+from letopis.store.model.messages import Message
+from letopis.store.rules.preconditions import PRECONDITION_KEY, TURN_TYPES, Precondition
+from tests.support.relays import sql
+
+CHAT = "c1"
+
+
+async def held(history: History) -> list[tuple[int, str]]:
+    rows: list[tuple[int, str]] = await sql(
+        history.outbox, "SELECT sequence, type FROM letopis_outbox_log WHERE conversation_id = ? ORDER BY 1", (CHAT,)
+    )
+    return rows
+
+
+async def refused(history: History, *what: Any, **options: Any) -> VersionConflict:
+    """Append, and expect a conflict that writes nothing."""
+    before = await held(history)
+    with pytest.raises(VersionConflict) as caught:
+        await history.append(CHAT, *(what or (Message.assistant("too late"),)), **options)
+    assert await held(history) == before
+    assert caught.value.conversation_id == CHAT
+    return caught.value
+
+
+async def test_an_answer_to_what_was_just_said_is_taken(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    answer = await history.append(CHAT, Message.assistant("that"), after=question)
+
+    assert answer.sequence == question.sequence + 1
+
+
+async def test_the_second_answer_to_one_question_conflicts_and_writes_nothing(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    first = await history.append(CHAT, Message.assistant("that"), after=question)
+
+    conflict = await refused(history, after=question)
+
+    assert (conflict.expected, conflict.actual) == (question.sequence, first.sequence)
+    assert "read it again" in str(conflict)
+
+
+FORMS: list[Callable[[History], Any]] = [
+    lambda history: history.append(CHAT, ReactionAdded(message_id="m-1", key="x")),
+    lambda history: history.messages(CHAT),
+    lambda history: history.messages(CHAT, last=1),
+    lambda history: history.conversation(CHAT),
+]
+
+
+@pytest.mark.parametrize("form", range(len(FORMS)))
+@pytest.mark.parametrize("option", ["after", "expected"])
+async def test_whatever_was_read_can_be_given_back(history: History, form: int, option: str) -> None:
+    await history.append(CHAT, Message.user("what?", id="m-1"))
+    seen = await FORMS[form](history)
+
+    await history.append(CHAT, Message.assistant("that"), **{option: seen})
+    conflict = await refused(history, **{option: seen})
+
+    assert conflict.actual == seen.seen.sequence + 1
+    for same in (seen.seen, seen.seen.sequence):
+        await refused(history, **{option: same})
+
+
+async def test_what_is_not_there_yet_can_be_expected_empty(history: History) -> None:
+    assert (await history.messages(CHAT)).seen is not None
+    await history.append(CHAT, Message.user("first"), expected=(await history.messages(CHAT)).seen)
+
+    assert (await refused(history, expected=0)).actual == 2
+    assert (await refused(history, after=0)).actual == 2
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        Message.user("and?"),
+        MessageEdited(message_id="m-1", content="WHAT?"),
+        MessageRedacted(message_id="m-1"),
+        ConversationRewound(),
+    ],
+)
+async def test_what_changes_the_messages_is_in_the_way(history: History, between: Any) -> None:
+    question = await history.append(CHAT, Message.user("what?", id="m-1"))
+    await history.append(CHAT, between)
+
+    await refused(history, after=question)
+    await refused(history, expected=question)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [ReactionAdded(message_id="m-1", key="like"), ConversationRenamed(title="t"), Event(type="custom.paid")],
+)
+async def test_what_does_not_is_not_but_for_a_strict_one(history: History, between: Any) -> None:
+    question = await history.append(CHAT, Message.user("what?", id="m-1"))
+    await history.append(CHAT, between)
+
+    await refused(history, expected=question)
+    await refused(history, after=question, fail_if_types={between.type})
+    await history.append(CHAT, Message.assistant("that"), after=question)
+
+
+async def test_the_conflict_names_the_first_event_that_is_in_the_way(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?", id="m-1"))
+    await history.append(CHAT, ReactionAdded(message_id="m-1", key="like"))
+    other = await history.append(CHAT, Message.user("and?"))
+    await history.append(CHAT, Message.user("and?"))
+
+    assert (await refused(history, after=question)).actual == other.sequence
+
+
+async def test_no_types_are_in_nobodys_way(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    await history.append(CHAT, Message.user("and?"))
+
+    await history.append(CHAT, Message.assistant("that"), after=question, fail_if_types=())
+
+
+async def test_more_than_there_is_cannot_have_been_seen(history: History) -> None:
+    await history.append(CHAT, Message.user("what?"))
+
+    conflict = await refused(history, after=7)
+
+    assert (conflict.expected, conflict.actual) == (7, 2)
+
+
+async def test_other_conversations_are_in_nobodys_way(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    await history.append("c2", Message.user("else"))
+
+    await history.append(CHAT, Message.assistant("that"), expected=question)
+
+
+async def test_a_retry_succeeds_although_the_conversation_moved_on(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    answer = Message.assistant("that", id="m-2")
+    first = await history.append(CHAT, answer, after=question)
+    await history.append(CHAT, Message.user("and?"))
+    before = await held(history)
+
+    assert await history.append(CHAT, answer, after=question) == first
+    assert await history.append(CHAT, answer, expected=question) == first
+    assert await history.append(CHAT, answer) == first
+    assert await held(history) == before
+    with pytest.raises(EventIdReused):
+        await history.append(CHAT, Message.assistant("else", id="m-2"), after=question)
+
+
+async def test_a_message_whose_id_was_made_here_is_told_from_a_conflict_too(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    answer = Message.assistant("that")
+    first = await history.append(CHAT, answer, after=question)
+
+    assert await history.append(CHAT, answer, after=question) == first
+
+
+async def test_of_many_strict_appends_after_the_same_exactly_one_wins(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+
+    outcomes = await asyncio.gather(
+        *(history.append(CHAT, Message.assistant(f"answer {n}"), expected=question) for n in range(50)),
+        *(history.append(CHAT, Message.assistant(f"reply {n}"), after=question) for n in range(50)),
+        return_exceptions=True,
+    )
+
+    lost = [one for one in outcomes if isinstance(one, VersionConflict)]
+    assert len(lost) == len(outcomes) - 1
+    assert {(one.expected, one.actual) for one in lost} == {(question.sequence, question.sequence + 1)}
+    assert len(await held(history)) == 3
+
+
+async def test_a_conflict_leaves_the_others_of_its_transaction_alone(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+
+    outcomes = await asyncio.gather(
+        history.append(CHAT, Message.user("and?")),
+        history.append(CHAT, Message.assistant("late"), after=question),
+        history.append(CHAT, ReactionAdded(message_id="m-1", key="x")),
+        history.append("c2", Message.user("else"), expected=0),
+        return_exceptions=True,
+    )
+
+    assert [isinstance(one, VersionConflict) for one in outcomes] == [False, True, False, False]
+    assert [name for _, name in await held(history)] == [
+        "conversation.started",
+        "message.appended",
+        "message.appended",
+        "reaction.added",
+    ]
+
+
+async def test_a_turn_of_several_events_is_one_and_each_of_them_says_so(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    turn = await history.append(CHAT, Message.assistant("a"), Message.tool("b"), after=question)
+    rows = await sql(history.outbox, "SELECT metadata FROM letopis_outbox_events WHERE sequence > 2 ORDER BY sequence")
+
+    conditions = [Precondition.of(decode(row[0])) for row in rows]
+    assert conditions == [
+        Precondition(sequence=2, types=TURN_TYPES),
+        Precondition(sequence=2, types=TURN_TYPES, batch_id=turn.event_ids[0]),
+    ]
+    await refused(history, Message.assistant("c"), Message.assistant("d"), after=question)
+
+
+async def test_in_a_transaction_a_conflict_leaves_the_rest_of_it_usable(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    async with history.transaction() as tx:
+        answer = await tx.append(CHAT, Message.assistant("that"), after=question)
+        with pytest.raises(VersionConflict):
+            await tx.append(CHAT, Message.assistant("late"), expected=question)
+        await tx.append(CHAT, Message.assistant("more"), after=answer)
+
+    assert [one.text for one in await history.messages(CHAT)] == ["what?", "that", "more"]
+
+
+async def test_what_a_transaction_took_back_is_in_nobodys_way(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+
+    async def give_up() -> None:
+        async with history.transaction() as tx:
+            await tx.append(CHAT, Message.assistant("that"), after=question)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await give_up()
+
+    await history.append(CHAT, Message.assistant("this"), expected=question)
+
+    assert [one.text for one in await history.messages(CHAT)] == ["what?", "this"]
+
+
+async def test_on_the_callers_own_connection_it_is_the_same(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    async with AsyncSession(history.outbox.engine) as session, session.begin():
+        await history.append_in(session, CHAT, Message.assistant("that"), after=question)
+        with pytest.raises(VersionConflict):
+            await history.append_in(session, CHAT, Message.assistant("late"), after=question)
+
+    assert [one.text for one in await history.messages(CHAT)] == ["what?", "that"]
+
+
+async def test_what_was_let_go_may_have_been_anything(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        question = await history.append(CHAT, Message.user("what?", id="m-1"))
+        await history.append(CHAT, ReactionAdded(message_id="m-1", key="x"))
+        last = await history.append(CHAT, ReactionAdded(message_id="m-1", key="y"))
+        assert await history.drained(timeout=20)
+        pruner = Pruner(Retention(keep_last=1, keep_for=timedelta(0)), lambda: history.outbox.now_us() + 1)
+        await history.outbox.write(pruner)
+        assert [sequence for sequence, _ in await held(history)] == [last.sequence]
+
+        await refused(history, after=question)
+        await refused(history, after=0)
+        seen = await history.messages(CHAT)
+        await history.append(CHAT, Message.assistant("that"), after=seen)
+
+
+async def test_nothing_is_answered_in_a_conversation_that_was_deleted(history: History) -> None:
+    question = await history.append(CHAT, Message.user("what?"))
+    answer = Message.assistant("that", id="m-2")
+    first = await history.append(CHAT, answer, after=question)
+    await history.append(CHAT, ConversationDeleted(reason="asked"))
+
+    forms: list[dict[str, Any]] = [{}, {"after": question}, {"expected": 4}]
+    for options in forms:
+        with pytest.raises(ConversationGone) as caught:
+            await history.append(CHAT, Message.user("still there?"), **options)
+        assert caught.value.conversation_id == CHAT
+    assert await history.append(CHAT, answer, after=question) == first
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"expected": 1, "after": 1}, "after"),
+    ({"expected": 1, "fail_if_types": {"message.appended"}}, "fail_if_types"),
+    ({"fail_if_types": {"message.appended"}}, "fail_if_types"),
+    ({"after": 1, "fail_if_types": "message.appended"}, "fail_if_types"),
+    ({"after": 1, "fail_if_types": {"Message Appended"}}, "fail_if_types"),
+    ({"after": 1, "fail_if_types": [1]}, "fail_if_types"),
+    ({"after": 1, "fail_if_types": 5}, "fail_if_types"),
+    ({"after": -1}, "after"),
+    ({"expected": -1}, "expected"),
+    ({"expected": True}, "expected"),
+    ({"after": "7"}, "after"),
+    ({"after": 1.5}, "after"),
+    ({"after": object()}, "after"),
+    ({"expected": Page(())}, "expected"),
+    ({"after": Seen(sequence=-1)}, "after"),
+    ({"after": Seen(sequence=1, version=-1)}, "after"),
+    ({"after": Seen(sequence=1, version=True)}, "after"),
+    ({"after": Seen(sequence=2**63)}, "after"),
+    ({"after": 2**70}, "after"),
+]
+
+
+@pytest.mark.parametrize(("options", "field"), WRONG)
+async def test_a_condition_that_makes_no_sense_is_told_and_nothing_is_written(
+    history: History, options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        await history.append(CHAT, Message.user("hi"), **options)
+
+    assert caught.value.field == field
+    assert await held(history) == []
+
+
+def test_no_condition_is_none() -> None:
+    assert condition(expected=None, after=None, fail_if_types=None) is None
+
+
+@pytest.mark.parametrize("key", [PRECONDITION_KEY, "letopis.superseded", "letopis.order", "letopis.", "letopis.mine"])
+async def test_what_letopis_notes_itself_is_refused_from_callers(history: History, key: str) -> None:
+    for what, options in (
+        (Message.user("hi"), {"metadata": {key: 1}}),
+        (Event(type="custom.x", metadata={key: {"sequence": 0}}), {}),
+    ):
+        with pytest.raises(InvalidInput, match="Letopis"):
+            await history.append(CHAT, what, **options)  # type: ignore[arg-type]
+    assert await held(history) == []
+
+
+async def test_with_a_condition_or_without_the_same_message_is_the_same(history: History) -> None:
+    """What Letopis notes is not part of the content, or a retry after another reading would be refused."""
+    question = await history.append(CHAT, Message.user("what?"))
+    answer = Message.assistant("that", id="m-2")
+    first = await history.append(CHAT, answer, metadata={"run": 1}, after=question)
+
+    assert await history.append(CHAT, answer, metadata={"run": 1}) == first
+    with pytest.raises(EventIdReused):
+        await history.append(CHAT, answer, metadata={"run": 2}, after=question)

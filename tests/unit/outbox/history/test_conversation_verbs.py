@@ -1,0 +1,399 @@
+"""The verbs of a conversation: what they undo and what they refuse; pending or saved, store up or down."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.history import _rewind as back
+from letopis.store import Event, InvalidInput, Message, StoreUnavailable
+from letopis.store.errors import ConversationGone
+from letopis.store.model.conversations import Conversation, Reaction, RecordedMessage
+from letopis.store.model.event_types import ConversationStarted
+from tests.support.relays import deliver_all
+
+
+def said(*texts: str) -> list[Message]:
+    """Messages whose text is their id: ``u...`` of a user, ``s...`` of the system, else of an assistant."""
+    roles = {"u": "user", "s": "system"}
+    return [Message(role=roles.get(text[0], "assistant"), content=text, id=text) for text in texts]
+
+
+async def path(history: History, name: str = "c1") -> list[str]:
+    return [one.id for one in await history.messages(name)]
+
+
+async def whole(history: History, name: str = "c1") -> tuple[Any, ...]:
+    """All that a reader sees of a conversation and that does not change with its delivery."""
+
+    def lasting(one: Conversation | RecordedMessage) -> tuple[Any, ...]:
+        if isinstance(one, Conversation):
+            return one.title, one.state, one.metadata, one.message_count, one.tokens, one.updated_at
+        return one.message, one.on_path, one.edited, one.redacted, one.reactions, one.delivery, one.delivery_data
+
+    found = await history.conversation(name)
+    assert found is not None
+    return lasting(found), [lasting(one) for one in await history.messages(name, every=True)]
+
+
+async def same_when_delivered(history: History) -> None:
+    before = await whole(history)
+    assert await path(history) == [one.id for one in await history.messages("c1", every=True) if one.on_path]
+    await deliver_all(history)
+    assert await whole(history) == before
+
+
+@pytest.fixture(params=["pending", "saved", "half"])
+async def chat(request: pytest.FixtureRequest, history: History) -> History:
+    """Two turns after a system message: all of it pending, all of it saved, or the second turn pending."""
+    await history.append("c1", *said("s0", "u1", "a1"), owner="42")
+    if request.param == "half":
+        await deliver_all(history)
+    await history.append("c1", *said("u2", "tool", "a2"))
+    if request.param == "saved":
+        await deliver_all(history)
+    return history
+
+
+class TestTakingBack:
+    async def test_undo_takes_the_last_turn(self, chat: History) -> None:
+        assert await chat.undo("c1") is not None
+        assert await path(chat) == ["s0", "u1", "a1"]
+        await chat.undo("c1")
+        assert await path(chat) == ["s0"]
+        assert await chat.undo("c1") is None
+        await same_when_delivered(chat)
+        assert await path(chat) == ["s0"]
+
+    @pytest.mark.parametrize("turns", [2, 3, 1000])
+    async def test_undo_of_several_turns(self, chat: History, turns: int) -> None:
+        await chat.undo("c1", turns)
+        assert await path(chat) == ["s0"]
+        await same_when_delivered(chat)
+
+    async def test_undo_of_the_first_message_leaves_none(self, history: History) -> None:
+        await history.append("c1", *said("u1", "a1"))
+        await history.undo("c1")
+        assert await path(history) == []
+        assert await history.undo("c1") is None
+        await same_when_delivered(history)
+
+    async def test_pop_gives_back_what_it_takes(self, chat: History) -> None:
+        popped = [await chat.pop("c1") for _ in range(7)]
+
+        assert [None if one is None else one.id for one in popped] == ["a2", "tool", "u2", "a1", "u1", "s0", None]
+        assert await path(chat) == []
+        await same_when_delivered(chat)
+
+    async def test_clear_and_go_on(self, chat: History) -> None:
+        await chat.clear("c1")
+        assert await path(chat) == []
+        await chat.append("c1", *said("u3"))
+        assert await path(chat) == ["u3"]
+        await same_when_delivered(chat)
+        found = await chat.conversation("c1")
+        assert found is not None
+        assert found.message_count == 1
+
+    async def test_regenerate_keeps_the_question(self, chat: History) -> None:
+        asked = await chat.regenerate("c1")
+        assert [one.id for one in asked] == ["u2"]
+        assert await path(chat) == ["s0", "u1", "a1", "u2"]
+        # Nothing to take away any more: nothing is written.
+        before = await chat.conversation("c1")
+        assert [one.id for one in await chat.regenerate("c1")] == ["u2"]
+        assert await chat.conversation("c1") == before
+        await chat.append("c1", *said("better"))
+        assert await path(chat) == ["s0", "u1", "a1", "u2", "better"]
+        await same_when_delivered(chat)
+
+    async def test_regenerate_returns_all_that_was_asked_in_a_row(self, history: History) -> None:
+        await history.append("c1", *said("u1", "u2", "a1", "a2"))
+        assert [one.id for one in await history.regenerate("c1")] == ["u1", "u2"]
+        assert await path(history) == ["u1", "u2"]
+
+    async def test_regenerate_where_nobody_asked(self, history: History) -> None:
+        await history.append("c1", *said("s0", "a1"))
+        assert await history.regenerate("c1") == ()
+        assert await history.regenerate("nowhere") == ()
+        assert await path(history) == ["s0", "a1"]
+        assert await history.conversation("nowhere") is None
+
+    async def test_rewind_to_a_message(self, chat: History) -> None:
+        await chat.rewind("c1", to="u2", reason="wrong tool")
+        assert await path(chat) == ["s0", "u1", "a1", "u2"]
+        with pytest.raises(InvalidInput, match="to:"):
+            await chat.rewind("c1", to="a2")
+        await chat.rewind("c1", to="u1")
+        with pytest.raises(InvalidInput, match="to:"):
+            await chat.rewind("c1", to="u2")
+        await same_when_delivered(chat)
+        with pytest.raises(InvalidInput, match="to:"):
+            await chat.rewind("c1", to="u2")
+        assert await path(chat) == ["s0", "u1"]
+
+    async def test_what_is_far_back_is_found_in_small_pages(
+        self, history: History, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(back, "MIN_PAGE_SIZE", 2)
+        monkeypatch.setattr(back, "MAX_PAGE_SIZE", 3)
+        await history.append("c1", *said("s0", "u1", *(f"a{number}" for number in range(20))))
+        await deliver_all(history)
+        await history.append("c1", *said("b1", "b2"))
+
+        asked = await history.regenerate("c1")
+
+        assert [one.id for one in asked] == ["u1"]
+        assert await path(history) == ["s0", "u1"]
+
+    async def test_what_is_said_meanwhile_does_not_go_with_the_rest(
+        self, chat: History, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A message comes between the look and the undo: it is a turn of its own, and the one that goes."""
+        reader = chat._parts.reader
+        messages = reader.messages
+        late = said("u3")
+
+        async def slow(*arguments: Any, **window: Any) -> Any:
+            page = await messages(*arguments, **window)
+            if late:
+                await chat.append("c1", late.pop())
+            return page
+
+        monkeypatch.setattr(reader, "messages", slow)
+        await chat.undo("c1")
+        monkeypatch.undo()
+
+        assert await path(chat) == ["s0", "u1", "a1", "u2", "tool", "a2"]
+
+    async def test_concurrent_undos_take_a_turn_each(self, history: History) -> None:
+        await history.append("c1", *said(*(f"{who}{number}" for number in range(9) for who in "ua")))
+        await asyncio.gather(*(history.undo("c1") for _ in range(3)))
+
+        assert len(await path(history)) == 12
+
+    @pytest.mark.parametrize("turns", [0, -1, True, "1", None])
+    async def test_a_wrong_number_of_turns(self, history: History, turns: Any) -> None:
+        with pytest.raises(InvalidInput, match="turns"):
+            await history.undo("c1", turns)
+
+
+class TestTargets:
+    """A message that is known not to be there is no target."""
+
+    async def test_all_verbs_of_a_message_refuse_one_that_is_not_there(self, chat: History) -> None:
+        before = await whole(chat)
+        for call in (
+            chat.edit("c1", "absent", "x"),
+            chat.redact("c1", "absent"),
+            chat.react("c1", "absent", "👍"),
+            chat.unreact("c1", "absent", "👍"),
+            chat.rate("c1", "absent", 5),
+            chat.edit("nowhere", "u1", "x"),
+        ):
+            with pytest.raises(InvalidInput, match="message_id"):
+                await call
+        with pytest.raises(InvalidInput, match="to:"):
+            await chat.rewind("c1", to="absent")
+        assert await whole(chat) == before
+        assert await chat.conversation("nowhere") is None
+
+    async def test_all_kinds_of_ids_are_found(self, history: History) -> None:
+        """Chosen by the caller, made by the message, and of an event of the caller's own making."""
+        made = Message.user("made")
+        own = Event(type="message.appended", data=Message.user("own", id="own").to_data())
+        await history.append("c1", *said("u1"), made, own)
+        for _ in range(2):
+            for name in ("u1", made.id, "own"):
+                await history.react("c1", name, "👍", actor="42")
+                await history.edit("c1", name, "edited")
+            await deliver_all(history)
+
+        found = await history.messages("c1")
+        assert [(one.text, one.reactions) for one in found] == [("edited", (Reaction(key="👍", actor="42"),))] * 3
+
+    async def test_what_left_the_path_can_still_be_redacted(self, chat: History) -> None:
+        await chat.clear("c1")
+        await chat.redact("c1", "a1", by="42", reason="asked")
+        await chat.react("c1", "a2", "👎")
+        await same_when_delivered(chat)
+        redacted = [one.id for one in await chat.messages("c1", every=True) if one.redacted]
+        assert redacted == ["a1"]
+
+    async def test_another_outbox_said_it(self, history: History, tmp_path: Path) -> None:
+        async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+            await other.append("c1", *said("u1"))
+            await deliver_all(other)
+        await history.react("c1", "u1", "👍")
+        await deliver_all(history)
+
+        assert (await history.messages("c1"))[0].reactions == (Reaction(key="👍"),)
+
+    @pytest.mark.parametrize("saved", [False, True])
+    async def test_what_a_fork_inherits_can_be_rewound_over_and_is_its_parents(
+        self, history: History, saved: bool
+    ) -> None:
+        await history.append("c0", *said("s0", "u1", "a1", "u2", "a2"), owner="42")
+        fork = {"conversation_id": "c0", "event_id": str((await history.messages("c0"))[3].event_id)}
+        await history.append("c1", ConversationStarted(forked_from=fork), *said("a3"), owner="42")
+        if saved:
+            await deliver_all(history)
+        assert await path(history) == ["s0", "u1", "a1", "u2", "a3"]
+        for call in (history.react("c1", "u1", "👍"), history.edit("c1", "u1", "x"), history.redact("c1", "u1")):
+            with pytest.raises(InvalidInput, match="message_id"):
+                await call
+        assert [one.id for one in await history.regenerate("c1")] == ["u2"]
+        await history.undo("c1")
+        assert await path(history) == ["s0", "u1", "a1"]
+        with pytest.raises(InvalidInput, match="to:"):
+            await history.rewind("c1", to="u2")
+        await history.rewind("c1", to="u1")
+        for _ in range(2):
+            assert await path(history) == ["s0", "u1"]
+            assert await path(history, "c0") == ["s0", "u1", "a1", "u2", "a2"]
+            await deliver_all(history)
+        await history.pop("c1")
+        await history.clear("c1")
+        assert await path(history) == []
+
+    async def test_while_the_store_is_away_nobody_knows(self, alone: History) -> None:
+        await alone.append("c1", *said("u1", "a1"))
+        await alone.edit("c1", "older", "x")
+        await alone.react("c1", "older", "👍")
+        await alone.rewind("c1", to="u1")
+        await alone.rewind("c1", to="older")
+        found = await alone.conversation("c1")
+        assert found is not None
+        assert found.pending == 7
+
+    async def test_undo_while_the_store_is_away(self, alone: History) -> None:
+        """The outbox knows that it holds all of its own events, and not what others have appended."""
+        await alone.append("c1", *said("u1", "a1", "u2", "a2"))
+        await alone.undo("c1")
+        popped = await alone.pop("c1")
+        assert popped is not None
+        assert popped.id == "a1"
+        for refused in (alone.undo("c1"), alone.pop("c1"), alone.regenerate("c1")):
+            with pytest.raises(StoreUnavailable, match="the history store is unreachable"):
+                await refused
+        assert await path(alone) == ["u1"]
+
+
+class TestMessages:
+    async def test_reactions_and_ratings(self, chat: History) -> None:
+        await chat.react("c1", "a2", "👍", actor="1")
+        await chat.react("c1", "a2", "👍", actor="2")
+        await chat.rate("c1", "a2", 2, actor="1")
+        await chat.rate("c1", "a2", 4.5, actor="1")
+        await chat.unreact("c1", "a2", "👍", actor="2")
+        await chat.unreact("c1", "a2", "never there")
+        expected = (Reaction(key="👍", actor="1"), Reaction(key="rating", actor="1", value=4.5))
+        assert (await chat.messages("c1", last=1))[0].reactions == expected
+        await same_when_delivered(chat)
+        assert (await chat.messages("c1", last=1))[0].reactions == expected
+
+    async def test_redacted_at_once_and_for_good(self, chat: History) -> None:
+        await chat.edit("c1", "a2", "a secret")
+        await chat.redact("c1", "a2", by="42", reason="asked")
+        with pytest.raises(InvalidInput, match="erased"):
+            await chat.edit("c1", "a2", "a secret again")
+        assert (await chat.messages("c1", last=1))[0].text == ""
+        await same_when_delivered(chat)
+        (found,) = await chat.messages("c1", last=1)
+        assert (found.text, found.redacted, found.edited) == ("", True, False)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda history: history.react("c1", "u1", ""),
+            lambda history: history.react("c1", "u1", "x" * 256),
+            lambda history: history.react("c1", "u1", "👍", actor=""),
+            lambda history: history.react("c1", "u1", "👍", value=float("nan")),
+            lambda history: history.rate("c1", "u1", True),
+            lambda history: history.rate("c1", "u1", None),
+            lambda history: history.rate("c1", "u1", [1]),
+            lambda history: history.unreact("c1", "u1", "\n"),
+            lambda history: history.redact("c1", ""),
+            lambda history: history.annotate("c1", [1]),
+            lambda history: history.annotate("c1", {"a": "\0"}),
+            lambda history: history.rename("c1", None),
+            lambda history: history.rewind("c1", to=""),
+            lambda history: history.rewind("", to=None),
+            lambda history: history.archive(""),
+        ],
+    )
+    async def test_bad_input_writes_nothing(self, history: History, call: Any) -> None:
+        await history.append("c1", *said("u1"))
+        before = await whole(history)
+        with pytest.raises(InvalidInput):
+            await call(history)
+        assert await whole(history) == before
+
+
+class TestConversations:
+    async def test_annotations_merge(self, chat: History) -> None:
+        await chat.annotate("c1", {"model": "small", "tags": ["a"]})
+        await chat.annotate("c1", {"model": None, "🦔": 1})
+        found = await chat.conversation("c1")
+        assert found is not None
+        assert found.metadata == {"tags": ["a"], "🦔": 1}
+        await same_when_delivered(chat)
+
+    @pytest.mark.parametrize("title", ["", "👩‍👩‍👧 Ё", "long " * 10_000])
+    async def test_titles_of_any_length(self, chat: History, title: str) -> None:
+        await chat.rename("c1", title)
+        found = await chat.conversation("c1")
+        assert found is not None
+        assert found.title == title
+        await same_when_delivered(chat)
+
+    async def test_archived_and_restored(self, chat: History) -> None:
+        await chat.archive("c1", reason="old")
+        assert not await chat.conversations()
+        assert [one.state for one in await chat.conversations(states=["archived"])] == ["archived"]
+        await same_when_delivered(chat)
+        assert not await chat.conversations()
+        await chat.restore("c1")
+        assert [one.state for one in await chat.conversations()] == ["active"]
+        await same_when_delivered(chat)
+
+    async def test_deleted_is_gone(self, chat: History) -> None:
+        await chat.delete("c1", reason="asked")
+        for _ in range(2):
+            assert await path(chat) == []
+            assert not await chat.conversations()
+            for call in (
+                chat.append("c1", Message.user("late")),
+                chat.rename("c1", "late"),
+                chat.clear("c1"),
+                chat.restore("c1"),
+                chat.activate("c1"),
+                chat.delete("c1"),
+                chat.start("42", conversation_id="c1"),
+            ):
+                with pytest.raises(ConversationGone):
+                    await call
+            await deliver_all(chat)
+        found = await chat.conversation("c1")
+        assert found is not None
+        assert (found.state, found.owner_id, found.message_count) == ("deleted", "42", 0)
+
+    async def test_what_another_outbox_has_deleted_is_gone_too(self, history: History, tmp_path: Path) -> None:
+        await history.append("c1", ConversationStarted(owner_id="42"))
+        await deliver_all(history)
+        async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+            await other.delete("c1")
+            await deliver_all(other)
+        for call in (history.activate("c1"), history.restore("c1"), history.delete("c1")):
+            with pytest.raises(ConversationGone):
+                await call
+
+    async def test_there_is_no_such_conversation(self, history: History) -> None:
+        for call in (history.archive, history.restore, history.delete, history.activate):
+            with pytest.raises(InvalidInput, match="no such conversation"):
+                await call("nowhere")
+        assert await history.conversation("nowhere") is None

@@ -1,0 +1,515 @@
+"""Several chats per owner: which one is active, the list, and their totals; pending or saved."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, Event, Figures, InvalidInput, Message, Statistics
+from letopis.store.model.conversations import Conversation
+from letopis.store.model.event_types import (
+    ConversationActivated,
+    ConversationArchived,
+    ConversationDeleted,
+    ConversationStarted,
+)
+from tests.support.relays import deliver_all
+
+LIVE = ("active", "archived", "deleted")
+DAY = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+async def active(history: History, owner: str = "42") -> str | None:
+    found = await history.active(owner, create=False)
+    assert found is None or found.active
+    return None if found is None else found.conversation_id
+
+
+async def all_chats(history: History, owner: str = "42", *, limit: int = 50, **more: Any) -> list[Conversation]:
+    found: list[Conversation] = []
+    page = await history.conversations(owner=owner, limit=limit, **more)
+    found += page
+    while page.next is not None:
+        page = await history.conversations(owner=owner, limit=limit, after=page.next, **more)
+        assert len(page) <= limit
+        found += page
+    return found
+
+
+async def names(history: History, **more: Any) -> list[str]:
+    found = await all_chats(history, **more)
+    assert [one.active for one in found] == [one.conversation_id == await active(history) for one in found]
+    return [one.conversation_id for one in found]
+
+
+class TestActive:
+    async def test_the_first_message_begins_a_chat(self, history: History) -> None:
+        assert await active(history) is None
+        found = await history.active("42")
+        assert found is not None
+        assert (found.owner_id, found.active, found.number, found.title) == ("42", True, None, None)
+        assert await active(history) == found.conversation_id
+        await deliver_all(history)
+        again = await history.active("42")
+        assert again is not None
+        assert (again.conversation_id, again.number, again.active) == (found.conversation_id, 1, True)
+
+    async def test_calls_at_once_begin_one_chat(self, history: History) -> None:
+        found = await asyncio.gather(*(history.active(owner) for owner in ("42", "7") * 10))
+
+        assert len({one.conversation_id for one in found if one is not None}) == 2
+        assert len(await all_chats(history)) == 1
+        assert not history._parts.conversations._starting
+
+    async def test_switching(self, history: History) -> None:
+        await history.start("42", conversation_id="a")
+        await history.start("42", conversation_id="b")
+        await history.start("42", conversation_id="c", activate=False)
+        await history.start("7", conversation_id="d")
+        for saved in (False, True):
+            assert await active(history) == "b"
+            await history.activate("a")
+            assert await active(history) == "a"
+            await history.activate("b")
+            if not saved:
+                await deliver_all(history)
+        await deliver_all(history)
+        assert await active(history) == "b"
+        assert await active(history, "7") == "d"
+
+    @pytest.mark.parametrize("leave", ["delete", "archive"])
+    @pytest.mark.parametrize("saved", [True, False])
+    async def test_the_mark_moves_on_before_it_is_saved_and_after(
+        self, history: History, leave: str, saved: bool
+    ) -> None:
+        for name in ("a", "b", "c", "d"):
+            await history.start("42", conversation_id=name)
+        await history.append("b", Message.user("newest"))
+        if saved:
+            await deliver_all(history)
+        expected: list[str | None] = ["b", "c", "a", None]
+        for one in expected:
+            before = await active(history)
+            assert before is not None
+            await getattr(history, leave)(before)
+            assert await active(history) == one
+            if saved:
+                await deliver_all(history)
+                assert await active(history) == one
+        await deliver_all(history)
+        assert await active(history) is None
+        assert await names(history) == []
+        assert len(await all_chats(history, states=LIVE)) == 4
+
+    async def test_after_the_last_one_is_deleted_a_new_one_begins_with_a_new_number(self, history: History) -> None:
+        first = await history.active("42")
+        assert first is not None
+        await history.delete(first.conversation_id)
+        second = await history.active("42")
+        assert second is not None
+        assert second.conversation_id != first.conversation_id
+        await deliver_all(history)
+        assert [(one.number, one.state) for one in await all_chats(history, states=LIVE)] == [
+            (2, "active"),
+            (1, "deleted"),
+        ]
+
+    async def test_an_archived_one_is_activated_again(self, history: History) -> None:
+        await history.start("42", conversation_id="a")
+        await history.start("42", conversation_id="b")
+        for _ in range(2):
+            await history.archive("b")
+            assert await active(history) == "a"
+            await history.restore("b")
+            assert await active(history) == "a"
+            await history.archive("b")
+            await history.activate("b")
+            assert await active(history) == "b"
+            await deliver_all(history)
+            assert await active(history) == "b"
+
+    async def test_a_stuck_activation_counts_and_an_older_one_does_not(self, history: History) -> None:
+        """The lanes are delivered in any order: the last activation holds, now and in the end."""
+        for name in ("a", "b"):
+            await history.start("42", conversation_id=name, activate=False)
+        await deliver_all(history)
+        await history.activate("a")
+        await history.activate("b")
+        lane = "UPDATE letopis_outbox_lanes SET state = ? WHERE conversation_id = 'a'"
+        await history.outbox.write(lambda connection: connection.exec_driver_sql(lane, ("paused",)))
+        assert await Relay(history.outbox, history.store).drain_once()
+        found = await history.store.active("42")
+        assert found is not None
+        assert found.conversation_id == "b"
+        assert await active(history) == "b"
+        await history.outbox.write(lambda connection: connection.exec_driver_sql(lane, ("ready",)))
+        await deliver_all(history)
+        assert await active(history) == "b"
+
+    async def test_another_outbox_moves_the_mark(self, history: History, tmp_path: Path) -> None:
+        await history.start("42", conversation_id="a")
+        await deliver_all(history)
+        async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+            await other.start("42", conversation_id="b")
+            assert await active(history) == "a"
+            await deliver_all(other)
+            assert await active(history) == "b"
+            # It has never heard of "a" but from the store.
+            await other.delete("b")
+            assert await active(other) == "a"
+            await other.archive("a")
+            assert await active(other) is None
+            await deliver_all(other)
+        assert await active(history) is None
+
+    async def test_a_departure_that_the_outbox_has_let_go_is_not_forgotten(self, history: History) -> None:
+        from letopis.outbox.event_log.retention import Pruner
+
+        await history.start("42", conversation_id="a")
+        await history.start("42", conversation_id="b")
+        await history.delete("b")
+        await deliver_all(history)
+        prune = Pruner(Retention(keep_last=0, keep_for=timedelta(0)), lambda: history.outbox.now_us() + 10**9)
+        while await history.outbox.write(prune):
+            pass
+        assert await active(history) == "a"
+
+    async def test_nobodys_conversation_has_to_be_given_to_somebody(self, history: History) -> None:
+        await history.append("a", Message.user("hi"))
+        with pytest.raises(InvalidInput, match="owner"):
+            await history.activate("a")
+        await history.activate("a", owner="42")
+        for _ in range(2):
+            assert await active(history) == "a"
+            await deliver_all(history)
+        with pytest.raises(InvalidInput, match="another owner"):
+            await history.activate("a", owner="7")
+
+    async def test_while_the_store_is_away(self, alone: History) -> None:
+        await alone.append("old", Message.user("hi"), owner="42")
+        assert await active(alone) == "old"
+        assert await active(alone, "7") is None
+        await alone.start("42", conversation_id="a")
+        await alone.append("old", Message.user("newer"))
+        assert await active(alone) == "a"
+        await alone.delete("a")
+        assert await active(alone) == "old"
+        await alone.archive("old")
+        assert await active(alone) is None
+        begun = await alone.active("42")
+        assert begun is not None
+        assert await active(alone) == begun.conversation_id
+
+    async def test_it_is_right_at_every_moment_of_a_delivery(self, tmp_path: Path) -> None:
+        """Read while a relay delivers what was just said: the answer is always that of the one who said it."""
+        async with History.open(tmp_path / "bot.outbox.db") as history:
+            chance = random.Random(1)
+            for name in "abcde":
+                await history.start("42", conversation_id=name)
+            assert await history.drained(20)
+            for _ in range(40):
+                name = chance.choice("abcde")
+                await history.activate(name)
+                for _ in range(chance.randrange(3)):
+                    assert await active(history) == name
+                await history.archive(name)
+                for _ in range(chance.randrange(1, 4)):
+                    assert await active(history) != name
+                    assert name not in [one.conversation_id for one in await history.conversations(owner="42")]
+            assert await history.drained(20)
+
+    async def test_random_lives_look_the_same_before_and_after_their_delivery(self, history: History) -> None:
+        chance = random.Random(7)
+        everybody = [f"c{number}" for number in range(6)]
+        born: set[str] = set()
+        gone: set[str] = set()
+        for round_ in range(25):
+            for _ in range(chance.randrange(1, 6)):
+                name = chance.choice(everybody)
+                if name in gone:
+                    continue
+                if name not in born:
+                    born.add(name)
+                    await history.start("42", conversation_id=name, activate=chance.random() < 0.5)
+                    continue
+                match chance.randrange(7):
+                    case 0:
+                        await history.archive(name)
+                    case 1:
+                        await history.restore(name)
+                    case 2 if round_ > 5 and len(gone) < 3:
+                        gone.add(name)
+                        await history.delete(name)
+                    case 3 | 4:
+                        await history.activate(name)
+                    case _:
+                        await history.append(name, Message.user("hi"))
+            before = await active(history), await names(history, states=LIVE)
+            await deliver_all(history)
+            assert (await active(history), await names(history, states=LIVE)) == before
+        assert gone
+
+
+class TestChats:
+    async def test_the_active_one_is_first_then_the_newest_activity(self, history: History) -> None:
+        for name in ("a", "b", "c", "d"):
+            await history.start("42", conversation_id=name, title=name * 100, activate=name == "a")
+        await history.start("7", conversation_id="x")
+        await history.append("b", Message.user("newest"))
+        for _ in range(2):
+            assert await names(history) == ["a", "b", "d", "c"]
+            await deliver_all(history)
+        assert [one.number for one in await all_chats(history)] == [1, 2, 4, 3]
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 10])
+    @pytest.mark.parametrize("saved", [True, False])
+    async def test_pages_repeat_nothing(self, history: History, limit: int, saved: bool) -> None:
+        for number in range(9):
+            await history.start("42", conversation_id=f"c{number}", activate=number == 4)
+        await history.archive("c2")
+        await history.delete("c3")
+        if saved:
+            await deliver_all(history)
+
+        assert await names(history, limit=limit) == ["c4", "c8", "c7", "c6", "c5", "c1", "c0"]
+        assert await names(history, limit=limit, states=["archived"]) == ["c2"]
+
+    async def test_what_happens_between_two_pages_repeats_nothing(self, history: History) -> None:
+        for number in range(6):
+            await history.start("42", conversation_id=f"c{number}")
+        await deliver_all(history)
+        first = await history.conversations(owner="42", limit=3)
+        await history.activate("c0")
+        await history.append("c5", Message.user("newer"))
+        await history.start("42", conversation_id="c6")
+        rest = await history.conversations(owner="42", limit=50, after=first.next)
+
+        assert [one.conversation_id for one in first] == ["c5", "c4", "c3"]
+        # c0 has moved to the front, before the first page.
+        assert [one.conversation_id for one in rest] == ["c2", "c1"]
+
+    async def test_an_owner_without_chats(self, history: History) -> None:
+        page = await history.conversations(owner="42")
+        assert (list(page), page.next, page.complete) == ([], None, True)
+
+    async def test_while_the_store_is_away(self, alone: History) -> None:
+        await alone.start("42", conversation_id="a")
+        await alone.start("42", conversation_id="b")
+        page = await alone.conversations(owner="42")
+        assert [(one.conversation_id, one.number) for one in page] == [("b", None), ("a", None)]
+        assert not page.complete
+
+    @pytest.mark.parametrize(
+        ("field", "arguments"),
+        [
+            ("owner", {"owner": ""}),
+            ("after", {"owner": "42", "after": "x"}),
+            ("after", {"owner": "42", "after": "WzEsMl0"}),
+            ("limit", {"owner": "42", "limit": 0}),
+            ("states", {"owner": "42", "states": ["gone"]}),
+            ("states", {"owner": "42", "states": "active"}),
+        ],
+    )
+    async def test_wrong_arguments(self, history: History, field: str, arguments: dict[str, Any]) -> None:
+        with pytest.raises(InvalidInput) as caught:
+            await history.conversations(**arguments)
+        assert caught.value.field == field
+
+
+class TestStart:
+    async def test_all_that_is_said_of_it(self, history: History) -> None:
+        receipt = await history.start("42", title="Tea 🫖", metadata={"model": "small"})
+        found = await history.conversation(receipt.conversation_id)
+        assert found is not None
+        assert (found.title, found.metadata, found.owner_id, found.state) == (
+            "Tea 🫖",
+            {"model": "small"},
+            "42",
+            "active",
+        )
+
+    async def test_again_under_the_same_id_fills_what_is_not_known(self, history: History) -> None:
+        await history.start("42", conversation_id="a", activate=False)
+        await history.start("42", conversation_id="a", title="Tea")
+        await history.start("42", conversation_id="a", title="Coffee")
+        with pytest.raises(InvalidInput, match="another owner"):
+            await history.start("7", conversation_id="a")
+        for _ in range(2):
+            (found,) = await all_chats(history)
+            assert (found.title, found.active) == ("Tea", True)
+            await deliver_all(history)
+
+
+class TestStatistics:
+    async def said(self, history: History) -> Statistics:
+        """Say something in three conversations; return what it comes to for owner 42."""
+        await history.append("a", Message.user("q", tokens=1), owner="42")
+        await history.append("a", Message.assistant("a", tokens=2, metadata={"kind": "deep"}))
+        await history.append("b", Message.assistant("b", metadata={"kind": "fast"}), owner="42")
+        await history.append("x", Message.user("mine", tokens=100), owner="7")
+        return Statistics(
+            questions=1,
+            answers=2,
+            messages=3,
+            tokens=3,
+            conversations=2,
+            by={
+                None: Figures(questions=1, messages=1, tokens=1),
+                "deep": Figures(answers=1, messages=1, tokens=2),
+                "fast": Figures(answers=1, messages=1),
+            },
+        )
+
+    async def test_pending_and_saved_are_the_same(self, history: History) -> None:
+        expected = await self.said(history)
+        for events in (0, 3, 2, 100):
+            if events:
+                await Relay(history.outbox, history.store, batch=events).drain_once()
+            found = await history.statistics(owner="42", by="kind")
+            assert (found, dict(found.by)) == (expected, expected.by)
+            assert (await history.statistics()).tokens == 103
+        assert await history.store.statistics(owner="42", by="kind") == expected
+
+    async def test_a_conversation_is_counted_once(self, history: History) -> None:
+        await self.said(history)
+        await deliver_all(history)
+        await history.append("a", Message.user("more"))
+        await history.append("c", ConversationStarted(owner_id="42"))
+
+        assert (await history.statistics(owner="42")).conversations == 2
+        assert (await history.statistics()).conversations == 3
+
+    async def test_a_period(self, history: History) -> None:
+        for hour in range(4):
+            event = Event.of(Message.user("q", tokens=10**hour), conversation_id="a")
+            await history.append("a", replace(event, occurred_at=DAY + timedelta(hours=hour)), owner="42")
+            if hour == 1:
+                await deliver_all(history)
+        period = {"since": DAY + timedelta(hours=1), "until": DAY + timedelta(hours=3)}
+
+        assert (await history.statistics(owner="42", **period)).tokens == 110
+        assert (await history.statistics(**period)).messages == 2
+
+    async def test_what_nobody_said_here_whose_it_is(self, history: History, tmp_path: Path) -> None:
+        """The owner is known from another outbox, so only the store can tell."""
+        await self.said(history)
+        await deliver_all(history)
+        async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+            await other.append("a", Message.user("q", tokens=50))
+            await other.append("x", Message.user("q", tokens=500))
+            await other.append("new", Message.user("q", tokens=5000))
+            found = await other.statistics(owner="42")
+            assert (found.tokens, found.conversations) == (53, 2)
+            assert (await other.statistics()).tokens == 5653
+            await deliver_all(other)
+            assert await other.statistics(owner="42") == found
+
+    async def test_while_the_store_is_away(self, alone: History) -> None:
+        expected = await self.said(alone)
+        found = await alone.statistics(owner="42", by="kind")
+        assert not found.complete
+        assert replace(found, complete=True) == expected
+
+    async def test_nothing_is_doubled_or_missed_while_it_is_delivered(self, tmp_path: Path) -> None:
+        async with History.open(tmp_path / "bot.outbox.db") as history:
+
+            async def look() -> None:
+                while not done:
+                    least = durable
+                    found = await history.statistics(owner="42")
+                    assert least <= found.tokens <= total
+                    assert found.conversations == len(names)
+                    looks.append(found.tokens)
+
+            total, durable, done, looks = 0, 0, False, list[int]()
+            names = {f"c{number}" for number in range(5)}
+            for name in names:
+                total += 1
+                await history.append(name, Message.user("q", tokens=1), owner="42")
+                durable += 1
+            looking = asyncio.create_task(look())
+            for number in range(150):
+                total += 1  # before it is appended, as what was seen by then may hold it
+                await history.append(f"c{number % 5}", Message.user("q", tokens=1))
+                durable += 1
+            assert await history.drained(20)
+            done = True
+            await looking
+            assert (await history.statistics(owner="42")).tokens == total == 155
+            assert len(looks) > 3
+
+    async def test_of_what_was_let_go_from_the_outbox_the_store_knows(self, tmp_path: Path) -> None:
+        retention = Retention(keep_last=0, keep_for=timedelta(0))
+        async with History.open(tmp_path / "bot.outbox.db", retention=retention) as history:
+            for _ in range(30):
+                await history.append("a", Message.user("q", tokens=1), owner="42")
+                await history.statistics(owner="42")
+            assert await history.drained(20)
+            assert (await history.statistics(owner="42")).tokens == 30
+
+
+async def test_events_that_are_appended_as_they_are_do_the_same(history: History) -> None:
+    """The verbs are thin: transactions and bare events move the mark as well."""
+    async with history.transaction() as tx:
+        await tx.append("a", ConversationActivated(), owner="42")
+        await tx.append("b", ConversationActivated(), owner="42")
+    assert await active(history) == "b"
+    await history.append("b", ConversationArchived())
+    assert await active(history) == "a"
+    await history.append("a", ConversationDeleted())
+    for _ in range(2):
+        assert await active(history) is None
+        await deliver_all(history)
+
+
+async def test_the_store_alone_says_the_same(history: History, tmp_path: Path) -> None:
+    await history.start("42", conversation_id="a")
+    await history.start("42", conversation_id="b")
+    await history.delete("b")
+    await deliver_all(history)
+    async with ConversationStore.open(tmp_path / "bot.history.db") as store:
+        found = await store.active("42")
+        assert found is not None
+        assert found.conversation_id == "a" == await active(history)
+
+
+async def test_on_every_store_it_looks_the_same_before_and_after_the_delivery(
+    tmp_path: Path, empty_database_url: str
+) -> None:
+    async with (
+        ConversationStore.open(empty_database_url, migrate=True, partitions=2) as store,
+        History.open(tmp_path / "bot.outbox.db", store=store, relay=False) as history,
+    ):
+        for name in ("a", "b", "c", "d"):
+            await history.start("42", conversation_id=name)
+            await history.append(name, Message.user("q", tokens=1))
+        await deliver_all(history)
+        await history.append("b", Message.assistant("a", tokens=2))
+        await history.archive("c")
+        await history.delete("d")
+        await history.append("e", Message.user("q", tokens=4), owner="42")
+        before = await active(history), await names(history, states=LIVE), await history.statistics(owner="42")
+
+        assert before == (
+            "e",
+            ["e", "d", "c", "b", "a"],
+            Statistics(questions=5, answers=1, messages=6, tokens=10, conversations=5),
+        )
+        await deliver_all(history)
+        assert (
+            await active(history),
+            await names(history, states=LIVE),
+            await history.statistics(owner="42"),
+        ) == before
+        found = await store.active("42")
+        assert found is not None
+        assert (found.conversation_id, found.number) == ("e", 5)

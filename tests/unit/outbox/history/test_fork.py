@@ -1,0 +1,427 @@
+"""Forks and time travel as a bot sees them: the same before, during and after an outage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History, Retention
+from letopis.outbox.pending_reads.store_gateway import StoreGateway
+from letopis.store import ConversationStore, InvalidInput, Message, MessageEdited, StoreUnavailable
+from letopis.store.errors import ConversationGone
+from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.event_types import (
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    MessageRedacted,
+    ReactionAdded,
+)
+from tests.support.peers import refused_port
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Place:
+    """One outbox and one store, which may be away."""
+
+    def __init__(self, folder: Path, store: str) -> None:
+        self.folder, self.store = folder, store
+
+    @asynccontextmanager
+    async def open(
+        self, *, relay: bool = False, away: bool = False, name: str = "bot", retention: Retention | None = None
+    ) -> AsyncIterator[History]:
+        nowhere = f"postgresql://postgres@127.0.0.1:{await refused_port()}/x"
+        given: dict[str, Any] = {} if retention is None else {"retention": retention}
+        store = ConversationStore(nowhere if away else self.store, migrate=not away)
+        try:
+            async with History.open(
+                self.folder / f"{name}.outbox.db", store=store, relay=relay, watch=False, **given
+            ) as history:
+                yield history
+        finally:
+            await store.close()
+
+    async def drain(self, name: str = "bot", **given: Any) -> None:
+        async with self.open(relay=True, name=name, **given) as history:
+            assert await history.drained(timeout=30)
+
+
+@pytest.fixture
+def place(tmp_path: Path, new_store_url: Callable[[str], str]) -> Place:
+    return Place(tmp_path, new_store_url("sqlite"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def any_place(request: pytest.FixtureRequest, tmp_path: Path, new_store_url: Callable[[str], str]) -> Place:
+    return Place(tmp_path, new_store_url(request.param))
+
+
+def texts(page: Page[RecordedMessage] | list[RecordedMessage]) -> list[str]:
+    return [message.text for message in page]
+
+
+async def paged(history: History, name: str, size: int, **given: Any) -> list[RecordedMessage]:
+    """All messages by pages backward, checked against those by pages forward and those in one piece."""
+    backward: list[RecordedMessage] = []
+    before = None
+    while True:
+        page = await history.messages(name, last=size, before=before, **given)
+        assert len(page) == size or page.next is None
+        backward[:0] = page
+        if (before := page.next) is None:
+            break
+    forward: list[RecordedMessage] = []
+    after = None
+    while True:
+        page = await history.messages(name, first=size, after=after, **given)
+        forward += page
+        if (after := page.next) is None:
+            break
+    assert forward == backward == list(await history.messages(name, last=None, **given))
+    return forward
+
+
+async def family(history: History) -> dict[str, list[str]]:
+    """Say things in conversations and in forks of them; return what each has to show."""
+    await history.append("a", *(Message.user(f"a{n}", id=f"a{n}") for n in range(4)), owner="1")
+    await history.fork("b", of="a", at="a2")
+    await history.append("b", *(Message.user(f"b{n}", id=f"b{n}") for n in range(3)))
+    await history.append("b", MessageEdited(message_id="b1", content="b1, edited"))
+    await history.fork("c", of="b")
+    await history.append("c", Message.user("c0"), ReactionAdded(message_id="a0", key="nobody"))
+    await history.fork("d", of="c", at="a1")
+    await history.append("d", Message.user("d0"), Message.user("d1", id="d1"), ConversationRewound(to_message_id="a0"))
+    await history.fork("e", of="d", at="a0")
+    # What comes later in the ancestors is not seen.
+    await history.append("a", Message.user("late"), MessageEdited(message_id="a0", content="late"))
+    await history.append("b", ConversationRewound(to_message_id="b0"), Message.user("late"))
+    await history.append("c", ConversationRewound(), Message.user("later"))
+    return {
+        "a": ["late", "a1", "a2", "a3", "late"],
+        "b": ["a0", "a1", "a2", "b0", "late"],
+        "c": ["later"],
+        "d": ["a0"],
+        "e": ["a0"],
+    }
+
+
+async def test_a_fork_shows_its_parent_before_its_own(place: Place) -> None:
+    async with place.open() as history:
+        await history.append("p", Message.user("one", id="1"), Message.assistant("two"), owner="42")
+        receipt = await history.fork(of="p", title="another way", activate=True)
+        name = receipt.conversation_id
+        await history.append(name, Message.user("three"))
+
+        page = await history.messages(name)
+        found = await history.conversation(name)
+        assert texts(page) == ["one", "two", "three"]
+        assert [message.conversation_id for message in page] == ["p", "p", name]
+        assert page.seen is not None and page.seen == found.seen if found else False
+        assert found is not None
+        assert (found.owner_id, found.title, found.message_count, found.inherits) == ("42", "another way", 1, True)
+        active = await history.active("42")
+        assert active is not None and active.conversation_id == name
+        # A turn that answers what was read, and is refused once something was appended since.
+        await history.append(name, Message.assistant("four"), after=page.seen)
+
+
+async def test_the_same_pending_and_saved(any_place: Place) -> None:
+    """All of it waits in the outbox; then all of it is in the store, and no reader sees a difference."""
+    async with any_place.open() as history:
+        expected = await family(history)
+        before = {name: await history.messages(name) for name in expected}
+        for name, said in expected.items():
+            assert texts(before[name]) == said
+            for size in (1, 2, 3):
+                assert texts(await paged(history, name, size)) == said
+    await any_place.drain()
+
+    async with any_place.open() as history:
+        for name, said in expected.items():
+            page = await history.messages(name)
+            assert texts(page) == said
+            assert page.complete
+            assert [one.event_id for one in page] == [one.event_id for one in before[name]]
+            assert await paged(history, name, 2) == list(page) == list(await history.store.messages(name))
+
+
+async def test_the_same_while_the_store_is_away(place: Place) -> None:
+    async with place.open(relay=True) as history:
+        await history.append("p", Message.user("one", id="1"), Message.assistant("two", id="2"), owner="1")
+        assert await history.drained(timeout=20)
+    async with place.open(away=True) as history:
+        await history.append("p", Message.user("three", id="3"))
+        await history.fork("f", of="p", at="2")
+        await history.fork("g", of="f")
+        await history.append("g", Message.user("mine"))
+        await history.append("p", Message.user("late"))
+        for name, said in (
+            ("f", ["one", "two"]),
+            ("g", ["one", "two", "mine"]),
+            ("p", ["one", "two", "three", "late"]),
+        ):
+            page = await history.messages(name)
+            assert texts(page) == said
+            assert not page.complete
+            assert texts(await paged(history, name, 1)) == said
+    async with place.open() as history:
+        # The store is back, and nothing is delivered yet.
+        assert texts(await paged(history, "g", 2)) == ["one", "two", "mine"]
+        assert (await history.messages("g")).complete
+    await place.drain()
+    async with place.open() as history:
+        assert texts(await paged(history, "g", 2)) == ["one", "two", "mine"]
+        assert texts(await history.messages("f")) == ["one", "two"]
+
+
+async def test_while_delivering_nothing_is_missing_or_double(place: Place) -> None:
+    """Readers look on while the relay moves ancestors and forks into the store, each at its own pace."""
+    async with place.open() as history:
+        await history.append("a", *(Message.user(f"a{n}", id=f"a{n}") for n in range(150)))
+        await history.fork("b", of="a", at="a99")
+        await history.append("b", *(Message.user(f"b{n}", id=f"b{n}") for n in range(150)))
+        await history.fork("c", of="b", at="b99")
+        await history.append("c", *(Message.user(f"c{n}", id=f"c{n}") for n in range(50)))
+        await history.append("a", *(Message.user(f"late{n}") for n in range(150)))
+    expected = [*(f"a{n}" for n in range(100)), *(f"b{n}" for n in range(100)), *(f"c{n}" for n in range(50))]
+
+    async with place.open(relay=True) as history:
+        looks = 0
+        while not await history.drained(timeout=0.001):
+            assert texts(await history.messages("c", last=None)) == expected
+            assert texts(await history.messages("c", last=120)) == expected[-120:]
+            looks += 1
+        assert texts(await history.messages("c", last=None)) == expected
+    assert looks > 0
+
+
+async def test_what_is_redacted_here_is_gone_from_forks_at_once(place: Place) -> None:
+    async with place.open() as history:
+        await history.append("p", Message.user("secret", id="1"), Message.user("kept", id="2"))
+        await history.fork("pending", of="p")
+    await place.drain()
+    async with place.open() as history:
+        await history.append("p", Message.user("three"))
+        await history.fork("saved", of="p", at=2)
+        await history.fork("unsaved", of="p")
+        await history.append("p", MessageRedacted(message_id="1"))
+        for name in ("pending", "saved", "unsaved"):
+            first, *_ = await history.messages(name)
+            assert (first.redacted, first.text) == (True, "")
+        assert "secret" not in repr(await history.messages("p", as_of=2))
+
+
+async def test_two_bots_may_fork_one_conversation(place: Place) -> None:
+    """What the other bot has not delivered yet is not there; once it is, both read the same for ever after."""
+    async with place.open(name="one", relay=True) as one, place.open(name="two", relay=True) as two:
+        await one.append("p", Message.user("one"), owner="1")
+        assert await one.drained(timeout=20)
+        await two.fork("f", of="p")
+        await two.append("f", Message.assistant("two"))
+        await two.append("p", Message.assistant("otherwise"))
+        assert await two.drained(timeout=20)
+        await one.fork("g", of="f")
+        await one.append("g", Message.user("three"))
+        assert await one.drained(timeout=20)
+
+        for history in (one, two):
+            assert texts(await history.messages("g")) == ["one", "two", "three"]
+            assert texts(await history.messages("p")) == ["one", "otherwise"]
+            assert list(await history.messages("g")) == list(await history.store.messages("g"))
+
+
+async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(place: Place) -> None:
+    async with place.open(name="one") as one, place.open(name="two", relay=True) as two:
+        await one.append("p", Message.user("one"))
+        events = await one.events("p")
+        point = {"conversation_id": "p", "event_id": str(events[-1].event_id)}
+        await two.append("f", ConversationStarted(forked_from=point), Message.user("mine"))
+        assert await two.drained(timeout=20)
+        page = await two.messages("f")
+        assert (texts(page), page.complete) == (["mine"], False)
+    await place.drain("one")
+    async with place.open(name="two") as two:
+        page = await two.messages("f")
+        assert (texts(page), page.complete) == (["one", "mine"], True)
+
+
+async def test_a_deleted_parent_leaves_its_forks_what_they_read(place: Place) -> None:
+    async with place.open(relay=True) as history:
+        await history.append("p", Message.user("the secret"), owner="1")
+        await history.fork("f", of="p")
+        assert await history.drained(timeout=20)
+        await history.append("p", ConversationDeleted())
+        for _ in range(2):  # pending, then saved
+            assert texts(await history.messages("f")) == ["the secret"]
+            assert texts(await history.messages("p")) == []
+            assert "the secret" not in repr(await history.messages("p", as_of=2))
+            assert await history.drained(timeout=20)
+        with pytest.raises(ConversationGone):
+            await history.fork(of="p")
+
+
+async def test_a_rewind_may_go_into_what_is_inherited(place: Place) -> None:
+    async with place.open() as history:
+        await history.append("p", *(Message.user(str(n), id=str(n)) for n in range(4)))
+        await history.fork("f", of="p")
+        await history.append("f", Message.user("4", id="4"))
+        await history.rewind("f", to="2")
+        assert texts(await history.messages("f")) == ["0", "1", "2"]
+        await history.append("f", Message.user("3, otherwise"))
+        assert texts(await history.messages("f", last=2)) == ["2", "3, otherwise"]
+        popped = await history.pop("f")
+        assert popped is not None and popped.text == "3, otherwise"
+        with pytest.raises(InvalidInput, match="to"):
+            await history.rewind("f", to="3")
+        await history.clear("f")
+        assert texts(await history.messages("f")) == []
+        assert texts(await history.messages("p")) == ["0", "1", "2", "3"]
+
+
+async def test_what_cannot_be_forked_is_refused(place: Place) -> None:
+    async with place.open(relay=True) as history:
+        await history.append("p", Message.user("one", id="1"))
+        assert await history.drained(timeout=20)
+        wrong: list[tuple[str, dict[str, Any]]] = [
+            ("of", {"of": "nobody"}),
+            ("of", {"of": ""}),
+            ("at", {"of": "p", "at": 9}),
+            ("at", {"of": "p", "at": 0}),
+            ("at", {"of": "p", "at": True}),
+            ("at", {"of": "p", "at": 1.5}),
+            ("at", {"of": "p", "at": "nowhere"}),
+            ("owner", {"of": "p", "owner": ""}),
+            ("conversation_id", {"of": "p", "conversation_id": "p"}),
+            ("conversation_id", {"of": "p", "conversation_id": "a\n"}),
+        ]
+        for field, given in wrong:
+            with pytest.raises(InvalidInput) as refused:
+                await history.fork(**given)
+            assert refused.value.field == field
+        status = await history.status()
+    assert status.pending == 0
+
+
+async def test_a_fork_names_its_point_by_event_and_by_version_where_it_has_one(place: Place) -> None:
+    async with place.open(relay=True) as history:
+        await history.append("p", Message.user("one"), Message.user("two"))
+        assert await history.drained(timeout=20)
+        events = await history.events("p")
+        for at, place_of in ((None, 3), (2, 2)):
+            receipt = await history.fork(of="p", at=at)
+            found = await history.conversation(receipt.conversation_id)
+            assert found is not None and found.forked_from is not None
+            assert found.forked_from.version == place_of
+            assert found.forked_from.event_id == events[place_of - 1].event_id
+    async with place.open() as history:
+        await history.append("p", Message.user("three"))
+        receipt = await history.fork(of="p")
+        found = await history.conversation(receipt.conversation_id)
+        assert found is not None and found.forked_from is not None
+        assert found.forked_from.version is None
+        assert found.forked_from.event_id == (await history.events("p"))[-1].event_id
+
+
+async def test_away_a_fork_needs_an_event_that_it_can_name(place: Place) -> None:
+    await place.drain(retention=Retention(keep_last=0, keep_for=timedelta(0)))
+    async with place.open(relay=True, retention=Retention(keep_last=0, keep_for=timedelta(0))) as history:
+        await history.append("p", Message.user("one"))
+        assert await history.drained(timeout=20)
+        deadline = asyncio.get_running_loop().time() + 20
+        while await history.outbox.read(_events_left):
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.02)
+    async with place.open(away=True) as history:
+        with pytest.raises(StoreUnavailable, match="is unreachable"):
+            await history.fork(of="p")
+
+
+def _events_left(connection: Any) -> int:
+    cursor = connection.connection.cursor()
+    try:
+        return int(cursor.execute("SELECT count(*) FROM letopis_outbox_events").fetchone()[0])
+    finally:
+        cursor.close()
+
+
+async def test_time_travel_over_what_is_pending(place: Place) -> None:
+    """As of a time, it contains what was appended by then, saved or not; as of a version, what is saved."""
+    async with place.open() as history:
+        await history.append("p", Message.user("0"), occurred_at=START)
+        await history.append("p", Message.user("1", id="1"), occurred_at=START + timedelta(seconds=1))
+    await place.drain()
+    async with place.open() as history:
+        await history.append("p", Message.user("2", id="2"), occurred_at=START + timedelta(seconds=2))
+        await history.append("p", ConversationRewound(to_message_id="1"), occurred_at=START + timedelta(seconds=3))
+        await history.append("p", Message.user("4"), occurred_at=START + timedelta(seconds=4))
+        expected = [["0"], ["0", "1"], ["0", "1", "2"], ["0", "1"], ["0", "1", "4"]]
+        pending = []
+        for seconds, said in enumerate(expected):
+            moment = START + timedelta(seconds=seconds, milliseconds=500)
+            assert texts(await paged(history, "p", 2, as_of=moment)) == said
+            found = await history.conversation("p", as_of=moment)
+            assert found is not None and found.message_count == len(said)
+            pending.append([one.event_id for one in await history.messages("p", as_of=moment)])
+        assert texts(await history.messages("p", as_of=10)) == ["0", "1"]
+        assert texts(await history.messages("p", as_of=2)) == ["0"]
+        assert await history.conversation("p", as_of=START - timedelta(1)) is None
+        assert await history.conversation("p", as_of=0) is None
+        assert texts(await history.messages("p", as_of=START - timedelta(1))) == []
+    await place.drain()
+    async with place.open() as history:
+        for seconds, ids in enumerate(pending):
+            moment = START + timedelta(seconds=seconds, milliseconds=500)
+            assert [one.event_id for one in await history.messages("p", as_of=moment)] == ids
+            assert await history.messages("p", as_of=moment) == await history.store.messages("p", as_of=moment)
+            assert await history.conversation("p", as_of=moment) == await history.store.conversation("p", as_of=moment)
+    async with place.open(away=True) as history:
+        page = await history.messages("p", as_of=START + timedelta(seconds=1, milliseconds=500))
+        assert (texts(page), page.complete) == (["0", "1"], False)
+        page = await history.messages("p", as_of=2)
+        assert (texts(page), page.complete) == ([], False)
+        with pytest.raises(StoreUnavailable, match="does not hold that past"):
+            await history.conversation("p", as_of=2)
+
+
+async def test_time_travel_of_a_fork_reads_its_parent_at_the_fork_point(place: Place) -> None:
+    async with place.open() as history:
+        await history.append("p", Message.user("one"), occurred_at=START)
+        await history.fork("f", of="p")
+        await history.append("f", Message.user("two", id="2"), Message.user("three"))
+        await history.append("p", Message.user("late"))
+        moment = datetime.now(UTC)
+        await history.append("f", ConversationRewound(to_message_id=None))
+        assert texts(await history.messages("f", as_of=moment)) == ["one", "two", "three"]
+        assert texts(await history.messages("f")) == []
+    await place.drain()
+    async with place.open() as history:
+        assert texts(await history.messages("f", as_of=moment)) == ["one", "two", "three"]
+        assert texts(await paged(history, "f", 1, as_of=2)) == ["one", "two"]
+        assert texts(await history.messages("f", as_of=4)) == []
+
+
+async def test_a_read_of_a_plain_conversation_asks_the_store_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place.open(relay=True) as history:
+        await history.append("p", Message.user("one"))
+        assert await history.drained(timeout=20)
+        asked = 0
+        ask = StoreGateway._unless_unavailable
+
+        async def counted(self: StoreGateway, *args: Any, **named: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            return await ask(self, *args, **named)
+
+        monkeypatch.setattr(StoreGateway, "_unless_unavailable", counted)
+        assert texts(await history.messages("p", last=50)) == ["one"]
+    assert asked == 1

@@ -1,0 +1,484 @@
+"""The history: it opens without a store, answers without a store, and ends without waiting for one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History, Incident
+from letopis.outbox.history.store_location import store_beside
+from letopis.outbox.relay.relay import Relay
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.errors import Closed, ConfigurationError, InvalidInput, OutboxFull, VersionConflict
+from letopis.store.model.conversations import Saved
+from letopis.store.model.event_types import ConversationStarted, MessageAppended
+from letopis.store.model.events import Event
+from letopis.store.model.messages import Message
+from tests.support.peers import refused_port, silent
+from tests.support.resources import open_descriptors, own_threads
+
+
+async def test_a_bot_says_and_reads_and_the_store_gets_all_of_it(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        await history.append("c1", ConversationStarted(owner_id="42", title="Tea"))
+        await history.append("c1", Message.user("hi", id="m-1"), Message.assistant("hello", tokens=7, id="m-2"))
+        await history.sent("c1", "m-2", platform_ids={"telegram": 1})
+        await history.edit("c1", "m-2", "hello!")
+        await history.rename("c1", "Coffee")
+        await history.append("c1", Event(type="custom.paid", data={"n": 1}), metadata={})
+        assert await history.drained(timeout=20)
+
+        found = await history.conversation("c1")
+        messages = await history.messages("c1", last=50)
+
+    assert found is not None
+    assert (found.owner_id, found.title, found.number, found.version, found.message_count) == ("42", "Coffee", 1, 7, 2)
+    assert [one.text for one in messages] == ["hi", "hello!"]
+    async with ConversationStore.open(tmp_path / "bot.history.db") as store:
+        assert list(await store.messages("c1")) == list(messages)
+        assert (await store.conversation("c1")) == found
+
+
+async def test_message_and_body_are_the_same_thing_to_append(tmp_path: Path) -> None:
+    message = Message.user("hi", id="m")
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        first = await history.append("c1", message)
+
+        assert await history.append("c1", MessageAppended(message=message)) == first
+
+
+@pytest.mark.parametrize(
+    ("outbox", "store"),
+    [
+        ("bot.outbox.db", "bot.history.db"),
+        ("bot.db", "bot.history.db"),
+        ("outbox.db", "history.db"),
+        ("bot", "bot.history.db"),
+    ],
+)
+def test_the_store_lies_beside_the_outbox_by_default(tmp_path: Path, outbox: str, store: str) -> None:
+    assert store_beside(tmp_path / outbox) == tmp_path / store
+
+
+@pytest.mark.parametrize("store", ["same.db", "link.db", "store"])
+async def test_outbox_and_store_must_be_two_files(tmp_path: Path, store: str) -> None:
+    (tmp_path / "same.db").touch()
+    (tmp_path / "link.db").symlink_to(tmp_path / "same.db")
+    given: Any = tmp_path / store if store != "store" else ConversationStore(tmp_path / "same.db")
+
+    with pytest.raises(ConfigurationError, match="same file"):
+        async with History.open(tmp_path / "same.db", store=given):
+            pass
+
+
+async def test_a_wrong_store_url_is_told_before_anything_is_created(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError):
+        async with History.open(tmp_path / "bot.outbox.db", store="oracle://x"):
+            pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["on_stuck", "on_recovered"])
+async def test_a_callback_that_cannot_be_called_is_told_before_it_is_needed(tmp_path: Path, name: str) -> None:
+    wrong: Any = {name: "tell_user"}
+    with pytest.raises(ConfigurationError, match=f"{name} must be a function"):
+        async with History.open(tmp_path / "bot.outbox.db", **wrong):
+            pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_exception_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(LookupError, match="mine"):
+        async with History.open(tmp_path / "bot.outbox.db"):
+            raise LookupError("mine")
+
+
+async def test_a_store_of_the_callers_stays_open(tmp_path: Path) -> None:
+    async with ConversationStore.open(tmp_path / "shared.db") as store:
+        async with History.open(tmp_path / "a.outbox.db", store=store) as history:
+            assert await (await history.append("c1", Message.user("a"))).saved(timeout=20)
+        async with History.open(tmp_path / "b.outbox.db", store=store) as history:
+            assert await (await history.append("c1", Message.user("b"))).saved(timeout=20)
+
+        assert [one.text for one in await store.messages("c1")] == ["a", "b"]
+
+
+async def test_a_full_outbox_refuses_and_takes_more_once_delivered(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, max_events=4) as history:
+        for number in range(3):
+            await history.append("c1", Message.user(str(number)))
+        with pytest.raises(OutboxFull):
+            await history.append("c1", Message.user("more"))
+        async with history.transaction() as tx:
+            with pytest.raises(OutboxFull):
+                await tx.append("c1", Message.user("more"))
+        await Relay(history.outbox, history.store).drain_once()
+
+        await history.append("c1", Message.user("room"))
+        assert [one.text for one in await history.messages("c1")] == ["0", "1", "2", "room"]
+
+
+# The store is down.
+
+
+@asynccontextmanager
+async def lag_of_the_loop() -> AsyncIterator[list[float]]:
+    """Yield the list of lags, in seconds, that a probe sees every 2 ms."""
+    lags: list[float] = []
+
+    async def probe() -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.002)
+            lags.append(time.perf_counter() - before - 0.002)
+
+    task = asyncio.ensure_future(probe())
+    try:
+        yield lags
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def latencies(run: Callable[[int], Awaitable[Any]], count: int) -> list[float]:
+    taken: list[float] = []
+    for number in range(count):
+        before = time.perf_counter()
+        await run(number)
+        taken.append(time.perf_counter() - before)
+    return sorted(taken)
+
+
+async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path: Path) -> None:
+    """A peer that accepts and is silent is the worst of them: only deadlines notice it."""
+    async with History.open(tmp_path / "up.outbox.db") as history:
+        await history.append("c", Message.user("warm"))
+        assert await history.drained(timeout=20)
+        usual = await latencies(lambda n: history.append("c", Message.user(str(n))), 200)
+
+    async with (
+        silent() as port,
+        History.open(
+            tmp_path / "bot.outbox.db", store=f"postgresql://u:p@127.0.0.1:{port}/x", read_timeout=0.5
+        ) as history,
+    ):
+        await history.append("c", Message.user("first"))
+        started = time.monotonic()
+        page = await history.messages("c", last=5)
+        assert time.monotonic() - started < 2.5, "the first read waits for its deadline, and no longer"
+        assert [one.text for one in page] == ["first"]
+        async with lag_of_the_loop() as lags:
+            down = await latencies(lambda n: history.append("c", Message.user(str(n))), 200)
+            reads = await latencies(lambda n: history.messages("c", last=20), 50)
+            page = await history.messages("c", last=3)
+            listed = await history.conversations()
+            found = await history.conversation("c")
+
+        assert not page.complete
+        assert [(one.text, one.saved) for one in page] == [(text, Saved.PENDING) for text in ("197", "198", "199")]
+        assert [one.conversation_id for one in listed] == ["c"]
+        assert not listed.complete
+        assert found is not None
+        assert (found.message_count, found.pending) == (201, 202)
+        # The median, since this machine has other guests.
+        assert down[100] < 3 * usual[100] + 0.002
+        assert reads[25] < 0.05
+        assert sorted(lags)[int(len(lags) * 0.95)] < 0.02
+        closing = time.monotonic()
+    assert time.monotonic() - closing < 12
+
+
+async def test_a_store_that_comes_back_is_read_again_and_gets_everything(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Down is a real thing here: the folder of the store's file is not there yet."""
+    home = tmp_path / "volume"
+    with caplog.at_level(logging.INFO, logger="letopis.outbox.history"):
+        async with History.open(tmp_path / "bot.outbox.db", store=home / "history.db") as history:
+            receipt = await history.append("c1", Message.user("hi"))
+            assert not (await history.messages("c1")).complete
+            assert not await receipt.saved(timeout=0.1)
+            home.mkdir()
+
+            assert await receipt.saved(timeout=60)
+            for _ in range(400):
+                page = await history.messages("c1")
+                if page.complete:
+                    break
+                await asyncio.sleep(0.05)
+
+            assert page.complete
+            assert [one.saved for one in page] == [Saved.SAVED]
+    said = [record.message for record in caplog.records if record.name == "letopis.outbox.history"]
+    assert sum("cannot be read" in line for line in said) <= 1, "said once, not with every read"
+
+
+async def test_a_refused_port_is_no_reason_to_wait(tmp_path: Path) -> None:
+    port = await refused_port()
+    async with History.open(tmp_path / "bot.outbox.db", store=f"postgresql://u:secret@127.0.0.1:{port}/x") as history:
+        await history.append("c1", Message.user("hi"))
+        started = time.monotonic()
+        pages = [await history.messages("c1") for _ in range(20)]
+
+        assert time.monotonic() - started < 2.5
+        assert all([one.text for one in page] == ["hi"] for page in pages)
+        events = await history.events("c1")
+        assert [event.type for event in events] == ["conversation.started", "message.appended"]
+        assert not events.complete
+
+
+async def test_the_tail_answers_for_what_was_delivered_before_the_store_went(tmp_path: Path) -> None:
+    port = await refused_port()
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        for number in range(5):
+            await history.append("c1", Message.user(str(number)), owner="42")
+        assert await history.drained(timeout=20)
+    async with History.open(
+        tmp_path / "bot.outbox.db", store=f"postgresql://u:p@127.0.0.1:{port}/x", relay=False
+    ) as history:
+        await history.append("c1", Message.user("5"))
+        page = await history.messages("c1", last=4)
+        older = await history.messages("c1", last=4, before=page.next)
+        found = await history.conversation("c1")
+
+    assert [(one.text, one.saved) for one in page] == [
+        ("2", Saved.SAVED),
+        ("3", Saved.SAVED),
+        ("4", Saved.SAVED),
+        ("5", Saved.PENDING),
+    ]
+    assert [one.text for one in older] == ["0", "1"]
+    assert found is not None
+    assert (found.owner_id, found.pending, found.version, found.message_count) == ("42", 1, 6, 6)
+
+
+async def test_no_secret_of_the_url_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    port = await refused_port()
+    with caplog.at_level(logging.DEBUG):
+        async with History.open(
+            tmp_path / "bot.outbox.db", store=f"postgresql://u:hunter2@127.0.0.1:{port}/x"
+        ) as history:
+            await history.append("c1", Message.user("words nobody may log"))
+            await history.messages("c1")
+            await asyncio.sleep(0.3)
+
+    assert "hunter2" not in caplog.text
+    assert "words nobody may log" not in caplog.text
+
+
+# Living and ending.
+
+
+async def test_a_relay_that_fails_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = 0
+    run = Relay.run
+
+    async def failing(self: Relay) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise RuntimeError("a bug that quotes what was said")
+        await run(self)
+
+    monkeypatch.setattr(Relay, "run", failing)
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        receipt = await history.append("c1", Message.user("hi"))
+        assert await receipt.saved(timeout=20)
+
+    assert runs == 2
+    assert "the relay failed and is started again" in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert "what was said" not in caplog.text
+
+
+async def test_a_stuck_conversation_is_told_to_the_bot(tmp_path: Path) -> None:
+    told: list[Incident] = []
+    heard = asyncio.Event()
+
+    async def on_stuck(incident: Incident) -> None:
+        told.append(incident)
+        heard.set()
+
+    async with History.open(
+        tmp_path / "bot.outbox.db",
+        policy=RetryPolicy(base=0.01, attempts=1, jitter="none"),
+        on_stuck=on_stuck,
+    ) as history:
+        await (await history.append("c0", Message.user("ready"))).saved(timeout=20)
+        import sqlite3
+
+        store = sqlite3.connect(tmp_path / "bot.history.db")
+        store.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON letopis_events WHEN NEW.conversation_id = 'c1'"
+            " BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+        store.close()
+        receipt = await history.append("c1", Message.user("hi"), owner="42")
+
+        assert not await receipt.saved(timeout=30)
+        await asyncio.wait_for(heard.wait(), 60)
+
+    assert [(one.conversation_id, one.owner_id) for one in told] == [("c1", "42")]
+
+
+async def test_leaving_and_entering_again_leaks_no_thread_task_or_descriptor(tmp_path: Path) -> None:
+    async def live() -> None:
+        async with History.open(tmp_path / "bot.outbox.db") as history:
+            receipt = await history.append("c1", Message.user("hi"))
+            await receipt.saved(timeout=20)
+            await history.messages("c1")
+            async with history.transaction() as tx:
+                await tx.append("c1", Message.user("there"))
+
+    await live()
+
+    def held() -> tuple[int, int, int]:
+        return open_descriptors(), len(asyncio.all_tasks()), own_threads()
+
+    before = held()
+    for _ in range(4):
+        await live()
+    # A driver's thread has said that it is done a moment before it ends.
+    for _ in range(100):
+        after = held()
+        if all(now <= then for now, then in zip(after, before, strict=True)):
+            break
+        await asyncio.sleep(0.02)
+
+    assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
+
+
+async def test_a_closed_history_says_so(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        pass
+
+    with pytest.raises(Closed):
+        await history.append("c1", Message.user("hi"))
+    with pytest.raises(Closed):
+        await history.messages("c1")
+
+
+async def test_leaving_while_cancelled_still_closes(tmp_path: Path) -> None:
+    entered = asyncio.Event()
+
+    async def bot() -> None:
+        async with History.open(tmp_path / "bot.outbox.db") as history:
+            await history.append("c1", Message.user("hi"))
+            entered.set()
+            await asyncio.sleep(60)
+
+    task = asyncio.ensure_future(bot())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("letopis-outbox")]
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        assert [one.text for one in await history.messages("c1")] == ["hi"]
+
+
+@pytest.mark.parametrize("ending", ["return", "exit", "raise", "block"])
+def test_a_process_ends_soon_with_a_history_open(tmp_path: Path, ending: str) -> None:
+    """Whether the program leaves the block, returns with it open, calls sys.exit or falls over."""
+    code = """
+        import asyncio, sys, time
+        from letopis.outbox import History
+        from letopis.store import Message
+
+        async def main():
+            opened = History.open(sys.argv[1])
+            history = await opened.__aenter__()
+            await (await history.append("c1", Message.user("hi"))).saved(timeout=20)
+            print(time.time(), flush=True)
+            if sys.argv[2] == "exit":
+                sys.exit(0)
+            if sys.argv[2] == "raise":
+                raise SystemExit(0)
+            if sys.argv[2] == "block":
+                await opened.__aexit__(None, None, None)
+
+        asyncio.run(main())
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "bot.outbox.db"), ending],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    ended = time.time()
+
+    assert process.returncode == 0, process.stderr
+    # Two seconds, and what a busy machine takes to start and end an interpreter.
+    assert ended - float(process.stdout.split()[0]) < 4
+
+
+async def test_an_owner_is_text_or_a_number(tmp_path: Path) -> None:
+    wrong: Any = True
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        await history.append("c1", Message.user("one"), owner=42)
+        async with history.transaction() as tx:
+            await tx.append("c1", Message.user("two"), owner="42")
+        started = await history.start(42, title="Tea")
+
+        assert (await history.active(42)).conversation_id == started.conversation_id
+        assert {one.conversation_id for one in await history.conversations(owner=42)} == {
+            "c1",
+            started.conversation_id,
+        }
+        assert [hit.message.text for hit in await history.search("two", owner=42)] == ["two"]
+        assert (await history.statistics(owner=42)).messages == 2
+        for refused in (
+            history.append("c1", Message.user("x"), owner=wrong),
+            history.start(wrong),
+            history.active(wrong),
+            history.conversations(owner=wrong),
+            history.statistics(owner=wrong),
+        ):
+            with pytest.raises(InvalidInput, match="owner: must be a string, not bool"):
+                await refused
+
+
+async def test_text_alone_is_told_how_to_become_a_message(tmp_path: Path) -> None:
+    text: Any = "hello"
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        with pytest.raises(InvalidInput, match=r"append\(\) takes a Message: write Message.user\('hello'\)"):
+            await history.append("c1", text)
+
+
+async def test_messages_have_a_bound_unless_all_are_wanted(history: History) -> None:
+    await history.append("c1", *(Message.user(str(number)) for number in range(120)))
+
+    page = await history.messages("c1")
+    assert [one.text for one in page] == [str(number) for number in range(70, 120)]
+    assert [one.text for one in await history.messages("c1", before=page.next)] == [
+        str(number) for number in range(20, 70)
+    ]
+    assert [one.text for one in await history.messages("c1", first=2)] == ["0", "1"]
+    assert len(await history.messages("c1", last=None)) == 120
+    with pytest.raises(InvalidInput, match="first"):
+        await history.messages("c1", last=3, first=2)
+
+
+async def test_an_answer_may_be_appended_after_its_context(history: History) -> None:
+    await history.append("c1", Message.user("one"))
+    context = await history.context("c1", last=6)
+    await history.append("c1", Message.assistant("two"), after=context)
+    with pytest.raises(VersionConflict):
+        await history.append("c1", Message.assistant("too late"), after=context)

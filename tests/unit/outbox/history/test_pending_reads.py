@@ -1,0 +1,341 @@
+"""Reads of pending events: whatever is delivered when, a read shows every message, once and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.errors import InvalidInput
+from letopis.store.model.conversations import Delivery, Saved
+from letopis.store.model.event_types import ConversationRenamed, ConversationStarted
+from letopis.store.model.events import Event
+from letopis.store.model.messages import Message
+from tests.support.relays import deliver_all
+
+
+async def deliver(history: History, events: int) -> int:
+    """Deliver at most this many events; return how many were delivered."""
+    return await Relay(history.outbox, history.store, batch=events).drain_once()
+
+
+async def texts(history: History, **window: Any) -> list[str]:
+    return [message.text for message in await history.messages("c1", **window)]
+
+
+async def test_pending_messages_follow_the_saved_ones(history: History) -> None:
+    await history.append("c1", Message.user("one"))
+    await deliver_all(history)
+    await history.append("c1", Message.assistant("two"))
+
+    page = await history.messages("c1")
+
+    assert [(one.text, one.saved, one.version) for one in page] == [
+        ("one", Saved.SAVED, 2),
+        ("two", Saved.PENDING, None),
+    ]
+    assert page.complete
+    assert page.next is None
+
+
+async def test_a_conversation_that_the_store_does_not_know_yet_is_readable(history: History) -> None:
+    await history.append("c1", Message.user("hi", tokens=3), owner="42")
+    await history.append("c1", ConversationRenamed(title="Tea"))
+
+    found = await history.conversation("c1")
+
+    assert found is not None
+    assert (found.owner_id, found.title, found.message_count, found.tokens) == ("42", "Tea", 1, 3)
+    assert (found.version, found.number, found.pending) == (0, None, 3)
+    assert await texts(history) == ["hi"]
+
+
+async def test_what_is_pending_is_counted_once_the_store_holds_a_part(history: History) -> None:
+    await history.append("c1", Message.user("one", tokens=1), owner="42")
+    await deliver_all(history)
+    await history.append("c1", Message.user("two", tokens=2), Message.user("three", tokens=4))
+
+    found = await history.conversation("c1")
+
+    assert found is not None
+    assert (found.version, found.message_count, found.tokens, found.pending, found.number) == (2, 3, 7, 2, 1)
+
+
+async def test_unknown_conversations_are_empty(history: History) -> None:
+    assert await history.conversation("nobody") is None
+    assert list(await history.messages("nobody", last=5)) == []
+    assert list(await history.events("nobody")) == []
+    assert list(await history.conversations()) == []
+
+
+async def test_a_pending_edit_shows_on_a_saved_message(history: History) -> None:
+    receipt = await history.append("c1", Message.assistant("draft", id="m"))
+    await deliver_all(history)
+    await history.edit("c1", "m", "final")
+    await history.sent("c1", "m", platform_ids={"telegram": 7}, sent_as="file", file_path="/tmp/x.md")  # noqa: S108
+
+    [message] = await history.messages("c1", last=1)
+
+    assert (message.text, message.edited, message.saved) == ("final", True, Saved.PENDING)
+    assert message.delivery is Delivery.SENT
+    assert message.delivery_data["platform_ids"] == {"telegram": 7}
+    assert message.event_id == receipt.event_ids[0]
+
+
+async def test_a_pending_edit_of_a_message_outside_the_window_changes_nothing_shown(history: History) -> None:
+    await history.append("c1", Message.user("one", id="m-1"), Message.user("two", id="m-2"))
+    await deliver_all(history)
+    await history.edit("c1", "m-1", "ONE")
+
+    assert await texts(history, last=1) == ["two"]
+    assert await texts(history, first=1) == ["ONE"]
+
+
+async def test_an_edit_behind_the_window_still_shows_in_it(history: History) -> None:
+    for number in range(6):
+        await history.append("c1", Message.user(str(number), id=f"m-{number}"))
+    await history.edit("c1", "m-1", "edited")
+    page = await history.messages("c1", last=3)
+
+    assert await texts(history, last=3, before=page.next) == ["0", "edited", "2"]
+    assert await texts(history, first=2) == ["0", "edited"]
+
+
+async def test_a_blocked_conversation_says_so(history: History) -> None:
+    await history.append("c1", Message.user("hi"))
+    await history.outbox.write(
+        lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET state = 'blocked'")
+    )
+
+    assert [one.saved for one in await history.messages("c1")] == [Saved.BLOCKED]
+
+
+async def test_a_failed_message_keeps_its_reason(history: History) -> None:
+    await history.append("c1", Message.assistant("x", id="m"))
+    await history.failed("c1", "m", reason="blocked by the user")
+
+    [message] = await history.messages("c1")
+
+    assert (message.delivery, message.delivery_data) == (Delivery.FAILED, {"reason": "blocked by the user"})
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("delivered", [0, 1, 5, 9, 13])
+async def test_pages_in_both_directions_cover_everything_once(history: History, size: int, delivered: int) -> None:
+    """Wherever the border between saved and pending lies."""
+    for number in range(6):
+        await history.append("c1", Message.user(str(2 * number)), Message.user(str(2 * number + 1)))
+    await deliver(history, delivered) if delivered else None
+    expected = [str(number) for number in range(12)]
+
+    newest_first: list[str] = []
+    page = await history.messages("c1", last=size)
+    while True:
+        assert len(page) <= size
+        newest_first = [one.text for one in page] + newest_first
+        if page.next is None:
+            break
+        page = await history.messages("c1", last=size, before=page.next)
+    assert newest_first == expected
+
+    oldest_first: list[str] = []
+    page = await history.messages("c1", first=size)
+    while True:
+        assert len(page) <= size
+        oldest_first += [one.text for one in page]
+        if page.next is None:
+            break
+        page = await history.messages("c1", first=size, after=page.next)
+    assert oldest_first == expected
+
+
+async def test_pages_stay_in_place_while_events_are_delivered_between_them(history: History) -> None:
+    for number in range(20):
+        await history.append("c1", Message.user(str(number)))
+    found: list[str] = []
+    page = await history.messages("c1", last=3)
+    while True:
+        found = [one.text for one in page] + found
+        if page.next is None:
+            break
+        await deliver(history, 4)
+        page = await history.messages("c1", last=3, before=page.next)
+
+    assert found == [str(number) for number in range(20)]
+
+
+async def test_events_are_paged_across_the_border(history: History) -> None:
+    await history.append("c1", Message.user("0"), owner="42")
+    for number in range(1, 8):
+        await history.append("c1", Event(type="custom.step", data={"n": number}))
+    await deliver(history, 4)
+    found: list[tuple[str, int | None]] = []
+    page = await history.events("c1", limit=3)
+    while True:
+        found += [(event.type, event.version) for event in page]
+        if page.next is None:
+            break
+        page = await history.events("c1", after=page.next, limit=3)
+
+    assert [version for _, version in found] == [1, 2, 3, 4, None, None, None, None, None]
+    assert [name for name, _ in found] == ["conversation.started", "message.appended"] + ["custom.step"] * 7
+
+
+async def test_a_read_during_delivery_misses_nothing_and_doubles_nothing(history: History) -> None:
+    """Reads race with appends and with a relay that delivers two events at a time."""
+    chance = random.Random(11)
+    said = 0
+    relay = Relay(history.outbox, history.store, batch=2)
+    stop = asyncio.Event()
+
+    async def talk() -> None:
+        nonlocal said
+        for number in range(120):
+            await history.append("c1", Message.user(str(number)))
+            said = number + 1
+            if chance.random() < 0.3:
+                await asyncio.sleep(0.002)
+        stop.set()
+
+    async def drain() -> None:
+        while not stop.is_set() or not await history.drained(0):
+            await relay.drain_once()
+            await asyncio.sleep(0)
+
+    async def look() -> int:
+        looks = 0
+        while not stop.is_set():
+            before = said
+            found = [int(one.text) for one in await history.messages("c1", last=None)]
+            assert found == list(range(len(found)))
+            assert len(found) >= before
+            last = [int(one.text) for one in await history.messages("c1", last=5)]
+            assert last == list(range(last[0], last[0] + len(last))) if last else not before
+            looks += 1
+        return looks
+
+    _, _, looks = await asyncio.gather(talk(), drain(), look())
+
+    assert looks > 5
+    assert [int(one.text) for one in await history.messages("c1", last=None)] == list(range(120))
+    assert {one.saved for one in await history.messages("c1", last=None)} == {Saved.SAVED}
+
+
+async def make_twin(store: ConversationStore, store_id: UUID) -> None:
+    async with store._engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE letopis_store SET store_id = ?", (store_id.bytes,))
+
+
+async def test_a_store_that_lost_its_newest_events_is_completed_from_the_tail(history: History, tmp_path: Path) -> None:
+    for number in range(4):
+        await history.append("c1", Message.user(str(number)))
+    await deliver_all(history)
+    async with ConversationStore.open(tmp_path / "empty.db") as empty:
+        # As if an older backup had been put in the store's place: one that has its identity.
+        await make_twin(empty, (await history.store.identity()).store_id)
+        history._parts.gateway._store = empty
+
+        page = await history.messages("c1")
+
+    assert [one.text for one in page] == ["0", "1", "2", "3"]
+    assert {one.saved for one in page} == {Saved.PENDING}
+
+
+async def test_what_neither_store_nor_tail_hold_makes_a_page_incomplete(history: History, tmp_path: Path) -> None:
+    for number in range(4):
+        await history.append("c1", Message.user(str(number)))
+    await deliver_all(history)
+
+    def prune(connection: Any) -> None:
+        connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET pruned = 3")
+        connection.exec_driver_sql("DELETE FROM letopis_outbox_events WHERE sequence <= 3")
+
+    await history.outbox.write(prune)
+    assert await texts(history) == ["0", "1", "2", "3"]
+    async with ConversationStore.open(tmp_path / "empty.db") as empty:
+        history._parts.gateway._store = empty
+        page = await history.messages("c1")
+
+    assert [one.text for one in page] == ["2", "3"]
+    assert not page.complete
+
+
+# The list of conversations.
+
+
+async def all_conversations(history: History, limit: int, **options: Any) -> list[str]:
+    found: list[str] = []
+    page = await history.conversations(limit=limit, **options)
+    while True:
+        assert len(page) <= limit
+        found += [one.conversation_id for one in page]
+        if page.next is None:
+            return found
+        page = await history.conversations(limit=limit, after=page.next, **options)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 50])
+@pytest.mark.parametrize("delivered", [0, 7, 500])
+async def test_the_list_holds_saved_and_unsaved_conversations_once_newest_first(
+    history: History, limit: int, delivered: int
+) -> None:
+    start = datetime(2026, 11, 25, tzinfo=UTC)
+    for number in range(9):
+        await history.append(
+            f"c{number}", Message.user("x"), owner=str(number % 2), occurred_at=start + timedelta(minutes=number)
+        )
+    await deliver(history, delivered) if delivered else None
+    for number in (2, 5):
+        await history.append(f"c{number}", Message.user("again"), occurred_at=start + timedelta(hours=number))
+
+    assert await all_conversations(history, limit) == ["c5", "c2", "c8", "c7", "c6", "c4", "c3", "c1", "c0"]
+    assert await all_conversations(history, limit, owner="1") == ["c5", "c7", "c3", "c1"]
+    assert await all_conversations(history, limit, owner="nobody") == []
+
+
+async def test_the_list_shows_conversations_as_they_stand(history: History) -> None:
+    await history.append("c1", Message.user("one"), owner="42")
+    await deliver_all(history)
+    await history.append("c1", ConversationRenamed(title="New"), Message.user("two"))
+
+    [found] = await history.conversations(owner="42")
+
+    assert (found.title, found.message_count, found.pending, found.number) == ("New", 2, 2, 1)
+
+
+async def test_a_conversation_whose_owner_only_the_store_knows_is_listed_with_what_is_pending(
+    history: History, tmp_path: Path
+) -> None:
+    async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+        await other.append("c1", ConversationStarted(owner_id="42", title="Theirs"))
+        await deliver_all(other)
+    await history.append("c1", Message.user("mine"))
+
+    [found] = await history.conversations(owner="42")
+
+    assert (found.conversation_id, found.message_count, found.pending) == ("c1", 1, 2)
+
+
+async def test_wrong_arguments_are_named(history: History) -> None:
+    for wrong in (
+        history.messages("c1", last=0),
+        history.messages("c1", last=1, first=1),
+        history.messages("c1", before="x"),
+        history.messages("", last=1),
+        history.events("c1", limit=0),
+        history.events("c1", after=-1),
+        history.conversations(limit=0),
+        history.conversations(after="!"),
+        history.conversations(owner=""),
+        history.conversation("\n"),
+    ):
+        with pytest.raises(InvalidInput):
+            await wrong

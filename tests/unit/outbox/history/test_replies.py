@@ -1,0 +1,797 @@
+"""Replies: written piece by piece, never lost by an exception or a cancellation, and known until they are confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox import History, Reply, Unconfirmed
+from letopis.outbox.drafts.completion import UNCONFIRMED_TTL, recover, run_maintenance
+from letopis.outbox.event_log import drafts
+from letopis.store import (
+    Closed,
+    ConfigurationError,
+    ConversationStore,
+    EventIdReused,
+    InvalidInput,
+    Message,
+    OutboxFull,
+)
+from letopis.store.errors import ConversationGone
+from letopis.store.model.codec import Limits
+from letopis.store.model.conversations import Delivery
+from letopis.store.model.event_types import ConversationDeleted, MessageRedacted, MessageSent
+from letopis.store.model.parts import File, Reasoning, Text, ToolCall
+from tests.support.paths import ROOT
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path, **options: Any) -> AsyncIterator[History]:
+    async with History.open(tmp_path / "bot.outbox.db", **{"relay": False, **options}) as history:
+        yield history
+
+
+@pytest.fixture
+async def history(tmp_path: Path) -> AsyncIterator[History]:
+    async with opened(tmp_path) as history:
+        yield history
+
+
+async def kept(history: History) -> list[str]:
+    """The data of the drafts in the file."""
+    return await history.outbox.read(
+        lambda connection: [
+            row[0] for row in connection.exec_driver_sql("SELECT data FROM letopis_outbox_drafts").fetchall()
+        ]
+    )
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - nothing rings
+            await asyncio.sleep(0.002)
+
+
+def died(history: History) -> None:
+    """Take a history's sign of life away, as the end of its process does."""
+    history._parts.replies.writer_lock.release()
+
+
+# Well.
+
+
+async def test_a_reply_becomes_one_message(history: History) -> None:
+    async with history.reply("c", owner="42", name="bot", metadata={"model": "m"}, every=0) as reply:
+        await reply.add("He")
+        await reply.add("llo")
+        await until(lambda: reply.kept == 5)
+        assert list(await history.messages("c")) == []
+        assert '"Hello"' in (await kept(history))[0]
+        receipt = await reply.finish(tokens=7, usage={"output": 7}, metadata={"stop": "end"})
+
+    (message,) = await history.messages("c")
+    assert (message.text, message.role, message.message.name) == ("Hello", "assistant", "bot")
+    assert message.message == Message.assistant(
+        "Hello",
+        id=reply.message_id,
+        name="bot",
+        tokens=7,
+        usage={"output": 7},
+        metadata={"model": "m", "stop": "end"},
+    )
+    assert not message.interrupted
+    assert (receipt.message_id, receipt.event_ids) == (reply.message_id, (reply.event_id,))
+    assert reply.receipt == receipt
+    assert await kept(history) == []
+    found = await history.conversation("c")
+    assert found is not None
+    assert found.owner_id == "42"
+
+
+async def test_leaving_the_block_finishes(history: History) -> None:
+    async with history.reply("c") as reply:
+        await reply.add("Hello")
+    receipt = reply.receipt
+
+    assert receipt is not None
+    assert await reply.finish(tokens=1) == receipt
+    with pytest.raises(Closed, match="has ended"):
+        await reply.add("more")
+    assert [one.text for one in await history.messages("c")] == ["Hello"]
+
+
+async def test_where_nothing_was_said_nothing_is_appended(history: History) -> None:
+    async with history.reply("c") as reply:
+        await reply.add("")
+    with pytest.raises(RuntimeError, match="the model is away"):
+        async with history.reply("c") as another:
+            raise RuntimeError("the model is away")
+
+    assert reply.receipt is another.receipt is None
+    assert not reply.interrupted
+    for call in (reply.sent, another.failed):
+        with pytest.raises(InvalidInput, match="is empty"):
+            await call()
+    assert await history.conversation("c") is None
+    assert await history.unconfirmed() == ()
+
+
+async def test_parts_are_kept_in_their_places(history: History) -> None:
+    async with history.reply("c") as reply:
+        for piece in (Reasoning("so"), Reasoning("..."), "It is ", "cold", File("file:///map")):
+            await reply.add(piece)
+
+    (message,) = await history.messages("c")
+    assert message.message.content == (Reasoning("so..."), Text("It is cold"), File("file:///map"))
+    assert reply.text == message.text == "It is cold"
+
+
+async def test_it_is_delivered_like_any_other_message(tmp_path: Path, store_url: str) -> None:
+    """Complete, interrupted, confirmed: on every store."""
+    async with ConversationStore.open(store_url, migrate=True):
+        pass  # its tables
+    async with opened(tmp_path, store=store_url, relay=True) as history:
+        async with history.reply("c", owner="42") as reply:
+            await reply.add("whole")
+        await reply.sent(platform_ids={"telegram": 1})
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the end of the block is part of it
+            async with history.reply("c") as cut:
+                await cut.add("half")
+                raise ZeroDivisionError
+        assert cut.receipt is not None
+        assert await cut.receipt.saved(timeout=20)
+    async with ConversationStore.open(store_url) as store:
+        first, second = await store.messages("c")
+
+    assert (first.text, first.interrupted, first.delivery) == ("whole", False, Delivery.SENT)
+    assert (second.text, second.interrupted, second.delivery) == ("half", True, Delivery.APPENDED)
+
+
+async def test_adding_does_not_wait_for_the_disk(history: History) -> None:
+    async with history.reply("c", every=0) as reply:
+        async with history.transaction():
+            async with asyncio.timeout(2):
+                for _ in range(200):
+                    await reply.add("word ")
+            assert reply.kept == 0
+        await until(lambda: reply.kept == 1000)
+
+    assert len(reply.text) == 1000
+
+
+async def test_checkpoints_keep_their_distance(history: History) -> None:
+    async with history.reply("c", every=3600) as reply:
+        await reply.add("first")
+        await until(lambda: reply.kept == 5)
+        await reply.add(" second")
+        await history.append("another", Message.user("time passes"))
+
+        assert '"first"' in (await kept(history))[0]
+    async with history.reply("c", every=None) as without:
+        await without.add("first")
+        await history.append("another", Message.user("time passes"))
+
+        assert await kept(history) == []
+    assert [one.text for one in await history.messages("c")] == ["first second", "first"]
+
+
+async def test_many_replies_at_once(history: History) -> None:
+    async def say(number: int) -> None:
+        async with history.reply(f"c{number % 5}", every=0.001) as reply:
+            for word in range(20):
+                await reply.add(f"{number}.{word} ")
+                await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(40):
+            group.create_task(say(number))
+
+    texts = [one.text for number in range(5) for one in await history.messages(f"c{number}")]
+    assert sorted(texts) == sorted("".join(f"{number}.{word} " for word in range(20)) for number in range(40))
+    assert await kept(history) == []
+
+
+# Cut off.
+
+
+async def test_an_exception_leaves_an_interrupted_message_and_goes_on(history: History) -> None:
+    with pytest.raises(RuntimeError, match="the model is away"):  # noqa: PT012 - the end of the block is part of it
+        async with history.reply("c") as reply:
+            await reply.add("He")
+            await reply.add("llo")
+            raise RuntimeError("the model is away")
+
+    (message,) = await history.messages("c")
+    assert (message.text, message.interrupted, reply.interrupted) == ("Hello", True, True)
+    assert await kept(history) == []
+    with pytest.raises(Closed, match="cut off"):
+        await reply.finish()
+    await reply.sent()
+    assert [one.delivery for one in await history.messages("c")] == [Delivery.SENT]
+
+
+async def test_an_exception_after_the_end_changes_nothing(history: History) -> None:
+    with pytest.raises(RuntimeError):  # noqa: PT012 - the end of the block is part of it
+        async with history.reply("c") as reply:
+            await reply.add("Hello")
+            await reply.finish()
+            raise RuntimeError("the platform is away")
+
+    assert [(one.text, one.interrupted) for one in await history.messages("c")] == [("Hello", False)]
+    assert [one.message_id for one in await history.unconfirmed()] == [reply.message_id]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_cancellation_at_any_moment_loses_nothing(history: History, seed: int) -> None:
+    """By asyncio and by anyio, while it is written, while it is finished, and twice."""
+    chance = random.Random(seed)
+    said: dict[str, str] = {}
+
+    async def speak(name: str) -> None:
+        async with history.reply(name, every=0) as reply:
+            for word in range(chance.randrange(1, 12)):
+                said[name] = said.get(name, "") + f"{word} "
+                await reply.add(f"{word} ")
+                await asyncio.sleep(0)
+            await reply.finish(tokens=3)
+
+    async def in_scope(name: str, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            await speak(name)
+
+    for number in range(60):
+        name, seconds = f"c{number}", chance.uniform(0, 0.006)
+        if number % 2:
+            await in_scope(name, seconds)
+            continue
+        task = asyncio.create_task(speak(name))
+        for _ in range(chance.choice((1, 2))):
+            await asyncio.sleep(seconds)
+            task.cancel()
+        await asyncio.wait((task,))
+
+    cut = 0
+    for name, text in said.items():
+        (message,) = await history.messages(name)
+        assert message.text == text
+        assert message.message.tokens == (None if message.interrupted else 3)
+        cut += message.interrupted
+    assert 0 < cut < len(said)
+    assert await kept(history) == []
+    assert history._parts.replies.writing == {}
+
+
+async def test_a_finish_that_has_begun_is_not_taken_back(history: History) -> None:
+    async def speak() -> None:
+        async with history.reply("c") as reply:
+            await reply.add("Hello")
+            begun.set()
+            await reply.finish(tokens=3)
+
+    begun = asyncio.Event()
+    seen = history.outbox.appended.generation
+    async with history.transaction():
+        task = asyncio.create_task(speak())
+        await begun.wait()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0.02)
+        assert not task.done()  # the file is not free
+    await asyncio.wait((task,))
+
+    assert task.cancelled()
+    assert [(one.text, one.interrupted, one.message.tokens) for one in await history.messages("c")] == [
+        ("Hello", False, 3)
+    ]
+    assert history.outbox.appended.generation == seen + 1  # the relay was notified
+
+
+async def test_closing_the_history_cuts_off_what_is_being_written(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    async def speak(history: History) -> None:
+        try:
+            async with history.reply("c") as reply:
+                while True:
+                    await reply.add("word ")
+                    await asyncio.sleep(0.001)
+        except Closed as closed:
+            errors.append(closed)
+
+    async with opened(tmp_path) as history:
+        task = asyncio.create_task(speak(history))
+        await asyncio.sleep(0.05)
+    await asyncio.wait_for(task, 5)
+    async with opened(tmp_path) as history:
+        (message,) = await history.messages("c")
+
+    assert (message.interrupted, len(errors)) == (True, 1)
+    assert message.text.startswith("word word ")
+    assert not [path for path in tmp_path.iterdir() if ".writer-" in path.name]
+
+
+# Refused.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"every": -1}, "every"),
+        ({"every": float("nan")}, "every"),
+        ({"every": float("inf")}, "every"),
+        ({"every": "often"}, "every"),
+        ({"role": "robot"}, "role"),
+        ({"message_id": ""}, "message_id"),
+        ({"message_id": "a\0"}, "message_id"),
+        ({"message_id": 7}, "message_id"),
+        ({"owner": ""}, "owner"),
+        ({"name": "a\0"}, "data.name"),
+        ({"metadata": [1]}, "metadata"),
+        ({"metadata": {"score": float("nan")}}, "data.metadata.score"),
+        ({"metadata": {"long": "x" * 2_000_000}}, "data"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+async def test_a_wrong_beginning_is_refused(history: History, arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        async with history.reply("c", **arguments):
+            raise AssertionError("it must not begin")
+
+    assert refused.value.field == field
+    assert history._parts.replies.writing == {}
+
+
+async def test_a_reply_that_could_not_be_appended_is_refused_before_it_is_written(history: History) -> None:
+    await history.append("c", Message.user("hi", id="taken"), owner="42")
+    with pytest.raises(EventIdReused, match="'taken' already holds"):
+        await history.reply("c", message_id="taken").__aenter__()
+    with pytest.raises(InvalidInput, match="another owner"):
+        await history.reply("c", owner="another").__aenter__()
+    async with history.reply("c", message_id="mine") as reply:
+        await reply.add("text")
+        with pytest.raises(InvalidInput, match="another reply is being written"):
+            await history.reply("c", message_id="mine").__aenter__()
+    await history.outbox.write(
+        lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET deleted = 1").rowcount
+    )
+    with pytest.raises(ConversationGone):
+        await history.reply("c").__aenter__()
+
+
+async def test_a_reply_of_another_process_under_the_same_id_is_seen(tmp_path: Path, history: History) -> None:
+    async with opened(tmp_path) as other, other.reply("c", message_id="m", every=0) as reply:
+        await reply.add("text")
+        await until(lambda: reply.kept == 4)
+
+        with pytest.raises(InvalidInput, match="another reply is being written"):
+            await history.reply("c", message_id="m").__aenter__()
+
+
+async def test_a_chunk_that_cannot_be_kept_does_not_end_the_reply(tmp_path: Path) -> None:
+    async with opened(tmp_path, limits=Limits(max_bytes=400)) as history:
+        async with history.reply("c") as reply:
+            await reply.add("Hello")
+            for chunk in ("a\0b", "\udcff", 7, "x" * 400):
+                with pytest.raises(InvalidInput):
+                    await reply.add(chunk)  # type: ignore[arg-type]
+            with pytest.raises(InvalidInput):
+                await reply.finish(tokens=-1)
+            with pytest.raises(InvalidInput):
+                await reply.finish(metadata=[1])  # type: ignore[arg-type]
+            with pytest.raises(InvalidInput):
+                await reply.finish(metadata={"long": "x" * 400})
+            await reply.add(" there")
+
+        assert [(one.text, one.interrupted) for one in await history.messages("c")] == [("Hello there", False)]
+
+
+async def test_a_checkpoint_that_fails_is_told_once_and_the_reply_goes_on(
+    history: History, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = 0
+
+    def full(_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise OutboxFull("the disk is full")
+
+    caplog.set_level(logging.WARNING, "letopis.outbox.history")
+    with monkeypatch.context() as patch:
+        patch.setattr(history.outbox.gate, "check_room", full)
+        async with history.reply("c", every=0) as reply:
+            while tries < 5:
+                await reply.add("word ")
+                await asyncio.sleep(0.001)
+            with pytest.raises(OutboxFull):
+                await reply.finish()
+            assert [record.getMessage() for record in caplog.records] == [
+                "a draft of a reply cannot be kept, the reply goes on: the disk is full"
+            ]
+            patch.undo()
+            await reply.add("end")
+
+    assert [(one.text, one.interrupted) for one in await history.messages("c")] == [(reply.text, False)]
+
+
+async def test_what_a_full_outbox_refused_is_appended_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OutboxFull("the disk is full")
+
+    async with opened(tmp_path) as history:
+        with monkeypatch.context() as patch:
+            patch.setattr(history.outbox.gate, "check_room", full)
+            for name in ("c1", "c2"):
+                with pytest.raises(OutboxFull):
+                    async with history.reply(name) as reply:
+                        await reply.add("Hello")
+            await history._parts.replies.retry()
+            assert list(await history.messages("c1")) == []
+        await history._parts.replies.retry()
+
+        assert [(one.text, one.interrupted) for one in await history.messages("c1")] == [("Hello", True)]
+        assert history._parts.replies.writing == {}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(history.outbox.gate, "check_room", full)
+            with pytest.raises(OutboxFull):
+                async with history.reply("c3") as reply:
+                    await reply.add("Hello")
+    async with opened(tmp_path) as history:
+        assert [(one.text, one.interrupted) for one in await history.messages("c3")] == [("Hello", True)]
+
+
+async def test_a_conversation_that_is_deleted_takes_the_reply_along(history: History) -> None:
+    with pytest.raises(ConversationGone):  # noqa: PT012 - the end of the block is part of it
+        async with history.reply("c", every=0) as reply:
+            await history.append("c", Message.user("hi"))
+            await reply.add("Hello")
+            await until(lambda: reply.kept == 5)
+            await history.append("c", ConversationDeleted())
+            assert await kept(history) == []
+            await reply.add(" there")  # also a checkpoint after that brings nothing back
+            await asyncio.sleep(0.01)
+
+    assert await kept(history) == []
+    assert await history.unconfirmed() == ()
+    assert history._parts.replies.writing == {}
+
+
+async def test_what_is_redacted_or_deleted_waits_for_nothing(history: History) -> None:
+    replies = []
+    for name in ("a", "a", "b"):
+        async with history.reply(name) as reply:
+            await reply.add("secret")
+        replies.append(reply.message_id)
+    await history.append("a", MessageRedacted(message_id=replies[0]))
+    assert [one.message_id for one in await history.unconfirmed()] == replies[1:]
+    await history.append("a", ConversationDeleted())
+
+    assert [one.message_id for one in await history.unconfirmed()] == replies[2:]
+
+
+# Found by others.
+
+
+async def test_a_draft_of_the_living_is_nobody_elses_affair(tmp_path: Path) -> None:
+    async with opened(tmp_path) as history, history.reply("c", every=0) as reply:
+        await reply.add("Hello")
+        await until(lambda: reply.kept == 5)
+        async with opened(tmp_path) as other:
+            await run_maintenance(other.outbox, other._parts.replies.writer_lock)
+
+            assert list(await other.messages("c")) == []
+            assert len(await kept(other)) == 1
+        await reply.add(" there")
+
+    async with opened(tmp_path) as history:
+        assert [(one.text, one.interrupted) for one in await history.messages("c")] == [("Hello there", False)]
+
+
+async def test_a_draft_of_the_dead_is_recovered_once_by_many(tmp_path: Path) -> None:
+    async with opened(tmp_path) as history, opened(tmp_path) as other, opened(tmp_path) as third:
+        blocks, replies = [], []
+        for number in range(10):
+            blocks.append(history.reply("c", owner="42", metadata={"n": number}, every=0))
+            replies.append(await blocks[-1].__aenter__())
+            await replies[-1].add(f"reply {number}")
+        await until(lambda: all(reply.kept for reply in replies))
+        died(history)
+
+        made = await asyncio.gather(
+            *(recover(one.outbox, one._parts.replies.writer_lock) for one in (other, third, other, third)),
+            return_exceptions=True,
+        )
+
+        assert sum(count for count in made if isinstance(count, int)) == 10, made
+        assert await recover(other.outbox, other._parts.replies.writer_lock) == 0
+        messages = await other.messages("c")
+        assert [(one.text, one.interrupted) for one in messages] == [(f"reply {n}", True) for n in range(10)]
+        assert [one.event_id for one in messages] == [reply.event_id for reply in replies]
+        assert await kept(other) == []
+        # The one that was taken for dead finds that its place is taken, and doubles nothing.
+        for block in blocks:
+            with pytest.raises(EventIdReused):
+                await block.__aexit__(None, None, None)
+        assert len(list(await other.messages("c"))) == 10
+
+
+async def test_opening_recovers_what_is_there_and_a_program_that_only_reads_writes_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as history:
+        block = history.reply("c", every=0)
+        reply = await block.__aenter__()
+        await reply.add("Hello")
+        await until(lambda: reply.kept == 5)
+        died(history)
+        async with opened(tmp_path, watch=False) as reader:
+            assert list(await reader.messages("c")) == []
+        async with opened(tmp_path) as other:
+            assert [(one.text, one.interrupted) for one in await other.messages("c")] == [("Hello", True)]
+        with pytest.raises(EventIdReused):
+            await block.__aexit__(None, None, None)
+
+
+async def test_a_draft_that_cannot_be_appended_stays_and_holds_up_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def draft(name: str, data: str, *, owner: str | None = None) -> Callable[[sa.Connection], bool]:
+        one = drafts.Draft(
+            conversation_id=name,
+            message_id="m",
+            event_id=Message.user("").event_id,  # type: ignore[arg-type]
+            owner_id=owner,
+            data=data,
+            writer="0" * 32,
+            started_at=1,
+            updated_at=1_700_000_000_000_000,
+        )
+        return lambda connection: drafts.save(connection.connection.cursor(), one)
+
+    async with opened(tmp_path) as history:
+        await history.append("b", Message.user("hi"), owner="42")
+        await history.outbox.write(draft("a", '{"mess'))
+        await history.outbox.write(draft("b", '{"message_id":"m","role":"assistant","content":"x"}', owner="7"))
+        await history.outbox.write(draft("c", '{"message_id":"m","role":"assistant","content":"said"}'))
+    with caplog.at_level(logging.WARNING, "letopis.outbox.history"):
+        async with opened(tmp_path) as history:
+            (message,) = await history.messages("c")
+            left = await kept(history)
+
+    assert (message.text, message.occurred_at) == ("said", datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC))
+    assert len(left) == 2
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "WARNING"]
+    assert '{"mess' not in caplog.text
+
+
+# Confirmed.
+
+
+async def test_a_reply_waits_until_it_is_confirmed(history: History) -> None:
+    replies: list[Reply] = []
+    for number in range(5):
+        async with history.reply(f"c{number}", owner=f"o{number}") as reply:
+            await reply.add("Hello")
+        replies.append(reply)
+    waiting = await history.unconfirmed()
+
+    assert [one.message_id for one in waiting] == [reply.message_id for reply in replies]
+    assert {(one.abandoned, one.interrupted) for one in waiting} == {(False, False)}
+    assert waiting[0].message == Message.assistant("Hello", id=replies[0].message_id)
+    assert [one.conversation_id for one in await history.unconfirmed(owner="o3")] == ["c3"]
+    assert datetime.now(UTC) - waiting[0].appended_at < timedelta(minutes=1)
+
+    await replies[0].sent(platform_ids={"telegram": 1}, sent_as="text")
+    await replies[1].failed(reason="blocked by the user")
+    await history.sent("c2", replies[2].message_id)
+    async with history.transaction() as tx:
+        await tx.append("c3", MessageSent(message_id=replies[3].message_id))
+    async with history.outbox.engine.begin() as connection:
+        await history.append_in(connection, "c4", MessageSent(message_id=replies[4].message_id))
+
+    assert await history.unconfirmed() == ()
+    deliveries = [(await history.messages(f"c{number}")).items[0].delivery for number in range(2)]
+    assert deliveries == [Delivery.SENT, Delivery.FAILED]
+
+
+async def test_what_is_confirmed_first_is_finished_first(history: History) -> None:
+    async with history.reply("c") as reply:
+        await reply.add("Hello")
+        await reply.sent(platform_ids={"telegram": 1})
+    async with history.reply("c") as another:
+        await another.add("Hello")
+        await another.failed(reason="blocked")
+
+    assert [one.delivery for one in await history.messages("c")] == [Delivery.SENT, Delivery.FAILED]
+    assert await history.unconfirmed() == ()
+
+
+async def test_a_confirmation_that_is_rolled_back_confirms_nothing(history: History) -> None:
+    async with history.reply("c") as reply:
+        await reply.add("Hello")
+    with pytest.raises(RuntimeError):  # noqa: PT012 - the end of the block is part of it
+        async with history.transaction() as tx:
+            await tx.append("c", MessageSent(message_id=reply.message_id))
+            raise RuntimeError
+
+    assert len(await history.unconfirmed()) == 1
+
+
+async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) -> None:
+    told: list[tuple[Unconfirmed, ...]] = []
+
+    async def tell(found: tuple[Unconfirmed, ...]) -> None:
+        told.append(found)
+
+    async with opened(tmp_path) as history:
+        async with history.reply("c", owner="42") as whole:
+            await whole.add("whole")
+        with pytest.raises(RuntimeError):  # noqa: PT012 - the end of the block is part of it
+            async with history.reply("c") as half:
+                await half.add("half")
+                raise RuntimeError
+        async with history.reply("c") as confirmed:
+            await confirmed.add("confirmed")
+        await confirmed.sent()
+        # While it lives, no other process may touch it.
+        async with opened(tmp_path, on_unconfirmed=tell) as other:
+            assert [one.abandoned for one in await other.unconfirmed()] == [False, False]
+            await asyncio.sleep(0.05)
+    assert told == []
+
+    async with opened(tmp_path, on_unconfirmed=tell) as history:
+        await until(lambda: len(told) == 1)
+        assert [(one.message_id, one.interrupted, one.abandoned) for one in told[0]] == [
+            (whole.message_id, False, True),
+            (half.message_id, True, True),
+        ]
+        assert {one.owner_id for one in told[0]} == {"42"}
+        # They are this one's now: a second worker that is opened meanwhile is not told.
+        async with opened(tmp_path, on_unconfirmed=tell):
+            await asyncio.sleep(0.05)
+        await history.sent("c", whole.message_id)
+    assert len(told) == 1
+
+    async with opened(tmp_path, on_unconfirmed=tell) as history:
+        await until(lambda: len(told) == 2)
+        await history.failed("c", half.message_id, reason="given up")
+    async with opened(tmp_path, on_unconfirmed=tell):
+        await asyncio.sleep(0.05)
+
+    assert [[one.message_id for one in found] for found in told] == [
+        [whole.message_id, half.message_id],
+        [half.message_id],
+    ]
+
+
+async def test_whoever_is_told_may_fail_or_block_and_may_use_the_history(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as history, history.reply("c") as reply:
+        await reply.add("Hello")
+
+    def breaks(_: tuple[Unconfirmed, ...]) -> None:
+        raise RuntimeError("secret")
+
+    async with opened(tmp_path, on_unconfirmed=breaks):
+        await until(lambda: "did not take 1 replies that were never confirmed: RuntimeError" in caplog.text)
+    assert "secret" not in caplog.text
+
+    async def send_again(found: tuple[Unconfirmed, ...]) -> None:
+        for one in found:
+            await history.sent(one.conversation_id, one.message_id)
+        done.set()
+
+    done = asyncio.Event()
+    async with opened(tmp_path, on_unconfirmed=send_again) as history:
+        await asyncio.wait_for(done.wait(), 10)
+        assert await history.unconfirmed() == ()
+    with pytest.raises(ConfigurationError, match="on_unconfirmed must be a function that takes a tuple"):
+        async with opened(tmp_path, on_unconfirmed="me"):
+            pass
+
+
+async def test_what_the_outbox_let_go_is_still_known_for_a_while(tmp_path: Path) -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    async with opened(tmp_path, now=lambda: moment) as history:
+        async with history.reply("c") as reply:
+            await reply.add("Hello")
+        await history.outbox.write(
+            lambda connection: connection.exec_driver_sql("DELETE FROM letopis_outbox_events").rowcount
+        )
+
+        (waiting,) = await history.unconfirmed()
+
+        assert (waiting.message_id, waiting.message, waiting.interrupted) == (reply.message_id, None, False)
+    for days, count in ((UNCONFIRMED_TTL - timedelta(hours=1), 1), (UNCONFIRMED_TTL + timedelta(hours=1), 0)):
+        async with opened(tmp_path, now=lambda later=moment + days: later) as history:
+            assert len(await history.unconfirmed()) == count
+
+
+# The pages that tell how.
+
+
+def blocks(page: str) -> dict[str, Any]:
+    """What the Python blocks of a page define, one after the other."""
+    text = (ROOT / "docs" / "howto" / page).read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(block, names)  # noqa: S102
+    return names
+
+
+async def test_the_how_to_of_streaming_runs(history: History) -> None:
+    names = blocks("streaming-replies.md")
+
+    async def chunks(*, breaks: bool) -> AsyncIterator[str]:
+        for word in ("Good ", "day"):
+            yield word
+        if breaks:
+            raise ConnectionError
+
+    assert await names["answer"](history, "c", "42", chunks(breaks=False)) == "Good day"
+    with pytest.raises(ConnectionError):
+        await names["answer"](history, "c", "42", chunks(breaks=True))
+    await names["with_reasoning"](history, "d")
+
+    assert [(one.text, one.interrupted) for one in await history.messages("c")] == [
+        ("Good day", False),
+        ("Good day", True),
+    ]
+    assert await names["cut_off"](history, "c") == ["Good day"]
+    (message,) = await history.messages("d")
+    assert message.message.content == (
+        Reasoning("The person wants the weather."),
+        Text("One moment."),
+        ToolCall("call-1", "weather", {"city": "Oslo"}),
+    )
+
+
+async def test_the_how_to_of_confirming_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = blocks("confirm-sending.md")
+    monkeypatch.chdir(tmp_path)
+    shown: list[str] = []
+
+    async def send_message(_: str, text: str) -> SimpleNamespace:
+        if text == "bad":
+            raise ConnectionError
+        shown.append(text)
+        return SimpleNamespace(message_id=len(shown))
+
+    bot = SimpleNamespace(send_message=send_message)
+    async with opened(tmp_path) as history:
+        await names["reply_to"](history, bot, "a", "good")
+        with pytest.raises(ConnectionError):
+            await names["reply_to"](history, bot, "b", "bad")
+        async with history.reply("c", owner="42") as reply:
+            await reply.add("whole")
+        with pytest.raises(ConnectionError):  # noqa: PT012 - the end of the block is part of it
+            async with history.reply("d", owner="42") as cut:
+                await cut.add("half")
+                raise ConnectionError
+        assert await names["waiting"](history, "42") == []
+    async with opened(tmp_path) as history:
+        assert await names["waiting"](history, "42") == [reply.message_id, cut.message_id]
+
+    async def serve(history: History) -> None:
+        async with asyncio.timeout(10):
+            while await history.unconfirmed():  # noqa: ASYNC110 - nothing rings
+                await asyncio.sleep(0.005)
+        for name, delivery in zip("abcd", ("SENT", "FAILED", "SENT", "FAILED"), strict=True):
+            (message,) = await history.messages(name)
+            assert message.delivery.name == delivery
+
+    await names["run_bot"](bot, serve)
+    assert shown == ["good", "whole"]

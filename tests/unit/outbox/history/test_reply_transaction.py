@@ -1,0 +1,233 @@
+"""A streamed reply and the bot's own rows commit together, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from letopis.outbox import BlockingHistory, History, Receipt, Reply
+from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
+from tests.support import victim
+
+CHAT = "chat-1"
+
+
+class Boom(Exception):
+    """What a program of the caller's raises."""
+
+
+BALANCE = sa.text("SELECT credits FROM balance")
+SPEND = sa.text("UPDATE balance SET credits = credits - 1")
+
+
+@pytest.fixture
+async def history(tmp_path: Path) -> AsyncIterator[History]:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as opened:
+        async with opened.outbox.engine.begin() as connection:
+            await connection.execute(sa.text("CREATE TABLE balance (credits INTEGER)"))
+            await connection.execute(sa.text("INSERT INTO balance VALUES (10)"))
+        yield opened
+
+
+async def balance(history: History) -> int:
+    async with history.outbox.engine.connect() as connection:
+        return int((await connection.execute(BALANCE)).scalar_one())
+
+
+async def texts(history: History) -> list[tuple[str, bool]]:
+    return [(one.text, one.interrupted) for one in await history.messages(CHAT)]
+
+
+async def drafts(history: History) -> int:
+    rows = await history.outbox.read(
+        lambda connection: connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_drafts").scalar_one()
+    )
+    return int(rows)
+
+
+async def test_both_are_there_after_the_commit(history: History) -> None:
+    async with history.reply(CHAT, every=0) as reply:
+        await reply.add("hello ")
+        await reply.add("there")
+        async with history.transaction() as tx:
+            await tx.execute(SPEND)
+            receipt = await tx.finish(reply, tokens=7, metadata={"k": 1})
+            assert await tx.finish(reply, tokens=7, metadata={"k": 1}) == receipt
+            with pytest.raises(Closed, match="transaction that is open"):
+                await reply.add("more")
+            assert await texts(history) == []
+        assert await reply.finish() == receipt
+        with pytest.raises(Closed):
+            await reply.add("more")
+    assert await texts(history) == [("hello there", False)]
+    [message] = await history.messages(CHAT)
+    assert (message.message.tokens, dict(message.message.metadata)) == (7, {"k": 1})
+    assert await balance(history) == 9
+    assert await drafts(history) == 0
+    assert [one.message_id for one in await history.unconfirmed()] == [reply.message_id]
+    await reply.sent()
+    assert await history.unconfirmed() == ()
+
+
+async def test_a_rollback_leaves_the_reply_unfinished_and_finishable(history: History) -> None:
+    lost: Receipt | None = None
+    async with history.reply(CHAT, every=0) as reply:
+        await reply.add("hello")
+        with pytest.raises(Boom):  # noqa: PT012
+            async with history.transaction() as tx:
+                await tx.execute(SPEND)
+                lost = await tx.finish(reply)
+                raise Boom
+        assert lost is not None and not await lost.saved(1)
+        assert await texts(history) == []
+        await reply.add(" again")
+        async with history.transaction() as tx:
+            await tx.execute(SPEND)
+            await tx.finish(reply)
+    assert await texts(history) == [("hello again", False)]
+    assert await balance(history) == 9
+
+
+async def test_a_rollback_that_ends_the_reply_too_leaves_what_was_said_as_interrupted(history: History) -> None:
+    with pytest.raises(Boom):  # noqa: PT012
+        async with history.reply(CHAT) as reply:
+            await reply.add("hello")
+            async with history.transaction() as tx:
+                await tx.execute(SPEND)
+                await tx.finish(reply)
+                raise Boom
+    assert await texts(history) == [("hello", True)]
+    assert await balance(history) == 10
+
+
+async def test_what_would_wait_for_itself_is_refused_at_once(history: History) -> None:
+    begun = time.monotonic()
+    async with history.reply(CHAT) as reply:
+        await reply.add("hello")
+        async with history.transaction() as tx:
+            await tx.execute(SPEND)
+            with pytest.raises(OutboxUnavailable, match=r"tx\.finish"):
+                await reply.finish()
+            with pytest.raises(OutboxUnavailable, match=r"tx\.finish"):
+                await reply.sent()
+        async with AsyncSession(history.outbox.engine) as session, session.begin():
+            await session.execute(SPEND)
+            await history.finish_in(session, reply)
+            with pytest.raises(Closed, match="end that first"):
+                await reply.finish()
+    assert time.monotonic() - begun < 5
+    assert await texts(history) == [("hello", False)]
+
+
+async def test_a_reply_whose_block_lies_in_the_transaction(history: History) -> None:
+    begun = time.monotonic()
+    async with history.transaction() as tx:
+        async with history.reply(CHAT) as reply:
+            await reply.add("hello")
+            await tx.finish(reply)
+        await tx.execute(SPEND)
+    assert await texts(history) == [("hello", False)]
+    cut: Reply | None = None
+    with pytest.raises(Boom):  # noqa: PT012
+        async with history.transaction(), history.reply(CHAT) as cut:
+            await cut.add("cut")
+            raise Boom
+    assert time.monotonic() - begun < 5
+    assert cut is not None and cut._needs_retry
+    await history._parts.replies.retry()
+    assert await texts(history) == [("hello", False), ("cut", True)]
+    assert reply.receipt is None or reply.receipt.sequence == 2
+
+
+@pytest.mark.parametrize("how", ["commit", "rollback", "savepoint"])
+async def test_in_a_session_of_the_callers_own(history: History, how: str) -> None:
+    async with history.reply(CHAT, every=0) as reply:
+        await reply.add("hello")
+        async with AsyncSession(history.outbox.engine) as session:
+            await session.execute(SPEND)
+            if how == "savepoint":
+                savepoint = await session.begin_nested()
+                await history.finish_in(session, reply, tokens=3)
+                await savepoint.rollback()
+                await session.commit()
+            else:
+                await history.finish_in(session, reply, tokens=3)
+                await (session.commit() if how == "commit" else session.rollback())
+        if how != "commit":
+            assert await texts(history) == []
+            for _ in range(100):
+                if await reply._resolve():
+                    break
+                await asyncio.sleep(0.01)
+            await reply.add(" again")
+    assert await texts(history) == [("hello" if how == "commit" else "hello again", False)]
+    assert await balance(history) == (10 if how == "rollback" else 9)
+
+
+async def test_what_is_no_reply_of_this_history_is_refused(history: History, tmp_path: Path) -> None:
+    async with (
+        History.open(tmp_path / "other.outbox.db", relay=False, watch=False) as other,
+        other.reply(CHAT) as reply,
+        history.transaction() as tx,
+    ):
+        await reply.add("hello")
+        with pytest.raises(InvalidInput, match="another history"):
+            await tx.finish(reply)
+        with pytest.raises(InvalidInput, match=r"history\.reply\(\)"):
+            await tx.finish("hello")  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match=r"history\.reply\(\)"):
+            await history.finish_in(tx.connection, "hello")  # type: ignore[arg-type]
+
+
+async def test_a_reply_that_nobody_confirms_is_on_no_list(history: History) -> None:
+    for _ in range(3):
+        async with history.reply(CHAT, confirm=False) as reply:
+            await reply.add("hello")
+    with pytest.raises(Boom):  # noqa: PT012
+        async with history.reply(CHAT, confirm=False) as reply:
+            await reply.add("cut")
+            raise Boom
+    assert await history.unconfirmed() == ()
+
+
+def test_without_asyncio(tmp_path: Path) -> None:
+    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+        with history.reply(CHAT, confirm=False) as reply:
+            reply.add("hello")
+            with history.transaction() as tx:
+                tx.execute(sa.text("CREATE TABLE own (x)"))
+                tx.finish(reply, tokens=1)
+                with pytest.raises(Closed):
+                    reply.finish()
+        assert [one.text for one in history.messages(CHAT)] == ["hello"]
+        assert history.unconfirmed() == ()
+
+
+@pytest.mark.parametrize("at", ["finished", "committed", "draft"])
+@pytest.mark.parametrize("own", [False, True])
+async def test_killed_between_finish_and_commit(tmp_path: Path, at: str, *, own: bool) -> None:
+    """SIGKILL: the reply and the row are both there, or neither; what was kept of the reply is interrupted then."""
+    path = tmp_path / "bot.outbox.db"
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=victim.finish_reply, args=(str(path), theirs, at, own), daemon=True)
+    process.start()
+    theirs.close()
+    heard: Any = await asyncio.to_thread(lambda: ours.recv() if ours.poll(60) else None)
+    assert heard == at
+    process.kill()
+    process.join()
+    async with History.open(path, relay=False) as history:
+        done = at == "committed"
+        assert await texts(history) == [("hello there", not done)]
+        assert await balance(history) == (9 if done else 10)
+        assert await drafts(history) == 0
+        assert await history.unconfirmed() == ()

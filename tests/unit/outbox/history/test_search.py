@@ -1,0 +1,329 @@
+"""A search includes pending messages, and excludes what was rewound here, before the store knows of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox.history.history import History
+from letopis.outbox.pending_reads import pending_search
+from letopis.outbox.relay.relay import Relay
+from letopis.store import (
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationStore,
+    Hit,
+    InvalidInput,
+    Message,
+    MessageEdited,
+    MessageRedacted,
+    Page,
+)
+from letopis.store.model.cursor import CursorCodec
+
+
+@asynccontextmanager
+async def opened(folder: Path, **options: Any) -> AsyncIterator[History]:
+    """A history whose outbox only :func:`deliver` delivers."""
+    async with History.open(folder / "bot.outbox.db", relay=False, watch=False, **options) as history:
+        yield history
+
+
+async def deliver(history: History) -> None:
+    """Deliver all that is pending, into the history's own store."""
+    await Relay(history.outbox, history.store).drain()
+    assert (await history.status()).pending == 0
+
+
+def ids(page: Iterable[Hit]) -> list[str]:
+    return [hit.message.id for hit in page]
+
+
+async def say(history: History, conversation: str, **messages: str) -> None:
+    await history.append(conversation, *(Message.user(text, id=name) for name, text in messages.items()))
+
+
+async def test_what_is_pending_is_found_and_comes_first(history: History) -> None:
+    await say(history, "a", old="старый ответ", other="мимо")
+    await deliver(history)
+    await say(history, "a", new="новые ответы")
+    await say(history, "b", newer="ответила", elsewhere="ветер")
+
+    page = await history.search("ответ")
+
+    assert ids(page) == ["newer", "new", "old"]
+    assert page.complete and page.next is None
+    assert [hit.message.saved for hit in page] == ["pending", "pending", "saved"]
+    assert [hit.snippet[a:b] for hit in page for a, b in hit.marks] == ["ответила", "ответы", "ответ"]
+    assert page[0].score > 1 > page[2].score
+    await deliver(history)
+    assert set(ids(await history.search("ответ"))) == {"newer", "new", "old"}
+
+
+async def test_what_is_taken_back_here_is_not_found_at_once(history: History) -> None:
+    for name in ("redacted", "edited", "rewound", "deleted", "cleared"):
+        await say(history, name, **{f"{name}-1": "ответ раз", f"{name}-2": "ответ два"})
+    await deliver(history)
+    assert len(await history.search("ответ")) == 10
+
+    await history.append("redacted", MessageRedacted(message_id="redacted-1"))
+    await history.append("edited", MessageEdited(message_id="edited-1", content="вопрос"))
+    await history.append("rewound", ConversationRewound(to_message_id="rewound-1"))
+    await history.append("deleted", ConversationDeleted())
+    await history.append("cleared", ConversationRewound())
+
+    for _ in range(2):
+        assert set(ids(await history.search("ответ"))) == {"redacted-2", "edited-2", "rewound-1"}
+        page = await history.search("вопрос")
+        assert [(hit.message.id, hit.message.role, hit.message.edited) for hit in page] == [("edited-1", "user", True)]
+        await deliver(history)
+
+
+async def test_what_is_taken_back_while_all_of_it_is_pending_is_not_found(history: History) -> None:
+    for name in ("redacted", "edited", "rewound", "deleted"):
+        await say(history, name, **{f"{name}-1": "ответ раз", f"{name}-2": "ответ два"})
+    await history.append("redacted", MessageRedacted(message_id="redacted-1"))
+    await history.append("edited", MessageEdited(message_id="edited-1", content="вопрос"))
+    await history.append(
+        "rewound", ConversationRewound(to_message_id="rewound-1"), Message.user("ответ три", id="three")
+    )
+    await history.append("deleted", ConversationDeleted())
+
+    for _ in range(2):
+        assert set(ids(await history.search("ответ"))) == {"redacted-2", "edited-2", "rewound-1", "three"}
+        assert ids(await history.search("вопрос")) == ["edited-1"]
+        await deliver(history)
+
+
+async def test_an_edit_to_the_same_word_is_found_once(history: History) -> None:
+    await say(history, "a", m="ответ раз", n="другой")
+    await deliver(history)
+    await history.append("a", MessageEdited(message_id="m", content="ответ два"))
+    await history.append("a", MessageEdited(message_id="n", content="и это ответ"))
+
+    page = await history.search("ответ")
+
+    assert [(hit.message.id, hit.message.text) for hit in page] == [("n", "и это ответ"), ("m", "ответ два")]
+
+
+async def test_nothing_of_another_owner_is_found(history: History, tmp_path: Path) -> None:
+    await history.append("a", Message.user("ответ", id="a"), owner="1")
+    await history.append("b", Message.user("ответ", id="b"), owner="2")
+    await say(history, "c", c="ответ")
+    await deliver(history)
+    for name in "abc":
+        await say(history, name, **{f"{name}2": "ответ"})
+    await history.append("d", Message.user("ответ", id="d"), owner="1")
+
+    assert set(ids(await history.search("ответ", owner="1"))) == {"a", "a2", "d"}
+    assert set(ids(await history.search("ответ", owner="2"))) == {"b", "b2"}
+    assert set(ids(await history.search("ответ", conversation="c"))) == {"c", "c2"}
+    assert ids(await history.search("ответ", conversation="c", owner="1")) == []
+    assert ids(await history.search("ответ", owner="3")) == []
+    # Another outbox knows nothing of the owner, and adds to the conversation.
+    async with History.open(
+        tmp_path / "other.outbox.db", store=history.store, relay=False, watch=False, create=True
+    ) as other:
+        await say(other, "a", a3="ответ")
+        await say(other, "b", b3="ответ")
+        await other.append("c", ConversationStarted(owner_id="1"), Message.user("ответ", id="c3"))
+        assert set(ids(await other.search("ответ", owner="1"))) == {"a", "a3", "c3"}
+        assert set(ids(await other.search("ответ", owner="2"))) == {"b", "b3"}
+
+
+async def test_pages_repeat_and_miss_nothing_while_what_was_pending_is_saved(history: History) -> None:
+    await say(history, "a", **{f"old-{number}": "ответ" for number in range(8)})
+    await deliver(history)
+    await say(history, "b", **{f"new-{number}": "ответы" for number in range(7)})
+    await history.append("a", MessageEdited(message_id="old-3", content="ответ, подумав"))
+
+    seen: list[str] = []
+    after, turns = None, 0
+    while True:
+        page: Page[Hit] = await history.search("ответ", limit=3, after=after)
+        assert len(page) <= 3
+        seen += ids(page)
+        turns += 1
+        await say(history, "b", **{f"later-{turns}": "ответ ответ"})
+        if turns == 2:
+            await history.append("b", MessageRedacted(message_id="new-0"))
+        if turns % 2:
+            await deliver(history)
+        if (after := page.next) is None:
+            break
+
+    assert len(seen) == len(set(seen))
+    # Redacted before its page came.
+    assert set(seen) == {*(f"old-{number}" for number in range(8)), *(f"new-{number}" for number in range(1, 7))}
+
+
+async def test_while_the_store_is_away_the_outbox_is_searched(tmp_path: Path) -> None:
+    async with opened(tmp_path) as history:
+        await history.append("a", Message.user("старый ответ", id="saved"), owner="1")
+        await say(history, "b", gone="ответ", edited="ответ", kept="ответы")
+        await deliver(history)
+    async with opened(tmp_path, store="postgresql://bot@127.0.0.1:1/history", read_timeout=0.5) as history:
+        await say(history, "b", new="ответила")
+        await history.append("b", MessageRedacted(message_id="gone"), MessageEdited(message_id="edited", content="?"))
+
+        page = await history.search("ответ")
+
+        assert ids(page) == ["new", "kept", "saved"]
+        assert not page.complete
+        assert [hit.message.saved for hit in page] == ["pending", "saved", "saved"]
+        assert ids(await history.search("ответ", owner="1")) == ["saved"]
+        first = await history.search("ответ", limit=2)
+        second = await history.search("ответ", limit=2, after=first.next)
+        assert ids(first) + ids(second) == ["new", "kept", "saved"]
+        assert second.next is None
+        with pytest.raises(InvalidInput):
+            await history.search("???")
+    async with opened(tmp_path) as history:
+        # The store is back: what was shown during the outage is not shown again.
+        second = await history.search("ответ", limit=20, after=first.next)
+        assert ids(second) == ["saved"]
+
+
+async def test_more_than_can_be_looked_through_is_said(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    await say(history, "a", one="ответ", two="тайна")
+    await deliver(history)
+    real = pending_search.snapshot
+    monkeypatch.setattr("letopis.outbox.history._search.snapshot", lambda *args, **named: real(*args, **named, most=2))
+    await history.append("a", *(Message.user("ответ") for _ in range(3)))
+    await history.append("a", MessageRedacted(message_id="two"))
+    await say(history, "b", three="ответ")
+
+    page = await history.search("ответ")
+
+    assert ids(page) == ["three", "one"]
+    assert not page.complete
+    # What takes something back is heeded, however much there is.
+    assert ids(await history.search("тайна")) == []
+
+
+async def test_a_damaged_event_hides_itself_only(history: History) -> None:
+    await say(history, "a", one="ответ")
+    await say(history, "b", two="ответ", three="ответ")
+    async with history.outbox.engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE letopis_outbox_events SET data = '{broken' WHERE data LIKE '%two%'")
+
+    page = await history.search("ответ")
+
+    assert ids(page) == ["three", "one"]
+    assert not page.complete
+
+
+HITS = CursorCodec("history-search", "hits")
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "x",
+        *(
+            CursorCodec("history-search", "hits").encode(*values)
+            for values in (
+                (1,),
+                ([1], 2, None),
+                ([-1], 0, None),
+                (["a"], 0, None),
+                ([], 0, 5),
+                ([], 0, "no place of a store"),
+                ([1] * 1_001, 0, None),
+            )
+        ),
+    ],
+)
+async def test_what_is_no_place_is_refused(history: History, after: str) -> None:
+    with pytest.raises(InvalidInput, match="after"):
+        await history.search("ответ", after=after)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [({"owner": ""}, "owner"), ({"conversation": "\n"}, "conversation"), ({"limit": 0}, "limit")],
+)
+async def test_a_search_that_is_none_is_refused(history: History, arguments: Any, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        await history.search("ответ", **arguments)
+
+    assert caught.value.field == field
+
+
+class TestCommand:
+    """letopis history search."""
+
+    @pytest.fixture(autouse=True)
+    def said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("LETOPIS_OUTBOX", "LETOPIS_STORE", "LETOPIS_STORE_FILE", "LETOPIS_CONFIG"):
+            monkeypatch.delenv(name, raising=False)
+
+        async def say_all() -> None:
+            async with opened(tmp_path) as history:
+                await history.append("chat-1", Message.user("Где мой ответ?", id="m-1"), owner="42")
+                await history.append("chat-2", Message.assistant("Ответы\x1b[31m тут", id="m-2"), owner="43")
+                await deliver(history)
+                await history.append("chat-1", Message.user("ответь же", id="m-3"))
+
+        asyncio.run(say_all())
+
+    def test_it_shows_what_it_found(self, letopis: Any) -> None:
+        code, out, err = letopis("history", "search", "ответ")
+
+        assert (code, err) == (0, "")
+        lines = out.splitlines()
+        assert lines[0].startswith("chat-1  ") and lines[0].endswith("user  [pending]")
+        assert lines[1] == "    ответь же"
+        assert {lines[3], lines[5]} == {"    Где мой ответ?", "    Ответы [31m тут"}
+
+    def test_owner_and_conversation_narrow_it(self, letopis: Any) -> None:
+        for arguments, expected in (
+            (("--owner", "42"), ["m-3", "m-1"]),
+            (("--owner", "43"), ["m-2"]),
+            (("--conversation", "chat-2"), ["m-2"]),
+        ):
+            code, out, _ = letopis("history", "search", "ответ", *arguments, "--json")
+            assert code == 0
+            assert [hit["message"]["id"] for hit in json.loads(out)["hits"]] == expected
+
+    def test_the_json_is_what_is_documented(self, letopis: Any) -> None:
+        code, out, _ = letopis("history", "search", "ответы", "--limit", "2", "--json")
+
+        found = json.loads(out)
+        assert code == 0
+        assert set(found) == {"hits", "next", "complete"} and found["complete"] is True
+        assert set(found["hits"][0]) == {"conversation_id", "message", "snippet", "marks", "score"}
+        assert found["hits"][0]["marks"] == [[0, 6]]
+        code, out, _ = letopis("history", "search", "ответы", "--after", found["next"], "--json")
+        assert len(json.loads(out)["hits"]) == 1
+
+    def test_nothing_found_is_3_and_no_word_is_2(self, letopis: Any) -> None:
+        assert letopis("history", "search", "ветер")[0] == 3
+        code, out, err = letopis("history", "search", "???")
+        assert out == "" and "no word" in err
+        assert code in (1, 2)
+        assert letopis("history", "search", "--", "-ответ")[0] == code
+
+    def test_a_store_alone_is_searched(self, letopis: Any, tmp_path: Path) -> None:
+        code, out, _ = letopis(
+            "--outbox", "none.db", "--store", str(tmp_path / "bot.history.db"), "history", "search", "ответ", "--json"
+        )
+
+        assert code == 0
+        assert {hit["message"]["id"] for hit in json.loads(out)["hits"]} == {"m-1", "m-2"}
+
+
+async def test_the_store_of_a_history_is_searched_by_the_same_call(history: History) -> None:
+    await say(history, "a", one="ответ")
+    await deliver(history)
+    store: ConversationStore = history.store
+
+    assert ids(await store.search("ответы")) == ids(await history.search("ответы")) == ["one"]

@@ -1,0 +1,541 @@
+"""A transaction: the bot's rows and its words together, or neither, also on a connection of the bot's own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+import letopis.outbox.history.transaction as transaction_module
+from letopis.outbox import History, Receipt
+from letopis.outbox.event_log.append import append_events
+from letopis.store.errors import EventIdReused, InvalidInput, OutboxFull, OutboxUnavailable
+from letopis.store.model.conversations import Saved
+from letopis.store.model.event_types import MessageEdited, MessageSent
+from letopis.store.model.messages import Message
+from tests.support.platforms import posix_only
+
+own = sa.MetaData()
+purse = sa.Table("purse", own, sa.Column("owner", sa.Text, primary_key=True), sa.Column("left", sa.Integer))
+
+
+@pytest.fixture
+async def history(tmp_path: Path) -> AsyncIterator[History]:
+    async with History.open(tmp_path / "bot.outbox.db") as opened:
+        async with opened.transaction() as tx:
+            await tx.execute(sa.schema.CreateTable(purse))
+            await tx.execute(sa.insert(purse), [{"owner": "42", "left": 10}, {"owner": "43", "left": 10}])
+        yield opened
+
+
+async def left(history: History) -> int:
+    statement = "SELECT \"left\" FROM purse WHERE owner = '42'"
+    return int(await history.outbox.read(lambda connection: connection.exec_driver_sql(statement).scalar_one()))
+
+
+async def said(history: History) -> list[str]:
+    return [message.text for message in await history.messages("c1", last=None)]
+
+
+def pay() -> Any:
+    return sa.update(purse).where(purse.c.owner == "42").values(left=purse.c.left - 1)
+
+
+class Oops(Exception):
+    pass
+
+
+async def test_a_commit_leaves_both_and_the_receipt_comes_true(history: History) -> None:
+    async with history.transaction() as tx:
+        await tx.execute(pay())
+        first = await tx.append("c1", Message.user("hi"), owner="42")
+        second = await tx.append("c1", Message.assistant("hello"))
+        assert await tx.scalar(sa.select(purse.c.left).where(purse.c.owner == "42")) == 9
+
+    assert await left(history) == 9
+    assert await said(history) == ["hi", "hello"]
+    assert (first.sequence, second.sequence) == (2, 3)
+    assert await second.saved(timeout=20)
+
+
+async def test_an_exception_leaves_neither(history: History) -> None:
+    receipts: list[Receipt] = []
+
+    async def fall_over() -> None:
+        async with history.transaction() as tx:
+            await tx.execute(pay())
+            receipts.append(await tx.append("c1", Message.user("hi")))
+            raise Oops
+
+    with pytest.raises(Oops):
+        await fall_over()
+
+    assert await left(history) == 10
+    assert await said(history) == []
+    assert not await receipts[0].saved()
+    assert (await history.append("c1", Message.user("after"))).sequence == 2
+
+
+async def test_nobody_sees_a_transaction_before_it_commits(history: History, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "bot.outbox.db")
+    count = 'SELECT (SELECT count(*) FROM letopis_outbox_events), (SELECT min("left") FROM purse)'
+    async with history.transaction() as tx:
+        await tx.execute(pay())
+        await tx.append("c1", Message.user("hi"))
+        assert other.execute(count).fetchone() == (0, 10)
+
+    assert other.execute(count).fetchone() == (2, 9)
+    other.close()
+
+
+async def test_a_refused_append_leaves_the_transaction_usable(history: History) -> None:
+    await history.append("c1", Message.user("yes", id="m"), owner="42")
+    async with history.transaction() as tx:
+        await tx.execute(pay())
+        with pytest.raises(EventIdReused):
+            await tx.append("c1", Message.user("no", id="m"))
+        with pytest.raises(InvalidInput):
+            await tx.append("c1", Message.user("x"), owner="43")
+        with pytest.raises(InvalidInput):
+            await tx.append("c1", Message.user("\0"))
+        await tx.append("c1", Message.user("then"))
+
+    assert await left(history) == 9
+    assert await said(history) == ["yes", "then"]
+
+
+async def test_transactions_and_appends_of_one_process_take_turns(history: History) -> None:
+    async def spend(number: int) -> None:
+        async with history.transaction() as tx:
+            before = await tx.scalar(sa.select(purse.c.left).where(purse.c.owner == "42"))
+            await asyncio.sleep(0)
+            await tx.execute(sa.update(purse).where(purse.c.owner == "42").values(left=before - 1))
+            await tx.append("c1", Message.user(f"t{number}"))
+
+    await asyncio.gather(
+        *(spend(number) for number in range(8)), *(history.append("c1", Message.user(f"a{n}")) for n in range(30))
+    )
+
+    assert await left(history) == 2
+    assert sorted(await said(history)) == sorted([f"t{n}" for n in range(8)] + [f"a{n}" for n in range(30)])
+
+
+async def test_appending_beside_an_own_transaction_is_refused_instead_of_waiting_for_ever(history: History) -> None:
+    async with history.transaction() as tx:
+        with pytest.raises(OutboxUnavailable, match=r"tx\.append"):
+            await history.append("c1", Message.user("beside"))
+        await tx.append("c1", Message.user("inside"))
+
+    assert await said(history) == ["inside"]
+
+
+async def test_a_transaction_that_stays_open_is_told_of_once_and_does_not_hold_the_others_for_ever(
+    history: History, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transaction_module, "WARN_AFTER_SECONDS", 0.05)
+    monkeypatch.setattr(transaction_module, "LOCK_TIMEOUT_SECONDS", 0.3)
+    with caplog.at_level(logging.WARNING, logger="letopis.outbox.history"):
+        async with history.transaction() as tx:
+            waiting = asyncio.ensure_future(history.append("c1", Message.user("waits")))
+            with pytest.raises(OutboxUnavailable, match="held the outbox"):
+                await waiting
+            await tx.append("c1", Message.user("slow"))
+
+    assert [record.message for record in caplog.records if "has been open" in record.message][1:] == []
+    assert await said(history) == ["slow"]
+
+
+async def test_a_lock_of_another_process_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction_module, "LOCK_TIMEOUT_SECONDS", 0.1)
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        other = sqlite3.connect(history.outbox.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OutboxUnavailable, match="SQLITE_BUSY"):
+            async with history.transaction():
+                pass
+        other.execute("ROLLBACK")
+        other.close()
+
+        async with history.transaction() as tx:
+            await tx.append("c1", Message.user("later"))
+        assert await said(history) == ["later"]
+
+
+async def in_asyncio(run: Callable[[], Any], after: float) -> None:
+    task = asyncio.ensure_future(run())
+    await asyncio.sleep(after)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def in_anyio(run: Callable[[], Any], after: float) -> None:
+    with anyio.move_on_after(after):
+        await run()
+
+
+@pytest.mark.parametrize("cancelled", [in_asyncio, in_anyio])
+async def test_a_transaction_cancelled_at_a_random_moment_is_whole_or_not_at_all(
+    history: History, cancelled: Callable[[Callable[[], Any], float], Any]
+) -> None:
+    chance = random.Random(5)
+    await history.drained(20)
+    committed = 0
+
+    async def one(number: int) -> None:
+        nonlocal committed
+        async with history.transaction() as tx:
+            await tx.execute(pay())
+            await tx.append("c1", Message.user(str(number)))
+            await asyncio.sleep(0)
+            await tx.append("c1", Message.assistant(str(number)))
+        committed += 1
+
+    tasks_before = len(asyncio.all_tasks())
+    for number in range(150):
+        await cancelled(lambda number=number: one(number), chance.random() * 0.012)  # type: ignore[misc]
+    texts = await said(history)
+    spent = 10 - await left(history)
+
+    assert committed <= spent <= 150
+    assert len(texts) == 2 * spent
+    assert all(texts.count(text) == 2 for text in texts)
+    assert 0 < committed < 150, "neither cancellation nor commit came in time: this test shows nothing"
+    async with history.transaction() as tx:  # the lock is free
+        await tx.execute(pay())
+    await history.drained(20)
+    assert len([task for task in asyncio.all_tasks() if "terminate" in repr(task)]) == 0
+    assert len(asyncio.all_tasks()) <= tasks_before + 2
+
+
+BOT = """
+    import asyncio, os, sys
+    import sqlalchemy as sa
+    from letopis.outbox import History
+    from letopis.store.model.messages import Message
+
+    async def bot(path):
+        async with History.open(path, relay=False) as history:
+            print(os.getpid(), flush=True)
+            while True:
+                async with history.transaction() as tx:
+                    await tx.execute(sa.text("UPDATE purse SET n = n + 1"))
+                    await tx.append("c1", Message.user("paid"))
+                async with history.outbox.engine.begin() as connection:
+                    await connection.execute(sa.text("UPDATE purse SET n = n + 1"))
+                    await history.append_in(connection, "c1", Message.user("paid"))
+
+    import letopis.outbox.history.history
+    for line in sys.stdin:  # warm: each victim is forked before it has opened anything
+        child = os.fork()
+        if child == 0:
+            asyncio.run(bot(sys.argv[1]))
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+"""
+
+
+@posix_only("Windows has no fork")
+async def test_a_crash_never_shows_one_without_the_other(tmp_path: Path) -> None:
+    """Thirty bots are killed in the middle of their transactions, and every time the file is looked at."""
+    chance = random.Random(3)
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, relay=False) as history, history.transaction() as tx:
+        await tx.execute(sa.text("CREATE TABLE purse (n INTEGER)"))
+        await tx.execute(sa.text("INSERT INTO purse VALUES (0)"))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(BOT), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    ours, theirs = parent.stdin, parent.stdout
+    assert ours is not None
+    assert theirs is not None
+    both = "SELECT n, (SELECT count(*) FROM letopis_outbox_events WHERE type = 'message.appended') FROM purse"
+
+    def kill() -> tuple[int, int]:
+        ours.write("go\n")
+        ours.flush()
+        victim = int(theirs.readline())
+        time.sleep(chance.uniform(0.01, 0.05))
+        os.kill(victim, signal.SIGKILL)
+        assert theirs.readline() == "dead\n"
+        connection = sqlite3.connect(path)
+        found: tuple[int, int] = connection.execute(both).fetchone()
+        connection.close()
+        return found
+
+    seen = [await asyncio.to_thread(kill) for _ in range(30)]
+    ours.close()
+    theirs.close()
+    assert await asyncio.to_thread(parent.wait, 30) == 0
+
+    assert [paid for paid, _ in seen] == [messages for _, messages in seen]
+    assert seen[-1][0] > 30, "too little was paid to show anything"
+
+
+# The caller's own connection or session.
+
+
+async def test_a_session_of_the_bot_commits_both_and_wakes_the_relay(history: History) -> None:
+    sessions = async_sessionmaker(history.outbox.engine)
+    async with sessions() as session, session.begin():
+        await session.execute(pay())
+        receipt = await history.append_in(session, "c1", Message.user("hi"), owner="42")
+        assert not await receipt.saved(timeout=0.05)
+
+    assert await receipt.saved(timeout=20)
+    assert await left(history) == 9
+
+
+async def test_a_session_that_rolls_back_leaves_neither(history: History) -> None:
+    async with AsyncSession(history.outbox.engine) as session:
+        await session.execute(pay())
+        receipt = await history.append_in(session, "c1", Message.user("hi"))
+        await session.rollback()
+
+    assert await left(history) == 10
+    assert await said(history) == []
+    later = await history.append("c1", Message.user("takes the same place"))
+    assert later.sequence == receipt.sequence
+    assert await later.saved(timeout=20)
+    assert not await receipt.saved(timeout=0.05), "its place is taken by another event"
+
+
+async def test_a_connection_of_an_engine_of_the_bots_own_works_too(history: History, tmp_path: Path) -> None:
+    """Made as SQLAlchemy makes them: transactions begin late, at the first write."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
+    async with engine.begin() as connection:
+        await connection.execute(pay())
+        receipt = await history.append_in(connection, "c1", Message.user("one"))
+    async with engine.connect() as connection:
+        second = await history.append_in(connection, "c1", Message.user("two"))
+        await connection.commit()
+        third = await history.append_in(connection, "c1", Message.user("three"))
+        await connection.rollback()
+
+    assert await receipt.saved(timeout=20)
+    assert await second.saved(timeout=20)
+    assert not await third.saved(timeout=0.05)
+    assert await said(history) == ["one", "two"]
+    await engine.dispose()
+
+
+async def test_rows_are_fetched_from_the_cursor_of_an_engine_of_the_bots_own(history: History, tmp_path: Path) -> None:
+    """The adapter's ``execute`` returns a cursor whose fetches are coroutines, which took an edit for one of an erased
+    message, and a confirmation for one of a redacted one."""
+    message = await history.append("c1", Message.user("one", id="m-1"))
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
+    async with engine.begin() as connection:
+        edited = await history.append_in(connection, "c1", MessageEdited(message_id="m-1", content="two"))
+        sent = await history.append_in(connection, "c1", MessageSent(message_id="m-1", sent_as="text"))
+        again = await history.append_in(connection, "c1", Message.user("one", id="m-1"), after=message)
+    await engine.dispose()
+
+    assert (edited.sequence, sent.sequence, again.sequence) == (3, 4, 2)
+    assert await said(history) == ["two"]
+
+
+@pytest.mark.parametrize("as_session", [False, True])
+async def test_the_bell_rings_after_the_callers_commit_and_not_before(tmp_path: Path, as_session: bool) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        other = sqlite3.connect(history.outbox.path)
+        seen = history.outbox.appended.generation
+        async with AsyncSession(history.outbox.engine) if as_session else history.outbox.engine.connect() as own:
+            await history.append_in(own, "c1", Message.user("hi"))
+            await asyncio.sleep(0.02)
+            assert history.outbox.appended.generation == seen
+            await own.commit()
+            await asyncio.wait_for(history.outbox.appended.wait(after=seen), 5)
+            assert other.execute("SELECT count(*) FROM letopis_outbox_events").fetchone() == (2,)
+            await history.append_in(own, "c1", Message.user("no"))
+            seen = history.outbox.appended.generation
+            await own.rollback()
+        await asyncio.sleep(0.02)
+        assert history.outbox.appended.generation == seen
+        other.close()
+
+
+async def test_another_database_is_refused(history: History, tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'other.db'}")
+    async with engine.begin() as connection:
+        with pytest.raises(InvalidInput, match="not on this outbox file"):
+            await history.append_in(connection, "c1", Message.user("x"))
+    await engine.dispose()
+
+
+async def test_a_connection_that_does_not_flush_is_refused(history: History, tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
+    async with engine.connect() as connection:
+        await connection.exec_driver_sql("PRAGMA synchronous=NORMAL")
+        with pytest.raises(InvalidInput, match="synchronous=FULL"):
+            await history.append_in(connection, "c1", Message.user("x"))
+    await engine.dispose()
+
+
+async def test_a_connection_that_commits_by_itself_is_refused(history: History, tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}", isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        with pytest.raises(InvalidInput, match="begin a transaction"):
+            await history.append_in(connection, "c1", Message.user("x"))
+    assert await said(history) == []
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("wrong", [None, "x", 7])
+async def test_what_is_no_connection_is_refused(history: History, wrong: Any) -> None:
+    with pytest.raises(InvalidInput, match="AsyncConnection"):
+        await history.append_in(wrong, "c1", Message.user("x"))
+
+
+async def test_a_transaction_that_read_first_and_was_overtaken_is_told_why(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history, engine.connect() as connection:
+        await connection.exec_driver_sql("BEGIN")
+        await connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_events")
+        await history.append("c1", Message.user("came first"))
+        with pytest.raises(OutboxUnavailable, match="BEGIN IMMEDIATE"):
+            await history.append_in(connection, "c1", Message.user("too late"))
+        await connection.rollback()
+
+        assert await said(history) == ["came first"]
+    await engine.dispose()
+
+
+async def test_state_of_a_receipt_before_the_commit_is_pending(history: History) -> None:
+    async with history.transaction() as tx:
+        receipt = await tx.append("c1", Message.user("hi"))
+        assert await receipt.state() is Saved.PENDING
+
+
+async def test_a_cancelled_append_in_a_callers_transaction_is_not_committed_by_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``append_in`` was cut off between the events and their lane; the caller's commit then kept half of the append,
+    and every later append to the conversation failed on a sequence that was taken."""
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        await history.append("c1", Message.user("one"))
+        tasks: list[asyncio.Task[Any]] = []
+
+        class Cursor:
+            def __init__(self, cursor: Any) -> None:
+                self._cursor = cursor
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._cursor, name)
+
+            def executemany(self, statement: str, rows: Sequence[Any]) -> Any:
+                if "letopis_outbox_lanes" in statement:
+                    tasks[0].cancel()
+                return self._cursor.executemany(statement, rows)
+
+        def cut_off(cursor: Any, *args: Any, **options: Any) -> Any:
+            return append_events(Cursor(cursor), *args, **options)
+
+        monkeypatch.setattr("letopis.outbox.history.joint_write.append_events", cut_off)
+        async with history.outbox.engine.begin() as connection:
+            tasks.append(asyncio.create_task(history.append_in(connection, "c1", Message.user("two"))))
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[0]
+
+        receipt = await history.append("c1", Message.user("three"))
+
+        assert receipt.sequence == 4
+        assert [one.text for one in await history.messages("c1")] == ["one", "two", "three"]
+
+
+async def test_a_transaction_that_sqlite_took_back_is_not_called_committed(tmp_path: Path) -> None:
+    """On a full disk SQLite rolls back the whole transaction; a bot that caught the ``OutboxFull`` continued in
+    autocommit, lost the rows it had written before, and got no error."""
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        async with history.transaction() as tx:
+            await tx.execute(sa.text("CREATE TABLE credits (n INTEGER)"))
+
+        async def refused() -> None:
+            async with history.transaction() as tx:
+                pages = (await tx.connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
+                await tx.connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 6}")
+                await tx.execute(sa.text("INSERT INTO credits VALUES (1)"))
+                with pytest.raises(OutboxFull):
+                    await tx.append("c1", *[Message.user("y" * 3_000) for _ in range(20)])
+
+        with pytest.raises(OutboxUnavailable, match="nothing was committed"):
+            await refused()
+
+        async with history.transaction() as tx:
+            assert await tx.scalar(sa.text("SELECT count(*) FROM credits")) == 0
+            await tx.append("c1", Message.user("again"))
+        assert [one.text for one in await history.messages("c1")] == ["again"]
+
+
+async def test_nothing_is_written_behind_a_statement_that_took_the_transaction_back(tmp_path: Path) -> None:
+    """After a statement of the bot's own on which SQLite rolls back, what followed was committed on its own."""
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        async with history.transaction() as tx:
+            await tx.execute(sa.text("CREATE TABLE credits (n INTEGER UNIQUE ON CONFLICT ROLLBACK)"))
+
+        async def refused() -> None:
+            async with history.transaction() as tx:
+                await tx.append("c1", Message.user("one"))
+                await tx.execute(sa.text("INSERT INTO credits VALUES (1)"))
+                with pytest.raises(sa.exc.IntegrityError):
+                    await tx.execute(sa.text("INSERT INTO credits VALUES (1)"))
+                with pytest.raises(sa.exc.InvalidRequestError):
+                    await tx.execute(sa.text("INSERT INTO credits VALUES (2)"))
+
+        with pytest.raises(OutboxUnavailable, match="nothing was committed"):
+            await refused()
+
+        async with history.transaction() as tx:
+            assert await tx.scalar(sa.text("SELECT count(*) FROM credits")) == 0
+        assert list(await history.messages("c1")) == []
+
+
+async def test_a_task_that_opens_a_second_transaction_is_refused_at_once(tmp_path: Path) -> None:
+    """It waited for its own first one, for ever, and every append of the process failed from then on."""
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history, asyncio.timeout(20):
+        async with history.transaction() as tx:
+            with pytest.raises(OutboxUnavailable, match="holds a transaction on the outbox already"):
+                async with history.transaction():
+                    pass
+            await tx.append("c1", Message.user("one"))
+
+        assert (await history.append("c1", Message.user("two"))).sequence == 3
+
+
+async def test_a_transaction_that_waits_behind_one_that_does_not_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Appends were refused after the time that is promised; other transactions waited for ever, and the one that was
+    open perhaps for them."""
+    monkeypatch.setattr("letopis.outbox.history.transaction.WARN_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr("letopis.outbox.history.transaction.LOCK_TIMEOUT_SECONDS", 0.3)
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history, asyncio.timeout(20):
+
+        async def second() -> None:
+            async with history.transaction() as inner:
+                await inner.append("c1", Message.user("never"))
+
+        async with history.transaction() as tx:
+            task = asyncio.create_task(second())
+            with pytest.raises(OutboxUnavailable, match="has held the outbox"):
+                await task
+            await tx.append("c1", Message.user("one"))
+
+        assert (await history.append("c1", Message.user("two"))).sequence == 3
+        assert not history.outbox.gate.taken

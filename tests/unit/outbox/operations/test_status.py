@@ -1,0 +1,229 @@
+"""The status: figures that agree with what is in the file, and a contract for scripts."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord
+from letopis.outbox.file.opening import read_snapshot
+from letopis.outbox.operations.status import BreakerStatus, RelayStatus, Status, read_status
+from letopis.outbox.relay.relay import Relay
+from letopis.store.model.identifiers import uuid7
+from letopis.store.model.messages import Message
+from tests.support.relays import DOWN, ToldStore, relay_on
+
+
+async def test_it_counts_what_is_pending_and_for_how_long(tmp_path: Path) -> None:
+    moment = datetime(2026, 11, 25, tzinfo=UTC)
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, now=lambda: moment) as history:
+        await history.append("c1", Message.user("é"), metadata={"k": 1})
+        await history.append("c2", Message.user("two"))
+        moment += timedelta(seconds=90)
+        await history.outbox.write(
+            lambda connection: connection.exec_driver_sql(
+                "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'c2'"
+            )
+        )
+
+        found = await history.status()
+        size = "SELECT sum(length(CAST(data AS BLOB)) + coalesce(length(metadata), 0)) FROM letopis_outbox_events"
+
+        assert (found.pending, found.oldest_pending_seconds) == (4, 90.0)
+        assert found.pending_bytes == await history.outbox.read(lambda c: c.exec_driver_sql(size).scalar_one())
+        assert dict(found.lanes) == {"ready": 1, "retrying": 0, "blocked": 1, "paused": 0}
+        assert not found.healthy
+        assert (found.relay.running, found.relay.holder) == (False, None)
+
+
+async def test_it_shows_the_relay_and_what_it_delivered(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        receipt = await history.append("c1", Message.user("hi"))
+        assert await receipt.saved(timeout=20)
+        found = await history.status()
+
+        assert found.relay.running
+        assert found.relay.holder is not None
+        assert found.relay.holder.startswith("bot (pid ")
+        assert found.healthy
+        assert (found.pending, found.oldest_pending_seconds) == (0, None)
+
+    after = await read_snapshot(tmp_path / "bot.outbox.db", lambda connection: read_status(connection, now_us=0))
+    assert not after.relay.running
+    assert after.delivered == 2
+
+
+async def test_the_json_is_the_documented_contract(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        await history.append("c1", Message.user("hi"))
+        await Relay(history.outbox, history.store).drain_once()
+        found = (await history.status()).to_json()
+
+    assert set(json.loads(json.dumps(found))) == {
+        "outbox_id",
+        "store",
+        "pending",
+        "pending_bytes",
+        "wal_bytes",
+        "oldest_pending_seconds",
+        "delivered",
+        "lanes",
+        "lost",
+        "breaker",
+        "relay",
+        "store_tasks",
+        "store_rows",
+        "incidents",
+    }
+    assert set(found["store"]) == {"id", "destination"}
+    assert set(found["lanes"]) == {"ready", "retrying", "blocked", "paused"}
+    assert set(found["breaker"]) == {"state", "since", "reason", "detail", "next_attempt_at"}
+    assert set(found["relay"]) == {"running", "holder", "last_progress_seconds", "paused_since", "pause_reason"}
+
+
+async def test_an_age_is_never_negative_whatever_the_clock(tmp_path: Path) -> None:
+    moment = datetime(2026, 11, 25, tzinfo=UTC)
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, now=lambda: moment) as history:
+        await history.append("c1", Message.user("hi"))
+        moment -= timedelta(hours=1)
+
+        assert (await history.status()).oldest_pending_seconds == 0
+
+
+NOW = datetime(2026, 11, 25, 12, 3, tzinfo=UTC)
+RUNNING = RelayStatus(running=True, holder="bot (pid 1 on host)")
+OUTAGE = BreakerStatus(
+    state="open",
+    since=NOW,
+    reason="unavailable disconnected",
+    detail="the connection was lost",
+    next_attempt_at=NOW + timedelta(seconds=5),
+)
+
+
+def status(
+    *,
+    pending: int = 0,
+    blocked: int = 0,
+    breaker: BreakerStatus | None = None,
+    relay: RelayStatus = RUNNING,
+    kinds: tuple[IncidentKind, ...] = (),
+    wal_bytes: int = 0,
+) -> Status:
+    return Status(
+        read_at=NOW,
+        pending=pending,
+        pending_bytes=0,
+        wal_bytes=wal_bytes,
+        oldest_pending_seconds=None,
+        delivered=0,
+        lanes={"blocked": blocked},
+        lost=0,
+        breaker=breaker or BreakerStatus(),
+        relay=relay,
+        incidents=tuple(
+            IncidentRecord(incident_id=uuid7(), kind=kind, opened_at=NOW, changed_at=NOW) for kind in kinds
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "healthy", "verdict"),
+    [
+        (status(), True, "Everything is in the history store."),
+        (status(pending=30), True, "30 events are being delivered."),
+        (
+            status(pending=30, breaker=OUTAGE, kinds=(IncidentKind.STORE_DOWN,)),
+            False,
+            (
+                "The history store is unreachable since 2026-11-25 12:03:00Z (the connection was lost);"
+                " 30 events are pending, nothing is lost; next attempt in 5 s."
+            ),
+        ),
+        (
+            status(breaker=OUTAGE, relay=RelayStatus(holder="bot (pid 1 on host)")),
+            False,
+            (
+                "The history store is unreachable since 2026-11-25 12:03:00Z (the connection was lost);"
+                " nothing is pending; no relay is running: start the bot, or `letopis relay`."
+            ),
+        ),
+        (
+            status(pending=1, breaker=BreakerStatus(state="open", reason="misconfigured 42501", detail="no right")),
+            False,
+            (
+                "The history store takes no deliveries (no right): run `letopis doctor`; 1 event is pending,"
+                " nothing is lost."
+            ),
+        ),
+        (
+            status(
+                pending=3,
+                breaker=BreakerStatus(
+                    state="open", since=NOW, reason="poison 23514", detail="it breaks a constraint (constraint t.x)"
+                ),
+                kinds=(IncidentKind.STORE_DOWN,),
+            ),
+            False,
+            (
+                "The history store answers and refuses every delivery since 2026-11-25 12:03:00Z (it breaks a"
+                " constraint (constraint t.x)): run `letopis doctor`; 3 events are pending, nothing is lost."
+            ),
+        ),
+        (
+            status(pending=2, kinds=(IncidentKind.STORE_DOWN,)),
+            False,
+            (
+                "2 events are being delivered. The history store is reachable again; its incident closes after a quiet"
+                " minute."
+            ),
+        ),
+        (
+            status(pending=2, blocked=1, breaker=OUTAGE),
+            False,
+            "1 conversation is blocked: see `letopis outbox list`. Nothing is lost.",
+        ),
+        (
+            status(pending=2, kinds=(IncidentKind.CONVERSATION_BLOCKED,)),
+            False,
+            (
+                "1 conversation has waited too long: see `letopis outbox list --state ready`; 2 events are pending,"
+                " nothing is lost."
+            ),
+        ),
+        (
+            status(wal_bytes=488 * 1024**2),
+            False,
+            (
+                "Everything is in the history store. The outbox's WAL has grown to 488 MiB: `letopis doctor` says what"
+                " holds it."
+            ),
+        ),
+    ],
+)
+def test_the_verdict_is_what_the_figures_say(found: Status, healthy: bool, verdict: str) -> None:
+    assert (found.healthy, found.verdict) == (healthy, verdict)
+
+
+async def test_an_outage_is_an_outage_until_the_next_attempt(tmp_path: Path) -> None:
+    """Not "stuck": the fault in a sentence, and when the relay asks again, as the relay wrote it down."""
+    told = ToldStore(lambda _: DOWN)
+    async with History.open(tmp_path / "bot.outbox.db", store=told.url, relay=False) as history:
+        await history.append("c1", Message.user("hi"))
+        relay = relay_on(history.outbox, told)
+        assert await relay.lease.acquire()
+        try:
+            await relay.drain_once()
+            found = await history.status()
+        finally:
+            await relay.lease.release()
+
+        assert found.breaker.next_attempt_at is not None
+        assert found.breaker.reason == f"{DOWN.fault_class} {DOWN.code}"
+        assert found.breaker.detail == DOWN.reason
+        assert found.verdict.startswith("The history store is unreachable since ")
+        assert "2 events are pending, nothing is lost; " in found.verdict

@@ -1,0 +1,309 @@
+"""Reads hold what was acknowledged before them, on each store, and a slow question is that question's trouble alone."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox import History
+from letopis.outbox.pending_reads.store_gateway import StoreGateway
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, FaultClass, InvalidInput, Message, ReadTimeout, StoreFault
+from letopis.store.errors import OutboxUnavailable
+from letopis.store.model.conversations import Saved
+from letopis.store.outbox_access import OutboxAccess
+from letopis.store.read.reader import StoreView, ViewQuery
+from tests.support.relays import deliver_all
+
+
+@pytest.fixture
+async def history(tmp_path: Path, store_url: str) -> AsyncIterator[History]:
+    """A history on each store, which delivers nothing on its own."""
+    async with ConversationStore.open(store_url, migrate=True):
+        pass
+    async with History.open(tmp_path / "bot.outbox.db", store=store_url, relay=False, watch=False) as opened:
+        yield opened
+
+
+def between(monkeypatch: pytest.MonkeyPatch, event: Callable[[], Any]) -> list[int]:
+    """Have something happen once, between the look into the file and the question to the store."""
+    asked: list[int] = []
+    view = StoreGateway.view
+
+    async def later(self: StoreGateway, query: ViewQuery) -> StoreView | None:
+        asked.append(1)
+        if len(asked) == 1:
+            await event()
+        return await view(self, query)
+
+    monkeypatch.setattr(StoreGateway, "view", later)
+    return asked
+
+
+async def ids(history: History, **window: Any) -> list[str]:
+    page = await history.messages("c", **window)
+    assert page.complete
+    return [one.id for one in page]
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+async def test_a_rewind_that_is_delivered_while_it_is_read_hides_nothing_said_after_it(
+    history: History, monkeypatch: pytest.MonkeyPatch, pruned: bool
+) -> None:
+    await history.append("c", Message.user("q", id="q"), Message.assistant("a", id="a"))
+    await deliver_all(history)
+    await history.regenerate("c")
+    await history.append("c", Message.assistant("b", id="b"))
+
+    async def arrive() -> None:
+        await deliver_all(history)
+        if pruned:
+            await history.outbox.write(_prune)
+
+    asked = between(monkeypatch, arrive)
+
+    assert await ids(history, last=10) == ["q", "b"]
+    assert asked == [1], "nothing has to be read twice for it"
+    assert [one.id for one in (await history.context("c")).messages] == ["q", "b"]
+    assert (found := await history.conversation("c")) is not None and found.message_count == 2
+
+
+async def test_what_is_said_and_delivered_while_it_is_read_is_not_cut_off(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history.append("c", *(Message.user(str(n), id=str(n)) for n in range(5)))
+    await deliver_all(history)
+    await history.rewind("c", to="1")
+
+    async def arrive() -> None:
+        await history.append("c", Message.user("late", id="late"))
+        await deliver_all(history)
+
+    between(monkeypatch, arrive)
+
+    assert await ids(history, last=3) in (["0", "1"], ["0", "1", "late"])
+    assert await ids(history, last=3) == ["0", "1", "late"]
+
+
+async def test_a_store_that_is_restored_while_it_is_read_is_completed_from_the_file(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history.append("c", *(Message.user(str(n), id=str(n)) for n in range(3)))
+    await history.rewind("c", to="1")
+    await history.append("c", Message.user("3", id="3"))
+    await deliver_all(history)
+
+    async def lose() -> None:
+        async with history.store._engine.begin() as connection:
+            for table in ("events", "messages", "conversations", "lanes"):
+                await connection.execute(sa.text(f"DELETE FROM letopis_{table}"))
+
+    asked = between(monkeypatch, lose)
+
+    assert await ids(history, last=10) == ["0", "1", "3"]
+    assert asked == [1, 1]
+    assert len(await history.events("c")) == 6
+
+
+async def test_chats_in_pages_of_two_hold_one_that_is_delivered_while_a_page_is_read(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        await history.append(f"c{number}", Message.user("x"), owner="42")
+    listing = ConversationStore.conversations
+
+    async def delivered_after(self: ConversationStore, **asked: Any) -> Any:
+        page = await listing(self, **asked)
+        await deliver_all(history)
+        return page
+
+    monkeypatch.setattr(ConversationStore, "conversations", delivered_after)
+    found: list[str] = []
+    after = None
+    while True:
+        page = await history.conversations(owner="42", after=after, limit=2)
+        found += [one.conversation_id for one in page]
+        if (after := page.next) is None:
+            break
+
+    assert found == ["c4", "c3", "c2", "c1", "c0"]
+
+
+async def test_an_activation_that_is_delivered_while_it_is_looked_for_counts(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("old", "new"):
+        await history.start("42", conversation_id=name)
+    await deliver_all(history)
+    await history.activate("old")
+    past = OutboxAccess.snapshot
+
+    async def delivered_before(self: OutboxAccess, read: Any) -> Any:
+        await deliver_all(history)
+        await history.outbox.write(_prune)
+        return await past(self, read)
+
+    monkeypatch.setattr(OutboxAccess, "snapshot", delivered_before)
+
+    found = await history.active("42", create=False)
+
+    assert found is not None and found.conversation_id == "old"
+
+
+def _prune(connection: Any) -> None:
+    connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET pruned = delivered")
+    connection.exec_driver_sql("DELETE FROM letopis_outbox_events")
+
+
+# A question that takes too long.
+
+
+async def test_a_slow_question_is_an_error_of_its_own_and_no_other_read_is_affected(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history.append("c", Message.user("one"), Message.user("two"))
+    await deliver_all(history)
+    monkeypatch.setattr(history._parts.gateway, "_deadline", 0.4)
+    past = ConversationStore.conversation
+
+    async def slow(self: ConversationStore, name: str, *, as_of: Any = None) -> Any:
+        await asyncio.sleep(0.8 if as_of is not None else 0)
+        return await past(self, name, as_of=as_of)
+
+    monkeypatch.setattr(ConversationStore, "conversation", slow)
+
+    async def others() -> list[bool]:
+        found = []
+        for _ in range(40):
+            found.append((await history.messages("c", last=5)).complete)
+            await asyncio.sleep(0.02)
+        return found
+
+    late, complete = await asyncio.gather(history.conversation("c", as_of=2), others(), return_exceptions=True)
+
+    assert isinstance(late, ReadTimeout)
+    assert "timeout=" in str(late)
+    assert isinstance(complete, list) and all(complete)
+    assert not history._parts.gateway.unavailable
+    found = await history.conversation("c", as_of=2, timeout=20)
+    assert found is not None and found.message_count == 1
+
+
+async def test_a_plain_read_that_takes_too_long_is_answered_from_the_file(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history.append("c", Message.user("one"))
+    await deliver_all(history)
+    monkeypatch.setattr(history._parts.gateway, "_deadline", 0.4)
+    monkeypatch.setattr(OutboxAccess, "view_at_once", lambda *_: None)
+    view = OutboxAccess.view
+
+    async def slow(self: OutboxAccess, query: ViewQuery) -> StoreView:
+        await asyncio.sleep(0.8)
+        return await view(self, query)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutboxAccess, "view", slow)
+        page = await history.messages("c", last=5)
+    assert ([one.text for one in page], page.complete) == (["one"], False)
+    assert (await history.messages("c", last=5)).complete
+
+
+async def test_a_statement_that_the_server_cancels_does_not_make_it_count_as_away(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history.append("c", Message.user("one"))
+    await deliver_all(history)
+
+    async def cancelled(_: ConversationStore) -> None:
+        raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="57014", reason="it took too long")
+
+    async def lost(_: ConversationStore) -> None:
+        raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the connection was lost")
+
+    assert await history._parts.gateway.read(cancelled) is None
+    with pytest.raises(ReadTimeout):
+        await history._parts.gateway.read(cancelled, needed=True)
+    assert (await history.messages("c", last=5)).complete
+    assert await history._parts.gateway.read(lost) is None
+    assert history._parts.gateway.unavailable
+    assert not (await history.messages("c", last=5)).complete
+
+
+async def test_a_store_that_gives_no_sign_of_life_counts_as_away(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history.append("c", Message.user("one"))
+    monkeypatch.setattr(history._parts.gateway, "_deadline", 0.2)
+
+    async def never(*_: Any) -> Any:
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr(ConversationStore, "identity", never)
+    assert await history._parts.gateway.read(never) is None
+    assert not (await history.messages("c", last=5)).complete
+    assert history._parts.gateway.unavailable
+
+
+async def test_what_the_past_may_take_is_checked(history: History) -> None:
+    for wrong in (
+        history.messages("c", timeout=1),
+        history.conversation("c", timeout=1),
+        history.messages("c", as_of=1, timeout=0),
+        history.conversation("c", as_of=1, timeout=True),
+    ):
+        with pytest.raises(InvalidInput, match="timeout"):
+            await wrong
+
+
+async def test_what_is_said_after_an_outbox_was_restored_from_a_backup_is_read(tmp_path: Path) -> None:
+    """The store holds other events at the places of those that are pending, so reads took them for delivered: what
+    was blocked as diverged was in no read at all."""
+    path, backup = tmp_path / "bot.outbox.db", tmp_path / "backup.db"
+    async with History.open(path, relay=False) as history:
+        await history.append("c1", Message.user("kept"))
+        await Relay(history.outbox, history.store).drain()
+    shutil.copy(path, backup)
+    async with History.open(path, relay=False) as history:
+        await history.append("c1", Message.user("forgotten 1"), Message.user("forgotten 2"))
+        await Relay(history.outbox, history.store).drain()
+    path.unlink()
+    shutil.copy(backup, path)
+
+    async with History.open(path, relay=False) as history:
+        await history.append("c1", Message.user("new"))
+        await Relay(history.outbox, history.store).drain()
+
+        texts = ["kept", "forgotten 1", "forgotten 2", "new"]
+        found = await history.messages("c1")
+        assert [one.text for one in found] == texts
+        assert found[-1].saved is Saved.BLOCKED
+        assert [one.text for one in await history.messages("c1", last=2)] == texts[-2:]
+        conversation = await history.conversation("c1")
+        assert conversation is not None
+        assert (conversation.message_count, conversation.pending) == (4, 1)
+
+
+async def test_a_damaged_event_is_named_and_not_quoted(tmp_path: Path) -> None:
+    """A read of what the outbox holds raised the JSON decoder's error, which carries the whole text of the event."""
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        await history.append("c1", Message.user("one"))
+        await history.outbox.write(
+            lambda connection: (
+                connection.exec_driver_sql(
+                    "UPDATE letopis_outbox_events SET data = substr(data, 1, 20) WHERE sequence = 2"
+                ).rowcount
+            )
+        )
+
+        for read in (history.messages, history.conversation, history.events):
+            with pytest.raises(OutboxUnavailable, match="event 2 of the conversation is damaged") as caught:
+                await read("c1")
+            assert caught.value.__cause__ is None
+            assert caught.value.__context__ is None

@@ -1,0 +1,78 @@
+"""When a refused event is retried, and when its lane is blocked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.lanes import Lane
+from letopis.outbox.relay.lane_retries import LaneRetries, damaged
+from letopis.outbox.relay.send_result import Refusal
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.model.codec import encode
+from letopis.store.model.events import Event
+
+LANE = Lane(
+    conversation_id="c",
+    owner_id=None,
+    head=5,
+    delivered=2,
+    pruned=0,
+    state="ready",
+    attempts=0,
+    due_at_us=0,
+    pending_since_us=None,
+    fault_class=None,
+    fault=None,
+    key=1,
+)
+REFUSAL = Refusal(
+    conversation_id="c",
+    sequence=3,
+    event=encode(Event(type="custom.said", data={}), conversation_id="c"),
+    fault_class="poison",
+    fault="no",
+)
+
+
+@pytest.fixture
+def retries() -> LaneRetries:
+    policy = RetryPolicy(base=1, factor=2, jitter="none", attempts=2)
+    return LaneRetries(policy, clock=Clock(), uniform=lambda _, most: most)
+
+
+def test_a_charged_refusal_waits_longer_each_time_and_blocks_after_the_last_retry(retries: LaneRetries) -> None:
+    found = [retries.refused(replace(LANE, attempts=attempts), REFUSAL) for attempts in range(3)]
+
+    assert [(one.attempts, one.delay, one.blocks) for one in found] == [(1, 1, False), (2, 2, False), (3, 0, True)]
+
+
+def test_an_uncharged_refusal_waits_longer_each_time_and_never_blocks(retries: LaneRetries) -> None:
+    found = [retries.refused(LANE, replace(REFUSAL, charged=False)) for _ in range(4)]
+
+    assert [(one.attempts, one.delay, one.blocks) for one in found] == [(0, wait, False) for wait in (1, 2, 4, 8)]
+    retries.forget("c")
+    assert retries.refused(LANE, replace(REFUSAL, charged=False)).delay == 1
+
+
+def test_a_final_refusal_blocks_at_once(retries: LaneRetries) -> None:
+    assert retries.refused(LANE, replace(REFUSAL, charged=False, final=True)).blocks
+
+
+def test_attempts_of_an_earlier_event_are_not_those_of_a_later_one(retries: LaneRetries) -> None:
+    found = retries.refused(replace(LANE, attempts=2), replace(REFUSAL, sequence=4))
+
+    assert (found.attempts, found.lane.delivered, found.blocks) == (1, 3, False)
+
+
+def test_a_wait_is_what_the_lane_is_told_until_it_is_forgotten(retries: LaneRetries) -> None:
+    failure = retries.refused(LANE, REFUSAL)
+
+    assert failure.due_at_us is not None
+    assert retries.timers.remaining("c", failure.due_at_us) > 0
+
+
+def test_a_lane_without_its_next_event_is_blocked_as_damaged() -> None:
+    assert (damaged(LANE).fault_class, damaged(LANE).blocks) == ("damaged", True)

@@ -1,0 +1,235 @@
+"""One relay per outbox file."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.heartbeat import Heartbeat, write_heartbeat
+from letopis.outbox.relay.lease import Lease, boot_id, lock_path
+from letopis.store.errors import LetopisError
+from tests.support.relays import sql
+
+BEAT = Heartbeat(
+    progress=True,
+    breaker="open",
+    breaker_since_us=5,
+    reason="unavailable refused",
+    detail="it is down",
+    next_attempt_us=9,
+    delivered=7,
+)
+HOLD = """
+import sys, time
+from filelock import FileLock
+lock = FileLock(sys.argv[1], mode=0o600)
+lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def lease(outbox: OutboxFile, *, holder: str = "relay", locked: bool = True) -> Lease:
+    return Lease(outbox, clock=Clock(), holder=holder, locked=locked)
+
+
+async def row(outbox: OutboxFile) -> dict[str, object]:
+    names = "incarnation, holder, pid, host, boot_id, breaker, breaker_reason, delivered_total"
+    found = await sql(outbox, f"SELECT {names} FROM letopis_outbox_relay")
+    return dict(zip(names.split(", "), found[0], strict=True))
+
+
+async def test_the_holder_is_written_down_for_people(outbox: OutboxFile) -> None:
+    one = lease(outbox, holder="the bot")
+
+    assert await one.acquire()
+    found = await row(outbox)
+    assert (found["incarnation"], found["holder"], found["pid"]) == (1, "the bot", os.getpid())
+    assert found["boot_id"] == boot_id()
+    assert found["breaker"] == "closed"
+
+
+async def test_two_do_not_hold_it_at_once(outbox: OutboxFile) -> None:
+    one, two = lease(outbox), lease(outbox)
+
+    assert await one.acquire()
+    assert not await two.acquire()
+    assert not two.held
+    assert await one.acquire()
+    await one.release()
+    assert await two.acquire()
+    assert (one.incarnation, two.incarnation) == (0, 2)
+
+
+async def test_every_holder_has_a_number_of_its_own(outbox: OutboxFile) -> None:
+    numbers = []
+    for _ in range(5):
+        one = lease(outbox)
+        await one.acquire()
+        numbers.append(one.incarnation)
+        await one.release()
+
+    assert numbers == [1, 2, 3, 4, 5]
+
+
+async def test_who_left_is_no_longer_named_as_running(outbox: OutboxFile) -> None:
+    one = lease(outbox)
+    await one.acquire()
+    await one.release()
+    await one.release()
+
+    assert (await row(outbox))["pid"] == 0
+
+
+async def test_a_beat_says_how_it_goes(outbox: OutboxFile) -> None:
+    one = lease(outbox)
+    await one.acquire()
+
+    assert await outbox.write(lambda connection: write_heartbeat(connection, one.incarnation, BEAT, now_us=9))
+    found = await row(outbox)
+    assert (found["breaker"], found["breaker_reason"], found["delivered_total"]) == ("open", "unavailable refused", 7)
+    stamps = await sql(outbox, "SELECT heartbeat_at, progress_at, breaker_since FROM letopis_outbox_relay")
+    assert stamps == [(9, 9, 5)]
+
+
+async def test_a_beat_without_progress_leaves_its_stamp_alone(outbox: OutboxFile) -> None:
+    one = lease(outbox)
+    await one.acquire()
+    before = await sql(outbox, "SELECT progress_at FROM letopis_outbox_relay")
+    still = Heartbeat(
+        progress=False,
+        breaker="closed",
+        breaker_since_us=5,
+        reason=None,
+        detail=None,
+        next_attempt_us=None,
+        delivered=0,
+    )
+    await outbox.write(lambda connection: write_heartbeat(connection, one.incarnation, still, now_us=9))
+
+    assert await sql(outbox, "SELECT progress_at, heartbeat_at FROM letopis_outbox_relay") == [(before[0][0], 9)]
+
+
+async def test_a_beat_of_an_earlier_holder_changes_nothing(outbox: OutboxFile) -> None:
+    one, two = lease(outbox, locked=False), lease(outbox, locked=False)
+    await one.acquire()
+    await two.acquire()
+
+    assert not await outbox.write(lambda connection: write_heartbeat(connection, one.incarnation, BEAT, now_us=9))
+    assert (await row(outbox))["delivered_total"] == 0
+
+
+async def test_who_delivers_without_the_lease_is_counted_and_gives_no_sign_of_life(outbox: OutboxFile) -> None:
+    one = lease(outbox)
+    await one.acquire()
+    await outbox.write(lambda connection: write_heartbeat(connection, 0, BEAT, now_us=9))
+
+    found = await row(outbox)
+    assert (found["delivered_total"], found["breaker"]) == (7, "closed")
+
+
+async def test_the_lock_file_is_private(outbox: OutboxFile) -> None:
+    await lease(outbox).acquire()
+
+    assert stat.S_IMODE(lock_path(outbox.path).stat().st_mode) == 0o600
+
+
+async def test_the_lock_is_the_same_whatever_way_leads_to_the_file(outbox: OutboxFile, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path, target_is_directory=True)
+
+    assert lock_path(link / outbox.path.name) == lock_path(outbox.path)
+
+
+async def test_the_lock_goes_with_the_process_that_was_killed(outbox: OutboxFile) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock_path(outbox.path))], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        one = lease(outbox)
+        assert not await one.acquire()
+
+        process.kill()
+        process.wait()
+        start = time.monotonic()
+        assert await one.acquire()
+        assert time.monotonic() - start < 2
+
+
+async def test_a_lease_that_cannot_be_written_down_is_not_taken(outbox: OutboxFile) -> None:
+    await sql(
+        outbox,
+        "CREATE TRIGGER no BEFORE INSERT ON letopis_outbox_relay BEGIN SELECT raise(ABORT, 'no'); END",
+    )
+    one = lease(outbox)
+    with pytest.raises(LetopisError):
+        await one.acquire()
+    assert not one.held
+
+    await sql(outbox, "DROP TRIGGER no")
+    assert await lease(outbox).acquire()
+
+
+class Ticking:
+    """A monotonic clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+async def test_a_holder_that_gives_no_sign_of_life_is_taken_over_and_fenced(outbox: OutboxFile) -> None:
+    """A stopped process keeps its lock; its beat is what it cannot keep."""
+    ticking = Ticking()
+    stopped = lease(outbox)
+    standby = Lease(outbox, clock=Clock(monotonic=ticking), holder="standby", silence=30)
+    await stopped.acquire()
+
+    assert not await standby.acquire()
+    ticking.seconds = 29
+    assert not await standby.acquire()
+    ticking.seconds = 31
+    assert await standby.acquire()
+
+    assert standby.incarnation == stopped.incarnation + 1
+    assert not await outbox.write(lambda connection: write_heartbeat(connection, stopped.incarnation, BEAT, now_us=9))
+    await standby.release()
+    await stopped.release()
+    assert await standby.acquire()
+
+
+async def test_a_holder_that_beats_is_not_taken_over_however_long_it_holds(outbox: OutboxFile) -> None:
+    ticking = Ticking()
+    living = lease(outbox)
+    standby = Lease(outbox, clock=Clock(monotonic=ticking), holder="standby", silence=30)
+    await living.acquire()
+    for second in range(0, 200, 20):
+        ticking.seconds = second
+        await outbox.write(
+            lambda connection, at=second: write_heartbeat(connection, living.incarnation, BEAT, now_us=at)
+        )
+        assert not await standby.acquire()
+
+
+async def test_of_two_that_would_take_over_one_does(outbox: OutboxFile) -> None:
+    ticking = Ticking()
+    stopped = lease(outbox)
+    await stopped.acquire()
+    two = [Lease(outbox, clock=Clock(monotonic=ticking), holder="standby", silence=30) for _ in range(2)]
+    for one in two:
+        assert not await one.acquire()
+    ticking.seconds = 31
+
+    assert [await one.acquire() for one in two] == [True, False]

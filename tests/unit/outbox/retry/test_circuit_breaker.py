@@ -1,0 +1,253 @@
+"""Decide whether the history store is contacted at all."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.retry.circuit_breaker import RAMP_START_EVENTS, UNCERTAIN_PROBE_WAIT_SECONDS, Breaker, BreakerState
+from letopis.store.database.faults import FaultClass, StoreFault
+from tests.support.relays import DOWN, Hands, fault
+
+
+def upper(low: float, high: float) -> float:
+    """Chance at its longest."""
+    return high
+
+
+def made(uniform: object = upper) -> tuple[Hands, Breaker]:
+    hands = Hands()
+    return hands, Breaker(clock=Clock(now=hands.now, monotonic=hands.monotonic), uniform=uniform)  # type: ignore[arg-type]
+
+
+def test_it_opens_on_the_first_fault_and_says_since_when_and_why() -> None:
+    hands, breaker = made()
+    hands.advance(5)
+    breaker.trip(DOWN, ["a"])
+
+    assert breaker.state is BreakerState.OPEN
+    assert breaker.reason == "unavailable refused"
+    assert breaker.since_us == Clock(now=hands.now).now_us()
+    assert breaker.suspects == {"a"}
+
+
+def test_probes_come_after_one_two_four_seconds_up_to_a_minute_and_never_end() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, ["a", "b", "c"])
+    waits = []
+    for _ in range(1_000):
+        waits.append(breaker.remaining())
+        assert not breaker.begin_probe() or waits[-1] == 0
+        hands.advance(breaker.remaining())
+        assert breaker.begin_probe()
+        breaker.trip(DOWN, ["d"])
+
+    assert waits[:10] == [1, 2, 4, 5, 5, 5, 5, 5, 33, 60]
+    assert waits[-1] == 60
+    assert breaker.trips == 1
+    assert breaker.suspects == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("conversation_ids", "error", "longest"),
+    [
+        ((), DOWN, 60),  # asked without a delivery: it is the store for certain
+        (("a",), DOWN, UNCERTAIN_PROBE_WAIT_SECONDS),
+        (("a", "b"), DOWN, UNCERTAIN_PROBE_WAIT_SECONDS),
+        (("a", "b", "c"), DOWN, 60),
+        (("a", "b", "c"), fault(FaultClass.POISON, "23502"), UNCERTAIN_PROBE_WAIT_SECONDS),
+    ],
+)
+def test_while_it_may_be_the_conversations_no_probe_is_far_away(
+    conversation_ids: tuple[str, ...], error: StoreFault, longest: float
+) -> None:
+    """One that comes along then waits for that probe."""
+    hands, breaker = made()
+    breaker.trip(error, conversation_ids)
+    waits = []
+    for _ in range(20):
+        waits.append(breaker.remaining())
+        hands.advance(breaker.remaining())
+        assert breaker.begin_probe()
+        breaker.trip(error, conversation_ids[:1])
+
+    assert max(waits) == longest
+
+
+def test_probes_go_round_the_conversations_those_that_failed_first_after_all_others() -> None:
+    hands, breaker = made()
+    owed = ["a", "b", "c", "d"]
+    breaker.trip(DOWN, ["a", "b"])
+    probed = []
+    for _ in range(9):
+        hands.advance(100)
+        assert breaker.begin_probe()
+        for tried in breaker.probe_exclusions():
+            left = [one for one in owed if one not in tried]
+            if left:
+                break
+        probed.append(left[0])
+        breaker.trip(DOWN, left[:1])
+
+    assert probed == ["c", "d", "a", "b", "c", "d", "a", "b", "c"]
+
+
+def test_a_store_that_refuses_can_be_read_and_says_what_refused() -> None:
+    hands, breaker = made()
+    assert breaker.readable
+    breaker.trip(DOWN, ["a"])
+    assert not breaker.readable
+    hands.advance(1)
+    breaker.begin_probe()
+    breaker.trip(fault(FaultClass.POISON, "23502"), ["a"])
+
+    assert breaker.readable
+    assert not breaker.closed
+    assert breaker.reason == "poison 23502"
+    assert str(breaker.outage) == "a fault of the test [poison 23502]"
+
+
+def test_when_it_closes_it_forgets_whom_it_asked() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, ["a"])
+    hands.advance(100)
+    breaker.begin_probe()
+    breaker.trip(DOWN, ["b"])
+    hands.advance(100)
+    breaker.begin_probe()
+    breaker.record_success()
+
+    assert set(breaker.probe_exclusions()) == {frozenset()}
+
+
+def test_chance_spreads_the_probes_of_many_relays() -> None:
+    first = []
+    for seed in range(200):
+        _, breaker = made(random.Random(seed).uniform)
+        breaker.trip(DOWN, [])
+        first.append(breaker.remaining())
+
+    assert min(first) < 0.2
+    assert max(first) > 0.9
+    assert len({round(one, 3) for one in first}) > 150
+
+
+@pytest.mark.parametrize(("lasts", "least", "most"), [(20, 4, 5), (60, 30, 61)])
+def test_no_wait_is_longer_than_the_outage_so_far_and_a_second(lasts: float, least: float, most: float) -> None:
+    """Chance may make five waits short and the sixth half a minute: then an outage of seconds would last a minute.
+
+    And an outage that is too short to alert anybody is over for the relay before it would.
+    """
+    longest = 0.0
+    for seed in range(300):
+        hands, breaker = made(random.Random(seed).uniform)
+        begun = hands.ticks
+        breaker.trip(DOWN, [])
+        while hands.ticks < begun + lasts:
+            assert breaker.remaining() <= hands.ticks - begun + 1
+            hands.advance(breaker.remaining())
+            assert breaker.begin_probe()
+            breaker.trip(DOWN, [])
+        longest = max(longest, hands.ticks - begun - lasts)
+
+    assert least < longest <= most
+
+
+def test_only_one_probe_is_made_at_a_time() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, [])
+    hands.advance(1)
+
+    assert breaker.begin_probe()
+    assert not breaker.begin_probe()
+    breaker.end_probe()
+    assert breaker.begin_probe()
+
+
+def test_faults_of_what_was_under_way_when_it_opened_do_not_count_as_probes() -> None:
+    _, breaker = made()
+    for _ in range(8):
+        breaker.trip(DOWN, ["a"])
+
+    assert breaker.remaining() == 1
+
+
+def test_a_success_closes_it_and_says_how_long_the_store_was_away() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, ["a"])
+    hands.advance(90)
+    breaker.begin_probe()
+
+    assert breaker.record_success() == 90
+    assert breaker.closed
+    assert breaker.reason is None
+    assert breaker.remaining() == 0
+    assert breaker.suspects == frozenset()
+    assert breaker.record_success() is None
+
+
+def test_after_an_outage_the_batches_grow_from_small_to_full() -> None:
+    hands, breaker = made()
+    assert breaker.batch_limit(500) == 500
+    breaker.trip(DOWN, [])
+    assert breaker.batch_limit(500) == 1
+    hands.advance(1)
+    breaker.begin_probe()
+    assert breaker.batch_limit(500) == 1
+
+    breaker.record_success()
+    limits = []
+    while breaker.ramping:
+        limits.append(breaker.batch_limit(500))
+        breaker.record_success()
+
+    assert limits[:3] == [RAMP_START_EVENTS, 2 * RAMP_START_EVENTS, 4 * RAMP_START_EVENTS]
+    assert limits[-1] == 500
+    assert limits == sorted(limits)
+
+
+def test_a_fault_during_the_ramp_starts_it_anew() -> None:
+    hands, breaker = made()
+    for _ in range(2):
+        breaker.trip(DOWN, [])
+        hands.advance(1)
+        breaker.begin_probe()
+        breaker.record_success()
+        breaker.record_success()
+
+    assert breaker.batch_limit(500) == 2 * RAMP_START_EVENTS
+
+
+def test_the_waits_begin_anew_with_the_next_outage() -> None:
+    hands, breaker = made()
+    for _ in range(6):
+        breaker.trip(DOWN, [])
+        hands.advance(100)
+        breaker.begin_probe()
+    breaker.record_success()
+    breaker.trip(DOWN, [])
+
+    assert breaker.remaining() == 1
+
+
+def test_a_jumping_clock_neither_stretches_nor_multiplies_the_wait() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, [])
+    hands.jump(-3_600)
+    assert breaker.remaining() == 1
+    hands.advance(1)
+    assert breaker.remaining() == 0
+
+
+def test_the_reason_follows_what_the_store_says_last() -> None:
+    hands, breaker = made()
+    breaker.trip(DOWN, [])
+    since = breaker.since_us
+    hands.advance(1)
+    breaker.begin_probe()
+    breaker.trip(fault(FaultClass.MISCONFIGURED, "42P01"), [])
+
+    assert breaker.reason == "misconfigured 42P01"
+    assert breaker.since_us == since

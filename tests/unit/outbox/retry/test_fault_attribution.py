@@ -1,0 +1,123 @@
+"""Attributing failed deliveries to an event or to the history store."""
+
+from __future__ import annotations
+
+from letopis.outbox.retry.fault_attribution import FaultAttribution
+
+
+def test_one_conversation_alone_proves_nothing() -> None:
+    attribution = FaultAttribution()
+    for _ in range(100):
+        attribution.record_failure(["a"])
+
+    assert attribution.failures_while_others_succeeded("a") == 0
+    assert attribution.failing_conversations == 1
+
+
+def test_a_conversation_is_charged_when_another_gets_through_after_it_failed() -> None:
+    attribution = FaultAttribution()
+    for _ in range(3):
+        attribution.record_failure(["a"])
+        attribution.record_success(["b"])
+
+    assert attribution.failures_while_others_succeeded("a") == 3
+    assert attribution.failures_while_others_succeeded("b") == 0
+    assert attribution.failing_conversations == 0
+
+
+def test_a_success_before_the_failure_charges_no_conversation() -> None:
+    attribution = FaultAttribution()
+    attribution.record_success(["b"])
+    attribution.record_failure(["a"])
+
+    assert attribution.failures_while_others_succeeded("a") == 0
+
+
+def test_its_own_success_clears_it() -> None:
+    attribution = FaultAttribution()
+    attribution.record_failure(["a"])
+    attribution.record_success(["b"])
+    attribution.record_success(["a"])
+
+    assert attribution.failures_while_others_succeeded("a") == 0
+
+
+def test_conversations_of_the_same_success_are_not_charged() -> None:
+    attribution = FaultAttribution()
+    attribution.record_failure(["a", "b", "c"])
+    attribution.record_success(["a", "b"])
+
+    assert (
+        attribution.failures_while_others_succeeded("a"),
+        attribution.failures_while_others_succeeded("b"),
+        attribution.failures_while_others_succeeded("c"),
+    ) == (0, 0, 1)
+
+
+def test_different_ones_that_fail_in_a_row_are_counted_once_each() -> None:
+    attribution = FaultAttribution()
+    attribution.record_failure(["a"])
+    attribution.record_failure(["a", "b"])
+    attribution.record_failure(["c"])
+
+    assert attribution.failing_conversations == 3
+
+
+def test_nothing_got_through_is_no_success() -> None:
+    attribution = FaultAttribution()
+    attribution.record_failure(["a"])
+    attribution.record_success([])
+
+    assert attribution.failing_conversations == 1
+
+
+def test_what_is_forgotten_starts_again() -> None:
+    attribution = FaultAttribution()
+    attribution.record_failure(["a"])
+    attribution.record_success(["b"])
+    attribution.forget("a")
+
+    assert attribution.failures_while_others_succeeded("a") == 0
+
+
+def test_memory_is_bounded() -> None:
+    attribution = FaultAttribution()
+    for start in range(0, 50_000, 10_000):
+        attribution.record_failure([f"c{number}" for number in range(start, start + 10_000)])
+        attribution.record_success(["other"])
+
+    assert sum(attribution.failures_while_others_succeeded(f"c{number}") > 0 for number in range(50_000)) == 10_000
+
+
+def test_conversations_refused_alone_are_evidence_until_one_succeeds() -> None:
+    attribution = FaultAttribution()
+    attribution.record_failure(["x", "y", "z"])  # in one batch, which is no evidence about each
+    for one in ("a", "b", "a", "c"):
+        attribution.record_refusal(one)
+    assert attribution.refused_alone == ("a", "b", "c")
+
+    attribution.record_success(["d"])
+    assert attribution.refused_alone == ()
+    assert [attribution.failures_while_others_succeeded(one) for one in "abc"] == [1, 1, 1]
+
+
+def test_a_charged_conversation_is_no_evidence_against_the_store() -> None:
+    attribution = FaultAttribution()
+    attribution.record_refusal("a")
+    attribution.record_success(["b"])
+    attribution.record_refusal("a")
+    attribution.record_refusal("c")
+
+    assert attribution.refused_alone == ("c",)
+
+
+def test_a_blocked_conversation_stays_evidence_unless_it_was_charged() -> None:
+    attribution = FaultAttribution()
+    attribution.record_refusal("a")
+    attribution.record_refusal("b")
+    attribution.charge("b")
+    for one in ("a", "b"):
+        attribution.forget(one)
+
+    assert attribution.refused_alone == ("a",)
+    assert attribution.failures_while_others_succeeded("b") == 0

@@ -1,0 +1,787 @@
+"""The synchronous API: the same methods, from any thread, and never an endless wait."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextvars
+import inspect
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox import (
+    BlockingHistory,
+    BlockingReceipt,
+    BlockingReply,
+    BlockingTransaction,
+    History,
+    Receipt,
+    Reply,
+    Transaction,
+    Unconfirmed,
+)
+from letopis.outbox.concurrency.fair_lock import current_caller
+from letopis.outbox.file.committer import Committer
+from letopis.outbox.sync.portal import Block, InEventLoop, Portal
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.errors import Closed, ConfigurationError, EventIdReused, InvalidInput, OutboxUnavailable
+from letopis.store.model.conversations import Saved
+from letopis.store.model.messages import Message
+from letopis.store.model.parts import Reasoning
+from tests.acceptance.test_docs import blocks
+from tests.support.paths import ROOT
+from tests.support.platforms import posix_only
+from tests.support.resources import open_descriptors, own_threads
+from tests.support.sync_api import BESIDE, NARROWER, OUTBOX, ROOM, TWINS, public, written
+
+POSIX = posix_only("Windows has no POSIX signals and no fork")
+KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+PAGE = ROOT / "docs" / "howto" / "without-asyncio.md"
+SOON = 20.0
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[BlockingHistory]:
+    with BlockingHistory.open(tmp_path / "bot.outbox.db") as opened:
+        yield opened
+
+
+def until(true: Callable[[], Any]) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + SOON
+    while not true():
+        assert time.monotonic() < deadline, inspect.getsource(true)
+        time.sleep(0.005)
+
+
+def texts(history: BlockingHistory, conversation_id: str) -> list[str]:
+    return [one.text for one in history.messages(conversation_id, last=None)]
+
+
+async def stored(url: str, *, migrate: bool = False) -> list[str]:
+    """What the history store itself holds."""
+    async with ConversationStore.open(url, migrate=migrate) as store:
+        return [one.text for one in await store.messages("c1")]
+
+
+# The same methods.
+
+
+def differences(subject: type[Any], face: type[Any]) -> list[str]:
+    """What the two do not have in common."""
+    name_of_face = {f"Blocking{name}": name for name in TWINS}
+    wrong = []
+    theirs = {name: value for name, value, _ in public(subject)}
+    ours = {name: value for name, value, _ in public(face)}
+    for name, value in theirs.items():
+        if name not in ours:
+            wrong.append(f"{name} has no twin")
+        elif not isinstance(value, property):
+            there, here = (inspect.signature(getattr(cls, name)).parameters for cls in (subject, face))
+            for parameter in there.keys() | here.keys():
+                one, other = there.get(parameter), here.get(parameter)
+                if one is None or other is None or (one.kind, one.default) != (other.kind, other.default):
+                    wrong.append(f"{name}({parameter}): {one} is {other} here")
+                elif other.annotation != NARROWER.get((name, parameter), one.annotation):
+                    wrong.append(f"{name}({parameter}): {one.annotation} is {other.annotation} here")
+            returned = str(inspect.signature(getattr(face, name)).return_annotation)
+            for blocking, plain in name_of_face.items():
+                returned = returned.replace(blocking, plain)
+            promised = str(inspect.signature(getattr(subject, name)).return_annotation)
+            for manager in ("AbstractAsyncContextManager[", "AsyncIterator["):
+                promised = promised.replace(manager, "AbstractContextManager[")
+            if name == "open":
+                promised, returned = "", {"Self": ""}.get(returned, returned)  # usable at once, and a block as well
+            if promised != returned:
+                wrong.append(f"{name} returns {returned} and not {promised}")
+    # The fields of a dataclass, and what is set in `__init__`, are properties here.
+    attributes = set(getattr(subject, "__slots__", ())) | {"conversation_id", "message_id", "event_id", "close"}
+    wrong += [f"{name} is only here" for name in ours if name not in theirs and name not in attributes]
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("subject", "face"),
+    [
+        (History, BlockingHistory),
+        (Receipt, BlockingReceipt),
+        (Transaction, BlockingTransaction),
+        (Reply, BlockingReply),
+    ],
+)
+def test_every_method_has_its_twin_with_the_same_parameters(subject: type[Any], face: type[Any]) -> None:
+    assert differences(subject, face) == [], "run `python -m tests.support.sync_api`"
+    assert all(hasattr(subject, name) for name in BESIDE.get(subject, ())), "what is left out exists"
+
+
+def test_a_method_without_a_twin_is_noticed() -> None:
+    class Grown(History):
+        async def hum(self) -> None: ...
+
+        async def rename(self, conversation_id: str, title: str, *, loudly: bool = False) -> Receipt:
+            raise NotImplementedError
+
+    assert differences(Grown, BlockingHistory) == [
+        "rename(loudly): loudly: 'bool' = False is None here",
+        "hum has no twin",
+    ]
+
+
+class Dedented(ast.NodeTransformer):
+    """Takes the layout out of docstrings."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.Constant(inspect.cleandoc(node.value)) if isinstance(node.value, str) else node
+
+
+def test_the_api_is_what_the_script_writes() -> None:
+    """Compared as code: how it is laid out is the formatter's."""
+
+    def said(source: str) -> tuple[set[str], list[str]]:
+        imports: set[str] = set()
+        rest = []
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imports |= {
+                    ast.unparse(
+                        ast.Import([name]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [name], 0)
+                    )
+                    for name in node.names
+                }
+            else:
+                rest.append(ast.dump(Dedented().visit(node)))
+        return imports, rest
+
+    assert said((OUTBOX / f"{ROOM}.py").read_text(encoding="utf-8")) == said(written()), (
+        "run `python -m tests.support.sync_api`"
+    )
+
+
+# What it does.
+
+
+@KINDS
+def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Callable[[str], str], kind: str) -> None:
+    url = new_store_url(kind)
+    asyncio.run(stored(url, migrate=True))
+    with BlockingHistory.open(tmp_path / "bot.outbox.db", store=url) as history:
+        first = history.append("c1", Message.user("What is tea?", id="m-1"), owner="42")
+        history.append("c1", Message.assistant("A leaf.", id="m-2", tokens=3), after=first)
+        history.sent("c1", "m-2", platform_ids={"telegram": 1})
+        history.edit("c1", "m-2", "A drink.")
+        history.rename("c1", "Tea")
+        history.annotate("c1", {"model": "small"})
+        history.react("c1", "m-2", "like", actor="42")
+        history.rate("c1", "m-2", 5, actor="42")
+        with history.reply("c1") as reply:
+            reply.add(Reasoning("It is also a meal."))
+            reply.add("And a ")
+            reply.add("meal.")
+            receipt = reply.finish(tokens=4)
+            reply.sent()
+        history.append("c1", Message.user("enough", id="m-4"))
+        popped = history.pop("c1")
+        started = history.start("42", title="Coffee")
+        with history.transaction() as tx:
+            tx.execute(sa.text("CREATE TABLE credits (left_over INTEGER)"))
+            tx.execute(sa.text("INSERT INTO credits VALUES (:left)"), {"left": 9})
+            tx.append(started.conversation_id, Message.user("Hello"))
+            assert tx.scalar(sa.text("SELECT left_over FROM credits")) == 9
+
+        assert first == BlockingReceipt(history._portal, first._receipt) != receipt
+        assert first.saved(SOON) and not first.superseded(SOON) and first.state() is Saved.SAVED
+        assert history.drained(SOON)
+        assert (history.status().pending, history.unconfirmed()) == (0, ())
+        found = history.conversation("c1")
+        messages = history.messages("c1")
+        assert popped is not None and popped.text == "enough"
+        assert [one.text for one in messages] == ["What is tea?", "A drink.", "And a meal."]
+        assert found is not None and (found.title, found.owner_id, found.message_count) == ("Tea", "42", 3)
+        assert {one.key for one in messages[1].reactions} == {"like", "rating"}
+        assert (reply.text, reply.receipt, reply.interrupted) == ("And a meal.", receipt, False)
+        active = history.active("42")
+        assert active is not None and active.conversation_id == started.conversation_id
+        assert {one.conversation_id for one in history.conversations(owner="42")} == {"c1", started.conversation_id}
+        assert {one.conversation_id for one in history.conversations()} == {"c1", started.conversation_id}
+        assert len(history.events(started.conversation_id)) == 3
+        assert [hit.message.text for hit in history.search("meal")] == ["And a meal."]
+
+    assert asyncio.run(stored(url)) == ["What is tea?", "A drink.", "And a meal."]
+
+
+def test_eight_threads_share_their_flushes_and_keep_their_order(
+    history: BlockingHistory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each, threads = 40, 8
+    groups = []
+    transact = Committer._transact
+
+    def counted(self: Committer, members: Any) -> Any:
+        groups.append(len(members))
+        return transact(self, members)
+
+    monkeypatch.setattr(Committer, "_transact", counted)
+    start = threading.Barrier(threads)
+
+    def speak(name: int) -> None:
+        start.wait()
+        for number in range(each):
+            history.append("shared", Message.user(f"{name}:{number}"))
+
+    speakers = [threading.Thread(target=speak, args=(name,)) for name in range(threads)]
+    for speaker in speakers:
+        speaker.start()
+    for speaker in speakers:
+        speaker.join()
+
+    said = [tuple(map(int, text.split(":"))) for text in texts(history, "shared")]
+    assert len(said) == len(set(said)) == each * threads
+    for name in range(threads):
+        assert [number for one, number in said if one == name] == list(range(each))
+    assert len(groups) < sum(groups) / 2, groups
+    assert history.drained(SOON)
+
+
+def test_errors_come_as_they_are_and_tell_where(history: BlockingHistory) -> None:
+    history.append("c1", Message.user("one", id="m"))
+
+    with pytest.raises(EventIdReused) as reused:
+        history.append("c1", Message.user("two", id="m"))
+    with pytest.raises(InvalidInput, match="conversation_id"):
+        history.append("", Message.user("x"))
+    with pytest.raises(TimeoutError), history.transaction():
+        raise TimeoutError("the caller's own")
+
+    frames = [frame.name for frame in traceback.extract_tb(reused.tb)]
+    assert frames[0] == "test_errors_come_as_they_are_and_tell_where"
+    assert {"append", "call"} <= set(frames)
+
+
+def test_a_transaction_commits_both_or_neither(history: BlockingHistory) -> None:
+    with history.transaction() as tx:
+        tx.execute(sa.text("CREATE TABLE credits (left_over INTEGER)"))
+        tx.append("c1", Message.user("kept"))
+    lost = None
+    with suppress(KeyError), history.transaction() as tx:
+        tx.execute(sa.text("INSERT INTO credits VALUES (1)"))
+        lost = tx.append("c1", Message.user("taken back"))
+        raise KeyError
+
+    with history.transaction() as tx:
+        assert tx.scalar(sa.text("SELECT count(*) FROM credits")) == 0
+    assert lost is not None and not lost.saved(SOON)
+    assert texts(history, "c1") == ["kept"]
+
+
+def test_a_thread_does_not_wait_for_its_own_transaction(history: BlockingHistory) -> None:
+    started = time.monotonic()
+    with history.transaction() as tx:
+        with pytest.raises(OutboxUnavailable, match=r"tx\.append"):
+            history.append("c1", Message.user("beside it"))
+        with pytest.raises(OutboxUnavailable, match="already"), history.transaction():
+            pytest.fail("a transaction in a transaction")
+        tx.append("c1", Message.user("in it"))
+    assert time.monotonic() - started < 5
+
+    assert texts(history, "c1") == ["in it"]
+    history.append("c1", Message.user("after it"))
+    assert texts(history, "c1") == ["in it", "after it"]
+
+
+def test_blocks_may_be_left_in_any_order(history: BlockingHistory) -> None:
+    outer, inner = history.reply("c1"), history.reply("c2")
+    first, second = outer.__enter__(), inner.__enter__()
+    first.add("outer")
+    second.add("inner")
+
+    outer.__exit__(None, None, None)
+    inner.__exit__(None, None, None)
+
+    assert [(one.text, one.interrupted) for one in history.messages("c1")] == [("outer", False)]
+    assert [(one.text, one.interrupted) for one in history.messages("c2")] == [("inner", False)]
+
+
+def test_a_block_may_be_left_by_another_thread(history: BlockingHistory) -> None:
+    block = history.transaction()
+    tx = block.__enter__()
+    tx.append("c1", Message.user("hi"))
+    leaver = threading.Thread(target=block.__exit__, args=(None, None, None))
+    leaver.start()
+    leaver.join(SOON)
+
+    history.append("c1", Message.user("there"))
+    with history.transaction() as tx:
+        tx.append("c1", Message.user("again"))
+    assert texts(history, "c1") == ["hi", "there", "again"]
+
+
+def test_a_reply_that_is_broken_off_is_kept(history: BlockingHistory) -> None:
+    def break_off(reply: BlockingReply) -> None:
+        reply.add("as far as it")
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError), history.reply("c1", owner="42") as reply:
+        break_off(reply)
+
+    (message,) = history.messages("c1")
+    assert (message.text, message.interrupted, reply.interrupted) == ("as far as it", True, True)
+    assert reply.receipt is not None and reply.receipt.saved(SOON)
+    with pytest.raises(Closed):
+        reply.add("more")
+
+
+def test_callbacks_are_plain_functions_that_may_be_slow_and_use_the_history(tmp_path: Path) -> None:
+    with BlockingHistory.open(tmp_path / "bot.outbox.db") as history, history.reply("c1", owner="42") as reply:
+        reply.add("was it sent?")
+    ready, told = threading.Event(), threading.Event()
+    box: list[BlockingHistory] = []
+
+    def confirm(owed: tuple[Unconfirmed, ...]) -> None:
+        ready.wait(SOON)  # as slow as it likes
+        for one in owed:
+            box[0].failed(one.conversation_id, one.message_id, reason="not known")
+        told.set()
+
+    with BlockingHistory.open(tmp_path / "bot.outbox.db", on_unconfirmed=confirm) as history:
+        box.append(history)
+        history.append("c1", Message.user("not held up"))
+        assert history.unconfirmed()
+        ready.set()
+        assert told.wait(SOON)
+        assert history.unconfirmed() == ()
+
+
+# Where it must not wait.
+
+
+def test_a_thread_with_an_event_loop_is_told_to_use_the_other_one(history: BlockingHistory, tmp_path: Path) -> None:
+    receipt = history.append("c1", Message.user("hi"))
+
+    async def within() -> None:
+        for wrong in (lambda: history.append("c1", Message.user("x")), receipt.saved, history.transaction().__enter__):
+            with pytest.raises(InEventLoop, match="cannot be used inside a running event loop"):
+                wrong()
+        with pytest.raises(InEventLoop), BlockingHistory.open(tmp_path / "other.db"):
+            pytest.fail("opened in an event loop")
+
+    asyncio.run(within())
+    assert texts(history, "c1") == ["hi"]
+    assert not (tmp_path / "other.db").exists()
+
+
+def test_an_async_callback_is_told_instead_of_hanging(tmp_path: Path) -> None:
+    with BlockingHistory.open(tmp_path / "bot.outbox.db") as history, history.reply("c1") as reply:
+        reply.add("x")
+    got: list[BaseException] = []
+    box: list[BlockingHistory] = []
+    ready = threading.Event()
+
+    async def callback(_: tuple[Unconfirmed, ...]) -> None:
+        await asyncio.to_thread(ready.wait, SOON)
+        try:
+            box[0].status()
+        except BaseException as error:
+            got.append(error)
+
+    with BlockingHistory.open(tmp_path / "bot.outbox.db", on_unconfirmed=callback) as history:
+        box.append(history)
+        ready.set()
+        until(lambda: got)
+
+    assert isinstance(got[0], InEventLoop)
+
+
+def test_after_the_block_everything_says_closed_and_nothing_is_left(tmp_path: Path) -> None:
+    threads, descriptors = own_threads(), None
+    for _ in range(3):
+        with BlockingHistory.open(tmp_path / "bot.outbox.db") as history:
+            receipt = history.append("c1", Message.user("hi"))
+        if descriptors is None:
+            descriptors = open_descriptors()
+
+    for wrong in (history.status, receipt.saved, receipt.state, history.transaction().__enter__):
+        with pytest.raises(Closed):
+            wrong()
+    assert own_threads() == threads
+    assert open_descriptors() == descriptors
+
+
+def test_an_opening_that_fails_leaves_no_thread(tmp_path: Path) -> None:
+    threads = own_threads()
+    with pytest.raises(ConfigurationError), BlockingHistory.open(tmp_path / "missing.db", create=False):
+        pytest.fail("opened")
+    store: Any = ConversationStore(tmp_path / "h.db")
+    with pytest.raises(ConfigurationError, match="URL or path"):
+        BlockingHistory.open(tmp_path / "bot.db", store=store)
+
+    assert own_threads() == threads
+
+
+def test_closing_frees_whoever_waits_in_another_thread(tmp_path: Path) -> None:
+    outcomes: dict[str, BaseException | None] = {}
+    inside = threading.Barrier(4)
+
+    def attempt(name: str, work: Callable[[], Any]) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                outcomes[name] = error
+            else:
+                outcomes[name] = None
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        receipt = history.append("c1", Message.user("hi"))
+        closing = threading.Event()
+
+        def wait() -> None:
+            inside.wait(SOON)
+            receipt.saved()
+
+        def transact() -> None:
+            with history.transaction() as tx:
+                tx.append("c1", Message.user("half"))
+                inside.wait(SOON)
+                closing.wait(SOON)
+
+        def answer() -> None:
+            with history.reply("c2") as reply:
+                reply.add("so far")
+                inside.wait(SOON)
+                closing.wait(SOON)
+
+        others = [attempt("wait", wait), attempt("transaction", transact), attempt("reply", answer)]
+        inside.wait(SOON)
+    closing.set()
+    for other in others:
+        other.join(SOON)
+
+    assert {name: type(error) for name, error in outcomes.items()} == dict.fromkeys(
+        ("wait", "transaction", "reply"), Closed
+    )
+    with BlockingHistory.open(tmp_path / "bot.outbox.db") as history:
+        assert texts(history, "c1") == ["hi"]
+        assert [(one.text, one.interrupted) for one in history.messages("c2")] == [("so far", True)]
+
+
+def test_a_history_may_be_opened_and_closed_without_a_block(tmp_path: Path) -> None:
+    threads = own_threads()
+    history = BlockingHistory.open(tmp_path / "bot.outbox.db")
+    history.append("c1", Message.user("hi"))
+    history.close()
+    history.close()
+
+    with pytest.raises(Closed):
+        history.status()
+    with pytest.raises(Closed), history:
+        pytest.fail("entered a history that is closed")
+    assert own_threads() == threads
+    with BlockingHistory.open(tmp_path / "bot.outbox.db") as again:
+        assert texts(again, "c1") == ["hi"]
+
+
+def test_a_program_that_does_not_close_its_history_ends(tmp_path: Path) -> None:
+    program = """
+        from letopis.outbox import BlockingHistory
+        from letopis.store import Message
+
+        history = BlockingHistory.open("bot.outbox.db")
+        history.append("c1", Message.user("hi")).saved(20)
+        block = history.transaction()
+        tx = block.__enter__()
+        tx.append("c1", Message.user("never committed"))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "")
+    with BlockingHistory.open(tmp_path / "bot.outbox.db") as again:
+        assert texts(again, "c1") == ["hi"]
+
+
+# Interrupted, and forked.
+
+
+def interrupt_when(true: Callable[[], bool]) -> threading.Thread:
+    """Press Ctrl-C once a condition holds."""
+
+    def press() -> None:
+        until(true)
+        time.sleep(0.05)  # until the main thread waits; too early is no fault either
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    return thread
+
+
+@POSIX
+def test_ctrl_c_cancels_what_is_waited_for(tmp_path: Path) -> None:
+    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        receipt = history.append("c1", Message.user("hi"))
+        waiters = history._history._parts.deliveries._waiters
+        presser = interrupt_when(lambda: bool(waiters))
+        with pytest.raises(KeyboardInterrupt):
+            receipt.saved()
+        presser.join()
+
+        until(lambda: not waiters)
+        history.append("c1", Message.user("goes on"))
+        assert texts(history, "c1") == ["hi", "goes on"]
+
+
+@POSIX
+def test_ctrl_c_while_a_transaction_is_waited_for_leaves_the_turn_to_others(history: BlockingHistory) -> None:
+    taken, give = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with history.transaction() as tx:
+            tx.append("c1", Message.user("first"))
+            taken.set()
+            give.wait(SOON)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert taken.wait(SOON)
+    turn = history._history.outbox.gate
+    presser = interrupt_when(lambda: bool(turn._waiters))
+    with pytest.raises(KeyboardInterrupt), history.transaction():
+        pytest.fail("the turn was not free")
+    presser.join()
+    give.set()
+    holder.join(SOON)
+
+    with history.transaction() as tx:
+        tx.append("c1", Message.user("second"))
+    assert texts(history, "c1") == ["first", "second"]
+
+
+@POSIX
+def test_ctrl_c_in_a_transaction_rolls_it_back(history: BlockingHistory) -> None:
+    begun = threading.Event()
+    presser = interrupt_when(begun.is_set)
+    interrupted = False
+    try:
+        with history.transaction() as tx:
+            tx.append("c1", Message.user("taken back"))
+            begun.set()
+            threading.Event().wait(SOON)
+    except KeyboardInterrupt:
+        interrupted = True
+    presser.join()
+
+    assert interrupted
+    history.append("c1", Message.user("after"))
+    assert texts(history, "c1") == ["after"]
+
+
+@POSIX
+def test_ctrl_c_at_random_moments_leaves_nothing_half_done(history: BlockingHistory) -> None:
+    chance = random.Random(20261125)
+    armed = done = False
+    rolled_back = 0
+    kept = []
+
+    def interrupt(*_: object) -> None:
+        if armed:
+            raise KeyboardInterrupt
+
+    def press() -> None:
+        while not done:
+            time.sleep(chance.uniform(0.001, 0.02))
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with history.transaction() as tx:
+        tx.execute(sa.text("CREATE TABLE sums (name TEXT)"))
+    presser = threading.Thread(target=press)
+    before = signal.signal(signal.SIGINT, interrupt)
+    presser.start()
+    try:
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            name = f"m{len(kept) + rolled_back}"
+            try:
+                armed = True
+                with history.transaction() as tx:
+                    tx.execute(sa.text("INSERT INTO sums VALUES (:name)"), {"name": name})
+                    tx.append("c1", Message.user(name))
+                with history.reply("c2") as reply:
+                    reply.add(name)
+                armed = False
+                kept.append(name)
+            except KeyboardInterrupt:
+                armed = False
+                rolled_back += 1
+    finally:
+        done = True
+        presser.join()
+        signal.signal(signal.SIGINT, before)
+
+    with history.transaction() as tx:  # the lock is free
+        rows = [name for (name,) in tx.execute(sa.text("SELECT name FROM sums"))]
+    assert rolled_back > 5
+    assert set(kept) <= set(rows)
+    assert rows == texts(history, "c1")
+    until(lambda: not history._portal._blocks)
+
+
+@POSIX
+def test_a_forked_child_is_told_and_ends_and_the_parent_goes_on(tmp_path: Path) -> None:
+    script = tmp_path / "forks.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, sys
+            from letopis.outbox import BlockingHistory
+            from letopis.store import Message
+            from letopis.store.errors import Closed
+
+            with BlockingHistory.open("bot.outbox.db") as history:
+                receipt = history.append("c1", Message.user("hi"))
+                with history.reply("c1") as reply:
+                    reply.add("x")
+                    pid = os.fork()
+                    if pid == 0:
+                        for wrong in (history.status, receipt.saved, history.transaction().__enter__):
+                            try:
+                                wrong()
+                            except Closed as closed:
+                                print("forked off" in str(closed), flush=True)
+                        sys.exit(7)
+                    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                print([message.text for message in history.messages("c1")], receipt.saved(20))
+        """),
+        encoding="utf-8",
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["True", "True", "True", "7", "['hi', 'x'] True"]
+
+
+# What the page shows.
+
+
+def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
+    """One after the other in one folder and one process, which is quicker than a process each."""
+    names = []
+    for number, block in enumerate(blocks(PAGE), start=1):
+        names.append(f"block{number}.py")
+        (tmp_path / names[-1]).write_text(block, encoding="utf-8")
+    run = "import runpy, sys\nfor name in sys.argv[1:]:\n    runpy.run_path(name)\n    print('---')"
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", run, *names],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.split("---\n") == [
+        "user What is tea?\nassistant A leaf.\nin the history store: True\n",
+        "True\n",
+        "Tea is a leaf.\n",
+        "chat-1\n",
+        "True\n",
+        "",
+    ]
+
+
+# The portal on its own.
+
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+
+
+@pytest.fixture
+def portal() -> Iterator[Portal]:
+    made = Portal()
+    made.start()
+    yield made
+    made.stop()
+
+
+async def current() -> tuple[str, object]:
+    return VARIABLE.get(), current_caller()
+
+
+def test_what_is_called_sees_the_callers_context_and_in_a_block_its_token(portal: Portal) -> None:
+    @asynccontextmanager
+    async def manager() -> AsyncIterator[object]:
+        yield current_caller()
+
+    VARIABLE.set("outside")
+    assert portal.call(current)[0] == "outside"
+    with Block(portal, manager, lambda token: token) as outer:
+        VARIABLE.set("inside")
+        assert portal.call(current) == ("inside", outer)
+        with Block(portal, manager, lambda token: token) as inner:
+            assert inner is outer
+    assert portal.call(current)[1] is not outer
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+def test_an_error_goes_through_the_block_as_with_asyncio(portal: Portal, swallows: bool) -> None:
+    left_by: list[BaseException] = []
+
+    @asynccontextmanager
+    async def manager() -> AsyncIterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            left_by.append(error)
+            if not swallows:
+                raise
+
+    error = KeyboardInterrupt()
+    with suppress(KeyboardInterrupt) if not swallows else nullcontext(), Block(portal, manager, lambda _: None):
+        raise error
+    assert left_by == [error]
+    assert portal.call(current)
+
+
+def test_a_loop_that_died_frees_whoever_waits(portal: Portal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("letopis.outbox.sync.portal.POLL_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    async def forever() -> None:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(3600)
+
+    with pytest.raises(Closed):
+        portal.call(forever)
+    portal._thread.join(SOON)
+    with pytest.raises(Closed):
+        portal.call(current)

@@ -1,0 +1,57 @@
+"""What an export holds of conversations that are forked, archived, deleted or cut off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.store import Message
+
+pytestmark = pytest.mark.anyio
+
+
+async def lines(history: History) -> list[dict[str, Any]]:
+    assert await history.drained(10)
+    return [json.loads(line) async for line in Exporter(history).of_all()]
+
+
+async def test_a_fork_is_whole_without_its_parent(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        await history.append("parent", Message.user("one", id="m1"), Message.assistant("two", id="m2"))
+        await history.fork("fork", of="parent", at="m1")
+        await history.append("fork", Message.assistant("another two", id="m3"))
+
+        exported = await lines(history)
+
+    assert {(one["conversation_id"], one["content"]) for one in exported} == {
+        ("parent", "one"),
+        ("parent", "two"),
+        ("fork", "one"),
+        ("fork", "another two"),
+    }
+
+
+async def test_what_is_archived_is_exported_and_what_is_deleted_is_not(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        for name in ("open", "archived", "deleted"):
+            await history.append(name, Message.user(f"in {name}"))
+        await history.archive("archived")
+        await history.delete("deleted")
+
+        exported = await lines(history)
+
+    assert sorted(one["conversation_id"] for one in exported) == ["archived", "open"]
+
+
+async def test_a_reply_that_was_cut_off_stays_one(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        await history.append("chat", Message.assistant("as far as", status="interrupted"))
+
+        [exported] = await lines(history)
+
+    assert exported["status"] == "interrupted"

@@ -1,0 +1,535 @@
+"""Every failure that a real server, driver or file can give is put into its class."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import sqlite3
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import asyncmy.errors
+import asyncpg
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.exc
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from letopis.store.database import fault_rules
+from letopis.store.database.engines import create_store_engine
+from letopis.store.database.fault_classification import classify, translated
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.timeouts import Timeouts
+from letopis.store.errors import ConfigurationError
+from tests.support import peers
+from tests.support.bench import SHORT_TIMEOUTS, Bench
+from tests.support.platforms import posix_only
+from tests.support.required import required
+from tests.support.servers import OwnPostgresServer, PostgresServer
+
+UNAVAILABLE = FaultClass.UNAVAILABLE
+MISCONFIGURED = FaultClass.MISCONFIGURED
+UNKNOWN_OUTCOME = FaultClass.UNKNOWN_OUTCOME
+CONFLICT = FaultClass.CONFLICT
+POISON = FaultClass.POISON
+UNCLASSIFIED = FaultClass.UNCLASSIFIED
+
+PLANTED = "planted-Secret-42"
+
+
+async def fault_of(work: Coroutine[Any, Any, Any], *, committing: bool = False) -> tuple[FaultClass, str]:
+    """Run `work` where it must fail, and return the class and code of its fault."""
+
+    async def guarded() -> None:
+        async with asyncio.timeout(30):
+            with translated(committing=committing):
+                await work
+
+    with pytest.raises(StoreFault) as caught:
+        await guarded()
+    return caught.value.fault_class, caught.value.code
+
+
+# --- real servers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    server = request.getfixturevalue(f"{request.param}_server")
+    url = request.getfixturevalue(f"{request.param}_url")
+    engine = create_store_engine(url, timeouts=Timeouts(connect=5, statement=10, lock=1), pool_size=3)
+    bench = Bench(request.param, url, engine, server.execute)
+    await bench.make_table()
+    yield bench
+    await bench.run("DROP TABLE probe")
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected", "sqlstate", "number"),
+    [
+        pytest.param("INSERT INTO probe VALUES (1, 'again', 1)", POISON, "23505", "1062", id="unique"),
+        pytest.param("INSERT INTO probe VALUES (3, NULL, 1)", POISON, "23502", "1048", id="not-null"),
+        pytest.param("INSERT INTO probe VALUES (3, 'x', 1000)", POISON, "23514", "4025", id="check"),
+        pytest.param("INSERT INTO probe VALUES (3, '12345678901', 1)", POISON, "22001", "1406", id="too-long"),
+        pytest.param("INSERT INTO probe VALUES (99999999999, 'x', 1)", POISON, "22003", "1264", id="overflow"),
+        pytest.param("SELECT * FROM nowhere", MISCONFIGURED, "42P01", "1146", id="no-table"),
+        pytest.param("SELECT absent FROM probe", MISCONFIGURED, "42703", "1054", id="no-column"),
+        pytest.param("SELEKT 1", UNCLASSIFIED, "42601", "1064", id="syntax"),
+    ],
+)
+async def test_a_refused_statement(
+    bench: Bench, statement: str, expected: FaultClass, sqlstate: str, number: str
+) -> None:
+    found = await fault_of(bench.run(statement))
+
+    assert found == (expected, sqlstate if bench.postgresql else number)
+
+
+async def test_a_refused_value(bench: Bench) -> None:
+    """What the driver itself cannot send, or the server cannot take as a parameter."""
+
+    async def insert(value: Any, column: str = "body") -> None:
+        async with bench.engine.begin() as connection:
+            table = sa.table("probe", sa.column("id", sa.Integer), sa.column("body", sa.String), sa.column("number"))
+            values: dict[str, Any] = {"id": 3, "body": "x"} | {column: value}
+            await connection.execute(table.insert().values(values))
+
+    assert (await fault_of(insert("\ud800")))[0] is POISON
+    assert (await fault_of(insert(2**70, "id")))[0] is POISON
+    if bench.postgresql:
+        assert await fault_of(insert("a\0b")) == (POISON, "22021")
+
+
+async def test_a_terminated_idle_connection(bench: Bench) -> None:
+    async def work() -> None:
+        async with bench.engine.begin() as connection:
+            await bench.kill(await bench.session(connection))
+            await connection.exec_driver_sql("SELECT 1")
+
+    assert (await fault_of(work()))[0] is UNAVAILABLE
+    await bench.run("SELECT 1")
+
+
+async def test_a_connection_that_died_in_the_pool_fails_once(bench: Bench) -> None:
+    async with bench.engine.begin() as connection:
+        session = await bench.session(connection)
+    await bench.kill(session)
+
+    assert (await fault_of(bench.run("SELECT 1")))[0] is UNAVAILABLE
+    await bench.run("SELECT 1")
+
+
+@pytest.mark.parametrize(("committing", "expected"), [(True, UNKNOWN_OUTCOME), (False, UNAVAILABLE)])
+async def test_a_connection_lost_in_commit_leaves_the_outcome_unknown(
+    bench: Bench, committing: bool, expected: FaultClass
+) -> None:
+    async with bench.engine.connect() as connection:
+        await connection.exec_driver_sql("UPDATE probe SET number = 7")
+        await bench.kill(await bench.session(connection))
+
+        assert (await fault_of(connection.commit(), committing=committing))[0] is expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="http"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.9\r\n", id="ssh"),
+        pytest.param(b"\xff" * 64, id="ones"),
+        pytest.param(b"\x05\0\0\0\x0a1.0\0", id="mariadb-handshake-cut-short"),
+        pytest.param(b"\x01\0\0\0\xff", id="mariadb-error-cut-short"),
+        pytest.param(b"R\0\0\0\x08\0\0\0\x63", id="postgresql-strange-authentication"),
+        pytest.param(b"R\0\0\0\x04", id="postgresql-authentication-cut-short"),
+        pytest.param(b"E\0\0\0\x05\0", id="postgresql-error-without-code"),
+        pytest.param(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I", id="postgresql-without-version"),
+    ],
+)
+async def test_a_peer_that_speaks_another_language(bench: Bench, words: bytes) -> None:
+    async with peers.babbling(words) as port:
+        url = bench.changed(port=port, query={"sslmode": "disable"})
+
+        assert (await fault_of(bench.at(url)))[0] is UNAVAILABLE
+
+
+@pytest.mark.parametrize("bench", ["postgresql"], indirect=True)
+async def test_a_connection_setting_that_the_server_refuses_is_no_fault_of_an_event(bench: Bench) -> None:
+    for options in ("-c work_mem=much", "-c no_such_setting=1"):
+        found = await fault_of(bench.at(bench.changed(query={"options": options})))
+
+        assert found[0] is MISCONFIGURED
+
+
+async def test_a_server_that_falls_silent_in_mid_statement(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No packet says that it is gone: only our own clock does. On MariaDB also while we still have much to send."""
+    monkeypatch.setattr("letopis.store.database.servers.ANSWER_MARGIN_SECONDS", 0.5)
+    for size in (10,) if bench.postgresql else (10, 5_000_000):
+        wire = peers.Wire(bench.port)
+        async with wire.open() as port:
+            engine = create_store_engine(bench.changed(port=port), timeouts=SHORT_TIMEOUTS, pool_size=1)
+
+            async def work(size: int = size, wire: peers.Wire = wire, engine: AsyncEngine = engine) -> None:
+                async with engine.begin() as connection:
+                    await connection.exec_driver_sql("SELECT 1")
+                    wire.flowing.clear()
+                    await connection.execute(sa.text("SELECT LENGTH(:body)"), {"body": "x" * size})
+
+            before = asyncio.get_running_loop().time()
+
+            assert (await fault_of(work()))[0] is UNAVAILABLE
+            assert asyncio.get_running_loop().time() - before < 10
+            wire.flowing.set()
+            await bench.run("SELECT 1", engine=engine)
+            await engine.dispose()
+
+
+async def test_a_read_only_server_and_the_way_back(bench: Bench) -> None:
+    """After a failover the pool holds connections to what is now a standby: they must not be used again."""
+    async with bench.engine.begin() as connection:
+        before = await bench.session(connection)
+        begin = "SET TRANSACTION READ ONLY" if bench.postgresql else "START TRANSACTION READ ONLY"
+
+        async def work() -> None:
+            await connection.exec_driver_sql(begin)
+            await connection.exec_driver_sql("UPDATE probe SET number = 1")
+
+        found = await fault_of(work())
+        await connection.rollback()
+    async with bench.engine.begin() as connection:
+        after = await bench.session(connection)
+
+    assert found == (UNAVAILABLE, "25006" if bench.postgresql else "1792")
+    assert after != before
+
+
+@pytest.mark.parametrize("bench", ["mariadb"], indirect=True)
+async def test_a_payload_beyond_the_packet_limit_looks_like_an_outage(bench: Bench) -> None:
+    """Which is why an outage that only one conversation meets is taken for that conversation's fault."""
+
+    async def work() -> None:
+        async with bench.engine.begin() as connection:
+            await connection.execute(sa.text("SELECT LENGTH(:body)"), {"body": "x" * (17 * 1024 * 1024)})
+
+    assert (await fault_of(work()))[0] is UNAVAILABLE
+    await bench.run("SELECT 1")
+
+
+@pytest.mark.parametrize("bench", ["postgresql"], indirect=True)
+async def test_a_schema_changed_under_a_prepared_statement(bench: Bench) -> None:
+    engine = create_store_engine(bench.url, pool_size=1)
+    await bench.run("SELECT * FROM probe", engine=engine)
+    await bench.run("ALTER TABLE probe ADD COLUMN more INT")
+
+    found = await fault_of(bench.run("SELECT * FROM probe", engine=engine))
+
+    assert found == (CONFLICT, "cached-statement")
+    await bench.run("SELECT * FROM probe", engine=engine)
+    await engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def own_postgresql() -> Iterator[OwnPostgresServer]:
+    """A server that asks for a password and has no TLS."""
+    with required("postgresql", PostgresServer.own, auth="scram-sha-256", settings={"max_connections": "10"}) as server:
+        yield server
+
+
+async def _ask(url: str) -> None:
+    engine = create_store_engine(url, timeouts=SHORT_TIMEOUTS, pool_size=1)
+    try:
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+    finally:
+        await engine.dispose()
+
+
+async def test_a_certificate_that_nobody_vouches_for(bench: Bench) -> None:
+    """MariaDB makes itself a certificate when it has none; so does Debian's PostgreSQL."""
+    async with bench.engine.connect() as connection:
+        asks = "SHOW ssl" if bench.postgresql else "SELECT @@have_ssl"
+        has_tls = (await connection.exec_driver_sql(asks)).scalar_one()
+    if has_tls not in ("on", "YES"):
+        pytest.skip("the server has no TLS: give it a certificate (PostgreSQL: ssl = on; MariaDB: ssl-cert)")
+    url = bench.changed(query={"sslmode": "verify-full"})
+
+    assert await fault_of(bench.at(url)) in {(MISCONFIGURED, "tls-untrusted"), (MISCONFIGURED, "client-configuration")}
+
+
+async def test_a_server_that_stops_and_starts(own_postgresql: OwnPostgresServer) -> None:
+    """While it is down connections are refused, while it starts it says so; each is waited for."""
+    engine = create_store_engine(own_postgresql.url, timeouts=SHORT_TIMEOUTS, pool_size=1)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("SELECT 1")
+        await asyncio.to_thread(own_postgresql.stop, "immediate")
+        lost = await fault_of(connection.exec_driver_sql("SELECT 1"))
+        with suppress(sa.exc.SQLAlchemyError):
+            await connection.rollback()
+    seen = set()
+    starting = asyncio.create_task(asyncio.to_thread(own_postgresql.start))
+    while not starting.done():
+        with suppress(StoreFault):
+            try:
+                with translated():
+                    await _ask(own_postgresql.url)
+            except StoreFault as fault:
+                seen.add(fault.fault_class)
+                raise
+        await asyncio.sleep(0.01)
+    await starting
+    await engine.dispose()
+    await _ask(own_postgresql.url)
+
+    assert lost[0] is UNAVAILABLE
+    assert seen == {UNAVAILABLE}
+
+
+# --- SQLite ---------------------------------------------------------------------------------------------------------
+
+
+async def test_sqlite_faults(tmp_path: Path) -> None:
+    engine = create_store_engine(tmp_path / "history.db", timeouts=SHORT_TIMEOUTS)
+
+    async def run(*statements: str) -> None:
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+
+    await run("CREATE TABLE probe (id INTEGER PRIMARY KEY, body TEXT NOT NULL CHECK (length(body) < 5))")
+    await run("INSERT INTO probe VALUES (1, 'one')")
+
+    assert await fault_of(run("INSERT INTO probe VALUES (1, 'x')")) == (POISON, "SQLITE_CONSTRAINT_PRIMARYKEY")
+    assert await fault_of(run("INSERT INTO probe VALUES (2, NULL)")) == (POISON, "SQLITE_CONSTRAINT_NOTNULL")
+    assert await fault_of(run("INSERT INTO probe VALUES (2, '12345')")) == (POISON, "SQLITE_CONSTRAINT_CHECK")
+    assert await fault_of(run("INSERT INTO probe VALUES ('two', 'x')")) == (POISON, "SQLITE_MISMATCH")
+    assert await fault_of(run("SELECT * FROM nowhere")) == (MISCONFIGURED, "SQLITE_ERROR")
+    assert await fault_of(run("SELECT absent FROM probe")) == (MISCONFIGURED, "SQLITE_ERROR")
+    assert await fault_of(run("SELEKT 1")) == (UNCLASSIFIED, "SQLITE_ERROR")
+    assert await fault_of(run("SELECT CAST(x'ff' AS TEXT)")) == (MISCONFIGURED, "undecodable")
+    async with engine.connect() as connection:
+        for value in (2**63, "\ud800"):
+            work = connection.execute(sa.text("SELECT :value"), {"value": value})
+            assert (await fault_of(work))[0] is POISON
+    await engine.dispose()
+
+
+@posix_only("Windows has no file modes")
+async def test_sqlite_files_that_cannot_be_used(tmp_path: Path) -> None:
+    assert await fault_of(_ask(str(tmp_path))) == (MISCONFIGURED, "SQLITE_CANTOPEN")
+
+
+async def test_a_file_that_cannot_be_opened_leaves_no_thread_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, threads = aiosqlite.Connection.stop, list[threading.Thread]()
+
+    def late(self: aiosqlite.Connection) -> Any:
+        self._tx.put_nowait((None, partial(time.sleep, 0.2)))  # as on a machine that is busy
+        threads.append(self._thread)
+        return stop(self)
+
+    monkeypatch.setattr(aiosqlite.Connection, "stop", late)
+    assert await fault_of(_ask(str(tmp_path))) == (MISCONFIGURED, "SQLITE_CANTOPEN")
+
+    assert threads
+    for one in threads:
+        one.join(0.1)  # what is left of it is to return
+        assert not one.is_alive()
+
+
+# --- constructed errors ---------------------------------------------------------------------------------------------
+
+
+def _asyncpg(code: str) -> Any:
+    return asyncpg.PostgresError.new({"C": code, "M": PLANTED, "D": PLANTED, "S": "ERROR"})
+
+
+def _sqlite(name: str) -> BaseException:
+    error = sqlite3.OperationalError(PLANTED)
+    error.sqlite_errorname = name
+    return error
+
+
+def _wrapped(orig: BaseException, *, lost: bool = False) -> BaseException:
+    return sa.exc.DBAPIError(f"SELECT '{PLANTED}'", {"body": PLANTED}, orig, connection_invalidated=lost)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "code"),
+    [
+        (_asyncpg("08006"), UNAVAILABLE, "08006"),
+        (_asyncpg("08007"), UNKNOWN_OUTCOME, "08007"),
+        (_asyncpg("0A000"), MISCONFIGURED, "0A000"),
+        (_asyncpg("22P05"), POISON, "22P05"),
+        (_asyncpg("26000"), MISCONFIGURED, "26000"),
+        (_asyncpg("28000"), MISCONFIGURED, "28000"),
+        (_asyncpg("40001"), CONFLICT, "40001"),
+        (_asyncpg("40003"), UNKNOWN_OUTCOME, "40003"),
+        (_asyncpg("42P05"), MISCONFIGURED, "42P05"),
+        (_asyncpg("53100"), MISCONFIGURED, "disk-full"),
+        (_asyncpg("54000"), POISON, "54000"),
+        (_asyncpg("57P03"), UNAVAILABLE, "57P03"),
+        (_asyncpg("XX000"), UNCLASSIFIED, "XX000"),
+        (_asyncpg("XX001"), MISCONFIGURED, "XX001"),
+        (_asyncpg("ZZ999"), UNCLASSIFIED, "ZZ999"),
+        (asyncpg.DataError(PLANTED), POISON, "22000"),
+        (asyncpg.exceptions._base.DataError(PLANTED), POISON, "client-data"),
+        (asyncpg.TargetServerAttributeNotMatched(PLANTED), UNAVAILABLE, "no-matching-server"),
+        (asyncpg.ClientConfigurationError(PLANTED), MISCONFIGURED, "client-configuration"),
+        (asyncpg.InterfaceError(PLANTED), UNCLASSIFIED, "InterfaceError"),
+        (asyncpg.InternalClientError(PLANTED), UNAVAILABLE, "protocol"),
+        (asyncpg.ProtocolError(PLANTED), UNAVAILABLE, "protocol"),
+        (_wrapped(asyncpg.InterfaceError(PLANTED), lost=True), UNAVAILABLE, "disconnected"),
+        (asyncmy.errors.OperationalError(1040, PLANTED), UNAVAILABLE, "1040"),
+        (asyncmy.errors.OperationalError(1047, PLANTED), UNAVAILABLE, "1047"),
+        (asyncmy.errors.OperationalError(1153, PLANTED), POISON, "1153"),
+        (asyncmy.errors.OperationalError(1180, PLANTED), UNKNOWN_OUTCOME, "1180"),
+        (asyncmy.errors.OperationalError(1193, PLANTED), MISCONFIGURED, "1193"),
+        (asyncmy.errors.OperationalError(1290, PLANTED), UNAVAILABLE, "1290"),
+        (asyncmy.errors.InternalError(PLANTED), UNAVAILABLE, "protocol"),
+        (asyncmy.errors.InternalError(1030, PLANTED), UNAVAILABLE, "1030"),
+        (asyncmy.errors.InterfaceError(0, "Not connected"), UNAVAILABLE, "0"),
+        (asyncmy.errors.ProgrammingError(PLANTED), UNCLASSIFIED, "ProgrammingError"),
+        (asyncmy.errors.OperationalError(9999, PLANTED), UNCLASSIFIED, "9999"),
+        (_wrapped(asyncmy.errors.OperationalError(9999, PLANTED), lost=True), UNAVAILABLE, "9999"),
+        (_sqlite("SQLITE_IOERR_FSYNC"), UNAVAILABLE, "SQLITE_IOERR_FSYNC"),
+        (_sqlite("SQLITE_FULL"), MISCONFIGURED, "disk-full"),
+        (_sqlite("SQLITE_CORRUPT_INDEX"), MISCONFIGURED, "SQLITE_CORRUPT_INDEX"),
+        (_sqlite("SQLITE_READONLY_DIRECTORY"), MISCONFIGURED, "SQLITE_READONLY_DIRECTORY"),
+        (_sqlite("SQLITE_TOOBIG"), POISON, "SQLITE_TOOBIG"),
+        (_sqlite("SQLITE_MISUSE"), UNCLASSIFIED, "SQLITE_MISUSE"),
+        (sqlite3.OperationalError("no active connection"), UNAVAILABLE, "closed"),
+        (ConnectionRefusedError(), UNAVAILABLE, "refused"),
+        (ConnectionResetError(), UNAVAILABLE, "disconnected"),
+        (asyncio.IncompleteReadError(b"", 1), UNAVAILABLE, "disconnected"),
+        (socket.gaierror(), UNAVAILABLE, "name-resolution"),
+        (TimeoutError(), UNAVAILABLE, "timeout"),
+        (ssl.SSLCertVerificationError(), MISCONFIGURED, "tls"),
+        (ssl.SSLEOFError(), UNAVAILABLE, "disconnected"),
+        (FileNotFoundError(), UNAVAILABLE, "no-socket"),
+        (PermissionError(), MISCONFIGURED, "permission"),
+        (OSError("Multiple exceptions"), UNAVAILABLE, "os-error"),
+        (OSError(errno.ENOSPC, "x"), MISCONFIGURED, "disk-full"),
+        (OSError(errno.EHOSTUNREACH, "x"), UNAVAILABLE, "EHOSTUNREACH"),
+        (OSError(errno.EROFS, "x"), MISCONFIGURED, "EROFS"),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, PLANTED), POISON, "encoding"),
+        (OverflowError(), POISON, "overflow"),
+        (sa.exc.TimeoutError(), UNAVAILABLE, "pool-timeout"),
+        (sa.exc.PendingRollbackError(), UNAVAILABLE, "disconnected"),
+        (sa.exc.StatementError(PLANTED, PLANTED, None, TypeError(PLANTED)), UNCLASSIFIED, "TypeError"),
+        (TypeError(PLANTED), UNCLASSIFIED, "TypeError"),
+        (AttributeError(PLANTED), UNCLASSIFIED, "AttributeError"),
+        (asyncio.CancelledError(), UNCLASSIFIED, "CancelledError"),
+    ],
+    ids=lambda value: repr(value)[:40] if isinstance(value, BaseException) else None,
+)
+def test_classify(error: BaseException, expected: FaultClass, code: str) -> None:
+    found = classify(error)
+
+    assert (found.fault_class, found.code) == (expected, code)
+    assert PLANTED not in found.reason
+
+
+def test_the_code_is_found_through_sqlalchemys_wrapping() -> None:
+    adapter = AsyncAdapt_asyncpg_dbapi.Error("x")  # type: ignore[no-untyped-call]
+    adapter.__cause__ = _asyncpg("40P01")
+
+    assert classify(_wrapped(adapter)).code == "40P01"
+    assert classify(_wrapped(asyncmy.errors.OperationalError(1213, "x"))).fault_class is CONFLICT
+    assert classify(_wrapped(_sqlite("SQLITE_BUSY"))).fault_class is UNAVAILABLE
+
+
+def test_the_cause_of_a_bug_says_nothing_about_the_store() -> None:
+    bug = KeyError("x")
+    bug.__cause__ = ConnectionResetError()
+
+    assert classify(bug).fault_class is UNCLASSIFIED
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError(), UNKNOWN_OUTCOME),
+        (TimeoutError(), UNKNOWN_OUTCOME),
+        (_wrapped(asyncpg.InterfaceError("x"), lost=True), UNKNOWN_OUTCOME),
+        (_sqlite("SQLITE_IOERR_FSYNC"), UNKNOWN_OUTCOME),
+        (_asyncpg("40001"), CONFLICT),
+        (_asyncpg("23505"), POISON),
+        (TypeError(), UNCLASSIFIED),
+    ],
+)
+def test_in_commit_what_is_lost_is_in_doubt_and_what_is_refused_is_not(
+    error: BaseException, expected: FaultClass
+) -> None:
+    assert classify(error, committing=True).fault_class is expected
+
+
+@given(st.text(), st.one_of(st.integers(), st.text(), st.none()), st.booleans())
+def test_classify_never_raises(text: str, first: object, committing: bool) -> None:
+    kinds: tuple[type[Exception], ...] = (
+        asyncmy.errors.OperationalError,
+        asyncmy.errors.InternalError,
+        sqlite3.OperationalError,
+        asyncpg.PostgresError,
+        OSError,
+        ConnectionError,
+        Exception,
+    )
+    for kind in kinds:
+        error = kind(first, text)
+
+        assert classify(error, committing=committing).reason
+        assert classify(_wrapped(error), committing=committing).code
+
+
+def test_a_fault_tells_class_and_code_and_nothing_of_the_driver() -> None:
+    with pytest.raises(StoreFault) as caught, translated():
+        raise _wrapped(_asyncpg("23505"))
+
+    assert str(caught.value) == "the event breaks a constraint of the history store [poison 23505]"
+    assert isinstance(caught.value.__cause__, sa.exc.DBAPIError)
+    assert (caught.value.fault_class, caught.value.code) == (POISON, "23505")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        TypeError("x"),
+        asyncio.CancelledError(),
+        KeyboardInterrupt(),
+        ConfigurationError("x"),
+        StoreFault(fault_class=CONFLICT, code="40001", reason="x"),
+        sa.exc.InvalidRequestError("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_not_the_stores_passes_unchanged(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, translated():
+        raise error
+
+    assert caught.value is error
+
+
+def test_a_fault_classified_again_stays_what_it_is() -> None:
+    fault = StoreFault(fault_class=MISCONFIGURED, code="no-wal", reason="x")
+
+    assert classify(fault, committing=True).fault_class is MISCONFIGURED
+
+
+def test_no_fault_promises_what_only_a_relay_does() -> None:
+    """One-shot commands print these sentences too: a promise to retry was not true of them."""
+    said = [rule.reason for rule in vars(fault_rules).values() if isinstance(rule, fault_rules.FaultRule)]
+
+    assert len(said) > 30
+    assert [one for one in said if "by itself" in one or "tried again" in one] == []

@@ -1,0 +1,256 @@
+"""A URL is accepted as users write it, or refused with a sentence that helps and holds no secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.engine import URL, make_url
+
+from letopis.store.database.hosts import HostAddress
+from letopis.store.database.urls import hosts_of, normalise_url, safe_url
+from letopis.store.errors import ConfigurationError
+from tests.support.platforms import posix_only
+
+SECRET = "s3cr3t-Wörd"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("postgresql://u@h/db", "postgresql+asyncpg://u@h/db"),
+        ("postgres://u@h:5433/db", "postgresql+asyncpg://u@h:5433/db"),
+        ("  postgresql://u@h/db\n", "postgresql+asyncpg://u@h/db"),
+        ("postgresql+asyncpg://u@h/db", "postgresql+asyncpg://u@h/db"),
+        ("postgresql+psycopg2://u@h/db", "postgresql+asyncpg://u@h/db"),
+        ("mysql://u@h/db", "mariadb+asyncmy://u@h/db"),
+        ("mariadb://u@h/db", "mariadb+asyncmy://u@h/db"),
+        ("mysql+aiomysql://u@h/db?charset=utf8mb4", "mariadb+asyncmy://u@h/db"),
+        ("mysql+pymysql://u@h/db?charset=utf8", "mariadb+asyncmy://u@h/db"),
+        ("postgresql://u@h/db?sslmode=REQUIRE", "postgresql+asyncpg://u@h/db?ssl=require"),
+        ("postgresql://u@h/db?ssl=require&sslmode=require", "postgresql+asyncpg://u@h/db?ssl=require"),
+        ("postgresql:///db?host=/run/postgresql", "postgresql+asyncpg:///db?host=/run/postgresql"),
+        ("postgresql:///db?host=a:1&host=b:2", "postgresql+asyncpg:///db?host=a:1&host=b:2"),
+        ("postgresql://u@a:1,b:2/db", "postgresql+asyncpg://u@/db?host=a:1&host=b:2"),
+        ("postgresql://u@a,b:2/db", "postgresql+asyncpg://u@/db?host=a:5432&host=b:2"),
+        ("postgresql://u@a,b/db?port=7", "postgresql+asyncpg://u@/db?host=a:7&host=b:7"),
+        ("postgresql:///db?host=a,b&port=1,2", "postgresql+asyncpg:///db?host=a:1&host=b:2"),
+        ("postgresql:///db?host=a&host=b", "postgresql+asyncpg:///db?host=a:5432&host=b:5432"),
+        ("postgresql://u:p,w@[::1]:5,[fe80::1]/db", "postgresql+asyncpg://u:p,w@/db?host=[::1]:5&host=[fe80::1]:5432"),
+        ("postgresql://%2Frun%2Fpg,b/db", "postgresql+asyncpg:///db?host=/run/pg:5432&host=b:5432"),
+        ("postgresql://localhost:6432/db?host=/run/pg", "postgresql+asyncpg:///db?host=/run/pg&port=6432"),
+        ("postgresql:///db?host=::1", "postgresql+asyncpg://[::1]/db"),
+        ("postgresql://a,a/db", "postgresql+asyncpg://a/db"),
+        ("mysql://u@a,b:3307/db", "mariadb+asyncmy://u@/db?host=a:3306&host=b:3307"),
+        (
+            "mariadb://a,b/db?target_session_attrs=Standby&load_balance_hosts=random",
+            "mariadb+asyncmy:///db?host=a:3306&host=b:3306&target_session_attrs=standby&load_balance_hosts=random",
+        ),
+        ("postgresql://h/db?channel_binding=prefer&gssencmode=disable", "postgresql+asyncpg://h/db"),
+        ("postgresql://h/db?client_encoding=UTF8", "postgresql+asyncpg://h/db"),
+        ("postgresql://h/db?pgbouncer=1", "postgresql+asyncpg://h/db?pgbouncer=true"),
+        ("postgresql://h/?user=u&password=p&dbname=db", "postgresql+asyncpg://u:p@h/db"),
+        ("mariadb://h/db?ssl-mode=VERIFY_IDENTITY", "mariadb+asyncmy://h/db?ssl=verify-full"),
+        ("mariadb://h/db?ssl=true", "mariadb+asyncmy://h/db?ssl=require"),
+        ("mariadb:///db?socket=/run/mysqld.sock", "mariadb+asyncmy:///db?unix_socket=/run/mysqld.sock"),
+    ],
+)
+def test_a_server_url(written: str, read: str) -> None:
+    found = normalise_url(written)
+
+    assert found == make_url(read)
+    assert normalise_url(found) == found
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["sqlite:///history.db", "sqlite+aiosqlite:///history.db", "history.db", "./history.db", Path("history.db")],
+)
+def test_an_sqlite_file_gets_an_absolute_path(
+    written: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a later change of the working folder does not open another file."""
+    monkeypatch.chdir(tmp_path)
+
+    found = normalise_url(written)
+
+    assert found == URL.create("sqlite+aiosqlite", database=str(tmp_path / "history.db"))
+    assert normalise_url(found) == found
+
+
+@posix_only("Windows finds the home folder in another way")
+@pytest.mark.parametrize("written", ["~/history.db", "sqlite:///~/history.db"])
+def test_the_home_folder(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+
+    assert normalise_url(written).database == "/home/somebody/history.db"
+
+
+@pytest.mark.parametrize("name", ["a b?c#d%20e.db", "история.db", "a@b.db", "x:y.db"])
+def test_a_path_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
+    assert normalise_url(tmp_path / name).database == str(tmp_path / name)
+
+
+def test_memory_is_refused_unless_it_is_asked_for() -> None:
+    for written in (":memory:", "sqlite://", "sqlite:///:memory:"):
+        with pytest.raises(ConfigurationError, match="keeps nothing"):
+            normalise_url(written)
+
+        assert normalise_url(written, allow_memory=True).database == ":memory:"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("", "empty"),
+        ("   ", "empty"),
+        ("mongodb://h/db", "'mongodb' is not a supported kind"),
+        (f"oracle://u:{SECRET}@h/db", "'oracle' is not a supported kind"),
+        ("://h/db", "cannot be read"),
+        ("postgresql://h:port/db", "cannot be read"),
+        ("postgresql://a,,b/db", "a host of the URL cannot be parsed"),
+        ("postgresql://a,b:x/db", "a host of the URL cannot be parsed"),
+        ("postgresql://a,b:65536/db", "not a number from 1 to 65535"),
+        ("postgresql://a,b/db?port=1,2,3", "3 ports for 2 hosts"),
+        ("postgresql://a:1,b/db?port=2", "port of a host twice"),
+        ("postgresql://a,b/db?load_balance_hosts=yes", "one of disable, random"),
+        (f"postgresql://u:p@{SECRET},w@h/db", "cannot be read"),
+        ("mariadb:///db?host=/run/s", "unix_socket"),
+        ("mariadb://a,b/db?socket=/run/s", "a unix_socket and several hosts"),
+        (f"postgresql://u:{SECRET}@h:54x32/db", "cannot be read"),
+        ("sqlite:history.db", "//"),
+        ("postgresql:h/db", "//"),
+        ("localhost:5432/db", "begins with a server"),
+        (f"u:{SECRET}@h/db", "begins with a server"),
+        ("postgresql://u@h", "names no database"),
+        (f"mariadb://u:{SECRET}@h/", "names no database"),
+        ("sqlite://history.db", "three slashes"),
+        ("sqlite:///history.db?mode=ro", "no options"),
+        ("sqlite:///file:history.db", "plain path"),
+        ("a\0b.db", "NUL"),
+        ("postgresql://h/db?sslmode=maybe", "one of disable, allow"),
+        ("postgresql://h/db?sslmode=require&ssl=disable", "'ssl' twice"),
+        ("postgresql://h/db?application_name=a&application_name=b", "'application_name' twice"),
+        ("postgresql://h/db?target_session_attrs=writable", "one of any, read-write"),
+        ("postgresql://h/db?channel_binding=require", "'channel_binding' is not supported"),
+        ("postgresql://h/db?keepalives=1", "'keepalives' is not known"),
+        ("postgresql://h/db?connect_timeout=soon", "number of seconds"),
+        ("postgresql://h/db?connect_timeout=0", "number of seconds"),
+        ("postgresql://h/db?connect_timeout=nan", "number of seconds"),
+        ("postgresql://h/db?prepared_statement_cache_size=-1", "whole number"),
+        ("postgresql://h/db?pgbouncer=maybe", "true or false"),
+        ("postgresql://h/db?client_encoding=latin1", "only be UTF-8"),
+        (f"postgresql://u:{SECRET}@h/db?password={SECRET}", "password twice"),
+        ("mariadb://h/db?charset=latin1", "only be UTF-8"),
+        ("mariadb://h/db?local_infile=1", "'local_infile' is not known"),
+        ("mariadb://h/db?ssl=prefer", "one of disable"),
+    ],
+)
+def test_what_cannot_be_used_is_explained_without_the_secret(written: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        normalise_url(written)
+
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or SECRET not in str(caught.value.__context__)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p%40ss@h:5432/db", "postgresql://u:***@h:5432/db"),
+        ("postgresql+asyncpg://u@h/db", "postgresql://u@h/db"),
+        ("postgresql://h/db?password=hush&sslmode=require", "postgresql://h/db?password=***&sslmode=require"),
+        ("postgresql://h/db?sslpassword=hush", "postgresql://h/db?sslpassword=***"),
+        ("mysql://h/db?PASSWD=hush&passwd=hush", "mysql://h/db?PASSWD=***&passwd=***"),
+        ("postgresql://u:hush@a:1,b/db?password=hush", "postgresql://u:***@a:1,b:5432/db?password=***"),
+        ("postgresql:///db?host=a&host=[::1]:2&passfile=x", "postgresql://a:5432,[::1]:2/db?passfile=x"),
+        ("mysql://u:hush@a,b/db", "mysql://u:***@a:3306,b:3306/db"),
+        ("postgresql://u:hush@a,b:x/db", "<unreadable URL>"),
+        ("sqlite:///history.db", "sqlite:///history.db"),
+        (Path("history.db"), "sqlite:///history.db"),
+        ("postgresql://u:hush@h:54x32/db", "<unreadable URL>"),
+        ("u:hush@h/db", "<unreadable URL>"),
+    ],
+)
+def test_a_url_is_shown_without_secrets(url: str | Path, shown: str) -> None:
+    assert safe_url(url) == shown
+    if isinstance(url, str) and "," not in shown and shown[0] != "<":
+        assert safe_url(make_url(url)) == shown
+
+
+@given(
+    rest=st.text(),
+    place=st.sampled_from(["url", "password", "sslpassword", "passwd", "aws_secret_key", "auth_token"]),
+)
+def test_no_password_is_ever_shown(rest: str, place: str) -> None:
+    password = f"hush{rest}"
+    url = URL.create("postgresql", username="u", host="h", database="db")
+    url = url.set(password=password) if place == "url" else url.update_query_dict({place: password})
+
+    for form in (url, url.render_as_string(hide_password=False)):
+        assert safe_url(form) == safe_url(url)
+        assert "***" in safe_url(form)
+        assert "hush" not in safe_url(form)
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused_in_our_words(text: str) -> None:
+    try:
+        found = normalise_url(text)
+    except ConfigurationError:
+        assert isinstance(safe_url(text), str)
+    else:
+        assert normalise_url(found) == found
+
+
+_NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}(\.[a-z]{2,3})?", fullmatch=True)
+_HOSTS = st.one_of(_NAMES, st.ip_addresses().map(str))
+_PLACES = st.lists(
+    st.builds(HostAddress, _HOSTS, st.none() | st.integers(1, 65_535)),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda one: one[0],
+)
+
+
+@given(
+    addresses=_PLACES,
+    password=st.text(min_size=8, alphabet="hush,;!$*()"),
+    kind=st.sampled_from(["postgresql", "mariadb"]),
+)
+def test_every_spelling_of_several_hosts_is_read_alike(addresses: list[HostAddress], password: str, kind: str) -> None:
+    default = {"postgresql": 5432, "mariadb": 3306}[kind]
+    full = tuple(HostAddress(one.host, one.port or default) for one in addresses)
+    ports = ",".join(str(one.port) for one in full)
+    for written in (
+        f"{kind}://u:{password}@{','.join(map(str, addresses))}/db",
+        f"{kind}://u:{password}@/db?host={','.join(map(str, full))}",
+        f"{kind}://u:{password}@/db?{'&'.join(f'host={one}' for one in full)}",
+        f"{kind}://u:{password}@/db?host={','.join(one.host for one in full)}&port={ports}",
+    ):
+        found = normalise_url(written)
+
+        assert hosts_of(written) == hosts_of(found) == full
+        assert found.password == password
+        assert normalise_url(found.render_as_string(hide_password=False)) == found
+        shown = safe_url(written)
+        assert "***" in shown
+        assert password not in shown
+        assert hosts_of(shown) == full
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("postgresql:///db", ()),
+        ("postgresql:///db?host=/run/pg", (("/run/pg", 5432),)),
+        ("mariadb:///db", (("localhost", 3306),)),
+        ("mariadb://h/db?socket=/run/s", (("/run/s", None),)),
+        ("history.db", ()),
+    ],
+)
+def test_the_addresses_of_a_url(url: str, hosts: tuple[tuple[str, int | None], ...]) -> None:
+    assert hosts_of(url) == hosts

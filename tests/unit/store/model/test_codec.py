@@ -1,0 +1,371 @@
+"""What is encoded is equal for equal content, decodes to itself, and holds nothing that a store would refuse."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum, IntEnum, StrEnum
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from letopis.store import CustomEvent, Event, InvalidInput, Limits, Message, MessageSent, ToolCall
+from letopis.store.model.codec import EncodedEvent, decode, digest_of, encode, encode_message
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+)
+keys = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4))
+objects = st.dictionaries(keys, values, max_size=5)
+
+
+def custom(data: Any, metadata: Any = None, **fields: Any) -> EncodedEvent:
+    return encode(Event(type="custom.x", data=data, metadata=metadata or {}, **fields), conversation_id="chat-1")
+
+
+@given(objects, objects)
+def test_what_is_accepted_comes_back_equal(data: dict[str, Any], metadata: dict[str, Any]) -> None:
+    encoded = custom(data, metadata)
+
+    assert decode(encoded.data) == data
+    assert decode(encoded.metadata) == metadata
+    assert (encoded.metadata is None) == (metadata == {})
+    assert "\0" not in encoded.data
+
+
+def turned(value: Any) -> Any:
+    """The same value with the keys of every object in the opposite order."""
+    if isinstance(value, dict):
+        return {key: turned(item) for key, item in reversed(value.items())}
+    return [turned(item) for item in value] if isinstance(value, list) else value
+
+
+@given(objects, objects)
+def test_equal_content_has_an_equal_digest_whatever_the_order_of_its_keys(
+    data: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    encoded, other = custom(data, metadata), custom(turned(data), turned(metadata))
+
+    assert other.digest == encoded.digest
+    for one in (encoded, other):
+        assert digest_of("chat-1", "custom.x", 1, one.data, one.metadata) == encoded.digest
+
+
+@given(objects)
+def test_bytes_are_those_of_the_order_given(data: dict[str, Any]) -> None:
+    assert custom(data).data.encode() == orjson.dumps(data)
+    assert custom(turned(data)).data.encode() == orjson.dumps(turned(data))
+
+
+def test_a_message_keeps_the_order_of_its_keys() -> None:
+    schema = {"type": "object", "properties": {"b": 1, "a": 2}, "additionalProperties": False}
+    message = Message.assistant((ToolCall("c", "weather", schema),), id="m", metadata={"z": 1, "a": schema})
+    encoded = encode_message(message, conversation_id="chat-1", metadata={"y": 1, "b": 2})
+
+    assert encoded.data == (
+        '{"content":[{"type":"tool_call","call_id":"c","name":"weather","arguments":{"type":"object",'
+        '"properties":{"b":1,"a":2},"additionalProperties":false}}],"message_id":"m","role":"assistant",'
+        '"metadata":{"z":1,"a":{"type":"object","properties":{"b":1,"a":2},"additionalProperties":false}}}'
+    )
+    assert encoded.metadata == '{"y":1,"b":2}'
+    assert encoded.digest == digest_of("chat-1", "message.appended", 1, encoded.data, encoded.metadata)
+
+
+def test_the_digest_is_of_the_content_and_not_of_the_time() -> None:
+    encoded = custom({"n": 1}, {"m": 1})
+    later = custom({"n": 1}, {"m": 1}, occurred_at=datetime(2030, 1, 1, tzinfo=UTC))
+
+    assert later.digest == encoded.digest and later.event_id != encoded.event_id
+    others = [
+        custom({"n": 2}, {"m": 1}),
+        custom({"n": 1}, {"m": 2}),
+        custom({"n": 1}),
+        custom({"n": 1.0}, {"m": 1}),
+        custom({"n": True}, {"m": 1}),
+        custom({"n": 1}, {"m": 1}, schema_version=2),
+        encode(Event(type="custom.y", data={"n": 1}, metadata={"m": 1}), conversation_id="chat-1"),
+        encode(Event(type="custom.x", data={"n": 1}, metadata={"m": 1}), conversation_id="chat-2"),
+    ]
+    assert len({encoded.digest, *(other.digest for other in others)}) == 9
+
+
+def test_the_digest_is_part_of_the_format() -> None:
+    """A change of it would take everything that was ever delivered for something else."""
+    encoded = encode(Event.of(Message.user("hi", id="m-1"), conversation_id="chat-1"), conversation_id="chat-1")
+
+    assert encoded.data == '{"content":"hi","message_id":"m-1","role":"user"}'
+    assert encoded.digest.hex() == "81b5f56e1630e953cb7ed9c0b636f531fff3a75bf58b760e9251cecbccf8825f"
+    assert digest_of("chat-1", "message.appended", 1, encoded.data.encode(), None) == encoded.digest
+    assert digest_of("c", "a.b", 1, "{}", "{}") == digest_of("c", "a.b", 1, b"{}", b"{}")
+
+
+def test_any_kind_of_mapping_is_an_object() -> None:
+    inner = OrderedDict(a=(1, [2]))
+
+    assert custom(MappingProxyType({"x": inner})).data == '{"x":{"a":[1,[2]]}}'
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+def deep(levels: int, leaf: Any = 1) -> Any:
+    value = leaf
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+class Weather(str, Enum):  # noqa: UP042 - what many programs have; shown as Weather.RAIN
+    RAIN = "rain"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+class Celsius(float):
+    """Shown in another way than it is."""
+
+    def __float__(self) -> float:
+        return 0.0
+
+    def __repr__(self) -> str:
+        return "warm"
+
+
+class Shouted(str):
+    def __str__(self) -> str:
+        return self.upper()
+
+
+def test_subclasses_of_text_and_numbers_are_taken_by_value() -> None:
+    inner = {"w": Weather.RAIN, "l": [Level.HIGH, (Celsius(21.5),)], Shouted("key"): Shouted("quiet"), "t": True}
+    encoded = custom({Weather.RAIN: inner, "deep": MappingProxyType({"x": Level.HIGH})}, {"m": Weather.RAIN})
+
+    assert encoded.data == ('{"rain":{"w":"rain","l":[3,[21.5]],"key":"quiet","t":true},"deep":{"x":3}}')
+    assert encoded.metadata == '{"m":"rain"}'
+    assert encoded.digest == custom(decode(encoded.data), {"m": "rain"}).digest
+
+
+def test_a_key_that_would_be_there_twice_is_refused() -> None:
+    class Own(str):
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+        def __hash__(self) -> int:
+            return id(self)
+
+    with pytest.raises(InvalidInput, match="has a key twice") as caught:
+        custom({"a": {Own("rain"): 1, "rain": 2}})
+
+    assert caught.value.field == "data.a"
+
+
+def test_the_fields_of_a_message_are_taken_by_value() -> None:
+    class Author(StrEnum):
+        BOT = "assistant"
+
+    message = Message(role=Author.BOT, content=Shouted("hi"), id=Weather.RAIN, name=Weather.RAIN, tokens=Level.HIGH)
+    plain = Message(role="assistant", content="hi", id="rain", name="rain", tokens=3)
+    encoded, other = (encode_message(one, conversation_id="c") for one in (message, plain))
+
+    assert type(message.role) is type(message.id) is str
+    assert (encoded.data, encoded.digest, encoded.event_id) == (other.data, other.digest, other.event_id)
+
+
+@pytest.mark.parametrize("beyond", [2**63, 10**400])
+def test_a_subclass_is_held_to_the_same_limits(beyond: int) -> None:
+    class Whole(int):
+        pass
+
+    for value in (Whole(beyond), Celsius("nan"), Shouted("a\0")):
+        with pytest.raises(InvalidInput):
+            custom({"a": value})
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"a": "x\0y"}, "data.a"),
+        ({"a": ["", "\0"]}, "data.a[1]"),
+        ({"a\0": 1}, "data"),
+        ({"a": {"b": "\ud800"}}, "data.a.b"),
+        ({"a": ["\udfff"]}, "data.a[0]"),
+        ({"\ud83d": 1}, r"data.'\ud83d'"),
+        ({"a": math.nan}, "data.a"),
+        ({"a": [1, math.inf]}, "data.a[1]"),
+        ({"a": -math.inf}, "data.a"),
+        ({"a": 2**63}, "data.a"),
+        ({"a": -(2**63) - 1}, "data.a"),
+        ({"a": 10**400}, "data.a"),
+        ({1: "x"}, "data"),
+        ({None: "x"}, "data"),
+        ({"a": {2.5: 1}}, "data.a"),
+        ({"a": b"x"}, "data.a"),
+        ({"a": {1, 2}}, "data.a"),
+        ({"a": Decimal(1)}, "data.a"),
+        ({"a": datetime(2026, 1, 1, tzinfo=UTC)}, "data.a"),
+        ({"a": uuid4()}, "data.a"),
+        ({"a": object()}, "data.a"),
+        ({"a": Colour.RED}, "data.a"),
+        ({"a": ["x", {"b\n": {"c": b""}}]}, r"data.a[1].'b\n'.c"),
+        ({"a": deep(64)}, "data.a" + "[0]" * 63),
+        ({"a": "x" * 1_048_576}, "data"),
+        ([], "data"),
+        ("text", "data"),
+        (None, "data"),
+    ],
+)
+def test_what_a_store_would_refuse_or_change_is_refused_by_the_name_of_its_field(data: Any, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        custom(data)
+
+    assert caught.value.field == field
+    if isinstance(data, dict) and field != "data":
+        with pytest.raises(InvalidInput) as caught:
+            custom({}, data)
+        assert caught.value.field == field.replace("data", "metadata", 1)
+
+
+def test_the_limits_are_reached_and_not_passed() -> None:
+    limits = Limits(max_bytes=100, max_depth=3)
+
+    def with_limits(data: Any) -> EncodedEvent:
+        return encode(Event(type="custom.x", data=data), conversation_id="chat-1", limits=limits)
+
+    assert len(with_limits({"a": "x" * 92}).data) == 100
+    assert len(with_limits({"a": "я" * 46}).data.encode()) == 100
+    for data in ({"a": "x" * 93}, {"a": "я" * 47}):
+        with pytest.raises(InvalidInput, match="the limit is 100"):
+            with_limits(data)
+    assert with_limits({"a": deep(2)})
+    with pytest.raises(InvalidInput, match="nested too deep"):
+        with_limits({"a": deep(3)})
+    assert custom({"a": deep(63)})
+
+
+@pytest.mark.parametrize("options", [{"max_bytes": 0}, {"max_bytes": 8_388_609}, {"max_depth": 0}, {"max_depth": 201}])
+def test_limits_that_no_store_could_keep_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(options))):
+        Limits(**options)
+    assert encode(Event(type="custom.x", data={"a": deep(199)}), conversation_id="c", limits=Limits(max_depth=200))
+
+
+@pytest.mark.parametrize("conversation_id", ["", "x" * 256, "a\0", "a\u0085", "\ud800", None, 5])
+def test_a_conversation_id_that_is_none_is_refused(conversation_id: Any) -> None:
+    with pytest.raises(InvalidInput, match="conversation_id"):
+        encode(Event(type="custom.x"), conversation_id=conversation_id)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"event_id": "x"}, "event_id"),
+        ({"event_id": None}, "event_id"),
+        ({"schema_version": 0}, "schema_version"),
+        ({"schema_version": 32_768}, "schema_version"),
+        ({"schema_version": True}, "schema_version"),
+        ({"schema_version": 1.0}, "schema_version"),
+        ({"type": "Custom.x"}, "type"),
+        ({"occurred_at": datetime(2026, 1, 1)}, "occurred_at"),  # noqa: DTZ001 - the point
+    ],
+)
+def test_an_envelope_that_is_none_is_refused(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        encode(replace(Event(type="custom.x"), **fields), conversation_id="chat-1")
+
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("event", "field"),
+    [
+        (Event(type="conversation.renamed", data={}), "data.title"),
+        (Event(type="conversation.started", data={"owner_id": "x" * 256}), "data.owner_id"),
+        (Event(type="conversation.started", data={"owner_id": ""}), "data.owner_id"),
+        (Event(type="message.sent", data={"message_id": "a\nb"}), "data.message_id"),
+        (Event(type="message.edited", data={"message_id": "", "content": "x"}), "data.message_id"),
+        (Event(type="message.appended", data={"message_id": "m", "role": "x", "content": ""}), "role"),
+    ],
+)
+def test_the_vocabulary_is_taken_strictly(event: Event, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        encode(event, conversation_id="chat-1")
+
+    assert caught.value.field == field
+
+
+def test_what_only_the_caller_or_a_newer_release_understands_is_not_looked_into() -> None:
+    for event in (
+        Event(type="custom.x", data={"message_id": 5, "owner_id": ""}),
+        Event(type="weather.changed", data={"owner_id": [1]}),
+        Event(type="message.sent", schema_version=2, data={"message_id": {}}),
+        Event.of(CustomEvent(name="x", data={"message_id": None}), conversation_id="chat-1"),
+    ):
+        assert decode(encode(event, conversation_id="chat-1").data) == event.data
+
+
+def test_an_error_never_shows_the_value() -> None:
+    for data in ({"a": "secret\0"}, {"a": ["secret\ud800"]}, {"a": "secret" * 300_000}):
+        with pytest.raises(InvalidInput) as caught:
+            custom(data)
+        assert "secret" not in str(caught.value)
+
+
+def test_what_is_no_object_is_damage() -> None:
+    assert decode(None) == {}
+    for text in ("[1]", "1", "null", "{", ""):
+        with pytest.raises(ValueError, match=r"."):
+            decode(text)
+
+
+def test_ids_and_numbers_pass_unchanged() -> None:
+    event = Event.of(MessageSent(message_id="m", platform_ids={"tg": 2**53 + 1}), conversation_id="chat-1")
+    encoded = encode(event, conversation_id="chat-1")
+
+    assert isinstance(encoded.event_id, UUID) and encoded.event_id == event.event_id
+    assert decode(encoded.data)["platform_ids"] == {"tg": 2**53 + 1}
+    assert encoded.occurred_at == round(event.occurred_at.timestamp() * 1_000_000)
+
+
+def test_the_trace_in_which_an_event_was_appended_is_no_part_of_its_content() -> None:
+    trace = '"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"'
+
+    assert digest_of("c", "a.b", 1, "{}", "{" + trace + "}") == digest_of("c", "a.b", 1, "{}", None)
+    assert digest_of("c", "a.b", 1, "{}", '{"k":1,' + trace + "}") == digest_of("c", "a.b", 1, "{}", '{"k":1}')
+    assert digest_of("c", "a.b", 1, "{}", '{"k":2,' + trace + "}") != digest_of("c", "a.b", 1, "{}", '{"k":1}')
+    assert digest_of("c", "a.b", 1, "{}", trace) != digest_of("c", "a.b", 1, "{}", None)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b", "x" * 2_000_000])
+def test_a_message_of_words_alone_is_refused_as_any_event_is(text: str) -> None:
+    message = Message.user(text)
+    with pytest.raises(InvalidInput) as soon:
+        encode_message(message, conversation_id="c")
+    with pytest.raises(InvalidInput) as late:
+        encode(Event.of(message, conversation_id="c"), conversation_id="c")
+
+    assert str(soon.value) == str(late.value)
+
+
+@pytest.mark.parametrize("text", ["", "plain", "\\u0000 as text", "Ж" * 10_000, "\n\t\x01"])
+def test_a_message_of_words_alone_is_encoded_as_any_event_is(text: str) -> None:
+    message = Message.user(text)
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    event = Event.of(message, conversation_id="c", occurred_at=moment)
+
+    assert encode_message(message, conversation_id="c", occurred_at=moment) == encode(event, conversation_id="c")

@@ -1,0 +1,242 @@
+"""Messages and their parts survive the way to JSON and back, whatever wrote them."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from letopis.store import Data, File, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult, UnknownPart
+from letopis.store.model.identifiers import derived_event_id, uuid7
+from letopis.store.model.parts import content_from_json, content_text, content_to_json, part_from_json, part_to_json
+
+PARTS = (
+    (Text("hi"), {"type": "text", "text": "hi"}),
+    (Reasoning("hm"), {"type": "reasoning", "text": "hm"}),
+    (File("s3://b/k"), {"type": "file", "uri": "s3://b/k"}),
+    (
+        File("s3://b/k", "image/png", "k.png"),
+        {"type": "file", "uri": "s3://b/k", "media_type": "image/png", "name": "k.png"},
+    ),
+    (ToolCall("c", "weather"), {"type": "tool_call", "call_id": "c", "name": "weather"}),
+    (
+        ToolCall("c", "weather", {"a": 1}),
+        {"type": "tool_call", "call_id": "c", "name": "weather", "arguments": {"a": 1}},
+    ),
+    (ToolResult("c", [1]), {"type": "tool_result", "call_id": "c", "output": [1], "status": "ok"}),
+    (Data({"x": None}), {"type": "data", "value": {"x": None}}),
+    (Data(), {"type": "data"}),
+)
+
+
+@pytest.mark.parametrize(("part", "value"), PARTS)
+def test_a_part_is_one_json_object(part: Any, value: dict[str, Any]) -> None:
+    assert part_to_json(part) == value
+    assert part_from_json(value) == part
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "hologram", "depth": 3},
+        {"type": "text", "text": "hi", "colour": "red"},
+        {"type": "text", "text": 5},
+        {"type": "text"},
+        {"type": ["text"]},
+        {"type": {"text": 1}},
+        {"type": None},
+        {"kind": "text", "text": "hi"},
+        {"text": "hi"},
+        {"type": "file", "uri": "u", "name": None},
+        {},
+    ],
+)
+def test_a_part_that_is_not_known_is_carried_as_it_is(value: dict[str, Any]) -> None:
+    part = part_from_json(value)
+
+    assert part == UnknownPart(value)
+    assert part_to_json(part) == value
+
+
+@pytest.mark.parametrize("value", ["text", 5, None, ["text"]])
+def test_a_part_is_an_object(value: Any) -> None:
+    with pytest.raises(InvalidInput, match="a part must be an object"):
+        part_from_json(value)
+
+
+def test_content_is_text_or_parts() -> None:
+    parts = (Text("a"), Reasoning("no"), Text("b"), UnknownPart({"type": "x"}))
+
+    assert content_from_json("a") == content_to_json("a") == "a"
+    assert content_from_json(content_to_json(parts)) == parts
+    assert content_from_json([]) == ()
+    assert content_text(parts) == "a\nb"
+    assert content_text("a") == "a"
+    for value in (None, 5, {"type": "text"}):
+        with pytest.raises(InvalidInput, match="content"):
+            content_from_json(value)
+
+
+def test_a_message_comes_back_from_its_data() -> None:
+    message = Message(
+        role="assistant",
+        content=(Text("a"), ToolCall("c", "f", "raw")),
+        id="m-1",
+        name="bot",
+        tokens=0,
+        usage={"input": 1},
+        external_ids={"telegram": 17},
+        metadata={"k": [1]},
+    )
+
+    assert Message.from_data(message.to_data()) == message
+    assert Message.from_data(Message.user("x", id="m").to_data()) == Message.user("x", id="m")
+    assert Message.user("x", id="m").to_data() == {"message_id": "m", "role": "user", "content": "x"}
+
+
+def test_an_id_that_the_caller_chose_leads_to_one_event_id_for_ever() -> None:
+    message = Message.user("x", id="m-1")
+
+    assert message.event_id is None
+    # Part of the data format: a change would make every import append everything again.
+    assert derived_event_id("chat-1", "m-1") == UUID("209415cf-45d7-59e5-92f4-27ae0f0db450")
+    assert len({derived_event_id(*pair) for pair in (("a", "bc"), ("ab", "c"), ("A", "bc"), ("a ", "bc"))}) == 4
+
+
+def test_an_id_that_was_made_is_made_once() -> None:
+    message = Message.user("x")
+
+    assert message.id == str(message.event_id)
+    assert message.event_id is not None and message.event_id.version == 7
+    assert Message.user("x").id != message.id
+
+
+def test_a_message_cannot_be_changed() -> None:
+    message = Message.user("x")
+    for name in ("role", "content", "event_id"):
+        with pytest.raises(AttributeError):
+            setattr(message, name, "other")
+    with pytest.raises(TypeError):
+        message.metadata["k"] = 1  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"role": "narrator"}, "role"),
+        ({"role": None}, "role"),
+        ({"content": 5}, "content"),
+        ({"content": None}, "content"),
+        ({"content": b"x"}, "content"),
+        ({"content": {"type": "text"}}, "content"),
+        ({"content": ["x"]}, "content"),
+        ({"content": [{"type": "text", "text": "x"}]}, "content"),
+        ({"id": 5}, "id"),
+        ({"id": None}, "id"),
+        ({"id": "x" * 256}, "id"),
+        ({"id": "a\nb"}, "id"),
+        ({"id": "a\0b"}, "id"),
+        ({"id": "\udc80"}, "id"),
+    ],
+)
+def test_a_message_that_is_none_is_refused_by_the_name_of_its_field(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Message(**{"role": "user", "content": "x", **fields})
+
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"message_id": None}, "data.message_id"),
+        ({"message_id": ""}, "data.message_id"),
+        ({"message_id": 5}, "data.message_id"),
+        ({"role": 5}, "data.role"),
+        ({"role": "narrator"}, "role"),
+        ({"content": None}, "content"),
+        ({"tokens": -1}, "data.tokens"),
+        ({"tokens": True}, "data.tokens"),
+        ({"tokens": 1.0}, "data.tokens"),
+        ({"name": 5}, "data.name"),
+        ({"usage": []}, "data.usage"),
+        ({"metadata": None}, "data.metadata"),
+        ({"external_ids": "x"}, "data.external_ids"),
+    ],
+)
+def test_data_that_is_no_message_is_refused_by_the_name_of_its_field(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Message.from_data({"message_id": "m", "role": "user", "content": "x", **change})
+
+    assert caught.value.field == field
+
+
+def test_the_roles_have_constructors() -> None:
+    for make in (Message.system, Message.user, Message.assistant, Message.tool):
+        assert make("x").role == make.__name__
+    assert Message.user([Text("x")]).content == (Text("x"),)
+
+
+def test_a_tool_message_takes_one_result_or_several() -> None:
+    one, two = ToolResult("1", 21), ToolResult("2", 22)
+
+    assert Message.tool(one).content == (one,)
+    assert Message.tool(one, two, name="weather").content == Message.tool([one, two]).content == (one, two)
+    assert Message.tool("plain").content == "plain"
+
+
+def test_a_keyword_that_is_none_of_a_message_is_refused() -> None:
+    wrong: Any = Message.user
+    with pytest.raises(TypeError, match="foo"):
+        wrong("x", foo=1)
+
+
+def test_made_ids_rise_within_a_process() -> None:
+    ids = [uuid7() for _ in range(10_000)]
+
+    assert ids == sorted(ids) and len(set(ids)) == len(ids)
+    assert {(one.version, one.variant) for one in ids} == {(7, "specified in RFC 4122")}
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_a_message_of_words_alone_is_made_as_any_other(role: str) -> None:
+    made = getattr(Message, role)("words")
+
+    assert type(made) is Message
+    assert isinstance(made.event_id, UUID)
+    assert made.event_id.version == 7
+    assert made.id == str(made.event_id)
+    assert made == Message(role=role, content="words", id=made.id)
+    assert getattr(Message, role)("words").id != made.id
+
+
+def test_a_subclass_of_message_is_made_by_itself() -> None:
+    class Own(Message):
+        pass
+
+    assert type(Own.user("words")) is Own
+
+
+def test_an_assistant_that_only_calls_tools_may_have_no_content() -> None:
+    message = Message.assistant(None, id="m", metadata={"tool_calls": [{"id": "c"}]})
+
+    assert message.text == ""
+    assert message.to_data()["content"] is None
+    assert Message.from_data(message.to_data()) == message
+    with pytest.raises(InvalidInput, match="content"):
+        Message.from_data({"message_id": "m", "role": "assistant"})
+
+
+@pytest.mark.parametrize("role", ["user", "system", "developer", "tool"])
+def test_no_other_message_may_lack_its_content(role: Any) -> None:
+    """`update.message.text` of a picture is None: that must not be recorded as an empty question."""
+    with pytest.raises(InvalidInput, match=f"content: of a {role} message must be text or parts, not None"):
+        Message(role=role, content=None)
+
+
+def test_a_developer_instructs_as_the_system_does() -> None:
+    message = Message.developer("Answer in Russian.", id="m")
+
+    assert message == Message(role="developer", content="Answer in Russian.", id="m")
+    assert Message.from_data(message.to_data()) == message

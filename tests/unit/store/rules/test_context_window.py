@@ -1,0 +1,664 @@
+"""A window for a model holds what fits, whole: no call without its result, no result without its call."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from letopis.outbox import History
+from letopis.outbox.history._context import MIN_PAGE_SIZE, ReadPage, read_context
+from letopis.store import (
+    ConversationStore,
+    File,
+    InvalidInput,
+    Message,
+    Page,
+    RecordedMessage,
+    Text,
+    ToolCall,
+    ToolResult,
+)
+from letopis.store.rules.context_window import Context, WindowBudget, by_recorded_tokens, window
+from tests.support.paths import ROOT
+
+WHEN = datetime(2026, 1, 31, 12, tzinfo=UTC)
+ORIGIN = UUID(int=1)
+
+
+def said(role: str, content: Any, number: int) -> Message:
+    return Message(role=role, content=content, id=f"m{number}")
+
+
+def recorded(message: Message, version: int, **fields: Any) -> RecordedMessage:
+    return RecordedMessage(
+        conversation_id="c",
+        message=message,
+        event_id=UUID(int=version),
+        origin_id=ORIGIN,
+        sequence=version,
+        occurred_at=WHEN,
+        version=version,
+        **fields,
+    )
+
+
+def log(*items: tuple[str, Any]) -> list[Message]:
+    return [said(role, content, number) for number, (role, content) in enumerate(items)]
+
+
+def told(found: Context) -> list[str]:
+    """The ids of what is in a window; a made-up result as the call that it is for."""
+    return [
+        f"?{part.call_id}" if one.id in found.made_up and isinstance(part := one.content[0], ToolResult) else one.id
+        for one in found.messages
+    ]
+
+
+def words(message: Message) -> int:
+    return len(message.text.split())
+
+
+def calls(*ids: str) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(one, "look") for one in ids)
+
+
+CHAT = log(
+    ("system", "be kind"),
+    ("user", "one"),
+    ("assistant", "1"),
+    ("user", "two"),
+    ("assistant", "2"),
+    ("user", "three"),
+)
+
+
+class TestLimits:
+    def test_without_a_limit_all_of_it_is_in(self) -> None:
+        found = window(CHAT)
+
+        assert found == Context(messages=tuple(CHAT))
+        assert found.complete
+
+    @pytest.mark.parametrize(
+        ("limits", "expected"),
+        [
+            ({"last": 6}, "m0 m1 m2 m3 m4 m5"),
+            ({"last": 5}, "m0 m3 m4 m5"),
+            ({"last": 4}, "m0 m3 m4 m5"),
+            ({"last": 3}, "m0 m5"),
+            ({"last": 2}, "m0 m5"),
+            ({"last": 1}, "m0"),
+            ({"turns": 1}, "m0 m5"),
+            ({"turns": 2}, "m0 m3 m4 m5"),
+            ({"turns": 3}, "m0 m1 m2 m3 m4 m5"),
+            ({"turns": 9}, "m0 m1 m2 m3 m4 m5"),
+            ({"tokens": 7, "count": words}, "m0 m1 m2 m3 m4 m5"),
+            ({"tokens": 6, "count": words}, "m0 m3 m4 m5"),
+            ({"tokens": 5, "count": words}, "m0 m3 m4 m5"),
+            ({"tokens": 4, "count": words}, "m0 m5"),
+            ({"tokens": 2, "count": words}, "m0"),
+            ({"turns": 3, "last": 4}, "m0 m3 m4 m5"),
+            ({"turns": 1, "last": 6, "tokens": 99, "count": words}, "m0 m5"),
+            ({"last": 3, "keep_system": False}, "m3 m4 m5"),
+            ({"last": 5, "keep_system": False}, "m1 m2 m3 m4 m5"),
+            ({"last": 6, "keep_system": False}, "m0 m1 m2 m3 m4 m5"),
+        ],
+    )
+    def test_the_newest_turns_that_fit_are_in(self, limits: dict[str, Any], expected: str) -> None:
+        found = window(CHAT, **limits)
+
+        assert " ".join(told(found)) == expected
+        assert found.complete == (len(found.messages) == len(CHAT))
+        assert not found.begins_inside
+        assert found.tokens == (sum(map(words, found.messages)) if "count" in limits else None)
+
+    def test_where_the_last_turn_does_not_fit_the_window_begins_inside_of_it(self) -> None:
+        messages = log(
+            ("system", "s"),
+            ("user", "long long"),
+            ("assistant", calls("a")),
+            ("tool", (ToolResult("a", 1),)),
+            ("assistant", "x"),
+        )
+
+        assert (told(window(messages, last=4)), window(messages, last=4).begins_inside) == (
+            ["m0", "m2", "m3", "m4"],
+            True,
+        )
+        assert told(window(messages, last=3)) == ["m0", "m4"]
+        assert told(window(messages, last=1)) == ["m0"]
+        assert not window(messages, last=1).begins_inside
+        assert not window(messages, last=1).complete
+        assert not window(messages, last=5).begins_inside
+
+    def test_a_window_never_begins_with_a_tool_message(self) -> None:
+        messages = log(("user", "u"), ("assistant", "a"), ("tool", "22 degrees"), ("assistant", "b"))
+
+        assert told(window(messages, last=2)) == ["m3"]
+        assert told(window(messages, last=3)) == ["m1", "m2", "m3"]
+        assert told(window(log(("user", "u"), ("tool", "t")), last=1)) == []
+
+    def test_what_was_said_before_the_first_user_message_counts_as_a_turn(self) -> None:
+        messages = log(("assistant", "welcome"), ("user", "hi"), ("assistant", "hello"))
+
+        assert told(window(messages, turns=1)) == ["m1", "m2"]
+        assert told(window(messages, turns=2)) == ["m0", "m1", "m2"]
+        assert told(window(log(("assistant", "news"), ("assistant", "more")), turns=1)) == ["m0", "m1"]
+
+    @pytest.mark.parametrize(
+        ("limits", "field"),
+        [
+            ({"last": 0}, "last"),
+            ({"turns": -1}, "turns"),
+            ({"tokens": True, "count": words}, "tokens"),
+            ({"last": "5"}, "last"),
+            ({"tokens": 5}, "count"),
+            ({"count": 5}, "count"),
+            ({"tokens": 9, "count": lambda _: -1}, "count"),
+            ({"tokens": 9, "count": lambda _: 1.5}, "count"),
+            ({"tokens": 1, "count": words}, "tokens"),
+        ],
+    )
+    def test_a_limit_that_cannot_be_held_is_refused(self, limits: dict[str, Any], field: str) -> None:
+        with pytest.raises(InvalidInput) as refused:
+            window(CHAT, **limits)
+
+        assert refused.value.field == field
+
+    def test_system_messages_beyond_the_limit_are_refused_and_named(self) -> None:
+        messages = log(("system", "a"), ("system", "b"), ("user", "hi"))
+
+        with pytest.raises(InvalidInput, match="system messages at the beginning alone are 2"):
+            window(messages, last=1)
+        assert told(window(messages, last=1, keep_system=False)) == ["m2"]
+
+    def test_the_counter_is_asked_about_no_more_than_the_window_needs(self) -> None:
+        asked: list[str] = []
+
+        def count(message: Message) -> int:
+            asked.append(message.id)
+            return 1
+
+        window(log(*(("user", str(number)) for number in range(1000))), tokens=3, count=count)
+
+        assert asked == ["m999", "m998", "m997", "m996"]
+
+    def test_recorded_tokens_count_only_where_the_caller_says_so(self) -> None:
+        messages = [Message.user("a b c", tokens=1, id="1"), Message.assistant("d e", id="2")]
+
+        assert window(messages, count=words).tokens == 5
+        assert window(messages, count=by_recorded_tokens(100)).tokens == 101
+        assert window(messages, count=by_recorded_tokens(words)).tokens == 3
+
+
+class TestCalls:
+    def test_results_stand_right_after_their_calls_in_the_order_of_the_calls(self) -> None:
+        messages = log(
+            ("user", "weather?"),
+            ("assistant", (Text("let me see"), *calls("a", "b"))),
+            ("user", "hurry"),
+            ("tool", (ToolResult("b", 2),)),
+            ("assistant", "one moment"),
+            ("tool", (ToolResult("a", 1),)),
+        )
+
+        found = window(messages)
+
+        assert told(found) == ["m0", "m1", "m5", "m3", "m2", "m4"]
+        assert found.messages[2] is messages[5]
+        assert (found.made_up, found.orphans, found.duplicates) == ((), (), ())
+
+    def test_a_message_with_several_results_becomes_one_a_result(self) -> None:
+        picture = File("s3://b/k", name="k.png")
+        both = Message.tool((ToolResult("b", 2), picture, ToolResult("a", 1)), id="t", tokens=9, usage={"x": 1})
+        messages = [Message.user("u", id="u"), Message.assistant(calls("a", "b"), id="c"), both]
+
+        found = window(messages, count=by_recorded_tokens(1))
+
+        assert [one.content for one in found.messages[2:]] == [(ToolResult("a", 1),), (ToolResult("b", 2), picture)]
+        assert [one.id for one in found.messages] == ["u", "c", "t", "t"]
+        assert found.tokens == 11
+
+    def test_results_in_a_user_message_go_to_their_call_and_its_words_stay(self) -> None:
+        messages = log(
+            ("user", "u"),
+            ("assistant", calls("a", "b")),
+            ("user", (ToolResult("a", 1), ToolResult("b", 2))),
+            ("assistant", calls("c")),
+            ("user", (ToolResult("c", 3), Text("and hurry"))),
+        )
+
+        found = window(messages)
+
+        assert [(one.role, one.id) for one in found.messages] == [
+            ("user", "m0"),
+            ("assistant", "m1"),
+            ("tool", "m2"),
+            ("tool", "m2"),
+            ("assistant", "m3"),
+            ("tool", "m4"),
+            ("user", "m4"),
+        ]
+        assert found.messages[-1].content == (Text("and hurry"),)
+        assert [one.id for one in window(messages, turns=1).messages] == ["m4"]
+
+    def test_a_call_without_a_result_is_marked_as_interrupted(self) -> None:
+        messages = log(
+            ("user", "u"), ("assistant", calls("a", "b")), ("tool", (ToolResult("b", 2),)), ("user", "hello?")
+        )
+
+        found = window(messages)
+
+        assert told(found) == ["m0", "m1", "?a", "m2", "m3"]
+        assert found.messages[2].content == (ToolResult("a", status="interrupted"),)
+        assert found.messages[2].role == "tool"
+        assert found == window(messages), "made up again, it is the same"
+        assert told(window(messages, last=4)) == ["m3"], "made-up ones count too"
+
+    def test_a_result_without_its_call_is_left_out_and_told(self) -> None:
+        messages = log(("tool", (ToolResult("x", 1),)), ("user", (Text("hi"), ToolResult("y", 2))), ("assistant", "ho"))
+
+        found = window(messages)
+
+        assert [(one.id, one.content) for one in found.messages] == [("m1", (Text("hi"),)), ("m2", "ho")]
+        assert [(one.message_id, one.result.call_id) for one in found.orphans] == [("m0", "x"), ("m1", "y")]
+
+    def test_of_several_results_the_first_wins(self) -> None:
+        messages = log(
+            ("user", "u"),
+            ("assistant", calls("a")),
+            ("tool", (ToolResult("a", "first"),)),
+            ("tool", (ToolResult("a", "again"),)),
+            ("assistant", "done"),
+        )
+
+        found = window(messages)
+
+        assert told(found) == ["m0", "m1", "m2", "m4"]
+        assert [(one.message_id, one.result.output) for one in found.duplicates] == [("m3", "again")]
+        assert found.complete
+
+    def test_a_result_may_be_recorded_before_its_call(self) -> None:
+        messages = log(
+            ("tool", (ToolResult("a", "early"),)),
+            ("tool", (ToolResult("b", "early"),)),
+            ("user", "u"),
+            ("assistant", calls("a", "b")),
+            ("tool", (ToolResult("b", "late"),)),
+        )
+
+        found = window(messages)
+
+        assert told(found) == ["m2", "m3", "m0", "m4"]
+        assert [one.message_id for one in found.duplicates] == ["m1"]
+
+    def test_an_id_that_a_model_uses_again_means_the_nearest_call(self) -> None:
+        messages = log(
+            ("user", "u"),
+            ("assistant", calls("call_0")),
+            ("tool", (ToolResult("call_0", 1),)),
+            ("user", "v"),
+            ("assistant", calls("call_0")),
+            ("user", "w"),
+            ("assistant", calls("call_0")),
+            ("tool", (ToolResult("call_0", 3),)),
+        )
+
+        assert told(window(messages)) == ["m0", "m1", "m2", "m3", "m4", "?call_0", "m5", "m6", "m7"]
+
+    def test_a_result_in_the_message_of_its_call_comes_after_it(self) -> None:
+        messages = log(("user", "u"), ("assistant", (ToolCall("a", "search"), ToolResult("a", 1), Text("found"))))
+
+        found = window(messages)
+
+        assert [one.content for one in found.messages[1:]] == [
+            (ToolCall("a", "search"), Text("found")),
+            (ToolResult("a", 1),),
+        ]
+
+
+class TestPath:
+    def test_only_the_active_path_is_seen_and_nothing_redacted(self) -> None:
+        messages = [
+            recorded(said("user", "u", 1), 1),
+            recorded(said("assistant", "taken back", 2), 2, on_path=False),
+            recorded(said("assistant", "too late", 3), 3, on_path=False, superseded=True),
+            recorded(said("user", "", 4), 4, redacted=True),
+            recorded(said("assistant", calls("a"), 5), 5),
+            recorded(said("tool", "", 6), 6, redacted=True),
+        ]
+
+        found = window(messages)
+
+        assert told(found) == ["m1", "m5", "?a"]
+
+    def test_an_interrupted_message_is_in_and_says_so(self) -> None:
+        found = window([recorded(replace(said("assistant", "I was ab", 1), status="interrupted"), 1)])
+
+        assert [one.status for one in found.messages] == ["interrupted"]
+
+
+# Any log: calls and results of a few ids, so that they are reused, doubled, early, late and missing.
+IDS = st.sampled_from("abcd")
+PARTS = st.one_of(
+    st.builds(Text, st.sampled_from(["x", "y z"])),
+    st.builds(ToolCall, IDS, st.just("look")),
+    st.builds(ToolResult, IDS, st.integers(0, 99)),
+)
+ITEMS = st.one_of(
+    st.tuples(st.sampled_from(["system", "user", "assistant"]), st.sampled_from(["p", "q r", ""])),
+    st.tuples(st.just("assistant"), st.lists(PARTS, min_size=1, max_size=4).map(tuple)),
+    st.tuples(
+        st.just("tool"), st.lists(st.builds(ToolResult, IDS, st.integers(0, 99)), min_size=1, max_size=3).map(tuple)
+    ),
+    st.tuples(st.just("user"), st.lists(PARTS, min_size=1, max_size=3).map(tuple)),
+)
+LOGS = st.lists(ITEMS, max_size=25).map(lambda items: log(*items))
+LIMITS = st.fixed_dictionaries(
+    {"keep_system": st.booleans()},
+    optional={"last": st.integers(1, 20), "turns": st.integers(1, 6), "tokens": st.integers(1, 40)},
+)
+
+
+def length(message: Message) -> int:
+    return 1 + words(message)
+
+
+def calls_in(message: Message) -> list[str]:
+    return (
+        [part.call_id for part in message.content if isinstance(part, ToolCall)] if message.role == "assistant" else []
+    )
+
+
+def results_in(message: Message) -> list[str]:
+    return [part.call_id for part in message.content if isinstance(part, ToolResult)]
+
+
+def anchors(messages: Sequence[Message]) -> list[tuple[str, Any]]:
+    """The content apart from results: the id, and the parts that are not results."""
+    found = []
+    for one in messages:
+        rest = (
+            one.content if isinstance(one.content, str) else [p for p in one.content if not isinstance(p, ToolResult)]
+        )
+        if rest or one.content in ("", ()):
+            found.append((one.id, list(rest)))
+    return found
+
+
+class TestProperties:
+    """For any log and any limits."""
+
+    @settings(max_examples=400)
+    @given(LOGS, LIMITS)
+    def test_calls_and_results_are_never_apart(self, messages: list[Message], limits: dict[str, Any]) -> None:
+        try:
+            found = window(messages, count=length, **limits)
+        except InvalidInput as refused:
+            assert "system messages" in refused.reason  # noqa: PT017
+            return
+
+        said = list(found.messages)
+        place = 0
+        while place < len(said):
+            expected = calls_in(said[place])
+            assert not results_in(said[place]), "a result that follows no call"
+            place += 1
+            for call_id in expected:
+                assert (said[place].role, results_in(said[place])) == ("tool", [call_id])
+                place += 1
+
+        given_results = Counter((m.id, r) for m in messages for r in results_in(m))
+        real = Counter((m.id, r) for m in found.messages if m.id not in found.made_up for r in results_in(m))
+        strays = Counter((one.message_id, one.result.call_id) for one in (*found.orphans, *found.duplicates))
+        assert real + strays <= given_results
+        if found.complete:
+            assert real + strays == given_results, "a result got lost"
+
+    @settings(max_examples=400)
+    @given(LOGS, LIMITS)
+    def test_it_is_the_newest_part_and_within_the_limits(self, messages: list[Message], limits: dict[str, Any]) -> None:
+        try:
+            found = window(messages, count=length, **limits)
+        except InvalidInput:
+            return
+        system = []
+        if limits["keep_system"]:
+            for one in window(messages).messages:
+                if one.role != "system":
+                    break
+                system.append(one)
+
+        rest = list(found.messages[len(system) :])
+        assert list(found.messages[: len(system)]) == system
+        whole, part = anchors(messages), anchors(rest)
+        assert part == (whole[-len(part) :] if part else [])
+        assert found.tokens == sum(map(length, found.messages))
+        assert len(found.messages) <= limits.get("last", 10**9)
+        assert found.tokens <= limits.get("tokens", 10**9)
+        assert sum(one.role == "user" for one in rest) <= limits.get("turns", 10**9)
+        if rest and not found.complete:
+            assert rest[0].role == "user" or found.begins_inside
+            assert rest[0].role != "tool"
+        if found.begins_inside:
+            assert all(one.role != "user" for one in rest)
+
+    @settings(max_examples=400)
+    @given(LOGS, LIMITS)
+    def test_a_window_of_a_window_is_the_same(self, messages: list[Message], limits: dict[str, Any]) -> None:
+        try:
+            found = window(messages, count=length, **limits)
+        except InvalidInput:
+            return
+        again = window(found.messages, count=length, **limits)
+
+        assert window(found.messages).messages == found.messages
+        assert again.messages == found.messages
+        assert (again.orphans, again.duplicates, again.made_up) == ((), (), ())
+
+    @settings(max_examples=150)
+    @given(st.data(), LIMITS)
+    async def test_reading_backwards_finds_the_same(self, data: st.DataObject, limits: dict[str, Any]) -> None:
+        """Page by page as from the whole, where results are not recorded far before their calls."""
+        items: list[tuple[str, Any]] = data.draw(st.lists(st.tuples(st.just("system"), st.just("s")), max_size=12))
+        for number in range(data.draw(st.integers(0, 130))):
+            items += [
+                ("user", f"q {number}"),
+                ("assistant", calls(f"c{number}")),
+                ("tool", (ToolResult(f"c{number}"),)),
+            ]
+        drop = data.draw(st.sets(st.integers(12, len(items) + 12), max_size=20))
+        items = [one for place, one in enumerate(items) if place not in drop]
+        messages = [recorded(said(role, content, place), place + 1) for place, (role, content) in enumerate(items)]
+        limits = limits | {
+            name: limits[name] * data.draw(st.sampled_from([1, 10]))
+            for name in ("last", "tokens", "turns")
+            if name in limits
+        }
+        try:
+            expected = window(messages, count=length, **limits)
+        except InvalidInput as refused:
+            with pytest.raises(InvalidInput) as same:
+                await read_context(pages(messages), WindowBudget(count=length, **limits))
+            assert same.value.field == refused.field  # noqa: PT017
+            return
+
+        found = await read_context(pages(messages), WindowBudget(count=length, **limits))
+
+        assert replace(found, orphans=(), duplicates=()) == replace(expected, orphans=(), duplicates=())
+        if found.complete:
+            assert found == expected
+
+
+def pages(messages: Sequence[RecordedMessage], *, asked: list[int] | None = None, complete: bool = True) -> ReadPage:
+    """Read pages of a list as a history would."""
+
+    async def read(
+        *, last: int | None = None, first: int | None = None, before: str | None = None, after: str | None = None
+    ) -> Page[RecordedMessage]:
+        inside = [
+            one
+            for one in messages
+            if one.version is not None
+            and (before is None or one.version < int(before))
+            and (after is None or one.version > int(after))
+        ]
+        found = inside[-last:] if last is not None else inside[:first]
+        if asked is not None:
+            asked.append(len(found))
+        edge = None if len(found) == len(inside) else str(found[0 if last is not None else -1].version)
+        return Page(tuple(found), next=edge, complete=complete)
+
+    return read
+
+
+class TestReading:
+    """Pages, from the newest back."""
+
+    LONG = tuple(
+        recorded(one, version)
+        for version, one in enumerate(
+            log(
+                ("system", "be kind"),
+                *(item for n in range(5000) for item in (("user", f"q{n}"), ("assistant", f"a{n}"))),
+            ),
+            start=1,
+        )
+    )
+
+    @pytest.mark.parametrize("limits", [{"last": 20}, {"turns": 10}, {"tokens": 60, "count": words}])
+    async def test_a_small_window_of_a_long_history_reads_little(self, limits: dict[str, Any]) -> None:
+        asked: list[int] = []
+
+        found = await read_context(pages(self.LONG, asked=asked), WindowBudget(**limits))
+
+        assert found == window(self.LONG, **limits)
+        assert found.messages[0].text == "be kind"
+        assert sum(asked) <= 2 * MIN_PAGE_SIZE
+
+    async def test_the_beginning_is_not_read_where_nobody_wants_it(self) -> None:
+        asked: list[int] = []
+
+        found = await read_context(pages(self.LONG, asked=asked), WindowBudget(last=20, keep_system=False))
+
+        assert (len(found.messages), asked) == (20, [MIN_PAGE_SIZE])
+
+    async def test_system_messages_on_the_first_page_back_are_not_counted_twice(self) -> None:
+        items = [*(("system", "s") for _ in range(40)), *(("user", "u") for _ in range(40))]
+        messages = [recorded(one, version) for version, one in enumerate(log(*items), start=1)]
+
+        found = await read_context(pages(messages), WindowBudget(tokens=80, count=lambda _: 1))
+
+        assert found.complete
+        assert len(found.messages) == 80
+
+    async def test_without_a_limit_all_is_read(self) -> None:
+        found = await read_context(pages(self.LONG), WindowBudget())
+
+        assert found.complete
+        assert len(found.messages) == len(self.LONG)
+
+    async def test_a_result_a_little_before_its_call_is_found_beyond_the_window(self) -> None:
+        items: list[tuple[str, Any]] = [("user", f"q{n}") for n in range(200)]
+        items += [
+            ("tool", (ToolResult("a", "early"),)),
+            *(("user", f"r{n}") for n in range(70)),
+            ("assistant", calls("a")),
+        ]
+        messages = [recorded(one, version) for version, one in enumerate(log(*items), start=1)]
+
+        found = await read_context(pages(messages), WindowBudget(last=5))
+
+        assert found.made_up == ()
+        assert found.messages[-1].content == (ToolResult("a", "early"),)
+
+    async def test_results_of_a_call_beyond_the_page_are_no_results_of_a_later_one(self) -> None:
+        """For a model that reuses its ids."""
+        items: list[tuple[str, Any]] = [
+            ("user", "u"),
+            ("assistant", calls("call_0")),
+            ("tool", (ToolResult("call_0", "old"),)),
+        ]
+        items += [("assistant", f"a{n}") for n in range(MIN_PAGE_SIZE - 3)]
+        items += [("user", "v"), ("assistant", calls("call_0"))]
+        messages = [recorded(one, version) for version, one in enumerate(log(*items), start=1)]
+        assert messages[-MIN_PAGE_SIZE].role == "tool"
+
+        found = await read_context(pages(messages), WindowBudget(turns=1))
+
+        assert told(found) == [messages[-2].id, messages[-1].id, "?call_0"]
+
+    async def test_developer_messages_at_the_beginning_are_instructions_too(self) -> None:
+        found = await read_context(
+            pages([recorded(Message.developer("be brief"), 0), *self.LONG]), WindowBudget(last=4)
+        )
+
+        assert [one.text for one in found.messages] == ["be brief", "be kind", "q4999", "a4999"]
+
+    async def test_while_the_store_is_away_it_says_so(self) -> None:
+        tail = self.LONG[-7:]
+
+        found = await read_context(pages(tail, complete=False), WindowBudget(last=50))
+
+        assert [one.text for one in found.messages] == ["q4997", "a4997", "q4998", "a4998", "q4999", "a4999"]
+        assert (found.reached, found.complete) == (False, False)
+
+    async def test_while_the_store_is_away_the_system_messages_that_are_known_are_kept(self) -> None:
+        found = await read_context(pages(self.LONG[:5], complete=False), WindowBudget(last=3))
+
+        assert [one.text for one in found.messages] == ["be kind", "q1", "a1"]
+
+
+async def test_a_history_gives_the_context_of_a_conversation_that_is_not_all_saved(
+    store_url: str, tmp_path: Path
+) -> None:
+    """On the outbox and a store, with what waits and what is long past."""
+    async with (
+        ConversationStore.open(store_url, migrate=True) as store,
+        History.open(tmp_path / "bot.outbox.db", store=store) as history,
+    ):
+        await history.append("c", Message.system("be kind"), owner="42")
+        for number in range(100):
+            await history.append("c", Message.user(f"q{number}"), Message.assistant(f"a{number}"))
+        assert await history.drained(timeout=30)
+        await history.append("c", Message.user("weather?"), Message.assistant(calls("w")))
+
+        found = await history.context("c", last=6)
+        none = await history.context("nobody", last=6)
+
+    assert [one.text for one in found.messages] == ["be kind", "q99", "a99", "weather?", "", ""]
+    assert found.made_up == (found.messages[-1].id,)
+    assert (found.complete, found.reached) == (False, True)
+    assert none == Context(messages=())
+
+
+async def test_the_how_to_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "howto" / "context-windows.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(block, names)  # noqa: S102
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        await history.append("c", Message.user("weather?"), Message.assistant((Text("hm"), *calls("w", "v"))))
+        await history.append("c", Message.tool((ToolResult("v", {"degrees": -5}),)))
+
+        assert (await names["prompt"](history, "c"))[0] == {"role": "user", "content": "weather?"}
+        context = await names["fitting"](history, "c", str.split)
+        requests = await names["request"](history, "c")
+
+    assert context.tokens > 16
+    assert requests[1]["content"] == "hm"
+    assert [one["id"] for one in requests[1]["tool_calls"]] == ["w", "v"]
+    assert [(one["role"], one["tool_call_id"], one["content"]) for one in requests[2:]] == [
+        ("tool", "w", "interrupted"),
+        ("tool", "v", '{"degrees":-5}'),
+    ]

@@ -1,0 +1,212 @@
+"""Work that is shielded is never torn by a cancellation, and no cancellation is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+
+from letopis.store.cancellation import cancel_after_grace, run_to_completion
+
+Shield = Callable[[Awaitable[int]], Awaitable[int]]
+both = pytest.mark.parametrize("shield", [run_to_completion, cancel_after_grace])
+
+
+class Work:
+    """Takes a moment, and says whether it came to its end."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.release = asyncio.Event()
+        self.ended = False
+        self.interruptions = 0
+
+    async def run(self) -> int:
+        self.started.set()
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.interruptions += 1
+            await asyncio.sleep(0.01)  # as a driver closes its connection
+            self.ended = True
+            raise
+        self.ended = True
+        return 7
+
+
+@both
+async def test_gives_back_the_result(shield: Shield) -> None:
+    work = Work()
+    work.release.set()
+
+    assert await shield(work.run()) == 7
+
+
+@both
+async def test_gives_back_the_error(shield: Shield) -> None:
+    async def fail() -> int:
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError, match="gone"):
+        await shield(fail())
+
+
+@both
+async def test_work_sees_the_context_of_the_caller(shield: Shield) -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(3)
+
+    async def read() -> int:
+        return variable.get()
+
+    assert await shield(read()) == 3
+
+
+async def test_an_asyncio_cancellation_waits_for_the_end_and_is_raised_then() -> None:
+    work = Work()
+    caller = asyncio.ensure_future(run_to_completion(work.run()))
+    await work.started.wait()
+    for _ in range(3):
+        caller.cancel()
+        await asyncio.sleep(0)
+
+    assert not caller.done()
+    work.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert work.ended and not work.interruptions
+
+
+async def test_an_anyio_scope_waits_for_the_end_and_ends_then() -> None:
+    work = Work()
+    after = False
+    asyncio.get_running_loop().call_later(0.1, work.release.set)
+    with anyio.move_on_after(0.02) as scope:
+        await run_to_completion(work.run())
+        after = True
+
+    assert scope.cancelled_caught and work.ended and not work.interruptions
+    assert not after
+
+
+async def test_a_scope_that_is_cancelled_already_still_runs_the_work_to_its_end() -> None:
+    work = Work()
+    work.release.set()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await run_to_completion(work.run())
+
+    assert scope.cancelled_caught and work.ended
+
+
+async def test_waiting_under_a_cancelled_scope_does_not_spin_the_loop() -> None:
+    work = Work()
+    turns = 0
+
+    async def count() -> int:
+        nonlocal turns
+        for _ in range(10):
+            turns += 1
+            await asyncio.sleep(0.01)
+        work.release.set()
+        return await work.run()
+
+    loop = asyncio.get_running_loop()
+    handles = 0
+    call_soon = loop.call_soon
+
+    def counting(*arguments: object, **options: object) -> object:
+        nonlocal handles
+        handles += 1
+        return call_soon(*arguments, **options)  # type: ignore[arg-type]
+
+    loop.call_soon = counting  # type: ignore[assignment, method-assign]
+    try:
+        with anyio.move_on_after(0.01):
+            await run_to_completion(count())
+    finally:
+        loop.call_soon = call_soon  # type: ignore[method-assign]
+
+    assert turns == 10
+    assert handles < 300
+
+
+async def test_a_timeout_of_asyncio_still_times_out() -> None:
+    work = Work()
+    asyncio.get_running_loop().call_later(0.05, work.release.set)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await run_to_completion(work.run())
+
+    assert work.ended
+
+
+async def test_a_cancellation_wins_over_an_error_and_carries_it() -> None:
+    started = asyncio.Event()
+
+    async def fail() -> int:
+        started.set()
+        await asyncio.sleep(0.02)
+        raise KeyError("gone")
+
+    caller = asyncio.ensure_future(run_to_completion(fail()))
+    await started.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await caller
+
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+async def test_a_scope_interrupts_once_and_lets_the_work_clean_up() -> None:
+    work = Work()
+    with anyio.move_on_after(0.02) as scope:
+        await cancel_after_grace(work.run(), grace=0.02)
+
+    assert scope.cancelled_caught and work.ended
+    assert work.interruptions == 1
+
+
+async def test_asyncio_interrupts_once_and_lets_the_work_clean_up() -> None:
+    work = Work()
+    caller = asyncio.ensure_future(cancel_after_grace(work.run(), grace=0.02))
+    await work.started.wait()
+    for _ in range(3):
+        caller.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+    assert work.ended and work.interruptions == 1
+
+
+async def test_work_that_ends_within_the_grace_is_not_interrupted() -> None:
+    work = Work()
+    asyncio.get_running_loop().call_later(0.05, work.release.set)
+    with anyio.move_on_after(0.01) as scope:
+        await cancel_after_grace(work.run(), grace=10)
+
+    assert scope.cancelled_caught and work.ended and not work.interruptions
+
+
+@both
+async def test_a_caller_that_ends_with_its_scope_gets_its_result(shield: Shield) -> None:
+    work = Work()
+    work.release.set()
+    result = None
+    with anyio.CancelScope() as scope:
+        result = await shield(work.run())
+        scope.cancel()
+
+    assert result == 7 and not scope.cancelled_caught
+
+
+@both
+async def test_takes_a_future_too(shield: Shield) -> None:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(0.01, future.set_result, 5)
+
+    assert await shield(future) == 5

@@ -1,0 +1,397 @@
+"""JSON Lines: what goes in comes out, and what cannot is refused by name and line."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from letopis.outbox.transfer.importer import check
+from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import decode, encode
+from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.events import from_microseconds
+from letopis.store.model.messages import Message
+from letopis.store.transfer.jsonl import Line, Refused, read_lines, render_line
+from letopis.store.transfer.seen_keys import SeenKeys
+from letopis.store.transfer.timestamps import parse_timestamp, render_timestamp
+
+MINIMAL = {"conversation_id": "c1", "role": "user", "content": "hi"}
+
+
+@pytest.fixture
+def count() -> Iterator[SeenKeys]:
+    with SeenKeys() as fresh:
+        yield fresh
+
+
+def lines_of(raw: bytes, **options: Any) -> list[Line | Refused]:
+    with SeenKeys() as count:
+        return list(read_lines(io.BytesIO(raw), count=count, **options))
+
+
+def jsonl(*lines: Any) -> bytes:
+    return b"".join(orjson.dumps(line) + b"\n" for line in lines)
+
+
+def reason(raw: bytes | str) -> str:
+    """Why the one line of ``raw`` is refused, by the parser or by the codec behind it."""
+    (found,) = lines_of(raw.encode() if isinstance(raw, str) else raw)
+    refused = check(found)
+    assert isinstance(refused, Refused)
+    assert refused.number == 1
+    return refused.reason
+
+
+def changed(**fields: Any) -> bytes:
+    return json.dumps({**MINIMAL, **fields}).encode()
+
+
+def stored(line: Line) -> RecordedMessage:
+    """The line as a history gives it back, through the bytes that are stored."""
+    encoded = encode(line.event(), conversation_id=line.conversation_id)
+    return RecordedMessage(
+        conversation_id=line.conversation_id,
+        message=Message.from_data(decode(encoded.data)),
+        event_id=encoded.event_id,
+        origin_id=uuid4(),
+        sequence=line.number,
+        occurred_at=from_microseconds(encoded.occurred_at),
+        version=line.number,
+    )
+
+
+def exported(lines: Iterable[Line | Refused], *, owners: dict[str, str | None]) -> bytes:
+    with SeenKeys() as count:
+        return b"".join(
+            render_line(stored(line), owner=owners.get(line.conversation_id), count=count)
+            for line in lines
+            if isinstance(line, Line)
+        )
+
+
+def test_a_line_gives_its_message_owner_and_moment() -> None:
+    (line,) = lines_of(
+        jsonl(
+            MINIMAL
+            | {
+                "id": "m 1",
+                "owner": "42",
+                "occurred_at": "2026-01-31T15:00:00.5+03:00",
+                "metadata": {"a": [1]},
+                "name": "Анна",
+                "tokens": 7,
+                "usage": {"output": 7},
+                "external_ids": {"telegram": 4711},
+            }
+        )
+    )
+
+    assert isinstance(line, Line)
+    assert (line.conversation_id, line.owner) == ("c1", "42")
+    assert line.occurred_at == datetime(2026, 1, 31, 12, 0, 0, 500_000, tzinfo=UTC)
+    assert line.message == Message.user(
+        "hi",
+        id="m 1",
+        name="Анна",
+        tokens=7,
+        usage={"output": 7},
+        external_ids={"telegram": 4711},
+        metadata={"a": [1]},
+    )
+    assert line.event().event_id == line.event().event_id
+    assert line.event().occurred_at == line.occurred_at
+
+
+def test_keys_that_are_null_count_as_not_given() -> None:
+    bare, null = lines_of(jsonl(MINIMAL | {"id": "1"}, MINIMAL | {"id": "1", "owner": None, "metadata": None}))
+
+    assert isinstance(bare, Line)
+    assert isinstance(null, Line)
+    assert (null.message, null.owner) == (bare.message, None)
+
+
+def test_line_ends_a_mark_at_the_start_and_blank_lines_are_passed_over() -> None:
+    one, two = json.dumps(MINIMAL | {"id": "1"}).encode(), json.dumps(MINIMAL | {"id": "2"}).encode()
+
+    found = lines_of(b"\xef\xbb\xbf" + one + b"\r\n\n  \t\r\n" + two)
+
+    assert [(line.number, line.message.id) for line in found if isinstance(line, Line)] == [(1, "1"), (4, "2")]
+
+
+def test_the_rest_goes_on_after_a_line_that_is_refused() -> None:
+    found = lines_of(b'{"role": \n' + jsonl(MINIMAL) + b"7\n" + jsonl(MINIMAL))
+
+    assert [(type(line), line.number) for line in found] == [(Refused, 1), (Line, 2), (Refused, 3), (Line, 4)]
+
+
+def test_a_line_that_is_too_long_is_read_past() -> None:
+    long = jsonl(MINIMAL | {"content": "x" * 300_000})
+
+    found = lines_of(long + jsonl(MINIMAL), max_line_bytes=1000)
+
+    assert found[0] == Refused(number=1, reason="the line is longer than 1000 bytes", size=len(long))
+    assert isinstance(found[1], Line)
+    assert found[1].number == 2
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+def test_the_longest_line_is_counted_without_its_end(spare: int, end: bytes) -> None:
+    line = orjson.dumps(MINIMAL)
+
+    (found,) = lines_of(line + end, max_line_bytes=len(line) - spare)
+
+    assert isinstance(found, Refused if spare else Line)
+
+
+REFUSED: dict[str, tuple[bytes | str, str]] = {
+    "no JSON": ("hello", "line: is not JSON at character 1"),
+    "cut off": ('{"conversation_id": "c1", "role": "user", "content": "h', "line: is not JSON"),
+    "two objects": ("{} {}", "line: is not JSON"),
+    "an array": ("[1]", "line: must be a JSON object, not list"),
+    "NaN": (changed(metadata={"a": float("nan")}), "line: has NaN"),
+    "infinity": (changed(metadata={"a": float("-inf")}), "line: has -Infinity"),
+    "a number that is too large": (b'{"conversation_id":"c","role":"user","content":"","tokens":1e999}', "tokens"),
+    "a float beyond doubles": (
+        b'{"conversation_id":"c","role":"user","content":"","metadata":{"a":1e999}}',
+        "data.metadata.a: is not a finite number",
+    ),
+    "an integer beyond 64 bits": (changed(metadata={"a": 2**63}), "data.metadata.a: is an integer beyond 64 bits"),
+    "an integer of 5,000 digits": (
+        b'{"conversation_id":"c","role":"user","content":"","metadata":{"a":' + b"1" * 5000 + b"}}",
+        "line: has an integer beyond 64 bits",
+    ),
+    "a bomb of brackets": (b'{"metadata":' + b"[" * 200_000, "line: is nested too deep"),
+    "deep and whole": (
+        changed(metadata=json.loads('{"a":' * 80 + "1" + "}" * 80)),
+        "is nested too deep",
+    ),
+    "not UTF-8": (b'{"conversation_id": "\xff"}', "line: is not UTF-8 at byte 22"),
+    "UTF-16": ("{}".encode("utf-16"), "line: is UTF-16"),
+    "a mark inside": (b" \xef\xbb\xbf{}", "line: is not JSON"),
+    "a key twice": (b'{"role":"user","role":"system"}', "role: is given twice"),
+    "a key twice, deep": (changed()[:-1] + b',"metadata":{"x":{"k":1,"k":2}}}', "k: is given twice"),
+    "another key": (changed(text="hi"), "text: is not a key of a line"),
+    "a key of control characters": (changed(**{"\x1b[2J": 1}), "'\\x1b[2J': is not a key of a line"),
+    "no conversation": (b'{"role":"user","content":"hi"}', "conversation_id: is missing"),
+    "no role": (b'{"conversation_id":"c1","content":"hi"}', "role: is missing"),
+    "no content": (b'{"conversation_id":"c1","role":"user"}', "content: is missing"),
+    "content null, of a user": (changed(content=None), "content: of a user message must be text or parts"),
+    "conversation a number": (changed(conversation_id=7), "conversation_id: must be a string"),
+    "conversation empty": (changed(conversation_id=""), "conversation_id: must not be empty"),
+    "conversation too long": (changed(conversation_id="x" * 256), "conversation_id: has 256 characters"),
+    "conversation with a line feed": (changed(conversation_id="a\nb"), "conversation_id: has a control character"),
+    "role unknown": (changed(role="bot"), "role: must be one of"),
+    "role a list": (changed(role=["user"]), "role: must be a string"),
+    "content a number": (changed(content=7), "content: must be text or a list of parts"),
+    "content a list of text": (changed(content=["hi"]), "content: a part must be an object"),
+    "content with NUL": (changed(content="a\0b"), "data.content: has a NUL character"),
+    "content with a lone surrogate": (changed(content="\ud800"), "has a lone surrogate"),
+    "content too large": (changed(content="x" * 1_100_000), "bytes of JSON, the limit is"),
+    "id empty": (changed(id=""), "id: must not be empty"),
+    "id a number": (changed(id=7), "id: must be a string"),
+    "owner empty": (changed(owner=""), "owner: must not be empty"),
+    "owner with a lone surrogate": (changed(owner="\udfff"), "owner: has a lone surrogate"),
+    "name a number": (changed(name=7), "name: must be a string"),
+    "tokens below zero": (changed(tokens=-1), "tokens: must be a whole number"),
+    "tokens a fraction": (changed(tokens=1.5), "tokens: must be a whole number"),
+    "tokens true": (changed(tokens=True), "tokens: must be a whole number"),
+    "metadata a list": (changed(metadata=[]), "metadata: must be an object"),
+    "usage text": (changed(usage="7"), "usage: must be an object"),
+    "external_ids a number": (changed(external_ids=7), "external_ids: must be an object"),
+    "time a number": (changed(occurred_at=1_700_000_000), "occurred_at: must be a time as text"),
+    "time without offset": (changed(occurred_at="2026-01-31T12:00:00"), "occurred_at: has no offset from UTC"),
+    "time a day": (changed(occurred_at="2026-01-31"), "occurred_at: is no RFC 3339 time"),
+    "time of nanoseconds": (changed(occurred_at="2026-01-31T12:00:00.123456789Z"), "is finer than a microsecond"),
+    "time that is not": (changed(occurred_at="2026-02-30T12:00:00Z"), "names no day and time that exists"),
+    "time in a leap second": (changed(occurred_at="2016-12-31T23:59:60Z"), "names no day and time that exists"),
+    "time before the first year": (changed(occurred_at="0001-01-01T00:00:00+14:00"), "names no day and time"),
+    "time in other digits": (changed(occurred_at="２０２６-01-31T12:00:00Z"), "is no RFC 3339 time"),
+}
+
+
+@pytest.mark.parametrize(("raw", "expected"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_kept_is_refused_by_name(raw: bytes | str, expected: str) -> None:
+    assert expected in reason(raw)
+
+
+def test_no_reason_quotes_what_a_person_said() -> None:
+    secret = "the-words-of-a-person"
+
+    said = [
+        reason(changed(content=secret + "\0")),
+        reason(changed(content=[secret])),
+        reason(changed(role=secret)),
+        reason(changed(occurred_at=secret)),
+        reason(f'{{"content": "{secret}'),
+        reason(changed(id="\x1b" + secret)),
+    ]
+
+    assert [one for one in said if secret in one] == []
+
+
+def test_lines_without_an_id_get_the_same_one_at_each_reading() -> None:
+    raw = jsonl(MINIMAL, MINIMAL | {"role": "assistant"}, MINIMAL, MINIMAL | {"conversation_id": "c2"})
+
+    first, second = lines_of(raw), lines_of(raw)
+
+    assert first == second
+    assert len({line.message.id for line in first if isinstance(line, Line)}) == 4
+
+
+def test_a_line_that_is_mended_later_changes_no_other_id() -> None:
+    broken = lines_of(jsonl(MINIMAL, MINIMAL | {"content": 7}, MINIMAL | {"content": "bye"}, MINIMAL))
+    mended = lines_of(jsonl(MINIMAL, MINIMAL | {"content": "7"}, MINIMAL | {"content": "bye"}, MINIMAL))
+
+    assert [one for one in broken if isinstance(one, Line)] == [mended[0], mended[2], mended[3]]
+
+
+def test_the_ids_that_lines_imply_never_change() -> None:
+    """They are in files and histories for ever: a change here would import old files twice."""
+    (line,) = lines_of(jsonl(MINIMAL | {"metadata": {"b": 1.5, "a": "ё"}}))
+
+    assert isinstance(line, Line)
+    assert line.message.id == IMPLIED
+
+
+IMPLIED = "07563e34-658a-5c0d-a387-696f5bf52142"
+
+
+def test_what_was_given_without_an_id_is_given_back_without_one() -> None:
+    raw = jsonl(*(MINIMAL | {"occurred_at": "2026-01-31T12:00:00Z", "content": word} for word in ("ok", "ok", "no")))
+
+    out = exported(lines_of(raw), owners={})
+
+    assert [orjson.loads(one) for one in out.splitlines()] == [orjson.loads(one) for one in raw.splitlines()]
+
+
+def test_an_id_is_written_where_reading_would_not_give_it_again() -> None:
+    first, second, third = lines_of(jsonl(MINIMAL, MINIMAL, MINIMAL | {"content": "bye"}))
+
+    out = exported((second, third), owners={})
+
+    given = [orjson.loads(one) for one in out.splitlines()]
+    assert isinstance(second, Line)
+    assert [one.get("id") for one in given] == [second.message.id, None]
+    again = lines_of(out)
+    assert [one.message.id for one in again if isinstance(one, Line)] == [second.message.id, third.message.id]  # type: ignore[union-attr]
+    assert first not in again
+
+
+def test_an_id_that_only_looks_implied_shifts_no_other() -> None:
+    """A caller's own UUIDv5 on the same words must not count as one of those without an id."""
+    raw = jsonl(
+        MINIMAL | {"id": "6ba7b810-9dad-51d1-80b4-00c04fd430c8", "occurred_at": "2026-01-31T12:00:00Z"},
+        MINIMAL | {"occurred_at": "2026-01-31T12:00:01Z"},
+    )
+
+    out = exported(lines_of(raw), owners={})
+
+    assert [orjson.loads(one) for one in out.splitlines()] == [orjson.loads(one) for one in raw.splitlines()]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+IDENTIFIER = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
+VALUE = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+OBJECT = st.dictionaries(TEXT, VALUE, min_size=1, max_size=3)
+PART = st.one_of(
+    st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}),
+    st.fixed_dictionaries({"type": st.just("file"), "uri": TEXT}, optional={"name": TEXT, "media_type": TEXT}),
+    st.fixed_dictionaries(
+        {"type": st.just("tool_call"), "call_id": TEXT, "name": TEXT}, optional={"arguments": OBJECT}
+    ),
+    st.fixed_dictionaries({"type": st.just("hologram"), "depth": VALUE}),
+)
+LINE = st.fixed_dictionaries(
+    {
+        "conversation_id": st.sampled_from(["c1", "c2", "Ё"]),
+        "role": st.sampled_from(["system", "user", "assistant", "tool"]),
+        "content": TEXT | st.lists(PART, max_size=3),
+        "occurred_at": st.datetimes(timezones=st.just(UTC)).map(render_timestamp),
+    },
+    optional={
+        "id": IDENTIFIER,
+        "name": TEXT,
+        "tokens": st.integers(0, 2**63 - 1),
+        "usage": OBJECT,
+        "external_ids": OBJECT,
+        "metadata": OBJECT,
+    },
+)
+
+
+@given(st.lists(LINE, max_size=8), st.sampled_from([None, "42"]))
+def test_a_file_in_normal_form_comes_out_as_it_went_in(lines: list[dict[str, Any]], owner: str | None) -> None:
+    if owner is not None:
+        lines = [line | {"owner": owner} for line in lines]
+
+    found = lines_of(jsonl(*lines))
+    out = exported(found, owners=dict.fromkeys(("c1", "c2", "Ё"), owner))
+
+    assert [orjson.loads(one) for one in out.splitlines()] == lines
+    assert exported(lines_of(out), owners=dict.fromkeys(("c1", "c2", "Ё"), owner)) == out
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_lines_or_refusals_and_never_an_error(raw: bytes) -> None:
+    found = [check(line) for line in lines_of(raw, max_line_bytes=100)]
+
+    assert all(not isinstance(one, Refused) or one.reason for one in found)
+
+
+@given(st.datetimes(timezones=st.timezones() | st.just(UTC)))
+def test_a_moment_comes_out_as_it_went_in(moment: datetime) -> None:
+    try:
+        expected = moment.astimezone(UTC)
+    except OverflowError:
+        return
+
+    assert parse_timestamp(render_timestamp(moment), "t") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00Z"),
+        ("2026-01-31t12:00:00z", "2026-01-31T12:00:00Z"),
+        ("2026-01-31 12:00:00.120000000+00:00", "2026-01-31T12:00:00.120000Z"),
+        ("2026-01-31T23:30:00-01:30", "2026-02-01T01:00:00Z"),
+    ],
+)
+def test_one_moment_has_one_spelling_on_its_way_out(text: str, expected: str) -> None:
+    assert render_timestamp(parse_timestamp(text, "t")) == expected
+
+
+def test_a_moment_is_written_in_utc() -> None:
+    assert render_timestamp(datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=3)))) == "2025-12-31T21:00:00Z"
+
+
+def test_occurrences_count_each_key_for_itself(count: SeenKeys) -> None:
+    for key in (b"a", b"b", b"a"):
+        count.add(key)
+
+    assert (count.seen(b"a"), count.seen(b"b"), count.seen(b"c")) == (2, 1, 0)
+
+
+def test_parse_moment_names_its_field() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_timestamp("now", "occurred_at")
+
+    assert caught.value.field == "occurred_at"
