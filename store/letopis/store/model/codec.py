@@ -60,6 +60,7 @@ class EncodedEvent:
         the time, so that a later retry has the same digest.
     :ivar occurred_at: UTC microseconds since 1970.
     :ivar redacted: True if the content was taken away after the append; then the digest is of what is left.
+    :ivar body: the value of a record, which its data names by size and checksum; ``None`` for all other events.
     """
 
     conversation_id: str
@@ -71,6 +72,7 @@ class EncodedEvent:
     digest: bytes
     occurred_at: int
     redacted: bool = False
+    body: bytes | None = None
 
 
 def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS) -> EncodedEvent:
