@@ -14,12 +14,17 @@ if typing.TYPE_CHECKING:
         History,
         Incident,
         Receipt,
+        RecordPut,
+        RecordReceipt,
+        Records,
         Reply,
         Status,
         Transaction,
         Unconfirmed,
     )
     from letopis.store import (
+        ABSENT,
+        ANY,
         NULL,
         Closed,
         ConfigurationError,
@@ -39,6 +44,8 @@ if typing.TYPE_CHECKING:
         Page,
         ReadTimeout,
         Reasoning,
+        Record,
+        RecordConflict,
         RecordedMessage,
         Role,
         Saved,
@@ -50,6 +57,8 @@ if typing.TYPE_CHECKING:
     )
 
 __all__ = (
+    "ABSENT",
+    "ANY",
     "NULL",
     "BlockingHistory",
     "BlockingReceipt",
@@ -76,7 +85,12 @@ __all__ = (
     "ReadTimeout",
     "Reasoning",
     "Receipt",
+    "Record",
+    "RecordConflict",
+    "RecordPut",
+    "RecordReceipt",
     "RecordedMessage",
+    "Records",
     "Reply",
     "Role",
     "Saved",

@@ -14,6 +14,7 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history.history import History
     from letopis.outbox.history.receipts import Receipt
+    from letopis.outbox.history.records import RecordPut, RecordReceipt, Records
     from letopis.outbox.history.reply import Reply
     from letopis.outbox.history.transaction import Transaction
     from letopis.outbox.history.unconfirmed import Unconfirmed
@@ -39,6 +40,9 @@ __all__ = (
     "OutboxAdmin",
     "OutboxFile",
     "Receipt",
+    "RecordPut",
+    "RecordReceipt",
+    "Records",
     "Relay",
     "Reply",
     "Retention",
@@ -65,6 +69,9 @@ ROOMS = {
     "OutboxAdmin": "operations.admin",
     "OutboxFile": "file.outbox_file",
     "Receipt": "history.receipts",
+    "RecordPut": "history.records",
+    "RecordReceipt": "history.records",
+    "Records": "history.records",
     "Relay": "relay.relay",
     "Reply": "history.reply",
     "Retention": "event_log.retention",

@@ -22,6 +22,7 @@ from letopis.outbox.file.limits import Bounds
 from letopis.outbox.history._append import RATING_KEY, prepare_append
 from letopis.outbox.history._context import read_context, read_transcript
 from letopis.outbox.history.receipts import POLL_MAX_SECONDS, POLL_MIN_SECONDS, Receipt, check_timeout, is_drained
+from letopis.outbox.history.records import Records, scope_from
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction, transaction
 from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
@@ -279,6 +280,22 @@ class History:
         :raises OutboxUnavailable: another writer holds the file, or the commit ended in an error.
         """
         return transaction(self.outbox, self._parts.deliveries, self._parts.limits)
+
+    def records(
+        self, *, conversation: str | None = None, owner: Owner | None = None, space: str | None = None
+    ) -> Records:
+        """Return the records of a conversation, an owner or a space: what a framework keeps beside the messages.
+
+        ::
+
+            await history.records(conversation="chat-1").put(("state",), "step", {"at": 3})
+
+        :param space: a name of your choice for records that belong to neither, for example an application's memory.
+        :raises InvalidInput: none or several are named, or the name cannot be one.
+        """
+        scope = scope_from(conversation=conversation, owner=owner, space=space)
+        parts = self._parts
+        return Records(scope, outbox=self.outbox, reads=parts.record_reads, deliveries=parts.deliveries)
 
     async def sent(
         self,

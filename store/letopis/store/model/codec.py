@@ -146,6 +146,19 @@ def encode_message(
     )
 
 
+def encode_value(value: Any, field: str, limits: Limits) -> bytes:
+    """Return a JSON value of any kind, with its keys in the order given; its size is not checked.
+
+    :raises InvalidInput: a store would refuse or change something in it; the error names the field.
+    """
+    if _check(value, field, limits.max_depth):
+        value = by_value(value)
+    try:
+        return orjson.dumps(value, default=_as_dict)
+    except TypeError as error:  # a lone surrogate
+        raise InvalidInput(_surrogate(value, field) or field, "has a lone surrogate: it is not text") from error
+
+
 def digest_of(
     conversation_id: str, type_name: str, schema_version: int, data: bytes | str, metadata: bytes | str | None
 ) -> bytes:

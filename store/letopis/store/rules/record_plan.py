@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
@@ -112,7 +112,7 @@ def decode_change(delivery: SequencedEvent) -> RecordChange:
     except ValueError as error:
         raise InvalidInput("data", "is no JSON object") from error
     if event.redacted and "namespace" not in data:
-        return empty
+        return replace(empty, type="")  # erased: it has no effect any more
     prefix, key = _bytes(data, "namespace"), b""
     if event.type == RECORDS_CLEARED:
         return RecordChange(
