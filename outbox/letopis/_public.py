@@ -9,6 +9,8 @@ if typing.TYPE_CHECKING:
     from letopis.outbox import (
         BlockingHistory,
         BlockingReceipt,
+        BlockingRecordReceipt,
+        BlockingRecords,
         BlockingReply,
         BlockingTransaction,
         History,
@@ -62,6 +64,8 @@ __all__ = (
     "NULL",
     "BlockingHistory",
     "BlockingReceipt",
+    "BlockingRecordReceipt",
+    "BlockingRecords",
     "BlockingReply",
     "BlockingTransaction",
     "Closed",

@@ -24,12 +24,21 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.operations.status import Status
     from letopis.outbox.relay.relay import Relay
     from letopis.outbox.retry.policy import RetryPolicy
-    from letopis.outbox.sync._generated import BlockingHistory, BlockingReceipt, BlockingReply, BlockingTransaction
+    from letopis.outbox.sync._generated import (
+        BlockingHistory,
+        BlockingReceipt,
+        BlockingRecordReceipt,
+        BlockingRecords,
+        BlockingReply,
+        BlockingTransaction,
+    )
 
 __all__ = (
     "Alert",
     "BlockingHistory",
     "BlockingReceipt",
+    "BlockingRecordReceipt",
+    "BlockingRecords",
     "BlockingReply",
     "BlockingTransaction",
     "Bounds",
@@ -59,6 +68,8 @@ ROOMS = {
     "Alert": "alerting.channels",
     "BlockingHistory": "sync._generated",
     "BlockingReceipt": "sync._generated",
+    "BlockingRecordReceipt": "sync._generated",
+    "BlockingRecords": "sync._generated",
     "BlockingReply": "sync._generated",
     "BlockingTransaction": "sync._generated",
     "Bounds": "file.limits",
