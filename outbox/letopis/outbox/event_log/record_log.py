@@ -269,6 +269,15 @@ def _named(expected: object) -> UUID | None:
     return None if expected is ABSENT else expected  # type: ignore[return-value]
 
 
+def note_change(cursor: Any, change: PreparedChange, lane: int, *, sequence: int, position: int) -> None:
+    """Note a change whose event is written."""
+    if change.event.type == RECORDS_CLEARED:
+        _clear(cursor, change, lane, sequence=sequence, position=position)
+    else:
+        before = query_one(cursor, _NEWEST, (lane, *change.place))
+        _note(cursor, change, lane, before, sequence=sequence, position=position)
+
+
 def _note(
     cursor: Any, change: PreparedChange, lane: int, before: Sequence[Any] | None, *, sequence: int, position: int
 ) -> None:
