@@ -17,8 +17,14 @@ from letopis.store.database.schema import record_ledger, record_parts, record_ta
 from letopis.store.errors import HistoryDiverged
 from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.identifiers import uuid7
-from letopis.store.model.records import RECORD_DELETED, RECORD_PUT, RECORDS_CLEARED, Scope, encode_namespace
-from letopis.store.read.records import RecordRange
+from letopis.store.model.records import (
+    RECORD_DELETED,
+    RECORD_PUT,
+    RECORDS_CLEARED,
+    RecordRange,
+    Scope,
+    encode_namespace,
+)
 from letopis.store.rules.record_plan import change_event
 from letopis.store.testing.outbox import Outbox
 

@@ -22,8 +22,7 @@ from letopis.outbox.relay import reconcile
 from letopis.store import ConversationStore, Message
 from letopis.store.database.engines import create_store_engine
 from letopis.store.maintenance.integrity import find_problems as find_store_problems
-from letopis.store.model.records import Scope
-from letopis.store.read.records import RecordRange
+from letopis.store.model.records import RecordRange, Scope
 from tests.support.child import command, promising
 from tests.support.relays import deliver_all, until
 from tests.support.store_changes import copied, put_back

@@ -10,12 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store._runtime import StoreRuntime
 from letopis.store.maintenance.continuity import Continuity
-from letopis.store.model.records import Scope, Tag
+from letopis.store.model.records import RecordKey, RecordRange, Scope, Tag
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.reader import StoreView, ViewQuery
-from letopis.store.read.records import RecordRange, RecordsView, StoredRecord
+from letopis.store.read.records import RecordsView, StoredRecord
 from letopis.store.rules.fold import PathPosition
-from letopis.store.rules.record_plan import RecordKey
 from letopis.store.rules.statistics import PartialStatistics, Period
 
 T = TypeVar("T")

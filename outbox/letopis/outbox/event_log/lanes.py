@@ -46,10 +46,12 @@ SELECT_EVENT: Final = (
     " FROM letopis_outbox_log"
 )
 _NEXT: Final = SELECT_EVENT + " WHERE lane = ? AND sequence > ? ORDER BY sequence LIMIT ?"
-_BODY: Final = (
-    "SELECT b.body FROM letopis_outbox_events AS e JOIN letopis_outbox_record_bodies AS b ON b.position = e.position"
+_VALUE: Final = (
+    "SELECT b.position, b.size FROM letopis_outbox_events AS e"
+    " JOIN letopis_outbox_record_bodies AS b ON b.position = e.position"
     " WHERE e.lane = ? AND e.sequence = ?"
 )
+_BODY: Final = "SELECT body FROM letopis_outbox_record_bodies WHERE position = ?"
 _PAUSED: Final = "SELECT 1 FROM letopis_outbox_hold"
 _INCARNATION: Final = "SELECT incarnation FROM letopis_outbox_relay"
 _DELIVERED: Final = (
@@ -219,15 +221,18 @@ def _read_batches(
             if row[0] != lane.delivered + len(events) + 1:
                 break
             sequenced = _sequenced(lane.conversation_id, row)
-            if bodies is not None and row[2] == RECORD_PUT and not sequenced.event.redacted:
-                found = query_one(bodies, _BODY, (lane.key, row[0]))
-                sequenced.event.body = None if found is None else found[0]
             size = _size(sequenced.event)
+            value: Any | None = None
+            if bodies is not None and row[2] == RECORD_PUT and not sequenced.event.redacted:
+                value = query_one(bodies, _VALUE, (lane.key, row[0]))
+                size += 0 if value is None else value[1]
             # The first event of a lane is taken if the batch has room for it, the first of the batch in any case.
             room = min(left, lane_bytes) - taken if events else left if batches else size
             if size > room:
                 crowded = True
                 break
+            if value is not None:  # read only now: most do not fit beside another
+                sequenced.event.body = query_all(bodies, _BODY, (value[0],))[0][0]
             events.append(sequenced)
             taken += size
         if events:
@@ -336,6 +341,4 @@ def _sequenced(conversation_id: str, row: Sequence[Any]) -> SequencedEvent:
 def _size(event: EncodedEvent) -> int:
     data, metadata = event.data, event.metadata
     size = len(data) if data.isascii() else len(data.encode())
-    if event.body is not None:
-        size += len(event.body)
     return size if metadata is None else size + len(metadata.encode())

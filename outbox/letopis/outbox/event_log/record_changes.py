@@ -24,13 +24,14 @@ from letopis.store.model.records import (
     Condition,
     Expected,
     Media,
+    RecordKey,
     Scope,
     Tag,
     check_tags,
     encode_key,
     encode_namespace,
 )
-from letopis.store.rules.record_plan import RecordKey, change_event
+from letopis.store.rules.record_plan import change_event
 
 _VALUE_LIMITS: Final = Limits(max_depth=200)
 

@@ -30,8 +30,8 @@ from letopis.store.errors import ConversationGone, OutboxUnavailable, RecordConf
 from letopis.store.model.codec import decode, digest_of
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound
 from letopis.store.model.identifiers import uuid_of
-from letopis.store.model.records import ABSENT, ANY, RECORD_PUT, RECORDS_CLEARED, Scope, range_end
-from letopis.store.rules.record_plan import SCHEMA_VERSION, RecordKey, meets
+from letopis.store.model.records import ABSENT, ANY, RECORD_PUT, RECORDS_CLEARED, RecordKey, Scope, range_end
+from letopis.store.rules.record_plan import SCHEMA_VERSION, meets
 
 _STATE: Final = (
     "SELECT o.indexed, max(o.indexed, coalesce((SELECT max(position) FROM letopis_outbox_events), 0)),"

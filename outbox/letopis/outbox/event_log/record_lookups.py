@@ -12,9 +12,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.event_log.statements import fetch_all, fetch_one
 from letopis.store.model.identifiers import uuid_of
-from letopis.store.model.records import Media, Scope, Tag, range_end
-from letopis.store.read.records import RecordRange
-from letopis.store.rules.record_plan import RecordKey
+from letopis.store.model.records import Media, RecordKey, RecordRange, Scope, Tag, range_end
 
 _LANES: Final = (
     "SELECT lane, conversation_id, delivered, pruned FROM letopis_outbox_lanes"
@@ -25,7 +23,8 @@ _CHANGE: Final = (
     " FROM letopis_outbox_records WHERE lane = ?"
 )
 _OF_KEY: Final = f"{_CHANGE} AND namespace = ? AND record_key = ?"
-_UNDER: Final = f"{_CHANGE} AND namespace >= ? AND (?3 IS NULL OR namespace < ?3) AND sequence > ?"
+# By sequence, because few changes are pending; the plus sign keeps SQLite from reading all of the namespace.
+_UNDER: Final = f"{_CHANGE} AND +namespace >= ? AND (?3 IS NULL OR +namespace < ?3) AND sequence > ?"
 _CLEARS: Final = "SELECT sequence, prefix FROM letopis_outbox_record_clears WHERE lane = ? AND sequence > ?"
 _BODY: Final = "SELECT body FROM letopis_outbox_record_bodies WHERE position = ?"
 

@@ -18,7 +18,6 @@ from letopis.outbox.event_log.record_changes import (
 )
 from letopis.outbox.event_log.record_log import ChangeWritten, RecordAppend, StoreLook
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
-from letopis.outbox.pending_reads.record_reads import RecordReads
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Page, Saved
@@ -29,6 +28,8 @@ from letopis.store.model.records import (
     Condition,
     Namespace,
     Record,
+    RecordKey,
+    RecordRange,
     Scope,
     Tag,
     check_tags,
@@ -37,11 +38,10 @@ from letopis.store.model.records import (
     encode_tag,
 )
 from letopis.store.read.paging import check_count
-from letopis.store.read.records import RecordRange
-from letopis.store.rules.record_plan import RecordKey
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.pending_reads.record_reads import RecordReads
 
 OnExists = Literal["raise", "keep"]
 

@@ -18,9 +18,8 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import OutboxUnavailable, StoreUnavailable
 from letopis.store.model.events import from_microseconds
-from letopis.store.model.records import Record, Scope, decode_namespace
-from letopis.store.read.records import RecordRange, RecordsView, StoredRecord
-from letopis.store.rules.record_plan import RecordKey
+from letopis.store.model.records import Record, RecordKey, RecordRange, Scope, decode_namespace
+from letopis.store.read.records import RecordsView, StoredRecord
 
 _MAX_ATTEMPTS: Final = 4
 _UNKNOWN: Final = "the record"

@@ -38,6 +38,8 @@ _SPACE: Final = f"{_MARK}s:"
 
 Tag = str | int | bool | None
 Namespace = tuple[str, ...]
+RecordKey = tuple[bytes, bytes]
+"""Namespace and key, encoded."""
 
 
 class Media(StrEnum):
@@ -196,6 +198,38 @@ def decode_namespace(encoded: bytes) -> Namespace:
 def range_end(prefix: bytes) -> bytes | None:
     """Return the first key after all that begin with an encoded namespace; ``None`` if there is no such bound."""
     return prefix[:-1] + b"0" if prefix else None  # "0" follows "/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRange:
+    """Which records of a scope to read, in the order of namespace and key.
+
+    :ivar prefix: an encoded namespace; records in it and below it.
+    :ivar exact: only records in the namespace itself.
+    :ivar start: the first key; with ``exact`` only.
+    :ivar end: the key before which to stop; with ``exact`` only.
+    :ivar after: the record after which to begin.
+    """
+
+    prefix: bytes = b""
+    exact: bool = False
+    start: bytes | None = None
+    end: bytes | None = None
+    after: RecordKey | None = None
+    reverse: bool = False
+
+    def holds(self, place: RecordKey) -> bool:
+        """Return True if a record lies in the range, and after ``after``."""
+        namespace, key = place
+        bound = range_end(self.prefix)
+        if self.exact:
+            inside = namespace == self.prefix and (self.start is None or key >= self.start)
+            inside = inside and (self.end is None or key < self.end)
+        else:
+            inside = namespace >= self.prefix and (bound is None or namespace < bound)
+        if not inside or self.after is None:
+            return inside
+        return place < self.after if self.reverse else place > self.after
 
 
 def encode_key(key: object, field_name: str = "key") -> bytes:

@@ -13,8 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import record_lanes, record_parts, record_tags, records
-from letopis.store.model.records import MAX_VALUE_BYTES, Media, Scope, Tag, encode_tag, range_end, scope_of
-from letopis.store.rules.record_plan import RecordKey, record_id
+from letopis.store.model.records import (
+    MAX_VALUE_BYTES,
+    Media,
+    RecordKey,
+    RecordRange,
+    Scope,
+    Tag,
+    encode_tag,
+    range_end,
+    scope_of,
+)
+from letopis.store.rules.record_plan import record_id
 
 _HELD: Final = (
     "record_id",
@@ -45,38 +55,6 @@ class StoredRecord:
     tags: Mapping[str, Tag]
     updated_at: int
     body: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordRange:
-    """Which records of a scope to read, in the order of namespace and key.
-
-    :ivar prefix: an encoded namespace; records in it and below it.
-    :ivar exact: only records in the namespace itself.
-    :ivar start: the first key; with ``exact`` only.
-    :ivar end: the key before which to stop; with ``exact`` only.
-    :ivar after: the record after which to begin.
-    """
-
-    prefix: bytes = b""
-    exact: bool = False
-    start: bytes | None = None
-    end: bytes | None = None
-    after: RecordKey | None = None
-    reverse: bool = False
-
-    def holds(self, place: RecordKey) -> bool:
-        """Return True if a record lies in the range, and after ``after``."""
-        namespace, key = place
-        bound = range_end(self.prefix)
-        if self.exact:
-            inside = namespace == self.prefix and (self.start is None or key >= self.start)
-            inside = inside and (self.end is None or key < self.end)
-        else:
-            inside = namespace >= self.prefix and (bound is None or namespace < bound)
-        if not inside or self.after is None:
-            return inside
-        return place < self.after if self.reverse else place > self.after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

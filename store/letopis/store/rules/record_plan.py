@@ -21,6 +21,7 @@ from letopis.store.model.records import (
     Condition,
     Expected,
     Media,
+    RecordKey,
     Scope,
     Tag,
     check_tags,
@@ -30,9 +31,6 @@ from letopis.store.model.records import (
 from letopis.store.rules.apply_plan import ComparedLane, SequencedEvent
 
 SCHEMA_VERSION: Final = 1
-
-RecordKey = tuple[bytes, bytes]
-"""Namespace and key, encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

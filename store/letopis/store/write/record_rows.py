@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import record_ledger, record_parts, record_tags, records
-from letopis.store.model.records import MAX_INLINE_BYTES, PART_BYTES, Scope, encode_tag, range_end
+from letopis.store.model.records import MAX_INLINE_BYTES, PART_BYTES, RecordKey, Scope, encode_tag, range_end
 from letopis.store.rules.apply_plan import TableRow
-from letopis.store.rules.record_plan import RecordChange, RecordKey, record_id
+from letopis.store.rules.record_plan import RecordChange, record_id
 from letopis.store.write.transaction import ApplyTransaction
 
 _MAX_STATEMENT_BYTES: Final = 4 * 1024 * 1024
