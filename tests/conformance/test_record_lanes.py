@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from hashlib import sha256
-from typing import Any
 from uuid import UUID
 
-import orjson
 import pytest
 import sqlalchemy as sa
 
@@ -15,47 +12,16 @@ from letopis.store import ConversationDeleted, ConversationStore, FaultClass, Me
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import record_ledger, record_parts, record_tags, records
 from letopis.store.errors import HistoryDiverged
-from letopis.store.model.codec import EncodedEvent
-from letopis.store.model.identifiers import uuid7
 from letopis.store.model.records import (
-    RECORD_DELETED,
     RECORD_PUT,
-    RECORDS_CLEARED,
     RecordRange,
     Scope,
     encode_namespace,
 )
-from letopis.store.rules.record_plan import change_event
 from letopis.store.testing.outbox import Outbox
+from tests.support.record_events import CP, clear, delete, hollow, put
 
 SCOPE = Scope.conversation("chat-1")
-CP = encode_namespace(("cp",))
-
-
-def put(lane: str, key: str, body: bytes, *, namespace: bytes = CP, **more: Any) -> EncodedEvent:
-    data = {
-        "namespace": namespace.decode(),
-        "key": key,
-        "media": "bytes",
-        "size": len(body),
-        "sha256": sha256(body).hexdigest(),
-        **more,
-    }
-    return change_event(lane, RECORD_PUT, event_id=uuid7(), occurred_at=7, data=orjson.dumps(data), body=body)
-
-
-def delete(lane: str, key: str, **more: Any) -> EncodedEvent:
-    data = orjson.dumps({"namespace": CP.decode(), "key": key, **more})
-    return change_event(lane, RECORD_DELETED, event_id=uuid7(), occurred_at=7, data=data)
-
-
-def clear(lane: str, namespace: bytes = b"", **more: Any) -> EncodedEvent:
-    data = orjson.dumps({"namespace": namespace.decode(), **more})
-    return change_event(lane, RECORDS_CLEARED, event_id=uuid7(), occurred_at=7, data=data)
-
-
-def hollow(event: EncodedEvent) -> EncodedEvent:
-    return replace(event, body=None, redacted=True)
 
 
 async def values(store: ConversationStore, scope: Scope = SCOPE, where: RecordRange | None = None) -> dict[str, bytes]:

@@ -371,3 +371,45 @@ async def test_concurrent_puts_of_one_key_are_serialised(bot: History) -> None:
     await asyncio.gather(*(add() for _ in range(10)))
     await deliver(bot)
     assert await value(records, "n") == 10
+
+
+async def test_records_are_found_by_their_tags_in_all_scopes(bot: History) -> None:
+    scopes = [bot.records(conversation="one"), bot.records(owner="42"), bot.records(space="app")]
+    for number, records in enumerate(scopes):
+        for run in ("r1", "r2"):
+            await records.put(CP, run, number, tags={"run": run, "n": number})
+            await records.put(CP, f"{run} gone", number, tags={"run": run})
+    await deliver(bot)
+    for records in scopes:
+        await records.delete(CP, "r1 gone")
+        await records.put(("new",), "r1", 7, tags={"run": "r1"})
+    await scopes[0].put(CP, "r1", "anew", tags={"run": "r3"})
+
+    async def expect() -> None:
+        for limit in (1, 2, 100):
+            found = []
+            after: str | None = None
+            while True:
+                page = await bot.find_records({"run": "r1"}, limit=limit, after=after)
+                found += [(str(one.scope), one.namespace, one.key) for one in page]
+                after = page.next
+                if after is None:
+                    break
+            assert sorted(found) == [
+                ("conversation one", ("new",), "r1"),
+                ("owner 42", CP, "r1"),
+                ("owner 42", ("new",), "r1"),
+                ("space app", CP, "r1"),
+                ("space app", ("new",), "r1"),
+            ]
+        [one] = await bot.find_records({"run": "r1", "n": 2})
+        assert (await bot.records(one.scope).get(one.namespace, one.key)).value == 2  # type: ignore[union-attr]
+        assert not await bot.find_records({"n": "2"}) and not await bot.find_records({"n": True})
+
+    await expect()
+    await deliver(bot)
+    await expect()
+    await scopes[1].delete_where()
+    assert {str(one.scope) for one in await bot.find_records({"run": "r1"})} == {"conversation one", "space app"}
+    with pytest.raises(InvalidInput):
+        await bot.find_records({})

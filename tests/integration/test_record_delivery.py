@@ -214,3 +214,28 @@ async def test_records_survive_a_salvage_and_a_new_identity(tmp_path: Path) -> N
             await deliver_all(history)
             assert {one.key: one.value for one in await records.list()} == {**values, "delivered": True}
             assert await problems(history, url) == []
+
+
+@pytest.mark.parametrize("verb", ["delete", "reset", "erase"])
+async def test_erased_records_leave_no_bytes_behind(tmp_path: Path, verb: str) -> None:
+    path, url = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}"
+    secret = "a very private word"
+    async with History.open(path, store=url, relay=False, watch=False) as history:
+        records = history.records(conversation=CHAT)
+        await history.append(CHAT, Message.user("hello"))
+        skipped = await records.put((secret,), secret, secret, tags={secret: secret})
+        assert skipped.revision is not None
+        event_id = skipped.revision
+        blocked = "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id < char(2)"
+        await history.outbox.write(lambda connection: connection.exec_driver_sql(blocked))
+        await history.outbox.write(lambda connection: skip(connection, event_id, reason="a test", now_us=1))
+        await records.put((secret,), secret, secret * 10_000, tags={secret: secret})
+        await records.put((secret,), "other", {secret: secret})
+        await deliver_all(history)
+        await records.put(CP, "pending", secret)
+        assert secret.encode() in path.read_bytes() + path.with_name(f"{path.name}-wal").read_bytes()
+        await (records.erase() if verb == "erase" else getattr(history, verb)(CHAT))
+        await deliver_all(history)
+        assert not (await records.list()).items
+    for file in tmp_path.iterdir():
+        assert secret.encode() not in file.read_bytes(), file.name

@@ -79,6 +79,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.records import Condition as Condition
     from letopis.store.model.records import Media as Media
     from letopis.store.model.records import Record as Record
+    from letopis.store.model.records import Scope as Scope
     from letopis.store.model.upcasters import Upcasters as Upcasters
     from letopis.store.projections.base import Projection as Projection
     from letopis.store.projections.projector import Progress as Progress
@@ -128,7 +129,7 @@ _NAMES = {
     "model.events": "Event RecordedEvent",
     "model.messages": "Message Role",
     "model.parts": "Data File Reasoning Text ToolCall ToolResult UnknownPart",
-    "model.records": "ABSENT ANY Condition Media Record",
+    "model.records": "ABSENT ANY Condition Media Record Scope",
     "model.upcasters": "Upcasters",
     "projections.base": "Projection",
     "projections.projector": "Progress Projector",

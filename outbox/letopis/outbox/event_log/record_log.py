@@ -69,6 +69,8 @@ _TO_ERASE: Final = "SELECT position, type FROM letopis_outbox_events WHERE lane 
 _ERASE: Final = (
     "UPDATE letopis_outbox_events SET data = '{}', metadata = NULL, digest = ?, redacted = 1 WHERE position = ?"
 )
+_REPAIRS: Final = "SELECT repair_id, type FROM letopis_outbox_repairs WHERE conversation_id = ? AND data <> '{}'"
+_ERASE_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = '{}', metadata = NULL, digest = ? WHERE repair_id = ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,8 +333,13 @@ def _erase_before(cursor: Any, lane: int, name: str, sequence: int) -> None:
     """Take everything out of the changes of a lane before a sequence; pending ones stay pending, without effect."""
     for position, type_name in query_all(cursor, _TO_ERASE, (lane, sequence)):
         cursor.execute(_DELETE_BODY, (position,))
-        digest = digest_of(name, type_name, SCHEMA_VERSION, b"{}", None)
-        cursor.execute(_ERASE, (digest, position))
+        cursor.execute(_ERASE, (_empty_digest(name, type_name), position))
+    for repair_id, type_name in query_all(cursor, _REPAIRS, (name,)):
+        cursor.execute(_ERASE_REPAIR, (_empty_digest(name, type_name), repair_id))
+
+
+def _empty_digest(name: str, type_name: str) -> bytes:
+    return digest_of(name, type_name, SCHEMA_VERSION, b"{}", None)
 
 
 def erase_records(cursor: Any, effects: Iterable[Effect], *, now_us: int) -> bool:

@@ -26,6 +26,17 @@ _OF_KEY: Final = f"{_CHANGE} AND namespace = ? AND record_key = ?"
 # By sequence, because few changes are pending; the plus sign keeps SQLite from reading all of the namespace.
 _UNDER: Final = f"{_CHANGE} AND +namespace >= ? AND (?3 IS NULL OR +namespace < ?3) AND sequence > ?"
 _CLEARS: Final = "SELECT sequence, prefix FROM letopis_outbox_record_clears WHERE lane = ? AND sequence > ?"
+_PENDING: Final = (
+    "SELECT r.namespace, r.record_key, r.sequence, r.position, r.event_id, r.present, r.media, r.size, r.tags,"
+    " r.occurred_at, l.conversation_id FROM letopis_outbox_lanes AS l JOIN letopis_outbox_records AS r"
+    " ON r.lane = l.lane AND r.sequence > l.delivered"
+    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND l.conversation_id < char(2)"
+)
+_PENDING_CLEARS: Final = (
+    "SELECT l.conversation_id, c.sequence, c.prefix FROM letopis_outbox_lanes AS l"
+    " JOIN letopis_outbox_record_clears AS c ON c.lane = l.lane AND c.sequence > l.delivered"
+    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND l.conversation_id < char(2)"
+)
 _BODY: Final = "SELECT body FROM letopis_outbox_record_bodies WHERE position = ?"
 
 
@@ -123,6 +134,12 @@ def read_range(
         pruned={name: row[3] for name, row in lanes.items()},
         clears=_clears(connection, lanes),
     )
+
+
+def read_pending(connection: sa.Connection) -> tuple[list[LocalChange], list[tuple[str, int, bytes]]]:
+    """Return the changes of all scopes that are not delivered, and the prefixes cleared: lane, sequence, prefix."""
+    changes = [_change(row[10], row[:10]) for row in fetch_all(connection, _PENDING)]
+    return changes, [tuple(row) for row in fetch_all(connection, _PENDING_CLEARS)]
 
 
 def read_bodies(connection: sa.Connection, positions: Iterable[int]) -> dict[int, bytes]:

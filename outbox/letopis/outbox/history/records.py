@@ -35,7 +35,7 @@ from letopis.store.model.records import (
     check_tags,
     encode_key,
     encode_namespace,
-    encode_tag,
+    has_tags,
 )
 from letopis.store.read.paging import check_count
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 OnExists = Literal["raise", "keep"]
 
 _CURSOR: Final = CursorCodec("records", "records")
+_FOUND: Final = CursorCodec("found records", "found records")
 _PREPARED_IN_THREAD_BYTES: Final = 256 * 1024
 """Size from which a value is hashed in a thread: below it takes less than a millisecond."""
 
@@ -224,7 +225,7 @@ class Records:
         :raises StoreUnavailable: the history store does not answer.
         :raises InvalidInput: an argument cannot be one.
         """
-        wanted = {name: encode_tag(value) for name, value in check_tags(tags).items()}
+        wanted = check_tags(tags)
         check_count(limit, "limit")
         where = RecordRange(
             prefix=encode_namespace(prefix, "prefix"),
@@ -235,11 +236,7 @@ class Records:
             reverse=reverse,
         )
         page = await self._reads.page(self.scope, where, limit=limit, values=values)
-        items = tuple(
-            one
-            for one in page.records
-            if all(name in one.tags and encode_tag(one.tags[name]) == value for name, value in wanted.items())
-        )
+        items = tuple(one for one in page.records if has_tags(one.tags, wanted))
         following = None if page.next is None else _CURSOR.encode(*(part.decode() for part in page.next))
         return Page(items=items, next=following)
 
@@ -310,21 +307,41 @@ def record_receipt(
     return RecordReceipt(revision=written.revision, _receipt=receipt_of(appended, deliveries, void=void))
 
 
-def scope_from(*, conversation: str | None, owner: str | int | None, space: str | None) -> Scope:
+async def find_records(reads: RecordReads, tags: Mapping[str, Tag], *, limit: int, after: str | None) -> Page[Record]:
+    """Find records as ``History.find_records`` does."""
+    wanted = check_tags(tags)
+    if not wanted:
+        raise InvalidInput("tags", "must name at least one tag")
+    check_count(limit, "limit")
+    place = None if after is None else _FOUND.decode(after, _read_found)
+    items, following = await reads.find(wanted, limit=limit, after=place)
+    cursor = None
+    if following is not None:
+        scope, (namespace, key) = following
+        cursor = _FOUND.encode(scope, namespace.decode(), key.decode())
+    return Page(items=tuple(items), next=cursor)
+
+
+def scope_from(scope: Scope | None, *, conversation: str | None, owner: str | int | None, space: str | None) -> Scope:
     """Return the one scope that is named.
 
     :raises InvalidInput: none or several are named, or the name cannot be one.
     """
-    given = [
-        name
-        for name, value in (("conversation", conversation), ("owner", owner), ("space", space))
-        if value is not None
-    ]
-    if len(given) != 1:
-        raise InvalidInput("scope", "name one of conversation=, owner= and space=")
+    if scope is not None and not isinstance(scope, Scope):
+        raise InvalidInput("scope", f"must be the scope of a record, not {type(scope).__name__}")
+    if sum(value is not None for value in (scope, conversation, owner, space)) != 1:
+        raise InvalidInput("scope", "name one of conversation=, owner= and space=, or give the scope of a record")
+    if scope is not None:
+        return scope.check()
     if conversation is not None:
         return Scope.conversation(conversation)
     return Scope.space(space) if space is not None else Scope.owner(owner_id(owner) or "")
+
+
+def _read_found(scope: str, namespace: str, key: str) -> tuple[str, RecordKey]:
+    if not isinstance(scope, str):
+        raise TypeError
+    return scope, _read_cursor(namespace, key)
 
 
 def _read_cursor(namespace: str, key: str) -> RecordKey:

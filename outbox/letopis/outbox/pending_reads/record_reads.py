@@ -13,12 +13,28 @@ from typing import Final
 
 from letopis.outbox.event_log.record_changes import decode_body
 from letopis.outbox.event_log.record_log import StoreLook
-from letopis.outbox.event_log.record_lookups import LocalChange, LocalRecords, read_bodies, read_places, read_range
+from letopis.outbox.event_log.record_lookups import (
+    LocalChange,
+    LocalRecords,
+    read_bodies,
+    read_pending,
+    read_places,
+    read_range,
+)
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import OutboxUnavailable, StoreUnavailable
 from letopis.store.model.events import from_microseconds
-from letopis.store.model.records import Record, RecordKey, RecordRange, Scope, decode_namespace
+from letopis.store.model.records import (
+    Record,
+    RecordKey,
+    RecordRange,
+    Scope,
+    Tag,
+    decode_namespace,
+    has_tags,
+    scope_of,
+)
 from letopis.store.read.records import RecordsView, StoredRecord
 
 _MAX_ATTEMPTS: Final = 4
@@ -120,6 +136,36 @@ class RecordReads:
             )
         raise OutboxUnavailable("the value of a record is missing in the outbox file: run `letopis outbox verify`")
 
+    async def find(
+        self, tags: Mapping[str, Tag], *, limit: int, after: tuple[str, RecordKey] | None
+    ) -> tuple[list[Record], tuple[str, RecordKey] | None]:
+        """Return the next records of any scope that have all the tags, without values, and where the next page begins.
+
+        :raises StoreUnavailable: the history store does not answer.
+        """
+        changes, clears = await self._outbox.read(read_pending)
+        found = await self._gateway.read(lambda store: store.outbox_access.find_records(tags, limit=limit, after=after))
+        if found is None:
+            raise StoreUnavailable(_UNKNOWN_LIST)
+        pending = {(scope_of(one.lane).name, one.place): one for one in changes}
+        merged = {
+            (one.scope.name, one.place): _stored_record(one)
+            for one in found
+            if (one.scope.name, one.place) not in pending
+            and not any(
+                lane == one.scope.lane(one.place[0]) and RecordRange(prefix=prefix).holds(one.place)
+                for lane, _, prefix in clears
+            )
+        }
+        bound = (found[-1].scope.name, found[-1].place) if len(found) == limit else None
+        for where, one in pending.items():
+            inside = (after is None or where > after) and (bound is None or where <= bound)
+            if one.present and inside and has_tags(one.tags, tags):
+                merged[where] = _local_record(one, None, saved=False)
+        ordered = sorted(merged.items(), key=lambda item: item[0])
+        chosen = ordered[:limit]
+        return [one for _, one in chosen], chosen[-1][0] if len(chosen) < len(ordered) else bound
+
     async def _ask(self, scope: Scope, places: Collection[RecordKey], *, values: bool) -> RecordsView | None:
         origin_id = self._outbox.origin.origin_id
         return await self._gateway.read(
@@ -216,6 +262,7 @@ def _merge_page(
 
 def _stored_record(one: StoredRecord) -> Record:
     return Record(
+        scope=one.scope,
         namespace=decode_namespace(one.place[0]),
         key=one.place[1].decode(),
         value=None if one.body is None else decode_body(one.media, one.body),
@@ -229,6 +276,7 @@ def _stored_record(one: StoredRecord) -> Record:
 
 def _local_record(change: LocalChange, body: bytes | None, *, saved: bool, current: bool = True) -> Record:
     return Record(
+        scope=scope_of(change.lane),
         namespace=decode_namespace(change.place[0]),
         key=change.place[1].decode(),
         value=None if body is None else decode_body(change.media, body),

@@ -39,7 +39,7 @@ from letopis.store.model.events import Event, RecordedEvent, utc_now
 from letopis.store.model.identifiers import Owner
 from letopis.store.model.messages import Message, Role
 from letopis.store.model.parts import Content, Part
-from letopis.store.model.records import ANY, Condition, Namespace, Record, Tag
+from letopis.store.model.records import ANY, Condition, Namespace, Record, Scope, Tag
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import DEFAULT_STATES, AsOf
 from letopis.store.rules.context_window import Context, TokenCounter
@@ -626,13 +626,27 @@ class BlockingHistory(SyncBase):
         )
 
     def records(
-        self, *, conversation: str | None = None, owner: Owner | None = None, space: str | None = None
+        self,
+        scope: Scope | None = None,
+        *,
+        conversation: str | None = None,
+        owner: Owner | None = None,
+        space: str | None = None,
     ) -> BlockingRecords:
         """Return the records of a conversation, an owner or a space: what a framework keeps beside the messages.
 
         See :meth:`History.records`.
         """
-        return BlockingRecords(self._portal, self._history.records(conversation=conversation, owner=owner, space=space))
+        return BlockingRecords(
+            self._portal, self._history.records(scope, conversation=conversation, owner=owner, space=space)
+        )
+
+    def find_records(self, tags: Mapping[str, Tag], *, limit: int = 100, after: str | None = None) -> Page[Record]:
+        """Return the records of all scopes that have all these tags, without their values, pending ones included.
+
+        See :meth:`History.find_records`.
+        """
+        return self._portal.call(self._history.find_records, tags, limit=limit, after=after)
 
     def sent(
         self,

@@ -96,6 +96,17 @@ class Scope:
         """
         return cls(_SPACE + check_identifier(name, "space"))
 
+    def check(self) -> Scope:
+        """Return the scope itself.
+
+        :raises InvalidInput: its name is none that the other methods make.
+        """
+        made = {_CONVERSATION: self.conversation, _OWNER: self.owner, _SPACE: self.space}
+        for prefix, make in made.items():
+            if isinstance(self.name, str) and self.name.startswith(prefix):
+                return make(self.name.removeprefix(prefix))
+        raise InvalidInput("scope", "is none: make it by Scope.conversation, Scope.owner or Scope.space")
+
     @property
     def conversation_id(self) -> str | None:
         """The conversation, if it is one."""
@@ -147,6 +158,7 @@ def shown_lane(name: str) -> str:
 class Record:
     """One record as it was read.
 
+    :ivar scope: to what it belongs; ``history.records(scope)`` are all of them.
     :ivar value: a fresh copy of what was put: JSON values, or ``bytes``; ``None`` if the values were not asked for.
     :ivar revision: the id of the put that wrote it: give it as ``expected=`` to change it only if it is still this one.
     :ivar size: bytes of the value as stored.
@@ -156,6 +168,7 @@ class Record:
         but another outbox may have put one.
     """
 
+    scope: Scope
     namespace: Namespace
     key: str
     value: Any
@@ -284,6 +297,11 @@ def encode_tag(value: Tag, field_name: str = "tags") -> bytes:
         case str():
             return b"s:" + _text(value, field_name).encode()
     raise InvalidInput(field_name, f"must be a string, a whole number, a boolean or null, not {type(value).__name__}")
+
+
+def has_tags(held: Mapping[str, Tag], wanted: Mapping[str, Tag]) -> bool:
+    """Return True if all wanted tags are held; ``1``, ``True`` and ``"1"`` differ."""
+    return all(name in held and encode_tag(held[name]) == encode_tag(value) for name, value in wanted.items())
 
 
 def _text(value: object, field_name: str) -> str:
