@@ -80,6 +80,8 @@ class RecordReader:
         self._by_id = sa.select(*self._columns).where(
             records.c.partition == sa.bindparam("at_partition"), dialect.among(records.c.record_id, "ids")
         )
+        # A value in the row comes with it.
+        self._by_id_whole = self._by_id.add_columns(records.c.body)
         self._inline = sa.select(records.c.record_id, records.c.body).where(
             records.c.partition == sa.bindparam("at_partition"), dialect.among(records.c.record_id, "ids")
         )
@@ -125,9 +127,13 @@ class RecordReader:
         partition = scope.partition(self._partitions)
         wanted = {record_id(scope, place): place for place in places}
         rows: list[sa.Row[Any]] = []
+        statement = self._by_id_whole if values else self._by_id
         for part in in_batches(wanted):
-            rows += (await connection.execute(self._by_id, {"at_partition": partition, "ids": part})).all()
-        bodies = await self._bodies(connection, partition, rows) if values else {}
+            rows += (await connection.execute(statement, {"at_partition": partition, "ids": part})).all()
+        bodies: dict[UUID, bytes] = {}
+        if values:
+            bodies = {row.record_id: bytes(row.body) for row in rows if not row.parts}
+            bodies |= await self._bodies(connection, partition, [row for row in rows if row.parts])
         heads = await self.heads(connection, origin_id, {scope.lane(place[0]) for place in places})
         return RecordsView(records=[_record(row, bodies.get(row.record_id)) for row in rows], heads=heads)
 
