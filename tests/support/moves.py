@@ -31,9 +31,11 @@ from letopis.store import (
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import checkpoints, metadata
 from letopis.store.database.urls import normalise_url
+from letopis.store.model.records import Scope
 from letopis.store.relocation import handover, mover
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.random_events import Talk
+from tests.support.record_events import CP, put
 
 PARTITIONS: Final = 3
 APART: Final = ("letopis_search", "letopis_store", "letopis_log_heads")
@@ -77,6 +79,11 @@ async def fill(url: str, *, talks: int = 6, each: int = 40, seed: int = 7) -> li
         first.append("fork", ConversationStarted(forked_from={"conversation_id": "parent", "version": 4}))
         first.append("fork", Message.user("mine"))
         first.append("fork 2", ConversationStarted(forked_from={"conversation_id": "fork", "version": 2}))
+        for scope in (Scope.conversation("talk 1"), Scope.owner("owner 1"), Scope.space("app")):
+            lane = scope.lane(CP)
+            changes = [put(lane, f"{number}", bytes([number]) * 10, tags={"n": number}) for number in range(5)]
+            changes += [put(lane, "large", bytes(range(256)) * 9_000), put(lane, "0", b"late", expected="absent")]
+            first.append_encoded(lane, changes)
         await first.deliver(store)
         first.append("parent", ConversationDeleted(reason="a test"))
         first.append("talk 0", ConversationDeleted())

@@ -15,12 +15,19 @@ from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any, Final, get_overloads
 
-from letopis.outbox import History, Receipt, Reply, Transaction
+from letopis.outbox import History, Receipt, RecordReceipt, Records, Reply, Transaction
 from tests.support.paths import ROOT
 
 OUTBOX: Final = ROOT / "outbox" / "letopis" / "outbox" / "sync"
 
-TWINS: Final = {"Receipt": Receipt, "Transaction": Transaction, "Reply": Reply, "History": History}
+TWINS: Final = {
+    "Receipt": Receipt,
+    "RecordReceipt": RecordReceipt,
+    "Records": Records,
+    "Transaction": Transaction,
+    "Reply": Reply,
+    "History": History,
+}
 """What has a twin, by the name that annotations call it."""
 
 _FACES: Final = {f"Blocking{name}" for name in TWINS}
@@ -37,6 +44,8 @@ BESIDE: Final = {
 NARROWER: Final = {
     ("open", "store"): "str | URL | os.PathLike[str] | None",
     ("finish", "reply"): "BlockingReply",
+    ("put", "records"): "BlockingRecords",
+    ("delete_record", "records"): "BlockingRecords",
 }
 """Annotations that differ from those of the asynchronous API."""
 
@@ -45,6 +54,8 @@ _ABOUT: Final = {
 
     Equal to another one of the same events.
     """,
+    "RecordReceipt": "What ``BlockingRecords.put`` gives back: a :class:`RecordReceipt` whose methods wait.",
+    "Records": "The records of one scope: :class:`Records` whose methods wait. Any number of threads may use it.",
     "Transaction": "An open transaction: a :class:`Transaction` whose methods wait. Used by one thread at a time.",
     "Reply": "A reply that is being written: a :class:`Reply` whose methods wait. Used by one thread at a time.",
     "History": """A :class:`History` whose methods wait, for programs without asyncio. Open it with :meth:`open`.
@@ -93,7 +104,7 @@ class SyncBase:
         self._portal = portal
 
     def _inner(self, given: Any) -> Any:
-        return getattr(given, "_reply", given)
+        return getattr(given, "_reply", getattr(given, "_records", given))
 
     def _call_receipt(
         self, fn: Callable[P, Awaitable[Receipt]], /, *args: P.args, **kwargs: P.kwargs
@@ -200,6 +211,8 @@ def twin_of(annotation: str) -> tuple[str, str]:
             return f"Blocking{name}", made
         if annotation == f"{name} | None":
             return f"Blocking{name} | None", f"None if found is None else {made}"
+        if annotation == f"Sequence[{name}]":
+            return f"Sequence[Blocking{name}]", f"[Blocking{name}(self._portal, one) for one in found]"
     names = {one.id for one in ast.walk(ast.parse(annotation)) if isinstance(one, ast.Name)}
     if names & {*TWINS, "AsyncIterator", "AsyncGenerator", "AsyncIterable", "Awaitable", "Coroutine"}:
         raise NotImplementedError(f"teach {__name__} what {annotation} is on this side")
@@ -215,15 +228,15 @@ def body_of(expression: str, made: str) -> str:
     return f"    return {made.replace('found', expression)}"
 
 
-def is_reply(argument: ast.arg) -> bool:
-    """Return True if an argument is a reply: on this side it is the twin, and the reply in it is handed on."""
-    return argument.annotation is not None and ast.unparse(argument.annotation) == "BlockingReply"
+def is_twin(argument: ast.arg) -> bool:
+    """Return True if an argument is a twin on this side: what it is the twin of is handed on."""
+    return argument.annotation is not None and ast.unparse(argument.annotation) in {"BlockingReply", "BlockingRecords"}
 
 
 def passed(arguments: ast.arguments) -> str:
     """The arguments of a method as it hands them on."""
     words = [
-        f"self._inner({one.arg})" if is_reply(one) else one.arg for one in (*arguments.posonlyargs, *arguments.args)[1:]
+        f"self._inner({one.arg})" if is_twin(one) else one.arg for one in (*arguments.posonlyargs, *arguments.args)[1:]
     ]
     words += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
     words += [f"{one.arg}={one.arg}" for one in arguments.kwonlyargs]
@@ -270,6 +283,8 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
         body = f"    return self._call_receipt({', '.join(filter(None, (f'{inner}.{name}', given)))})"
     elif is_async:
         body = body_of(f"self._portal.call({', '.join(filter(None, (f'{inner}.{name}', given)))})", made)
+    elif made != "found":
+        body = body_of(f"{inner}.{name}({given})", made)  # makes an object, and waits for nothing
     else:
         raise NotImplementedError(f"teach {__name__} what {subject}.{name} is on this side: it is not async")
     if isinstance(value, classmethod):

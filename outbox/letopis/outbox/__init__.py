@@ -14,6 +14,7 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history.history import History
     from letopis.outbox.history.receipts import Receipt
+    from letopis.outbox.history.records import RecordPut, RecordReceipt, Records
     from letopis.outbox.history.reply import Reply
     from letopis.outbox.history.transaction import Transaction
     from letopis.outbox.history.unconfirmed import Unconfirmed
@@ -23,12 +24,21 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.operations.status import Status
     from letopis.outbox.relay.relay import Relay
     from letopis.outbox.retry.policy import RetryPolicy
-    from letopis.outbox.sync._generated import BlockingHistory, BlockingReceipt, BlockingReply, BlockingTransaction
+    from letopis.outbox.sync._generated import (
+        BlockingHistory,
+        BlockingReceipt,
+        BlockingRecordReceipt,
+        BlockingRecords,
+        BlockingReply,
+        BlockingTransaction,
+    )
 
 __all__ = (
     "Alert",
     "BlockingHistory",
     "BlockingReceipt",
+    "BlockingRecordReceipt",
+    "BlockingRecords",
     "BlockingReply",
     "BlockingTransaction",
     "Bounds",
@@ -39,6 +49,9 @@ __all__ = (
     "OutboxAdmin",
     "OutboxFile",
     "Receipt",
+    "RecordPut",
+    "RecordReceipt",
+    "Records",
     "Relay",
     "Reply",
     "Retention",
@@ -55,6 +68,8 @@ ROOMS = {
     "Alert": "alerting.channels",
     "BlockingHistory": "sync._generated",
     "BlockingReceipt": "sync._generated",
+    "BlockingRecordReceipt": "sync._generated",
+    "BlockingRecords": "sync._generated",
     "BlockingReply": "sync._generated",
     "BlockingTransaction": "sync._generated",
     "Bounds": "file.limits",
@@ -65,6 +80,9 @@ ROOMS = {
     "OutboxAdmin": "operations.admin",
     "OutboxFile": "file.outbox_file",
     "Receipt": "history.receipts",
+    "RecordPut": "history.records",
+    "RecordReceipt": "history.records",
+    "Records": "history.records",
     "Relay": "relay.relay",
     "Reply": "history.reply",
     "Retention": "event_log.retention",

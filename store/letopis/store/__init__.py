@@ -27,6 +27,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.errors import OutboxFull as OutboxFull
     from letopis.store.errors import OutboxUnavailable as OutboxUnavailable
     from letopis.store.errors import ReadTimeout as ReadTimeout
+    from letopis.store.errors import RecordConflict as RecordConflict
     from letopis.store.errors import Reuse as Reuse
     from letopis.store.errors import SequenceGap as SequenceGap
     from letopis.store.errors import StoreUnavailable as StoreUnavailable
@@ -73,6 +74,12 @@ if typing.TYPE_CHECKING:
     from letopis.store.model.parts import ToolCall as ToolCall
     from letopis.store.model.parts import ToolResult as ToolResult
     from letopis.store.model.parts import UnknownPart as UnknownPart
+    from letopis.store.model.records import ABSENT as ABSENT
+    from letopis.store.model.records import ANY as ANY
+    from letopis.store.model.records import Condition as Condition
+    from letopis.store.model.records import Media as Media
+    from letopis.store.model.records import Record as Record
+    from letopis.store.model.records import Scope as Scope
     from letopis.store.model.upcasters import Upcasters as Upcasters
     from letopis.store.projections.base import Projection as Projection
     from letopis.store.projections.projector import Progress as Progress
@@ -106,8 +113,8 @@ _NAMES = {
     "database.store_identity": "StoreIdentity",
     "errors": (
         "BatchRefused Closed ConfigurationError ConversationGone EventIdReused HistoryDiverged InvalidInput "
-        "LetopisError MoveFailed OriginSuperseded OutboxFull OutboxUnavailable ReadTimeout Reuse SequenceGap "
-        "StoreUnavailable VersionConflict"
+        "LetopisError MoveFailed OriginSuperseded OutboxFull OutboxUnavailable ReadTimeout RecordConflict Reuse "
+        "SequenceGap StoreUnavailable VersionConflict"
     ),
     "maintenance.rebuild": "Rebuilt",
     "model.annotations": "NULL",
@@ -122,6 +129,7 @@ _NAMES = {
     "model.events": "Event RecordedEvent",
     "model.messages": "Message Role",
     "model.parts": "Data File Reasoning Text ToolCall ToolResult UnknownPart",
+    "model.records": "ABSENT ANY Condition Media Record Scope",
     "model.upcasters": "Upcasters",
     "projections.base": "Projection",
     "projections.projector": "Progress Projector",

@@ -26,6 +26,7 @@ from letopis.store.projections.projector import ProjectorContext
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.read.reader import Reader
+from letopis.store.read.records import RecordReader
 from letopis.store.read.statistics import StatisticsReader
 from letopis.store.search.finder import Finder
 from letopis.store.search.index import index_for
@@ -54,6 +55,7 @@ class StoreComponents:
     reader: Reader
     lineage: Lineage
     statistics: StatisticsReader
+    records: RecordReader
     finder: Finder
     indexer: Indexer
     projector_context: ProjectorContext
@@ -159,6 +161,7 @@ def build_components(
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),
         statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
+        records=reader.records,
         projector_context=ProjectorContext(
             engine=engine, readers=readers, dialect=dialect, reader=reader, partitions=partitions, now=now
         ),

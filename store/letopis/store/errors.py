@@ -7,6 +7,7 @@
      +-- ConfigurationError                 a URL, a file or an option is wrong; exit code 78
      +-- EventIdReused                      the id belongs to another event; nothing was written
      +-- VersionConflict                    another writer was first; nothing was written
+     +-- RecordConflict                     a record is not as a change expects it; nothing was written
      +-- ConversationGone                   the conversation was deleted; nothing was written
      +-- BatchRefused                       a delivery contradicts what the history store holds
      |    +-- SequenceGap                   events before it are missing; the relay rewinds
@@ -137,6 +138,21 @@ class VersionConflict(LetopisError):
             f"the conversation is at sequence {actual} of this outbox, not {expected}: read it again, then decide"
         )
         self.conversation_id = conversation_id
+        self.expected = expected
+        self.actual = actual
+
+
+class RecordConflict(LetopisError):
+    """A record is not as a change expects it; nothing was written.
+
+    :ivar expected: the revision that was expected; ``None`` if there should have been no record.
+    :ivar actual: the revision that the record has, as far as this outbox knows; ``None`` if there is no record.
+    """
+
+    def __init__(self, *, expected: UUID | None, actual: UUID | None) -> None:
+        wanted = "absent" if expected is None else f"at revision {expected}"
+        found = "there is none" if actual is None else f"it is at {actual}"
+        super().__init__(f"the record should be {wanted}, and {found}: read it again and decide anew")
         self.expected = expected
         self.actual = actual
 

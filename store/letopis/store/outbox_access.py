@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -10,8 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store._runtime import StoreRuntime
 from letopis.store.maintenance.continuity import Continuity
+from letopis.store.model.records import RecordKey, RecordRange, Scope, Tag
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.reader import StoreView, ViewQuery
+from letopis.store.read.records import RecordsView, StoredRecord
 from letopis.store.rules.fold import PathPosition
 from letopis.store.rules.statistics import PartialStatistics, Period
 
@@ -92,6 +94,31 @@ class OutboxAccess:
         return await self._runtime.connected(
             lambda connection: reader.count(connection, period, origin_id=origin_id, lanes=lanes)
         )
+
+    async def records(
+        self, scope: Scope, places: Collection[RecordKey], *, origin_id: UUID, values: bool = True
+    ) -> RecordsView:
+        """Return records by key, with how far the outbox's lanes of them had got, all at one moment."""
+        reader = (await self._runtime.prepared()).records
+        return await self._runtime.snapshot(
+            lambda _, connection: reader.get(connection, scope, places, origin_id=origin_id, values=values)
+        )
+
+    async def record_page(
+        self, scope: Scope, where: RecordRange, *, limit: int, origin_id: UUID, values: bool = True
+    ) -> RecordsView:
+        """Return the next records of a range, with how far the outbox's lanes of the scope had got."""
+        reader = (await self._runtime.prepared()).records
+        return await self._runtime.snapshot(
+            lambda _, connection: reader.page(connection, scope, where, limit=limit, origin_id=origin_id, values=values)
+        )
+
+    async def find_records(
+        self, tags: Mapping[str, Tag], *, limit: int, after: tuple[str, RecordKey] | None = None
+    ) -> list[StoredRecord]:
+        """Return the records of all scopes that have the tags, without their values."""
+        reader = (await self._runtime.prepared()).records
+        return await self._runtime.connected(lambda connection: reader.find(connection, tags, limit=limit, after=after))
 
     async def try_out(self, conversation_id: str) -> None:
         """Apply an ordinary event in the partition of a conversation, and roll it back.

@@ -11,6 +11,7 @@ from letopis.outbox.alerting import texts
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentState
 from letopis.outbox.alerting.notifications import NotificationKind, PendingNotification
+from letopis.store.model.records import shown_lane
 
 MAX_LISTED: Final = 5
 """Conversations that an alert about several names."""
@@ -51,7 +52,7 @@ def build_alert(
         recovered=recovered,
         locale=locale,
     )
-    names = [one.conversation_id for one in pending if one.conversation_id is not None]
+    names = [shown_lane(one.conversation_id) for one in pending if one.conversation_id is not None]
     if names:
         text = f"{text}\n{texts.operator_list(names[:MAX_LISTED], len(names) - MAX_LISTED, locale)}"
     return Alert(

@@ -71,6 +71,8 @@ _NEW_FOR_CONVERSATIONS: Final = (
     f"SELECT {INCIDENT_COLUMNS}, {_INCIDENT_RECIPIENT}, l.owed_since, l.head - l.delivered"  # noqa: S608
     " FROM letopis_outbox_incidents i JOIN letopis_outbox_lanes l ON l.conversation_id = i.conversation_id"
     " WHERE i.resolved_at IS NULL AND i.number > 0 AND i.kind = 'conversation_blocked' AND l.delivered < l.head"
+    # No reply waits in a lane of records: operators alone are told. The names of these come before all ids.
+    " AND l.conversation_id > char(2)"
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notices n WHERE n.incident_id = i.incident_id"
     " AND n.recipient >= 'user:' AND n.recipient < 'user;')"
     f" AND NOT EXISTS ({_KNOWS_ALREADY.format(_INCIDENT_RECIPIENT)})"
@@ -82,7 +84,7 @@ _NEW_FOR_ALL: Final = (
     " FROM letopis_outbox_lanes l CROSS JOIN letopis_outbox_events e"
     " ON e.lane = l.lane AND e.sequence = l.delivered + 1"
     " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head"
-    " AND l.state IN ('ready', 'retrying') AND e.position <= :before"
+    " AND l.state IN ('ready', 'retrying') AND e.position <= :before AND l.conversation_id > char(2)"
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notices n WHERE n.incident_id = :incident"
     f" AND n.recipient = {_LANE_RECIPIENT}) AND NOT EXISTS ({_KNOWS_ALREADY.format(_LANE_RECIPIENT)})"
     f" GROUP BY 1 ORDER BY 4 LIMIT {MAX_NEW_INCIDENTS}"

@@ -11,6 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from letopis.outbox.diagnostics.check_records import record_differences, record_problems
 from letopis.outbox.diagnostics.reference import UNREADABLE, ReferenceLog, stored_epoch, stored_heads
 from letopis.outbox.event_log.schema import metadata
 from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
@@ -24,6 +25,7 @@ from letopis.store.maintenance.continuity import count_log
 from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, wal_problem
 from letopis.store.model.codec import INTEGER_MAX, decode, digest_of
 from letopis.store.model.identifiers import derived_event_id
+from letopis.store.model.records import is_record_lane
 
 EVENT_COLUMNS: Final = (
     "e.event_id, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest, e.redacted"
@@ -72,7 +74,7 @@ def find_problems(path: Path) -> Iterator[str]:
             if found.state is not SchemaState.CURRENT:
                 yield found.advice(OUTBOX_MIGRATIONS, command="letopis init")
                 return
-            for check in (_structure, _events, _lanes, _rest):
+            for check in (_structure, _events, _lanes, record_problems, _rest):
                 try:
                     yield from check(connection)
                 except UNREADABLE as error:
@@ -191,6 +193,8 @@ async def differences(kept: ReferenceLog, engine: AsyncEngine) -> AsyncIterator[
             yield str(log)
         async for problem in _contradicted(kept, connection, stored):
             yield problem
+        async for problem in record_differences(kept, connection, stored):
+            yield problem
 
 
 async def _contradicted(
@@ -213,7 +217,9 @@ async def _contradicted(
     missing = {
         UUID(bytes=event[0]): place
         for place, event in kept.events.items()
-        if place not in seen and place[1] <= min(kept.lanes.get(place[0], (0, 0))[1], heads.get(place[0], 0))
+        if not is_record_lane(place[0])
+        and place not in seen
+        and place[1] <= min(kept.lanes.get(place[0], (0, 0))[1], heads.get(place[0], 0))
     }
     for part in in_batches(missing):
         elsewhere = sa.select(one.c.event_id).where(

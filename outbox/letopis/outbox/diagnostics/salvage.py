@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,8 +16,9 @@ import sqlalchemy as sa
 from letopis.outbox.diagnostics.integrity import is_intact
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages, TableRow
-from letopis.outbox.event_log.append import INSERT_EVENTS
+from letopis.outbox.event_log.append_statements import INSERT_EVENTS
 from letopis.outbox.event_log.event_ids import index_event_ids
+from letopis.outbox.event_log.record_rebuild import rebuild_records
 from letopis.outbox.file.inspection import outbox_path
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.errors import ConfigurationError
@@ -80,6 +82,7 @@ class _Found:
     origin: _Origin | None = None
     named: dict[str, int] = field(default_factory=dict)  # the highest sequence in an index entry
     refused: int = 0
+    bodies: dict[str, bytes] = field(default_factory=dict)  # values of records, by their checksum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,8 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
     try:
         now = file.now_us()
         origin = found.origin
-        await file.write(lambda connection: _write(connection, plans, origin, now_us=now))
+        bodies = found.bodies
+        await file.write(lambda connection: _write(connection, plans, origin, bodies, now_us=now))
         origin_id = file.origin.origin_id if origin is None else origin.origin_id
     finally:
         await file.close()
@@ -183,6 +187,8 @@ def _found(pages: Pages) -> _Found:
             lanes[one.rowid] = lane[1]
         elif (origin := _origin(one)) is not None:
             found.origin = origin
+        elif (body := _body(one)) is not None:
+            found.bodies[sha256(body).hexdigest()] = body
         else:
             rows.append(one)
     events: dict[int, _Event] = {}
@@ -201,6 +207,15 @@ def _found(pages: Pages) -> _Found:
     for event in sorted(events.values(), key=lambda one: one.position):
         found.events[event.conversation_id, event.sequence] = event
     return found
+
+
+def _body(row: TableRow) -> bytes | None:
+    """Return the value of a record, if a row has the shape of one; the event that names its checksum proves it."""
+    match row.values:
+        case (None, int(size), bytes(body)) if len(body) == size:
+            return body
+        case _:
+            return None
 
 
 def _weigh_indexes(
@@ -341,7 +356,14 @@ def _owner(events: Sequence[_Event]) -> str | None:
     return None
 
 
-def _write(connection: sa.Connection, plans: Sequence[_Plan], origin: _Origin | None, *, now_us: int) -> None:
+def _write(
+    connection: sa.Connection,
+    plans: Sequence[_Plan],
+    origin: _Origin | None,
+    bodies: Mapping[str, bytes],
+    *,
+    now_us: int,
+) -> None:
     if origin is not None:
         connection.exec_driver_sql(
             _ORIGIN, (origin.origin_id.bytes, origin.epoch + 1, origin.store_id, origin.destination)
@@ -377,6 +399,8 @@ def _write(connection: sa.Connection, plans: Sequence[_Plan], origin: _Origin | 
                 lane.deleted,
             ),
         )
+    with closing(connection.connection.cursor()) as cursor:
+        rebuild_records(cursor, bodies)
 
 
 __all__ = ("Salvaged", "salvage")

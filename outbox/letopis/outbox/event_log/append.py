@@ -12,9 +12,16 @@ import sqlalchemy as sa
 
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended, AppendPlan, LaneEnd, event_row
+from letopis.outbox.event_log.append_statements import (
+    INSERT_EVENTS,
+    INSERT_LANES,
+    MOVE_PENDING_LANES,
+    MOVE_SETTLED_LANES,
+)
 from letopis.outbox.event_log.effects import apply_effects
 from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, newest_position, write_index
 from letopis.outbox.event_log.lanes import Lane
+from letopis.outbox.event_log.record_log import erase_records
 from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.event_log.statements import query_all
 from letopis.store.errors import LetopisError, OutboxUnavailable
@@ -35,18 +42,6 @@ _POSITION_OF_ONE: Final = (
 _LANE_AND_EVENT: Final = _LANE.format(more=_POSITION_OF_ONE) + "= ?2"
 _LAST_LANE: Final = "SELECT coalesce(max(lane), 0) FROM letopis_outbox_lanes"
 _SINCE: Final = "SELECT sequence, type FROM letopis_outbox_log WHERE conversation_id = ? AND sequence > ?"
-INSERT_EVENTS: Final = (
-    "INSERT INTO letopis_outbox_events (position, event_id, lane, sequence, type, schema_version, data, metadata,"
-    " digest, occurred_at, appended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_INSERT_LANES: Final = (
-    "INSERT INTO letopis_outbox_lanes (lane, conversation_id, owner_id, head, delivered, pruned, state, attempts,"
-    " due_at, owed_since) VALUES (?, ?, ?, ?, 0, 0, 'ready', 0, 0, ?)"
-)
-# owed_since is the age of the oldest pending event: where one is pending already it stays, and so does its index, which
-# SQLite would write even if the value were the same. An UPSERT is slower.
-_MOVE_PENDING_LANES: Final = "UPDATE letopis_outbox_lanes SET owner_id = ?, head = ? WHERE lane = ?"
-_MOVE_SETTLED_LANES: Final = "UPDATE letopis_outbox_lanes SET owner_id = ?, head = ?, owed_since = ? WHERE lane = ?"
 
 
 def append_events(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> list[Appended | LetopisError]:
@@ -70,14 +65,14 @@ def append_events(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> l
     if plan.event_rows:
         cursor.executemany(INSERT_EVENTS, plan.event_rows)
         if moved := plan.pending_lane_rows():
-            cursor.executemany(_MOVE_PENDING_LANES, moved)
+            cursor.executemany(MOVE_PENDING_LANES, moved)
         if moved := plan.settled_lane_rows():
-            cursor.executemany(_MOVE_SETTLED_LANES, moved)
+            cursor.executemany(MOVE_SETTLED_LANES, moved)
         if new := plan.new_lane_rows():
-            cursor.executemany(_INSERT_LANES, new)
+            cursor.executemany(INSERT_LANES, new)
         if plan.position - plan.indexed >= MAX_UNINDEXED_EVENTS:
             write_index(cursor, indexed=plan.indexed, newest=plan.position)
-    if plan.effects and apply_effects(cursor, plan.effects):
+    if plan.effects and (apply_effects(cursor, plan.effects) | erase_records(cursor, plan.effects, now_us=now_us)):
         outcomes = [replace(one, erased=True) if isinstance(one, Appended) else one for one in outcomes]
     return outcomes
 

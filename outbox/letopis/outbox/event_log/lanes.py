@@ -14,6 +14,7 @@ from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_
 from letopis.outbox.event_log.statements import fetch_all, fetch_one, query_all, query_one
 from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.identifiers import uuid_of
+from letopis.store.model.records import RECORD_PUT, is_record_lane
 from letopis.store.rules.apply_plan import LaneBatch, SequencedEvent
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ SELECT_EVENT: Final = (
     " FROM letopis_outbox_log"
 )
 _NEXT: Final = SELECT_EVENT + " WHERE lane = ? AND sequence > ? ORDER BY sequence LIMIT ?"
+_VALUE: Final = (
+    "SELECT b.position, b.size FROM letopis_outbox_events AS e"
+    " JOIN letopis_outbox_record_bodies AS b ON b.position = e.position"
+    " WHERE e.lane = ? AND e.sequence = ?"
+)
+_BODY: Final = "SELECT body FROM letopis_outbox_record_bodies WHERE position = ?"
 _PAUSED: Final = "SELECT 1 FROM letopis_outbox_hold"
 _INCARNATION: Final = "SELECT incarnation FROM letopis_outbox_relay"
 _DELIVERED: Final = (
@@ -64,7 +71,9 @@ _COUNT_BLOCKED: Final = (
 )
 _MEASURE_PENDING: Final = (
     "SELECT count(*), coalesce(sum(octets), 0) FROM (SELECT length(CAST(e.data AS BLOB))"
-    " + coalesce(length(CAST(e.metadata AS BLOB)), 0) AS octets FROM letopis_outbox_lanes AS l"
+    " + coalesce(length(CAST(e.metadata AS BLOB)), 0)"
+    " + coalesce((SELECT b.size FROM letopis_outbox_record_bodies AS b WHERE b.position = e.position), 0)"
+    " AS octets FROM letopis_outbox_lanes AS l"
     " JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
     " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head LIMIT ?)"
 )
@@ -207,20 +216,29 @@ def _read_batches(
         taken = 0
         crowded = False
         cursor.execute(_NEXT, (lane.key, lane.delivered, quota))
+        bodies = cursor.connection.cursor() if is_record_lane(lane.conversation_id) else None
         for row in iter(cursor.fetchone, None):
             if row[0] != lane.delivered + len(events) + 1:
                 break
             sequenced = _sequenced(lane.conversation_id, row)
             size = _size(sequenced.event)
+            value: Any | None = None
+            if bodies is not None and row[2] == RECORD_PUT and not sequenced.event.redacted:
+                value = query_one(bodies, _VALUE, (lane.key, row[0]))
+                size += 0 if value is None else value[1]
             # The first event of a lane is taken if the batch has room for it, the first of the batch in any case.
             room = min(left, lane_bytes) - taken if events else left if batches else size
             if size > room:
                 crowded = True
                 break
+            if value is not None:  # read only now: most do not fit beside another
+                sequenced.event.body = query_all(bodies, _BODY, (value[0],))[0][0]
             events.append(sequenced)
             taken += size
         if events:
-            batches.append(LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(events)))
+            batches.append(
+                LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(events), pruned=lane.pruned)
+            )
         elif not crowded:
             broken.append(lane)
         left -= taken

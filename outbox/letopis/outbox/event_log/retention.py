@@ -38,6 +38,16 @@ _DELETE_IDS: Final = (
     " (SELECT event_id FROM letopis_outbox_events WHERE lane = ? AND sequence > ? AND sequence <= ?)"
 )
 _DELETE: Final = "DELETE FROM letopis_outbox_events WHERE lane = ? AND sequence > ? AND sequence <= ?"
+_DELIVERED_BODIES: Final = (
+    " FROM letopis_outbox_record_bodies AS b JOIN letopis_outbox_events AS e ON e.position = b.position"
+    " JOIN letopis_outbox_lanes AS l ON l.lane = e.lane AND e.sequence <= l.delivered"
+)
+_BODY_BYTES: Final = f"SELECT coalesce(sum(b.size), 0){_DELIVERED_BODIES}"
+_OLDEST_BODIES: Final = f"SELECT b.size, e.lane, e.sequence{_DELIVERED_BODIES} ORDER BY b.position LIMIT 500"
+_PRUNED: Final = "SELECT pruned FROM letopis_outbox_lanes WHERE lane = ?"
+
+MAX_RETAINED_BODY_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of delivered values of records that a file retains, whatever its retention of events."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +144,32 @@ def rows_after(
         yield StoredRow(values[0], values[2], tuple(values))
 
 
+def prune_bodies(cursor: Any, *, most: int = MAX_RETAINED_BODY_BYTES) -> int:
+    """Prune the oldest delivered changes of records until the values of the others take at most ``most`` bytes.
+
+    They are pruned as a prefix of their lanes, as all events are, so that what a restored history store cannot get back
+    is noticed and told. Return how many were pruned.
+    """
+    [(total,)] = query_all(cursor, _BODY_BYTES)
+    if total <= most:
+        return 0
+    upto: dict[int, int] = {}
+    for size, lane, sequence in query_all(cursor, _OLDEST_BODIES):
+        if total <= most:
+            break
+        total -= size
+        upto[lane] = sequence
+    pruned = 0
+    index_event_ids(cursor)
+    for lane, last in upto.items():
+        [(first,)] = query_all(cursor, _PRUNED, (lane,))
+        cursor.execute(_PRUNE, (last, lane))
+        cursor.execute(_DELETE_IDS, (lane, first, last))
+        cursor.execute(_DELETE, (lane, first, last))
+        pruned += last - first
+    return pruned
+
+
 class Pruner:
     """Prunes delivered events that are beyond the retention, in small transactions.
 
@@ -172,7 +208,8 @@ class Pruner:
                 if left <= 0:
                     return True  # this lane may have more
                 self._after = conversation_id
-        if len(lanes) < self._limit:
-            self._after = ""
-            return False
+            if len(lanes) < self._limit:
+                self._after = ""
+                self.pruned += prune_bodies(cursor)
+                return False
         return True

@@ -271,3 +271,47 @@ superseded: Final = sa.Table(
     sa.Column("actual", sa.Integer, nullable=False),
     sa.Index("ix_letopis_outbox_superseded_event_id", "event_id"),
 )
+
+records: Final = sa.Table(
+    "letopis_outbox_records",
+    metadata,
+    # The newest change of each record that the file holds, to answer reads and conditions. The bodies of puts and the
+    # event itself are found by its position. Triggers keep this table in step when events are pruned or renumbered.
+    sa.Column("lane", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("namespace", sa.LargeBinary, primary_key=True),
+    sa.Column("record_key", sa.LargeBinary, primary_key=True),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    # The revision of a put; of a deletion the id of its event.
+    sa.Column("event_id", Id16, nullable=False),
+    # 1 a put, 0 a deletion.
+    sa.Column("present", sa.Integer, nullable=False),
+    # 1: it depends on what was there before, so its body stays.
+    sa.Column("conditional", sa.Integer, nullable=False),
+    sa.Column("media", sa.Text, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("tags", sa.Text),
+    sa.Column("occurred_at", sa.Integer, nullable=False),
+    sa.Index("ix_letopis_outbox_records_sequence", "lane", "sequence"),
+    sqlite_with_rowid=False,
+)
+
+record_bodies: Final = sa.Table(
+    "letopis_outbox_record_bodies",
+    metadata,
+    # The value of a put, apart from its event: events stay small, and a value that a later one replaced goes alone.
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
+record_clears: Final = sa.Table(
+    "letopis_outbox_record_clears",
+    metadata,
+    # Prefixes that were cleared, for records that the file does not know by name.
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("lane", sa.Integer, nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("prefix", sa.LargeBinary, nullable=False),
+    sa.Index("ix_letopis_outbox_record_clears_lane", "lane", "sequence"),
+)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.record_log import RecordAppend
 from letopis.outbox.file.sqlite_errors import is_busy, is_conflict, is_full, sqlite_error, translate
 from letopis.outbox.file.wal_checkpoint import WalCheckpoint
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS, WriteGate
@@ -123,7 +124,7 @@ class Committer:
         """
         if len(members) > 1:
             return self._commit_alone(members)
-        if isinstance(members[0], Prepared) or not self._gate.reserve.release():
+        if isinstance(members[0], Prepared | RecordAppend) or not self._gate.reserve.release():
             return [_ours(error)]
         logger.warning(
             "the disk of the outbox is full: its reserve was deleted, so that deliveries can be acknowledged"

@@ -34,6 +34,7 @@ from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.store_location import check_apart, store_beside
 from letopis.outbox.history.unconfirmed import OnUnconfirmed
 from letopis.outbox.pending_reads.read_path import ReadPath
+from letopis.outbox.pending_reads.record_reads import RecordReads
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.relay.store_binding import may_create_store, record_destination
@@ -132,6 +133,7 @@ class Parts:
         self.replies = Replies(
             outbox=outbox, appender=self.appender, deliveries=self.deliveries, limits=limits, upcasters=upcasters
         )
+        self.record_reads = RecordReads(outbox, gateway)
         self.search = Search(outbox=outbox, gateway=gateway, upcasters=upcasters)
         self.counter = MessageCounter(outbox=outbox, store=store, gateway=gateway, upcasters=upcasters)
 

@@ -22,6 +22,7 @@ from letopis.outbox.file.limits import Bounds
 from letopis.outbox.history._append import RATING_KEY, prepare_append
 from letopis.outbox.history._context import read_context, read_transcript
 from letopis.outbox.history.receipts import POLL_MAX_SECONDS, POLL_MIN_SECONDS, Receipt, check_timeout, is_drained
+from letopis.outbox.history.records import Records, find_records, scope_from
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction, transaction
 from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
@@ -46,6 +47,7 @@ from letopis.store.model.events import Event, RecordedEvent, utc_now
 from letopis.store.model.identifiers import Owner, owner_id
 from letopis.store.model.messages import Message, Role
 from letopis.store.model.parts import Content
+from letopis.store.model.records import Record, Scope, Tag
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import DEFAULT_STATES, AsOf
 from letopis.store.rules.context_window import Context, TokenCounter, WindowBudget
@@ -279,6 +281,39 @@ class History:
         :raises OutboxUnavailable: another writer holds the file, or the commit ended in an error.
         """
         return transaction(self.outbox, self._parts.deliveries, self._parts.limits)
+
+    def records(
+        self,
+        scope: Scope | None = None,
+        *,
+        conversation: str | None = None,
+        owner: Owner | None = None,
+        space: str | None = None,
+    ) -> Records:
+        """Return the records of a conversation, an owner or a space: what a framework keeps beside the messages.
+
+        ::
+
+            await history.records(conversation="chat-1").put(("state",), "step", {"at": 3})
+
+        :param scope: that of a record that was found, instead of a name.
+        :param space: a name of your choice for records that belong to neither, for example an application's memory.
+        :raises InvalidInput: none or several are named, or the name cannot be one.
+        """
+        wanted = scope_from(scope, conversation=conversation, owner=owner, space=space)
+        parts = self._parts
+        return Records(wanted, outbox=self.outbox, reads=parts.record_reads, deliveries=parts.deliveries)
+
+    async def find_records(
+        self, tags: Mapping[str, Tag], *, limit: int = 100, after: str | None = None
+    ) -> Page[Record]:
+        """Return the records of all scopes that have all these tags, without their values, pending ones included.
+
+        :param after: the ``next`` of the page before.
+        :raises StoreUnavailable: the history store does not answer.
+        :raises InvalidInput: no tag is named, or an argument cannot be one.
+        """
+        return await find_records(self._parts.record_reads, tags, limit=limit, after=after)
 
     async def sent(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,6 +17,8 @@ from letopis.store.errors import LetopisError
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
+
+T = TypeVar("T")
 
 
 class TransactionEnd:
@@ -45,32 +47,44 @@ async def write(
     :raises LetopisError: the append was refused, or the file cannot be written.
     """
 
-    def run(driver: Any) -> Appended | LetopisError:
+    def run(cursor: Any) -> Appended | LetopisError:
+        outbox.gate.check_room(cursor)
+        outcome = append_events(cursor, (prepared,), now_us=outbox.now_us())[0]
+        if companion is not None and isinstance(outcome, Appended):
+            companion(cursor, outcome)
+        return outcome
+
+    outcome = await run_on(connection, run)
+    if isinstance(outcome, LetopisError):
+        raise outcome
+    return outcome
+
+
+async def run_on(connection: AsyncConnection, work: Callable[[Any], T]) -> T:
+    """Return what ``work(cursor)`` returns, run in the transaction that is open on ``connection``.
+
+    :raises LetopisError: the work was refused before it wrote anything, or the file cannot be written.
+    """
+
+    def run(driver: Any) -> T:
         cursor = driver.cursor()
         try:
-            outbox.gate.check_room(cursor)
-            outcome = append_events(cursor, (prepared,), now_us=outbox.now_us())[0]
-            if companion is not None and isinstance(outcome, Appended):
-                companion(cursor, outcome)
-            return outcome
+            return work(cursor)
         finally:
             cursor.close()
 
     try:
         driver = driver_of(connection)
         if isinstance(driver, SQLiteConnection):
-            outcome = await driver.run(run)  # one hop into its thread instead of three a statement
-        else:  # an engine that the caller made
-            outcome = await connection.run_sync(lambda under: run(under.connection))
+            return await driver.run(run)  # one hop into its thread instead of three a statement
+        # An engine that the caller made.
+        return await connection.run_sync(lambda under: run(under.connection))
     except LetopisError:
         raise  # refused before anything was written
     except Exception as error:
         # Half of it may be written, or SQLite has rolled back all that came before: none of it may be committed now.
         await connection.invalidate()
         raise translate(error) or error from error
-    if isinstance(outcome, LetopisError):
-        raise outcome
-    return outcome
 
 
 def is_open(connection: AsyncConnection) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Seque
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -17,11 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.record_changes import PreparedChange, prepare_delete
+from letopis.outbox.event_log.record_log import RecordAppend
 from letopis.outbox.file.sqlite_errors import is_busy, translate
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.history._append import prepare_append
-from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
+from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, run_on, write
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
+from letopis.outbox.history.records import OnExists, RecordPut, RecordReceipt, Records, prepare_puts, record_receipt
 from letopis.outbox.history.reply import Reply
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import InvalidInput, OutboxUnavailable
@@ -30,6 +34,7 @@ from letopis.store.model.event_types import Body
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import Owner
 from letopis.store.model.messages import Message
+from letopis.store.model.records import ANY, Condition, Scope, Tag
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
@@ -98,6 +103,50 @@ class Transaction:
         )
         appended = await run_to_completion(self._write(prepared))
         return receipt_of(appended, self._deliveries, void=self._end.rolled_back)
+
+    async def put(
+        self,
+        records: Records,
+        namespace: Sequence[str],
+        key: str,
+        value: Any,
+        *,
+        expected: Condition | UUID = ANY,
+        on_exists: OnExists = "raise",
+        tags: Mapping[str, Tag] | None = None,
+    ) -> RecordReceipt:
+        """Put a record as ``Records.put`` does, together with everything else in the transaction.
+
+        The history store is not asked meanwhile. A condition on a record that the outbox does not know itself is left
+        to the store, and the receipt's ``superseded()`` tells after the delivery.
+
+        :param records: of ``History.records()``.
+        :raises LetopisError: as for ``Records.put``; the transaction stays usable.
+        """
+        put = RecordPut(namespace, key, value, expected, on_exists, tags)
+        return await self._change(records, await prepare_puts(self._scope_of(records), [put]))
+
+    async def delete_record(
+        self, records: Records, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY
+    ) -> RecordReceipt:
+        """Delete a record as ``Records.delete`` does, together with everything else in the transaction.
+
+        :raises LetopisError: as for :meth:`put`.
+        """
+        change = prepare_delete(self._scope_of(records), namespace, key, expected=expected)
+        return await self._change(records, [change])
+
+    def _scope_of(self, records: Records) -> Scope:
+        if not isinstance(records, Records) or records.outbox is not self._outbox:
+            raise InvalidInput("records", "must be what records() of this history returns")
+        return records.scope
+
+    async def _change(self, records: Records, changes: Sequence[PreparedChange]) -> RecordReceipt:
+        outbox = self._outbox
+        work = RecordAppend(changes, now_us=outbox.now_us, trusting=True, check_room=outbox.gate.check_room)
+        self._appended = True
+        [written] = await run_to_completion(run_on(self.connection, work.run))
+        return record_receipt(written, self._deliveries, void=self._end.rolled_back)
 
     async def finish(
         self,

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from typing import Any, Final, Literal
 from uuid import UUID
 
+import orjson
 import sqlalchemy as sa
 
 from letopis.outbox.alerting.incident_table import note_skipped
@@ -40,6 +41,8 @@ from letopis.store.model.codec import DEFAULT_LIMITS, EncodedEvent, Limits, deco
 from letopis.store.model.event_types import ConversationStarted, EventSkipped, MessageAppended
 from letopis.store.model.events import Event, from_microseconds
 from letopis.store.model.messages import EMPTY
+from letopis.store.model.records import is_record_lane
+from letopis.store.rules.record_plan import change_event
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES
 
 REPAIRABLE_STATES: Final = ("blocked", "retrying", "paused")
@@ -167,6 +170,9 @@ def skip_missing(
 
 def _tombstone(conversation_id: str, body: EventSkipped, *, occurred_at: int) -> EncodedEvent:
     event = Event.of(body, conversation_id=conversation_id, occurred_at=from_microseconds(occurred_at))
+    if is_record_lane(conversation_id):
+        data = orjson.dumps(dict(event.data))
+        return change_event(conversation_id, event.type, event_id=event.event_id, occurred_at=occurred_at, data=data)
     return encode(event, conversation_id=conversation_id)
 
 
@@ -184,6 +190,8 @@ def fix(
     """Give an event corrected data, under its id, type and sequence; return the event as it was."""
     reason = checked_reason(reason)
     old = _front(connection, event_id)
+    if is_record_lane(old.conversation_id):
+        raise NotRepairable("a change of a record cannot be corrected: put the record again, and skip this change")
     event = Event(
         type=old.type,
         data=_decoded(old.data, "data") if data is None else dict(data),

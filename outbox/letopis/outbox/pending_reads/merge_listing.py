@@ -16,6 +16,8 @@ from letopis.store.read.paging import conversations_cursor
 _KEYS: Final = (
     "SELECT l.conversation_id, e.occurred_at, l.owner_id IS NULL FROM letopis_outbox_lanes AS l"
     " CROSS JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence = l.head"
+    # Names of record lanes come before all ids.
+    " AND l.conversation_id > char(2)"
 )
 _PENDING: Final = (
     f"{_KEYS} WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND (?1 IS NULL OR coalesce(l.owner_id, ?1) = ?1)"

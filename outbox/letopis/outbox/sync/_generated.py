@@ -23,6 +23,7 @@ from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.history.history import _BOUNDS, _POLICY, _RETENTION, _RULES, DEFAULT_PAGE_SIZE, History
 from letopis.outbox.history.receipts import Receipt
+from letopis.outbox.history.records import OnExists, RecordPut, RecordReceipt, Records
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction
 from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
@@ -38,6 +39,7 @@ from letopis.store.model.events import Event, RecordedEvent, utc_now
 from letopis.store.model.identifiers import Owner
 from letopis.store.model.messages import Message, Role
 from letopis.store.model.parts import Content, Part
+from letopis.store.model.records import ANY, Condition, Namespace, Record, Scope, Tag
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import DEFAULT_STATES, AsOf
 from letopis.store.rules.context_window import Context, TokenCounter
@@ -56,7 +58,7 @@ class SyncBase:
         self._portal = portal
 
     def _inner(self, given: Any) -> Any:
-        return getattr(given, "_reply", given)
+        return getattr(given, "_reply", getattr(given, "_records", given))
 
     def _call_receipt(
         self, fn: Callable[P, Awaitable[Receipt]], /, *args: P.args, **kwargs: P.kwargs
@@ -135,6 +137,157 @@ class BlockingReceipt(SyncBase):
         return self._portal.call(self._receipt.state)
 
 
+class BlockingRecordReceipt(SyncBase):
+    """What ``BlockingRecords.put`` gives back: a :class:`RecordReceipt` whose methods wait."""
+
+    __slots__ = ("_recordreceipt",)
+
+    def __init__(self, portal: Portal, recordreceipt: RecordReceipt) -> None:
+        super().__init__(portal)
+        self._recordreceipt = recordreceipt
+
+    @property
+    def revision(self) -> UUID | None:
+        """See :class:`RecordReceipt`."""
+        return self._recordreceipt.revision
+
+    @property
+    def kept(self) -> bool:
+        """See :class:`RecordReceipt`."""
+        return self._recordreceipt.kept
+
+    def saved(self, timeout: float | None = None) -> bool:
+        """Wait until the history store has applied the change, as ``Receipt.saved`` does.
+
+        See :meth:`RecordReceipt.saved`.
+        """
+        return self._portal.call(self._recordreceipt.saved, timeout)
+
+    def superseded(self, timeout: float | None = None) -> bool:
+        """Wait for the delivery, and return ``True`` if another outbox was first, so that the change has no effect.
+
+        See :meth:`RecordReceipt.superseded`.
+        """
+        return self._portal.call(self._recordreceipt.superseded, timeout)
+
+    def state(self) -> Saved:
+        """Return how far the change has got: saved, pending or blocked.
+
+        See :meth:`RecordReceipt.state`.
+        """
+        return self._portal.call(self._recordreceipt.state)
+
+
+class BlockingRecords(SyncBase):
+    """The records of one scope: :class:`Records` whose methods wait. Any number of threads may use it."""
+
+    __slots__ = ("_records",)
+
+    def __init__(self, portal: Portal, records: Records) -> None:
+        super().__init__(portal)
+        self._records = records
+
+    def put(
+        self,
+        namespace: Sequence[str],
+        key: str,
+        value: Any,
+        *,
+        expected: Condition | UUID = ANY,
+        on_exists: OnExists = "raise",
+        tags: Mapping[str, Tag] | None = None,
+    ) -> BlockingRecordReceipt:
+        """Put a value under a key.
+
+        See :meth:`Records.put`.
+        """
+        return BlockingRecordReceipt(
+            self._portal,
+            self._portal.call(
+                self._records.put, namespace, key, value, expected=expected, on_exists=on_exists, tags=tags
+            ),
+        )
+
+    def put_many(self, puts: Sequence[RecordPut]) -> Sequence[BlockingRecordReceipt]:
+        """Put several values, all or none, in order.
+
+        See :meth:`Records.put_many`.
+        """
+        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._records.put_many, puts)]
+
+    def get(self, namespace: Sequence[str], key: str) -> Record | None:
+        """Return a record; ``None`` only if it is known that there is none.
+
+        See :meth:`Records.get`.
+        """
+        return self._portal.call(self._records.get, namespace, key)
+
+    def get_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[Record | None]:
+        """Return records in the order of their keys, all as of one moment.
+
+        See :meth:`Records.get_many`.
+        """
+        return self._portal.call(self._records.get_many, keys)
+
+    def delete(self, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY) -> BlockingRecordReceipt:
+        """Delete a record, or do nothing if there is none.
+
+        See :meth:`Records.delete`.
+        """
+        return BlockingRecordReceipt(
+            self._portal, self._portal.call(self._records.delete, namespace, key, expected=expected)
+        )
+
+    def delete_where(self, prefix: Sequence[str] = ()) -> BlockingRecordReceipt:
+        """Delete all records in a namespace and below it; in the whole scope by default.
+
+        See :meth:`Records.delete_where`.
+        """
+        return BlockingRecordReceipt(self._portal, self._portal.call(self._records.delete_where, prefix))
+
+    def erase(self) -> BlockingRecordReceipt:
+        """Delete all records of the scope, and everything that the outbox and the history store could tell of them.
+
+        See :meth:`Records.erase`.
+        """
+        return BlockingRecordReceipt(self._portal, self._portal.call(self._records.erase))
+
+    def list(
+        self,
+        prefix: Sequence[str] = (),
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        tags: Mapping[str, Tag] | None = None,
+        reverse: bool = False,
+        limit: int = 100,
+        after: str | None = None,
+        values: bool = True,
+    ) -> Page[Record]:
+        """Return records in a namespace and below it, in the order of the bytes of namespace and key.
+
+        See :meth:`Records.list`.
+        """
+        return self._portal.call(
+            self._records.list,
+            prefix,
+            start=start,
+            end=end,
+            tags=tags,
+            reverse=reverse,
+            limit=limit,
+            after=after,
+            values=values,
+        )
+
+    def namespaces(self, prefix: Sequence[str] = ()) -> Sequence[Namespace]:
+        """Return the namespaces that hold a record, in order; their records are read without values.
+
+        See :meth:`Records.namespaces`.
+        """
+        return self._portal.call(self._records.namespaces, prefix)
+
+
 class BlockingTransaction(SyncBase):
     """An open transaction: a :class:`Transaction` whose methods wait. Used by one thread at a time."""
 
@@ -187,6 +340,47 @@ class BlockingTransaction(SyncBase):
             expected=expected,
             after=after,
             fail_if_types=fail_if_types,
+        )
+
+    def put(
+        self,
+        records: BlockingRecords,
+        namespace: Sequence[str],
+        key: str,
+        value: Any,
+        *,
+        expected: Condition | UUID = ANY,
+        on_exists: OnExists = "raise",
+        tags: Mapping[str, Tag] | None = None,
+    ) -> BlockingRecordReceipt:
+        """Put a record as ``Records.put`` does, together with everything else in the transaction.
+
+        See :meth:`Transaction.put`.
+        """
+        return BlockingRecordReceipt(
+            self._portal,
+            self._portal.call(
+                self._transaction.put,
+                self._inner(records),
+                namespace,
+                key,
+                value,
+                expected=expected,
+                on_exists=on_exists,
+                tags=tags,
+            ),
+        )
+
+    def delete_record(
+        self, records: BlockingRecords, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY
+    ) -> BlockingRecordReceipt:
+        """Delete a record as ``Records.delete`` does, together with everything else in the transaction.
+
+        See :meth:`Transaction.delete_record`.
+        """
+        return BlockingRecordReceipt(
+            self._portal,
+            self._portal.call(self._transaction.delete_record, self._inner(records), namespace, key, expected=expected),
         )
 
     def finish(
@@ -430,6 +624,29 @@ class BlockingHistory(SyncBase):
         return Block(
             self._portal, lambda: self._history.transaction(), lambda found: BlockingTransaction(self._portal, found)
         )
+
+    def records(
+        self,
+        scope: Scope | None = None,
+        *,
+        conversation: str | None = None,
+        owner: Owner | None = None,
+        space: str | None = None,
+    ) -> BlockingRecords:
+        """Return the records of a conversation, an owner or a space: what a framework keeps beside the messages.
+
+        See :meth:`History.records`.
+        """
+        return BlockingRecords(
+            self._portal, self._history.records(scope, conversation=conversation, owner=owner, space=space)
+        )
+
+    def find_records(self, tags: Mapping[str, Tag], *, limit: int = 100, after: str | None = None) -> Page[Record]:
+        """Return the records of all scopes that have all these tags, without their values, pending ones included.
+
+        See :meth:`History.find_records`.
+        """
+        return self._portal.call(self._history.find_records, tags, limit=limit, after=after)
 
     def sent(
         self,

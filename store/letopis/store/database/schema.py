@@ -278,6 +278,78 @@ tasks: Final = _table(
     comment="What events did to very many rows: heeded by readers at once, carried out in steps.",
 )
 
+RecordLane: Final = (
+    sa.String(264)
+    .with_variant(sa.String(264, collation="C"), "postgresql")
+    .with_variant(sa.String(264, collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
+)
+"""The name of a record lane or its scope: an id with a mark before it and, for a space, a number behind it."""
+RecordKey: Final = sa.LargeBinary(512).with_variant(sa.VARBINARY(512), "mysql", "mariadb")
+"""A namespace or a key, encoded: bytes compare alike on all three, and a prefix is one range."""
+Value: Final = sa.LargeBinary(1_048_576)
+"""A value or a part of one; the length makes MariaDB choose a type that holds it."""
+
+records: Final = _table(
+    "letopis_records",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    # Derived from scope, namespace and key, so that what belongs to a record has a short key.
+    sa.Column("record_id", Uuid16(), primary_key=True),
+    sa.Column("scope", RecordLane, nullable=False),
+    sa.Column("namespace", RecordKey, nullable=False),
+    sa.Column("record_key", RecordKey, nullable=False),
+    sa.Column("revision", Uuid16(), nullable=False),
+    sa.Column("media", Name, nullable=False),
+    sa.Column("size", Counter, nullable=False),
+    # Where the value is in parts, their number; otherwise 0.
+    sa.Column("parts", sa.Integer, nullable=False),
+    sa.Column("body", Value),
+    sa.Column("tags", Json),
+    sa.Column("updated_at", Timestamp, nullable=False),
+    sa.Index("uq_letopis_records_key", "partition", "scope", "namespace", "record_key", unique=True),
+    comment="What frameworks keep beside the messages: the last version of each record.",
+)
+
+record_parts: Final = _table(
+    "letopis_record_parts",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("record_id", Uuid16(), primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("body", Value, nullable=False),
+    comment="The values of records that are too large for a row.",
+)
+
+record_tags: Final = _table(
+    "letopis_record_tags",
+    sa.Column("name", RecordKey, primary_key=True),
+    sa.Column("value", RecordKey, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("record_id", Uuid16(), primary_key=True),
+    comment="The tags of records, to find them across scopes.",
+)
+
+record_lanes: Final = _table(
+    "letopis_record_lanes",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("lane", RecordLane, primary_key=True),
+    sa.Column("origin_id", Uuid16(), primary_key=True),
+    sa.Column("sequence", Counter, nullable=False),
+    # The ledger begins after it: its outbox can send nothing again from before.
+    sa.Column("floor", Counter, nullable=False),
+    comment="How far each outbox has got in each lane of records, as letopis_lanes for conversations.",
+)
+
+record_ledger: Final = _table(
+    "letopis_record_ledger",
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("lane", RecordLane, primary_key=True),
+    sa.Column("origin_id", Uuid16(), primary_key=True),
+    sa.Column("sequence", Counter, primary_key=True, autoincrement=False),
+    sa.Column("event_id", Uuid16(), nullable=False),
+    sa.Column("digest", Digest),
+    sa.Column("superseded", sa.SmallInteger, nullable=False),
+    comment="The changes of records that an outbox could still send again: what makes each take effect once.",
+)
+
 
 @event.listens_for(metadata, "before_create")
 def _set_server_options(target: sa.MetaData, connection: sa.Connection, **_: Any) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.database.schema import conversations, events, lanes, log_heads, metadata, origins, owners
+from letopis.store.maintenance.record_integrity import record_problems
 from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.codec import decode, digest_of
 
@@ -240,5 +241,6 @@ _CHECKS: Final = (
     ("the order of each outbox's events", _sequences),
     ("the progress of each outbox", _lanes),
     ("the lists of conversations and owners", _owners),
+    ("the records", record_problems),
     ("the other tables", _other_tables),
 )

@@ -60,6 +60,7 @@ class EncodedEvent:
         the time, so that a later retry has the same digest.
     :ivar occurred_at: UTC microseconds since 1970.
     :ivar redacted: True if the content was taken away after the append; then the digest is of what is left.
+    :ivar body: the value of a record, which its data names by size and checksum; ``None`` for all other events.
     """
 
     conversation_id: str
@@ -71,6 +72,7 @@ class EncodedEvent:
     digest: bytes
     occurred_at: int
     redacted: bool = False
+    body: bytes | None = None
 
 
 def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS) -> EncodedEvent:
@@ -142,6 +144,19 @@ def encode_message(
         ),
         occurred_at=now_microseconds() if occurred_at is None else to_microseconds(occurred_at),
     )
+
+
+def encode_value(value: Any, field: str, limits: Limits) -> bytes:
+    """Return a JSON value of any kind, with its keys in the order given; its size is not checked.
+
+    :raises InvalidInput: a store would refuse or change something in it; the error names the field.
+    """
+    if _check(value, field, limits.max_depth):
+        value = by_value(value)
+    try:
+        return orjson.dumps(value, default=_as_dict)
+    except TypeError as error:  # a lone surrogate
+        raise InvalidInput(_surrogate(value, field) or field, "has a lone surrogate: it is not text") from error
 
 
 def digest_of(

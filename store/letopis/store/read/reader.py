@@ -26,6 +26,7 @@ from letopis.store.model.conversations import Conversation, Page, RecordedMessag
 from letopis.store.model.event_types import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
 from letopis.store.model.events import RecordedEvent
 from letopis.store.model.identifiers import check_identifier, partition_of
+from letopis.store.model.records import is_record_lane
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import (
     DEFAULT_STATES,
@@ -36,6 +37,7 @@ from letopis.store.read.paging import (
     conversations_cursor,
     read_conversations_cursor,
 )
+from letopis.store.read.records import RecordReader
 from letopis.store.read.statements import ReadStatements
 from letopis.store.rules.fold import PathPosition
 from letopis.store.rules.recorded_messages import recorded_message, redacted, replace_content, with_delivery
@@ -106,6 +108,7 @@ class Reader:
     def __init__(self, dialect: Dialect, *, partitions: int, upcasters: Upcasters) -> None:
         self._partitions = partitions
         self._upcasters = upcasters
+        self.records = RecordReader(dialect, partitions=partitions)
         self.reads_as_stored = upcasters is NO_UPCASTERS
         """Whether messages are returned as they were appended, with no upcaster in between."""
         self._statements = ReadStatements(dialect)
@@ -260,8 +263,10 @@ class Reader:
             raise InvalidInput("origin_id", f"must be a UUID, not {type(origin_id).__name__}")
         if isinstance(conversation_ids, str) or not isinstance(conversation_ids, Collection):
             raise InvalidInput("conversation_ids", f"must be a sequence of ids, not {type(conversation_ids).__name__}")
-        heads: dict[str, int] = {}
-        for part in in_batches(dict.fromkeys(check_identifier(name, "conversation_id") for name in conversation_ids)):
+        of_records = [name for name in conversation_ids if isinstance(name, str) and is_record_lane(name)]
+        heads = await self.records.heads(connection, origin_id, of_records) if of_records else {}
+        others = [name for name in conversation_ids if not (isinstance(name, str) and is_record_lane(name))]
+        for part in in_batches(dict.fromkeys(check_identifier(name, "conversation_id") for name in others)):
             rows = await connection.execute(
                 self._statements.lane_heads,
                 {

@@ -14,7 +14,21 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.database.schema import checkpoints, conversations, events, lanes, messages, origins, owners, tasks
+from letopis.store.database.schema import (
+    checkpoints,
+    conversations,
+    events,
+    lanes,
+    messages,
+    origins,
+    owners,
+    record_lanes,
+    record_ledger,
+    record_parts,
+    record_tags,
+    records,
+    tasks,
+)
 from letopis.store.errors import MoveFailed
 from letopis.store.model.codec import digest_of
 from letopis.store.relocation.endpoint import Endpoint
@@ -81,6 +95,23 @@ def other_slices(partitions: int) -> tuple[TableSlice, ...]:
                 _partition_slice(messages, number, messages.c.conversation_id, messages.c.version),
                 _partition_slice(lanes, number, lanes.c.conversation_id, lanes.c.origin_id),
                 _partition_slice(tasks, number, tasks.c.conversation_id, tasks.c.kind, tasks.c.version),
+                _partition_slice(records, number, records.c.record_id, payloads=(records.c.body,)),
+                _partition_slice(
+                    record_parts,
+                    number,
+                    record_parts.c.record_id,
+                    record_parts.c.part,
+                    payloads=(record_parts.c.body,),
+                ),
+                _partition_slice(record_tags, number, record_tags.c.name, record_tags.c.value, record_tags.c.record_id),
+                _partition_slice(record_lanes, number, record_lanes.c.lane, record_lanes.c.origin_id),
+                _partition_slice(
+                    record_ledger,
+                    number,
+                    record_ledger.c.lane,
+                    record_ledger.c.origin_id,
+                    record_ledger.c.sequence,
+                ),
             )
         ),
     )

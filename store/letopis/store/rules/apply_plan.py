@@ -41,11 +41,14 @@ class SequencedEvent:
 class LaneBatch:
     """The events that one lane delivers: at least one, with consecutive sequences.
 
+    :ivar pruned: up to here the outbox has pruned the lane, and can send nothing again; what is kept for a comparison
+        may go.
     :raises InvalidInput: it is empty, a sequence is missing, or an event belongs to another conversation.
     """
 
     conversation_id: str
     deliveries: tuple[SequencedEvent, ...]
+    pruned: int = 0
 
     def __post_init__(self) -> None:
         if not self.deliveries:

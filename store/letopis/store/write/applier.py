@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy.exc import IntegrityError
@@ -17,14 +17,17 @@ from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import InvalidInput
 from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.records import Scope, is_record_lane
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.inline import InlineProjections
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin, SequencedEvent, TableRow
 from letopis.store.rules.decoding import DecodedEvent, decode_events
 from letopis.store.rules.projection import project_events
+from letopis.store.rules.record_plan import conversations_of
 from letopis.store.write.lanes import Comparison, Lanes
 from letopis.store.write.loading import LoadedLane, Loader
 from letopis.store.write.log import LogWriter
+from letopis.store.write.record_lanes import AppliedRecords, RecordLanes
 from letopis.store.write.redaction import Eraser
 from letopis.store.write.registration import Registration
 from letopis.store.write.row_writer import Erasure, ProjectedLane, RowWriter
@@ -128,6 +131,7 @@ class Applier:
         self._loader = Loader(dialect, eraser)
         self._rows = RowWriter(dialect, eraser)
         self._log = LogWriter(dialect)
+        self._records = RecordLanes(dialect)
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a batch; see :meth:`letopis.store.conversation_store.ConversationStore.apply`."""
@@ -135,9 +139,10 @@ class Applier:
         if len(set(names)) != len(names):
             raise InvalidInput("batch", "has two deliveries of one lane: put them together")
         for name in names:
-            check_identifier(name, "conversation_id")
+            if not is_record_lane(name):
+                check_identifier(name, "conversation_id")
         decoded = DecodedBatch(self._upcasters)
-        await decoded.decode(batch)
+        await decoded.decode([lane for lane in batch if not is_record_lane(lane.conversation_id)])
         async with self.write_lock:
             applied = await self._apply_with_retries(origin, batch, decoded)
         erasure = applied.erasure
@@ -194,12 +199,21 @@ class Applier:
             now=self._now(),
         )
         await self._registration.register(transaction)
-        compared = await self._lanes.compare(transaction, batch, decoded.of, optimistic=optimistic)
-        projected = await _project(await self._loader.load(transaction, compared.accepted))
+        of_records = [lane for lane in batch if is_record_lane(lane.conversation_id)]
+        events = [lane for lane in batch if not is_record_lane(lane.conversation_id)] if of_records else batch
+        compared = await self._lanes.compare(transaction, events, decoded.of, optimistic=optimistic)
+        beside = conversations_of(lane.conversation_id for lane in of_records)
+        projected = await _project(await self._loader.load(transaction, compared.accepted, also=beside))
         erasure = await self._rows.write(transaction, projected)
+        records = await self._records.apply(transaction, of_records) if of_records else None
+        if deleted := [one.lane.conversation_id for one in projected if one.result.deleted]:
+            await self._records.erase(transaction, [Scope.conversation(name).name for name in deleted])
         await self._lanes.advance(transaction, compared.accepted)
-        recorded = await self._log.append(transaction, compared.accepted, projected)
-        return Applied(result=_result(compared, projected), recorded=recorded, erasure=erasure)
+        more = frozenset[int]() if records is None else records.advanced
+        recorded = await self._log.append(transaction, compared.accepted, projected, more=more)
+        if records is not None and records.erased:
+            erasure = replace(erasure, content=True)
+        return Applied(result=_result(compared, projected, records), recorded=recorded, erasure=erasure)
 
     async def _erase_released(self) -> None:
         """Erase what deleted conversations retained for forks that have ceased to read it; the next apply retries."""
@@ -234,18 +248,23 @@ async def _project(loaded: Sequence[LoadedLane]) -> list[ProjectedLane]:
     return projected
 
 
-def _result(compared: Comparison, projected: Sequence[ProjectedLane]) -> ApplyResult:
+def _result(compared: Comparison, projected: Sequence[ProjectedLane], records: AppliedRecords | None) -> ApplyResult:
     superseded = {one.lane.conversation_id: one.result.superseded for one in projected}
+    applied = [] if records is None else records.applied
+    refused = [] if records is None else records.refused
     return ApplyResult(
-        applied=tuple(
-            LaneApplied(
-                conversation_id=lane.conversation_id,
-                head=max(lane.compared.head, lane.compared.lane.deliveries[-1].sequence),
-                inserted=len(lane.fresh),
-                duplicates=len(lane.compared.lane.deliveries) - len(lane.fresh),
-                superseded={**lane.conflicts, **superseded.get(lane.conversation_id, {})},
-            )
-            for lane in compared.accepted
+        applied=(
+            *applied,
+            *(
+                LaneApplied(
+                    conversation_id=lane.conversation_id,
+                    head=max(lane.compared.head, lane.compared.lane.deliveries[-1].sequence),
+                    inserted=len(lane.fresh),
+                    duplicates=len(lane.compared.lane.deliveries) - len(lane.fresh),
+                    superseded={**lane.conflicts, **superseded.get(lane.conversation_id, {})},
+                )
+                for lane in compared.accepted
+            ),
         ),
-        refused=tuple(compared.refused),
+        refused=(*compared.refused, *refused),
     )

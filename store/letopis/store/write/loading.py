@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -61,11 +61,16 @@ class Loader:
             dialect.among(messages.c.message_id, "ids"),
         )
 
-    async def load(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> list[LoadedLane]:
-        """Lock the conversations of the lanes with fresh events, and load their rows, targets and conflicts."""
+    async def load(
+        self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane], *, also: Collection[str] = ()
+    ) -> list[LoadedLane]:
+        """Lock the conversations of the lanes with fresh events, and load their rows, targets and conflicts.
+
+        :param also: conversations that are only locked: nobody deletes them meanwhile.
+        """
         fresh = [lane for lane in accepted if lane.fresh]
         forks = _new_forks(fresh)
-        rows = await self._lock_conversations(transaction, fresh, forks)
+        rows = await self._lock_conversations(transaction, fresh, forks, also)
         targets = await self._load_targets(transaction, fresh)
         budget = RemovalBudget(transaction.connection, self._removals)
         loaded = []
@@ -89,11 +94,16 @@ class Loader:
         return loaded
 
     async def _lock_conversations(
-        self, transaction: ApplyTransaction, fresh: Sequence[AcceptedLane], forks: Sequence[NewFork]
+        self,
+        transaction: ApplyTransaction,
+        fresh: Sequence[AcceptedLane],
+        forks: Sequence[NewFork],
+        also: Collection[str],
     ) -> dict[str, ConversationRow]:
         found: dict[str, ConversationRow] = {}
         # A fork's parent too: its deletion must not erase it before the fork is seen to read it.
         wanted = {fork.point.conversation_id for fork in forks} | {lane.conversation_id for lane in fresh}
+        wanted.update(also)
         for part in in_batches(sorted(wanted, key=transaction.lock_order)):
             rows = await transaction.execute(
                 self._conversations, partitions=transaction.partitions_of(part), conversations=part

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
@@ -26,14 +26,21 @@ class LogWriter:
         )
 
     async def append(
-        self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane], projected: Sequence[ProjectedLane]
+        self,
+        transaction: ApplyTransaction,
+        accepted: Sequence[AcceptedLane],
+        projected: Sequence[ProjectedLane],
+        *,
+        more: Collection[int] = (),
     ) -> list[TableRow]:
         """Write the events and return their rows.
+
+        :param more: partitions in which other lanes advance, which a closed log does not allow either.
 
         All writers share the counter of a partition, so that it is locked last and held only until the commit.
         """
         # Also if all that is fresh to a lane is in the log already: a closed log lets no lane advance.
-        wanted = sorted({lane.partition for lane in accepted if lane.compared.fresh})
+        wanted = sorted({*more, *(lane.partition for lane in accepted if lane.compared.fresh)})
         if not wanted:
             return []
         found = (await transaction.execute(self._heads, partitions=wanted)).all()

@@ -240,10 +240,85 @@ TABLES = (
     """,
 )
 
+RECORDS = (
+    """
+    CREATE TABLE letopis_outbox_records (
+        lane INTEGER NOT NULL,
+        namespace BLOB NOT NULL,
+        record_key BLOB NOT NULL,
+        sequence INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        event_id BLOB NOT NULL,
+        present INTEGER NOT NULL,
+        conditional INTEGER NOT NULL,
+        media TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        tags TEXT,
+        occurred_at INTEGER NOT NULL,
+        PRIMARY KEY (lane, namespace, record_key)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX ix_letopis_outbox_records_sequence ON letopis_outbox_records (lane, sequence)",
+    """
+    CREATE TABLE letopis_outbox_record_bodies (
+        position INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        body BLOB NOT NULL,
+        PRIMARY KEY (position)
+    )
+    """,
+    """
+    CREATE TABLE letopis_outbox_record_clears (
+        position INTEGER NOT NULL,
+        lane INTEGER NOT NULL,
+        sequence INTEGER NOT NULL,
+        prefix BLOB NOT NULL,
+        PRIMARY KEY (position)
+    )
+    """,
+    "CREATE INDEX ix_letopis_outbox_record_clears_lane ON letopis_outbox_record_clears (lane, sequence)",
+    # Whatever prunes, skips or renumbers events need not know of records. Messages pay nothing: no trigger is for
+    # inserts, and the condition is false for their types.
+    """
+    CREATE TRIGGER letopis_outbox_record_pruned AFTER DELETE ON letopis_outbox_events
+    WHEN OLD.type LIKE 'record.%' OR OLD.type = 'event.skipped'
+    BEGIN
+        DELETE FROM letopis_outbox_record_bodies WHERE position = OLD.position;
+        DELETE FROM letopis_outbox_record_clears WHERE position = OLD.position;
+        DELETE FROM letopis_outbox_records WHERE lane = OLD.lane AND sequence = OLD.sequence;
+    END
+    """,
+    """
+    CREATE TRIGGER letopis_outbox_record_skipped AFTER UPDATE OF type ON letopis_outbox_events
+    WHEN OLD.type LIKE 'record.%' AND NEW.type NOT LIKE 'record.%'
+    BEGIN
+        DELETE FROM letopis_outbox_record_clears WHERE position = OLD.position;
+        DELETE FROM letopis_outbox_records WHERE lane = OLD.lane AND sequence = OLD.sequence;
+    END
+    """,
+    """
+    CREATE TRIGGER letopis_outbox_record_renumbered AFTER UPDATE OF sequence ON letopis_outbox_events
+    WHEN OLD.type LIKE 'record.%' AND NEW.sequence <> OLD.sequence
+    BEGIN
+        UPDATE letopis_outbox_record_clears SET sequence = NEW.sequence WHERE position = OLD.position;
+        UPDATE letopis_outbox_records SET sequence = NEW.sequence WHERE lane = OLD.lane AND sequence = OLD.sequence;
+    END
+    """,
+    # What the history store has put aside is not what this outbox may tell of the record.
+    """
+    CREATE TRIGGER letopis_outbox_record_superseded AFTER INSERT ON letopis_outbox_superseded
+    WHEN NEW.conversation_id < char(2)
+    BEGIN
+        DELETE FROM letopis_outbox_records WHERE sequence = NEW.sequence
+            AND lane = (SELECT lane FROM letopis_outbox_lanes WHERE conversation_id = NEW.conversation_id);
+    END
+    """,
+)
+
 
 def upgrade() -> None:
     """Create the tables."""
-    for statement in TABLES:
+    for statement in (*TABLES, *RECORDS):
         op.execute(statement)
 
 
@@ -251,6 +326,9 @@ def downgrade() -> None:
     """Drop the tables, with everything in them."""
     op.execute("DROP VIEW letopis_outbox_known_ids")
     op.execute("DROP VIEW letopis_outbox_log")
-    tables = "unconfirmed superseded owners drafts repairs relay origin notices lanes incidents hold event_ids events"
+    tables = (
+        "record_clears record_bodies records"
+        " unconfirmed superseded owners drafts repairs relay origin notices lanes incidents hold event_ids events"
+    )
     for table in tables.split():
         op.drop_table(f"letopis_outbox_{table}")

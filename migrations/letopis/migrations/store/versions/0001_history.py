@@ -39,6 +39,13 @@ tokens = (
     .with_variant(postgresql.TSVECTOR(), "postgresql")
     .with_variant(mysql.LONGTEXT(charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
 )
+record_lane = (
+    sa.String(264)
+    .with_variant(sa.String(264, collation="C"), "postgresql")
+    .with_variant(mysql.VARCHAR(264, charset="utf8mb4", collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
+)
+record_key = sa.LargeBinary(512).with_variant(mysql.VARBINARY(512), "mysql", "mariadb")
+value = sa.LargeBinary(1_048_576).with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 row_id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 INSERT = "INSERT INTO letopis_search_words(rowid, scope, document) VALUES (new.id, new.scope, new.document);"
@@ -223,6 +230,64 @@ def create_tables() -> None:
         required("created_at", sa.BigInteger()),
         comment="What events did to very many rows: heeded by readers at once, carried out in steps.",
     )
+    create_record_tables()
+
+
+def create_record_tables() -> None:
+    """Create the tables of records that are not there yet."""
+    create(
+        "letopis_records",
+        key("partition", sa.Integer()),
+        key("record_id", uuid16),
+        required("scope", record_lane),
+        required("namespace", record_key),
+        required("record_key", record_key),
+        required("revision", uuid16),
+        required("media", name),
+        required("size", sa.BigInteger()),
+        required("parts", sa.Integer()),
+        sa.Column("body", value),
+        sa.Column("tags", json),
+        required("updated_at", sa.BigInteger()),
+        comment="What frameworks keep beside the messages: the last version of each record.",
+    )
+    create(
+        "letopis_record_parts",
+        key("partition", sa.Integer()),
+        key("record_id", uuid16),
+        key("part", sa.Integer()),
+        required("body", value),
+        comment="The values of records that are too large for a row.",
+    )
+    create(
+        "letopis_record_tags",
+        key("name", record_key),
+        key("value", record_key),
+        key("partition", sa.Integer()),
+        key("record_id", uuid16),
+        comment="The tags of records, to find them across scopes.",
+    )
+    create(
+        "letopis_record_lanes",
+        key("partition", sa.Integer()),
+        key("lane", record_lane),
+        key("origin_id", uuid16),
+        required("sequence", sa.BigInteger()),
+        required("floor", sa.BigInteger()),
+        comment="How far each outbox has got in each lane of records, as letopis_lanes for conversations.",
+    )
+    create(
+        "letopis_record_ledger",
+        key("partition", sa.Integer()),
+        key("lane", record_lane),
+        key("origin_id", uuid16),
+        key("sequence", sa.BigInteger()),
+        required("event_id", uuid16),
+        sa.Column("digest", digest),
+        required("superseded", sa.SmallInteger()),
+        comment="The changes of records that an outbox could still send again: what makes each take effect once.",
+    )
+    create_index("uq_letopis_records_key", "letopis_records", "partition", "scope", "namespace", "record_key")
 
 
 def create(table: str, *columns: sa.Column[Any], comment: str) -> None:
@@ -300,6 +365,9 @@ def downgrade() -> None:
     """Drop the tables, and the history with them."""
     if op.get_context().dialect.name == "sqlite":
         op.execute("DROP TABLE letopis_search_words")
-    tables = "tasks search checkpoints owners messages events conversations lanes origins log_heads store"
+    tables = (
+        "record_ledger record_lanes record_tags record_parts records"
+        " tasks search checkpoints owners messages events conversations lanes origins log_heads store"
+    )
     for table in tables.split():
         op.drop_table(f"letopis_{table}")

@@ -1,0 +1,182 @@
+"""Read what the outbox file holds of records: their newest changes, and the prefixes that were cleared."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+import sqlalchemy as sa
+
+from letopis.outbox.event_log.statements import fetch_all, fetch_one
+from letopis.store.model.identifiers import uuid_of
+from letopis.store.model.records import Media, RecordKey, RecordRange, Scope, Tag, range_end
+
+_LANES: Final = (
+    "SELECT lane, conversation_id, delivered, pruned FROM letopis_outbox_lanes"
+    " WHERE conversation_id IN (SELECT value FROM json_each(?))"
+)
+_CHANGE: Final = (
+    "SELECT namespace, record_key, sequence, position, event_id, present, media, size, tags, occurred_at"
+    " FROM letopis_outbox_records WHERE lane = ?"
+)
+_OF_KEY: Final = f"{_CHANGE} AND namespace = ? AND record_key = ?"
+# By sequence, because few changes are pending; the plus sign keeps SQLite from reading all of the namespace.
+_UNDER: Final = f"{_CHANGE} AND +namespace >= ? AND (?3 IS NULL OR +namespace < ?3) AND sequence > ?"
+_CLEARS: Final = "SELECT sequence, prefix FROM letopis_outbox_record_clears WHERE lane = ? AND sequence > ?"
+_PENDING: Final = (
+    "SELECT r.namespace, r.record_key, r.sequence, r.position, r.event_id, r.present, r.media, r.size, r.tags,"
+    " r.occurred_at, l.conversation_id FROM letopis_outbox_lanes AS l JOIN letopis_outbox_records AS r"
+    " ON r.lane = l.lane AND r.sequence > l.delivered"
+    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND l.conversation_id < char(2)"
+)
+_PENDING_CLEARS: Final = (
+    "SELECT l.conversation_id, c.sequence, c.prefix FROM letopis_outbox_lanes AS l"
+    " JOIN letopis_outbox_record_clears AS c ON c.lane = l.lane AND c.sequence > l.delivered"
+    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND l.conversation_id < char(2)"
+)
+_BODY: Final = "SELECT body FROM letopis_outbox_record_bodies WHERE position = ?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalChange:
+    """The newest change of a record that the file holds.
+
+    :ivar present: a put; ``False`` for a deletion.
+    """
+
+    place: RecordKey
+    lane: str
+    sequence: int
+    position: int
+    revision: UUID
+    present: bool
+    media: Media
+    size: int
+    tags: Mapping[str, Tag]
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRecords:
+    """What the file holds of some records of a scope at one moment.
+
+    :ivar delivered: by lane; lanes without a change are left out.
+    :ivar pruned: by lane.
+    :ivar clears: lane, sequence and prefix.
+    :ivar bodies: by position, as far as they were asked for.
+    """
+
+    changes: Mapping[RecordKey, LocalChange]
+    delivered: Mapping[str, int]
+    pruned: Mapping[str, int]
+    clears: Sequence[tuple[str, int, bytes]] = ()
+    bodies: Mapping[int, bytes] = field(default_factory=dict)
+
+    def is_pending(self, change: LocalChange) -> bool:
+        """Return True if a change is not delivered yet."""
+        return change.sequence > self.delivered[change.lane]
+
+    def cleared(self, lane: str, place: RecordKey, after: int) -> bool:
+        """Return True if a prefix of a record was cleared after a sequence."""
+        for name, sequence, prefix in self.clears:
+            end = range_end(prefix)
+            if name == lane and sequence > after and place[0] >= prefix and (end is None or place[0] < end):
+                return True
+        return False
+
+
+def read_places(
+    connection: sa.Connection, scope: Scope, places: Collection[RecordKey], *, values: bool
+) -> LocalRecords:
+    """Return the newest changes of some records, with their values."""
+    lanes = _lanes(connection, {scope.lane(place[0]) for place in places})
+    changes: dict[RecordKey, LocalChange] = {}
+    bodies: dict[int, bytes] = {}
+    for place in places:
+        name = scope.lane(place[0])
+        if name not in lanes:
+            continue
+        row = fetch_one(connection, _OF_KEY, (lanes[name][0], *place))
+        if row is not None:
+            found = changes[place] = _change(name, row)
+            if values and found.present and (body := _body(connection, found.position)) is not None:
+                bodies[found.position] = body
+    return LocalRecords(
+        changes=changes,
+        delivered={name: row[2] for name, row in lanes.items()},
+        pruned={name: row[3] for name, row in lanes.items()},
+        clears=_clears(connection, lanes),
+        bodies=bodies,
+    )
+
+
+def read_range(
+    connection: sa.Connection, scope: Scope, where: RecordRange, *, since: Mapping[str, int] | None = None
+) -> LocalRecords:
+    """Return the changes of a range of records that are not delivered, without their values.
+
+    :param since: after these sequences instead, where the history store holds less than was delivered.
+    """
+    lanes = _lanes(connection, scope.lanes)
+    changes: dict[RecordKey, LocalChange] = {}
+    for name, (key, _, delivered, _) in lanes.items():
+        after = delivered if since is None else min(delivered, since.get(name, 0))
+        for row in fetch_all(connection, _UNDER, (key, where.prefix, range_end(where.prefix), after)):
+            found = _change(name, row)
+            if where.holds(found.place):
+                changes[found.place] = found
+    return LocalRecords(
+        changes=changes,
+        delivered={name: row[2] for name, row in lanes.items()},
+        pruned={name: row[3] for name, row in lanes.items()},
+        clears=_clears(connection, lanes),
+    )
+
+
+def read_pending(connection: sa.Connection) -> tuple[list[LocalChange], list[tuple[str, int, bytes]]]:
+    """Return the changes of all scopes that are not delivered, and the prefixes cleared: lane, sequence, prefix."""
+    changes = [_change(row[10], row[:10]) for row in fetch_all(connection, _PENDING)]
+    return changes, [tuple(row) for row in fetch_all(connection, _PENDING_CLEARS)]
+
+
+def read_bodies(connection: sa.Connection, positions: Iterable[int]) -> dict[int, bytes]:
+    """Return the values of puts by position; those that are gone are left out."""
+    found = {position: _body(connection, position) for position in positions}
+    return {position: body for position, body in found.items() if body is not None}
+
+
+def _lanes(connection: sa.Connection, names: Collection[str]) -> dict[str, Sequence[Any]]:
+    rows = fetch_all(connection, _LANES, (orjson.dumps(list(names)).decode(),))
+    return {row[1]: row for row in rows}
+
+
+def _clears(connection: sa.Connection, lanes: Mapping[str, Sequence[Any]]) -> list[tuple[str, int, bytes]]:
+    return [
+        (name, sequence, prefix)
+        for name, row in lanes.items()
+        for sequence, prefix in fetch_all(connection, _CLEARS, (row[0], row[3]))
+    ]
+
+
+def _body(connection: sa.Connection, position: int) -> bytes | None:
+    row = fetch_one(connection, _BODY, (position,))
+    return None if row is None else bytes(row[0])
+
+
+def _change(lane: str, row: Sequence[Any]) -> LocalChange:
+    namespace, key, sequence, position, event_id, present, media, size, tags, occurred_at = row
+    return LocalChange(
+        place=(namespace, key),
+        lane=lane,
+        sequence=sequence,
+        position=position,
+        revision=uuid_of(event_id),
+        present=bool(present),
+        media=Media(media),
+        size=size,
+        tags=orjson.loads(tags) if tags else {},
+        updated_at=occurred_at,
+    )

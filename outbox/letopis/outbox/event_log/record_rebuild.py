@@ -1,0 +1,66 @@
+"""Remake what the outbox file knows of records from the events of their lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from letopis.outbox.event_log.record_changes import PreparedChange
+from letopis.outbox.event_log.record_log import note_change
+from letopis.outbox.event_log.statements import query_all
+from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import EncodedEvent, decode
+from letopis.store.model.identifiers import uuid_of
+from letopis.store.model.records import RECORD_PUT, RECORD_TYPES, scope_of
+from letopis.store.rules.apply_plan import SequencedEvent
+from letopis.store.rules.record_plan import decode_change
+
+_EVENTS: Final = (
+    "SELECT position, lane, conversation_id, sequence, event_id, type, schema_version, data, metadata, digest,"
+    " occurred_at, redacted FROM letopis_outbox_log WHERE type LIKE 'record.%' ORDER BY position"
+)
+
+
+def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> int:
+    """Note all changes of records that the file holds, in their order; its tables of records are empty.
+
+    :param bodies: values that were found, by their SHA-256 in hexadecimal.
+    :returns: puts whose value was not found: the history store will refuse them, and their lanes wait for an operator.
+    """
+    missing = 0
+    for row in query_all(cursor, _EVENTS):
+        position, lane, name, sequence, event_id, type_name, schema_version, data, metadata, digest, at, redacted = row
+        event = EncodedEvent(
+            conversation_id=name,
+            event_id=uuid_of(event_id),
+            type=type_name,
+            schema_version=schema_version,
+            data=data,
+            metadata=metadata,
+            digest=digest,
+            occurred_at=at,
+            redacted=bool(redacted),
+        )
+        if type_name == RECORD_PUT and not redacted:
+            event = replace(event, body=bodies.get(str(decode(data).get("sha256"))))
+            missing += event.body is None
+        try:
+            change = decode_change(SequencedEvent(sequence=sequence, event=replace(event, redacted=event.body is None)))
+        except InvalidInput:
+            continue
+        if change.type not in RECORD_TYPES:
+            continue
+        prepared = PreparedChange(
+            scope=scope_of(name),
+            event=event,
+            prefix=change.prefix,
+            key=change.key,
+            expected=change.expected,
+            keep=change.keep,
+            media=change.media,
+            tags=change.tags or None,
+        )
+        if type_name != RECORD_PUT or event.body is not None:
+            note_change(cursor, prepared, lane, sequence=sequence, position=position)
+    return missing

@@ -1,0 +1,350 @@
+"""Keep records: what a framework keeps beside the messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
+
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.record_changes import (
+    PreparedChange,
+    prepare_clear,
+    prepare_delete,
+    prepare_put,
+)
+from letopis.outbox.event_log.record_log import ChangeWritten, RecordAppend, StoreLook
+from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
+from letopis.store.cancellation import run_to_completion
+from letopis.store.errors import InvalidInput
+from letopis.store.model.conversations import Page, Saved
+from letopis.store.model.cursor import CursorCodec
+from letopis.store.model.identifiers import owner_id
+from letopis.store.model.records import (
+    ANY,
+    Condition,
+    Namespace,
+    Record,
+    RecordKey,
+    RecordRange,
+    Scope,
+    Tag,
+    check_tags,
+    encode_key,
+    encode_namespace,
+    has_tags,
+)
+from letopis.store.read.paging import check_count
+
+if TYPE_CHECKING:
+    from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.pending_reads.record_reads import RecordReads
+
+OnExists = Literal["raise", "keep"]
+
+_CURSOR: Final = CursorCodec("records", "records")
+_FOUND: Final = CursorCodec("found records", "found records")
+_PREPARED_IN_THREAD_BYTES: Final = 256 * 1024
+"""Size from which a value is hashed in a thread: below it takes less than a millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPut:
+    """One put of :meth:`Records.put_many`; the fields are the arguments of :meth:`Records.put`."""
+
+    namespace: Sequence[str]
+    key: str
+    value: Any
+    expected: Condition | UUID = ANY
+    on_exists: OnExists = "raise"
+    tags: Mapping[str, Tag] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordReceipt:
+    """Proof that a change of a record is durable in the outbox, or will be with the caller's own commit.
+
+    :ivar revision: the revision that the record has now; ``None`` if it was deleted.
+    :ivar kept: ``True`` if a record was there and stays, because of ``on_exists="keep"``: nothing was written.
+    """
+
+    revision: UUID | None
+    kept: bool = False
+    _receipt: Receipt | None = field(default=None, repr=False, compare=False)
+
+    async def saved(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
+        """Wait until the history store has applied the change, as ``Receipt.saved`` does.
+
+        ``False`` also if the change had a condition that did not hold there: see :meth:`superseded`.
+        """
+        return True if self._receipt is None else await self._receipt.saved(timeout)
+
+    async def superseded(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
+        """Wait for the delivery, and return ``True`` if another outbox was first, so that the change has no effect."""
+        return False if self._receipt is None else await self._receipt.superseded(timeout)
+
+    async def state(self) -> Saved:
+        """Return how far the change has got: saved, pending or blocked."""
+        return Saved.SAVED if self._receipt is None else await self._receipt.state()
+
+
+class Records:
+    """The records of one conversation, owner or space. Made by ``History.records()``.
+
+    A record is a value under a namespace and a key. The last version wins, and earlier ones are gone. Records are in no
+    chat list, statistics, window or search. Those of a conversation or owner are erased with it.
+
+    Each put is durable in the outbox when it returns, and is delivered in the order of its scope. Reads include what is
+    pending. What neither the outbox nor the history store can tell raises ``StoreUnavailable``, and is never ``None``.
+
+    :ivar scope: to what they belong.
+    :ivar outbox: the file that they are put into.
+    """
+
+    def __init__(self, scope: Scope, *, outbox: OutboxFile, reads: RecordReads, deliveries: Deliveries) -> None:
+        self.scope = scope
+        self.outbox = outbox
+        self._reads = reads
+        self._deliveries = deliveries
+
+    async def put(
+        self,
+        namespace: Sequence[str],
+        key: str,
+        value: Any,
+        *,
+        expected: Condition | UUID = ANY,
+        on_exists: OnExists = "raise",
+        tags: Mapping[str, Tag] | None = None,
+    ) -> RecordReceipt:
+        """Put a value under a key.
+
+        With a condition the outbox asks the history store first, unless it knows the record itself. The store decides
+        once more when the change is delivered: the receipt's ``superseded()`` tells.
+
+        :param namespace: labels, for example ``("checkpoints", "main")``; at most 512 bytes together, as is the key.
+        :param value: what JSON can hold, or ``bytes``; at most 64 MiB.
+        :param expected: ``ANY``, ``ABSENT``, or the revision that the record must have.
+        :param on_exists: with ``ABSENT``: what to do if there is a record, raise or keep it.
+        :param tags: up to 8 scalars by which records are found.
+        :raises RecordConflict: the record is not as expected; nothing was written.
+        :raises StoreUnavailable: only the history store can tell whether it is; nothing was written.
+        :raises ConversationGone: the conversation was deleted.
+        :raises InvalidInput: one of the stores would refuse or change something in it; nothing was written.
+        :raises OutboxFull: the outbox, or the disk, is full.
+        :raises OutboxUnavailable: the file cannot be written.
+        """
+        [receipt] = await self.put_many([RecordPut(namespace, key, value, expected, on_exists, tags)])
+        return receipt
+
+    async def put_many(self, puts: Sequence[RecordPut]) -> Sequence[RecordReceipt]:
+        """Put several values, all or none, in order.
+
+        The records of a space are in several lanes: others may see some of them before the rest.
+
+        :raises LetopisError: as for :meth:`put`; nothing was written.
+        """
+        return await self._write(await prepare_puts(self.scope, puts))
+
+    async def get(self, namespace: Sequence[str], key: str) -> Record | None:
+        """Return a record; ``None`` only if it is known that there is none.
+
+        While the history store is unavailable, the version that this outbox has put last is returned as long as it
+        retains it, with ``current=False``: another outbox may have put a later one.
+
+        :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
+        :raises InvalidInput: the namespace or key cannot be one.
+        """
+        [found] = await self.get_many([(namespace, key)])
+        return found
+
+    async def get_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[Record | None]:
+        """Return records in the order of their keys, all as of one moment.
+
+        :param keys: pairs of namespace and key.
+        :raises LetopisError: as for :meth:`get`.
+        """
+        places = [(encode_namespace(namespace), encode_key(key)) for namespace, key in keys]
+        found = await self._reads.get(self.scope, list(dict.fromkeys(places)))
+        return [found[place] for place in places]
+
+    async def delete(self, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY) -> RecordReceipt:
+        """Delete a record, or do nothing if there is none.
+
+        :param expected: the revision that it must have.
+        :raises LetopisError: as for :meth:`put`.
+        """
+        [receipt] = await self._write([prepare_delete(self.scope, namespace, key, expected=expected)])
+        return receipt
+
+    async def delete_where(self, prefix: Sequence[str] = ()) -> RecordReceipt:
+        """Delete all records in a namespace and below it; in the whole scope by default.
+
+        Also those of which this outbox knows nothing, so that it works while the history store is unavailable.
+
+        :raises LetopisError: as for :meth:`put`.
+        """
+        receipts = await self._write(prepare_clear(self.scope, prefix))
+        return receipts[-1]
+
+    async def erase(self) -> RecordReceipt:
+        """Delete all records of the scope, and everything that the outbox and the history store could tell of them.
+
+        :raises LetopisError: as for :meth:`put`.
+        """
+        receipts = await self._write(prepare_clear(self.scope, erase=True))
+        self.outbox.truncate_wal()
+        return receipts[-1]
+
+    async def list(
+        self,
+        prefix: Sequence[str] = (),
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        tags: Mapping[str, Tag] | None = None,
+        reverse: bool = False,
+        limit: int = 100,
+        after: str | None = None,
+        values: bool = True,
+    ) -> Page[Record]:
+        """Return records in a namespace and below it, in the order of the bytes of namespace and key.
+
+        So keys that rise with time, as UUIDv7 or numbers with leading zeros do, come in the order of time, and
+        ``reverse=True, limit=1`` is the latest. Pages stay in place whatever is put meanwhile. A page may hold fewer
+        than ``limit``: go on while there is a ``next``.
+
+        :param start: the first key; then only records in ``prefix`` itself are returned.
+        :param end: the key before which to stop; likewise.
+        :param tags: only records with all these tags.
+        :param after: the ``next`` of the page before.
+        :param values: ``False`` leaves the values out.
+        :raises StoreUnavailable: the history store does not answer.
+        :raises InvalidInput: an argument cannot be one.
+        """
+        wanted = check_tags(tags)
+        check_count(limit, "limit")
+        where = RecordRange(
+            prefix=encode_namespace(prefix, "prefix"),
+            exact=start is not None or end is not None,
+            start=None if start is None else encode_key(start, "start"),
+            end=None if end is None else encode_key(end, "end"),
+            after=None if after is None else _CURSOR.decode(after, _read_cursor),
+            reverse=reverse,
+        )
+        page = await self._reads.page(self.scope, where, limit=limit, values=values)
+        items = tuple(one for one in page.records if has_tags(one.tags, wanted))
+        following = None if page.next is None else _CURSOR.encode(*(part.decode() for part in page.next))
+        return Page(items=items, next=following)
+
+    async def namespaces(self, prefix: Sequence[str] = ()) -> Sequence[Namespace]:
+        """Return the namespaces that hold a record, in order; their records are read without values.
+
+        :raises LetopisError: as for :meth:`list`.
+        """
+        found: dict[Namespace, None] = {}
+        after: str | None = None
+        while True:
+            page = await self.list(prefix, limit=1_000, after=after, values=False)
+            found.update(dict.fromkeys(one.namespace for one in page))
+            after = page.next
+            if after is None:
+                return tuple(found)
+
+    async def _write(self, changes: Sequence[PreparedChange]) -> Sequence[RecordReceipt]:
+        conditional = [one.place for one in changes if one.expected is not ANY]
+        look: StoreLook | None = None
+        if conditional and not await self._reads.is_pending(self.scope, conditional):
+            look = await self._reads.look(self.scope, conditional)
+        work = RecordAppend(changes, now_us=self.outbox.now_us, look=look, check_room=self.outbox.gate.check_space)
+        written = await self.outbox.write(work)
+        return [record_receipt(one, self._deliveries) for one in written]
+
+
+async def prepare_puts(scope: Scope, puts: Sequence[RecordPut]) -> Sequence[PreparedChange]:
+    """Check and encode puts; large values in a thread.
+
+    :raises InvalidInput: one cannot be stored as it is.
+    """
+    if not puts:
+        raise InvalidInput("puts", "there is nothing to put")
+    prepared = []
+    for one in puts:
+        if one.on_exists not in ("raise", "keep"):
+            raise InvalidInput("on_exists", 'must be "raise" or "keep"')
+        run = partial(
+            prepare_put,
+            scope,
+            tuple(one.namespace) if isinstance(one.namespace, list) else one.namespace,
+            one.key,
+            one.value,
+            expected=one.expected,
+            keep=one.on_exists == "keep",
+            tags=one.tags,
+        )
+        large = isinstance(one.value, bytes | bytearray | str) and len(one.value) > _PREPARED_IN_THREAD_BYTES
+        prepared.append(await run_to_completion(asyncio.to_thread(run)) if large else run())
+    return prepared
+
+
+def record_receipt(
+    written: ChangeWritten, deliveries: Deliveries, *, void: asyncio.Event | None = None
+) -> RecordReceipt:
+    """Return the receipt of a change."""
+    if written.kept:
+        return RecordReceipt(revision=written.revision, kept=True)
+    appended = Appended(
+        conversation_id=written.lane,
+        event_ids=(written.event_id,),
+        sequences=(written.sequence,),
+        message_id=None,
+        owner_id=None,
+        written=1,
+    )
+    return RecordReceipt(revision=written.revision, _receipt=receipt_of(appended, deliveries, void=void))
+
+
+async def find_records(reads: RecordReads, tags: Mapping[str, Tag], *, limit: int, after: str | None) -> Page[Record]:
+    """Find records as ``History.find_records`` does."""
+    wanted = check_tags(tags)
+    if not wanted:
+        raise InvalidInput("tags", "must name at least one tag")
+    check_count(limit, "limit")
+    place = None if after is None else _FOUND.decode(after, _read_found)
+    items, following = await reads.find(wanted, limit=limit, after=place)
+    cursor = None
+    if following is not None:
+        scope, (namespace, key) = following
+        cursor = _FOUND.encode(scope, namespace.decode(), key.decode())
+    return Page(items=tuple(items), next=cursor)
+
+
+def scope_from(scope: Scope | None, *, conversation: str | None, owner: str | int | None, space: str | None) -> Scope:
+    """Return the one scope that is named.
+
+    :raises InvalidInput: none or several are named, or the name cannot be one.
+    """
+    if scope is not None and not isinstance(scope, Scope):
+        raise InvalidInput("scope", f"must be the scope of a record, not {type(scope).__name__}")
+    if sum(value is not None for value in (scope, conversation, owner, space)) != 1:
+        raise InvalidInput("scope", "name one of conversation=, owner= and space=, or give the scope of a record")
+    if scope is not None:
+        return scope.check()
+    if conversation is not None:
+        return Scope.conversation(conversation)
+    return Scope.space(space) if space is not None else Scope.owner(owner_id(owner) or "")
+
+
+def _read_found(scope: str, namespace: str, key: str) -> tuple[str, RecordKey]:
+    if not isinstance(scope, str):
+        raise TypeError
+    return scope, _read_cursor(namespace, key)
+
+
+def _read_cursor(namespace: str, key: str) -> RecordKey:
+    if not isinstance(namespace, str) or not isinstance(key, str):
+        raise TypeError
+    return namespace.encode(), key.encode()

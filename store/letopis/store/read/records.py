@@ -1,0 +1,261 @@
+"""Read records by key and by range, with how far the lanes of an outbox have got."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.schema import record_lanes, record_parts, record_tags, records
+from letopis.store.model.records import (
+    MAX_VALUE_BYTES,
+    Media,
+    RecordKey,
+    RecordRange,
+    Scope,
+    Tag,
+    encode_tag,
+    range_end,
+    scope_of,
+)
+from letopis.store.rules.record_plan import record_id
+
+_HELD: Final = (
+    "record_id",
+    "scope",
+    "namespace",
+    "record_key",
+    "revision",
+    "media",
+    "size",
+    "parts",
+    "tags",
+    "updated_at",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRecord:
+    """A record as the history store holds it.
+
+    :ivar body: ``None`` if it was not asked for.
+    """
+
+    scope: Scope
+    place: RecordKey
+    revision: UUID
+    media: Media
+    size: int
+    tags: Mapping[str, Tag]
+    updated_at: int
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordsView:
+    """Records of a scope at one moment.
+
+    :ivar records: in the order that was asked for.
+    :ivar heads: the last sequence of the outbox's lanes that was applied at that moment; unknown lanes are left out.
+    :ivar full: a page as long as it may be: more may follow.
+    """
+
+    records: Sequence[StoredRecord]
+    heads: Mapping[str, int] = field(default_factory=dict)
+    full: bool = False
+
+
+class RecordReader:
+    """Reads records; each method expects a snapshot."""
+
+    def __init__(self, dialect: Dialect, *, partitions: int) -> None:
+        self._partitions = partitions
+        self._columns = [records.c[name] for name in _HELD]
+        self._by_id = sa.select(*self._columns).where(
+            records.c.partition == sa.bindparam("at_partition"), dialect.among(records.c.record_id, "ids")
+        )
+        # A value in the row comes with it.
+        self._by_id_whole = self._by_id.add_columns(records.c.body)
+        self._inline = sa.select(records.c.record_id, records.c.body).where(
+            records.c.partition == sa.bindparam("at_partition"), dialect.among(records.c.record_id, "ids")
+        )
+        self._parts = (
+            sa.select(record_parts.c.body)
+            .where(
+                record_parts.c.partition == sa.bindparam("at_partition"),
+                record_parts.c.record_id == sa.bindparam("record"),
+            )
+            .order_by(record_parts.c.part)
+        )
+        self._heads = sa.select(record_lanes.c.lane, record_lanes.c.sequence).where(
+            dialect.among(record_lanes.c.partition, "partitions"),
+            dialect.among(record_lanes.c.lane, "lanes"),
+            record_lanes.c.origin_id == sa.bindparam("origin"),
+        )
+
+    async def heads(self, connection: AsyncConnection, origin_id: UUID, lanes: Collection[str]) -> dict[str, int]:
+        """Return the last applied sequence of an outbox's record lanes; unknown lanes are left out."""
+        found: dict[str, int] = {}
+        for part in in_batches(dict.fromkeys(lanes)):
+            rows = await connection.execute(
+                self._heads,
+                {
+                    "partitions": sorted({scope_of(name).partition(self._partitions) for name in part}),
+                    "lanes": part,
+                    "origin": origin_id,
+                },
+            )
+            found.update({row.lane: row.sequence for row in rows})
+        return found
+
+    async def get(
+        self,
+        connection: AsyncConnection,
+        scope: Scope,
+        places: Collection[RecordKey],
+        *,
+        origin_id: UUID,
+        values: bool = True,
+    ) -> RecordsView:
+        """Return the records under some keys, with their values."""
+        partition = scope.partition(self._partitions)
+        wanted = {record_id(scope, place): place for place in places}
+        rows: list[sa.Row[Any]] = []
+        statement = self._by_id_whole if values else self._by_id
+        for part in in_batches(wanted):
+            rows += (await connection.execute(statement, {"at_partition": partition, "ids": part})).all()
+        bodies: dict[UUID, bytes] = {}
+        if values:
+            bodies = {row.record_id: bytes(row.body) for row in rows if not row.parts}
+            bodies |= await self._bodies(connection, partition, [row for row in rows if row.parts])
+        heads = await self.heads(connection, origin_id, {scope.lane(place[0]) for place in places})
+        return RecordsView(records=[_record(row, bodies.get(row.record_id)) for row in rows], heads=heads)
+
+    async def page(
+        self,
+        connection: AsyncConnection,
+        scope: Scope,
+        where: RecordRange,
+        *,
+        limit: int,
+        origin_id: UUID,
+        values: bool = True,
+    ) -> RecordsView:
+        """Return the next records of a range; fewer than ``limit`` where their values would take too much memory."""
+        partition = scope.partition(self._partitions)
+        conditions, parameters = _conditions(where)
+        order = (records.c.namespace, records.c.record_key)
+        statement = (
+            sa.select(*self._columns)
+            .where(
+                records.c.partition == sa.bindparam("at_partition"),
+                records.c.scope == sa.bindparam("at_scope"),
+                *conditions,
+            )
+            .order_by(*(column.desc() for column in order) if where.reverse else order)
+            .limit(sa.literal_column(str(limit)))
+        )
+        parameters |= {"at_partition": partition, "at_scope": scope.name}
+        rows: Sequence[sa.Row[Any]] = (await connection.execute(statement, parameters)).all()
+        full = len(rows) == limit
+        bodies: dict[UUID, bytes] = {}
+        if values:
+            kept, size = 0, 0
+            for row in rows:
+                size += row.size
+                if kept and size > MAX_VALUE_BYTES:
+                    break
+                kept += 1
+            full = full or kept < len(rows)
+            rows = rows[:kept]
+            bodies = await self._bodies(connection, partition, rows)
+        heads = await self.heads(connection, origin_id, scope.lanes)
+        return RecordsView(records=[_record(row, bodies.get(row.record_id)) for row in rows], heads=heads, full=full)
+
+    async def find(
+        self, connection: AsyncConnection, tags: Mapping[str, Tag], *, limit: int, after: tuple[str, RecordKey] | None
+    ) -> list[StoredRecord]:
+        """Return records of any scope that have all the tags, by scope, namespace and key; without their values."""
+        statement = sa.select(*self._columns)
+        for name, value in tags.items():
+            tag = record_tags.alias()
+            statement = statement.join(
+                tag,
+                sa.and_(
+                    tag.c.partition == records.c.partition,
+                    tag.c.record_id == records.c.record_id,
+                    tag.c.name == name.encode(),
+                    tag.c.value == encode_tag(value),
+                ),
+            )
+        order = (records.c.scope, records.c.namespace, records.c.record_key)
+        if after is not None:
+            scope, (namespace, key) = after
+            statement = statement.where(
+                sa.or_(
+                    order[0] > scope,
+                    sa.and_(order[0] == scope, order[1] > namespace),
+                    sa.and_(order[0] == scope, order[1] == namespace, order[2] > key),
+                )
+            )
+        rows = await connection.execute(statement.order_by(*order).limit(sa.literal_column(str(limit))))
+        return [_record(row, None) for row in rows]
+
+    async def _bodies(
+        self, connection: AsyncConnection, partition: int, rows: Sequence[sa.Row[Any]]
+    ) -> dict[UUID, bytes]:
+        found: dict[UUID, bytes] = {}
+        for part in in_batches(row.record_id for row in rows if not row.parts):
+            inline = await connection.execute(self._inline, {"at_partition": partition, "ids": part})
+            found.update({row.record_id: bytes(row.body) for row in inline})
+        for row in rows:
+            if row.parts:
+                parts = await connection.execute(self._parts, {"at_partition": partition, "record": row.record_id})
+                found[row.record_id] = b"".join(bytes(one.body) for one in parts)
+        return found
+
+
+def _conditions(where: RecordRange) -> tuple[list[sa.ColumnElement[bool]], dict[str, Any]]:
+    namespace, key = records.c.namespace, records.c.record_key
+    found: list[sa.ColumnElement[bool]] = []
+    values: dict[str, Any] = {"prefix": where.prefix}
+    if where.exact:
+        found.append(namespace == sa.bindparam("prefix"))
+        for name, bound, condition in (
+            ("start", where.start, key >= sa.bindparam("start")),
+            ("end", where.end, key < sa.bindparam("end")),
+        ):
+            if bound is not None:
+                found.append(condition)
+                values[name] = bound
+    else:
+        found.append(namespace >= sa.bindparam("prefix"))
+        if (end := range_end(where.prefix)) is not None:
+            found.append(namespace < sa.bindparam("bound"))
+            values["bound"] = end
+    if where.after is not None:
+        at: sa.BindParameter[bytes] = sa.bindparam("at_namespace")
+        last: sa.BindParameter[bytes] = sa.bindparam("at_key")
+        beyond = (namespace < at, key < last) if where.reverse else (namespace > at, key > last)
+        found.append(sa.or_(beyond[0], sa.and_(namespace == at, beyond[1])))
+        values |= {"at_namespace": where.after[0], "at_key": where.after[1]}
+    return found, values
+
+
+def _record(row: sa.Row[Any], body: bytes | None) -> StoredRecord:
+    return StoredRecord(
+        scope=Scope(row.scope),
+        place=(bytes(row.namespace), bytes(row.record_key)),
+        revision=row.revision,
+        media=Media(row.media),
+        size=row.size,
+        tags=orjson.loads(row.tags) if row.tags else {},
+        updated_at=row.updated_at,
+        body=body,
+    )

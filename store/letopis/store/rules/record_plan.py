@@ -1,0 +1,280 @@
+"""Decide what the changes of a record lane come to, given what is stored, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+from letopis.store.errors import HistoryDiverged, InvalidInput
+from letopis.store.model.codec import EncodedEvent, decode, digest_of
+from letopis.store.model.records import (
+    ABSENT,
+    ANY,
+    MAX_KEY_BYTES,
+    MAX_VALUE_BYTES,
+    RECORD_DELETED,
+    RECORD_PUT,
+    RECORDS_CLEARED,
+    Condition,
+    Expected,
+    Media,
+    RecordKey,
+    Scope,
+    Tag,
+    check_tags,
+    range_end,
+    scope_of,
+)
+from letopis.store.rules.apply_plan import ComparedLane, SequencedEvent
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordChange:
+    """One event of a record lane, decoded.
+
+    :ivar prefix: of what a clear removes; otherwise the namespace.
+    :ivar key: empty for a clear.
+    :ivar expected: what the change depends on.
+    :ivar keep: a put that finds a record where it expects none leaves that one, and is no conflict.
+    :ivar erases: a clear whose traces are erased too, because its conversation or owner is.
+    :ivar body: the value; ``None`` if a later change took it away, or the change has none.
+    """
+
+    sequence: int
+    event_id: UUID
+    type: str
+    prefix: bytes = b""
+    key: bytes = b""
+    expected: Expected = ANY
+    keep: bool = False
+    erases: bool = False
+    media: Media = Media.JSON
+    size: int = 0
+    tags: Mapping[str, Tag] = field(default_factory=dict)
+    occurred_at: int = 0
+    body: bytes | None = None
+
+    @property
+    def place(self) -> RecordKey:
+        """The namespace and key that it changes."""
+        return self.prefix, self.key
+
+
+def record_id(scope: Scope, place: RecordKey) -> UUID:
+    """Return the id under which the row of a record is found; derived from all that names it."""
+    whole = b"\0".join((scope.name.encode(), *place))
+    return UUID(bytes=sha256(whole).digest()[:16])
+
+
+def change_event(
+    lane: str,
+    type_name: str,
+    *,
+    event_id: UUID,
+    occurred_at: int,
+    data: bytes,
+    body: bytes | None = None,
+) -> EncodedEvent:
+    """Return the event of a change. Its digest covers the value through the checksum in its data."""
+    return EncodedEvent(
+        conversation_id=lane,
+        event_id=event_id,
+        type=type_name,
+        schema_version=SCHEMA_VERSION,
+        data=data.decode(),
+        metadata=None,
+        digest=digest_of(lane, type_name, SCHEMA_VERSION, data, None),
+        occurred_at=occurred_at,
+        body=body,
+    )
+
+
+def decode_change(delivery: SequencedEvent) -> RecordChange:
+    """Return the change that an event of a record lane is; one without effect for a type that is not known here.
+
+    :raises InvalidInput: the event was damaged after it was appended, or is none that this release writes.
+    """
+    event = delivery.event
+    if digest_of(event.conversation_id, event.type, event.schema_version, event.data, event.metadata) != event.digest:
+        raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
+    empty = RecordChange(sequence=delivery.sequence, event_id=event.event_id, type=event.type)
+    if event.type not in (RECORD_PUT, RECORD_DELETED, RECORDS_CLEARED) or event.schema_version != SCHEMA_VERSION:
+        return empty
+    try:
+        data = decode(event.data)
+    except ValueError as error:
+        raise InvalidInput("data", "is no JSON object") from error
+    if event.redacted and "namespace" not in data:
+        return replace(empty, type="")  # erased: it has no effect any more
+    prefix, key = _bytes(data, "namespace"), b""
+    if event.type == RECORDS_CLEARED:
+        return RecordChange(
+            sequence=delivery.sequence,
+            event_id=event.event_id,
+            type=event.type,
+            prefix=prefix,
+            erases=data.get("erase") is True,
+        )
+    key = _bytes(data, "key")
+    if not key:
+        raise InvalidInput("data.key", "is missing")
+    size, checksum, media = data.get("size", 0), data.get("sha256"), data.get("media", Media.JSON.value)
+    if event.type == RECORD_PUT:
+        _check_body(event, size, checksum)
+    if not isinstance(size, int) or media not in list(Media):
+        raise InvalidInput("data.media", "is none that this release knows")
+    return RecordChange(
+        sequence=delivery.sequence,
+        event_id=event.event_id,
+        type=event.type,
+        prefix=prefix,
+        key=key,
+        expected=_expected(data.get("expected")),
+        keep=data.get("keep") is True,
+        media=Media(media),
+        size=size,
+        tags=check_tags(data.get("tags"), "data.tags"),
+        occurred_at=event.occurred_at,
+        body=None if event.redacted else event.body,
+    )
+
+
+def _check_body(event: EncodedEvent, size: Any, checksum: Any) -> None:
+    if event.redacted:
+        return
+    if event.body is None:
+        raise InvalidInput("value", "is missing in the outbox: the file was damaged after the record was put")
+    if len(event.body) != size or len(event.body) > MAX_VALUE_BYTES or sha256(event.body).hexdigest() != checksum:
+        raise InvalidInput("value", "does not match its checksum: it was damaged after it was put")
+
+
+def _bytes(data: Mapping[str, Any], name: str) -> bytes:
+    value = data.get(name)
+    if not isinstance(value, str):
+        raise InvalidInput(f"data.{name}", "must be a string")
+    encoded = value.encode()
+    if len(encoded) > MAX_KEY_BYTES:
+        raise InvalidInput(f"data.{name}", f"is longer than {MAX_KEY_BYTES} bytes")
+    return encoded
+
+
+def _expected(value: Any) -> Expected:
+    if value is None:
+        return ANY
+    if value == Condition.ABSENT.value:
+        return ABSENT
+    try:
+        return UUID(value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidInput("data.expected", "is no revision") from error
+
+
+def meets(expected: Expected, found: UUID | None) -> bool:
+    """Return True if a record with the revision ``found``, or none, is what a change expects."""
+    if expected is ANY:
+        return True
+    return found is None if expected is ABSENT else found == expected
+
+
+@dataclass(slots=True, kw_only=True)
+class RecordPlan:
+    """What the changes of one lane come to.
+
+    :ivar final: the change whose value a record has in the end, or ``None`` where it has none; of records that change.
+    :ivar cleared: the prefixes under which all records go, before the final values are written.
+    :ivar superseded: the sequences of changes whose condition did not hold.
+    :ivar erased_to: the sequence up to which the lane's traces are erased; 0 for none.
+    """
+
+    final: dict[RecordKey, RecordChange | None] = field(default_factory=dict)
+    cleared: list[bytes] = field(default_factory=list)
+    superseded: set[int] = field(default_factory=set)
+    erased_to: int = 0
+
+
+def plan_changes(
+    changes: Iterable[RecordChange], stored: Mapping[RecordKey, UUID], *, gone: bool = False
+) -> RecordPlan:
+    """Return what changes come to, in their order.
+
+    :param stored: the revisions of the records that the changes name, as far as those exist.
+    :param gone: the conversation was deleted: nothing is kept for it any more.
+    """
+    plan = RecordPlan()
+    revisions = dict(stored)
+    for change in changes:
+        if change.type == RECORDS_CLEARED:
+            _clear(plan, revisions, change)
+        elif change.type == RECORD_DELETED:
+            if not meets(change.expected, revisions.get(change.place)):
+                plan.superseded.add(change.sequence)
+            elif revisions.pop(change.place, None) is not None:
+                plan.final[change.place] = None
+        elif change.type == RECORD_PUT:
+            found = revisions.get(change.place)
+            if gone:
+                plan.superseded.add(change.sequence)
+            elif change.body is None:
+                continue  # a later change of the same record follows
+            elif meets(change.expected, found):
+                revisions[change.place] = change.event_id
+                plan.final[change.place] = change
+            elif not change.keep:
+                plan.superseded.add(change.sequence)
+    return plan
+
+
+def _clear(plan: RecordPlan, revisions: dict[RecordKey, UUID], change: RecordChange) -> None:
+    end = range_end(change.prefix)
+    for place in list(revisions):
+        if place[0] >= change.prefix and (end is None or place[0] < end):
+            del revisions[place]
+            plan.final[place] = None
+    plan.cleared.append(change.prefix)
+    if change.erases:
+        plan.erased_to = change.sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """What the ledger holds of a change.
+
+    :ivar digest: ``None`` if its traces were erased.
+    """
+
+    event_id: UUID
+    digest: bytes | None
+    superseded: bool
+
+
+def check_known_changes(compared: ComparedLane, ledger: Mapping[int, LedgerEntry], *, floor: int) -> set[int]:
+    """Check that each change up to the head is the one that was applied; return the sequences that were superseded.
+
+    :param ledger: entries of the lane, by sequence.
+    :param floor: up to here the ledger was trimmed, because the outbox has pruned these changes.
+    :raises HistoryDiverged: another change was applied in the place of one.
+    """
+    superseded = set()
+    for delivery in compared.known:
+        if delivery.sequence <= floor:
+            continue
+        found, event = ledger.get(delivery.sequence), delivery.event
+        comparable = found is not None and found.digest is not None and not event.redacted
+        if found is None or found.event_id != event.event_id or (comparable and found.digest != event.digest):
+            raise HistoryDiverged(
+                conversation_id=compared.lane.conversation_id, sequence=delivery.sequence, event_id=event.event_id
+            )
+        if found.superseded:
+            superseded.add(delivery.sequence)
+    return superseded
+
+
+def conversations_of(lanes: Iterable[str]) -> Sequence[str]:
+    """Return the conversations whose records lanes carry, each once and sorted."""
+    found = {scope_of(lane).conversation_id for lane in lanes}
+    return sorted(name for name in found if name is not None)

@@ -1,0 +1,415 @@
+"""Records as an application keeps them: pending or delivered, over every store, and while that is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox import History, RecordPut
+from letopis.outbox.history.records import Records
+from letopis.outbox.relay.relay import Relay
+from letopis.store import (
+    ABSENT,
+    ConversationGone,
+    ConversationStore,
+    InvalidInput,
+    Message,
+    RecordConflict,
+    StoreUnavailable,
+)
+
+NOWHERE = "postgresql://127.0.0.1:1/none"
+CHAT = "chat-1"
+CP = ("cp",)
+
+
+@pytest.fixture
+async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
+    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
+        yield opened
+
+
+async def deliver(history: History) -> None:
+    await Relay(history.outbox, history.store).drain_once()
+
+
+async def rows(history: History, table: str) -> int:
+    statement = f"SELECT count(*) FROM {table}"
+    return int(await history.outbox.read(lambda connection: connection.exec_driver_sql(statement).scalar_one()))
+
+
+async def value(records: Records, key: str) -> Any:
+    found = await records.get(CP, key)
+    return None if found is None else found.value
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_what_was_put_is_read_as_it_was_given(bot: History, *, delivered: bool) -> None:
+    records = bot.records(conversation=CHAT)
+    values: dict[str, Any] = {
+        "object": {"z": 1, "a": [True, None, "é"]},
+        "text": "words",
+        "none": None,
+        "bytes": b"\x00\xff",
+        "empty": b"",
+        "large": bytes(range(256)) * 4_000,
+    }
+    for key, one in values.items():
+        await records.put(CP, key, one, tags={"run": "r1"})
+    if delivered:
+        await deliver(bot)
+        assert await rows(bot, "letopis_outbox_lanes WHERE delivered < head") == 0
+
+    for key, one in values.items():
+        found = await records.get(CP, key)
+        assert found is not None and found.value == one and found.tags == {"run": "r1"}
+        assert (found.saved, found.current) == (delivered, True)
+    assert list((await records.get(CP, "object")).value) == ["z", "a"]  # type: ignore[union-attr]
+    page = await records.list(CP)
+    assert {one.key: one.value for one in page} == values and page.next is None
+    assert await records.get(CP, "nothing") is None
+    assert await records.get(("other",), "text") is None
+    assert await bot.records(conversation="chat-2").get(CP, "text") is None
+
+
+async def test_records_are_in_no_list_statistics_window_or_search(bot: History, store: ConversationStore) -> None:
+    records, memory = bot.records(conversation=CHAT), bot.records(owner="42")
+    await bot.append(CHAT, Message.user("hello"), owner="42")
+    await deliver(bot)
+    seen = await bot.messages(CHAT)
+
+    async def expect() -> None:
+        assert [one.text for one in await bot.messages(CHAT)] == ["hello"]
+        assert [one.conversation_id for one in await bot.conversations()] == [CHAT]
+        assert [one.conversation_id for one in await bot.conversations(owner="42")] == [CHAT]
+        assert (await bot.statistics()).messages == 1
+        assert (await bot.statistics(owner="42")).messages == 1
+        assert [one.message.text for one in await bot.search("hello")] == ["hello"]
+        assert not (await bot.search("words")).items
+        assert [one.type for one in await bot.events(CHAT)] == ["conversation.started", "message.appended"]
+
+    for scope in (records, memory, bot.records(space="app"), bot.records(conversation="only records")):
+        await scope.put(CP, "a", "hello words")
+    await expect()
+    # What a condition has seen is not made old by a record.
+    await bot.append(CHAT, Message.assistant("good", id="answer"), expected=seen)
+    await bot.pop(CHAT)
+    await deliver(bot)
+    assert [one.conversation_id for one in await bot.conversations()] == [CHAT]
+    assert await bot.conversation("only records") is None
+    assert await store.conversation("only records") is None
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_conditions(bot: History, *, delivered: bool) -> None:
+    records = bot.records(space="app")
+
+    async def turn() -> None:
+        if delivered:
+            await deliver(bot)
+
+    first = await records.put(CP, "a", 1, expected=ABSENT)
+    await turn()
+    with pytest.raises(RecordConflict) as there:
+        await records.put(CP, "a", 2, expected=ABSENT)
+    assert there.value.actual == first.revision and there.value.expected is None
+    kept = await records.put(CP, "a", 2, expected=ABSENT, on_exists="keep")
+    assert kept.kept and kept.revision == first.revision and await value(records, "a") == 1
+    second = await records.put(CP, "a", 2, expected=first.revision)  # type: ignore[arg-type]
+    await turn()
+    with pytest.raises(RecordConflict):
+        await records.put(CP, "a", 3, expected=first.revision)  # type: ignore[arg-type]
+    with pytest.raises(RecordConflict):
+        await records.delete(CP, "a", expected=uuid4())
+    with pytest.raises(RecordConflict):
+        await records.put(CP, "nothing", 3, expected=uuid4())
+    await records.delete(CP, "a", expected=second.revision)  # type: ignore[arg-type]
+    await turn()
+    assert await value(records, "a") is None
+    await records.put(CP, "a", 4, expected=ABSENT)
+    await deliver(bot)
+    assert await value(records, "a") == 4
+
+
+async def test_a_refused_put_of_several_writes_none_of_them(bot: History) -> None:
+    records = bot.records(space="app")
+    await records.put(CP, "a", 1)
+    with pytest.raises(RecordConflict):
+        await records.put_many([RecordPut(CP, "b", 1), RecordPut(("x",), "c", 1), RecordPut(CP, "a", 1, ABSENT)])
+    assert await rows(bot, "letopis_outbox_events") == 1 and await rows(bot, "letopis_outbox_record_bodies") == 1
+    assert await value(records, "b") is None
+
+
+async def test_the_late_loser_of_two_outboxes_is_told_and_reads_the_winner(
+    bot: History, store: ConversationStore, tmp_path: Path
+) -> None:
+    mine = bot.records(conversation=CHAT)
+    base = await mine.put(CP, "a", "base")
+    await deliver(bot)
+    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+        theirs = other.records(conversation=CHAT)
+        won = await theirs.put(CP, "a", "theirs", expected=base.revision)  # type: ignore[arg-type]
+        lost = await mine.put(CP, "a", "mine", expected=base.revision)  # type: ignore[arg-type]
+        after = await mine.put(CP, "b", 1)
+        assert await value(mine, "a") == "mine"
+        await deliver(other)
+        await deliver(bot)
+
+        assert not await won.superseded(5) and await won.saved(5)
+        assert await lost.superseded(5) and not await lost.saved(5)
+        assert await after.saved(5)
+        for records in (mine, theirs):
+            found = await records.get(CP, "a")
+            assert found is not None and (found.value, found.revision) == ("theirs", won.revision)
+
+
+async def test_records_and_messages_of_a_transaction_are_written_together_or_not(bot: History) -> None:
+    records = bot.records(conversation=CHAT)
+
+    async def fail() -> None:
+        async with bot.transaction() as tx:
+            await tx.append(CHAT, Message.user("hello"))
+            await tx.put(records, CP, "a", 1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert await rows(bot, "letopis_outbox_events") == 0 and await value(records, "a") is None
+    async with bot.transaction() as tx:
+        await tx.execute(sa.text("CREATE TABLE credits (rest INTEGER)"))
+        await tx.append(CHAT, Message.user("hello"))
+        receipt = await tx.put(records, CP, "a", 1)
+        with pytest.raises(RecordConflict):
+            await tx.put(records, CP, "a", 2, expected=ABSENT)
+        await tx.delete_record(records, CP, "b")
+    assert await value(records, "a") == 1 and not await receipt.saved(0)
+    await deliver(bot)
+    assert await receipt.saved(5) and await value(records, "a") == 1
+    assert [one.text for one in await bot.messages(CHAT)] == ["hello"]
+
+
+async def test_replaced_values_go_from_the_outbox_and_the_store(bot: History, store_url: str) -> None:
+    records = bot.records(conversation=CHAT)
+    for number in range(50):
+        await records.put(CP, "a", f"SECRET-{number}" * 100)
+    assert await rows(bot, "letopis_outbox_record_bodies") == 1
+    await deliver(bot)
+    await records.put(CP, "a", "last")
+    assert await rows(bot, "letopis_outbox_record_bodies") == 1
+    await deliver(bot)
+    assert await value(records, "a") == "last"
+    await records.delete(CP, "a")
+    assert await rows(bot, "letopis_outbox_record_bodies") == 0
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_clearing_a_prefix(bot: History, *, delivered: bool) -> None:
+    records = bot.records(space="app")
+    for labels in (("acme",), ("acme", "x"), ("acme-corp",), ("acme/x",)):
+        await records.put(labels, "k", labels[-1])
+    if delivered:
+        await deliver(bot)
+    await records.delete_where(("acme",))
+    await records.put(("acme",), "new", 1)
+
+    async def expect() -> None:
+        found = {(one.namespace, one.key) for one in await records.list()}
+        assert found == {(("acme-corp",), "k"), (("acme/x",), "k"), (("acme",), "new")}
+        assert await records.get(("acme",), "k") is None
+        assert set(await records.namespaces()) == {("acme",), ("acme-corp",), ("acme/x",)}
+        assert set(await records.namespaces(("acme",))) == {("acme",)}
+
+    await expect()
+    await deliver(bot)
+    await expect()
+
+
+async def test_pages_hold_what_is_pending_and_skip_what_is_gone(bot: History) -> None:
+    records = bot.records(conversation=CHAT)
+    for number in range(0, 40, 2):
+        await records.put(CP, f"{number:02}", number, tags={"third": number % 3 == 0})
+    await deliver(bot)
+    for number in range(1, 40, 2):
+        await records.put(CP, f"{number:02}", number, tags={"third": number % 3 == 0})
+    for number in range(10, 20):
+        await records.delete(CP, f"{number:02}")
+    await records.put(CP, "00", "anew")
+    wanted = ["anew", *range(1, 10), *range(20, 40)]
+    for reverse in (False, True):
+        for limit in (1, 3, 7, 100):
+            found: list[Any] = []
+            after: str | None = None
+            while True:
+                page = await records.list(CP, limit=limit, reverse=reverse, after=after)
+                found += [one.value for one in page]
+                after = page.next
+                assert len(page) <= limit
+                if after is None:
+                    break
+            assert found == (wanted[::-1] if reverse else wanted)
+    [latest] = await records.list(CP, reverse=True, limit=1)
+    assert latest.value == 39
+    before = await records.list(CP, reverse=True, end="25", limit=2)
+    assert [one.value for one in before] == [24, 23]
+    assert [one.value for one in await records.list(CP, tags={"third": True}, start="30")] == [30, 33, 36, 39]
+    assert not await records.list(CP, tags={"third": 1})
+
+
+async def test_while_the_store_is_away_a_record_is_read_or_the_answer_is_an_error(
+    tmp_path: Path, store: ConversationStore
+) -> None:
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, store=store, relay=False, watch=False) as bot:
+        records = bot.records(conversation=CHAT)
+        await records.put(CP, "put", 1)
+        await records.put(CP, "gone", 1)
+        await records.delete(CP, "gone")
+        await deliver(bot)
+    async with History.open(path, store=NOWHERE, relay=False, watch=False, read_timeout=1.0) as away:
+        records = away.records(conversation=CHAT)
+        found = await records.get(CP, "put")
+        assert found is not None and (found.value, found.saved, found.current) == (1, True, False)
+        for unknown in ("gone", "never"):
+            with pytest.raises(StoreUnavailable):
+                await records.get(CP, unknown)
+        with pytest.raises(StoreUnavailable):
+            await records.list(CP)
+        with pytest.raises(StoreUnavailable):
+            await records.put(CP, "never", 1, expected=ABSENT)
+        await records.put(CP, "never", 2)
+        await records.delete(CP, "put")
+        await records.put(CP, "never", 3, expected=(await records.get(CP, "never")).revision)  # type: ignore[union-attr]
+        assert await value(records, "never") == 3 and await value(records, "put") is None
+        await records.delete_where()
+        assert await value(records, "unknown to all") is None
+        await records.put(CP, "last", 1)
+    async with History.open(path, store=store, relay=False, watch=False) as bot:
+        await deliver(bot)
+        assert [one.key for one in await bot.records(conversation=CHAT).list()] == ["last"]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("verb", ["reset", "delete"])
+async def test_records_go_with_their_conversation(bot: History, store_url: str, verb: str, *, together: bool) -> None:
+    records, others = bot.records(conversation=CHAT), bot.records(owner="42")
+    await bot.append(CHAT, Message.user("hello"), owner="42")
+    await records.put(CP, "a", "SECRET", tags={"who": "SECRET"})
+    await others.put(CP, "a", "kept")
+    if not together:
+        await deliver(bot)
+    await getattr(bot, verb)(CHAT)
+    assert await value(records, "a") is None
+    if verb == "reset":
+        await records.put(CP, "b", "anew")
+    else:
+        with pytest.raises(ConversationGone):
+            await records.put(CP, "b", "anew")
+    await deliver(bot)
+
+    assert await value(records, "a") is None and await value(others, "a") == "kept"
+    assert [one.value for one in await records.list()] == (["anew"] if verb == "reset" else [])
+    for table in ("letopis_outbox_events", "letopis_outbox_record_bodies", "letopis_outbox_records"):
+        statement = f"SELECT * FROM {table}"
+        left = await bot.outbox.read(
+            lambda connection, statement=statement: connection.exec_driver_sql(statement).all()
+        )  # type: ignore[misc]
+        assert "SECRET" not in repr(left)
+
+
+async def test_bad_input_is_named_and_writes_nothing(bot: History) -> None:
+    records = bot.records(space="app")
+    bad: list[tuple[Any, Any, Any, dict[str, Any]]] = [
+        ("cp", "a", 1, {}),
+        (("",), "a", 1, {}),
+        (("a" * 513,), "a", 1, {}),
+        (("\ud800",), "a", 1, {}),
+        (CP, "", 1, {}),
+        (CP, "é" * 257, 1, {}),
+        (CP, "a\0", 1, {}),
+        (CP, 7, 1, {}),
+        (CP, "a", float("nan"), {}),
+        (CP, "a", {1: 2}, {}),
+        (CP, "a", object(), {}),
+        (CP, "a", "\ud800", {}),
+        (CP, "a", bytes(64 * 1024 * 1024 + 1), {}),
+        (CP, "a", 1, {"tags": {str(number): 1 for number in range(9)}}),
+        (CP, "a", 1, {"tags": {"a": 1.5}}),
+        (CP, "a", 1, {"expected": "yes"}),
+        (CP, "a", 1, {"on_exists": "keep"}),
+    ]
+    for namespace, key, given, options in bad:
+        with pytest.raises(InvalidInput):
+            await records.put(namespace, key, given, **options)
+    for wrong in ({}, {"space": "a", "owner": 1}, {"conversation": "a\1"}):
+        with pytest.raises(InvalidInput):
+            bot.records(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput):
+        await records.list(after="nonsense")
+    assert await rows(bot, "letopis_outbox_events") == 0
+
+
+async def test_concurrent_puts_of_one_key_are_serialised(bot: History) -> None:
+    records = bot.records(space="app")
+    await records.put(CP, "n", 0)
+
+    async def add() -> None:
+        while True:
+            found = await records.get(CP, "n")
+            assert found is not None
+            try:
+                await records.put(CP, "n", found.value + 1, expected=found.revision)
+            except RecordConflict:
+                continue
+            return
+
+    await asyncio.gather(*(add() for _ in range(10)))
+    await deliver(bot)
+    assert await value(records, "n") == 10
+
+
+async def test_records_are_found_by_their_tags_in_all_scopes(bot: History) -> None:
+    scopes = [bot.records(conversation="one"), bot.records(owner="42"), bot.records(space="app")]
+    for number, records in enumerate(scopes):
+        for run in ("r1", "r2"):
+            await records.put(CP, run, number, tags={"run": run, "n": number})
+            await records.put(CP, f"{run} gone", number, tags={"run": run})
+    await deliver(bot)
+    for records in scopes:
+        await records.delete(CP, "r1 gone")
+        await records.put(("new",), "r1", 7, tags={"run": "r1"})
+    await scopes[0].put(CP, "r1", "anew", tags={"run": "r3"})
+
+    async def expect() -> None:
+        for limit in (1, 2, 100):
+            found = []
+            after: str | None = None
+            while True:
+                page = await bot.find_records({"run": "r1"}, limit=limit, after=after)
+                found += [(str(one.scope), one.namespace, one.key) for one in page]
+                after = page.next
+                if after is None:
+                    break
+            assert sorted(found) == [
+                ("conversation one", ("new",), "r1"),
+                ("owner 42", CP, "r1"),
+                ("owner 42", ("new",), "r1"),
+                ("space app", CP, "r1"),
+                ("space app", ("new",), "r1"),
+            ]
+        [one] = await bot.find_records({"run": "r1", "n": 2})
+        assert (await bot.records(one.scope).get(one.namespace, one.key)).value == 2  # type: ignore[union-attr]
+        assert not await bot.find_records({"n": "2"}) and not await bot.find_records({"n": True})
+
+    await expect()
+    await deliver(bot)
+    await expect()
+    await scopes[1].delete_where()
+    assert {str(one.scope) for one in await bot.find_records({"run": "r1"})} == {"conversation one", "space app"}
+    with pytest.raises(InvalidInput):
+        await bot.find_records({})

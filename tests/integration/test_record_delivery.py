@@ -1,0 +1,241 @@
+"""Records under a relay: refused ones, large ones, killed bots, restored stores, damaged and copied files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History, Incident, Receipt
+from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox.alerting.monitor import AlertMonitor
+from letopis.outbox.diagnostics.integrity import differences, find_problems
+from letopis.outbox.diagnostics.new_origin import assign_new_origin
+from letopis.outbox.diagnostics.reference import read_reference
+from letopis.outbox.diagnostics.salvage import salvage
+from letopis.outbox.operations.repair import skip
+from letopis.outbox.relay import reconcile
+from letopis.store import ConversationStore, Message
+from letopis.store.database.engines import create_store_engine
+from letopis.store.maintenance.integrity import find_problems as find_store_problems
+from letopis.store.model.records import RecordRange, Scope
+from tests.support.child import command, promising
+from tests.support.relays import deliver_all, until
+from tests.support.store_changes import copied, put_back
+
+CHAT = "chat-1"
+CP = ("cp",)
+AT_ONCE = Rules(hold=0.2, stuck_after=0.2, resolve_after=0.2)
+
+
+async def problems(history: History, url: str) -> list[str]:
+    """What the checks of the outbox, of the store, and of both together find."""
+    kept = read_reference(history.outbox.path)
+    assert kept is not None
+    engine = create_store_engine(url)
+    try:
+        found = [one async for one in find_store_problems(engine)]
+        return found + [one async for one in differences(kept, engine)]
+    finally:
+        await engine.dispose()
+
+
+async def test_a_refused_record_holds_up_no_reply_and_is_skipped(
+    store: ConversationStore, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = AlertMonitor.__init__
+    monkeypatch.setattr(AlertMonitor, "__init__", lambda self, *given, **more: made(self, *given, **more, interval=0.1))
+    told: list[Incident] = []
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, store=store, on_stuck=told.append, rules=AT_ONCE, relay=False) as history:
+        records = history.records(conversation=CHAT)
+        first = await records.put(CP, "a", "first")
+        await history.outbox.write(
+            lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_record_bodies SET body = x'00'")
+        )
+        later = await records.put(CP, "b", "later")
+        reply = await history.append(CHAT, Message.assistant("hello"))
+    async with History.open(path, store=store, on_stuck=told.append, rules=AT_ONCE) as history:
+        lane = Scope.conversation(CHAT).name
+        assert await history.append(CHAT, Message.user("again"))
+        assert await asyncio.wait_for(_saved(history, reply), 15)
+
+        async def blocked() -> bool:
+            found = await history.status()
+            return found.lanes["blocked"] == 1 and bool(found.incidents)
+
+        await until(blocked)
+        assert [one.conversation_id for one in (await history.status()).incidents] == [lane]
+        assert first.revision is not None
+        event_id = first.revision
+        await history.outbox.write(
+            lambda connection: skip(connection, event_id, reason="damaged", now_us=history.outbox.now_us())
+        )
+        history.outbox.appended.notify()
+        records = history.records(conversation=CHAT)
+
+        async def follows() -> bool:
+            return [one.key for one in await records.list()] == ["b"] and await history.drained(0)
+
+        await until(follows)
+        assert await records.get(CP, "a") is None and later.revision is not None
+        assert told == []  # no reply waited
+        assert await problems(history, store_url) == []
+
+
+async def _saved(history: History, receipt: Receipt) -> bool:
+    while not await history.drained(0):
+        if any(one.id == receipt.message_id and one.saved for one in await history.messages(CHAT)):
+            return True
+        await asyncio.sleep(0.05)
+    return True
+
+
+async def test_a_value_larger_than_a_statement_arrives_whole(
+    store: ConversationStore, store_url: str, tmp_path: Path
+) -> None:
+    large = os.urandom(1024) * (20 * 1024)  # 20 MiB
+    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+        records = history.records(space="files")
+        receipt = await records.put(CP, "large", large)
+        small = await records.put(CP, "small", {"a": 1})
+        assert await receipt.saved(60) and await small.saved(60)
+        found = await records.get(CP, "large")
+        assert found is not None and found.saved and found.value == large and found.size == len(large)
+        assert await problems(history, store_url) == []
+        await records.erase()
+        await until(lambda: history.drained(0))
+        assert not (await records.list()).items
+
+
+async def test_a_restored_store_is_refilled_by_a_running_relay(
+    store: ConversationStore, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "RECONCILE_INTERVAL_SECONDS", 0.1)
+    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+        records = history.records(conversation=CHAT)
+        base = await records.put(CP, "a", 0)
+        assert await base.saved(15)
+        backup = await copied(store_url)
+        last = await records.put(CP, "a", 1, expected=base.revision)  # type: ignore[arg-type]
+        for number in range(5):
+            last = await records.put(CP, "b", number)
+        assert await last.saved(15)
+        await put_back(store_url, backup)
+        assert (await records.get(CP, "b")).value == 4  # type: ignore[union-attr]
+
+        async def refilled() -> bool:
+            page = await store.outbox_access.record_page(
+                records.scope, RecordRange(), limit=10, origin_id=history.outbox.origin.origin_id
+            )
+            return [one.body for one in page.records] == [b"1", b"4"]
+
+        await until(refilled)
+        await until(lambda: history.drained(0))
+        assert await problems(history, store_url) == []
+
+
+async def keep_putting(path: str, store: str, promises: str) -> None:
+    """Put records, messages and both until killed; write down what was promised after each."""
+    async with History.open(path, store=store) as history:
+        records = history.records(conversation=CHAT)
+        with Path(promises).open("a", encoding="utf-8") as book:
+            for number in range(1_000_000):
+                key = f"k{number % 7}"
+                if number % 3 == 0:
+                    async with history.transaction() as tx:
+                        await tx.append(CHAT, Message.user(str(number)))
+                        await tx.put(records, CP, key, number)
+                else:
+                    await records.put(CP, key, number, tags={"n": number})
+                book.write(json.dumps([key, number]) + "\n")
+                book.flush()
+
+
+@pytest.mark.parametrize("kills", [3])
+def test_a_killed_bot_keeps_what_it_was_promised(tmp_path: Path, kills: int) -> None:
+    path, url, book = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}", tmp_path / "promises"
+    for _ in range(kills):
+        size = book.stat().st_size if book.exists() else 0
+        with promising(command(keep_putting, path, url, book), book, size=size + 2_000, patience=60):
+            pass  # killed at the end of the block
+    promised: dict[str, int] = {}
+    for line in book.read_text(encoding="utf-8").splitlines():
+        key, number = json.loads(line)
+        promised[key] = number
+    assert list(find_problems(path)) == []
+
+    async def look() -> None:
+        async with History.open(path, store=url) as history:
+            records = history.records(conversation=CHAT)
+
+            async def expect() -> None:
+                held = {one.key: one.value for one in await records.list()}
+                assert set(held) == set(promised)
+                # The put that was not promised yet may be there too: it is a later one of the same key.
+                runs = [key for key in promised if held[key] != promised[key]]
+                assert len(runs) <= 1, (held, promised)
+
+            await expect()
+            await until(lambda: history.drained(0), patience=60)
+            await expect()
+            assert await problems(history, url) == []
+
+    asyncio.run(look())
+
+
+async def test_records_survive_a_salvage_and_a_new_identity(tmp_path: Path) -> None:
+    path, url = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}"
+    values = {"small": 1, "large": "x" * 300_000, "anew": "second"}
+    async with History.open(path, store=url, relay=False, watch=False) as history:
+        records = history.records(space="app")
+        await records.put(CP, "delivered", True)
+        await deliver_all(history)
+        await records.put(CP, "anew", "first")
+        for key, value in values.items():
+            await records.put(CP, key, value)
+        await records.put(CP, "gone", 1)
+        await records.delete(CP, "gone")
+    copy = tmp_path / "copy.outbox.db"
+    shutil.copy(path, copy)
+    saved = await salvage(path, tmp_path / "saved.outbox.db")
+    assert saved.whole
+    await assign_new_origin(copy)
+    for one in (tmp_path / "saved.outbox.db", copy):
+        assert list(find_problems(one)) == []
+        async with History.open(one, store=url, relay=False, watch=False) as history:
+            records = history.records(space="app")
+            assert (await records.get(CP, "large")).saved is False  # type: ignore[union-attr]
+            assert await records.get(CP, "gone") is None
+            await deliver_all(history)
+            assert {one.key: one.value for one in await records.list()} == {**values, "delivered": True}
+            assert await problems(history, url) == []
+
+
+@pytest.mark.parametrize("verb", ["delete", "reset", "erase"])
+async def test_erased_records_leave_no_bytes_behind(tmp_path: Path, verb: str) -> None:
+    path, url = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}"
+    secret = "a very private word"
+    async with History.open(path, store=url, relay=False, watch=False) as history:
+        records = history.records(conversation=CHAT)
+        await history.append(CHAT, Message.user("hello"))
+        skipped = await records.put((secret,), secret, secret, tags={secret: secret})
+        assert skipped.revision is not None
+        event_id = skipped.revision
+        blocked = "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id < char(2)"
+        await history.outbox.write(lambda connection: connection.exec_driver_sql(blocked))
+        await history.outbox.write(lambda connection: skip(connection, event_id, reason="a test", now_us=1))
+        await records.put((secret,), secret, secret * 10_000, tags={secret: secret})
+        await records.put((secret,), "other", {secret: secret})
+        await deliver_all(history)
+        await records.put(CP, "pending", secret)
+        assert secret.encode() in path.read_bytes() + path.with_name(f"{path.name}-wal").read_bytes()
+        await (records.erase() if verb == "erase" else getattr(history, verb)(CHAT))
+        await deliver_all(history)
+        assert not (await records.list()).items
+    for file in tmp_path.iterdir():
+        assert secret.encode() not in file.read_bytes(), file.name
