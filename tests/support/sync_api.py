@@ -42,6 +42,9 @@ NARROWER: Final = {
 }
 """Annotations that differ from those of the asynchronous API."""
 
+ONLY_HERE: Final = {("open", "inside_loop")}
+"""Parameters that the asynchronous API does not have."""
+
 _ABOUT: Final = {
     "Receipt": """What ``BlockingHistory.append`` gives back: a :class:`Receipt` whose methods wait.
 

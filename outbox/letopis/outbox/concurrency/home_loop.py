@@ -12,7 +12,7 @@ from functools import partial, wraps
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from letopis.store.cancellation import cancel_after_grace
-from letopis.store.errors import OutboxUnavailable
+from letopis.store.errors import Closed, OutboxUnavailable
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -75,13 +75,14 @@ class HomeLoop:
         on, and raised here once that task has ended, as it would be in one loop.
 
         :raises LoopEnded: the loop does not run, or ended meanwhile.
+        :raises Closed: the loop had ended before.
         """
         if self.here:
             return await work()
         try:
             return await self.begin(work).result()
         except NotBegun:
-            raise LoopEnded(begun=False) from None
+            raise Closed("the event loop in which the outbox was open has ended, and this with it") from None
 
     def begin(self, work: Callable[[], Awaitable[T]]) -> RemoteCall[T]:
         """Start ``await work()`` in the loop, from another one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -160,6 +161,11 @@ async def test_a_first_use_that_is_cancelled_leaves_nothing_open(tmp_path: Path)
             await history.close()  # it was open, and the append was cancelled
         assert REGISTRY.outboxes == []
     assert own_threads() == threads
+
+
+def test_the_class_and_its_block_take_the_same_options() -> None:
+    parameters = [list(inspect.signature(one).parameters.values()) for one in (History.__init__, History.open)]
+    assert parameters[0][1:] == parameters[1]
 
 
 # Closing.
@@ -418,6 +424,14 @@ def test_one_history_serves_one_loop_after_the_other(tmp_path: Path) -> None:
             await history.close()
 
     assert asyncio.run(last()) == ["0", "1", "2"]
+
+
+def test_a_receipt_of_a_loop_that_has_ended_says_so(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    receipt = asyncio.run(history.append("c1", Message.user("hi")))
+
+    with pytest.raises(Closed, match="has ended, and this with it"):
+        asyncio.run(receipt.saved(timeout=SOON))
 
 
 def test_a_loop_that_ends_lets_its_tasks_append_their_last(tmp_path: Path) -> None:
