@@ -33,6 +33,7 @@ from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from letopis.store.transfer.jsonl import read_lines
 from letopis.store.transfer.seen_keys import SeenKeys
+from tests.support.apart import open_apart
 from tests.support.peers import refused_port
 from tests.support.relays import deliver_all
 
@@ -404,7 +405,7 @@ async def test_a_lost_turn_is_aside_while_the_store_is_away_too(
     await deliver_all(bot)
     await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
     away = f"postgresql://nobody@127.0.0.1:{await refused_port()}/none"
-    async with History.open(tmp_path / "bot.outbox.db", store=away, relay=False, watch=False) as cut_off:
+    async with open_apart(tmp_path / "bot.outbox.db", store=away, relay=False, watch=False) as cut_off:
         page = await cut_off.messages(CHAT)
         assert not page.complete
         assert [message.id for message in page] == ["q", "so"]

@@ -36,8 +36,10 @@ _FACES: Final = {f"Blocking{name}" for name in TWINS}
 ATTRIBUTES: Final = {Reply: {"conversation_id": "str", "message_id": "str", "event_id": "UUID"}}
 
 BESIDE: Final = {
-    # Its connection and session are asyncio's: a caller that has one runs an event loop, and uses `History` there.
-    History: {"append_in", "finish_in"},
+    # `append_in` and `finish_in` take asyncio's connections and sessions, and the properties belong to an event loop:
+    # a caller that has one uses `History` there. `open` prepares, and the twin of `close` ends the portal too.
+    History: {"append_in", "close", "finish_in", "outbox", "prepare", "relay", "store"},
+    Transaction: {"connection"},
 }
 """What has no twin, and why."""
 
@@ -48,6 +50,9 @@ NARROWER: Final = {
     ("delete_record", "records"): "BlockingRecords",
 }
 """Annotations that differ from those of the asynchronous API."""
+
+ONLY_HERE: Final = {("open", "inside_loop")}
+"""Parameters that the asynchronous API does not have."""
 
 _ABOUT: Final = {
     "Receipt": """What ``BlockingHistory.append`` gives back: a :class:`Receipt` whose methods wait.
@@ -66,9 +71,9 @@ _ABOUT: Final = {
         history.append("chat-1", Message.user("What is tea?"))
         history.close()
 
-    Use it as a context manager, or close it. Any number of threads may use it, except threads that run an event loop,
-    and forked children. A thread whose wait is interrupted, as by Ctrl-C, cancels what it waited for: the file stays
-    consistent, and an append may have taken effect.
+    Use it as a context manager, or close it. Any number of threads may use it, except forked children; threads that run
+    an event loop only with ``inside_loop="block"``. A thread whose wait is interrupted, as by Ctrl-C, cancels what it
+    waited for: the file stays consistent, and an append may have taken effect.
     """,
 }
 _BY_WHOM: Final = (
@@ -128,7 +133,11 @@ def __exit__(self, *_: object) -> None:
 _OPEN_BODY: Final = """
 if isinstance(store, ConversationStore):
     raise ConfigurationError("a ConversationStore belongs to an event loop: give its URL or path")
-portal = Portal()
+portal = Portal(inside_loop=inside_loop)
+"""
+_OPEN_ALSO: Final = """
+:param inside_loop: ``block`` to allow calls in threads that run an event loop. Each blocks that loop.
+:raises InEventLoop: this thread runs an event loop and may not block it, or the outbox is open in that loop.
 """
 
 ROOM: Final = "_generated"
@@ -136,7 +145,7 @@ _JOB: Final = "Offer the history to programs without asyncio, each method one ca
 _IMPORTS: Final = (
     "from collections.abc import Awaitable, Callable",
     "from contextlib import AbstractContextManager",
-    "from letopis.outbox.sync.portal import Block, Portal",
+    "from letopis.outbox.sync.portal import Block, InsideLoop, Portal",
     "from letopis.store.conversation_store import ConversationStore",
     "from letopis.store.errors import ConfigurationError",
     "from typing import ParamSpec, Self, overload",
@@ -197,10 +206,10 @@ def definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef:
     return node
 
 
-def said(node: ast.FunctionDef | ast.AsyncFunctionDef, name: str, subject: str) -> str:
-    """The first paragraph of a docstring, and where the rest is."""
+def said(node: ast.FunctionDef | ast.AsyncFunctionDef, name: str, subject: str, also: str = "") -> str:
+    """The first paragraph of a docstring, what is to be said here also, and where the rest is."""
     first = (ast.get_docstring(node) or "").split("\n\n")[0].replace("an ``async with``", "a ``with``")
-    return textwrap.indent(f'"""{first}\n\nSee :meth:`{subject}.{name}`.\n"""', "    ")
+    return textwrap.indent(f'"""{first}\n\nSee :meth:`{subject}.{name}`.\n{also}"""', "    ")
 
 
 def twin_of(annotation: str) -> tuple[str, str]:
@@ -273,7 +282,10 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
     if isinstance(value, classmethod):
         mark = "@classmethod\n"
         body = textwrap.indent(_OPEN_BODY.strip(), "    ")
-        body += f"\n    return cls(portal, portal.open(lambda: {subject}.{name}({given})))"
+        body += f"\n    opened = {subject}({given})"
+        body += "\n    return cls(portal, portal.open(lambda: opened, home_loop=lambda: opened._home.home_loop))"
+        arguments.kwonlyargs.append(ast.arg("inside_loop", ast.parse("InsideLoop", mode="eval").body))
+        arguments.kw_defaults.append(ast.Constant("refuse"))
     elif is_block:
         body = f"    return Block(self._portal, lambda: {inner}.{name}({given}), lambda found: {made})"
     elif isinstance(value, property):
@@ -292,7 +304,8 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
     elif is_block:
         returns = f"AbstractContextManager[{returns}]"
     signature = f"def {name}({ast.unparse(arguments)}) -> {returns}"
-    return f"{overloads(function, names)}{mark}{signature}:\n{said(node, name, subject)}\n{body}\n"
+    also = _OPEN_ALSO if isinstance(value, classmethod) else ""
+    return f"{overloads(function, names)}{mark}{signature}:\n{said(node, name, subject, also)}\n{body}\n"
 
 
 def overloads(function: Any, names: Names) -> str:

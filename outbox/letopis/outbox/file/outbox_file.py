@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from letopis.outbox.concurrency.home_loop import HomeLoop
 from letopis.outbox.concurrency.signal import Signal
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
@@ -41,6 +42,7 @@ class OutboxFile:
     than SQLite: that drops the locks of the whole process.
 
     :ivar path: absolute.
+    :ivar home: the event loop that opened it.
     :ivar origin: the file's identity, under which it delivers.
     :ivar file_id: device and inode.
     :ivar engine: for the caller's own transactions; they begin with ``BEGIN IMMEDIATE``.
@@ -54,6 +56,7 @@ class OutboxFile:
         self, *, path: Path, opened: OpenedFile, thread: WorkerThread, bounds: Bounds, now: Callable[[], datetime]
     ) -> None:
         self.path = path
+        self.home = HomeLoop()
         self.origin = opened.origin
         self.file_id = opened.file_id
         self.appended = Signal()

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy.engine import URL
-
 from letopis.outbox.alerting.channels import Channel, open_channels
-from letopis.outbox.alerting.incidents import BreakerView, Rules
+from letopis.outbox.alerting.incidents import BreakerView
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
-from letopis.outbox.alerting.notifications import Callback
-from letopis.outbox.alerting.texts import Style
-from letopis.outbox.event_log.retention import Pruner, Retention
-from letopis.outbox.file.inspection import outbox_path
-from letopis.outbox.file.limits import Bounds
+from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._conversations import Conversations
@@ -29,25 +20,21 @@ from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history._replies import Replies
 from letopis.outbox.history._rewind import Rewinder
 from letopis.outbox.history._search import Search
+from letopis.outbox.history._settings import Options, Settings
 from letopis.outbox.history._statistics import MessageCounter
 from letopis.outbox.history.receipts import Deliveries
-from letopis.outbox.history.store_location import check_apart, store_beside
-from letopis.outbox.history.unconfirmed import OnUnconfirmed
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.pending_reads.record_reads import RecordReads
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.relay.store_binding import may_create_store, record_destination
 from letopis.outbox.retry.circuit_breaker import Breaker
-from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import describe_failure
 from letopis.store.cancellation import run_to_completion
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.database.urls import check_path, normalise_url
-from letopis.store.errors import Closed, ConfigurationError
+from letopis.store.errors import Closed
 from letopis.store.model.codec import Limits
 from letopis.store.model.upcasters import Upcasters
-from letopis.store.model.validation import check_number
 
 logger = logging.getLogger("letopis.outbox.history")
 
@@ -55,48 +42,6 @@ STOP_TIMEOUT_SECONDS: Final = 5.0
 """Seconds that the relay has to finish its batch when the history is closed; the rest is delivered next time."""
 _UNAVAILABLE_STOP_TIMEOUT_SECONDS: Final = 0.1
 _MAX_RESTART_DELAY_SECONDS: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What ``History.open`` was given, beside the two places."""
-
-    relay: bool
-    watch: bool
-    create: bool
-    policy: RetryPolicy
-    retention: Retention
-    limits: Limits
-    bounds: Bounds
-    upcasters: Upcasters
-    on_stuck: Callback | None
-    on_recovered: Callback | None
-    on_unconfirmed: OnUnconfirmed | None
-    channels: Iterable[str | Channel]
-    rules: Rules
-    locale: str | None
-    style: Style
-    read_timeout: float
-    now: Callable[[], datetime]
-
-    def __post_init__(self) -> None:
-        _check_callback("on_stuck", self.on_stuck)
-        _check_callback("on_recovered", self.on_recovered)
-        _check_callback("on_unconfirmed", self.on_unconfirmed, takes="a tuple of Unconfirmed")
-        _check_callback("now", self.now, takes="nothing and returns the time")
-        for name, kind in (
-            ("policy", RetryPolicy),
-            ("retention", Retention),
-            ("limits", Limits),
-            ("upcasters", Upcasters),
-            ("rules", Rules),
-        ):
-            option = getattr(self, name)
-            if not isinstance(option, kind):
-                raise ConfigurationError(f"{name} must be {kind.__name__}(...), not {type(option).__name__}")
-        check_number(self.read_timeout, "read_timeout")
-        if isinstance(self.channels, str) or not isinstance(self.channels, Iterable):
-            raise ConfigurationError(f"channels must be a list of addresses, not {type(self.channels).__name__}")
 
 
 class Parts:
@@ -175,22 +120,24 @@ class Parts:
             finally:
                 self.replies.writer_lock.release()
 
+    def abandon(self) -> None:
+        """Release the locks that a closed event loop has left held, so that another one can deliver and write."""
+        if self.relay is not None:
+            self.relay.lease.unlock()
+        self.replies.writer_lock.release()
+
 
 @asynccontextmanager
-async def open_parts(
-    path: str | os.PathLike[str], store: str | URL | os.PathLike[str] | ConversationStore | None, options: Options
-) -> AsyncIterator[Parts]:
+async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     """Open the parts of a history for the time of a block, and run its background tasks meanwhile."""
-    where = outbox_path(check_path(path, "the outbox"))
+    options = settings.options
     operators = await _open_channels(options.channels)
-    own = not isinstance(store, ConversationStore)
-    if isinstance(store, ConversationStore):
-        check_apart(where, store.url)
+    own = not isinstance(settings.store, ConversationStore)
+    if isinstance(settings.store, ConversationStore):
+        store = settings.store
     else:
-        url = normalise_url(store_beside(where) if store is None else store)
-        check_apart(where, url)
-        store = ConversationStore(url, upcasters=options.upcasters, now=options.now)
-    outbox = await OutboxFile.open(where, create=options.create, bounds=options.bounds, now=options.now)
+        store = ConversationStore(settings.url, upcasters=options.upcasters, now=options.now)
+    outbox = await OutboxFile.open(settings.path, create=options.create, bounds=options.bounds, now=options.now)
     try:
         if options.relay or options.watch:
             await record_destination(outbox, store)
@@ -253,12 +200,6 @@ def _watch(parts: Parts, operators: tuple[Channel, ...], options: Options) -> Al
         style=options.style,
         now=options.now,
     )
-
-
-def _check_callback(name: str, callback: object, *, takes: str = "an Incident") -> None:
-    # Otherwise it would show when the first user is to be notified.
-    if callback is not None and not callable(callback):
-        raise ConfigurationError(f"{name} must be a function that takes {takes}, not {type(callback).__name__}")
 
 
 async def _open_channels(channels: Iterable[str | Channel]) -> tuple[Channel, ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, tzinfo
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -16,6 +16,8 @@ from letopis.outbox.alerting.channels import Channel
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.notifications import Callback
 from letopis.outbox.alerting.texts import Style
+from letopis.outbox.concurrency.home_block import HomeBlock
+from letopis.outbox.concurrency.home_loop import HomeLoop, at_home
 from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.limits import Bounds
@@ -55,7 +57,9 @@ from letopis.store.rules.statistics import Period, Statistics
 from letopis.store.search.results import Hit
 
 if TYPE_CHECKING:
+    from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history._opening import Parts
+    from letopis.outbox.relay.relay import Relay
 
 DEFAULT_PAGE_SIZE: Final = 50
 """Messages of a page if the caller does not ask for a number."""
@@ -65,25 +69,110 @@ _BOUNDS: Final = Bounds()
 _RULES: Final = Rules()
 
 
+@at_home(besides=("append_in", "close", "finish_in"))
 class History:
-    """A conversation history that never silently loses a message. Open it with :meth:`open`.
+    """A conversation history that never silently loses a message.
 
-    Used by any number of tasks of one event loop. Other processes may have the same outbox open.
+    ::
 
-    :ivar outbox: the outbox file.
-    :ivar store: the history store.
-    :ivar relay: the relay of this process; ``None`` if another process delivers.
+        history = History("bot.outbox.db", store="postgresql://bot@db/history")
+        await history.append("chat-1", Message.user("What is tea?"), owner=42)
+        await history.close()
+
+    The first use opens it; :meth:`prepare` does so at once, and ``async with`` opens and closes it. From then on it
+    delivers in the background. The history store need not be reachable: until it is, events are kept in the outbox.
+
+    Any task of any event loop and thread may use it. The outbox is open in one loop, the one that used it first; calls
+    from others are carried there. If that loop ends, as at the end of ``asyncio.run``, the outbox is closed, and the
+    next use opens it again. All histories on one file in one process share one outbox, which closes with the last of
+    them. Other processes may have the same file open.
+
+    :param path: the outbox, a file on a local disk, created with mode 0600. It may be the bot's own SQLite
+        database.
+    :param store: the history store, by URL or path; by default an SQLite file beside the outbox (``bot.outbox.db`` and
+        ``bot.history.db``). Your own :class:`ConversationStore` is not closed, and belongs to one event loop. The first
+        delivery binds the outbox to its store; a relay with another store delivers nothing.
+    :param relay: ``False`` if another process delivers, for example ``letopis relay``.
+    :param watch: ``False`` to notify nobody of stuck messages, for a program that only reads.
+    :param create: ``False`` to refuse an outbox that does not exist.
+    :param policy: how events that the store refuses are retried before they block their conversation.
+    :param retention: how long delivered events stay readable in the outbox.
+    :param limits: how large and how deep an event may be.
+    :param max_events: events in the outbox beyond which appends raise ``OutboxFull``.
+    :param max_bytes: bytes of the outbox beyond which appends raise ``OutboxFull``.
+    :param min_free_bytes: bytes of the outbox's disk that appends leave free, for delivering what is pending.
+    :param upcasters: how older versions of your own events are read.
+    :param on_stuck: called with an ``Incident`` once for each user whose messages are stuck, in this process, also
+        if another process delivers or none does.
+    :param on_recovered: called with the same ``Incident`` once the messages are saved.
+    :param on_unconfirmed: called once after opening with a tuple of ``Unconfirmed``: the replies whose process
+        ended before it confirmed them. See :meth:`reply`.
+    :param channels: addresses of operators to notify: ``https://`` is a webhook, others are for Apprise (extra
+        ``letopis[alerts]``). The result of ``open_channels`` is accepted too.
+    :param rules: thresholds for incidents and alerts, in seconds.
+    :param locale: the language of the texts of incidents.
+    :param style: ``plain``, or ``seed`` for the older sentence.
+    :param read_timeout: seconds that a read waits for the store before it is answered from the outbox.
+    :param own_thread: keep the outbox open in an event loop and a thread of its own, for programs whose loops come and
+        go or are blocked. Each call then crosses two threads, and callbacks run there.
+    :param now: the clock.
+    :raises ConfigurationError: the path, the URL or an option is wrong.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self.outbox = parts.outbox
-        self.store = parts.store
-        self.relay = parts.relay
-        self._parts = parts
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        store: str | URL | os.PathLike[str] | ConversationStore | None = None,
+        relay: bool = True,
+        watch: bool = True,
+        create: bool = True,
+        policy: RetryPolicy = _POLICY,
+        retention: Retention = _RETENTION,
+        limits: Limits = DEFAULT_LIMITS,
+        max_events: int | None = _BOUNDS.max_events,
+        max_bytes: int | None = _BOUNDS.max_bytes,
+        min_free_bytes: int | None = _BOUNDS.min_free_bytes,
+        upcasters: Upcasters = NO_UPCASTERS,
+        on_stuck: Callback | None = None,
+        on_recovered: Callback | None = None,
+        on_unconfirmed: OnUnconfirmed | None = None,
+        channels: Iterable[str | Channel] = (),
+        rules: Rules = _RULES,
+        locale: str | None = None,
+        style: Style = "plain",
+        read_timeout: float = 3.0,
+        own_thread: bool = False,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        # With the first history rather than with its class: the relay, the readers and what else works in one.
+        from letopis.outbox.history._settings import Options, Settings
+        from letopis.outbox.history._sharing import OutboxAccess
+
+        options = Options(
+            relay=relay,
+            watch=watch,
+            create=create,
+            policy=policy,
+            retention=retention,
+            limits=limits,
+            bounds=Bounds(max_events=max_events, max_bytes=max_bytes, min_free_bytes=min_free_bytes),
+            upcasters=upcasters,
+            on_stuck=on_stuck,
+            on_recovered=on_recovered,
+            on_unconfirmed=on_unconfirmed,
+            channels=channels,
+            rules=rules,
+            locale=locale,
+            style=style,
+            read_timeout=read_timeout,
+            own_thread=own_thread,
+            now=now,
+        )
+        self._home = OutboxAccess(Settings.of(path, store, options))
 
     @classmethod
-    @asynccontextmanager
-    async def open(
+    def open(
         cls,
         path: str | os.PathLike[str],
         *,
@@ -106,8 +195,9 @@ class History:
         locale: str | None = None,
         style: Style = "plain",
         read_timeout: float = 3.0,
+        own_thread: bool = False,
         now: Callable[[], datetime] = utc_now,
-    ) -> AsyncIterator[History]:
+    ) -> AbstractAsyncContextManager[History]:
         """Open a history for the time of an ``async with`` block, and deliver in the background meanwhile.
 
         ::
@@ -115,50 +205,24 @@ class History:
             async with History.open("bot.outbox.db", store="postgresql://bot@db/history") as history:
                 await history.append("chat-1", Message.user("What is tea?"), owner=42)
 
-        The history store need not be reachable: until it is, events are kept in the outbox. Leaving the block waits
-        some seconds for the batch in flight; the rest stays on disk for the next start, or for ``letopis relay``.
+        Leaving the block waits some seconds for the batch in flight; the rest stays on disk for the next start, or for
+        ``letopis relay``. Parameters as for the class.
 
-        :param path: the outbox, a file on a local disk, created with mode 0600. It may be the bot's own SQLite
-            database.
-        :param store: the history store, by URL or path; by default an SQLite file beside the outbox (``bot.outbox.db``
-            and ``bot.history.db``). Your own :class:`ConversationStore` is not closed. The first delivery binds the
-            outbox to its store; a relay with another store delivers nothing.
-        :param relay: ``False`` if another process delivers, for example ``letopis relay``.
-        :param watch: ``False`` to notify nobody of stuck messages, for a program that only reads.
-        :param create: ``False`` to refuse an outbox that does not exist.
-        :param policy: how events that the store refuses are retried before they block their conversation.
-        :param retention: how long delivered events stay readable in the outbox.
-        :param limits: how large and how deep an event may be.
-        :param max_events: events in the outbox beyond which appends raise ``OutboxFull``.
-        :param max_bytes: bytes of the outbox beyond which appends raise ``OutboxFull``.
-        :param min_free_bytes: bytes of the outbox's disk that appends leave free, for delivering what is pending.
-        :param upcasters: how older versions of your own events are read.
-        :param on_stuck: called with an ``Incident`` once for each user whose messages are stuck, in this process, also
-            if another process delivers or none does.
-        :param on_recovered: called with the same ``Incident`` once the messages are saved.
-        :param on_unconfirmed: called once after opening with a tuple of ``Unconfirmed``: the replies whose process
-            ended before it confirmed them. See :meth:`reply`.
-        :param channels: addresses of operators to notify: ``https://`` is a webhook, others are for Apprise (extra
-            ``letopis[alerts]``). The result of ``open_channels`` is accepted too.
-        :param rules: thresholds for incidents and alerts, in seconds.
-        :param locale: the language of the texts of incidents.
-        :param style: ``plain``, or ``seed`` for the older sentence.
-        :param read_timeout: seconds that a read waits for the store before it is answered from the outbox.
-        :param now: the clock.
         :raises ConfigurationError: the path, the URL or an option is wrong.
         :raises OutboxUnavailable: the file cannot be used at present.
         """
-        # With the first history rather than with its class: the relay, the readers and what else works in one.
-        from letopis.outbox.history._opening import Options, open_parts
-
-        options = Options(
+        return cls(
+            path,
+            store=store,
             relay=relay,
             watch=watch,
             create=create,
             policy=policy,
             retention=retention,
             limits=limits,
-            bounds=Bounds(max_events=max_events, max_bytes=max_bytes, min_free_bytes=min_free_bytes),
+            max_events=max_events,
+            max_bytes=max_bytes,
+            min_free_bytes=min_free_bytes,
             upcasters=upcasters,
             on_stuck=on_stuck,
             on_recovered=on_recovered,
@@ -168,10 +232,63 @@ class History:
             locale=locale,
             style=style,
             read_timeout=read_timeout,
+            own_thread=own_thread,
             now=now,
         )
-        async with open_parts(path, store, options) as parts:
-            yield cls(parts)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.prepare()
+        except BaseException:  # a cancellation too, also one that comes when it is open
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def prepare(self) -> None:
+        """Open the outbox now instead of on the first use. Idempotent.
+
+        A failure leaves nothing open, and the next use tries again.
+
+        :raises ConfigurationError: the file cannot be an outbox, or it is open in this process with other options.
+        :raises OutboxUnavailable: the file cannot be used at present.
+        :raises Closed: the history is closed, or was opened before this process was forked off.
+        """
+
+    async def close(self) -> None:
+        """Close the history; nothing has to be delivered first. Idempotent; from any task, event loop and thread.
+
+        The last history on a file closes its outbox: that cuts off open replies, and waits some seconds for the batch
+        in flight; the rest stays on disk.
+
+        :raises OutboxUnavailable: this task holds a transaction on the outbox, or the loop that the outbox is open in
+            stands still.
+        """
+        await self._home.close()
+
+    @property
+    def outbox(self) -> OutboxFile:
+        """The outbox file, once it is open; to be used in the event loop that it is open in."""
+        return self._parts.outbox
+
+    @property
+    def store(self) -> ConversationStore:
+        """The history store, once the outbox is open; to be used in the event loop that it is open in."""
+        return self._parts.store
+
+    @property
+    def relay(self) -> Relay | None:
+        """The relay of this process, once the outbox is open; ``None`` if another process delivers."""
+        return self._parts.relay
+
+    @property
+    def _parts(self) -> Parts:
+        return self._home.parts
+
+    async def _find_home(self) -> HomeLoop:
+        return await self._home.prepare()
 
     # Append.
 
@@ -250,9 +367,11 @@ class History:
         another engine, a transaction that reads before its first write may be refused. Parameters as for
         :meth:`append`.
 
-        :raises InvalidInput: also if the connection is not on this file, or not in a transaction.
+        :raises InvalidInput: also if the connection is not on this file, or not in a transaction, or the outbox is open
+            in another event loop.
         :raises OutboxUnavailable: also if the transaction read before it wrote, and another writer came first.
         """
+        await self._home.open_here("append_in")
         prepared = prepare_append(
             conversation_id,
             (what, *more),
@@ -280,7 +399,11 @@ class History:
 
         :raises OutboxUnavailable: another writer holds the file, or the commit ended in an error.
         """
-        return transaction(self.outbox, self._parts.deliveries, self._parts.limits)
+
+        def make() -> AbstractAsyncContextManager[Transaction]:
+            return transaction(self.outbox, self._parts.deliveries, self._parts.limits)
+
+        return HomeBlock(self._find_home, make, holds=True)
 
     def records(
         self,
@@ -455,16 +578,21 @@ class History:
         :raises Closed: the history is closed, or was opened before this process was forked off.
         :raises LetopisError: on leaving, as for ``Reply.finish()``.
         """
-        return self._parts.replies.reply(
-            conversation_id,
-            owner=owner_id(owner),
-            message_id=message_id,
-            role=role,
-            name=name,
-            metadata=metadata,
-            every=every,
-            confirm=confirm,
-        )
+        owner = owner_id(owner)
+
+        def make() -> AbstractAsyncContextManager[Reply]:
+            return self._parts.replies.reply(
+                conversation_id,
+                owner=owner,
+                message_id=message_id,
+                role=role,
+                name=name,
+                metadata=metadata,
+                every=every,
+                confirm=confirm,
+            )
+
+        return HomeBlock(self._find_home, make, holds=False)
 
     async def finish_in(
         self,
@@ -485,6 +613,7 @@ class History:
         :raises OutboxUnavailable: as for :meth:`append_in`.
         :raises LetopisError: as for ``Reply.finish``.
         """
+        await self._home.open_here("finish_in")
         return await self._parts.replies.finish_in(connection, reply, tokens=tokens, usage=usage, metadata=metadata)
 
     async def unconfirmed(self, *, owner: Owner | None = None) -> tuple[Unconfirmed, ...]:

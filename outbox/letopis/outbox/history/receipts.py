@@ -13,6 +13,7 @@ from uuid import UUID
 import orjson
 import sqlalchemy as sa
 
+from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 from letopis.store.model.conversations import Saved, Seen
@@ -160,11 +161,13 @@ class _Waiter:
     event_ids: tuple[UUID, ...] = ()
 
 
+@at_home(besides=("close",))
 class Deliveries:
     """Tells receipts what was delivered, by any relay, with one poll of the file for all that wait."""
 
     def __init__(self, outbox: OutboxFile) -> None:
         self._outbox = outbox
+        self._home = outbox.home
         self._waiters: set[_Waiter] = set()
         self._polling: asyncio.Task[None] | None = None
         self._closed = False

@@ -14,6 +14,7 @@ import orjson
 import sqlalchemy as sa
 
 from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN
+from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.drafts.completion import FINAL_REFUSALS, Completion, complete, discard, settle
 from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.event_log import drafts
@@ -55,6 +56,7 @@ class _Joined:
     end: TransactionEnd
 
 
+@at_home()
 class Reply:
     """A reply that is being written. Made by ``History.reply()``; used by one task at a time.
 
@@ -85,6 +87,7 @@ class Reply:
         self.message_id = empty.id
         self.event_id = event_id
         self._outbox = outbox
+        self._home = outbox.home
         self._appender = appender
         self._deliveries = deliveries
         self._limits = limits

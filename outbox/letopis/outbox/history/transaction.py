@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
@@ -28,7 +29,7 @@ from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
 from letopis.outbox.history.records import OnExists, RecordPut, RecordReceipt, Records, prepare_puts, record_receipt
 from letopis.outbox.history.reply import Reply
 from letopis.store.cancellation import run_to_completion
-from letopis.store.errors import InvalidInput, OutboxUnavailable
+from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 from letopis.store.model.codec import Limits
 from letopis.store.model.event_types import Body
 from letopis.store.model.events import Event
@@ -46,30 +47,39 @@ WARN_AFTER_SECONDS: Final = 1.0
 """Seconds after which an open transaction is logged, because all other appends wait for it."""
 
 
+@at_home()
 class Transaction:
-    """An open transaction on the outbox file. Made by ``History.transaction()``; ends with its ``async with`` block.
-
-    :ivar connection: SQLAlchemy's connection, for everything without a method here. Do not commit or close it.
-    """
+    """An open transaction on the outbox file. Made by ``History.transaction()``; ends with its ``async with`` block."""
 
     def __init__(self, outbox: OutboxFile, connection: AsyncConnection, deliveries: Deliveries, limits: Limits) -> None:
-        self.connection = connection
+        self._connection = connection
         self._outbox = outbox
+        self._home = outbox.home
         self._deliveries = deliveries
         self._limits = limits
         self._end = TransactionEnd()
         self._appended = False
         self._committing = False
 
+    @property
+    def connection(self) -> AsyncConnection:
+        """SQLAlchemy's connection, for everything without a method here. Do not commit or close it.
+
+        :raises Closed: the outbox is open in another event loop, where the connection belongs.
+        """
+        if not self._home.here:
+            raise Closed("the connection belongs to another event loop, in which the outbox is open: use tx.execute")
+        return self._connection
+
     async def execute(
         self, statement: sa.Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> sa.CursorResult[Any]:
         """Run a statement on the bot's own tables and return its result, already fetched."""
-        return await self._run(self.connection.execute(statement, parameters))
+        return await self._run(self._connection.execute(statement, parameters))
 
     async def scalar(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Any:
         """Run a statement and return the first column of its first row, or ``None``."""
-        return await self._run(self.connection.scalar(statement, parameters))
+        return await self._run(self._connection.scalar(statement, parameters))
 
     async def append(
         self,
@@ -175,7 +185,7 @@ class Transaction:
 
     async def _write(self, prepared: Prepared, companion: CompanionWrite | None = None) -> Appended:
         self._appended = True  # also if the caller is cancelled and commits all the same
-        appended = await write(self._outbox, self.connection, prepared, companion)
+        appended = await write(self._outbox, self._connection, prepared, companion)
         if appended.erased:
             self._outbox.truncate_wal()
         return appended
@@ -184,21 +194,21 @@ class Transaction:
         try:
             return await run_to_completion(statement)
         except DBAPIError:
-            if not is_open(self.connection):
-                await self.connection.invalidate()  # otherwise the next statement would commit by itself
+            if not is_open(self._connection):
+                await self._connection.invalidate()  # otherwise the next statement would commit by itself
             raise
 
     async def _commit(self) -> None:
-        if not is_open(self.connection):
+        if not is_open(self._connection):
             raise OutboxUnavailable(
                 "a statement of the transaction failed and rolled all of it back: nothing was committed, run it again"
             )
         self._outbox.gate.verify_file()
         self._committing = True  # from here on only the file knows the outcome
         try:
-            await self.connection.commit()
+            await self._connection.commit()
         except Exception as error:
-            await self.connection.invalidate()
+            await self._connection.invalidate()
             raise translate(error) or error from error
         if self._appended:
             self._outbox.appended.notify()

@@ -116,7 +116,7 @@ class Lease:
             self.incarnation = await self._outbox.write(partial(self._register, now_us=self._clock.now_us()))
         finally:
             if not self.held:
-                self._unlock()
+                self.unlock()
         return True
 
     async def _take_over(self) -> bool:
@@ -154,9 +154,10 @@ class Lease:
                 )
             )
         finally:
-            self._unlock()
+            self.unlock()
 
-    def _unlock(self) -> None:
+    def unlock(self) -> None:
+        """Release the lock alone; :meth:`release` does it in order."""
         if self._lock.is_locked:
             self._lock.release()
 

@@ -29,7 +29,7 @@ from letopis.outbox.history.transaction import Transaction
 from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
 from letopis.outbox.operations.status import Status
 from letopis.outbox.retry.policy import RetryPolicy
-from letopis.outbox.sync.portal import Block, Portal
+from letopis.outbox.sync.portal import Block, InsideLoop, Portal
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import ConfigurationError
 from letopis.store.model.codec import DEFAULT_LIMITS, Limits
@@ -503,9 +503,9 @@ class BlockingHistory(SyncBase):
         history.append("chat-1", Message.user("What is tea?"))
         history.close()
 
-    Use it as a context manager, or close it. Any number of threads may use it, except threads that run an event loop,
-    and forked children. A thread whose wait is interrupted, as by Ctrl-C, cancels what it waited for: the file stays
-    consistent, and an append may have taken effect.
+    Use it as a context manager, or close it. Any number of threads may use it, except forked children; threads that run
+    an event loop only with ``inside_loop="block"``. A thread whose wait is interrupted, as by Ctrl-C, cancels what it
+    waited for: the file stays consistent, and an append may have taken effect.
     """
 
     __slots__ = ("_history",)
@@ -549,43 +549,45 @@ class BlockingHistory(SyncBase):
         locale: str | None = None,
         style: Style = "plain",
         read_timeout: float = 3.0,
+        own_thread: bool = False,
         now: Callable[[], datetime] = utc_now,
+        inside_loop: InsideLoop = "refuse",
     ) -> Self:
         """Open a history for the time of a ``with`` block, and deliver in the background meanwhile.
 
         See :meth:`History.open`.
+
+        :param inside_loop: ``block`` to allow calls in threads that run an event loop. Each blocks that loop.
+        :raises InEventLoop: this thread runs an event loop and may not block it, or the outbox is open in that loop.
         """
         if isinstance(store, ConversationStore):
             raise ConfigurationError("a ConversationStore belongs to an event loop: give its URL or path")
-        portal = Portal()
-        return cls(
-            portal,
-            portal.open(
-                lambda: History.open(
-                    path,
-                    store=store,
-                    relay=relay,
-                    watch=watch,
-                    create=create,
-                    policy=policy,
-                    retention=retention,
-                    limits=limits,
-                    max_events=max_events,
-                    max_bytes=max_bytes,
-                    min_free_bytes=min_free_bytes,
-                    upcasters=upcasters,
-                    on_stuck=on_stuck,
-                    on_recovered=on_recovered,
-                    on_unconfirmed=on_unconfirmed,
-                    channels=channels,
-                    rules=rules,
-                    locale=locale,
-                    style=style,
-                    read_timeout=read_timeout,
-                    now=now,
-                )
-            ),
+        portal = Portal(inside_loop=inside_loop)
+        opened = History(
+            path,
+            store=store,
+            relay=relay,
+            watch=watch,
+            create=create,
+            policy=policy,
+            retention=retention,
+            limits=limits,
+            max_events=max_events,
+            max_bytes=max_bytes,
+            min_free_bytes=min_free_bytes,
+            upcasters=upcasters,
+            on_stuck=on_stuck,
+            on_recovered=on_recovered,
+            on_unconfirmed=on_unconfirmed,
+            channels=channels,
+            rules=rules,
+            locale=locale,
+            style=style,
+            read_timeout=read_timeout,
+            own_thread=own_thread,
+            now=now,
         )
+        return cls(portal, portal.open(lambda: opened, home_loop=lambda: opened._home.home_loop))
 
     def append(
         self,

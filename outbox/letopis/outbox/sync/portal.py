@@ -11,13 +11,13 @@ from contextvars import Token
 from functools import partial
 from threading import RLock, Thread
 from types import TracebackType
-from typing import Any, Final, Generic, ParamSpec, TypeVar
+from typing import Any, Final, Generic, Literal, ParamSpec, TypeVar, get_args
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
 from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN
-from letopis.store.errors import Closed, LetopisError
+from letopis.store.errors import Closed, ConfigurationError, LetopisError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,11 +30,21 @@ _CLOSED: Final = "the history is closed"
 _CLOSED_MEANWHILE: Final = "the history was closed meanwhile"
 
 
+InsideLoop = Literal["refuse", "block"]
+"""What calls in a thread do that runs an event loop: raise, or block that loop until they are answered."""
+
+
 class InEventLoop(LetopisError, RuntimeError):
     """Called in a thread that runs an event loop, which waiting would block: use ``History`` there."""
 
-    def __init__(self) -> None:
-        super().__init__("BlockingHistory cannot be used inside a running event loop; use History with await.")
+    def __init__(self, *, waits_for_itself: bool = False) -> None:
+        super().__init__(
+            "BlockingHistory cannot be used inside the event loop that its outbox is open in, which would wait for"
+            " itself: use History with await, or open that history with own_thread=True"
+            if waits_for_itself
+            else "BlockingHistory cannot be used inside a running event loop; use History with await, or open it with"
+            ' inside_loop="block", which blocks the loop during each call.'
+        )
 
 
 class Portal:
@@ -42,9 +52,15 @@ class Portal:
 
     A thread whose wait is interrupted, as by Ctrl-C, cancels what it waited for. Calls run with a copy of the thread's
     context variables, so spans are those of the caller.
+
+    :param inside_loop: ``block`` to let threads that run an event loop call, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, inside_loop: InsideLoop = "refuse") -> None:
+        if inside_loop not in get_args(InsideLoop):
+            raise ConfigurationError("inside_loop must be 'refuse' or 'block'")
+        self._may_block = inside_loop == "block"
+        self._home_loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
         self._pid = os.getpid()
         self._lock = RLock()  # reentrant, because a signal handler may call too
         self._closed = False
@@ -58,11 +74,18 @@ class Portal:
         """Whether this is a forked child, in which the thread does not run."""
         return os.getpid() != self._pid
 
-    def open(self, make: Callable[[], AbstractAsyncContextManager[T]]) -> T:
+    def open(
+        self,
+        make: Callable[[], AbstractAsyncContextManager[T]],
+        *,
+        home_loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None,
+    ) -> T:
         """Start the thread, and enter the block that ``make`` makes until :meth:`close`.
 
-        :raises InEventLoop: this thread runs an event loop.
+        :param home_loop: returns the event loop that calls are carried on to, if there is one.
+        :raises InEventLoop: this thread runs an event loop, and may not block it.
         """
+        self._home_loop = home_loop
         try:
             self.start()
             block = self._outermost = Block[T, T](self, make, lambda value: value, outermost=True)
@@ -88,7 +111,7 @@ class Portal:
     def start(self) -> None:
         """Start the thread, and wait until its event loop runs.
 
-        :raises InEventLoop: this thread runs an event loop.
+        :raises InEventLoop: this thread runs an event loop, and may not block it.
         """
         self.check()
         self._thread.start()
@@ -99,16 +122,15 @@ class Portal:
 
         :param closing: allow it after :meth:`close`.
         :raises Closed: after :meth:`close`, or in a forked child.
-        :raises InEventLoop: this thread runs an event loop.
+        :raises InEventLoop: this thread runs an event loop, and may not block it.
         """
         if self.forked:
             raise Closed("opened before this process was forked off: threads do not cross a fork, open again here")
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass  # as it should be
-        else:
-            raise InEventLoop
+        if (running := _running_loop()) is not None:
+            if not self._may_block:
+                raise InEventLoop
+            if running is self._home_loop():
+                raise InEventLoop(waits_for_itself=True)
         if self._closed and not closing:
             raise Closed(_CLOSED)
 
@@ -116,7 +138,7 @@ class Portal:
         """Run ``await fn(*args, **kwargs)`` in the event loop, and return or raise what it does.
 
         :raises Closed: the portal is closed, or is while this waits.
-        :raises InEventLoop: this thread runs an event loop.
+        :raises InEventLoop: this thread runs an event loop, and may not block it.
         """
         self.check()
         work = partial(fn, *args, **kwargs)
@@ -324,6 +346,13 @@ class Block(AbstractContextManager[F], Generic[T, F]):
             if not self._entered.done() and self._entered.set_running_or_notify_cancel():
                 self._entered.set_exception(error)
             return error
+        return None
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
         return None
 
 

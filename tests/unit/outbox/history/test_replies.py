@@ -34,12 +34,13 @@ from letopis.store.model.codec import Limits
 from letopis.store.model.conversations import Delivery
 from letopis.store.model.event_types import ConversationDeleted, MessageRedacted, MessageSent
 from letopis.store.model.parts import File, Reasoning, Text, ToolCall
+from tests.support.apart import open_apart
 from tests.support.paths import ROOT
 
 
 @asynccontextmanager
 async def opened(tmp_path: Path, **options: Any) -> AsyncIterator[History]:
-    async with History.open(tmp_path / "bot.outbox.db", **{"relay": False, **options}) as history:
+    async with open_apart(tmp_path / "bot.outbox.db", **{"relay": False, **options}) as history:
         yield history
 
 

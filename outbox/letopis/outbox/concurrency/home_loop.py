@@ -1,0 +1,228 @@
+"""Run calls in the one event loop that an object lives in, whichever loop of the process awaits them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial, wraps
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from letopis.store.cancellation import cancel_after_grace
+from letopis.store.errors import Closed, OutboxUnavailable
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+POLL_INTERVAL_SECONDS: Final = 0.5
+"""Seconds between two looks at whether the other loop still runs: one that was closed or stopped never answers."""
+
+
+class NotBegun(Exception):
+    """The loop ended before the call began there: nothing was done."""
+
+
+class LoopEnded(OutboxUnavailable):
+    """The event loop that the outbox was open in ended, or stands still. The history opens again on its next use."""
+
+    def __init__(self, *, begun: bool) -> None:
+        super().__init__(
+            "the event loop in which the outbox was open ended during the call: it may have taken effect, and can be"
+            " repeated with the same messages"
+            if begun
+            else "the event loop in which the outbox is open does not run, and nothing was done: close the history"
+            " there, or open it with own_thread=True"
+        )
+
+
+class Home(Protocol):
+    """Where an object lives.
+
+    :ivar loop: its event loop; ``None`` while there is none.
+    """
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None: ...
+
+    async def run(self, work: Callable[[], Awaitable[T]], /) -> T:
+        """Return or raise what ``await work()`` does in that loop."""
+        ...
+
+
+class HomeLoop:
+    """The running event loop, for calls from other loops and threads."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+    @property
+    def running(self) -> bool:
+        """Whether the loop runs at this moment."""
+        return self.loop.is_running()
+
+    @property
+    def here(self) -> bool:
+        """Whether it is the loop of the caller."""
+        return self.loop is asyncio.get_running_loop()
+
+    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return or raise what ``await work()`` does in the loop.
+
+        From another loop, it runs in a task of its own with a copy of the caller's context. A cancellation is passed
+        on, and raised here once that task has ended, as it would be in one loop.
+
+        :raises LoopEnded: the loop does not run, or ended meanwhile.
+        :raises Closed: the loop had ended before.
+        """
+        if self.here:
+            return await work()
+        try:
+            return await self.begin(work).result()
+        except NotBegun:
+            raise Closed("the event loop in which the outbox was open has ended, and this with it") from None
+
+    def begin(self, work: Callable[[], Awaitable[T]]) -> RemoteCall[T]:
+        """Start ``await work()`` in the loop, from another one.
+
+        :raises NotBegun: the loop is closed.
+        """
+        call = RemoteCall(self, work)
+        try:
+            self.loop.call_soon_threadsafe(call.begin)
+        except RuntimeError:  # asyncio's, for a loop that is closed
+            raise NotBegun from None
+        return call
+
+    async def wait(self, future: Future[Any]) -> bool:
+        """Wait in another loop until ``future``, which this one sets, is done. Return False if it never will be."""
+        answer = asyncio.wrap_future(future)
+        stopped = 0
+        try:
+            while not answer.done():
+                await asyncio.wait((answer,), timeout=POLL_INTERVAL_SECONDS)
+                stopped = 0 if self.running else stopped + 1
+                # A loop that is run again and again stands still in between.
+                if not answer.done() and (self.loop.is_closed() or stopped > 1):
+                    return False
+            return True
+        finally:
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # retrieved, so that asyncio does not report it
+            else:
+                answer.cancel()
+
+
+class RemoteCall(Generic[T]):
+    """A call that another loop runs."""
+
+    def __init__(self, home: HomeLoop, work: Callable[[], Awaitable[T]]) -> None:
+        self._home = home
+        self._waiting = deque(
+            (work,)
+        )  # taken by whoever is first: the loop that begins it, or the caller that gives up
+        self._task: asyncio.Task[T] | None = None
+        self._cancelled = False
+        self._answer = unresolved()
+
+    async def result(self) -> T:
+        """Wait for the call, and return or raise what it does.
+
+        :raises NotBegun: the loop was closed before the call began.
+        :raises LoopEnded: the loop stands still, or ended before the call did.
+        """
+        return await cancel_after_grace(self._result(), grace=0)
+
+    def cancel(self) -> None:
+        """Cancel the call, from any thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._home.loop.call_soon_threadsafe(self._cancel)
+
+    async def _result(self) -> T:
+        try:
+            ended = await self._home.wait(self._answer)
+        except asyncio.CancelledError:
+            self.cancel()
+            await self._home.wait(self._answer)
+            raise
+        if not ended:
+            begun = not self._withdraw()
+            if not begun and self._home.loop.is_closed():
+                raise NotBegun
+            raise LoopEnded(begun=begun)
+        result: T = self._answer.result()
+        return result
+
+    def _withdraw(self) -> bool:
+        """Return True if the call had not begun, and never will."""
+        try:
+            self._waiting.pop()
+        except IndexError:
+            return False
+        return True
+
+    # In the home loop.
+
+    def begin(self) -> None:
+        """Begin the call; in the loop that it is for."""
+        try:
+            work = self._waiting.pop()
+        except IndexError:
+            return
+        self._task = asyncio.get_running_loop().create_task(_awaited(work), name="letopis-call")
+        self._task.add_done_callback(self._end)
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            # Not by its caller: by the end of this loop.
+            self._answer.set_exception(asyncio.CancelledError() if self._cancelled else LoopEnded(begun=True))
+        elif (error := task.exception()) is not None:
+            self._answer.set_exception(error)
+        else:
+            self._answer.set_result(task.result())
+
+
+def unresolved() -> Future[Any]:
+    """Return a future between threads that a waiter cannot cancel for the others."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def at_home(*, besides: Collection[str] = ()) -> Callable[[type[C]], type[C]]:
+    """Decorate a class whose instances have a ``_home``: its public coroutine methods run there, wherever awaited.
+
+    Where they are awaited decides, not where they are called: a coroutine may be handed to another loop.
+
+    :param besides: methods that run in the loop that awaits them.
+    """
+
+    def decorate(cls: type[C]) -> type[C]:
+        for name, method in tuple(vars(cls).items()):
+            if not name.startswith("_") and name not in besides and inspect.iscoroutinefunction(method):
+                setattr(cls, name, _forwarded(method))
+        return cls
+
+    return decorate
+
+
+def _forwarded(method: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., Coroutine[Any, Any, T]]:
+    @wraps(method)
+    async def call(self: Any, *args: Any, **kwargs: Any) -> T:
+        home: Home = self._home
+        if home.loop is asyncio.get_running_loop():
+            return await method(self, *args, **kwargs)
+        return await home.run(partial(method, self, *args, **kwargs))
+
+    return call
+
+
+async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
+    return await work()

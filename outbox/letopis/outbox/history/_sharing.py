@@ -1,0 +1,354 @@
+"""Open an outbox once in a process, in one event loop, for all histories on its file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextvars import Context
+from functools import partial
+from threading import Lock, Thread
+from typing import Final, TypeVar
+from weakref import WeakSet
+
+from letopis.outbox.concurrency.home_loop import HomeLoop, LoopEnded, NotBegun, unresolved
+from letopis.outbox.file.identity import FileId, file_id_of
+from letopis.outbox.history._opening import Parts, open_parts
+from letopis.outbox.history._settings import Settings
+from letopis.outbox.telemetry.logging import describe_failure
+from letopis.store.cancellation import run_to_completion
+from letopis.store.errors import Closed, InvalidInput
+
+T = TypeVar("T")
+logger = logging.getLogger("letopis.outbox.history")
+
+CLEANUP_SECONDS: Final = 5.0
+"""Seconds that an ending event loop's other tasks have for what they still append."""
+
+_KEEPER: Final = "letopis-outbox"
+_NOT_OPEN: Final = "the history is not open yet: await history.prepare(), or enter it with `async with`"
+
+
+class SharedOutbox:
+    """An outbox that is open, or being opened, in one event loop. Kept by one task of that loop.
+
+    It is closed when its last history is, and when the loop ends by cancelling its tasks, as ``asyncio.run`` does.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self.settings = settings
+        self.histories: WeakSet[OutboxAccess] = WeakSet()
+        self.home: HomeLoop | None = None
+        self.parts: Parts | None = None
+        self._begun: Future[None] = unresolved()
+        self.opened: Future[None] = unresolved()
+        self.ended: Future[None] = unresolved()
+        self.ending = False
+        self.pid = os.getpid()
+        self._registry = registry
+        self._path = os.path.realpath(settings.path)
+        self._file_id: FileId | None = None
+        self._stop: asyncio.Event | None = None
+        self._thread: Thread | None = None
+
+    # In any thread, with the lock of the registry.
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether its loop was closed without cancelling its tasks."""
+        return self.home is not None and self.home.loop.is_closed() and not self.ended.done()
+
+    def is_on(self, settings: Settings) -> bool:
+        """Return True if it is on the same file, by whatever path."""
+        try:
+            found = file_id_of(settings.path)
+        except OSError:
+            found = None
+        if self._file_id is not None:
+            return found == self._file_id
+        return os.path.realpath(settings.path) == self._path
+
+    def start(self) -> None:
+        """Begin to open it, in the running event loop or in a thread of its own."""
+        if self.settings.options.own_thread:
+            self._thread = Thread(target=partial(asyncio.run, self._keep()), name=_KEEPER, daemon=True)
+            self._thread.start()
+        else:
+            self.home = HomeLoop()
+            self._begun.set_result(None)
+            # In an empty context: it is nobody's request, span or transaction.
+            self._keeper = self.home.loop.create_task(self._keep(), name=_KEEPER, context=Context())
+
+    def stop(self) -> None:
+        """Begin to close it."""
+        self.ending = True
+        if self._stop is not None and self.home is not None and not self.home.loop.is_closed():
+            self.home.loop.call_soon_threadsafe(self._stop.set)
+
+    def abandon(self) -> None:
+        """Release what an orphan keeps from its successor."""
+        self._detach()
+        _left.append(self)
+        if self.parts is not None:
+            self.parts.abandon()
+
+    # In any event loop.
+
+    async def wait(self, future: Future[None]) -> None:
+        """Wait until it has been opened, or has ended, well or not.
+
+        :raises LoopEnded: its loop was closed, or stands still.
+        """
+        if not self._begun.done():
+            await asyncio.wait((asyncio.wrap_future(self._begun),))
+        if not future.done() and self.home is not None and not await self.home.wait(future):
+            raise LoopEnded(begun=False)
+
+    # In its own loop.
+
+    async def _keep(self) -> None:
+        failure: BaseException | None = None
+        try:
+            with self._registry.lock:
+                self._stop = asyncio.Event()
+                if self.home is None:
+                    self.home = HomeLoop()
+                    self._begun.set_result(None)
+            async with open_parts(self.settings) as parts:
+                self._attach(parts)
+                try:
+                    if not self.ending:
+                        await self._stop.wait()
+                except asyncio.CancelledError:
+                    await _others_cleaned_up()
+                    raise
+                finally:
+                    with self._registry.lock:
+                        self._detach()
+        except BaseException as error:  # belongs to those who wait for it
+            failure = error
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            with self._registry.lock:
+                self._detach()
+                self._registry.remove(self)
+            cancelled = isinstance(failure, asyncio.CancelledError)
+            if not self.opened.done():
+                self.opened.set_exception(LoopEnded(begun=False) if failure is None or cancelled else failure)
+                failure = None
+            if failure is None or cancelled:
+                self.ended.set_result(None)
+            else:
+                logger.error("an outbox could not be closed properly: %s", describe_failure(failure))
+                self.ended.set_exception(failure)
+
+    def _attach(self, parts: Parts) -> None:
+        with self._registry.lock:
+            self.parts = parts
+            self._file_id = parts.outbox.file_id
+            for history in self.histories:
+                history.enter(self)
+        self.opened.set_result(None)
+
+    def _detach(self) -> None:
+        self.ending = True
+        for history in self.histories:
+            history.loop = None
+
+
+class Registry:
+    """The outboxes that are open in this process."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.outboxes: list[SharedOutbox] = []
+
+    def find(self, settings: Settings) -> SharedOutbox | None:
+        """Return the outbox that is open on a file; with the lock held."""
+        found = next((one for one in self.outboxes if one.is_on(settings)), None)
+        if found is not None and found.orphaned:
+            self.remove(found)
+            found.abandon()
+            return None
+        return found
+
+    def begin(self, settings: Settings) -> SharedOutbox:
+        """Begin to open an outbox in this process; with the lock held."""
+        outbox = SharedOutbox(self, settings)
+        self.outboxes.append(outbox)
+        try:
+            outbox.start()
+        except BaseException:  # no thread could be started
+            self.outboxes.remove(outbox)
+            raise
+        return outbox
+
+    def remove(self, outbox: SharedOutbox) -> None:
+        """Forget an outbox. Idempotent; with the lock held."""
+        if outbox in self.outboxes:
+            self.outboxes.remove(outbox)
+
+
+REGISTRY: Final = Registry()
+_left: Final[list[SharedOutbox]] = []
+"""Outboxes of a parent process, or of a loop that was closed beneath them. Collecting one would begin to close it."""
+
+
+def _forked() -> None:
+    _left.extend(REGISTRY.outboxes)
+    REGISTRY.outboxes.clear()
+    REGISTRY.lock = Lock()  # another thread may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class OutboxAccess:
+    """What one history has of the outbox on its file: opened on first use, shared with others on the same file.
+
+    :ivar loop: the event loop that the outbox is open in; ``None`` while it is not open.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry = REGISTRY) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._outbox: SharedOutbox | None = None
+        self._parts: Parts | None = None
+        self._opening = 0  # calls that wait for it
+        self._closed = False
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of the outbox, which belong to its loop.
+
+        :raises Closed: it has not been opened.
+        """
+        if self._parts is None:
+            raise Closed(_NOT_OPEN)
+        return self._parts
+
+    @property
+    def home_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop in which the file is open or being opened, by this history or another one."""
+        with self.registry.lock:
+            found = self.registry.find(self.settings)
+            return None if found is None or found.home is None else found.home.loop
+
+    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return or raise what ``await work()`` does in the loop of the outbox; open it if needed."""
+
+        async def checked() -> T:
+            if self.loop is not asyncio.get_running_loop():
+                raise NotBegun  # closed meanwhile
+            return await work()
+
+        while True:
+            home = await self.prepare()
+            try:
+                return await (checked() if home.here else home.begin(checked).result())
+            except NotBegun:
+                continue
+
+    async def prepare(self) -> HomeLoop:
+        """Open the outbox if it is not open, and return its loop.
+
+        :raises Closed: after :meth:`close`, or if it was opened before this process was forked off.
+        :raises ConfigurationError: the file is wrong, or it is open with other options.
+        :raises OutboxUnavailable: the file cannot be used at present.
+        """
+        while True:
+            outbox = self._join()
+            if outbox is not self._outbox:
+                await outbox.wait(outbox.ended)  # one that is closing: the next one is opened after it
+                continue
+            self._opening += 1
+            try:
+                await outbox.wait(outbox.opened)
+                outbox.opened.result()
+            except BaseException:  # a cancellation too: what nobody waits for is not opened
+                if self._opening == 1 and self.loop is None:
+                    await run_to_completion(self._leave(outbox))
+                raise
+            finally:
+                self._opening -= 1
+            if self.loop is not None and outbox.home is not None:
+                return outbox.home
+
+    async def open_here(self, method: str) -> None:
+        """Open the outbox if needed, for a method that works in its loop only.
+
+        :raises InvalidInput: this is another loop.
+        """
+        if not (await self.prepare()).here:
+            raise InvalidInput(
+                "connection",
+                f"belongs to this event loop, and the outbox is open in another one: {method} works in the loop that"
+                " used the outbox first; here, use history.transaction()",
+            )
+
+    async def close(self) -> None:
+        """Leave the outbox, which closes it if no other history is in it. Idempotent.
+
+        :raises OutboxUnavailable: this task holds a transaction, for which closing would wait; or the loop of the
+            outbox stands still.
+        """
+        if self.loop is asyncio.get_running_loop():
+            self.parts.outbox.gate.refuse_holder("this task holds a transaction on the outbox: end it before closing")
+        with self.registry.lock:
+            self._closed = True
+            outbox = self._outbox
+        if outbox is not None and outbox.pid == os.getpid():
+            await run_to_completion(self._leave(outbox))
+
+    def enter(self, outbox: SharedOutbox) -> None:
+        """Take what was opened; with the lock held."""
+        self._parts = outbox.parts
+        self.loop = None if outbox.home is None else outbox.home.loop
+
+    def _join(self) -> SharedOutbox:
+        """Return the outbox on the file, joined unless it is ending; begin to open it if there is none."""
+        with self.registry.lock:
+            if self._closed:
+                raise Closed("the history is closed")
+            if self._outbox is not None and self._outbox.pid != os.getpid():
+                raise Closed("opened before this process was forked off: open another history here")
+            if self._outbox is not None and self.loop is not None and not self.loop.is_closed():
+                return self._outbox
+            found = self.registry.find(self.settings)
+            if found is None:
+                found = self.registry.begin(self.settings)
+            elif found.ending:
+                return found
+            else:
+                found.settings.check_same(self.settings)
+            found.histories.add(self)
+            self._outbox = found
+            if found.parts is not None:
+                self.enter(found)
+            return found
+
+    async def _leave(self, outbox: SharedOutbox) -> None:
+        with self.registry.lock:
+            outbox.histories.discard(self)
+            if outbox is self._outbox:
+                self.loop = None
+            if outbox.histories:
+                return
+            outbox.stop()
+        if outbox.orphaned:
+            outbox.abandon()
+            return
+        await outbox.wait(outbox.ended)
+        outbox.ended.result()
+
+
+async def _others_cleaned_up() -> None:
+    """Wait for the tasks that are cancelled together with this one, because they may append something yet."""
+    others = [one for one in asyncio.all_tasks() if one.cancelling() and not one.get_name().startswith("letopis-")]
+    if others:
+        await asyncio.wait(others, timeout=CLEANUP_SECONDS)

@@ -1,0 +1,733 @@
+"""Opening anywhere: on first use, from any loop and thread, once for all histories on a file."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox import BlockingHistory, History, Retention
+from letopis.outbox.concurrency.home_loop import LoopEnded
+from letopis.outbox.history._sharing import REGISTRY
+from letopis.outbox.sync.portal import InEventLoop
+from letopis.store import ConversationStore
+from letopis.store.errors import Closed, ConfigurationError, InvalidInput, OutboxUnavailable
+from letopis.store.model.messages import Message
+from tests.support.resources import open_descriptors, own_threads
+
+T = TypeVar("T")
+SOON = 20.0
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    """No test leaves an outbox open in the process."""
+    yield
+    assert REGISTRY.outboxes == []
+
+
+@contextmanager
+def another_loop() -> Iterator[Callable[[Awaitable[Any]], Any]]:
+    """An event loop in a thread of its own; what is given runs coroutines in it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(SOON)
+
+    try:
+        yield run
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(SOON)
+        loop.close()
+
+
+async def elsewhere(work: Callable[[], Awaitable[T]]) -> T:
+    """Run ``work()`` with ``asyncio.run`` in a thread."""
+
+    async def main() -> T:
+        return await work()
+
+    return await asyncio.to_thread(lambda: asyncio.run(main()))
+
+
+async def texts(history: History, conversation_id: str = "c1") -> list[str]:
+    return [one.text for one in await history.messages(conversation_id, last=None)]
+
+
+# On first use.
+
+
+async def test_an_append_opens(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    assert not (tmp_path / "bot.outbox.db").exists()
+
+    receipt = await history.append("c1", Message.user("hi"))
+
+    assert await receipt.saved(timeout=SOON)
+    assert await texts(history) == ["hi"]
+    await history.close()
+
+
+async def test_a_read_a_reply_and_a_transaction_open_too(tmp_path: Path) -> None:
+    history = History(tmp_path / "1.db", relay=False)
+    assert await texts(history) == []
+    await history.close()
+
+    history = History(tmp_path / "2.db", relay=False)
+    async with history.reply("c1") as reply:
+        await reply.add("tea")
+    assert await texts(history) == ["tea"]
+    await history.close()
+
+    history = History(tmp_path / "3.db", relay=False)
+    async with history.transaction() as tx:
+        await tx.append("c1", Message.user("in it"))
+    assert await texts(history) == ["in it"]
+    await history.close()
+
+
+async def test_tasks_that_use_it_first_together_open_it_once(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+
+    await asyncio.gather(*(history.append("c1", Message.user(str(number))) for number in range(20)))
+
+    assert len(REGISTRY.outboxes) == 1
+    assert sorted(await texts(history), key=int) == [str(number) for number in range(20)]
+    await history.close()
+
+
+async def test_what_belongs_to_the_loop_is_there_once_it_is_open(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    for name in ("outbox", "store", "relay"):
+        with pytest.raises(Closed, match=r"not open yet: await history.prepare\(\)"):
+            getattr(history, name)
+
+    await history.prepare()
+
+    assert history.outbox.path == tmp_path / "bot.outbox.db"
+    assert history.relay is None
+    await history.close()
+
+
+async def test_what_is_wrong_in_itself_is_refused_before_any_use(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="local disk"):
+        History(":memory:")
+    with pytest.raises(ConfigurationError, match="same file"):
+        History(tmp_path / "bot.db", store=tmp_path / "bot.db")
+    with pytest.raises(ConfigurationError, match="on_stuck"):
+        History(tmp_path / "bot.db", on_stuck=7)  # type: ignore[arg-type]
+
+
+async def test_a_failure_is_raised_by_each_use_until_the_cause_is_gone(tmp_path: Path) -> None:
+    threads, descriptors = own_threads(), open_descriptors()
+    history = History(tmp_path / "missing" / "bot.outbox.db", relay=False)
+    errors = await asyncio.gather(*(history.append("c1", Message.user("x")) for _ in range(3)), return_exceptions=True)
+    assert [type(one) for one in errors] == [ConfigurationError] * 3
+    with pytest.raises(ConfigurationError, match="folder"):
+        await history.messages("c1")
+    gc.collect()
+    assert (own_threads(), open_descriptors()) == (threads, descriptors)
+
+    (tmp_path / "missing").mkdir()
+
+    await history.append("c1", Message.user("now"))
+    assert await texts(history) == ["now"]
+    await history.close()
+
+
+async def test_a_first_use_that_is_cancelled_leaves_nothing_open(tmp_path: Path) -> None:
+    threads = own_threads()
+    for pause in (0, 0, 0.001, 0.01, 0.05):
+        history = History(tmp_path / "bot.outbox.db", relay=False)
+        task = asyncio.create_task(history.append("c1", Message.user("x")))
+        await asyncio.sleep(pause)
+        task.cancel()
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            await history.close()
+        elif history._home._outbox is not None and history._home.loop is not None:
+            await history.close()  # it was open, and the append was cancelled
+        assert REGISTRY.outboxes == []
+    assert own_threads() == threads
+
+
+def test_the_class_and_its_block_take_the_same_options() -> None:
+    parameters = [list(inspect.signature(one).parameters.values()) for one in (History.__init__, History.open)]
+    assert parameters[0][1:] == parameters[1]
+
+
+# Closing.
+
+
+async def test_it_is_closed_from_any_task_and_any_number_of_times(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    await history.append("c1", Message.user("hi"))
+
+    await asyncio.create_task(history.close())
+
+    assert REGISTRY.outboxes == []
+    await asyncio.gather(history.close(), history.close())
+    for use in (history.messages("c1"), history.append("c1", Message.user("x")), history.prepare()):
+        with pytest.raises(Closed, match="the history is closed"):
+            await use
+    with pytest.raises(Closed):
+        async with history.transaction():
+            pytest.fail("opened again")
+
+
+async def test_it_is_closed_from_another_loop_and_thread(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    await history.append("c1", Message.user("hi"))
+
+    await elsewhere(history.close)
+
+    assert REGISTRY.outboxes == []
+    with pytest.raises(Closed):
+        await history.messages("c1")
+
+
+async def test_what_was_never_used_is_closed_without_being_opened(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+
+    await history.close()
+
+    assert not (tmp_path / "bot.outbox.db").exists()
+    with pytest.raises(Closed):
+        await history.append("c1", Message.user("x"))
+
+
+async def test_closing_during_the_opening_waits_for_it(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    using = asyncio.create_task(history.append("c1", Message.user("x")))
+    await asyncio.sleep(0)
+
+    await history.close()
+
+    with pytest.raises(Closed):
+        await using
+    assert REGISTRY.outboxes == []
+
+
+async def test_a_task_in_a_transaction_does_not_close_what_it_waits_for(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    async with history.transaction() as tx:
+        await tx.append("c1", Message.user("hi"))
+        with pytest.raises(OutboxUnavailable, match="end it before closing"):
+            await history.close()
+    assert await texts(history) == ["hi"]
+    await history.close()
+
+
+async def test_a_block_opens_and_closes(tmp_path: Path) -> None:
+    async with History(tmp_path / "bot.outbox.db") as history:
+        assert history.relay is not None
+    with pytest.raises(Closed):
+        await history.messages("c1")
+
+
+# From any loop and thread.
+
+
+async def test_every_kind_of_call_works_from_another_loop(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    await history.prepare()
+
+    async def foreign() -> list[str]:
+        asked = await history.append("c1", Message.user("hi", id="m1"), owner="42")
+        await history.edit("c1", "m1", "hi!")
+        async with history.transaction() as tx:
+            await tx.execute(sa.text("CREATE TABLE mine (n INTEGER)"))
+            await tx.append("c1", Message.assistant("in it"))
+            with pytest.raises(OutboxUnavailable, match=r"tx\.append"):
+                await history.append("c1", Message.user("beside it"))
+            with pytest.raises(Closed, match=r"tx\.execute"):
+                tx.connection  # noqa: B018 - it raises
+            assert await tx.scalar(sa.text("SELECT count(*) FROM mine")) == 0
+        async with history.reply("c1") as reply:
+            for piece in ("a ", "leaf"):
+                await reply.add(piece)
+            assert reply.text == "a leaf"
+        confirmed = await reply.sent()
+        assert await asked.saved(timeout=SOON)
+        assert await confirmed.state() is not None
+        assert await history.drained(timeout=SOON)
+        assert len(await history.search("leaf")) == 1
+        return await texts(history)
+
+    assert await elsewhere(foreign) == await texts(history) == ["hi!", "in it", "a leaf"]
+    await history.close()
+
+
+async def test_where_it_is_awaited_decides_not_where_it_is_called(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    await history.prepare()
+    made_here = history.append("c1", Message.user("hi"))
+
+    async def main() -> None:
+        await made_here
+
+    await asyncio.to_thread(lambda: asyncio.run(main()))
+
+    assert await texts(history) == ["hi"]
+    await history.close()
+
+
+async def test_errors_and_rollbacks_of_another_loop_are_those_of_one(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    await history.prepare()
+    mine = RuntimeError("mine")
+
+    async def foreign() -> None:
+        with pytest.raises(InvalidInput):
+            await history.append("", Message.user("x"))
+        with pytest.raises(RuntimeError) as raised:  # noqa: PT012 - the end of the block is part of it
+            async with history.transaction() as tx:
+                receipt = await tx.append("c1", Message.user("rolled back"))
+                raise mine
+        assert raised.value is mine
+        assert not await receipt.saved(timeout=SOON)
+        with pytest.raises(RuntimeError, match="mine"):  # noqa: PT012 - as above
+            async with history.reply("c1") as reply:
+                await reply.add("cut")
+                raise mine
+        with pytest.raises(InvalidInput, match="every"):
+            async with history.reply("c1", every=-1):
+                pytest.fail("entered")
+
+    await elsewhere(foreign)
+
+    [cut] = await history.messages("c1")
+    assert (cut.text, cut.message.status) == ("cut", "interrupted")
+    await history.close()
+
+
+async def test_a_cancellation_in_another_loop_waits_for_the_transaction(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    await history.prepare()
+
+    async def foreign() -> None:
+        for pause in (0, 0, 0.0005, 0.001, 0.002, 0.005):
+
+            async def write(number: float) -> None:
+                async with history.transaction() as tx:
+                    await tx.append("c1", Message.user(f"{number} a"))
+                    await tx.append("c1", Message.user(f"{number} b"))
+
+            task = asyncio.create_task(write(pause))
+            await asyncio.sleep(pause)
+            task.cancel()
+            await asyncio.wait((task,))
+            # Both or none, and nothing holds the gate: this would wait for 10 seconds, and be refused.
+            async with asyncio.timeout(5):
+                await history.append("c1", Message.user("next"))
+            assert len([one for one in await texts(history) if one != "next"]) % 2 == 0
+
+    await elsewhere(foreign)
+    await history.close()
+
+
+async def test_a_wait_that_is_cancelled_in_another_loop_ends_here(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    receipt = await history.append("c1", Message.user("never delivered"))
+
+    async def foreign() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await receipt.saved()
+        assert not await receipt.saved(timeout=0.01)
+
+    await elsewhere(foreign)
+
+    assert history._parts.deliveries._waiters == set()
+    await history.close()
+
+
+def test_a_connection_of_another_loop_is_refused_at_once(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+
+    async def use() -> None:
+        async with history.outbox.engine.connect() as connection:
+            with pytest.raises(InvalidInput, match=r"use history\.transaction"):
+                await history.append_in(connection, "c1", Message.user("x"))
+
+    with another_loop() as run:
+        run(history.prepare())
+        asyncio.run(use())
+        run(history.close())
+
+
+def test_two_loops_append_and_read_at_once(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    count = 1_000
+    failures: list[BaseException] = []
+
+    async def work(name: str) -> None:
+        for number in range(count):
+            await history.append(name, Message.user(f"{name} {number}"))
+            if number % 50 == 0:
+                assert (await history.messages(name, last=1))[-1].text == f"{name} {number}"
+        other = await history.messages("b" if name == "a" else "a", last=1)
+        assert len(other) <= 1
+
+    def thread(name: str) -> None:
+        try:
+            asyncio.run(work(name))
+        except BaseException as error:
+            failures.append(error)
+
+    with another_loop() as run:
+        run(history.prepare())
+        threads = [threading.Thread(target=thread, args=(name,)) for name in "ab"]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join(120)
+
+        assert failures == []
+        for name in "ab":
+            assert run(texts(history, name)) == [f"{name} {number}" for number in range(count)]
+        run(history.close())
+
+
+# When loops end.
+
+
+def test_one_history_serves_one_loop_after_the_other(tmp_path: Path) -> None:
+    threads = own_threads()
+    history = History(tmp_path / "bot.outbox.db")
+    for number in range(3):
+
+        async def main(number: int = number) -> None:
+            receipt = await history.append("c1", Message.user(str(number)))
+            assert await receipt.saved(timeout=SOON)
+
+        asyncio.run(main())
+        assert REGISTRY.outboxes == []
+        assert own_threads() == threads
+
+    async def last() -> list[str]:
+        try:
+            return await texts(history)
+        finally:
+            await history.close()
+
+    assert asyncio.run(last()) == ["0", "1", "2"]
+
+
+def test_a_receipt_of_a_loop_that_has_ended_says_so(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    receipt = asyncio.run(history.append("c1", Message.user("hi")))
+
+    with pytest.raises(Closed, match="has ended, and this with it"):
+        asyncio.run(receipt.saved(timeout=SOON))
+
+
+def test_a_loop_that_ends_lets_its_tasks_append_their_last(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+
+    async def talk(name: str) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            for number in range(5):
+                await history.append(name, Message.user(str(number)))
+
+    async def main() -> list[asyncio.Task[None]]:
+        await history.prepare()
+        tasks = [asyncio.create_task(talk(name)) for name in "abc"]
+        await asyncio.sleep(0)
+        return tasks
+
+    assert all(one.cancelled() for one in asyncio.run(main()))
+
+    async def check() -> None:
+        for name in "abc":
+            assert await texts(history, name) == ["0", "1", "2", "3", "4"]
+        await history.close()
+
+    asyncio.run(check())
+
+
+def test_the_other_loop_opens_again_when_the_first_has_ended(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    with another_loop() as run:
+
+        async def first() -> None:
+            await history.append("c1", Message.user("first"))
+            await asyncio.to_thread(run, history.append("c1", Message.user("carried over")))
+
+        asyncio.run(first())
+        receipt = run(history.append("c1", Message.user("on its own")))
+
+        assert run(receipt.saved(timeout=SOON))
+        assert run(texts(history)) == ["first", "carried over", "on its own"]
+        run(history.close())
+
+
+def test_a_wait_for_a_loop_that_ends_is_told_so(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    got: list[BaseException] = []
+    with another_loop() as run:
+
+        async def wait() -> None:
+            receipt = await history.append("c1", Message.user("never delivered"))
+            waiting.set()
+            await receipt.saved()
+
+        def thread() -> None:
+            try:
+                run(wait())
+            except BaseException as error:
+                got.append(error)
+
+        waiting = threading.Event()
+        waiter = threading.Thread(target=thread)
+
+        async def first() -> None:
+            await history.prepare()
+            waiter.start()
+            await asyncio.to_thread(waiting.wait, SOON)
+
+        asyncio.run(first())
+        waiter.join(SOON)
+        assert [type(one) for one in got] in ([LoopEnded], [Closed])
+        assert run(texts(history)) == ["never delivered"]
+        run(history.close())
+
+
+def test_a_loop_that_was_closed_with_its_tasks_is_taken_over(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(history.append("c1", Message.user("first")))
+    loop.close()  # neither closed nor cancelled
+
+    async def second() -> list[str]:
+        receipt = await history.append("c1", Message.user("second"))
+        assert await receipt.saved(timeout=SOON)  # by a relay of this loop, which needs the lease
+        try:
+            return await texts(history)
+        finally:
+            await history.close()
+
+    assert asyncio.run(second()) == ["first", "second"]
+
+
+def test_a_loop_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(history.append("c1", Message.user("first")))
+
+    begun = time.monotonic()
+    with pytest.raises(OutboxUnavailable, match="does not run, and nothing was done"):
+        asyncio.run(history.append("c1", Message.user("from elsewhere")))
+    assert time.monotonic() - begun < SOON
+
+    # It was withdrawn: the loop does not write it later on.
+    assert loop.run_until_complete(texts(history)) == ["first"]
+    loop.run_until_complete(history.close())
+    loop.close()
+
+
+async def test_a_loop_of_its_own_outlives_those_that_use_it(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", own_thread=True)
+    for number in range(2):
+        await elsewhere(lambda number=number: history.append("c1", Message.user(str(number))))  # type: ignore[misc]
+        [shared] = REGISTRY.outboxes
+        assert shared.home is not None and shared.home.running
+
+    async def wait() -> bool:
+        return await history.drained(timeout=SOON)
+
+    assert await wait()
+    assert await texts(history) == ["0", "1"]
+    threads = own_threads()
+    await history.close()
+    assert own_threads() < threads
+
+
+# One outbox for all on one file.
+
+
+async def test_histories_on_one_file_share_one_outbox(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.db").symlink_to(tmp_path / "bot.outbox.db")
+    one = History(tmp_path / "bot.outbox.db")
+    await one.append("c1", Message.user("hi"))
+    two = History(tmp_path / "folder" / ".." / "bot.outbox.db")
+    three = History(tmp_path / "link.db")
+
+    for other in (two, three):
+        await other.prepare()
+        assert other.outbox is one.outbox
+        assert other.relay is one.relay
+    assert len(REGISTRY.outboxes) == 1
+
+    await one.close()
+    await two.close()
+    with pytest.raises(Closed):
+        await one.append("c1", Message.user("x"))
+    await three.append("c1", Message.user("still open"))
+    assert await texts(three) == ["hi", "still open"]
+    await three.close()
+    assert REGISTRY.outboxes == []
+
+
+async def test_two_that_make_the_file_together_share_it(tmp_path: Path) -> None:
+    one, two = (History(tmp_path / "bot.outbox.db", relay=False) for _ in range(2))
+
+    await asyncio.gather(one.append("c1", Message.user("a")), elsewhere(lambda: two.append("c1", Message.user("b"))))
+
+    assert len(REGISTRY.outboxes) == 1
+    assert sorted(await texts(one)) == ["a", "b"]
+    await asyncio.gather(one.close(), two.close())
+
+
+async def test_a_file_that_took_the_place_of_another_is_another(tmp_path: Path) -> None:
+    one = History(tmp_path / "bot.outbox.db", relay=False, watch=False)
+    await one.append("c1", Message.user("old"))
+    (tmp_path / "away").mkdir()
+    for path in tmp_path.glob("bot.outbox.db*"):
+        path.rename(tmp_path / "away" / path.name)
+
+    two = History(tmp_path / "bot.outbox.db", relay=False, watch=False)
+    await two.append("c1", Message.user("new"))
+
+    assert two.outbox is not one.outbox
+    assert await texts(two) == ["new"]
+    await two.close()
+    await one.close()
+
+
+async def test_one_that_comes_while_the_last_one_closes_opens_anew(tmp_path: Path) -> None:
+    one, two = (History(tmp_path / "bot.outbox.db") for _ in range(2))
+    await one.append("c1", Message.user("a"))
+    before = one.outbox
+    closing = asyncio.create_task(one.close())
+    while not REGISTRY.outboxes[0].ending:  # noqa: ASYNC110 - tells nobody
+        await asyncio.sleep(0)
+
+    await two.append("c1", Message.user("b"))
+
+    await closing
+
+    assert two.outbox is not before
+    assert await texts(two) == ["a", "b"]
+    await two.close()
+
+
+async def test_other_options_are_refused_and_left_out_ones_are_taken(tmp_path: Path) -> None:
+    store = ConversationStore(tmp_path / "elsewhere.db")
+    one = History(tmp_path / "bot.outbox.db", store=tmp_path / "s.db", retention=Retention(keep_last=5))
+    await one.append("c1", Message.user("hi"))
+
+    for wrong in (
+        {"store": tmp_path / "other.db"},
+        {"store": store},
+        {"retention": Retention(keep_last=6)},
+        {"relay": False},
+        {"watch": False},
+        {"on_stuck": print},
+        {"max_events": 7},
+        {"own_thread": True},
+    ):
+        other = History(tmp_path / "bot.outbox.db", **wrong)  # type: ignore[arg-type]
+        named = next(iter(wrong)).replace("max_events", "bounds")
+        with pytest.raises(ConfigurationError, match=f"another value of {named}"):
+            await other.append("c1", Message.user("x"))
+        await other.close()
+    for right in ({}, {"store": tmp_path / "s.db"}, {"retention": Retention(keep_last=5)}, {"create": False}):
+        other = History(tmp_path / "bot.outbox.db", **right)  # type: ignore[arg-type]
+        assert await texts(other) == ["hi"]
+        await other.close()
+    await one.close()
+    await store.close()
+
+
+async def test_one_that_was_forgotten_does_not_keep_the_others_from_closing(tmp_path: Path) -> None:
+    one, two = (History(tmp_path / "bot.outbox.db") for _ in range(2))
+    await one.prepare()
+    await two.prepare()
+    del two
+    gc.collect()
+
+    await one.close()
+
+    assert REGISTRY.outboxes == []
+
+
+# The synchronous API.
+
+
+async def test_it_blocks_the_loop_where_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(InEventLoop, match='inside_loop="block"'):
+        BlockingHistory.open(tmp_path / "bot.outbox.db")
+    with pytest.raises(ConfigurationError, match="inside_loop"):
+        BlockingHistory.open(tmp_path / "bot.outbox.db", inside_loop="perhaps")  # type: ignore[arg-type]
+
+    with BlockingHistory.open(tmp_path / "bot.outbox.db", inside_loop="block") as history:
+        receipt = history.append("c1", Message.user("hi"))
+        with history.transaction() as tx:
+            tx.append("c1", Message.user("in it"))
+        with history.reply("c1") as reply:
+            reply.add("tea")
+        assert receipt.saved(timeout=SOON)
+        assert [one.text for one in history.messages("c1")] == ["hi", "in it", "tea"]
+
+
+async def test_it_does_not_wait_for_the_loop_that_it_blocks(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    await history.append("c1", Message.user("hi"))
+    with pytest.raises(InEventLoop, match="own_thread=True"):
+        BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False, inside_loop="block")
+    await history.close()
+
+    blocking = await asyncio.to_thread(
+        lambda: BlockingHistory.open(tmp_path / "b.db", relay=False, inside_loop="block")
+    )
+    assert blocking.messages("c1").items == ()
+    blocking.close()
+
+
+async def test_both_apis_share_a_loop_that_neither_blocks(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", own_thread=True)
+    await history.append("c1", Message.user("a"))
+    with BlockingHistory.open(tmp_path / "bot.outbox.db", inside_loop="block") as blocking:
+        assert len(REGISTRY.outboxes) == 1
+        with blocking.transaction() as tx:
+            tx.append("c1", Message.user("b"))
+            with pytest.raises(OutboxUnavailable, match=r"tx\.append"):
+                blocking.append("c1", Message.user("beside it"))
+        with blocking.reply("c1") as reply:
+            reply.add("c")
+        assert blocking.drained(timeout=SOON)
+    assert await texts(history) == ["a", "b", "c"]
+    await history.close()
+
+
+async def test_it_shares_the_outbox_of_a_loop_in_another_thread(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db", relay=False)
+    await history.append("c1", Message.user("a"))
+
+    def synchronous() -> None:
+        with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as blocking:
+            assert len(REGISTRY.outboxes) == 1
+            with blocking.transaction() as tx:
+                tx.append("c1", Message.user("b"))
+            blocking.append("c1", Message.user("c"))
+
+    await asyncio.to_thread(synchronous)
+
+    assert await texts(history) == ["a", "b", "c"]
+    await history.close()
