@@ -535,11 +535,16 @@ def test_a_loop_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
         asyncio.run(history.append("c1", Message.user("from elsewhere")))
     assert time.monotonic() - begun < SOON
 
-    # It was withdrawn: the loop does not write it later on.
+    # It was withdrawn: the loop does not write it later on, not even when it closes.
     loop.run_until_complete(history.append("c1", Message.user("second")))
-    assert loop.run_until_complete(texts(history)) == ["first", "second"]
     loop.run_until_complete(history.close())
     loop.close()
+
+    async def check() -> None:
+        async with History(tmp_path / "bot.outbox.db", relay=False) as later:
+            assert await texts(later) == ["first", "second"]
+
+    asyncio.run(check())
 
 
 async def test_a_loop_of_its_own_outlives_those_that_use_it(tmp_path: Path) -> None:
