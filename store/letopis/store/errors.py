@@ -89,24 +89,23 @@ class Reuse(StrEnum):
     ERASED = "erased"
     """Its content was redacted or reset: it cannot be compared, and must not come back."""
     OFF_PATH = "off path"
-    """The content is the same, but the message has left the path since: undo, pop, clear or rewind."""
+    """The content is the same, but the message has left the path since, and an import does not put it back."""
 
 
 _REUSED = {
     Reuse.OTHER_CONTENT: "already holds other content: use a new id, or append an edit",
     Reuse.ERASED: "belongs to a message whose content was erased, and is never used again: use a new id",
-    Reuse.OFF_PATH: "belongs to a message that was taken off the path (undo, pop, clear, rewind): to say it again, use "
-    "a new id",
+    Reuse.OFF_PATH: "belongs to a message that was taken off the path (undo, pop, clear, rewind)",
 }
 
 
 class EventIdReused(LetopisError):
-    """An event or message id was used before, so that an append under it would not be shown; nothing was written.
+    """An event or message id was used before, for something else or for what was erased; nothing was written.
 
-    Appending the *same* content under the same id is no error while the message is on the path: it returns the first
-    receipt.
+    Appending the *same* content under the same id is no error: while the message is on the path, it returns the first
+    receipt; after it has left the path, it puts the message back, at the end.
 
-    :ivar reason: other content, erased, or the same content off the path.
+    :ivar reason: other content, or erased. An import is refused for the same content off the path, too.
     """
 
     def __init__(

@@ -193,8 +193,10 @@ class History:
             await history.append("chat-1", Message.assistant("A leaf."), after=asked)
 
         Concurrent appends share one flush to disk; those of one conversation keep the order of the calls. Appending a
-        message again under an ``id`` of yours, with the same content and while it is on the path, has no effect. (If
-        its first event came through another outbox, or was pruned here, the history store checks that on delivery.)
+        message again under its id, with the same content, has no effect while it is on the path, and puts it back at
+        the end if it was popped, undone or cleared: as it was appended first, without later edits and reactions. (If
+        its first event came through another outbox, or was pruned here, the history store decides on delivery: one that
+        has left the path is ``superseded`` then.)
 
         After a cancellation or an error of the file the append may have taken effect: repeating it with the same
         events is always safe.
@@ -208,7 +210,7 @@ class History:
         :param expected: like ``after``, and refused if any event has come since.
         :param fail_if_types: the event types that count for ``after``.
         :raises InvalidInput: something cannot be kept in every store, or the conversation has another owner.
-        :raises EventIdReused: a message or event id holds other content, or its message was erased or rewound.
+        :raises EventIdReused: a message or event id holds other content, or its message was erased.
         :raises VersionConflict: another append was first.
         :raises ConversationGone: the conversation was deleted.
         :raises OutboxFull: the outbox or its disk is full; nothing was dropped.

@@ -177,6 +177,7 @@ def create_tables() -> None:
         sa.Column("left_at", sa.BigInteger()),
         sa.Column("redacted_at", sa.BigInteger()),
         sa.Column("reactions", json),
+        sa.Column("back", sa.SmallInteger()),
         comment="An index over the log: which event holds a message, its current content and its delivery.",
     )
     create(
