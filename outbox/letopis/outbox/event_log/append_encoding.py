@@ -39,6 +39,8 @@ class Prepared:
     :ivar expects: the condition under which it is written.
     :ivar aliases: by derived event id, the id that the event has if its message id was made by Letopis: a message that
         was read and is appended again carries no event id.
+    :ivar shown: messages that the writer has read, with the content that they have here, and that this append takes off
+        the path: the event that each was read from, by the id of its event here.
     :ivar put_back: ``False`` to refuse messages that have left the path, and not to put them back on it.
     """
 
@@ -48,15 +50,8 @@ class Prepared:
     owner_id: str | None = None
     expects: Precondition | None = None
     aliases: Mapping[UUID, UUID] = field(default_factory=dict)
+    shown: Mapping[UUID, UUID] = field(default_factory=dict)
     put_back: bool = True
-
-    @property
-    def last_message_id(self) -> str | None:
-        """The id of the last message among the events."""
-        for message_id in reversed(self.message_ids):
-            if message_id is not None:
-                return message_id
-        return None
 
 
 def prepare(

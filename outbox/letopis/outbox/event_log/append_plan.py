@@ -44,6 +44,7 @@ class Appended:
     """The result of one append.
 
     :ivar sequences: one an event; where the same event was there already, its first sequence.
+    :ivar message_ids: of the messages that were appended, there before or not.
     :ivar owner_id: the conversation's owner as far as this outbox knows.
     :ivar written: the number of events that were not there before.
     :ivar erased: ``True`` if content was taken out of the file, so that the WAL has to be truncated.
@@ -52,7 +53,7 @@ class Appended:
     conversation_id: str
     event_ids: tuple[UUID, ...]
     sequences: tuple[int, ...]
-    message_id: str | None
+    message_ids: tuple[str, ...]
     owner_id: str | None
     written: int
     erased: bool = False
@@ -99,6 +100,10 @@ class _Sorted:
         self.ids.append(event.event_id)
         if self.path is not None:
             self.path.add_event(event, first)
+
+    def put_back(self, event: EncodedEvent, first: int) -> None:
+        """Add the event that puts back the message which another event appended first."""
+        self.add(put_back(event, first=UUID(int=first), event_id=uuid7()), first)
 
 
 @dataclass(slots=True)
@@ -174,7 +179,7 @@ class AppendPlan:
             conversation_id=conversation_id,
             event_ids=tuple(events.ids),
             sequences=tuple([self.used.ids[event_id.int].sequence for event_id in events.ids]),
-            message_id=prepared.last_message_id,
+            message_ids=tuple([one for one in prepared.message_ids if one is not None]),
             owner_id=owner_id,
             written=len(new),
         )
@@ -220,8 +225,15 @@ class AppendPlan:
         for event, message_id in zip(events, prepared.message_ids, strict=True):
             event_id, use = self._use_of(event, prepared)
             first = event_id.int if use is None else use.first
+            shown = prepared.shown.get(event.event_id)
             if use is not None:
                 reason = self.used.reason(event, use)
+                if shown is not None and reason is Reuse.OTHER_CONTENT:  # it was edited
+                    found.put_back(event, first)
+                    continue
+            elif shown is not None:
+                found.put_back(event, shown.int)
+                continue
             elif event_id.int not in own:
                 own[event_id.int] = event.digest
                 found.add(event, first)
@@ -230,7 +242,7 @@ class AppendPlan:
                 reason = None if own[event_id.int] == event.digest else Reuse.OTHER_CONTENT
             if reason is None and message_id is not None and found.path is not None and found.path.left(first):
                 if prepared.put_back:
-                    found.add(put_back(event, first=UUID(int=first), event_id=uuid7()), first)
+                    found.put_back(event, first)
                     continue
                 reason = Reuse.OFF_PATH
             if reason is Reuse.ERASED and lane.deleted > 0:

@@ -16,18 +16,11 @@ from letopis.outbox.history.joint_write import TransactionEnd
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import Limits
-from letopis.store.model.event_types import (
-    Body,
-    MessageEdited,
-    MessageFailed,
-    MessageRedacted,
-    MessageSent,
-    ReactionAdded,
-    ReactionRemoved,
-)
+from letopis.store.model.event_types import Body, ReactionAdded, ReactionRemoved
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import Message
+from letopis.store.rules.reducer import MessageChange
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
@@ -91,30 +84,31 @@ class Appender:
         """Append events of ours."""
         return await self.append(prepare(conversation_id, bodies, owner=owner, limits=self._limits, after=after))
 
-    async def change(
-        self,
-        conversation_id: str,
-        body: MessageSent | MessageFailed | MessageEdited | MessageRedacted | ReactionAdded | ReactionRemoved,
-    ) -> Receipt:
-        """Append an event about a message that exists, on the path or off it, as far as that is known at present.
+    async def change(self, conversation_id: str, *bodies: MessageChange) -> Receipt:
+        """Append events about messages that exist, on the path or off it, as far as that is known at present.
 
-        :raises InvalidInput: there is no such message, or the event cannot be kept; nothing was written.
+        :raises InvalidInput: there is no such message, or an event cannot be kept; nothing was written.
         """
         check_identifier(conversation_id, "conversation_id")
-        check_identifier(body.message_id, "message_id")
-        if isinstance(body, ReactionAdded | ReactionRemoved):
-            check_identifier(body.key, "key")
-            if body.actor is not None:
-                check_identifier(body.actor, "actor")
-        await self._check_message(conversation_id, body.message_id)
-        return await self.write(conversation_id, body)
+        for body in bodies:
+            check_identifier(body.message_id, "message_id")
+            if isinstance(body, ReactionAdded | ReactionRemoved):
+                check_identifier(body.key, "key")
+                if body.actor is not None:
+                    check_identifier(body.actor, "actor")
+        await self._check_messages(conversation_id, list(dict.fromkeys(body.message_id for body in bodies)))
+        return await self.write(conversation_id, *bodies)
 
-    async def _check_message(self, conversation_id: str, message_id: str) -> None:
+    async def _check_messages(self, conversation_id: str, message_ids: Sequence[str]) -> None:
         # The file first: what is delivered and pruned after that is in the store.
-        if await self._outbox.read(lambda connection: holds_message(connection, conversation_id, message_id)):
+        missing = await self._outbox.read(
+            lambda connection: [one for one in message_ids if not holds_message(connection, conversation_id, one)]
+        )
+        if not missing:
             return
-        places = await self._gateway.read(lambda store: store.outbox_access.path_of(conversation_id, (message_id,)))
-        if places is not None and message_id not in places:
+        places = await self._gateway.read(lambda store: store.outbox_access.path_of(conversation_id, missing))
+        if places is not None and (unknown := [one for one in missing if one not in places]):
+            which = "" if len(message_ids) == 1 else f" {unknown[0]!r}"
             raise InvalidInput(
-                "message_id", "no message of this conversation has this id (an inherited one is its parent's)"
+                "message_id", f"no message of this conversation has this id{which} (an inherited one is its parent's)"
             )

@@ -26,6 +26,7 @@ from letopis.outbox.history._append import Appender
 from letopis.outbox.history._conversations import Conversations
 from letopis.outbox.history._fork import Forker
 from letopis.outbox.history._read import HistoryReader
+from letopis.outbox.history._replace import Replacer
 from letopis.outbox.history._replies import Replies
 from letopis.outbox.history._rewind import Rewinder
 from letopis.outbox.history._search import Search
@@ -128,6 +129,7 @@ class Parts:
         }
         self.conversations = Conversations(**shared)
         self.rewinder = Rewinder(**shared)
+        self.replacer = Replacer(reader=self.reader, appender=self.appender, limits=limits)
         self.forker = Forker(**shared, rewinder=self.rewinder)
         self.replies = Replies(
             outbox=outbox, appender=self.appender, deliveries=self.deliveries, limits=limits, upcasters=upcasters

@@ -324,18 +324,20 @@ class History:
         return await self._parts.appender.change(conversation_id, body)
 
     async def redact(
-        self, conversation_id: str, message_id: str, *, by: str | None = None, reason: str | None = None
+        self, conversation_id: str, message_id: str, *more: str, by: str | None = None, reason: str | None = None
     ) -> Receipt:
-        """Erase a message's content for good, in the outbox at once, in the history store with the delivery.
+        """Erase the content of messages for good, in the outbox at once, in the history store with the delivery.
 
-        Its place, role, reactions and token count stay.
+        Their places, roles, reactions and token counts stay. Of several messages, all are erased or none.
 
+        :param more: ids of further messages of the conversation.
         :param by: who asked for it; kept in the log.
         :param reason: kept in the log.
         :raises InvalidInput: there is no such message; nothing was written.
         """
-        body = MessageRedacted(message_id=message_id, by=by, reason=reason)
-        return await self._parts.appender.change(conversation_id, body)
+        ids = dict.fromkeys((message_id, *more))
+        bodies = (MessageRedacted(message_id=one, by=by, reason=reason) for one in ids)
+        return await self._parts.appender.change(conversation_id, *bodies)
 
     async def react(
         self,
@@ -719,7 +721,7 @@ class History:
         return await self._parts.rewinder.rewind(conversation_id, to=None, reason=reason)
 
     async def undo(self, conversation_id: str, turns: int = 1) -> Receipt | None:
-        """Take the last turns off the path. A turn begins with a user message.
+        """Take the last turns off the path. A turn begins with a user message; consecutive ones begin one turn.
 
         If there are fewer turns, all of them go; what comes before the first one, such as a system message, stays.
         Without any turn, nothing is written and ``None`` is returned.
@@ -729,6 +731,30 @@ class History:
         :raises VersionConflict: messages came faster than they could be read; nothing was written.
         """
         return await self._parts.rewinder.undo(conversation_id, turns)
+
+    async def replace(
+        self, conversation_id: str, messages: Iterable[Message], *, owner: Owner | None = None, reason: str = "replace"
+    ) -> Receipt | None:
+        """Make ``messages`` the whole path, in one append: all of it or nothing.
+
+        What the path begins with already stays untouched: the first messages that have the same id and content. The
+        rest leaves the path, and the rest of ``messages`` is appended or, where it was there before, put back. If
+        nothing differs, nothing is written and ``None`` is returned, so a retry is safe if the ids are yours.
+
+        If another outbox writes to the conversation before the delivery, the history store sets all of it aside: see
+        ``Receipt.superseded()``. Deliveries are in parts: for a moment, another outbox may read the first few hundred
+        messages without the rest.
+
+        :param messages: with ids of their own; none takes all messages off the path.
+        :param owner: whose conversation it is; remembered from then on.
+        :param reason: kept in the log.
+        :raises InvalidInput: an id occurs twice, or something cannot be kept; nothing was written.
+        :raises EventIdReused: an id holds other content, or its message was erased; nothing was written. A message that
+            is on the path may come with the content that is shown, edits included.
+        :raises VersionConflict: messages came faster than they could be read; nothing was written.
+        :raises ConversationGone: the conversation was deleted; nothing was written.
+        """
+        return await self._parts.replacer.replace(conversation_id, messages, owner=owner_id(owner), reason=reason)
 
     async def pop(self, conversation_id: str) -> RecordedMessage | None:
         """Take the last message off the path and return it; ``None`` if there is none.

@@ -96,14 +96,22 @@ class BlockingReceipt(SyncBase):
         return self._receipt.event_ids
 
     @property
-    def message_id(self) -> str | None:
+    def message_ids(self) -> tuple[str, ...]:
         """See :class:`Receipt`."""
-        return self._receipt.message_id
+        return self._receipt.message_ids
 
     @property
     def sequence(self) -> int:
         """See :class:`Receipt`."""
         return self._receipt.sequence
+
+    @property
+    def message_id(self) -> str | None:
+        """The id of the last message; ``None`` if there is none.
+
+        See :meth:`Receipt.message_id`.
+        """
+        return self._receipt.message_id
 
     def saved(self, timeout: float | None = None) -> bool:
         """Wait until the history store holds the events, at most ``timeout`` seconds.
@@ -470,13 +478,13 @@ class BlockingHistory(SyncBase):
         return self._call_receipt(self._history.edit, conversation_id, message_id, content, reason=reason)
 
     def redact(
-        self, conversation_id: str, message_id: str, *, by: str | None = None, reason: str | None = None
+        self, conversation_id: str, message_id: str, *more: str, by: str | None = None, reason: str | None = None
     ) -> BlockingReceipt:
-        """Erase a message's content for good, in the outbox at once, in the history store with the delivery.
+        """Erase the content of messages for good, in the outbox at once, in the history store with the delivery.
 
         See :meth:`History.redact`.
         """
-        return self._call_receipt(self._history.redact, conversation_id, message_id, by=by, reason=reason)
+        return self._call_receipt(self._history.redact, conversation_id, message_id, *more, by=by, reason=reason)
 
     def react(
         self,
@@ -737,11 +745,21 @@ class BlockingHistory(SyncBase):
         return self._call_receipt(self._history.clear, conversation_id, reason=reason)
 
     def undo(self, conversation_id: str, turns: int = 1) -> BlockingReceipt | None:
-        """Take the last turns off the path. A turn begins with a user message.
+        """Take the last turns off the path. A turn begins with a user message; consecutive ones begin one turn.
 
         See :meth:`History.undo`.
         """
         found = self._portal.call(self._history.undo, conversation_id, turns)
+        return None if found is None else BlockingReceipt(self._portal, found)
+
+    def replace(
+        self, conversation_id: str, messages: Iterable[Message], *, owner: Owner | None = None, reason: str = "replace"
+    ) -> BlockingReceipt | None:
+        """Make ``messages`` the whole path, in one append: all of it or nothing.
+
+        See :meth:`History.replace`.
+        """
+        found = self._portal.call(self._history.replace, conversation_id, messages, owner=owner, reason=reason)
         return None if found is None else BlockingReceipt(self._portal, found)
 
     def pop(self, conversation_id: str) -> RecordedMessage | None:

@@ -123,10 +123,11 @@ def head_select() -> sa.Select[Any]:
     return found
 
 
-def path_select(named: sa.ColumnElement[bool]) -> sa.Select[Any]:
+def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Select[Any]:
     """Return the select of positions on the path: id, version, when it was left, how many are on it up to there.
 
     :param named: the condition on their ids.
+    :param counted: ``False`` to return 0 as the last: counting reads the index of the whole conversation.
     """
     earlier = messages.alias("earlier")
     count = (
@@ -141,7 +142,8 @@ def path_select(named: sa.ColumnElement[bool]) -> sa.Select[Any]:
         .scalar_subquery()
         .label("on_path_count")
     )
-    found: Any = sa.select(messages.c.message_id, messages.c.version, left_at(messages).label("left_at"), count)
+    last: Any = count if counted else sa.literal_column("0").label("on_path_count")
+    found: Any = sa.select(messages.c.message_id, messages.c.version, left_at(messages).label("left_at"), last)
     found = found.where(
         messages.c.partition == sa.bindparam("partition"),
         messages.c.conversation_id == sa.bindparam("conversation"),

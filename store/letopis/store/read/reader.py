@@ -95,6 +95,11 @@ class ViewQuery:
     whole: bool = False
 
     @property
+    def counted(self) -> bool:
+        """Whether the positions must say how many messages are on the path, which the conversation counts."""
+        return self.whole or self.window is None
+
+    @property
     def bounded(self) -> bool:
         """Whether answering it takes more than one statement."""
         return self.bound is not None or bool(self.names)
@@ -214,7 +219,8 @@ class Reader:
         if view.conversation is None:
             return view
         if query.names:
-            view = replace(view, places=await self.path_of(connection, query.conversation_id, query.names))
+            places = await self.path_of(connection, query.conversation_id, query.names, counted=query.counted)
+            view = replace(view, places=places)
         if query.window is None:
             return view
         window = bounded(query.window, None if query.bound is None else query.bound(view))
@@ -233,18 +239,20 @@ class Reader:
         return None if row is None else recorded_conversation(row._mapping)
 
     async def path_of(
-        self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str]
+        self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str], *, counted: bool = True
     ) -> dict[str, PathPosition]:
         """Return the positions of messages on the path, by id; ids that are not there are left out.
 
+        :param counted: ``False`` if only the versions are needed, and not how many messages are on the path.
         :raises InvalidInput: an id cannot be one.
         """
         if isinstance(message_ids, str) or not isinstance(message_ids, Collection):
             raise InvalidInput("message_ids", f"must be a collection of ids, not {type(message_ids).__name__}")
         message_ids = [check_identifier(one, "message_id") for one in message_ids]
         found: dict[str, PathPosition] = {}
+        statement = self._statements.path_of if counted else self._statements.places_of
         for part in in_batches(dict.fromkeys(message_ids)):
-            rows = await connection.execute(self._statements.path_of, {**self.key(conversation_id), "ids": part})
+            rows = await connection.execute(statement, {**self.key(conversation_id), "ids": part})
             found |= positions_from_rows(tuple(row) for row in rows)
         return found
 

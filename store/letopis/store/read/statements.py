@@ -51,7 +51,8 @@ class ReadStatements:
             .select_from(of_active.outerjoin(lanes, lane))
             .where(owners.c.owner_id == sa.bindparam("owner"))
         )
-        self.path_of = path_select(dialect.among(messages.c.message_id, "ids"))
+        named = dialect.among(messages.c.message_id, "ids")
+        self.path_of, self.places_of = path_select(named), path_select(named, counted=False)
         self._among_states = dialect.among(conversations.c.state, "states")
         self.view = (
             sa.select(conversations, owners.c.active_conversation_id, lanes.c.sequence)
