@@ -6,7 +6,8 @@
      +-- InvalidInput (also a ValueError)   a value cannot be stored; nothing was written
      +-- ConfigurationError                 a URL, a file or an option is wrong; exit code 78
      +-- EventIdReused                      the id belongs to another event; nothing was written
-     +-- VersionConflict                    another writer was first; nothing was written
+     +-- VersionConflict                    another writer was first; nothing was written, or it was set aside
+     +-- NotConfirmed                       written, but the history store has not said yet whether it stands
      +-- ConversationGone                   the conversation was deleted; nothing was written
      +-- BatchRefused                       a delivery contradicts what the history store holds
      |    +-- SequenceGap                   events before it are missing; the relay rewinds
@@ -125,19 +126,46 @@ class EventIdReused(LetopisError):
 
 
 class VersionConflict(LetopisError):
-    """The conversation has changed since the caller read it; nothing was written.
+    """The conversation has changed since the caller read it; nothing was written, unless ``set_aside`` says otherwise.
 
     :ivar expected: the sequence of the last event in this outbox that the caller had seen, 0 for none.
     :ivar actual: the sequence of an event that the caller had not seen: read the conversation again, then decide.
+    :ivar in_store: with ``confirm="store"``, True if the history store found an event of another outbox: ``expected``
+        and ``actual`` are versions then.
+    :ivar set_aside: True if the other outbox was first by moments, so that the append was written, and set aside.
     """
 
-    def __init__(self, *, conversation_id: str, expected: int, actual: int) -> None:
+    def __init__(
+        self, *, conversation_id: str, expected: int, actual: int, in_store: bool = False, set_aside: bool = False
+    ) -> None:
+        where = "the history store" if in_store else "this outbox"
+        place = "version" if in_store else "sequence"
+        kept = "; the append was kept, and set aside" if set_aside else ""
         super().__init__(
-            f"the conversation is at sequence {actual} of this outbox, not {expected}: read it again, then decide"
+            f"the conversation is at {place} {actual} of {where}, not {expected}: read it again, then decide{kept}"
         )
         self.conversation_id = conversation_id
         self.expected = expected
         self.actual = actual
+        self.in_store = in_store
+        self.set_aside = set_aside
+
+
+class NotConfirmed(LetopisError):
+    """An append was to be confirmed by the history store, and was not yet: it is written, and may still be set aside.
+
+    Appending the same again, with the same ids, waits for the answer once more.
+
+    :ivar event_ids: the events, which are safe in the outbox.
+    """
+
+    def __init__(self, *, conversation_id: str, event_ids: tuple[UUID, ...]) -> None:
+        super().__init__(
+            "the append is safe in the outbox, but the history store has not confirmed it yet: append the same again to"
+            " wait for the answer, or see the status of the relay"
+        )
+        self.conversation_id = conversation_id
+        self.event_ids = event_ids
 
 
 class ConversationGone(LetopisError):

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
-from letopis.outbox.event_log.lookups import holds_message
+from letopis.outbox.event_log.lookups import conflict_of, holds_event, holds_message
 from letopis.outbox.history.caller_transaction import append_in
 from letopis.outbox.history.joint_write import TransactionEnd
-from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
-from letopis.store.errors import InvalidInput
+from letopis.outbox.history.receipts import Deliveries, Receipt, check_timeout, receipt_of
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.errors import InvalidInput, NotConfirmed, StoreUnavailable, VersionConflict
 from letopis.store.model.codec import Limits
 from letopis.store.model.event_types import Body, ReactionAdded, ReactionRemoved
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import Message
+from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.reducer import MessageChange
 
 if TYPE_CHECKING:
@@ -71,6 +74,44 @@ class Appender:
     async def append(self, prepared: Prepared) -> Receipt:
         """Append durably."""
         return receipt_of(await self._outbox.append(prepared), self._deliveries)
+
+    async def append_confirmed(self, prepared: Prepared, timeout: float | None) -> Receipt:  # noqa: ASYNC109
+        """Append after asking the history store, and return once it has said that the append stands."""
+        timeout = check_timeout(timeout)
+        expects, first = prepared.expects, prepared.events[0].event_id
+        if expects is None:
+            raise InvalidInput("confirm", "needs expected or after, which name what was seen")
+        # A retry of what is written waits for its answer only.
+        if not await self._outbox.read(lambda connection: holds_event(connection, first)):
+            found = await self._gateway.read(lambda store: self._ask(store, prepared.conversation_id, first, expects))
+            if found is None:
+                raise StoreUnavailable("what other outboxes have written")
+            if (conflict := found[0]) is not None:
+                raise VersionConflict(
+                    conversation_id=prepared.conversation_id,
+                    expected=conflict.expected,
+                    actual=conflict.actual,
+                    in_store=True,
+                )
+        receipt = await self.append(prepared)
+        if await receipt.saved(timeout):
+            return receipt
+        late = await self._outbox.read(lambda connection: conflict_of(connection, receipt.event_ids))
+        if late is None:
+            raise NotConfirmed(conversation_id=prepared.conversation_id, event_ids=receipt.event_ids)
+        raise VersionConflict(
+            conversation_id=prepared.conversation_id,
+            expected=late.expected,
+            actual=late.actual,
+            in_store=True,
+            set_aside=True,
+        )
+
+    async def _ask(
+        self, store: ConversationStore, conversation_id: str, event_id: UUID, expects: Precondition
+    ) -> tuple[Conflict | None]:
+        origin_id = self._outbox.origin.origin_id
+        return (await store.outbox_access.conflict_before(conversation_id, event_id, expects, origin_id=origin_id),)
 
     async def append_in(self, connection: AsyncConnection | AsyncSession, prepared: Prepared) -> Receipt:
         """Append in the caller's transaction."""

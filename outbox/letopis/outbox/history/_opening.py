@@ -24,6 +24,7 @@ from letopis.outbox.file.limits import Bounds
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._conversations import Conversations
+from letopis.outbox.history._find_message import MessageFinder
 from letopis.outbox.history._fork import Forker
 from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history._replace import Replacer
@@ -120,7 +121,9 @@ class Parts:
         self.gateway = StoreGateway(store, breaker=self.breaker, bound_to=outbox.probe.store_id, deadline=read_timeout)
         gateway = self.gateway
         self.appender = Appender(outbox=outbox, gateway=gateway, deliveries=self.deliveries, limits=limits)
-        self.reader = HistoryReader(outbox=outbox, gateway=gateway, path=ReadPath(outbox, gateway), upcasters=upcasters)
+        path = ReadPath(outbox, gateway)
+        self.reader = HistoryReader(outbox=outbox, gateway=gateway, path=path, upcasters=upcasters)
+        self.finder = MessageFinder(outbox=outbox, gateway=gateway, path=path, upcasters=upcasters)
         shared: dict[str, Any] = {
             "outbox": outbox,
             "gateway": gateway,

@@ -49,6 +49,7 @@ from letopis.store.model.parts import Content
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import DEFAULT_STATES, AsOf
 from letopis.store.rules.context_window import Context, TokenCounter, WindowBudget
+from letopis.store.rules.filter import Filter
 from letopis.store.rules.statistics import Period, Statistics
 from letopis.store.search.results import Hit
 
@@ -184,6 +185,8 @@ class History:
         expected: After | None = None,
         after: After | None = None,
         fail_if_types: Collection[str] | None = None,
+        confirm: Literal["store"] | None = None,
+        timeout: float | None = 10.0,  # noqa: ASYNC109 - of the confirmation, with an error of its own
     ) -> Receipt:
         """Append messages or events, all or none; once this returns, they survive ``kill -9`` and a power cut.
 
@@ -209,9 +212,15 @@ class History:
             conversation too, the history store checks again, and a late message is kept as ``superseded``.
         :param expected: like ``after``, and refused if any event has come since.
         :param fail_if_types: the event types that count for ``after``.
+        :param confirm: ``"store"`` to ask the history store before anything is written, and to return once it has the
+            append and lets it stand. Needs ``expected`` or ``after``, and a relay. By default, the answer comes late:
+            see ``Receipt.superseded()``.
+        :param timeout: with ``confirm``: seconds to wait for the delivery.
         :raises InvalidInput: something cannot be kept in every store, or the conversation has another owner.
         :raises EventIdReused: a message or event id holds other content, or its message was erased.
         :raises VersionConflict: another append was first.
+        :raises StoreUnavailable: with ``confirm``: the history store cannot be asked; nothing was written.
+        :raises NotConfirmed: with ``confirm``: written, and not delivered within ``timeout``.
         :raises ConversationGone: the conversation was deleted.
         :raises OutboxFull: the outbox or its disk is full; nothing was dropped.
         :raises OutboxUnavailable: the outbox file cannot be written.
@@ -228,7 +237,11 @@ class History:
             after=after,
             fail_if_types=fail_if_types,
         )
-        return await self._parts.appender.append(prepared)
+        if confirm is None:
+            return await self._parts.appender.append(prepared)
+        if confirm != "store":
+            raise InvalidInput("confirm", "must be 'store' or None")
+        return await self._parts.appender.append_confirmed(prepared, timeout)
 
     async def append_in(
         self,
@@ -479,6 +492,8 @@ class History:
         before: int | str | None = None,
         after: int | str | None = None,
         every: bool = False,
+        where: Filter | None = None,
+        offset: int = 0,
         as_of: AsOf | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - for one request to the store, with an error of its own
     ) -> Page[RecordedMessage]:
@@ -492,6 +507,9 @@ class History:
         :param before: the ``next`` of a page, or a version of the conversation itself.
         :param after: the ``next`` of a page, or a version of the conversation itself.
         :param every: include its own messages that left the active path: rewound, or superseded.
+        :param where: return only messages that this filter wants. All messages up to the last one that is returned are
+            read, in pages; the last page may be empty.
+        :param offset: leave out as many of them, the newest with ``last`` and the oldest with ``first``; they are read.
         :param as_of: as they were after this version, or after the last event that occurred by this moment. Pending
             events have no version and belong to moments only. Content that was erased since is not returned.
         :param timeout: with ``as_of``: seconds that the history store may take, instead of ``read_timeout``.
@@ -506,9 +524,36 @@ class History:
             before=before,
             after=after,
             every=every,
+            where=where,
+            offset=offset,
             as_of=as_of,
             timeout=timeout,
         )
+
+    async def message(self, message_id: str, *, conversation: str | None = None) -> RecordedMessage | None:
+        """Return one message by its id, on the path or off it, pending events included; ``None`` if there is none.
+
+        An inherited message is its own conversation's. Without ``conversation``, all that is pending in the outbox is
+        read, which takes a millisecond for a few thousand events.
+
+        :param conversation: the conversation that it is in; by default it is looked for in all.
+        :raises InvalidInput: an argument is wrong, or several conversations have a message of this id.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold the message.
+        :raises OutboxUnavailable: the outbox file cannot be read.
+        """
+        return await self._parts.finder.find(message_id, conversation)
+
+    async def count(self, conversation_id: str, *, where: Filter | None = None) -> int:
+        """Count the messages on the path, pending and inherited ones included.
+
+        Without a filter, and where nothing is inherited, the count is kept, and not made by reading all messages.
+
+        :param where: count only messages that this filter wants.
+        :raises InvalidInput: an argument is wrong.
+        :raises StoreUnavailable: the history store is unreachable, so that not all messages are known.
+        :raises OutboxUnavailable: the outbox file cannot be read.
+        """
+        return await self._parts.reader.count(conversation_id, where=where)
 
     async def conversation(
         self,
@@ -531,13 +576,30 @@ class History:
         """
         return await self._parts.reader.conversation(conversation_id, as_of=as_of, timeout=timeout)
 
-    async def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
-        """Return a page of a conversation's events after a version, in order, pending ones (no version yet) last.
+    async def events(
+        self,
+        conversation_id: str,
+        *,
+        after: int | str = 0,
+        limit: int = 500,
+        last: int | None = None,
+        before: int | str | None = None,
+        types: Collection[str] | None = None,
+    ) -> Page[RecordedEvent]:
+        """Return a page of a conversation's events, in order, pending ones (no version yet) last.
+
+        By default the first ``limit`` after a version; with ``last``, the newest ones. Page forward with
+        ``after=page.next``, or backward with ``last=50, before=page.next``.
 
         :param after: the ``next`` of the page before, or a version.
+        :param last: return the newest events, as many as this.
+        :param before: with ``last``: the ``next`` of the page, or a version.
+        :param types: return only events of these types.
         :raises InvalidInput: an argument is wrong.
         """
-        return await self._parts.reader.events(conversation_id, after=after, limit=limit)
+        return await self._parts.reader.events(
+            conversation_id, after=after, limit=limit, last=last, before=before, types=types
+        )
 
     async def context(
         self,
@@ -634,6 +696,7 @@ class History:
         after: str | None = None,
         limit: int = 50,
         states: Collection[str] = DEFAULT_STATES,
+        oldest_first: bool = False,
     ) -> Page[Conversation]:
         """Return a page of conversations by last activity, the newest first, pending ones included.
 
@@ -643,11 +706,15 @@ class History:
 
         :param after: the ``next`` of the page before.
         :param states: which to return: ``active``, ``archived``, ``deleted``.
+        :param oldest_first: begin with the oldest activity, also of an owner's conversations. One that is written to
+            meanwhile moves to the end, and shows again.
         :raises InvalidInput: an argument is wrong.
         """
-        if owner is not None:
+        if owner is not None and not oldest_first:
             return await self._parts.conversations.list_of(_required(owner), after=after, limit=limit, states=states)
-        return await self._parts.reader.conversations(owner=None, after=after, limit=limit, states=states)
+        return await self._parts.reader.conversations(
+            owner=owner_id(owner), after=after, limit=limit, states=states, oldest_first=bool(oldest_first)
+        )
 
     async def activate(self, conversation_id: str, *, owner: Owner | None = None) -> Receipt:
         """Make a conversation its owner's active one; an archived one returns to the everyday list.

@@ -41,6 +41,7 @@ from letopis.store.model.parts import Content, Part
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import DEFAULT_STATES, AsOf
 from letopis.store.rules.context_window import Context, TokenCounter
+from letopis.store.rules.filter import Filter
 from letopis.store.rules.statistics import Statistics
 from letopis.store.search.results import Hit
 
@@ -412,6 +413,8 @@ class BlockingHistory(SyncBase):
         expected: After | None = None,
         after: After | None = None,
         fail_if_types: Collection[str] | None = None,
+        confirm: Literal["store"] | None = None,
+        timeout: float | None = 10.0,
     ) -> BlockingReceipt:
         """Append messages or events, all or none; once this returns, they survive ``kill -9`` and a power cut.
 
@@ -428,6 +431,8 @@ class BlockingHistory(SyncBase):
             expected=expected,
             after=after,
             fail_if_types=fail_if_types,
+            confirm=confirm,
+            timeout=timeout,
         )
 
     def transaction(self) -> AbstractContextManager[BlockingTransaction]:
@@ -564,6 +569,8 @@ class BlockingHistory(SyncBase):
         before: int | str | None = None,
         after: int | str | None = None,
         every: bool = False,
+        where: Filter | None = None,
+        offset: int = 0,
         as_of: AsOf | None = None,
         timeout: float | None = None,
     ) -> Page[RecordedMessage]:
@@ -579,9 +586,25 @@ class BlockingHistory(SyncBase):
             before=before,
             after=after,
             every=every,
+            where=where,
+            offset=offset,
             as_of=as_of,
             timeout=timeout,
         )
+
+    def message(self, message_id: str, *, conversation: str | None = None) -> RecordedMessage | None:
+        """Return one message by its id, on the path or off it, pending events included; ``None`` if there is none.
+
+        See :meth:`History.message`.
+        """
+        return self._portal.call(self._history.message, message_id, conversation=conversation)
+
+    def count(self, conversation_id: str, *, where: Filter | None = None) -> int:
+        """Count the messages on the path, pending and inherited ones included.
+
+        See :meth:`History.count`.
+        """
+        return self._portal.call(self._history.count, conversation_id, where=where)
 
     def conversation(
         self, conversation_id: str, *, as_of: AsOf | None = None, timeout: float | None = None
@@ -592,12 +615,23 @@ class BlockingHistory(SyncBase):
         """
         return self._portal.call(self._history.conversation, conversation_id, as_of=as_of, timeout=timeout)
 
-    def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
-        """Return a page of a conversation's events after a version, in order, pending ones (no version yet) last.
+    def events(
+        self,
+        conversation_id: str,
+        *,
+        after: int | str = 0,
+        limit: int = 500,
+        last: int | None = None,
+        before: int | str | None = None,
+        types: Collection[str] | None = None,
+    ) -> Page[RecordedEvent]:
+        """Return a page of a conversation's events, in order, pending ones (no version yet) last.
 
         See :meth:`History.events`.
         """
-        return self._portal.call(self._history.events, conversation_id, after=after, limit=limit)
+        return self._portal.call(
+            self._history.events, conversation_id, after=after, limit=limit, last=last, before=before, types=types
+        )
 
     def context(
         self,
@@ -674,12 +708,15 @@ class BlockingHistory(SyncBase):
         after: str | None = None,
         limit: int = 50,
         states: Collection[str] = DEFAULT_STATES,
+        oldest_first: bool = False,
     ) -> Page[Conversation]:
         """Return a page of conversations by last activity, the newest first, pending ones included.
 
         See :meth:`History.conversations`.
         """
-        return self._portal.call(self._history.conversations, owner=owner, after=after, limit=limit, states=states)
+        return self._portal.call(
+            self._history.conversations, owner=owner, after=after, limit=limit, states=states, oldest_first=oldest_first
+        )
 
     def activate(self, conversation_id: str, *, owner: Owner | None = None) -> BlockingReceipt:
         """Make a conversation its owner's active one; an archived one returns to the everyday list.

@@ -214,7 +214,8 @@ messages: Final = _table(
     sa.Column("reactions", Json),
     # 1: the event put back a message that has an earlier row. NULL for nearly all.
     sa.Column("back", sa.SmallInteger),
-    sa.Index("ix_letopis_messages_message_id", "partition", "conversation_id", "message_id"),
+    # The id leads, so that a message is found without its conversation.
+    sa.Index("ix_letopis_messages_message_id", "message_id", "conversation_id", "partition"),
     comment="An index over the log: which event holds a message, its current content and its delivery.",
 )
 

@@ -45,6 +45,13 @@ def _page(page: sa.Select[Any], shape: WindowShape, *, as_of: bool = False) -> s
     elif not shape.every:
         on_path = is_on_path(messages)
         page = page.where(sa.or_(on_path, left_at(messages) > sa.bindparam("as_of")) if as_of else on_path)
+    if shape.roles is not None:
+        roles = (messages.c.role == sa.bindparam(f"role_{place}") for place in range(len(shape.roles)))
+        page = page.where(sa.or_(sa.false(), *roles))
+    if shape.prefixed:
+        # Not LIKE: its wildcards and its case differ by database.
+        start = sa.func.substr(messages.c.message_id, 1, sa.bindparam("prefix_length", type_=sa.Integer))
+        page = page.where(start == sa.bindparam("prefix", type_=sa.String))
     if shape.before:
         page = page.where(messages.c.version < sa.bindparam("before"))
     if shape.after:
