@@ -96,13 +96,19 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[Hi
     await bot.append(CHAT, *said("z"))
     await deliver(bot)
     await bot.outbox.write(prune_all)
-    for names in (("z", "x", "y"), ("x", "z"), ("z", "x")):
+    for names in (("z", "x", "y"), ("x", "z"), ("z", "x"), ("new", "y", "z"), ()):
         receipt = await bot.replace(CHAT, said(*names))
         assert receipt is not None
         assert await path(bot) == shown(*names)
         await deliver(bot)
         assert await receipt.saved(5)
         assert await path(bot) == await path(other) == shown(*names)
+        await bot.outbox.write(prune_all)
+    await other.redact(CHAT, "x")
+    await deliver(other)
+    for refused in (Message.user("other words", id="y"), *said("x")):
+        with pytest.raises(EventIdReused):
+            await bot.replace(CHAT, [Message.user("n"), refused])
 
 
 def prune_all(connection: object) -> None:

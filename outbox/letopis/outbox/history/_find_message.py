@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
@@ -69,7 +70,13 @@ class MessageFinder:
         )
 
     async def _find_in(self, conversation_id: str, message_id: str) -> tuple[RecordedMessage | None, bool]:
-        """Return a message of a conversation, and whether the store was reached."""
+        found, complete = await self.named(conversation_id, (message_id,))
+        return found.get(message_id), complete
+
+    async def named(
+        self, conversation_id: str, message_ids: Collection[str]
+    ) -> tuple[dict[str, RecordedMessage], bool]:
+        """Return messages of a conversation by id, on the path or off it, and whether the store was reached."""
         query = ViewQuery(conversation_id=conversation_id, origin_id=self._outbox.origin.origin_id)
 
         async def ask(pending: PendingSlice) -> tuple[StoreView, None] | None:
@@ -81,18 +88,19 @@ class MessageFinder:
                 if view.conversation is None or view.conversation.state == "deleted":
                     return view
                 places = await reader.path_of(connection, conversation_id, names, counted=False) if names else {}
-                return replace(
-                    view, places=places, messages=await reader.named(connection, conversation_id, (message_id,))
-                )
+                messages = await reader.named(connection, conversation_id, message_ids)
+                return replace(view, places=places, messages=messages)
 
             view = await self._gateway.read(lambda store: store.outbox_access.snapshot(read))
             return None if view is None else (view, None)
 
-        def merge(pending: PendingSlice, view: StoreView | None, _: None) -> tuple[RecordedMessage | None, bool]:
+        def merge(pending: PendingSlice, view: StoreView | None, _: None) -> tuple[dict[str, RecordedMessage], bool]:
             page = merge_messages(pending, view, _EVERY, upcasters=self._upcasters)
-            found = [one for one in page if one.id == message_id]
-            # What was put back has an earlier place off the path, too.
-            shown = [one for one in found if one.on_path] or found
-            return (shown[-1] if shown else None), page.complete
+            found: dict[str, RecordedMessage] = {}
+            for one in page:
+                # What was put back has an earlier place off the path, too.
+                if one.id in message_ids and (one.on_path or one.id not in found or not found[one.id].on_path):
+                    found[one.id] = one
+            return found, page.complete
 
         return await self._path.read(conversation_id, ask, merge)

@@ -132,7 +132,7 @@ class Parts:
         }
         self.conversations = Conversations(**shared)
         self.rewinder = Rewinder(**shared)
-        self.replacer = Replacer(reader=self.reader, appender=self.appender, limits=limits)
+        self.replacer = Replacer(reader=self.reader, finder=self.finder, appender=self.appender, limits=limits)
         self.forker = Forker(**shared, rewinder=self.rewinder)
         self.replies = Replies(
             outbox=outbox, appender=self.appender, deliveries=self.deliveries, limits=limits, upcasters=upcasters

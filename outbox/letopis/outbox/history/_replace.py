@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
+from uuid import UUID
 
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.history._append import Appender
+from letopis.outbox.history._find_message import MessageFinder
 from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history._rewind import retry_on_conflict
 from letopis.outbox.history.receipts import Receipt
-from letopis.store.errors import InvalidInput
+from letopis.store.errors import EventIdReused, InvalidInput, Reuse
 from letopis.store.model.codec import Limits
 from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.event_types import Body, ConversationRewound
@@ -22,8 +24,9 @@ from letopis.store.model.messages import Message
 class Replacer:
     """Replaces the path of conversations."""
 
-    def __init__(self, *, reader: HistoryReader, appender: Appender, limits: Limits) -> None:
+    def __init__(self, *, reader: HistoryReader, finder: MessageFinder, appender: Appender, limits: Limits) -> None:
         self._reader = reader
+        self._finder = finder
         self._appender = appender
         self._limits = limits
 
@@ -44,21 +47,44 @@ class Replacer:
                 what.insert(0, ConversationRewound(to_message_id=wanted[kept - 1].id if kept else None, reason=reason))
             if not what:
                 return None
+            known = {one.id: one for one in leaving} | await self._off_path(conversation_id, wanted[kept:], leaving)
             prepared = prepare(conversation_id, what, owner=owner, limits=self._limits, after=page.seen)
-            return await self._appender.append(_with_shown(prepared, leaving, wanted[kept:]))
+            return await self._appender.append(_with_shown(prepared, known, wanted[kept:]))
 
         return await retry_on_conflict(attempt)
 
+    async def _off_path(
+        self, conversation_id: str, wanted: Iterable[Message], leaving: Iterable[RecordedMessage]
+    ) -> dict[str, RecordedMessage]:
+        """Return the wanted messages that are there and off the path, also those that the outbox file does not hold.
 
-def _with_shown(prepared: Prepared, leaving: Iterable[RecordedMessage], wanted: Iterable[Message]) -> Prepared:
-    """Return an append that puts back what it takes off the path, also what the outbox file does not hold."""
+        While the history store is unavailable, it decides about these when they are delivered.
+        """
+        there = {one.id for one in leaving}
+        # An id that was just made is nowhere.
+        ids = [one.id for one in wanted if one.event_id is None and one.id not in there]
+        return (await self._finder.named(conversation_id, frozenset(ids)))[0] if ids else {}
+
+
+def _with_shown(prepared: Prepared, known: Mapping[str, RecordedMessage], wanted: Iterable[Message]) -> Prepared:
+    """Return an append that puts back what it takes off the path, or is off it, and what the file does not hold.
+
+    :raises EventIdReused: a message has other content than is known, or its content was erased.
+    """
     given = {one.id: one for one in wanted}
-    there = {one.id: one.event_id for one in leaving if one.id in given and _is_same(one, given[one.id])}
-    shown = {
-        event.event_id: there[message_id]
-        for event, message_id in zip(prepared.events, prepared.message_ids, strict=True)
-        if message_id in there
-    }
+    shown: dict[UUID, UUID] = {}
+    for event, message_id in zip(prepared.events, prepared.message_ids, strict=True):
+        if message_id is None or (there := known.get(message_id)) is None:
+            continue
+        if _is_same(there, given[message_id]):
+            shown[event.event_id] = there.event_id
+        elif there.redacted or not there.edited:  # otherwise the file may hold what it was before
+            raise EventIdReused(
+                conversation_id=prepared.conversation_id,
+                event_id=event.event_id,
+                message_id=message_id,
+                reason=Reuse.ERASED if there.redacted else Reuse.OTHER_CONTENT,
+            )
     return replace(prepared, shown=shown)
 
 

@@ -228,9 +228,10 @@ class Reader:
         self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str]
     ) -> tuple[RecordedMessage, ...]:
         """Return the messages of some ids, on the path and off it, in order."""
-        key = {**self.key(conversation_id), "ids": list(message_ids)}
-        rows = (await connection.execute(self._statements.named, key)).all()
-        found = (self.message(row, conversation_id) for row in rows)
+        found: list[RecordedMessage] = []
+        for part in in_batches(list(message_ids)):
+            rows = await connection.execute(self._statements.named, {**self.key(conversation_id), "ids": part})
+            found += [self.message(row, conversation_id) for row in rows]
         return tuple(sorted(found, key=lambda message: message.version or 0))
 
     async def conversations_of(self, connection: AsyncConnection, message_id: str, *, limit: int) -> list[str]:
