@@ -212,7 +212,10 @@ messages: Final = _table(
     sa.Column("left_at", Counter),
     sa.Column("redacted_at", Counter),
     sa.Column("reactions", Json),
-    sa.Index("ix_letopis_messages_message_id", "partition", "conversation_id", "message_id"),
+    # 1: the event put back a message that has an earlier row. NULL for nearly all.
+    sa.Column("back", sa.SmallInteger),
+    # The id leads, so that a message is found without its conversation.
+    sa.Index("ix_letopis_messages_message_id", "message_id", "conversation_id", "partition"),
     comment="An index over the log: which event holds a message, its current content and its delivery.",
 )
 

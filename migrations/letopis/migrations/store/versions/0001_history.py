@@ -86,7 +86,7 @@ def upgrade() -> None:
     create_index("ix_letopis_conversations_updated", "letopis_conversations", "updated_at", "conversation_id")
     create_index("uq_letopis_events_version", "letopis_events", "partition", "conversation_id", "version")
     create_index("uq_letopis_events_event_id", "letopis_events", "event_id", "partition", "conversation_id")
-    create_index("ix_letopis_messages_message_id", "letopis_messages", "partition", "conversation_id", "message_id")
+    create_index("ix_letopis_messages_message_id", "letopis_messages", "message_id", "conversation_id", "partition")
     create_index("ix_letopis_conversations_forked", "letopis_conversations", "forked_from_id")
     create_index("uq_letopis_search_message", "letopis_search", "generation", "partition", "conversation_id", "version")
     create_full_text_index()
@@ -184,6 +184,7 @@ def create_tables() -> None:
         sa.Column("left_at", sa.BigInteger()),
         sa.Column("redacted_at", sa.BigInteger()),
         sa.Column("reactions", json),
+        sa.Column("back", sa.SmallInteger()),
         comment="An index over the log: which event holds a message, its current content and its delivery.",
     )
     create(
