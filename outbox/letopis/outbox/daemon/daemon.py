@@ -17,15 +17,18 @@ from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.config.alerts import AlertSettings
 from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern
+from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate
 from letopis.outbox.daemon.http import ListenAddress, serve_http
-from letopis.outbox.daemon.outbox_worker import OutboxWorker, WorkerOptions
+from letopis.outbox.daemon.outbox_worker import OutboxWorker, WorkerOptions, read_all
 from letopis.outbox.daemon.store_pool import StorePool, probe_all
 from letopis.outbox.daemon.systemd import Notifier
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import configure_logging
+from letopis.store.database import open_files
+from letopis.store.database.faults import StoreFault
 from letopis.store.errors import ConfigurationError, LetopisError, OutboxUnavailable
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
@@ -70,12 +73,13 @@ class Daemon:
     """Delivers from outbox files until told to stop.
 
     Each file has its own lease, relay and watch; files that deliver to one store share its breaker and a pool of two
-    connections. A file that cannot be used does not disturb the others.
+    connections. Of very many files only some are open at a time. A file that cannot be used disturbs no other.
 
     The watchdog of the service manager is fed only while the loop of every relay turns, or its delivery is within its
     deadline: a blocked event loop or a stuck relay feeds it no more. An unavailable store is neither.
 
     :param configure: reads the settings; called again by :meth:`reload`, in a thread.
+    :param fleet: gives the files their turns.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Daemon:
         clock: Clock | None = None,
         scan_interval: float = SCAN_INTERVAL_SECONDS,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
+        fleet: Fleet | None = None,
     ) -> None:
         self._configure = configure
         self._notifier = notifier or Notifier()
@@ -94,7 +99,7 @@ class Daemon:
         self._stall_timeout = stall_timeout
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
-        self._workers: dict[OutboxWorker, asyncio.Task[None]] = {}
+        self._fleet = fleet or Fleet(monotonic=self._clock.monotonic)
         self._scanner = OutboxScanner(monotonic=self._clock.monotonic)
         self._retired = RelayStats()
         self._retired_alerts = {"told": 0, "failed": 0}
@@ -111,7 +116,7 @@ class Daemon:
     @property
     def workers(self) -> tuple[OutboxWorker, ...]:
         """The workers, one for each outbox file that it serves."""
-        return tuple(self._workers)
+        return self._fleet.workers
 
     # For signals, in the thread of the event loop.
 
@@ -140,6 +145,7 @@ class Daemon:
         settings = self._settings = await asyncio.to_thread(self._configure)
         configure_logging(level=settings.log_level, style=settings.log_format)
         self._stores = StorePool(settings.store, clock=self._clock)
+        open_files.raise_limit()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._stores.close)
             stack.push_async_callback(self._end)
@@ -179,19 +185,60 @@ class Daemon:
                 serve_http(settings.listen, live=self.is_live, snapshot=self.snapshot)
             )
         await self._scan(first=True)
-        await probe_all([one.probe() for one in self._workers])
+        await self._open_some()
+        await self._probe_stores()
+        turns = asyncio.create_task(self._fleet.run(), name="letopis-fleet")
+        stack.callback(turns.cancel)
+
+    async def _open_some(self) -> None:
+        """Open as many files as may be open at once, or the first that can be opened.
+
+        :raises ConfigurationError, OutboxUnavailable: none can be used, and all of them were named.
+        """
+        errors: list[LetopisError] = []
+        opened = 0
+        for worker in self.workers:
+            if opened == self._fleet.max_open:
+                return
+            try:
+                await worker.open()
+                opened += 1
+            except (ConfigurationError, OutboxUnavailable) as error:
+                errors.append(error)
+        if errors and not opened and not any(map(is_pattern, self._settings.outboxes)):
+            raise errors[0]
+
+    async def _probe_stores(self) -> None:
+        """Ask the stores of the files, a few files at a time, until one file has a store that may be delivered to.
+
+        :raises StoreFault: no file has.
+        """
+        workers = self.workers
+        first: StoreFault | None = None
+        for start in range(0, len(workers), self._fleet.max_open):
+            some = workers[start : start + self._fleet.max_open]
+            try:
+                await probe_all([one.probe() for one in some])
+            except StoreFault as fault:
+                first = first or fault
+                continue
+            return
+        if first is not None:
+            raise first
 
     async def _end(self) -> None:
         _cancel(tuple(self._reloads))
-        for worker in self._workers:
+        for worker in self.workers:
             worker.stop()
-        tasks = list(self._workers.values())
+        tasks = list(self._fleet.active.values())
         if tasks:
             available = any(one.breaker.closed for one in self._stores.all)
             timeout = self._settings.stop_timeout if available else UNAVAILABLE_STOP_TIMEOUT_SECONDS
             await self._wait_unless_forced(tasks, timeout)
             _cancel(tasks)
             await asyncio.wait(tasks, timeout=CANCEL_CLEANUP_SECONDS)
+        for worker in self.workers:
+            await worker.close()
         logger.info("ended: %d events delivered since the start", self._totals().delivered)
 
     async def _wait_unless_forced(self, tasks: list[asyncio.Task[None]], seconds: float) -> None:
@@ -215,16 +262,14 @@ class Daemon:
 
     async def _scan(self, *, first: bool = False) -> None:
         """Serve new files, and retire those that a pattern matched and that are gone."""
-        for worker, task in list(self._workers.items()):
-            if task.done():
+        for worker in self.workers:
+            if worker.matched and not worker.path.exists():
+                await self._fleet.remove(worker)
                 self._retire(worker)
-            elif worker.matched and not worker.path.exists():
-                worker.stop()
         names = self._settings.outboxes
-        known = [worker.path for worker in self._workers]
-        new: list[OutboxWorker] = []
-        errors: list[LetopisError] = []
-        for match in await asyncio.to_thread(self._scanner.scan, names, known):
+        known = [worker.path for worker in self.workers]
+        found = await asyncio.to_thread(self._scanner.scan, names, known)
+        for match in found:
             try:
                 store = self._stores.get(match.path)
             except ConfigurationError as error:
@@ -233,26 +278,22 @@ class Daemon:
                 self._scanner.exclude(match.path)
                 logger.error("the outbox %r is not served: %s", match.path.name, error)  # noqa: TRY400 - no traceback
                 continue
-            worker = OutboxWorker(match, store, self._options, monotonic=self._clock.monotonic)
-            if first:
-                try:
-                    await worker.open()
-                except (ConfigurationError, OutboxUnavailable) as error:
-                    errors.append(error)
-            else:
+            if not first:
                 logger.info("the outbox %r is served from now on", match.path.name)
-            new.append(worker)
-        if errors and len(errors) == len(new) and not any(map(is_pattern, names)):
-            raise errors[0]
-        for worker in new:
-            self._workers[worker] = asyncio.create_task(worker.run(), name=f"letopis-{worker.path.name}")
-        if first and not new:
+            self._fleet.add(
+                OutboxWorker(
+                    match,
+                    store,
+                    self._options,
+                    polled=self._fleet.polled,
+                    on_pause=self._fleet.wake,
+                    monotonic=self._clock.monotonic,
+                )
+            )
+        if first and not self.workers:
             logger.info("no outbox is there yet; one that comes is served")
 
     def _retire(self, worker: OutboxWorker) -> None:
-        task = self._workers.pop(worker)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("the relay of %r ended in %s", worker.path.name, type(error).__name__)
         add_stats(self._retired, worker.stats)
         for outcome, count in worker.alerts.items():
             self._retired_alerts[outcome] += count
@@ -262,7 +303,7 @@ class Daemon:
 
     def is_live(self) -> bool:
         """Return True if the loop of every relay turns."""
-        return all(worker.seconds_since_progress() < self._stall_timeout for worker in self._workers)
+        return all(worker.seconds_since_progress() < self._stall_timeout for worker in self._fleet.active)
 
     async def snapshot(self) -> HealthSnapshot:
         """Return the state of everything, at most a second old."""
@@ -275,7 +316,7 @@ class Daemon:
 
     async def _read_snapshot(self) -> HealthSnapshot:
         workers = self.workers
-        files = await asyncio.gather(*(one.metrics() for one in workers))
+        files = await read_all(workers)
         alerts = Counter(self._retired_alerts)
         for one in workers:
             alerts.update(one.alerts)
@@ -294,7 +335,7 @@ class Daemon:
 
     def _totals(self) -> RelayStats:
         total = RelayStats()
-        for stats in (self._retired, *(worker.stats for worker in self._workers)):
+        for stats in (self._retired, *(worker.stats for worker in self.workers)):
             add_stats(total, stats)
         return total
 
@@ -346,7 +387,7 @@ class Daemon:
     def _apply_settings(self, settings: DaemonSettings, options: WorkerOptions) -> None:
         before, self._options = self._settings, options
         self._settings = replace(settings, outboxes=before.outboxes, store=before.store, listen=before.listen)
-        for worker in self._workers:
+        for worker in self.workers:
             worker.change(options)
         logger.info("the configuration was read again")
         fixed = [name for name in ("outboxes", "store", "listen") if getattr(before, name) != getattr(settings, name)]

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
-
-import sqlalchemy as sa
+from typing import Any, Final
 
 from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.daemon.instrumented_store import Durations
-from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, read_binding
-from letopis.outbox.event_log.lanes import count_lanes
+from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
+from letopis.outbox.event_log.lanes import lane_counts_of
+from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
 
@@ -129,21 +128,21 @@ class HealthSnapshot:
         return ", ".join(words)
 
 
-def read_metrics(connection: sa.Connection, path: Path, condition: Condition) -> OutboxMetrics:
-    """Return the metrics of the outbox file that is open on ``connection``; reads only."""
-    found = count_lanes(connection)
-    progress_us, tasks, rows = connection.exec_driver_sql(_RELAY).one_or_none() or (None, 0, 0)
+def read_metrics(cursor: Any, path: Path) -> OutboxMetrics:
+    """Return the metrics of the outbox file of a DBAPI cursor, as if this process delivered from it; reads only."""
+    found = lane_counts_of(cursor)
+    progress_us, tasks, rows = query_one(cursor, _RELAY) or (None, 0, 0)
     return OutboxMetrics(
-        condition=condition,
+        condition=Condition.WORKING,
         pending=found.pending,
         pending_bytes=found.pending_bytes,
         oldest_pending_us=found.oldest_pending_us,
         lanes=found.lanes,
-        incidents={str(kind): count for kind, count in connection.exec_driver_sql(_INCIDENTS)},
+        incidents={str(kind): count for kind, count in query_all(cursor, _INCIDENTS)},
         progress_us=progress_us,
         wal_bytes=_size(path.with_name(path.name + "-wal")),
         name=path.name,
-        bound=read_binding(connection),
+        bound=binding_of(cursor),
         store_tasks=tasks,
         store_rows=rows,
     )

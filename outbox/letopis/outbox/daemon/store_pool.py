@@ -42,6 +42,11 @@ class StoreHandle:
         """The store itself."""
         return self.instrumented.store
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the store is a file of this machine."""
+        return self.store.url.get_backend_name() == "sqlite"
+
 
 class StorePool:
     """Opens each history store once, however many outboxes deliver to it.
