@@ -52,6 +52,7 @@ async def fleet(bench: Bench) -> None:
                     slowest = max(slowest, time.monotonic() - asked)
                     unusable = max(unusable, json.loads(body).get("outboxes", {}).get("unusable", 0))
                 await asyncio.sleep(0.2)
+            spent = figures_of(daemon.pid).cpu_seconds
             await asyncio.sleep(bench.scale.seconds(20.0, least=8.0))
             idle = await cpu_share(daemon.pid, bench.scale.seconds(IDLE_SECONDS, least=5.0))
             rest = figures_of(daemon.pid)
@@ -66,6 +67,7 @@ async def fleet(bench: Bench) -> None:
 
     tell("first", "first delivery", "s", first)
     tell("all", f"all {total} delivered", "s", last)
+    tell("spent", "processor time until then", "s", spent)
     tell("rss", "most resident memory", "MB", peak)
     tell("threads", "most threads", "", threads)
     tell("descriptors", "descriptors at rest", "", rest.descriptors)

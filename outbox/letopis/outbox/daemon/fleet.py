@@ -25,7 +25,7 @@ POLL_SECONDS: Final = 0.25
 POLL_SHARE: Final = 0.02
 SIGN_OF_LIFE_SECONDS: Final = 10.0
 """Time between two signs of life of the closed files."""
-LOOK_PACE_SECONDS: Final = 0.5
+LOOK_PACE_SECONDS: Final = 1.0
 """Least time between two looks at closed files for which nothing is urgent."""
 URGENT_PACE_SECONDS: Final = 0.1
 """The same for files that are not well, or whose history store was restored."""
