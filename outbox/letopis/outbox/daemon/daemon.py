@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox.alerting.channels import open_channels
@@ -28,13 +29,15 @@ from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import configure_logging
 from letopis.store.database import open_files
-from letopis.store.database.faults import StoreFault
+from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError, LetopisError, OutboxUnavailable
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
 SCAN_INTERVAL_SECONDS: Final = 2.0
 """Time between two scans for files that match a pattern."""
+SCAN_PAUSE_FACTOR: Final = 100
+"""A scan that takes long, of very many files, starts again after this many times its duration."""
 STATUS_INTERVAL_SECONDS: Final = 5.0
 """Time between two lines for ``systemctl status``."""
 STALL_TIMEOUT_SECONDS: Final = 120.0
@@ -55,6 +58,7 @@ class DaemonSettings:
     :ivar outboxes: paths and patterns.
     :ivar store: of all outboxes, as given, so perhaps with a password; ``None`` for the SQLite file beside each.
     :ivar listen: where to serve HTTP; ``None`` for nowhere.
+    :ivar processes: over which the outboxes are spread.
     :ivar stop_timeout: seconds that the batches in flight have after the first signal.
     """
 
@@ -67,6 +71,7 @@ class DaemonSettings:
     stop_timeout: float = 8.0
     log_level: str = "INFO"
     log_format: str = "auto"
+    processes: int = 1
 
 
 class Daemon:
@@ -80,6 +85,7 @@ class Daemon:
 
     :param configure: reads the settings; called again by :meth:`reload`, in a thread.
     :param fleet: gives the files their turns.
+    :param holds: tells which files are this process's, where several share them; ``None``: all.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Daemon:
         scan_interval: float = SCAN_INTERVAL_SECONDS,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
         fleet: Fleet | None = None,
+        holds: Callable[[Path], bool] | None = None,
     ) -> None:
         self._configure = configure
         self._notifier = notifier or Notifier()
@@ -100,7 +107,8 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
         self._fleet = fleet or Fleet(monotonic=self._clock.monotonic)
-        self._scanner = OutboxScanner(monotonic=self._clock.monotonic)
+        self._scanner = OutboxScanner(monotonic=self._clock.monotonic, holds=holds)
+        self._alone = holds is None
         self._retired = RelayStats()
         self._retired_alerts = {"told": 0, "failed": 0}
         self._reloads: set[asyncio.Task[None]] = set()
@@ -205,7 +213,7 @@ class Daemon:
                 opened += 1
             except (ConfigurationError, OutboxUnavailable) as error:
                 errors.append(error)
-        if errors and not opened and not any(map(is_pattern, self._settings.outboxes)):
+        if self._alone and errors and not opened and not any(map(is_pattern, self._settings.outboxes)):
             raise errors[0]
 
     async def _probe_stores(self) -> None:
@@ -223,7 +231,7 @@ class Daemon:
                 first = first or fault
                 continue
             return
-        if first is not None:
+        if first is not None and (self._alone or first.fault_class is not FaultClass.WRONG_STORE):
             raise first
 
     async def _end(self) -> None:
@@ -253,10 +261,13 @@ class Daemon:
     # Files that come and go.
 
     async def _scan_forever(self) -> None:
+        took = 0.0
         while True:
-            await asyncio.sleep(self._scan_interval)
+            await asyncio.sleep(max(self._scan_interval, SCAN_PAUSE_FACTOR * took))
             try:
+                began = self._clock.monotonic()
                 await self._scan()
+                took = self._clock.monotonic() - began
             except Exception as error:  # a scan that fails is repeated
                 logger.warning("could not look for outboxes: %s", type(error).__name__)
 
@@ -386,11 +397,17 @@ class Daemon:
 
     def _apply_settings(self, settings: DaemonSettings, options: WorkerOptions) -> None:
         before, self._options = self._settings, options
-        self._settings = replace(settings, outboxes=before.outboxes, store=before.store, listen=before.listen)
+        self._settings = replace(
+            settings, outboxes=before.outboxes, store=before.store, listen=before.listen, processes=before.processes
+        )
         for worker in self.workers:
             worker.change(options)
         logger.info("the configuration was read again")
-        fixed = [name for name in ("outboxes", "store", "listen") if getattr(before, name) != getattr(settings, name)]
+        fixed = [
+            name
+            for name in ("outboxes", "store", "listen", "processes")
+            if getattr(before, name) != getattr(settings, name)
+        ]
         if fixed:
             logger.warning("a change of %s takes a restart", " and ".join(fixed))
 

@@ -53,7 +53,7 @@ STABLE_AFTER_SECONDS: Final = 60.0
 """Time of work after which the next failure counts as the first."""
 METRICS_TIMEOUT_SECONDS: Final = 2.0
 """Time that reading the metrics of a file may take before the file counts as unusable."""
-MAX_FILES_READ: Final = 100
+MAX_FILES_READ: Final = 40
 """Files that one snapshot of the metrics reads."""
 RECHECK_SILENCE_SECONDS: Final = 15.0
 """Time for which a holder that was silent for long is observed again, with the file open, before it is taken over."""
@@ -372,7 +372,7 @@ class OutboxWorker:
             watch=PolledWatch(
                 outbox.path, outbox.appended, file_id=outbox.file_id, polled=self._polled, monotonic=self._monotonic
             ),
-            memory=self._memory,
+            memory=self._memory or RelayMemory(task_look=self.destination.task_look),
             on_pause=self._on_pause,
             monotonic=self._monotonic,
         )

@@ -106,7 +106,8 @@ class Dispatcher:
             uniform=uniform,
             monotonic=clock.monotonic,
         )
-        self._tasks = StoreTasks(store, clock)
+        self._task_look = before.task_look
+        self._tasks = StoreTasks(store, clock, look=before.task_look)
         self._heartbeat = HeartbeatWriter(outbox, lease, self.breakers, self._tasks, clock=clock)
         self._chores = Chores(outbox, chores, clock=clock)
         self._reconciler = Reconciler(outbox, store, clock=clock, progress=before.reconciled)
@@ -128,6 +129,7 @@ class Dispatcher:
             retries=self.retries,
             wrong_store=self.breakers.wrong_store,
             reconciled=self._reconciler.progress,
+            task_look=self._task_look,
         )
 
     def schedule_reconcile(self) -> None:

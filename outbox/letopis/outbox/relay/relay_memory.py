@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from letopis.outbox.relay.lane_retries import LaneRetries
 from letopis.outbox.relay.reconcile import ReconcileProgress
+from letopis.outbox.relay.store_tasks import TaskLook
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.retry.fault_attribution import FaultAttribution
 
@@ -17,6 +18,7 @@ class RelayMemory:
     :ivar attribution: what failed, and what succeeded beside it.
     :ivar retries: until when refused lanes wait.
     :ivar wrong_store: the breaker for a store that is not the outbox's own.
+    :ivar task_look: when the store's tasks are looked for; may be shared with the relays of other files.
     :ivar reconciled: how far the comparisons with the history store have come.
     """
 
@@ -24,3 +26,4 @@ class RelayMemory:
     retries: LaneRetries | None = None
     wrong_store: Breaker | None = None
     reconciled: ReconcileProgress | None = None
+    task_look: TaskLook | None = None

@@ -182,7 +182,9 @@ async def test_a_file_that_goes_while_it_is_closed_is_let_go_and_one_that_is_rep
         assert not gone.lock.held
         assert daemon._totals().delivered == 18 + 5
 
-    assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events WHERE conversation_id = 'other'") == [(5,)]
+    assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events WHERE conversation_id = 'other'") == [
+        (5,)
+    ]
 
 
 async def test_a_file_that_is_locked_for_long_stops_no_other(tmp_path: Path) -> None:
