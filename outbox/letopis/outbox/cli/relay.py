@@ -181,7 +181,8 @@ def _configured(
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
-    from letopis.outbox.daemon.daemon import Daemon, on_signals
+    from letopis.outbox.daemon.daemon import Daemon
+    from letopis.outbox.daemon.signals import on_signals
 
     daemon = Daemon(configure)
     with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
@@ -192,8 +193,9 @@ async def _run_share(configure: Callable[[], DaemonSettings], text: str) -> None
     """Run one of several processes: it serves its share, and the process that started it gets the signals."""
     from dataclasses import replace
 
-    from letopis.outbox.daemon.daemon import Daemon, on_signals
+    from letopis.outbox.daemon.daemon import Daemon
     from letopis.outbox.daemon.share import Requests, Share
+    from letopis.outbox.daemon.signals import on_signals
 
     daemon = Daemon(lambda: replace(configure(), listen=None), holds=Share.parse(text).holds)
     Requests(daemon).listen()
@@ -204,8 +206,8 @@ async def _run_share(configure: Callable[[], DaemonSettings], text: str) -> None
 async def _run_group(configure: Callable[[], DaemonSettings]) -> int:
     import sys
 
-    from letopis.outbox.daemon.daemon import on_signals
     from letopis.outbox.daemon.process_group import ProcessGroup
+    from letopis.outbox.daemon.signals import on_signals
 
     group = ProcessGroup(configure, [sys.executable, "-m", "letopis.outbox.cli", *sys.argv[1:]])
     with on_signals({"SIGINT": group.stop, "SIGTERM": group.stop, "SIGHUP": group.reload}):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +20,10 @@ from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate
 from letopis.outbox.daemon.http import ListenAddress, serve_http
-from letopis.outbox.daemon.outbox_worker import OutboxWorker, WorkerOptions, read_all
+from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.store_pool import StorePool, probe_all
 from letopis.outbox.daemon.systemd import Notifier
+from letopis.outbox.daemon.worker_options import WorkerOptions
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.policy import RetryPolicy
@@ -245,8 +245,7 @@ class Daemon:
             await self._wait_unless_forced(tasks, timeout)
             _cancel(tasks)
             await asyncio.wait(tasks, timeout=CANCEL_CLEANUP_SECONDS)
-        for worker in self.workers:
-            await worker.close()
+        await self._fleet.close()
         logger.info("ended: %d events delivered since the start", self._totals().delivered)
 
     async def _wait_unless_forced(self, tasks: list[asyncio.Task[None]], seconds: float) -> None:
@@ -327,7 +326,7 @@ class Daemon:
 
     async def _read_snapshot(self) -> HealthSnapshot:
         workers = self.workers
-        files = await read_all(workers)
+        files = await self._fleet.metrics()
         alerts = Counter(self._retired_alerts)
         for one in workers:
             alerts.update(one.alerts)
@@ -428,26 +427,3 @@ def _worker_options(settings: DaemonSettings) -> WorkerOptions:
         locale=alerts.language,
         style=alerts.style,
     )
-
-
-@contextmanager
-def on_signals(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
-    """Call functions in the event loop on signals, given by name, during a ``with`` block.
-
-    Signals that the system does not have are left out.
-    """
-    loop = asyncio.get_running_loop()
-    before: dict[signal.Signals, Any] = {}
-
-    def install(one: signal.Signals, action: Callable[[], None]) -> None:
-        # Not loop.add_signal_handler: Windows has none.
-        before[one] = signal.signal(one, lambda *_: loop.call_soon_threadsafe(action))
-
-    for name, action in actions.items():
-        if (one := getattr(signal, name, None)) is not None:
-            install(one, action)
-    try:
-        yield
-    finally:
-        for one, old in before.items():
-            signal.signal(one, old)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from letopis.outbox.daemon.health import OutboxMetrics
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.polled_watch import PolledWatch
 from letopis.outbox.daemon.store_pool import StoreHandle
@@ -25,6 +26,8 @@ POLL_SECONDS: Final = 0.25
 POLL_SHARE: Final = 0.02
 SIGN_OF_LIFE_SECONDS: Final = 10.0
 """Time between two signs of life of the closed files."""
+MAX_FILES_READ: Final = 40
+"""Files that one snapshot of the metrics reads."""
 LOOK_PACE_SECONDS: Final = 1.0
 """Least time between two looks at closed files for which nothing is urgent."""
 URGENT_PACE_SECONDS: Final = 0.1
@@ -63,6 +66,7 @@ class Fleet:
         self._stores: dict[int, tuple[bool, int]] = {}
         self._rewound: dict[OutboxWorker, int] = {}
         self._restored: set[int] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def workers(self) -> tuple[OutboxWorker, ...]:
@@ -84,6 +88,19 @@ class Fleet:
         """Have turns given out now."""
         self._woken.set()
 
+    async def metrics(self) -> list[OutboxMetrics]:
+        """Return the metrics of all files, and read only some of them: of a closed file nothing changes unseen.
+
+        Of very many files with new commits, the others are as they were last read; the next calls read those.
+        """
+        workers = self.workers
+        known = [one.known_metrics() for one in workers]
+        unknown = [index for index, found in enumerate(known) if found is None]
+        unknown.sort(key=lambda index: workers[index].read_at)
+        read = await asyncio.gather(*(workers[index].metrics() for index in unknown[:MAX_FILES_READ]))
+        fresh = dict(zip(unknown, read, strict=False))
+        return [found or fresh.get(index) or workers[index].last_metrics for index, found in enumerate(known)]
+
     async def remove(self, worker: OutboxWorker) -> None:
         """Serve a file no longer; returns when it is closed."""
         worker.stop()
@@ -93,6 +110,13 @@ class Fleet:
         for one in (self._workers, self._queue, self._rewound):
             one.pop(worker, None)
         self.wake()
+
+    async def close(self) -> None:
+        """Close all files that have no turn, and wait for what is being closed."""
+        for worker in self._workers:
+            await worker.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     async def run(self) -> None:
         """Give turns until cancelled; turns that were given go on."""
@@ -220,4 +244,10 @@ class Fleet:
             self._restored.add(id(worker.destination))
             self._look_at_all_of(id(worker.destination))
         self._rewound[worker] = rewound
+        handle = worker.destination
+        if self.crowded and handle.embedded and all(one.destination is not handle for one in self.active):
+            # A store beside each of very many files would otherwise stay open, each with threads and descriptors.
+            closing = asyncio.create_task(handle.rest(), name="letopis-store-rest")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
         self.wake()

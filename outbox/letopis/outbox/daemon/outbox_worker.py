@@ -7,18 +7,16 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from letopis.outbox.alerting import texts
-from letopis.outbox.alerting.channels import Channel
-from letopis.outbox.alerting.incidents import BreakerView, Rules
+from letopis.outbox.alerting.incidents import BreakerView
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
 from letopis.outbox.alerting.transitions import Memory
 from letopis.outbox.daemon.discovery import OutboxMatch
@@ -26,8 +24,9 @@ from letopis.outbox.daemon.health import Condition, OutboxMetrics, add_stats, re
 from letopis.outbox.daemon.polled_watch import PolledWatch
 from letopis.outbox.daemon.store_pool import StoreHandle
 from letopis.outbox.daemon.timetable import Timetable
+from letopis.outbox.daemon.worker_options import WorkerOptions
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
-from letopis.outbox.event_log.retention import Pruner, Retention
+from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.file.file_state import FileState, settled_state, state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -53,27 +52,8 @@ STABLE_AFTER_SECONDS: Final = 60.0
 """Time of work after which the next failure counts as the first."""
 METRICS_TIMEOUT_SECONDS: Final = 2.0
 """Time that reading the metrics of a file may take before the file counts as unusable."""
-MAX_FILES_READ: Final = 40
-"""Files that one snapshot of the metrics reads."""
 RECHECK_SILENCE_SECONDS: Final = 15.0
 """Time for which a holder that was silent for long is observed again, with the file open, before it is taken over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """How outboxes are served, as far as a reload may change it.
-
-    :ivar rules: of the watch.
-    :ivar locale: of its notifications.
-    :ivar style: of its notifications.
-    """
-
-    policy: RetryPolicy
-    retention: Retention
-    channels: tuple[Channel, ...]
-    rules: Rules
-    locale: str
-    style: texts.Style
 
 
 class OutboxWorker:
@@ -455,19 +435,6 @@ class OutboxWorker:
         level = logging.WARNING if first or reason != self.problem else logging.DEBUG
         self.problem = reason
         logger.log(level, "the outbox %r cannot be used, and is retried: %s", self.path.name, reason)
-
-
-async def read_all(workers: Sequence[OutboxWorker]) -> list[OutboxMetrics]:
-    """Return the metrics of all files, and read only some of them: of a closed file nothing changes unseen.
-
-    Of very many files with new commits, the others are as they were last read; the next calls read those.
-    """
-    known = [one.known_metrics() for one in workers]
-    unknown = [index for index, found in enumerate(known) if found is None]
-    unknown.sort(key=lambda index: workers[index].read_at)
-    read = await asyncio.gather(*(workers[index].metrics() for index in unknown[:MAX_FILES_READ]))
-    fresh = dict(zip(unknown, read, strict=False))
-    return [found or fresh.get(index) or workers[index].last_metrics for index, found in enumerate(known)]
 
 
 def _look(connection: sa.Connection, outbox: OutboxFile, memory: RelayMemory) -> tuple[OutboxMetrics, DueBatches]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
-import pickle  # nosec B403 - only what our own processes write to each other
 import sys
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
 
 from letopis.outbox.daemon.daemon import Daemon
-from letopis.outbox.daemon.health import HealthSnapshot
+from letopis.outbox.daemon.health import Condition, HealthSnapshot, OutboxMetrics
+from letopis.outbox.daemon.instrumented_store import Durations
+from letopis.outbox.event_log.bound_store import StoreBinding
+from letopis.outbox.relay.stats import RelayStats
 
 STOP: Final = "stop"
 RELOAD: Final = "reload"
@@ -57,16 +62,34 @@ class Report:
     live: bool
     snapshot: HealthSnapshot
 
-    def encoded(self) -> str:
-        """Return the report as one line."""
-        return base64.b64encode(pickle.dumps(self)).decode()
+    def encoded(self) -> bytes:
+        """Return the report as one line of JSON."""
+        found = self.snapshot
+        plain = {one.name: getattr(found, one.name) for one in fields(found)}
+        plain["relay"] = asdict(found.relay)
+        plain["deliveries"] = {name: [one.buckets, one.total] for name, one in found.deliveries.items()}
+        plain["listed"] = [asdict(one) for one in found.listed]
+        return orjson.dumps({"live": self.live, "snapshot": plain}, option=orjson.OPT_APPEND_NEWLINE)
 
-    @staticmethod
-    def decoded(line: bytes) -> Report:
-        """Return the report of a line that a process of ours wrote."""
-        found = pickle.loads(base64.b64decode(line))  # noqa: S301 # nosec B301 - the pipe of our own child
-        assert isinstance(found, Report)  # noqa: S101
-        return found
+    @classmethod
+    def decoded(cls, line: bytes) -> Report:
+        """Return the report of a line.
+
+        :raises ValueError, TypeError, KeyError: the line is no report.
+        """
+        found = orjson.loads(line)
+        plain = found["snapshot"]
+        faults = Counter(plain["relay"].pop("faults"))
+        plain["relay"] = RelayStats(faults=faults, **plain["relay"])
+        plain["deliveries"] = {name: Durations.of(*one) for name, one in plain["deliveries"].items()}
+        plain["listed"] = tuple(map(_metrics, plain["listed"]))
+        return cls(live=found["live"], snapshot=HealthSnapshot(**plain))
+
+
+def _metrics(plain: dict[str, Any]) -> OutboxMetrics:
+    bound = plain.pop("bound")
+    bound["store_id"] = None if bound["store_id"] is None else UUID(bound["store_id"])
+    return OutboxMetrics(condition=Condition(plain.pop("condition")), bound=StoreBinding(**bound), **plain)
 
 
 class Requests:
@@ -102,5 +125,5 @@ class Requests:
 
     async def _answer(self) -> None:
         report = Report(live=self._daemon.is_live(), snapshot=await self._daemon.snapshot())
-        sys.stdout.write(report.encoded() + "\n")
-        sys.stdout.flush()
+        sys.stdout.buffer.write(report.encoded())
+        sys.stdout.buffer.flush()

@@ -44,6 +44,12 @@ class StoreHandle:
         """The store itself."""
         return self.instrumented.store
 
+    async def rest(self) -> None:
+        """Close the connections to the store; the next use opens others. Only while no file is delivered to it."""
+        before = self.instrumented.store
+        self.instrumented.store = ConversationStore(before.url, pool_size=POOL_SIZE)
+        await before.close()
+
     @property
     def embedded(self) -> bool:
         """Whether the store is a file of this machine."""

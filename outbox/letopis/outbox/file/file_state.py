@@ -52,12 +52,13 @@ def state_of(path: Path) -> FileState | None:
 
 async def settled_state(path: Path) -> FileState | None:
     """Return the state of a file once the next commit is certain to change it: at most a tenth of a second later."""
-    for _ in range(3):
-        state = state_of(path)
+    state = state_of(path)
+    for _ in range(2):
         if state is None:
             return None
         newest = max(state.content[1], 0 if state.wal is None else state.wal[1])
         if not 0 <= time.time_ns() - newest < SETTLED_NS:
             break
         await asyncio.sleep(SETTLED_NS / 1_000_000_000)
+        state = state_of(path)
     return state

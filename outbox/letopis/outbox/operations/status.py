@@ -15,9 +15,9 @@ from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, faul
 from letopis.outbox.event_log.bound_store import binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.outbox.file.sign_of_life import lives
 from letopis.outbox.file.wal_readers import LARGE_WAL_BYTES, wal_size
 from letopis.outbox.operations.relay_pause import pause_of
-from letopis.outbox.relay.sign_of_life import lives
 from letopis.store.database.faults import FaultClass
 from letopis.store.model.events import from_microseconds
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from letopis.outbox.relay.sign_of_life import RELEASED, give_sign_of_life, last_sign_of_life, lock_path
+from letopis.outbox.file.sign_of_life import RELEASED, give_sign_of_life, last_sign_of_life, lock_path
 
 
 class LeaseLock:

@@ -16,6 +16,7 @@ import pytest
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.daemon import outbox_worker, timetable
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
+from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import Condition
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
@@ -24,9 +25,9 @@ from letopis.outbox.file import file_state
 from letopis.outbox.file.file_state import state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.file.sign_of_life import lock_path
 from letopis.outbox.operations.status import Status, status_of
 from letopis.outbox.relay.lease_lock import LeaseLock
-from letopis.outbox.relay.sign_of_life import lock_path
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -150,6 +151,23 @@ async def test_a_few_files_are_open_at_a_time_and_all_are_delivered_once(tmp_pat
     assert rows(tmp_path / "history.db", "SELECT count(*), count(DISTINCT event_id) FROM letopis_events") == [(18, 18)]
 
 
+@posix_only("what is open is read from /proc")
+async def test_the_stores_beside_closed_files_are_closed_too(tmp_path: Path) -> None:
+    paths = await made_fleet(tmp_path)
+    async with fleet(tmp_path, store=None) as daemon:
+        await until(quiet(daemon), patience=60)
+        await until(lambda: not daemon._fleet._closing)
+        open_now = {str(one.readlink()) for one in Path("/proc/self/fd").glob("*") if one.is_symlink()}
+        assert not any(".history.db" in one for one in open_now)
+        assert all(status(path).relay.running for path in paths)
+        await made(paths[2], "c2", 1)
+        await until(quiet(daemon), patience=60)
+    assert [rows(tmp_path / f"{one}.history.db", "SELECT count(*) FROM letopis_events") for one in (1, 2)] == [
+        [(3,)],
+        [(4,)],
+    ]
+
+
 async def test_what_is_appended_to_a_closed_file_is_delivered(tmp_path: Path) -> None:
     paths = await made_fleet(tmp_path)
     async with fleet(tmp_path) as daemon:
@@ -187,8 +205,9 @@ async def test_a_file_that_goes_while_it_is_closed_is_let_go_and_one_that_is_rep
     ]
 
 
-async def test_a_file_that_is_locked_for_long_stops_no_other(tmp_path: Path) -> None:
+async def test_a_file_that_is_locked_for_long_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = await made_fleet(tmp_path)
+    monkeypatch.setattr("letopis.outbox.file.opening.LOCK_TIMEOUT_SECONDS", 1.0)
     with closing(sqlite3.connect(paths[0], isolation_level=None)) as bot:
         bot.execute("BEGIN IMMEDIATE")
         async with fleet(tmp_path) as daemon:
@@ -312,18 +331,18 @@ async def test_a_second_daemon_stands_by_with_every_file_closed_and_takes_over(t
 async def test_the_metrics_of_very_many_changed_files_are_read_a_few_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_worker, "MAX_FILES_READ", 2)
+    monkeypatch.setattr("letopis.outbox.daemon.fleet.MAX_FILES_READ", 2)
     paths = await made_fleet(tmp_path)
     read = list[Path]()
     reads = outbox_worker.read_file
     monkeypatch.setattr(outbox_worker, "read_file", lambda path, work: (read.append(path), reads(path, work))[1])
-    from letopis.outbox.daemon.discovery import OutboxMatch
-
-    workers = [OutboxWorker(OutboxMatch(path=path, matched=True), None, None) for path in paths]  # type: ignore[arg-type]
+    several = Fleet()
+    for path in paths:
+        several.add(OutboxWorker(OutboxMatch(path=path, matched=True), None, None))  # type: ignore[arg-type]
     sums = []
     for _ in range(3):
         read.clear()
-        sums.append(sum(one.pending for one in await outbox_worker.read_all(workers)))
+        sums.append(sum(one.pending for one in await several.metrics()))
         assert len(read) <= 2
 
     assert sums == [6, 12, 18]

@@ -13,9 +13,9 @@ import pytest
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.file.sign_of_life import lock_path
 from letopis.outbox.relay.heartbeat import Heartbeat, write_heartbeat
 from letopis.outbox.relay.lease import Lease, boot_id
-from letopis.outbox.relay.sign_of_life import lock_path
 from letopis.store.errors import LetopisError
 from tests.support.relays import sql
 
