@@ -36,7 +36,7 @@ logger: Final = logging.getLogger("letopis.outbox.daemon")
 
 SCAN_INTERVAL_SECONDS: Final = 2.0
 """Time between two scans for files that match a pattern."""
-SCAN_PAUSE_FACTOR: Final = 100
+SCAN_PAUSE_FACTOR: Final = 200
 """A scan that takes long, of very many files, starts again after this many times its duration."""
 STATUS_INTERVAL_SECONDS: Final = 5.0
 """Time between two lines for ``systemctl status``."""
