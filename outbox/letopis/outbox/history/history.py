@@ -84,9 +84,9 @@ class History:
     delivers in the background. The history store need not be reachable: until it is, events are kept in the outbox.
 
     Any task of any event loop and thread may use it. The outbox is open in one loop, the one that used it first; calls
-    from others are carried there. If that loop ends, as at the end of ``asyncio.run``, the outbox is closed, and the
-    next use opens it again. All histories on one file in one process share one outbox, which closes with the last of
-    them. Other processes may have the same file open.
+    from others are carried there, and callbacks run there. If that loop ends, as at the end of ``asyncio.run``, the
+    outbox is closed, and the next use opens it again. All histories on one file in one process share one outbox, which
+    closes with the last of them. Other processes may have the same file open.
 
     :param path: the outbox, a file on a local disk, created with mode 0600. It may be the bot's own SQLite
         database.
