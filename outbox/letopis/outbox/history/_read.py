@@ -89,8 +89,9 @@ class HistoryReader:
         async def read(part: Window) -> Page[RecordedMessage]:
             if as_of is None:
                 return await self._until_settled(lambda file: self._with_inherited(conversation_id, part, file=file))
+            then = as_of
             return await self._until_settled(
-                lambda file: self._as_of(conversation_id, as_of, part, file=file, seconds=timeout)
+                lambda file: self._as_of(conversation_id, then, part, file=file, seconds=timeout)
             )
 
         if where is None and offset == 0:
