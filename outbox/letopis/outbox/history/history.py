@@ -438,9 +438,7 @@ class History:
         :param space: a name of your choice for records that belong to neither, for example an application's memory.
         :raises InvalidInput: none or several are named, or the name cannot be one.
         """
-        wanted = scope_from(scope, conversation=conversation, owner=owner, space=space)
-        parts = self._parts
-        return Records(wanted, outbox=self.outbox, reads=parts.record_reads, deliveries=parts.deliveries)
+        return Records(scope_from(scope, conversation=conversation, owner=owner, space=space), self._home)
 
     async def find_records(
         self, tags: Mapping[str, Tag], *, limit: int = 100, after: str | None = None

@@ -36,7 +36,7 @@ async def sql(history: History, statement: str) -> list[tuple[object, ...]]:
 
 
 async def keys(records: Records) -> list[str]:
-    rows = await records.outbox.read(
+    rows = await records._outbox.read(
         lambda connection: connection.exec_driver_sql(
             "SELECT record_key FROM letopis_outbox_records WHERE present ORDER BY sequence"
         ).all()
