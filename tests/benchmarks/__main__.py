@@ -117,7 +117,9 @@ def main() -> int:
     parser.add_argument("--whole", action="store_true", help="read from a history of 1e7 messages too: 10 minutes more")
     parser.add_argument("--rounds", type=int, help="alternating rounds, 5 by default")
     parser.add_argument("--files", type=int, help="outbox files of the part fleet, 1,000 by default")
-    parser.add_argument("--processes", type=int, default=1, help="processes of its daemon")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes of its daemon; the figures are of the one above"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", metavar="DIR")
     parser.add_argument("--publish", action="store_true", help=f"write {PUBLISHED.relative_to(ROOT)} too")
     given = parser.parse_args()

@@ -220,7 +220,7 @@ class OutboxWorker:
             self.timetable.look_later()  # the holder delivers; this process watches, too
         if (sign := self.lock.last_sign_of_life()) != self._holder_sign[0]:
             self._holder_sign = (sign, self._monotonic())
-        return changed and self._holder_is_silent
+        return (changed or self.owes) and self._holder_is_silent
 
     @property
     def _holder_is_silent(self) -> bool:
@@ -283,8 +283,8 @@ class OutboxWorker:
         relay, watch = self._relay, self._watch
         if relay is None or watch is None or relay.pausing_until is None or not watch.looked or watch.telling:
             return 0.0
-        if relay.standing_by and self._holder_is_silent:
-            return 0.0  # to take over needs some seconds of observation
+        if self._takes_over:
+            return 0.0
         if relay.standing_by or relay.idle_since is None:  # another relay works on it, or it waits out an error
             return math.inf
         now = self._monotonic()
@@ -293,7 +293,13 @@ class OutboxWorker:
     @property
     def may_rest(self) -> bool:
         """Whether the turn may end as soon as the batch in flight is done."""
-        return self._relay is not None and self._watch is not None and self._watch.looked and not self._watch.telling
+        watch = self._watch
+        return watch is not None and watch.looked and not watch.telling and not self._takes_over
+
+    @property
+    def _takes_over(self) -> bool:
+        """Whether the relay observes a silent holder for some seconds, before it takes over from it."""
+        return self._relay is not None and self._relay.standing_by and self._holder_is_silent
 
     def rest(self) -> None:
         """Ask :meth:`serve` to return after the batch in flight, and keep the lease's lock."""

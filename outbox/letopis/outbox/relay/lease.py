@@ -88,7 +88,7 @@ class Lease:
         self._silence = silence
         self._locked = locked
         self._lock = lock or LeaseLock(outbox.path)
-        self._seen: tuple[_SignOfLife, int | None] | None = None
+        self._seen: tuple[_SignOfLife | None, int | None] | None = None
         self._seen_at = 0.0
         self.incarnation = 0
         """The incarnation of this holder; 0 while it does not hold the lease."""
@@ -133,8 +133,8 @@ class Lease:
     async def _take_over(self) -> bool:
         """Take the lease from a holder that has the lock and gives no sign of life; return True if that succeeded."""
         sign = await self._outbox.read(_sign_of_life)
-        seen = None if sign is None else (sign, self._lock.last_sign_of_life())
-        if seen is None or seen != self._seen:
+        seen = sign, self._lock.last_sign_of_life()
+        if seen != self._seen:
             self._seen, self._seen_at = seen, self._clock.monotonic()
             return False
         if self._clock.monotonic() - self._seen_at < self._silence:

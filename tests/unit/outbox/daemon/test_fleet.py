@@ -33,7 +33,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.events import to_microseconds, utc_now
 from tests.support.platforms import posix_only
-from tests.support.relays import say, until
+from tests.support.relays import end, say, until
 from tests.support.store_changes import copied, put_back
 
 FILES = 6
@@ -326,6 +326,33 @@ async def test_a_second_daemon_stands_by_with_every_file_closed_and_takes_over(t
                 await made(path, f"c{path.name[0]}", 1)
             await until(lambda: all(status(path).pending == 0 for path in paths), patience=60)
     assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events") == [(24,)]
+
+
+async def test_a_stopped_holder_is_taken_over_and_one_that_gives_signs_of_life_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of both are closed: nothing but the lock and its time tells one from the other."""
+    monkeypatch.setattr(outbox_worker, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(outbox_worker, "RECHECK_SILENCE_SECONDS", 1.0)
+    paths = await made_fleet(tmp_path)
+    stopped, living = LeaseLock(paths[0]), LeaseLock(paths[1])
+    assert stopped.try_acquire()
+    assert living.try_acquire()
+
+    async def live() -> None:
+        while True:
+            living.give_sign_of_life(to_microseconds(utc_now()))
+            await asyncio.sleep(0.05)
+
+    signs = asyncio.create_task(live())
+    try:
+        async with fleet(tmp_path):
+            await until(lambda: sum(status(path).pending == 0 for path in paths) == FILES - 1, patience=60)
+            assert status(paths[1]).pending == 3
+    finally:
+        await end(signs)
+        stopped.release()
+        living.release()
 
 
 async def test_the_metrics_of_very_many_changed_files_are_read_a_few_at_a_time(
