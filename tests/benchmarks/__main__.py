@@ -5,7 +5,7 @@
     python -m tests.benchmarks --quick                  # small counts: whether it works, not how fast it is
     python -m tests.benchmarks --publish                # everything, and the page of the documentation
 
-Exits with 0 if every row that was measured is reached.
+Exits with 0 if every row that was measured is reached; a quick run if every part ended.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def main() -> int:
     verdicts = judge(Figures(figures))
     print("\n".join(verdict_table(verdicts)))
     failed = [one for part in report["parts"] for one in part["missing"] if one["reason"].startswith("failed")]
-    return 1 if failed or any(one.reached is False for one in verdicts) else 0
+    missed = [] if given.quick else [one for one in verdicts if one.reached is False]
+    return 1 if failed or missed else 0
 
 
 if __name__ == "__main__":

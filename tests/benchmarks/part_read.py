@@ -173,6 +173,8 @@ def _letopis(history: History, name: str) -> Ask:
         page = await history.messages(name, last=COUNT)
         if len(page) != COUNT or not page.complete:
             raise RuntimeError(f"{len(page)} messages, complete: {page.complete}")
+        for message in page:  # made when they are read: a bot builds its prompt from these two
+            _ = message.role, message.text
 
     return ask
 

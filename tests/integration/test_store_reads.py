@@ -108,7 +108,7 @@ def complaints(kind: str, plan: Explained) -> list[str]:
     # The page that was cut out of the index is then read whole; one row that is kept at hand is no list of them.
     # A list that was bound is looked up one by one.
     # The marks of long work are looked up a row, in a table that is all but empty.
-    fine = ("SCAN m", "<derived2>", "VIRTUAL TABLE", "Seq Scan on letopis_tasks")
+    fine = ("SCAN m", "<derived2>", "<derived3>", "VIRTUAL TABLE", "Seq Scan on letopis_tasks")
     return [
         line
         for line in plan

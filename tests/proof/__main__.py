@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -133,6 +134,9 @@ def main() -> int:
     parser.add_argument("--publish", action="store_true", help=f"write {PUBLISHED.relative_to(ROOT)} too")
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell that starts the run in the background has it ignored, and an endless import is ended by it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if given.only:
         print(json.dumps(prove_here(given.only, short=given.short, seed=given.seed)))
         return 0

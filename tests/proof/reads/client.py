@@ -14,12 +14,13 @@ from typing import Any, Final
 from uuid import UUID
 
 from letopis.outbox import History, Receipt
-from letopis.store import Message, RecordedMessage, StoreFault
+from letopis.store import Message, RecordedMessage, StoreFault, StoreUnavailable
 from letopis.store.model.messages import Role
 from tests.model.plain import Chat, Plain, Said
 
 CHATS: Final = 4
 """Conversations that a client keeps at a time."""
+_AWAY: Final = (StoreFault, StoreUnavailable)
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ class Client:
     async def _regenerate(self, chat: Chat) -> None:
         try:
             asked = await self._history.regenerate(chat.id)
-        except StoreFault:  # away for a moment, while it is put back: nothing was written
+        except _AWAY:  # for a moment, while it is put back or the machine is busy: nothing was written
             return
         users = [place for place, one in enumerate(chat.path) if one.role == "user"]
         wanted = chat.path[users[-1]].id if users else None
@@ -115,7 +116,7 @@ class Client:
     async def _pop(self, chat: Chat) -> None:
         try:
             popped = await self._history.pop(chat.id)
-        except StoreFault:
+        except _AWAY:
             return
         wanted = chat.path[-1].id if chat.path else None
         if (popped.id if popped else None) != wanted:

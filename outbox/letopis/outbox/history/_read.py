@@ -206,7 +206,7 @@ class HistoryReader:
             if (inherits or may_show_inherited(window, page)) and may_inherit(pending, view):
                 known = view is None or not view.plain
                 merged = merge_conversation(pending, view, upcasters=self._upcasters, upto=upto) if known else None
-            there = next((one for one in reversed(page) if one.id == find), None)
+            there = None if find is None else next((one for one in reversed(page) if one.id == find), None)
             place = None if there is None else place_of(pending, view, there)
             return OwnMessages(page=page, conversation=merged, place=place), known
 

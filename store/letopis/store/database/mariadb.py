@@ -29,10 +29,9 @@ def create_mariadb_engine(url: URL, timeouts: Timeouts, pool_size: int) -> Async
         "autocommit": False,
         "program_name": servers.PROGRAM,
         "connect_timeout": timeouts.connect,
-        "read_timeout": timeouts.statement + servers.ANSWER_MARGIN_SECONDS,
         "ssl": None if demand == "disable" else _tls(url, str(demand)),
     }
-    connect = partial(_connect, arguments=arguments, session=_session_statements(timeouts), deadline=timeouts.connect)
+    connect = partial(_connect, arguments=arguments, timeouts=timeouts)
     connector = servers.host_connector(url, connect_to=connect, role_of=_role_of)
     creator = partial(servers.diagnose_connecting, connector.connect)
     engine = servers.create_server_engine(url, timeouts, pool_size, driver="asyncmy", async_creator=creator)
@@ -59,21 +58,19 @@ def _session_statements(timeouts: Timeouts) -> tuple[str, ...]:
     )
 
 
-async def _connect(
-    address: HostAddress, *, arguments: Mapping[str, Any], session: tuple[str, ...], deadline: float
-) -> Any:
+async def _connect(address: HostAddress, *, arguments: Mapping[str, Any], timeouts: Timeouts) -> Any:
     """Connect, log in and set the session, all within one deadline: the driver's own ends with the TCP connection."""
     from asyncmy.constants import CLIENT
 
     # FOUND_ROWS: an update counts the rows it matched, as SQLAlchemy expects, and not only those that changed.
     where = {"unix_socket": address.host} if address.is_socket else {"host": address.host, "port": address.port}
     connection = _connection_class()(client_flag=CLIENT.FOUND_ROWS, **where, **arguments)
-    connection.answer_timeout = arguments["read_timeout"]
+    connection.answer_timeout = timeouts.statement + servers.ANSWER_MARGIN_SECONDS
     try:
-        async with asyncio.timeout(deadline):
+        async with asyncio.timeout(timeouts.connect):
             await connection.connect()
             async with connection.cursor() as cursor:
-                for statement in session:
+                for statement in _session_statements(timeouts):
                     await cursor.execute(statement)
     except BaseException:  # cancellation too: no one else could close the socket
         connection.terminate()
@@ -104,8 +101,8 @@ def _connection_class() -> type[Any]:
     class MariaDBConnection(Connection):
         """Limit the whole of each answer, and the time for closing.
 
-        The driver's own timeout restarts with each piece of an answer, and closing would wait for ever for a peer that
-        has stopped reading.
+        The driver's own timeout restarts with each piece of an answer, for each of which it makes a task, and closing
+        would wait for ever for a peer that has stopped reading.
         """
 
         answer_timeout: float | None = None

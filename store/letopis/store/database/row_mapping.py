@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +15,7 @@ from letopis.store.model.codec import RESERVED, decode
 from letopis.store.model.conversations import Conversation, RecordedMessage
 from letopis.store.model.event_types import ConversationDeleted, ForkPoint, MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
-from letopis.store.model.messages import ROLES, Message
+from letopis.store.model.messages import ROLES, Message, is_text_alone
 from letopis.store.model.parts import UnknownPart
 from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 from letopis.store.rules.redaction import stripped
@@ -54,7 +53,7 @@ def without_content(event: RecordedEvent) -> RecordedEvent:
     return replace(event, data=stripped(event.type, event.data), metadata=ours, digest=None)
 
 
-PlainRow = tuple[int, UUID, UUID, int, str, int, int]
+PlainRow = tuple[int, UUID | bytes, UUID | bytes, int, str, int, int]
 """Version, event id, origin id, sequence, data, and the times it occurred and was recorded, in microseconds."""
 
 
@@ -62,27 +61,19 @@ def plain_messages(conversation_id: str, rows: Iterable[PlainRow]) -> dict[int, 
     """Return messages that have not changed since they were appended, by version.
 
     Messages that this release cannot read, because a newer one wrote them, are left out.
+
+    :raises StoreFault: a row is damaged. All that can fail is done here, and what remains when a field is read.
     """
     found: dict[int, RecordedMessage] = {}
-    # Events that were delivered together have one time.
-    recorded: dict[int, datetime] = {}
-    for version, event_id, origin_id, sequence, data, occurred_at, recorded_at in rows:
-        try:
-            message = Message.from_data(decode_object(data))
-        except InvalidInput:
-            continue
-        if (moment := recorded.get(recorded_at)) is None:
-            moment = recorded[recorded_at] = from_microseconds(recorded_at)
-        found[version] = RecordedMessage(
-            conversation_id=conversation_id,
-            message=message,
-            event_id=event_id,
-            origin_id=origin_id,
-            sequence=sequence,
-            occurred_at=from_microseconds(occurred_at),
-            version=version,
-            recorded_at=moment,
-        )
+    for version, event_id, origin_id, sequence, text, occurred_at, recorded_at in rows:
+        data: Any = decode_object(text)
+        if not is_text_alone(data):
+            try:
+                data = Message.from_data(data)
+            except InvalidInput:
+                continue
+        row = (data, event_id, origin_id, occurred_at, recorded_at)
+        found[version] = RecordedMessage.of_row(conversation_id, version, sequence, row)
     return found
 
 

@@ -194,7 +194,7 @@ events: Final = _table(
     sa.Column("occurred_at", Timestamp, nullable=False),
     sa.Column("recorded_at", Timestamp, nullable=False),
     sa.Index("uq_letopis_events_version", "partition", "conversation_id", "version", unique=True),
-    sa.Index("uq_letopis_events_event_id", "partition", "conversation_id", "event_id", unique=True),
+    sa.Index("uq_letopis_events_event_id", "event_id", "partition", "conversation_id", unique=True),
     comment="The log. Rows are never changed but by redaction.",
 )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 from uuid import UUID
 
 from letopis.store.model.event_types import ForkPoint
-from letopis.store.model.messages import Message, Role, empty
+from letopis.store.model.events import from_microseconds
+from letopis.store.model.identifiers import uuid_of
+from letopis.store.model.messages import EMPTY, Message, Role, empty, text_message
 from letopis.store.model.parts import Content, content_text
 
 T = TypeVar("T")
@@ -57,9 +59,20 @@ class Reaction:
     value: int | float | str | None = None
 
 
+AppendedRow = tuple[Message | Mapping[str, Any], UUID | bytes, UUID | bytes, int, int]
+"""A message, or data of which :func:`is_text_alone` is true; event and origin id; when it occurred and was recorded."""
+
+
+class _Row:
+    """The row that a message's fields are made from when they are first read."""
+
+    __slots__ = ("_row",)
+    _row: AppendedRow
+
+
 # Not frozen: a frozen dataclass sets each field through a call, which would be a third of the time of a page read.
 @dataclass(slots=True, kw_only=True)
-class RecordedMessage:
+class RecordedMessage(_Row):
     """One message as a history holds it.
 
     :ivar message: as it was appended, with the content of the latest edit.
@@ -92,6 +105,29 @@ class RecordedMessage:
     redacted: bool = False
     reactions: tuple[Reaction, ...] = ()
 
+    @classmethod
+    def of_row(cls, conversation_id: str, version: int, sequence: int, row: AppendedRow) -> Self:
+        """Return a message that has not changed since it was appended; its other fields are made when they are read."""
+        message = cls.__new__(cls)
+        message.conversation_id = conversation_id
+        message.version = version
+        message.sequence = sequence
+        message._row = row  # type: ignore[misc]  # mypy does not look at the slots of the base
+        return message
+
+    if not TYPE_CHECKING:  # for a type checker, it would make every name an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Make a field that was not set; Python calls this for no other."""
+            if (make := _MADE_FROM_ROW.get(name)) is not None:
+                value = make(self._row)
+            elif name in _UNCHANGED:
+                value = _UNCHANGED[name]
+            else:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            setattr(self, name, value)
+            return value
+
     @property
     def interrupted(self) -> bool:
         """True if its writer was cut off, so that the content ends there."""
@@ -116,6 +152,29 @@ class RecordedMessage:
     def text(self) -> str:
         """The text parts, joined by a line feed."""
         return content_text(self.message.content)
+
+
+def _uuid(value: UUID | bytes) -> UUID:
+    return uuid_of(value) if isinstance(value, bytes) else value
+
+
+_MADE_FROM_ROW: Final[Mapping[str, Callable[[AppendedRow], Any]]] = {
+    "message": lambda row: row[0] if isinstance(row[0], Message) else text_message(row[0]),
+    "event_id": lambda row: _uuid(row[1]),
+    "origin_id": lambda row: _uuid(row[2]),
+    "occurred_at": lambda row: from_microseconds(row[3]),
+    "recorded_at": lambda row: from_microseconds(row[4]),
+}
+_UNCHANGED: Final[Mapping[str, Any]] = {
+    "saved": Saved.SAVED,
+    "edited": False,
+    "delivery": Delivery.APPENDED,
+    "delivery_data": EMPTY,
+    "on_path": True,
+    "superseded": False,
+    "redacted": False,
+    "reactions": (),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self, cast
 from uuid import UUID
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.identifiers import check_identifier, uuid7
+from letopis.store.model.identifiers import MAX_ID_LENGTH, check_identifier, uuid7
 from letopis.store.model.parts import (
     Content,
     Part,
@@ -272,8 +272,8 @@ class Message:
 
         :raises InvalidInput: a field is missing or of the wrong kind.
         """
-        if cls is Message and len(data) == 3 and (plain := _plain(data)) is not None:
-            return plain  # type: ignore[return-value]
+        if cls is Message and is_text_alone(data):
+            return text_message(data)  # type: ignore[return-value]
         message_id = data.get("message_id")
         if not isinstance(message_id, str) or not message_id:
             raise InvalidInput("data.message_id", "must be a string that is not empty")
@@ -324,9 +324,20 @@ class _Plain:
         self.__class__ = Message  # type: ignore[assignment]
 
 
-def _plain(data: Mapping[str, Any]) -> Message | None:
-    """Return the message of data that hold only what nearly all messages have; ``None`` for other data."""
-    message_id, role, content = data.get("message_id"), data.get("role"), data.get("content")
-    if type(message_id) is not str or not message_id or role not in ROLES or type(content) is not str:
-        return None
-    return _Plain(role, content, check_identifier(message_id, "id"))  # type: ignore[return-value]
+def is_text_alone(data: Mapping[str, Any]) -> bool:
+    """Return True if the data of ``message.appended`` hold only what nearly all messages have, all of it valid."""
+    if len(data) != 3:
+        return False
+    name = data.get("message_id")
+    return (
+        type(name) is str
+        and 0 < len(name) <= MAX_ID_LENGTH
+        and name.isprintable()
+        and data.get("role") in ROLES
+        and type(data.get("content")) is str
+    )
+
+
+def text_message(data: Mapping[str, Any]) -> Message:
+    """Return the message of data of which :func:`is_text_alone` is true."""
+    return _Plain(data["role"], data["content"], data["message_id"])  # type: ignore[return-value]

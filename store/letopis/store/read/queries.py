@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from letopis.store.database.schema import conversations, events, lanes, messages
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.read.paging import WindowShape
-from letopis.store.read.task_marks import erased, is_on_path, left_at, message_columns
+from letopis.store.read.task_marks import any_mark, erased, is_on_path, left_at, message_columns
 
 
 def messages_select(shape: WindowShape, *, as_of: bool = False, with_head: bool = False) -> sa.Select[Any]:
@@ -23,8 +23,11 @@ def messages_select(shape: WindowShape, *, as_of: bool = False, with_head: bool 
     return whole(_page(columns, shape, as_of=as_of), with_head=with_head, past=as_of)
 
 
-def _page(page: sa.Select[Any], shape: WindowShape, *, as_of: bool = False) -> sa.Select[Any]:
-    """Return a select of messages, restricted to a window."""
+def _page(page: sa.Select[Any], shape: WindowShape, *, as_of: bool = False, marks: bool = True) -> sa.Select[Any]:
+    """Return a select of messages, restricted to a window.
+
+    :param marks: whether messages that have left the path by a mark are left out, too.
+    """
     # The page is cut out of the small index first. As one flat join, SQLite and MariaDB begin with the events and sort.
     page = page.where(
         messages.c.partition == sa.bindparam("partition"), messages.c.conversation_id == sa.bindparam("conversation")
@@ -43,7 +46,7 @@ def _page(page: sa.Select[Any], shape: WindowShape, *, as_of: bool = False) -> s
             != "deleted"
         )
     elif not shape.every:
-        on_path = is_on_path(messages)
+        on_path = is_on_path(messages) if marks else messages.c.left_at.is_(None)
         page = page.where(sa.or_(on_path, left_at(messages) > sa.bindparam("as_of")) if as_of else on_path)
     if shape.roles is not None:
         roles = (messages.c.role == sa.bindparam(f"role_{place}") for place in range(len(shape.roles)))
@@ -65,8 +68,9 @@ def _page(page: sa.Select[Any], shape: WindowShape, *, as_of: bool = False) -> s
 def plain_select(shape: WindowShape, *, with_head: bool = False) -> sa.Select[Any]:
     """Return the select of a window, each message with what most have.
 
-    ``more`` tells that a message has something else, which only :func:`whole` returns. It is the faster select, because
-    nearly all that :func:`messages_select` adds is NULL for most messages.
+    ``more`` tells that a message has something else, which only :func:`whole` returns. ``marked`` tells that the
+    conversation has marks, of which this select knows nothing: then only :func:`messages_select` returns the window. It
+    is the faster select, because nearly all that the others add is NULL for most messages.
 
     :param with_head: with each message, the columns of :func:`head_select`, as a second statement would cost more.
     """
@@ -76,14 +80,14 @@ def plain_select(shape: WindowShape, *, with_head: bool = False) -> sa.Select[An
         messages.c.conversation_id,
         messages.c.version,
         sa.or_(
-            left_at(messages).is_not(None) if shape.every else messages.c.left_at.is_not(None),
+            messages.c.left_at.is_not(None),
             messages.c.redacted_at.is_not(None),
             messages.c.content_version != messages.c.version,
             messages.c.delivery_version.is_not(None),
             messages.c.reactions.is_not(None),
         ).label("more"),
     )
-    m = _page(narrow, shape).subquery("m")
+    m = _page(narrow, shape, marks=False).subquery("m")
     e = events.alias("e")
     more = sa.or_(
         m.c.more,
@@ -93,13 +97,15 @@ def plain_select(shape: WindowShape, *, with_head: bool = False) -> sa.Select[An
     )
     columns: list[sa.ColumnElement[Any]] = [
         m.c.version,
-        e.c.event_id,
-        e.c.origin_id,
+        # As the driver returns them: most callers never look at these ids.
+        sa.type_coerce(e.c.event_id, sa.types.NullType()),
+        sa.type_coerce(e.c.origin_id, sa.types.NullType()),
         e.c.sequence,
         e.c.data,
         e.c.occurred_at,
         e.c.recorded_at,
         more.label("more"),
+        any_mark().label("marked"),
     ]
     source = m.join(e, _event_at(e, m, m.c.version))
     if with_head:

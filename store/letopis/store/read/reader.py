@@ -188,7 +188,8 @@ class Reader:
         if self.reads_as_stored and conversation_id not in self._changed:
             statement = self._statements.plain_window(window, with_head=with_head)
             rows = (await connection.execute(statement, parameters)).all()
-            found = plain_messages(conversation_id, [row[:7] for row in rows if not row[7]])
+            marked = bool(rows) and rows[0].marked
+            found = {} if marked else plain_messages(conversation_id, [row[:7] for row in rows if not row[7]])
             if len(found) == len(rows):
                 return found, rows[0] if rows else None
             # The two statements see two moments: what the first one returned is not used.

@@ -88,6 +88,8 @@ class FileReader(Reader):
             return await super().messages(connection, conversation_id, window)
         key = self.key(conversation_id)
         rows = (await connection.execute(self._statements.plain_window(window), {**key, **window.values})).all()
+        if rows and rows[0].marked:
+            return await super().messages(connection, conversation_id, window)
         found = plain_messages(conversation_id, [row[:7] for row in rows if not row[7]])
         if len(found) < len(rows):
             changed = [row.version for row in rows if row.version not in found]

@@ -92,6 +92,15 @@ async def write_marks(connection: AsyncConnection, dialect: Dialect, wanted: Ite
         await write(connection, tasks, [task.as_row()])
 
 
+def any_mark() -> sa.ColumnElement[bool]:
+    """Return the condition that marks of the conversation that is bound are still to be carried out."""
+    return sa.exists().where(
+        tasks.c.partition == sa.bindparam("partition"),
+        tasks.c.conversation_id == sa.bindparam("conversation"),
+        tasks.c.after < tasks.c.upto,
+    )
+
+
 def left_by_mark(m: Any) -> sa.ColumnElement[Any]:
     """Return the version at which a message has left the path by a mark; NULL where none covers it."""
     return _covering(LEAVE, m, sa.func.min)

@@ -78,7 +78,7 @@ def upgrade() -> None:
     create_index("ix_letopis_conversations_owner", "letopis_conversations", "owner_id", "updated_at", "conversation_id")
     create_index("ix_letopis_conversations_updated", "letopis_conversations", "updated_at", "conversation_id")
     create_index("uq_letopis_events_version", "letopis_events", "partition", "conversation_id", "version")
-    create_index("uq_letopis_events_event_id", "letopis_events", "partition", "conversation_id", "event_id")
+    create_index("uq_letopis_events_event_id", "letopis_events", "event_id", "partition", "conversation_id")
     create_index("ix_letopis_messages_message_id", "letopis_messages", "message_id", "conversation_id", "partition")
     create_index("ix_letopis_conversations_forked", "letopis_conversations", "forked_from_id")
     create_index("uq_letopis_search_message", "letopis_search", "generation", "partition", "conversation_id", "version")

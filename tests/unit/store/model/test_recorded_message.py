@@ -1,0 +1,96 @@
+"""A message whose fields are made when they are read is the message that was made at once."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields, replace
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import pytest
+
+from letopis.store.database.faults import StoreFault
+from letopis.store.database.row_mapping import plain_messages
+from letopis.store.model.conversations import RecordedMessage, Saved
+from letopis.store.model.events import from_microseconds
+from letopis.store.model.messages import Message
+
+EVENT, ORIGIN = uuid4(), uuid4()
+MESSAGES = (
+    Message.user("What is tea?", id="m-1"),
+    Message.assistant(None, id="m-1", metadata={"z": 1, "a": [None]}, tokens=3),
+)
+
+
+def of_row(message: Message) -> RecordedMessage:
+    row = (7, EVENT.bytes, ORIGIN, 3, orjson.dumps(message.to_data()).decode(), 1_000_000, 2_000_000)
+    return plain_messages("chat", [row])[7]
+
+
+def made_at_once(message: Message) -> RecordedMessage:
+    return RecordedMessage(
+        conversation_id="chat",
+        message=message,
+        event_id=EVENT,
+        origin_id=ORIGIN,
+        sequence=3,
+        occurred_at=from_microseconds(1_000_000),
+        version=7,
+        recorded_at=from_microseconds(2_000_000),
+    )
+
+
+@pytest.fixture(params=MESSAGES, ids=("text alone", "more than text"))
+def message(request: pytest.FixtureRequest) -> Message:
+    given: Message = request.param
+    return given
+
+
+def test_each_field_is_that_of_a_message_made_at_once(message: Message) -> None:
+    expected = made_at_once(message)
+    for field in fields(RecordedMessage):
+        found: Any = getattr(of_row(message), field.name)  # of a new one each time: no field depends on another
+        assert found == getattr(expected, field.name), field.name
+        assert type(found) is type(getattr(expected, field.name)), field.name
+    assert of_row(message) == expected
+    assert repr(of_row(message)) == repr(expected)
+
+
+def test_a_field_is_made_once(message: Message) -> None:
+    found = of_row(message)
+    assert found.message is found.message
+    found.saved = Saved.PENDING
+    assert found.saved is Saved.PENDING
+
+
+@pytest.mark.parametrize("copied", [copy.copy, replace])
+def test_a_copy_is_equal(message: Message, copied: Any) -> None:
+    assert copied(of_row(message)) == made_at_once(message)
+
+
+def test_a_name_that_is_no_field_is_an_attribute_error(message: Message) -> None:
+    with pytest.raises(AttributeError, match="'RecordedMessage' object has no attribute 'contents'"):
+        _ = of_row(message).contents  # type: ignore[attr-defined]
+    assert not hasattr(made_at_once(message), "_row")
+
+
+@pytest.mark.parametrize("text", ['{"content":"a"', "[1]", "", '{"content":"a","message_id":"m","role":"user"}x'])
+def test_damage_is_told_by_the_read_and_not_when_a_field_is_made(text: str) -> None:
+    with pytest.raises(StoreFault, match="damaged"):
+        plain_messages("chat", [(7, EVENT, ORIGIN, 3, text, 1, 2)])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"content": "a", "message_id": "m", "role": "robot"},
+        {"content": 1, "message_id": "m", "role": "user"},
+        {"content": "a", "message_id": "", "role": "user"},
+        {"content": "a", "message_id": "m" * 256, "role": "user"},
+        {"content": "a", "message_id": "m\n", "role": "user"},
+        {"content": "a", "message_id": None, "role": "user"},
+    ],
+)
+def test_what_this_release_cannot_read_is_left_to_the_whole_read(data: dict[str, Any]) -> None:
+    assert plain_messages("chat", [(7, EVENT, ORIGIN, 3, orjson.dumps(data).decode(), 1, 2)]) == {}
