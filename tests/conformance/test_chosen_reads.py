@@ -164,6 +164,8 @@ async def test_wrong_filters_and_numbers_are_refused(bots: tuple[History, Histor
         {"metadata": {1: 2}},
         {"id_prefix": ""},
         {"id_prefix": 1},
+        {"id_prefix": "a\0"},
+        {"id_prefix": "\ud800"},
     ):
         with pytest.raises(InvalidInput):
             Filter(**wrong)  # type: ignore[arg-type]

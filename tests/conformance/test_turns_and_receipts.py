@@ -93,6 +93,8 @@ async def test_many_messages_are_redacted_at_once(bot: History, store: Conversat
     if delivered:
         await deliver(bot)
     before = await bot.events(CHAT)
+    with pytest.raises(InvalidInput):
+        await bot.redact(CHAT, "u0", ["a1"])  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="'nowhere'"):
         await bot.redact(CHAT, "u0", "nowhere", "a1")
     assert [one.text for one in await bot.messages(CHAT)] == ["u0", "a1", "u2", "a3", "u4", "a5"]

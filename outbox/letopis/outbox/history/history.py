@@ -46,7 +46,7 @@ from letopis.store.model.event_types import (
     ReactionRemoved,
 )
 from letopis.store.model.events import Event, RecordedEvent, utc_now
-from letopis.store.model.identifiers import Owner, owner_id
+from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import Message, Role
 from letopis.store.model.parts import Content
 from letopis.store.model.records import Record, Scope, Tag
@@ -504,7 +504,7 @@ class History:
         :param reason: kept in the log.
         :raises InvalidInput: there is no such message; nothing was written.
         """
-        ids = dict.fromkeys((message_id, *more))
+        ids = dict.fromkeys(check_identifier(one, "message_id") for one in (message_id, *more))
         bodies = (MessageRedacted(message_id=one, by=by, reason=reason) for one in ids)
         return await self._parts.appender.change(conversation_id, *bodies)
 

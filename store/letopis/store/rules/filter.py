@@ -8,6 +8,7 @@ from typing import Any
 
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import ROLES, empty
 
 
@@ -34,10 +35,12 @@ class Filter:
             given = self.roles
             if isinstance(given, str) or not isinstance(given, Collection) or not all(one in ROLES for one in given):
                 raise InvalidInput("roles", f"must be some of {', '.join(ROLES)}, for example a set")
+            object.__setattr__(self, "roles", frozenset(map(str.__str__, given)))
         if not isinstance(self.metadata, Mapping) or not all(isinstance(key, str) for key in self.metadata):
             raise InvalidInput("metadata", "must be an object: keys of the messages' metadata, with their values")
-        if self.id_prefix is not None and (not isinstance(self.id_prefix, str) or not self.id_prefix):
-            raise InvalidInput("id_prefix", "must be text that is not empty")
+        if self.id_prefix is not None:
+            # A database may refuse to be asked for what no id can begin with.
+            object.__setattr__(self, "id_prefix", check_identifier(self.id_prefix, "id_prefix"))
 
     def matches(self, message: RecordedMessage) -> bool:
         """Return True if the message is wanted."""
