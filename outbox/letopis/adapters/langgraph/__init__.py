@@ -11,5 +11,6 @@ except ModuleNotFoundError as error:
 
 from letopis.adapters.langgraph.checkpoints import CheckpointIncomplete
 from letopis.adapters.langgraph.saver import LetopisSaver
+from letopis.adapters.langgraph.store import LetopisStore
 
-__all__ = ("CheckpointIncomplete", "LetopisSaver")
+__all__ = ("CheckpointIncomplete", "LetopisSaver", "LetopisStore")

@@ -32,7 +32,7 @@ _IN_NODE_BYTES: Final = 4 * 1024
 """Larger pieces are not copied into a node, which names them instead."""
 _BOUNDARY: Final = 32
 _LONGEST_NODE: Final = 256
-_KEY_BYTES: Final = 20
+_KEY_BYTES: Final = 18
 
 
 class Serializer(Protocol):

@@ -1,0 +1,375 @@
+"""What LangGraph's suite does not test: first writes, outages, forks, deletions in between, sync, all threads."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History, RecordPut
+from letopis.store import ConversationStore, InvalidInput, Message, StoreUnavailable
+from tests.support.relays import deliver_all
+
+pytest.importorskip("langgraph.checkpoint.base", reason="the framework is not installed: pip install --group adapters")
+
+from langgraph.checkpoint.base import ERROR
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from letopis.adapters.langgraph import CheckpointIncomplete, LetopisSaver
+from letopis.adapters.langgraph.blocking import InHomeLoop
+from letopis.adapters.langgraph.keys import VALUES
+from tests.support.langgraph_turns import checkpoint, config, put, values_of
+
+SAID = [{"role": "user", "content": f"{number}: " + "word " * 40} for number in range(80)]
+
+
+async def pending(saver: LetopisSaver, at: Any = None) -> list[tuple[str, Any]]:
+    found = await saver.aget_tuple(at or config())
+    assert found is not None and found.pending_writes is not None
+    return [(channel, value) for _, channel, value in found.pending_writes]
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_the_first_write_of_a_task_stays(bot: History, delivered: bool) -> None:
+    saver = LetopisSaver(bot)
+    at = await put(saver, {"n": 1})
+    await saver.aput_writes(at, [("a", "first"), ("b", 1)], "task")
+    if delivered:
+        await deliver_all(bot)
+    await saver.aput_writes(at, [("a", "second"), ("b", 2), ("c", 3)], "task")
+    await deliver_all(bot)
+
+    assert await pending(saver) == [("a", "first"), ("b", 1), ("c", 3)]
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_the_last_error_counts_if_it_comes_alone(bot: History, delivered: bool) -> None:
+    """As in the official savers: a batch that holds another channel too replaces nothing."""
+    saver = LetopisSaver(bot)
+    at = await put(saver, {"n": 1})
+    await saver.aput_writes(at, [(ERROR, "e1")], "task")
+    if delivered:
+        await deliver_all(bot)
+    await saver.aput_writes(at, [(ERROR, "e2")], "task")
+    await saver.aput_writes(at, [("a", 1), (ERROR, "e3")], "task")
+    await deliver_all(bot)
+
+    assert sorted(await pending(saver)) == [(ERROR, "e2"), ("a", 1)]
+
+
+async def test_two_outboxes_agree_on_the_first_write(store: ConversationStore, tmp_path: Path) -> None:
+    """Each writes what it computed; the history store decides, and both read the same."""
+    async with (
+        History.open(tmp_path / "one.outbox.db", store=store, relay=False) as one,
+        History.open(tmp_path / "two.outbox.db", store=store, relay=False) as two,
+    ):
+        at = await put(LetopisSaver(one), {"n": 1})
+        await deliver_all(one)
+        await LetopisSaver(one).aput_writes(at, [("a", "one")], "task")
+        await LetopisSaver(two).aput_writes(at, [("a", "two")], "task")
+        await deliver_all(two)
+        await deliver_all(one)
+
+        assert await pending(LetopisSaver(one)) == [("a", "two")]
+        assert await pending(LetopisSaver(two)) == [("a", "two")]
+
+
+async def test_writes_are_in_the_order_in_which_a_run_applies_them(history: History) -> None:
+    saver = LetopisSaver(history)
+    at = config(checkpoint_id="1f0-before")
+    await saver.aput_writes(at, [("a", "pull-2")], "0-task", "~__pregel_pull, b")
+    await saver.aput_writes(at, [("a", number) for number in range(12)], "9-task", "~__pregel_pull, a")
+    await saver.aput_writes(at, [("a", "input")], "5-task")
+    await put(saver, {"n": 1}, checkpoint_id="1f0-before")  # the writes were there first
+
+    assert [value for _, value in await pending(saver)] == ["input", *range(12), "pull-2"]
+
+
+async def test_a_run_goes_on_while_the_store_is_away(alone: History) -> None:
+    saver = LetopisSaver(alone)
+    with pytest.raises(StoreUnavailable):
+        await saver.aget_tuple(config())  # not None: the thread would be begun anew
+    at = await put(saver, {"said": SAID[:40]})
+    await saver.aput_writes(at, [("said", SAID[40])], "task")
+    at = await put(saver, {"said": SAID[:41]}, at, version=2)
+    await saver.aput_writes(at, [("said", SAID[41])], "task")
+
+    fresh = LetopisSaver(alone)
+    assert await values_of(fresh) == {"said": SAID[:41]}
+    assert await pending(fresh) == [("said", SAID[41])]
+    with pytest.raises(StoreUnavailable):
+        [one async for one in fresh.alist(config())]
+    with pytest.raises(StoreUnavailable):
+        await fresh.aprune(["chat-1"])
+    await fresh.adelete_thread("chat-1")  # known, whatever the store holds
+    assert await values_of(fresh, config("chat-1", checkpoint_id=at["configurable"]["checkpoint_id"])) is None
+
+
+async def test_a_thread_that_was_delivered_is_continued_while_the_store_is_away(
+    tmp_path: Path, store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False) as history:
+        saver = LetopisSaver(history)
+        at = await put(saver, {"said": SAID})
+        await saver.aput_writes(at, [("a", 1)], "task")
+        await deliver_all(history)
+        gateway = history._parts.record_reads._gateway
+
+        async def nothing(*_: object, **__: object) -> None:
+            return None
+
+        monkeypatch.setattr(gateway, "read", nothing)
+        assert await values_of(LetopisSaver(history)) == {"said": SAID}
+        assert await pending(LetopisSaver(history)) == [("a", 1)]
+
+
+async def test_two_forks_of_one_version_have_their_own_values(bot: History) -> None:
+    saver = LetopisSaver(bot)
+    root = await put(saver, {"said": SAID[:10], "n": 1})
+    one = await put(saver, {"said": [*SAID[:10], SAID[20]], "n": 1}, root, version=2)
+    two = await put(saver, {"said": [*SAID[:10], SAID[30]], "n": 2}, root, version=2)
+    await deliver_all(bot)
+
+    assert await values_of(saver, one) == {"said": [*SAID[:10], SAID[20]], "n": 1}
+    assert await values_of(saver, two) == {"said": [*SAID[:10], SAID[30]], "n": 2}
+    assert await values_of(saver, root) == {"said": SAID[:10], "n": 1}
+    assert await values_of(saver) == await values_of(saver, two)
+
+
+async def test_an_unchanged_channel_is_not_stored_again(history: History) -> None:
+    """Even where equal values have different bytes, as with encryption."""
+    saver = LetopisSaver(history, serde=_Salted())
+    at = await put(saver, {"said": SAID, "n": "x" * 500})
+    for _ in range(5):
+        at = await put(saver, {"said": SAID, "n": "x" * 500}, at, new={})
+
+    values = history.records(conversation="chat-1")
+    assert len(await values.list((*VALUES, "="), limit=1_000)) <= len(SAID) + 10
+    assert await values_of(LetopisSaver(history, serde=_Salted())) == {"said": SAID, "n": "x" * 500}
+
+
+class _Salted(JsonPlusSerializer):
+    """Gives other bytes each time, as encryption does."""
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        kind, body = super().dumps_typed(obj)
+        return kind, os.urandom(16) + body
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        return super().loads_typed((data[0], data[1][16:]))
+
+
+async def test_all_threads_are_listed_newest_first(bot: History) -> None:
+    saver = LetopisSaver(bot)
+    for number, (thread, ns) in enumerate([("a", ""), ("b", ""), ("a", "sub:1"), ("b", ""), (7, "")]):
+        at = config(thread, ns=ns)
+        await put(saver, {"n": number}, at, checkpoint_id=f"1f0-{number}", kind="even" if number % 2 == 0 else "odd")
+        if number == 2:
+            await deliver_all(bot)
+    await bot.records(conversation="a").put(("langgraph", "other"), "k", 1)  # of somebody else
+
+    async def listed(where: Any, **given: Any) -> list[tuple[str, str, int]]:
+        return [
+            (
+                one.config["configurable"]["thread_id"],
+                one.config["configurable"]["checkpoint_ns"],
+                one.checkpoint["channel_values"]["n"],
+            )
+            async for one in saver.alist(where, **given)
+        ]
+
+    everything = [("7", "", 4), ("b", "", 3), ("a", "sub:1", 2), ("b", "", 1), ("a", "", 0)]
+    assert await listed(None) == everything
+    assert await listed(None, limit=2) == everything[:2]
+    assert await listed(None, filter={"kind": "odd"}) == [everything[1], everything[3]]
+    assert await listed(None, filter={"kind": "even"}, limit=1) == everything[:1]
+    assert await listed(None, before=config(checkpoint_id="1f0-3")) == everything[2:]
+    assert await listed(config("a", ns=None)) == [everything[2], everything[4]]
+    assert await listed(config("a")) == [everything[4]]
+    assert await listed(config("b", checkpoint_id="1f0-1")) == [everything[3]]
+    assert await listed(config("b"), limit=0) == []
+
+
+async def test_prune_deletes_the_values_that_nobody_names(bot: History) -> None:
+    saver, records = LetopisSaver(bot), bot.records(conversation="chat-1")
+    at = None
+    for number in range(1, 60):
+        at = await put(saver, {"said": SAID[:number], "big": "x" * 1_000 + str(number)}, at, version=number)
+        await saver.aput_writes(at, [("said", SAID[number])], "task")
+        if number == 40:
+            await deliver_all(bot)
+    before = len(await records.list(("langgraph",), limit=1_000))
+    await saver.aprune(["chat-1"])
+    await deliver_all(bot)
+
+    assert before > 59 * 3
+    assert len(await records.list(("langgraph",), limit=1_000)) < 80
+    assert await values_of(LetopisSaver(bot)) == {"said": SAID[:59], "big": "x" * 1_000 + "59"}
+    assert await pending(saver) == [("said", SAID[59])]
+    at = await put(saver, {"said": SAID[:60], "big": "y"}, at, version=60)
+    assert await values_of(LetopisSaver(bot)) == {"said": SAID[:60], "big": "y"}
+
+
+@pytest.mark.parametrize("how", ["prune", "delete"])
+async def test_a_checkpoint_put_while_its_parent_is_deleted_is_whole(
+    history: History, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one relies on values of its parent, and they are deleted before it is written."""
+    saver = LetopisSaver(history)
+    parent = await put(saver, {"said": SAID[:40]})
+    await put(saver, {"said": SAID[50:]}, parent, version=2)
+    records = type(history.records(conversation="chat-1"))
+    put_many, armed = records.put_many, True
+
+    async def first_delete(self: Any, puts: Any) -> Any:
+        nonlocal armed
+        if armed:
+            armed = False
+            await (saver.aprune(["chat-1"]) if how == "prune" else saver.adelete_thread("chat-1"))
+        return await put_many(self, puts)
+
+    monkeypatch.setattr(records, "put_many", first_delete)
+    at = await put(saver, {"said": SAID[:41]}, parent, version=3)
+
+    assert not armed
+    assert await values_of(LetopisSaver(history), at) == {"said": SAID[:41]}
+
+
+async def test_a_missing_value_is_an_error_and_not_empty(bot: History) -> None:
+    saver, records = LetopisSaver(bot), bot.records(conversation="chat-1")
+    await put(saver, {"said": SAID})
+    [value, *_] = await records.list((*VALUES, "="))
+    await records.delete(value.namespace, value.key)
+
+    with pytest.raises(CheckpointIncomplete, match="chat-1"):
+        await saver.aget_tuple(config())
+
+
+async def test_a_thread_goes_with_its_conversation(bot: History) -> None:
+    saver = LetopisSaver(bot)
+    await bot.append("chat-1", Message.user("hello"))
+    at = await put(saver, {"said": SAID})
+    await bot.delete("chat-1")
+
+    assert await values_of(saver, at) is None
+    await saver.adelete_thread("chat-1")
+    await bot.records(conversation="chat-2").put(("form",), "step", 1)
+    await put(saver, {"n": 1}, config("chat-2"))
+    await saver.adelete_thread("chat-2")
+    assert [one.key for one in await bot.records(conversation="chat-2").list()] == ["step"]
+
+
+async def test_odd_names_are_told_apart(bot: History) -> None:
+    saver = LetopisSaver(bot)
+    spaces = ["", "=", "a|b:1", "a/b", "a", "x" * 300, "x" * 301, "é%/"]
+    for number, ns in enumerate(spaces):
+        at = await put(saver, {"n": number}, config(7, ns=ns), checkpoint_id="id/with/slashes")
+        await saver.aput_writes(at, [("n", number)], "task/1")
+        await put(saver, {"n": -1}, config(7, ns=ns), checkpoint_id="id/with")
+    await deliver_all(bot)
+
+    for number, ns in enumerate(spaces):
+        at = config("7", ns=ns, checkpoint_id="id/with/slashes")
+        assert await values_of(saver, at) == {"n": number}
+        assert await pending(saver, at) == [("n", number)]
+        assert await pending(saver, config(7, ns=ns, checkpoint_id="id/with")) == []
+
+
+async def test_values_and_metadata_come_back_as_they_were(bot: History) -> None:
+    values = {"text": "a\0b", "none": None, "bytes": b"\0\xff", "set": {1}, "nested": [{"a": [1, [2, 3]]}, {"b": None}]}
+    saver = LetopisSaver(bot)
+    await put(saver, values, note="n\0ul", counts={"a": 1.5})
+    await deliver_all(bot)
+    found = await saver.aget_tuple(config())
+
+    assert found is not None and found.checkpoint["channel_values"] == values
+    assert found.metadata["note"] == "nul"  # type: ignore[typeddict-item]
+    assert found.parent_config is None
+
+
+async def test_wrong_arguments_are_refused(history: History) -> None:
+    saver = LetopisSaver(history)
+    with pytest.raises(InvalidInput, match="thread"):
+        await saver.aget_tuple({"configurable": {}})
+    with pytest.raises(InvalidInput, match="checkpoint"):
+        await saver.aput_writes(config(), [("a", 1)], "task")
+    with pytest.raises(InvalidInput, match="strategy"):
+        await saver.aprune(["chat-1"], strategy="keep_last")
+    with pytest.raises(InvalidInput, match="target_thread_id"):
+        await saver.acopy_thread("chat-1", "chat-1")
+    with pytest.raises(InvalidInput):
+        await put(saver, {"n": 1}, config("a\nb"))
+    assert not (await history.records(conversation="chat-1").list()).items
+
+
+def test_synchronous_calls_work_in_any_thread(tmp_path: Path) -> None:
+    saver = LetopisSaver(History(tmp_path / "bot.outbox.db"))
+    at = saver.put(config(), _made(1), {"source": "loop", "step": 1}, {"n": 1})
+    saver.put_writes(at, [("n", 2)], "task")
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(saver.get_tuple(config()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [one.checkpoint["channel_values"] for one in found] == [{"n": 1}] * 4
+    saver.copy_thread("chat-1", "chat-2")
+    assert sorted(one.config["configurable"]["thread_id"] for one in saver.list(None)) == ["chat-1", "chat-2"]
+    saver.prune(["chat-1"])
+    saver.delete_for_runs(["none"])
+    saver.delete_thread("chat-1")
+    assert [len(list(saver.list(config(name)))) for name in ("chat-1", "chat-2")] == [0, 1]
+    assert saver.get_delta_channel_history(config=config("chat-2"), channels=["n"]) == {"n": {"writes": []}}
+    asyncio.run(saver.history.close())
+
+
+async def test_synchronous_calls_inside_a_loop(tmp_path: Path) -> None:
+    """In the loop that the file is open in they could only hang."""
+    async with History.open(tmp_path / "here.outbox.db") as here:
+        with pytest.raises(InHomeLoop, match="own_thread"):
+            LetopisSaver(here).get_tuple(config())
+        saver = LetopisSaver(here)
+        await asyncio.to_thread(saver.put, config(), _made(1), {}, {"n": 1})
+        assert await values_of(saver) == {"n": 1}
+    async with History.open(tmp_path / "apart.outbox.db", own_thread=True) as apart:
+        saver = LetopisSaver(apart)
+        saver.put(config(), _made(2), {}, {"n": 1})
+        assert await values_of(saver) == {"n": 2}
+
+
+def _made(number: int) -> Any:
+    return checkpoint({"n": number})
+
+
+async def test_a_clone_with_another_serializer_uses_it(history: History) -> None:
+    """As LangGraph makes one, when it compiles a graph with strict types."""
+    saver = LetopisSaver(history)
+    clone = copy.copy(saver)
+    clone.serde = _Salted()
+    at = await put(clone, {"n": 1})
+
+    assert await values_of(clone, at) == {"n": 1}
+    with pytest.raises(Exception, match=r"."):
+        await values_of(saver, at)
+
+
+async def test_versions_rise(history: History) -> None:
+    saver = LetopisSaver(history)
+    assert saver.get_next_version(None, None) == 1
+    assert saver.get_next_version(41, None) == 42
+    text = saver.get_next_version("00000000000000000000000000000009.0.5", None)
+    assert text > "00000000000000000000000000000009.0.5" and text.startswith("0" * 30 + "10.")
+
+
+async def test_a_record_of_somebody_else_among_them_is_told(history: History) -> None:
+    records = history.records(conversation="chat-1")
+    await records.put_many([RecordPut(("langgraph", "checkpoints", "="), "1f0", {"not": "ours"})])
+
+    with pytest.raises(ValueError, match="not written by this adapter"):
+        await LetopisSaver(history).aget_tuple(config())

@@ -1,0 +1,49 @@
+"""Play the calls that a run of LangGraph makes on a saver, without the framework's own loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.checkpoint.base import Checkpoint
+from langgraph.checkpoint.base.id import uuid6
+
+
+def config(thread_id: object = "chat-1", *, ns: str | None = "", checkpoint_id: str | None = None) -> Any:
+    """Return the config that names a thread, and a checkpoint of it."""
+    given = {"thread_id": thread_id, "checkpoint_ns": ns, "checkpoint_id": checkpoint_id}
+    return {"configurable": {name: value for name, value in given.items() if value is not None}}
+
+
+def checkpoint(values: dict[str, Any], *, version: Any = 1, checkpoint_id: str | None = None) -> Checkpoint:
+    """Return a checkpoint whose channels are all of one version."""
+    return Checkpoint(
+        v=4,
+        id=checkpoint_id or str(uuid6(clock_seq=-1)),
+        ts="2026-11-27T00:00:00+00:00",
+        channel_values=dict(values),
+        channel_versions=dict.fromkeys(values, version),
+        versions_seen={},
+        updated_channels=None,
+    )
+
+
+async def put(
+    saver: Any,
+    values: dict[str, Any],
+    at: Any = None,
+    *,
+    version: Any = 1,
+    new: Any = None,
+    checkpoint_id: str | None = None,
+    **metadata: Any,
+) -> Any:
+    """Put a checkpoint after another one, and return its config."""
+    made = checkpoint(values, version=version, checkpoint_id=checkpoint_id)
+    told = {"source": "loop", "step": 1, "parents": {}, **metadata}
+    return await saver.aput(at or config(), made, told, made["channel_versions"] if new is None else new)
+
+
+async def values_of(saver: Any, at: Any = None) -> Any:
+    """Return the values of a checkpoint; ``None`` if there is none."""
+    found = await saver.aget_tuple(at or config())
+    return None if found is None else found.checkpoint["channel_values"]
