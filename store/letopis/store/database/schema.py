@@ -157,6 +157,8 @@ lanes: Final = _table(
     sa.Column("conversation_id", Identifier, primary_key=True),
     sa.Column("origin_id", Uuid16(), primary_key=True),
     sa.Column("sequence", Counter, nullable=False),
+    # Sequences up to it that the log does not have, because another place held the same event already.
+    sa.Column("duplicates", Counter, nullable=False),
     comment="How far each outbox has got in each conversation: what makes a delivery take effect once.",
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -30,6 +30,7 @@ from letopis.store.rules.preconditions import Conflict
 from letopis.store.write.transaction import ApplyTransaction, of_conversation, of_conversations
 
 Decode = Callable[[Sequence[SequencedEvent]], tuple[DecodedEvent, ...]]
+_NO_HEAD: Final = (0, 0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,12 +39,14 @@ class AcceptedLane:
 
     :ivar fresh: the events to write; may be empty.
     :ivar conflicts: those of the delivered events that are stored already, by sequence.
+    :ivar duplicates: how many sequences of the lane have no event of their own, as the same one was there already.
     """
 
     compared: ComparedLane
     partition: int
     fresh: tuple[DecodedEvent, ...]
     conflicts: dict[int, Conflict]
+    duplicates: int
 
     @property
     def conversation_id(self) -> str:
@@ -69,7 +72,7 @@ class Lanes:
 
     def __init__(self, dialect: Dialect) -> None:
         self._heads = dialect.locked(
-            sa.select(lanes.c.conversation_id, lanes.c.sequence)
+            sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.duplicates)
             .where(
                 *of_conversations(dialect, lanes),
                 lanes.c.origin_id == sa.bindparam("origin"),
@@ -115,7 +118,7 @@ class Lanes:
         compared, refused = [], list[BatchRefused]()
         for lane in batch:
             try:
-                compared.append(compare_with_head(lane, heads.get(lane.conversation_id, 0)))
+                compared.append(compare_with_head(lane, heads.get(lane.conversation_id, _NO_HEAD)[0]))
             except BatchRefused as refusal:
                 refused.append(refusal)
         stored = await self._find_stored(
@@ -130,13 +133,19 @@ class Lanes:
         for one in compared:
             known = stored.get(one.lane.conversation_id, {})
             try:
-                accepted.append(await self._accept(transaction, one, known, decode, optimistic=optimistic))
+                found = await self._accept(transaction, one, known, decode, optimistic=optimistic)
             except BatchRefused as refusal:
                 refused.append(refusal)
+            else:
+                found.duplicates += heads.get(found.conversation_id, _NO_HEAD)[1]
+                accepted.append(found)
         return Comparison(accepted=accepted, refused=refused)
 
-    async def _lock_heads(self, transaction: ApplyTransaction, batch: Sequence[LaneBatch]) -> dict[str, int]:
-        heads: dict[str, int] = {}
+    async def _lock_heads(
+        self, transaction: ApplyTransaction, batch: Sequence[LaneBatch]
+    ) -> dict[str, tuple[int, int]]:
+        """Return the head of each lane that is there, and its duplicates."""
+        heads: dict[str, tuple[int, int]] = {}
         # Sorted as a whole, because the lookups of one batch are several statements.
         names = sorted((lane.conversation_id for lane in batch), key=transaction.lock_order)
         for part in in_batches(names):
@@ -146,7 +155,7 @@ class Lanes:
                 conversations=part,
                 origin=transaction.origin.origin_id,
             )
-            heads.update({row.conversation_id: row.sequence for row in rows})
+            heads.update({row.conversation_id: (row.sequence, row.duplicates) for row in rows})
         return heads
 
     async def _find_stored(
@@ -189,6 +198,7 @@ class Lanes:
             partition=transaction.partition(lane.conversation_id),
             fresh=decode(fresh),
             conflicts=conflicts,
+            duplicates=len(compared.fresh) - len(fresh),
         )
 
     async def _find_places(
@@ -213,7 +223,7 @@ class Lanes:
         for lane in sorted(accepted, key=lambda lane: transaction.lock_order(lane.conversation_id)):
             if lane.compared.fresh:
                 head = lane.compared.fresh[-1].sequence
-                row = (lane.partition, lane.conversation_id, transaction.origin.origin_id, head)
+                row = (lane.partition, lane.conversation_id, transaction.origin.origin_id, head, lane.duplicates)
                 (old if lane.compared.head else new).append(row)
         await transaction.dialect.insert(transaction.connection, lanes, new)
         await transaction.dialect.overwrite(transaction.connection, lanes, old)

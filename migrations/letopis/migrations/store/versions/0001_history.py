@@ -128,6 +128,7 @@ def create_tables() -> None:
         key("conversation_id", identifier),
         key("origin_id", uuid16),
         required("sequence", sa.BigInteger()),
+        required("duplicates", sa.BigInteger()),
         comment="How far each outbox has got in each conversation: what makes a delivery take effect once.",
     )
     create(
