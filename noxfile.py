@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -82,9 +83,13 @@ def bench(session: nox.Session) -> None:
 def lock(session: nox.Session) -> None:
     """Write requirements/ anew: every version with its hashes, for Python 3.11 and later, without addresses.
 
-    `dev.txt` is for this repository, `runtime.txt` for users: Letopis with all its extras, and nothing of ours.
+    `dev.txt` is for this repository, `runtime.txt` for users: Letopis with all its extras, and nothing of ours. The
+    frameworks that Letopis has adapters for are in neither.
     """
     session.install("uv")
+    groups = nox.project.load_toml(ROOT / "pyproject.toml")["dependency-groups"]
+    frameworks = {extra for line in groups["adapters"] for extra in re.findall(r"^letopis\[(.*)\]", line)}
+    without = [word for names in frameworks for name in names.split(",") for word in ("--no-extra", name)]
     with tempfile.TemporaryDirectory() as temporary:
         # uv also writes a lock of its own, which names the registry that was asked: it stays in the temporary folder.
         for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -92,9 +97,9 @@ def lock(session: nox.Session) -> None:
         for name in ("store", "outbox", "migrations"):
             Path(temporary, name).mkdir()
         with session.chdir(temporary):
-            for lock_file, groups in ((LOCK, ("--group", "dev")), (RUNTIME_LOCK, ("--no-default-groups",))):
+            for lock_file, chosen in ((LOCK, ("--group", "dev")), (RUNTIME_LOCK, ("--no-default-groups",))):
                 locked = session.run(
-                    *("uv", "export", "--quiet", "--format", "requirements.txt", "--all-extras", *groups),
+                    *("uv", "export", "--quiet", "--format", "requirements.txt", "--all-extras", *without, *chosen),
                     *("--no-emit-project", "--no-annotate", "--no-header"),
                     silent=True,
                     log=False,

@@ -135,7 +135,7 @@ def test_every_command_has_help_and_takes_the_options_of_all(path: tuple[str, ..
     assert command.help
     assert {"--outbox", "--store", "--config", "--debug"} <= options
     for parameter in command.params:
-        if isinstance(parameter, click.Option):
+        if isinstance(parameter, click.Option) and not parameter.hidden:
             assert parameter.help, parameter.name
             record = parameter.get_help_record(context)
             if parameter.envvar:
@@ -328,7 +328,7 @@ def test_no_line_of_help_is_missing_from_the_reference() -> None:
         missing += [
             (path, name)
             for parameter in command.params
-            if isinstance(parameter, click.Option)
+            if isinstance(parameter, click.Option) and not parameter.hidden
             for name in parameter.opts
             if name.startswith("--") and f"`{name}" not in text
         ]

@@ -25,6 +25,7 @@ from letopis.store import (
 )
 from letopis.store.model.event_types import (
     ConversationDeleted,
+    ConversationRewound,
     ConversationStarted,
     MessageEdited,
     MessageRedacted,
@@ -93,6 +94,22 @@ async def test_a_late_edit_that_loses_arrives_without_content_too(store: Convers
     assert set(applied.superseded) == {2}
     await assert_gone(store_url)
     await assert_is_the_fold(store)
+
+
+@pytest.mark.parametrize("end", [ConversationDeleted(), ConversationRewound(erase=True)])
+async def test_what_is_redacted_is_not_kept_for_a_fork_though_all_is_erased_in_the_same_delivery(
+    store: ConversationStore, store_url: str, end: ConversationDeleted | ConversationRewound
+) -> None:
+    outbox = Outbox()
+    outbox.append(CHAT, Message.user("shared", id="s"), Message.user(SECRET, id="m"))
+    outbox.append("fork", ConversationStarted(forked_from={"conversation_id": CHAT, "version": 2}))
+    await outbox.deliver(store)
+    outbox.append(CHAT, MessageRedacted(message_id="m"))
+    outbox.append(CHAT, end)
+    await outbox.deliver(store)
+
+    await assert_gone(store_url)
+    assert [one.text for one in await store.messages("fork")] == ["shared", ""]
 
 
 async def test_what_a_fork_reads_is_kept_until_it_is_gone_too(store: ConversationStore, store_url: str) -> None:

@@ -20,6 +20,7 @@ from letopis.store.model.records import (
 )
 from letopis.store.testing.outbox import Outbox
 from tests.support.record_events import CP, clear, delete, hollow, put
+from tests.support.store_changes import run_there
 
 SCOPE = Scope.conversation("chat-1")
 
@@ -240,3 +241,31 @@ async def test_pages_go_both_ways_and_stay_between_their_bounds(store: Conversat
     assert [one.place[1] for one in before.records] == [b"009", b"008"]
     assert [one.place[1] for one in third.records] == [b"028", b"029", b"deeper"] and not third.full
     assert third.heads == {lane: 31}
+
+
+async def test_more_records_than_a_page_are_cleared_at_once(store: ConversationStore, store_url: str) -> None:
+    outbox, lane = Outbox(), SCOPE.name
+    for label in ("a", "b", "c"):
+        namespace = encode_namespace((label,))
+        outbox.append_encoded(lane, [put(lane, f"{number}", b"1", namespace=namespace) for number in range(300)])
+    outbox.append_encoded(lane, [put(lane, "kept", b"1")])
+    await outbox.deliver(store)
+    outbox.append_encoded(lane, [clear(lane, encode_namespace(("b",)))])
+    await outbox.deliver(store)
+    assert await count(store_url, records) == 601
+    outbox.append_encoded(lane, [clear(lane), put(lane, "anew", b"1")])
+    await outbox.deliver(store)
+    assert await values(store) == {"anew": b"1"}
+    assert await count(store_url, records) == 1
+
+
+async def test_a_history_that_was_closed_for_a_move_takes_no_records(store: ConversationStore, store_url: str) -> None:
+    outbox, lane = Outbox(), SCOPE.name
+    outbox.append_encoded(lane, [put(lane, "a", b"1")])
+    await run_there(store_url, "UPDATE letopis_log_heads SET closed = 1")
+    with pytest.raises(StoreFault):
+        await outbox.deliver(store)
+    assert await values(store) == {}
+    await run_there(store_url, "UPDATE letopis_log_heads SET closed = 0")
+    await outbox.deliver(store)
+    assert await values(store) == {"a": b"1"}

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox import BlockingHistory, History
-from letopis.outbox.event_log.reused_ids import PathStep, left_path
 from letopis.outbox.relay.relay import Relay
 from letopis.store import (
     ConversationStore,
@@ -35,49 +34,6 @@ async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[
 
 async def deliver(history: History) -> None:
     await Relay(history.outbox, history.store).drain_once()
-
-
-async def take_back(history: History, how: str) -> None:
-    match how:
-        case "pop":
-            await history.pop(CHAT)
-        case "undo":
-            await history.undo(CHAT)
-        case "clear":
-            await history.clear(CHAT)
-        case "rewind":
-            await history.rewind(CHAT, to="first")
-
-
-@pytest.mark.parametrize("delivered", [False, True])
-@pytest.mark.parametrize("how", ["pop", "undo", "clear", "rewind"])
-async def test_the_same_words_off_the_path_are_refused(
-    bots: tuple[History, History], how: str, *, delivered: bool
-) -> None:
-    bot, _ = bots
-    message = Message.user("the words", id="m")
-    await bot.append(CHAT, Message.user("before", id="first"), message)
-    assert (await bot.append(CHAT, message)).sequence == 3  # while it is read, to say it again does nothing
-    if delivered:
-        await deliver(bot)
-    await take_back(bot, how)
-    if delivered:
-        await deliver(bot)
-
-    with pytest.raises(EventIdReused, match="taken off the path") as refused:
-        await bot.append(CHAT, message)
-    assert refused.value.reason is Reuse.OFF_PATH
-    with pytest.raises(EventIdReused):
-        async with bot.transaction() as tx:
-            await tx.append(CHAT, message)
-    with pytest.raises(EventIdReused) as other:
-        await bot.append(CHAT, Message.user("other words", id="m"))
-    assert other.value.reason is Reuse.OTHER_CONTENT
-    # Under a new id it is appended, and read.
-    again = await bot.append(CHAT, Message.user("the words", id="m-2"))
-    await deliver(bot)
-    assert await again.saved(5)
-    assert "the words" in [one.text for one in await bot.messages(CHAT)]
 
 
 async def test_a_redacted_id_is_refused(bots: tuple[History, History]) -> None:
@@ -241,30 +197,11 @@ def test_the_synchronous_face_refuses_the_same(tmp_path: Path) -> None:
     with BlockingHistory.open(tmp_path / "bot.outbox.db") as history:
         message = Message.user("the words", id="m")
         history.append(CHAT, message)
-        history.clear(CHAT)
-        with pytest.raises(EventIdReused, match="off the path"):
-            history.append(CHAT, message)
+        with pytest.raises(EventIdReused, match="other content"):
+            history.append(CHAT, Message.user("other words", id="m"))
         with pytest.raises(InvalidInput):
             history.sent(CHAT, "nowhere")
         history.reset(CHAT)
         again = history.append(CHAT, Message.user("anew", id="n"))
         assert again.saved(10)
         assert [one.text for one in history.messages(CHAT)] == ["anew"]
-
-
-@pytest.mark.parametrize(
-    ("steps", "left"),
-    [
-        ([], False),
-        ([PathStep(1, "a")], False),
-        ([PathStep(1, "a"), PathStep(2, None)], True),
-        ([PathStep(1, "a"), PathStep(2, "b"), PathStep(3, None, "a")], False),
-        ([PathStep(0, "z"), PathStep(1, "a"), PathStep(3, None, "z")], True),
-        ([PathStep(1, "a"), PathStep(3, None, "pruned")], True),
-        ([PathStep(2, "b"), PathStep(3, None)], False),  # put aside by the store: its receipt says so
-        ([PathStep(0, "z"), PathStep(1, "a"), PathStep(2, None, "z"), PathStep(3, None, "a")], True),
-        ([PathStep(0, "z"), PathStep(1, "a"), PathStep(2, "b"), PathStep(3, None, "a"), PathStep(4, None, "b")], False),
-    ],
-)
-def test_what_leaves_the_path(steps: list[PathStep], *, left: bool) -> None:
-    assert left_path(steps, 1) is left

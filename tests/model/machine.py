@@ -38,7 +38,7 @@ from letopis.store import (
     RecordedMessage,
     Timeouts,
 )
-from letopis.store.errors import ConversationGone, InvalidInput, VersionConflict
+from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, VersionConflict
 from letopis.store.model.event_types import Body
 from tests.model.plain import Chat, Plain
 from tests.support.gate import Gate
@@ -169,6 +169,39 @@ class Machine(RuleBasedStateMachine):
     def say(self, pick: int, role: str, text: str, tokens: int | None) -> None:
         if (chat := self.chat(pick)) is not None:
             self.say_in(chat, role, text, tokens)
+
+    @rule(pick=PICK, which=PICK)
+    def say_again(self, pick: int, which: int) -> None:
+        if (chat := self.chat(pick)) is None or not chat.said:
+            return
+        said = chat.said[which % len(chat.said)]
+        role, text, tokens = chat.first[said.id]
+        again = Message(role=role, content=text, id=said.id, tokens=tokens)  # type: ignore[arg-type]
+        if said.redacted:
+            with pytest.raises(EventIdReused):
+                self.tell(chat, again)
+            return
+        self.tell(chat, again)
+        self.plain.put_back(chat, said.id)
+
+    @rule(pick=PICK, kept=st.integers(0, 4), text=TEXTS)
+    def replace(self, pick: int, kept: int, text: str) -> None:
+        if (chat := self.chat(pick)) is None:
+            return
+        # In another order, with something new before it, so that nothing stays in its place.
+        stays = [one for one in chat.own if not one.redacted][-kept:][::-1] if kept else []
+        new = f"{self._prefix}-m{next(self._ids)}"
+        wanted = [
+            Message.user(text, id=new),
+            *(Message(role=one.role, content=one.text, id=one.id, tokens=one.tokens) for one in stays),  # type: ignore[arg-type]
+        ]
+        empty = not chat.path
+        self.run(self.history.replace, chat.id, wanted, owner=chat.owner)
+        if not (empty and not self.shut):
+            self.plain.rewind(chat, None)
+        self.plain.say(chat, new, "user", text, None)
+        for one in stays:
+            self.plain.put_back(chat, one.id, one.text)
 
     @rule(pick=PICK, which=PICK, text=TEXTS)
     def edit(self, pick: int, which: int, text: str) -> None:

@@ -86,6 +86,8 @@ class Chat:
     """Whether it was archived or deleted since it was last activated."""
     metadata: dict[str, Any] = field(default_factory=dict)
     said: list[Said] = field(default_factory=list)
+    first: dict[str, tuple[str, str, int | None]] = field(default_factory=dict)
+    """Role, text and tokens of each message as it was said first."""
     tokens: int = 0
     turns: int = 0
     """Events so far that stand against an answer to what was read before them."""
@@ -126,9 +128,14 @@ class Chat:
         """Return its own message of an id."""
         return next((one for one in self.said if one.id == message_id), None)
 
+    def every(self, message_id: str) -> list[Said]:
+        """Return its own messages of an id: more than one if it was put back."""
+        return [one for one in self.said if one.id == message_id]
+
     def change(self, message: Said, **values: Any) -> None:
         """Put another version of one of its own messages in the place of it."""
-        self.said[self.said.index(message)] = replace(message, **values)
+        place = next(place for place, one in enumerate(self.said) if one is message)
+        self.said[place] = replace(message, **values)
 
     def view(self) -> tuple[Any, ...]:
         """What a reader sees of it, without its messages."""
@@ -175,12 +182,25 @@ class Plain:
         """Say something; what comes after a deletion is kept by nobody."""
         if not chat.deleted:
             chat.said.append(Said(chat=chat, id=message_id, role=role, text=text, tokens=tokens))
+            chat.first[message_id] = (role, text, tokens)
             chat.tokens += tokens or 0
+        self._done(chat, turn=True)
+
+    def put_back(self, chat: Chat, message_id: str, text: str | None = None) -> None:
+        """Say something again: nothing happens while it is on the path, and else it comes to the end, as it was said.
+
+        :param text: another text to put back: the one that was shown.
+        """
+        if any(one.on_path for one in chat.every(message_id)):
+            return
+        role, said, tokens = chat.first[message_id]
+        text = said if text is None else text
+        chat.said.append(Said(chat=chat, id=message_id, role=role, text=text, tokens=tokens))
         self._done(chat, turn=True)
 
     def edit(self, chat: Chat, message_id: str, text: str) -> None:
         """Give a message another text."""
-        if (message := chat.find(message_id)) is not None:
+        for message in chat.every(message_id):
             chat.change(message, text=text, edited=True)
         self._done(chat, turn=True)
 
@@ -191,20 +211,20 @@ class Plain:
 
     def deliver(self, chat: Chat, message_id: str, delivery: str, data: dict[str, Any]) -> None:
         """Note what the platform did with a message."""
-        if (message := chat.find(message_id)) is not None:
+        for message in chat.every(message_id):
             chat.change(message, delivery=delivery, delivery_data=data)
         self._done(chat)
 
     def react(self, chat: Chat, message_id: str, key: str, actor: str | None, value: Any) -> None:
         """Put a reaction to a message."""
-        message = chat.find(message_id)
-        if message is not None and (message.on_path or not message.redacted):
-            chat.change(message, reactions={**message.reactions, (key, actor): value})
+        for message in chat.every(message_id):
+            if message.on_path or not message.redacted:
+                chat.change(message, reactions={**message.reactions, (key, actor): value})
         self._done(chat)
 
     def unreact(self, chat: Chat, message_id: str, key: str, actor: str | None) -> None:
         """Take a reaction back."""
-        if (message := chat.find(message_id)) is not None:
+        for message in chat.every(message_id):
             rest = {one: value for one, value in message.reactions.items() if one != (key, actor)}
             chat.change(message, reactions=rest)
         self._done(chat)

@@ -23,6 +23,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.errors import InvalidInput as InvalidInput
     from letopis.store.errors import LetopisError as LetopisError
     from letopis.store.errors import MoveFailed as MoveFailed
+    from letopis.store.errors import NotConfirmed as NotConfirmed
     from letopis.store.errors import OriginSuperseded as OriginSuperseded
     from letopis.store.errors import OutboxFull as OutboxFull
     from letopis.store.errors import OutboxUnavailable as OutboxUnavailable
@@ -97,6 +98,7 @@ if typing.TYPE_CHECKING:
     from letopis.store.rules.context_window import Context as Context
     from letopis.store.rules.context_window import by_recorded_tokens as by_recorded_tokens
     from letopis.store.rules.context_window import window as window
+    from letopis.store.rules.filter import Filter as Filter
     from letopis.store.rules.preconditions import Conflict as Conflict
     from letopis.store.rules.preconditions import Precondition as Precondition
     from letopis.store.rules.statistics import Figures as Figures
@@ -113,8 +115,8 @@ _NAMES = {
     "database.store_identity": "StoreIdentity",
     "errors": (
         "BatchRefused Closed ConfigurationError ConversationGone EventIdReused HistoryDiverged InvalidInput "
-        "LetopisError MoveFailed OriginSuperseded OutboxFull OutboxUnavailable ReadTimeout RecordConflict Reuse "
-        "SequenceGap StoreUnavailable VersionConflict"
+        "LetopisError MoveFailed NotConfirmed OriginSuperseded OutboxFull OutboxUnavailable ReadTimeout RecordConflict "
+        "Reuse SequenceGap StoreUnavailable VersionConflict"
     ),
     "maintenance.rebuild": "Rebuilt",
     "model.annotations": "NULL",
@@ -138,6 +140,7 @@ _NAMES = {
     "relocation.mover": "MoveProgress Moved cancel_move move",
     "rules.apply_plan": "ApplyResult LaneApplied LaneBatch Origin SequencedEvent",
     "rules.context_window": "Context by_recorded_tokens window",
+    "rules.filter": "Filter",
     "rules.preconditions": "Conflict Precondition",
     "rules.tool_calls": "StrayResult",
     "rules.transcript": "transcript",

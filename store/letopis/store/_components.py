@@ -32,6 +32,7 @@ from letopis.store.search.finder import Finder
 from letopis.store.search.index import index_for
 from letopis.store.search.indexer import Indexer
 from letopis.store.write.applier import Applier
+from letopis.store.write.preconditions import ConflictLookup
 from letopis.store.write.redaction import Eraser
 from letopis.store.write.trial import Trial
 
@@ -52,6 +53,7 @@ class StoreComponents:
 
     applier: Applier
     trial: Trial
+    conflicts: ConflictLookup
     reader: Reader
     lineage: Lineage
     statistics: StatisticsReader
@@ -155,6 +157,7 @@ def build_components(
     )
     return StoreComponents(
         applier=applier,
+        conflicts=ConflictLookup(dialect),
         trial=Trial(engine, dialect, applier, partitions=partitions),
         reader=reader,
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),

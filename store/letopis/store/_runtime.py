@@ -20,6 +20,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.store_identity import check_connection
 from letopis.store.database.wal_truncation import WalTruncator, truncate_wal
 from letopis.store.errors import Closed, ConfigurationError
+from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.events import to_microseconds
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.base import Projection
@@ -29,6 +30,7 @@ from letopis.store.read.sqlite_fast_path import SQLiteFastReader
 
 if TYPE_CHECKING:
     from letopis.store._components import StoreComponents
+    from letopis.store.read.paging import AsOf, Window
     from letopis.store.search.indexer import BoundedCatchUp
 
 T = TypeVar("T")
@@ -120,6 +122,24 @@ class StoreRuntime:
             return await read(components.lineage, connection)
 
         return await self.connected(in_snapshot)
+
+    async def messages(self, conversation_id: str, window: Window, as_of: AsOf | None) -> Page[RecordedMessage]:
+        """Return the messages of a window, as they are or were, with those that the conversation inherits."""
+        if as_of is not None:
+            return await self.snapshot(
+                lambda lineage, connection: lineage.as_of(connection, conversation_id, as_of, window)
+            )
+        components = await self.prepared()
+        if self.fast_reader is not None and window.at(0) == window and self.fast_reader.supports(window):
+            with self.schema_checked_again():
+                page, inherits = await self.fast_reader.own(conversation_id, window)
+        else:
+            page, inherits = await self.connected(
+                lambda connection: components.lineage.own(connection, conversation_id, window), by_statement=True
+            )
+        if not inherits:
+            return page
+        return await self.snapshot(lambda lineage, connection: lineage.messages(connection, conversation_id, window))
 
     async def connected(self, read: Callable[[AsyncConnection], Awaitable[T]], *, by_statement: bool = False) -> T:
         """Return what ``read`` returns over a reading connection that belongs to the expected store."""

@@ -248,24 +248,9 @@ class ConversationStore:
             aware datetime.
         """
         window = Window.of(last=last, first=first, before=before, after=after, every=every)
-        runtime = self._runtime
         if as_of is not None:
             check_as_of(as_of)
-            return await runtime.snapshot(
-                lambda lineage, connection: lineage.as_of(connection, conversation_id, as_of, window)
-            )
-        components = await runtime.prepared()
-        fast_reader = runtime.fast_reader
-        if fast_reader is not None and window.at(0) == window and fast_reader.supports(window):
-            with runtime.schema_checked_again():
-                page, inherits = await fast_reader.own(conversation_id, window)
-        else:
-            page, inherits = await runtime.connected(
-                lambda connection: components.lineage.own(connection, conversation_id, window), by_statement=True
-            )
-        if not inherits:
-            return page
-        return await runtime.snapshot(lambda lineage, connection: lineage.messages(connection, conversation_id, window))
+        return await self._runtime.messages(conversation_id, window, as_of)
 
     async def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
         """Return a page of a conversation's events after a version, in order; unknown types as they were recorded.
@@ -321,6 +306,21 @@ class ConversationStore:
 
         async for event in follow(fetch, after=from_position, batch=batch, poll=poll):
             yield event
+
+    async def log(self, *, after: int | str = 0, limit: int = 500, partition: int = 0) -> Page[RecordedEvent]:
+        """Return the next events of a log partition after a position, of all conversations; unlike :meth:`subscribe`,
+        without waiting for more.
+
+        :param after: the ``next`` of the page before, or a position: that of the last event that was seen.
+        :raises InvalidInput: there is no such partition, or a number is out of bounds.
+        """
+        start = check_place(after, "after") or 0
+        check_count(limit, "limit")
+        await self._check_partition(partition)
+        found = await self._runtime.read(
+            lambda reader, connection: reader.log(connection, partition=partition, after=start, limit=limit + 1)
+        )
+        return Page(tuple(found[:limit]), next=str(found[limit - 1].position) if len(found) > limit else None)
 
     async def head(self, partition: int = 0) -> int:
         """Return the last position assigned in a log partition; 0 where it is empty.

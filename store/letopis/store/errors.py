@@ -6,7 +6,8 @@
      +-- InvalidInput (also a ValueError)   a value cannot be stored; nothing was written
      +-- ConfigurationError                 a URL, a file or an option is wrong; exit code 78
      +-- EventIdReused                      the id belongs to another event; nothing was written
-     +-- VersionConflict                    another writer was first; nothing was written
+     +-- VersionConflict                    another writer was first; nothing was written, or it was set aside
+     +-- NotConfirmed                       written, but the history store has not said yet whether it stands
      +-- RecordConflict                     a record is not as a change expects it; nothing was written
      +-- ConversationGone                   the conversation was deleted; nothing was written
      +-- BatchRefused                       a delivery contradicts what the history store holds
@@ -90,24 +91,23 @@ class Reuse(StrEnum):
     ERASED = "erased"
     """Its content was redacted or reset: it cannot be compared, and must not come back."""
     OFF_PATH = "off path"
-    """The content is the same, but the message has left the path since: undo, pop, clear or rewind."""
+    """The content is the same, but the message has left the path since, and an import does not put it back."""
 
 
 _REUSED = {
     Reuse.OTHER_CONTENT: "already holds other content: use a new id, or append an edit",
     Reuse.ERASED: "belongs to a message whose content was erased, and is never used again: use a new id",
-    Reuse.OFF_PATH: "belongs to a message that was taken off the path (undo, pop, clear, rewind): to say it again, use "
-    "a new id",
+    Reuse.OFF_PATH: "belongs to a message that was taken off the path (undo, pop, clear, rewind)",
 }
 
 
 class EventIdReused(LetopisError):
-    """An event or message id was used before, so that an append under it would not be shown; nothing was written.
+    """An event or message id was used before, for something else or for what was erased; nothing was written.
 
-    Appending the *same* content under the same id is no error while the message is on the path: it returns the first
-    receipt.
+    Appending the *same* content under the same id is no error: while the message is on the path, it returns the first
+    receipt; after it has left the path, it puts the message back, at the end.
 
-    :ivar reason: other content, erased, or the same content off the path.
+    :ivar reason: other content, or erased. An import is refused for the same content off the path, too.
     """
 
     def __init__(
@@ -127,19 +127,46 @@ class EventIdReused(LetopisError):
 
 
 class VersionConflict(LetopisError):
-    """The conversation has changed since the caller read it; nothing was written.
+    """The conversation has changed since the caller read it; nothing was written, unless ``set_aside`` says otherwise.
 
     :ivar expected: the sequence of the last event in this outbox that the caller had seen, 0 for none.
     :ivar actual: the sequence of an event that the caller had not seen: read the conversation again, then decide.
+    :ivar in_store: with ``confirm="store"``, True if the history store found an event of another outbox: ``expected``
+        and ``actual`` are versions then.
+    :ivar set_aside: True if the other outbox was first by moments, so that the append was written, and set aside.
     """
 
-    def __init__(self, *, conversation_id: str, expected: int, actual: int) -> None:
+    def __init__(
+        self, *, conversation_id: str, expected: int, actual: int, in_store: bool = False, set_aside: bool = False
+    ) -> None:
+        where = "the history store" if in_store else "this outbox"
+        place = "version" if in_store else "sequence"
+        kept = "; the append was kept, and set aside" if set_aside else ""
         super().__init__(
-            f"the conversation is at sequence {actual} of this outbox, not {expected}: read it again, then decide"
+            f"the conversation is at {place} {actual} of {where}, not {expected}: read it again, then decide{kept}"
         )
         self.conversation_id = conversation_id
         self.expected = expected
         self.actual = actual
+        self.in_store = in_store
+        self.set_aside = set_aside
+
+
+class NotConfirmed(LetopisError):
+    """An append was to be confirmed by the history store, and was not yet: it is written, and may still be set aside.
+
+    Appending the same again, with the same ids, waits for the answer once more.
+
+    :ivar event_ids: the events, which are safe in the outbox.
+    """
+
+    def __init__(self, *, conversation_id: str, event_ids: tuple[UUID, ...]) -> None:
+        super().__init__(
+            "the append is safe in the outbox, but the history store has not confirmed it yet: append the same again to"
+            " wait for the answer, or see the status of the relay"
+        )
+        self.conversation_id = conversation_id
+        self.event_ids = event_ids
 
 
 class RecordConflict(LetopisError):

@@ -9,12 +9,15 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store._runtime import StoreRuntime
+from letopis.store.errors import ConversationGone
 from letopis.store.maintenance.continuity import Continuity
+from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.records import RecordKey, RecordRange, Scope, Tag
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.reader import StoreView, ViewQuery
 from letopis.store.read.records import RecordsView, StoredRecord
 from letopis.store.rules.fold import PathPosition
+from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.statistics import PartialStatistics, Period
 
 T = TypeVar("T")
@@ -78,6 +81,44 @@ class OutboxAccess:
         """
         return await self._runtime.read(
             lambda reader, connection: reader.path_of(connection, conversation_id, message_ids)
+        )
+
+    async def conflict_before(
+        self, conversation_id: str, event_id: UUID, expects: Precondition, *, origin_id: UUID
+    ) -> Conflict | None:
+        """Return the conflict that a conditional event would have if it were delivered now, after what is stored.
+
+        :raises ConversationGone: the conversation was deleted.
+        """
+        conflicts = (await self._runtime.prepared()).conflicts
+        query = ViewQuery(conversation_id=conversation_id, origin_id=origin_id)
+
+        async def read(lineage: Lineage, connection: AsyncConnection) -> Conflict | None:
+            view = await lineage.reader.head_view(connection, query)
+            if view.conversation is not None and view.conversation.state == "deleted":
+                raise ConversationGone(conversation_id=conversation_id)
+            key = {**lineage.reader.key(conversation_id), "origin": origin_id}
+            return await conflicts.find_before(connection, key, event_id, expects, head=view.sequence)
+
+        return await self._runtime.snapshot(read)
+
+    async def conversations_of(self, message_id: str, *, limit: int) -> list[str]:
+        """Return some conversations that have a message of an id.
+
+        :raises InvalidInput: the id cannot be one.
+        """
+        return await self._runtime.read(
+            lambda reader, connection: reader.conversations_of(connection, message_id, limit=limit)
+        )
+
+    async def conversations(
+        self, *, owner: str | None, after: str | None, limit: int, states: Collection[str], oldest_first: bool
+    ) -> Page[Conversation]:
+        """Return a page of conversations as the store's own list does, or the oldest activity first."""
+        return await self._runtime.read(
+            lambda reader, connection: reader.conversations(
+                connection, owner=owner, after=after, limit=limit, states=states, oldest_first=oldest_first
+            )
         )
 
     async def search_start(self, conversation: str | None = None) -> str:

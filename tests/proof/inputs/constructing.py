@@ -19,6 +19,7 @@ from letopis.store import (
     Event,
     FaultClass,
     File,
+    Filter,
     ForkPoint,
     InvalidInput,
     LetopisError,
@@ -68,6 +69,7 @@ SETTINGS: Final[Mapping[type, dict[str, Any]]] = {
     Retention: {"keep_for": timedelta(days=1)},
     RetryPolicy: {},
     Rules: {},
+    Filter: {},
 }
 RESULTS: Final = {
     *("Conversation", "Delivery", "FaultClass", "Figures", "Hit", "Page", "Progress", "Reaction", "RecordedEvent"),

@@ -1,7 +1,7 @@
 """Keep the checkpoints and the memory of LangGraph in a history; imported explicitly, needs ``letopis[langgraph]``."""
 
-try:
-    import langgraph.checkpoint.base as _base  # noqa: F401 - only to say what is missing
+try:  # only to say what is missing
+    import langgraph.checkpoint.base as _base  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] not in ("langgraph", "langchain_core"):
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -289,19 +290,25 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
 def export(file: str, force: bool) -> None:
     """Export pending events as JSON Lines, one complete event per line; all of them by default.
 
-    Needs nothing but the outbox file. FILE appears when it is complete, for its owner only. Exits with 3 if nothing
-    matched.
+    The put of a record has its value as base64, or null where a later put replaced it. Needs nothing but the outbox
+    file. FILE appears when it is complete, for its owner only. Exits with 3 if nothing matched.
     """
     import orjson
 
     from letopis.outbox.cli._output import open_output
     from letopis.outbox.cli._render import event_json
+    from letopis.outbox.operations.pending_events import value_of
+    from letopis.store.model.records import RECORD_PUT
 
     selection = current_selection()
     count = 0
     with open_output(file, force=force) as stream:
         for entry in _all(selection):
-            stream.write(orjson.dumps(event_json(entry), option=orjson.OPT_APPEND_NEWLINE))
+            line = event_json(entry)
+            if entry.type == RECORD_PUT:
+                _, value = _looked(lambda connection, entry=entry: value_of(connection, entry))  # type: ignore[misc]
+                line["value"] = None if value is None else b64encode(value).decode()
+            stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             count += 1
         if not count:
             raise CommandExit(Exit.NOTHING, "nothing matched")

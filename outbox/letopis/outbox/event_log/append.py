@@ -90,17 +90,20 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
     events = [event for one in appends for event in one.events]
     conditional = [one for one in appends if one.expects is not None]
     names = {one.conversation_id for one in appends}
-    if len(events) == 1:
+    aliases = [alias for one in appends if one.aliases for alias in one.aliases.values()]
+    alone = len(events) == 1 and not aliases
+    if alone:
         rows = query_all(cursor, _LANE_AND_EVENT, (events[0].event_id.bytes, events[0].conversation_id))
     else:
         rows = query_all(cursor, _LANES, (orjson.dumps(list(names)).decode(),))
     if not rows:
         raise OutboxUnavailable("the outbox file has lost its identity: restore it from a backup, or salvage it")
     indexed, newest = rows[0][:2]
-    if len(events) == 1:
+    if alone:
         known = [position for position in rows[0][9:] if position is not None]
     else:
-        known = find_positions(cursor, [event.event_id.bytes for event in events], indexed=indexed)
+        ids = [*(event.event_id for event in events), *aliases]
+        known = find_positions(cursor, [event_id.bytes for event_id in ids], indexed=indexed)
     lanes = {row[3]: LaneEnd(row[3], row[2], True, *row[4:9]) for row in rows if row[2] is not None}
     return AppendPlan(
         lanes=lanes,

@@ -44,18 +44,22 @@ def condition(
         if fail_if_types is not None:
             raise InvalidInput("fail_if_types", "needs after, which names what was seen")
         return None
-    types = TURN_TYPES if fail_if_types is None else _types(fail_if_types)
+    types = TURN_TYPES if fail_if_types is None else check_types(fail_if_types, "fail_if_types")
     seen = _seen(after, "after")
     return Precondition(sequence=seen.sequence, version=seen.version, types=types)
 
 
-def _types(given: Collection[str]) -> frozenset[str]:
+def check_types(given: Collection[str], field: str = "types") -> frozenset[str]:
+    """Return event types that a caller names.
+
+    :raises InvalidInput: that is no collection, or one of them cannot be an event type.
+    """
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise InvalidInput("fail_if_types", "must be a collection of event types, for example a set")
+        raise InvalidInput(field, "must be a collection of event types, for example a set")
     try:
         return frozenset(check_type(name) for name in given)
     except InvalidInput as error:
-        raise InvalidInput("fail_if_types", error.reason) from error
+        raise InvalidInput(field, error.reason) from error
 
 
 def _seen(given: After, field: str) -> Seen:

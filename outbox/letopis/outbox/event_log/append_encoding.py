@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
 from letopis.outbox.event_log.append_condition import After, condition
 from letopis.outbox.telemetry.tracing import current_traceparent
@@ -25,6 +26,8 @@ from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import EMPTY, Message
 from letopis.store.rules.preconditions import PRECONDITION_KEY, Precondition
 
+_UUID_LENGTH: Final = 36
+
 
 @dataclass(slots=True, kw_only=True)
 class Prepared:
@@ -34,6 +37,11 @@ class Prepared:
     :ivar message_ids: one an event; ``None`` where the event appends no message.
     :ivar owner_id: the owner of the conversation, if given.
     :ivar expects: the condition under which it is written.
+    :ivar aliases: by derived event id, the id that the event has if its message id was made by Letopis: a message that
+        was read and is appended again carries no event id.
+    :ivar shown: messages that the writer has read, with the content that they have here, and that this append takes off
+        the path: the event that each was read from, by the id of its event here.
+    :ivar put_back: ``False`` to refuse messages that have left the path, and not to put them back on it.
     """
 
     conversation_id: str
@@ -41,14 +49,9 @@ class Prepared:
     message_ids: tuple[str | None, ...]
     owner_id: str | None = None
     expects: Precondition | None = None
-
-    @property
-    def last_message_id(self) -> str | None:
-        """The id of the last message among the events."""
-        for message_id in reversed(self.message_ids):
-            if message_id is not None:
-                return message_id
-        return None
+    aliases: Mapping[UUID, UUID] = field(default_factory=dict)
+    shown: Mapping[UUID, UUID] = field(default_factory=dict)
+    put_back: bool = True
 
 
 def prepare(
@@ -80,6 +83,7 @@ def prepare(
     trace = current_traceparent()
     encoded: list[EncodedEvent] = []
     message_ids: list[str | None] = []
+    aliases: dict[UUID, UUID] = {}
     for one in what:
         message = one.message if isinstance(one, MessageAppended) else one
         if isinstance(message, Message):
@@ -91,6 +95,8 @@ def prepare(
                 limits=limits,
             )
             message_ids.append(message.id)
+            if message.event_id is None and (alias := _as_uuid(message.id)) is not None:
+                aliases[event.event_id] = alias
         else:
             plain = Event.of(
                 one,
@@ -111,7 +117,18 @@ def prepare(
         message_ids=tuple(message_ids),
         owner_id=owner,
         expects=expects,
+        aliases=aliases,
     )
+
+
+def _as_uuid(message_id: str) -> UUID | None:
+    """Return the event id from which a message id may have been made; ``None`` if it was not."""
+    if len(message_id) != _UUID_LENGTH or message_id[8] != "-":
+        return None
+    try:
+        return UUID(message_id)
+    except ValueError:
+        return None
 
 
 def _with_ours(given: Mapping[str, Any] | None, trace: str | None, expects: Precondition | None) -> Mapping[str, Any]:

@@ -10,13 +10,16 @@ import orjson
 
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
-from letopis.outbox.event_log.reused_ids import UsedIds
+from letopis.outbox.event_log.known_path import KnownPath
+from letopis.outbox.event_log.reused_ids import IdUse, UsedIds
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse, VersionConflict
 from letopis.store.model.codec import EncodedEvent, decode, encode
 from letopis.store.model.event_types import ConversationActivated, ConversationDeleted, ConversationStarted
 from letopis.store.model.events import Event
+from letopis.store.model.identifiers import uuid7
 from letopis.store.rules.preconditions import Precondition
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
+from letopis.store.rules.put_back import put_back
 
 
 def event_row(event: EncodedEvent, *, position: int, lane: int, sequence: int, now_us: int) -> tuple[Any, ...]:
@@ -41,6 +44,7 @@ class Appended:
     """The result of one append.
 
     :ivar sequences: one an event; where the same event was there already, its first sequence.
+    :ivar message_ids: of the messages that were appended, there before or not.
     :ivar owner_id: the conversation's owner as far as this outbox knows.
     :ivar written: the number of events that were not there before.
     :ivar erased: ``True`` if content was taken out of the file, so that the WAL has to be truncated.
@@ -49,7 +53,7 @@ class Appended:
     conversation_id: str
     event_ids: tuple[UUID, ...]
     sequences: tuple[int, ...]
-    message_id: str | None
+    message_ids: tuple[str, ...]
     owner_id: str | None
     written: int
     erased: bool = False
@@ -78,6 +82,31 @@ class LaneEnd:
 
 
 @dataclass(slots=True)
+class _Sorted:
+    """The events of one append.
+
+    :ivar new: those that are to be written, each once; those that put a message back as they are written.
+    :ivar ids: one an event of the append: under which it is there, or will be.
+    :ivar path: the conversation's after the append; ``None`` if no known message can have left it.
+    """
+
+    new: list[EncodedEvent]
+    ids: list[UUID]
+    path: KnownPath | None
+
+    def add(self, event: EncodedEvent, first: int) -> None:
+        """Add a new event."""
+        self.new.append(event)
+        self.ids.append(event.event_id)
+        if self.path is not None:
+            self.path.add_event(event, first)
+
+    def put_back(self, event: EncodedEvent, first: int) -> None:
+        """Add the event that puts back the message which another event appended first."""
+        self.add(put_back(event, first=UUID(int=first), event_id=uuid7()), first)
+
+
+@dataclass(slots=True)
 class AppendPlan:
     """The rows and effects of a run of appends.
 
@@ -103,14 +132,15 @@ class AppendPlan:
     def add(self, prepared: Prepared) -> Appended:
         """Plan one append; all of it or, when it raises, nothing of it.
 
-        :raises EventIdReused: an id of it holds other content, or its message can no longer be read.
+        :raises EventIdReused: an id of it holds other content, or its content was erased.
         :raises InvalidInput: the conversation has another owner, or an edited message was erased.
         :raises ConversationGone: the conversation was deleted.
         :raises VersionConflict: the writer had not seen an event that is there.
         """
         conversation_id = prepared.conversation_id
         lane = self.lanes.get(conversation_id) or LaneEnd(conversation_id, self.last_lane + 1)
-        new = self._new_events(lane, prepared)
+        events = self._sort(lane, prepared)
+        new = events.new
         # A retry must succeed although the conversation has moved on, so ids are looked at before conditions.
         if new:
             if lane.deleted > 0:
@@ -137,18 +167,19 @@ class AppendPlan:
             self.event_rows.append(
                 event_row(event, position=self.position, lane=lane.key, sequence=sequence, now_us=self.now_us)
             )
+        if events.path is not None:
+            self.used.paths[conversation_id] = events.path
         if new:
             lane.owner_id = owner_id
             lane.touched = True
             if conversation_id not in self.lanes:
                 self.lanes[conversation_id] = lane
                 self.last_lane = lane.key
-        ids = [event.event_id for event in prepared.events]
         return Appended(
             conversation_id=conversation_id,
-            event_ids=tuple(ids),
-            sequences=tuple([self.used.ids[event_id.int].sequence for event_id in ids]),
-            message_id=prepared.last_message_id,
+            event_ids=tuple(events.ids),
+            sequences=tuple([self.used.ids[event_id.int].sequence for event_id in events.ids]),
+            message_ids=tuple([one for one in prepared.message_ids if one is not None]),
             owner_id=owner_id,
             written=len(new),
         )
@@ -177,39 +208,66 @@ class AppendPlan:
             if lane.touched and lane.found and lane.pending_since is None
         ]
 
-    def _new_events(self, lane: LaneEnd, prepared: Prepared) -> list[EncodedEvent]:
-        """Return the events of an append that are not there yet, each once.
+    def _sort(self, lane: LaneEnd, prepared: Prepared) -> _Sorted:
+        """Tell the events of an append that are new from those that are there.
 
-        :raises EventIdReused: an id of it holds other content, or its message can no longer be read.
+        :raises EventIdReused: an id of it holds other content or was erased, or its message has left the path and is
+            not to be put back.
         :raises ConversationGone: its content was erased with the conversation.
         """
         events, known = prepared.events, self.used.ids
-        if len(events) == 1 and events[0].event_id.int not in known:
-            return [events[0]]
-        new: list[EncodedEvent] = []
+        path = self.used.paths.get(prepared.conversation_id)
+        if len(events) == 1 and path is None and not prepared.aliases and events[0].event_id.int not in known:
+            return _Sorted([events[0]], [events[0].event_id], None)
+        found = _Sorted([], [], None if path is None else path.copy())
         # Ids of this append; the plan learns them only once the whole append is accepted.
         own: dict[int, bytes] = {}
         for event, message_id in zip(events, prepared.message_ids, strict=True):
-            event_id = event.event_id.int
-            use = known.get(event_id)
+            event_id, use = self._use_of(event, prepared)
+            first = event_id.int if use is None else use.first
+            shown = prepared.shown.get(event.event_id)
             if use is not None:
                 reason = self.used.reason(event, use)
-            elif event_id not in own:
-                own[event_id] = event.digest
-                new.append(event)
+                if reason is None and found.path is not None and found.path.erased(first):
+                    reason = Reuse.ERASED  # of a reset that is pending, so that the content is still here
+                if shown is not None and reason is Reuse.OTHER_CONTENT:  # it was edited
+                    found.put_back(event, first)
+                    continue
+            elif shown is not None:
+                found.put_back(event, shown.int)
+                continue
+            elif event_id.int not in own:
+                own[event_id.int] = event.digest
+                found.add(event, first)
                 continue
             else:
-                reason = None if own[event_id] == event.digest else Reuse.OTHER_CONTENT
+                reason = None if own[event_id.int] == event.digest else Reuse.OTHER_CONTENT
+            if reason is None and message_id is not None and found.path is not None and found.path.left(first):
+                if prepared.put_back:
+                    found.put_back(event, first)
+                    continue
+                reason = Reuse.OFF_PATH
             if reason is Reuse.ERASED and lane.deleted > 0:
                 raise ConversationGone(conversation_id=prepared.conversation_id)
             if reason is not None:
                 raise EventIdReused(
                     conversation_id=prepared.conversation_id,
-                    event_id=event.event_id,
+                    event_id=event_id,
                     message_id=message_id,
                     reason=reason,
                 )
-        return new
+            found.ids.append(event_id)
+        return found
+
+    def _use_of(self, event: EncodedEvent, prepared: Prepared) -> tuple[UUID, IdUse | None]:
+        """Return where the id of an event is in use, and this id; that of a message that was read may be another."""
+        use = self.used.ids.get(event.event_id.int)
+        if use is None and (alias := prepared.aliases.get(event.event_id)) is not None:
+            other = self.used.ids.get(alias.int)
+            # A fork may be given messages of its parent: they are its own there.
+            if other is not None and other.conversation_id == event.conversation_id:
+                return alias, other
+        return event.event_id, use
 
     def _check_condition(self, lane: LaneEnd, expects: Precondition) -> None:
         """Raise VersionConflict if an event that the condition forbids came after what the writer had seen."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from letopis.outbox.event_log.statements import fetch_one
+from letopis.outbox.event_log.statements import fetch_all, fetch_one
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageAppended
 from letopis.store.model.identifiers import derived_event_id
+from letopis.store.rules.preconditions import Conflict
 
 # The plus keeps SQLite from reading the whole conversation instead.
 _BY_EVENT: Final = (
@@ -28,6 +30,43 @@ _CUT: Final = (
     " ON e.lane = l.lane AND e.sequence > l.delivered"
     " WHERE l.conversation_id = ? AND e.type IN (?, ?) LIMIT 1"
 )
+
+
+_CONVERSATIONS_OF: Final = (
+    "SELECT DISTINCT l.conversation_id FROM letopis_outbox_lanes AS l CROSS JOIN letopis_outbox_events AS e"
+    " ON e.lane = l.lane AND e.sequence > {start} WHERE {lanes} AND e.type = ?"
+    " AND iif(json_valid(e.data), json_extract(e.data, '$.message_id'), NULL) = ? LIMIT ?"
+)
+_PENDING_OF: Final = _CONVERSATIONS_OF.format(
+    start="l.delivered", lanes="l.owed_since IS NOT NULL AND l.delivered < l.head"
+)
+_RETAINED_OF: Final = _CONVERSATIONS_OF.format(start="l.pruned", lanes="true")
+
+
+def conversations_of(connection: sa.Connection, message_id: str, *, retained: bool, limit: int) -> list[str]:
+    """Return conversations to which a message was appended, by reading all events that are pending.
+
+    :param retained: by reading those that were delivered, too.
+    """
+    statement = _RETAINED_OF if retained else _PENDING_OF
+    return [row[0] for row in fetch_all(connection, statement, (MessageAppended.type, message_id, limit))]
+
+
+_HOLDS: Final = "SELECT 1 FROM letopis_outbox_known_ids WHERE event_id = ?"
+_CONFLICT: Final = "SELECT expected, actual FROM letopis_outbox_superseded WHERE event_id = ?"
+
+
+def holds_event(connection: sa.Connection, event_id: UUID) -> bool:
+    """Return True if the file holds an event."""
+    return fetch_one(connection, _HOLDS, (event_id.bytes,)) is not None
+
+
+def conflict_of(connection: sa.Connection, event_ids: Iterable[UUID]) -> Conflict | None:
+    """Return the conflict by which the history store set one of some events aside; ``None`` if it did not."""
+    for event_id in event_ids:
+        if (row := fetch_one(connection, _CONFLICT, (event_id.bytes,))) is not None:
+            return Conflict(expected=row[0], actual=row[1])
+    return None
 
 
 def holds_message(connection: sa.Connection, conversation_id: str, message_id: str) -> bool:

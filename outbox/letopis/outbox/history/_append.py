@@ -5,29 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
-from letopis.outbox.event_log.lookups import holds_message
+from letopis.outbox.event_log.lookups import conflict_of, holds_event, holds_message
 from letopis.outbox.history.caller_transaction import append_in
 from letopis.outbox.history.joint_write import TransactionEnd
-from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
-from letopis.store.errors import InvalidInput
+from letopis.outbox.history.receipts import Deliveries, Receipt, check_timeout, receipt_of
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.errors import InvalidInput, NotConfirmed, StoreUnavailable, VersionConflict
 from letopis.store.model.codec import Limits
-from letopis.store.model.event_types import (
-    Body,
-    MessageEdited,
-    MessageFailed,
-    MessageRedacted,
-    MessageSent,
-    ReactionAdded,
-    ReactionRemoved,
-)
+from letopis.store.model.event_types import Body, ReactionAdded, ReactionRemoved
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import Message
+from letopis.store.rules.preconditions import Conflict, Precondition
+from letopis.store.rules.reducer import MessageChange
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
@@ -79,6 +75,44 @@ class Appender:
         """Append durably."""
         return receipt_of(await self._outbox.append(prepared), self._deliveries)
 
+    async def append_confirmed(self, prepared: Prepared, timeout: float | None) -> Receipt:  # noqa: ASYNC109
+        """Append after asking the history store, and return once it has said that the append stands."""
+        timeout = check_timeout(timeout)
+        expects, first = prepared.expects, prepared.events[0].event_id
+        if expects is None:
+            raise InvalidInput("confirm", "needs expected or after, which name what was seen")
+        # A retry of what is written waits for its answer only.
+        if not await self._outbox.read(lambda connection: holds_event(connection, first)):
+            found = await self._gateway.read(lambda store: self._ask(store, prepared.conversation_id, first, expects))
+            if found is None:
+                raise StoreUnavailable("what other outboxes have written")
+            if (conflict := found[0]) is not None:
+                raise VersionConflict(
+                    conversation_id=prepared.conversation_id,
+                    expected=conflict.expected,
+                    actual=conflict.actual,
+                    in_store=True,
+                )
+        receipt = await self.append(prepared)
+        if await receipt.saved(timeout):
+            return receipt
+        late = await self._outbox.read(lambda connection: conflict_of(connection, receipt.event_ids))
+        if late is None:
+            raise NotConfirmed(conversation_id=prepared.conversation_id, event_ids=receipt.event_ids)
+        raise VersionConflict(
+            conversation_id=prepared.conversation_id,
+            expected=late.expected,
+            actual=late.actual,
+            in_store=True,
+            set_aside=True,
+        )
+
+    async def _ask(
+        self, store: ConversationStore, conversation_id: str, event_id: UUID, expects: Precondition
+    ) -> tuple[Conflict | None]:
+        origin_id = self._outbox.origin.origin_id
+        return (await store.outbox_access.conflict_before(conversation_id, event_id, expects, origin_id=origin_id),)
+
     async def append_in(self, connection: AsyncConnection | AsyncSession, prepared: Prepared) -> Receipt:
         """Append in the caller's transaction."""
         end = TransactionEnd()
@@ -91,30 +125,31 @@ class Appender:
         """Append events of ours."""
         return await self.append(prepare(conversation_id, bodies, owner=owner, limits=self._limits, after=after))
 
-    async def change(
-        self,
-        conversation_id: str,
-        body: MessageSent | MessageFailed | MessageEdited | MessageRedacted | ReactionAdded | ReactionRemoved,
-    ) -> Receipt:
-        """Append an event about a message that exists, on the path or off it, as far as that is known at present.
+    async def change(self, conversation_id: str, *bodies: MessageChange) -> Receipt:
+        """Append events about messages that exist, on the path or off it, as far as that is known at present.
 
-        :raises InvalidInput: there is no such message, or the event cannot be kept; nothing was written.
+        :raises InvalidInput: there is no such message, or an event cannot be kept; nothing was written.
         """
         check_identifier(conversation_id, "conversation_id")
-        check_identifier(body.message_id, "message_id")
-        if isinstance(body, ReactionAdded | ReactionRemoved):
-            check_identifier(body.key, "key")
-            if body.actor is not None:
-                check_identifier(body.actor, "actor")
-        await self._check_message(conversation_id, body.message_id)
-        return await self.write(conversation_id, body)
+        for body in bodies:
+            check_identifier(body.message_id, "message_id")
+            if isinstance(body, ReactionAdded | ReactionRemoved):
+                check_identifier(body.key, "key")
+                if body.actor is not None:
+                    check_identifier(body.actor, "actor")
+        await self._check_messages(conversation_id, list(dict.fromkeys(body.message_id for body in bodies)))
+        return await self.write(conversation_id, *bodies)
 
-    async def _check_message(self, conversation_id: str, message_id: str) -> None:
+    async def _check_messages(self, conversation_id: str, message_ids: Sequence[str]) -> None:
         # The file first: what is delivered and pruned after that is in the store.
-        if await self._outbox.read(lambda connection: holds_message(connection, conversation_id, message_id)):
+        missing = await self._outbox.read(
+            lambda connection: [one for one in message_ids if not holds_message(connection, conversation_id, one)]
+        )
+        if not missing:
             return
-        places = await self._gateway.read(lambda store: store.outbox_access.path_of(conversation_id, (message_id,)))
-        if places is not None and message_id not in places:
+        places = await self._gateway.read(lambda store: store.outbox_access.path_of(conversation_id, missing))
+        if places is not None and (unknown := [one for one in missing if one not in places]):
+            which = "" if len(message_ids) == 1 else f" {unknown[0]!r}"
             raise InvalidInput(
-                "message_id", "no message of this conversation has this id (an inherited one is its parent's)"
+                "message_id", f"no message of this conversation has this id{which} (an inherited one is its parent's)"
             )

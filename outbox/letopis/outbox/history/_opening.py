@@ -15,8 +15,10 @@ from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._conversations import Conversations
+from letopis.outbox.history._find_message import MessageFinder
 from letopis.outbox.history._fork import Forker
 from letopis.outbox.history._read import HistoryReader
+from letopis.outbox.history._replace import Replacer
 from letopis.outbox.history._replies import Replies
 from letopis.outbox.history._rewind import Rewinder
 from letopis.outbox.history._search import Search
@@ -65,7 +67,9 @@ class Parts:
         self.gateway = StoreGateway(store, breaker=self.breaker, bound_to=outbox.probe.store_id, deadline=read_timeout)
         gateway = self.gateway
         self.appender = Appender(outbox=outbox, gateway=gateway, deliveries=self.deliveries, limits=limits)
-        self.reader = HistoryReader(outbox=outbox, gateway=gateway, path=ReadPath(outbox, gateway), upcasters=upcasters)
+        path = ReadPath(outbox, gateway)
+        self.reader = HistoryReader(outbox=outbox, gateway=gateway, path=path, upcasters=upcasters)
+        self.finder = MessageFinder(outbox=outbox, gateway=gateway, path=path, upcasters=upcasters)
         shared: dict[str, Any] = {
             "outbox": outbox,
             "gateway": gateway,
@@ -74,6 +78,7 @@ class Parts:
         }
         self.conversations = Conversations(**shared)
         self.rewinder = Rewinder(**shared)
+        self.replacer = Replacer(reader=self.reader, finder=self.finder, appender=self.appender, limits=limits)
         self.forker = Forker(**shared, rewinder=self.rewinder)
         self.replies = Replies(
             outbox=outbox, appender=self.appender, deliveries=self.deliveries, limits=limits, upcasters=upcasters

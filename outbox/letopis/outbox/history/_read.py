@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.outbox.event_log.append_condition import check_types
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.lineage import Ancestry, OwnMessages, ReadOwn, is_deleted
 from letopis.outbox.pending_reads.merge import (
@@ -20,6 +21,7 @@ from letopis.outbox.pending_reads.merge import (
     merge_conversation,
     merge_events,
     merge_messages,
+    merge_newest_events,
     place_of,
 )
 from letopis.outbox.pending_reads.merge_listing import ListingKey, merge_list, read_pending_keys, read_retained_keys
@@ -32,7 +34,8 @@ from letopis.store.model.event_types import ForkPoint
 from letopis.store.model.events import RecordedEvent
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.upcasters import Upcasters
-from letopis.store.model.validation import check_number
+from letopis.store.model.validation import check_number, check_whole
+from letopis.store.read.filtered import count_filtered, read_filtered
 from letopis.store.read.lineage import Lineage, may_show_inherited, read_levels, with_completeness, without_content_of
 from letopis.store.read.paging import (
     AsOf,
@@ -45,6 +48,7 @@ from letopis.store.read.paging import (
 )
 from letopis.store.read.point_in_time import without_conversation_content
 from letopis.store.read.reader import StoreView, ViewQuery
+from letopis.store.rules.filter import Filter, check_filter
 
 T = TypeVar("T")
 
@@ -70,6 +74,8 @@ class HistoryReader:
         before: int | str | None = None,
         after: int | str | None = None,
         every: bool = False,
+        where: Filter | None = None,
+        offset: int = 0,
         as_of: AsOf | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - for one request to the store, with an error of its own
     ) -> Page[RecordedMessage]:
@@ -77,12 +83,35 @@ class HistoryReader:
         check_identifier(conversation_id, "conversation_id")
         _check_timeout(timeout, as_of)
         window = Window.of(last=last, first=first, before=before, after=after, every=every)
-        if as_of is None:
-            return await self._until_settled(lambda file: self._with_inherited(conversation_id, window, file=file))
-        check_as_of(as_of)
-        return await self._until_settled(
-            lambda file: self._as_of(conversation_id, as_of, window, file=file, seconds=timeout)
+        moment = None if as_of is None else check_as_of(as_of)
+
+        async def read(part: Window) -> Page[RecordedMessage]:
+            if moment is None:
+                return await self._until_settled(lambda file: self._with_inherited(conversation_id, part, file=file))
+            then = moment  # a closure forgets that it is not None
+            return await self._until_settled(
+                lambda file: self._as_of(conversation_id, then, part, file=file, seconds=timeout)
+            )
+
+        if where is None and offset == 0:
+            return await read(window)
+        check_whole(offset, "offset", 0)
+        return await read_filtered(read, window, check_filter(where), offset=offset)
+
+    async def count(self, conversation_id: str, *, where: Filter | None) -> int:
+        """Count messages as ``History.count`` does."""
+        check_identifier(conversation_id, "conversation_id")
+        check_filter(where)
+        if where is None:
+            found = await self._conversation(conversation_id)
+            if not self._gateway.unavailable and (found is None or not found.inherits):
+                return 0 if found is None else found.message_count
+        count, complete = await count_filtered(
+            lambda part: self._until_settled(lambda file: self._with_inherited(conversation_id, part, file=file)), where
         )
+        if not complete:
+            raise StoreUnavailable("all messages of the conversation")
+        return count
 
     async def _with_inherited(self, conversation_id: str, window: Window, *, file: bool) -> Page[RecordedMessage]:
         """Return messages of a conversation and, if it is a fork and they do not fill the window, of its ancestors."""
@@ -233,7 +262,13 @@ class HistoryReader:
         return await self._path.read_window(conversation_id, None, merge, upto=upto, whole=True)
 
     async def conversations(
-        self, *, owner: str | None, after: str | None, limit: int, states: Collection[str]
+        self,
+        *,
+        owner: str | None,
+        after: str | None,
+        limit: int,
+        states: Collection[str],
+        oldest_first: bool = False,
     ) -> Page[Conversation]:
         """Return a page of conversations by last activity, of one owner or of all."""
         check_count(limit, "limit")
@@ -244,13 +279,17 @@ class HistoryReader:
             key = ListingKey(updated_at=updated_at, conversation_id=conversation_id)
         pending = await self._outbox.read(lambda connection: read_pending_keys(connection, owner))
         page = await self._gateway.read(
-            lambda store: store.conversations(owner=owner, after=after, limit=limit, states=wanted)
+            lambda store: store.outbox_access.conversations(
+                owner=owner, after=after, limit=limit, states=wanted, oldest_first=oldest_first
+            )
         )
         if page is None:
-            retained = await self._outbox.read(lambda connection: read_retained_keys(connection, owner, key, limit + 1))
-            listed = merge_list(retained, None, after=key, limit=limit)
+            retained = await self._outbox.read(
+                lambda connection: read_retained_keys(connection, owner, key, limit + 1, oldest_first=oldest_first)
+            )
+            listed = merge_list(retained, None, after=key, limit=limit, oldest_first=oldest_first)
         else:
-            listed = merge_list(pending, page, after=key, limit=limit)
+            listed = merge_list(pending, page, after=key, limit=limit, oldest_first=oldest_first)
         gate = asyncio.Semaphore(MAX_CONCURRENT_CONVERSATIONS)
 
         async def complete(conversation_id: str, stored: Conversation | None) -> Conversation | None:
@@ -266,16 +305,37 @@ class HistoryReader:
             complete=page is not None,
         )
 
-    async def events(self, conversation_id: str, *, after: int | str, limit: int) -> Page[RecordedEvent]:
+    async def events(
+        self,
+        conversation_id: str,
+        *,
+        after: int | str,
+        limit: int,
+        last: int | None = None,
+        before: int | str | None = None,
+        types: Collection[str] | None = None,
+    ) -> Page[RecordedEvent]:
         """Return a page of events as ``History.events`` does."""
         check_identifier(conversation_id, "conversation_id")
-        check_count(limit, "limit")
-        start = check_place(after, "after") or 0
+        size = check_count(limit, "limit") if last is None else check_count(last, "last")
+        start, end = check_place(after, "after") or 0, check_place(before, "before")
+        if end is not None and last is None:
+            raise InvalidInput("before", "needs last: it is the end of the newest events that are asked for")
+        named = None if types is None else check_types(types)
         query = ViewQuery(conversation_id=conversation_id, origin_id=self._outbox.origin.origin_id)
 
         async def read(lineage: Lineage, connection: AsyncConnection) -> tuple[StoreView, Page[RecordedEvent]]:
             view = await lineage.reader.head_view(connection, query)
-            return view, await lineage.reader.events(connection, conversation_id, after=start, limit=limit)
+            page = await lineage.reader.events(
+                connection,
+                conversation_id,
+                after=start,
+                limit=size,
+                before=end,
+                newest=last is not None,
+                types=None if named is None else sorted(named),
+            )
+            return view, page
 
         async def ask(_: PendingSlice) -> tuple[StoreView, Page[RecordedEvent]] | None:
             return await self._gateway.read(lambda store: store.outbox_access.snapshot(read))
@@ -283,7 +343,10 @@ class HistoryReader:
         def merge(
             pending: PendingSlice, view: StoreView | None, page: Page[RecordedEvent] | None
         ) -> Page[RecordedEvent]:
-            return merge_events(pending, view, Page(()) if page is None else page, after=start, limit=limit)
+            stored: Page[RecordedEvent] = Page(()) if page is None else page
+            if last is None:
+                return merge_events(pending, view, stored, after=start, limit=size, types=named)
+            return merge_newest_events(pending, view, stored, before=end, after=start, limit=size, types=named)
 
         return await self._path.read(conversation_id, ask, merge)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import takewhile
 from typing import Final, TypeVar
 
 from letopis.outbox.event_log.lookups import cuts_path, holds_message
@@ -27,10 +28,10 @@ _MAX_ATTEMPTS: Final = 5
 class _BackwardReader:
     """Reads the path of a conversation from its end, as far back as needed."""
 
-    def __init__(self, reader: HistoryReader, conversation_id: str) -> None:
+    def __init__(self, reader: HistoryReader, conversation_id: str, *, size: int = MIN_PAGE_SIZE) -> None:
         self._reader = reader
         self._conversation_id = conversation_id
-        self._size = MIN_PAGE_SIZE
+        self._size = size
         self._next: str | None = None
         self._begun = False
         self.messages: list[RecordedMessage] = []
@@ -109,7 +110,7 @@ class Rewinder:
             await self._rewind_unless_changed(conversation_id, target, "pop", back.seen)
             return back.messages[-1]
 
-        return await self._retry_on_conflict(conversation_id, attempt)
+        return await self._retry_on_conflict(conversation_id, attempt, size=2)
 
     async def regenerate(self, conversation_id: str) -> tuple[RecordedMessage, ...]:
         """Take the last answer off the path as ``History.regenerate`` does."""
@@ -131,14 +132,14 @@ class Rewinder:
             conversation_id, ConversationRewound(to_message_id=to, reason=reason), after=seen
         )
 
-    async def _retry_on_conflict(self, conversation_id: str, attempt: Callable[[_BackwardReader], Awaitable[T]]) -> T:
-        """Decide from what was read, and again if something was appended in between, which must stay."""
-        for _ in range(_MAX_ATTEMPTS - 1):
-            try:
-                return await attempt(_BackwardReader(self._reader, conversation_id))
-            except VersionConflict:
-                continue
-        return await attempt(_BackwardReader(self._reader, conversation_id))
+    async def _retry_on_conflict(
+        self,
+        conversation_id: str,
+        attempt: Callable[[_BackwardReader], Awaitable[T]],
+        *,
+        size: int = MIN_PAGE_SIZE,
+    ) -> T:
+        return await retry_on_conflict(lambda: attempt(_BackwardReader(self._reader, conversation_id, size=size)))
 
     async def is_on_path(self, conversation_id: str, message_id: str) -> bool | None:
         """Return True if a message is on the path; ``None`` if that cannot be known at present."""
@@ -162,8 +163,23 @@ class Rewinder:
         return False if back.complete else None
 
 
+async def retry_on_conflict(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Decide from what was read, and again if something was appended in between, which must stay.
+
+    :raises VersionConflict: something was appended in between each time.
+    """
+    for _ in range(_MAX_ATTEMPTS - 1):
+        try:
+            return await attempt()
+        except VersionConflict:
+            continue
+    return await attempt()
+
+
 def _starts(messages: Sequence[RecordedMessage]) -> list[int]:
-    return [place for place, one in enumerate(messages) if one.role == "user"]
+    """Return where turns begin: with the first of consecutive user messages."""
+    asked = [one.role == "user" for one in messages]
+    return [place for place, one in enumerate(asked) if one and not (place and asked[place - 1])]
 
 
 def _whole_turns(messages: Sequence[RecordedMessage], turns: int) -> list[int] | None:
@@ -177,7 +193,6 @@ def _last_asked(messages: Sequence[RecordedMessage], *, whole: bool) -> tuple[Re
     starts = _starts(messages)
     if not starts:
         return None
-    first = last = starts[-1]
-    while first > 0 and messages[first - 1].role == "user":
-        first -= 1
-    return tuple(messages[first : last + 1]) if first > 0 or whole else None
+    first = starts[-1]
+    asked = tuple(takewhile(lambda one: one.role == "user", messages[first:]))
+    return asked if first > 0 or whole else None

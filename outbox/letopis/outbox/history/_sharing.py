@@ -262,8 +262,8 @@ class OutboxAccess:
         :raises OutboxUnavailable: the file cannot be used at present.
         """
         while True:
-            outbox = self._join()
-            if outbox is not self._outbox:
+            outbox, joined = self._join()
+            if not joined:
                 await outbox.wait(outbox.ended)  # one that is closing: the next one is opened after it
                 continue
             self._opening += 1
@@ -310,27 +310,30 @@ class OutboxAccess:
         self._parts = outbox.parts
         self.loop = None if outbox.home is None else outbox.home.loop
 
-    def _join(self) -> SharedOutbox:
-        """Return the outbox on the file, joined unless it is ending; begin to open it if there is none."""
+    def _join(self) -> tuple[SharedOutbox, bool]:
+        """Join the outbox on the file, and begin to open it if there is none.
+
+        Return False with one that is ending, which is not joined any more.
+        """
         with self.registry.lock:
             if self._closed:
                 raise Closed("the history is closed")
             if self._outbox is not None and self._outbox.pid != os.getpid():
                 raise Closed("opened before this process was forked off: open another history here")
             if self._outbox is not None and self.loop is not None and not self.loop.is_closed():
-                return self._outbox
+                return self._outbox, True
             found = self.registry.find(self.settings)
             if found is None:
                 found = self.registry.begin(self.settings)
             elif found.ending:
-                return found
+                return found, False
             else:
                 found.settings.check_same(self.settings)
             found.histories.add(self)
             self._outbox = found
             if found.parts is not None:
                 self.enter(found)
-            return found
+            return found, True
 
     async def _leave(self, outbox: SharedOutbox) -> None:
         with self.registry.lock:

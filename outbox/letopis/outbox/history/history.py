@@ -46,13 +46,14 @@ from letopis.store.model.event_types import (
     ReactionRemoved,
 )
 from letopis.store.model.events import Event, RecordedEvent, utc_now
-from letopis.store.model.identifiers import Owner, owner_id
+from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import Message, Role
 from letopis.store.model.parts import Content
 from letopis.store.model.records import Record, Scope, Tag
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import DEFAULT_STATES, AsOf
 from letopis.store.rules.context_window import Context, TokenCounter, WindowBudget
+from letopis.store.rules.filter import Filter
 from letopis.store.rules.statistics import Period, Statistics
 from letopis.store.search.results import Hit
 
@@ -83,9 +84,9 @@ class History:
     delivers in the background. The history store need not be reachable: until it is, events are kept in the outbox.
 
     Any task of any event loop and thread may use it. The outbox is open in one loop, the one that used it first; calls
-    from others are carried there. If that loop ends, as at the end of ``asyncio.run``, the outbox is closed, and the
-    next use opens it again. All histories on one file in one process share one outbox, which closes with the last of
-    them. Other processes may have the same file open.
+    from others are carried there, and callbacks run there. If that loop ends, as at the end of ``asyncio.run``, the
+    outbox is closed, and the next use opens it again. All histories on one file in one process share one outbox, which
+    closes with the last of them. Other processes may have the same file open.
 
     :param path: the outbox, a file on a local disk, created with mode 0600. It may be the bot's own SQLite
         database.
@@ -303,6 +304,8 @@ class History:
         expected: After | None = None,
         after: After | None = None,
         fail_if_types: Collection[str] | None = None,
+        confirm: Literal["store"] | None = None,
+        timeout: float | None = 10.0,  # noqa: ASYNC109 - of the confirmation, with an error of its own
     ) -> Receipt:
         """Append messages or events, all or none; once this returns, they survive ``kill -9`` and a power cut.
 
@@ -312,8 +315,10 @@ class History:
             await history.append("chat-1", Message.assistant("A leaf."), after=asked)
 
         Concurrent appends share one flush to disk; those of one conversation keep the order of the calls. Appending a
-        message again under an ``id`` of yours, with the same content and while it is on the path, has no effect. (If
-        its first event came through another outbox, or was pruned here, the history store checks that on delivery.)
+        message again under its id, with the same content, has no effect while it is on the path, and puts it back at
+        the end if it was popped, undone or cleared: as it was appended first, without later edits and reactions. (If
+        its first event came through another outbox, or was pruned here, the history store decides on delivery: one that
+        has left the path is ``superseded`` then.)
 
         After a cancellation or an error of the file the append may have taken effect: repeating it with the same
         events is always safe.
@@ -326,9 +331,15 @@ class History:
             conversation too, the history store checks again, and a late message is kept as ``superseded``.
         :param expected: like ``after``, and refused if any event has come since.
         :param fail_if_types: the event types that count for ``after``.
+        :param confirm: ``"store"`` to ask the history store before anything is written, and to return once it has the
+            append and lets it stand. Needs ``expected`` or ``after``, and a relay. By default, the answer comes late:
+            see ``Receipt.superseded()``.
+        :param timeout: with ``confirm``: seconds to wait for the delivery.
         :raises InvalidInput: something cannot be kept in every store, or the conversation has another owner.
-        :raises EventIdReused: a message or event id holds other content, or its message was erased or rewound.
+        :raises EventIdReused: a message or event id holds other content, or its message was erased.
         :raises VersionConflict: another append was first.
+        :raises StoreUnavailable: with ``confirm``: the history store cannot be asked; nothing was written.
+        :raises NotConfirmed: with ``confirm``: written, and not delivered within ``timeout``.
         :raises ConversationGone: the conversation was deleted.
         :raises OutboxFull: the outbox or its disk is full; nothing was dropped.
         :raises OutboxUnavailable: the outbox file cannot be written.
@@ -345,7 +356,11 @@ class History:
             after=after,
             fail_if_types=fail_if_types,
         )
-        return await self._parts.appender.append(prepared)
+        if confirm is None:
+            return await self._parts.appender.append(prepared)
+        if confirm != "store":
+            raise InvalidInput("confirm", "must be 'store' or None")
+        return await self._parts.appender.append_confirmed(prepared, timeout)
 
     async def append_in(
         self,
@@ -478,18 +493,20 @@ class History:
         return await self._parts.appender.change(conversation_id, body)
 
     async def redact(
-        self, conversation_id: str, message_id: str, *, by: str | None = None, reason: str | None = None
+        self, conversation_id: str, message_id: str, *more: str, by: str | None = None, reason: str | None = None
     ) -> Receipt:
-        """Erase a message's content for good, in the outbox at once, in the history store with the delivery.
+        """Erase the content of messages for good, in the outbox at once, in the history store with the delivery.
 
-        Its place, role, reactions and token count stay.
+        Their places, roles, reactions and token counts stay. Of several messages, all are erased or none.
 
+        :param more: ids of further messages of the conversation.
         :param by: who asked for it; kept in the log.
         :param reason: kept in the log.
         :raises InvalidInput: there is no such message; nothing was written.
         """
-        body = MessageRedacted(message_id=message_id, by=by, reason=reason)
-        return await self._parts.appender.change(conversation_id, body)
+        ids = dict.fromkeys(check_identifier(one, "message_id") for one in (message_id, *more))
+        bodies = (MessageRedacted(message_id=one, by=by, reason=reason) for one in ids)
+        return await self._parts.appender.change(conversation_id, *bodies)
 
     async def react(
         self,
@@ -637,6 +654,8 @@ class History:
         before: int | str | None = None,
         after: int | str | None = None,
         every: bool = False,
+        where: Filter | None = None,
+        offset: int = 0,
         as_of: AsOf | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - for one request to the store, with an error of its own
     ) -> Page[RecordedMessage]:
@@ -650,6 +669,9 @@ class History:
         :param before: the ``next`` of a page, or a version of the conversation itself.
         :param after: the ``next`` of a page, or a version of the conversation itself.
         :param every: include its own messages that left the active path: rewound, or superseded.
+        :param where: return only messages that this filter wants. All messages up to the last one that is returned are
+            read, in pages; the last page may be empty.
+        :param offset: leave out as many of them, the newest with ``last`` and the oldest with ``first``; they are read.
         :param as_of: as they were after this version, or after the last event that occurred by this moment. Pending
             events have no version and belong to moments only. Content that was erased since is not returned.
         :param timeout: with ``as_of``: seconds that the history store may take, instead of ``read_timeout``.
@@ -664,9 +686,36 @@ class History:
             before=before,
             after=after,
             every=every,
+            where=where,
+            offset=offset,
             as_of=as_of,
             timeout=timeout,
         )
+
+    async def message(self, message_id: str, *, conversation: str | None = None) -> RecordedMessage | None:
+        """Return one message by its id, on the path or off it, pending events included; ``None`` if there is none.
+
+        An inherited message is its own conversation's. Without ``conversation``, all that is pending in the outbox is
+        read, which takes a millisecond for a few thousand events.
+
+        :param conversation: the conversation that it is in; by default it is looked for in all.
+        :raises InvalidInput: an argument is wrong, or several conversations have a message of this id.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold the message.
+        :raises OutboxUnavailable: the outbox file cannot be read.
+        """
+        return await self._parts.finder.find(message_id, conversation)
+
+    async def count(self, conversation_id: str, *, where: Filter | None = None) -> int:
+        """Count the messages on the path, pending and inherited ones included.
+
+        Without a filter, and where nothing is inherited, the count is kept, and not made by reading all messages.
+
+        :param where: count only messages that this filter wants.
+        :raises InvalidInput: an argument is wrong.
+        :raises StoreUnavailable: the history store is unreachable, so that not all messages are known.
+        :raises OutboxUnavailable: the outbox file cannot be read.
+        """
+        return await self._parts.reader.count(conversation_id, where=where)
 
     async def conversation(
         self,
@@ -689,13 +738,30 @@ class History:
         """
         return await self._parts.reader.conversation(conversation_id, as_of=as_of, timeout=timeout)
 
-    async def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
-        """Return a page of a conversation's events after a version, in order, pending ones (no version yet) last.
+    async def events(
+        self,
+        conversation_id: str,
+        *,
+        after: int | str = 0,
+        limit: int = 500,
+        last: int | None = None,
+        before: int | str | None = None,
+        types: Collection[str] | None = None,
+    ) -> Page[RecordedEvent]:
+        """Return a page of a conversation's events, in order, pending ones (no version yet) last.
+
+        By default the first ``limit`` after a version; with ``last``, the newest ones. Page forward with
+        ``after=page.next``, or backward with ``last=50, before=page.next``.
 
         :param after: the ``next`` of the page before, or a version.
+        :param last: return the newest events, as many as this.
+        :param before: with ``last``: the ``next`` of the page, or a version.
+        :param types: return only events of these types.
         :raises InvalidInput: an argument is wrong.
         """
-        return await self._parts.reader.events(conversation_id, after=after, limit=limit)
+        return await self._parts.reader.events(
+            conversation_id, after=after, limit=limit, last=last, before=before, types=types
+        )
 
     async def context(
         self,
@@ -792,6 +858,7 @@ class History:
         after: str | None = None,
         limit: int = 50,
         states: Collection[str] = DEFAULT_STATES,
+        oldest_first: bool = False,
     ) -> Page[Conversation]:
         """Return a page of conversations by last activity, the newest first, pending ones included.
 
@@ -801,11 +868,15 @@ class History:
 
         :param after: the ``next`` of the page before.
         :param states: which to return: ``active``, ``archived``, ``deleted``.
+        :param oldest_first: begin with the oldest activity, also of an owner's conversations. One that is written to
+            meanwhile moves to the end, and shows again.
         :raises InvalidInput: an argument is wrong.
         """
-        if owner is not None:
+        if owner is not None and not oldest_first:
             return await self._parts.conversations.list_of(_required(owner), after=after, limit=limit, states=states)
-        return await self._parts.reader.conversations(owner=None, after=after, limit=limit, states=states)
+        return await self._parts.reader.conversations(
+            owner=owner_id(owner), after=after, limit=limit, states=states, oldest_first=bool(oldest_first)
+        )
 
     async def activate(self, conversation_id: str, *, owner: Owner | None = None) -> Receipt:
         """Make a conversation its owner's active one; an archived one returns to the everyday list.
@@ -879,7 +950,7 @@ class History:
         return await self._parts.rewinder.rewind(conversation_id, to=None, reason=reason)
 
     async def undo(self, conversation_id: str, turns: int = 1) -> Receipt | None:
-        """Take the last turns off the path. A turn begins with a user message.
+        """Take the last turns off the path. A turn begins with a user message; consecutive ones begin one turn.
 
         If there are fewer turns, all of them go; what comes before the first one, such as a system message, stays.
         Without any turn, nothing is written and ``None`` is returned.
@@ -889,6 +960,30 @@ class History:
         :raises VersionConflict: messages came faster than they could be read; nothing was written.
         """
         return await self._parts.rewinder.undo(conversation_id, turns)
+
+    async def replace(
+        self, conversation_id: str, messages: Iterable[Message], *, owner: Owner | None = None, reason: str = "replace"
+    ) -> Receipt | None:
+        """Make ``messages`` the whole path, in one append: all of it or nothing.
+
+        What the path begins with already stays untouched: the first messages that have the same id and content. The
+        rest leaves the path, and the rest of ``messages`` is appended or, where it was there before, put back. If
+        nothing differs, nothing is written and ``None`` is returned, so a retry is safe if the ids are yours.
+
+        If another outbox writes to the conversation before the delivery, the history store sets all of it aside: see
+        ``Receipt.superseded()``. Deliveries are in parts: for a moment, another outbox may read the first few hundred
+        messages without the rest.
+
+        :param messages: with ids of their own; none takes all messages off the path.
+        :param owner: whose conversation it is; remembered from then on.
+        :param reason: kept in the log.
+        :raises InvalidInput: an id occurs twice, or something cannot be kept; nothing was written.
+        :raises EventIdReused: an id holds other content, or its message was erased; nothing was written. A message that
+            is on the path may come with the content that is shown, edits included.
+        :raises VersionConflict: messages came faster than they could be read; nothing was written.
+        :raises ConversationGone: the conversation was deleted; nothing was written.
+        """
+        return await self._parts.replacer.replace(conversation_id, messages, owner=owner_id(owner), reason=reason)
 
     async def pop(self, conversation_id: str) -> RecordedMessage | None:
         """Take the last message off the path and return it; ``None`` if there is none.

@@ -54,17 +54,22 @@ class Receipt:
     """Proof that events are durable in the outbox, or will be with the caller's own commit.
 
     :ivar event_ids: in the order of the call; appending the same events again is always safe.
-    :ivar message_id: the id of the last message among them; ``None`` if there is none.
+    :ivar message_ids: the ids of all messages among them, in the order of the call.
     :ivar sequence: the place of the last event in its conversation in this outbox.
     """
 
     conversation_id: str
     event_ids: tuple[UUID, ...]
-    message_id: str | None
+    message_ids: tuple[str, ...]
     sequence: int
     _last: UUID = field(repr=False, compare=False)
     _deliveries: Deliveries = field(repr=False, compare=False)
     _void: asyncio.Event | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def message_id(self) -> str | None:
+        """The id of the last message; ``None`` if there is none."""
+        return self.message_ids[-1] if self.message_ids else None
 
     async def saved(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
         """Wait until the history store holds the events, at most ``timeout`` seconds.
@@ -142,7 +147,7 @@ def receipt_of(appended: Appended, deliveries: Deliveries, *, void: asyncio.Even
     return Receipt(
         conversation_id=appended.conversation_id,
         event_ids=appended.event_ids,
-        message_id=appended.message_id,
+        message_ids=appended.message_ids,
         sequence=sequence,
         _last=appended.event_ids[appended.sequences.index(sequence)],
         _deliveries=deliveries,

@@ -330,7 +330,7 @@ def record_receipt(
         conversation_id=written.lane,
         event_ids=(written.event_id,),
         sequences=(written.sequence,),
-        message_id=None,
+        message_ids=(),
         owner_id=None,
         written=1,
     )

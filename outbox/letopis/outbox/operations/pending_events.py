@@ -24,6 +24,10 @@ _EVENT: Final = (
     f"{PENDING} WHERE l.owed_since IS NOT NULL AND l.delivered < l.head"
 )
 _HAS_ID: Final = "e.position IN (SELECT position FROM letopis_outbox_known_ids WHERE event_id IN ({0}))"
+_VALUE: Final = (
+    "SELECT b.body FROM letopis_outbox_log AS e JOIN letopis_outbox_record_bodies AS b ON b.position = e.position"
+    " WHERE e.conversation_id = ? AND e.sequence = ?"
+)
 _REPAIR: Final = (
     "SELECT verb, conversation_id, sequence, event_id, type, schema_version, data, metadata, digest, occurred_at,"
     " reason, repaired_by, repaired_at FROM letopis_outbox_repairs"
@@ -165,3 +169,9 @@ def _skipped_id(tombstone: PendingEvent) -> UUID | None:
         return UUID(str(decode(tombstone.data).get("skipped_event_id")))
     except ValueError:
         return None
+
+
+def value_of(connection: sa.Connection, entry: PendingEvent) -> bytes | None:
+    """Return the value of a pending put of a record; ``None`` for other events, and where a later put replaced it."""
+    row = connection.exec_driver_sql(_VALUE, (entry.conversation_id, entry.sequence)).first()
+    return None if row is None else bytes(row[0])

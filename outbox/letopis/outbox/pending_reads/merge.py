@@ -164,7 +164,13 @@ def merge_conversation(
 
 
 def merge_events(
-    pending: PendingSlice, view: StoreView | None, page: Page[RecordedEvent], *, after: int, limit: int
+    pending: PendingSlice,
+    view: StoreView | None,
+    page: Page[RecordedEvent],
+    *,
+    after: int,
+    limit: int,
+    types: frozenset[str] | None = None,
 ) -> Page[RecordedEvent]:
     """Return ``page`` of the store's events, as of the view, filled up with pending ones."""
     merge = _Merge.of(pending, view)
@@ -174,7 +180,7 @@ def merge_events(
     found = list(page)
     place = None
     for row in merge.rows:
-        if merge.place(row.sequence) <= after:
+        if merge.place(row.sequence) <= after or (types is not None and row.type not in types):
             continue
         event = merge.event(row)
         if event.event_id in there:
@@ -184,6 +190,35 @@ def merge_events(
             break
         found.append(event)
     return Page(tuple(found), next=place, complete=not merge.unavailable)
+
+
+def merge_newest_events(
+    pending: PendingSlice,
+    view: StoreView | None,
+    page: Page[RecordedEvent],
+    *,
+    before: int | None,
+    after: int,
+    limit: int,
+    types: frozenset[str] | None,
+) -> Page[RecordedEvent]:
+    """Return the newest pending events before a place, filled up with ``page``, the newest of the store's."""
+    merge = _Merge.of(pending, view)
+    there = {event.event_id for event in page}
+    found: list[RecordedEvent] = []
+    places: list[int] = []
+    for row in reversed(list(merge.rows)):
+        place = merge.place(row.sequence)
+        wanted = after < place and (before is None or place < before) and (types is None or row.type in types)
+        if wanted and row.event_id not in there:
+            found.append(merge.event(row))
+            places.append(place)
+    for event in reversed(page):
+        found.append(event)
+        places.append(event.version or 0)
+    more = len(found) > limit or page.next is not None
+    end = str(places[:limit][-1]) if more else None
+    return Page(tuple(reversed(found[:limit])), next=end, complete=not merge.unavailable)
 
 
 def last_event_at(pending: PendingSlice, view: StoreView | None, moment: datetime) -> UUID | None:

@@ -24,9 +24,11 @@ _PENDING: Final = (
 )
 _RETAINED: Final = (
     f"{_KEYS} WHERE (?1 IS NULL OR l.owner_id = ?1)"
-    " AND (?2 IS NULL OR (e.occurred_at, l.conversation_id) < (?2, ?3))"
-    " ORDER BY e.occurred_at DESC, l.conversation_id DESC LIMIT ?4"
+    " AND (?2 IS NULL OR (e.occurred_at, l.conversation_id) {after} (?2, ?3))"
+    " ORDER BY e.occurred_at {order}, l.conversation_id {order} LIMIT ?4"
 )
+_NEWEST_RETAINED: Final = _RETAINED.format(after="<", order="DESC")
+_OLDEST_RETAINED: Final = _RETAINED.format(after=">", order="ASC")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -77,25 +79,36 @@ def read_pending_keys(connection: sa.Connection, owner: str | None) -> PendingKe
 
 
 def read_retained_keys(
-    connection: sa.Connection, owner: str | None, after: ListingKey | None, limit: int
+    connection: sa.Connection, owner: str | None, after: ListingKey | None, limit: int, *, oldest_first: bool = False
 ) -> PendingKeys:
     """Read the conversations of the file that come next in the list, while the store is unavailable."""
     place = (None, None) if after is None else (after.updated_at, after.conversation_id)
-    rows = _all(connection, _RETAINED, (owner, *place, limit))
+    statement = _OLDEST_RETAINED if oldest_first else _NEWEST_RETAINED
+    rows = _all(connection, statement, (owner, *place, limit))
     return PendingKeys(
         known={row[0]: ListingKey(updated_at=row[1], conversation_id=row[0]) for row in rows}, unknown=frozenset()
     )
 
 
 def merge_list(
-    pending: PendingKeys, page: Page[Conversation] | None, *, after: ListingKey | None, limit: int
+    pending: PendingKeys,
+    page: Page[Conversation] | None,
+    *,
+    after: ListingKey | None,
+    limit: int,
+    oldest_first: bool = False,
 ) -> Listing:
     """Return the page of the list after a key, with pending conversations at their new place. No I/O.
 
     :param page: the store's own page after the same key, read after ``pending``; ``None`` where it could not be read.
+    :param oldest_first: whether the list begins with the oldest activity.
     """
+
+    def follows(key: ListingKey, other: ListingKey) -> bool:
+        return key > other if oldest_first else key < other
+
     found: dict[ListingKey, Conversation | None] = {
-        key: None for key in pending.known.values() if after is None or key < after
+        key: None for key in pending.known.values() if after is None or follows(key, after)
     }
     stored = () if page is None else page.items
     keys = [
@@ -105,11 +118,11 @@ def merge_list(
         if key.conversation_id not in pending.known:
             # Without a known owner, pending events have to be merged with it.
             found[key] = None if key.conversation_id in pending.unknown else one
-    order = sorted(found, reverse=True)
+    order = sorted(found, reverse=not oldest_first)
     more_stored = page is not None and page.next is not None
     if more_stored:
         # Conversations that the store has not returned yet may come before those behind its last one.
-        order = [key for key in order if key >= keys[-1]]
+        order = [key for key in order if not follows(key, keys[-1])]
     cursor = None
     if len(order) > limit:
         order = order[:limit]

@@ -13,6 +13,7 @@ from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.upcasters import Upcasters
+from letopis.store.rules.put_back import puts_back
 from letopis.store.rules.statistics import Period, StatisticsBuilder
 
 _LANES: Final = (
@@ -20,7 +21,7 @@ _LANES: Final = (
     " ORDER BY conversation_id"
 )
 _MESSAGES: Final = (
-    "SELECT e.sequence, e.schema_version, e.data, s.sequence IS NOT NULL FROM letopis_outbox_log AS e"
+    "SELECT e.sequence, e.schema_version, e.data, s.sequence IS NOT NULL, e.metadata FROM letopis_outbox_log AS e"
     " LEFT JOIN letopis_outbox_superseded AS s"
     " ON s.conversation_id = e.conversation_id AND s.sequence = e.sequence"
     " WHERE e.conversation_id = ? AND e.sequence > ? AND e.sequence <= ? AND e.type = ?"
@@ -109,7 +110,8 @@ def count_messages(
             while (row := cursor.fetchone()) is not None:
                 counted = True
                 _, data = upcasters.upcast(MessageAppended.type, row[1], _decoded(row[2], row[0]))
-                counting.take(data, superseded=bool(row[3]))
+                if not puts_back(row[4]):
+                    counting.take(data, superseded=bool(row[3]))
             if counted:
                 found.append(one.conversation_id)
     finally:

@@ -43,6 +43,7 @@ from letopis.store.model.records import ANY, Condition, Namespace, Record, Scope
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import DEFAULT_STATES, AsOf
 from letopis.store.rules.context_window import Context, TokenCounter
+from letopis.store.rules.filter import Filter
 from letopis.store.rules.statistics import Statistics
 from letopis.store.search.results import Hit
 
@@ -98,14 +99,22 @@ class BlockingReceipt(SyncBase):
         return self._receipt.event_ids
 
     @property
-    def message_id(self) -> str | None:
+    def message_ids(self) -> tuple[str, ...]:
         """See :class:`Receipt`."""
-        return self._receipt.message_id
+        return self._receipt.message_ids
 
     @property
     def sequence(self) -> int:
         """See :class:`Receipt`."""
         return self._receipt.sequence
+
+    @property
+    def message_id(self) -> str | None:
+        """The id of the last message; ``None`` if there is none.
+
+        See :meth:`Receipt.message_id`.
+        """
+        return self._receipt.message_id
 
     def saved(self, timeout: float | None = None) -> bool:
         """Wait until the history store holds the events, at most ``timeout`` seconds.
@@ -609,6 +618,8 @@ class BlockingHistory(SyncBase):
         expected: After | None = None,
         after: After | None = None,
         fail_if_types: Collection[str] | None = None,
+        confirm: Literal["store"] | None = None,
+        timeout: float | None = 10.0,
     ) -> BlockingReceipt:
         """Append messages or events, all or none; once this returns, they survive ``kill -9`` and a power cut.
 
@@ -625,6 +636,8 @@ class BlockingHistory(SyncBase):
             expected=expected,
             after=after,
             fail_if_types=fail_if_types,
+            confirm=confirm,
+            timeout=timeout,
         )
 
     def transaction(self) -> AbstractContextManager[BlockingTransaction]:
@@ -698,13 +711,13 @@ class BlockingHistory(SyncBase):
         return self._call_receipt(self._history.edit, conversation_id, message_id, content, reason=reason)
 
     def redact(
-        self, conversation_id: str, message_id: str, *, by: str | None = None, reason: str | None = None
+        self, conversation_id: str, message_id: str, *more: str, by: str | None = None, reason: str | None = None
     ) -> BlockingReceipt:
-        """Erase a message's content for good, in the outbox at once, in the history store with the delivery.
+        """Erase the content of messages for good, in the outbox at once, in the history store with the delivery.
 
         See :meth:`History.redact`.
         """
-        return self._call_receipt(self._history.redact, conversation_id, message_id, by=by, reason=reason)
+        return self._call_receipt(self._history.redact, conversation_id, message_id, *more, by=by, reason=reason)
 
     def react(
         self,
@@ -784,6 +797,8 @@ class BlockingHistory(SyncBase):
         before: int | str | None = None,
         after: int | str | None = None,
         every: bool = False,
+        where: Filter | None = None,
+        offset: int = 0,
         as_of: AsOf | None = None,
         timeout: float | None = None,
     ) -> Page[RecordedMessage]:
@@ -799,9 +814,25 @@ class BlockingHistory(SyncBase):
             before=before,
             after=after,
             every=every,
+            where=where,
+            offset=offset,
             as_of=as_of,
             timeout=timeout,
         )
+
+    def message(self, message_id: str, *, conversation: str | None = None) -> RecordedMessage | None:
+        """Return one message by its id, on the path or off it, pending events included; ``None`` if there is none.
+
+        See :meth:`History.message`.
+        """
+        return self._portal.call(self._history.message, message_id, conversation=conversation)
+
+    def count(self, conversation_id: str, *, where: Filter | None = None) -> int:
+        """Count the messages on the path, pending and inherited ones included.
+
+        See :meth:`History.count`.
+        """
+        return self._portal.call(self._history.count, conversation_id, where=where)
 
     def conversation(
         self, conversation_id: str, *, as_of: AsOf | None = None, timeout: float | None = None
@@ -812,12 +843,23 @@ class BlockingHistory(SyncBase):
         """
         return self._portal.call(self._history.conversation, conversation_id, as_of=as_of, timeout=timeout)
 
-    def events(self, conversation_id: str, *, after: int | str = 0, limit: int = 500) -> Page[RecordedEvent]:
-        """Return a page of a conversation's events after a version, in order, pending ones (no version yet) last.
+    def events(
+        self,
+        conversation_id: str,
+        *,
+        after: int | str = 0,
+        limit: int = 500,
+        last: int | None = None,
+        before: int | str | None = None,
+        types: Collection[str] | None = None,
+    ) -> Page[RecordedEvent]:
+        """Return a page of a conversation's events, in order, pending ones (no version yet) last.
 
         See :meth:`History.events`.
         """
-        return self._portal.call(self._history.events, conversation_id, after=after, limit=limit)
+        return self._portal.call(
+            self._history.events, conversation_id, after=after, limit=limit, last=last, before=before, types=types
+        )
 
     def context(
         self,
@@ -894,12 +936,15 @@ class BlockingHistory(SyncBase):
         after: str | None = None,
         limit: int = 50,
         states: Collection[str] = DEFAULT_STATES,
+        oldest_first: bool = False,
     ) -> Page[Conversation]:
         """Return a page of conversations by last activity, the newest first, pending ones included.
 
         See :meth:`History.conversations`.
         """
-        return self._portal.call(self._history.conversations, owner=owner, after=after, limit=limit, states=states)
+        return self._portal.call(
+            self._history.conversations, owner=owner, after=after, limit=limit, states=states, oldest_first=oldest_first
+        )
 
     def activate(self, conversation_id: str, *, owner: Owner | None = None) -> BlockingReceipt:
         """Make a conversation its owner's active one; an archived one returns to the everyday list.
@@ -965,11 +1010,21 @@ class BlockingHistory(SyncBase):
         return self._call_receipt(self._history.clear, conversation_id, reason=reason)
 
     def undo(self, conversation_id: str, turns: int = 1) -> BlockingReceipt | None:
-        """Take the last turns off the path. A turn begins with a user message.
+        """Take the last turns off the path. A turn begins with a user message; consecutive ones begin one turn.
 
         See :meth:`History.undo`.
         """
         found = self._portal.call(self._history.undo, conversation_id, turns)
+        return None if found is None else BlockingReceipt(self._portal, found)
+
+    def replace(
+        self, conversation_id: str, messages: Iterable[Message], *, owner: Owner | None = None, reason: str = "replace"
+    ) -> BlockingReceipt | None:
+        """Make ``messages`` the whole path, in one append: all of it or nothing.
+
+        See :meth:`History.replace`.
+        """
+        found = self._portal.call(self._history.replace, conversation_id, messages, owner=owner, reason=reason)
         return None if found is None else BlockingReceipt(self._portal, found)
 
     def pop(self, conversation_id: str) -> RecordedMessage | None:

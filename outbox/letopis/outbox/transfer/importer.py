@@ -242,7 +242,8 @@ def check(line: Line | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | Refu
         prepared = prepare(line.conversation_id, (line.event(),), owner=line.owner, limits=limits)
     except InvalidInput as error:
         return Refused(number=line.number, reason=str(error), size=line.size)
-    return _Item(line, prepared)
+    # What was taken off the path stays off it: the import may hold what took it off, too.
+    return _Item(line, replace(prepared, put_back=False))
 
 
 def try_out(lines: Iterable[Line | Refused], tell: Callable[[Refused], None]) -> ImportCounts:

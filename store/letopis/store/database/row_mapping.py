@@ -203,6 +203,7 @@ def message_row(row: sa.Row[Any]) -> MessageRow:
         left_at=row.left_at,
         redacted_at=row.redacted_at,
         reactions=reactions_from_text(row.reactions),
+        back=row.back is not None,
     )
 
 

@@ -10,12 +10,19 @@ import sqlalchemy as sa
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.database.row_mapping import conflict_of
 from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
-from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageEdited, read
+from letopis.store.model.event_types import (
+    ConversationDeleted,
+    ConversationRewound,
+    MessageAppended,
+    MessageEdited,
+    read,
+)
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.decoding import DecodedEvent, removal_bound, target_ids
 from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.projection import Projected, project_events
+from letopis.store.rules.put_back import puts_back
 from letopis.store.rules.redaction import message_of
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
@@ -145,6 +152,7 @@ class ConversationReplay:
             "left_at": message.left_at,
             "redacted_at": redacted,
             "reactions": message.reactions,
+            "back": message.back,
         }
 
     def _decode(self, found: sa.Row[Any]) -> DecodedEvent:
@@ -170,7 +178,11 @@ class ConversationReplay:
             redacted=found.digest is None,
         )
         # Conflicts are looked up by version: sequences belong to an outbox, not to the conversation.
-        return DecodedEvent(delivery=SequencedEvent(sequence=found.version, event=event), body=body)
+        return DecodedEvent(
+            delivery=SequencedEvent(sequence=found.version, event=event),
+            body=body,
+            back=isinstance(body, MessageAppended) and puts_back(found.metadata),
+        )
 
     def _changed_by(self, decoded: Sequence[DecodedEvent]) -> list[MessageRow]:
         """Return the rows that a page may change: those it names, and those it takes off the path."""

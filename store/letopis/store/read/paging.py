@@ -12,12 +12,15 @@ from letopis.store.model.codec import INTEGER_MAX, INTEGER_MIN
 from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.events import to_microseconds
 from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.validation import check_whole
 
 STATES: Final = ("active", "archived", "deleted")
 DEFAULT_STATES: Final = ("active",)
 """The states of conversations that a list shows by default."""
 MAX_PAGE: Final = 10_000
 """Items in one page, so that a page fits in memory whatever is asked for."""
+_MAX_LIMIT: Final = INTEGER_MAX - 1
+"""What every database takes as the limit of a select, with one more to see whether there are more."""
 AsOf = int | datetime
 """A version, or an aware datetime."""
 _CONVERSATIONS: Final = CursorCodec("conversations", "conversations")
@@ -32,6 +35,8 @@ class WindowShape(NamedTuple):
     :ivar after: whether there is a lower bound.
     :ivar every: whether messages that have left the path are included.
     :ivar limit: the limit, where it is written into the statement.
+    :ivar roles: the roles of the messages; ``None`` for all.
+    :ivar prefixed: whether only ids with a prefix are wanted.
     """
 
     last: bool
@@ -40,6 +45,8 @@ class WindowShape(NamedTuple):
     after: bool
     every: bool
     limit: int | None = None
+    roles: tuple[str, ...] | None = None
+    prefixed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +56,8 @@ class Window:
     :ivar every: include messages that have left the active path.
     :ivar before_depth: whose version ``before`` is: 0 the conversation's own, 1 its parent's, and so on.
     :ivar after_depth: whose version ``after`` is.
+    :ivar roles: leave out stored messages of other roles; pending ones may be of any.
+    :ivar id_prefix: likewise, of ids that do not begin with it.
     """
 
     last: int | None = None
@@ -58,6 +67,8 @@ class Window:
     every: bool = False
     before_depth: int = 0
     after_depth: int = 0
+    roles: tuple[str, ...] | None = None
+    id_prefix: str | None = None
 
     @classmethod
     def of(
@@ -78,8 +89,8 @@ class Window:
         before_depth, before = _depth_of(before)
         after_depth, after = _depth_of(after)
         return cls(
-            last=None if last is None else check_count(last, "last"),
-            first=None if first is None else check_count(first, "first"),
+            last=None if last is None else min(check_whole(last, "last", 1), _MAX_LIMIT),
+            first=None if first is None else min(check_whole(first, "first", 1), _MAX_LIMIT),
             before=check_place(before, "before"),
             after=check_place(after, "after"),
             every=bool(every),  # it chooses a statement, so anything may be given that is true or not
@@ -93,10 +104,14 @@ class Window:
         return self.last if self.last is not None else self.first
 
     @property
-    def values(self) -> dict[str, int]:
+    def values(self) -> dict[str, Any]:
         """The parameters of its select; one message beyond the limit shows that there are more."""
         limit = None if self.limit is None else self.limit + 1
-        values = {"before": self.before, "after": self.after, "limit": limit}
+        values: dict[str, Any] = {"before": self.before, "after": self.after, "limit": limit}
+        for place, role in enumerate(self.roles or ()):
+            values[f"role_{place}"] = role
+        if self.id_prefix is not None:
+            values.update(prefix=self.id_prefix, prefix_length=len(self.id_prefix))
         return {name: value for name, value in values.items() if value is not None}
 
     @property
@@ -108,7 +123,25 @@ class Window:
             before=self.before is not None,
             after=self.after is not None,
             every=self.every,
+            roles=self.roles,
+            prefixed=self.id_prefix is not None,
         )
+
+    def resized(self, limit: int) -> Window:
+        """Return the window with another number of messages, from the same end."""
+        limit = min(limit, _MAX_LIMIT)
+        return replace(self, last=limit) if self.last is not None else replace(self, first=limit)
+
+    def narrowed(self, *, roles: Collection[str] | None, id_prefix: str | None) -> Window:
+        """Return the window without stored messages of other roles or ids."""
+        return replace(self, roles=None if roles is None else tuple(sorted(set(roles))), id_prefix=id_prefix)
+
+    def after_page(self, place: str) -> Window:
+        """Return the window that goes on at the ``next`` of a page of it."""
+        depth, version = _depth_of(place)
+        if self.last is not None:
+            return replace(self, before=check_place(version, "before"), before_depth=depth)
+        return replace(self, after=check_place(version, "after"), after_depth=depth)
 
     def at(self, depth: int) -> Window | None:
         """Return the window on the messages of one ancestor alone; ``None`` where it shows none of them."""

@@ -36,6 +36,7 @@ from letopis.store.read.reader import Reader, page_of
 from letopis.store.read.task_marks import event_columns, is_on_path, left_at
 from letopis.store.rules.fold import Fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.rules.put_back import is_put_back
 from letopis.store.rules.recorded_messages import redacted
 from letopis.store.rules.reducer import ConversationState, MessageSink, reduce_event
 
@@ -80,7 +81,13 @@ class ForkState(MessageSink):
         state = self.state
         superseded = SUPERSEDED_KEY in event.metadata or state.state == "deleted"
         reduce_event(
-            state, body, self, version=event.version or 0, occurred_at=event.occurred_at, superseded=superseded
+            state,
+            body,
+            self,
+            version=event.version or 0,
+            occurred_at=event.occurred_at,
+            superseded=superseded,
+            back=is_put_back(event.metadata),
         )
 
     def rewind_to(self, message_id: str, count: int) -> int | None:

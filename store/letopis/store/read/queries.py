@@ -48,6 +48,13 @@ def _page(page: sa.Select[Any], shape: WindowShape, *, as_of: bool = False, mark
     elif not shape.every:
         on_path = is_on_path(messages) if marks else messages.c.left_at.is_(None)
         page = page.where(sa.or_(on_path, left_at(messages) > sa.bindparam("as_of")) if as_of else on_path)
+    if shape.roles is not None:
+        roles = (messages.c.role == sa.bindparam(f"role_{place}") for place in range(len(shape.roles)))
+        page = page.where(sa.or_(sa.false(), *roles))
+    if shape.prefixed:
+        # Not LIKE: its wildcards and its case differ by database.
+        start = sa.func.substr(messages.c.message_id, 1, sa.bindparam("prefix_length", type_=sa.Integer))
+        page = page.where(start == sa.bindparam("prefix", type_=sa.String))
     if shape.before:
         page = page.where(messages.c.version < sa.bindparam("before"))
     if shape.after:
@@ -129,10 +136,11 @@ def head_select() -> sa.Select[Any]:
     return found
 
 
-def path_select(named: sa.ColumnElement[bool]) -> sa.Select[Any]:
+def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Select[Any]:
     """Return the select of positions on the path: id, version, when it was left, how many are on it up to there.
 
     :param named: the condition on their ids.
+    :param counted: ``False`` to return 0 as the last: counting reads the index of the whole conversation.
     """
     earlier = messages.alias("earlier")
     count = (
@@ -147,7 +155,8 @@ def path_select(named: sa.ColumnElement[bool]) -> sa.Select[Any]:
         .scalar_subquery()
         .label("on_path_count")
     )
-    found: Any = sa.select(messages.c.message_id, messages.c.version, left_at(messages).label("left_at"), count)
+    last: Any = count if counted else sa.literal_column("0").label("on_path_count")
+    found: Any = sa.select(messages.c.message_id, messages.c.version, left_at(messages).label("left_at"), last)
     found = found.where(
         messages.c.partition == sa.bindparam("partition"),
         messages.c.conversation_id == sa.bindparam("conversation"),

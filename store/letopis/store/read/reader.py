@@ -22,6 +22,7 @@ from letopis.store.database.row_mapping import (
     unreadable_message,
 )
 from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import INTEGER_MAX
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.event_types import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
 from letopis.store.model.events import RecordedEvent
@@ -97,6 +98,11 @@ class ViewQuery:
     whole: bool = False
 
     @property
+    def counted(self) -> bool:
+        """Whether the positions must say how many messages are on the path, which the conversation counts."""
+        return self.whole or self.window is None
+
+    @property
     def bounded(self) -> bool:
         """Whether answering it takes more than one statement."""
         return self.bound is not None or bool(self.names)
@@ -130,14 +136,17 @@ class Reader:
         after: str | None,
         limit: int,
         states: Collection[str] = DEFAULT_STATES,
+        oldest_first: bool = False,
     ) -> Page[Conversation]:
-        """Return a page of conversations, the newest activity first."""
+        """Return a page of conversations by last activity, the newest first or the oldest."""
         parameters: dict[str, Any] = {"limit": check_count(limit, "limit") + 1, "states": check_states(states)}
         if owner is not None:
             parameters["owner"] = check_identifier(owner, "owner")
         if after is not None:
             parameters["updated"], parameters["conversation"] = read_conversations_cursor(after)
-        statement = self._statements.conversations(owned=owner is not None, going_on=after is not None)
+        statement = self._statements.conversations(
+            owned=owner is not None, going_on=after is not None, oldest_first=oldest_first
+        )
         rows = (await connection.execute(statement, parameters)).all()
         items = tuple(recorded_conversation(row._mapping) for row in rows[:limit])
         more = len(rows) > limit
@@ -196,15 +205,43 @@ class Reader:
         return found, rows[0] if rows else None
 
     async def events(
-        self, connection: AsyncConnection, conversation_id: str, *, after: int | str, limit: int
+        self,
+        connection: AsyncConnection,
+        conversation_id: str,
+        *,
+        after: int | str,
+        limit: int,
+        before: int | None = None,
+        newest: bool = False,
+        types: Sequence[str] | None = None,
     ) -> Page[RecordedEvent]:
-        """Return a page of a conversation's events, by version."""
+        """Return a page of a conversation's events, by version: the first after a version, or the newest."""
         parameters = self.key(conversation_id)
         parameters["after"] = check_place(after, "after")
+        parameters["before"] = INTEGER_MAX if before is None else before
         parameters["limit"] = check_count(limit, "limit") + 1
-        rows = (await connection.execute(self._statements.events, parameters)).all()
-        items = tuple(recorded_event(row) for row in rows[:limit])
-        return Page(items, next=str(items[-1].version) if len(rows) > limit else None)
+        if types is not None:
+            parameters["types"] = list(types)
+        statement = self._statements.events(newest=newest, typed=types is not None)
+        rows = (await connection.execute(statement, parameters)).all()
+        items = [recorded_event(row) for row in rows[:limit]]
+        place = str(items[-1].version) if len(rows) > limit else None
+        return Page(tuple(reversed(items) if newest else items), next=place)
+
+    async def named(
+        self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str]
+    ) -> tuple[RecordedMessage, ...]:
+        """Return the messages of some ids, on the path and off it, in order."""
+        found: list[RecordedMessage] = []
+        for part in in_batches(list(message_ids)):
+            rows = await connection.execute(self._statements.named, {**self.key(conversation_id), "ids": part})
+            found += [self.message(row, conversation_id) for row in rows]
+        return tuple(sorted(found, key=lambda message: message.version or 0))
+
+    async def conversations_of(self, connection: AsyncConnection, message_id: str, *, limit: int) -> list[str]:
+        """Return some conversations that have a message of an id."""
+        values = {"message": check_identifier(message_id, "message_id"), "limit": limit}
+        return list((await connection.execute(self._statements.conversations_of, values)).scalars())
 
     async def head_view(self, connection: AsyncConnection, query: ViewQuery) -> StoreView:
         """Return the view without messages."""
@@ -218,7 +255,8 @@ class Reader:
         if view.conversation is None:
             return view
         if query.names:
-            view = replace(view, places=await self.path_of(connection, query.conversation_id, query.names))
+            places = await self.path_of(connection, query.conversation_id, query.names, counted=query.counted)
+            view = replace(view, places=places)
         if query.window is None:
             return view
         window = bounded(query.window, None if query.bound is None else query.bound(view))
@@ -237,18 +275,20 @@ class Reader:
         return None if row is None else recorded_conversation(row._mapping)
 
     async def path_of(
-        self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str]
+        self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str], *, counted: bool = True
     ) -> dict[str, PathPosition]:
         """Return the positions of messages on the path, by id; ids that are not there are left out.
 
+        :param counted: ``False`` if only the versions are needed, and not how many messages are on the path.
         :raises InvalidInput: an id cannot be one.
         """
         if isinstance(message_ids, str) or not isinstance(message_ids, Collection):
             raise InvalidInput("message_ids", f"must be a collection of ids, not {type(message_ids).__name__}")
         message_ids = [check_identifier(one, "message_id") for one in message_ids]
         found: dict[str, PathPosition] = {}
+        statement = self._statements.path_of if counted else self._statements.places_of
         for part in in_batches(dict.fromkeys(message_ids)):
-            rows = await connection.execute(self._statements.path_of, {**self.key(conversation_id), "ids": part})
+            rows = await connection.execute(statement, {**self.key(conversation_id), "ids": part})
             found |= positions_from_rows(tuple(row) for row in rows)
         return found
 

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from letopis.store.database.dialects import Dialect
 from letopis.store.database.schema import conversations, events, lanes, log_heads, messages, owners
 from letopis.store.read.paging import Window, WindowShape
-from letopis.store.read.queries import messages_select, path_select, plain_select
-from letopis.store.read.task_marks import event_columns
+from letopis.store.read.queries import messages_select, path_select, plain_select, whole
+from letopis.store.read.task_marks import event_columns, message_columns
 
 MAX_FIXED_LIMITS: Final = 32
 """Statements with a limit written into them; callers that page with more different limits have theirs bound."""
@@ -51,7 +51,8 @@ class ReadStatements:
             .select_from(of_active.outerjoin(lanes, lane))
             .where(owners.c.owner_id == sa.bindparam("owner"))
         )
-        self.path_of = path_select(dialect.among(messages.c.message_id, "ids"))
+        named = dialect.among(messages.c.message_id, "ids")
+        self.path_of, self.places_of = path_select(named), path_select(named, counted=False)
         self._among_states = dialect.among(conversations.c.state, "states")
         self.view = (
             sa.select(conversations, owners.c.active_conversation_id, lanes.c.sequence)
@@ -61,14 +62,18 @@ class ReadStatements:
                 conversations.c.conversation_id == sa.bindparam("conversation"),
             )
         )
-        self.events = (
-            sa.select(*event_columns(events))
-            .where(
-                events.c.partition == sa.bindparam("partition"),
-                events.c.conversation_id == sa.bindparam("conversation"),
-                events.c.version > sa.bindparam("after"),
+        self._among_types = dialect.among(events.c.type, "types")
+        self.named = whole(
+            sa.select(*message_columns(messages)).where(
+                messages.c.partition == sa.bindparam("partition"),
+                messages.c.conversation_id == sa.bindparam("conversation"),
+                dialect.among(messages.c.message_id, "ids"),
             )
-            .order_by(events.c.version)
+        )
+        self.conversations_of = (
+            sa.select(messages.c.conversation_id)
+            .where(messages.c.message_id == sa.bindparam("message"))
+            .distinct()
             .limit(sa.bindparam("limit"))
         )
         self.log = (
@@ -86,7 +91,7 @@ class ReadStatements:
         self._windows: dict[tuple[WindowShape, bool], sa.Select[Any]] = {}
         self._plain_windows: dict[tuple[WindowShape, bool], sa.Select[Any]] = {}
 
-    def conversations(self, *, owned: bool, going_on: bool) -> sa.Executable:
+    def conversations(self, *, owned: bool, going_on: bool, oldest_first: bool = False) -> sa.Executable:
         """Return the select of a page of conversations.
 
         :param owned: those of one owner.
@@ -100,8 +105,16 @@ class ReadStatements:
         )
         if owned:
             statement = statement.where(conversations.c.owner_id == sa.bindparam("owner"))
-        if going_on:
-            # The first condition is what an index can use; MariaDB makes no range of a comparison of pairs.
+        # The first condition is what an index can use; MariaDB makes no range of a comparison of pairs.
+        if going_on and oldest_first:
+            statement = statement.where(
+                updated >= sa.bindparam("updated"),
+                sa.or_(
+                    updated > sa.bindparam("updated"),
+                    sa.and_(updated == sa.bindparam("updated"), name > sa.bindparam("conversation")),
+                ),
+            )
+        elif going_on:
             statement = statement.where(
                 updated <= sa.bindparam("updated"),
                 sa.or_(
@@ -109,7 +122,25 @@ class ReadStatements:
                     sa.and_(updated == sa.bindparam("updated"), name < sa.bindparam("conversation")),
                 ),
             )
-        return statement.order_by(updated.desc(), name.desc()).limit(sa.bindparam("limit"))
+        order = (updated, name) if oldest_first else (updated.desc(), name.desc())
+        return statement.order_by(*order).limit(sa.bindparam("limit"))
+
+    def events(self, *, newest: bool, typed: bool) -> sa.Executable:
+        """Return the select of events of a conversation between two versions.
+
+        :param newest: the newest first.
+        :param typed: of some types alone.
+        """
+        statement = sa.select(*event_columns(events)).where(
+            events.c.partition == sa.bindparam("partition"),
+            events.c.conversation_id == sa.bindparam("conversation"),
+            events.c.version > sa.bindparam("after"),
+            events.c.version < sa.bindparam("before"),
+        )
+        if typed:
+            statement = statement.where(self._among_types)
+        order = events.c.version.desc() if newest else events.c.version
+        return statement.order_by(order).limit(sa.bindparam("limit"))
 
     def window(self, window: Window, *, with_head: bool = False) -> sa.Executable:
         """Return the select of a window: each message with the events of its origin, content and delivery.

@@ -56,7 +56,8 @@ class StatisticsReader:
         async for rows in self._pages(connection, period):
             for row in rows:
                 _, data = self._upcasters.upcast(MessageAppended.type, row.schema_version, _data(row))
-                counting.take(data, superseded=row.left_at == row.version)
+                if row.back is None:
+                    counting.take(data, superseded=row.left_at == row.version)
                 if row.conversation_id != last:
                     last = row.conversation_id
                     counting.conversations += 1
@@ -170,7 +171,11 @@ class _Statements:
     def __init__(self, dialect: Dialect) -> None:
         self._among_partitions = dialect.among(messages.c.partition, "partitions")
         self._among_conversations = dialect.among(messages.c.conversation_id, "conversations")
-        stood = sa.or_(messages.c.left_at.is_(None), messages.c.left_at != messages.c.version)
+        # What was put back is counted where it was appended first.
+        stood = sa.and_(
+            messages.c.back.is_(None),
+            sa.or_(messages.c.left_at.is_(None), messages.c.left_at != messages.c.version),
+        )
         self.sums = (
             sa.select(
                 messages.c.conversation_id,
@@ -210,6 +215,7 @@ class _Statements:
             messages.c.conversation_id,
             messages.c.version,
             messages.c.left_at,
+            messages.c.back,
             events.c.schema_version,
             events.c.data,
             erased(events).label("erased"),

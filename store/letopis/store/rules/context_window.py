@@ -103,10 +103,10 @@ def window(
 ) -> Context:
     """Return the newest part of a conversation that fits the limits; without a limit, all of it.
 
-    Messages off the active path and redacted ones are skipped. A window begins with a turn: at a user message, or at
-    the beginning of the conversation. Only if not even the last turn fits does it begin inside that turn, at a message
-    that is no tool result; ``begins_inside`` is True then. If the last message with its results does not fit either,
-    only the system messages are in it.
+    Messages off the active path and redacted ones are skipped. A window begins with a turn: at the first of some user
+    messages in a row, or at the beginning of the conversation. Only if not even the last turn fits does it begin inside
+    that turn, at a message that is no tool result; ``begins_inside`` is True then. If the last message with its results
+    does not fit either, only the system messages are in it.
 
     A call is never separated from its results: both are in, or both are out. A result follows the message with its
     call, wherever it was recorded, as a ``tool`` message of its own. A call without a result gets a made-up one with
@@ -114,8 +114,8 @@ def window(
 
     :param messages: those of one conversation, in order.
     :param last: the maximum number of messages, made-up ones and system messages included.
-    :param turns: the maximum number of turns. A turn is a user message and everything up to the next one; messages
-        before the first user message are one turn.
+    :param turns: the maximum number of turns. A turn is a user message, or several in a row, and everything up to the
+        next one; messages before the first user message are one turn.
     :param tokens: the maximum number of tokens, system messages included.
     :param count: returns the tokens of a message; called at least once for every message as it would be in the context.
         The costs recorded with the messages are not used (:func:`by_recorded_tokens` uses them).
@@ -223,8 +223,14 @@ class _Backward:
                 return
             self.parts.append(part)
             self.start -= 1
-            turns += block.begins_turn
+            # The first of what was read may follow another question of the same turn.
+            turns += self.start > 0 and _begins_turn(blocks, self.start)
             self.full = turns == budget.turns or number == budget.last
+
+
+def _begins_turn(blocks: Sequence[MessageBlock], place: int) -> bool:
+    """Return True if a turn begins at a place: consecutive user messages are one question."""
+    return blocks[place].begins_turn and not (place and blocks[place - 1].begins_turn)
 
 
 def _boundary(blocks: Sequence[MessageBlock], start: int, *, whole: bool) -> tuple[int, bool]:
@@ -232,7 +238,7 @@ def _boundary(blocks: Sequence[MessageBlock], start: int, *, whole: bool) -> tup
     if whole:
         return start, False
     places = range(start, len(blocks))
-    turn = next((place for place in places if blocks[place].begins_turn), None)
+    turn = next((place for place in places if _begins_turn(blocks, place)), None)
     if turn is not None:
         return turn, False
     # A tool message cannot stand alone, even without a result in it.

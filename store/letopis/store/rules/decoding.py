@@ -21,6 +21,7 @@ from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.preconditions import Precondition
+from letopis.store.rules.put_back import is_put_back
 from letopis.store.rules.redaction import message_of
 from letopis.store.rules.reducer import MessageChange
 from letopis.store.rules.rows import MessageRow
@@ -30,11 +31,15 @@ _INTERNAL_KEYS: Final = f'"{RESERVED}'
 
 @dataclass(slots=True, kw_only=True)
 class DecodedEvent:
-    """An event of a delivery, its typed body and its precondition."""
+    """An event of a delivery, its typed body and its precondition.
+
+    :ivar back: True if it puts a message back on the path.
+    """
 
     delivery: SequencedEvent
     body: Body
     expects: Precondition | None = None
+    back: bool = False
 
 
 def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) -> tuple[DecodedEvent, ...]:
@@ -51,7 +56,7 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
             raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
         try:
             data = decode(event.data)
-            expects = Precondition.of(decode(metadata)) if metadata is not None and _INTERNAL_KEYS in metadata else None
+            ours = decode(metadata) if metadata is not None and _INTERNAL_KEYS in metadata else None
         except ValueError as error:
             raise InvalidInput("data", "is no JSON object") from error
         body = read(type_name, *upcasters.upcast(type_name, schema_version, data))
@@ -60,16 +65,22 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
             check_identifier(body.owner_id, "data.owner_id")
         if isinstance(body, ConversationRewound) and body.to_message_id is not None:
             check_identifier(body.to_message_id, "data.to_message_id")
-        decoded.append(DecodedEvent(delivery=delivery, body=body, expects=expects))
+        if ours is None:
+            decoded.append(DecodedEvent(delivery=delivery, body=body))
+        else:
+            expects, back = Precondition.of(ours), isinstance(body, MessageAppended) and is_put_back(ours)
+            decoded.append(DecodedEvent(delivery=delivery, body=body, expects=expects, back=back))
     return tuple(decoded)
 
 
 def target_ids(decoded: Iterable[DecodedEvent]) -> frozenset[str]:
-    """Return the ids of the messages that events change or name, whether or not those exist."""
+    """Return the ids of the messages that events change, name or put back, whether or not those exist."""
     named = set()
     for item in decoded:
         body = item.body
         if isinstance(body, MessageAppended):
+            if item.back:
+                named.add(body.message.id)
             continue
         if isinstance(body, MessageChange):
             named.add(body.message_id)

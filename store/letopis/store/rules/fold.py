@@ -12,6 +12,7 @@ from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import RecordedEvent
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.rules.put_back import is_put_back
 from letopis.store.rules.recorded_messages import recorded_message, redacted, with_change
 from letopis.store.rules.reducer import ConversationState, MessageChange, MessageSink, reduce_event, takes_effect
 
@@ -85,6 +86,7 @@ class Fold:
             version=event.version,
             occurred_at=event.occurred_at,
             superseded=deleted or SUPERSEDED_KEY in event.metadata,
+            back=is_put_back(event.metadata),
         )
         self._pending += event.version is None
 
@@ -138,12 +140,16 @@ class _Messages(MessageSink):
             self._places.setdefault(message.id, []).append(place)
         self._path_end: int | None = None  # stored messages after this version have left the path
 
-    def append(self, body: MessageAppended, *, superseded: bool) -> None:
-        self._places.setdefault(body.message.id, []).append(len(self.messages))
+    def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
+        places = self._places.setdefault(body.message.id, [])
+        if back and not superseded and any(self.messages[place].on_path for place in places):
+            return False
+        places.append(len(self.messages))
         message = recorded_message(body, self.event, saved=self.saved)
         if superseded:
             message.on_path, message.superseded = False, True
         self.messages.append(message)
+        return True
 
     def change(self, body: MessageChange) -> None:
         has_content = self.event.digest is not None

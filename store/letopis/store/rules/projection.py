@@ -141,12 +141,13 @@ class _Projection(MessageSink):
         if conflict is None:
             if deleted:
                 conflict = Conflict(expected=0, actual=state.version)
-            elif isinstance(body, MessageEdited) and not event.redacted:
-                conflict = self._conflict_with_redaction(body)
+            elif not event.redacted and (item.back or isinstance(body, MessageEdited)):
+                conflict = self._conflict_with_redaction(message_of(event, body))
         if conflict is not None:
             self.projected.superseded[item.delivery.sequence] = conflict
             event = with_conflict(event, conflict)
-        if deleted or (not isinstance(body, MessageAppended) and self._is_of_redacted(event, body)):
+        first = isinstance(body, MessageAppended) and not item.back
+        if deleted or (not first and self._is_of_redacted(event, body)):
             event = strip_event(event)
         self._events.append(event)
         self._bodies.append(body)
@@ -157,13 +158,14 @@ class _Projection(MessageSink):
             version=self._version,
             occurred_at=event.occurred_at,
             superseded=conflict is not None,
+            back=item.back,
         )
         if conflict is None and not isinstance(body, MessageAppended):
             self._note_activity(body, event)
 
-    def _conflict_with_redaction(self, edit: MessageEdited) -> Conflict | None:
-        """Return the conflict of an edit if every message of its id was redacted: it would never be shown."""
-        redacted = [message.redacted_at for message in self._by_id.get(edit.message_id, ())]
+    def _conflict_with_redaction(self, message_id: str | None) -> Conflict | None:
+        """Return the conflict of new content of a message if all of its id were redacted: it must not be shown."""
+        redacted = [message.redacted_at for message in self._by_id.get(message_id or "", ())]
         if not redacted or None in redacted:
             return None
         return Conflict(expected=0, actual=max(version for version in redacted if version is not None))
@@ -181,8 +183,11 @@ class _Projection(MessageSink):
         elif isinstance(body, ConversationArchived | ConversationDeleted):
             self.projected.left = True
 
-    def append(self, body: MessageAppended, *, superseded: bool) -> None:
+    def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
         version = self._version
+        there = self._by_id.setdefault(body.message.id, [])
+        if back and not superseded and any(message.left_at is None for message in there):
+            return False
         message = MessageRow(
             version=version,
             message_id=body.message.id,
@@ -192,10 +197,12 @@ class _Projection(MessageSink):
             state=_APPENDED,
             left_at=version if superseded else None,
             redacted_at=version if self._events[-1].redacted else None,
+            back=back,
             new=True,
         )
-        self._by_id.setdefault(message.message_id, []).append(message)
+        there.append(message)
         self.rows.append(message)
+        return True
 
     def change(self, body: MessageChange) -> None:
         has_content = not self._events[-1].redacted

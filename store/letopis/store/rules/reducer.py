@@ -74,8 +74,13 @@ class MessageSink:
 
     __slots__ = ()
 
-    def append(self, body: MessageAppended, *, superseded: bool) -> None:
-        """Add a message; a superseded one is off the path from the start."""
+    def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
+        """Add a message; a superseded one is off the path from the start.
+
+        :param back: put it back; do nothing if it is on the path already.
+        :return: False if nothing was done.
+        """
+        return True
 
     def change(self, body: MessageChange) -> None:
         """Change each message of the id that the event names, where :func:`takes_effect` holds."""
@@ -106,6 +111,7 @@ def reduce_event(
     version: int | None,
     occurred_at: Moment,
     superseded: bool = False,
+    back: bool = False,
 ) -> None:
     """Apply the next event to a conversation and, through ``sink``, to its messages.
 
@@ -113,6 +119,7 @@ def reduce_event(
 
     :param version: of the event; ``None`` while it is pending.
     :param superseded: True if the event was put aside, or comes after the conversation's deletion.
+    :param back: True if the event puts a message back that was appended before, and paid for then.
     """
     if version is not None:
         state.version = version
@@ -121,10 +128,10 @@ def reduce_event(
         state.updated_at = occurred_at
     if isinstance(body, MessageAppended):
         # A superseded message was paid for too.
-        if tokens := body.message.tokens:
+        if (tokens := body.message.tokens) and not back:
             state.tokens = min(state.tokens + tokens, MAX_TOKENS)
-        state.message_count += not superseded
-        sink.append(body, superseded=superseded)
+        added = sink.append(body, superseded=superseded, back=back)
+        state.message_count += added and not superseded
         return
     if superseded:
         return

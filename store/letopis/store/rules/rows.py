@@ -57,7 +57,10 @@ class ConversationRow:
 
 @dataclass(slots=True, kw_only=True)
 class MessageRow:
-    """A row of the messages; mutable for the time of one transaction."""
+    """A row of the messages; mutable for the time of one transaction.
+
+    :ivar back: True if its event put back a message that has an earlier row.
+    """
 
     version: int
     message_id: str
@@ -68,6 +71,7 @@ class MessageRow:
     left_at: int | None = None
     redacted_at: int | None = None
     reactions: tuple[Reaction, ...] = ()
+    back: bool = False
     new: bool = False
     changed: bool = False
 
@@ -91,6 +95,7 @@ class MessageRow:
             self.left_at,
             self.redacted_at,
             reactions_to_text(self.reactions),
+            1 if self.back else None,
         )
 
 

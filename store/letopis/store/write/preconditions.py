@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.row_mapping import conflict_of
 from letopis.store.database.schema import events, lanes
-from letopis.store.rules.preconditions import Conflict, LoggedEvent, detect_conflicts, lowest_seen_version
+from letopis.store.rules.preconditions import (
+    Conflict,
+    LoggedEvent,
+    Precondition,
+    detect_conflicts,
+    lowest_seen_version,
+)
 from letopis.store.write.lanes import AcceptedLane
 from letopis.store.write.transaction import ApplyTransaction, of_conversation
+
+Condition = tuple[int, UUID, Precondition]
+"""Sequence, event id and condition of an event."""
 
 
 class ConflictLookup:
@@ -42,19 +54,39 @@ class ConflictLookup:
             for item in lane.fresh
             if item.expects is not None
         ]
-        key: dict[str, Any] = {**lane.key, "origin": transaction.origin.origin_id}
-        # If every event is from this outbox, no other writer can have been first.
-        if not conditions or (await transaction.execute(self._others, **key)).first() is None:
+        if not conditions:
             return {}
-        head = lane.compared.head
+        key: dict[str, Any] = {**lane.key, "origin": transaction.origin.origin_id}
+        return await self._detect(transaction.connection, key, conditions, lane.compared.head)
+
+    async def find_before(
+        self, connection: AsyncConnection, key: Mapping[str, Any], event_id: UUID, expects: Precondition, *, head: int
+    ) -> Conflict | None:
+        """Return the conflict that an event would have if it were delivered now; ``None`` if it is stored already.
+
+        :param key: of the conversation, with the ``origin`` of the event.
+        :param head: the last sequence of this outbox that is stored.
+        """
+        if (await connection.execute(self._batches, {**key, "ids": [event_id]})).first() is not None:
+            return None
+        sequence = max(head, expects.sequence) + 1
+        found = await self._detect(connection, key, [(sequence, event_id, expects)], head)
+        return found.get(sequence)
+
+    async def _detect(
+        self, connection: AsyncConnection, key: Mapping[str, Any], conditions: Sequence[Condition], head: int
+    ) -> dict[int, Conflict]:
+        # If every event is from this outbox, no other writer can have been first.
+        if (await connection.execute(self._others, key)).first() is None:
+            return {}
         found: list[Any] = []
         for sequence in {one.sequence for _, _, one in conditions if one.version is None and one.sequence <= head}:
-            found += await transaction.execute(self._last_seen, **key, sequence=sequence)
+            found += await connection.execute(self._last_seen, {**key, "sequence": sequence})
         for part in in_batches({one.batch_id for _, _, one in conditions if one.batch_id is not None}):
-            found += await transaction.execute(self._batches, **key, ids=part)
+            found += await connection.execute(self._batches, {**key, "ids": part})
         own = [_logged(row, own=True) for row in found]
         after = lowest_seen_version(conditions, own, head=head)
-        unseen = await transaction.execute(self._unseen, **key, after=after)
+        unseen = await connection.execute(self._unseen, {**key, "after": after})
         return detect_conflicts(conditions, [*own, *(_logged(row, own=False) for row in unseen)], head=head)
 
 

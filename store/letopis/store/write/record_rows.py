@@ -38,10 +38,17 @@ class RecordRows:
             )
             for table in (records, record_parts, record_tags)
         }
+        beyond = sa.and_(records.c.namespace == sa.bindparam("start"), records.c.record_key > sa.bindparam("last"))
         self._under = (
-            sa.select(records.c.record_id, records.c.namespace)
-            .where(at, records.c.scope == sa.bindparam("at_scope"), records.c.namespace >= sa.bindparam("start"))
+            sa.select(records.c.record_id, records.c.namespace, records.c.record_key)
+            .where(
+                at,
+                records.c.scope == sa.bindparam("at_scope"),
+                records.c.namespace >= sa.bindparam("start"),
+                sa.or_(records.c.namespace > sa.bindparam("start"), beyond),
+            )
             .order_by(records.c.namespace, records.c.record_key)
+            .limit(sa.literal_column(str(_CLEARED_PER_READ)))
         )
         self._erase_traces = (
             sa.update(record_ledger)
@@ -95,14 +102,15 @@ class RecordRows:
         if end is not None:
             statement = statement.where(records.c.namespace < sa.bindparam("end"))
         values = {"at_partition": partition, "at_scope": scope, **({} if end is None else {"end": end})}
-        if lane is None or not owner.in_lanes:
-            # What is removed is gone from the next page, which begins at the start again.
-            while rows := (await transaction.execute(statement.limit(_CLEARED_PER_READ), start=start, **values)).all():
-                await self._remove(transaction, partition, [row.record_id for row in rows])
-            return
-        rows = (await transaction.execute(statement, start=start, **values)).all()
-        mine = [row.record_id for row in rows if owner.lane(bytes(row.namespace)) == lane]
-        await self._remove(transaction, partition, mine)
+        last = b""  # before all keys, which are never empty
+        while rows := (await transaction.execute(statement, start=start, last=last, **values)).all():
+            mine = [
+                row.record_id
+                for row in rows
+                if lane is None or not owner.in_lanes or owner.lane(bytes(row.namespace)) == lane
+            ]
+            await self._remove(transaction, partition, mine)
+            start, last = bytes(rows[-1].namespace), bytes(rows[-1].record_key)
 
     async def erase_traces(
         self, transaction: ApplyTransaction, scope: str, *, lane: str | None = None, before: int = 2**62

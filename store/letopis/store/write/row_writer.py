@@ -82,7 +82,7 @@ class RowWriter:
             elif everything:
                 await self._eraser.erase_messages(*place, upto=before, reset_at=result.reset_at)
                 await self._eraser.strip(*place, after=retained, upto=before)
-            if result.redactions and not result.deleted:
+            if result.redactions and (retained > 0 or not everything):  # also in what is retained for forks
                 await self._eraser.strip_messages(*place, result.redactions, upto=before)
             # Retained content is checked again afterwards: only then is all of this batch there to look at.
             released = released or result.released or (everything and retained > 0)

@@ -451,6 +451,7 @@ def test_a_loop_that_ends_lets_its_tasks_append_their_last(tmp_path: Path) -> No
         return tasks
 
     assert all(one.cancelled() for one in asyncio.run(main()))
+    assert REGISTRY.outboxes == []  # closed after them, and not opened once more
 
     async def check() -> None:
         for name in "abc":
@@ -534,10 +535,16 @@ def test_a_loop_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
         asyncio.run(history.append("c1", Message.user("from elsewhere")))
     assert time.monotonic() - begun < SOON
 
-    # It was withdrawn: the loop does not write it later on.
-    assert loop.run_until_complete(texts(history)) == ["first"]
+    # It was withdrawn: the loop does not write it later on, not even when it closes.
+    loop.run_until_complete(history.append("c1", Message.user("second")))
     loop.run_until_complete(history.close())
     loop.close()
+
+    async def check() -> None:
+        async with History(tmp_path / "bot.outbox.db", relay=False) as later:
+            assert await texts(later) == ["first", "second"]
+
+    asyncio.run(check())
 
 
 async def test_a_loop_of_its_own_outlives_those_that_use_it(tmp_path: Path) -> None:
@@ -625,6 +632,23 @@ async def test_one_that_comes_while_the_last_one_closes_opens_anew(tmp_path: Pat
     assert two.outbox is not before
     assert await texts(two) == ["a", "b"]
     await two.close()
+
+
+async def test_a_use_while_its_own_outbox_ends_waits_and_opens_it_anew(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    await history.append("c1", Message.user("a"))
+    before = history.outbox
+    [keeper] = [one for one in asyncio.all_tasks() if one.get_name() == "letopis-outbox"]
+    keeper.cancel()  # as the end of the loop does
+    while not REGISTRY.outboxes[0].ending:  # noqa: ASYNC110 - tells nobody
+        await asyncio.sleep(0)
+
+    async with asyncio.timeout(SOON):
+        await history.append("c1", Message.user("b"))
+
+    assert history.outbox is not before
+    assert await texts(history) == ["a", "b"]
+    await history.close()
 
 
 async def test_other_options_are_refused_and_left_out_ones_are_taken(tmp_path: Path) -> None:

@@ -324,4 +324,5 @@ def test_rows_stand_in_the_order_of_the_columns() -> None:
         "left_at": None,
         "redacted_at": None,
         "reactions": None,
+        "back": None,
     }

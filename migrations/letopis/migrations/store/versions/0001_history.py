@@ -45,7 +45,7 @@ record_lane = (
     .with_variant(mysql.VARCHAR(264, charset="utf8mb4", collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
 )
 record_key = sa.LargeBinary(512).with_variant(mysql.VARBINARY(512), "mysql", "mariadb")
-value = sa.LargeBinary(1_048_576).with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+value = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 row_id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 INSERT = "INSERT INTO letopis_search_words(rowid, scope, document) VALUES (new.id, new.scope, new.document);"
@@ -86,7 +86,7 @@ def upgrade() -> None:
     create_index("ix_letopis_conversations_updated", "letopis_conversations", "updated_at", "conversation_id")
     create_index("uq_letopis_events_version", "letopis_events", "partition", "conversation_id", "version")
     create_index("uq_letopis_events_event_id", "letopis_events", "event_id", "partition", "conversation_id")
-    create_index("ix_letopis_messages_message_id", "letopis_messages", "partition", "conversation_id", "message_id")
+    create_index("ix_letopis_messages_message_id", "letopis_messages", "message_id", "conversation_id", "partition")
     create_index("ix_letopis_conversations_forked", "letopis_conversations", "forked_from_id")
     create_index("uq_letopis_search_message", "letopis_search", "generation", "partition", "conversation_id", "version")
     create_full_text_index()
@@ -184,6 +184,7 @@ def create_tables() -> None:
         sa.Column("left_at", sa.BigInteger()),
         sa.Column("redacted_at", sa.BigInteger()),
         sa.Column("reactions", json),
+        sa.Column("back", sa.SmallInteger()),
         comment="An index over the log: which event holds a message, its current content and its delivery.",
     )
     create(

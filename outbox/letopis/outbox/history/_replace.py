@@ -1,0 +1,111 @@
+"""Make given messages the whole path of a conversation, in one append."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from uuid import UUID
+
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
+from letopis.outbox.history._append import Appender
+from letopis.outbox.history._find_message import MessageFinder
+from letopis.outbox.history._read import HistoryReader
+from letopis.outbox.history._rewind import retry_on_conflict
+from letopis.outbox.history.receipts import Receipt
+from letopis.store.errors import EventIdReused, InvalidInput, Reuse
+from letopis.store.model.codec import Limits
+from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.event_types import Body, ConversationRewound
+from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.messages import Message
+
+
+class Replacer:
+    """Replaces the path of conversations."""
+
+    def __init__(self, *, reader: HistoryReader, finder: MessageFinder, appender: Appender, limits: Limits) -> None:
+        self._reader = reader
+        self._finder = finder
+        self._appender = appender
+        self._limits = limits
+
+    async def replace(
+        self, conversation_id: str, messages: Iterable[Message], *, owner: str | None, reason: str | None
+    ) -> Receipt | None:
+        """Replace the path as ``History.replace`` does."""
+        check_identifier(conversation_id, "conversation_id")
+        wanted = _checked(messages)
+
+        async def attempt() -> Receipt | None:
+            page = await self._reader.messages(conversation_id)
+            # Of a path that is not known whole, nothing is known to stay.
+            kept = _count_common(page, wanted) if page.complete else 0
+            leaving = page.items[kept:]
+            what: list[Message | Body] = list(wanted[kept:])
+            if leaving or not page.complete:
+                what.insert(0, ConversationRewound(to_message_id=wanted[kept - 1].id if kept else None, reason=reason))
+            if not what:
+                return None
+            known = {one.id: one for one in leaving} | await self._off_path(conversation_id, wanted[kept:], leaving)
+            prepared = prepare(conversation_id, what, owner=owner, limits=self._limits, after=page.seen)
+            return await self._appender.append(_with_shown(prepared, known, wanted[kept:]))
+
+        return await retry_on_conflict(attempt)
+
+    async def _off_path(
+        self, conversation_id: str, wanted: Iterable[Message], leaving: Iterable[RecordedMessage]
+    ) -> dict[str, RecordedMessage]:
+        """Return the wanted messages that are there and off the path, also those that the outbox file does not hold.
+
+        While the history store is unavailable, it decides about these when they are delivered.
+        """
+        there = {one.id for one in leaving}
+        # An id that was just made is nowhere.
+        ids = [one.id for one in wanted if one.event_id is None and one.id not in there]
+        return (await self._finder.named(conversation_id, frozenset(ids)))[0] if ids else {}
+
+
+def _with_shown(prepared: Prepared, known: Mapping[str, RecordedMessage], wanted: Iterable[Message]) -> Prepared:
+    """Return an append that puts back what it takes off the path, or is off it, and what the file does not hold.
+
+    :raises EventIdReused: a message has other content than is known, or its content was erased.
+    """
+    given = {one.id: one for one in wanted}
+    shown: dict[UUID, UUID] = {}
+    for event, message_id in zip(prepared.events, prepared.message_ids, strict=True):
+        if message_id is None or (there := known.get(message_id)) is None:
+            continue
+        if _is_same(there, given[message_id]):
+            shown[event.event_id] = there.event_id
+        elif there.redacted or not there.edited:  # otherwise the file may hold what it was before
+            raise EventIdReused(
+                conversation_id=prepared.conversation_id,
+                event_id=event.event_id,
+                message_id=message_id,
+                reason=Reuse.ERASED if there.redacted else Reuse.OTHER_CONTENT,
+            )
+    return replace(prepared, shown=shown)
+
+
+def _count_common(path: Sequence[RecordedMessage], wanted: Sequence[Message]) -> int:
+    """Return how many messages a path begins with that are wanted there."""
+    return sum(1 for _ in takewhile(lambda pair: _is_same(*pair), zip(path, wanted, strict=False)))
+
+
+def _is_same(there: RecordedMessage, wanted: Message) -> bool:
+    return not there.redacted and there.message == wanted
+
+
+def _checked(messages: Iterable[Message]) -> tuple[Message, ...]:
+    if isinstance(messages, Message | str) or not isinstance(messages, Iterable):
+        raise InvalidInput("messages", f"must be messages, for example a list, not {type(messages).__name__}")
+    found = tuple(messages)
+    ids = set[str]()
+    for one in found:
+        if not isinstance(one, Message):
+            raise InvalidInput("messages", f"must all be Message, not {type(one).__name__}")
+        if one.id in ids:
+            raise InvalidInput("messages", f"has the id {one.id!r} twice: a message is on the path once")
+        ids.add(one.id)
+    return found

@@ -1,0 +1,339 @@
+"""Reads of one message, of some by a filter, of the newest events and of the log: pending and stored alike."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, Filter, InvalidInput, Message, StoreUnavailable
+from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.rules.filter import is_equal_json
+from tests.support.peers import refused_port
+
+CHAT = "chat-1"
+FILTERS = (
+    Filter(),
+    Filter(roles=["user"]),
+    Filter(roles={"assistant", "tool"}),
+    Filter(roles=()),
+    Filter(metadata={"agent": "a"}),
+    Filter(metadata={"n": 1}),
+    Filter(metadata={"n": True}),
+    Filter(metadata={"n": "1"}),
+    Filter(metadata={"n": None}),
+    Filter(metadata={"n": {"x": [1, {"y": False}]}}),
+    Filter(id_prefix="m1"),
+    Filter(id_prefix="M1"),
+    Filter(id_prefix="%"),
+    Filter(id_prefix="é_"),
+    Filter(roles=["user"], id_prefix="m", metadata={"agent": "a"}),
+)
+
+
+@pytest.fixture
+async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
+    """Two outboxes that feed one store, and deliver nothing by themselves."""
+    async with (
+        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
+        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
+    ):
+        yield one, two
+
+
+async def deliver(*histories: History) -> None:
+    for history in histories:
+        await Relay(history.outbox, history.store).drain_once()
+
+
+def some(count: int, *, first: int = 0) -> list[Message]:
+    draw = random.Random(first)
+    made = (Message.user, Message.assistant, Message.tool, Message.system)
+    values: tuple[Any, ...] = (1, True, "1", 1.0, None, {"x": [1, {"y": False}]}, {"x": [1, {"y": 0}]})
+    found = []
+    for number in range(first, first + count):
+        metadata: dict[str, Any] = {}
+        if draw.random() < 0.5:
+            metadata["agent"] = draw.choice("ab")
+        if draw.random() < 0.5:
+            metadata["n"] = draw.choice(values)
+        name = draw.choice([f"m{number}", f"M{number}", f"é_{number}", f"%{number}"])
+        found.append(draw.choice(made)(f"text {number}", id=name, metadata=metadata))
+    return found
+
+
+async def everything(history: History, **options: Any) -> list[RecordedMessage]:
+    return list(await history.messages(CHAT, last=None, **options))
+
+
+async def in_pages(history: History, size: int, *, newest: bool, **options: Any) -> list[str]:
+    found: list[str] = []
+    place: str | None = None
+    for _ in range(1_000):
+        page: Page[RecordedMessage]
+        if newest:
+            page = await history.messages(CHAT, last=size, before=place, **options)
+            found[:0] = [one.id for one in page]
+        else:
+            page = await history.messages(CHAT, first=size, after=place, **options)
+            found += [one.id for one in page]
+        assert len(page) <= size
+        if page.next is None:
+            return found
+        assert len(page) == size or not newest or page.next is not None
+        place = page.next
+    raise AssertionError("the pages do not end")
+
+
+@pytest.mark.parametrize("stage", ["pending", "stored", "both", "changed", "fork"])
+async def test_a_filter_wants_the_same_of_pending_and_stored_messages(
+    bots: tuple[History, History], stage: str
+) -> None:
+    bot, _ = bots
+    messages = some(90)
+    await bot.append(CHAT, *messages[:60])
+    if stage != "pending":
+        await deliver(bot)
+    if stage != "stored":
+        await bot.append(CHAT, *messages[60:])
+    if stage == "changed":
+        await bot.rewind(CHAT, to=messages[70].id)
+        await bot.redact(CHAT, *(one.id for one in messages[5:70:7]))
+        await bot.append(CHAT, *messages[80:85], *some(9, first=200))
+    if stage == "fork":
+        await bot.fork("child", of=CHAT, at=messages[75].id)
+        await bot.append("child", *some(20, first=300))
+    whole = await everything(bot)
+    for where in FILTERS:
+        wanted = [one.id for one in whole if where.matches(one)]
+        assert [one.id for one in await everything(bot, where=where)] == wanted
+        assert await bot.count(CHAT, where=where) == len(wanted)
+        assert [one.id for one in await bot.messages(CHAT, last=4, where=where)] == wanted[-4:]
+        assert [one.id for one in await bot.messages(CHAT, first=4, where=where)] == wanted[:4]
+        assert [one.id for one in await bot.messages(CHAT, first=3, offset=2, where=where)] == wanted[2:5]
+        kept = wanted[:-2] if len(wanted) > 2 else []
+        assert [one.id for one in await bot.messages(CHAT, last=3, offset=2, where=where)] == kept[-3:]
+    for where in FILTERS[::4]:
+        wanted = [one.id for one in whole if where.matches(one)]
+        assert await in_pages(bot, 7, newest=True, where=where) == wanted
+        assert await in_pages(bot, 7, newest=False, where=where) == wanted
+    assert await bot.count(CHAT) == len(whole)
+    assert [one.id for one in await bot.messages(CHAT, first=10, offset=5)] == [one.id for one in whole[5:15]]
+    assert [one.id for one in await bot.messages(CHAT, last=10, offset=5)] == [one.id for one in whole[-15:-5]]
+    if stage == "fork":
+        child = list(await bot.messages("child", last=None))
+        assert await bot.count("child") == len(child) == 96
+        where = Filter(roles=["user"])
+        assert list(await bot.messages("child", last=None, where=where)) == where.of(child)
+        assert list(await bot.messages("child", last=5, where=where)) == where.of(child)[-5:]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        (1, True, False),
+        (0, False, False),
+        (1, 1.0, True),
+        (1, "1", False),
+        (None, None, True),
+        (None, False, False),
+        ([1, True], [1, 1], False),
+        ([1], [1, 2], False),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
+        ({"a": 1}, {"a": 1, "b": 2}, False),
+        ((1, 2), [1, 2], True),
+        ("ab", ["a", "b"], False),
+    ],
+)
+def test_values_are_equal_as_json_is(one: object, other: object, *, equal: bool) -> None:
+    assert is_equal_json(one, other) is equal
+    assert is_equal_json(other, one) is equal
+
+
+async def test_wrong_filters_and_numbers_are_refused(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    for wrong in (
+        {"roles": "user"},
+        {"roles": ["bot"]},
+        {"metadata": [1]},
+        {"metadata": {1: 2}},
+        {"id_prefix": ""},
+        {"id_prefix": 1},
+        {"id_prefix": "a\0"},
+        {"id_prefix": "\ud800"},
+    ):
+        with pytest.raises(InvalidInput):
+            Filter(**wrong)  # type: ignore[arg-type]
+    for options in (
+        {"where": {"roles": ["user"]}},
+        {"offset": -1},
+        {"offset": 1.5},
+        {"last": 0},
+        {"last": True},
+    ):
+        with pytest.raises(InvalidInput):
+            await bot.messages(CHAT, **options)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput):
+        await bot.count(CHAT, where="user")  # type: ignore[arg-type]
+    assert await bot.count(CHAT) == 0
+    # There is no number of messages that is too large.
+    await bot.append(CHAT, Message.user("x"))
+    for many in (10_001, 10**12, 2**63, 10**30):
+        assert len(await bot.messages(CHAT, last=many)) == len(await bot.messages(CHAT, first=many)) == 1
+    await deliver(bot)
+    for many in (10_001, 10**12, 2**63, 10**30):
+        assert len(await bot.messages(CHAT, last=many)) == len(await bot.messages(CHAT, first=many)) == 1
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_one_message_by_its_id(bots: tuple[History, History], *, delivered: bool) -> None:
+    bot, other = bots
+    made = Message.user("made")
+    await bot.append(CHAT, Message.user("one", id="1"), Message.assistant("two", id="2"), made)
+    await bot.append("chat-2", Message.user("elsewhere", id="x"), Message.user("twice", id="2"))
+    if delivered:
+        await deliver(bot)
+    await bot.edit(CHAT, "1", "edited")
+    await bot.rewind(CHAT, to="1")
+    for name in (CHAT, None):
+        found = await bot.message("1", conversation=name)
+        assert found is not None
+        assert (found.text, found.on_path, found.conversation_id) == ("edited", True, CHAT)
+        gone = await bot.message(made.id, conversation=name)
+        assert gone is not None
+        assert (gone.text, gone.on_path) == ("made", False)
+    assert await bot.message("nowhere") is None
+    assert await bot.message("x", conversation=CHAT) is None
+    with pytest.raises(InvalidInput, match="several conversations"):
+        await bot.message("2")
+    twice = await bot.message("2", conversation="chat-2")
+    assert twice is not None and twice.text == "twice"
+    await bot.append(CHAT, Message.assistant("two", id="2"))  # put back: the one that is shown
+    back = await bot.message("2", conversation=CHAT)
+    assert back is not None and back.on_path
+
+    if delivered:
+        await deliver(bot)
+        seen = await other.message("1")
+        assert seen is not None and seen.text == "edited"
+        await bot.delete("chat-2")
+        assert await bot.message("x") is None
+        assert (await bot.message("2")) is not None  # no longer ambiguous
+        await deliver(bot)
+        assert await other.message("x") is None
+    for wrong in ("", "a\n", 5):
+        with pytest.raises(InvalidInput):
+            await bot.message(wrong)  # type: ignore[arg-type]
+
+
+async def test_while_the_store_is_away_what_cannot_be_known_is_not_answered(tmp_path: Path) -> None:
+    url = f"postgresql://bot@127.0.0.1:{await refused_port()}/history"
+    async with History.open(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as bot:
+        await bot.append(CHAT, Message.user("one", id="1"), Message.assistant("two", id="2"))
+        for name in (CHAT, None):
+            found = await bot.message("1", conversation=name)
+            assert found is not None and found.text == "one"
+            with pytest.raises(StoreUnavailable):
+                await bot.message("nowhere", conversation=name)
+        with pytest.raises(StoreUnavailable):
+            await bot.count(CHAT)
+        with pytest.raises(StoreUnavailable):
+            await bot.count(CHAT, where=Filter(roles=["user"]))
+        page = await bot.messages(CHAT, where=Filter(roles=["user"]))
+        assert ([one.id for one in page], page.complete) == (["1"], False)
+        events = await bot.events(CHAT, last=2)
+        assert ([one.type for one in events], events.complete) == (["message.appended"] * 2, False)
+        listed = await bot.conversations(oldest_first=True)
+        assert ([one.conversation_id for one in listed], listed.complete) == ([CHAT], False)
+
+
+@pytest.mark.parametrize("stage", ["pending", "stored", "both"])
+async def test_the_newest_events_come_in_pages(bots: tuple[History, History], stage: str) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, *some(12))
+    if stage != "pending":
+        await deliver(bot)
+    if stage != "stored":
+        await bot.rename(CHAT, "title")
+        await bot.append(CHAT, *some(5, first=50))
+        await bot.rename(CHAT, "other")
+    whole = [one.event_id for one in await bot.events(CHAT)]
+    renamed = {"conversation.renamed", "conversation.started"}
+    chosen = [one.event_id for one in await bot.events(CHAT) if one.type in renamed]
+    for types, expected in ((None, whole), (renamed, chosen), ({"custom.none"}, [])):
+        for size in (1, 4, 100):
+            backward: list[Any] = []
+            forward: list[Any] = []
+            place: str | None = None
+            while True:
+                page = await bot.events(CHAT, last=size, before=place, types=types)
+                assert len(page) <= size
+                backward[:0] = [one.event_id for one in page]
+                if (place := page.next) is None:
+                    break
+            after: str | int = 0
+            while True:
+                page = await bot.events(CHAT, limit=size, after=after, types=types)
+                forward += [one.event_id for one in page]
+                if page.next is None:
+                    break
+                after = page.next
+            assert backward == expected, (types, size)
+            assert forward == expected, (types, size)
+    for options in ({"before": 3}, {"last": 0}, {"types": "x"}, {"types": ["Wrong"]}, {"last": 1, "before": "x"}):
+        with pytest.raises(InvalidInput):
+            await bot.events(CHAT, **options)  # type: ignore[arg-type]
+
+
+async def test_conversations_come_oldest_first(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    for number in range(9):
+        await bot.append(f"c{number}", Message.user("x"), owner=42 if number % 2 else 7)
+        if number == 4:
+            await deliver(bot)
+    await bot.append("c1", Message.user("again"))
+
+    async def listed(**options: Any) -> list[str]:
+        found: list[str] = []
+        after: str | None = None
+        while True:
+            page = await bot.conversations(after=after, limit=2, **options)
+            found += [one.conversation_id for one in page]
+            if (after := page.next) is None:
+                return found
+
+    oldest = ["c0", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c1"]
+    assert await listed(oldest_first=True) == oldest
+    assert await listed() == oldest[::-1]
+    assert await listed(owner=42, oldest_first=True) == ["c3", "c5", "c7", "c1"]
+    await deliver(bot)
+    assert await listed(oldest_first=True) == oldest
+    assert await listed(owner=7, oldest_first=True) == ["c0", "c2", "c4", "c6", "c8"]
+
+
+async def test_the_log_is_read_from_a_position(bots: tuple[History, History], store: ConversationStore) -> None:
+    one, two = bots
+    assert await store.log() == Page(())
+    for number in range(5):
+        await one.append(f"c{number}", Message.user("x"))
+        await two.append(f"c{number}", Message.user("y"))
+        await deliver(one, two)
+    events = []
+    after: str | int = 0
+    while True:
+        page = await store.log(after=after, limit=3)
+        events += page
+        if page.next is None:
+            break
+        after = page.next
+    assert [event.position for event in events] == list(range(1, await store.head() + 1))
+    assert await store.log(after=await store.head()) == Page(())
+    assert [event.position for event in await store.log(after=4, limit=2)] == [5, 6]
+    for options in ({"after": -1}, {"limit": 0}, {"limit": 10_001}, {"partition": 7}, {"after": "x"}):
+        with pytest.raises(InvalidInput):
+            await store.log(**options)  # type: ignore[arg-type]

@@ -1,0 +1,196 @@
+"""``confirm="store"``: a refusal is answered at once, with nothing written; while the store is away, it says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store import (
+    ConversationGone,
+    ConversationStore,
+    InvalidInput,
+    Message,
+    NotConfirmed,
+    Seen,
+    StoreUnavailable,
+    VersionConflict,
+)
+from letopis.store.outbox_access import OutboxAccess
+from tests.support.peers import refused_port
+
+CHAT = "chat-1"
+
+
+@pytest.fixture
+async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
+    """Two outboxes that feed one store: the first with a relay, the second delivers when told to."""
+    async with (
+        History.open(tmp_path / "one.outbox.db", store=store, watch=False) as one,
+        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
+    ):
+        yield one, two
+
+
+async def deliver(history: History) -> None:
+    await Relay(history.outbox, history.store).drain_once()
+
+
+async def path(history: History) -> list[str]:
+    return [one.id for one in await history.messages(CHAT)]
+
+
+async def test_it_returns_once_the_store_lets_it_stand(bots: tuple[History, History], store: ConversationStore) -> None:
+    one, two = bots
+    await one.append(CHAT, Message.user("what?", id="q"))
+    # The question is pending still: what it is answered by comes after it.
+    page = await one.messages(CHAT)
+    receipt = await one.append(CHAT, Message.assistant("so", id="a"), expected=page, confirm="store")
+    assert [found.id for found in await store.messages(CHAT)] == ["q", "a"]
+    assert await receipt.saved(0.01)
+    # A retry finds it there, although the conversation has moved on.
+    await two.append(CHAT, Message.user("more", id="more"))
+    await deliver(two)
+    await one.append(CHAT, Message.assistant("so", id="a"), expected=page, confirm="store")
+    assert await path(one) == ["q", "a", "more"]
+
+
+@pytest.mark.parametrize("how", ["expected", "after"])
+async def test_a_refusal_comes_at_once_and_nothing_is_written(bots: tuple[History, History], how: str) -> None:
+    one, two = bots
+    await one.append(CHAT, Message.user("what?", id="q"))
+    await one.drained(10)
+    page: Any = await one.messages(CHAT)
+    await two.append(CHAT, Message.assistant("first", id="first"))
+    await deliver(two)
+    before = (await one.status()).lanes, await one.outbox.read(_count)
+    with pytest.raises(VersionConflict, match="history store") as refused:
+        await one.append(CHAT, Message.assistant("late", id="late"), confirm="store", **{how: page})
+    assert (refused.value.in_store, refused.value.set_aside) == (True, False)
+    assert refused.value.actual > refused.value.expected
+    assert ((await one.status()).lanes, await one.outbox.read(_count)) == before
+    assert await path(two) == ["q", "first"]
+    # Whoever reads again is not late; a local writer is seen locally, as ever.
+    page = await one.messages(CHAT)
+    await one.append(CHAT, Message.assistant("late", id="late"), confirm="store", **{how: page})
+    with pytest.raises(VersionConflict) as local:
+        await one.append(CHAT, Message.assistant("x"), confirm="store", **{how: page})
+    assert not local.value.set_aside
+    assert await path(two) == ["q", "first", "late"]
+
+
+def _count(connection: Any) -> int:
+    count: int = connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_events").scalar_one()
+    return count
+
+
+async def test_a_conversation_is_created_once(bots: tuple[History, History]) -> None:
+    one, two = bots
+    absent = Seen(sequence=0, version=0)
+    await one.append(CHAT, Message.user("mine", id="mine"), expected=absent, confirm="store")
+    with pytest.raises(VersionConflict):
+        await two.append(CHAT, Message.user("mine too", id="too"), expected=absent, confirm="store", timeout=0.1)
+    assert await path(two) == ["mine"]
+
+
+async def test_of_many_at_once_one_stands(
+    bots: tuple[History, History], tmp_path: Path, store: ConversationStore
+) -> None:
+    one, _ = bots
+    async with History.open(tmp_path / "three.outbox.db", store=store, watch=False) as three:
+        await one.append(CHAT, Message.user("what?", id="q"))
+        assert await one.drained(10)
+        for number in range(4):
+            pages = [await history.messages(CHAT) for history in (one, three)]
+            outcomes = await asyncio.gather(
+                *(
+                    history.append(
+                        CHAT,
+                        Message.assistant("so", id=f"{place}-{number}"),
+                        expected=page,
+                        confirm="store",
+                        timeout=60,
+                    )
+                    for place, (history, page) in enumerate(zip((one, three), pages, strict=True))
+                ),
+                return_exceptions=True,
+            )
+            assert sum(isinstance(outcome, VersionConflict) for outcome in outcomes) == 1, outcomes
+            [stood] = [place for place, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
+            assert (await path(one))[-1] == (await path(three))[-1] == f"{stood}-{number}"
+        assert len(await path(one)) == 5
+
+
+async def test_what_was_first_by_moments_sets_the_append_aside(
+    bots: tuple[History, History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = bots
+    await one.append(CHAT, Message.user("what?", id="q"))
+    assert await one.drained(10)
+    page = await one.messages(CHAT)
+    real = OutboxAccess.conflict_before
+
+    async def slow(self: OutboxAccess, *args: Any, **options: Any) -> Any:
+        found = await real(self, *args, **options)
+        await two.append(CHAT, Message.assistant("first", id="first"))
+        await deliver(two)
+        return found
+
+    monkeypatch.setattr(OutboxAccess, "conflict_before", slow)
+    with pytest.raises(VersionConflict, match="set aside") as refused:
+        await one.append(CHAT, Message.assistant("late", id="late"), expected=page, confirm="store", timeout=60)
+    assert refused.value.set_aside
+    assert await path(one) == await path(two) == ["q", "first"]
+
+
+async def test_a_deleted_conversation_refuses(bots: tuple[History, History]) -> None:
+    one, two = bots
+    await one.append(CHAT, Message.user("what?", id="q"))
+    assert await one.drained(10)
+    page = await one.messages(CHAT)
+    await two.delete(CHAT)
+    await deliver(two)
+    with pytest.raises(ConversationGone):
+        await one.append(CHAT, Message.assistant("late"), expected=page, confirm="store")
+
+
+async def test_without_a_delivery_it_is_written_and_not_confirmed(bots: tuple[History, History]) -> None:
+    _, two = bots
+    message = Message.user("x", id="x")
+    with pytest.raises(NotConfirmed) as waiting:
+        await two.append(CHAT, message, expected=0, confirm="store", timeout=0.05)
+    assert len(waiting.value.event_ids) == 1
+    assert await path(two) == ["x"]
+    await deliver(two)
+    assert (await two.append(CHAT, message, expected=0, confirm="store", timeout=10)).message_id == "x"
+
+
+async def test_while_the_store_is_away_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    url = f"postgresql://bot@127.0.0.1:{await refused_port()}/history"
+    async with History.open(tmp_path / "bot.outbox.db", store=url, watch=False) as bot:
+        await bot.append(CHAT, Message.user("what?", id="q"))
+        page = await bot.messages(CHAT)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="what other outboxes have written"):
+                await bot.append(CHAT, Message.assistant("so", id="a"), expected=page, confirm="store")
+        assert await path(bot) == ["q"]
+        late = await bot.append(CHAT, Message.assistant("so", id="a"), expected=page)  # the default still works
+        assert not await late.saved(0.01)
+
+
+async def test_wrong_arguments_are_refused(bots: tuple[History, History]) -> None:
+    one, _ = bots
+    for options in (
+        {"confirm": "store"},
+        {"confirm": "outbox", "expected": 0},
+        {"confirm": True, "expected": 0},
+        {"confirm": "store", "expected": 0, "timeout": "soon"},
+    ):
+        with pytest.raises(InvalidInput):
+            await one.append(CHAT, Message.user("x"), **options)  # type: ignore[arg-type]
+    assert await path(one) == []

@@ -1,0 +1,274 @@
+"""What was taken off the path is put back on it by appending it again, from one outbox and from a second one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, EventIdReused, Message, MessageAppended, Reuse
+from letopis.store.model.event_types import ConversationRewound
+from letopis.store.rules.fold import fold
+from letopis.store.rules.put_back import PUT_BACK_KEY
+
+CHAT = "chat-1"
+
+
+@pytest.fixture
+async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
+    """Two outboxes that feed one store, and deliver nothing by themselves."""
+    async with (
+        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
+        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
+    ):
+        yield one, two
+
+
+async def deliver(*histories: History) -> None:
+    for history in histories:
+        await Relay(history.outbox, history.store).drain_once()
+
+
+async def path(history: History) -> list[str]:
+    return [one.id for one in await history.messages(CHAT)]
+
+
+async def take_back(history: History, how: str) -> None:
+    match how:
+        case "pop":
+            await history.pop(CHAT)
+        case "undo":
+            await history.undo(CHAT)
+        case "clear":
+            await history.clear(CHAT)
+        case "rewind":
+            await history.rewind(CHAT, to="first")
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+@pytest.mark.parametrize("how", ["pop", "undo", "clear", "rewind"])
+async def test_the_same_content_is_put_back(
+    bots: tuple[History, History], store: ConversationStore, how: str, *, delivered: bool
+) -> None:
+    bot, reader = bots
+    message = Message.user("the words", id="m", tokens=7)
+    await bot.append(CHAT, Message.assistant("before", id="first"), message)
+    assert (await bot.append(CHAT, message)).sequence == 3  # while it is read, to say it again does nothing
+    if delivered:
+        await deliver(bot)
+    await take_back(bot, how)
+    if delivered:
+        await deliver(bot)
+    with pytest.raises(EventIdReused) as other:
+        await bot.append(CHAT, Message.user("other words", id="m"))
+    assert other.value.reason is Reuse.OTHER_CONTENT
+
+    again = await bot.append(CHAT, message)
+    await bot.append(CHAT, message)  # a retry of it has no effect
+    await bot.append(CHAT, Message.user("after", id="after"))
+    expected = ["m", "after"] if how == "clear" else ["first", "m", "after"]
+    assert await path(bot) == expected
+
+    await deliver(bot)
+    assert await again.saved(5)
+    assert not await again.superseded(5)
+    assert [(await bot.messages(CHAT))[-2].text, await path(bot), await path(reader)] == [
+        "the words",
+        expected,
+        expected,
+    ]
+    found = await bot.conversation(CHAT)
+    assert found is not None
+    assert (found.message_count, found.tokens) == (len(expected), 7)
+    counted = await bot.statistics()
+    assert (counted.messages, counted.tokens) == (3, 7)
+    # Each put-back is an event of its own, and whoever folds the log sees the same.
+    events = await store.events(CHAT)
+    put_back = [one for one in events if PUT_BACK_KEY in one.metadata]
+    assert [one.event_id for one in put_back] == list(again.event_ids)
+    assert [one.id for one in fold(events).path] == expected
+    hits = await bot.search("words", conversation=CHAT)
+    assert [hit.message.id for hit in hits] == ["m"]
+    assert [[message.on_path for message in await bot.messages(CHAT, every=True) if message.id == "m"]] == [
+        [False, True]
+    ]
+
+
+async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_for_it(
+    bots: tuple[History, History],
+) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, Message.user("one"), Message.assistant("two"))
+    popped = await bot.pop(CHAT)
+    assert popped is not None
+    again = await bot.append(CHAT, popped.message)
+    await bot.append(CHAT, popped.message)
+    assert [one.text for one in await bot.messages(CHAT)] == ["one", "two"]
+    assert again.message_id == popped.id
+    await deliver(bot)
+    assert [one.text for one in await bot.messages(CHAT)] == ["one", "two"]
+
+    # In another conversation it is another message.
+    await bot.append("other", popped.message)
+    assert [one.text for one in await bot.messages("other")] == ["two"]
+
+
+async def test_it_comes_and_goes_as_often_as_asked(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    message = Message.user("words", id="m")
+    for number in range(6):
+        receipt = await bot.append(CHAT, message)
+        assert await path(bot) == ["m"], number
+        if number % 2:
+            await deliver(bot)
+            assert await receipt.saved(5)
+        popped = await bot.pop(CHAT)
+        assert popped is not None and popped.id == "m"
+        assert await path(bot) == []
+    await deliver(bot)
+    assert await path(bot) == []
+
+
+async def test_rewinds_lead_to_a_message_that_was_put_back(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    first, second = Message.user("1", id="1"), Message.assistant("2", id="2")
+    await bot.append(CHAT, first, second)
+    await bot.clear(CHAT)
+    await bot.append(CHAT, second, first, Message.user("3", id="3"))
+    await bot.rewind(CHAT, to="2")
+    assert await path(bot) == ["2"]
+    await deliver(bot)
+    assert await path(bot) == ["2"]
+
+
+async def test_one_append_may_take_away_and_put_back(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    old, new = Message.user("old", id="old"), Message.user("new", id="new")
+    await bot.append(CHAT, old)
+    await bot.append(CHAT, ConversationRewound(), old, new, ConversationRewound(), new, old)
+    assert await path(bot) == ["new", "old"]
+    await deliver(bot)
+    assert await path(bot) == ["new", "old"]
+
+
+@pytest.mark.parametrize("first", ["rewind", "put back"])
+async def test_a_put_back_that_races_with_a_rewind_of_another_outbox(
+    bots: tuple[History, History], first: str, store: ConversationStore
+) -> None:
+    one, two = bots
+    message = Message.user("words", id="m")
+    await one.append(CHAT, Message.user("before", id="first"), message)
+    await one.pop(CHAT)
+    await deliver(one)
+    again = await one.append(CHAT, message)
+    await two.clear(CHAT)
+    await deliver(*((two, one) if first == "rewind" else (one, two)))
+
+    assert await again.saved(5)
+    expected = ["m"] if first == "rewind" else []
+    assert (await path(one), await path(two)) == (expected, expected)
+    found = await store.conversation(CHAT)
+    assert found is not None and found.message_count == len(expected)
+    # Whoever says it again has it on the path again, or still.
+    await one.append(CHAT, Message.user("next", id="next"))
+    await deliver(one)
+    assert await path(two) == [*expected, "next"]
+
+
+async def test_two_put_backs_show_it_once(bots: tuple[History, History], store: ConversationStore) -> None:
+    one, two = bots
+    message = Message.user("words", id="m", tokens=3)
+    twins = [await bot.append(CHAT, message) for bot in bots]
+    await deliver(one, two)
+    await one.clear(CHAT)
+    await deliver(one)
+    await two.clear(CHAT)
+    await deliver(two)
+    again = [await bot.append(CHAT, message) for bot in bots]
+    await deliver(one, two)
+    for receipt in (*twins, *again):
+        assert await receipt.saved(5)
+    assert (await path(one), await path(two)) == (["m"], ["m"])
+    found = await store.conversation(CHAT)
+    assert found is not None
+    assert (found.message_count, found.tokens) == (1, 3)
+    assert [one.id for one in fold(await store.events(CHAT)).path] == ["m"]
+
+
+async def test_erased_content_does_not_come_back(bots: tuple[History, History], store: ConversationStore) -> None:
+    one, two = bots
+    message = Message.user("secret", id="m")
+    await one.append(CHAT, message)
+    await one.clear(CHAT)
+    await deliver(one)
+    again = await one.append(CHAT, message)
+    await two.redact(CHAT, "m")
+    await deliver(two)
+    await deliver(one)
+    assert not await again.saved(5)
+    assert await again.superseded(5)
+    assert await path(two) == []
+    assert "secret" not in repr(await store.events(CHAT))
+
+    await one.append(CHAT, Message.user("other", id="n"))
+    await one.redact(CHAT, "n")
+    with pytest.raises(EventIdReused) as refused:
+        await one.append(CHAT, Message.user("other", id="n"))
+    assert refused.value.reason is Reuse.ERASED
+
+
+async def test_a_lost_acknowledgement_puts_nothing_back_twice(
+    bots: tuple[History, History], store: ConversationStore
+) -> None:
+    bot, _ = bots
+    message = Message.user("words", id="m")
+    await bot.append(CHAT, message)
+    await bot.clear(CHAT)
+    again = await bot.append(CHAT, message)
+    await deliver(bot)
+    await bot.outbox.write(
+        lambda connection: (
+            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1").rowcount
+        )
+    )
+    await deliver(bot)
+    assert await again.saved(5)
+    assert [event.type for event in await store.events(CHAT)].count(MessageAppended.type) == 2
+    assert await path(bot) == ["m"]
+
+
+async def test_the_rebuilt_rows_are_the_same(bots: tuple[History, History], store: ConversationStore) -> None:
+    one, two = bots
+    message = Message.user("words", id="m", tokens=3)
+    await one.append(CHAT, message)
+    await two.append(CHAT, Message.user("other", id="other"))
+    await deliver(one, two)
+    await one.clear(CHAT)
+    await one.append(CHAT, message)
+    await deliver(one)
+    await two.append(CHAT, message)
+    await two.redact(CHAT, "m")
+    await deliver(two)
+    assert [found.differences async for found in store.rebuild(check=True)] == [()]
+
+
+async def test_a_pending_reset_lets_nothing_come_back(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, Message.user("secret", id="m"), Message.user("popped", id="p"))
+    await bot.pop(CHAT)
+    await bot.reset(CHAT)
+    for message in (Message.user("secret", id="m"), Message.user("popped", id="p")):
+        with pytest.raises(EventIdReused) as refused:
+            await bot.append(CHAT, message)
+        assert refused.value.reason is Reuse.ERASED
+    with pytest.raises(EventIdReused):
+        await bot.replace(CHAT, [Message.user("new", id="n"), Message.user("popped", id="p")])
+    assert await path(bot) == []
+    await bot.append(CHAT, Message.user("new", id="n"))
+    await bot.clear(CHAT)
+    await bot.append(CHAT, Message.user("new", id="n"))
+    await deliver(bot)
+    assert await path(bot) == ["n"]

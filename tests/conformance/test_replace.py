@@ -1,0 +1,234 @@
+"""``replace`` makes given messages the whole path, whatever is pending, pruned or written by another outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, EventIdReused, InvalidInput, Message, VersionConflict
+
+CHAT = "chat-1"
+
+
+@pytest.fixture
+async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
+    """Two outboxes that feed one store, and deliver nothing by themselves."""
+    async with (
+        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
+        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
+    ):
+        yield one, two
+
+
+async def deliver(*histories: History) -> None:
+    for history in histories:
+        await Relay(history.outbox, history.store).drain_once()
+
+
+async def path(history: History, conversation: str = CHAT) -> list[tuple[str, str]]:
+    return [(one.id, one.text) for one in await history.messages(conversation)]
+
+
+def said(*names: str) -> list[Message]:
+    return [Message.user(f"words {name}", id=name, tokens=1) for name in names]
+
+
+def shown(*names: str) -> list[tuple[str, str]]:
+    return [(name, f"words {name}") for name in names]
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_it_becomes_the_whole_path(
+    bots: tuple[History, History], store: ConversationStore, *, delivered: bool
+) -> None:
+    bot, other = bots
+
+    async def settle() -> None:
+        if delivered:
+            await deliver(bot)
+
+    await bot.append(CHAT, *said("a", "b", "c", "d"))
+    await settle()
+    # What is the same at the beginning stays, the rest comes in the new order.
+    receipt = await bot.replace(CHAT, said("a", "c", "b", "new"))
+    assert receipt is not None
+    assert receipt.message_ids == ("c", "b", "new")
+    assert await path(bot) == shown("a", "c", "b", "new")
+    await settle()
+    assert await bot.replace(CHAT, said("a", "c", "b", "new")) is None
+    assert await bot.replace(CHAT, said("a")) is not None
+    await settle()
+    assert await path(bot) == shown("a")
+    assert await bot.replace(CHAT, []) is not None
+    assert await path(bot) == []
+    await settle()
+    last = await bot.replace(CHAT, [Message.system("summary", id="s"), *said("d")], owner=42)
+    assert last is not None
+    await deliver(bot)
+    assert await last.saved(5)
+    assert await path(bot) == await path(other) == [("s", "summary"), *shown("d")]
+    found = await store.conversation(CHAT)
+    assert found is not None
+    assert (found.message_count, found.tokens, found.owner_id) == (2, 5, "42")
+    assert [found.differences async for found in store.rebuild(check=True)] == [()]
+
+
+async def test_a_conversation_that_is_new_or_empty(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    assert await bot.replace(CHAT, []) is None
+    assert await bot.replace(CHAT, said("a", "b")) is not None
+    assert await path(bot) == shown("a", "b")
+
+
+async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[History, History]) -> None:
+    bot, other = bots
+    await other.append(CHAT, *said("x", "y"))
+    await deliver(other)
+    await bot.append(CHAT, *said("z"))
+    await deliver(bot)
+    await bot.outbox.write(prune_all)
+    for names in (("z", "x", "y"), ("x", "z"), ("z", "x"), ("new", "y", "z"), ()):
+        receipt = await bot.replace(CHAT, said(*names))
+        assert receipt is not None
+        assert await path(bot) == shown(*names)
+        await deliver(bot)
+        assert await receipt.saved(5)
+        assert await path(bot) == await path(other) == shown(*names)
+        await bot.outbox.write(prune_all)
+    await other.redact(CHAT, "x")
+    await deliver(other)
+    for refused in (Message.user("other words", id="y"), *said("x")):
+        with pytest.raises(EventIdReused):
+            await bot.replace(CHAT, [Message.user("n"), refused])
+
+
+def prune_all(connection: object) -> None:
+    cursor = connection.connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute("DELETE FROM letopis_outbox_events")
+    cursor.execute("UPDATE letopis_outbox_lanes SET pruned = head")
+    cursor.close()
+
+
+async def test_edited_messages_come_as_they_are_shown(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, *said("a", "b"))
+    await bot.edit(CHAT, "b", "edited")
+    messages = [one.message for one in await bot.messages(CHAT)]
+    await bot.replace(CHAT, messages[::-1])
+    assert await path(bot) == [("b", "edited"), *shown("a")]
+    await deliver(bot)
+    assert await path(bot) == [("b", "edited"), *shown("a")]
+    with pytest.raises(EventIdReused):
+        await bot.replace(CHAT, [Message.user("third", id="b")])
+
+
+async def test_refusals_write_nothing(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, *said("a", "b"))
+    await bot.redact(CHAT, "a")
+    before = await bot.events(CHAT)
+    for messages in (
+        said("n", "n"),
+        "text",
+        Message.user("one"),
+        [Message.user("x"), "y"],
+        [Message.user("\0", id="x")],
+    ):
+        with pytest.raises(InvalidInput):
+            await bot.replace(CHAT, messages)  # type: ignore[arg-type]
+    for messages in (said("new", "a"), [Message.user("other", id="b")]):
+        with pytest.raises(EventIdReused):
+            await bot.replace(CHAT, messages)
+    assert await bot.events(CHAT) == before
+
+
+async def test_of_two_outboxes_one_wins_whole(bots: tuple[History, History]) -> None:
+    one, two = bots
+    await one.append(CHAT, *said("a", "b"))
+    await deliver(one)
+    assert await path(two) == shown("a", "b")
+    first = await one.replace(CHAT, said("b", "x1", "x2"))
+    second = await two.replace(CHAT, said("y1", "b", "y2"))
+    assert first is not None and second is not None
+    await deliver(two, one)
+    assert (await second.saved(5), await first.superseded(5)) == (True, True)
+    assert await path(one) == await path(two) == shown("y1", "b", "y2")
+    # Whoever lost reads again and may replace what is there now.
+    again = await one.replace(CHAT, said("b", "x3"))
+    assert again is not None
+    await deliver(one)
+    assert await again.saved(5)
+    assert await path(two) == shown("b", "x3")
+
+
+async def test_an_append_in_between_is_not_lost(bots: tuple[History, History], monkeypatch: pytest.MonkeyPatch) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, *said("a"))
+    reader = bot._parts.reader
+    real = reader.messages
+    rounds = iter(range(100))
+
+    async def messages(*args: object, **options: object) -> object:
+        page = await real(*args, **options)  # type: ignore[arg-type]
+        if next(rounds) < limit:
+            await bot.append(CHAT, Message.user("between"))
+        return page
+
+    monkeypatch.setattr(reader, "messages", messages)
+    limit = 1
+    assert await bot.replace(CHAT, said("b")) is not None
+    limit = 100
+    with pytest.raises(VersionConflict):
+        await bot.replace(CHAT, said("c"))
+    monkeypatch.undo()
+    assert (await path(bot))[0] == ("b", "words b")
+
+
+VICTIM = """
+    import asyncio, sys
+    from letopis.outbox import History
+    from letopis.store import Message
+
+    async def main():
+        async with History.open(sys.argv[1], store=sys.argv[2], relay=False, watch=False) as history:
+            number = 0
+            while True:
+                number += 1
+                await history.replace("chat-1", [Message.user(f"{number}", id=f"{number}-{i}") for i in range(40)])
+                print(number, flush=True)
+
+    asyncio.run(main())
+"""
+
+
+async def test_a_kill_in_the_middle_leaves_all_or_nothing(tmp_path: Path) -> None:
+    for turn in range(3):
+        file = tmp_path / f"bot-{turn}.outbox.db"
+        child = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(VICTIM), str(file), str(tmp_path / "history.db")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        for _ in range(2 + turn):
+            line = await asyncio.to_thread(child.stdout.readline)
+        child.send_signal(signal.SIGKILL)
+        confirmed = int(line)
+        for rest in child.stdout.read().split():
+            confirmed = int(rest)
+        child.stdout.close()
+        child.wait()
+        async with History.open(file, store=tmp_path / "history.db", relay=False, watch=False) as history:
+            found = await history.messages(CHAT, last=None)
+            assert len(found) == 40
+            numbers = {int(one.text) for one in found}
+            assert len(numbers) == 1 and numbers <= {confirmed, confirmed + 1}

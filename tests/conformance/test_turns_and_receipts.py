@@ -1,0 +1,127 @@
+"""Turns are counted alike everywhere, receipts name what they are for, and many messages are redacted at once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdded
+from letopis.store.read.paging import Window
+from letopis.store.read.reader import ViewQuery
+
+CHAT = "chat-1"
+
+
+@pytest.fixture
+async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
+    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
+        yield history
+
+
+async def deliver(history: History) -> None:
+    await Relay(history.outbox, history.store).drain_once()
+
+
+async def talk(history: History, roles: str) -> None:
+    """Append messages named by their places: s, u, a or t each."""
+    made = {"s": Message.system, "u": Message.user, "a": Message.assistant, "t": Message.tool}
+    await history.append(CHAT, *(made[role](f"{role}{place}", id=f"{role}{place}") for place, role in enumerate(roles)))
+
+
+async def path(history: History) -> str:
+    return " ".join(one.id for one in await history.messages(CHAT))
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_consecutive_user_messages_are_one_turn(bot: History, *, delivered: bool) -> None:
+    await talk(bot, "suuauuuau")
+    if delivered:
+        await deliver(bot)
+    context = await bot.context(CHAT, turns=1)
+    assert [one.id for one in context.messages] == ["s0", "u8"]
+    context = await bot.context(CHAT, turns=2)
+    assert [one.id for one in context.messages] == ["s0", "u4", "u5", "u6", "a7", "u8"]
+    context = await bot.context(CHAT, turns=3)
+    assert context.complete
+    # A window that ends inside a question does not begin in the middle of it, if a later turn fits.
+    context = await bot.context(CHAT, last=4, keep_system=False)
+    assert [one.id for one in context.messages] == ["u8"]
+
+    await bot.undo(CHAT)
+    assert await path(bot) == "s0 u1 u2 a3 u4 u5 u6 a7"
+    assert [one.id for one in await bot.regenerate(CHAT)] == ["u4", "u5", "u6"]
+    await bot.undo(CHAT)
+    assert await path(bot) == "s0 u1 u2 a3"
+    await bot.undo(CHAT, 7)
+    assert await path(bot) == "s0"
+    assert await bot.undo(CHAT) is None
+
+
+async def test_a_long_question_is_read_to_its_beginning(bot: History) -> None:
+    await talk(bot, "ua" + "u" * 150 + "a")
+    await bot.undo(CHAT)
+    assert await path(bot) == "u0 a1"
+    await talk_on(bot, 150)
+    context = await bot.context(CHAT, turns=1)
+    assert len(context.messages) == 150
+
+
+async def talk_on(history: History, count: int) -> None:
+    await history.append(CHAT, *(Message.user("more") for _ in range(count)))
+
+
+async def test_receipts_name_all_messages(bot: History) -> None:
+    receipt = await bot.append(
+        CHAT, Message.user("1", id="1"), ReactionAdded(message_id="1", key="like"), Message.assistant("2", id="2")
+    )
+    assert (receipt.message_ids, receipt.message_id) == (("1", "2"), "2")
+    again = await bot.append(CHAT, Message.user("1", id="1"))
+    assert again.message_ids == ("1",)
+    renamed = await bot.rename(CHAT, "title")
+    assert (renamed.message_ids, renamed.message_id) == ((), None)
+    made = Message.user("x")
+    assert (await bot.append(CHAT, made)).message_ids == (made.id,)
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_many_messages_are_redacted_at_once(bot: History, store: ConversationStore, *, delivered: bool) -> None:
+    await talk(bot, "uauaua")
+    if delivered:
+        await deliver(bot)
+    before = await bot.events(CHAT)
+    with pytest.raises(InvalidInput):
+        await bot.redact(CHAT, "u0", ["a1"])  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="'nowhere'"):
+        await bot.redact(CHAT, "u0", "nowhere", "a1")
+    assert [one.text for one in await bot.messages(CHAT)] == ["u0", "a1", "u2", "a3", "u4", "a5"]
+    assert len(await bot.events(CHAT)) == len(before)
+
+    receipt = await bot.redact(CHAT, "u0", "a3", "u0", "a5", by="42")
+    assert len(receipt.event_ids) == 3
+    expected = [("u0", ""), ("a1", "a1"), ("u2", "u2"), ("a3", ""), ("u4", "u4"), ("a5", "")]
+    assert [(one.id, one.text) for one in await bot.messages(CHAT)] == expected
+    await deliver(bot)
+    assert await receipt.saved(5)
+    assert [(one.id, one.text) for one in await store.messages(CHAT)] == expected
+
+
+async def test_pop_reads_two_messages_and_counts_nothing(bot: History, store: ConversationStore) -> None:
+    await talk(bot, "ua" * 20)
+    await deliver(bot)
+    for place in range(39, 30, -1):
+        popped = await bot.pop(CHAT)
+        assert popped is not None and popped.id == f"{'ua'[place % 2]}{place}"
+    assert len(await bot.messages(CHAT)) == 31
+    found = await bot.conversation(CHAT)
+    assert found is not None and found.message_count == 31
+
+    # The positions that pending rewinds ask for cost a look-up each: counting would read the whole conversation.
+    query = ViewQuery(
+        conversation_id=CHAT, origin_id=bot.outbox.origin.origin_id, window=Window(last=2), names=("u30",)
+    )
+    view = await store.outbox_access.view(query)
+    assert (view.places["u30"].version, view.places["u30"].count) == (32, 0)
