@@ -30,6 +30,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 copybutton_prompt_text = "$ "
 
+autodoc_mock_imports = ["langgraph", "langchain_core"]  # frameworks of adapters: only the adapters are documented
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

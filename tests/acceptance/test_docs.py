@@ -109,9 +109,11 @@ def test_the_tutorial_shows_what_it_says(tmp_path: Path) -> None:
 
 def test_every_block_takes_names_that_exist() -> None:
     def is_there(module: str, name: str) -> bool:
-        return (
-            hasattr(importlib.import_module(module), name) or importlib.util.find_spec(f"{module}.{name}") is not None
-        )
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            return "pip install 'letopis[" in str(error)  # an adapter whose framework is not installed
+        return hasattr(loaded, name) or importlib.util.find_spec(f"{module}.{name}") is not None
 
     assert not [found for found in imports() if not is_there(found.module, found.name)]
 

@@ -9,8 +9,9 @@ except ModuleNotFoundError as error:
         "letopis.adapters.langgraph needs langgraph-checkpoint: pip install 'letopis[langgraph]'", name=error.name
     ) from error
 
+from letopis.adapters.langgraph.blocking import InHomeLoop
 from letopis.adapters.langgraph.checkpoints import CheckpointIncomplete
 from letopis.adapters.langgraph.saver import LetopisSaver
 from letopis.adapters.langgraph.store import LetopisStore
 
-__all__ = ("CheckpointIncomplete", "LetopisSaver", "LetopisStore")
+__all__ = ("CheckpointIncomplete", "InHomeLoop", "LetopisSaver", "LetopisStore")

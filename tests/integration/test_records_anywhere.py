@@ -1,0 +1,86 @@
+"""Records of a history that is not open yet, from any loop, and what is known of them while the store is away."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.store import ABSENT, InvalidInput, StoreUnavailable
+from tests.support.relays import deliver_all
+
+CP = ("cp",)
+
+
+def test_records_open_the_history_and_work_in_any_loop(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    records = history.records(conversation="chat-1")
+
+    async def main() -> list[str]:
+        await records.put(CP, "here", 1)
+        await asyncio.to_thread(lambda: asyncio.run(_put(history, "there")))
+        async with history.transaction() as tx:
+            await tx.put(records, CP, "together", 3, expected=ABSENT)
+        return [one.key for one in await records.list()]
+
+    async def again() -> list[str]:
+        found = [one.key for one in await records.list()]
+        await history.close()
+        return found
+
+    assert asyncio.run(main()) == ["here", "there", "together"]
+    assert asyncio.run(again()) == ["here", "there", "together"]  # opened again, in another loop
+
+
+async def _put(history: History, key: str) -> None:
+    await history.records(conversation="chat-1").put(CP, key, 2)
+
+
+async def test_several_are_deleted_in_one_append(bot: History) -> None:
+    records = bot.records(conversation="chat-1")
+    for key in "abcd":
+        await records.put(CP, key, key)
+    await deliver_all(bot)
+    receipts = await records.delete_many([(CP, "a"), (CP, "c"), (CP, "never there")])
+
+    assert [one.revision for one in receipts] == [None] * 3
+    assert [one.key for one in await records.list()] == ["b", "d"]
+    await deliver_all(bot)
+    assert [one.key for one in await records.list()] == ["b", "d"]
+    with pytest.raises(InvalidInput, match="keys"):
+        await records.delete_many([])
+    with pytest.raises(InvalidInput, match="key"):
+        await records.delete_many([(CP, "b"), (CP, "")])
+    assert len(await records.list()) == 2
+
+
+async def test_a_list_may_be_incomplete_while_the_store_is_away(alone: History) -> None:
+    records = alone.records(conversation="chat-1")
+    for number in range(5):
+        await records.put(CP, f"{number}", number)
+    await records.put(("other",), "k", 0)
+    await records.delete(CP, "3")
+    with pytest.raises(StoreUnavailable):
+        await records.list(CP)
+
+    page = await records.list(CP, reverse=True, limit=2, incomplete=True)
+    rest = await records.list(CP, reverse=True, limit=9, after=page.next, incomplete=True)
+    assert [(one.key, one.value, one.current, one.saved) for one in page] == [
+        ("4", 4, False, False),
+        ("2", 2, False, False),
+    ]
+    assert [one.key for one in rest] == ["1", "0"]
+    assert (page.complete, rest.complete, rest.next) == (False, False, None)
+    assert [one.key for one in await records.list(CP, start="1", end="3", incomplete=True)] == ["1", "2"]
+    await records.delete_where(CP)
+    assert [one.key for one in await records.list(incomplete=True)] == ["k"]
+
+
+async def test_a_list_is_complete_while_the_store_answers(bot: History) -> None:
+    records = bot.records(conversation="chat-1")
+    await records.put(CP, "a", 1)
+    page = await records.list(CP, incomplete=True)
+
+    assert page.complete and [one.current for one in page] == [True]
