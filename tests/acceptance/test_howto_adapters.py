@@ -1,0 +1,53 @@
+"""The guides to frameworks are right: their code runs through the framework's own runner, with a model of ours."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+
+HOWTO = ROOT / "docs" / "howto"
+LINES = 20
+"""How many lines a bot takes at most to get a history."""
+
+
+def code_of(page: str, place: int = 0) -> str:
+    """Return a block of code of a guide."""
+    text = (HOWTO / page).read_text(encoding="utf-8")
+    block: str = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[place]
+    return block
+
+
+def names_of(page: str) -> dict[str, Any]:
+    """Run the first block of a guide, which is short, and return what it defines."""
+    code = code_of(page)
+    assert len([line for line in code.splitlines() if line.strip()]) < LINES
+    names: dict[str, Any] = {}
+    exec(compile(code, page, "exec"), names)  # noqa: S102 - our own page
+    return names
+
+
+async def nothing(_: str) -> None:
+    """Think of nothing."""
+
+
+async def test_openai_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("agents", reason="needs openai-agents: pip install 'letopis[openai-agents]'")
+    from tests.support.bots.openai_agents import FakeModel
+
+    monkeypatch.chdir(tmp_path)
+    names = names_of("openai-agents.md")
+    names["agent"].model = FakeModel(nothing)
+    history = names["history"]
+
+    assert await names["answer"]("chat-1", "42", "What is tea?") == "answer to What is tea?"
+    await names["answer"]("chat-1", "42", "And coffee?")
+
+    exec(compile(code_of("openai-agents.md", 1), "page", "exec"), names)  # noqa: S102 - our own page
+    assert len(await names["session"].get_items()) == 4
+    assert [chat.conversation_id for chat in await history.conversations(owner="42")] == ["chat-1"]
+    await history.close()
