@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,26 @@ async def test_openai_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(await names["session"].get_items()) == 4
     assert [chat.conversation_id for chat in await history.conversations(owner="42")] == ["chat-1"]
     await history.close()
+
+
+async def test_langchain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("langchain_core", reason="needs langchain-core: pip install 'letopis[langchain]'")
+    from tests.support.bots.langchain import FakeModel
+
+    monkeypatch.chdir(tmp_path)
+    names = names_of("langchain.md")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        chain = names["chain_of"](FakeModel(thinks=nothing))
+    asked = {"configurable": {"session_id": "chat-1"}}
+
+    assert (await chain.ainvoke({"question": "What is tea?"}, asked)).content == "answer to What is tea?"
+    await chain.ainvoke({"question": "And coffee?"}, asked)
+
+    assert [message.text for message in await names["history"].messages("chat-1")] == [
+        "What is tea?",
+        "answer to What is tea?",
+        "And coffee?",
+        "answer to And coffee?",
+    ]
+    await names["history"].close()

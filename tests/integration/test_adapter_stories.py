@@ -15,6 +15,7 @@ from tests.support.story import TURNS, tell
 # framework: the package it needs, the extra of Letopis, whether it records a question before it asks the model.
 FRAMEWORKS = {
     "openai_agents": ("agents", "openai-agents", True),
+    "langchain": ("langchain_core", "langchain", False),
 }
 
 

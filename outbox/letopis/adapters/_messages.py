@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from letopis.adapters.formats import openai_chat
+from letopis.adapters.formats import openai_chat, to_message, with_own_items
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, RecordedMessage, StoreUnavailable
+from letopis.store.model.messages import Role
 from letopis.store.model.parts import Content
 
 T = TypeVar("T")
@@ -50,18 +52,26 @@ async def newest(
     return items if last is None else items[-last:]
 
 
-def content_of(item: Mapping[str, Any], text: str) -> Content:
-    """Return what a message of Chat Completions says, or its text if it is none.
+def kept(item: Mapping[str, Any], *, provider: str, chat: Mapping[str, Any] | None, role: Role, text: str) -> Message:
+    """Return a message that keeps a framework's item whole, beside what is understood of it.
 
-    Frameworks export most of their messages in this format, and fail for what it has no place for.
+    :param chat: the item as a message of Chat Completions, as frameworks export most of theirs; ``None`` if it has no
+        place there.
+    :param text: what is understood then.
+    :raises InvalidInput: the item holds what is no JSON.
     """
-    try:
-        (message,) = openai_chat.to_messages([item])
-    except InvalidInput:
-        return text
-    return text if message.content is None else message.content
+    content: Content | None = text
+    if chat is not None:
+        with suppress(InvalidInput):
+            (message,) = openai_chat.to_messages([chat])
+            role, content = message.role, message.content
+    name = item.get("name")
+    return to_message(item, provider=provider, role=role, content=content, name=name if isinstance(name, str) else None)
 
 
-def as_chat(message: Message) -> list[dict[str, Any]]:
-    """Return a message that came from elsewhere, or was edited, as messages of Chat Completions."""
-    return openai_chat.from_messages([message])
+def items_of(
+    messages: Iterable[Message | RecordedMessage], provider: str
+) -> Iterator[tuple[dict[str, Any] | None, list[dict[str, Any]]]]:
+    """Yield each message as its framework's item, or, where it came from elsewhere, as messages of Chat Completions."""
+    for message, own, _ in with_own_items(messages, provider):
+        yield own, [] if own is not None else openai_chat.from_messages([message])
