@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from tests.benchmarks.page import page, verdict_table
 from tests.benchmarks.part_append import append, peers
 from tests.benchmarks.part_daemon import daemon
 from tests.benchmarks.part_drain import drain
+from tests.benchmarks.part_fleet import fleet
 from tests.benchmarks.part_growth import growth
 from tests.benchmarks.part_loop import loop
 from tests.benchmarks.part_read import overlay, read
@@ -43,6 +45,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "loop": loop,
     "drain": drain,
     "daemon": daemon,
+    "fleet": fleet,
     "wake": wake,
     "read": read,
     "overlay": overlay,
@@ -113,12 +116,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small counts: shows that it works, and nothing else")
     parser.add_argument("--whole", action="store_true", help="read from a history of 1e7 messages too: 10 minutes more")
     parser.add_argument("--rounds", type=int, help="alternating rounds, 5 by default")
+    parser.add_argument("--files", type=int, help="outbox files of the part fleet, 1,000 by default")
+    parser.add_argument("--processes", type=int, default=1, help="processes of its daemon")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", metavar="DIR")
     parser.add_argument("--publish", action="store_true", help=f"write {PUBLISHED.relative_to(ROOT)} too")
     given = parser.parse_args()
     scale = QUICK if given.quick else Scale(whole=given.whole)
+    scale = replace(scale, files=given.files, processes=given.processes)
     if given.rounds is not None:
-        scale = Scale(rounds=given.rounds, factor=scale.factor, whole=scale.whole)
+        scale = replace(scale, rounds=given.rounds)
     if given.publish and (given.quick or scale.rounds < 5):
         parser.error("what is published is not quick, and has five rounds or more")
     report = measure(given.part, scale)

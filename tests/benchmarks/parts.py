@@ -20,11 +20,15 @@ class Scale:
 
     :ivar rounds: alternating ones, at least five in a run whose figures are to be shown.
     :ivar factor: what all counts and times are multiplied by.
+    :ivar files: outbox files of the part ``fleet``; ``None`` for its own number.
+    :ivar processes: of its daemon.
     """
 
     rounds: int = 5
     factor: float = 1.0
     whole: bool = False
+    files: int | None = None
+    processes: int = 1
 
     def count(self, number: int, *, least: int = 1) -> int:
         """Return this number, or a smaller one in a quick run."""

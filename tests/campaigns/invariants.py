@@ -314,10 +314,11 @@ def read_outbox(path: Path) -> OutboxState:
         ((origin,),) = connection.execute("SELECT origin_id FROM letopis_outbox_origin").fetchall()
         lanes = connection.execute(
             "SELECT conversation_id, head, delivered, pruned, state, deleted FROM letopis_outbox_lanes"
+            " WHERE conversation_id > char(2)"  # lanes of records are checked by `record_problems`
         ).fetchall()
         rows = connection.execute(
             "SELECT conversation_id, sequence, event_id, digest, type, schema_version, data, metadata, redacted"
-            " FROM letopis_outbox_log ORDER BY position"
+            " FROM letopis_outbox_log WHERE conversation_id > char(2) ORDER BY position"
         )
         events = [
             OutboxEvent(
@@ -333,7 +334,7 @@ def read_outbox(path: Path) -> OutboxState:
             for row in rows
         ]
         superseded = connection.execute(
-            "SELECT conversation_id, sequence, event_id FROM letopis_outbox_superseded"
+            "SELECT conversation_id, sequence, event_id FROM letopis_outbox_superseded WHERE conversation_id > char(2)"
         ).fetchall()
         connection.execute("COMMIT")
         ((integrity,),) = connection.execute("PRAGMA integrity_check(1)").fetchall()

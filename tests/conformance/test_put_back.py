@@ -253,3 +253,22 @@ async def test_the_rebuilt_rows_are_the_same(bots: tuple[History, History], stor
     await two.redact(CHAT, "m")
     await deliver(two)
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
+
+
+async def test_a_pending_reset_lets_nothing_come_back(bots: tuple[History, History]) -> None:
+    bot, _ = bots
+    await bot.append(CHAT, Message.user("secret", id="m"), Message.user("popped", id="p"))
+    await bot.pop(CHAT)
+    await bot.reset(CHAT)
+    for message in (Message.user("secret", id="m"), Message.user("popped", id="p")):
+        with pytest.raises(EventIdReused) as refused:
+            await bot.append(CHAT, message)
+        assert refused.value.reason is Reuse.ERASED
+    with pytest.raises(EventIdReused):
+        await bot.replace(CHAT, [Message.user("new", id="n"), Message.user("popped", id="p")])
+    assert await path(bot) == []
+    await bot.append(CHAT, Message.user("new", id="n"))
+    await bot.clear(CHAT)
+    await bot.append(CHAT, Message.user("new", id="n"))
+    await deliver(bot)
+    assert await path(bot) == ["n"]

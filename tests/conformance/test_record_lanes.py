@@ -20,6 +20,7 @@ from letopis.store.model.records import (
 )
 from letopis.store.testing.outbox import Outbox
 from tests.support.record_events import CP, clear, delete, hollow, put
+from tests.support.store_changes import run_there
 
 SCOPE = Scope.conversation("chat-1")
 
@@ -256,3 +257,15 @@ async def test_more_records_than_a_page_are_cleared_at_once(store: ConversationS
     await outbox.deliver(store)
     assert await values(store) == {"anew": b"1"}
     assert await count(store_url, records) == 1
+
+
+async def test_a_history_that_was_closed_for_a_move_takes_no_records(store: ConversationStore, store_url: str) -> None:
+    outbox, lane = Outbox(), SCOPE.name
+    outbox.append_encoded(lane, [put(lane, "a", b"1")])
+    await run_there(store_url, "UPDATE letopis_log_heads SET closed = 1")
+    with pytest.raises(StoreFault):
+        await outbox.deliver(store)
+    assert await values(store) == {}
+    await run_there(store_url, "UPDATE letopis_log_heads SET closed = 0")
+    await outbox.deliver(store)
+    assert await values(store) == {"a": b"1"}

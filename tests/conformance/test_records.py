@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -413,3 +414,34 @@ async def test_records_are_found_by_their_tags_in_all_scopes(bot: History) -> No
     assert {str(one.scope) for one in await bot.find_records({"run": "r1"})} == {"conversation one", "space app"}
     with pytest.raises(InvalidInput):
         await bot.find_records({})
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_update_of_two_outboxes_is_lost(
+    bot: History, store: ConversationStore, tmp_path: Path, seed: int
+) -> None:
+    """Each adds one to what it reads, on condition: the sum is the number of changes that were not put aside."""
+    draw = random.Random(seed)
+    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+        both = (bot, other)
+        base = await bot.records(space="app").put(CP, "n", 0)
+        await deliver(bot)
+        receipts = []
+        for _ in range(40):
+            one = draw.choice(both)
+            if draw.random() < 0.3:
+                await deliver(one)
+                continue
+            records = one.records(space="app")
+            found = await records.get(CP, "n")
+            assert found is not None
+            try:
+                receipts.append(await records.put(CP, "n", found.value + 1, expected=found.revision))
+            except RecordConflict:
+                pytest.fail("nobody came in between")
+        for one in both:
+            await deliver(one)
+        applied = [one for one in receipts if not await one.superseded(5)]
+        assert await base.saved(5) and 0 < len(applied) < len(receipts)
+        for one in both:
+            assert await value(one.records(space="app"), "n") == len(applied)

@@ -59,7 +59,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "daemon",
         "cli",
     ),
-    "letopis.adapters": ("formats", "_messages", "langchain", "openai_agents"),
+    "letopis.adapters": ("formats", "_messages", "langchain", "langgraph", "openai_agents"),
 }
 
 # Published beside the front door, and built on it.
@@ -95,8 +95,12 @@ MIGRATIONS_MAY_IMPORT: frozenset[str] = frozenset(
 # What is importable after a plain `pip install letopis`; extras are imported where they are used.
 CORE = frozenset({"sqlalchemy", "aiosqlite", "alembic", "orjson", "anyio", "click", "filelock"})
 
-# What one room alone imports: classes of tests are of use to a caller that has pytest.
-CORE_OF_ROOMS = {"letopis.store.testing": frozenset({"pytest"})}
+# What one room alone imports: classes of tests are of use to a caller that has pytest, an adapter to one that has the
+# framework.
+CORE_OF_ROOMS = {
+    "letopis.store.testing": frozenset({"pytest"}),
+    "letopis.adapters.langgraph": frozenset({"langgraph"}),
+}
 
 LONGEST = 450
 # What a script writes is not read as a whole, and the front door of a bot holds a documented signature a method.

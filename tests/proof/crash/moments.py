@@ -205,7 +205,7 @@ MOMENTS: Final = (
     Moment(
         name="lease: the row says that it is free, the lock is still held",
         who=Who.LEAVING,
-        function="letopis.outbox.relay.lease:Lease.unlock",
+        function="letopis.outbox.relay.lease_lock:LeaseLock.release",
         side=Side.BEFORE,
         shows=lambda left: left.written_off == left.owed,
     ),

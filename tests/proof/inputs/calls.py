@@ -181,6 +181,8 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "OutboxAccess.try_out": "takes the id of a conversation that the relay isolates",
     "ConversationStore.projector": "takes an object of the program's, no input",
     "BlockingHistory.close": "no arguments; ends the object",
+    "History.close": "no arguments; ends the object",
+    "History.prepare": "no arguments",
     "History.finish_in": "arguments as `Reply.finish`, a connection as `append_in`, and a reply that is open",
     "Transaction.finish": "arguments as `Reply.finish`, and a reply that is open",
     "BlockingTransaction.finish": "arguments as `Reply.finish`, and a reply that is open",

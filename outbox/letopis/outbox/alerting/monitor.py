@@ -103,6 +103,7 @@ class AlertMonitor:
         call_timeout: float = 15.0,
         calls_at_once: int = 8,
         now: Callable[[], datetime] = utc_now,
+        memory: Memory | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare to watch; nothing is read or started.
@@ -116,6 +117,7 @@ class AlertMonitor:
         :param locale: the language of texts where the caller asks for no other.
         :param interval: seconds between two looks.
         :param call_timeout: seconds that a callback or channel has.
+        :param memory: of an earlier monitor of this process on the same file.
         """
         self._outbox = outbox
         self._on_stuck = on_stuck
@@ -131,7 +133,7 @@ class AlertMonitor:
         self._gate = asyncio.Semaphore(calls_at_once)
         self._now = now
         self._monotonic = monotonic
-        self._memory = Memory()
+        self._memory = memory or Memory()
         self._looks = 0
         self._users_after = 0.0
         self._sending: set[asyncio.Task[None]] = set()
@@ -144,6 +146,21 @@ class AlertMonitor:
         self._rules = rules
         self._locale = locale
         self._style = style
+
+    @property
+    def memory(self) -> Memory:
+        """What the next monitor of this process on the same file is to know."""
+        return self._memory
+
+    @property
+    def looked(self) -> bool:
+        """Whether it has looked at the file at least once."""
+        return self._looks > 0
+
+    @property
+    def telling(self) -> bool:
+        """Whether notifications are being sent."""
+        return bool(self._sending)
 
     async def run(self) -> None:
         """Watch until cancelled. Notifications that are being sent get a moment to end; no error ends this."""

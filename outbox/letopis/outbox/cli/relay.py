@@ -63,9 +63,24 @@ LISTEN: Final = click.option(
     show_envvar=True,
     help="auto, the default: text on a terminal, otherwise one JSON object per line.",
 )
+@click.option(
+    "--processes",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    envvar="LETOPIS_PROCESSES",
+    show_envvar=True,
+    help="Processes over which the outboxes are spread; for very many busy ones. Default: 1.",
+)
+@click.option("--share", hidden=True)
 @with_options
 def relay(
-    once: bool, listen: str | None, stop_timeout: float | None, log_level: str | None, log_format: str | None
+    once: bool,
+    listen: str | None,
+    stop_timeout: float | None,
+    log_level: str | None,
+    log_format: str | None,
+    processes: int | None,
+    share: str | None,
 ) -> None:
     """Deliver pending events to the history store, until interrupted or terminated.
 
@@ -82,13 +97,24 @@ def relay(
     def configure() -> DaemonSettings:
         with context.scope(cleanup=False):
             return _configured(
-                patterns, listen=listen, stop_timeout=stop_timeout, log_level=log_level, log_format=log_format
+                patterns,
+                listen=listen,
+                stop_timeout=stop_timeout,
+                log_level=log_level,
+                log_format=log_format,
+                processes=processes,
             )
 
     found = configure()
     if once:
         configure_logging(level=found.log_level, style=found.log_format)
         asyncio.run(_all_once(found))
+    elif share is not None:
+        asyncio.run(_run_share(configure, share))
+    elif found.processes > 1:
+        code = asyncio.run(_run_group(configure))
+        if code:
+            raise CommandExit(Exit.CONFIGURATION if code == Exit.CONFIGURATION else Exit.FAILED)
     else:
         asyncio.run(_run(configure))
 
@@ -129,6 +155,7 @@ def _configured(
     stop_timeout: float | None,
     log_level: str | None,
     log_format: str | None,
+    processes: int | None,
 ) -> DaemonSettings:
     """Return the settings of the daemon, with letopis.toml as it is now."""
     from letopis.outbox.config.alerts import load_alerts
@@ -149,15 +176,42 @@ def _configured(
         stop_timeout=float(table.get("stop_timeout", default.stop_timeout)) if stop_timeout is None else stop_timeout,
         log_level=log_level or table.get("log_level", default.log_level),
         log_format=log_format or table.get("log_format", default.log_format),
+        processes=processes or int(table.get("processes", default.processes)),
     )
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
-    from letopis.outbox.daemon.daemon import Daemon, on_signals
+    from letopis.outbox.daemon.daemon import Daemon
+    from letopis.outbox.daemon.signals import on_signals
 
     daemon = Daemon(configure)
     with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
         await daemon.run()
+
+
+async def _run_share(configure: Callable[[], DaemonSettings], text: str) -> None:
+    """Run one of several processes: it serves its share, and the process that started it gets the signals."""
+    from dataclasses import replace
+
+    from letopis.outbox.daemon.daemon import Daemon
+    from letopis.outbox.daemon.share import Requests, Share
+    from letopis.outbox.daemon.signals import on_signals
+
+    daemon = Daemon(lambda: replace(configure(), listen=None), holds=Share.parse(text).holds)
+    Requests(daemon).listen()
+    with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
+        await daemon.run()
+
+
+async def _run_group(configure: Callable[[], DaemonSettings]) -> int:
+    import sys
+
+    from letopis.outbox.daemon.process_group import ProcessGroup
+    from letopis.outbox.daemon.signals import on_signals
+
+    group = ProcessGroup(configure, [sys.executable, "-m", "letopis.outbox.cli", *sys.argv[1:]])
+    with on_signals({"SIGINT": group.stop, "SIGTERM": group.stop, "SIGHUP": group.reload}):
+        return await group.run()
 
 
 async def _all_once(found: DaemonSettings) -> None:

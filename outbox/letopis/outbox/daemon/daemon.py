@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox.alerting.channels import open_channels
@@ -17,21 +17,27 @@ from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.config.alerts import AlertSettings
 from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern
+from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate
 from letopis.outbox.daemon.http import ListenAddress, serve_http
-from letopis.outbox.daemon.outbox_worker import OutboxWorker, WorkerOptions
+from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.store_pool import StorePool, probe_all
 from letopis.outbox.daemon.systemd import Notifier
+from letopis.outbox.daemon.worker_options import WorkerOptions
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import configure_logging
+from letopis.store.database import open_files
+from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError, LetopisError, OutboxUnavailable
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
 SCAN_INTERVAL_SECONDS: Final = 2.0
 """Time between two scans for files that match a pattern."""
+SCAN_PAUSE_FACTOR: Final = 200
+"""A scan that takes long, of very many files, starts again after this many times its duration."""
 STATUS_INTERVAL_SECONDS: Final = 5.0
 """Time between two lines for ``systemctl status``."""
 STALL_TIMEOUT_SECONDS: Final = 120.0
@@ -52,6 +58,7 @@ class DaemonSettings:
     :ivar outboxes: paths and patterns.
     :ivar store: of all outboxes, as given, so perhaps with a password; ``None`` for the SQLite file beside each.
     :ivar listen: where to serve HTTP; ``None`` for nowhere.
+    :ivar processes: over which the outboxes are spread.
     :ivar stop_timeout: seconds that the batches in flight have after the first signal.
     """
 
@@ -64,18 +71,21 @@ class DaemonSettings:
     stop_timeout: float = 8.0
     log_level: str = "INFO"
     log_format: str = "auto"
+    processes: int = 1
 
 
 class Daemon:
     """Delivers from outbox files until told to stop.
 
     Each file has its own lease, relay and watch; files that deliver to one store share its breaker and a pool of two
-    connections. A file that cannot be used does not disturb the others.
+    connections. Of very many files only some are open at a time. A file that cannot be used disturbs no other.
 
     The watchdog of the service manager is fed only while the loop of every relay turns, or its delivery is within its
     deadline: a blocked event loop or a stuck relay feeds it no more. An unavailable store is neither.
 
     :param configure: reads the settings; called again by :meth:`reload`, in a thread.
+    :param fleet: gives the files their turns.
+    :param holds: tells which files are this process's, where several share them; ``None``: all.
     """
 
     def __init__(
@@ -86,6 +96,8 @@ class Daemon:
         clock: Clock | None = None,
         scan_interval: float = SCAN_INTERVAL_SECONDS,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
+        fleet: Fleet | None = None,
+        holds: Callable[[Path], bool] | None = None,
     ) -> None:
         self._configure = configure
         self._notifier = notifier or Notifier()
@@ -94,8 +106,9 @@ class Daemon:
         self._stall_timeout = stall_timeout
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
-        self._workers: dict[OutboxWorker, asyncio.Task[None]] = {}
-        self._scanner = OutboxScanner(monotonic=self._clock.monotonic)
+        self._fleet = fleet or Fleet(monotonic=self._clock.monotonic)
+        self._scanner = OutboxScanner(monotonic=self._clock.monotonic, holds=holds)
+        self._alone = holds is None
         self._retired = RelayStats()
         self._retired_alerts = {"told": 0, "failed": 0}
         self._reloads: set[asyncio.Task[None]] = set()
@@ -111,7 +124,7 @@ class Daemon:
     @property
     def workers(self) -> tuple[OutboxWorker, ...]:
         """The workers, one for each outbox file that it serves."""
-        return tuple(self._workers)
+        return self._fleet.workers
 
     # For signals, in the thread of the event loop.
 
@@ -140,6 +153,7 @@ class Daemon:
         settings = self._settings = await asyncio.to_thread(self._configure)
         configure_logging(level=settings.log_level, style=settings.log_format)
         self._stores = StorePool(settings.store, clock=self._clock)
+        open_files.raise_limit()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._stores.close)
             stack.push_async_callback(self._end)
@@ -179,19 +193,59 @@ class Daemon:
                 serve_http(settings.listen, live=self.is_live, snapshot=self.snapshot)
             )
         await self._scan(first=True)
-        await probe_all([one.probe() for one in self._workers])
+        await self._open_some()
+        await self._probe_stores()
+        turns = asyncio.create_task(self._fleet.run(), name="letopis-fleet")
+        stack.callback(turns.cancel)
+
+    async def _open_some(self) -> None:
+        """Open as many files as may be open at once, or the first that can be opened.
+
+        :raises ConfigurationError, OutboxUnavailable: none can be used, and all of them were named.
+        """
+        errors: list[LetopisError] = []
+        opened = 0
+        for worker in self.workers:
+            if opened == self._fleet.max_open:
+                return
+            try:
+                await worker.open()
+                opened += 1
+            except (ConfigurationError, OutboxUnavailable) as error:
+                errors.append(error)
+        if self._alone and errors and not opened and not any(map(is_pattern, self._settings.outboxes)):
+            raise errors[0]
+
+    async def _probe_stores(self) -> None:
+        """Ask the stores of the files, a few files at a time, until one file has a store that may be delivered to.
+
+        :raises StoreFault: no file has.
+        """
+        workers = self.workers
+        first: StoreFault | None = None
+        for start in range(0, len(workers), self._fleet.max_open):
+            some = workers[start : start + self._fleet.max_open]
+            try:
+                await probe_all([one.probe() for one in some])
+            except StoreFault as fault:
+                first = first or fault
+                continue
+            return
+        if first is not None and (self._alone or first.fault_class is not FaultClass.WRONG_STORE):
+            raise first
 
     async def _end(self) -> None:
         _cancel(tuple(self._reloads))
-        for worker in self._workers:
+        for worker in self.workers:
             worker.stop()
-        tasks = list(self._workers.values())
+        tasks = list(self._fleet.active.values())
         if tasks:
             available = any(one.breaker.closed for one in self._stores.all)
             timeout = self._settings.stop_timeout if available else UNAVAILABLE_STOP_TIMEOUT_SECONDS
             await self._wait_unless_forced(tasks, timeout)
             _cancel(tasks)
             await asyncio.wait(tasks, timeout=CANCEL_CLEANUP_SECONDS)
+        await self._fleet.close()
         logger.info("ended: %d events delivered since the start", self._totals().delivered)
 
     async def _wait_unless_forced(self, tasks: list[asyncio.Task[None]], seconds: float) -> None:
@@ -206,25 +260,26 @@ class Daemon:
     # Files that come and go.
 
     async def _scan_forever(self) -> None:
+        took = 0.0
         while True:
-            await asyncio.sleep(self._scan_interval)
+            await asyncio.sleep(max(self._scan_interval, SCAN_PAUSE_FACTOR * took))
             try:
+                began = self._clock.monotonic()
                 await self._scan()
+                took = self._clock.monotonic() - began
             except Exception as error:  # a scan that fails is repeated
                 logger.warning("could not look for outboxes: %s", type(error).__name__)
 
     async def _scan(self, *, first: bool = False) -> None:
         """Serve new files, and retire those that a pattern matched and that are gone."""
-        for worker, task in list(self._workers.items()):
-            if task.done():
+        for worker in self.workers:
+            if worker.matched and not worker.path.exists():
+                await self._fleet.remove(worker)
                 self._retire(worker)
-            elif worker.matched and not worker.path.exists():
-                worker.stop()
         names = self._settings.outboxes
-        known = [worker.path for worker in self._workers]
-        new: list[OutboxWorker] = []
-        errors: list[LetopisError] = []
-        for match in await asyncio.to_thread(self._scanner.scan, names, known):
+        known = [worker.path for worker in self.workers]
+        found = await asyncio.to_thread(self._scanner.scan, names, known)
+        for match in found:
             try:
                 store = self._stores.get(match.path)
             except ConfigurationError as error:
@@ -233,26 +288,22 @@ class Daemon:
                 self._scanner.exclude(match.path)
                 logger.error("the outbox %r is not served: %s", match.path.name, error)  # noqa: TRY400 - no traceback
                 continue
-            worker = OutboxWorker(match, store, self._options, monotonic=self._clock.monotonic)
-            if first:
-                try:
-                    await worker.open()
-                except (ConfigurationError, OutboxUnavailable) as error:
-                    errors.append(error)
-            else:
+            if not first:
                 logger.info("the outbox %r is served from now on", match.path.name)
-            new.append(worker)
-        if errors and len(errors) == len(new) and not any(map(is_pattern, names)):
-            raise errors[0]
-        for worker in new:
-            self._workers[worker] = asyncio.create_task(worker.run(), name=f"letopis-{worker.path.name}")
-        if first and not new:
+            self._fleet.add(
+                OutboxWorker(
+                    match,
+                    store,
+                    self._options,
+                    polled=self._fleet.polled,
+                    on_pause=self._fleet.wake,
+                    monotonic=self._clock.monotonic,
+                )
+            )
+        if first and not self.workers:
             logger.info("no outbox is there yet; one that comes is served")
 
     def _retire(self, worker: OutboxWorker) -> None:
-        task = self._workers.pop(worker)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("the relay of %r ended in %s", worker.path.name, type(error).__name__)
         add_stats(self._retired, worker.stats)
         for outcome, count in worker.alerts.items():
             self._retired_alerts[outcome] += count
@@ -262,7 +313,7 @@ class Daemon:
 
     def is_live(self) -> bool:
         """Return True if the loop of every relay turns."""
-        return all(worker.seconds_since_progress() < self._stall_timeout for worker in self._workers)
+        return all(worker.seconds_since_progress() < self._stall_timeout for worker in self._fleet.active)
 
     async def snapshot(self) -> HealthSnapshot:
         """Return the state of everything, at most a second old."""
@@ -275,7 +326,7 @@ class Daemon:
 
     async def _read_snapshot(self) -> HealthSnapshot:
         workers = self.workers
-        files = await asyncio.gather(*(one.metrics() for one in workers))
+        files = await self._fleet.metrics()
         alerts = Counter(self._retired_alerts)
         for one in workers:
             alerts.update(one.alerts)
@@ -294,7 +345,7 @@ class Daemon:
 
     def _totals(self) -> RelayStats:
         total = RelayStats()
-        for stats in (self._retired, *(worker.stats for worker in self._workers)):
+        for stats in (self._retired, *(worker.stats for worker in self.workers)):
             add_stats(total, stats)
         return total
 
@@ -345,11 +396,17 @@ class Daemon:
 
     def _apply_settings(self, settings: DaemonSettings, options: WorkerOptions) -> None:
         before, self._options = self._settings, options
-        self._settings = replace(settings, outboxes=before.outboxes, store=before.store, listen=before.listen)
-        for worker in self._workers:
+        self._settings = replace(
+            settings, outboxes=before.outboxes, store=before.store, listen=before.listen, processes=before.processes
+        )
+        for worker in self.workers:
             worker.change(options)
         logger.info("the configuration was read again")
-        fixed = [name for name in ("outboxes", "store", "listen") if getattr(before, name) != getattr(settings, name)]
+        fixed = [
+            name
+            for name in ("outboxes", "store", "listen", "processes")
+            if getattr(before, name) != getattr(settings, name)
+        ]
         if fixed:
             logger.warning("a change of %s takes a restart", " and ".join(fixed))
 
@@ -370,26 +427,3 @@ def _worker_options(settings: DaemonSettings) -> WorkerOptions:
         locale=alerts.language,
         style=alerts.style,
     )
-
-
-@contextmanager
-def on_signals(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
-    """Call functions in the event loop on signals, given by name, during a ``with`` block.
-
-    Signals that the system does not have are left out.
-    """
-    loop = asyncio.get_running_loop()
-    before: dict[signal.Signals, Any] = {}
-
-    def install(one: signal.Signals, action: Callable[[], None]) -> None:
-        # Not loop.add_signal_handler: Windows has none.
-        before[one] = signal.signal(one, lambda *_: loop.call_soon_threadsafe(action))
-
-    for name, action in actions.items():
-        if (one := getattr(signal, name, None)) is not None:
-            install(one, action)
-    try:
-        yield
-    finally:
-        for one, old in before.items():
-            signal.signal(one, old)

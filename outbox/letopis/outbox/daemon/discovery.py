@@ -73,10 +73,16 @@ def holds_outbox(path: Path) -> bool:
 
 
 class OutboxScanner:
-    """Finds outbox files again and again, without examining every other file each time."""
+    """Finds outbox files again and again, without examining every other file each time.
 
-    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    :param holds: tells which files are looked for; ``None``: all.
+    """
+
+    def __init__(
+        self, *, monotonic: Callable[[], float] = time.monotonic, holds: Callable[[Path], bool] | None = None
+    ) -> None:
         self._monotonic = monotonic
+        self._holds = holds or (lambda _: True)
         self._excluded: dict[Path, tuple[tuple[int, int], float]] = {}
 
     def scan(self, names: Iterable[str], known: Iterable[Path]) -> list[OutboxMatch]:
@@ -88,7 +94,7 @@ class OutboxScanner:
         return [
             one
             for one in find_outboxes(names)
-            if one.path not in skipped and (not one.matched or self._is_outbox(one.path))
+            if one.path not in skipped and self._holds(one.path) and (not one.matched or self._is_outbox(one.path))
         ]
 
     def exclude(self, path: Path) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
-
-import sqlalchemy as sa
+from typing import Any, Final
 
 from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.daemon.instrumented_store import Durations
-from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, read_binding
-from letopis.outbox.event_log.lanes import count_lanes
+from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
+from letopis.outbox.event_log.lanes import lane_counts_of
+from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
 
@@ -129,21 +128,21 @@ class HealthSnapshot:
         return ", ".join(words)
 
 
-def read_metrics(connection: sa.Connection, path: Path, condition: Condition) -> OutboxMetrics:
-    """Return the metrics of the outbox file that is open on ``connection``; reads only."""
-    found = count_lanes(connection)
-    progress_us, tasks, rows = connection.exec_driver_sql(_RELAY).one_or_none() or (None, 0, 0)
+def read_metrics(cursor: Any, path: Path) -> OutboxMetrics:
+    """Return the metrics of the outbox file of a DBAPI cursor, as if this process delivered from it; reads only."""
+    found = lane_counts_of(cursor)
+    progress_us, tasks, rows = query_one(cursor, _RELAY) or (None, 0, 0)
     return OutboxMetrics(
-        condition=condition,
+        condition=Condition.WORKING,
         pending=found.pending,
         pending_bytes=found.pending_bytes,
         oldest_pending_us=found.oldest_pending_us,
         lanes=found.lanes,
-        incidents={str(kind): count for kind, count in connection.exec_driver_sql(_INCIDENTS)},
+        incidents={str(kind): count for kind, count in query_all(cursor, _INCIDENTS)},
         progress_us=progress_us,
         wal_bytes=_size(path.with_name(path.name + "-wal")),
         name=path.name,
-        bound=read_binding(connection),
+        bound=binding_of(cursor),
         store_tasks=tasks,
         store_rows=rows,
     )
@@ -193,6 +192,46 @@ def aggregate(
         store_tasks=max((one.store_tasks for one in found), default=0),
         store_rows=max((one.store_rows for one in found), default=0),
     )
+
+
+def join_snapshots(several: Sequence[HealthSnapshot]) -> HealthSnapshot:
+    """Return the state of several processes together, each of which serves its own files.
+
+    Every process has its own breaker for a store, and is counted with it.
+    """
+    relay = RelayStats()
+    for one in several:
+        add_stats(relay, one.relay)
+    progress = [one.progress_us for one in several if one.progress_us is not None]
+    return HealthSnapshot(
+        ready=bool(several) and all(one.ready for one in several),
+        sound=all(one.sound for one in several),
+        files=_summed(one.files for one in several) or dict.fromkeys(map(str, Condition), 0),
+        pending=sum(one.pending for one in several),
+        pending_bytes=sum(one.pending_bytes for one in several),
+        oldest_pending_seconds=max((one.oldest_pending_seconds for one in several), default=0.0),
+        lanes=_summed(one.lanes for one in several),
+        incidents=_summed(one.incidents for one in several),
+        progress_us=min(progress, default=None),
+        wal_bytes=sum(one.wal_bytes for one in several),
+        breakers=_summed(one.breakers for one in several),
+        open_seconds=max((one.open_seconds for one in several), default=0.0),
+        trips=sum(one.trips for one in several),
+        relay=relay,
+        alerts=_summed(one.alerts for one in several),
+        deliveries=_joined(one.deliveries for one in several),
+        listed=tuple(file for one in several for file in one.listed)[:MAX_LISTED_FILES],
+        store_tasks=max((one.store_tasks for one in several), default=0),
+        store_rows=max((one.store_rows for one in several), default=0),
+    )
+
+
+def _summed(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    summed: dict[str, int] = {}
+    for one in several:
+        for name, count in one.items():
+            summed[name] = summed.get(name, 0) + count
+    return summed
 
 
 def add_stats(total: RelayStats, more: RelayStats) -> None:

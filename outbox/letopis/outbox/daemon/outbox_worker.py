@@ -1,36 +1,47 @@
-"""Serve one outbox file in a daemon: open it, run its relay and its watch, and reopen it after errors."""
+"""Serve one outbox file in a daemon, a turn at a time: open while there is something to do, and closed otherwise."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from letopis.outbox.alerting import texts
-from letopis.outbox.alerting.channels import Channel
-from letopis.outbox.alerting.incidents import BreakerView, Rules
+from letopis.outbox.alerting.incidents import BreakerView
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
-from letopis.outbox.daemon import health
+from letopis.outbox.alerting.transitions import Memory
 from letopis.outbox.daemon.discovery import OutboxMatch
-from letopis.outbox.daemon.health import Condition, OutboxMetrics, add_stats
+from letopis.outbox.daemon.health import Condition, OutboxMetrics, add_stats, read_metrics
+from letopis.outbox.daemon.polled_watch import PolledWatch
 from letopis.outbox.daemon.store_pool import StoreHandle
-from letopis.outbox.event_log.retention import Pruner, Retention
+from letopis.outbox.daemon.timetable import Timetable
+from letopis.outbox.daemon.worker_options import WorkerOptions
+from letopis.outbox.event_log.lanes import DueBatches, next_batch
+from letopis.outbox.event_log.retention import Pruner
+from letopis.outbox.file.file_state import FileState, settled_state, state_of
+from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.file.wal_readers import wal_size
+from letopis.outbox.relay.lease import SILENCE_SECONDS
+from letopis.outbox.relay.lease_lock import LeaseLock
 from letopis.outbox.relay.relay import Relay
+from letopis.outbox.relay.relay_memory import RelayMemory
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.relay.store_binding import find_refusal
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.cancellation import run_to_completion
 from letopis.store.database import open_files
 from letopis.store.errors import Closed, ConfigurationError, LetopisError, OutboxUnavailable
+from letopis.store.model.events import to_microseconds, utc_now
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
@@ -41,32 +52,22 @@ STABLE_AFTER_SECONDS: Final = 60.0
 """Time of work after which the next failure counts as the first."""
 METRICS_TIMEOUT_SECONDS: Final = 2.0
 """Time that reading the metrics of a file may take before the file counts as unusable."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """How outboxes are served, as far as a reload may change it.
-
-    :ivar rules: of the watch.
-    :ivar locale: of its notifications.
-    :ivar style: of its notifications.
-    """
-
-    policy: RetryPolicy
-    retention: Retention
-    channels: tuple[Channel, ...]
-    rules: Rules
-    locale: str
-    style: texts.Style
+RECHECK_SILENCE_SECONDS: Final = 15.0
+"""Time for which a holder that was silent for long is observed again, with the file open, before it is taken over."""
 
 
 class OutboxWorker:
     """Delivers from one outbox file while it exists, and watches it for lasting problems.
 
-    A file that is replaced, or cannot be used for a time, is reopened. No error of it ends the daemon or disturbs the
-    other files.
+    Between its turns the file is closed. The worker then holds the lease's lock, one descriptor, and knows from the
+    file's times whether anything was committed. No error of the file ends the daemon or disturbs the other files.
 
+    :param polled: the watches of the files that are open.
+    :param on_pause: called when the relay begins to wait, so that the turn may end.
     :ivar problem: why the file cannot be used at present, in a sentence; ``None`` while it can.
+    :ivar timetable: when the next turn is due.
+    :ivar read_at: when the metrics were last read, by the monotonic clock.
+    :ivar turn_began: of the present or last turn, by the monotonic clock.
     """
 
     def __init__(
@@ -75,31 +76,53 @@ class OutboxWorker:
         destination: StoreHandle,
         options: WorkerOptions,
         *,
+        polled: set[PolledWatch] | None = None,
+        on_pause: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = match.path
         self.matched = match.matched
         self.destination = destination
         self.problem: str | None = None
+        self.lock = LeaseLock(match.path)
+        self.timetable = Timetable(monotonic=monotonic)
+        self.turn_began = monotonic()
         self._past_relays = RelayStats()
         self._options = options
+        self._polled = set() if polled is None else polled
+        self._on_pause = on_pause
         self._monotonic = monotonic
         self._outbox: OutboxFile | None = None
         self._relay: Relay | None = None
         self._watch: AlertMonitor | None = None
         self._pruner: Pruner | None = None
         self._notified = self._failed = 0
+        self._failures = 0
         self._stopping = asyncio.Event()
         self._progress_at = monotonic()
+        # Between two turns.
+        self._memory: RelayMemory | None = None
+        self._observed: Memory | None = None
+        self._last: OutboxMetrics | None = None
+        self._seen: FileState | None = None
+        self.read_at = -math.inf
+        self._wrong_store = False
+        self._holder_sign: tuple[int | None, float] = (None, monotonic())
+
+    # What is said of the file.
 
     @property
     def condition(self) -> Condition:
         """How the file is served at present."""
-        if self._relay is None:
+        if self._relay is not None:
+            if self._relay.wrong_store_reason is not None:
+                return Condition.WRONG_STORE
+            return Condition.WORKING if self._relay.lease.held or self.lock.held else Condition.STANDBY
+        if self.problem is not None:
             return Condition.UNUSABLE
-        if self._relay.wrong_store_reason is not None:
+        if self._wrong_store:
             return Condition.WRONG_STORE
-        return Condition.WORKING if self._relay.lease.held else Condition.STANDBY
+        return Condition.WORKING if self.lock.held or self._outbox is not None else Condition.STANDBY
 
     @property
     def stats(self) -> RelayStats:
@@ -119,8 +142,15 @@ class OutboxWorker:
             "failed": self._failed + (0 if watch is None else watch.failed),
         }
 
+    @property
+    def owes(self) -> bool:
+        """Whether something was pending when the file was last looked at."""
+        return self._last is not None and self._last.pending > 0
+
     def seconds_since_progress(self) -> float:
-        """Return the seconds since the relay's loop last turned, or a delivery began or ended."""
+        """Return the seconds since the relay's loop last turned, or a delivery began or ended; 0 between two turns."""
+        if self._relay is None and self._outbox is None:
+            return 0.0
         latest = self._progress_at
         if self._relay is not None:
             latest = max(latest, self._relay.last_loop_at)
@@ -128,16 +158,80 @@ class OutboxWorker:
             latest = max(latest, self.destination.instrumented.progress_at.get(self._outbox.origin.origin_id, latest))
         return self._monotonic() - latest
 
+    def known_metrics(self) -> OutboxMetrics | None:
+        """Return the metrics without reading the file; ``None`` if something may have been committed since."""
+        condition = self.condition
+        if condition is Condition.UNUSABLE:
+            return OutboxMetrics(condition=Condition.UNUSABLE, name=self.path.name)
+        if self._last is None or self._relay is not None or self.changed():
+            return None
+        return replace(self._last, condition=condition, wal_bytes=wal_size(self.path))
+
+    @property
+    def last_metrics(self) -> OutboxMetrics:
+        """The metrics as they were last read; without figures if they never were."""
+        if self._last is None:
+            return OutboxMetrics(condition=self.condition, name=self.path.name)
+        return replace(self._last, condition=self.condition)
+
     async def metrics(self) -> OutboxMetrics:
         """Return the metrics of the file; never raises: a file that cannot be read in time is unusable."""
-        outbox, condition = self._outbox, self.condition
-        if outbox is None or condition is Condition.UNUSABLE:
-            return OutboxMetrics(condition=Condition.UNUSABLE, name=self.path.name)
+        if (known := self.known_metrics()) is not None:
+            return known
+        self.read_at = self._monotonic()
         try:
             async with asyncio.timeout(METRICS_TIMEOUT_SECONDS):
-                return await outbox.read(lambda connection: health.read_metrics(connection, outbox.path, condition))
-        except (LetopisError, TimeoutError, SQLAlchemyError):
+                # Not by the open file's thread, which may wait for a writer.
+                found = await asyncio.to_thread(read_file, self.path, partial(read_metrics, path=self.path))
+        except (LetopisError, TimeoutError, SQLAlchemyError, OSError):
             return OutboxMetrics(condition=Condition.UNUSABLE, name=self.path.name)
+        self._last = found
+        return replace(found, condition=self.condition)
+
+    # Between two turns.
+
+    def changed(self) -> bool:
+        """Return True if something may have been committed, or the file replaced, since its last turn."""
+        found = state_of(self.path)
+        return self._seen is None or found is None or found.holds_more_than(self._seen)
+
+    def wants_turn(self) -> bool:
+        """Return True if the file has to be opened: something was committed, a retry is due, or another relay ended."""
+        if self.timetable.failed:
+            return self.timetable.due
+        if self.timetable.due or self.timetable.pending:
+            return self._may_serve()
+        if self._wrong_store:
+            return False
+        return self.changed() if self.lock.held else self._may_serve()
+
+    def _may_serve(self) -> bool:
+        """Take the lock if it is free, now and then; return False if another relay is at work on the file."""
+        if self.lock.held or not self.timetable.may_try_lock():
+            return self.lock.held
+        try:
+            if state_of(self.path) is None or self.lock.try_acquire():
+                self.timetable.hurry()
+                return True
+        except OSError:
+            self.timetable.hurry()  # opening the file tells why
+            return True
+        if changed := self.changed():
+            self.timetable.look_later()  # the holder delivers; this process watches, too
+        if (sign := self.lock.last_sign_of_life()) != self._holder_sign[0]:
+            self._holder_sign = (sign, self._monotonic())
+        return changed and self._holder_is_silent
+
+    @property
+    def _holder_is_silent(self) -> bool:
+        return not self.lock.held and self._monotonic() - self._holder_sign[1] >= SILENCE_SECONDS
+
+    def give_sign_of_life(self) -> None:
+        """Show others that the file is served though it is closed."""
+        if self._relay is None and not self.lock.give_sign_of_life(to_microseconds(utc_now())):
+            self.lock.release()  # somebody removed the lock file: it is made, and locked, anew
+
+    # A turn.
 
     async def open(self) -> None:
         """Open the file.
@@ -146,7 +240,7 @@ class OutboxWorker:
         :raises OutboxUnavailable: it cannot be used at present.
         """
         try:
-            self._outbox = await OutboxFile.open(self.path, create=False)
+            self._outbox = await OutboxFile.open(self.path, create=False, one_thread=True)
         except (ConfigurationError, OutboxUnavailable) as error:
             self.problem = str(error)
             raise
@@ -178,38 +272,66 @@ class OutboxWorker:
             )
 
     def stop(self) -> None:
-        """Ask :meth:`run` to return after the batch in flight."""
+        """Ask :meth:`serve` to return after the batch in flight, and have no further turn."""
         self._stopping.set()
         if self._relay is not None:
             self._relay.stop()
 
-    async def run(self) -> None:
-        """Serve until stopped or cancelled; a file that a pattern matched only until it is gone.
+    @property
+    def quiet_for(self) -> float:
+        """Seconds for which an open file has had nothing to do; 0 while it has, or may not be closed."""
+        relay, watch = self._relay, self._watch
+        if relay is None or watch is None or relay.pausing_until is None or not watch.looked or watch.telling:
+            return 0.0
+        if relay.standing_by and self._holder_is_silent:
+            return 0.0  # to take over needs some seconds of observation
+        if relay.standing_by or relay.idle_since is None:  # another relay works on it, or it waits out an error
+            return math.inf
+        now = self._monotonic()
+        return now - relay.idle_since if relay.pausing_until - now > 1.0 else 0.0
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether the turn may end as soon as the batch in flight is done."""
+        return self._relay is not None and self._watch is not None and self._watch.looked and not self._watch.telling
+
+    def rest(self) -> None:
+        """Ask :meth:`serve` to return after the batch in flight, and keep the lease's lock."""
+        if self._relay is not None:
+            self._relay.rest()
+
+    async def serve(self) -> None:
+        """Serve for one turn: until asked to rest or to stop, or until the file cannot be used.
 
         When cancelled, the batch in flight is dropped: it is on disk, and sent again by the next relay.
         """
-        failures = 0
+        self.turn_began = self._progress_at = self._monotonic()
+        if self._stopping.is_set():
+            return
         try:
-            while not self._stopping.is_set():
-                began = self._progress_at = self._monotonic()
-                try:
-                    if self._outbox is None:
-                        await self.open()
-                    await self._deliver()
-                    continue
-                except Closed:
-                    raise
-                except (ConfigurationError, OutboxUnavailable) as error:
-                    self._report(str(error), first=failures == 0)
-                except Exception as error:  # no error may disturb the other files or a later try
-                    known = open_files.describe_exhaustion() if open_files.is_exhausted(error) else None
-                    self._report(known or f"an error that is not known: {type(error).__name__}", first=failures == 0)
-                if self.matched and not self.path.exists():
-                    return
-                failures = 1 if self._monotonic() - began > STABLE_AFTER_SECONDS else failures + 1
-                await self._sleep(REOPEN_POLICY.delay(failures, uniform=random.uniform))
+            if self._outbox is None:
+                await self.open()
+            self.timetable.begin_turn()
+            await self._deliver()
+        except Closed:
+            raise
+        except (ConfigurationError, OutboxUnavailable) as error:
+            self._fail(str(error))
+        except Exception as error:  # no error may disturb the other files or a later turn
+            known = open_files.describe_exhaustion() if open_files.is_exhausted(error) else None
+            self._fail(known or f"an error that is not known: {type(error).__name__}")
         finally:
             await run_to_completion(self._close())
+            if self._stopping.is_set():
+                self.lock.release()
+
+    def _fail(self, reason: str) -> None:
+        """Report why the turn failed, and retry later."""
+        self._report(reason, first=self._failures == 0)
+        self.lock.release()
+        lasted = self._monotonic() - self.turn_began
+        self._failures = 1 if lasted > STABLE_AFTER_SECONDS else self._failures + 1
+        self.timetable.fail(REOPEN_POLICY.delay(self._failures, uniform=random.uniform))
 
     async def _deliver(self) -> None:
         outbox = self._outbox
@@ -225,6 +347,13 @@ class OutboxWorker:
             breaker=self.destination.breaker,
             chores=(self._prune,),
             stop_timeout=0.0,  # the daemon has waited already
+            silence=RECHECK_SILENCE_SECONDS if self._holder_is_silent else SILENCE_SECONDS,
+            lock=self.lock,
+            watch=PolledWatch(
+                outbox.path, outbox.appended, file_id=outbox.file_id, polled=self._polled, monotonic=self._monotonic
+            ),
+            memory=self._memory or RelayMemory(task_look=self.destination.task_look),
+            on_pause=self._on_pause,
             monotonic=self._monotonic,
         )
         self._watch = AlertMonitor(
@@ -234,22 +363,53 @@ class OutboxWorker:
             breaker=self._breaker_view,
             locale=options.locale,
             style=options.style,
+            memory=self._observed,
             monotonic=self._monotonic,
         )
         watching = asyncio.create_task(self._watch.run(), name="letopis-watch")
         try:
             await self._relay.run()
+            if not self._stopping.is_set():
+                await self._plan_next_turn(outbox, self._relay)
         finally:
             await run_to_completion(self._end(watching))
+
+    async def _plan_next_turn(self, outbox: OutboxFile, relay: Relay) -> None:
+        """Read how the file is left, so that the times of its files tell later whether that still holds."""
+        if self.lock.held:
+            # Nothing is left for whoever closes the file last to move, so that closing it changes no time.
+            with suppress(LetopisError):
+                await outbox.maintain()
+        state = await settled_state(self.path)
+        last, due = await outbox.read(partial(_look, outbox=outbox, memory=relay.memory))
+        self._last = last
+        self._seen = state if state is not None and state.file_id == outbox.file_id else None
+        self._wrong_store = relay.wrong_store_reason is not None
+        self._failures = self._failures + 1 if relay.failing else 0
+        wait = due.wait
+        if self._wrong_store:
+            wait = relay.breaker.remaining()
+        elif self._failures:
+            wait = REOPEN_POLICY.delay(self._failures, uniform=random.uniform)
+        elif not relay.breaker.closed:
+            wait = None  # the fleet gives turns to probe, and to all once the store is back
+        self.timetable.end_turn(
+            more=bool(due.batches or due.broken) and wait is None and relay.breaker.closed and self.lock.held,
+            wait=wait,
+            troubled=last.pending > 0 or last.lanes["blocked"] > 0 or any(last.incidents.values()),
+            moved=relay.stats.delivered > 0,
+        )
 
     async def _end(self, watching: asyncio.Task[None]) -> None:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+        if self._relay is not None:
+            self._memory = self._relay.memory
         self._past_relays, self._relay = self.stats, None
         if self._watch is not None:
             self._notified += self._watch.told
             self._failed += self._watch.failed
-            self._watch = None
+            self._observed, self._watch = self._watch.memory, None
         await self._close()
 
     async def _close(self) -> None:
@@ -257,6 +417,11 @@ class OutboxWorker:
         if outbox is not None:
             self.destination.instrumented.progress_at.pop(outbox.origin.origin_id, None)
             await outbox.close()
+
+    async def close(self) -> None:
+        """Close what :meth:`open` opened, and release the lock, if the file has no turn at present."""
+        await self._close()
+        self.lock.release()
 
     def _prune(self, connection: sa.Connection) -> bool:
         return self._pruner is not None and self._pruner(connection)
@@ -271,7 +436,9 @@ class OutboxWorker:
         self.problem = reason
         logger.log(level, "the outbox %r cannot be used, and is retried: %s", self.path.name, reason)
 
-    async def _sleep(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+
+def _look(connection: sa.Connection, outbox: OutboxFile, memory: RelayMemory) -> tuple[OutboxMetrics, DueBatches]:
+    with closing(connection.connection.cursor()) as cursor:
+        metrics = read_metrics(cursor, outbox.path)
+    assert memory.retries is not None  # noqa: S101 - of a relay that ran
+    return metrics, next_batch(connection, waits=memory.retries.timers, max_events=1)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.daemon.instrumented_store import InstrumentedStore
 from letopis.outbox.history.store_location import check_apart, store_beside
+from letopis.outbox.relay.store_tasks import TaskLook
 from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.outbox.telemetry.tracing import Spans
 from letopis.store.conversation_store import ConversationStore
@@ -32,15 +33,27 @@ CLOSE_TIMEOUT_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreHandle:
-    """A history store and the breaker that decides whether it is delivered to."""
+    """A history store, the breaker that decides whether it is delivered to, and when its tasks are looked for."""
 
     instrumented: InstrumentedStore
     breaker: Breaker
+    task_look: TaskLook
 
     @property
     def store(self) -> ConversationStore:
         """The store itself."""
         return self.instrumented.store
+
+    async def rest(self) -> None:
+        """Close the connections to the store; the next use opens others. Only while no file is delivered to it."""
+        before = self.instrumented.store
+        self.instrumented.store = ConversationStore(before.url, pool_size=POOL_SIZE)
+        await before.close()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the store is a file of this machine."""
+        return self.store.url.get_backend_name() == "sqlite"
 
 
 class StorePool:
@@ -73,6 +86,7 @@ class StorePool:
             self._handles[key] = StoreHandle(
                 instrumented=InstrumentedStore(store, spans=self._spans, monotonic=self._clock.monotonic),
                 breaker=Breaker(clock=self._clock, uniform=random.uniform),
+                task_look=TaskLook(self._clock),
             )
         return self._handles[key]
 

@@ -228,6 +228,8 @@ class AppendPlan:
             shown = prepared.shown.get(event.event_id)
             if use is not None:
                 reason = self.used.reason(event, use)
+                if reason is None and found.path is not None and found.path.erased(first):
+                    reason = Reuse.ERASED  # of a reset that is pending, so that the content is still here
                 if shown is not None and reason is Reuse.OTHER_CONTENT:  # it was edited
                     found.put_back(event, first)
                     continue

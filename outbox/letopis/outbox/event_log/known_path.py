@@ -15,7 +15,8 @@ from letopis.store.rules.put_back import PUT_BACK_KEY
 _STEPS: Final = (
     "SELECT iif(type = 'message.appended', iif(json_valid(data), json_extract(data, '$.message_id'), ''), NULL),"
     " event_id, iif(json_valid(metadata), json_extract(metadata, ?), NULL),"
-    " iif(json_valid(data), json_extract(data, '$.to_message_id'), NULL) FROM letopis_outbox_log AS e"
+    " iif(json_valid(data), json_extract(data, '$.to_message_id'), NULL),"
+    " iif(json_valid(data), json_extract(data, '$.erase'), NULL) FROM letopis_outbox_log AS e"
     " WHERE conversation_id = ? AND type IN ('message.appended', 'conversation.rewound')"
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_superseded AS s"
     " WHERE s.conversation_id = e.conversation_id AND s.sequence = e.sequence) ORDER BY sequence"
@@ -29,11 +30,13 @@ class PathStep(NamedTuple):
     :ivar message_id: the appended message; ``None`` for a rewind.
     :ivar first: the event that appended the message first, as an integer.
     :ivar target: the last message that stays after a rewind.
+    :ivar erase: True if the rewind is a reset, which erases all that came before it.
     """
 
     message_id: str | None
     first: int = 0
     target: str | None = None
+    erase: bool = False
 
 
 class KnownPath:
@@ -43,12 +46,13 @@ class KnownPath:
     fork inherits it. (If it is another outbox's, :meth:`left` may be True for a message that is still read.)
     """
 
-    __slots__ = ("_known", "_messages", "_on_path", "_path")
+    __slots__ = ("_erased", "_known", "_messages", "_on_path", "_path")
 
     def __init__(self, steps: Iterable[PathStep] = ()) -> None:
         self._path: list[PathStep] = []
         self._on_path: set[int] = set()
         self._known: set[int] = set()
+        self._erased: set[int] = set()
         self._messages: set[str] = set()
         for step in steps:
             self.add(step)
@@ -62,6 +66,8 @@ class KnownPath:
                 self._path.append(step)
                 self._on_path.add(step.first)
         elif step.target not in self._messages:
+            if step.erase:
+                self._erased |= self._known
             self._path.clear()
             self._on_path.clear()
         else:
@@ -78,24 +84,30 @@ class KnownPath:
         if event.type == MessageAppended.type:
             self.add(PathStep(str(decode(event.data).get("message_id")), first))
         elif event.type == ConversationRewound.type:
-            self.add(PathStep(None, target=decode(event.data).get("to_message_id")))
+            data = decode(event.data)
+            self.add(PathStep(None, target=data.get("to_message_id"), erase=data.get("erase") is True))
 
     def left(self, first: int) -> bool:
         """Return True if the message that an event appended first has left the path, and was not put back."""
         return first in self._known and first not in self._on_path
+
+    def erased(self, first: int) -> bool:
+        """Return True if a reset takes away the content of the message, as soon as it is delivered."""
+        return first in self._erased
 
     def copy(self) -> KnownPath:
         """Return a path that goes on by itself."""
         other = KnownPath()
         other._path, other._on_path = self._path.copy(), self._on_path.copy()
         other._known, other._messages = self._known.copy(), self._messages.copy()
+        other._erased = self._erased.copy()
         return other
 
 
 def read_path(cursor: Any, conversation_id: str) -> KnownPath:
     """Read the path of a conversation."""
     rows = query_all(cursor, _STEPS, (_FIRST, conversation_id))
-    return KnownPath(PathStep(row[0], _first(row[1], row[2]), row[3]) for row in rows)
+    return KnownPath(PathStep(row[0], _first(row[1], row[2]), row[3], row[4] == 1) for row in rows)
 
 
 def _first(event_id: bytes, named: object) -> int:

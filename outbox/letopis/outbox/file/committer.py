@@ -137,7 +137,7 @@ class Committer:
         connection = self._connect()
         driver = _driver(connection)
         transaction: sqlite3.Connection | sa.RootTransaction
-        if all(isinstance(one, Prepared) for one in members):
+        if all(isinstance(one, Prepared | RecordAppend) for one in members):
             # What SQLAlchemy does around a transaction costs as much as the rows of an append.
             driver.execute("BEGIN IMMEDIATE")
             transaction = driver
@@ -190,6 +190,8 @@ class Committer:
         return [
             next(results)
             if isinstance(one, Prepared)
+            else _put(one, cursor)
+            if isinstance(one, RecordAppend)
             else self._run_apart(connection, one)
             if len(members) > 1
             else one(connection)
@@ -236,6 +238,14 @@ class Committer:
             transaction.rollback()
         except Exception:  # a connection that cannot roll back is of no further use; closing it rolls back
             self.disconnect()
+
+
+def _put(one: RecordAppend, cursor: sqlite3.Cursor) -> Any:
+    """Return what changes of records come to, or why they are refused: they undo what they wrote themselves."""
+    try:
+        return one.run(cursor)
+    except LetopisError as refused:
+        return refused
 
 
 def _driver(connection: sa.Connection) -> sqlite3.Connection:

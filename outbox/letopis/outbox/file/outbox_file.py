@@ -53,7 +53,14 @@ class OutboxFile:
     """
 
     def __init__(
-        self, *, path: Path, opened: OpenedFile, thread: WorkerThread, bounds: Bounds, now: Callable[[], datetime]
+        self,
+        *,
+        path: Path,
+        opened: OpenedFile,
+        thread: WorkerThread,
+        bounds: Bounds,
+        now: Callable[[], datetime],
+        one_thread: bool = False,
     ) -> None:
         self.path = path
         self.home = HomeLoop()
@@ -68,7 +75,7 @@ class OutboxFile:
         self._now = now
         self._anchor = opened.anchor  # the writer's thread's alone
         self._thread = thread
-        self._reader = OutboxReader(opened.engine, self.gate)
+        self._reader = OutboxReader(opened.engine, self.gate, thread=thread if one_thread else None)
         self._writer = Writer(
             committer=Committer(path=path, engine=opened.engine, gate=self.gate, now_us=self.now_us),
             thread=thread,
@@ -86,6 +93,7 @@ class OutboxFile:
         create: bool = True,
         bounds: Bounds = _BOUNDS,
         now: Callable[[], datetime] = utc_now,
+        one_thread: bool = False,
     ) -> OutboxFile:
         """Open an outbox file; create it (mode 0600) and bring its tables to this release's revision where needed.
 
@@ -94,6 +102,8 @@ class OutboxFile:
 
         :param create: create a missing file; the folder is never created.
         :param now: the clock that times in the file are taken from.
+        :param one_thread: read in the writer's thread too, so that a read may wait for a write; for a process with very
+            many files.
         :raises ConfigurationError: there is no file, or it cannot be an outbox: the message says what to do.
         :raises OutboxUnavailable: other processes hold its lock, or the disk fails.
         """
@@ -106,7 +116,7 @@ class OutboxFile:
 
         try:
             await run_to_completion(thread.run(work))
-            return cls(path=where, opened=opened[0], thread=thread, bounds=bounds, now=now)
+            return cls(path=where, opened=opened[0], thread=thread, bounds=bounds, now=now, one_thread=one_thread)
         except BaseException:  # a cancelled open leaves no thread and no connection behind either
             for one in opened:
                 await run_to_completion(thread.run(one.anchor.close))

@@ -18,10 +18,12 @@ T = TypeVar("T")
 class OutboxReader:
     """The reading connection of an outbox file: it waits for no writer, and no writer waits for it."""
 
-    def __init__(self, engine: sa.Engine, gate: WriteGate) -> None:
+    def __init__(self, engine: sa.Engine, gate: WriteGate, *, thread: WorkerThread | None = None) -> None:
+        """Prepare to read; ``thread`` is another's, which is not closed here, or ``None`` for one of its own."""
         self._engine = engine.execution_options(sqlite_begin="DEFERRED")
         self._gate = gate
-        self._thread = WorkerThread("letopis-outbox-reader")
+        self._own_thread = thread is None
+        self._thread = thread or WorkerThread("letopis-outbox-reader")
         self._connection: sa.Connection | None = None  # the reading thread's alone
 
     async def run(self, fn: Callable[[sa.Connection], T]) -> T:
@@ -36,8 +38,9 @@ class OutboxReader:
         await self._thread.run(self._disconnect)
 
     async def close(self) -> None:
-        """End the thread."""
-        await self._thread.close()
+        """End the thread, if it is its own."""
+        if self._own_thread:
+            await self._thread.close()
 
     def _run(self, fn: Callable[[sa.Connection], T]) -> T:
         deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS

@@ -83,14 +83,14 @@ class HistoryReader:
         check_identifier(conversation_id, "conversation_id")
         _check_timeout(timeout, as_of)
         window = Window.of(last=last, first=first, before=before, after=after, every=every)
-        if as_of is not None:
-            check_as_of(as_of)
+        moment = None if as_of is None else check_as_of(as_of)
 
         async def read(part: Window) -> Page[RecordedMessage]:
-            if as_of is None:
+            if moment is None:
                 return await self._until_settled(lambda file: self._with_inherited(conversation_id, part, file=file))
+            then = moment  # a closure forgets that it is not None
             return await self._until_settled(
-                lambda file: self._as_of(conversation_id, as_of, part, file=file, seconds=timeout)
+                lambda file: self._as_of(conversation_id, then, part, file=file, seconds=timeout)
             )
 
         if where is None and offset == 0:

@@ -84,9 +84,9 @@ class History:
     delivers in the background. The history store need not be reachable: until it is, events are kept in the outbox.
 
     Any task of any event loop and thread may use it. The outbox is open in one loop, the one that used it first; calls
-    from others are carried there. If that loop ends, as at the end of ``asyncio.run``, the outbox is closed, and the
-    next use opens it again. All histories on one file in one process share one outbox, which closes with the last of
-    them. Other processes may have the same file open.
+    from others are carried there, and callbacks run there. If that loop ends, as at the end of ``asyncio.run``, the
+    outbox is closed, and the next use opens it again. All histories on one file in one process share one outbox, which
+    closes with the last of them. Other processes may have the same file open.
 
     :param path: the outbox, a file on a local disk, created with mode 0600. It may be the bot's own SQLite
         database.
@@ -438,9 +438,7 @@ class History:
         :param space: a name of your choice for records that belong to neither, for example an application's memory.
         :raises InvalidInput: none or several are named, or the name cannot be one.
         """
-        wanted = scope_from(scope, conversation=conversation, owner=owner, space=space)
-        parts = self._parts
-        return Records(wanted, outbox=self.outbox, reads=parts.record_reads, deliveries=parts.deliveries)
+        return Records(scope_from(scope, conversation=conversation, owner=owner, space=space), self._home)
 
     async def find_records(
         self, tags: Mapping[str, Tag], *, limit: int = 100, after: str | None = None

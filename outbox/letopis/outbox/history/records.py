@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
+from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.record_changes import (
     PreparedChange,
@@ -41,6 +42,7 @@ from letopis.store.read.paging import check_count
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.history._sharing import OutboxAccess
     from letopis.outbox.pending_reads.record_reads import RecordReads
 
 OnExists = Literal["raise", "keep"]
@@ -91,6 +93,7 @@ class RecordReceipt:
         return Saved.SAVED if self._receipt is None else await self._receipt.state()
 
 
+@at_home()
 class Records:
     """The records of one conversation, owner or space. Made by ``History.records()``.
 
@@ -101,14 +104,23 @@ class Records:
     pending. What neither the outbox nor the history store can tell raises ``StoreUnavailable``, and is never ``None``.
 
     :ivar scope: to what they belong.
-    :ivar outbox: the file that they are put into.
     """
 
-    def __init__(self, scope: Scope, *, outbox: OutboxFile, reads: RecordReads, deliveries: Deliveries) -> None:
+    def __init__(self, scope: Scope, home: OutboxAccess) -> None:
         self.scope = scope
-        self.outbox = outbox
-        self._reads = reads
-        self._deliveries = deliveries
+        self._home = home
+
+    @property
+    def _outbox(self) -> OutboxFile:
+        return self._home.parts.outbox
+
+    @property
+    def _reads(self) -> RecordReads:
+        return self._home.parts.record_reads
+
+    @property
+    def _deliveries(self) -> Deliveries:
+        return self._home.parts.deliveries
 
     async def put(
         self,
@@ -180,6 +192,16 @@ class Records:
         [receipt] = await self._write([prepare_delete(self.scope, namespace, key, expected=expected)])
         return receipt
 
+    async def delete_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[RecordReceipt]:
+        """Delete several records, all or none; those that are not there are no error.
+
+        :param keys: pairs of namespace and key.
+        :raises LetopisError: as for :meth:`put`.
+        """
+        if not keys:
+            raise InvalidInput("keys", "there is nothing to delete")
+        return await self._write([prepare_delete(self.scope, namespace, key) for namespace, key in keys])
+
     async def delete_where(self, prefix: Sequence[str] = ()) -> RecordReceipt:
         """Delete all records in a namespace and below it; in the whole scope by default.
 
@@ -196,7 +218,7 @@ class Records:
         :raises LetopisError: as for :meth:`put`.
         """
         receipts = await self._write(prepare_clear(self.scope, erase=True))
-        self.outbox.truncate_wal()
+        self._outbox.truncate_wal()
         return receipts[-1]
 
     async def list(
@@ -210,6 +232,7 @@ class Records:
         limit: int = 100,
         after: str | None = None,
         values: bool = True,
+        incomplete: bool = False,
     ) -> Page[Record]:
         """Return records in a namespace and below it, in the order of the bytes of namespace and key.
 
@@ -222,6 +245,8 @@ class Records:
         :param tags: only records with all these tags.
         :param after: the ``next`` of the page before.
         :param values: ``False`` leaves the values out.
+        :param incomplete: accept a page with ``complete=False`` while the history store is unavailable: the records
+            that this outbox put and retains, each with ``current=False``. Those that it does not know are missing.
         :raises StoreUnavailable: the history store does not answer.
         :raises InvalidInput: an argument cannot be one.
         """
@@ -235,10 +260,10 @@ class Records:
             after=None if after is None else _CURSOR.decode(after, _read_cursor),
             reverse=reverse,
         )
-        page = await self._reads.page(self.scope, where, limit=limit, values=values)
+        page = await self._reads.page(self.scope, where, limit=limit, values=values, incomplete=incomplete)
         items = tuple(one for one in page.records if has_tags(one.tags, wanted))
         following = None if page.next is None else _CURSOR.encode(*(part.decode() for part in page.next))
-        return Page(items=items, next=following)
+        return Page(items=items, next=following, complete=page.complete)
 
     async def namespaces(self, prefix: Sequence[str] = ()) -> Sequence[Namespace]:
         """Return the namespaces that hold a record, in order; their records are read without values.
@@ -259,9 +284,14 @@ class Records:
         look: StoreLook | None = None
         if conditional and not await self._reads.is_pending(self.scope, conditional):
             look = await self._reads.look(self.scope, conditional)
-        work = RecordAppend(changes, now_us=self.outbox.now_us, look=look, check_room=self.outbox.gate.check_space)
-        written = await self.outbox.write(work)
+        work = RecordAppend(changes, now_us=self._outbox.now_us, look=look, check_room=self._outbox.gate.check_space)
+        written = await self._outbox.write(work)
         return [record_receipt(one, self._deliveries) for one in written]
+
+
+def are_put_into(records: Records, outbox: OutboxFile) -> bool:
+    """Return True if records are kept in an outbox file that is open."""
+    return records._outbox is outbox
 
 
 async def prepare_puts(scope: Scope, puts: Sequence[RecordPut]) -> Sequence[PreparedChange]:
@@ -300,7 +330,7 @@ def record_receipt(
         conversation_id=written.lane,
         event_ids=(written.event_id,),
         sequences=(written.sequence,),
-        message_id=None,
+        message_ids=(),
         owner_id=None,
         written=1,
     )

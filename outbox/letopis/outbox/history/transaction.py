@@ -26,7 +26,15 @@ from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.history._append import prepare_append
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, run_on, write
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
-from letopis.outbox.history.records import OnExists, RecordPut, RecordReceipt, Records, prepare_puts, record_receipt
+from letopis.outbox.history.records import (
+    OnExists,
+    RecordPut,
+    RecordReceipt,
+    Records,
+    are_put_into,
+    prepare_puts,
+    record_receipt,
+)
 from letopis.outbox.history.reply import Reply
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
@@ -147,7 +155,7 @@ class Transaction:
         return await self._change(records, [change])
 
     def _scope_of(self, records: Records) -> Scope:
-        if not isinstance(records, Records) or records.outbox is not self._outbox:
+        if not isinstance(records, Records) or not are_put_into(records, self._outbox):
             raise InvalidInput("records", "must be what records() of this history returns")
         return records.scope
 

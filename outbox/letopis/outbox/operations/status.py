@@ -15,6 +15,7 @@ from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, faul
 from letopis.outbox.event_log.bound_store import binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.outbox.file.sign_of_life import lives
 from letopis.outbox.file.wal_readers import LARGE_WAL_BYTES, wal_size
 from letopis.outbox.operations.relay_pause import pause_of
 from letopis.store.database.faults import FaultClass
@@ -244,6 +245,7 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
     origin = query_one(cursor, "SELECT origin_id FROM letopis_outbox_origin")
     breaker, relay = BreakerStatus(), RelayStatus()
     row = _RelayRow(*(query_one(cursor, _RELAY) or ()))
+    path = Path(query_all(cursor, "PRAGMA database_list")[0][2])
     if row.holder:
         breaker = BreakerStatus(
             state=row.breaker,
@@ -253,7 +255,7 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
             next_attempt_at=None if row.next_attempt_at is None else from_microseconds(row.next_attempt_at),
         )
         relay = RelayStatus(
-            running=row.pid != 0 and _seconds(now_us, row.heartbeat_at) <= RELAY_ALIVE_SECONDS,
+            running=row.pid != 0 and lives(row.heartbeat_at, path, now_us=now_us, within=RELAY_ALIVE_SECONDS),
             holder=f"{row.holder} (pid {row.pid} on {row.host})" if row.pid else row.holder,
             last_progress_seconds=_seconds(now_us, row.progress_at),
         )
@@ -263,7 +265,7 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
         read_at=from_microseconds(now_us),
         pending=lanes.pending,
         pending_bytes=lanes.pending_bytes,
-        wal_bytes=wal_size(Path(query_all(cursor, "PRAGMA database_list")[0][2])),
+        wal_bytes=wal_size(path),
         oldest_pending_seconds=None if lanes.oldest_pending_us is None else _seconds(now_us, lanes.oldest_pending_us),
         delivered=row.delivered_total,
         lanes=lanes.lanes,

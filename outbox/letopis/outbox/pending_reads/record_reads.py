@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+import sqlalchemy as sa
+
 from letopis.outbox.event_log.record_changes import decode_body
 from letopis.outbox.event_log.record_log import StoreLook
 from letopis.outbox.event_log.record_lookups import (
@@ -47,10 +49,12 @@ class RecordSlice:
     """A page of records.
 
     :ivar next: the record after which the next page begins; ``None`` at the end.
+    :ivar complete: ``False`` if the history store could not be asked.
     """
 
     records: Sequence[Record]
     next: RecordKey | None
+    complete: bool = True
 
 
 class RecordReads:
@@ -95,9 +99,12 @@ class RecordReads:
         local = await self._outbox.read(lambda connection: read_places(connection, scope, places, values=False))
         return all((found := local.changes.get(place)) is not None and local.is_pending(found) for place in places)
 
-    async def page(self, scope: Scope, where: RecordRange, *, limit: int, values: bool = True) -> RecordSlice:
+    async def page(
+        self, scope: Scope, where: RecordRange, *, limit: int, values: bool = True, incomplete: bool = False
+    ) -> RecordSlice:
         """Return the next records of a range; fewer than ``limit`` does not mean the end.
 
+        :param incomplete: return what the outbox alone holds, if the history store does not answer.
         :raises StoreUnavailable: the history store does not answer.
         """
         origin_id = self._outbox.origin.origin_id
@@ -110,6 +117,8 @@ class RecordReads:
                 )
             )
             if view is None:
+                if incomplete:
+                    return await self._page_alone(scope, where, limit=limit, values=values)
                 raise StoreUnavailable(_UNKNOWN_LIST)
             if since is None and any(view.heads.get(name, 0) < local.delivered[name] for name in local.delivered):
                 since = view.heads  # a restored store: what it lacks is still in the file
@@ -135,6 +144,28 @@ class RecordReads:
                 next=after,
             )
         raise OutboxUnavailable("the value of a record is missing in the outbox file: run `letopis outbox verify`")
+
+    async def _page_alone(self, scope: Scope, where: RecordRange, *, limit: int, values: bool) -> RecordSlice:
+        """Return a page of what the file retains; what is gone from it is not known to be gone."""
+
+        def read(connection: sa.Connection) -> RecordSlice:
+            local = read_range(connection, scope, where, since={})
+            present = sorted(
+                (one for one in local.changes.values() if one.present), key=lambda one: one.place, reverse=where.reverse
+            )
+            chosen = present[:limit]
+            bodies = read_bodies(connection, (one.position for one in chosen)) if values else {}
+            return RecordSlice(
+                records=[
+                    _local_record(one, bodies.get(one.position), saved=not local.is_pending(one), current=False)
+                    for one in chosen
+                    if not values or one.position in bodies
+                ],
+                next=chosen[-1].place if len(chosen) < len(present) else None,
+                complete=False,
+            )
+
+        return await self._outbox.read(read)
 
     async def find(
         self, tags: Mapping[str, Tag], *, limit: int, after: tuple[str, RecordKey] | None

@@ -18,14 +18,26 @@ class Breakers:
     outbox: the others may well belong to it.
     """
 
-    def __init__(self, shared: Breaker, *, clock: Clock, uniform: Callable[[float, float], float]) -> None:
+    def __init__(
+        self,
+        shared: Breaker,
+        *,
+        clock: Clock,
+        uniform: Callable[[float, float], float],
+        wrong_store: Breaker | None = None,
+    ) -> None:
         self._shared = shared
-        self._wrong_store = Breaker(clock=clock, uniform=uniform)
+        self._wrong_store = wrong_store or Breaker(clock=clock, uniform=uniform)
 
     @property
     def current(self) -> Breaker:
         """The breaker that decides: the shared one, unless the store is the wrong one."""
         return self._shared if self._wrong_store.closed else self._wrong_store
+
+    @property
+    def wrong_store(self) -> Breaker:
+        """The breaker for a store that is not this outbox's."""
+        return self._wrong_store
 
     @property
     def wrong_store_reason(self) -> str | None:

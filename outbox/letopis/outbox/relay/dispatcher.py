@@ -20,6 +20,7 @@ from letopis.outbox.relay.lane_retries import LaneFailure, LaneRetries, damaged
 from letopis.outbox.relay.lease import Lease
 from letopis.outbox.relay.poison_isolation import PoisonIsolation
 from letopis.outbox.relay.reconcile import Reconciler
+from letopis.outbox.relay.relay_memory import RelayMemory
 from letopis.outbox.relay.reporting import log_delivery, log_lane_failure, log_rewind, logger
 from letopis.outbox.relay.send_result import SendResult
 from letopis.outbox.relay.stats import RelayStats, StepResult
@@ -27,7 +28,6 @@ from letopis.outbox.relay.store_binding import BindingGuard
 from letopis.outbox.relay.store_tasks import StoreTasks
 from letopis.outbox.relay.write_back import WrittenBack, write_back
 from letopis.outbox.retry.circuit_breaker import Breaker
-from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -62,6 +62,7 @@ class Dispatcher:
     the store recognises it.
 
     :param apply: hands batches to the store; default its own ``apply``.
+    :param memory: what an earlier relay of this process knew of the file.
     :ivar breakers: whether deliveries are allowed.
     :ivar binding: to which store.
     :ivar retries: of refused events.
@@ -82,6 +83,7 @@ class Dispatcher:
         deadline: float,
         apply: ApplyBatches | None = None,
         chores: Sequence[Chore] = (),
+        memory: RelayMemory | None = None,
     ) -> None:
         self._outbox = outbox
         self._store = store
@@ -90,10 +92,12 @@ class Dispatcher:
         self._clock = clock
         self._uniform = uniform
         self._batch = batch
-        self.breakers = Breakers(breaker, clock=clock, uniform=uniform)
+        before = memory or RelayMemory()
+        self.breakers = Breakers(breaker, clock=clock, uniform=uniform, wrong_store=before.wrong_store)
         self.binding = BindingGuard(outbox, store)
-        self.retries = LaneRetries(policy, clock=clock, uniform=uniform)
-        self._attribution = FaultAttribution()
+        self.retries = before.retries or LaneRetries(policy, clock=clock, uniform=uniform)
+        self.retries.policy = policy
+        self._attribution = before.attribution
         self._isolation = PoisonIsolation(
             self._apply,
             try_out=store.outbox_access.try_out,
@@ -102,10 +106,11 @@ class Dispatcher:
             uniform=uniform,
             monotonic=clock.monotonic,
         )
-        self._tasks = StoreTasks(store, clock)
+        self._task_look = before.task_look
+        self._tasks = StoreTasks(store, clock, look=before.task_look)
         self._heartbeat = HeartbeatWriter(outbox, lease, self.breakers, self._tasks, clock=clock)
         self._chores = Chores(outbox, chores, clock=clock)
-        self._reconciler = Reconciler(outbox, store, clock=clock)
+        self._reconciler = Reconciler(outbox, store, clock=clock, progress=before.reconciled)
         self._in_outage = False
         self._batches = 0
         self._idle_work_at = IDLE_WORK_EVERY_BATCHES
@@ -115,6 +120,17 @@ class Dispatcher:
     def breaker(self) -> Breaker:
         """Whether deliveries are allowed, and why not: the store's breaker, unless it is the wrong store."""
         return self.breakers.current
+
+    @property
+    def memory(self) -> RelayMemory:
+        """What the next relay of this file is to know, if this one ends."""
+        return RelayMemory(
+            attribution=self._attribution,
+            retries=self.retries,
+            wrong_store=self.breakers.wrong_store,
+            reconciled=self._reconciler.progress,
+            task_look=self._task_look,
+        )
 
     def schedule_reconcile(self) -> None:
         """Have all lanes compared with the history store in the next idle moment: it may have been restored."""

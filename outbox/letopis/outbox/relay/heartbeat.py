@@ -105,6 +105,7 @@ class HeartbeatWriter:
     def written(self) -> None:
         """Note that a heartbeat was written, here or with a delivery."""
         self._due = self._clock.after(HEARTBEAT_SECONDS)
+        self._lease.give_sign_of_life()
 
     async def write(self, *, progress: bool = False) -> bool:
         """Write a heartbeat now; return False if another relay has taken over.

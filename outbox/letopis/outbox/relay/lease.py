@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
-from filelock import FileLock, Timeout
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.lease_lock import LeaseLock
 from letopis.store.errors import OutboxUnavailable
 
 logger: Final = logging.getLogger("letopis.outbox.relay")
-LOCK_SUFFIX: Final = ".relay.lock"
 SILENCE_SECONDS: Final = 120.0
 """Time without a heartbeat after which a holder that still has the lock counts as stopped. Longer than the slowest
 step of a healthy one; if it is not, two at once do no harm, because the row fences the earlier one."""
@@ -46,18 +45,12 @@ class OutboxIdentityChanged(OutboxUnavailable):
 
 
 _SignOfLife = tuple[int, int]
-"""Incarnation and last heartbeat: they change as long as a holder lives."""
+"""Incarnation and last heartbeat in the file: they change as long as a holder works on it."""
 
 
 def _sign_of_life(connection: sa.Connection) -> _SignOfLife | None:
     row = connection.exec_driver_sql("SELECT incarnation, heartbeat_at FROM letopis_outbox_relay").one_or_none()
     return None if row is None else (row[0], row[1])
-
-
-def lock_path(outbox: Path) -> Path:
-    """Return the side file whose lock is the lease; the same for every path to the outbox file."""
-    real = Path(os.path.realpath(outbox))
-    return real.with_name(real.name + LOCK_SUFFIX)
 
 
 class Lease:
@@ -76,18 +69,26 @@ class Lease:
     :param holder: name of this relay, for operators.
     :param silence: seconds.
     :param locked: only for tests: ``False`` takes the lease without the lock.
+    :param lock: the lock, where it outlives this object: see :meth:`suspend`.
     """
 
     def __init__(
-        self, outbox: OutboxFile, *, clock: Clock, holder: str, silence: float = SILENCE_SECONDS, locked: bool = True
+        self,
+        outbox: OutboxFile,
+        *,
+        clock: Clock,
+        holder: str,
+        silence: float = SILENCE_SECONDS,
+        locked: bool = True,
+        lock: LeaseLock | None = None,
     ) -> None:
         self._outbox = outbox
         self._clock = clock
         self._holder = holder
         self._silence = silence
         self._locked = locked
-        self._lock = FileLock(lock_path(outbox.path), mode=0o600, thread_local=False)
-        self._seen: _SignOfLife | None = None
+        self._lock = lock or LeaseLock(outbox.path)
+        self._seen: tuple[_SignOfLife, int | None] | None = None
         self._seen_at = 0.0
         self.incarnation = 0
         """The incarnation of this holder; 0 while it does not hold the lease."""
@@ -106,24 +107,35 @@ class Lease:
         """
         if self.held:
             return True
-        # Not in a thread: one open() and one flock() that does not wait.
-        if self._locked:
-            try:
-                self._lock.acquire(blocking=False)
-            except Timeout:
-                return await self._take_over()
+        if self._locked and not self._lock.try_acquire():
+            return await self._take_over()
         try:
             self.incarnation = await self._outbox.write(partial(self._register, now_us=self._clock.now_us()))
         finally:
             if not self.held:
                 self.unlock()
+        self.give_sign_of_life()
         return True
+
+    def give_sign_of_life(self) -> None:
+        """Show others that this holder is at work."""
+        self._lock.give_sign_of_life(self._clock.now_us())
+
+    def suspend(self) -> None:
+        """Work no longer on the file and keep the lock, which goes on protecting it: nobody else delivers from it.
+
+        The row continues to name this holder. A lease that was taken over from a silent holder has no lock, and must be
+        released.
+        """
+        if self._lock.held:
+            self.incarnation = 0
 
     async def _take_over(self) -> bool:
         """Take the lease from a holder that has the lock and gives no sign of life; return True if that succeeded."""
         sign = await self._outbox.read(_sign_of_life)
-        if sign is None or sign != self._seen:
-            self._seen, self._seen_at = sign, self._clock.monotonic()
+        seen = None if sign is None else (sign, self._lock.last_sign_of_life())
+        if seen is None or seen != self._seen:
+            self._seen, self._seen_at = seen, self._clock.monotonic()
             return False
         if self._clock.monotonic() - self._seen_at < self._silence:
             return False
@@ -158,8 +170,7 @@ class Lease:
 
     def unlock(self) -> None:
         """Release the lock alone; :meth:`release` does it in order."""
-        if self._lock.is_locked:
-            self._lock.release()
+        self._lock.release()
 
     def _register(self, connection: sa.Connection, *, now_us: int) -> int:
         origin_id = connection.exec_driver_sql("SELECT origin_id FROM letopis_outbox_origin").scalar_one()

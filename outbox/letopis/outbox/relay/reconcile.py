@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 
 from letopis.outbox.alerting.incident_table import record_incomplete
-from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.concurrency.clock import Clock, Deadline
 from letopis.outbox.event_log.acknowledge import Rewound, is_current_lease, rewind_lane, unblock_recovered
 from letopis.outbox.event_log.lanes import delivered_positions, delivered_positions_of, lost_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -50,19 +50,38 @@ class ReconcileResult:
     fenced: bool = False
 
 
-class Reconciler:
-    """Compares one outbox file with one history store, one small request at a time."""
+@dataclass(slots=True, kw_only=True)
+class ReconcileProgress:
+    """How far the comparisons with a stable store have come.
 
-    def __init__(self, outbox: OutboxFile, store: ConversationStore, *, clock: Clock) -> None:
+    :ivar due: of the next one.
+    :ivar some_after: the last lane compared in turn.
+    :ivar log_after: the position up to which the log was counted.
+    :ivar log_complete: whether nothing was missing in this pass over the log so far.
+    :ivar log_next: whether the last comparison was one of lanes.
+    """
+
+    due: Deadline
+    some_after: str = ""
+    log_after: int = 0
+    log_complete: bool = True
+    log_next: bool = False
+
+
+class Reconciler:
+    """Compares one outbox file with one history store, one small request at a time.
+
+    :ivar progress: may be handed on to another reconciler of the same file.
+    """
+
+    def __init__(
+        self, outbox: OutboxFile, store: ConversationStore, *, clock: Clock, progress: ReconcileProgress | None = None
+    ) -> None:
         self._outbox = outbox
         self._store = store
         self._clock = clock
-        self._due = clock.after(RECONCILE_INTERVAL_SECONDS)
+        self.progress = progress or ReconcileProgress(due=clock.after(RECONCILE_INTERVAL_SECONDS))
         self._all_after: str | None = ""  # last lane compared in the pass over all of them
-        self._some_after = ""
-        self._log_after = 0
-        self._log_complete = True  # as far as this pass over the log has come
-        self._log_next = False
         self._generation = store.outbox_access.continuity.generation
         self._recent: dict[str, None] = {}
 
@@ -84,7 +103,7 @@ class Reconciler:
         if (generation := self._store.outbox_access.continuity.generation) != self._generation:
             self._generation = generation
             self.schedule_all()
-        return self._all_after is not None or self._due.remaining(self._clock) == 0
+        return self._all_after is not None or self.progress.due.remaining(self._clock) == 0
 
     async def compare(self, incarnation: int) -> ReconcileResult:
         """Send the store one request, and record what follows from the answer.
@@ -98,9 +117,9 @@ class Reconciler:
         try:
             if self._all_after is not None:
                 return await self._compare_all(incarnation, self._all_after)
-            self._due = self._clock.after(RECONCILE_INTERVAL_SECONDS)
-            self._log_next = not self._log_next
-            return await (self._compare_some(incarnation) if self._log_next else self._count_log(incarnation))
+            self.progress.due = self._clock.after(RECONCILE_INTERVAL_SECONDS)
+            self.progress.log_next = not self.progress.log_next
+            return await (self._compare_some(incarnation) if self.progress.log_next else self._count_log(incarnation))
         except StoreFault as fault:
             if fault.fault_class in STORE_FAULT_CLASSES:
                 raise
@@ -112,7 +131,7 @@ class Reconciler:
         return ReconcileResult()
 
     def _postpone(self, reason: str) -> None:
-        self._all_after, self._due = None, self._clock.after(RECONCILE_INTERVAL_SECONDS)
+        self._all_after, self.progress.due = None, self._clock.after(RECONCILE_INTERVAL_SECONDS)
         logger.warning("lanes could not be compared with the history store: %s", reason, extra=log_context())
 
     async def _compare_all(self, incarnation: int, after: str) -> ReconcileResult:
@@ -124,8 +143,8 @@ class Reconciler:
 
     async def _compare_some(self, incarnation: int) -> ReconcileResult:
         limit = LANES_PER_REQUEST - MAX_RECENT_LANES
-        rest = await self._outbox.read(partial(delivered_positions, after=self._some_after, limit=limit))
-        self._some_after = max(rest) if len(rest) == limit else ""
+        rest = await self._outbox.read(partial(delivered_positions, after=self.progress.some_after, limit=limit))
+        self.progress.some_after = max(rest) if len(rest) == limit else ""
         recent = await self._outbox.read(partial(delivered_positions_of, conversation_ids=tuple(self._recent)))
         result = await self._compare_lanes({**recent, **rest}, incarnation)
         if result.rewound:
@@ -146,10 +165,10 @@ class Reconciler:
         return ReconcileResult(fenced=True) if rewound is None else ReconcileResult(rewound=rewound)
 
     async def _count_log(self, incarnation: int) -> ReconcileResult:
-        found = await _twice(partial(self._store.outbox_access.continuity.count, self._log_after))
-        complete = self._log_complete and not found.missing
+        found = await _twice(partial(self._store.outbox_access.continuity.count, self.progress.log_after))
+        complete = self.progress.log_complete and not found.missing
         ended = found.next == 0
-        self._log_after, self._log_complete = found.next, complete or ended
+        self.progress.log_after, self.progress.log_complete = found.next, complete or ended
         if found.missing or (ended and complete):
             problem = _incomplete(found) if found.missing else None
             write = partial(_note_log, problem=problem, incarnation=incarnation, now_us=self._clock.now_us())

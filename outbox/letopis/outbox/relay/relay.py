@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import PurePath
-from typing import Any, Final, TypeVar
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import anyio
 import sqlalchemy as sa
@@ -22,6 +24,8 @@ from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, FileWatcher
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.dispatcher import ApplyBatches, Dispatcher
 from letopis.outbox.relay.lease import SILENCE_SECONDS, Lease, OutboxIdentityChanged
+from letopis.outbox.relay.lease_lock import LeaseLock
+from letopis.outbox.relay.relay_memory import RelayMemory
 from letopis.outbox.relay.reporting import log_context, logger
 from letopis.outbox.relay.stats import RelayStats, StepResult
 from letopis.outbox.retry.circuit_breaker import Breaker
@@ -41,6 +45,19 @@ CANCEL_CLEANUP_SECONDS: Final = 5.0
 """Time that a cancelled delivery gets to clean up."""
 _DEFAULT_POLICY: Final = RetryPolicy()
 _ERROR_POLICY: Final = RetryPolicy(base=0.5, factor=2.0, cap=30.0)
+
+
+class Watch(Protocol):
+    """Notices commits of other processes, as :class:`~letopis.outbox.file.change_watcher.FileWatcher` does."""
+
+    eager: bool
+    replaced: bool
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
 
 
 class Relay:
@@ -64,6 +81,10 @@ class Relay:
     :param chores: run in a write transaction in idle moments; each returns True if it has more to do at once.
     :param apply: hands batches to the store; default its own ``apply``.
     :param locked: only for tests: ``False`` runs without the lease's lock.
+    :param lock: the lease's lock, where it outlives this relay: see :meth:`rest`.
+    :param watch: watches the file; default a :class:`FileWatcher`.
+    :param memory: of an earlier relay of this process on the same file.
+    :param on_pause: called each time that it begins to wait.
     """
 
     def __init__(
@@ -82,6 +103,10 @@ class Relay:
         chores: Sequence[Callable[[sa.Connection], bool]] = (),
         apply: ApplyBatches | None = None,
         locked: bool = True,
+        lock: LeaseLock | None = None,
+        watch: Watch | None = None,
+        memory: RelayMemory | None = None,
+        on_pause: Callable[[], None] = lambda: None,
         now: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
         random: random.Random = random.Random(),  # noqa: B008, S311 - one source a process is enough, and no secret
@@ -92,7 +117,11 @@ class Relay:
         self._outbox = outbox
         self._uniform = random.uniform
         self._stop_timeout = stop_timeout
-        self._idle_poll = idle_poll
+        self._watch = watch or FileWatcher(
+            outbox.path, outbox.appended, file_id=outbox.file_id, poll_max_seconds=idle_poll
+        )
+        self._on_pause = on_pause
+        self._resting = False
         self._stop = asyncio.Event()
         self._errors = 0
         self._standby_logged = False
@@ -100,7 +129,13 @@ class Relay:
         self.last_loop_at = monotonic()
         """When :meth:`run` last began its loop, by the monotonic clock: at least every few seconds, unless a delivery
         takes longer or an error is waited out (30 s at most)."""
-        self.lease = Lease(outbox, clock=clock, holder=holder, silence=silence, locked=locked)
+        self.standing_by = False
+        """Whether another relay holds the lease."""
+        self.pausing_until: float | None = None
+        """Until when :meth:`run` waits if nothing is appended, by the monotonic clock; ``None`` while it works."""
+        self.idle_since: float | None = None
+        """Since when it has nothing to deliver, by the monotonic clock; ``None`` while it has."""
+        self.lease = Lease(outbox, clock=clock, holder=holder, silence=silence, locked=locked, lock=lock)
         self._dispatcher = Dispatcher(
             outbox,
             store,
@@ -113,7 +148,18 @@ class Relay:
             deadline=deadline,
             apply=apply,
             chores=chores,
+            memory=memory,
         )
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last step ended in an error."""
+        return self._errors > 0
+
+    @property
+    def memory(self) -> RelayMemory:
+        """What the next relay of this process on the same file is to know."""
+        return self._dispatcher.memory
 
     @property
     def breaker(self) -> Breaker:
@@ -149,6 +195,11 @@ class Relay:
         self._stop.set()
         self._outbox.appended.notify()
 
+    def rest(self) -> None:
+        """As :meth:`stop`, but keep the lease's lock: nobody else delivers until another relay is given it."""
+        self._resting = True
+        self.stop()
+
     async def run(self) -> None:
         """Hold the lease and deliver until cancelled or told to stop; stand by while another relay holds it.
 
@@ -159,10 +210,7 @@ class Relay:
         :raises OutboxUnavailable: the outbox file was replaced or given a new identity: open it again.
         :raises Closed: the outbox or the store was closed.
         """
-        watch = FileWatcher(
-            self._outbox.path, self._outbox.appended, file_id=self._outbox.file_id, poll_max_seconds=self._idle_poll
-        )
-        async with watch:
+        async with self._watch as watch:
             try:
                 while not self._stop.is_set():
                     self.last_loop_at = self._monotonic()
@@ -171,10 +219,17 @@ class Relay:
                     step = await self._step_or_wait_out_error()
                     # While the store is unavailable an append is no reason to do anything.
                     watch.eager = self.breaker.closed
+                    if step.delivered or step.more:
+                        self.idle_since = None
                     if not step.more:
-                        wait = MAX_IDLE_SECONDS if step.wait is None else min(MAX_IDLE_SECONDS, step.wait)
-                        await (self._wait_for_append(seen, wait) if watch.eager else self._sleep(wait))
+                        self.idle_since = self._monotonic() if self.idle_since is None else self.idle_since
+                        due = math.inf if step.wait is None else step.wait
+                        wait = min(MAX_IDLE_SECONDS, due)
+                        with self._pausing(due):
+                            await (self._wait_for_append(seen, wait) if watch.eager else self._sleep(wait))
             finally:
+                if self._resting and self.wrong_store_reason is None:
+                    self.lease.suspend()
                 await self._release()
 
     async def drain(self) -> int:
@@ -259,7 +314,8 @@ class Relay:
     async def _acquire(self) -> bool:
         if self.lease.held:
             return True
-        if not await self._finish_if_cancelled(self.lease.acquire()):
+        self.standing_by = not await self._finish_if_cancelled(self.lease.acquire())
+        if self.standing_by:
             if not self._standby_logged:
                 self._standby_logged = True
                 logger.info("another relay works on this outbox; this one stands by", extra=log_context())
@@ -290,9 +346,20 @@ class Relay:
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, whatever is appended, unless told to stop."""
-        with suppress(TimeoutError):
+        with self._pausing(seconds), suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
+
+    @contextmanager
+    def _pausing(self, seconds: float) -> Iterator[None]:
+        outer = self.pausing_until
+        if outer is None:
+            self.pausing_until = self._monotonic() + seconds
+            self._on_pause()
+        try:
+            yield
+        finally:
+            self.pausing_until = outer
 
     async def _finish_if_cancelled(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` so that a cancellation does not tear it, and is not delayed without limit either."""
@@ -319,7 +386,7 @@ class Relay:
             logger.debug("the last step ended in %s", type(error).__name__)
 
 
-def _check(watch: FileWatcher) -> None:
+def _check(watch: Watch) -> None:
     if watch.replaced:
         logger.error("the outbox file was replaced, or is gone: the relay ends here, open the file again")
         raise OutboxUnavailable("the outbox file was replaced, or is gone: open it again")

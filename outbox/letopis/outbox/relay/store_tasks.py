@@ -23,6 +23,23 @@ REPORT_INTERVAL_SECONDS: Final = 10.0
 _LONG_TYPES: Final = (ConversationRewound.type, ConversationDeleted.type)
 
 
+class TaskLook:
+    """When tasks that other relays left are looked for next; relays of one process on one store may share it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._deadline = clock.after(0)
+
+    @property
+    def due(self) -> bool:
+        """Whether a look is due."""
+        return self._deadline.remaining(self._clock) == 0
+
+    def done(self) -> None:
+        """Note that tasks were looked for."""
+        self._deadline = self._clock.after(LOOK_INTERVAL_SECONDS)
+
+
 class StoreTasks:
     """What one relay knows of the pending tasks of its history store.
 
@@ -30,10 +47,10 @@ class StoreTasks:
     :ivar worked: whether a step was taken since this was last set to ``False``.
     """
 
-    def __init__(self, store: ConversationStore, clock: Clock) -> None:
+    def __init__(self, store: ConversationStore, clock: Clock, *, look: TaskLook | None = None) -> None:
         self._store = store
         self._clock = clock
-        self._look_due = clock.after(0)
+        self._look = look or TaskLook(clock)
         self._report_due = clock.after(REPORT_INTERVAL_SECONDS)
         self._expected = False
         self.pending = PendingTasks()
@@ -49,7 +66,7 @@ class StoreTasks:
 
         :param idle: whether nothing is due for delivery: then tasks that other relays left are looked for, too.
         """
-        return self.pending.tasks > 0 or self._expected or (idle and self._look_due.remaining(self._clock) == 0)
+        return self.pending.tasks > 0 or self._expected or (idle and self._look.due)
 
     async def step(self, store_id: UUID | None) -> bool:
         """Take a step of a pending task; return True if the next one is worth taking at once.
@@ -61,7 +78,7 @@ class StoreTasks:
         """
         known = self.pending.tasks > 0
         self._expected = False
-        self._look_due = self._clock.after(LOOK_INTERVAL_SECONDS)
+        self._look.done()
         try:
             with expect_store(store_id):
                 if not await self._store.run_pending_tasks():

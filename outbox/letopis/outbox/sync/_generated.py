@@ -247,6 +247,13 @@ class BlockingRecords(SyncBase):
             self._portal, self._portal.call(self._records.delete, namespace, key, expected=expected)
         )
 
+    def delete_many(self, keys: Sequence[tuple[Sequence[str], str]]) -> Sequence[BlockingRecordReceipt]:
+        """Delete several records, all or none; those that are not there are no error.
+
+        See :meth:`Records.delete_many`.
+        """
+        return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._records.delete_many, keys)]
+
     def delete_where(self, prefix: Sequence[str] = ()) -> BlockingRecordReceipt:
         """Delete all records in a namespace and below it; in the whole scope by default.
 
@@ -272,6 +279,7 @@ class BlockingRecords(SyncBase):
         limit: int = 100,
         after: str | None = None,
         values: bool = True,
+        incomplete: bool = False,
     ) -> Page[Record]:
         """Return records in a namespace and below it, in the order of the bytes of namespace and key.
 
@@ -287,6 +295,7 @@ class BlockingRecords(SyncBase):
             limit=limit,
             after=after,
             values=values,
+            incomplete=incomplete,
         )
 
     def namespaces(self, prefix: Sequence[str] = ()) -> Sequence[Namespace]:

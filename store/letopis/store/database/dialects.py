@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
-from letopis.store.database.schema import Uuid16
+from letopis.store.database.schema import MediumBlob, Uuid16
 from letopis.store.errors import ConfigurationError
 from letopis.store.rules.apply_plan import TableRow
 
@@ -260,7 +260,7 @@ def _array(column: sa.Column[Any]) -> str:
     match column.type:
         case Uuid16():
             return "uuid[]"
-        case sa.LargeBinary():
+        case sa.LargeBinary() | MediumBlob():
             return "bytea[]"
         case sa.BigInteger():
             return "bigint[]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import Final
 
 MIN_OPEN_FILE_LIMIT: Final = 256
@@ -38,6 +39,18 @@ def describe_exhaustion() -> str:
     limit = open_file_limit()
     detail = "" if limit is None else f" (the limit is {limit})"
     return f"too many files are open in this process{detail}: {ADVICE}"
+
+
+def raise_limit() -> None:
+    """Allow this process as many open files as it may allow itself; does nothing where that is not possible."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # a sandbox forbids it, or "unlimited" is more than the kernel allows
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def open_file_limit() -> int | None:

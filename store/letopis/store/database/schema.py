@@ -94,6 +94,21 @@ class Uuid16(sa.types.TypeDecorator[UUID]):
         return UUID(bytes=bytes(value))
 
 
+class MediumBlob(sa.types.TypeDecorator[bytes]):
+    """Bytes, up to 16 MiB: MariaDB's own BLOB ends at 64 KiB."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """Choose the type of the database."""
+        if dialect.name in ("mysql", "mariadb"):
+            from sqlalchemy.dialects.mysql import MEDIUMBLOB
+
+            return dialect.type_descriptor(MEDIUMBLOB())
+        return super().load_dialect_impl(dialect)
+
+
 Digest: Final = sa.LargeBinary(32).with_variant(sa.BINARY(32), "mysql", "mariadb")
 Timestamp: Final = sa.BigInteger()
 """UTC microseconds since 1970."""
@@ -289,8 +304,8 @@ RecordLane: Final = (
 """The name of a record lane or its scope: an id with a mark before it and, for a space, a number behind it."""
 RecordKey: Final = sa.LargeBinary(512).with_variant(sa.VARBINARY(512), "mysql", "mariadb")
 """A namespace or a key, encoded: bytes compare alike on all three, and a prefix is one range."""
-Value: Final = sa.LargeBinary(1_048_576)
-"""A value or a part of one; the length makes MariaDB choose a type that holds it."""
+Value: Final = MediumBlob()
+"""A value of a record, or a part of one."""
 
 records: Final = _table(
     "letopis_records",

@@ -66,7 +66,6 @@ WINDOWS: tuple[tuple[dict[str, Any], Iterable[int], str | None], ...] = (
 NO_WINDOWS: tuple[dict[str, Any], ...] = (
     {"last": 0},
     {"last": -1},
-    {"last": 10_001},
     {"last": True},
     {"last": 1.5},
     {"last": "3"},

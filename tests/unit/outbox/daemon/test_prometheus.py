@@ -15,6 +15,7 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.daemon.health import Condition, HealthSnapshot, OutboxMetrics, add_stats, aggregate
 from letopis.outbox.daemon.instrumented_store import Durations
 from letopis.outbox.daemon.prometheus import METRICS, exposition
+from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
@@ -180,7 +181,7 @@ async def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
     await say(outbox, "c1", 3)
 
-    found = await outbox.read(lambda connection: read_metrics(connection, outbox.path, Condition.WORKING))
+    found = read_file(outbox.path, lambda cursor: read_metrics(cursor, outbox.path))
 
     assert (found.pending, found.lanes["ready"], found.progress_us) == (4, 1, None)
     assert found.wal_bytes > 0

@@ -7,6 +7,12 @@ import pytest
 from letopis.outbox.event_log.known_path import KnownPath, PathStep
 
 
+def test_a_reset_erases_what_came_before_it() -> None:
+    path = KnownPath([PathStep("a", 1), PathStep(None), PathStep("b", 2), PathStep(None, erase=True), PathStep("c", 3)])
+    assert [path.erased(one) for one in (1, 2, 3, 4)] == [True, True, False, False]
+    assert path.copy().erased(1)
+
+
 @pytest.mark.parametrize(
     ("steps", "left"),
     [

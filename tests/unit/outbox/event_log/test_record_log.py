@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -34,7 +36,7 @@ async def sql(history: History, statement: str) -> list[tuple[object, ...]]:
 
 
 async def keys(records: Records) -> list[str]:
-    rows = await records.outbox.read(
+    rows = await records._outbox.read(
         lambda connection: connection.exec_driver_sql(
             "SELECT record_key FROM letopis_outbox_records WHERE present ORDER BY sequence"
         ).all()
@@ -77,8 +79,11 @@ async def test_a_put_is_refused_when_the_outbox_is_full(tmp_path: Path) -> None:
         records = bot.records(space="app")
 
         async def fill() -> None:
-            for number in range(30):
-                await records.put(CP, f"{number}", bytes(200_000))
+            # What is in use is measured once a second.
+            async with asyncio.timeout(30):
+                for number in itertools.count():
+                    await records.put(CP, f"{number}", bytes(200_000))
+                    await asyncio.sleep(0.05)
 
         with pytest.raises(OutboxFull):
             await fill()
@@ -90,7 +95,7 @@ async def test_a_put_is_refused_when_the_outbox_is_full(tmp_path: Path) -> None:
         with pytest.raises(OutboxFull):
             await put_in_transaction()
         held = await keys(records)
-        assert 5 < len(held) < 20 and "other" not in held
+        assert len(held) > 5 and "other" not in held
 
 
 async def test_a_replaced_value_goes_and_the_event_stays_comparable(bot: History) -> None:

@@ -13,10 +13,12 @@ import pytest
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.file.sign_of_life import lives, lock_path
 from letopis.outbox.relay.heartbeat import Heartbeat, write_heartbeat
-from letopis.outbox.relay.lease import Lease, boot_id, lock_path
+from letopis.outbox.relay.lease import Lease, boot_id
+from letopis.outbox.relay.lease_lock import LeaseLock
 from letopis.store.errors import LetopisError
-from tests.support.relays import sql
+from tests.support.relays import Hands, sql
 
 BEAT = Heartbeat(
     progress=True,
@@ -221,6 +223,40 @@ async def test_a_holder_that_beats_is_not_taken_over_however_long_it_holds(outbo
             lambda connection, at=second: write_heartbeat(connection, living.incarnation, BEAT, now_us=at)
         )
         assert not await standby.acquire()
+
+
+async def test_a_holder_that_rests_is_not_taken_over_while_it_gives_signs_of_life(outbox: OutboxFile) -> None:
+    """It has closed the file, so that nothing changes in its row."""
+    hands = Hands()
+    clock = Clock(now=hands.now, monotonic=hands.monotonic)
+    lock = LeaseLock(outbox.path)
+    resting = Lease(outbox, clock=clock, holder="resting", lock=lock)
+    assert await resting.acquire()
+    resting.suspend()
+    assert not resting.held
+    standby = Lease(outbox, clock=clock, holder="standby", silence=30)
+    for _ in range(10):
+        hands.advance(20)
+        assert lock.give_sign_of_life(clock.now_us())
+        assert not await standby.acquire()
+    hands.advance(31)
+    assert await standby.acquire(), "the process was stopped: it gives no sign"
+    assert standby.incarnation == 2
+
+
+async def test_who_rests_takes_its_lease_again_and_who_ends_says_so_in_the_lock_file(outbox: OutboxFile) -> None:
+    lock = LeaseLock(outbox.path)
+    first = Lease(outbox, clock=Clock(), holder="one", lock=lock)
+    assert await first.acquire()
+    first.suspend()
+    second = Lease(outbox, clock=Clock(), holder="one", lock=lock)
+    assert await second.acquire()
+    assert (lock.held, second.incarnation) == (True, 2)
+    second.suspend()
+    now = outbox.now_us()
+    assert lives(0, outbox.path, now_us=now, within=30)
+    lock.release()
+    assert not lives(now, outbox.path, now_us=now, within=30)
 
 
 async def test_of_two_that_would_take_over_one_does(outbox: OutboxFile) -> None:

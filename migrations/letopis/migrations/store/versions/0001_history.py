@@ -45,7 +45,7 @@ record_lane = (
     .with_variant(mysql.VARCHAR(264, charset="utf8mb4", collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
 )
 record_key = sa.LargeBinary(512).with_variant(mysql.VARBINARY(512), "mysql", "mariadb")
-value = sa.LargeBinary(1_048_576).with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+value = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 row_id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 INSERT = "INSERT INTO letopis_search_words(rowid, scope, document) VALUES (new.id, new.scope, new.document);"

@@ -1,0 +1,296 @@
+# pyright: reportMissingImports=false
+"""Keep the checkpoints of LangGraph in a history."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    CheckpointTuple,
+    get_checkpoint_id,
+    get_checkpoint_metadata,
+)
+
+from letopis.adapters.langgraph.blocking import wait_for
+from letopis.adapters.langgraph.checkpoints import Checkpoints, PendingWrite, Whole
+from letopis.adapters.langgraph.copying import copy_thread
+from letopis.adapters.langgraph.delta import delta_history
+from letopis.adapters.langgraph.keys import Target, config_of, target_of
+from letopis.adapters.langgraph.listing import Listing
+from letopis.adapters.langgraph.pruning import delete_runs, delete_thread, prune_thread
+from letopis.store import InvalidInput
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        DeltaChannelHistory,
+    )
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+
+    from letopis.outbox import History
+
+T = TypeVar("T")
+
+
+def _same(thread_id: str) -> str:
+    return thread_id
+
+
+class LetopisSaver(BaseCheckpointSaver[Any]):
+    """The checkpoints of LangGraph, kept in a history. Synchronous and asynchronous, for any event loop and thread.
+
+    ::
+
+        history = History("bot.outbox.db", store="postgresql://bot@db/history")
+        graph = builder.compile(checkpointer=LetopisSaver(history))
+
+    A checkpoint is durable in the outbox when ``put`` returns, and a run goes on while the history store is away, from
+    the latest checkpoint that this outbox has put. A thread of which the outbox knows nothing raises
+    ``StoreUnavailable`` then: it is not begun anew.
+
+    A thread's records belong to the conversation of the same id and are erased with it. Values are stored by content,
+    lists by element, so a thread grows with what is said. Encrypted values differ each time and are stored whole.
+
+    Not promised: an order between runs of one thread at the same time, and a checkpoint that is put in one process
+    while another one prunes or deletes its thread.
+
+    :param history: where they are kept. It is opened on first use, and not closed here.
+    :param serde: the serializer, LangGraph's own by default.
+    :param conversation: returns the conversation to whose records a thread belongs; by default that of the same id.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        *,
+        serde: SerializerProtocol | None = None,
+        conversation: Callable[[str], str] = _same,
+    ) -> None:
+        super().__init__(serde=serde)
+        self.history = history
+        self._conversation = conversation
+
+    # A clone of `with_allowlist` has another serializer, so nothing that holds one is kept.
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.history, lambda: self.serde)
+
+    def _target(self, config: Mapping[str, Any]) -> Target:
+        return target_of(config, self._conversation)
+
+    def _thread(self, thread_id: object) -> Target:
+        return self._target({"configurable": {"thread_id": thread_id}})
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Return a checkpoint, or the latest one; ``None`` only if it is known that there is none.
+
+        :raises StoreUnavailable: the history store does not answer, and the outbox does not know.
+        :raises CheckpointIncomplete: one of its values was deleted.
+        """
+        found = await self._checkpoints.get(self._target(config))
+        return None if found is None else self._tuple(found)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Yield checkpoints, newest first by id; those of all threads without a config.
+
+        :raises StoreUnavailable: the history store does not answer.
+        """
+        bound = None if before is None else get_checkpoint_id(before)
+        listing = Listing(self._checkpoints, dict(filter or {}), before=bound, limit=limit, serde=self.serde)
+        if config is None:
+            found = listing.everywhere()
+        else:
+            target = self._target(config)
+            has_ns = config.get("configurable", {}).get("checkpoint_ns") is not None
+            found = listing.of_namespace(target) if has_ns else listing.of_thread(target)
+        async for one in found:
+            yield self._tuple(one)
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint; one with the same id is replaced.
+
+        :raises OutboxFull: the outbox, or the disk, is full.
+        :raises InvalidInput: the thread cannot be a conversation, or a value is larger than 64 MiB.
+        """
+        target = self._target(config)
+        told = get_checkpoint_metadata(config, metadata)
+        cast("dict[str, Any]", told).pop("writes", None)
+        await self._checkpoints.put(
+            target, cast("dict[str, Any]", checkpoint), cast("dict[str, Any]", told), new_versions=new_versions
+        )
+        return self._config(target.thread_id, target.checkpoint_ns, checkpoint["id"])
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store writes pending at a checkpoint. The first of a task and number stays, as LangGraph expects; errors,
+        interrupts and resumes replace each other.
+
+        :raises OutboxFull: the outbox, or the disk, is full.
+        """
+        target = self._target(config)
+        if target.checkpoint_id is None:
+            raise InvalidInput("config", "names no checkpoint: writes are pending at one")
+        await self._checkpoints.put_writes(
+            target,
+            [
+                PendingWrite(
+                    checkpoint_id=target.checkpoint_id,
+                    task_id=task_id,
+                    task_path=task_path,
+                    index=WRITES_IDX_MAP.get(channel, number),
+                    channel=channel,
+                    typed=self.serde.dumps_typed(value),
+                )
+                for number, (channel, value) in enumerate(writes)
+            ],
+            replace=all(channel in WRITES_IDX_MAP for channel, _ in writes),
+        )
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete all checkpoints of a thread; it can be used again."""
+        await delete_thread(self._checkpoints, self._thread(thread_id))
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints of runs, in all threads.
+
+        :raises StoreUnavailable: the history store does not answer.
+        :raises InvalidInput: a ``DeltaChannel`` of a remaining checkpoint needs one of them; nothing was deleted.
+        """
+        await delete_runs(self._checkpoints, run_ids, self.serde)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy all checkpoints of a thread to another one, with their pending writes. Can be repeated.
+
+        :raises StoreUnavailable: the history store does not answer.
+        """
+        await copy_thread(self._checkpoints, self._thread(source_thread_id), self._thread(target_thread_id))
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Delete checkpoints of threads.
+
+        :param strategy: ``keep_latest`` keeps the latest of each namespace, and with a ``DeltaChannel`` those before it
+            from which it is made; ``delete`` keeps none.
+        :raises StoreUnavailable: the history store does not answer; of ``keep_latest`` only.
+        """
+        if strategy not in ("keep_latest", "delete"):
+            raise InvalidInput("strategy", 'must be "keep_latest" or "delete"')
+        for thread_id in thread_ids:
+            target = self._thread(thread_id)
+            if strategy == "delete":
+                await delete_thread(self._checkpoints, target)
+            else:
+                await prune_thread(self._checkpoints, target, self.serde)
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Return what the ancestors of a checkpoint have written to channels, and the value that they begin with."""
+        found = await delta_history(self._checkpoints, self._target(config), channels, self.serde)
+        return cast("Mapping[str, DeltaChannelHistory]", found)
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """See :meth:`aget_tuple`."""
+        return self._wait(lambda: self.aget_tuple(config))
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """See :meth:`alist`."""
+        found = self.alist(config, filter=filter, before=before, limit=limit)
+        while (one := self._wait(lambda: anext(found, None))) is not None:
+            yield one
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """See :meth:`aput`."""
+        return self._wait(lambda: self.aput(config, checkpoint, metadata, new_versions))
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """See :meth:`aput_writes`."""
+        self._wait(lambda: self.aput_writes(config, writes, task_id, task_path))
+
+    def delete_thread(self, thread_id: str) -> None:
+        """See :meth:`adelete_thread`."""
+        self._wait(lambda: self.adelete_thread(thread_id))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """See :meth:`adelete_for_runs`."""
+        self._wait(lambda: self.adelete_for_runs(run_ids))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """See :meth:`acopy_thread`."""
+        self._wait(lambda: self.acopy_thread(source_thread_id, target_thread_id))
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """See :meth:`aprune`."""
+        self._wait(lambda: self.aprune(thread_ids, strategy=strategy))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """See :meth:`aget_delta_channel_history`."""
+        return self._wait(lambda: self.aget_delta_channel_history(config=config, channels=channels))
+
+    def get_next_version(self, current: Any, channel: None) -> Any:
+        """Return the next version of a channel: a number, or text in threads that another saver began with text."""
+        if isinstance(current, str):
+            return f"{int(current.split('.')[0]) + 1:032}.{random.random():016}"  # noqa: S311 - LangGraph's format
+        return 1 if current is None else current + 1
+
+    def _wait(self, work: Callable[[], Awaitable[T]]) -> T:
+        return wait_for(self.history, work)
+
+    def _config(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
+        return cast("RunnableConfig", config_of(thread_id, checkpoint_ns, checkpoint_id))
+
+    def _tuple(self, found: Whole) -> CheckpointTuple:
+        one = found.manifest
+        place = one.thread_id, one.checkpoint_ns
+        return CheckpointTuple(
+            self._config(*place, one.checkpoint_id),
+            cast("Checkpoint", found.checkpoint),
+            self.serde.loads_typed(one.metadata),
+            self._config(*place, one.parent_id) if one.parent_id else None,
+            [(write.task_id, write.channel, self.serde.loads_typed(write.typed)) for write in found.writes],
+        )

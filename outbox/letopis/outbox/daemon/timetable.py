@@ -1,0 +1,104 @@
+"""Decide when the closed outbox file of a daemon is opened again though nothing was committed to it."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+FIRST_LOOK_SECONDS: Final = 30.0
+"""Time after a delivery until a quiet file is compared with the history store; each further wait is twice as long."""
+LAST_LOOK_SECONDS: Final = 600.0
+"""Longest time between two looks at a quiet file."""
+TROUBLED_LOOK_SECONDS: Final = 15.0
+"""Time between two looks at a file with pending events, blocked conversations or open incidents."""
+LOCK_INTERVAL_SECONDS: Final = 0.5
+"""Time between two tries to take the lock of a file that another relay works on."""
+
+
+class Timetable:
+    """The next turn of one file.
+
+    A turn is due if the file was left with more to deliver, or at a certain moment. A look is a turn that is due some
+    time: the history store may have been restored, retention prunes, and people are reminded of what stays stuck.
+
+    :ivar pending: whether a turn is due whatever the clock says.
+    :ivar failed: whether the last turn failed, so that the next one waits for its moment.
+    :ivar look_at: when the next look is due, by the monotonic clock.
+    :ivar troubled: whether the file was left with something that is not well.
+    """
+
+    def __init__(
+        self,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._monotonic = monotonic
+        self._uniform = uniform
+        self._due_at = math.inf
+        self._lock_at = -math.inf
+        self._looks = self._turns = 0
+        self.pending = True
+        self.failed = False
+        self.troubled = False
+        self.look_at = math.inf
+
+    @property
+    def due(self) -> bool:
+        """Whether a retry, or what failed, is due now."""
+        return self._monotonic() >= self._due_at
+
+    @property
+    def look_due(self) -> bool:
+        """Whether a look is due."""
+        return not self.failed and self._monotonic() >= self.look_at
+
+    def may_try_lock(self) -> bool:
+        """Return True if the lock may be tried again now."""
+        now = self._monotonic()
+        if now < self._lock_at:
+            return False
+        self._lock_at = now + LOCK_INTERVAL_SECONDS * self._uniform(0.8, 1.2)
+        return True
+
+    def hurry(self) -> None:
+        """Have a turn as soon as one is free."""
+        self.pending = True
+
+    def look_soon(self) -> None:
+        """Have a look as soon as those before it are done."""
+        self.look_at = min(self.look_at, self._monotonic())
+
+    def look_later(self) -> None:
+        """Have a look within the shortest time between two."""
+        pause = FIRST_LOOK_SECONDS if self._turns else 0.0
+        self.look_at = min(self.look_at, self._monotonic() + pause)
+
+    def begin_turn(self) -> None:
+        """Note that a turn begins."""
+        self._turns += 1
+        self.pending = self.failed = False
+        self._due_at = self.look_at = math.inf
+
+    def fail(self, wait: float) -> None:
+        """Note that the turn failed, and is repeated after ``wait`` seconds."""
+        self.failed, self.pending = True, False
+        self._due_at, self.look_at = self._monotonic() + wait, math.inf
+
+    def end_turn(self, *, more: bool, wait: float | None, troubled: bool, moved: bool) -> None:
+        """Note how a turn ended.
+
+        :param more: whether there is more to deliver at once.
+        :param wait: seconds until a lane is due for a retry.
+        :param troubled: whether something is pending, blocked or an open incident.
+        :param moved: whether the turn delivered anything.
+        """
+        now = self._monotonic()
+        self.pending, self.failed, self.troubled = more, False, troubled
+        self._due_at = math.inf if wait is None else now + wait
+        self._looks = 0 if moved or troubled else self._looks + 1
+        pause = TROUBLED_LOOK_SECONDS if troubled else FIRST_LOOK_SECONDS * 2 ** min(self._looks, 10)
+        self.look_at = now + min(pause, LAST_LOOK_SECONDS) * self._uniform(0.9, 1.1)

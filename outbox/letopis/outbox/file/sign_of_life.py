@@ -1,0 +1,50 @@
+"""Give and read a relay's sign of life: a time on its lock file, which costs no write to the outbox."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+LOCK_SUFFIX: Final = ".relay.lock"
+RELEASED: Final = 0
+"""The sign of life of a holder that has released the lock, and may not have been able to write so into the outbox."""
+
+
+def lock_path(outbox: Path) -> Path:
+    """Return the side file whose lock is the lease; the same for every path to the outbox file."""
+    real = Path(os.path.realpath(outbox))
+    return real.with_name(real.name + LOCK_SUFFIX)
+
+
+def give_sign_of_life(lock_file: Path, *, now_us: int) -> bool:
+    """Write the time into the access time of a lock file; return False if the file is gone.
+
+    Not into the modification time: some versions of the locking library change that when they only try the lock.
+    """
+    try:
+        os.utime(lock_file, ns=(now_us * 1000, lock_file.stat().st_mtime_ns))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # a file system that takes no times: the row in the outbox is a sign of life too
+    return True
+
+
+def last_sign_of_life(lock_file: Path) -> int | None:
+    """Return when the holder of a lock file last gave a sign of life, UTC microseconds; ``None`` without the file."""
+    try:
+        return lock_file.stat().st_atime_ns // 1000
+    except OSError:
+        return None
+
+
+def lives(heartbeat_us: int, outbox: Path, *, now_us: int, within: float) -> bool:
+    """Return True if the holder of a lease is at work, by its row in the outbox and its lock file.
+
+    A relay that serves many files closes those that are quiet, and then gives its signs of life beside them.
+
+    :param within: seconds.
+    """
+    sign = last_sign_of_life(lock_path(outbox))
+    return sign != RELEASED and now_us - max(heartbeat_us, sign or 0) <= within * 1_000_000

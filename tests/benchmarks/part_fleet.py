@@ -1,0 +1,80 @@
+"""Measure a daemon that serves very many outbox files from its start until it idles."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Final
+
+from letopis.store import ConversationStore
+from tests.benchmarks.figures import Figure
+from tests.benchmarks.parts import Bench
+from tests.support.daemons import DaemonProcess, ask, letopis
+from tests.support.fleets import EVENTS_PER_FILE, cpu_share, figures_of, make_fleet
+
+FILES: Final = 1_000
+PATIENCE_SECONDS: Final = 600.0
+IDLE_SECONDS: Final = 30.0
+ASK_SECONDS: Final = 2.0
+"""Time between two questions about its health while it delivers, more often than a service manager's."""
+
+
+async def fleet(bench: Bench) -> None:
+    """Start the daemon on files with pending events; measure the delivery, and what the daemon costs at rest."""
+    files = bench.scale.files or bench.scale.count(FILES, least=20)
+    folder, url = bench.new_folder(), bench.new_store("postgresql")
+    made = letopis("db", "upgrade", "--store", url, folder=folder)
+    if made.returncode:
+        raise RuntimeError(made.stderr)
+    await make_fleet(folder, files)
+    total, began = files * EVENTS_PER_FILE, time.monotonic()
+    arguments = ("--outbox", str(folder / "*.outbox.db"), "--store", url, "--listen", "0")
+    if bench.scale.processes > 1:
+        arguments += ("--processes", str(bench.scale.processes))
+    first = last = 0.0
+    peak = threads = unusable = 0.0
+    slowest = asked = 0.0
+    async with ConversationStore.open(url) as store:
+        with DaemonProcess(*arguments, folder=folder) as daemon:
+            port: int | None = None
+            while not last:
+                if time.monotonic() - began > PATIENCE_SECONDS:
+                    raise RuntimeError(f"{await store.head()} of {total} after {PATIENCE_SECONDS:.0f} s")
+                head = await store.head()
+                first = first or (head and time.monotonic() - began)
+                last = time.monotonic() - began if head >= total else 0.0
+                now = figures_of(daemon.pid)
+                peak, threads = max(peak, now.rss_mb), max(threads, now.threads)
+                if port is None and daemon.said("listening on"):
+                    port = daemon.port()
+                if port is not None and time.monotonic() - asked > ASK_SECONDS:
+                    asked = time.monotonic()
+                    _, body = await asyncio.to_thread(ask, port, "/healthz/ready")
+                    slowest = max(slowest, time.monotonic() - asked)
+                    unusable = max(unusable, json.loads(body).get("outboxes", {}).get("unusable", 0))
+                await asyncio.sleep(0.2)
+            spent = figures_of(daemon.pid).cpu_seconds
+            await asyncio.sleep(bench.scale.seconds(20.0, least=8.0))
+            idle = await cpu_share(daemon.pid, bench.scale.seconds(IDLE_SECONDS, least=5.0))
+            rest = figures_of(daemon.pid)
+            asked = time.monotonic()
+            await asyncio.to_thread(ask, daemon.port(), "/healthz/ready")
+            quiet_answer = time.monotonic() - asked
+    threads = max(threads, rest.threads)
+
+    def tell(key: str, name: str, unit: str, value: float) -> None:
+        name = f"{files} files: {name}"
+        bench.add(Figure(key=f"fleet.{key}", name=name, unit=unit, samples=(value,), more_is_better=False))
+
+    tell("first", "first delivery", "s", first)
+    tell("all", f"all {total} delivered", "s", last)
+    tell("spent", "processor time until then", "s", spent)
+    tell("rss", "most resident memory", "MB", peak)
+    tell("threads", "most threads", "", threads)
+    tell("descriptors", "descriptors at rest", "", rest.descriptors)
+    tell("open", "files open at rest", "", rest.open_files)
+    tell("cpu", "processor at rest", "% of a core", idle * 100)
+    tell("answer", "slowest /healthz/ready while delivering", "s", slowest)
+    tell("quiet-answer", "/healthz/ready at rest", "s", quiet_answer)
+    tell("unusable", "files told as unusable", "", unusable)

@@ -1,0 +1,399 @@
+"""Many files in one daemon: which are open, when the others are opened, and what is said of them meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox.alerting.channels import Alert
+from letopis.outbox.daemon import outbox_worker, timetable
+from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
+from letopis.outbox.daemon.discovery import OutboxMatch
+from letopis.outbox.daemon.fleet import Fleet
+from letopis.outbox.daemon.health import Condition
+from letopis.outbox.daemon.outbox_worker import OutboxWorker
+from letopis.outbox.daemon.systemd import Notifier
+from letopis.outbox.file import file_state
+from letopis.outbox.file.file_state import state_of
+from letopis.outbox.file.inspection import read_file
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.file.sign_of_life import lock_path
+from letopis.outbox.operations.status import Status, status_of
+from letopis.outbox.relay.lease_lock import LeaseLock
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.model.events import to_microseconds, utc_now
+from tests.support.platforms import posix_only
+from tests.support.relays import say, until
+from tests.support.store_changes import copied, put_back
+
+FILES = 6
+OPEN = 2
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("letopis.outbox.daemon.daemon.configure_logging", lambda **_: None)
+    logger = logging.getLogger("letopis")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield
+    logger.handlers[:], level, logger.propagate = before
+    logger.setLevel(level)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have quiet files looked at within a second instead of minutes."""
+    for name in ("FIRST_LOOK_SECONDS", "LAST_LOOK_SECONDS", "TROUBLED_LOOK_SECONDS"):
+        monkeypatch.setattr(timetable, name, 0.5)
+    monkeypatch.setattr("letopis.outbox.daemon.fleet.LOOK_PACE_SECONDS", 0.1)
+
+
+class Ready(Notifier):
+    """A notifier that tells when the daemon is ready."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.said = asyncio.Event()
+
+    def ready(self) -> None:
+        self.said.set()
+
+
+async def made(path: Path, conversation: str, messages: int = 2) -> Path:
+    outbox = await OutboxFile.open(path)
+    await say(outbox, conversation, messages)
+    await outbox.close()
+    return path
+
+
+async def made_fleet(folder: Path, files: int = FILES) -> list[Path]:
+    return [await made(folder / f"{number}.outbox.db", f"c{number}") for number in range(files)]
+
+
+@asynccontextmanager
+async def fleet(folder: Path, **settings: Any) -> AsyncIterator[Daemon]:
+    """A daemon on every file of a folder, of which few may be open."""
+    settings = {"store": str(folder / "history.db")} | settings
+    found = DaemonSettings(outboxes=(str(folder / "*.outbox.db"),), **settings)
+    ready = Ready()
+    daemon = Daemon(lambda: found, notifier=ready, scan_interval=0.1, fleet=Fleet(max_open=OPEN, quiet=0.2))
+    task = asyncio.create_task(daemon.run())
+    try:
+        await until(lambda: ready.said.is_set() or task.done(), patience=40)
+        if task.done():
+            task.result()
+        yield daemon
+    finally:
+        daemon.stop()
+        done, _ = await asyncio.wait((task,), timeout=40)
+        assert done, "the daemon does not end"
+    task.result()
+
+
+def status(path: Path) -> Status:
+    return read_file(path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now())))
+
+
+def rows(path: Path, statement: str) -> list[Any]:
+    with closing(sqlite3.connect(path, timeout=20)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def delivered(daemon: Daemon, files: int = FILES) -> Callable[[], Any]:
+    """Whether every file was delivered."""
+
+    async def look() -> bool:
+        daemon._snapshot = None
+        found = await daemon.snapshot()
+        return found.files["working"] == files and found.pending == 0
+
+    return look
+
+
+def quiet(daemon: Daemon, files: int = FILES) -> Callable[[], Any]:
+    """Whether every file was delivered, and is closed."""
+
+    async def look() -> bool:
+        return not daemon._fleet.active and bool(await delivered(daemon, files)())
+
+    return look
+
+
+async def test_a_few_files_are_open_at_a_time_and_all_are_delivered_once(tmp_path: Path) -> None:
+    paths = await made_fleet(tmp_path)
+    most = 0
+    async with fleet(tmp_path) as daemon:
+
+        async def done() -> bool:
+            nonlocal most
+            most = max(most, sum(one._outbox is not None for one in daemon.workers))
+            return bool(await quiet(daemon)())
+
+        await until(done, patience=60)
+
+        assert most <= OPEN
+        assert all(one._outbox is None and one.lock.held for one in daemon.workers)
+        for path in paths:
+            found = status(path)
+            assert (found.relay.running, found.pending, found.healthy) == (True, 0, True)
+    for path in paths:
+        assert not status(path).relay.running, "it said at the end that it is gone"
+    assert rows(tmp_path / "history.db", "SELECT count(*), count(DISTINCT event_id) FROM letopis_events") == [(18, 18)]
+
+
+@posix_only("what is open is read from /proc")
+async def test_the_stores_beside_closed_files_are_closed_too(tmp_path: Path) -> None:
+    paths = await made_fleet(tmp_path)
+    async with fleet(tmp_path, store=None) as daemon:
+        await until(quiet(daemon), patience=60)
+        await until(lambda: not daemon._fleet._closing)
+        open_now = {str(one.readlink()) for one in Path("/proc/self/fd").glob("*") if one.is_symlink()}
+        assert not any(".history.db" in one for one in open_now)
+        assert all(status(path).relay.running for path in paths)
+        await made(paths[2], "c2", 1)
+        await until(quiet(daemon), patience=60)
+    assert [rows(tmp_path / f"{one}.history.db", "SELECT count(*) FROM letopis_events") for one in (1, 2)] == [
+        [(3,)],
+        [(4,)],
+    ]
+
+
+async def test_what_is_appended_to_a_closed_file_is_delivered(tmp_path: Path) -> None:
+    paths = await made_fleet(tmp_path)
+    async with fleet(tmp_path) as daemon:
+        await until(quiet(daemon), patience=60)
+        # A bot keeps its file open, and another opens it for a moment.
+        outbox = await OutboxFile.open(paths[0])
+        try:
+            for count in (3, 6):
+                await say(outbox, "c0", 3)
+                await made(paths[count - 1], f"c{count - 1}", 3)
+                await until(lambda: sum(status(path).pending for path in paths) == 0, patience=30)
+                await until(quiet(daemon), patience=30)
+        finally:
+            await outbox.close()
+
+    assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events") == [(18 + 12,)]
+
+
+async def test_a_file_that_goes_while_it_is_closed_is_let_go_and_one_that_is_replaced_is_served(tmp_path: Path) -> None:
+    paths = await made_fleet(tmp_path)
+    new = await made(tmp_path / "new", "other", 4)
+    async with fleet(tmp_path) as daemon:
+        await until(quiet(daemon), patience=60)
+        gone = next(one for one in daemon.workers if one.path == paths[0])
+        paths[0].unlink()
+        new.replace(paths[1])
+        await until(lambda: gone not in daemon.workers, patience=30)
+        await until(quiet(daemon, FILES - 1), patience=30)
+
+        assert not gone.lock.held
+        assert daemon._totals().delivered == 18 + 5
+
+    assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events WHERE conversation_id = 'other'") == [
+        (5,)
+    ]
+
+
+async def test_a_file_that_is_locked_for_long_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = await made_fleet(tmp_path)
+    monkeypatch.setattr("letopis.outbox.file.opening.LOCK_TIMEOUT_SECONDS", 1.0)
+    with closing(sqlite3.connect(paths[0], isolation_level=None)) as bot:
+        bot.execute("BEGIN IMMEDIATE")
+        async with fleet(tmp_path) as daemon:
+            await until(lambda: sum(status(path).pending == 0 for path in paths) == FILES - 1, patience=60)
+            assert status(paths[0]).pending == 3
+            bot.execute("ROLLBACK")
+            await until(quiet(daemon), patience=60)
+
+
+async def test_a_store_that_is_away_is_told_by_every_file_and_what_waits_is_delivered_after(
+    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = await made_fleet(tmp_path)
+    apply, away = ConversationStore.apply, True
+
+    async def failing(store: ConversationStore, *batch: Any) -> Any:
+        if away:
+            raise StoreFault(fault_class=FaultClass.UNAVAILABLE, code="refused", reason="away")
+        return await apply(store, *batch)
+
+    monkeypatch.setattr(ConversationStore, "apply", failing)
+    async with fleet(tmp_path) as daemon:
+        await until(lambda: all(status(path).breaker.state != "closed" for path in paths), patience=60)
+        daemon._snapshot = None
+        found = await daemon.snapshot()
+        assert (found.pending, found.degraded, found.files["unusable"]) == (18, True, 0)
+        assert all(status(path).pending == 3 for path in paths)
+
+        away = False
+        await until(delivered(daemon), patience=90)
+
+
+async def test_one_bad_event_blocks_its_own_file_alone_and_is_reminded_of_while_that_is_closed(
+    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = await made_fleet(tmp_path)
+    apply, told = ConversationStore.apply, list[Alert]()
+
+    async def refusing(store: ConversationStore, origin: Any, batch: Any) -> Any:
+        if any(one.conversation_id == "c3" for one in batch):
+            raise StoreFault(fault_class=FaultClass.POISON, code="22021", reason="made up")
+        return await apply(store, origin, batch)
+
+    class Channel:
+        name = recipient = "made-up"
+
+        def send(self, alert: Alert) -> None:
+            told.append(alert)
+
+    monkeypatch.setattr(ConversationStore, "apply", refusing)
+    monkeypatch.setattr("letopis.outbox.daemon.daemon.open_channels", lambda *_, **__: (Channel(),))
+    async with fleet(tmp_path, policy=RetryPolicy(base=2.0, factor=1, cap=2.0, jitter="none", attempts=2)) as daemon:
+        # The waits for the retries are longer than a file stays open.
+        await until(lambda: status(paths[3]).lanes["blocked"] == 1, patience=60)
+        await until(lambda: told, patience=60)
+        (worker,) = (one for one in daemon.workers if one.path == paths[3])
+        await until(lambda: worker not in daemon._fleet.active, patience=60)
+        daemon._snapshot = None
+        found = await daemon.snapshot()
+
+        assert (found.lanes["blocked"], found.pending) == (1, 3)
+        assert sum(found.incidents.values()) == 1
+    assert sum(status(path).pending for path in paths) == 3
+
+
+async def test_a_restored_store_heals_files_that_are_closed(tmp_path: Path, soon: None) -> None:
+    await made_fleet(tmp_path)
+    async with fleet(tmp_path) as daemon:
+        await until(delivered(daemon), patience=60)
+    history = tmp_path / "history.db"
+    backup = await copied(str(history))
+    for number in range(FILES):
+        await made(tmp_path / f"{number}.outbox.db", f"c{number}", 1)
+    async with fleet(tmp_path) as daemon:
+        await until(delivered(daemon), patience=60)
+        assert rows(history, "SELECT count(*) FROM letopis_events") == [(24,)]
+        await put_back(str(history), backup)
+
+        async def healed() -> bool:
+            return bool(rows(history, "SELECT count(*) FROM letopis_events") == [(24,)])
+
+        await until(healed, patience=90)
+
+
+async def test_a_lock_file_that_is_removed_is_made_and_locked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.outbox.daemon.fleet.SIGN_OF_LIFE_SECONDS", 0.2)
+    paths = await made_fleet(tmp_path)
+    async with fleet(tmp_path) as daemon:
+        await until(quiet(daemon), patience=60)
+        lock_path(paths[0]).unlink()
+        await until(lambda: lock_path(paths[0]).exists(), patience=30)
+        await until(quiet(daemon), patience=30)
+
+        assert not LeaseLock(paths[0]).try_acquire()
+
+
+@posix_only("Windows lets no other process see a held lock file's times")
+async def test_a_second_daemon_stands_by_with_every_file_closed_and_takes_over(tmp_path: Path) -> None:
+    paths = await made_fleet(tmp_path)
+    async with fleet(tmp_path) as first:
+        await until(quiet(first), patience=60)
+        async with fleet(tmp_path) as second:
+
+            async def stands_by() -> bool:
+                second._snapshot = None
+                found = await second.snapshot()
+                return found.files["standby"] == FILES and not second._fleet.active
+
+            await until(stands_by, patience=60)
+            assert not any(one.lock.held for one in second.workers)
+            first.stop()
+            await until(lambda: all(one.lock.held for one in second.workers), patience=30)
+            for path in paths:
+                await made(path, f"c{path.name[0]}", 1)
+            await until(lambda: all(status(path).pending == 0 for path in paths), patience=60)
+    assert rows(tmp_path / "history.db", "SELECT count(*) FROM letopis_events") == [(24,)]
+
+
+async def test_the_metrics_of_very_many_changed_files_are_read_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letopis.outbox.daemon.fleet.MAX_FILES_READ", 2)
+    paths = await made_fleet(tmp_path)
+    read = list[Path]()
+    reads = outbox_worker.read_file
+    monkeypatch.setattr(outbox_worker, "read_file", lambda path, work: (read.append(path), reads(path, work))[1])
+    several = Fleet()
+    for path in paths:
+        several.add(OutboxWorker(OutboxMatch(path=path, matched=True), None, None))  # type: ignore[arg-type]
+    sums = []
+    for _ in range(3):
+        read.clear()
+        sums.append(sum(one.pending for one in await several.metrics()))
+        assert len(read) <= 2
+
+    assert sums == [6, 12, 18]
+
+
+class TestFileState:
+    """What the times of a file tell."""
+
+    async def test_each_commit_shows_and_closing_the_file_last_does_not(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        before = state_of(path)
+        assert before is not None
+        outbox = await OutboxFile.open(path)
+        opened = state_of(path)
+        assert opened is not None
+        assert not opened.holds_more_than(before)
+        await say(outbox, "c1", 1)
+        written = state_of(path)
+        assert written is not None
+        assert written.holds_more_than(before)
+        await outbox.maintain()
+        settled = await file_state.settled_state(path)
+        await outbox.close()
+        after = state_of(path)
+        assert settled is not None
+        assert after is not None
+        assert not after.holds_more_than(settled)
+
+    async def test_a_commit_of_one_who_closes_the_file_last_shows(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        before = await file_state.settled_state(path)
+        await made(path, "c1", 1)
+        after = state_of(path)
+
+        assert before is not None
+        assert after is not None
+        assert after.wal is None
+        assert after.holds_more_than(before)
+
+    async def test_another_file_at_the_path_shows(self, tmp_path: Path) -> None:
+        path = await made(tmp_path / "bot.outbox.db", "c1")
+        before = state_of(path)
+        shutil.copy2(path, tmp_path / "copy")
+        (tmp_path / "copy").replace(path)
+        after = state_of(path)
+
+        assert before is not None
+        assert after is not None
+        assert after.content == before.content
+        assert after.holds_more_than(before)
+
+
+def test_conditions_are_those_of_the_docs() -> None:
+    assert {str(one) for one in Condition} == {"working", "standby", "wrong_store", "unusable"}
