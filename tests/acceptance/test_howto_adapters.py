@@ -75,3 +75,20 @@ async def test_langchain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "answer to And coffee?",
     ]
     await names["history"].close()
+
+
+async def test_llama_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_index.core", reason="needs llama-index-core: pip install 'letopis[llama-index]'")
+    from tests.support.bots.llama_index import FakeModel
+
+    monkeypatch.chdir(tmp_path)
+    names = names_of("llama-index.md")
+
+    assert await names["answer"](FakeModel(nothing), "chat-1", "What is tea?") == "answer to What is tea?"
+    await names["answer"](FakeModel(nothing), "chat-1", "And coffee?")
+
+    assert [message.content for message in await names["store"].get_messages("chat-1", limit=2)] == [
+        "And coffee?",
+        "answer to And coffee?",
+    ]
+    await names["history"].close()

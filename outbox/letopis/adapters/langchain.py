@@ -24,8 +24,8 @@ from letopis.store.model.identifiers import Owner
 from letopis.store.model.messages import Role
 
 try:
-    from langchain_core.chat_history import BaseChatMessageHistory
-    from langchain_core.messages import (
+    from langchain_core.chat_history import BaseChatMessageHistory  # pyright: ignore[reportMissingImports]
+    from langchain_core.messages import (  # pyright: ignore[reportMissingImports]
         BaseMessage,
         convert_to_messages,
         convert_to_openai_messages,

@@ -19,8 +19,8 @@ from letopis.store.cancellation import run_to_completion
 from letopis.store.model.identifiers import Owner
 
 if TYPE_CHECKING:
-    from agents import RunContextWrapper, TResponseInputItem
-    from agents.memory import SessionSettings
+    from agents import RunContextWrapper, TResponseInputItem  # pyright: ignore[reportMissingImports]
+    from agents.memory import SessionSettings  # pyright: ignore[reportMissingImports]
 
 __all__ = ["LetopisSession"]
 
