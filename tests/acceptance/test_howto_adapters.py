@@ -92,3 +92,22 @@ async def test_llama_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "answer to And coffee?",
     ]
     await names["history"].close()
+
+
+def test_haystack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("haystack_experimental", reason="needs haystack-experimental, of the group adapters")
+    from tests.support.bots.haystack import FakeModel
+
+    monkeypatch.chdir(tmp_path)
+    names = names_of("haystack.md")
+    exec(compile(code_of("haystack.md", 1), "page", "exec"), names)  # noqa: S102 - our own page
+    names["pipeline"] = names["pipeline_of"](FakeModel(lambda _: None))
+
+    assert names["answer"](names["pipeline"], "chat-1", "What is tea?") == "answer to What is tea?"
+    names["answer"](names["pipeline"], "chat-1", "And coffee?")
+
+    assert [message.text for message in names["store"].retrieve_messages("chat-1", 1)] == [
+        "And coffee?",
+        "answer to And coffee?",
+    ]
+    names["store"].close()

@@ -16,6 +16,7 @@ from tests.support.story import TURNS, tell
 FRAMEWORKS = {
     "openai_agents": ("agents", "openai-agents", True),
     "langchain": ("langchain_core", "langchain", False),
+    "haystack": ("haystack_experimental", "haystack", False),
     "llama_index": ("llama_index.core", "llama-index", True),
 }
 
