@@ -3,3 +3,6 @@
 One module a provider, with the same two functions: ``to_messages(items)`` and ``from_messages(messages)``. No SDK is
 imported.
 """
+
+from letopis.adapters.formats._native import to_message as to_message
+from letopis.adapters.formats._native import with_own_items as with_own_items

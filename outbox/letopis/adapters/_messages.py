@@ -1,0 +1,77 @@
+"""Read and convert the messages of a conversation for the adapters of frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from letopis.adapters.formats import openai_chat, to_message, with_own_items
+from letopis.outbox import History
+from letopis.store import InvalidInput, Message, RecordedMessage, StoreUnavailable
+from letopis.store.model.messages import Role
+from letopis.store.model.parts import Content
+
+T = TypeVar("T")
+_ALL: Final = 2**31 - 1
+"""How callers say "all" who must give a number."""
+
+
+def missing(module: str, package: str, extra: str) -> ImportError:
+    """Return the error for an adapter whose framework is not installed."""
+    return ImportError(f"letopis.adapters.{module} needs {package}: install letopis[{extra}]")
+
+
+async def newest(
+    history: History,
+    conversation_id: str,
+    convert: Callable[[Iterable[RecordedMessage]], list[T]],
+    *,
+    last: int | None,
+    require_complete: bool,
+) -> list[T]:
+    """Return the newest ``last`` items that messages are converted to, oldest first; all of them with ``None``.
+
+    :raises StoreUnavailable: with ``require_complete``: the history store is unreachable, and the outbox does not
+        reach back far enough.
+    """
+    if last is not None and last <= 0:
+        return []
+    if last is not None and last >= _ALL:
+        last = None
+    page = await history.messages(conversation_id, last=last)
+    found = list(page)
+    items = convert(found)
+    while last is not None and len(items) < last and page.next is not None:
+        # Some messages are no item of this framework.
+        page = await history.messages(conversation_id, last=last, before=page.next)
+        found = [*page, *found]
+        items = convert(found)
+    if require_complete and not page.complete and (last is None or len(items) < last):
+        raise StoreUnavailable("all messages that were asked for")
+    return items if last is None else items[-last:]
+
+
+def kept(item: Mapping[str, Any], *, provider: str, chat: Mapping[str, Any] | None, role: Role, text: str) -> Message:
+    """Return a message that keeps a framework's item whole, beside what is understood of it.
+
+    :param chat: the item as a message of Chat Completions, as frameworks export most of theirs; ``None`` if it has no
+        place there.
+    :param text: what is understood then.
+    :raises InvalidInput: the item holds what is no JSON.
+    """
+    content: Content | None = text
+    if chat is not None:
+        with suppress(InvalidInput):
+            (message,) = openai_chat.to_messages([chat])
+            role, content = message.role, message.content
+    name = item.get("name")
+    return to_message(item, provider=provider, role=role, content=content, name=name if isinstance(name, str) else None)
+
+
+def items_of(
+    messages: Iterable[Message | RecordedMessage], provider: str
+) -> Iterator[tuple[dict[str, Any] | None, list[dict[str, Any]]]]:
+    """Yield each message as its framework's item, or, where it came from elsewhere, as messages of Chat Completions."""
+    for message, own, _ in with_own_items(messages, provider):
+        yield own, [] if own is not None else openai_chat.from_messages([message])

@@ -1,0 +1,139 @@
+"""Keep the messages of LangChain in a history.
+
+LangChain has deprecated ``BaseChatMessageHistory`` and ``RunnableWithMessageHistory`` in favour of LangGraph's
+checkpoints, and removes them in 2.0. This is for programs that have them.
+
+::
+
+    chain = RunnableWithMessageHistory(
+        prompt | model, lambda session_id: LetopisChatMessageHistory(session_id, history), ...
+    )
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from letopis.adapters._messages import items_of, kept, missing
+from letopis.outbox import BlockingHistory, History
+from letopis.store import InvalidInput, Message, RecordedMessage
+from letopis.store.cancellation import run_to_completion
+from letopis.store.model.identifiers import Owner
+from letopis.store.model.messages import Role
+
+try:
+    from langchain_core.chat_history import BaseChatMessageHistory  # pyright: ignore[reportMissingImports]
+    from langchain_core.messages import (  # pyright: ignore[reportMissingImports]
+        BaseMessage,
+        convert_to_messages,
+        convert_to_openai_messages,
+        message_to_dict,
+        messages_from_dict,
+    )
+except ImportError as error:
+    raise missing("langchain", "langchain-core", "langchain") from error
+
+__all__ = ["LetopisChatMessageHistory"]
+
+_PROVIDER: Final = "langchain"
+_ROLES: Final[dict[str, Role]] = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+
+
+class LetopisChatMessageHistory(BaseChatMessageHistory):
+    """A ``BaseChatMessageHistory``: one conversation of a history.
+
+    Messages come back as they were added, all or none of an ``add_messages``. Messages that something else appended to
+    the conversation are built from what they say.
+
+    :param session_id: the conversation id.
+    :param history: a ``History`` for the asynchronous methods, or a ``BlockingHistory`` for both. It is not closed.
+    :param owner: whose conversation it is.
+    """
+
+    def __init__(self, session_id: str, history: History | BlockingHistory, *, owner: Owner | None = None) -> None:
+        if not isinstance(history, History | BlockingHistory):
+            raise InvalidInput("history", f"must be a History or BlockingHistory, not {type(history).__name__}")
+        self._session_id = session_id
+        self._history = history
+        self._owner = owner
+
+    @property
+    def messages(self) -> list[BaseMessage]:  # type: ignore[override]  # as LangChain's guide has it
+        """All messages, oldest first; those that the outbox retains while the history store is away.
+
+        :raises InvalidInput: it has no ``BlockingHistory``.
+        """
+        return _from_messages(self._blocking().messages(self._session_id, last=None))
+
+    async def aget_messages(self) -> list[BaseMessage]:
+        """Return all messages, oldest first; those that the outbox retains while the history store is away."""
+        if isinstance(self._history, BlockingHistory):
+            return await asyncio.to_thread(lambda: self.messages)
+        return _from_messages(await self._history.messages(self._session_id, last=None))
+
+    def add_messages(self, messages: Sequence[BaseMessage]) -> None:
+        """Append messages, all or none; durable when it returns.
+
+        :raises InvalidInput: it has no ``BlockingHistory``, or a message holds what is no JSON; nothing was written.
+        :raises LetopisError: as for ``History.append``.
+        """
+        if made := _to_messages(messages):
+            self._blocking().append(self._session_id, *made, owner=self._owner)
+
+    async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
+        """Append messages, all or none. Once it has begun, a cancelled caller does not interrupt it.
+
+        :raises InvalidInput: a message holds what is no JSON; nothing was written.
+        :raises LetopisError: as for ``History.append``.
+        """
+        if isinstance(self._history, BlockingHistory):
+            await asyncio.to_thread(self.add_messages, messages)
+        elif made := _to_messages(messages):
+            await run_to_completion(self._history.append(self._session_id, *made, owner=self._owner))
+
+    def clear(self) -> None:
+        """Take all messages off the path; the log keeps them.
+
+        :raises InvalidInput: it has no ``BlockingHistory``.
+        """
+        self._blocking().clear(self._session_id)
+
+    async def aclear(self) -> None:
+        """Take all messages off the path; the log keeps them."""
+        if isinstance(self._history, BlockingHistory):
+            await asyncio.to_thread(self.clear)
+        else:
+            await run_to_completion(self._history.clear(self._session_id))
+
+    def _blocking(self) -> BlockingHistory:
+        if isinstance(self._history, BlockingHistory):
+            return self._history
+        raise InvalidInput("history", "is asynchronous: use ainvoke and aget_messages, or give a BlockingHistory")
+
+
+def _to_messages(messages: Iterable[BaseMessage]) -> list[Message]:
+    return [_to_message(one, f"messages[{place}]") for place, one in enumerate(messages)]
+
+
+def _to_message(message: BaseMessage, field: str) -> Message:
+    if not isinstance(message, BaseMessage):
+        raise InvalidInput(field, f"must be a message of LangChain, not {type(message).__name__}")
+    item = message_to_dict(message)
+    try:
+        item["data"] = message.model_dump(mode="json")
+    except ValueError as error:  # pydantic's, which quotes no value
+        raise InvalidInput(field, "holds what is no JSON, such as a tool's artifact") from error
+    try:
+        chat: dict[str, Any] | None = convert_to_openai_messages(message)
+    except (ValueError, TypeError, KeyError):
+        chat = None
+    return kept(item, provider=_PROVIDER, chat=chat, role=_ROLES.get(message.type, "assistant"), text=str(message.text))
+
+
+def _from_messages(messages: Iterable[Message | RecordedMessage]) -> list[BaseMessage]:
+    found: list[BaseMessage] = []
+    for own, chat in items_of(messages, _PROVIDER):
+        found += messages_from_dict([own]) if own is not None else convert_to_messages(chat)
+    return found

@@ -1,0 +1,134 @@
+"""Keep the items of OpenAI Agents SDK sessions in a history.
+
+::
+
+    session = LetopisSession("chat-1", history, owner="42")
+    result = await Runner.run(agent, "What is tea?", session=session)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from letopis.adapters._messages import newest
+from letopis.adapters.formats import openai_responses
+from letopis.outbox import History
+from letopis.store import InvalidInput
+from letopis.store.cancellation import run_to_completion
+from letopis.store.model.identifiers import Owner
+
+if TYPE_CHECKING:
+    from agents import RunContextWrapper, TResponseInputItem  # pyright: ignore[reportMissingImports]
+    from agents.memory import SessionSettings  # pyright: ignore[reportMissingImports]
+
+__all__ = ["LetopisSession"]
+
+
+class LetopisSession:
+    """A ``Session`` of the Agents SDK: one conversation of a history.
+
+    Items come back as they were added, byte for byte, in order, each as often as it was added. Adding is durable when
+    it returns, whether or not the history store can be reached, and is all or nothing. Items that are popped or
+    cleared leave the path; the log keeps them.
+
+    Messages that something else appended to the conversation are items too, as
+    :func:`letopis.adapters.formats.openai_responses.from_messages` builds them.
+
+    Two runs of one session at the same time are recorded as their items come. The SDK leaves it to the caller to
+    prevent that.
+
+    :param session_id: the conversation id.
+    :param history: it is not closed by the session.
+    :param owner: whose conversation it is, or a function that tells it from the run's context wrapper.
+    :param session_settings: the SDK's, with the ``limit`` of items that a run reads.
+    :param require_complete: ``True`` to raise ``StoreUnavailable`` where the history store is away and the outbox
+        alone cannot return all items that were asked for; by default a run gets those that the outbox retains.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        history: History,
+        *,
+        owner: Owner | Callable[[RunContextWrapper[Any]], Owner | None] | None = None,
+        session_settings: SessionSettings | None = None,
+        require_complete: bool = False,
+    ) -> None:
+        if not isinstance(history, History):
+            raise InvalidInput("history", f"must be a History, not {type(history).__name__}")
+        self.session_id = session_id
+        self.session_settings = session_settings
+        self._history = history
+        self._owner = owner
+        self._require_complete = require_complete
+
+    async def get_items(
+        self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> list[TResponseInputItem]:
+        """Return the newest ``limit`` items, oldest first; without it those of the settings, else all.
+
+        :raises StoreUnavailable: only with ``require_complete``.
+        :raises OutboxUnavailable: the outbox file cannot be read.
+        """
+        del wrapper
+        return await newest(
+            self._history,
+            self.session_id,
+            lambda messages: cast("list[TResponseInputItem]", openai_responses.from_messages(messages)),
+            last=self._limit(limit),
+            require_complete=self._require_complete,
+        )
+
+    async def add_items(
+        self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> None:
+        """Append items, all or none. Once it has begun, a cancelled run does not interrupt it.
+
+        :raises InvalidInput: an item is none of Responses or larger than the history's limits; nothing was written.
+        :raises OutboxFull: the outbox has reached its limits; nothing was written.
+        :raises LetopisError: as for ``History.append``.
+        """
+        messages = openai_responses.to_messages(cast("list[Mapping[str, Any]]", items))
+        if messages:
+            await run_to_completion(self._history.append(self.session_id, *messages, owner=self._owner_of(wrapper)))
+
+    async def pop_item(self, *, wrapper: RunContextWrapper[Any] | None = None) -> TResponseInputItem | None:
+        """Take the newest item off the path and return it; ``None`` if there is none.
+
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold the item before it.
+        """
+        del wrapper
+        return await run_to_completion(self._pop())
+
+    async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:
+        """Take all items off the path. Use ``History.delete`` or ``reset`` to erase them."""
+        del wrapper
+        await run_to_completion(self._history.clear(self.session_id))
+
+    async def _pop(self) -> TResponseInputItem | None:
+        while (popped := await self._history.pop(self.session_id)) is not None:
+            items = openai_responses.from_messages([popped])
+            if not items:
+                continue  # nothing that this format has a place for, such as another provider's reasoning
+            if items[:-1]:
+                await self._history.append(self.session_id, *openai_responses.to_messages(items[:-1]))
+            return cast("TResponseInputItem", items[-1])
+        return None
+
+    async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
+        """Replace all items at once. ``OpenAIResponsesCompactionSession`` asks for this, else it clears and adds."""
+        messages = openai_responses.to_messages(cast("list[Mapping[str, Any]]", items))
+        await self._history.replace(self.session_id, messages, reason="compaction")
+        return True
+
+    def _limit(self, limit: int | None) -> int | None:
+        if limit is not None or self.session_settings is None:
+            return limit
+        settings: Any = self.session_settings
+        return cast("int | None", settings.get("limit") if isinstance(settings, dict) else settings.limit)
+
+    def _owner_of(self, wrapper: RunContextWrapper[Any] | None) -> Owner | None:
+        if not callable(self._owner):
+            return self._owner
+        return None if wrapper is None else self._owner(wrapper)

@@ -1,0 +1,57 @@
+"""Each adapter through an outage and two kills, and beside it what the framework itself has, through the same."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from letopis.store import ConversationStore
+from tests.support.servers.store_pool import migrate
+from tests.support.story import TURNS, tell
+
+# framework: the package it needs, the extra of Letopis, whether it records a question before it asks the model.
+FRAMEWORKS = {
+    "openai_agents": ("agents", "openai-agents", True),
+    "langchain": ("langchain_core", "langchain", False),
+    "haystack": ("haystack_experimental", "haystack", False),
+    "llama_index": ("llama_index.core", "llama-index", True),
+}
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request: pytest.FixtureRequest) -> str:
+    """An adapter whose framework is installed."""
+    name: str = request.param
+    package, extra, _ = FRAMEWORKS[name]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs {package}: pip install 'letopis[{extra}]', or the group adapters")
+    return name
+
+
+async def test_everything_said_is_kept(framework: str, tmp_path: Path, new_store_url: Callable[[str], str]) -> None:
+    asks_first = FRAMEWORKS[framework][2]
+    url = new_store_url("postgresql")
+    await migrate(url)
+
+    told = await tell(framework, tmp_path, url, on_letopis=True, asks_first=asks_first)
+
+    print(f"\n{framework} on Letopis: {told}")
+    assert told.kept == told.said
+    assert told.raised == {}
+    async with ConversationStore.open(url) as store:
+        assert len(await store.messages("chat-1", last=None)) == len(told.said) == 2 * TURNS + asks_first
+
+
+async def test_what_the_framework_itself_keeps(
+    framework: str, tmp_path: Path, new_store_url: Callable[[str], str]
+) -> None:
+    """The same story is hard enough: without an outbox it costs answers."""
+    told = await tell(
+        framework, tmp_path, new_store_url("postgresql"), on_letopis=False, asks_first=FRAMEWORKS[framework][2]
+    )
+
+    print(f"\n{framework} by itself: {told}")
+    assert told.raised or told.lost

@@ -1,0 +1,74 @@
+"""A chain of LangChain with a history, and a model that answers without a network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from langchain_core.chat_history import BaseChatMessageHistory, InMemoryChatMessageHistory
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables.history import RunnableWithMessageHistory
+
+from letopis.adapters.langchain import LetopisChatMessageHistory
+from letopis.outbox import History
+from tests.support.story import Asks, Bot, Thinks, answer_to
+
+DEFAULT = "InMemoryChatMessageHistory"
+PROMPT = ChatPromptTemplate.from_messages([("placeholder", "{history}"), ("human", "{question}")])
+
+
+class FakeModel(BaseChatModel):
+    """Answers the last message."""
+
+    thinks: Any
+
+    @property
+    def _llm_type(self) -> str:
+        return "fake"
+
+    def _generate(self, messages: list[BaseMessage], *given: Any, **options: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(answer_to(str(messages[-1].content))))])
+
+    async def _agenerate(self, messages: list[BaseMessage], *given: Any, **options: Any) -> ChatResult:
+        await self.thinks(str(messages[-1].content))
+        return self._generate(messages)
+
+
+def asks(make: Callable[[str], BaseChatMessageHistory], thinks: Thinks) -> Asks:
+    """Return the chain as a bot asks it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        chain = RunnableWithMessageHistory(
+            PROMPT | FakeModel(thinks=thinks), make, input_messages_key="question", history_messages_key="history"
+        )
+
+    async def ask(question: str) -> str:
+        answer = await chain.ainvoke({"question": question}, {"configurable": {"session_id": "chat-1"}})
+        return str(answer.content)
+
+    return ask
+
+
+def _bot(make: Callable[[str], BaseChatMessageHistory], thinks: Thinks) -> Bot:
+    async def read() -> list[str]:
+        return [str(message.content) for message in await make("chat-1").aget_messages()]
+
+    return Bot(asks(make, thinks), read)
+
+
+@asynccontextmanager
+async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
+    yield _bot(lambda session_id: LetopisChatMessageHistory(session_id, history), thinks)
+
+
+@asynccontextmanager
+async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        kept = InMemoryChatMessageHistory()
+    yield _bot(lambda _: kept, thinks)

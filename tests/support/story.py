@@ -1,0 +1,191 @@
+"""Fifty turns with a bot whose store is down for the middle third and whose process is killed twice.
+
+The bot runs in a process of its own and does each turn when it is told to, so the kills come at two chosen moments:
+while the model thinks, and just after an answer was shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox import History
+from tests.support.child import command
+from tests.support.gate import Gate
+from tests.support.paths import ROOT
+
+Asks = Callable[[str], Awaitable[str]]
+Thinks = Callable[[str], Awaitable[None]]
+
+TURNS: Final = 50
+DOWN: Final = range(17, 34)
+"""The turns during which the store is away."""
+KILLED_THINKING: Final = 22
+KILLED_AFTER: Final = 41
+_PATIENCE_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bot:
+    """A bot on a framework.
+
+    :ivar ask: asks through the framework's own runner.
+    :ivar read: returns the texts of the history, by the framework's own interface.
+    """
+
+    ask: Asks
+    read: Callable[[], Awaitable[list[str]]]
+
+
+@dataclass(slots=True)
+class Told:
+    """What became of the story.
+
+    :ivar said: what was said, in order: each question that was asked, and each answer that was shown.
+    :ivar kept: what the history holds in the end.
+    :ivar raised: how often the runner raised what, so that no answer was shown.
+    """
+
+    said: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    raised: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def lost(self) -> int:
+        """How much of what was said is not in the history."""
+        return sum((Counter(self.said) - Counter(self.kept)).values())
+
+    def __str__(self) -> str:
+        errors = ", ".join(f"{name} {count}" for name, count in self.raised.items()) or "nothing"
+        return f"said {len(self.said)}, kept {len(self.kept)}, lost {self.lost}, raised {errors}"
+
+
+def question(turn: int) -> str:
+    """Return what the user asks; the same question comes again and again, as questions do."""
+    return f"question {turn % 7}"
+
+
+def answer_to(asked: str) -> str:
+    """Return what the model answers."""
+    return f"answer to {asked}"
+
+
+async def play(framework: str, on_letopis: bool, folder: str, url: str) -> None:
+    """Be the bot: do what each line of the input says, and say what came of it."""
+    waiting = asyncio.Event()
+
+    async def thinks(_: str) -> None:
+        if waiting.is_set():
+            print(json.dumps("thinking"), flush=True)
+            await asyncio.Event().wait()  # until it is killed
+
+    async with _bot(framework, on_letopis, folder, url, thinks) as bot:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            order = json.loads(line)
+            if order == "read":
+                print(json.dumps(await bot.read()), flush=True)
+                continue
+            if order["hang"]:
+                waiting.set()
+            try:
+                said = await bot.ask(order["ask"])
+            except Exception as error:  # whatever a framework raises is a finding
+                print(json.dumps({"raised": type(error).__name__}), flush=True)
+            else:
+                print(json.dumps({"answer": said}), flush=True)
+
+
+@asynccontextmanager
+async def _bot(framework: str, on_letopis: bool, folder: str, url: str, thinks: Thinks) -> AsyncIterator[Bot]:
+    module: Any = import_module(f"tests.support.bots.{framework}")
+    if not on_letopis:
+        async with module.default(url, thinks) as bot:
+            yield bot
+        return
+    async with History(Path(folder) / "bot.outbox.db", store=url) as history, module.letopis(history, thinks) as bot:
+        yield bot
+        await history.drained(timeout=_PATIENCE_SECONDS)
+
+
+async def tell(framework: str, folder: Path, url: str, *, on_letopis: bool, asks_first: bool = True) -> Told:
+    """Tell the story to a bot.
+
+    :param url: of a PostgreSQL database for it alone.
+    :param asks_first: the framework records a question before it asks the model; else with the answer.
+    """
+    told, gate = Told(), Gate(url)
+    await gate.open()
+
+    def start() -> AbstractAsyncContextManager[_Process]:
+        return _process(command(play, framework, on_letopis, folder, gate.url))
+
+    turn, hangs = 0, True
+    try:
+        while turn < TURNS:
+            async with start() as process:
+                while turn < TURNS:
+                    await (gate.shut() if turn in DOWN else gate.open())
+                    asked, hang = question(turn), hangs and turn == KILLED_THINKING
+                    reply = await process.order({"ask": asked, "hang": hang})
+                    if reply == "thinking":
+                        hangs = False
+                        told.said += [asked] * asks_first  # the user asks again, once the bot is back
+                        break
+                    turn += 1
+                    told.said.append(asked)
+                    if "answer" in reply:
+                        told.said.append(reply["answer"])
+                    else:
+                        told.raised[reply["raised"]] += 1
+                    if hang or turn == KILLED_AFTER:
+                        hangs = False
+                        break
+                else:
+                    told.kept = await process.order("read")
+                    await process.end()
+    finally:
+        await gate.shut()
+    return told
+
+
+class _Process:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def order(self, what: Any) -> Any:
+        """Return what it answers."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            line = await self._process.stdout.readline()
+        assert line, "the bot ended by itself"
+        return json.loads(line)
+
+    async def end(self) -> None:
+        """Let it close in order."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        async with asyncio.timeout(2 * _PATIENCE_SECONDS):
+            assert await self._process.wait() == 0
+
+
+@asynccontextmanager
+async def _process(words: list[str]) -> AsyncIterator[_Process]:
+    process = await asyncio.create_subprocess_exec(
+        *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    try:
+        yield _Process(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

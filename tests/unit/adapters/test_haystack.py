@@ -1,0 +1,195 @@
+"""A chat message store of Haystack in a history."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("haystack", reason="needs haystack-ai: pip install 'letopis[haystack]', or the group adapters")
+pytest.importorskip("haystack_experimental", reason="needs haystack-experimental, of the group adapters")
+
+from haystack import Pipeline
+from haystack.dataclasses import ChatMessage, ImageContent, TextContent, ToolCall
+from haystack.utils import Secret
+from haystack_experimental.chat_message_stores.in_memory import InMemoryChatMessageStore
+from haystack_experimental.components.retrievers import ChatMessageRetriever
+from haystack_experimental.components.writers import ChatMessageWriter
+
+from letopis.adapters.haystack import LetopisChatMessageStore
+from letopis.outbox import BlockingHistory
+from letopis.store import InvalidInput, Message
+from letopis.store import ToolCall as LetopisToolCall
+from tests.support.peers import refused_port
+
+LOOK = ToolCall("look", {"at": "tea", "n": 1}, id="c1")
+NAMELESS = ToolCall("look", {})
+MESSAGES = [
+    ChatMessage.from_user("Same again", name="Ada"),
+    ChatMessage.from_user("Same again", name="Ada"),
+    ChatMessage.from_user(
+        content_parts=[TextContent("What is this?"), ImageContent(base64.b64encode(b"\x89PNG").decode(), "image/png")]
+    ),
+    ChatMessage.from_assistant("Let me look", tool_calls=[LOOK], meta={"model": "fake", "usage": {"tokens": 3}}),
+    ChatMessage.from_tool("a cup", origin=LOOK),
+    ChatMessage.from_assistant(tool_calls=[NAMELESS]),
+    ChatMessage.from_tool("no cup", origin=NAMELESS, error=True),
+    ChatMessage.from_assistant("A cup", reasoning="It looks like one"),
+]
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[BlockingHistory]:
+    """A synchronous history that delivers nothing."""
+    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(history: BlockingHistory) -> LetopisChatMessageStore:
+    """A store that returns all rounds and takes system messages."""
+    return LetopisChatMessageStore(history, owner="42", skip_system_messages=False, last_k=None)
+
+
+def plain(messages: list[ChatMessage]) -> list[dict[str, Any]]:
+    """The messages without the ids that stores give them."""
+    found = [message.to_dict() for message in messages]
+    return [
+        {**one, "meta": {key: one["meta"][key] for key in one["meta"] if key != "chat_message_id"}} for one in found
+    ]
+
+
+def test_messages_come_back_as_they_were(store: LetopisChatMessageStore, history: BlockingHistory) -> None:
+    assert store.write_messages("chat-1", MESSAGES) == len(MESSAGES)
+    assert store.write_messages("chat-1", []) == 0
+
+    assert plain(store.retrieve_messages("chat-1")) == plain(MESSAGES)
+    assert store.count_messages("chat-1") == len(MESSAGES)
+    assert all("chat_message_id" not in message.meta for message in MESSAGES), "what is given is not changed"
+    called = history.messages("chat-1")[3].message
+    assert (
+        isinstance(called.content, tuple) and LetopisToolCall("c1", "look", '{"at": "tea", "n": 1}') in called.content
+    )
+
+
+def test_what_was_read_is_not_written_again(store: LetopisChatMessageStore) -> None:
+    store.write_messages("chat-1", MESSAGES)
+    read = store.retrieve_messages("chat-1")
+
+    assert store.write_messages("chat-1", [*read, ChatMessage.from_user("More")]) == 1
+    assert store.count_messages("chat-1") == len(MESSAGES) + 1
+
+
+def test_ids_of_haystack_may_come_again_after_a_deletion(store: LetopisChatMessageStore) -> None:
+    def numbered(text: str) -> list[ChatMessage]:
+        return [ChatMessage.from_user(text, meta={"chat_message_id": "0"})]
+
+    assert store.write_messages("chat-1", numbered("Hello")) == 1
+    assert store.write_messages("chat-1", numbered("Hello again")) == 0
+    store.delete_messages("chat-1")
+    assert store.write_messages("chat-1", numbered("Hello again")) == 1
+    assert [message.text for message in store.retrieve_messages("chat-1")] == ["Hello again"]
+
+
+@pytest.mark.parametrize("last_k", [0, 1, 2, 3, 70, 1_000, None])
+def test_rounds_are_those_of_haystacks_own_store(
+    store: LetopisChatMessageStore, last_k: int | None, request: pytest.FixtureRequest
+) -> None:
+    talk = [ChatMessage.from_system("Be brief")]
+    for number in range(60):
+        talk += [ChatMessage.from_user(f"Question {number}")]
+        if number % 3 == 0:
+            talk += [ChatMessage.from_assistant(tool_calls=[LOOK]), ChatMessage.from_tool("a cup", origin=LOOK)]
+        talk += [ChatMessage.from_assistant(f"Answer {number}")]
+    talk += [ChatMessage.from_user("And now?")]
+    theirs = InMemoryChatMessageStore(skip_system_messages=False, last_k=None)
+    theirs.write_messages(request.node.name, talk)
+    store.write_messages("chat-1", talk)
+
+    assert plain(store.retrieve_messages("chat-1", last_k)) == plain(
+        theirs.retrieve_messages(request.node.name, last_k)
+    )
+
+
+def test_a_wrong_message_writes_nothing(store: LetopisChatMessageStore) -> None:
+    wrong: list[Any] = ["hello", ChatMessage.from_user("x", meta={"a": object()}), ChatMessage.from_user("\x00")]
+    for one in wrong:
+        with pytest.raises(ValueError, match=r"."):
+            store.write_messages("chat-1", [ChatMessage.from_user("Hello"), one])
+    with pytest.raises(ValueError, match="last_k"):
+        store.retrieve_messages("chat-1", -1)
+
+    assert store.count_messages("chat-1") == 0
+
+
+def test_deleting_all_is_for_the_owner(store: LetopisChatMessageStore, history: BlockingHistory) -> None:
+    store.write_messages("chat-1", MESSAGES)
+    store.write_messages("chat-2", MESSAGES)
+    history.append("chat-3", Message.user("Hello"), owner="43")
+
+    store.delete_all_messages()
+
+    assert [store.count_messages(f"chat-{number}") for number in (1, 2, 3)] == [0, 0, 1]
+
+
+def test_messages_from_elsewhere_and_edited_ones(store: LetopisChatMessageStore, history: BlockingHistory) -> None:
+    store.write_messages("chat-1", [ChatMessage.from_user("Waht?")])
+    history.edit("chat-1", history.messages("chat-1")[0].id, "What?")
+    history.append("chat-1", Message.assistant([LetopisToolCall("c1", "look", '{"at": "tea"}')]))
+
+    asked, called = store.retrieve_messages("chat-1")
+
+    assert (asked.text, called.tool_calls) == ("What?", [ToolCall("look", {"at": "tea"}, id="c1")])
+    assert store.write_messages("chat-1", [asked, called]) == 0
+
+
+def test_system_messages_are_skipped(history: BlockingHistory) -> None:
+    store = LetopisChatMessageStore(history)
+
+    assert store.write_messages("chat-1", [ChatMessage.from_system("Be brief"), *MESSAGES]) == len(MESSAGES)
+    assert store.count_messages("chat-1") == len(MESSAGES)
+
+
+def test_without_the_history_store(tmp_path: Path) -> None:
+    port = asyncio.run(refused_port())
+    store = LetopisChatMessageStore(path=tmp_path / "bot.outbox.db", store=f"postgresql://nobody@127.0.0.1:{port}/no")
+
+    assert store.write_messages("chat-1", MESSAGES) == len(MESSAGES)
+    assert store.write_messages("chat-1", store.retrieve_messages("chat-1")) == 0
+    store.close()
+
+
+def test_a_pipeline_is_serialized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HISTORY_URL", str(tmp_path / "history.db"))
+    store = LetopisChatMessageStore(
+        path=tmp_path / "bot.outbox.db", store=Secret.from_env_var("HISTORY_URL"), owner="42", last_k=3
+    )
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", ChatMessageRetriever(store))
+    pipeline.add_component("writer", ChatMessageWriter(store))
+
+    again = Pipeline.loads(
+        pipeline.dumps(), allowed_modules=["letopis.adapters.haystack", "haystack_experimental.components.*"]
+    )
+
+    writer = again.get_component("writer").chat_message_store
+    assert isinstance(writer, LetopisChatMessageStore) and writer.to_dict() == store.to_dict()
+    writer.write_messages("chat-1", MESSAGES)
+    assert store.count_messages("chat-1") == len(MESSAGES), "both have the file open"
+    store.close()
+    writer.close()
+
+
+def test_what_cannot_be_serialized_says_so(history: BlockingHistory, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="path"):
+        LetopisChatMessageStore(history).to_dict()
+    with pytest.raises(InvalidInput, match="Secret"):
+        LetopisChatMessageStore(path="bot.outbox.db", store="postgresql://bot:hidden@db/history").to_dict()
+    wrong: list[dict[str, Any]] = [{}, {"history": history, "path": tmp_path}, {"history": "x"}, {"store": "x"}]
+    for one in wrong:
+        with pytest.raises(InvalidInput, match="history"):
+            LetopisChatMessageStore(**one)

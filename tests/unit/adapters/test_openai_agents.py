@@ -1,0 +1,160 @@
+"""A session of OpenAI's Agents SDK in a history."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("agents", reason="needs openai-agents: pip install 'letopis[openai-agents]', or the group adapters")
+
+from agents import Agent, OpenAIResponsesCompactionSession, RunContextWrapper, Runner, Session, SQLiteSession
+from agents.memory import SessionSettings
+from openai.types.responses import ResponseCompactionItem
+
+from letopis.adapters.openai_agents import LetopisSession
+from letopis.outbox import History
+from letopis.store import InvalidInput, Message, StoreUnavailable, Text, ToolCall
+from tests.support.bots.openai_agents import FakeModel
+from tests.unit.adapters.formats.items import Chance, responses_conversation
+
+USER: Any = {"role": "user", "content": "Same again"}
+
+
+@pytest.fixture
+async def session(history: History) -> AsyncIterator[LetopisSession]:
+    """A session on a history that delivers nothing."""
+    return LetopisSession("chat-1", history)
+
+
+def test_it_is_a_session_to_the_sdk(tmp_path: Path) -> None:
+    assert isinstance(LetopisSession("chat-1", History(tmp_path / "bot.outbox.db")), Session)
+    with pytest.raises(InvalidInput, match="history"):
+        LetopisSession("chat-1", "bot.outbox.db")  # type: ignore[arg-type]
+
+
+async def test_items_come_back_byte_for_byte(session: LetopisSession) -> None:
+    chance = Chance(1)
+    items: Any = [item for _ in range(50) for item in responses_conversation(chance)]
+
+    await session.add_items(items)
+
+    assert [json.dumps(item) for item in await session.get_items()] == [json.dumps(item) for item in items]
+
+
+async def test_equal_items_are_items_of_their_own(session: LetopisSession) -> None:
+    """Users repeat themselves, and their items have no id."""
+    await session.add_items([USER, USER])
+    await session.add_items([USER])
+
+    assert await session.get_items() == [USER, USER, USER]
+
+
+@pytest.mark.parametrize("limit", [None, 0, 1, 3, 5, 6, 2**31 - 1])
+async def test_a_limit_is_what_it_is_to_the_sdks_own_session(
+    session: LetopisSession, tmp_path: Path, limit: int | None
+) -> None:
+    theirs = SQLiteSession("chat-1", tmp_path / "theirs.db")
+    items: Any = [{"role": "user", "content": f"{number}"} for number in range(5)]
+    for one in (session, theirs):
+        await one.add_items(items)
+
+    assert await session.get_items(limit) == await theirs.get_items(limit)
+    session.session_settings = theirs.session_settings = SessionSettings(limit=limit)
+    assert await session.get_items() == await theirs.get_items()
+    theirs.close()
+
+
+async def test_pop_and_clear(session: LetopisSession, history: History) -> None:
+    await session.add_items([USER, {"role": "user", "content": "More"}])
+
+    assert await session.pop_item() == {"role": "user", "content": "More"}
+    assert await session.get_items() == [USER]
+    await session.clear_session()
+    assert await session.get_items() == []
+    assert await session.pop_item() is None
+    assert len(await history.messages("chat-1", every=True)) == 2
+
+
+async def test_a_message_from_elsewhere_is_popped_item_by_item(session: LetopisSession, history: History) -> None:
+    await history.append("chat-1", Message.assistant([Text("Let me look"), ToolCall("c1", "look", "{}")]))
+    whole = await session.get_items()
+    assert len(whole) == 2
+
+    assert await session.pop_item() == whole[1]
+    assert await session.get_items() == whole[:1]
+
+
+async def test_a_wrong_item_adds_nothing(session: LetopisSession) -> None:
+    with pytest.raises(InvalidInput, match=r"items\[1\]"):
+        await session.add_items([USER, {"role": "nobody", "content": "?"}])  # type: ignore[list-item, typeddict-item]
+    with pytest.raises(InvalidInput):
+        await session.add_items([USER, {"role": "user", "content": "\x00"}])
+
+    await session.add_items([])
+    assert await session.get_items() == []
+
+
+async def test_a_cancelled_run_does_not_interrupt_what_is_added(session: LetopisSession) -> None:
+    adding = asyncio.ensure_future(session.add_items([USER]))
+    await asyncio.sleep(0)
+    adding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+
+    assert await session.get_items() == [USER]
+
+
+async def test_the_owner_is_told_by_the_run(history: History) -> None:
+    """The SDK gives its wrapper to sessions of which all four methods take one."""
+
+    def who(wrapper: RunContextWrapper[Any]) -> str:
+        return str(wrapper.context)
+
+    async def nothing(_: str) -> None: ...
+
+    session = LetopisSession("chat-1", history, owner=who)
+    await Runner.run(Agent(name="bot", model=FakeModel(nothing)), "Hello", session=session, context="42")
+
+    conversation = await history.conversation("chat-1")
+    assert conversation is not None and conversation.owner_id == "42"
+
+
+async def test_without_the_store_a_run_gets_what_is_retained(alone: History) -> None:
+    await alone.append("chat-1", Message.user("Before"))
+
+    assert await LetopisSession("chat-1", alone).get_items() == [{"role": "user", "content": "Before"}]
+    strict = LetopisSession("chat-1", alone, require_complete=True)
+    assert await strict.get_items(1) == [{"role": "user", "content": "Before"}]
+    with pytest.raises(StoreUnavailable):
+        await strict.get_items()
+
+
+async def test_it_is_compacted_at_once(session: LetopisSession, history: History) -> None:
+    """By the SDK's own wrapper: what was said leaves the path in the append that puts the summary there."""
+    summary = ResponseCompactionItem(id="cmp_1", encrypted_content="...", type="compaction")
+    asked = list[Any]()
+
+    async def compact(**given: Any) -> Any:
+        asked.append(given["input"])
+        return SimpleNamespace(output=[summary], usage=None)
+
+    async def nothing(_: str) -> None: ...
+
+    client: Any = SimpleNamespace(responses=SimpleNamespace(compact=compact))
+    wrapped = OpenAIResponsesCompactionSession("chat-1", session, client=client, compaction_mode="input")
+    agent = Agent(name="bot", model=FakeModel(nothing))
+    for number in range(12):
+        await Runner.run(agent, f"Question {number}", session=wrapped)
+    await wrapped.run_compaction({"force": True})
+
+    assert len(asked) == 1
+    assert await session.get_items() == [summary.model_dump(exclude_unset=True)]
+    assert len(await history.messages("chat-1", every=True)) == 25
+    reasons = {event.data.get("reason") for event in await history.events("chat-1") if event.type.endswith("rewound")}
+    assert reasons == {"compaction"}
