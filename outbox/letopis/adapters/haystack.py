@@ -72,7 +72,7 @@ class LetopisChatMessageStore:
         self.last_k = last_k
         self._history = history
         self._path = None if path is None else os.fspath(path)
-        self._store = store
+        self._store: Any = store
         self._opened: BlockingHistory | None = None
         self._lock = Lock()
 

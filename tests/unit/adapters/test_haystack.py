@@ -137,7 +137,7 @@ def test_deleting_all_is_for_the_owner(store: LetopisChatMessageStore, history: 
 
 
 def test_messages_from_elsewhere_and_edited_ones(store: LetopisChatMessageStore, history: BlockingHistory) -> None:
-    store.write_messages("chat-1", [ChatMessage.from_user("Waht?")])
+    store.write_messages("chat-1", [ChatMessage.from_user("Whaat?")])
     history.edit("chat-1", history.messages("chat-1")[0].id, "What?")
     history.append("chat-1", Message.assistant([LetopisToolCall("c1", "look", '{"at": "tea"}')]))
 

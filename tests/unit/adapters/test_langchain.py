@@ -67,7 +67,7 @@ async def test_messages_come_back_as_they_were(history: History) -> None:
 
 async def test_messages_from_elsewhere_and_edited_ones(history: History) -> None:
     chat = LetopisChatMessageHistory("chat-1", history)
-    await chat.aadd_messages([HumanMessage("Waht?")])
+    await chat.aadd_messages([HumanMessage("Whaat?")])
     (wrong,) = await history.messages("chat-1")
     await history.edit("chat-1", wrong.id, "What?")
     await history.append("chat-1", Message.assistant([ToolCall("c1", "look", '{"at": "tea"}')]))

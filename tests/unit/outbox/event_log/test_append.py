@@ -167,7 +167,7 @@ async def test_a_part_that_is_there_already_keeps_its_place(outbox: OutboxFile) 
     )
 
     assert appended.sequences == (3, 2, 4)
-    assert appended.message_id == "m-3"
+    assert appended.message_ids == ("m-2", "m-1", "m-3")
 
 
 async def test_the_time_of_an_event_is_no_part_of_its_content(outbox: OutboxFile) -> None:
