@@ -321,6 +321,7 @@ def test_synchronous_calls_work_in_any_thread(tmp_path: Path) -> None:
     assert [one.checkpoint["channel_values"] for one in found] == [{"n": 1}] * 4
     saver.copy_thread("chat-1", "chat-2")
     assert sorted(one.config["configurable"]["thread_id"] for one in saver.list(None)) == ["chat-1", "chat-2"]
+    assert next(saver.list(None)).checkpoint["channel_values"] == {"n": 1}
     saver.prune(["chat-1"])
     saver.delete_for_runs(["none"])
     saver.delete_thread("chat-1")

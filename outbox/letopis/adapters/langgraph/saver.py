@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from langgraph.checkpoint.base import (
@@ -104,7 +104,7 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         filter: Mapping[str, Any] | None = None,  # noqa: A002 - LangGraph's name
         before: RunnableConfig | None = None,
         limit: int | None = None,
-    ) -> AsyncIterator[CheckpointTuple]:
+    ) -> AsyncGenerator[CheckpointTuple, None]:
         """Yield checkpoints, newest first by id; those of all threads without a config.
 
         :raises StoreUnavailable: the history store does not answer.
@@ -227,8 +227,11 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
     ) -> Iterator[CheckpointTuple]:
         """See :meth:`alist`."""
         found = self.alist(config, filter=filter, before=before, limit=limit)
-        while (one := self._wait(lambda: anext(found, None))) is not None:
-            yield one
+        try:
+            while (one := self._wait(lambda: anext(found, None))) is not None:
+                yield one
+        finally:
+            self._wait(found.aclose)
 
     def put(
         self,
