@@ -1,7 +1,5 @@
 """A pipeline of Haystack, with a model that answers without a network."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager

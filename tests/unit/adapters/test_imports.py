@@ -1,0 +1,39 @@
+"""Adapters import their framework when they are imported themselves, and say what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FRAMEWORKS = {"agents", "langchain_core", "llama_index", "haystack"}
+
+
+def loaded_by(statement: str) -> list[str]:
+    """Which frameworks a statement imports, in a process of its own: this one has imported them."""
+    code = f"import sys; {statement}; print(*sorted({FRAMEWORKS!r} & sys.modules.keys()))"
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_letopis_comes_without_a_framework() -> None:
+    imports = "import letopis, letopis.outbox, letopis.adapters.formats.openai_chat, letopis.adapters.openai_agents"
+    assert loaded_by(imports) == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "package", "extra"),
+    [
+        ("langchain", "langchain_core", "langchain"),
+        ("llama_index", "llama_index", "llama-index"),
+        ("haystack", "haystack", "haystack"),
+    ],
+)
+def test_an_adapter_without_its_framework_names_the_extra(adapter: str, package: str, extra: str) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"try:\n    import letopis.adapters.{adapter}\nexcept ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+    assert f"letopis[{extra}]" in done.stdout
