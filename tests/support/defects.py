@@ -22,9 +22,11 @@ from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, 
 from letopis.outbox.event_log import append, retention
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.record_changes import PreparedChange
 from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.file.committer import Committer
 from letopis.outbox.history.history import History
+from letopis.outbox.history.records import RecordReceipt, Records
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.relay import write_back
 from letopis.outbox.relay.dispatcher import Dispatcher
@@ -108,6 +110,30 @@ def _() -> Iterable[Replacement]:
         return _EarlyReceipt(conversation_id, tuple(event.event_id for event in prepared.events))
 
     yield History, "append", lambda real: early
+
+
+@defect("a record is promised before it is written")
+def _() -> Iterable[Replacement]:
+    writing = set[asyncio.Task[Any]]()
+
+    def write(real: Any) -> Any:
+        async def early(self: Records, changes: Sequence[PreparedChange]) -> Sequence[RecordReceipt]:
+            while len(writing) >= APPENDS_IN_FLIGHT:
+                await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
+            task = asyncio.create_task(real(self, changes))
+            writing.add(task)
+            task.add_done_callback(writing.discard)
+            return [
+                RecordReceipt(
+                    revision=one.event.event_id,
+                    _receipt=_EarlyReceipt(one.event.conversation_id, (one.event.event_id,)),  # type: ignore[arg-type]
+                )
+                for one in changes
+            ]
+
+        return early
+
+    yield Records, "_write", write
 
 
 @defect("an append that fails is answered as if it were written")
