@@ -14,7 +14,8 @@ import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -23,8 +24,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from letopis.store.model.codec import digest_of
+from tests.campaigns.record_invariants import (
+    TURNS,
+    RecordAck,
+    examine_records,
+    read_record_outbox,
+    read_record_store,
+)
 from tests.campaigns.rules import examine_erasure, examine_owners, examine_path, examine_verdicts
 from tests.campaigns.states import (
+    SHOWN,
     Ack,
     Findings,
     OutboxEvent,
@@ -75,17 +84,38 @@ class Verdict:
 
 
 async def check(
-    outboxes: Iterable[Path | str], store_url: str, *, acknowledged: Iterable[Ack] = (), drained: bool = False
+    outboxes: Iterable[Path | str],
+    store_url: str,
+    *,
+    acknowledged: Iterable[Ack] = (),
+    records: Iterable[RecordAck] = (),
+    drained: bool = False,
 ) -> Verdict:
     """Read the outbox files and the store, and examine them.
 
     The outboxes are read first: what they hold as pending may have reached the store by the time it is read.
 
     :param acknowledged: what appends have returned; each must be stored, or pending.
+    :param records: what changes of records have returned.
     :param drained: whether the outboxes must be empty of pending events.
     """
-    states = [read_outbox(Path(path)) for path in outboxes]
-    return examine(await read_store(store_url), states, acknowledged=acknowledged, drained=drained)
+    paths = [Path(path) for path in outboxes]
+    states, kept = [read_outbox(path) for path in paths], [read_record_outbox(path) for path in paths]
+    store = await read_store(store_url)
+    verdict = examine(store, states, acknowledged=acknowledged, drained=drained)
+    engine = open_engine(store_url)
+    try:
+        stored = await read_record_store(engine)
+    finally:
+        await engine.dispose()
+    turns = {
+        event.event_id
+        for event in chain(store.events, *(state.events for state in states))
+        if event.conversation_id.startswith(TURNS) and event.type == "message.appended"
+    }
+    problems = examine_records(stored, kept, acknowledged=records, turns=turns, drained=drained)
+    shown = (*verdict.problems, *problems)[:SHOWN]
+    return replace(verdict, problem_count=verdict.problem_count + len(problems), problems=shown)
 
 
 def examine(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.campaigns.invariants import Ack
+from tests.campaigns.record_invariants import RecordAck
 from tests.support import victim
 
 Context = ForkServerContext | SpawnContext
@@ -40,7 +41,8 @@ class Victims:
     """A bot and a relay on one outbox and one store.
 
     :param defects: planted in the bot.
-    :ivar acks: what the bots were promised, so far.
+    :param records_every: one in this many deeds of the bot changes a record.
+    :ivar acks: what the bots were promised of messages, so far; ``record_acks``: of records.
     :ivar starts: processes started, so far.
     """
 
@@ -51,13 +53,16 @@ class Victims:
         *,
         context: Context | None = None,
         defects: Sequence[str] = (),
+        records_every: int = 3,
     ) -> None:
         self._context = context or fork_server("tests.support.victim")
         self._outbox, self._store = str(outbox), store
         self._defects = defects
+        self._records_every = records_every
         self._processes: dict[str, BaseProcess] = {}
         self._readers: list[threading.Thread] = []
         self.acks: list[Ack] = []
+        self.record_acks: list[RecordAck] = []
         self.starts = 0
 
     def ensure(self) -> None:
@@ -78,6 +83,11 @@ class Victims:
         return process.exitcode == -9
 
     @property
+    def promised(self) -> int:
+        """Events that were promised to the bots."""
+        return len(self.acks) + len(self.record_acks)
+
+    @property
     def alive(self) -> bool:
         """Return True if one of them runs."""
         return any(process.exitcode is None for process in self._processes.values())
@@ -85,8 +95,8 @@ class Victims:
     async def until_promised(self, count: int, *, patience: float = 20.0) -> None:
         """Return once this many events were promised to the bots."""
         deadline = time.monotonic() + patience
-        while len(self.acks) < count:
-            assert time.monotonic() < deadline, f"no more than {len(self.acks)} acknowledgements"
+        while self.promised < count:
+            assert time.monotonic() < deadline, f"no more than {self.promised} acknowledgements"
             self.ensure()
             await asyncio.sleep(0.005)
 
@@ -99,7 +109,15 @@ class Victims:
 
     def _start_bot(self) -> BaseProcess:
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._process(victim.talk, self._outbox, self._store, theirs, seed=self.starts, defects=self._defects)
+        process = self._process(
+            victim.talk,
+            self._outbox,
+            self._store,
+            theirs,
+            seed=self.starts,
+            defects=self._defects,
+            records_every=self._records_every,
+        )
         theirs.close()
         reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
         reader.start()
@@ -117,4 +135,8 @@ class Victims:
     def _read(self, pipe: Connection) -> None:
         with pipe, contextlib.suppress(EOFError, OSError):
             while True:
-                self.acks.append(pipe.recv())
+                ack = pipe.recv()
+                if isinstance(ack, RecordAck):
+                    self.record_acks.append(ack)
+                else:
+                    self.acks.append(ack)

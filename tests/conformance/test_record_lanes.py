@@ -19,10 +19,29 @@ from letopis.store.model.records import (
     encode_namespace,
 )
 from letopis.store.testing.outbox import Outbox
-from tests.support.record_events import CP, clear, delete, hollow, put
+from letopis.store.testing.record_changes import CP, clear, delete, hollow, put
+from letopis.store.testing.records import LANE, RecordConformance
+from tests.support.defects import RECORDS_TWICE, planted
 from tests.support.store_changes import run_there
 
 SCOPE = Scope.conversation("chat-1")
+
+
+class TestRecords(RecordConformance):
+    """The published contract."""
+
+    async def test_records_are_not_found_by_a_search(self, store: ConversationStore) -> None:
+        outbox = Outbox()
+        outbox.append("chat-1", Message.user("hello words"))
+        outbox.append_encoded(LANE, [put(LANE, "words", b"words", tags={"words": "words"})])
+        await outbox.deliver(store)
+
+        assert [hit.message.text for hit in await store.search("words")] == ["hello words"]
+
+
+async def test_the_contract_notices_a_store_that_does_not_look_at_its_ledger(store: ConversationStore) -> None:
+    with planted(RECORDS_TWICE), pytest.raises((AssertionError, StoreFault)):
+        await RecordConformance().test_a_delivery_sent_again_changes_nothing(store)
 
 
 async def values(store: ConversationStore, scope: Scope = SCOPE, where: RecordRange | None = None) -> dict[str, bytes]:

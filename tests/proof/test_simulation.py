@@ -197,6 +197,12 @@ def ledgers(folder: Path) -> tuple[OutboxLedger, sqlite3.Connection, sqlite3.Con
     store.execute(
         "CREATE TABLE letopis_events (position, conversation_id, version, event_id, origin_id, sequence, digest)"
     )
+    store.executescript(
+        "CREATE TABLE letopis_record_lanes (origin_id, lane, sequence);"
+        "CREATE TABLE letopis_record_ledger (origin_id, lane, sequence, event_id, digest, superseded);"
+        "CREATE TABLE letopis_records (partition, record_id, scope, namespace, record_key, revision, body);"
+        "CREATE TABLE letopis_record_parts (partition, record_id, part, body)"
+    )
     outbox.execute("INSERT INTO letopis_outbox_origin VALUES (?)", (b"o" * 16,))
     outbox.execute("INSERT INTO letopis_outbox_relay VALUES (1)")
     outbox.execute("INSERT INTO letopis_outbox_lanes VALUES ('a', 0, 0, 0, 'ready', 0)")

@@ -19,12 +19,14 @@ from uuid import UUID
 from letopis.outbox.alerting import transitions
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, RetryTimers
-from letopis.outbox.event_log import append, retention
+from letopis.outbox.event_log import append, record_log, retention
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.record_changes import PreparedChange
 from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.file.committer import Committer
 from letopis.outbox.history.history import History
+from letopis.outbox.history.records import RecordReceipt, Records
 from letopis.outbox.pending_reads.read_path import ReadPath
 from letopis.outbox.relay import write_back
 from letopis.outbox.relay.dispatcher import Dispatcher
@@ -36,8 +38,9 @@ from letopis.store.database import sqlite
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import Reuse, SequenceGap
 from letopis.store.model import codec
+from letopis.store.model.records import SPACE_LANES, Scope
 from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
-from letopis.store.write import applier, lanes
+from letopis.store.write import applier, lanes, record_lanes
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]
 """An owner, the name of one of its attributes, and what makes the defective attribute of the real one."""
@@ -108,6 +111,30 @@ def _() -> Iterable[Replacement]:
         return _EarlyReceipt(conversation_id, tuple(event.event_id for event in prepared.events))
 
     yield History, "append", lambda real: early
+
+
+@defect("a record is promised before it is written")
+def _() -> Iterable[Replacement]:
+    writing = set[asyncio.Task[Any]]()
+
+    def write(real: Any) -> Any:
+        async def early(self: Records, changes: Sequence[PreparedChange]) -> Sequence[RecordReceipt]:
+            while len(writing) >= APPENDS_IN_FLIGHT:
+                await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
+            task = asyncio.create_task(real(self, changes))
+            writing.add(task)
+            task.add_done_callback(writing.discard)
+            return [
+                RecordReceipt(
+                    revision=one.event.event_id,
+                    _receipt=_EarlyReceipt(one.event.conversation_id, (one.event.event_id,)),  # type: ignore[arg-type]
+                )
+                for one in changes
+            ]
+
+        return early
+
+    yield Records, "_write", write
 
 
 @defect("an append that fails is answered as if it were written")
@@ -378,6 +405,9 @@ def _newest(batches: Any) -> dict[str, int]:
 
 GAPS_TAKEN: Final = "a gap in a lane is taken"
 DUPLICATES_TAKEN: Final = "events are inserted without a look whether they are there"
+RECORDS_TWICE: Final = "changes of records are applied without a look at the ledger"
+FOREIGN_LANES: Final = "changes of a record go through several lanes"
+HOLLOWED_TOO_SOON: Final = "the value is taken away on which a condition rests"
 
 
 @defect(DUPLICATES_TAKEN)
@@ -413,6 +443,43 @@ def _() -> Iterable[Replacement]:
         return lenient
 
     yield lanes, "compare_with_head", compare
+
+
+@defect(RECORDS_TWICE)
+def _() -> Iterable[Replacement]:
+    """Take each delivery as new."""
+
+    def compare(lane: LaneBatch, head: int) -> ComparedLane:
+        return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
+
+    yield record_lanes, "compare_with_head", lambda real: compare
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+@defect(FOREIGN_LANES)
+def _() -> Iterable[Replacement]:
+    """Change a record in whatever lane, and compact there."""
+    numbers = itertools.count()
+
+    def lane(self: Scope, namespace: bytes) -> str:
+        return f"{self.name}:{next(numbers) % SPACE_LANES}" if self.in_lanes else self.name
+
+    yield Scope, "lane", lambda real: lane
+
+
+@defect(HOLLOWED_TOO_SOON)
+def _() -> Iterable[Replacement]:
+    def note(real: Any) -> Any:
+        def eager(cursor: Any, change: Any, lane: int, before: Any, **places: int) -> None:
+            if before is not None and before[3]:
+                record_log._hollow(cursor, before[1])
+            real(cursor, change, lane, before, **places)
+
+        return eager
+
+    yield record_log, "_note", note
 
 
 # --- the alerts -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from letopis.store.model.records import Scope
 from letopis.store.relocation import handover, mover
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.random_events import Talk
-from tests.support.record_events import CP, put
+from letopis.store.testing.record_changes import CP, put
 
 PARTITIONS: Final = 3
 APART: Final = ("letopis_search", "letopis_store", "letopis_log_heads")

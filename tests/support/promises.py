@@ -16,6 +16,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from letopis.outbox import Receipt
+from tests.campaigns.record_invariants import RecordAck
 from tests.campaigns.states import Ack, StoreState
 
 BOOKS: Final = "books"
@@ -42,6 +43,10 @@ class SentPromises:
         """Send each."""
         for ack in acks:
             self._pipe.send(ack)
+
+    def keep_record(self, ack: RecordAck) -> None:
+        """Send what the bot was promised of a record."""
+        self._pipe.send(ack)
 
 
 class WrittenPromises:

@@ -36,6 +36,7 @@ from tests.support.promises import (
     acks_of,
     entry_of,
 )
+from tests.support.record_deeds import RecordKeeper
 
 OUTBOX: Final = "bot.outbox.db"
 HISTORY: Final = "history.db"
@@ -60,6 +61,7 @@ class Talk:
     :ivar pace: seconds between two appends of a talker.
     :ivar books_every: one in this many appends is entered in the bot's books, in the same transaction; 0: none is.
     :ivar tidy_every: after this many appends the outbox is tidied; 0: never.
+    :ivar records_every: one in this many deeds changes a record instead; at least 1 where there is who does.
     """
 
     prefix: str = "chat"
@@ -69,6 +71,7 @@ class Talk:
     pace: float = 0.0
     books_every: int = 0
     tidy_every: int = 0
+    records_every: int = 0
 
 
 class Bot:
@@ -85,19 +88,24 @@ class Bot:
         """Keep what an append has returned."""
         self._promises.keep(acks_of(receipt))
 
-    async def talk(self) -> None:
-        """Append as long as the bot is to."""
+    async def talk(self, keeper: RecordKeeper | None = None) -> None:
+        """Append as long as the bot is to.
+
+        :param keeper: changes the records.
+        """
         async with asyncio.TaskGroup() as group:
             for _ in range(self._talk.talkers):
-                group.create_task(self._talker())
+                group.create_task(self._talker(keeper))
 
-    async def _talker(self) -> None:
+    async def _talker(self, keeper: RecordKeeper | None) -> None:
         how = self._talk
         for number in self._numbers:
             if how.appends is not None and number >= how.appends:
                 return
             if how.books_every and number % how.books_every == how.books_every // 2:
                 self.keep(await self.append_with_entry(f"{BOOKS}-{number % 2}", f"credit {number}"))
+            elif keeper is not None and number % how.records_every == 0:
+                await keeper.change()
             else:
                 self.keep(await self.append(number))
             if how.tidy_every and number % how.tidy_every == how.tidy_every - 1:
@@ -149,12 +157,23 @@ class Bot:
 # --- bots that talk without end -------------------------------------------------------------------------------------
 
 
-def talk(outbox: str, store: str, acks: Connection, *, seed: int, defects: Sequence[str] = ()) -> None:
-    """Append without end, and send an :class:`Ack` for each event of each append that has returned."""
+def talk(
+    outbox: str, store: str, acks: Connection, *, seed: int, defects: Sequence[str] = (), records_every: int = 3
+) -> None:
+    """Append and change records without end, and send an :class:`Ack` or :class:`RecordAck` for each that returned."""
 
     async def live() -> None:
         async with History.open(Path(outbox), store=store, relay=False) as history:
-            await Bot(history, SentPromises(acks), seed=seed).talk()
+            promises = SentPromises(acks)
+            bot = Bot(history, promises, seed=seed, talk=Talk(records_every=records_every))
+            keeper = RecordKeeper(
+                history,
+                seed=seed,
+                chance=random.Random(f"records {seed}"),
+                keep=promises.keep_record,
+                keep_message=bot.keep,
+            )
+            await bot.talk(keeper)
 
     logging.disable()
     plant(*defects)

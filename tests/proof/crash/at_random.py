@@ -13,6 +13,7 @@ from typing import Final
 from letopis.outbox import History
 from letopis.store import ConversationStore
 from tests.campaigns.invariants import Ack, Verdict, check
+from tests.campaigns.record_invariants import RecordAck
 from tests.campaigns.victims import BOT, RELAY, Context, Victims
 from tests.proof.options import Options
 from tests.proof.rows import Row
@@ -32,12 +33,14 @@ class Outcome:
 
     :ivar killed: how often the bot, the relay, and both at once.
     :ivar looks: examinations in the middle, when both were dead.
+    :ivar changes: of records that were acknowledged.
     :ivar wrong: what went wrong beside the data.
     :ivar verdicts: the last one, and those that found something.
     """
 
     killed: Counter[str]
     looks: int
+    changes: int
     wrong: tuple[str, ...]
     last: Verdict
     verdicts: tuple[Verdict, ...]
@@ -66,19 +69,24 @@ def prove(options: Options, context: Context) -> Iterator[Row]:
             )
         )
         yield _row(what, store.kind, outcome)
-    with fresh("sqlite", options.folder, "early") as store:
-        outcome = asyncio.run(
-            kill(
-                options.folder / "early.outbox.db",
-                store.url,
-                context,
-                kills=options.many(20, 4),
-                promises=20,
-                seed=options.seed,
-                defects=("an append returns before it is written",),
+    for name, defect, records_every in (
+        ("promised before it is written", "an append returns before it is written", 3),
+        ("records promised before they are written", "a record is promised before it is written", 1),
+    ):
+        with fresh("sqlite", options.folder, "early") as store:
+            outcome = asyncio.run(
+                kill(
+                    options.folder / f"early-{records_every}.outbox.db",
+                    store.url,
+                    context,
+                    kills=options.many(20, 4),
+                    promises=20,
+                    seed=options.seed,
+                    defects=(defect,),
+                    records_every=records_every,
+                )
             )
-        )
-    yield _row(f"promised before it is written, {what}", store.kind, outcome, control=True)
+        yield _row(f"{name}, {what}", store.kind, outcome, control=True)
 
 
 async def kill(
@@ -90,6 +98,7 @@ async def kill(
     promises: int,
     seed: int,
     defects: Sequence[str] = (),
+    records_every: int = 3,
 ) -> Outcome:
     """Kill until there were so many kills and so many promises; look whenever both are dead, and at the end."""
     chance = random.Random(seed)
@@ -99,11 +108,11 @@ async def kill(
     wrong: list[str] = []
     async with ConversationStore.open(url, migrate=True):
         pass  # its tables are there before the first kill
-    victims = Victims(outbox, url, context=context, defects=defects)
+    victims = Victims(outbox, url, context=context, defects=defects, records_every=records_every)
     try:
-        while done < kills or len(victims.acks) < promises:
+        while done < kills or victims.promised < promises:
             victims.ensure()
-            await victims.until_promised(len(victims.acks) + chance.randrange(1, 40), patience=TIMEOUT_SECONDS)
+            await victims.until_promised(victims.promised + chance.randrange(1, 40), patience=TIMEOUT_SECONDS)
             await asyncio.sleep(chance.uniform(0, 0.04))
             blow = chance.choice(_BLOWS)
             hit = [name for name in blow if victims.kill(name)]
@@ -111,7 +120,7 @@ async def kill(
                 killed["both" if len(hit) > 1 else hit[0]] += 1
                 done += len(hit)
             if not victims.alive:
-                verdict = await settled([outbox], url, victims.acks)
+                verdict = await settled([outbox], url, victims.acks, victims.record_acks)
                 looks += 1
                 if not verdict.ok:
                     found.append(verdict)
@@ -122,19 +131,28 @@ async def kill(
     async with History.open(outbox, store=url, watch=False) as history:
         if not await history.drained(TIMEOUT_SECONDS):
             wrong.append(f"not drained in {TIMEOUT_SECONDS:g} s")
-    last = await settled([outbox], url, victims.acks, drained=True)
-    return Outcome(killed=killed, looks=looks, wrong=tuple(wrong), last=last, verdicts=(*found, last))
+    last = await settled([outbox], url, victims.acks, victims.record_acks, drained=True)
+    return Outcome(
+        killed=killed,
+        looks=looks,
+        changes=len(victims.record_acks),
+        wrong=tuple(wrong),
+        last=last,
+        verdicts=(*found, last),
+    )
 
 
-async def settled(outboxes: list[Path], url: str, acks: list[Ack], *, drained: bool = False) -> Verdict:
+async def settled(
+    outboxes: list[Path], url: str, acks: list[Ack], records: list[RecordAck], *, drained: bool = False
+) -> Verdict:
     """Return what is found once nobody writes.
 
     A server may just be committing for a relay that is dead already. What is wrong when that is over stays wrong.
     """
-    verdict = await check(outboxes, url, acknowledged=list(acks), drained=drained)
+    verdict = await check(outboxes, url, acknowledged=list(acks), records=list(records), drained=drained)
     if not verdict.ok:
         await asyncio.sleep(0.5)
-        verdict = await check(outboxes, url, acknowledged=list(acks), drained=drained)
+        verdict = await check(outboxes, url, acknowledged=list(acks), records=list(records), drained=drained)
     return verdict
 
 
@@ -156,6 +174,7 @@ def _row(what: str, kind: str, outcome: Outcome, *, control: bool = False) -> Ro
         notes=(
             f"{killed[BOT]} times the bot, {killed[RELAY]} the relay, {killed['both']} both;"
             f" {last.acknowledged:,} events acknowledged, {last.stored:,} stored;"
+            f" {outcome.changes:,} changes of records acknowledged;"
             f" examined {outcome.looks} times in the middle"
         ),
         problems=tuple(problems[:20]),

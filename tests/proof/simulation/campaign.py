@@ -12,6 +12,7 @@ from tests.proof.simulation.forks import Job, lived, templates
 from tests.proof.simulation.mutants import MUTANTS
 from tests.proof.simulation.plan import PROFILES
 from tests.proof.simulation.world import LIVELY, Result
+from tests.support.defects import RECORDS_TWICE
 
 SEEDS: Final = 104
 TWICE: Final = 5
@@ -20,6 +21,7 @@ SHORT_MUTANTS: Final = (
     "written off before it is delivered",
     "events are inserted without a look whether they are there",
     "no alerts",
+    RECORDS_TWICE,
 )
 TITLES: Final = {
     "storm": "bots and relays under kills, store and disk faults, clock jumps",
@@ -103,6 +105,7 @@ def _notes(results: Sequence[Result]) -> str:
         f" {sum(one.acknowledged for one in results):,} acknowledged, {sum(one.stored for one in results):,} stored,"
         f" {fired['store: committed, and the answer lost']} ambiguous commits of the store and"
         f" {fired['outbox: committed, and ends in an error']} of the outbox,"
+        f" {counts['changes of records acknowledged']:,} changes and {counts['records read']:,} reads of records,"
         f" {counts['appends that were cancelled']} appends cancelled, {counts['turns refused']} turns refused;"
         f" {sum(one.checks for one in results):,} commits checked, files examined {counts['files examined']} times"
     )

@@ -12,6 +12,7 @@ from uuid import UUID
 from letopis.store.model.codec import digest_of
 from tests.campaigns.invariants import Ack
 from tests.proof.simulation.driver import connect
+from tests.proof.simulation.record_ledger import Changes, StoredRecords
 from tests.proof.simulation.weather import BAD
 
 _NEW: Final = (
@@ -20,6 +21,9 @@ _NEW: Final = (
 )
 _LANES: Final = "SELECT conversation_id, head, delivered, pruned, state, attempts FROM letopis_outbox_lanes"
 _KEPT: Final = "SELECT count(*) FROM letopis_outbox_events"
+_HOLLOW: Final = "SELECT redacted FROM letopis_outbox_log WHERE position = ?"
+_RECORD_LANES: Final = "\x02"
+"""After the names of all lanes of records, and before those of conversations."""
 _HOLDER: Final = "SELECT incarnation FROM letopis_outbox_relay"
 _STORED: Final = (
     "SELECT position, conversation_id, version, event_id, origin_id, sequence, digest"
@@ -51,6 +55,7 @@ class StoreLedger:
         self._position = 0
         self._versions: dict[str, int] = defaultdict(int)
         self._ids: dict[tuple[str, bytes], int] = {}
+        self._records = StoredRecords(self._look)
         self.heads: dict[tuple[bytes, str], int] = defaultdict(int)
         self.outboxes: dict[bytes, OutboxLedger] = {}
 
@@ -81,6 +86,9 @@ class StoreLedger:
                 raise Broken(f"{where}: stored, and no outbox has said it")
             if said != (event_id, digest):
                 raise Broken(f"{where}: stored as another event than sequence {sequence} of its outbox")
+        changes = {origin: outbox.changes for origin, outbox in self.outboxes.items()}
+        if problem := self._records.problem(self.heads, changes):
+            raise Broken(problem)
 
     def holds(self, conversation_id: str, event_id: UUID) -> bool:
         """Return True if an event is stored."""
@@ -110,6 +118,11 @@ class OutboxLedger:
 
     def __post_init__(self) -> None:
         self._look = connect(str(self.path), isolation_level=None)
+        self.changes = Changes(self._is_hollow)
+
+    def _is_hollow(self, position: int) -> bool:
+        found = self._look.execute(_HOLLOW, (position,)).fetchall()
+        return not found or bool(found[0][0])
 
     @property
     def pending(self) -> int:
@@ -164,6 +177,8 @@ class OutboxLedger:
                 raise Broken(f"{name!r} sequence {sequence}: the content does not match its digest")
             self.events[name, sequence] = (event_id, digest)
             self.places[name, event_id] = sequence
+            if name < _RECORD_LANES:
+                self.changes.add(name, position, sequence, event_id, digest, content[2])
             if BAD in content[2]:
                 self.bad.add((name, sequence))
             self._position = position

@@ -26,6 +26,7 @@ class Process:
     :ivar statements_left: the same, counted in SQL statements, so in the middle of a transaction; or it is stopped
         then, where ``stops`` is set.
     :ivar on_kill: what the system does then: closes its connections, releases its locks.
+    :ivar outboxes: what the library keeps once a process.
     """
 
     def __init__(self, name: str) -> None:
@@ -37,6 +38,7 @@ class Process:
         self.stops = False
         self.on_kill: list[Callable[[], None]] = []
         self.held: list[asyncio.Handle] = []
+        self.outboxes: Any = None
         # What is abandoned in the middle must not be collected: that would run its cleaning up, which no kill does.
         self._remains: list[Any] = []
         self._most = _KEPT

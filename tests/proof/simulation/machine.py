@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -18,8 +19,9 @@ import filelock
 
 import letopis.outbox.drafts.writer_lock
 import letopis.outbox.file.change_watcher
+import letopis.outbox.history._sharing
 import letopis.outbox.history.history
-import letopis.outbox.relay.lease
+import letopis.outbox.relay.lease_lock
 import letopis.outbox.relay.relay
 import letopis.store.database.worker_thread
 import letopis.store.model.events
@@ -97,9 +99,31 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
     for module, names in _THREADS.items():
         for name in names:
             setattr(module, name, getattr(strands, _NAMES.get(name, name)))
-    for place in (letopis.outbox.relay.lease, letopis.outbox.drafts.writer_lock):
+    for place in (letopis.outbox.relay.lease_lock, letopis.outbox.drafts.writer_lock):
+        assert hasattr(place, "FileLock")
         place.FileLock = Lock  # type: ignore[misc,assignment]
+    _open_outboxes_by_process()
     return wall
+
+
+def _open_outboxes_by_process() -> None:
+    """Have each simulated process open outboxes for itself, in tasks of its own."""
+    sharing: Any = letopis.outbox.history._sharing
+    access, registry = sharing.OutboxAccess.__init__, sharing.Registry
+
+    def own_access(self: Any, settings: Any, shared: Any = None) -> None:
+        process = PROCESS.get()
+        if process is not None and process.outboxes is None:
+            process.outboxes = registry()
+        access(self, settings, sharing.REGISTRY if process is None else process.outboxes)
+
+    def own_context() -> Context:
+        made = Context()
+        made.run(PROCESS.set, PROCESS.get())
+        return made
+
+    sharing.OutboxAccess.__init__ = own_access
+    sharing.Context = own_context
 
 
 _THREADS: Final[dict[ModuleType, tuple[str, ...]]] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.proof.simulation.plan import Profile
 from tests.support.damage import DROP_EVENT_ID_INDEX
-from tests.support.defects import DUPLICATES_TAKEN, plant
+from tests.support.defects import DUPLICATES_TAKEN, FOREIGN_LANES, HOLLOWED_TOO_SOON, RECORDS_TWICE, plant
 
 if TYPE_CHECKING:
     from tests.proof.simulation.world import World
@@ -62,6 +62,9 @@ MUTANTS: Final = {
     "waits go by the wall clock alone": Mutant(profile="outage", scale=0.15),
     "a relay that was taken over writes back all the same": Mutant(profile="stopped"),
     DUPLICATES_TAKEN: Mutant(prepare=without_the_index),
+    RECORDS_TWICE: Mutant(scale=0.6),
+    FOREIGN_LANES: Mutant(),
+    HOLLOWED_TOO_SOON: Mutant(profile="stopped", scale=0.5),
     "an apply is not one transaction": Mutant(),
     "each failure is an alert": QUIET,
     "no alerts": STUCK,

@@ -22,13 +22,23 @@ from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.pending_events import Selection
 from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import StoreFault
-from letopis.store.errors import Closed, EventIdReused, OutboxFull, OutboxUnavailable, VersionConflict
+from letopis.store.errors import (
+    Closed,
+    EventIdReused,
+    OutboxFull,
+    OutboxUnavailable,
+    StoreUnavailable,
+    VersionConflict,
+)
 from letopis.store.model.codec import encode_message
+from letopis.store.model.records import Scope
 from tests.campaigns.invariants import Ack
+from tests.campaigns.record_invariants import RecordAck
 from tests.proof.simulation.alarms import Alarms
 from tests.proof.simulation.ledger import Broken, OutboxLedger
 from tests.proof.simulation.plan import Plan
 from tests.proof.simulation.weather import BAD
+from tests.support.record_deeds import RecordKeeper
 
 REFUSED: Final = (OutboxUnavailable, OutboxFull, Closed)
 """What an append may end in while the outbox's own disk fails; it may have taken effect all the same."""
@@ -48,6 +58,7 @@ class Place:
     say: Callable[[str], None]
     broken: Callable[[str], None]
     acks: list[Ack] = field(default_factory=list)
+    record_acks: list[RecordAck] = field(default_factory=list)
     number: int = 0
     bad_wanted: int = 0
     silent: bool = False
@@ -125,6 +136,18 @@ class Bot:
         alarms.told(incident)
 
     async def _talk(self, history: History) -> None:
+        keeper = RecordKeeper(
+            history,
+            seed=self._chance.randrange(10**6),
+            chance=self._chance,
+            keep=self._record_acknowledged,
+            keep_message=self._message_acknowledged,
+        )
+
+        async def change_record(_: History) -> None:
+            with suppress(*REFUSED, StoreFault):
+                await keeper.change()
+
         deeds = (
             self._say,
             self._say,
@@ -134,6 +157,10 @@ class Bot:
             self._answer,
             self._again,
             self._read,
+            change_record,
+            change_record,
+            change_record,
+            self._read_record,
         )
         while True:
             await self._pause()
@@ -193,6 +220,34 @@ class Bot:
         place.acks += acks
         place.say(f"ack {name} {receipt.sequence} {last}")
         self._said.append((name, messages[-1], receipt.sequence))
+
+    def _message_acknowledged(self, receipt: Receipt) -> None:
+        [event_id] = receipt.event_ids
+        ack = Ack(receipt.conversation_id, event_id, receipt.sequence)
+        self._place.ledger.acknowledged(ack)
+        self._place.acks.append(ack)
+
+    def _record_acknowledged(self, ack: RecordAck) -> None:
+        place = self._place
+        place.ledger.acknowledged(Ack(ack.lane, ack.event_id, ack.sequence))
+        place.record_acks.append(ack)
+        place.counts["changes of records acknowledged"] += 1
+        place.say(f"ack {ack.lane!r} {ack.sequence} {ack.event_id}")
+
+    async def _read_record(self, history: History) -> None:
+        """Read a record; no older value than the newest at the beginning may be read, delivered or not."""
+        place, changes = self._place, self._place.ledger.changes
+        known = list(changes.of_place)
+        if not known or place.plan.outboxes > 1:
+            return  # another outbox may have been last
+        scope, namespace, key = self._chance.choice(known)
+        since = changes.newest((scope, namespace, key))
+        with suppress(*REFUSED, StoreUnavailable, StoreFault):
+            found = await history.records(Scope(scope)).get((namespace.rstrip("/"),), key)
+            place.counts["records read"] += 1
+            revision = None if found is None else found.revision.bytes
+            if problem := changes.read_problem((scope, namespace, key), revision, since=since):
+                raise Broken(problem)
 
     async def _interrupted(self, history: History) -> None:
         """Cancel an append somewhere, and append the same again, or leave it at that."""

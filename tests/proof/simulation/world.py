@@ -215,7 +215,7 @@ class World:
         result = self.result
         result.hours = (self.loop.now - 1000) / 3600
         result.turns = self.loop.turns
-        result.acknowledged = sum(len(place.acks) for place in self.places)
+        result.acknowledged = sum(len(place.acks) + len(place.record_acks) for place in self.places)
         result.digest = self._hash.hexdigest()
         return result
 
@@ -317,6 +317,7 @@ class World:
                 [place.path for place in self.places],
                 f"sqlite:///{self.store_path.as_posix()}",
                 acknowledged=[ack for place in self.places for ack in place.acks],
+                records=[ack for place in self.places for ack in place.record_acks],
                 drained=drained,
             )
         finally:

@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
             "identifiers",
             "outbox",
             "reads",
+            "records",
             "redaction",
             "state",
             "statistics",
@@ -34,6 +35,7 @@ from letopis.store.testing.forks import ForkConformance  # noqa: E402
 from letopis.store.testing.identifiers import IdentifierConformance  # noqa: E402
 from letopis.store.testing.outbox import Outbox  # noqa: E402
 from letopis.store.testing.reads import ReadConformance  # noqa: E402
+from letopis.store.testing.records import RecordConformance  # noqa: E402
 from letopis.store.testing.redaction import RedactionConformance  # noqa: E402
 from letopis.store.testing.state import StateConformance  # noqa: E402
 from letopis.store.testing.statistics import StatisticsConformance  # noqa: E402
@@ -54,6 +56,7 @@ __all__ = (
     "Outbox",
     "OwnerConformance",
     "ReadConformance",
+    "RecordConformance",
     "RedactionConformance",
     "StateConformance",
     "StatisticsConformance",

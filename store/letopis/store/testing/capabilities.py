@@ -20,6 +20,8 @@ class Capability(StrEnum):
     """``as_of`` reads a conversation as it was."""
     STATISTICS = "statistics"
     """``statistics`` counts messages and tokens."""
+    RECORDS = "records"
+    """Lanes of records are applied, and their values are kept."""
 
 
 def requires(capability: Capability) -> Callable[[T], T]:

@@ -7,6 +7,7 @@ from letopis.store.testing.delivery import DeliveryConformance
 from letopis.store.testing.forks import ForkConformance
 from letopis.store.testing.identifiers import IdentifierConformance
 from letopis.store.testing.reads import ReadConformance
+from letopis.store.testing.records import RecordConformance
 from letopis.store.testing.redaction import RedactionConformance
 from letopis.store.testing.state import StateConformance
 from letopis.store.testing.statistics import StatisticsConformance
@@ -27,6 +28,7 @@ class DestinationStoreConformance(
     ForkConformance,
     TimeTravelConformance,
     StatisticsConformance,
+    RecordConformance,
 ):
     """Everything that a destination store promises.
 
