@@ -90,7 +90,7 @@ class LetopisChatMessageStore:
         """
         if self._path is None:
             raise InvalidInput("history", "cannot be serialized: give the path of the outbox instead")
-        store = self._store
+        store: Any = self._store
         if isinstance(store, str) and "@" in store:
             raise InvalidInput("store", "may hold a password: give Secret.from_env_var(...) to serialize it")
         made: dict[str, Any] = default_to_dict(
