@@ -30,7 +30,14 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 copybutton_prompt_text = "$ "
 
-autodoc_mock_imports = ["langgraph", "langchain_core"]  # frameworks of adapters: only the adapters are documented
+autodoc_mock_imports = [
+    "agents",
+    "haystack",
+    "langchain_core",
+    "langgraph",
+    "llama_index",
+    "openai",
+]  # frameworks of adapters: only the adapters are documented
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -45,6 +52,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"letopis\..*\.T"),
     # What only `History.open` makes.
     ("py:class", r"letopis\.outbox\.history\._opening\.Parts"),
+    # What only the daemon gives its relays.
+    ("py:class", r"letopis\.outbox\.relay\.(lease_lock\.LeaseLock|relay\.Watch|relay_memory\.RelayMemory)"),
 ]
 
 # A public name is documented where people import it from; code and docstrings may name the room where it is defined.

@@ -90,13 +90,14 @@ class LetopisChatMessageStore:
         """
         if self._path is None:
             raise InvalidInput("history", "cannot be serialized: give the path of the outbox instead")
-        store: Any = self._store
+        store = self._store
+        secret: Any = store if isinstance(store, Secret) else None
         if isinstance(store, str) and "@" in store:
             raise InvalidInput("store", "may hold a password: give Secret.from_env_var(...) to serialize it")
         made: dict[str, Any] = default_to_dict(
             self,
             path=self._path,
-            store=store.to_dict() if isinstance(store, Secret) else store,
+            store=store if secret is None else secret.to_dict(),
             owner=self.owner,
             skip_system_messages=self.skip_system_messages,
             last_k=self.last_k,
