@@ -240,6 +240,39 @@ async def test_a_checkpoint_put_while_its_parent_is_deleted_is_whole(
     assert await values_of(LetopisSaver(history), at) == {"said": SAID[:41]}
 
 
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_a_checkpoint_put_after_its_thread_was_reset_is_whole(bot: History, delivered: bool) -> None:
+    """A user begins anew while a run is under way: what the run puts next must not rely on what was erased."""
+    saver = LetopisSaver(bot)
+    await bot.append("chat-1", Message.user("hello"))
+    parent = await put(saver, {"said": SAID[:40]})
+    await bot.reset("chat-1")
+    if delivered:
+        await deliver_all(bot)
+    await put(saver, {"said": SAID[:41]}, parent, version=2)
+    await deliver_all(bot)
+
+    assert await values_of(LetopisSaver(bot)) == {"said": SAID[:41]}
+
+
+async def test_a_checkpoint_put_after_another_outbox_pruned_its_parent_is_whole(
+    store: ConversationStore, tmp_path: Path
+) -> None:
+    async with (
+        History.open(tmp_path / "one.outbox.db", store=store, relay=False) as one,
+        History.open(tmp_path / "two.outbox.db", store=store, relay=False) as two,
+    ):
+        parent = await put(LetopisSaver(one), {"said": SAID[:40]})
+        await put(LetopisSaver(one), {"said": SAID[50:]}, parent, version=2)
+        await deliver_all(one)
+        await LetopisSaver(two).aprune(["chat-1"])
+        await deliver_all(two)
+        at = await put(LetopisSaver(one), {"said": SAID[:41]}, parent, version=3)
+        await deliver_all(one)
+
+        assert await values_of(LetopisSaver(two), at) == {"said": SAID[:41]}
+
+
 async def test_a_missing_value_is_an_error_and_not_empty(bot: History) -> None:
     saver, records = LetopisSaver(bot), bot.records(conversation="chat-1")
     await put(saver, {"said": SAID})
@@ -304,6 +337,10 @@ async def test_wrong_arguments_are_refused(history: History) -> None:
         await saver.acopy_thread("chat-1", "chat-1")
     with pytest.raises(InvalidInput):
         await put(saver, {"n": 1}, config("a\nb"))
+    with pytest.raises(InvalidInput, match="surrogate"):
+        await put(saver, {"n": 1}, config(ns="\ud800"))
+    with pytest.raises(InvalidInput, match="cannot be stored"):
+        await saver.aput_writes(config(checkpoint_id="1f0"), [("a", 1)], "task", "\ud800")
     assert not (await history.records(conversation="chat-1").list()).items
 
 

@@ -174,13 +174,13 @@ class Checkpoints:
     ) -> None:
         """Store a checkpoint after the one that the target names; one with the same id is replaced.
 
-        The values of channels that did not change are those of the parent, if this process knows it.
+        Values that the parent names are not stored again, if this process knows it and it is still there.
         """
         serde = self._serde()
         head = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         typed, typed_metadata = serde.dumps_typed(head), serde.dumps_typed(dict(metadata))
         parent = (target.conversation, target.checkpoint_ns, target.checkpoint_id or "")
-        known = self.known.get(parent)
+        known = await self._known(target)
         tags = {KIND_TAG: "checkpoint"}
         if metadata.get("run_id") is not None:
             tags[RUN_TAG] = run_tag(metadata["run_id"])
@@ -204,6 +204,17 @@ class Checkpoints:
             known = None  # what it relies on may have been deleted meanwhile
         found = Known.of(channels, inline, dict(checkpoint["channel_versions"]))
         self.known.add((target.conversation, target.checkpoint_ns, checkpoint["id"]), found)
+
+    async def _known(self, target: Target) -> Known | None:
+        """Return the parent of a checkpoint to put, if it is known and was not deleted, by whatever process."""
+        known = self.known.get((target.conversation, target.checkpoint_ns, target.checkpoint_id or ""))
+        if known is None or target.checkpoint_id is None:
+            return None
+        try:
+            found = await self.records(target).get(target.checkpoints, target.checkpoint_id)
+        except StoreUnavailable:
+            return known  # a run goes on; this outbox has deleted nothing, or it would know
+        return None if found is None else known
 
     def _split(
         self, serde: Serializer, checkpoint: Mapping[str, Any], new_versions: Collection[str], known: Known | None

@@ -7,14 +7,22 @@ from typing import Any, Final
 
 import orjson
 
+from letopis.store.errors import InvalidInput
+
 _MAGIC: Final = b"LG1"
 _LENGTH_BYTES: Final = 4
 _START: Final = len(_MAGIC) + _LENGTH_BYTES
 
 
 def pack(header: Mapping[str, Any], bodies: Sequence[bytes] = ()) -> bytes:
-    """Return one value; the header does not name the sizes of the bodies."""
-    head = orjson.dumps({**header, "sizes": [len(body) for body in bodies]})
+    """Return one value; the header does not name the sizes of the bodies.
+
+    :raises InvalidInput: the header has text that is none, or values that JSON does not hold.
+    """
+    try:
+        head = orjson.dumps({**header, "sizes": [len(body) for body in bodies]})
+    except TypeError as error:
+        raise InvalidInput("checkpoint", f"has a name that cannot be stored: {error}") from None
     return b"".join((_MAGIC, len(head).to_bytes(_LENGTH_BYTES, "big"), head, *bodies))
 
 

@@ -70,7 +70,10 @@ def writes_range(first: str, last: str) -> tuple[str, str]:
 
 def label(text: str) -> str:
     """Return a label for any text: the empty one too, and the digest of a long one."""
-    encoded = text.encode()
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput("checkpoint_ns", f"has a lone surrogate at {error.start}: it is not text") from None
     escaped = len(encoded) + 2 * (text.count("/") + text.count("%"))
     return f"={text}" if escaped <= _LONGEST_LABEL else f"#{sha256(encoded).hexdigest()}"
 

@@ -58,8 +58,8 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
     A thread's records belong to the conversation of the same id and are erased with it. Values are stored by content,
     lists by element, so a thread grows with what is said. Encrypted values differ each time and are stored whole.
 
-    Not promised: an order between runs of one thread at the same time, and a checkpoint that is put in one process
-    while another one prunes or deletes its thread.
+    Not promised: an order between runs of one thread at the same time, and the values of a checkpoint that is put in
+    the very moment in which another process prunes or deletes its thread; it raises ``CheckpointIncomplete`` then.
 
     :param history: where they are kept. It is opened on first use, and not closed here.
     :param serde: the serializer, LangGraph's own by default.
