@@ -12,12 +12,14 @@ from letopis.store import ConversationStore
 from tests.support.servers.store_pool import migrate
 from tests.support.story import TURNS, tell
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # each bot imports its framework three times
+
 # framework: the package it needs, the extra of Letopis, whether it records a question before it asks the model.
 FRAMEWORKS = {
     "openai_agents": ("agents", "openai-agents", True),
     "langchain": ("langchain_core", "langchain", False),
     "haystack": ("haystack_experimental", "haystack", False),
-    "llama_index": ("llama_index.core", "llama-index", True),
+    "llama_index": ("llama_index", "llama-index", True),
 }
 
 
