@@ -29,6 +29,7 @@ from tests.benchmarks.part_fleet import fleet
 from tests.benchmarks.part_growth import growth
 from tests.benchmarks.part_loop import loop
 from tests.benchmarks.part_read import overlay, read
+from tests.benchmarks.part_records import records
 from tests.benchmarks.part_small import disk, imports, start
 from tests.benchmarks.part_transaction import transaction
 from tests.benchmarks.part_wake import wake
@@ -49,6 +50,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "wake": wake,
     "read": read,
     "overlay": overlay,
+    "records": records,
     "start": start,
     "disk": disk,
     "import": imports,

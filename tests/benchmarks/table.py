@@ -1,4 +1,4 @@
-"""Define the fifteen rows that the benchmark is judged by."""
+"""Define the sixteen rows that the benchmark is judged by."""
 
 from __future__ import annotations
 
@@ -112,6 +112,10 @@ def judge(figures: Figures) -> tuple[Verdict, ...]:
                 at_least(figures, "growth.drain.grown", "growth.drain.base", 1 / 1.2, what="row 5"),
                 at_most(figures, "growth.read.grown", "growth.read.base", 1.2, what="row 10"),
             ),
+        ),
+        (
+            "append to a file that holds records",
+            (at_most(figures, "records.append.with", "records.append.without", 1.2, what="against one without"),),
         ),
     )
     return tuple(
