@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -15,6 +16,10 @@ RUNTIME_LOCK = ROOT / "requirements" / "runtime.txt"
 PACKAGES = ("-p", "letopis.store", "-p", "letopis.outbox", "-p", "letopis.adapters", "-p", "letopis.migrations")
 
 nox.options.sessions = ["lint", "typing", "tests", "docs"]
+
+
+def _project() -> dict[str, Any]:
+    return nox.project.load_toml(ROOT / "pyproject.toml")
 
 
 def install(session: nox.Session) -> None:
@@ -28,6 +33,21 @@ def tests(session: nox.Session) -> None:
     """Run the test suite; words after `--` go to pytest."""
     install(session)
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def adapters(session: nox.Session) -> None:
+    """Test the adapters with the newest releases of their frameworks; words after `--` go to pytest."""
+    install(session)
+    session.install("--editable", ".", *nox.project.dependency_groups(_project(), "adapters"))
+    patterns = (
+        "unit/adapters",
+        "acceptance/test_howto_*.py",
+        "integration/test_adapter_*.py",
+        "integration/test_langgraph_*.py",
+    )
+    tests = sorted(str(one) for pattern in patterns for one in ROOT.glob(f"tests/{pattern}"))
+    session.run("python", "-m", "pytest", *tests, *session.posargs)
 
 
 @nox.session
@@ -75,7 +95,7 @@ def bench(session: nox.Session) -> None:
     """Measure Letopis beside its peers and the limits; words after `--` go to the benchmark."""
     install(session)
     # Not locked: the newest of each is what is to be compared with.
-    session.install(*nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "bench"))
+    session.install(*nox.project.dependency_groups(_project(), "bench"))
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
@@ -87,7 +107,7 @@ def lock(session: nox.Session) -> None:
     frameworks that Letopis has adapters for are in neither.
     """
     session.install("uv")
-    groups = nox.project.load_toml(ROOT / "pyproject.toml")["dependency-groups"]
+    groups = _project()["dependency-groups"]
     frameworks = {extra for line in groups["adapters"] for extra in re.findall(r"^letopis\[(.*)\]", line)}
     without = [word for names in frameworks for name in names.split(",") for word in ("--no-extra", name)]
     with tempfile.TemporaryDirectory() as temporary:
