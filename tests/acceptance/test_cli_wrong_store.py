@@ -12,7 +12,7 @@ import pytest
 
 from letopis.outbox.cli._exit_codes import Exit
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
-from letopis.outbox.daemon.health import Condition
+from letopis.outbox.daemon.health import FileCondition
 from letopis.outbox.daemon.http import HealthApp
 from letopis.outbox.event_log.bound_store import StoreBinding, read_binding
 from letopis.outbox.event_log.destination import destination_of
@@ -140,7 +140,7 @@ class TestRelay:
 
                 async def found() -> bool:
                     conditions = [one.condition for one in daemon.workers]
-                    return conditions == [Condition.WRONG_STORE, Condition.WORKING] and (
+                    return conditions == [FileCondition.WRONG_STORE, FileCondition.WORKING] and (
                         await texts(wrong) == ["other"]
                     )
 

@@ -149,7 +149,7 @@ class Whole:
     writes: Sequence[PendingWrite]
 
 
-class Checkpoints:
+class CheckpointRecords:
     """The checkpoints in the records of a history.
 
     :param serde: returns the serializer, which a saver may replace.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from letopis.adapters.langgraph.checkpoints import Checkpoints, Manifest, pages
+from letopis.adapters.langgraph.checkpoints import CheckpointRecords, Manifest, pages
 from letopis.adapters.langgraph.keys import CHECKPOINTS, VALUES, WRITES, Namespace, Target
 from letopis.outbox import RecordPut
 from letopis.store import InvalidInput, Record
@@ -15,7 +15,7 @@ _AT_ONCE: Final = 200
 _KINDS: Final[Sequence[Namespace]] = (VALUES, WRITES, CHECKPOINTS)
 
 
-async def copy_thread(checkpoints: Checkpoints, source: Target, target: Target) -> None:
+async def copy_thread(checkpoints: CheckpointRecords, source: Target, target: Target) -> None:
     """Put all that a thread holds into another one.
 
     A copy that is interrupted has the oldest checkpoints, whole; it can be repeated.

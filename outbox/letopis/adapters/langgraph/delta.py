@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from letopis.adapters.langgraph.checkpoints import Checkpoints, Manifest
+from letopis.adapters.langgraph.checkpoints import CheckpointRecords, Manifest
 from letopis.adapters.langgraph.keys import Target
 from letopis.adapters.langgraph.splitting import Pieces, Serializer
 
@@ -15,7 +15,7 @@ _AT_ONCE: Final = 100
 
 
 async def delta_history(
-    checkpoints: Checkpoints, target: Target, channels: Sequence[str], serde: Serializer
+    checkpoints: CheckpointRecords, target: Target, channels: Sequence[str], serde: Serializer
 ) -> dict[str, dict[str, Any]]:
     """Return for each channel the writes of the ancestors, oldest first, and the nearest stored value, if there is one.
 
@@ -49,7 +49,7 @@ async def delta_history(
 
 
 async def _ancestors(
-    checkpoints: Checkpoints, target: Target, manifest: Manifest, channels: set[str]
+    checkpoints: CheckpointRecords, target: Target, manifest: Manifest, channels: set[str]
 ) -> list[Manifest]:
     """Return the ancestors, nearest first, until each channel has a stored value."""
     read: dict[str, Manifest] = {}

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from letopis.adapters.langgraph.checkpoints import READ_AT_ONCE, Checkpoints, Manifest, Whole, pages
+from letopis.adapters.langgraph.checkpoints import READ_AT_ONCE, CheckpointRecords, Manifest, Whole, pages
 from letopis.adapters.langgraph.keys import CHECKPOINTS, KIND_TAG, Target
 from letopis.adapters.langgraph.splitting import Pieces, Serializer
 from letopis.outbox import Records
@@ -22,7 +22,7 @@ class _Place:
     records: Records
 
 
-class Listing:
+class CheckpointListing:
     """One call of ``list``.
 
     :param wanted: what the metadata must hold.
@@ -31,7 +31,7 @@ class Listing:
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointRecords,
         wanted: Mapping[str, Any],
         *,
         before: str | None,

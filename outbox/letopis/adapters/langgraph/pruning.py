@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from letopis.adapters.langgraph.checkpoints import Checkpoints, Manifest, pages
+from letopis.adapters.langgraph.checkpoints import CheckpointRecords, Manifest, pages
 from letopis.adapters.langgraph.delta import needed_by
 from letopis.adapters.langgraph.keys import (
     CHECKPOINTS,
@@ -24,7 +24,7 @@ _DELETED_AT_ONCE: Final = 500
 _FOUND_AT_ONCE: Final = 1_000
 
 
-async def delete_thread(checkpoints: Checkpoints, target: Target) -> None:
+async def delete_thread(checkpoints: CheckpointRecords, target: Target) -> None:
     """Delete all that a thread holds. Works while the history store is away."""
     checkpoints.forget(target)
     try:
@@ -34,7 +34,7 @@ async def delete_thread(checkpoints: Checkpoints, target: Target) -> None:
     checkpoints.forget(target)
 
 
-async def prune_thread(checkpoints: Checkpoints, target: Target, serde: Serializer) -> None:
+async def prune_thread(checkpoints: CheckpointRecords, target: Target, serde: Serializer) -> None:
     """Keep the latest checkpoint of each namespace, and those that its delta channels need.
 
     :raises StoreUnavailable: the history store does not answer; nothing was deleted.
@@ -47,7 +47,7 @@ async def prune_thread(checkpoints: Checkpoints, target: Target, serde: Serializ
             await _delete(checkpoints, target, manifests, manifests.keys() - kept, values)
 
 
-async def delete_runs(checkpoints: Checkpoints, run_ids: Sequence[str], serde: Serializer) -> None:
+async def delete_runs(checkpoints: CheckpointRecords, run_ids: Sequence[str], serde: Serializer) -> None:
     """Delete the checkpoints of runs in all threads.
 
     :raises StoreUnavailable: the history store does not answer; nothing was deleted.
@@ -84,7 +84,9 @@ async def delete_runs(checkpoints: Checkpoints, run_ids: Sequence[str], serde: S
         await _delete(checkpoints, where, manifests, doomed, values)
 
 
-async def _read(checkpoints: Checkpoints, target: Target, namespace: Namespace) -> tuple[set[str], dict[str, Manifest]]:
+async def _read(
+    checkpoints: CheckpointRecords, target: Target, namespace: Namespace
+) -> tuple[set[str], dict[str, Manifest]]:
     """Return the keys of all values of a namespace, and then its checkpoints.
 
     In this order: a value that is put meanwhile is not among them, or its checkpoint is.
@@ -100,7 +102,7 @@ async def _read(checkpoints: Checkpoints, target: Target, namespace: Namespace) 
 
 
 async def _delete(
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointRecords,
     target: Target,
     manifests: Mapping[str, Manifest],
     doomed: Collection[str],

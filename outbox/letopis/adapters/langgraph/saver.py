@@ -16,11 +16,11 @@ from langgraph.checkpoint.base import (
 )
 
 from letopis.adapters.langgraph.blocking import wait_for
-from letopis.adapters.langgraph.checkpoints import Checkpoints, PendingWrite, Whole
+from letopis.adapters.langgraph.checkpoints import CheckpointRecords, PendingWrite, Whole
 from letopis.adapters.langgraph.copying import copy_thread
 from letopis.adapters.langgraph.delta import delta_history
 from letopis.adapters.langgraph.keys import Target, config_of, target_of
-from letopis.adapters.langgraph.listing import Listing
+from letopis.adapters.langgraph.listing import CheckpointListing
 from letopis.adapters.langgraph.pruning import delete_runs, delete_thread, prune_thread
 from letopis.store import InvalidInput
 
@@ -79,8 +79,8 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
 
     # A clone of `with_allowlist` has another serializer, so nothing that holds one is kept.
     @property
-    def _checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.history, lambda: self.serde)
+    def _checkpoints(self) -> CheckpointRecords:
+        return CheckpointRecords(self.history, lambda: self.serde)
 
     def _target(self, config: Mapping[str, Any]) -> Target:
         return target_of(config, self._conversation)
@@ -110,7 +110,7 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         :raises StoreUnavailable: the history store does not answer.
         """
         bound = None if before is None else get_checkpoint_id(before)
-        listing = Listing(self._checkpoints, dict(filter or {}), before=bound, limit=limit, serde=self.serde)
+        listing = CheckpointListing(self._checkpoints, dict(filter or {}), before=bound, limit=limit, serde=self.serde)
         if config is None:
             found = listing.everywhere()
         else:

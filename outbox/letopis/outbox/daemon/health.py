@@ -29,7 +29,7 @@ _INCIDENTS: Final = (
 )
 
 
-class Condition(StrEnum):
+class FileCondition(StrEnum):
     """How an outbox file is served."""
 
     WORKING = "working"
@@ -42,7 +42,7 @@ class Condition(StrEnum):
     """It cannot be opened or read; it is retried automatically."""
 
 
-FAILED_CONDITIONS: Final = (Condition.WRONG_STORE, Condition.UNUSABLE)
+FAILED_CONDITIONS: Final = (FileCondition.WRONG_STORE, FileCondition.UNUSABLE)
 """Conditions in which nothing is delivered until an operator acts."""
 
 
@@ -58,7 +58,7 @@ class OutboxMetrics:
     :ivar store_rows: rows left of them.
     """
 
-    condition: Condition
+    condition: FileCondition
     pending: int = 0
     pending_bytes: int = 0
     oldest_pending_us: int | None = None
@@ -118,7 +118,7 @@ class HealthSnapshot:
         """Return one line for operators."""
         total = sum(self.files.values())
         words = [f"{total} {'outbox' if total == 1 else 'outboxes'}"]
-        words += [f"{count} {name}" for name, count in self.files.items() if count and name != Condition.WORKING]
+        words += [f"{count} {name}" for name, count in self.files.items() if count and name != FileCondition.WORKING]
         words.append(f"{self.pending} pending")
         if self.pending:
             words.append(f"oldest {self.oldest_pending_seconds:.0f} s")
@@ -133,7 +133,7 @@ def read_metrics(cursor: Any, path: Path) -> OutboxMetrics:
     found = lane_counts_of(cursor)
     progress_us, tasks, rows = query_one(cursor, _RELAY) or (None, 0, 0)
     return OutboxMetrics(
-        condition=Condition.WORKING,
+        condition=FileCondition.WORKING,
         pending=found.pending,
         pending_bytes=found.pending_bytes,
         oldest_pending_us=found.oldest_pending_us,
@@ -173,7 +173,7 @@ def aggregate(
     return HealthSnapshot(
         ready=ready,
         sound=sound,
-        files={str(condition): conditions[condition] for condition in Condition},
+        files={str(condition): conditions[condition] for condition in FileCondition},
         pending=sum(one.pending for one in found),
         pending_bytes=sum(one.pending_bytes for one in found),
         oldest_pending_seconds=max(0, now_us - min(pending_since)) / 1_000_000 if pending_since else 0.0,
@@ -206,7 +206,7 @@ def join_snapshots(several: Sequence[HealthSnapshot]) -> HealthSnapshot:
     return HealthSnapshot(
         ready=bool(several) and all(one.ready for one in several),
         sound=all(one.sound for one in several),
-        files=_summed(one.files for one in several) or dict.fromkeys(map(str, Condition), 0),
+        files=_summed(one.files for one in several) or dict.fromkeys(map(str, FileCondition), 0),
         pending=sum(one.pending for one in several),
         pending_bytes=sum(one.pending_bytes for one in several),
         oldest_pending_seconds=max((one.oldest_pending_seconds for one in several), default=0.0),

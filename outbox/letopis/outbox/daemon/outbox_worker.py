@@ -20,7 +20,7 @@ from letopis.outbox.alerting.incidents import BreakerView
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
 from letopis.outbox.alerting.transitions import Memory
 from letopis.outbox.daemon.discovery import OutboxMatch
-from letopis.outbox.daemon.health import Condition, OutboxMetrics, add_stats, read_metrics
+from letopis.outbox.daemon.health import FileCondition, OutboxMetrics, add_stats, read_metrics
 from letopis.outbox.daemon.polled_watch import PolledWatch
 from letopis.outbox.daemon.store_pool import StoreHandle
 from letopis.outbox.daemon.timetable import Timetable
@@ -112,17 +112,17 @@ class OutboxWorker:
     # What is said of the file.
 
     @property
-    def condition(self) -> Condition:
+    def condition(self) -> FileCondition:
         """How the file is served at present."""
         if self._relay is not None:
             if self._relay.wrong_store_reason is not None:
-                return Condition.WRONG_STORE
-            return Condition.WORKING if self._relay.lease.held or self.lock.held else Condition.STANDBY
+                return FileCondition.WRONG_STORE
+            return FileCondition.WORKING if self._relay.lease.held or self.lock.held else FileCondition.STANDBY
         if self.problem is not None:
-            return Condition.UNUSABLE
+            return FileCondition.UNUSABLE
         if self._wrong_store:
-            return Condition.WRONG_STORE
-        return Condition.WORKING if self.lock.held or self._outbox is not None else Condition.STANDBY
+            return FileCondition.WRONG_STORE
+        return FileCondition.WORKING if self.lock.held or self._outbox is not None else FileCondition.STANDBY
 
     @property
     def stats(self) -> RelayStats:
@@ -161,8 +161,8 @@ class OutboxWorker:
     def known_metrics(self) -> OutboxMetrics | None:
         """Return the metrics without reading the file; ``None`` if something may have been committed since."""
         condition = self.condition
-        if condition is Condition.UNUSABLE:
-            return OutboxMetrics(condition=Condition.UNUSABLE, name=self.path.name)
+        if condition is FileCondition.UNUSABLE:
+            return OutboxMetrics(condition=FileCondition.UNUSABLE, name=self.path.name)
         if self._last is None or self._relay is not None or self.changed():
             return None
         return replace(self._last, condition=condition, wal_bytes=wal_size(self.path))
@@ -184,7 +184,7 @@ class OutboxWorker:
                 # Not by the open file's thread, which may wait for a writer.
                 found = await asyncio.to_thread(read_file, self.path, partial(read_metrics, path=self.path))
         except (LetopisError, TimeoutError, SQLAlchemyError, OSError):
-            return OutboxMetrics(condition=Condition.UNUSABLE, name=self.path.name)
+            return OutboxMetrics(condition=FileCondition.UNUSABLE, name=self.path.name)
         self._last = found
         return replace(found, condition=self.condition)
 

@@ -17,7 +17,7 @@ from uuid import UUID
 import orjson
 
 from letopis.outbox.daemon.daemon import Daemon
-from letopis.outbox.daemon.health import Condition, HealthSnapshot, OutboxMetrics
+from letopis.outbox.daemon.health import FileCondition, HealthSnapshot, OutboxMetrics
 from letopis.outbox.daemon.instrumented_store import Durations
 from letopis.outbox.event_log.bound_store import StoreBinding
 from letopis.outbox.relay.stats import RelayStats
@@ -89,7 +89,7 @@ class Report:
 def _metrics(plain: dict[str, Any]) -> OutboxMetrics:
     bound = plain.pop("bound")
     bound["store_id"] = None if bound["store_id"] is None else UUID(bound["store_id"])
-    return OutboxMetrics(condition=Condition(plain.pop("condition")), bound=StoreBinding(**bound), **plain)
+    return OutboxMetrics(condition=FileCondition(plain.pop("condition")), bound=StoreBinding(**bound), **plain)
 
 
 class Requests:

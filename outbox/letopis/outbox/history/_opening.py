@@ -22,7 +22,7 @@ from letopis.outbox.history._replace import Replacer
 from letopis.outbox.history._replies import Replies
 from letopis.outbox.history._rewind import Rewinder
 from letopis.outbox.history._search import Search
-from letopis.outbox.history._settings import Options, Settings
+from letopis.outbox.history._settings import HistorySettings, Options
 from letopis.outbox.history._statistics import MessageCounter
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.pending_reads.read_path import ReadPath
@@ -133,7 +133,7 @@ class Parts:
 
 
 @asynccontextmanager
-async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+async def open_parts(settings: HistorySettings) -> AsyncIterator[Parts]:
     """Open the parts of a history for the time of a block, and run its background tasks meanwhile."""
     options = settings.options
     operators = await _open_channels(options.channels)

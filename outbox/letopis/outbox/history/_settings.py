@@ -78,7 +78,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class HistorySettings:
     """What to open: the outbox, the history store, and how.
 
     :ivar path: absolute.
@@ -95,7 +95,7 @@ class Settings:
         path: str | os.PathLike[str],
         store: str | URL | os.PathLike[str] | ConversationStore | None,
         options: Options,
-    ) -> Settings:
+    ) -> HistorySettings:
         """Check what a history was given, without any I/O.
 
         :raises ConfigurationError: the path or the URL is wrong, or they are the same file.
@@ -114,7 +114,7 @@ class Settings:
             return normalise_url(store_beside(self.path))
         return self.store.url if isinstance(self.store, ConversationStore) else self.store
 
-    def check_same(self, other: Settings) -> None:
+    def check_same(self, other: HistorySettings) -> None:
         """Check that another history may share what was opened by these settings.
 
         An option that the other one was not given is taken from these.

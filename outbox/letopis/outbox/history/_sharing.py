@@ -16,7 +16,7 @@ from weakref import WeakSet
 from letopis.outbox.concurrency.home_loop import HomeLoop, LoopEnded, NotBegun, unresolved
 from letopis.outbox.file.identity import FileId, file_id_of
 from letopis.outbox.history._opening import Parts, open_parts
-from letopis.outbox.history._settings import Settings
+from letopis.outbox.history._settings import HistorySettings
 from letopis.outbox.telemetry.logging import describe_failure
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput
@@ -37,9 +37,9 @@ class SharedOutbox:
     It is closed when its last history is, and when the loop ends by cancelling its tasks, as ``asyncio.run`` does.
     """
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: Registry, settings: HistorySettings) -> None:
         self.settings = settings
-        self.histories: WeakSet[OutboxAccess] = WeakSet()
+        self.histories: WeakSet[SharedAccess] = WeakSet()
         self.home: HomeLoop | None = None
         self.parts: Parts | None = None
         self._begun: Future[None] = unresolved()
@@ -60,7 +60,7 @@ class SharedOutbox:
         """Whether its loop was closed without cancelling its tasks."""
         return self.home is not None and self.home.loop.is_closed() and not self.ended.done()
 
-    def is_on(self, settings: Settings) -> bool:
+    def is_on(self, settings: HistorySettings) -> bool:
         """Return True if it is on the same file, by whatever path."""
         try:
             found = file_id_of(settings.path)
@@ -166,7 +166,7 @@ class Registry:
         self.lock = Lock()
         self.outboxes: list[SharedOutbox] = []
 
-    def find(self, settings: Settings) -> SharedOutbox | None:
+    def find(self, settings: HistorySettings) -> SharedOutbox | None:
         """Return the outbox that is open on a file; with the lock held."""
         found = next((one for one in self.outboxes if one.is_on(settings)), None)
         if found is not None and found.orphaned:
@@ -175,7 +175,7 @@ class Registry:
             return None
         return found
 
-    def begin(self, settings: Settings) -> SharedOutbox:
+    def begin(self, settings: HistorySettings) -> SharedOutbox:
         """Begin to open an outbox in this process; with the lock held."""
         outbox = SharedOutbox(self, settings)
         self.outboxes.append(outbox)
@@ -207,13 +207,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-class OutboxAccess:
+class SharedAccess:
     """What one history has of the outbox on its file: opened on first use, shared with others on the same file.
 
     :ivar loop: the event loop that the outbox is open in; ``None`` while it is not open.
     """
 
-    def __init__(self, settings: Settings, registry: Registry = REGISTRY) -> None:
+    def __init__(self, settings: HistorySettings, registry: Registry = REGISTRY) -> None:
         self.settings = settings
         self.registry = registry
         self.loop: asyncio.AbstractEventLoop | None = None

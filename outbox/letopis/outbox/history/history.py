@@ -147,8 +147,8 @@ class History:
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         # With the first history rather than with its class: the relay, the readers and what else works in one.
-        from letopis.outbox.history._settings import Options, Settings
-        from letopis.outbox.history._sharing import OutboxAccess
+        from letopis.outbox.history._settings import HistorySettings, Options
+        from letopis.outbox.history._sharing import SharedAccess
 
         options = Options(
             relay=relay,
@@ -170,7 +170,7 @@ class History:
             own_thread=own_thread,
             now=now,
         )
-        self._home = OutboxAccess(Settings.of(path, store, options))
+        self._home = SharedAccess(HistorySettings.of(path, store, options))
 
     @classmethod
     def open(

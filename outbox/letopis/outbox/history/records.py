@@ -42,7 +42,7 @@ from letopis.store.read.paging import check_count
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
-    from letopis.outbox.history._sharing import OutboxAccess
+    from letopis.outbox.history._sharing import SharedAccess
     from letopis.outbox.pending_reads.record_reads import RecordReads
 
 OnExists = Literal["raise", "keep"]
@@ -106,7 +106,7 @@ class Records:
     :ivar scope: to what they belong.
     """
 
-    def __init__(self, scope: Scope, home: OutboxAccess) -> None:
+    def __init__(self, scope: Scope, home: SharedAccess) -> None:
         self.scope = scope
         self._home = home
 

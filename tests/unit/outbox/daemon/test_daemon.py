@@ -15,7 +15,7 @@ import pytest
 
 from letopis.outbox.config.alerts import AlertSettings
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
-from letopis.outbox.daemon.health import Condition
+from letopis.outbox.daemon.health import FileCondition
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.systemd import Notifier
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -112,7 +112,7 @@ async def pending(path: Path) -> int:
 def nothing_pending(daemon: Daemon) -> Callable[[], Any]:
     async def look() -> bool:
         found = [await one.metrics() for one in daemon.workers]
-        return bool(found) and all(one.pending == 0 and one.condition is Condition.WORKING for one in found)
+        return bool(found) and all(one.pending == 0 and one.condition is FileCondition.WORKING for one in found)
 
     return look
 
@@ -173,7 +173,7 @@ class TestFiles:
         one = await made(tmp_path / "a.outbox.db", "a1")
         late = tmp_path / "late.outbox.db"
         async with running(one, late) as daemon:
-            await until(lambda: daemon.workers[0].condition is Condition.WORKING)
+            await until(lambda: daemon.workers[0].condition is FileCondition.WORKING)
             shown = await daemon.snapshot()
             assert (shown.files["unusable"], shown.sound) == (1, False)
             assert "there is no outbox" in (daemon.workers[1].problem or "")
@@ -366,7 +366,7 @@ class TestWatchdog:
         told = Told(watchdog=0.2)
         async with running(path), running(path, tmp_path / "gone.db", told=told, stall=8.0) as standby:
             await asyncio.sleep(1)
-            assert [one.condition for one in standby.workers] == [Condition.STANDBY, Condition.UNUSABLE]
+            assert [one.condition for one in standby.workers] == [FileCondition.STANDBY, FileCondition.UNUSABLE]
             fed = told.count("WATCHDOG")
             await asyncio.sleep(1)
             assert told.count("WATCHDOG") >= fed + 5
@@ -395,7 +395,7 @@ class TestReload:
         daemon = Daemon(configure, notifier=told, scan_interval=0.05)
         task = asyncio.create_task(daemon.run())
         await until(lambda: told.count("READY"))
-        await until(lambda: daemon.workers[0].condition is Condition.WORKING)
+        await until(lambda: daemon.workers[0].condition is FileCondition.WORKING)
         yield daemon
         daemon.stop()
         await asyncio.wait_for(task, 40)
@@ -432,7 +432,7 @@ class TestReload:
             box["error"] = ConfigurationError("letopis.toml: 'polcy' is not known")
             daemon.reload()
             await until(lambda: told.count("READY") == 2)
-            assert daemon.workers[0].condition is Condition.WORKING
+            assert daemon.workers[0].condition is FileCondition.WORKING
             await until(lambda: any("reload failed" in one for one in told.said), patience=20)
 
         assert any("left as it was" in record.message and record.levelname == "ERROR" for record in caplog.records)

@@ -18,7 +18,7 @@ from letopis.outbox.daemon import outbox_worker, timetable
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.fleet import Fleet
-from letopis.outbox.daemon.health import Condition
+from letopis.outbox.daemon.health import FileCondition
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.systemd import Notifier
 from letopis.outbox.file import file_state
@@ -423,4 +423,4 @@ class TestFileState:
 
 
 def test_conditions_are_those_of_the_docs() -> None:
-    assert {str(one) for one in Condition} == {"working", "standby", "wrong_store", "unusable"}
+    assert {str(one) for one in FileCondition} == {"working", "standby", "wrong_store", "unusable"}

@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.daemon.health import Condition, HealthSnapshot, OutboxMetrics, add_stats, aggregate
+from letopis.outbox.daemon.health import FileCondition, HealthSnapshot, OutboxMetrics, add_stats, aggregate
 from letopis.outbox.daemon.instrumented_store import Durations
 from letopis.outbox.daemon.prometheus import METRICS, exposition
 from letopis.outbox.file.inspection import read_file
@@ -45,7 +45,7 @@ def figures(**changes: Any) -> HealthSnapshot:
     }
     files = [
         OutboxMetrics(
-            condition=Condition.WORKING,
+            condition=FileCondition.WORKING,
             pending=5,
             pending_bytes=500,
             oldest_pending_us=now_us - 40_000_000,
@@ -54,7 +54,7 @@ def figures(**changes: Any) -> HealthSnapshot:
             progress_us=now_us - 1_000_000,
             wal_bytes=4096,
         ),
-        OutboxMetrics(condition=Condition.STANDBY, pending=1, oldest_pending_us=now_us, progress_us=now_us),
+        OutboxMetrics(condition=FileCondition.STANDBY, pending=1, oldest_pending_us=now_us, progress_us=now_us),
     ]
     return aggregate(files, **(fields | changes))
 
