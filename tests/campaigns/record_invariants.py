@@ -45,8 +45,9 @@ class RecordAck(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A change as its outbox keeps it; ``content`` is the digest of what the row really holds."""
+    """A change as its outbox keeps it, in the order of positions; ``content`` is the digest of what the row holds."""
 
+    position: int
     sequence: int
     event_id: UUID
     type: str
@@ -212,7 +213,7 @@ def _value_problems(store: RecordStore, outboxes: Sequence[RecordOutbox]) -> Ite
         older = False  # whether a change that was pruned may be the last one
         for outbox in outboxes:
             covering = [one for one in clears[outbox.origin_id, lane] if place[1].startswith(one.data["namespace"])]
-            mine = sorted([*by_origin[outbox.origin_id], *covering], key=lambda one: one.sequence)
+            mine = sorted([*by_origin[outbox.origin_id], *covering], key=lambda one: one.position)
             for one in reversed(mine):
                 put = one.type == "record.put"
                 allowed[one.event_id if put else None] = one.data["sha256"] if put else None
@@ -280,15 +281,16 @@ def read_record_outbox(path: Path) -> RecordOutbox:
             " WHERE conversation_id < char(2)"
         ).fetchall()
         rows = connection.execute(
-            "SELECT l.conversation_id, l.sequence, l.event_id, l.type, l.data, l.digest, l.schema_version, l.metadata,"
-            " l.redacted, b.body FROM letopis_outbox_log AS l"
+            "SELECT l.conversation_id, l.position, l.sequence, l.event_id, l.type, l.data, l.digest, l.schema_version,"
+            " l.metadata, l.redacted, b.body FROM letopis_outbox_log AS l"
             " LEFT JOIN letopis_outbox_record_bodies AS b ON b.position = l.position"
             " WHERE l.conversation_id < char(2) ORDER BY l.conversation_id, l.sequence"
         )
         changes: dict[str, list[Change]] = defaultdict(list)
-        for lane, sequence, event_id, kind, data, digest, version, metadata, redacted, body in rows:
+        for lane, position, sequence, event_id, kind, data, digest, version, metadata, redacted, body in rows:
             changes[lane].append(
                 Change(
+                    position,
                     sequence,
                     UUID(bytes=event_id),
                     kind,

@@ -35,13 +35,21 @@ def put(sequence: int, *, key: str = "a", hollow: bool = False, **more: object) 
     data = {"namespace": "cp/", "key": key, "sha256": sha(sequence), **more}
     digest = b"%032d" % sequence
     body = None if hollow else sha(sequence)
-    return Change(sequence, event_id(sequence), "record.put", data, digest, digest, hollow, body)
+    return Change(sequence, sequence, event_id(sequence), "record.put", data, digest, digest, hollow, body)
 
 
 def clear(sequence: int) -> Change:
     digest = b"%032d" % sequence
     return Change(
-        sequence, event_id(sequence), "record.cleared", {"namespace": ""}, digest, digest, redacted=False, body=None
+        sequence,
+        sequence,
+        event_id(sequence),
+        "record.cleared",
+        {"namespace": ""},
+        digest,
+        digest,
+        redacted=False,
+        body=None,
     )
 
 
