@@ -21,6 +21,7 @@ from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationGone, Event, InvalidInput, Message, MessageRedacted
 from letopis.store.model.event_types import ConversationDeleted, ConversationRenamed
 from tests.campaigns.invariants import check
+from tests.support.apart import open_apart
 
 CHAT = "c1"
 TOKEN = "s3cret-t0ken-of-a-person"
@@ -263,6 +264,6 @@ async def test_who_opens_the_files_next_sees_to_what_a_process_left(outbox_path:
                 await first.store.close()
             assert len(holding(outbox_path, store_path)) >= 2
 
-            async with History.open(outbox_path) as second:
+            async with open_apart(outbox_path) as second:
                 await second.append(CHAT, Message.user("on we go"))
                 await assert_gone_soon(outbox_path, store_path)

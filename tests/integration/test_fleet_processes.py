@@ -160,8 +160,12 @@ class TestProcesses:
             assert serving[0] != serving[1]
             assert daemon.pid not in serving[0] | serving[1]
             until(lambda: ready(port)["outboxes"]["working"] == 16, "all are reported of")
-            samples = {one.name: one.samples[0].value for one in parse(ask(port, "/metrics")[1]) if one.samples}
-            assert samples["letopis_relay_delivered_events"] == 32
+
+            def delivered() -> float:
+                samples = {one.name: one.samples[0].value for one in parse(ask(port, "/metrics")[1]) if one.samples}
+                return samples["letopis_relay_delivered_events"]
+
+            until(lambda: delivered() == 32, "each process says what it delivered")
 
             (victim,) = serving[0]
             os.kill(victim, signal.SIGKILL)

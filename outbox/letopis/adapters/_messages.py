@@ -17,9 +17,9 @@ _ALL: Final = 2**31 - 1
 """How callers say "all" who must give a number."""
 
 
-def missing(module: str, package: str, extra: str) -> ImportError:
+def missing(module: str, package: str, extra: str) -> ModuleNotFoundError:
     """Return the error for an adapter whose framework is not installed."""
-    return ImportError(f"letopis.adapters.{module} needs {package}: install letopis[{extra}]")
+    return ModuleNotFoundError(f"letopis.adapters.{module} needs {package}: pip install 'letopis[{extra}]'")
 
 
 async def newest(

@@ -14,6 +14,7 @@ from letopis.store.maintenance.continuity import Continuity
 from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.records import RecordKey, RecordRange, Scope, Tag
 from letopis.store.read.lineage import Lineage
+from letopis.store.read.paging import check_count
 from letopis.store.read.reader import StoreView, ViewQuery
 from letopis.store.read.records import RecordsView, StoredRecord
 from letopis.store.rules.fold import PathPosition
@@ -105,8 +106,9 @@ class OutboxAccess:
     async def conversations_of(self, message_id: str, *, limit: int) -> list[str]:
         """Return some conversations that have a message of an id.
 
-        :raises InvalidInput: the id cannot be one.
+        :raises InvalidInput: the id cannot be one, or the limit is wrong.
         """
+        check_count(limit, "limit")
         return await self._runtime.read(
             lambda reader, connection: reader.conversations_of(connection, message_id, limit=limit)
         )

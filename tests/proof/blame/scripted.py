@@ -283,6 +283,9 @@ class _NoLease:
     held = False
     incarnation = 0
 
+    def give_sign_of_life(self) -> None:
+        """Nobody stands by."""
+
 
 @cache
 def _schema() -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import letopis.outbox
 import letopis.store
-from letopis.outbox import BlockingHistory, History
+from letopis.outbox import BlockingHistory, History, RecordPut
 from letopis.store import ConversationStore, LetopisError, Message
 from letopis.store.outbox_access import OutboxAccess
 
@@ -90,16 +90,18 @@ HISTORY: Final[Mapping[str, Arguments]] = {
     "edit": _with(_message, content="anew"),
     "events": _read,
     "failed": _message,
+    "find_records": _with(_none, tags={"run": "7"}),
     "fork": lambda world: {"of": world.quiet},
     "message": lambda world: {"message_id": ASKED, "conversation": world.quiet},
     "messages": _read,
     "pop": _own,
     "rate": _with(_message, value=5),
     "react": _with(_message, key="like"),
+    "records": lambda world: {"conversation": world.quiet},
     "redact": lambda world: {"conversation_id": world.fresh(), "message_id": ANSWERED},
     "regenerate": _own,
     "rename": _with(_said, title="title"),
-    "replace": lambda world: {"conversation_id": world.fresh(), "messages": [Message.user("words")]},
+    "replace": lambda world: {"conversation_id": world.fresh(), "messages": [Message.user("words", id=ASKED)]},
     "reply": _said,
     "reset": _own,
     "restore": _own,
@@ -150,7 +152,23 @@ RECEIPT: Final[Mapping[str, Arguments]] = {
     "state": _none,
     "superseded": _with(_none, timeout=5.0),
 }
-TRANSACTION: Final[Mapping[str, Arguments]] = {"append": HISTORY["append"]}
+RECORDS: Final[Mapping[str, Arguments]] = {
+    "delete": _with(_none, namespace=("a",), key="b"),
+    "delete_many": _with(_none, keys=[(("a",), "b")]),
+    "delete_where": _with(_none, prefix=("a",)),
+    "erase": _none,
+    "get": _with(_none, namespace=("a",), key="b"),
+    "get_many": _with(_none, keys=[(("a",), "b")]),
+    "list": _with(_none, prefix=("a",)),
+    "namespaces": _with(_none, prefix=("a",)),
+    "put": _with(_none, namespace=("a",), key="b", value={"c": 1}),
+    "put_many": lambda world: {"puts": [RecordPut(("a",), "b", {"c": 1})]},
+}
+TRANSACTION: Final[Mapping[str, Arguments]] = {
+    "append": HISTORY["append"],
+    "delete_record": RECORDS["delete"],
+    "put": RECORDS["put"],
+}
 
 TABLES: Final[Mapping[str, Mapping[str, Arguments]]] = {
     "History": HISTORY,
@@ -162,7 +180,8 @@ TABLES: Final[Mapping[str, Mapping[str, Arguments]]] = {
     "Receipt": RECEIPT,
     "BlockingReceipt": RECEIPT,
     "Transaction": TRANSACTION,
-    "BlockingTransaction": TRANSACTION,
+    "BlockingTransaction": {"append": HISTORY["append"]},
+    "Records": RECORDS,
 }
 """The classes with methods that a program calls, and arguments of each method that are in order."""
 
@@ -194,6 +213,13 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "History.finish_in": "arguments as `Reply.finish`, a connection as `append_in`, and a reply that is open",
     "Transaction.finish": "arguments as `Reply.finish`, and a reply that is open",
     "BlockingTransaction.finish": "arguments as `Reply.finish`, and a reply that is open",
+    "BlockingTransaction.put": "as `Transaction.put`, which it calls",
+    "BlockingTransaction.delete_record": "as `Transaction.delete_record`, which it calls",
+    "BlockingRecords.*": "as `Records`, which it calls",
+    "RecordReceipt.*": "arguments as `Receipt`, which it calls",
+    "BlockingRecordReceipt.*": "arguments as `Receipt`, which it calls",
+    "Scope.*": "made by the arguments of `History.records`, which are tried",
+    "RecordedMessage.of_row": "called by reads, with what the store holds",
     "Transaction.execute": "takes a statement of the program's own, for its own tables",
     "Transaction.scalar": "takes a statement of the program's own, for its own tables",
     "BlockingTransaction.execute": "takes a statement of the program's own, for its own tables",
@@ -220,6 +246,8 @@ LEFT_OUT: Final[Mapping[str, str]] = {
 
 OBJECTS: Final[Mapping[str, str]] = {
     "append_in.connection": "a connection of the program's",
+    "put.records": "an object of `History.records`",
+    "delete_record.records": "an object of `History.records`",
     "context.count": "a function of the program's",
     "transcript.tz": "an object of `datetime`, no input",
 }

@@ -90,6 +90,7 @@ RESULTS: Final = {
     *("ApplyResult", "Conflict", "Context", "LaneApplied", "PendingTasks", "StoreIdentity", "StrayResult"),
     *("EncodedEvent", "LaneBatch", "Origin", "SequencedEvent"),
     *("BlockingReceipt", "BlockingReply", "BlockingTransaction", "Reply", "Transaction"),
+    *("BlockingRecordReceipt", "BlockingRecords", "Record", "RecordReceipt", "Records"),
 }
 """What only Letopis makes."""
 APART: Final = {
@@ -108,6 +109,12 @@ APART: Final = {
     "Selection": "made by the options of the command, which are tried in `commands`",
     "Role": "a type",
     "NULL": "a value",
+    "ANY": "a value",
+    "ABSENT": "a value",
+    "Condition": "the type of the two",
+    "Media": "values of Letopis's own",
+    "RecordPut": "checked by `Records.put_many`; its fields are tried as the arguments of `Records.put`",
+    "Scope": "made by the arguments of `History.records`, which are tried",
     "Projection": "a base class",
     "Projector": "made by `ConversationStore.projector`",
     "Upcasters": "takes rules of the program's own",

@@ -31,7 +31,7 @@ SAYS_MORE: Final = {
     ("History", "reply"),
 }
 """Calls that are tried after a message was appended: a reply that is broken off keeps what it has."""
-CONDITIONS: Final = {"expected", "after", "fail_if_types", "every", "activate", "at", "turns", "confirm"}
+CONDITIONS: Final = {"expected", "after", "fail_if_types", "every", "activate", "at", "turns", "confirm", "timeout"}
 """Parameters that decide whether a message is appended, and are not part of it."""
 
 
@@ -62,7 +62,7 @@ def last_position(connection: sa.Connection) -> int:
 
 async def hostile_calls(history: History, store: ConversationStore, tally: Tally, *, many: int, random: Random) -> None:
     """Try all asynchronous classes."""
-    world = await made_ready(history, "async", 20 + 25 * many)
+    world = await made_ready(history, "async", 20 + 40 * many)
     await history.drained(timeout=TIMEOUT_SECONDS)
     invoke: Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]] = {
         "History": lambda method, given: _history(history, method, given),
@@ -71,6 +71,7 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
         "Reply": lambda method, given: _reply(history, method, given),
         "Receipt": lambda method, given: _receipt(history, method, given),
         "Transaction": lambda method, given: _transaction(history, method, given),
+        "Records": lambda method, given: _method(history.records(conversation="async-0"), method, given),
     }
     for cls, call in invoke.items():
         for method, parameter, some in plans(cls, many=many, random=random):
@@ -171,7 +172,7 @@ async def _method(subject: Any, method: str, given: dict[str, Any]) -> Any:
     more = given.pop("more", None)
     function = getattr(subject, method)
     if more is not None:
-        first = [given.pop(name) for name in ("connection", "conversation_id", "what") if name in given]
+        first = [given.pop(name) for name in ("connection", "conversation_id", "what", "message_id") if name in given]
         outcome = function(*first, more, **given)
     else:
         outcome = function(**given)
@@ -229,6 +230,8 @@ async def _receipt(history: History, method: str, given: dict[str, Any]) -> Any:
 
 async def _transaction(history: History, method: str, given: dict[str, Any]) -> Any:
     async with history.transaction() as transaction:
+        if method != "append":
+            given["records"] = history.records(conversation="async-0")
         return await _method(transaction, method, given)
 
 

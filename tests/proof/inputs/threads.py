@@ -115,7 +115,8 @@ def _method(subject: Any, method: str, given: dict[str, Any]) -> Any:
     more = given.pop("more", None)
     function = getattr(subject, method)
     if more is not None:
-        return function(given.pop("conversation_id"), given.pop("what"), more, **given)
+        first = [given.pop(name) for name in ("conversation_id", "what", "message_id") if name in given]
+        return function(*first, more, **given)
     return function(**given)
 
 

@@ -356,6 +356,7 @@ class History:
             after=after,
             fail_if_types=fail_if_types,
         )
+        check_timeout(timeout)
         if confirm is None:
             return await self._parts.appender.append(prepared)
         if confirm != "store":

@@ -179,7 +179,7 @@ class Records:
         :param keys: pairs of namespace and key.
         :raises LetopisError: as for :meth:`get`.
         """
-        places = [(encode_namespace(namespace), encode_key(key)) for namespace, key in keys]
+        places = [(encode_namespace(namespace), encode_key(key)) for namespace, key in _pairs(keys)]
         found = await self._reads.get(self.scope, list(dict.fromkeys(places)))
         return [found[place] for place in places]
 
@@ -198,9 +198,9 @@ class Records:
         :param keys: pairs of namespace and key.
         :raises LetopisError: as for :meth:`put`.
         """
-        if not keys:
+        if not (pairs := _pairs(keys)):
             raise InvalidInput("keys", "there is nothing to delete")
-        return await self._write([prepare_delete(self.scope, namespace, key) for namespace, key in keys])
+        return await self._write([prepare_delete(self.scope, namespace, key) for namespace, key in pairs])
 
     async def delete_where(self, prefix: Sequence[str] = ()) -> RecordReceipt:
         """Delete all records in a namespace and below it; in the whole scope by default.
@@ -258,7 +258,7 @@ class Records:
             start=None if start is None else encode_key(start, "start"),
             end=None if end is None else encode_key(end, "end"),
             after=None if after is None else _CURSOR.decode(after, _read_cursor),
-            reverse=reverse,
+            reverse=bool(reverse),
         )
         page = await self._reads.page(self.scope, where, limit=limit, values=values, incomplete=incomplete)
         items = tuple(one for one in page.records if has_tags(one.tags, wanted))
@@ -294,11 +294,26 @@ def are_put_into(records: Records, outbox: OutboxFile) -> bool:
     return records._outbox is outbox
 
 
+def _pairs(keys: object) -> Sequence[tuple[Sequence[str], str]]:
+    """Return pairs of namespace and key.
+
+    :raises InvalidInput: something else was given.
+    """
+    if not isinstance(keys, Sequence) or isinstance(keys, str | bytes):
+        raise InvalidInput("keys", f"must be a sequence of pairs of namespace and key, not {type(keys).__name__}")
+    for place, pair in enumerate(keys):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InvalidInput(f"keys[{place}]", "must be a pair of namespace and key")
+    return keys
+
+
 async def prepare_puts(scope: Scope, puts: Sequence[RecordPut]) -> Sequence[PreparedChange]:
     """Check and encode puts; large values in a thread.
 
     :raises InvalidInput: one cannot be stored as it is.
     """
+    if not isinstance(puts, Sequence) or not all(isinstance(one, RecordPut) for one in puts):
+        raise InvalidInput("puts", "must be a sequence of RecordPut")
     if not puts:
         raise InvalidInput("puts", "there is nothing to put")
     prepared = []

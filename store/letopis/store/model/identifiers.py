@@ -14,6 +14,8 @@ from letopis.store.errors import InvalidInput
 
 MAX_ID_LENGTH: Final = 255
 """Characters in a conversation, owner or message id; the widest key that all three stores index."""
+_OWNER_BITS: Final = 255
+"""Bits of a number that is an owner: 77 digits, more than any platform gives."""
 MESSAGE_NAMESPACE: Final = UUID("b1f5d0f2-5a3f-5a52-9c1c-6a0c6f1d8e77")
 """Namespace of event ids derived from a caller's message ids; part of the data format, never to change."""
 
@@ -93,5 +95,7 @@ def owner_id(owner: Owner | None) -> str | None:
     if owner is None:
         return None
     if isinstance(owner, int) and not isinstance(owner, bool):
+        if owner.bit_length() > _OWNER_BITS:  # Python refuses to write out what is much longer
+            raise InvalidInput("owner", f"is a number of {owner.bit_length()} bits, the limit is {_OWNER_BITS}")
         return str(owner)
     return check_identifier(owner, "owner")

@@ -482,3 +482,28 @@ async def test_an_answer_may_be_appended_after_its_context(history: History) -> 
     await history.append("c1", Message.assistant("two"), after=context)
     with pytest.raises(VersionConflict):
         await history.append("c1", Message.assistant("too late"), after=context)
+
+
+async def test_a_number_of_more_digits_than_an_owner_has_is_refused(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+        with pytest.raises(InvalidInput, match=r"owner: is a number of 20001 bits, the limit is 255"):
+            await history.start(2**20_000)
+
+
+async def test_a_timeout_that_is_none_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+        wrong: Any = "soon"
+        with pytest.raises(InvalidInput, match="timeout"):
+            await history.append("chat", Message.user("hello"), timeout=wrong)
+        assert len(await history.messages("chat")) == 0
+
+
+@pytest.mark.parametrize("wrong", ["ab", 7, [()], [("a",)], [7], ["ab"]])
+async def test_what_are_no_records_is_refused_by_name(tmp_path: Path, wrong: Any) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+        records = history.records(space="app")
+        for call in (records.get_many, records.delete_many):
+            with pytest.raises(InvalidInput, match="keys"):
+                await call(wrong)
+        with pytest.raises(InvalidInput, match="puts"):
+            await records.put_many(wrong)
