@@ -75,8 +75,13 @@ def seen_in(path: Path) -> Seen:
             for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
             if not name.startswith("letopis_search_words")
         ]
-        keys = {"letopis_outbox_event_ids": "event_id"}  # it is WITHOUT ROWID
         return {
-            name: connection.execute(f'SELECT * FROM "{name}" ORDER BY {keys.get(name, "rowid")}').fetchall()
+            name: connection.execute(f'SELECT * FROM "{name}" ORDER BY {_order(connection, name)}').fetchall()
             for name in names
         }
+
+
+def _order(connection: sqlite3.Connection, table: str) -> str:
+    """Return what orders the rows of a table: its key, or the row id of one that has no key of its own."""
+    found = connection.execute("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", (table,)).fetchall()
+    return ", ".join(f'"{name}"' for (name,) in found) or "rowid"

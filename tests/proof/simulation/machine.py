@@ -109,7 +109,7 @@ def take_over(loop: VirtualLoop, chance: random.Random, disk: Disk) -> Wall:
 def _open_outboxes_by_process() -> None:
     """Have each simulated process open outboxes for itself, in tasks of its own."""
     sharing: Any = letopis.outbox.history._sharing
-    access, registry = sharing.OutboxAccess.__init__, sharing.Registry
+    access, registry = sharing.SharedAccess.__init__, sharing.Registry
 
     def own_access(self: Any, settings: Any, shared: Any = None) -> None:
         process = PROCESS.get()
@@ -122,7 +122,7 @@ def _open_outboxes_by_process() -> None:
         made.run(PROCESS.set, PROCESS.get())
         return made
 
-    sharing.OutboxAccess.__init__ = own_access
+    sharing.SharedAccess.__init__ = own_access
     sharing.Context = own_context
 
 
