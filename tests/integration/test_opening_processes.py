@@ -113,7 +113,7 @@ def test_a_process_that_ends_without_closing_loses_nothing_and_says_nothing(tmp_
 @pytest.mark.parametrize("options", ["", ", own_thread=True"])
 def test_a_process_that_is_killed_loses_nothing_that_was_acknowledged(tmp_path: Path, options: str) -> None:
     code = f"""
-        import asyncio, sys, threading
+        import asyncio, os, sys, threading
         from letopis.outbox import History
         from letopis.store import Message
 
@@ -122,7 +122,7 @@ def test_a_process_that_is_killed_loses_nothing_that_was_acknowledged(tmp_path: 
         async def talk(name):
             for number in range(100000):
                 await history.append("c1", Message.user(f"{{name}} {{number}}"))
-                print(f"{{name}} {{number}}", flush=True)
+                os.write(1, f"{{name}} {{number}}\\n".encode())  # whole: two threads write
 
         for name in "ab":
             threading.Thread(target=lambda name=name: asyncio.run(talk(name))).start()
