@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from letopis.outbox.cli._exit_codes import Exit
 from letopis.outbox.daemon.share import Share
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import ConfigurationError
 from letopis.store.database.urls import normalise_url
 from tests.support.daemons import DaemonProcess, ask, letopis, rows, until
 from tests.support.fleets import EVENTS_PER_FILE, figures_of, make_fleet
@@ -206,6 +207,16 @@ def _runs(pid: int) -> bool:
         )
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("text", ["junk", "", "1", "2/2", "-1/2", "0/", "0/2/3", "9" * 5_000 + "/2"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="--share is for the processes"):
+        Share.parse(text)
+
+
+def test_a_share_is_read_as_it_is_written() -> None:
+    assert Share.parse(str(Share(index=1, count=3))) == Share(index=1, count=3)
 
 
 def test_shares_part_the_files_and_do_not_depend_on_how_a_path_is_written(tmp_path: Path) -> None:

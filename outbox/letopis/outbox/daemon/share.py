@@ -21,6 +21,7 @@ from letopis.outbox.daemon.health import FileCondition, HealthSnapshot, OutboxMe
 from letopis.outbox.daemon.instrumented_store import Durations
 from letopis.outbox.event_log.bound_store import StoreBinding
 from letopis.outbox.relay.stats import RelayStats
+from letopis.store.errors import ConfigurationError
 
 STOP: Final = "stop"
 RELOAD: Final = "reload"
@@ -44,9 +45,14 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """Return the share that ``str(share)`` names."""
+        """Return the share that ``str(share)`` names.
+
+        :raises ConfigurationError: it names none.
+        """
         index, _, count = text.partition("/")
-        return cls(index=int(index), count=int(count))
+        if len(text) < 10 and index.isdecimal() and count.isdecimal() and int(index) < int(count):
+            return cls(index=int(index), count=int(count))
+        raise ConfigurationError("--share is for the processes that --processes starts: leave it out")
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"

@@ -149,7 +149,7 @@ class RecordAppend:
             written = append_changes(
                 cursor, self._changes, now_us=self._now_us(), look=self._look, trusting=self._trusting
             )
-        except BaseException:
+        except BaseException:  # whatever it was: the rest of the transaction may be committed without these
             cursor.execute("ROLLBACK TO letopis_records")
             cursor.execute("RELEASE letopis_records")
             raise
