@@ -43,6 +43,7 @@ def adapters(session: nox.Session) -> None:
     patterns = (
         "unit/adapters",
         "acceptance/test_howto_*.py",
+        "acceptance/test_adapter_*.py",
         "integration/test_adapter_*.py",
         "integration/test_langgraph_*.py",
     )
@@ -107,19 +108,24 @@ def lock(session: nox.Session) -> None:
     frameworks that Letopis has adapters for are in neither.
     """
     session.install("uv")
-    groups = _project()["dependency-groups"]
-    frameworks = {extra for line in groups["adapters"] for extra in re.findall(r"^letopis\[(.*)\]", line)}
-    without = [word for names in frameworks for name in names.split(",") for word in ("--no-extra", name)]
+    adapters = _project()["dependency-groups"]["adapters"]
+    frameworks = {extra for line in adapters for extra in re.findall(r"^letopis\[(.*)\]", line)}
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    # Neither frameworks nor peers decide which versions of our own dependencies are locked.
+    for name in {name for names in frameworks for name in names.split(",")}:
+        text = re.sub(rf"^{name} = \[.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^(bench|adapters) = \[.*?^\]\n", "", text, flags=re.MULTILINE | re.DOTALL)
     with tempfile.TemporaryDirectory() as temporary:
         # uv also writes a lock of its own, which names the registry that was asked: it stays in the temporary folder.
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
+        Path(temporary, "pyproject.toml").write_text(text, encoding="utf-8")
+        for name in ("README.md", "LICENSE"):
             shutil.copy(ROOT / name, temporary)
         for name in ("store", "outbox", "migrations"):
             Path(temporary, name).mkdir()
         with session.chdir(temporary):
             for lock_file, chosen in ((LOCK, ("--group", "dev")), (RUNTIME_LOCK, ("--no-default-groups",))):
                 locked = session.run(
-                    *("uv", "export", "--quiet", "--format", "requirements.txt", "--all-extras", *without, *chosen),
+                    *("uv", "export", "--quiet", "--format", "requirements.txt", "--all-extras", *chosen),
                     *("--no-emit-project", "--no-annotate", "--no-header"),
                     silent=True,
                     log=False,

@@ -31,12 +31,20 @@ myst_heading_anchors = 3
 copybutton_prompt_text = "$ "
 
 autodoc_mock_imports = [
+    "agent_framework",
     "agents",
+    "aiogram",
+    "google.adk",
+    "google.genai",
     "haystack",
     "langchain_core",
     "langgraph",
     "llama_index",
     "openai",
+    "pydantic_ai",
+    "pyrogram",
+    "strands",
+    "telegram",
 ]  # frameworks of adapters: only the adapters are documented
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
