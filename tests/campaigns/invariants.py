@@ -274,7 +274,9 @@ def _examine_transfer(
         if stored > lane.head:
             found.add(f"{conversation_id!r}: the store has {stored} of {outbox.name}, which ends at {lane.head}")
         if drained and (lane.delivered < lane.head or lane.state != "ready"):
-            found.add(f"{conversation_id!r}: {lane.head - lane.delivered} still pending, lane {lane.state}: {lane.fault}")
+            found.add(
+                f"{conversation_id!r}: {lane.head - lane.delivered} still pending, lane {lane.state}: {lane.fault}"
+            )
     for event in outbox.events:
         twin = places.get((outbox.origin_id, event.conversation_id, event.sequence))
         if twin is None:
