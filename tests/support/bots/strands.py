@@ -10,7 +10,7 @@ from typing import Any
 
 from strands import Agent
 from strands.models import Model
-from strands.session import FileSessionManager, RepositorySessionManager, SessionManager
+from strands.session import FileSessionManager, RepositorySessionManager, SessionManager, SessionRepository
 
 from letopis.adapters.strands import LetopisSessionRepository
 from letopis.outbox import History
@@ -53,14 +53,15 @@ class FakeModel(Model):
         yield {"messageStop": {"stopReason": "end_turn"}}
 
 
-def _bot(session: SessionManager, thinks: Thinks) -> Bot:
+def _bot(session: SessionManager, repository: SessionRepository, thinks: Thinks) -> Bot:
     agent = Agent(model=FakeModel(thinks), session_manager=session, callback_handler=None, agent_id="bot")
 
     async def ask(question: str) -> str:
         return str(await asyncio.to_thread(agent, question)).strip()
 
     async def read() -> list[str]:
-        return [message["content"][0]["text"] for message in agent.messages]
+        there = await asyncio.to_thread(repository.list_messages, "chat-1", "bot")
+        return [message.to_message()["content"][0]["text"] for message in there]
 
     return Bot(ask, read)
 
@@ -69,16 +70,11 @@ def _bot(session: SessionManager, thinks: Thinks) -> Bot:
 async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
     repository = LetopisSessionRepository(history)
     session = await asyncio.to_thread(RepositorySessionManager, "chat-1", repository)
-    bot = await asyncio.to_thread(_bot, session, thinks)
-
-    async def read() -> list[str]:
-        there = await asyncio.to_thread(repository.list_messages, "chat-1", "bot")
-        return [message.to_message()["content"][0]["text"] for message in there]
-
-    yield Bot(bot.ask, read)
+    yield await asyncio.to_thread(_bot, session, repository, thinks)
 
 
 @asynccontextmanager
 async def default(url: str, thinks: Thinks, *, folder: Path) -> AsyncIterator[Bot]:
     """The framework's own: files on this machine, whatever database there is."""
-    yield _bot(FileSessionManager("chat-1", storage_dir=str(folder / "sessions")), thinks)
+    session = FileSessionManager("chat-1", storage_dir=str(folder / "sessions"))
+    yield _bot(session, session, thinks)

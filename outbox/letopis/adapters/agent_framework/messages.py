@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from agent_framework import Content as FrameworkContent
 from agent_framework import Message as FrameworkMessage
@@ -12,7 +12,7 @@ from agent_framework import Message as FrameworkMessage
 from letopis.adapters._messages import items_of
 from letopis.adapters.formats import to_message as with_item
 from letopis.store import File, InvalidInput, Message, RecordedMessage, Text, ToolCall, ToolResult
-from letopis.store.model.messages import ROLES, Role
+from letopis.store.model.messages import ROLES
 from letopis.store.model.parts import Content, Part, Reasoning, UnknownPart
 
 PROVIDER: Final = "agent_framework"
@@ -30,7 +30,7 @@ def to_message(message: FrameworkMessage, field: str = "message") -> Message:
     return with_item(
         item,
         provider=PROVIDER,
-        role=cast(Role, message.role) if message.role in ROLES else "user",
+        role=next((one for one in ROLES if one == message.role), "user"),
         content=_content(item.get("contents") or ()),
         name=message.author_name if isinstance(message.author_name, str) else None,
     )
