@@ -78,7 +78,7 @@ class LetopisCheckpointStorage:
         """Return a checkpoint.
 
         :raises WorkflowCheckpointException: there is none of this id, or it cannot be decoded.
-        :raises StoreUnavailable: the history store is away, and the outbox does not know it.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not know it.
         """
         record = await self._records.get(_place(checkpoint_id), _VALUE)
         if record is None:
@@ -89,7 +89,7 @@ class LetopisCheckpointStorage:
         """Return all checkpoints of a workflow, in the order of their ids.
 
         :raises WorkflowCheckpointException: one cannot be decoded.
-        :raises StoreUnavailable: the history store is away.
+        :raises StoreUnavailable: the history store is unreachable.
         """
         ids = await self.list_checkpoint_ids(workflow_name=workflow_name)
         found: list[WorkflowCheckpoint] = []
@@ -101,17 +101,17 @@ class LetopisCheckpointStorage:
     async def list_checkpoint_ids(self, *, workflow_name: str) -> list[str]:
         """Return the ids of all checkpoints of a workflow, in order.
 
-        :raises StoreUnavailable: the history store is away.
+        :raises StoreUnavailable: the history store is unreachable.
         """
         return list(await self._entries(workflow_name))
 
     async def get_latest(self, *, workflow_name: str) -> WorkflowCheckpoint | None:
         """Return the latest checkpoint of a workflow; ``None`` if it is known that it has none.
 
-        While the history store is away, that is the latest one which this outbox saved and retains.
+        While the history store is unreachable, that is the latest one which this outbox saved and retains.
 
         :raises WorkflowCheckpointException: it cannot be decoded.
-        :raises StoreUnavailable: the history store is away, and the outbox knows of none.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox knows of none.
         """
         identifier = latest_of(await self._entries(workflow_name, incomplete=True))
         return None if identifier is None else await self.load(identifier)
@@ -119,7 +119,7 @@ class LetopisCheckpointStorage:
     async def delete(self, checkpoint_id: str) -> bool:
         """Delete a checkpoint, and return ``False`` if there is none.
 
-        :raises StoreUnavailable: the history store is away, and the outbox does not know it.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not know it.
         """
         record = await self._records.get(_place(checkpoint_id), _VALUE)
         if record is None:

@@ -19,7 +19,7 @@ class LetopisSessionStore(SessionStore):
     """A ``SessionStore``, which the framework calls experimental: each session is a record of its conversation.
 
     A session is durable when it is set, and is erased with its conversation. ``get`` never answers ``None`` for a
-    session of which it does not know whether it exists: a bot would begin it anew.
+    session of which it does not know whether it exists: a bot would start it from the beginning.
 
     :param history: it is not closed by the store.
     """
@@ -33,7 +33,7 @@ class LetopisSessionStore(SessionStore):
     async def get(self, session_id: str) -> AgentSession | None:
         """Return a session of its own; ``None`` only if it is known that there is none.
 
-        :raises StoreUnavailable: the history store is away, and the outbox does not know the session.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not know the session.
         :raises ValueError: the id cannot be one.
         """
         self.validate_session_id(session_id)

@@ -39,7 +39,7 @@ class LetopisSessionRepository(SessionRepository):
     messages themselves.
 
     All methods raise ``SessionException``, with Letopis' error as its cause: something cannot be stored, the outbox is
-    full, or the history store is away and the outbox alone cannot tell what is there. Nothing was written then.
+    full, or the history store is unreachable and the outbox alone cannot tell what is there. Nothing was written then.
 
     :param history: it is not closed by the repository. Called in the event loop that the history is open in, the
         methods raise ``InHomeLoop``: open it with ``own_thread=True``.
@@ -108,7 +108,7 @@ class LetopisSessionRepository(SessionRepository):
     ) -> list[SessionMessage]:
         """Return the messages of an agent from number ``offset`` on, oldest first, at most ``limit``.
 
-        While the history store is away, those that the outbox retains.
+        While the history store is unreachable, those that the outbox retains.
         """
         return self._run(lambda: self._sessions.list_messages(session_id, agent_id, limit=limit, offset=offset))
 

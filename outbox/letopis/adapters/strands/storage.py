@@ -27,7 +27,7 @@ class LetopisStorage(Storage):
         agent = Agent(session_manager=SnapshotSessionManager("chat-1", storage=storage))
 
     A write is durable when it returns, whether or not the history store can be reached. A read never answers ``None``
-    for a key of which it does not know whether it is there: an agent would begin its session anew.
+    for a key of which it does not know whether it is there: an agent would start its session from the beginning.
 
     Keys are read as by Strands' own storages: slashes separate labels, several count as one, and ``..`` is refused.
 
@@ -53,7 +53,7 @@ class LetopisStorage(Storage):
     async def read(self, key: str) -> bytes | None:
         """Return the bytes under a key; ``None`` only if it is known that there are none.
 
-        :raises StorageError: the history store is away, and the outbox does not know the key; or it cannot be one.
+        :raises StorageError: the history store is unreachable, and the outbox does not know the key; or it cannot be one.
         """
         with _errors_of("read", key):
             record = await self._records.get(*place_of(key))
@@ -70,7 +70,7 @@ class LetopisStorage(Storage):
     async def list(self, query: str = "") -> builtins.list[str]:
         """Return all keys that begin with a text, in order.
 
-        :raises StorageError: the history store is away.
+        :raises StorageError: the history store is unreachable.
         """
         found: builtins.list[str] = []
         with _errors_of("list", query):
