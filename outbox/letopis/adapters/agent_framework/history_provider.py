@@ -34,8 +34,9 @@ class LetopisHistoryProvider(HistoryProvider):
     :param owner: whose conversations they are, or a function that tells it from the session id.
     :param last: how many messages a run is given, the newest ones; by default all. It begins at no result of a tool,
         so that each has its call.
-    :param require_complete: ``True`` to raise ``StoreUnavailable`` where the history store is unreachable and the outbox
-        alone cannot return all messages that were asked for; by default a run gets those that the outbox retains.
+    :param require_complete: ``True`` to raise ``StoreUnavailable`` where the history store is unreachable and the
+        outbox alone cannot return all messages that were asked for; by default a run gets those that the outbox
+        retains.
     :param skip_excluded: leave out messages that are marked as ``_excluded``, as the framework's own providers do.
     :param source_id: the framework's name for this provider; the other parameters are the framework's, too.
     """

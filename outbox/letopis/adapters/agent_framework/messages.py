@@ -12,7 +12,7 @@ from agent_framework import Message as FrameworkMessage
 from letopis.adapters._messages import items_of
 from letopis.adapters.formats import to_message as with_item
 from letopis.store import File, InvalidInput, Message, RecordedMessage, Text, ToolCall, ToolResult
-from letopis.store.model.messages import ROLES
+from letopis.store.model.messages import ROLES, Role
 from letopis.store.model.parts import Content, Part, Reasoning, UnknownPart
 
 PROVIDER: Final = "agent_framework"
@@ -30,7 +30,7 @@ def to_message(message: FrameworkMessage, field: str = "message") -> Message:
     return with_item(
         item,
         provider=PROVIDER,
-        role=next((one for one in ROLES if one == message.role), "user"),
+        role=_role(message.role),
         content=_content(item.get("contents") or ()),
         name=message.author_name if isinstance(message.author_name, str) else None,
     )
@@ -45,6 +45,10 @@ def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[Framewo
     for own, chat in items_of(messages, PROVIDER):
         found += [FrameworkMessage.from_dict(own)] if own is not None else map(_from_chat, chat)
     return found
+
+
+def _role(role: str) -> Role:
+    return next((one for one in ROLES if one == role), "user")
 
 
 def _content(contents: Iterable[Any]) -> Content:

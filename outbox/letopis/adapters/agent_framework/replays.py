@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Tell what a run says anew from what it replays: callers may give a whole transcript, and few messages have an id."""
+"""Tell what is new in a run from what it replays: callers may give a whole transcript, and few messages have an id."""
 
 from __future__ import annotations
 

@@ -125,7 +125,8 @@ class Sessions:
     async def _messages(self, session_id: str, agent_id: str, *, first: int) -> list[RecordedMessage]:
         """Return the messages of an agent from a number on, and perhaps some before, oldest first.
 
-        :raises StoreUnavailable: the history store is unreachable, and the outbox retains none: the agent would count from 0 again.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox retains none: the agent would count
+            from 0 again.
         """
         where, found, before = Filter(metadata={AGENT: agent_id}), list[RecordedMessage](), None
         while True:

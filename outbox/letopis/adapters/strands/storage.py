@@ -53,7 +53,8 @@ class LetopisStorage(Storage):
     async def read(self, key: str) -> bytes | None:
         """Return the bytes under a key; ``None`` only if it is known that there are none.
 
-        :raises StorageError: the history store is unreachable, and the outbox does not know the key; or it cannot be one.
+        :raises StorageError: the history store is unreachable, and the outbox does not know the key; or the key cannot
+            be one.
         """
         with _errors_of("read", key):
             record = await self._records.get(*place_of(key))
