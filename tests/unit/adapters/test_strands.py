@@ -70,7 +70,7 @@ async def nothing(_: str) -> None:
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[History]:
     """A history in a thread of its own, which delivers nothing."""
-    history = History(tmp_path / "bot.outbox.db", relay=False, own_thread=True)
+    history = History(tmp_path / "bot.outbox.db", relay=False, own_thread=True, read_timeout=60)
     yield history
     asyncio.run(history.close())
 

@@ -48,7 +48,7 @@ def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[Framewo
 
 
 def _role(role: str) -> Role:
-    return next((one for one in ROLES if one == role), "user")
+    return role if role in ROLES else "user"
 
 
 def _content(contents: Iterable[Any]) -> Content:
