@@ -107,6 +107,7 @@ def test_the_tutorial_shows_what_it_says(tmp_path: Path) -> None:
     assert said[3] == "credits left: 10\n"
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of frameworks, about what is experimental in them
 def test_every_block_takes_names_that_exist() -> None:
     def is_there(module: str, name: str) -> bool:
         try:

@@ -20,7 +20,11 @@ FRAMEWORKS = {
     "langchain": ("langchain_core", "langchain", False),
     "haystack": ("haystack_experimental", "haystack", False),
     "llama_index": ("llama_index", "llama-index", True),
+    "agent_framework": ("agent_framework", "agent-framework", False),
+    "strands": ("strands", "strands", True),
 }
+# Whose own backend writes files beside the bot: neither an outage nor a kill takes them, and no other machine has them.
+FILES = {"strands"}
 
 
 @pytest.fixture(params=FRAMEWORKS)
@@ -50,10 +54,10 @@ async def test_everything_said_is_kept(framework: str, tmp_path: Path, new_store
 async def test_what_the_framework_itself_keeps(
     framework: str, tmp_path: Path, new_store_url: Callable[[str], str]
 ) -> None:
-    """The same story is hard enough: without an outbox it costs answers."""
+    """The same story is hard enough: a database or a process without an outbox costs answers."""
     told = await tell(
         framework, tmp_path, new_store_url("postgresql"), on_letopis=False, asks_first=FRAMEWORKS[framework][2]
     )
 
     print(f"\n{framework} by itself: {told}")
-    assert told.raised or told.lost
+    assert bool(told.raised or told.lost) is (framework not in FILES)

@@ -20,8 +20,8 @@ pytest.importorskip("langgraph.checkpoint.base", reason="the framework is not in
 from langgraph.checkpoint.base import ERROR
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from letopis.adapters._blocking import InHomeLoop
 from letopis.adapters.langgraph import CheckpointIncomplete, LetopisSaver
-from letopis.adapters.langgraph.blocking import InHomeLoop
 from letopis.adapters.langgraph.keys import VALUES
 from tests.support.langgraph_turns import checkpoint, config, put, values_of
 

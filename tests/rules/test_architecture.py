@@ -59,7 +59,18 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "daemon",
         "cli",
     ),
-    "letopis.adapters": ("formats", "_messages", "haystack", "langchain", "langgraph", "llama_index", "openai_agents"),
+    "letopis.adapters": (
+        "formats",
+        "_blocking",
+        "_messages",
+        "agent_framework",
+        "haystack",
+        "langchain",
+        "langgraph",
+        "llama_index",
+        "openai_agents",
+        "strands",
+    ),
 }
 
 # Published beside the front door, and built on it.
@@ -99,7 +110,9 @@ CORE = frozenset({"sqlalchemy", "aiosqlite", "alembic", "orjson", "anyio", "clic
 # framework.
 CORE_OF_ROOMS = {
     "letopis.store.testing": frozenset({"pytest"}),
+    "letopis.adapters.agent_framework": frozenset({"agent_framework"}),
     "letopis.adapters.langgraph": frozenset({"langgraph"}),
+    "letopis.adapters.strands": frozenset({"strands"}),
 }
 
 LONGEST = 450

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
@@ -108,7 +109,8 @@ async def play(framework: str, on_letopis: bool, folder: str, url: str) -> None:
 async def _bot(framework: str, on_letopis: bool, folder: str, url: str, thinks: Thinks) -> AsyncIterator[Bot]:
     module: Any = import_module(f"tests.support.bots.{framework}")
     if not on_letopis:
-        async with module.default(url, thinks) as bot:
+        files = {"folder": Path(folder)} if "folder" in signature(module.default).parameters else {}
+        async with module.default(url, thinks, **files) as bot:
             yield bot
         return
     async with History(Path(folder) / "bot.outbox.db", store=url) as history, module.letopis(history, thinks) as bot:

@@ -9,7 +9,7 @@ except ModuleNotFoundError as error:
         "letopis.adapters.langgraph needs langgraph-checkpoint: pip install 'letopis[langgraph]'", name=error.name
     ) from error
 
-from letopis.adapters.langgraph.blocking import InHomeLoop
+from letopis.adapters._blocking import InHomeLoop
 from letopis.adapters.langgraph.checkpoints import CheckpointIncomplete
 from letopis.adapters.langgraph.saver import LetopisSaver
 from letopis.adapters.langgraph.store import LetopisStore

@@ -15,7 +15,7 @@ from langgraph.checkpoint.base import (
     get_checkpoint_metadata,
 )
 
-from letopis.adapters.langgraph.blocking import wait_for
+from letopis.adapters._blocking import wait_for
 from letopis.adapters.langgraph.checkpoints import CheckpointRecords, PendingWrite, Whole
 from letopis.adapters.langgraph.copying import copy_thread
 from letopis.adapters.langgraph.delta import delta_history

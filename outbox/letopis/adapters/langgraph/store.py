@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from langgraph.store import base as langgraph
 from langgraph.store.base import BaseStore, GetOp, Item, ListNamespacesOp, PutOp, SearchItem, SearchOp
 
-from letopis.adapters.langgraph.blocking import wait_for
+from letopis.adapters._blocking import wait_for
 from letopis.adapters.langgraph.matching import is_match, matches_pattern
 from letopis.outbox import RecordPut
 from letopis.store import InvalidInput, Record, StoreUnavailable

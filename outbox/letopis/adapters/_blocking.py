@@ -22,8 +22,9 @@ class InHomeLoop(InEventLoop):
     def __init__(self) -> None:
         RuntimeError.__init__(
             self,
-            "called synchronously in the event loop that the history is open in, which would wait for itself: use the"
-            " asynchronous methods, such as graph.ainvoke(), or open the history with own_thread=True",
+            "called synchronously in the event loop that the history is open in, which would wait for itself: use"
+            " asynchronous methods where the framework has them, such as graph.ainvoke(), or open the history with"
+            " own_thread=True",
         )
 
 

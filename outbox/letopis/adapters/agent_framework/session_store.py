@@ -1,0 +1,59 @@
+# pyright: reportMissingImports=false
+"""Keep the sessions of Agent Framework in a history: their state, which is no message."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agent_framework import AgentSession, SessionStore
+
+from letopis.outbox import History
+from letopis.store import InvalidInput
+from letopis.store.cancellation import run_to_completion
+
+_NAMESPACE: Final = ("agent_framework",)
+_KEY: Final = "session"
+
+
+class LetopisSessionStore(SessionStore):
+    """A ``SessionStore``, which the framework calls experimental: each session is a record of its conversation.
+
+    A session is durable when it is set, and is erased with its conversation. ``get`` never answers ``None`` for a
+    session of which it does not know whether it exists: a bot would start it from the beginning.
+
+    :param history: it is not closed by the store.
+    """
+
+    def __init__(self, history: History) -> None:
+        if not isinstance(history, History):
+            raise InvalidInput("history", f"must be a History, not {type(history).__name__}")
+        super().__init__()
+        self._history = history
+
+    async def get(self, session_id: str) -> AgentSession | None:
+        """Return a session of its own; ``None`` only if it is known that there is none.
+
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not know the session.
+        :raises ValueError: the id cannot be one.
+        """
+        self.validate_session_id(session_id)
+        record = await self._history.records(conversation=session_id).get(_NAMESPACE, _KEY)
+        return None if record is None else AgentSession.from_dict(record.value)
+
+    async def set(self, session_id: str, session: AgentSession) -> None:
+        """Put a session in place of the one that is there. The last one wins.
+
+        :raises ValueError: the id cannot be one, or the state holds what is no JSON; nothing was written.
+        :raises LetopisError: as for ``Records.put``.
+        """
+        self.validate_session_id(session_id)
+        records = self._history.records(conversation=session_id)
+        await run_to_completion(records.put(_NAMESPACE, _KEY, session.to_dict()))
+
+    async def delete(self, session_id: str) -> None:
+        """Delete a session, if there is one; the messages of its conversation stay.
+
+        :raises LetopisError: as for ``Records.delete``.
+        """
+        self.validate_session_id(session_id)
+        await run_to_completion(self._history.records(conversation=session_id).delete(_NAMESPACE, _KEY))

@@ -1,0 +1,95 @@
+# pyright: reportMissingImports=false
+"""Keep the bytes that Strands stores under keys in a history."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from strands.storage import Storage
+from strands.types.exceptions import StorageError
+
+from letopis.adapters.strands.keys import ROOT, key_at, place_of, range_of
+from letopis.outbox import History
+from letopis.store import InvalidInput, LetopisError
+from letopis.store.cancellation import run_to_completion
+
+_AT_ONCE = 500
+
+
+class LetopisStorage(Storage):
+    """A ``Storage`` of Strands: snapshots of sessions, memory and all else that the SDK keeps as bytes under keys.
+
+    ::
+
+        storage = LetopisStorage(History("bot.outbox.db", own_thread=True))
+        agent = Agent(session_manager=SnapshotSessionManager("chat-1", storage=storage))
+
+    A write is durable when it returns, whether or not the history store can be reached. A read never answers ``None``
+    for a key of which it does not know whether it is there: an agent would start its session from the beginning.
+
+    Keys are read as by Strands' own storages: slashes separate labels, several count as one, and ``..`` is refused.
+
+    :param history: it is not closed by the storage. Strands runs an event loop for each synchronous call: open it with
+        ``own_thread=True``.
+    :param space: a name for the records that hold it. One history can hold several storages.
+    """
+
+    def __init__(self, history: History, *, space: str = ROOT) -> None:
+        if not isinstance(history, History):
+            raise InvalidInput("history", f"must be a History, not {type(history).__name__}")
+        self._records = history.records(space=space)
+
+    async def write(self, key: str, data: bytes) -> None:
+        """Put bytes under a key in place of those that are there. At most 64 MiB.
+
+        :raises StorageError: the key cannot be one, or the outbox is full or cannot be written; nothing was written.
+        """
+        with _errors_of("write", key):
+            namespace, name = place_of(key)
+            await run_to_completion(self._records.put(namespace, name, bytes(data)))
+
+    async def read(self, key: str) -> bytes | None:
+        """Return the bytes under a key; ``None`` only if it is known that there are none.
+
+        :raises StorageError: the history store is unreachable, and the outbox does not know the key; or the key cannot
+            be one.
+        """
+        with _errors_of("read", key):
+            record = await self._records.get(*place_of(key))
+        return None if record is None else bytes(record.value)
+
+    async def delete(self, key: str) -> None:
+        """Delete the bytes under a key, if there are any.
+
+        :raises StorageError: the key cannot be one, or the outbox is full or cannot be written.
+        """
+        with _errors_of("delete", key):
+            await run_to_completion(self._records.delete(*place_of(key)))
+
+    async def list(self, query: str = "") -> builtins.list[str]:
+        """Return all keys that begin with a text, in order.
+
+        :raises StorageError: the history store is unreachable.
+        """
+        found: builtins.list[str] = []
+        with _errors_of("list", query):
+            below, beginning = range_of(query)
+            after: str | None = None
+            while True:
+                page = await self._records.list(below, limit=_AT_ONCE, after=after, values=False)
+                keys = (key_at((one.namespace, one.key)) for one in page)
+                found += [key for key in keys if key.startswith(beginning)]
+                after = page.next
+                if after is None:
+                    return sorted(found)
+
+
+@contextmanager
+def _errors_of(deed: str, key: str) -> Iterator[None]:
+    """Raise the framework's error for one of ours."""
+    try:
+        yield
+    except (LetopisError, ValueError) as error:
+        raise StorageError(f"cannot {deed} {key!r}: {error}") from error

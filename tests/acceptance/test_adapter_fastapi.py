@@ -1,0 +1,186 @@
+"""The chat service of the guide to FastAPI, as it is run: workers of uvicorn, a relay of its own, and a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytest.importorskip("fastapi", reason="needs fastapi, of the group adapters")
+pytest.importorskip("openai", reason="needs openai: pip install 'letopis[openai-agents]'")
+
+from letopis.store import ConversationStore
+from tests.support.daemons import DaemonProcess, letopis
+from tests.support.fake_openai import PIECE_SECONDS, FakeOpenAI, fake_openai, pieces_of
+from tests.support.gate import Gate
+from tests.support.paths import ROOT
+from tests.support.servers.store_pool import migrate
+
+EXAMPLES = ROOT / "docs" / "examples"
+PATIENCE_SECONDS = 120.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+class Service:
+    """The example under uvicorn with two workers."""
+
+    def __init__(self, client: httpx.AsyncClient, process: psutil.Process) -> None:
+        self.client = client
+        self.process = process
+
+    def workers(self) -> list[psutil.Process]:
+        """The workers that serve."""
+        return [one for one in self.process.children() if "spawn_main" in " ".join(one.cmdline())]
+
+    async def ask(self, chat: str, text: str, *, upto: int | None = None) -> tuple[str, bool]:
+        """Ask, and return what was shown of the answer, and whether it came whole."""
+        shown, body = "", {"id": f"id-{text}", "text": text}
+        try:
+            async with self.client.stream(
+                "POST", f"/chats/{chat}/messages", json=body, headers={"x-user": "ada"}
+            ) as response:
+                assert response.status_code == 200, await response.aread()
+                async for piece in response.aiter_text():
+                    shown += piece
+                    if upto is not None and len(shown) >= upto:
+                        return shown, False
+        except httpx.TransportError:
+            return shown, False
+        return shown, True
+
+
+@asynccontextmanager
+async def serve(folder: Path, store: str, fake: FakeOpenAI) -> AsyncIterator[Service]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    environment = os.environ | {
+        "OPENAI_API_KEY": "none",
+        "OPENAI_BASE_URL": fake.url,
+        "LETOPIS_OUTBOX": str(folder / "chat.outbox.db"),
+        "LETOPIS_STORE": store,
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "uvicorn", "fastapi_chat:app", "--workers", "2", "--port", str(port)),
+        *("--log-level", "warning", "--app-dir", str(EXAMPLES), "--timeout-worker-healthcheck", "60"),
+        env=environment,
+        cwd=folder,
+    )
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
+            service = Service(client, psutil.Process(process.pid))
+            await until_it_answers(service)
+            yield service
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True) if process.returncode is None else []
+        for one in (process, *children):
+            if psutil.pid_exists(one.pid):
+                one.kill()
+        await process.wait()
+
+
+async def until_it_answers(service: Service) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                if (await service.client.get("/chats/none/messages", headers={"x-user": "ada"})).status_code == 200:
+                    return
+            except httpx.TransportError:
+                await asyncio.sleep(0.1)
+
+
+async def stored(url: str, conversations: list[str], *, count: int) -> dict[str, list[Any]]:
+    """Return what the history store holds, once it holds so many messages."""
+    async with ConversationStore.open(url) as store, asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            found = {name: list(await store.messages(name, last=None)) for name in conversations}
+            if sum(map(len, found.values())) >= count:
+                return found
+            await asyncio.sleep(0.2)
+
+
+async def test_a_worker_is_killed_while_it_streams(tmp_path: Path, new_store_url: Callable[[str], str]) -> None:
+    url = new_store_url("postgresql")
+    await migrate(url)
+    made = letopis("--outbox", str(tmp_path / "chat.outbox.db"), "--store", url, "init", folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+    chats = [f"chat-{number}" for number in range(8)]
+    async with fake_openai(count=200) as fake:
+        with DaemonProcess("--outbox", str(tmp_path / "chat.outbox.db"), "--store", url, folder=tmp_path) as relay:
+            async with serve(tmp_path, url, fake) as service:
+                relay.works()
+                asking: list[asyncio.Task[tuple[str, bool]]] = []
+                victim, other = service.workers()
+                for waits, some in ((other, chats[:4]), (victim, chats[4:])):
+                    waits.suspend()  # so that the other one takes these
+                    asking += [asyncio.create_task(service.ask(chat, f"q-{chat}")) for chat in some]
+                    async with asyncio.timeout(PATIENCE_SECONDS):
+                        await fake.asked_for(len(asking))
+                    waits.resume()
+                await asyncio.sleep(1)  # in mid-stream: an answer takes four seconds
+                victim.kill()
+                shown = dict(zip(chats, await asyncio.gather(*asking), strict=True))
+                cut = [chat for chat, (_, whole) in shown.items() if not whole]
+                assert cut == chats[:4]
+
+                # What came whole is asked for once more, as a client does that was not told.
+                whole = [chat for chat in chats if chat not in cut]
+                for chat in whole[:1]:
+                    asked = len(fake.asked)
+                    assert await service.ask(chat, f"q-{chat}") == shown[chat] and len(fake.asked) == asked
+
+                found = await stored(url, [f"ada/{chat}" for chat in chats], count=2 * len(chats))
+                for chat in cut:
+                    assert await service.ask(chat, f"q-{chat}") == (found[f"ada/{chat}"][1].text, True)
+                listed = await service.client.get(f"/chats/{cut[0]}/messages", headers={"x-user": "ada"})
+                assert [one["interrupted"] for one in listed.json()["messages"]] == [False, True]
+                other = await service.client.get(f"/chats/{cut[0]}/messages", headers={"x-user": "eve"})
+                assert other.json()["messages"] == []
+
+    lost = []
+    for chat in chats:
+        question, answer = found[f"ada/{chat}"]
+        said = "".join(pieces_of(f"q-{chat}", 200))
+        assert (question.text, question.interrupted) == (f"q-{chat}", False)
+        assert said.startswith(answer.text)
+        assert answer.interrupted is (chat in cut)
+        if chat not in cut:
+            assert answer.text == shown[chat][0] == said
+        else:
+            lost.append(max(0, len(shown[chat][0]) - len(answer.text)) // len(f"q-{chat}.100 ") * PIECE_SECONDS)
+    print(f"\n{len(chats)} answers, {len(cut)} cut off; shown but not stored: at most {max(lost):.2f} s of an answer")
+    assert max(lost) < 2, "more than the last checkpoints may lose on a machine that is busy"
+
+
+async def test_a_client_goes_and_the_store_is_away(tmp_path: Path, new_store_url: Callable[[str], str]) -> None:
+    """What was said stays, and is delivered later."""
+    url = new_store_url("postgresql")
+    await migrate(url)
+    gate = Gate(url)
+    await gate.open()  # which gives it a port
+    await gate.shut()
+    async with fake_openai(count=60) as fake, serve(tmp_path, gate.url, fake) as service:
+        left, _ = await service.ask("tea", "q-left", upto=60)
+        whole = await service.ask("tea", "q-whole")
+        assert whole == ("".join(pieces_of("q-whole", 60)), True)
+        for wrong in ({"id": "x", "text": "\x00"}, {"id": "\n", "text": "hi"}):
+            refused = await service.client.post("/chats/tea/messages", json=wrong, headers={"x-user": "ada"})
+            assert refused.status_code == 422 and "remove it" in refused.text
+
+    await gate.open()
+    with DaemonProcess("--outbox", str(tmp_path / "chat.outbox.db"), "--store", gate.url, folder=tmp_path):
+        (messages,) = (await stored(url, ["ada/tea"], count=4)).values()
+    await gate.shut()
+    by_id = {one.message.id: one for one in messages}
+    assert len(messages) == 4
+    cut = by_id["id-q-left/answer"]
+    assert cut.interrupted and cut.text.startswith(left[:60]) and not by_id["id-q-whole/answer"].interrupted

@@ -1,0 +1,448 @@
+"""Messages, sessions and checkpoints of Microsoft Agent Framework in a history."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("agent_framework", reason="needs agent-framework-core: pip install 'letopis[agent-framework]'")
+
+from agent_framework import (
+    Agent,
+    AgentSession,
+    ChatMiddlewareLayer,
+    ChatResponse,
+    Content,
+    FunctionInvocationLayer,
+    InMemoryHistoryProvider,
+    Message,
+    WorkflowBuilder,
+    WorkflowCheckpoint,
+    WorkflowCheckpointException,
+    WorkflowContext,
+    executor,
+)
+
+from letopis.adapters.agent_framework import LetopisHistoryProvider
+from letopis.adapters.agent_framework.checkpoint_storage import LetopisCheckpointStorage, latest_of
+from letopis.adapters.agent_framework.replays import without_replayed
+from letopis.outbox import History
+from letopis.store import File, InvalidInput, Reasoning, StoreUnavailable, Text, ToolCall, ToolResult
+from letopis.store import Message as Said
+from tests.support.bots.agent_framework import FakeModel
+
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+CALL = Content.from_function_call("c1", "look", arguments='{"at": "tea"}')
+MESSAGES = [
+    Message("system", ["Be brief"]),
+    Message("user", ["What is this?", Content.from_uri(PICTURE, media_type="image/png")], author_name="ada"),
+    Message("assistant", [Content.from_text_reasoning(text="A picture", protected_data="c2VjcmV0"), CALL]),
+    Message("tool", [Content.from_function_result("c1", result={"it": "is a cup of tea, I think"})]),
+    Message("assistant", ["A cup"], message_id="m-1", additional_properties={"score": 0.5}),
+    Message("user", ["Same again"]),
+    Message("user", ["Same again"]),
+    Message("assistant", []),
+    Message("critic", ["Hm"]),
+]
+
+
+def said(*texts: str) -> list[Message]:
+    """Return a talk: the user first, then in turn."""
+    return [Message("assistant" if place % 2 else "user", [text]) for place, text in enumerate(texts)]
+
+
+def texts(messages: Any) -> list[str]:
+    return [message.text for message in messages]
+
+
+def dicts(messages: list[Message]) -> list[dict[str, Any]]:
+    return [message.to_dict() for message in messages]
+
+
+@pytest.fixture
+def provider(history: History) -> LetopisHistoryProvider:
+    """A provider on a history that delivers nothing."""
+    return LetopisHistoryProvider(history, owner="42")
+
+
+async def nothing(_: str) -> None:
+    """Think of nothing."""
+
+
+async def test_messages_come_back_as_they_were(provider: LetopisHistoryProvider, history: History) -> None:
+    await provider.save_messages("chat-1", MESSAGES)
+    await provider.save_messages("chat-1", [])
+
+    assert dicts(await provider.get_messages("chat-1")) == dicts(MESSAGES)
+    found = [one.message for one in await history.messages("chat-1")]
+    assert [one.role for one in found[-2:]] == ["assistant", "user"]
+    assert found[1].content == (Text("What is this?"), File(PICTURE, "image/png")) and found[1].name == "ada"
+    assert found[2].content == (Reasoning("A picture"), ToolCall("c1", "look", '{"at": "tea"}'))
+    assert found[3].content == (ToolResult("c1", '{"it": "is a cup of tea, I think"}'),)
+    assert found[4].content == "A cup"
+
+
+async def test_a_run_reads_and_writes(provider: LetopisHistoryProvider, history: History) -> None:
+    model = FakeModel(nothing)
+    agent: Any = Agent(model, instructions="Be brief", context_providers=[provider])
+    session = AgentSession(session_id="chat-1")
+
+    await agent.run("hi", session=session)
+    stream = agent.run("and tea?", session=session, stream=True)
+    assert "".join([update.text async for update in stream]) == "answer to and tea? "
+    await stream.get_final_response()
+
+    assert texts(await history.messages("chat-1")) == ["hi", "answer to hi", "and tea?", "answer to and tea? "]
+    assert texts(model.asked[1])[-3:] == ["hi", "answer to hi", "and tea?"]
+    conversation = await history.conversation("chat-1")
+    assert conversation is not None and conversation.owner_id == "42"
+
+
+async def test_a_tool_is_called_in_a_run(provider: LetopisHistoryProvider, history: History) -> None:
+    """With each part of the run saved as it happens, too."""
+
+    class Calling(FunctionInvocationLayer, ChatMiddlewareLayer, FakeModel):  # type: ignore[misc]
+        def _inner_get_response(self, *, messages: Any, **given: Any) -> Any:
+            async def answer() -> Any:
+                self.asked.append(list(messages))
+                if messages[-1].role == "tool":
+                    return ChatResponse(messages=[Message("assistant", ["A cup"])])
+                call = Content.from_function_call(f"c{len(self.asked)}", "look", arguments='{"at": "tea"}')
+                return ChatResponse(messages=[Message("assistant", [call])])
+
+            return answer()
+
+    def look(at: str) -> str:
+        """Look at something."""
+        return f"{at}: a cup"
+
+    for place, each in enumerate((False, True)):
+        agent: Any = Agent(
+            Calling(thinks=nothing),
+            tools=[look],
+            context_providers=[provider],
+            require_per_service_call_history_persistence=each,
+        )
+        session = AgentSession(session_id=f"chat-{place}")
+        for _ in range(2):
+            assert (await agent.run("What is this?", session=session)).text == "A cup"
+        roles = [one.role for one in await history.messages(session.session_id)]
+        assert roles == ["user", "assistant", "tool", "assistant"] * 2
+
+
+async def test_a_user_who_says_the_same_again_is_heard(provider: LetopisHistoryProvider) -> None:
+    """The framework's own providers take the second turn for a replay of the first, and lose it."""
+    theirs, state = InMemoryHistoryProvider(), dict[str, Any]()
+    for _ in range(3):
+        await provider.save_messages("chat-1", said("hi", "hello"))
+        await theirs.save_messages("chat-1", said("hi", "hello"), state=state)
+
+    assert texts(await provider.get_messages("chat-1")) == ["hi", "hello"] * 3
+    assert texts(await theirs.get_messages("chat-1", state=state)) == ["hi", "hello"]
+
+
+async def test_of_a_transcript_only_what_is_new_is_stored(provider: LetopisHistoryProvider) -> None:
+    """Some callers give all that was said with each run."""
+    agent: Any = Agent(FakeModel(nothing), context_providers=[LetopisHistoryProvider(provider._history)])
+    talk: list[Message] = []
+    for number in range(4):
+        talk.append(Message("user", [f"question {number % 2}"]))
+        response = await agent.run(talk, session=AgentSession(session_id="chat-1"))
+        talk += response.messages
+
+    assert texts(await provider.get_messages("chat-1")) == texts(talk)
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "new"),
+    [
+        ([], ["q", "a"], 2),
+        (["q", "a"], ["q", "a"], 2),
+        (["q", "a"], ["q", "a", "q", "a"], 2),
+        (["q", "a", "q", "a"], ["q", "a"], 2),
+        (["q", "a", "q", "a"], ["q", "a", "q", "a", "q", "a"], 2),
+        (["q", "a", "p", "b"], ["p", "b", "r", "c"], 2),
+        (["q", "a", "p", "b"], ["q", "a", "r", "c"], 4),
+        (["q"], ["q", "a"], 2),
+        (["q", "a"], ["q"], 1),
+    ],
+)
+def test_what_is_new(stored: list[str], given: list[str], new: int) -> None:
+    assert texts(without_replayed(said(*stored), said(*given))) == given[len(given) - new :]
+
+
+def test_ids_tell_a_save_that_comes_twice() -> None:
+    def named(*ids: str | None) -> list[Message]:
+        return [Message("user", ["q"], message_id=one) for one in ids]
+
+    assert without_replayed(named("1", "2"), named("1", "2")) == []
+    assert len(without_replayed(named("1", "2"), named("1", "3"))) == 2
+    assert len(without_replayed(named("1", "2"), named("2", "3"))) == 1
+    assert len(without_replayed(named(None), named(None))) == 1
+
+
+async def test_a_window_begins_at_no_result(history: History) -> None:
+    await LetopisHistoryProvider(history).save_messages("chat-1", MESSAGES)
+
+    found = await LetopisHistoryProvider(history, last=6).get_messages("chat-1")
+
+    assert dicts(found) == dicts(MESSAGES[4:])
+    assert len(await LetopisHistoryProvider(history, last=2).get_messages("chat-1")) == 2
+
+
+async def test_excluded_messages_are_left_out_on_request(history: History) -> None:
+    hidden = Message("user", ["old"], additional_properties={"_excluded": True})
+    await LetopisHistoryProvider(history).save_messages("chat-1", [hidden, *said("hi")])
+
+    assert len(await LetopisHistoryProvider(history).get_messages("chat-1")) == 2
+    assert texts(await LetopisHistoryProvider(history, skip_excluded=True).get_messages("chat-1")) == ["hi"]
+
+
+async def test_messages_from_elsewhere_and_edited_ones(provider: LetopisHistoryProvider, history: History) -> None:
+    await provider.save_messages("chat-1", said("Whaat?"))
+    (wrong,) = await history.messages("chat-1")
+    await history.edit("chat-1", wrong.id, "What?")
+    await history.append("chat-1", Said.user([Text("This"), File(PICTURE, "image/png")]))
+    await history.append("chat-1", Said.assistant([ToolCall("c1", "look", '{"at": "tea"}')]))
+    await history.append("chat-1", Said.tool(ToolResult("c1", "a cup")))
+
+    edited, asked, called, result = await provider.get_messages("chat-1")
+
+    assert (edited.role, edited.text) == ("user", "What?")
+    assert [one.type for one in asked.contents] == ["text", "data"]
+    assert called.contents[0].name == "look" and called.contents[0].arguments == '{"at": "tea"}'
+    assert (result.role, result.contents[0].call_id, result.contents[0].result) == ("tool", "c1", "a cup")
+
+
+@pytest.mark.parametrize("wrong", ["hi", Message("user", ["\x00"]), Message("user", [Content("text", text="\ud800")])])
+async def test_a_wrong_message_saves_nothing(provider: LetopisHistoryProvider, wrong: Any) -> None:
+    with pytest.raises(InvalidInput):
+        await provider.save_messages("chat-1", [*said("hi"), wrong])
+
+    assert await provider.get_messages("chat-1") == []
+
+
+async def test_a_cancelled_run_does_not_interrupt_what_is_saved(provider: LetopisHistoryProvider) -> None:
+    saving = asyncio.ensure_future(provider.save_messages("chat-1", said("hi", "hello")))
+    await asyncio.sleep(0)
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+
+    assert texts(await provider.get_messages("chat-1")) == ["hi", "hello"]
+
+
+async def test_without_the_store_a_run_gets_what_is_retained(alone: History) -> None:
+    agent: Any = Agent(FakeModel(nothing), context_providers=[LetopisHistoryProvider(alone)])
+    await agent.run("hi", session=AgentSession(session_id="chat-1"))
+
+    assert len(await LetopisHistoryProvider(alone).get_messages("chat-1")) == 2
+    with pytest.raises(StoreUnavailable):
+        await LetopisHistoryProvider(alone, require_complete=True).get_messages("chat-1")
+
+
+async def test_it_wants_a_history_and_a_session(provider: LetopisHistoryProvider) -> None:
+    wrong: Any = "bot.outbox.db"
+    for make in (LetopisHistoryProvider, LetopisCheckpointStorage):
+        with pytest.raises(InvalidInput, match="history"):
+            make(wrong)
+    with pytest.raises(InvalidInput, match="last"):
+        LetopisHistoryProvider(provider._history, last=0)
+    for none in (None, ""):
+        with pytest.raises(InvalidInput, match="session_id"):
+            await provider.get_messages(none)
+
+
+def test_the_owner_may_be_told_by_the_session(tmp_path: Path) -> None:
+    async def main() -> str | None:
+        async with History(tmp_path / "bot.outbox.db", relay=False) as history:
+            provider = LetopisHistoryProvider(history, owner=lambda session: session.partition("/")[0])
+            await provider.save_messages("ada/1", said("hi"))
+            conversation = await history.conversation("ada/1")
+            return None if conversation is None else conversation.owner_id
+
+    assert asyncio.run(main()) == "ada"
+
+
+# Sessions.
+
+
+def session_store(history: History) -> Any:
+    """Return a session store; the framework warns of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from letopis.adapters.agent_framework import LetopisSessionStore
+
+        return LetopisSessionStore(history)
+
+
+async def test_sessions_are_copies(bot: History) -> None:
+    """On each kind of store."""
+    store = session_store(bot)
+    session = AgentSession(session_id="inner", service_session_id="conv_1")
+    session.state = {"form": {"step": 3, "said": said("hi")}, "letopis": {}}
+
+    assert await store.get("chat-1") is None
+    await store.set("chat-1", session)
+    session.state["form"]["step"] = 4
+    found = await store.get("chat-1")
+    assert (found.session_id, found.service_session_id, found.state["form"]["step"]) == ("inner", "conv_1", 3)
+    assert texts(found.state["form"]["said"]) == ["hi"]
+
+    await store.set("chat-1", found)
+    await bot.append("chat-1", Said.user("hi"))
+    await store.delete("chat-1")
+    await store.delete("chat-1")
+    assert await store.get("chat-1") is None
+    assert len(await bot.messages("chat-1")) == 1
+
+
+async def test_what_no_session_can_hold(history: History) -> None:
+    store, session = session_store(history), AgentSession(session_id="chat-1")
+    session.state["lock"] = object()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the framework's, which says the same
+        with pytest.raises(ValueError, match="value"):
+            await store.set("chat-1", session)
+    for call in (store.get(""), store.set("", session), store.delete("")):
+        with pytest.raises(ValueError, match="session_id"):
+            await call
+
+    assert await store.get("chat-1") is None
+
+
+async def test_an_unknown_session_is_not_begun_anew(alone: History) -> None:
+    store = session_store(alone)
+    with pytest.raises(StoreUnavailable):
+        await store.get("chat-1")
+
+    await store.set("chat-1", AgentSession(session_id="chat-1"))
+    assert (await store.get("chat-1")).session_id == "chat-1"
+
+
+# Checkpoints.
+
+
+class Mine:
+    """A type of an application, equal by what is in it."""
+
+    def __init__(self, note: str) -> None:
+        self.note = note
+
+
+def checkpoint(number: int, *, after: str | None = None, workflow: str = "flow", **given: Any) -> WorkflowCheckpoint:
+    return WorkflowCheckpoint(
+        workflow_name=workflow,
+        graph_signature_hash="hash",
+        checkpoint_id=f"id-{number}",
+        previous_checkpoint_id=after,
+        timestamp=f"2026-11-27T10:00:{number:02}+00:00",
+        iteration_count=0,
+        **given,
+    )
+
+
+async def test_checkpoints(bot: History) -> None:
+    """On each kind of store."""
+    storage = LetopisCheckpointStorage(bot)
+    first = checkpoint(1, state={"numbers": (1, 2), "text": "täa"})
+    second = checkpoint(2, after="id-1", state={"blob": b"\x00" * 100_000})
+
+    assert await storage.get_latest(workflow_name="flow") is None
+    assert await storage.save(first) == "id-1"
+    assert await storage.save(second) == "id-2"
+    await storage.save(checkpoint(3, workflow="x" * 600))
+
+    first.state["text"] = "changed"
+    assert (await storage.load("id-1")).state == {"numbers": (1, 2), "text": "täa"}
+    assert await storage.get_latest(workflow_name="flow") == second
+    assert await storage.list_checkpoint_ids(workflow_name="flow") == ["id-1", "id-2"]
+    assert [one.checkpoint_id for one in await storage.list_checkpoints(workflow_name="flow")] == ["id-1", "id-2"]
+    assert await storage.list_checkpoint_ids(workflow_name="x" * 600) == ["id-3"]
+
+    assert await storage.delete("id-2") is True
+    assert await storage.delete("id-2") is False
+    with pytest.raises(WorkflowCheckpointException, match="id-2"):
+        await storage.load("id-2")
+    assert await storage.list_checkpoint_ids(workflow_name="flow") == ["id-1"]
+
+
+async def test_types_have_to_be_allowed(history: History) -> None:
+    mine = f"{Mine.__module__}:{Mine.__qualname__}"
+    saved = checkpoint(1, state={"mine": Mine("hi")})
+
+    with pytest.raises(WorkflowCheckpointException):
+        await LetopisCheckpointStorage(history).save(saved)
+    with pytest.raises(WorkflowCheckpointException):
+        await LetopisCheckpointStorage(history).save(checkpoint(2, state={"mine": lambda: None}))
+    assert await LetopisCheckpointStorage(history).list_checkpoint_ids(workflow_name="flow") == []
+
+    await LetopisCheckpointStorage(history, allowed_checkpoint_types=[mine]).save(saved)
+    with pytest.raises(WorkflowCheckpointException):
+        await LetopisCheckpointStorage(history).get_latest(workflow_name="flow")
+
+
+@pytest.mark.parametrize(
+    ("entries", "latest"),
+    [
+        ([], None),
+        ([("a", None, 1)], "a"),
+        ([("a", None, 1), ("b", "a", 2)], "b"),
+        ([("a", None, 5), ("b", "a", 2)], "b"),
+        ([("a", None, 1), ("b", "a", 2), ("c", "a", 3)], "c"),
+        ([("b", "gone", 2), ("c", "b", 1)], "c"),
+        ([("a", "b", 1), ("b", "a", 2)], "b"),
+    ],
+)
+def test_which_checkpoint_is_the_latest(entries: list[tuple[str, str | None, int]], latest: str | None) -> None:
+    index = {
+        name: {"previous": previous, "timestamp": f"2026-11-27T10:00:0{second}+00:00"}
+        for name, previous, second in entries
+    }
+    assert latest_of(index) == latest
+
+
+async def test_checkpoints_without_the_store(alone: History) -> None:
+    storage = LetopisCheckpointStorage(alone)
+    with pytest.raises(StoreUnavailable):
+        await storage.get_latest(workflow_name="flow")
+    with pytest.raises(StoreUnavailable):
+        await storage.load("id-1")
+
+    await storage.save(checkpoint(1))
+    assert (await storage.get_latest(workflow_name="flow")) == await storage.load("id-1")
+    with pytest.raises(StoreUnavailable):
+        await storage.list_checkpoint_ids(workflow_name="flow")
+
+
+async def test_a_workflow_is_continued(history: History) -> None:
+    done: list[str] = []
+
+    @executor(id="first")
+    async def first(text: str, ctx: WorkflowContext[str]) -> None:
+        done.append("first")
+        await ctx.send_message(f"{text}!")
+
+    @executor(id="second")
+    async def second(text: str, ctx: WorkflowContext[Any, str]) -> None:
+        done.append("second")
+        await ctx.yield_output(text)
+
+    def workflow() -> Any:
+        builder: Any = WorkflowBuilder(start_executor=first, checkpoint_storage=storage, name="flow")
+        return builder.add_edge(first, second).build()
+
+    storage = LetopisCheckpointStorage(history)
+    assert (await workflow().run("tea")).get_outputs() == ["tea!"]
+    saved = await storage.list_checkpoints(workflow_name="flow")
+    latest = await storage.get_latest(workflow_name="flow")
+    assert latest is not None and latest.checkpoint_id not in {one.previous_checkpoint_id for one in saved}
+
+    begun = next(one for one in saved if one.messages.get("first"))
+    done.clear()
+    again = await workflow().run(checkpoint_id=begun.checkpoint_id, checkpoint_storage=storage)
+    assert again.get_outputs() == ["tea!"] and done == ["second"]

@@ -1,0 +1,476 @@
+"""Sessions and storage of Strands in a history."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("strands", reason="needs strands-agents: pip install 'letopis[strands]'")
+
+from strands import Agent, tool
+from strands import session as strands_session
+from strands.agent.conversation_manager import SlidingWindowConversationManager
+from strands.multiagent import GraphBuilder
+from strands.session import FileSessionManager, RepositorySessionManager
+from strands.storage import InMemoryStorage
+from strands.types.exceptions import SessionException, StorageError
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from letopis.adapters._blocking import InHomeLoop
+from letopis.adapters.strands import LetopisSessionRepository, LetopisStorage
+from letopis.adapters.strands.keys import key_at, place_of, range_of
+from letopis.outbox import BlockingHistory, History
+from letopis.store import ABSENT, File, InvalidInput, Message, Reasoning, Text, ToolCall, ToolResult
+from tests.support.bots.strands import FakeModel
+
+CALL = {"toolUse": {"toolUseId": "c1", "name": "look", "input": {"at": "tea", "n": 1}}}
+RESULT = {"toolResult": {"toolUseId": "c1", "status": "success", "content": [{"text": "a cup of tea, I think"}]}}
+MESSAGES: list[Any] = [
+    {"role": "user", "content": [{"text": "What?"}, {"image": {"format": "png", "source": {"bytes": b"\x89PNG"}}}]},
+    {
+        "role": "assistant",
+        "content": [
+            {"reasoningContent": {"reasoningText": {"text": "A picture", "signature": "c2VjcmV0"}}},
+            {"reasoningContent": {"redactedContent": b"\x00\xff"}},
+            CALL,
+        ],
+        "metadata": {"usage": {"inputTokens": 1}},
+    },
+    {"role": "user", "content": [RESULT], "tracking_id": "t-1"},
+    {"role": "assistant", "content": [{"text": "A cup"}, {"cachePoint": {"type": "default"}}]},
+    {"role": "user", "content": [{"toolResult": {"toolUseId": "c2", "status": "error", "content": [{"json": [1]}]}}]},
+    {"role": "user", "content": [{"text": "Same again"}]},
+    {"role": "user", "content": [{"text": "Same again"}]},
+    {"role": "assistant", "content": []},
+]
+
+
+def said(text: str, number: int) -> SessionMessage:
+    return SessionMessage.from_message({"role": "user", "content": [{"text": text}]}, number)
+
+
+def texts(messages: list[SessionMessage]) -> list[str]:
+    return [one.to_message()["content"][0]["text"] for one in messages]
+
+
+def agent_of(name: str, **state: Any) -> SessionAgent:
+    managed = SlidingWindowConversationManager().get_state()
+    return SessionAgent(agent_id=name, state=state, conversation_manager_state=managed)
+
+
+async def nothing(_: str) -> None:
+    """Think of nothing."""
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[History]:
+    """A history in a thread of its own, which delivers nothing."""
+    history = History(tmp_path / "bot.outbox.db", relay=False, own_thread=True, read_timeout=60)
+    yield history
+    asyncio.run(history.close())
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Iterator[History]:
+    """A history in a thread of its own, whose store cannot be reached."""
+    url = "postgresql://nobody@127.0.0.1:1/nowhere"
+    history = History(tmp_path / "bot.outbox.db", store=url, relay=False, own_thread=True)
+    yield history
+    asyncio.run(history.close())
+
+
+@pytest.fixture
+def repository(shared: History) -> LetopisSessionRepository:
+    """A repository with a session and an agent in it."""
+    made = LetopisSessionRepository(shared, owner="42")
+    made.create_session(Session(session_id="chat-1", session_type=SessionType.AGENT))
+    made.create_agent("chat-1", agent_of("bot"))
+    return made
+
+
+def known(history: History, deed: Any) -> Any:
+    """Return what a deed of the history returns."""
+    return asyncio.run(deed(history))
+
+
+def test_messages_come_back_as_they_were(repository: LetopisSessionRepository, shared: History) -> None:
+    given = [SessionMessage.from_message(message, number) for number, message in enumerate(MESSAGES)]
+    for one in given:
+        repository.create_message("chat-1", "bot", one)
+
+    assert repository.list_messages("chat-1", "bot") == given
+    assert repository.list_messages("chat-1", "bot", limit=2, offset=3) == given[3:5]
+    assert repository.list_messages("chat-1", "bot", limit=0) == repository.list_messages("chat-1", "another") == []
+    assert repository.read_message("chat-1", "bot", 6) == given[6]
+    assert repository.read_message("chat-1", "bot", 99) is None
+    found = [one.message for one in known(shared, lambda history: history.messages("chat-1"))]
+    assert found[0].content == (Text("What?"), File("data:image/png;base64,iVBORw==", "image/png"))
+    assert found[1].content[0] == Reasoning("A picture")
+    assert found[1].content[2] == ToolCall("c1", "look", {"at": "tea", "n": 1})
+    assert (found[2].role, found[2].content) == ("tool", (ToolResult("c1", "a cup of tea, I think"),))
+    assert found[4].content == (ToolResult("c2", [1], "error"),)
+    assert found[5].content == "Same again"
+    conversation = known(shared, lambda history: history.conversation("chat-1"))
+    assert conversation.owner_id == "42"
+
+
+def test_the_same_deeds_as_on_files(repository: LetopisSessionRepository, tmp_path: Path) -> None:
+    """Random ones, of several agents, with the framework's own repository beside."""
+    theirs: Any = FileSessionManager("chat-1", storage_dir=str(tmp_path / "files"))
+    theirs.create_agent("chat-1", agent_of("bot"))
+    chance, counts = random.Random(1), {"bot": 0, "planner": 0}
+    for one in (repository, theirs):
+        one.create_agent("chat-1", agent_of("planner"))
+    for step in range(150):
+        name = chance.choice(list(counts))
+        deed = chance.choice(["create", "create", "update", "list", "read", "agent"])
+        number = chance.randrange(counts[name]) if counts[name] else 0
+        results: list[Any] = []
+        message, redacted = said(f"message {step}", counts[name]), said("redacted", 0).message
+        offset, limit = chance.randrange(40), chance.choice([None, 0, 3])
+        for one in (repository, theirs):
+            if deed == "create":
+                one.create_message("chat-1", name, message)
+            elif deed == "update" and counts[name]:
+                update = SessionMessage(said("x", 0).message, number, redact_message=redacted, updated_at="now")
+                one.update_message("chat-1", name, update)
+            elif deed == "list":
+                results.append(one.list_messages("chat-1", name, limit=limit, offset=offset))
+            elif deed == "read":
+                results.append(one.read_message("chat-1", name, number))
+            else:
+                agent = agent_of(name, step=step)
+                one.update_agent("chat-1", agent)
+                results.append((one.read_agent("chat-1", name).state, agent.state))
+        assert results == [] or results[0] == results[1], (step, deed)
+        counts[name] += deed == "create"
+    assert min(counts.values()) > 20
+
+
+def test_a_message_is_replaced_where_it_was_and_for_all_readers(
+    repository: LetopisSessionRepository, shared: History
+) -> None:
+    """As a guardrail does; erasing the message erases what was kept with the replacement, too."""
+    repository.create_message("chat-1", "bot", said("my number is 4711", 0))
+    repository.create_message("chat-1", "bot", said("and?", 1))
+    redacted: Any = {"role": "user", "content": [{"text": "[redacted]"}], "tracking_id": "t-1"}
+    replaced = SessionMessage(said("my number is 4711", 0).message, 0, redact_message=redacted)
+
+    repository.update_message("chat-1", "bot", replaced)
+
+    assert repository.list_messages("chat-1", "bot")[0] == replaced
+    first, second = known(shared, lambda history: history.messages("chat-1"))
+    assert [first.text, second.text] == ["[redacted]", "and?"]
+    known(shared, lambda history: history.redact("chat-1", first.id))
+    assert texts(repository.list_messages("chat-1", "bot")) == ["and?"]
+    with pytest.raises(SessionException, match="does not exist"):
+        repository.update_message("chat-1", "bot", said("?", 7))
+
+
+def test_what_something_else_wrote_or_edited(repository: LetopisSessionRepository, shared: History) -> None:
+    call: Any = {"role": "assistant", "content": [{"text": "Let me lok"}, CALL]}
+    repository.create_message("chat-1", "bot", SessionMessage.from_message(call, 0))
+    (wrong,) = known(shared, lambda history: history.messages("chat-1"))
+    fixed = (Text("Let me look"), *wrong.message.content[1:])
+    known(shared, lambda history: history.edit("chat-1", wrong.id, fixed))
+    known(shared, lambda history: history.append("chat-1", Message.user("from elsewhere")))
+
+    (found,) = repository.list_messages("chat-1", "bot")
+
+    assert found.message == {"role": "assistant", "content": [{"text": "Let me look"}, CALL]}
+
+
+def test_two_processes_that_count_alike_lose_nothing(repository: LetopisSessionRepository, tmp_path: Path) -> None:
+    """The framework's own files hold one message of a number, the last."""
+    theirs: Any = FileSessionManager("chat-1", storage_dir=str(tmp_path / "files"))
+    theirs.create_agent("chat-1", agent_of("bot"))
+    for one in (repository, theirs):
+        one.create_message("chat-1", "bot", said("from the first", 0))
+        one.create_message("chat-1", "bot", said("from the second", 0))
+
+    assert texts(repository.list_messages("chat-1", "bot")) == ["from the first", "from the second"]
+    assert texts(theirs.list_messages("chat-1", "bot")) == ["from the second"]
+
+
+def test_long_sessions_are_read_from_their_end(repository: LetopisSessionRepository) -> None:
+    for number in range(220):
+        repository.create_message("chat-1", "bot", said(f"message {number}", number))
+
+    assert texts(repository.list_messages("chat-1", "bot", offset=215)) == [f"message {n}" for n in range(215, 220)]
+    assert len(repository.list_messages("chat-1", "bot")) == 220
+    assert repository.read_message("chat-1", "bot", 3) is not None
+
+
+def test_what_is_there_and_what_is_not(repository: LetopisSessionRepository) -> None:
+    session = Session(session_id="chat-1", session_type=SessionType.AGENT)
+    for create in (
+        lambda: repository.create_session(session),
+        lambda: repository.create_agent("chat-1", agent_of("bot")),
+    ):
+        with pytest.raises(SessionException, match="already exists"):
+            create()
+    assert repository.read_session("chat-2") is repository.read_agent("chat-1", "another") is None
+    with pytest.raises(SessionException, match="does not exist"):
+        repository.update_agent("chat-1", agent_of("another"))
+    with pytest.raises(SessionException, match="does not exist"):
+        repository.delete_session("chat-2")
+    with pytest.raises(SessionException, match="NUL"):
+        repository.create_message("chat-1", "bot", said("\x00", 0))
+
+
+def test_a_session_is_erased_and_its_id_used_again(repository: LetopisSessionRepository, shared: History) -> None:
+    repository.create_message("chat-1", "bot", said("hi", 0))
+
+    repository.delete_session("chat-1")
+
+    assert repository.read_session("chat-1") is repository.read_agent("chat-1", "bot") is None
+    assert repository.list_messages("chat-1", "bot") == []
+    with pytest.raises(SessionException):
+        repository.update_agent("chat-1", agent_of("bot"))
+    repository.create_session(Session(session_id="chat-1", session_type=SessionType.AGENT))
+    repository.create_message("chat-1", "bot", said("hi", 0))
+    assert texts(repository.list_messages("chat-1", "bot")) == ["hi"]
+    erased, said_anew = known(shared, lambda history: history.messages("chat-1", every=True))
+    assert (erased.text, said_anew.text) == ("", "hi")
+
+
+async def test_on_each_kind_of_store(bot: History) -> None:
+    def work() -> None:
+        made = LetopisSessionRepository(bot)
+        for _ in range(2):
+            agent = Agent(
+                model=FakeModel(nothing),
+                session_manager=RepositorySessionManager("chat-1", session_repository=made),
+                callback_handler=None,
+                agent_id="bot",
+            )
+            agent.state.set("step", 3)
+            agent("hi")
+        assert texts(made.list_messages("chat-1", "bot")) == ["hi", "answer to hi"] * 2
+        found = made.read_agent("chat-1", "bot")
+        assert found is not None and found.state == {"step": 3}
+
+    await asyncio.to_thread(work)
+
+
+def test_an_agent_goes_on_where_it_was(repository: LetopisSessionRepository) -> None:
+    @tool
+    def look(at: str) -> str:
+        """Look at something."""
+        return f"{at}: a cup"
+
+    class Calling(FakeModel):
+        async def stream(self, messages: Any, *given: Any, **options: Any) -> Any:
+            self.asked.append(list(messages))
+            if "toolResult" in messages[-1]["content"][0]:
+                async for event in self._words("A cup"):
+                    yield event
+                return
+            start = {"toolUse": {"toolUseId": f"c{len(messages)}", "name": "look"}}
+            yield {"messageStart": {"role": "assistant"}}
+            yield {"contentBlockStart": {"start": start}}
+            yield {"contentBlockDelta": {"delta": {"toolUse": {"input": '{"at": "tea"}'}}}}
+            yield {"contentBlockStop": {}}
+            yield {"messageStop": {"stopReason": "tool_use"}}
+
+    for round_ in range(2):
+        model = Calling(nothing)
+        agent = Agent(
+            model=model,
+            tools=[look],
+            session_manager=RepositorySessionManager("chat-1", session_repository=repository),
+            callback_handler=None,
+            agent_id="bot",
+        )
+        assert len(agent.messages) == 4 * round_
+        assert str(agent("What is this?")).strip() == "A cup"
+        assert len(model.asked[0]) == 4 * round_ + 1
+    assert [one.message["role"] for one in repository.list_messages("chat-1", "bot")] == ["user", "assistant"] * 4
+
+
+def test_a_multi_agent_is_kept(repository: LetopisSessionRepository) -> None:
+    def graph() -> Any:
+        builder = GraphBuilder()
+        builder.add_node(Agent(model=FakeModel(nothing), callback_handler=None, agent_id="one"), "one")
+        builder.set_graph_id("flow")
+        builder.set_max_node_executions(3)
+        builder.set_session_manager(RepositorySessionManager("chat-1", session_repository=repository))
+        return builder.build()
+
+    graph()("hi")
+
+    state = repository.read_multi_agent("chat-1", "flow")
+    assert state is not None and state["completed_nodes"] == ["one"]
+    assert {node.node_id for node in graph().state.completed_nodes} == set()
+    assert repository.read_multi_agent("chat-1", "another") is None
+    with pytest.raises(SessionException, match="already exists"):
+        repository.create_multi_agent("chat-1", graph())
+    builder = graph()
+    builder.id = "another"
+    with pytest.raises(SessionException, match="does not exist"):
+        repository.update_multi_agent("chat-1", builder)
+
+
+def test_without_the_store(away: History) -> None:
+    """A session that the outbox knows goes on; of another one it is not said that it is new."""
+    repository = LetopisSessionRepository(away)
+    with pytest.raises(SessionException, match="unreachable"):
+        repository.read_session("chat-1")
+    with pytest.raises(SessionException, match="unreachable"):
+        repository.list_messages("chat-1", "bot")
+
+    async def put() -> None:
+        records = away.records(conversation="chat-1")
+        await records.put(("strands",), "session", Session("chat-1", SessionType.AGENT).to_dict())
+        await records.put(("strands", "agents"), "bot", agent_of("bot").to_dict())
+
+    asyncio.run(put())
+    repository.create_message("chat-1", "bot", said("hi", 0))
+    agent = Agent(
+        model=FakeModel(nothing),
+        session_manager=RepositorySessionManager("chat-1", session_repository=repository),
+        callback_handler=None,
+        agent_id="bot",
+    )
+    agent.state.set("step", 1)
+    assert str(agent("and?")).strip() == "answer to and?"
+    assert texts(repository.list_messages("chat-1", "bot")) == ["hi", "and?", "answer to and?"]
+
+
+async def test_in_the_loop_of_the_history_it_says_what_to_do(history: History) -> None:
+    repository = LetopisSessionRepository(history)
+    with pytest.raises(InHomeLoop, match="own_thread"):
+        repository.read_session("chat-1")
+
+    assert await asyncio.to_thread(repository.read_session, "chat-1") is None
+
+
+async def test_in_an_event_loop_with_a_history_in_its_own_thread(tmp_path: Path) -> None:
+    async with History(tmp_path / "bot.outbox.db", relay=False, own_thread=True) as shared:
+        repository = LetopisSessionRepository(shared)
+        agent = Agent(
+            model=FakeModel(nothing),
+            session_manager=RepositorySessionManager("chat-1", session_repository=repository),
+            callback_handler=None,
+        )
+        assert str(await agent.invoke_async("hi")).strip() == "answer to hi"
+        assert len(await shared.messages("chat-1")) == 2
+
+
+def test_it_wants_a_history(tmp_path: Path) -> None:
+    wrong: Any = str(tmp_path / "bot.outbox.db")
+    for make in (LetopisSessionRepository, LetopisStorage):
+        with pytest.raises(InvalidInput, match="history"):
+            make(wrong)
+    with BlockingHistory.open(wrong, relay=False) as blocking, pytest.raises(InvalidInput, match="history"):
+        LetopisStorage(blocking)  # type: ignore[arg-type]
+
+
+# Storage.
+
+
+async def same(storage: Any, theirs: Any, deed: str, *given: Any) -> Any:
+    """Return what both do alike."""
+    results: list[Any] = []
+    for one in (storage, theirs):
+        try:
+            results.append(await getattr(one, deed)(*given))
+        except StorageError:
+            results.append(StorageError)
+    assert results[0] == results[1], (deed, given)
+    return results[0]
+
+
+async def test_the_same_deeds_as_in_memory(bot: History) -> None:
+    """Random ones, on each kind of store, with the framework's own storage beside."""
+    ours, theirs, chance = LetopisStorage(bot), InMemoryStorage(), random.Random(2)
+    words = ["session", "chat", "chat-1", "scopes", "ü", "a%b", "..", "", "snapshot_latest.json", "x" * 40]
+    for _ in range(250):
+        key = "/".join(chance.choices(words, k=chance.randint(1, 5)))
+        deed = chance.choice(["write", "write", "read", "delete", "list", "list"])
+        given = [chance.randbytes(5)] if deed == "write" else []
+        await same(ours, theirs, deed, key[: chance.randint(0, len(key))] if deed == "list" else key, *given)
+    for prefix in ("", "session", "session/", "session/ch", "session/chat-1/", "/session//chat/", "x"):
+        await same(ours, theirs, "list", prefix)
+    assert len(await ours.list("")) > 20
+
+
+@pytest.mark.parametrize("key", ["a", "a/b", "a/b/c", "a/b/c/d/e", "ключ/b"])
+def test_keys_have_one_place(key: str) -> None:
+    assert key_at(place_of(key)) == key == key_at(place_of(f"/{key.replace('/', '//')}/"))
+    namespace, _ = place_of(key)
+    for length in range(len(key) + 1):
+        below, beginning = range_of(key[:length])
+        assert key.startswith(beginning) and namespace[: len(below)] == below
+
+
+@pytest.mark.parametrize("key", ["", "/", "a\\b", "a/../b"])
+async def test_what_no_key_can_be(history: History, key: str) -> None:
+    with pytest.raises(StorageError, match="key"):
+        await LetopisStorage(history).write(key, b"")
+
+
+def test_the_records_of_a_session_are_in_one_lane() -> None:
+    """So they are delivered in order."""
+    keys = ["session/chat-1/scopes/agent/bot/snapshots/snapshot_latest.json", "session/chat-1/scopes/x"]
+    assert {place_of(key)[0] for key in keys} == {("strands", "session", "chat-1")}
+
+
+def test_snapshots_of_an_agent(shared: History) -> None:
+    manager: Any = getattr(strands_session, "SnapshotSessionManager", None)
+    if manager is None:
+        pytest.skip("this release has none")
+    storage = LetopisStorage(shared)
+
+    def agent() -> tuple[Agent, Any]:
+        session = manager("chat-1", storage=storage, snapshot_trigger=lambda **_: True)
+        made = Agent(
+            model=FakeModel(nothing), session_manager=session, callback_handler=None, agent_id="bot", storage=storage
+        )
+        return made, session
+
+    first, _ = agent()
+    first("hi")
+    first.state.set("step", 3)
+    first("and?")
+    again, session = agent()
+    assert len(again.messages) == 4 and again.state.get("step") == 3
+    earliest, latest = asyncio.run(session.list_snapshot_ids(again))
+    assert earliest < latest
+    assert asyncio.run(session.restore_snapshot(again, snapshot_id=earliest))
+    assert len(again.messages) == 2
+    asyncio.run(session.delete_session())
+    assert agent()[0].messages == []
+
+
+async def test_it_is_searched(history: History) -> None:
+    storage: Any = LetopisStorage(history)
+    if not hasattr(storage, "search"):
+        pytest.skip("this release has none")
+    await storage.write("notes/tea.md", b"green, black, white")
+    await storage.write("notes/coffee.md", b"arabica")
+
+    assert [one.key for one in await storage.search("black tea")] == ["notes/tea.md"]
+
+
+async def test_storage_without_the_store(alone: History) -> None:
+    storage = LetopisStorage(alone)
+    for call in (storage.read("session/a"), storage.list("session/")):
+        with pytest.raises(StorageError, match="unreachable"):
+            await call
+
+    await storage.write("session/a", b"1")
+    assert await storage.read("session/a") == b"1"
+
+
+async def test_several_storages_in_one_history(history: History) -> None:
+    await LetopisStorage(history).write("a", b"1")
+
+    assert await LetopisStorage(history, space="another").read("a") is None
+    assert await history.records(space="strands").put(("strands",), "b", b"", expected=ABSENT)
+    assert await LetopisStorage(history).list("") == ["a", "b"]
