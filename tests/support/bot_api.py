@@ -269,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._answer(status, answer)
 
-    do_GET = do_POST
+    do_GET = do_POST  # noqa: N815 - as the base calls it
 
     def _sized(self) -> bool:
         return self.headers.get("Transfer-Encoding", "").lower() != "chunked"

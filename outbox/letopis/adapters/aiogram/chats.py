@@ -116,14 +116,14 @@ class LetopisChats:
         dispatcher: Dispatcher,
         *,
         commands: Sequence[str] = COMMANDS,
-        describe: bool = True,
+        describe: bool = False,
         drain_seconds: float = 10.0,
     ) -> None:
         """Connect with a dispatcher: from its startup to its shutdown, everything is recorded.
 
         :param commands: the ready commands to offer, of ``new``, ``list``, ``switch``, ``rename``, ``delete``,
             ``history``, ``stats``, ``search``; none with an empty tuple.
-        :param describe: tell Telegram the commands at startup, so that it offers them. That replaces those it has.
+        :param describe: tell Telegram the commands at startup, so that it offers them, in place of those it has.
         :param drain_seconds: how long the shutdown waits for handlers that are running.
         :raises InvalidInput: there is no such command, or it is connected already.
         """
