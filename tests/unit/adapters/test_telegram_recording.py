@@ -172,7 +172,7 @@ async def test_commands_buttons_and_unknown_types_are_events_and_no_messages(par
         "custom.telegram.telepathy",
     ]
     assert (nowhere.key, nowhere.conversation_id) == (None, None)
-    [kept] = await parts.history.events("tg:7000:updates")
+    *_, kept = await parts.history.events("tg:7000:updates")
     assert kept.data["inline_query"]["query"] == "q"
 
 
