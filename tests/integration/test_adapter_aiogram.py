@@ -25,6 +25,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from letopis.adapters.aiogram import ChatHistory, LetopisChats, unrecorded
+from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History
 from letopis.store import InvalidInput
 from letopis.store.model.conversations import Delivery
@@ -36,7 +37,7 @@ from tests.support.aiogram_bots import (
     recorded_by_the_session,
     until,
 )
-from tests.support.bot_api import BotApi, bot_api
+from tests.support.bot_api import BOT_ID, BotApi, bot_api
 from tests.support.child import command
 from tests.support.paths import ROOT
 from tests.support.peers import refused_port
