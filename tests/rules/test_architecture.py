@@ -64,6 +64,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "_blocking",
         "_messages",
         "agent_framework",
+        "telegram_core",
+        "aiogram",
         "haystack",
         "langchain",
         "langgraph",
@@ -111,6 +113,7 @@ CORE = frozenset({"sqlalchemy", "aiosqlite", "alembic", "orjson", "anyio", "clic
 CORE_OF_ROOMS = {
     "letopis.store.testing": frozenset({"pytest"}),
     "letopis.adapters.agent_framework": frozenset({"agent_framework"}),
+    "letopis.adapters.aiogram": frozenset({"aiogram", "aiohttp"}),
     "letopis.adapters.langgraph": frozenset({"langgraph"}),
     "letopis.adapters.strands": frozenset({"strands"}),
 }

@@ -1,0 +1,108 @@
+"""Bots of aiogram that talk to the Bot API server of the tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aiogram import BaseMiddleware, Bot, Dispatcher
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.client.telegram import TelegramAPIServer
+from aiogram.types import Message, Update
+
+from letopis.adapters.aiogram import ChatHistory, LetopisChats
+from letopis.adapters.telegram_core.incoming import IncomingRecorder
+from letopis.outbox import History
+from tests.support.bot_api import BOT_ID, TOKEN, BotApi
+
+
+def bot_at(url: str, **options: Any) -> Bot:
+    """Return a bot whose Telegram is the server at a URL."""
+    session = AiohttpSession(api=TelegramAPIServer.from_base(url), timeout=options.pop("timeout", 10))
+    return Bot(TOKEN, session=session, **options)
+
+
+@asynccontextmanager
+async def polling(dispatcher: Dispatcher, bot: Bot, **options: Any) -> AsyncIterator[None]:
+    """Poll for the time of a block, with aiogram's own loop."""
+    given = {"polling_timeout": 1, "handle_signals": False, **options}
+    task = asyncio.create_task(dispatcher.start_polling(bot, **given))
+    try:
+        yield
+    finally:
+        await asyncio.sleep(0)
+        if not task.done():
+            await dispatcher.stop_polling()
+        await task
+
+
+async def until(api: BotApi, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait, without blocking the loop, until a condition on the server is true."""
+    await asyncio.to_thread(api.wait, condition, seconds)
+
+
+# Bots that are killed. A slow disk makes the moment between the receipt and the record long enough.
+
+SLOW_SECONDS = 0.3
+
+
+@asynccontextmanager
+async def recorded_by_the_session(folder: Path, *, hang: bool) -> AsyncIterator[Dispatcher]:
+    """A dispatcher with the adapter; it never answers if it is to hang."""
+    chats = LetopisChats(folder / "bot.outbox.db", relay=False)
+    dispatcher = Dispatcher()
+    chats.attach(dispatcher)
+
+    @dispatcher.message()
+    async def answer(message: Message, history: ChatHistory) -> None:
+        if hang:
+            await asyncio.Event().wait()
+        asked = [one.text for one in await history.messages() if one.role == "user"]
+        await message.answer(f"answer to {asked[-1]}")
+
+    yield dispatcher
+
+
+class DefaultHook(BaseMiddleware):
+    """Records where most examples do: in an outer middleware of the dispatcher."""
+
+    def __init__(self, history: History) -> None:
+        self._recorder = IncomingRecorder(history, BOT_ID)
+
+    async def __call__(self, handler: Any, event: Any, data: dict[str, Any]) -> Any:
+        assert isinstance(event, Update)
+        await self._recorder.record(event.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return await handler(event, data)
+
+
+@asynccontextmanager
+async def recorded_by_the_default_hook(folder: Path, *, hang: bool) -> AsyncIterator[Dispatcher]:
+    """A dispatcher with a middleware that records."""
+    async with History.open(folder / "bot.outbox.db", relay=False) as history:
+        dispatcher = Dispatcher()
+        dispatcher.update.outer_middleware(DefaultHook(history))
+
+        @dispatcher.message()
+        async def answer(message: Message) -> None:
+            if hang:
+                await asyncio.Event().wait()
+            await message.answer(f"answer to {message.text}")
+
+        yield dispatcher
+
+
+async def hang(hook: str, url: str, folder: str) -> None:
+    """Poll until the process is killed, with a disk that is slow, and answer nothing."""
+    record = IncomingRecorder.record
+
+    async def slowly(self: IncomingRecorder, update: Any) -> Any:
+        await asyncio.sleep(SLOW_SECONDS)
+        return await record(self, update)
+
+    IncomingRecorder.record = slowly  # type: ignore[method-assign]
+    bots = {"session": recorded_by_the_session, "default": recorded_by_the_default_hook}
+    async with bots[hook](Path(folder), hang=True) as dispatcher:
+        await dispatcher.start_polling(bot_at(url), polling_timeout=1)
