@@ -1,0 +1,14 @@
+"""Keep the sessions of Google's Agent Development Kit in a history; imported explicitly, needs ``letopis[google-adk]``."""
+
+try:  # only to say what is missing
+    import google.adk as _adk  # noqa: F401  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError as error:
+    if error.name is None or not error.name.startswith("google"):
+        raise
+    raise ModuleNotFoundError(
+        "letopis.adapters.google_adk needs google-adk: pip install 'letopis[google-adk]'", name=error.name
+    ) from error
+
+from letopis.adapters.google_adk.service import LetopisSessionService
+
+__all__ = ("LetopisSessionService",)
