@@ -83,5 +83,5 @@ async def _find(history: History, conversation_id: str, entry_id: str | None) ->
             tip = tip and not is_entry(message)
         if (before := page.next) is None:
             if entry_id is None:
-                return "tip" if tip and page.complete else "on path"
+                return "tip" if tip else "on path"
             return "off path" if page.complete else "on path"
