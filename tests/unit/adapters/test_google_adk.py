@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from google.genai import types
 
 from letopis.adapters.google_adk import LetopisSessionService
 from letopis.adapters.google_adk.names import conversation_of, user_space
-from letopis.outbox import History, Retention
+from letopis.outbox import History
 from letopis.store import InvalidInput, Message, StoreUnavailable, ToolCall, ToolResult
 from tests.support.apart import open_apart
+from tests.support.peers import refused_port
+from tests.support.pruning import prune
 
 APP, USER = "bot", "42"
 WHERE = conversation_of(APP, USER, "s1")
@@ -312,26 +314,24 @@ async def test_without_the_store(alone: History) -> None:
 async def test_the_whole_state_is_known_without_the_store_while_the_session_is_active(tmp_path: Path) -> None:
     """Old values leave the outbox once they are delivered; the session's newest record has all of them."""
     path, store = tmp_path / "bot.outbox.db", tmp_path / "history.db"
-    keeps = Retention(keep_last=3, keep_for=timedelta(0))
-    async with History(path, store=store, retention=keeps) as history:
+    async with History(path, store=store) as history:
         service = LetopisSessionService(history)
         session = await begun(service, **{"old": 1, "user:old": 2})
         for number in range(8):
             await service.append_event(session, said(str(number), actions=EventActions(state_delta={"n": number})))
         assert await history.drained(timeout=20)
-        assert (await loaded(service)).state == {"old": 1, "n": 7, "user:old": 2}
+        await prune(history, keep_last=3)
+        await service.append_event(session, said("8"))
+        assert await history.drained(timeout=20)
 
-    away = f"postgresql://nobody@127.0.0.1:{await _refused()}/nowhere"
-    async with History(path, store=away, retention=keeps, relay=False) as history:
+    away = f"postgresql://nobody@127.0.0.1:{await refused_port()}/nowhere"
+    async with History(path, store=away, relay=False) as history:
+        with pytest.raises(StoreUnavailable):
+            await history.records(conversation=WHERE).get(("google_adk", "state"), "=old")
         found = await loaded(LetopisSessionService(history))
         assert found.state == {"old": 1, "n": 7, "user:old": 2}
-        assert texts(found)[-1] == "7"
-
-
-async def _refused() -> int:
-    from tests.support.peers import refused_port
-
-    return await refused_port()
+        assert texts(found)[-2:] == ["7", "8"]
+        assert len(found.events) < 9
 
 
 async def test_another_outbox_was_first(tmp_path: Path) -> None:

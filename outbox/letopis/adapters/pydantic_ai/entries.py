@@ -112,8 +112,8 @@ def _is_result(part: Mapping[str, Any]) -> bool:
 
 
 def _result(part: Mapping[str, Any]) -> ToolResult:
-    failed = part["part_kind"] == "retry-prompt" or part.get("outcome") in ("failed", "denied")
-    return ToolResult(part["tool_call_id"], part["content"], "error" if failed else "ok")
+    done = part["part_kind"] == "tool-return" and part.get("outcome", "success") == "success"
+    return ToolResult(part["tool_call_id"], part["content"], "ok" if done else "error")
 
 
 def _plain(parts: list[Part]) -> Content:

@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic_ai.conversation import Conversation
 from pydantic_ai.conversation_store import (
@@ -16,6 +16,7 @@ from pydantic_ai.conversation_store import (
     ConversationRecord,
     ConversationStore,
 )
+from pydantic_ai.run import AgentRunResult
 
 from letopis.adapters.pydantic_ai.chain import Chain
 from letopis.adapters.pydantic_ai.path import PathChange, plan_path
@@ -30,6 +31,7 @@ from letopis.store import (
     NotConfirmed,
     Record,
     RecordConflict,
+    Saved,
     StoreUnavailable,
 )
 from letopis.store.cancellation import run_to_completion
@@ -38,6 +40,7 @@ logger = logging.getLogger("letopis.adapters.pydantic_ai")
 
 _REMEMBERED: Final = 10_000
 """Entries of which the store remembers in which conversation they are."""
+_is_new: ContextVar[bool] = ContextVar("letopis_pydantic_ai_is_new", default=False)
 _may_be_partial: ContextVar[bool] = ContextVar("letopis_pydantic_ai_may_be_partial", default=False)
 
 
@@ -104,12 +107,35 @@ class LetopisConversationStore(ConversationStore):
         finally:
             _may_be_partial.reset(token)
 
+    async def save(
+        self, conversation: Conversation | AgentRunResult[Any], *, scope: str | None = None
+    ) -> list[ConversationEntry]:
+        """Store what is new of a conversation, and return the entries.
+
+        One that was not loaded is saved while the history store is away, too. If there is one of its id after all, that
+        one stays as it is, and the entries stay in the log.
+
+        :raises ConversationConflict: it was saved or deleted since it was loaded; nothing was written.
+        :raises LetopisError: as for :meth:`write_record`.
+        """
+        given = conversation if isinstance(conversation, Conversation) else conversation.conversation
+        token = _is_new.set(given.revision is None)
+        try:
+            return await super().save(conversation, scope=scope)
+        finally:
+            _is_new.reset(token)
+
     async def read_record(self, conversation_id: str) -> ConversationRecord | None:
         """Return the record of a conversation; ``None`` only if it is known that there is none.
 
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
         """
-        stored = await self._stored(conversation_id)
+        try:
+            stored = await self._stored(conversation_id)
+        except StoreUnavailable:
+            if _is_new.get():
+                return None  # the history store decides on delivery
+            raise
         if stored is None:
             return None
         record = from_json(stored.value)
@@ -158,9 +184,9 @@ class LetopisConversationStore(ConversationStore):
         receipt = await run_to_completion(self._write(record, new_entries, expected_revision))
         if receipt is None or self._confirm is None:
             return
-        if not await receipt.saved(self._timeout):
-            if await receipt.superseded(0):
-                raise ConversationConflict(record.conversation_id)
+        if await receipt.superseded(self._timeout):
+            raise ConversationConflict(record.conversation_id)
+        if await receipt.state() is not Saved.SAVED:
             raise NotConfirmed(conversation_id=record.conversation_id, event_ids=())
 
     async def delete_record(self, conversation_id: str, *, expected_revision: str) -> None:
