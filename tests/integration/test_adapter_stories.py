@@ -20,7 +20,17 @@ FRAMEWORKS = {
     "langchain": ("langchain_core", "langchain", False),
     "haystack": ("haystack_experimental", "haystack", False),
     "llama_index": ("llama_index", "llama-index", True),
+    "pydantic_ai": ("pydantic_ai", "pydantic-ai", False),
+    "google_adk": ("google.adk", "google-adk", True),
 }
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package is there, and the one that it is in."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 @pytest.fixture(params=FRAMEWORKS)
@@ -28,7 +38,7 @@ def framework(request: pytest.FixtureRequest) -> str:
     """An adapter whose framework is installed."""
     name: str = request.param
     package, extra, _ = FRAMEWORKS[name]
-    if importlib.util.find_spec(package) is None:
+    if not is_installed(package):
         pytest.skip(f"needs {package}: pip install 'letopis[{extra}]', or the group adapters")
     return name
 
