@@ -30,7 +30,7 @@ Contract = BaseSessionService
 
 @pytest.fixture(scope="module", params=["control", *STORES])
 def contract(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
-    """A session service that delivers in the background, shared by all tests; the control keeps everything in memory."""
+    """A session service that delivers in the background, shared by all tests; the control keeps all in memory."""
     if request.param == "control":
         yield InMemorySessionService()
         return

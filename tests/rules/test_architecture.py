@@ -59,7 +59,17 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "daemon",
         "cli",
     ),
-    "letopis.adapters": ("formats", "_messages", "haystack", "langchain", "langgraph", "llama_index", "openai_agents"),
+    "letopis.adapters": (
+        "formats",
+        "_messages",
+        "google_adk",
+        "haystack",
+        "langchain",
+        "langgraph",
+        "llama_index",
+        "openai_agents",
+        "pydantic_ai",
+    ),
 }
 
 # Published beside the front door, and built on it.
@@ -99,7 +109,9 @@ CORE = frozenset({"sqlalchemy", "aiosqlite", "alembic", "orjson", "anyio", "clic
 # framework.
 CORE_OF_ROOMS = {
     "letopis.store.testing": frozenset({"pytest"}),
+    "letopis.adapters.google_adk": frozenset({"google", "pydantic_core"}),
     "letopis.adapters.langgraph": frozenset({"langgraph"}),
+    "letopis.adapters.pydantic_ai": frozenset({"pydantic", "pydantic_ai", "pydantic_core"}),
 }
 
 LONGEST = 450

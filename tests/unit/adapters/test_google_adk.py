@@ -283,7 +283,7 @@ async def test_other_names_for_conversations_and_owners(history: History) -> Non
     await service.append_event(await begun(service), said("hello"))
 
     assert [one.conversation_id for one in await history.conversations(owner="bot:42")] == ["s1"]
-    assert texts((await loaded(service))) == ["hello"]
+    assert texts(await loaded(service)) == ["hello"]
     assert [one.id for one in (await service.list_sessions(app_name=APP, user_id=USER)).sessions] == ["s1"]
 
 
@@ -399,9 +399,7 @@ async def test_the_runner(service: LetopisSessionService, history: History) -> N
     assert found.state == {"answer": "I will remember tea", "user:fact": "tea"}
     roles = [one.role for one in await history.messages(WHERE)]
     assert roles == ["user", "assistant", "tool", "assistant"]
-    await runner.rewind_async(
-        user_id=USER, session_id="s1", rewind_before_invocation_id=found.events[0].invocation_id
-    )
+    await runner.rewind_async(user_id=USER, session_id="s1", rewind_before_invocation_id=found.events[0].invocation_id)
     assert (await loaded(service)).events[-1].actions.rewind_before_invocation_id == found.events[0].invocation_id
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-FRAMEWORKS = {"agents", "langchain_core", "llama_index", "haystack"}
+FRAMEWORKS = {"agents", "google.adk", "langchain_core", "llama_index", "haystack", "pydantic_ai"}
 
 
 def loaded_by(statement: str) -> list[str]:
@@ -27,6 +27,8 @@ def test_letopis_comes_without_a_framework() -> None:
         ("langchain", "langchain_core", "langchain"),
         ("llama_index", "llama_index", "llama-index"),
         ("haystack", "haystack", "haystack"),
+        ("pydantic_ai", "pydantic_ai", "pydantic-ai"),
+        ("google_adk", "google.adk", "google-adk"),
     ],
 )
 def test_an_adapter_without_its_framework_names_the_extra(adapter: str, package: str, extra: str) -> None:

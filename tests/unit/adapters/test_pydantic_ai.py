@@ -37,7 +37,17 @@ from pydantic_ai.usage import RequestUsage
 
 from letopis.adapters.pydantic_ai import LetopisConversationStore
 from letopis.outbox import History
-from letopis.store import File, InvalidInput, Message, NotConfirmed, Reasoning, StoreUnavailable, Text, ToolCall, ToolResult
+from letopis.store import (
+    File,
+    InvalidInput,
+    Message,
+    NotConfirmed,
+    Reasoning,
+    StoreUnavailable,
+    Text,
+    ToolCall,
+    ToolResult,
+)
 from tests.support.apart import open_apart
 from tests.support.peers import refused_port
 from tests.support.pruning import prune
@@ -70,7 +80,11 @@ MESSAGES: list[ModelMessage] = [
     ModelRequest(
         parts=[
             UserPromptPart(
-                ["And this?", ImageUrl("https://example.org/a.png"), BinaryImage(data=b"\xff\xfe?>", media_type="image/png")],
+                [
+                    "And this?",
+                    ImageUrl("https://example.org/a.png"),
+                    BinaryImage(data=b"\xff\xfe?>", media_type="image/png"),
+                ],
                 timestamp=THEN,
             )
         ],

@@ -1,4 +1,4 @@
-"""Keep the sessions of Google's Agent Development Kit in a history; imported explicitly, needs ``letopis[google-adk]``."""
+"""Keep the sessions of Google's ADK in a history; imported explicitly, needs ``letopis[google-adk]``."""
 
 try:  # only to say what is missing
     import google.adk as _adk  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -9,6 +9,6 @@ except ModuleNotFoundError as error:
         "letopis.adapters.google_adk needs google-adk: pip install 'letopis[google-adk]'", name=error.name
     ) from error
 
-from letopis.adapters.google_adk.service import LetopisSessionService
+from letopis.adapters.google_adk.sessions import LetopisSessionService
 
 __all__ = ("LetopisSessionService",)

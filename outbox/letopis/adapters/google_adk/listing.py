@@ -66,9 +66,10 @@ class SessionListing:
         found = []
         for one in conversations:
             about = one.metadata.get(ROOT)
-            if isinstance(about, Mapping) and about.get("app_name") == self._app_name:
-                if self._user_id is None or about.get("user_id") == self._user_id:
-                    found.append(one.conversation_id)
+            if not isinstance(about, Mapping) or about.get("app_name") != self._app_name:
+                continue
+            if self._user_id is None or about.get("user_id") == self._user_id:
+                found.append(one.conversation_id)
         return found
 
     async def _session(self, conversation_id: str, app: Found) -> Session | None:

@@ -16,6 +16,7 @@ from google.adk.events.event import Event
 from google.adk.sessions.session import Session
 
 from letopis.adapters.google_adk.names import ROOT
+from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.records import Record
 
 NAMESPACE: Final = (ROOT,)
@@ -39,7 +40,9 @@ class SessionRecord:
     state: Mapping[str, Any]
 
     @classmethod
-    def new(cls, app_name: str, user_id: str, session_id: str, *, now: float, state: Mapping[str, Any]) -> SessionRecord:
+    def new(
+        cls, app_name: str, user_id: str, session_id: str, *, now: float, state: Mapping[str, Any]
+    ) -> SessionRecord:
         """Return the record of a session that begins."""
         return cls(
             app_name=app_name, user_id=user_id, session_id=session_id, begun=uuid4().hex, updated=now, state=state
@@ -98,3 +101,10 @@ def has_seen(session: Session, record: SessionRecord, newest: str) -> bool:
         return session._storage_update_marker == record.marker(newest)
     # One that the caller made: its last event tells.
     return newest == (session.events[-1].id if session.events else "")
+
+
+def newest_of(page: Page[RecordedMessage]) -> str | None:
+    """Return the id of the newest message of a page; empty if there is none, ``None`` if that is not known."""
+    if page:
+        return page[-1].id
+    return "" if page.complete else None

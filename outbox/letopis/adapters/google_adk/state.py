@@ -11,8 +11,8 @@ from typing import Any, Final
 from google.adk.sessions.state import State
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from letopis.adapters.google_adk.names import ROOT
-from letopis.outbox import Records, Transaction
+from letopis.adapters.google_adk.names import ROOT, app_space, user_space
+from letopis.outbox import History, Records, Transaction
 from letopis.store.model.records import ABSENT, Record
 
 logger = logging.getLogger("letopis.adapters.google_adk")
@@ -92,16 +92,31 @@ def merged_state(snapshot: Mapping[str, Any], own: Found, app: Found, user: Foun
     return known if own.complete and app.complete and user.complete else {**snapshot, **known}
 
 
-async def put_all(tx: Transaction, records: Records, values: Mapping[str, Any], *, new: bool = False) -> None:
-    """Put values, each under its key.
+async def put_delta(
+    tx: Transaction,
+    history: History,
+    conversation_id: str,
+    app_name: str,
+    user_id: str,
+    delta: Delta,
+    *,
+    new: bool = False,
+) -> None:
+    """Put changed state, each value under its key in its scope.
 
-    :param new: of a session that is new: what is there already stays.
+    :param new: the session is new: if there is one all the same, its values stay.
     """
-    for key, value in values.items():
-        if new:
-            await tx.put(records, STATE, _MARK + key, value, expected=ABSENT, on_exists="keep")
-        else:
-            await tx.put(records, STATE, _MARK + key, value)
+    for scope, values in (
+        (history.records(conversation=conversation_id), delta.session),
+        (history.records(space=app_space(app_name)), delta.app),
+        (history.records(space=user_space(app_name, user_id)), delta.user),
+    ):
+        absent = new and values is delta.session
+        for key, value in values.items():
+            if absent:
+                await tx.put(scope, STATE, _MARK + key, value, expected=ABSENT, on_exists="keep")
+            else:
+                await tx.put(scope, STATE, _MARK + key, value)
 
 
 def _to_json(value: Any) -> Any:

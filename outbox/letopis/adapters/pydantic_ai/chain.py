@@ -39,14 +39,14 @@ class Chain:
         :raises StoreUnavailable: the history store is away, and the outbox does not know in which conversation one is.
         """
         tried = set[tuple[str, str | None]]()
-        while not self._done:
+        while not self._is_done():
             home = conversation_id or await self._home_of(str(self._next))
             if home is None or (home, self._next) in tried:
                 raise KeyError(self._next)
             tried.add((home, self._next))
             conversation_id = None
             await self._along(home, every=False)
-            if not self._done and self.complete:
+            if not self._is_done() and self.complete:
                 await self._along(home, every=True)
             if not self.complete:
                 return
@@ -61,8 +61,7 @@ class Chain:
             before = message.id
         return made
 
-    @property
-    def _done(self) -> bool:
+    def _is_done(self) -> bool:
         return self._next is None or (self._limit is not None and len(self.found) >= self._limit)
 
     async def _home_of(self, entry_id: str) -> str | None:
@@ -72,15 +71,15 @@ class Chain:
     async def _along(self, conversation_id: str, *, every: bool) -> None:
         """Follow the chain backward through a conversation's messages, with ``every`` also those off the path."""
         before: str | None = None
-        while not self._done:
+        while not self._is_done():
             size = _PAGE if self._limit is None else min(_PAGE, self._limit - len(self.found))
             page = await self._history.messages(conversation_id, last=size, before=before, every=every)
             for message in reversed(page):
-                if self._done:
+                if self._is_done():
                     return
                 self._take(message)
             if (before := page.next) is None:
-                self.complete = page.complete or self._done
+                self.complete = page.complete or self._is_done()
                 if self._skipping and self.complete:
                     self._next = None  # nothing comes before the redacted ones
                 return

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -44,9 +44,7 @@ def message_of(entry: ConversationEntry) -> Message:
     message = to_message(item, provider=PROVIDER, role=role, content=content)
     tokens, usage = _usage(item.get("usage") or {})
     about = {"parent": entry.parent_id, "kind": entry.kind}
-    return replace(
-        message, id=entry.id, tokens=tokens, usage=usage, metadata={**message.metadata, PROVIDER: about}
-    )
+    return replace(message, id=entry.id, tokens=tokens, usage=usage, metadata={**message.metadata, PROVIDER: about})
 
 
 def is_entry(message: RecordedMessage) -> bool:
@@ -116,7 +114,7 @@ def _result(part: Mapping[str, Any]) -> ToolResult:
     return ToolResult(part["tool_call_id"], part["content"], "ok" if done else "error")
 
 
-def _plain(parts: list[Part]) -> Content:
+def _plain(parts: Sequence[Part]) -> Content:
     """Return one text as text."""
     return parts[0].text if len(parts) == 1 and isinstance(parts[0], Text) else tuple(parts)
 
@@ -132,4 +130,3 @@ def _built(message: Message) -> ModelMessage:
         return ModelResponse(parts=[TextPart(message.text)])
     part = SystemPromptPart if message.role in INSTRUCTIONS else UserPromptPart
     return ModelRequest(parts=[part(message.text)])
-

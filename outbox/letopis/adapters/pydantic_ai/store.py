@@ -62,15 +62,16 @@ class LetopisConversationStore(ConversationStore):
 
     The scope is the owner of the conversation. A fork reads what it shares with its parent without copying it.
 
-    A conversation that neither the outbox nor the history store can tell about raises ``StoreUnavailable``, and is never
-    ``None``.
+    A conversation that neither the outbox nor the history store can tell about raises ``StoreUnavailable``, and is
+    never ``None``.
 
     :param history: it is opened on first use, and not closed here.
-    :param confirm: ``"store"`` if several outboxes write the same conversations: a save waits for the history store, and
-        raises ``ConversationConflict`` if another outbox was first. By default that is told by the next load.
+    :param confirm: ``"store"`` if several outboxes write the same conversations: a save waits for the history store,
+        and raises ``ConversationConflict`` if another outbox was first. By default that is told by the next load.
     :param timeout: with ``confirm``: seconds to wait.
-    :param require_complete: ``True`` to raise ``StoreUnavailable`` from :meth:`load` while the history store is away and
-        the outbox does not hold all messages; by default it loads those that the outbox retains. They can be saved on.
+    :param require_complete: ``True`` to raise ``StoreUnavailable`` from :meth:`load` while the history store is away
+        and the outbox does not hold all messages; by default it loads those that the outbox retains, and a save goes
+        on from them.
     """
 
     def __init__(
@@ -173,10 +174,10 @@ class LetopisConversationStore(ConversationStore):
         new_entries: Sequence[ConversationEntry] = (),
         expected_revision: str | None,
     ) -> None:
-        """Store a record and new entries in one transaction. Once it has begun, a cancelled caller does not interrupt it.
+        """Store a record and new entries in one transaction, which a cancelled caller does not interrupt.
 
-        :raises ConversationConflict: the stored revision is another one, or the head is no entry that is stored; nothing
-            was written, except with ``confirm``: an entry that lost against another outbox stays in the log.
+        :raises ConversationConflict: the stored revision is another one, or the head is no stored entry; nothing was
+            written. With ``confirm``, entries that lost against another outbox stay in the log.
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
         :raises NotConfirmed: with ``confirm``: written, and not delivered within ``timeout``.
         :raises LetopisError: as for ``History.append``.

@@ -6,40 +6,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 from weakref import WeakValueDictionary
 
-from google.adk.errors._stale_session_error import StaleSessionError
 from google.adk.errors.already_exists_error import AlreadyExistsError
-from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events.event import Event
 from google.adk.sessions.base_session_service import BaseSessionService, GetSessionConfig, ListSessionsResponse
 from google.adk.sessions.session import Session
 
-from letopis.adapters.google_adk.events import events_of, message_of, moment_of
+from letopis.adapters.google_adk.appending import EventAppender
+from letopis.adapters.google_adk.events import events_of
 from letopis.adapters.google_adk.listing import SessionListing
 from letopis.adapters.google_adk.names import ROOT, app_space, conversation_of, user_space
-from letopis.adapters.google_adk.session_record import KEY, NAMESPACE, SessionRecord, has_seen
-from letopis.adapters.google_adk.state import Delta, Found, merged_state, put_all, read_all
-from letopis.outbox import History, Records, Transaction
+from letopis.adapters.google_adk.session_record import KEY, NAMESPACE, SessionRecord, newest_of
+from letopis.adapters.google_adk.state import Delta, Found, merged_state, put_delta, read_all
+from letopis.outbox import History
 from letopis.store import (
     ABSENT,
     ConversationAnnotated,
     ConversationGone,
     ConversationStarted,
-    EventIdReused,
     InvalidInput,
-    Message,
     Page,
     RecordConflict,
-    RecordedMessage,
     StoreUnavailable,
-    VersionConflict,
 )
 from letopis.store.cancellation import run_to_completion
 from letopis.store.model.identifiers import Owner, uuid7
-
-_STALE: Final = "The session has been modified in storage since it was loaded: reload it before appending more events."
 
 
 def _user(app_name: str, user_id: str) -> Owner | None:
@@ -68,8 +61,8 @@ class LetopisSessionService(BaseSessionService):
     :param conversation: returns the conversation of an application, a user and a session; by default
         ``adk/app/user/session``.
     :param owner: returns whose conversation it is, of an application and a user; by default the user.
-    :param check_stale: ``False`` to append also where a session has changed since it was loaded. Changed state is merged
-        by key then.
+    :param check_stale: ``False`` to append also where a session has changed since it was loaded. Changed state is
+        merged by key then.
     :param require_complete: ``True`` to raise ``StoreUnavailable`` while the history store is away and the outbox may
         not hold all events and state; by default a run gets those that the outbox retains.
     """
@@ -88,7 +81,7 @@ class LetopisSessionService(BaseSessionService):
         self._history = history
         self._conversation = conversation
         self._owner = owner
-        self._check_stale = check_stale
+        self._appender = EventAppender(history, owner=owner, check_stale=check_stale)
         self._require_complete = require_complete
         self._locks: WeakValueDictionary[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock] = WeakValueDictionary()
 
@@ -119,8 +112,10 @@ class LetopisSessionService(BaseSessionService):
                 await tx.put(records, NAMESPACE, KEY, record.to_json(), expected=ABSENT)
                 owner = self._owner(app_name, user_id)
                 about = {ROOT: {"app_name": app_name, "user_id": user_id, "session_id": name}}
-                await tx.append(conversation_id, ConversationStarted(), ConversationAnnotated(metadata=about), owner=owner)
-                await self._put_state(tx, records, record, delta, new=True)
+                await tx.append(
+                    conversation_id, ConversationStarted(), ConversationAnnotated(metadata=about), owner=owner
+                )
+                await put_delta(tx, self._history, conversation_id, app_name, user_id, delta, new=True)
 
         try:
             await run_to_completion(begin())
@@ -159,7 +154,9 @@ class LetopisSessionService(BaseSessionService):
         events = [] if last == 0 else events_of(page)
         if config is not None and config.after_timestamp is not None:
             events = [one for one in events if one.timestamp >= config.after_timestamp]
-        return record.to_session(state=merged_state(record.state, own, app, user), events=events, newest=_newest(page))
+        return record.to_session(
+            state=merged_state(record.state, own, app, user), events=events, newest=newest_of(page)
+        )
 
     async def list_sessions(self, *, app_name: str, user_id: str | None = None) -> ListSessionsResponse:
         """Return all sessions of a user, or of the application, with their state and without events.
@@ -170,7 +167,9 @@ class LetopisSessionService(BaseSessionService):
         :raises StoreUnavailable: only with ``require_complete``.
         """
         sessions = await self._listing(app_name, user_id).all()
-        return ListSessionsResponse(sessions=sorted(sessions, key=lambda one: (one.last_update_time, one.user_id, one.id)))
+        return ListSessionsResponse(
+            sessions=sorted(sessions, key=lambda one: (one.last_update_time, one.user_id, one.id))
+        )
 
     async def list_sessions_page(
         self, *, app_name: str, user_id: str | None = None, limit: int = 50, after: str | None = None
@@ -229,77 +228,10 @@ class LetopisSessionService(BaseSessionService):
         conversation_id = self._conversation(session.app_name, session.user_id, session.id)
         key = (asyncio.get_running_loop(), conversation_id)
         async with self._locks.setdefault(key, asyncio.Lock()):
-            return await run_to_completion(self._append(conversation_id, session, event))
-
-    async def _append(self, conversation_id: str, session: Session, event: Event) -> Event:
-        message = message_of(event)
-        records = self._history.records(conversation=conversation_id)
-        stored, page = await asyncio.gather(records.get(NAMESPACE, KEY), self._history.messages(conversation_id, last=1))
-        if stored is None:
-            raise SessionNotFoundError(f"Session {session.id} not found.")
-        newest, record = _newest(page), SessionRecord.of(stored)
-        if not await self._is_known(conversation_id, session, message, newest):
-            if self._check_stale and newest is not None and not has_seen(session, record, newest):
-                raise StaleSessionError(_STALE)
-            delta = Delta.of(event.actions.state_delta)
-            record = record.after(event.timestamp, delta.merged())
-            await self._write(conversation_id, records, record, delta, message, event, page)
-            session.last_update_time = event.timestamp
-            session._storage_update_marker = record.marker(message.id)
-        if all(one.id != event.id for one in session.events):
-            self._update_session_state(session, event)
-            session.events.append(event)
-        return event
-
-    async def _write(
-        self,
-        conversation_id: str,
-        records: Records,
-        record: SessionRecord,
-        delta: Delta,
-        message: Message,
-        event: Event,
-        page: Page[RecordedMessage],
-    ) -> None:
-        assert page.seen is not None  # noqa: S101 - a history read it
-        try:
-            async with self._history.transaction() as tx:
-                receipt = await tx.append(
-                    conversation_id,
-                    message,
-                    owner=self._owner(record.app_name, record.user_id),
-                    occurred_at=moment_of(event),
-                    after=page.seen if self._check_stale else None,
-                )
-                if receipt.sequence > page.seen.sequence:  # else it was there already
-                    await self._put_state(tx, records, record, delta)
-                    await tx.put(records, NAMESPACE, KEY, record.to_json())
-        except VersionConflict as error:
-            raise StaleSessionError(_STALE) from error
-        except ConversationGone as error:
-            raise SessionNotFoundError(f"Session {record.session_id} not found.") from error
-        except EventIdReused as error:
-            raise AlreadyExistsError(f"Event with id {event.id} already exists, with other content.") from error
-
-    async def _is_known(self, conversation_id: str, session: Session, message: Message, newest: str | None) -> bool:
-        """Return True if the same event is stored, as far as the session object gives reason to ask."""
-        if message.id != newest and all(one.id != message.id for one in session.events):
-            return False
-        found = await self._history.message(message.id, conversation=conversation_id)
-        if found is None or not found.on_path:
-            return False
-        if found.message != message and not found.edited:
-            raise AlreadyExistsError(f"Event with id {message.id} already exists, with other content.")
-        return True
-
-    async def _put_state(
-        self, tx: Transaction, records: Records, record: SessionRecord, delta: Delta, *, new: bool = False
-    ) -> None:
-        await put_all(tx, records, delta.session, new=new)
-        if delta.app:
-            await put_all(tx, self._history.records(space=app_space(record.app_name)), delta.app)
-        if delta.user:
-            await put_all(tx, self._history.records(space=user_space(record.app_name, record.user_id)), delta.user)
+            if await run_to_completion(self._appender.append(conversation_id, session, event)):
+                self._update_session_state(session, event)
+                session.events.append(event)
+            return event
 
     async def _app_state(self, app_name: str) -> Found:
         return await read_all(self._history.records(space=app_space(app_name)))
@@ -319,10 +251,3 @@ class LetopisSessionService(BaseSessionService):
             owner=None if user_id is None else self._owner(app_name, user_id),
             require_complete=self._require_complete,
         )
-
-
-def _newest(page: Page[RecordedMessage]) -> str | None:
-    """Return the id of the newest message; ``None`` if it is not known, and nothing if there is none."""
-    if page:
-        return page[-1].id
-    return "" if page.complete else None
