@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from letopis.store import Message
 from tests.acceptance.test_howto_adapters import code_of, names_of, nothing
 
 pytest.importorskip("google.adk", reason="needs google-adk: pip install 'letopis[google-adk]'")
@@ -19,6 +20,9 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     names = names_of(PAGE)
     history, model = names["history"], FakeModel(model="fake", thinks=nothing)
+    # A slow machine takes longer to create a history store than a read waits.
+    await history.append("warm-up", Message.user("hello"))
+    assert await history.drained(timeout=60)
 
     assert await names["answer"](model, "42", "chat-1", "What is tea?") == "answer to What is tea?"
     await names["answer"](model, "42", "chat-1", "And coffee?")
@@ -32,7 +36,9 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     exec(compile(code_of(PAGE, 2), PAGE, "exec"), names)  # noqa: S102 - our own page
     assert await names["newest_sessions"]("42") == (["chat-1"], None)
     exec(compile(code_of(PAGE, 1), PAGE, "exec"), names)  # noqa: S102 - our own page
-    await names["by_chat"].create_session(app_name="shop", user_id="42", session_id="chat-2", state={"user:name": "Ada"})
+    await names["by_chat"].create_session(
+        app_name="shop", user_id="42", session_id="chat-2", state={"user:name": "Ada"}
+    )
     assert [chat.conversation_id for chat in await history.conversations(owner="shop:42")] == ["chat-2"]
     space = history.records(space="google_adk.user/shop/42")
     assert len(await space.list()) == 1

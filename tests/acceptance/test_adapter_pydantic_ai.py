@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from letopis.store import Message
 from tests.acceptance.test_howto_adapters import code_of, names_of, nothing
 
 pytest.importorskip("pydantic_ai", reason="needs pydantic-ai-slim: pip install 'letopis[pydantic-ai]'")
@@ -19,6 +20,9 @@ async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     names = names_of(PAGE)
     history, model = names["history"], fake_model(nothing)
+    # A slow machine takes longer to create a history store than a read waits.
+    await history.append("warm-up", Message.user("hello"))
+    assert await history.drained(timeout=60)
 
     assert await names["answer"](model, "chat-1", "42", "What is tea?") == "answer to What is tea?"
     await names["answer"](model, "chat-1", "42", "And coffee?")

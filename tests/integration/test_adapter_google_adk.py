@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
@@ -37,7 +38,7 @@ def contract(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp(request.param)
     pool = None if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_stores")
     url = f"sqlite:///{(folder / 'store.db').as_posix()}" if pool is None else pool.take()
-    history = History(folder / "bot.outbox.db", store=url, own_thread=True)
+    history = History(folder / "bot.outbox.db", store=url, own_thread=True, read_timeout=30.0)
     yield LetopisSessionService(history)
     asyncio.run(history.close())
     if pool is not None:
@@ -49,6 +50,13 @@ def service(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> Contract:
     """A session service on which this test has an application of its own."""
     monkeypatch.setitem(globals(), "APP", f"app {uuid4()}")
     return contract
+
+
+def skip_older_control(service: Contract) -> None:
+    """Skip what ADK's own service does in newer releases only; ours does it with all."""
+    release = tuple(int(part) for part in version("google-adk").split(".")[:2])
+    if isinstance(service, InMemorySessionService) and release < (2, 13):
+        pytest.skip(f"InMemorySessionService of ADK {version('google-adk')} does otherwise")
 
 
 def changing(author: str = "user", **state: Any) -> Event:
@@ -169,6 +177,7 @@ async def test_an_id_that_exists_is_refused(service: Contract) -> None:
 
 
 async def test_padded_ids_are_stripped(service: Contract) -> None:
+    skip_older_control(service)
     session = await service.create_session(app_name=APP, user_id="u1", session_id="  s1 ")
     assert session.id == "s1"
     assert (await get(service, " s1")).id == "s1"
@@ -249,6 +258,7 @@ async def test_partial_events_are_not_stored(service: Contract) -> None:
 
 
 async def test_an_event_for_a_session_that_is_not_there(service: Contract) -> None:
+    skip_older_control(service)
     session = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
     await service.delete_session(app_name=APP, user_id="u1", session_id="s1")
 

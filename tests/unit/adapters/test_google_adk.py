@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ from tests.support.pruning import prune
 
 APP, USER = "bot", "42"
 WHERE = conversation_of(APP, USER, "s1")
+
+
+@pytest.fixture
+async def history(tmp_path: Path) -> AsyncIterator[History]:
+    """A history that delivers nothing, and waits for its store on a slow machine."""
+    async with History(tmp_path / "bot.outbox.db", relay=False, read_timeout=30.0) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -314,7 +322,7 @@ async def test_without_the_store(alone: History) -> None:
 async def test_the_whole_state_is_known_without_the_store_while_the_session_is_active(tmp_path: Path) -> None:
     """Old values leave the outbox once they are delivered; the session's newest record has all of them."""
     path, store = tmp_path / "bot.outbox.db", tmp_path / "history.db"
-    async with History(path, store=store) as history:
+    async with History(path, store=store, read_timeout=30.0) as history:
         service = LetopisSessionService(history)
         session = await begun(service, **{"old": 1, "user:old": 2})
         for number in range(8):
@@ -337,8 +345,8 @@ async def test_the_whole_state_is_known_without_the_store_while_the_session_is_a
 async def test_another_outbox_was_first(tmp_path: Path) -> None:
     store = tmp_path / "history.db"
     async with (
-        open_apart(tmp_path / "a.outbox.db", store=store) as one,
-        open_apart(tmp_path / "b.outbox.db", store=store) as two,
+        open_apart(tmp_path / "a.outbox.db", store=store, read_timeout=30.0) as one,
+        open_apart(tmp_path / "b.outbox.db", store=store, read_timeout=30.0) as two,
     ):
         here, there = LetopisSessionService(one), LetopisSessionService(two)
         session = await begun(here, a=1)

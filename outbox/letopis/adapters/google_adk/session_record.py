@@ -1,8 +1,8 @@
 # pyright: reportMissingImports=false
-"""Keep what says that a session exists: one record of its conversation, put anew with each event.
+"""Keep what says that a session exists: one record of its conversation, put again with each event.
 
-It holds the whole state as the session saw it, which answers while the history store is away. Otherwise the records of
-the keys count, because another outbox may have changed some.
+It holds the whole state as the session saw it, for reads while the history store is unreachable. Otherwise the records
+of the keys count, because another outbox may have changed some.
 """
 
 from __future__ import annotations

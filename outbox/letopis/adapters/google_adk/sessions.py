@@ -63,8 +63,8 @@ class LetopisSessionService(BaseSessionService):
     :param owner: returns whose conversation it is, of an application and a user; by default the user.
     :param check_stale: ``False`` to append also where a session has changed since it was loaded. Changed state is
         merged by key then.
-    :param require_complete: ``True`` to raise ``StoreUnavailable`` while the history store is away and the outbox may
-        not hold all events and state; by default a run gets those that the outbox retains.
+    :param require_complete: ``True`` to raise ``StoreUnavailable`` while the history store is unreachable and the
+        outbox may not hold all events and state; by default a run gets those that the outbox retains.
     """
 
     def __init__(
@@ -161,8 +161,8 @@ class LetopisSessionService(BaseSessionService):
     async def list_sessions(self, *, app_name: str, user_id: str | None = None) -> ListSessionsResponse:
         """Return all sessions of a user, or of the application, with their state and without events.
 
-        In the order of their last events, the oldest first. While the history store is away, those that the outbox
-        retains. For many sessions, see :meth:`list_sessions_page`.
+        In the order of their last events, the oldest first. While the history store is unreachable, those that the
+        outbox retains. For many sessions, see :meth:`list_sessions_page`.
 
         :raises StoreUnavailable: only with ``require_complete``.
         """

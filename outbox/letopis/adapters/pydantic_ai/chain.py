@@ -36,7 +36,7 @@ class Chain:
         """Follow the chain, beginning in a conversation, if that is known.
 
         :raises LookupError: an entry is not there.
-        :raises StoreUnavailable: the history store is away, and the outbox does not know in which conversation one is.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not know where an entry is.
         """
         tried = set[tuple[str, str | None]]()
         while not self._is_done():

@@ -19,7 +19,7 @@ _PAGE = 50
 class PathChange:
     """What a write appends.
 
-    :ivar replace: the head is on a branch that has left the path, so that the path has to be set anew afterwards.
+    :ivar replace: the head is on a branch that has left the path, so that the path has to be replaced afterwards.
     """
 
     events: tuple[Message | Body, ...]
@@ -70,8 +70,8 @@ async def _beginning(
 async def _find(history: History, conversation_id: str, entry_id: str | None) -> str:
     """Return where an entry is: at the tip of the path, on the path before it, or off the path.
 
-    While the history store is away, what the outbox does not hold counts as on the path: going back to it has no effect
-    if it is not.
+    While the history store is unreachable, what the outbox does not hold counts as on the path: going back to it
+    has no effect if it is not.
     """
     before: str | None = None
     tip = True

@@ -67,11 +67,11 @@ class LetopisConversationStore(ConversationStore):
 
     :param history: it is opened on first use, and not closed here.
     :param confirm: ``"store"`` if several outboxes write the same conversations: a save waits for the history store,
-        and raises ``ConversationConflict`` if another outbox was first. By default that is told by the next load.
+        and raises ``ConversationConflict`` if another outbox was first. By default the next load shows it.
     :param timeout: with ``confirm``: seconds to wait.
-    :param require_complete: ``True`` to raise ``StoreUnavailable`` from :meth:`load` while the history store is away
-        and the outbox does not hold all messages; by default it loads those that the outbox retains, and a save goes
-        on from them.
+    :param require_complete: ``True`` to raise ``StoreUnavailable`` from :meth:`load` while the history store is
+        unreachable and the outbox does not hold all messages; by default it loads those that the outbox retains, and
+        a save goes on from them.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LetopisConversationStore(ConversationStore):
     ) -> Conversation | None:
         """Return a conversation; ``None`` only if it is known that there is none.
 
-        While the history store is away, its newest messages as far as the outbox retains them, as with a ``limit``.
+        While the history store is unreachable, with the newest messages that the outbox retains, as with a ``limit``.
 
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the conversation; with
             ``require_complete`` also if it does not hold all messages.
@@ -113,8 +113,8 @@ class LetopisConversationStore(ConversationStore):
     ) -> list[ConversationEntry]:
         """Store what is new of a conversation, and return the entries.
 
-        One that was not loaded is saved while the history store is away, too. If there is one of its id after all, that
-        one stays as it is, and the entries stay in the log.
+        One that was not loaded is saved while the history store is unreachable, too. If there is one of its id after
+        all, that one is not changed, and the entries stay in the log.
 
         :raises ConversationConflict: it was saved or deleted since it was loaded; nothing was written.
         :raises LetopisError: as for :meth:`write_record`.
