@@ -8,7 +8,7 @@ of the keys count, because another outbox may have changed some.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -50,8 +50,8 @@ class SessionRecord:
 
     @classmethod
     def of(cls, record: Record) -> SessionRecord:
-        """Return what a record holds."""
-        return cls(**record.value)
+        """Return what a record holds, without what only a newer release knows."""
+        return cls(**{one.name: record.value[one.name] for one in fields(cls)})
 
     @classmethod
     def among(cls, records: Sequence[Record]) -> SessionRecord | None:
