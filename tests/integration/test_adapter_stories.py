@@ -23,6 +23,8 @@ FRAMEWORKS = {
     "agent_framework": ("agent_framework", "agent-framework", False),
     "strands": ("strands", "strands", True),
     "aiogram": ("aiogram", "aiogram", True),
+    "pydantic_ai": ("pydantic_ai", "pydantic-ai", False),
+    "google_adk": ("google.adk", "google-adk", True),
 }
 # Whose own backend writes files beside the bot: neither an outage nor a kill takes them, and no other machine has them.
 FILES = {"strands"}
@@ -32,12 +34,20 @@ CONVERSATIONS = {"aiogram": "tg:7000:1001"}
 RESUMING = frozenset({"aiogram"})
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package is there, and the one that it is in."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 @pytest.fixture(params=FRAMEWORKS)
 def framework(request: pytest.FixtureRequest) -> str:
     """An adapter whose framework is installed."""
     name: str = request.param
     package, extra, _ = FRAMEWORKS[name]
-    if importlib.util.find_spec(package) is None:
+    if not is_installed(package):
         pytest.skip(f"needs {package}: pip install 'letopis[{extra}]', or the group adapters")
     return name
 

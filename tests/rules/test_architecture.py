@@ -66,11 +66,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "agent_framework",
         "telegram_core",
         "aiogram",
+        "google_adk",
         "haystack",
         "langchain",
         "langgraph",
         "llama_index",
         "openai_agents",
+        "pydantic_ai",
         "strands",
     ),
 }
@@ -114,7 +116,9 @@ CORE_OF_ROOMS = {
     "letopis.store.testing": frozenset({"pytest"}),
     "letopis.adapters.agent_framework": frozenset({"agent_framework"}),
     "letopis.adapters.aiogram": frozenset({"aiogram", "aiohttp"}),
+    "letopis.adapters.google_adk": frozenset({"google", "pydantic_core"}),
     "letopis.adapters.langgraph": frozenset({"langgraph"}),
+    "letopis.adapters.pydantic_ai": frozenset({"pydantic", "pydantic_ai", "pydantic_core"}),
     "letopis.adapters.strands": frozenset({"strands"}),
 }
 

@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-FRAMEWORKS = {"agent_framework", "agents", "aiogram", "haystack", "langchain_core", "llama_index", "strands"}
+FRAMEWORKS = {
+    *("agent_framework", "agents", "aiogram", "google.adk", "haystack", "langchain_core", "llama_index"),
+    *("pydantic_ai", "strands"),
+}
 
 
 def loaded_by(statement: str) -> list[str]:
@@ -31,6 +34,8 @@ def test_letopis_comes_without_a_framework() -> None:
         ("agent_framework", "agent_framework", "agent-framework"),
         ("strands", "strands", "strands"),
         ("aiogram", "aiogram", "aiogram"),
+        ("pydantic_ai", "pydantic_ai", "pydantic-ai"),
+        ("google_adk", "google.adk", "google-adk"),
     ],
 )
 def test_an_adapter_without_its_framework_names_the_extra(adapter: str, package: str, extra: str) -> None:

@@ -1,0 +1,110 @@
+# pyright: reportMissingImports=false
+"""Keep what says that a session exists: one record of its conversation, put again with each event.
+
+It holds the whole state as the session saw it, for reads while the history store is unreachable. Otherwise the records
+of the keys count, because another outbox may have changed some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+from uuid import uuid4
+
+from google.adk.events.event import Event
+from google.adk.sessions.session import Session
+
+from letopis.adapters.google_adk.names import ROOT
+from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.records import Record
+
+NAMESPACE: Final = (ROOT,)
+KEY: Final = "session"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """What is known of a session besides its events.
+
+    :ivar begun: made with the session, so that one that was deleted and made again under its id is another one.
+    :ivar updated: the timestamp of its newest event, or when it was made.
+    :ivar state: merged, with the prefixes of the scopes.
+    """
+
+    app_name: str
+    user_id: str
+    session_id: str
+    begun: str
+    updated: float
+    state: Mapping[str, Any]
+
+    @classmethod
+    def new(
+        cls, app_name: str, user_id: str, session_id: str, *, now: float, state: Mapping[str, Any]
+    ) -> SessionRecord:
+        """Return the record of a session that begins."""
+        return cls(
+            app_name=app_name, user_id=user_id, session_id=session_id, begun=uuid4().hex, updated=now, state=state
+        )
+
+    @classmethod
+    def of(cls, record: Record) -> SessionRecord:
+        """Return what a record holds, without what only a newer release knows."""
+        return cls(**{one.name: record.value[one.name] for one in fields(cls)})
+
+    @classmethod
+    def among(cls, records: Sequence[Record]) -> SessionRecord | None:
+        """Return the one among all records of a conversation; ``None`` if the session does not exist."""
+        return next((cls.of(one) for one in records if one.namespace == NAMESPACE and one.key == KEY), None)
+
+    def after(self, updated: float, state: Mapping[str, Any]) -> SessionRecord:
+        """Return it as it is after an event that changed some state."""
+        return replace(self, updated=updated, state={**self.state, **state})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it is stored."""
+        return {
+            "app_name": self.app_name,
+            "user_id": self.user_id,
+            "session_id": self.session_id,
+            "begun": self.begun,
+            "updated": self.updated,
+            "state": dict(self.state),
+        }
+
+    def marker(self, newest: str) -> str:
+        """Return what tells whether a session object has seen the newest event."""
+        return f"{self.begun}:{newest}"
+
+    def to_session(self, *, state: dict[str, Any], events: list[Event], newest: str | None) -> Session:
+        """Return the session as ADK knows it.
+
+        :param newest: the id of the newest event, read or not; ``None`` if it is not known.
+        """
+        session = Session(
+            id=self.session_id,
+            app_name=self.app_name,
+            user_id=self.user_id,
+            state=state,
+            events=events,
+            last_update_time=self.updated,
+        )
+        if newest is not None:
+            session._storage_update_marker = self.marker(newest)
+        return session
+
+
+def has_seen(session: Session, record: SessionRecord, newest: str) -> bool:
+    """Return True if a session object was read or written after the newest event was appended."""
+    if session._storage_update_marker is not None:
+        return session._storage_update_marker == record.marker(newest)
+    # One that the caller made: its last event tells.
+    return newest == (session.events[-1].id if session.events else "")
+
+
+def newest_of(page: Page[RecordedMessage]) -> str | None:
+    """Return the id of the newest message of a page; empty if there is none, ``None`` if that is not known."""
+    if page:
+        return page[-1].id
+    return "" if page.complete else None

@@ -1,0 +1,47 @@
+# pyright: reportMissingImports=false
+"""Keep the record of a conversation of Pydantic AI in a record of the conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from typing import Any, Final, cast
+
+from pydantic import TypeAdapter
+from pydantic_ai.conversation_store import ConversationRecord
+from pydantic_core import to_jsonable_python
+
+from letopis.store.model.records import MAX_TAG_BYTES, Tag
+
+NAMESPACE: Final = ("pydantic_ai",)
+KEY: Final = "record"
+_KIND: Final = "pydantic_ai"
+_SCOPE: Final = "pydantic_ai.scope"
+
+
+@cache
+def _adapter() -> TypeAdapter[ConversationRecord]:
+    return TypeAdapter(ConversationRecord)
+
+
+def to_json(record: ConversationRecord) -> dict[str, Any]:
+    """Return a record as it is stored."""
+    dumped = _adapter().dump_python(record, mode="json")
+    return cast("dict[str, Any]", to_jsonable_python(dumped, inf_nan_mode="null"))
+
+
+def from_json(value: Any) -> ConversationRecord:
+    """Return what :func:`to_json` made."""
+    return _adapter().validate_python(value)
+
+
+def tags_of(scope: str | None) -> Mapping[str, Tag]:
+    """Return the tags by which the records of a scope are found; those of all scopes for ``None``."""
+    return {_KIND: KEY} if scope is None else {_KIND: KEY, _SCOPE: _short(scope)}
+
+
+def _short(scope: str) -> str:
+    """Return a scope as a tag: the digest of a long one."""
+    encoded = scope.encode()
+    return scope if len(encoded) < MAX_TAG_BYTES // 2 else f"#{sha256(encoded).hexdigest()}"

@@ -1,0 +1,294 @@
+"""What ADK's contract asks of a session service, on three stores; its own in-memory service is the control."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("google.adk", reason="needs google-adk: pip install 'letopis[google-adk]'")
+
+from google.adk.errors.already_exists_error import AlreadyExistsError
+from google.adk.errors.session_not_found_error import SessionNotFoundError
+from google.adk.events.event import Event
+from google.adk.events.event_actions import EventActions
+from google.adk.sessions.base_session_service import BaseSessionService, GetSessionConfig
+from google.adk.sessions.in_memory_session_service import InMemorySessionService
+from google.genai import types
+
+from letopis.adapters.google_adk import LetopisSessionService
+from letopis.outbox import History
+from tests.conftest import STORES
+
+APP = "set for each test"
+Contract = BaseSessionService
+
+
+@pytest.fixture(scope="module", params=["control", *STORES])
+def contract(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
+    """A session service that delivers in the background, shared by all tests; the control keeps all in memory."""
+    if request.param == "control":
+        yield InMemorySessionService()
+        return
+    folder = tmp_path_factory.mktemp(request.param)
+    pool = None if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_stores")
+    url = f"sqlite:///{(folder / 'store.db').as_posix()}" if pool is None else pool.take()
+    history = History(folder / "bot.outbox.db", store=url, own_thread=True, read_timeout=30.0)
+    yield LetopisSessionService(history)
+    asyncio.run(history.close())
+    if pool is not None:
+        pool.give_back(url)
+
+
+@pytest.fixture
+def service(contract: Contract, monkeypatch: pytest.MonkeyPatch) -> Contract:
+    """A session service on which this test has an application of its own."""
+    monkeypatch.setitem(globals(), "APP", f"app {uuid4()}")
+    return contract
+
+
+def skip_older_control(service: Contract) -> None:
+    """Skip what ADK's own service does in newer releases only; ours does it with all."""
+    release = tuple(int(part) for part in version("google-adk").split(".")[:2])
+    if isinstance(service, InMemorySessionService) and release < (2, 13):
+        pytest.skip(f"InMemorySessionService of ADK {version('google-adk')} does otherwise")
+
+
+def changing(author: str = "user", **state: Any) -> Event:
+    """An event that changes state; ``app_k`` stands for ``app:k``."""
+    delta = {key.replace("_", ":", 1): value for key, value in state.items()}
+    return Event(invocation_id="inv", author=author, actions=EventActions(state_delta=delta))
+
+
+async def get(service: Contract, session_id: str, user: str = "u1", **config: Any) -> Any:
+    return await service.get_session(
+        app_name=APP, user_id=user, session_id=session_id, config=GetSessionConfig(**config) if config else None
+    )
+
+
+async def test_a_session_that_is_not_there(service: Contract) -> None:
+    assert await get(service, "123") is None
+    await service.delete_session(app_name=APP, user_id="u1", session_id="123")
+
+
+async def test_create_get_and_delete(service: Contract) -> None:
+    session = await service.create_session(app_name=APP, user_id="u1", state={"key": "value"})
+    assert (session.app_name, session.user_id, session.state) == (APP, "u1", {"key": "value"})
+    assert session.id and session.last_update_time <= time.time()
+
+    assert await get(service, session.id) == session
+
+    await service.delete_session(app_name=APP, user_id="u1", session_id=session.id)
+    assert await get(service, session.id) is None
+    again = await service.create_session(app_name=APP, user_id="u1", session_id=session.id)
+    assert again.state == {}
+    assert (await get(service, session.id)).events == []
+
+
+async def test_lists_merge_state_and_are_apart_by_user(service: Contract) -> None:
+    for user, name in (("u1", "1a"), ("u1", "1b"), ("u2", "2a")):
+        await service.create_session(app_name=APP, user_id=user, session_id=name, state={"key": name, "user:of": user})
+    await service.create_session(app_name=f"other than {APP}", user_id="u1", session_id="x")
+
+    async def listed(user: str | None) -> dict[str, Any]:
+        found = (await service.list_sessions(app_name=APP, user_id=user)).sessions
+        assert all(one.events == [] for one in found)
+        return {one.id: one.state for one in found}
+
+    both = {name: {"key": name, "user:of": "u1"} for name in ("1a", "1b")}
+    assert await listed("u1") == both
+    assert await listed("u2") == {"2a": {"key": "2a", "user:of": "u2"}}
+    assert await listed(None) == {**both, "2a": {"key": "2a", "user:of": "u2"}}
+    assert await listed("u3") == {}
+
+
+async def test_lists_are_in_the_order_of_the_last_event(service: Contract) -> None:
+    now = time.time()
+    sessions = [await service.create_session(app_name=APP, user_id="u1", session_id=name) for name in "abc"]
+    for session, moment in zip(sessions, (30, 10, 20), strict=True):
+        await service.append_event(session, Event(author="user", timestamp=now + moment))
+
+    found = (await service.list_sessions(app_name=APP, user_id="u1")).sessions
+    assert [one.id for one in found] == ["b", "c", "a"]
+    assert [one.last_update_time for one in found] == [now + 10, now + 20, now + 30]
+
+
+async def test_state_of_the_application_is_shared_by_all(service: Contract) -> None:
+    first = await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"app:k1": "v1"})
+    await service.append_event(first, changing(app_k2="v2"))
+
+    second = await service.create_session(app_name=APP, user_id="u2", session_id="s2")
+    assert second.state == {"app:k1": "v1", "app:k2": "v2"}
+    assert (await get(service, "s1")).state == second.state
+    other = await service.create_session(app_name=f"other than {APP}", user_id="u1")
+    assert other.state == {}
+
+
+async def test_state_of_a_user_is_shared_by_their_sessions(service: Contract) -> None:
+    first = await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"user:k1": "v1"})
+    await service.append_event(first, changing(user_k2="v2"))
+
+    assert (await service.create_session(app_name=APP, user_id="u1")).state == {"user:k1": "v1", "user:k2": "v2"}
+    assert (await service.create_session(app_name=APP, user_id="u2")).state == {}
+
+
+async def test_state_of_a_session_is_its_own(service: Contract) -> None:
+    first = await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"sk1": "v1"})
+    await service.append_event(first, changing(sk2={"a": 1, "b": [1, 2]}))
+    await service.append_event(first, changing(sk2={"a": 2}, sk3=None))
+
+    assert (await get(service, "s1")).state == first.state == {"sk1": "v1", "sk2": {"a": 2}, "sk3": None}
+    assert (await service.create_session(app_name=APP, user_id="u1")).state == {}
+
+
+async def test_temporary_state_is_seen_in_the_run_and_not_stored(service: Contract) -> None:
+    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"temp:a": 1, "b": 2})
+    assert (await get(service, "s1")).state == {"b": 2}
+
+    await service.append_event(session, changing(temp_k1="v1", sk="v2"))
+
+    assert session.state["temp:k1"] == "v1"
+    found = await get(service, "s1")
+    assert found.state == {"b": 2, "sk": "v2"}
+    assert found.events[0].actions.state_delta == {"sk": "v2"}
+
+
+async def test_one_id_under_two_users(service: Contract) -> None:
+    first = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
+    await service.append_event(first, Event(invocation_id="inv1", author="user"))
+    await service.create_session(app_name=APP, user_id="u2", session_id="s1")
+
+    found = await get(service, "s1", user="u2")
+    assert (found.user_id, found.events) == ("u2", [])
+
+
+async def test_an_id_that_exists_is_refused(service: Contract) -> None:
+    await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"key": 1})
+
+    with pytest.raises(AlreadyExistsError):
+        await service.create_session(app_name=APP, user_id="u1", session_id="s1", state={"key": 2})
+
+    assert (await get(service, "s1")).state == {"key": 1}
+
+
+async def test_padded_ids_are_stripped(service: Contract) -> None:
+    skip_older_control(service)
+    session = await service.create_session(app_name=APP, user_id="u1", session_id="  s1 ")
+    assert session.id == "s1"
+    assert (await get(service, " s1")).id == "s1"
+    await service.delete_session(app_name=APP, user_id="u1", session_id="s1 ")
+    assert await get(service, "s1") is None
+
+
+async def test_bytes_come_back(service: Contract) -> None:
+    session = await service.create_session(app_name=APP, user_id="u1")
+    content = types.Content(role="user", parts=[types.Part.from_bytes(data=b"\xff\xfeimage", mime_type="image/png")])
+    found = types.GroundingMetadata(search_entry_point=types.SearchEntryPoint(sdk_blob=b"\xff\xfeblob"))
+
+    await service.append_event(session, Event(author="user", content=content, grounding_metadata=found))
+
+    [event] = (await get(service, session.id)).events
+    assert (event.content, event.grounding_metadata) == (content, found)
+
+
+async def test_every_field_of_an_event_comes_back(service: Contract) -> None:
+    session = await service.create_session(app_name=APP, user_id="u1")
+    event = Event(
+        invocation_id="invocation",
+        author="user",
+        content=types.Content(role="user", parts=[types.Part(text="test_text")]),
+        turn_complete=True,
+        partial=False,
+        actions=EventActions(artifact_delta={"file": 0}, transfer_to_agent="agent", escalate=True),
+        long_running_tool_ids={"tool1"},
+        error_code="error_code",
+        error_message="error_message",
+        interrupted=True,
+        grounding_metadata=types.GroundingMetadata(web_search_queries=["query1"]),
+        usage_metadata=types.GenerateContentResponseUsageMetadata(
+            prompt_token_count=1, candidates_token_count=1, total_token_count=2
+        ),
+        citation_metadata=types.CitationMetadata(),
+        custom_metadata={"custom_key": "custom_value"},
+        input_transcription=types.Transcription(text="input transcription", finished=True),
+        output_transcription=types.Transcription(text="output transcription", finished=True),
+    )
+
+    await service.append_event(session, event)
+
+    assert await get(service, session.id) == session
+
+
+async def test_the_last_update_is_the_last_event(service: Contract) -> None:
+    session = await service.create_session(app_name=APP, user_id="u1")
+    moment = session.last_update_time + 10
+
+    await service.append_event(session, Event(author="user", timestamp=moment))
+
+    assert session.last_update_time == (await get(service, session.id)).last_update_time == moment
+
+
+async def test_filters(service: Contract) -> None:
+    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
+    for moment in range(1, 6):
+        await service.append_event(session, Event(author="user", timestamp=moment))
+
+    async def stamps(**config: Any) -> list[float]:
+        return [one.timestamp for one in (await get(service, "s1", **config)).events]
+
+    assert await stamps() == [1, 2, 3, 4, 5]
+    assert await stamps(num_recent_events=0) == []
+    assert await stamps(num_recent_events=3) == [3, 4, 5]
+    assert await stamps(after_timestamp=4.0) == [4, 5]
+    assert await stamps(after_timestamp=50.0) == []
+    assert await stamps(after_timestamp=4.0, num_recent_events=3) == [4, 5]
+
+
+async def test_partial_events_are_not_stored(service: Contract) -> None:
+    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
+
+    await service.append_event(session, Event(author="user", partial=True))
+
+    assert session.events == (await get(service, "s1")).events == []
+
+
+async def test_an_event_for_a_session_that_is_not_there(service: Contract) -> None:
+    skip_older_control(service)
+    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
+    await service.delete_session(app_name=APP, user_id="u1", session_id="s1")
+
+    with pytest.raises(SessionNotFoundError):
+        await service.append_event(session, Event(author="user"))
+
+    assert await get(service, "s1") is None
+
+
+async def test_the_same_event_again_has_no_effect(service: Contract) -> None:
+    session = await service.create_session(app_name=APP, user_id="u1", session_id="s1")
+    event = changing(count=1)
+
+    await service.append_event(session, event)
+    await service.append_event(session, changing(count=2))
+    await service.append_event(session, event.model_copy(deep=True))
+
+    found = await get(service, "s1")
+    assert len(found.events) == 2
+    assert found.state == {"count": 2}
+
+
+async def test_the_state_of_a_user_without_a_session(service: Contract) -> None:
+    assert await service.get_user_state(app_name=APP, user_id="u1") == {}
+    session = await service.create_session(app_name=APP, user_id="u1")
+    await service.append_event(session, changing(user_profile={"name": "Alice"}, user_count=1, own=1))
+    await service.append_event(session, changing(user_count=2))
+
+    assert await service.get_user_state(app_name=APP, user_id="u1") == {"profile": {"name": "Alice"}, "count": 2}
+    assert await service.get_user_state(app_name=APP, user_id="u2") == {}
+    assert await service.get_user_state(app_name=f"other than {APP}", user_id="u1") == {}
+    await service.delete_session(app_name=APP, user_id="u1", session_id=session.id)
+    assert (await service.get_user_state(app_name=APP, user_id="u1"))["count"] == 2

@@ -1,0 +1,327 @@
+"""What Pydantic AI's contract asks of a conversation store, on three stores; its own in-memory one is the control."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("pydantic_ai", reason="needs pydantic-ai-slim: pip install 'letopis[pydantic-ai]'")
+
+from pydantic_ai.conversation import Conversation, ConversationTypeAdapter
+from pydantic_ai.conversation_store import (
+    ConversationConflict,
+    ConversationEntry,
+    ConversationRecord,
+    ConversationStore,
+    InMemoryConversationStore,
+)
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai.tools import DeferredToolRequests
+from pydantic_ai.usage import RunUsage
+
+from letopis.adapters.pydantic_ai import LetopisConversationStore
+from letopis.outbox import History
+from tests.conftest import STORES
+
+
+@pytest.fixture(scope="module", params=["control", *STORES])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConversationStore]:
+    """A conversation store that delivers in the background, shared by all tests; the control keeps all in memory."""
+    if request.param == "control":
+        yield InMemoryConversationStore()
+        return
+    folder = tmp_path_factory.mktemp(request.param)
+    pool = None if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_stores")
+    url = f"sqlite:///{(folder / 'store.db').as_posix()}" if pool is None else pool.take()
+    history = History(folder / "bot.outbox.db", store=url, own_thread=True, read_timeout=30.0)
+    yield LetopisConversationStore(history)
+    asyncio.run(history.close())
+    if pool is not None:
+        pool.give_back(url)
+
+
+@pytest.fixture
+def chat() -> str:
+    """The id of a conversation of this test alone."""
+    return f"chat-{uuid4()}"
+
+
+THEN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def turn(number: int | str) -> list[ModelMessage]:
+    return [
+        ModelRequest(parts=[UserPromptPart(f"question {number}", timestamp=THEN)]),
+        ModelResponse(parts=[TextPart(f"answer {number}")], timestamp=THEN),
+    ]
+
+
+def turns(*numbers: int | str) -> list[ModelMessage]:
+    return [message for number in numbers for message in turn(number)]
+
+
+async def saved(store: ConversationStore, chat: str, *numbers: int | str, scope: str | None = None) -> Conversation:
+    conversation = Conversation(conversation_id=chat, messages=turns(*numbers))
+    await store.save(conversation, scope=scope)
+    return conversation
+
+
+async def loaded(store: ConversationStore, chat: str, **options: Any) -> Conversation:
+    found = await store.load(chat, **options)
+    assert found is not None
+    return found
+
+
+async def test_nothing_is_there(store: ConversationStore, chat: str) -> None:
+    assert await store.load(chat) is None
+    assert await store.load_entries(chat) is None
+    await store.delete(chat)
+    with pytest.raises(UserError):
+        await store.branch(chat, at=0, expected_revision=None)
+    with pytest.raises(LookupError):
+        await store.read_entry(str(uuid4()))
+
+
+async def test_a_conversation_grows_by_what_is_new(store: ConversationStore, chat: str) -> None:
+    first = await saved(store, chat, 1)
+    entries = await store.load_entries(chat)
+    assert entries is not None and [one.parent_id for one in entries] == [None, entries[0].id]
+
+    found = await loaded(store, chat)
+    assert (found.messages, found.revision, found.new_message_index) == (turns(1), first.revision, 2)
+    found.messages += turns(2)
+    found.usage = RunUsage(requests=2, input_tokens=7, tool_calls=1)
+    call = ToolCallPart("pay", {"amount": 3}, tool_call_id="c1")
+    found.deferred_tool_requests = DeferredToolRequests(approvals=[call], metadata={"c1": {"why": "money"}})
+    new = await store.save(found)
+
+    assert [one.message for one in new] == turns(2)
+    assert new[0].parent_id == entries[-1].id
+    again = await loaded(store, chat)
+    assert again == found
+    assert await store.read_entry(new[1].id) == new[1]
+    assert await store.save(again) == []
+    assert (await loaded(store, chat)).revision == again.revision != found.revision
+
+
+async def test_the_second_of_two_writers_is_told(store: ConversationStore, chat: str) -> None:
+    await saved(store, chat, 1)
+    one, other = await loaded(store, chat), await loaded(store, chat)
+    one.messages += turns("first")
+    other.messages += turns("second")
+
+    await store.save(one)
+    with pytest.raises(ConversationConflict):
+        await store.save(other)
+    with pytest.raises(ConversationConflict):
+        await saved(store, chat, "new")
+    with pytest.raises(ConversationConflict):
+        await store.branch(chat, at=2, expected_revision=other.revision)
+
+    assert (await loaded(store, chat)).messages == turns(1, "first")
+
+
+async def test_both_at_once(store: ConversationStore, chat: str) -> None:
+    await saved(store, chat, 1)
+    both = [await loaded(store, chat), await loaded(store, chat)]
+    for place, one in enumerate(both):
+        one.messages += turns(place)
+
+    results = await asyncio.gather(*map(store.save, both), return_exceptions=True)
+
+    assert sorted(type(one).__name__ for one in results) == ["ConversationConflict", "list"]
+    assert len((await loaded(store, chat)).messages) == 4
+
+
+async def test_a_window_is_saved_on(store: ConversationStore, chat: str) -> None:
+    await saved(store, chat, 1, 2, 3)
+    window = await loaded(store, chat, limit=3)
+    assert window.messages == turns(1, 2, 3)[3:]
+    assert (await loaded(store, chat, limit=0)).messages == []
+    with pytest.raises(UserError):
+        await store.load(chat, limit=-1)
+
+    window.messages += turns(4)
+    assert len(await store.save(window)) == 2
+
+    assert (await loaded(store, chat)).messages == turns(1, 2, 3, 4)
+    copied = ConversationTypeAdapter.validate_json(ConversationTypeAdapter.dump_json(window))
+    copied.messages += turns(5)
+    assert len(await store.save(copied)) == 2
+    assert (await loaded(store, chat)).messages == turns(1, 2, 3, 4, 5)
+
+
+async def test_branches(store: ConversationStore, chat: str) -> None:
+    await saved(store, chat, 1, 2, 3)
+    old = (await store.load_entries(chat) or [])[-1].id
+    conversation = await loaded(store, chat)
+
+    branched = await store.branch(chat, at=2, expected_revision=conversation.revision)
+    assert branched.messages == turns(1)
+    branched.messages += turns("other")
+    await store.save(branched)
+    assert (await loaded(store, chat)).messages == turns(1, "other")
+    record = await store.read_record(chat)
+    assert record is not None and record.branches == [old]
+
+    back = await store.branch(chat, from_entry=old, expected_revision=branched.revision)
+    assert back.messages == turns(1, 2, 3)
+    back.messages += turns(4)
+    await store.save(back)
+    assert (await loaded(store, chat)).messages == turns(1, 2, 3, 4)
+    with pytest.raises(ConversationConflict):
+        await store.save(branched)
+    middle = (await store.load_entries(chat) or [])[1].id
+    await store.branch(chat, from_entry=middle, expected_revision=back.revision)
+    assert (await loaded(store, chat)).messages == turns(1)
+    nothing = await store.branch(chat, at=0, expected_revision=(await loaded(store, chat)).revision)
+    assert nothing.messages == (await loaded(store, chat)).messages == []
+    nothing.messages += turns("anew")
+    await store.save(nothing)
+    assert (await loaded(store, chat)).messages == turns("anew")
+
+
+async def test_a_rewritten_history_branches_off(store: ConversationStore, chat: str) -> None:
+    first = await saved(store, chat, 1, 2)
+
+    rewritten = Conversation(conversation_id=chat, revision=first.revision, messages=turns(1, "other"))
+    new = await store.save(rewritten)
+    whole = Conversation(conversation_id=chat, revision=rewritten.revision, messages=turns("summary"))
+    await store.save(whole)
+
+    assert [one.message for one in new] == turns("other")
+    assert (await loaded(store, chat)).messages == turns("summary")
+    record = await store.read_record(chat)
+    assert record is not None and len(record.branches) == 2
+    assert [len(await store.read_history(tip)) for tip in record.branches] == [4, 4]
+
+
+async def test_forks(store: ConversationStore, chat: str) -> None:
+    source = await saved(store, chat, 1, 2, scope="u1")
+    whole = await store.fork(chat, scope="u2")
+    at = await store.fork(chat, at=2, new_conversation_id=f"{chat}-at")
+    empty = await store.fork(chat, at=0)
+    assert (whole.messages, at.messages, empty.messages) == (turns(1, 2), turns(1), [])
+    with pytest.raises(ConversationConflict):
+        await store.fork(chat, new_conversation_id=f"{chat}-at")
+
+    for one, name in ((source, "source"), (whole, "whole"), (at, "at"), (empty, "empty")):
+        one.messages += turns(name)
+        await store.save(one)
+
+    assert (await loaded(store, chat)).messages == turns(1, 2, "source")
+    assert (await loaded(store, whole.conversation_id, scope="u2")).messages == turns(1, 2, "whole")
+    assert (await loaded(store, at.conversation_id, scope="u1")).messages == turns(1, "at")
+    assert (await loaded(store, empty.conversation_id)).messages == turns("empty")
+    assert len(await store.load_entries(at.conversation_id, limit=3) or []) == 3
+    again = await store.fork(at.conversation_id)
+    assert again.messages == turns(1, "at")
+    record = await store.read_record(again.conversation_id)
+    assert record is not None and record.forked_from == at.conversation_id
+
+
+async def test_a_fork_of_a_branch_that_was_left(store: ConversationStore, chat: str) -> None:
+    source = await saved(store, chat, 1, 2)
+    left = (await store.load_entries(chat) or [])[-1].id
+    branched = await store.branch(chat, at=2, expected_revision=source.revision)
+    branched.messages += turns("other")
+    await store.save(branched)
+
+    fork = await store.fork(chat, from_entry=left)
+    fork.messages += turns(3)
+    await store.save(fork)
+
+    assert (await loaded(store, fork.conversation_id)).messages == turns(1, 2, 3)
+    assert (await loaded(store, chat)).messages == turns(1, "other")
+
+
+async def test_a_fork_keeps_what_it_shares(store: ConversationStore, chat: str) -> None:
+    await saved(store, chat, 1, 2)
+    fork = await store.fork(chat, at=2)
+    await store.delete(chat)
+
+    assert await store.load(chat) is None
+    assert (await loaded(store, fork.conversation_id)).messages == turns(1)
+    fork.messages += turns(3)
+    await store.save(fork)
+    assert (await loaded(store, fork.conversation_id)).messages == turns(1, 3)
+
+
+async def test_scopes_and_lists(store: ConversationStore, chat: str) -> None:
+    scope = f"user of {chat}"
+    first = await saved(store, f"{chat}-1", 1, scope=scope)
+    await saved(store, f"{chat}-2", 1, scope=scope)
+    await saved(store, f"{chat}-3", 1)
+    first.messages += turns(2)
+    await store.save(first, scope=scope)
+
+    listed = await store.list_conversations(scope=scope)
+    assert [one.conversation_id for one in listed] == [f"{chat}-1", f"{chat}-2"]
+    assert [one.conversation_id for one in await store.list_conversations(scope=scope, limit=1)] == [f"{chat}-1"]
+    assert {f"{chat}-{number}" for number in (1, 2, 3)} <= {
+        one.conversation_id for one in await store.list_conversations()
+    }
+    assert await store.load(f"{chat}-1", scope="another") is None
+    with pytest.raises(ConversationConflict):
+        await store.save(first, scope="another")
+    await store.delete(f"{chat}-1", scope="another")
+    assert await store.load(f"{chat}-1", scope=scope) is not None
+    await store.delete(f"{chat}-1", scope=scope)
+    assert [one.conversation_id for one in await store.list_conversations(scope=scope)] == [f"{chat}-2"]
+
+
+async def test_deleted_and_begun_again(store: ConversationStore, chat: str) -> None:
+    old = await saved(store, chat, 1)
+    await store.delete(chat)
+    old.messages += turns(2)
+    with pytest.raises(ConversationConflict):
+        await store.save(old)
+    with pytest.raises(ConversationConflict):
+        await store.delete_record(chat, expected_revision=str(old.revision))
+
+    await saved(store, chat, "anew")
+
+    assert (await loaded(store, chat)).messages == turns("anew")
+    with pytest.raises(ConversationConflict):
+        await store.save(old)
+
+
+async def test_a_head_that_is_nowhere_is_a_conflict(store: ConversationStore, chat: str) -> None:
+    with pytest.raises(ConversationConflict):
+        await store.write_record(
+            ConversationRecord(conversation_id=chat, head_id=str(uuid4()), forked_from="gone"), expected_revision=None
+        )
+    conversation = await saved(store, chat, 1)
+    with pytest.raises(ConversationConflict):
+        await store.write_record(
+            ConversationRecord(conversation_id=chat, head_id=str(uuid4())), expected_revision=conversation.revision
+        )
+    assert (await loaded(store, chat)).messages == turns(1)
+
+
+async def test_what_is_returned_is_a_copy(store: ConversationStore, chat: str) -> None:
+    conversation = await saved(store, chat, 1)
+    found = await loaded(store, chat)
+    found.messages[0].parts[0].content = "changed"  # type: ignore[union-attr]
+    conversation.messages[0].parts[0].content = "changed too"  # type: ignore[union-attr]
+
+    assert (await loaded(store, chat)).messages == turns(1)
+
+
+async def test_entries_of_one_write_are_linked(store: ConversationStore, chat: str) -> None:
+    first = ConversationEntry(parent_id=None, message=turn(1)[0])
+    second = ConversationEntry(parent_id=first.id, message=turn(1)[1])
+    record = ConversationRecord(conversation_id=chat, head_id=second.id)
+
+    await store.write_record(record, new_entries=[first, second], expected_revision=None)
+
+    assert await store.read_history(second.id) == [first, second]
+    assert await store.read_history(second.id, limit=1) == [second]
+    assert await store.read_history(None) == []
+    assert await store.read_record(chat) == record

@@ -1,0 +1,59 @@
+"""An agent of Pydantic AI, with a model that answers without a network."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from pydantic_ai import Agent, models
+from pydantic_ai.conversation import Conversation
+from pydantic_ai.conversation_store import ConversationStore, InMemoryConversationStore
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+
+from letopis.adapters.pydantic_ai import LetopisConversationStore
+from letopis.outbox import History
+from tests.support.story import Bot, Thinks, answer_to
+
+models.ALLOW_MODEL_REQUESTS = False
+
+DEFAULT = "InMemoryConversationStore"
+
+
+def fake_model(thinks: Thinks) -> FunctionModel:
+    """Return a model that answers the last message."""
+
+    async def answer(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
+        asked = str(messages[-1].parts[-1].content)  # type: ignore[union-attr]
+        await thinks(asked)
+        return ModelResponse(parts=[TextPart(answer_to(asked))])
+
+    return FunctionModel(answer)
+
+
+def _bot(store: ConversationStore, thinks: Thinks) -> Bot:
+    agent = Agent(fake_model(thinks))
+
+    async def ask(question: str) -> str:
+        conversation = await store.load("chat-1") or Conversation(conversation_id="chat-1")
+        result = await agent.run(question, conversation=conversation)
+        await store.save(result)
+        return result.output
+
+    async def read() -> list[str]:
+        conversation = await store.load("chat-1")
+        parts = [] if conversation is None else [part for one in conversation.messages for part in one.parts]
+        return [str(part.content) for part in parts if isinstance(part, UserPromptPart | TextPart)]
+
+    return Bot(ask, read)
+
+
+@asynccontextmanager
+async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
+    yield _bot(LetopisConversationStore(history), thinks)
+
+
+@asynccontextmanager
+async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
+    del url  # its own store keeps conversations in memory
+    yield _bot(InMemoryConversationStore(), thinks)

@@ -1,0 +1,418 @@
+"""A session service of ADK in a history, beyond ADK's own contract."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("google.adk", reason="needs google-adk: pip install 'letopis[google-adk]'")
+
+from google.adk.agents import LlmAgent
+from google.adk.errors._stale_session_error import StaleSessionError
+from google.adk.errors.already_exists_error import AlreadyExistsError
+from google.adk.errors.session_not_found_error import SessionNotFoundError
+from google.adk.events.event import Event
+from google.adk.events.event_actions import EventActions
+from google.adk.models.base_llm import BaseLlm
+from google.adk.models.llm_response import LlmResponse
+from google.adk.runners import Runner
+from google.adk.sessions.base_session_service import GetSessionConfig
+from google.adk.sessions.session import Session
+from google.genai import types
+
+from letopis.adapters.google_adk import LetopisSessionService
+from letopis.adapters.google_adk.names import conversation_of, user_space
+from letopis.outbox import History
+from letopis.store import InvalidInput, Message, StoreUnavailable, ToolCall, ToolResult
+from tests.support.apart import open_apart
+from tests.support.peers import refused_port
+from tests.support.pruning import prune
+
+APP, USER = "bot", "42"
+WHERE = conversation_of(APP, USER, "s1")
+
+
+@pytest.fixture
+async def history(tmp_path: Path) -> AsyncIterator[History]:
+    """A history that delivers nothing, and waits for its store on a slow machine."""
+    async with History(tmp_path / "bot.outbox.db", relay=False, read_timeout=30.0) as opened:
+        yield opened
+
+
+@pytest.fixture
+def service(history: History) -> LetopisSessionService:
+    """A session service on a history that delivers nothing."""
+    return LetopisSessionService(history)
+
+
+async def begun(service: LetopisSessionService, **state: Any) -> Session:
+    return await service.create_session(app_name=APP, user_id=USER, session_id="s1", state=state)
+
+
+async def loaded(service: LetopisSessionService, name: str = "s1", **config: Any) -> Session:
+    session = await service.get_session(
+        app_name=APP, user_id=USER, session_id=name, config=GetSessionConfig(**config) if config else None
+    )
+    assert session is not None
+    return session
+
+
+def said(text: str, author: str = "user", **fields: Any) -> Event:
+    role = "user" if author == "user" else "model"
+    return Event(author=author, content=types.Content(role=role, parts=[types.Part(text=text)]), **fields)
+
+
+def changing(**state: Any) -> Event:
+    return Event(author="agent", actions=EventActions(state_delta=state))
+
+
+def texts(session: Session) -> list[str | None]:
+    return [one.content.parts[0].text for one in session.events if one.content and one.content.parts]
+
+
+async def test_events_are_messages_that_others_understand(service: LetopisSessionService, history: History) -> None:
+    session = await begun(service)
+    call = types.FunctionCall(id="c1", name="look", args={"at": "tea"})
+    result = types.FunctionResponse(id="c1", name="look", response={"found": "a cup"})
+    used = types.GenerateContentResponseUsageMetadata(
+        prompt_token_count=5, candidates_token_count=2, total_token_count=7
+    )
+    events = [
+        said("What is this?", timestamp=1_700_000_000.25),
+        Event(author="agent", content=types.Content(role="model", parts=[types.Part(function_call=call)])),
+        Event(author="agent", content=types.Content(role="user", parts=[types.Part(function_response=result)])),
+        said("A cup", "agent", usage_metadata=used),
+        Event(author="agent"),
+        Event(author="user"),
+    ]
+    for event in events:
+        await service.append_event(session, event)
+
+    asked, called, answered, told, nothing, empty = await history.messages(WHERE)
+    assert (asked.role, asked.content, asked.message.name) == ("user", "What is this?", None)
+    assert asked.occurred_at == datetime.fromtimestamp(1_700_000_000.25, UTC)
+    assert (called.role, called.content) == ("assistant", (ToolCall("c1", "look", {"at": "tea"}),))
+    assert (answered.role, answered.content) == ("tool", (ToolResult("c1", {"found": "a cup"}),))
+    assert (told.role, told.content, told.message.name) == ("assistant", "A cup", "agent")
+    assert (told.message.tokens, dict(told.message.usage)) == (7, {"input": 5, "output": 2})
+    assert (nothing.role, nothing.content, empty.role, empty.content) == ("assistant", None, "user", "")
+    assert (await loaded(service)).events == events
+    assert [one.conversation_id for one in await history.conversations(owner=USER)] == [WHERE]
+
+
+async def test_order_is_that_of_the_appends(service: LetopisSessionService) -> None:
+    """ADK's database service orders by the clocks of those that appended."""
+    session = await begun(service)
+    for place, moment in enumerate((30.0, 10.0, 10.0, 20.0)):
+        await service.append_event(session, said(str(place), timestamp=moment))
+
+    assert texts(await loaded(service)) == ["0", "1", "2", "3"]
+    assert texts(await loaded(service, num_recent_events=2)) == ["2", "3"]
+    assert texts(await loaded(service, after_timestamp=20.0)) == ["0", "3"]
+
+
+async def test_a_stale_session_is_refused(service: LetopisSessionService) -> None:
+    """Also if both events have the same timestamp, which a marker made of it does not tell apart."""
+    await begun(service)
+    one, other = await loaded(service), await loaded(service)
+    await service.append_event(one, said("first", timestamp=10.0))
+
+    with pytest.raises(StaleSessionError):
+        await service.append_event(other, said("second", timestamp=10.0))
+
+    assert texts(await loaded(service)) == ["first"]
+    assert other.events == []
+    await service.append_event(one, said("third", timestamp=10.0))
+    recent = await loaded(service, num_recent_events=0)
+    await service.append_event(recent, said("fourth"))
+    assert texts(await loaded(service)) == ["first", "third", "fourth"]
+
+
+async def test_a_session_object_that_the_caller_made(service: LetopisSessionService) -> None:
+    session = await begun(service)
+    own = Session(id="s1", app_name=APP, user_id=USER)
+    await service.append_event(own, said("first"))
+    copy = Session(id="s1", app_name=APP, user_id=USER, events=list(own.events))
+    await service.append_event(copy, said("second"))
+
+    with pytest.raises(StaleSessionError):
+        await service.append_event(session, said("third"))
+
+
+async def test_without_the_check_state_is_merged_by_key(history: History) -> None:
+    service = LetopisSessionService(history, check_stale=False)
+    await begun(service)
+    one, other = await loaded(service), await loaded(service)
+
+    await asyncio.gather(service.append_event(one, changing(a=1)), service.append_event(other, changing(b=2)))
+
+    found = await loaded(service)
+    assert found.state == {"a": 1, "b": 2}
+    assert len(found.events) == 2
+
+
+async def test_one_session_object_may_be_used_at_the_same_time(service: LetopisSessionService) -> None:
+    session = await begun(service)
+
+    await asyncio.gather(*(service.append_event(session, said(str(number))) for number in range(10)))
+
+    assert sorted(str(text) for text in texts(await loaded(service))) == [str(number) for number in range(10)]
+    assert (await loaded(service)).events == session.events
+
+
+async def test_an_event_again(service: LetopisSessionService, history: History) -> None:
+    """After an error that told nothing, a caller appends again: through the same object, or a fresh one."""
+    session = await begun(service)
+    event = changing(count=1)
+    await service.append_event(session, event)
+    fresh = await loaded(service)
+    await service.append_event(fresh, changing(count=2))
+
+    for again in (fresh, session, await loaded(service), await loaded(service, num_recent_events=0)):
+        await service.append_event(again, event.model_copy(deep=True))
+
+    assert (await loaded(service)).state == {"count": 2}
+    assert len(await history.messages(WHERE)) == 2
+    other = said("another", id=event.id)
+    with pytest.raises(AlreadyExistsError, match=event.id):
+        await service.append_event(await loaded(service), other)
+    with pytest.raises(AlreadyExistsError, match=event.id):
+        await service.append_event(await loaded(service, num_recent_events=0), other)
+
+
+async def test_what_failed_leaves_nothing(service: LetopisSessionService, history: History) -> None:
+    session = await begun(service, kept=1)
+
+    with pytest.raises(InvalidInput):
+        await service.append_event(session, changing(**{"kept": 2, "user:name": "Ada", "k" * 600: 3}))
+
+    found = await loaded(service)
+    assert (found.state, found.events) == ({"kept": 1}, [])
+    assert len(await history.messages(WHERE, every=True)) == 0
+    assert await service.get_user_state(app_name=APP, user_id=USER) == {}
+
+
+async def test_values_that_are_no_json(service: LetopisSessionService) -> None:
+    session = await begun(service, at=datetime(2026, 1, 1, tzinfo=UTC), **{"": "empty", "a/b%=": "odd"})
+    await service.append_event(session, changing(share=math.nan, tags={"tea"}))
+
+    state = (await loaded(service)).state
+    assert state == {"at": "2026-01-01T00:00:00Z", "": "empty", "a/b%=": "odd", "share": None, "tags": ["tea"]}
+
+
+def test_two_sessions_never_share_a_conversation() -> None:
+    names = [
+        ("a", "b", "c"),
+        ("a/b", "c", ""),
+        ("a", "b/c", ""),
+        ("", "a/b", "c"),
+        ("a%2Fb", "c", ""),
+        ("a\n", "b", "c"),
+        ("a%0A", "b", "c"),
+        ("#", "b", "c"),
+        ("a" * 300, "b", "c"),
+        ("a" * 300, "b", "d"),
+        ("я" * 300, "b", "d"),
+    ]
+    made = [conversation_of(*one) for one in names]
+    assert len(set(made)) == len(names)
+    assert made[0] == "adk/a/b/c"
+    assert all(len(one) <= 255 and one.isprintable() for one in made)
+    assert user_space("a", "b") != user_space("a/b", "")
+    with pytest.raises(InvalidInput):
+        conversation_of("a", "\ud800", "c")
+
+
+async def test_deleted_is_erased_and_the_id_can_be_used_again(service: LetopisSessionService, history: History) -> None:
+    session = await begun(service, secret=1)
+    await service.append_event(session, said("my secret"))
+    await service.delete_session(app_name=APP, user_id=USER, session_id="s1")
+
+    assert [one.text for one in await history.messages(WHERE, every=True)] in ([], [""])
+    assert not (await service.list_sessions(app_name=APP)).sessions
+    await service.delete_session(app_name=APP, user_id=USER, session_id="s1")
+    again = await begun(service)
+    with pytest.raises(StaleSessionError):
+        await service.append_event(session, said("from before"))
+    await service.append_event(again, said("hello"))
+    assert texts(await loaded(service)) == ["hello"]
+    await history.delete(WHERE)
+    with pytest.raises(SessionNotFoundError):
+        await service.append_event(again, said("too late"))
+    with pytest.raises(AlreadyExistsError, match="for good"):
+        await begun(service)
+
+
+async def test_messages_from_elsewhere_and_changed_ones(service: LetopisSessionService, history: History) -> None:
+    session = await begun(service)
+    await service.append_event(session, said("Whaat?"))
+    await service.append_event(session, said("my password"))
+    first, second = await history.messages(WHERE)
+    await history.edit(WHERE, first.id, "What?")
+    await history.redact(WHERE, second.id)
+    await history.append(WHERE, Message.assistant("An operator is here", name="operator"))
+
+    found = await loaded(service)
+
+    assert [(one.author, one.content and one.content.parts and one.content.parts[0].text) for one in found.events] == [
+        ("user", "What?"),
+        ("operator", "An operator is here"),
+    ]
+    await service.append_event(found, said("Thanks"))
+    assert len((await loaded(service)).events) == 3
+
+
+async def test_sessions_by_page(service: LetopisSessionService, history: History) -> None:
+    for number in range(5):
+        await service.create_session(app_name=APP, user_id=USER, session_id=f"s{number}", state={"n": number})
+    await service.create_session(app_name="other", user_id=USER, session_id="x")
+    await history.append("no session", Message.user("hello"), owner=USER)
+
+    found, after = list[str](), None
+    while True:
+        page = await service.list_sessions_page(app_name=APP, user_id=USER, limit=2, after=after)
+        assert len(page) <= 2
+        found += [f"{one.id}={one.state['n']}" for one in page]
+        if (after := page.next) is None:
+            break
+    assert found == ["s4=4", "s3=3", "s2=2", "s1=1", "s0=0"]
+
+
+async def test_other_names_for_conversations_and_owners(history: History) -> None:
+    service = LetopisSessionService(
+        history, conversation=lambda app, user, session: session, owner=lambda app, user: f"{app}:{user}"
+    )
+    await service.append_event(await begun(service), said("hello"))
+
+    assert [one.conversation_id for one in await history.conversations(owner="bot:42")] == ["s1"]
+    assert texts(await loaded(service)) == ["hello"]
+    assert [one.id for one in (await service.list_sessions(app_name=APP, user_id=USER)).sessions] == ["s1"]
+
+
+async def test_without_the_store(alone: History) -> None:
+    service = LetopisSessionService(alone)
+    with pytest.raises(StoreUnavailable):
+        await service.get_session(app_name=APP, user_id=USER, session_id="s1")
+    with pytest.raises(StoreUnavailable):
+        await begun(service)
+
+    session = await service.create_session(app_name=APP, user_id=USER, state={"a": 1, "user:b": 2})
+    await service.append_event(session, said("hello", actions=EventActions(state_delta={"a": 3, "app:c": 4})))
+
+    found = await loaded(service, session.id)
+    assert (found.state, texts(found)) == ({"a": 3, "user:b": 2, "app:c": 4}, ["hello"])
+    await service.append_event(found, said("more"))
+    assert [one.id for one in (await service.list_sessions(app_name=APP, user_id=USER)).sessions] == [session.id]
+    strict = LetopisSessionService(alone, require_complete=True)
+    with pytest.raises(StoreUnavailable):
+        await loaded(strict, session.id)
+    with pytest.raises(StoreUnavailable):
+        await strict.list_sessions(app_name=APP)
+    with pytest.raises(StoreUnavailable):
+        await service.get_user_state(app_name=APP, user_id=USER)
+    await service.delete_session(app_name=APP, user_id=USER, session_id=session.id)
+
+
+async def test_the_whole_state_is_known_without_the_store_while_the_session_is_active(tmp_path: Path) -> None:
+    """Old values leave the outbox once they are delivered; the session's newest record has all of them."""
+    path, store = tmp_path / "bot.outbox.db", tmp_path / "history.db"
+    async with History(path, store=store, read_timeout=30.0) as history:
+        service = LetopisSessionService(history)
+        session = await begun(service, **{"old": 1, "user:old": 2})
+        for number in range(8):
+            await service.append_event(session, said(str(number), actions=EventActions(state_delta={"n": number})))
+        assert await history.drained(timeout=20)
+        await prune(history, keep_last=3)
+        await service.append_event(session, said("8"))
+        assert await history.drained(timeout=20)
+
+    away = f"postgresql://nobody@127.0.0.1:{await refused_port()}/nowhere"
+    async with History(path, store=away, relay=False) as history:
+        with pytest.raises(StoreUnavailable):
+            await history.records(conversation=WHERE).get(("google_adk", "state"), "=old")
+        found = await loaded(LetopisSessionService(history))
+        assert found.state == {"old": 1, "n": 7, "user:old": 2}
+        assert texts(found)[-2:] == ["7", "8"]
+        assert len(found.events) < 9
+
+
+async def test_another_outbox_was_first(tmp_path: Path) -> None:
+    store = tmp_path / "history.db"
+    async with (
+        open_apart(tmp_path / "a.outbox.db", store=store, read_timeout=30.0) as one,
+        open_apart(tmp_path / "b.outbox.db", store=store, read_timeout=30.0) as two,
+    ):
+        here, there = LetopisSessionService(one), LetopisSessionService(two)
+        session = await begun(here, a=1)
+        assert await one.drained(timeout=20)
+        with pytest.raises(AlreadyExistsError):
+            await begun(there)
+        other = await loaded(there)
+        await there.append_event(other, changing(**{"b": 2, "user:name": "Ada"}))
+        assert await two.drained(timeout=20)
+
+        with pytest.raises(StaleSessionError):
+            await here.append_event(session, changing(a=2))
+
+        assert (await loaded(here)).state == {"a": 1, "b": 2, "user:name": "Ada"}
+        await there.delete_session(app_name=APP, user_id=USER, session_id="s1")
+        assert await two.drained(timeout=20)
+        with pytest.raises(SessionNotFoundError):
+            await here.append_event(session, said("too late"))
+
+
+class FakeModel(BaseLlm):
+    """Calls a tool once, then answers."""
+
+    async def generate_content_async(self, llm_request: Any, stream: bool = False) -> Any:
+        last = llm_request.contents[-1].parts[-1]
+        if last.function_response is None:
+            call = types.FunctionCall(name="remember", args={"what": last.text})
+            part = types.Part(function_call=call)
+        else:
+            part = types.Part(text=f"I will remember {last.function_response.response['result']}")
+        if stream:
+            yield LlmResponse(content=types.Content(role="model", parts=[types.Part(text="I wi")]), partial=True)
+        yield LlmResponse(content=types.Content(role="model", parts=[part]))
+
+
+def remember(what: str, tool_context: Any) -> str:
+    """Keep something."""
+    tool_context.state["user:fact"] = what
+    tool_context.state["temp:now"] = "yes"
+    return what
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # older releases of ADK warn of features that they use themselves
+async def test_the_runner(service: LetopisSessionService, history: History) -> None:
+    agent = LlmAgent(
+        name="bot",
+        model=FakeModel(model="fake"),
+        tools=[remember],
+        output_key="answer",
+        instruction="You are helping {user:fact?}",
+    )
+    runner = Runner(app_name=APP, agent=agent, session_service=service, auto_create_session=True)
+    content = types.Content(role="user", parts=[types.Part(text="tea")])
+
+    async for _ in runner.run_async(user_id=USER, session_id="s1", new_message=content):
+        pass
+
+    found = await loaded(service)
+    assert found.state == {"answer": "I will remember tea", "user:fact": "tea"}
+    roles = [one.role for one in await history.messages(WHERE)]
+    assert roles == ["user", "assistant", "tool", "assistant"]
+    await runner.rewind_async(user_id=USER, session_id="s1", rewind_before_invocation_id=found.events[0].invocation_id)
+    assert (await loaded(service)).events[-1].actions.rewind_before_invocation_id == found.events[0].invocation_id
+
+
+def test_it_wants_a_history() -> None:
+    wrong: Any = "bot.outbox.db"
+    with pytest.raises(InvalidInput, match="history"):
+        LetopisSessionService(wrong)
