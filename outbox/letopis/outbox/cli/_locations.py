@@ -11,6 +11,8 @@ from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._output import printable
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from letopis.outbox.config.settings import Settings
     from letopis.outbox.file.outbox_file import OutboxFile
 
@@ -61,6 +63,19 @@ async def open_source(found: Settings, *, read_timeout: float = 3.0) -> AsyncIte
 
     async with ConversationStore.open(found.store, migrate=False) as store:
         yield store
+
+
+def read_outbox(found: Settings, work: Callable[[sa.Connection], T]) -> tuple[Path, T]:
+    """Run ``work`` over one snapshot of the outbox file, which must exist; return its path and the result.
+
+    :raises CommandExit: there is no outbox.
+    """
+    import asyncio
+
+    from letopis.outbox.file.opening import read_snapshot
+
+    path = existing_outbox(found)
+    return path, asyncio.run(read_snapshot(path, work))
 
 
 async def with_outbox(found: Settings, work: Callable[[OutboxFile], Awaitable[T]]) -> T:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import note, printable
@@ -57,7 +58,14 @@ outbox = {outbox}
 """
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis init",
+        "letopis init --store postgresql://bot@db/history",
+        "letopis --outbox copy.outbox.db init --new-origin",
+    ),
+)
 @click.option(
     "--new-origin",
     is_flag=True,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import given_outboxes, settings, with_options
 from letopis.outbox.cli._output import note, printable
@@ -36,7 +37,14 @@ LISTEN: Final = click.option(
 )
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis relay",
+        "letopis relay --once   # for cron, or to deliver now",
+        "letopis relay --outbox 'bots/*.outbox.db' --listen 9464",
+    ),
+)
 @click.option(
     "--once", is_flag=True, help="Deliver what is due and exit: 0 if nothing is left, 75 if the store is down."
 )
@@ -119,7 +127,10 @@ def relay(
         asyncio.run(_run(configure))
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=("letopis pause --reason 'the database is being upgraded'",),
+)
 @click.option("--reason", metavar="TEXT", help="The reason; `letopis status` shows it.")
 @with_options
 def pause(reason: str | None) -> None:
@@ -136,7 +147,7 @@ def pause(reason: str | None) -> None:
     note("delivery is paused; `letopis resume` resumes it")
 
 
-@click.command()
+@click.command(cls=Verb, examples=("letopis resume",))
 @with_options
 def resume() -> None:
     """Resume delivery after `letopis pause`. Exits with 3 if it was not paused."""
