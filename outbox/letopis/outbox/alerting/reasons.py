@@ -7,7 +7,6 @@ from functools import cache
 from typing import Final
 
 from letopis.outbox.alerting.catalogue import catalogue, language_of
-from letopis.store.database.fault_rules import rule_of_code
 from letopis.store.database.faults import FaultClass
 
 _REASON: Final = re.compile(r"\[([^\[\]]*)\]\s*$")
@@ -35,6 +34,9 @@ def reason_in(reason: str, locale: str | None) -> str:
 
 
 def _described(name: str, code: str, language: str) -> str:
+    # Imported here: commands that read settings only, and end, may not take the time that SQLAlchemy takes.
+    from letopis.store.database.fault_rules import rule_of_code
+
     phrases = _phrases(language)
     if (text := phrases.get(f"{name} {code}") or phrases.get(code)) is not None:
         return text

@@ -44,6 +44,7 @@ outbox = {outbox}
 # stop_timeout = 8            # seconds for the batch in flight after the first signal
 # log_level = "INFO"
 # log_format = "auto"         # text on a terminal, otherwise JSON
+# trace_conversations = false # name conversations on OpenTelemetry spans; needs letopis[otel]
 
 # Where alerts about stuck events go; needs letopis[alerts]. Or LETOPIS_ALERTS.
 # [alerts]

@@ -79,6 +79,13 @@ LISTEN: Final = click.option(
     show_envvar=True,
     help="Processes over which the outboxes are spread; for very many busy ones. Default: 1.",
 )
+@click.option(
+    "--trace-conversations",
+    is_flag=True,
+    envvar="LETOPIS_TRACE_CONVERSATIONS",
+    show_envvar=True,
+    help="Name the conversations on OpenTelemetry spans (gen_ai.conversation.id). Needs letopis[otel].",
+)
 @click.option("--share", hidden=True)
 @with_options
 def relay(
@@ -88,6 +95,7 @@ def relay(
     log_level: str | None,
     log_format: str | None,
     processes: int | None,
+    trace_conversations: bool,
     share: str | None,
 ) -> None:
     """Deliver pending events to the history store, until interrupted or terminated.
@@ -111,6 +119,7 @@ def relay(
                 log_level=log_level,
                 log_format=log_format,
                 processes=processes,
+                trace_conversations=trace_conversations,
             )
 
     found = configure()
@@ -167,6 +176,7 @@ def _configured(
     log_level: str | None,
     log_format: str | None,
     processes: int | None,
+    trace_conversations: bool,
 ) -> DaemonSettings:
     """Return the settings of the daemon, with letopis.toml as it is now."""
     from letopis.outbox.config.alerts import load_alerts
@@ -188,6 +198,7 @@ def _configured(
         log_level=log_level or table.get("log_level", default.log_level),
         log_format=log_format or table.get("log_format", default.log_format),
         processes=processes or int(table.get("processes", default.processes)),
+        trace_conversations=trace_conversations or bool(table.get("trace_conversations", False)),
     )
 
 

@@ -56,6 +56,7 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
         "processes": Option((int,), "a number", limits=(1, 64)),
         "log_level": Option((str,), "text in quotes", choices=tuple(LEVELS)),
         "log_format": Option((str,), "text in quotes", choices=tuple(FORMATS)),
+        "trace_conversations": Option((bool,), "true or false"),
     },
     "alerts": {
         "channels": Option((list,), "a list of addresses in quotes"),
