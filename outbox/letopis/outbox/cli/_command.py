@@ -66,7 +66,7 @@ def write_options(command: click.Command, ctx: click.Context, formatter: click.H
         record
         for parameter in command.get_params(ctx)
         if not isinstance(parameter, click.Argument)
-        and not (shared and (isinstance(parameter, SharedOption) or parameter.name == "help"))
+        and not (shared and (isinstance(parameter, SharedOption) or "--help" in parameter.opts))
         and (record := parameter.get_help_record(ctx)) is not None
     ]
     if found:
