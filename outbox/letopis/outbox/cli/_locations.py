@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._exit_codes import CommandExit, Exit, name_store
 from letopis.outbox.cli._output import printable
 
 if TYPE_CHECKING:
@@ -22,8 +22,11 @@ T = TypeVar("T")
 def store_of(found: Settings) -> str | Path:
     """Return the URL or path of the history store: as given, otherwise the SQLite file beside the outbox."""
     from letopis.outbox.history.store_location import store_beside
+    from letopis.store.database.urls import normalise_url, safe_url
 
-    return found.store if found.store is not None else store_beside(found.outbox)
+    store = found.store if found.store is not None else store_beside(found.outbox)
+    name_store(safe_url(normalise_url(store)))
+    return store
 
 
 def existing_outbox(found: Settings) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._exit_codes import CommandExit, Exit, name_store
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
 from letopis.outbox.cli._progress import Report, progress
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     cls=Verb,
     examples=(
         "letopis move --to postgresql://bot@db/history",
-        "letopis --store postgresql://bot@old/history move --to postgresql://bot@new/history --json",
+        "letopis --store postgresql://bot@old/history move --to postgresql://bot@new/history",
         "letopis move --cancel",
     ),
 )
@@ -58,6 +58,7 @@ def move(target: str | None, cancel: bool, as_json: bool) -> None:
         raise click.UsageError("name the target: --to postgresql://user@host/database")
     goal = normalise_url(target)
     check_apart(Path(settings().outbox), goal)
+    name_store(None)  # from here on a fault may be of either store
     import anyio
 
     from letopis.store.relocation.mover import move as run
