@@ -14,7 +14,7 @@ from letopis.outbox.cli._output import format_duration, printable, table, termin
 from letopis.store.model.events import from_microseconds
 
 if TYPE_CHECKING:
-    from letopis.outbox.operations.pending_events import MissingEvent, PendingEvent, Repair
+    from letopis.outbox.operations.pending_events import LaneWithLosses, PendingEvent, Repair
 
 HEAD: Final = ("EVENT", "CONVERSATION", "SEQ", "TYPE", "BYTES", "STATE", "TRIES", "BEHIND", "AGE", "FAULT")
 MAX_ID_WIDTH: Final = 32
@@ -26,7 +26,7 @@ _CODE: Final = re.compile(r"(?P<sentence>.*\S)\s*\[(?P<code>[^\[\]]+)\]\s*", re.
 MIN_FAULT_WIDTH: Final = 20
 
 
-def event_table(found: Sequence[PendingEvent], missing: Sequence[MissingEvent] = ()) -> str:
+def event_table(found: Sequence[PendingEvent], missing: Sequence[LaneWithLosses] = ()) -> str:
     """Return a table of events; on a terminal no wider than that is, as far as the last column can give way."""
     width = terminal_width(sys.stdout)
     lines = _event_lines(found, missing)
@@ -45,12 +45,11 @@ def code_first(fault: str) -> str:
     return fault if found is None else f"{found['code']}: {found['sentence']}"
 
 
-def missing_json(one: MissingEvent) -> dict[str, Any]:
-    """Return a conversation that waits for an event which is nowhere, as JSON values."""
+def missing_json(one: LaneWithLosses) -> dict[str, Any]:
+    """Return a stuck conversation without an event to show as JSON values."""
     return {
         "conversation_id": one.conversation_id,
         "owner_id": one.owner_id,
-        "sequence": one.sequence,
         "state": one.state,
         "attempts": one.attempts,
         "fault_class": one.fault_class,
@@ -58,7 +57,7 @@ def missing_json(one: MissingEvent) -> dict[str, Any]:
     }
 
 
-def _event_lines(found: Sequence[PendingEvent], missing: Sequence[MissingEvent]) -> str:
+def _event_lines(found: Sequence[PendingEvent], missing: Sequence[LaneWithLosses]) -> str:
     now = time.time()
     rows = [
         (
@@ -79,7 +78,7 @@ def _event_lines(found: Sequence[PendingEvent], missing: Sequence[MissingEvent])
         (
             "missing",
             truncate(one.conversation_id, MAX_ID_WIDTH),
-            str(one.sequence),
+            "-",
             "-",
             "-",
             one.state,
@@ -93,7 +92,7 @@ def _event_lines(found: Sequence[PendingEvent], missing: Sequence[MissingEvent])
     return table(HEAD, rows, right=(2, 4, 6, 7))
 
 
-def _fault(one: PendingEvent | MissingEvent) -> str:
+def _fault(one: PendingEvent | LaneWithLosses) -> str:
     return printable(" ".join(code_first(one.fault or one.fault_class or "-").split()))
 
 

@@ -120,7 +120,7 @@ def list_(owner: str | None, state: str, limit: int, after: str | None, as_json:
     cls=Verb,
     examples=(
         'letopis history search "blue shoes"',
-        "letopis history search --owner 42 -- refund -shipping",
+        'letopis history search --owner 42 "refund -shipping"',
         """letopis history search '"order number"' --json | jq '.hits[].snippet'""",
     ),
 )

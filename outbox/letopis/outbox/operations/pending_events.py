@@ -24,7 +24,7 @@ _EVENT: Final = (
     f"{PENDING} WHERE l.owed_since IS NOT NULL AND l.delivered < l.head"
 )
 _MISSING: Final = (
-    "SELECT l.conversation_id, l.owner_id, l.delivered + 1 AS sequence, l.state, l.attempts, l.fault_class, l.fault"
+    "SELECT l.conversation_id, l.owner_id, l.state, l.attempts, l.fault_class, l.fault"
     " FROM letopis_outbox_lanes AS l"
     " WHERE (l.state = 'blocked' OR (l.state IN ('retrying', 'paused') AND l.owed_since IS NOT NULL"
     " AND l.delivered < l.head))"
@@ -119,15 +119,14 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MissingEvent:
-    """A conversation that waits for an event which the outbox no longer holds; the history store lost it.
+class LaneWithLosses:
+    """A stuck conversation without an event to show: the history store lost events that the outbox no longer holds.
 
-    :ivar sequence: the place of the event.
+    :ivar fault: says which ones.
     """
 
     conversation_id: str
     owner_id: str | None
-    sequence: int
     state: str
     attempts: int
     fault_class: str | None
@@ -170,10 +169,10 @@ def list_pending(
     return [PendingEvent(**_values(row), front=bool(row.front)) for row in rows]
 
 
-def list_missing(connection: sa.Connection, *, limit: int) -> list[MissingEvent]:
-    """Return at most ``limit`` stuck conversations whose next event is not in the outbox, by conversation."""
+def list_missing(connection: sa.Connection, *, limit: int) -> list[LaneWithLosses]:
+    """Return at most ``limit`` stuck conversations whose next event is not in the outbox, in the order of their ids."""
     rows = connection.exec_driver_sql(_MISSING, (limit,)).fetchall()
-    return [MissingEvent(**row._mapping) for row in rows]
+    return [LaneWithLosses(**row._mapping) for row in rows]
 
 
 def list_repairs(connection: sa.Connection, event: PendingEvent) -> list[Repair]:
