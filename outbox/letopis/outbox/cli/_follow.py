@@ -1,4 +1,4 @@
-"""Print something again and again, until the user interrupts it or nobody reads it any more."""
+"""Repeat output until the user interrupts the command or stdout has no reader."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Screen:
 
 
 def repeat(step: Callable[[], None], *, seconds: float) -> None:
-    """Call ``step`` every so many seconds until it raises, the user interrupts, or stdout has no reader any more.
+    """Call ``step`` every so many seconds until it raises, the user interrupts the command, or stdout has no reader.
 
-    :raises BrokenPipeError: nobody reads stdout any more.
+    :raises BrokenPipeError: stdout has no reader.
     """
     while True:
         step()
@@ -51,9 +51,9 @@ def repeat(step: Callable[[], None], *, seconds: float) -> None:
 
 
 def check_reader() -> None:
-    """Check that somebody reads stdout.
+    """Check that stdout has a reader.
 
-    :raises BrokenPipeError: nobody does.
+    :raises BrokenPipeError: it has none.
     """
     if reader_is_gone(sys.stdout):
         raise BrokenPipeError

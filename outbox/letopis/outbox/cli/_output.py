@@ -96,7 +96,7 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def reader_is_gone(stream: TextIO) -> bool:
-    """Return True if ``stream`` is a pipe that nobody reads any more, without writing to it.
+    """Return True if ``stream`` is a pipe without a reader; writes nothing.
 
     A command that prints only what changes would otherwise notice it with the next change. False where the system
     cannot tell.

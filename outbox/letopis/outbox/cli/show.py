@@ -46,7 +46,7 @@ MAX_PAGES_BACK: Final = 20
 @click.option(
     "--follow",
     is_flag=True,
-    help="Go on with what is new and what changes, until interrupted; with --json one message a line.",
+    help="Keep printing new and changed messages until interrupted; with --json, one message per line.",
 )
 @click.option(
     "--interval",
@@ -131,7 +131,7 @@ def _deleted(found: Conversation) -> str:
 
 
 async def _follow(conversation: str, last: int, interval: float, as_json: bool) -> None:
-    """Print the last messages, then what is new and what changes, until interrupted or nobody reads any more."""
+    """Print the last messages, then what is new and what changes, until interrupted or stdout has no reader."""
     import anyio
 
     from letopis.outbox.cli._locations import open_source

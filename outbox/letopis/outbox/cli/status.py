@@ -31,7 +31,7 @@ _AGES: Final = ("oldest_pending_seconds", "verdict", "wal_bytes")
     ),
 )
 @click.option("--check", is_flag=True, help="Exit with 1 if not all is well.")
-@click.option("--watch", is_flag=True, help="Show it again and again until interrupted; with --json a line per change.")
+@click.option("--watch", is_flag=True, help="Keep showing it until interrupted; with --json, one line per change.")
 @click.option(
     "--interval",
     type=INTERVAL,

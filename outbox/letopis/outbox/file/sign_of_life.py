@@ -7,11 +7,6 @@ import socket
 from pathlib import Path
 from typing import Final
 
-try:
-    import fcntl
-except ImportError:  # Windows, where a relay is judged by its signs of life alone
-    fcntl = None  # type: ignore[assignment]
-
 LOCK_SUFFIX: Final = ".relay.lock"
 RELEASED: Final = 0
 """The sign of life of a holder that has released the lock, and may not have been able to write so into the outbox."""
@@ -82,6 +77,10 @@ def boot_id() -> str:
 
 def _is_free(lock_file: Path) -> bool:
     """Return True if no process holds the lock, as it does while a relay is at work; asks for a shared one, briefly."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a relay is judged by its signs of life alone
+        return False
     try:
         descriptor = os.open(lock_file, os.O_RDONLY)
     except FileNotFoundError:
