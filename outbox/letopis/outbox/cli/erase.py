@@ -85,7 +85,8 @@ def erase(
     else:
         _tell(work, pending, waited=wait)
     if wait and (pending or work.store_rows):
-        raise CommandExit(Exit.LATER, f"{pending} events are still pending; nothing is lost")
+        rows = f", {work.store_rows} rows are left to erase" if work.store_rows else ""
+        raise CommandExit(Exit.LATER, f"not complete yet: {pending} events are pending{rows}; the relay continues")
 
 
 class _Erasure:
