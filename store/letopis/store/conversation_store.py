@@ -386,13 +386,6 @@ class ConversationStore:
         """
         return await (await self._runtime.prepared()).indexer.catch_up(check_place(limit, "limit") or 0)
 
-    async def search_backlog(self) -> int:
-        """Return how many events :meth:`catch_up_search` has still to read.
-
-        :raises StoreFault: the database failed.
-        """
-        return await (await self._runtime.prepared()).indexer.backlog()
-
     def projector(self, projection: Projection, *, batch: int = EVENTS_PER_BATCH, poll: float = 0.25) -> Projector:
         """Return a runner of a catch-up projection over this store, or of an inline one that is behind; does no I/O.
 
@@ -432,13 +425,6 @@ class ConversationStore:
         one = await components.rebuilder.rebuild(partition, conversation, check=check)
         if one is not None:
             yield one
-
-    async def count_to_rebuild(self, *, every: bool = False) -> int:
-        """Return about how many conversations :meth:`rebuild` goes through.
-
-        :raises StoreFault: the database failed.
-        """
-        return await (await self._runtime.prepared()).rebuilder.count(every=every)
 
     async def pending_tasks(self) -> PendingTasks:
         """Return the long rewinds and deletions that are marked and still to be carried out.

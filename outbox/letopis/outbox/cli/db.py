@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     import sqlalchemy as sa
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.migrations import Revision
@@ -271,13 +273,30 @@ async def _renewed(*, yes: bool) -> tuple[str, StoreIdentity, StoreIdentity]:
 
 
 async def _index(report: Report) -> int:
+    from letopis.store.maintenance.workload import events_to_index
+
     done = 0
     async with _store() as store:
-        behind = await store.search_backlog()
+        behind = await _counted(events_to_index)
         while indexed := await store.catch_up_search(INDEX_BATCH_EVENTS):
             done += indexed
             report(done, total=max(behind, done))
     return done
+
+
+async def _counted(count: Callable[[AsyncEngine], Awaitable[int]]) -> int:
+    """Return the amount of work in a store that exists."""
+    from letopis.outbox.cli._locations import store_of
+    from letopis.store.database.engines import create_store_engine
+    from letopis.store.database.timeouts import Timeouts
+    from letopis.store.database.urls import normalise_url
+
+    timeouts = Timeouts(statement=STATEMENT_TIMEOUT_SECONDS)
+    engine = create_store_engine(normalise_url(store_of(settings())), timeouts=timeouts, pool_size=1)
+    try:
+        return await count(engine)
+    finally:
+        await engine.dispose()
 
 
 def _store() -> AbstractAsyncContextManager[ConversationStore]:
@@ -295,10 +314,12 @@ async def _run(
     check: bool, every: bool, conversation: str | None, report: Report
 ) -> tuple[Counter[str], list[Rebuilt]]:
     from letopis.store.maintenance.rebuild import Rebuilt
+    from letopis.store.maintenance.workload import conversations_to_rebuild
 
     count, differing = Counter[str](), list[Rebuilt]()
     async with _store() as store:
-        total = 1 if conversation is not None else await store.count_to_rebuild(every=every or check)
+        count_all = partial(conversations_to_rebuild, every=every or check)
+        total = 1 if conversation is not None else await _counted(count_all)
         async for one in store.rebuild(check=check, every=every, conversation=conversation):
             count.update(conversations=1, events=one.events, written=one.written, differing=bool(one.differences))
             if one.differences and len(differing) < MAX_LISTED:

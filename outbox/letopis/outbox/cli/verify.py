@@ -156,6 +156,7 @@ async def problems_of_store(url: URL, report: Report = unseen) -> list[str]:
     from letopis.store.database.migrations import STORE, SchemaState, revision_state
     from letopis.store.database.timeouts import Timeouts
     from letopis.store.maintenance.integrity import find_problems, wal_problem
+    from letopis.store.maintenance.workload import conversations_to_rebuild
 
     embedded = url.get_backend_name() == "sqlite"
     if embedded and (problem := wal_problem(Path(str(url.database)))):
@@ -171,7 +172,7 @@ async def problems_of_store(url: URL, report: Report = unseen) -> list[str]:
                 return [revision.advice(STORE, command="letopis db upgrade")]
             found += [one async for one in find_problems(engine, checked=lambda done, total: report(done, total=total))]
         async with ConversationStore.open(url, migrate=False, pool_size=2, timeouts=timeouts) as store:
-            total, done = await store.count_to_rebuild(every=True), 0
+            total, done = await conversations_to_rebuild(engine, every=True), 0
             async for one in store.rebuild(check=True, every=True):
                 done += 1
                 report(done, total=total, title="comparing", unit="conversations")

@@ -124,19 +124,6 @@ class Rebuilder:
         if self._retains_too_much and not check:
             await self._whole(self._release_retained())
 
-    async def count(self, *, every: bool) -> int:
-        """Return how many conversations :meth:`run` goes through, without those whose row is missing.
-
-        :raises StoreFault: the database failed.
-        """
-        return int(await self._whole(self._count(every=every)))
-
-    async def _count(self, *, every: bool) -> int:
-        statement = self._statements.count_every if every else self._statements.count_older
-        with translated():
-            async with self._readers.connect() as connection:
-                return int((await connection.execute(statement)).scalar_one())
-
     async def rebuild(self, partition: int, conversation_id: str, *, check: bool) -> Rebuilt | None:
         """Rebuild one conversation. Return ``None`` if it does not exist, or a newer release made its rows.
 

@@ -22,7 +22,6 @@ class RebuildStatements:
     :ivar messages: a page of a conversation's messages after a version; ``messages_of_deleted`` if it was deleted.
     :ivar every: a page of the conversations that this release may rebuild.
     :ivar older: a page of those whose rows older rules made.
-    :ivar count_every: how many ``every`` has; ``count_older`` likewise.
     :ivar lost: a page of those that have events but no row.
     """
 
@@ -47,9 +46,6 @@ class RebuildStatements:
         )
         self.every = _keys_of(conversations).where(conversations.c.rules <= PROJECTION_RULES)
         self.older = _keys_of(conversations).where(conversations.c.rules < PROJECTION_RULES)
-        count = sa.select(sa.func.count()).select_from(conversations)
-        self.count_every = count.where(conversations.c.rules <= PROJECTION_RULES)
-        self.count_older = count.where(conversations.c.rules < PROJECTION_RULES)
         # Every conversation begins with version 1.
         same = sa.and_(
             conversations.c.partition == events.c.partition,

@@ -100,13 +100,6 @@ class Indexer:
                     break
         return done
 
-    async def backlog(self) -> int:
-        """Return how many events are not indexed.
-
-        :raises StoreFault: the database failed.
-        """
-        return sum(one.behind for one in await self._shielded(self._behind()))
-
     async def _behind(self) -> list[IndexProgress]:
         with translated():
             async with self._readers.connect() as connection:
