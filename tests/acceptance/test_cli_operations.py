@@ -296,6 +296,8 @@ class TestStatus:
         assert code == 0
         assert list(found) == [
             "outbox",
+            "healthy",
+            "verdict",
             "outbox_id",
             "store",
             "pending",

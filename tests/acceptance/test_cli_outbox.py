@@ -167,7 +167,7 @@ class TestShow:
         loud = letopis("outbox", "show", stuck(outbox), "--payload", "--json")
 
         assert BODY not in quiet.stdout + quiet_json.stdout
-        assert "refused [poison 22021]" in quiet.stdout
+        assert "poison 22021: refused" in quiet.stdout
         [event] = json.loads(loud.stdout)["events"]
         assert BODY in json.dumps(event["data"])
         assert event["repairs"] == []

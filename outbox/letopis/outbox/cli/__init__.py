@@ -32,6 +32,33 @@ VERBS: Final = {
 }
 """The verbs in the order of a first use, with module and short help."""
 
+ELSEWHERE: Final = {
+    "help": ("letopis --help",),
+    "list": ("letopis history list", "letopis outbox list"),
+    "show": ("letopis history show", "letopis outbox show"),
+    "search": ("letopis history search",),
+    "stats": ("letopis history stats",),
+    "import": ("letopis history import",),
+    "export": ("letopis history export", "letopis outbox export"),
+    "erase": ("letopis history erase",),
+    "delete": ("letopis history erase",),
+    "retry": ("letopis outbox retry",),
+    "fix": ("letopis outbox fix",),
+    "skip": ("letopis outbox skip",),
+    "rebind": ("letopis outbox rebind",),
+    "salvage": ("letopis outbox salvage",),
+    "verify": ("letopis db verify", "letopis outbox verify"),
+    "upgrade": ("letopis db upgrade",),
+    "migrate": ("letopis db upgrade",),
+    "current": ("letopis db current",),
+    "check": ("letopis db check", "letopis status --check"),
+    "rebuild": ("letopis db rebuild",),
+    "index": ("letopis db index",),
+    "new-identity": ("letopis db new-identity",),
+    "test": ("letopis alerts test",),
+}
+"""Words that users try without their group."""
+
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     """Print the version of the installed distribution and end."""
@@ -47,6 +74,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     name="letopis",
     cls=LazyGroup,
     verbs=VERBS,
+    elsewhere=ELSEWHERE,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 ok, 1 failed or unhealthy, 2 wrong usage, 3 nothing matched, 75 try again later, "
     "78 wrong configuration.",

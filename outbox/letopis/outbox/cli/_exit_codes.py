@@ -33,6 +33,17 @@ class Exit(IntEnum):
     """It will fail until an operator changes the configuration. sysexits.h: EX_CONFIG."""
 
 
+class _StoreInUse:
+    """The history store that the command works on, without secrets, for the line that tells of its fault."""
+
+    name: str | None = None
+
+
+def name_store(name: str | None) -> None:
+    """Note the name of the history store that the command works on, as it may be shown."""
+    _StoreInUse.name = name
+
+
 class CommandExit(Exception):
     """Ends the command with an exit code and, unless it is empty, one line on stderr."""
 
@@ -44,6 +55,7 @@ class CommandExit(Exception):
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Run ``command`` and return its exit code. Never raises; shows a traceback with ``--debug`` only."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    name_store(None)
     try:
         # The context's exit() comes back as a number; a verb's own return value is ignored.
         code = command.main(given, prog_name="letopis", standalone_mode=False)
@@ -114,6 +126,8 @@ def explain(error: BaseException) -> tuple[Exit, str]:
 
 def _about_the_store(fault: StoreFault) -> str:
     said = str(fault)
+    if _StoreInUse.name is not None:
+        return f"{_StoreInUse.name}: {said}"
     return said if said.startswith("the history store") else f"the history store: {said}"
 
 

@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._exit_codes import CommandExit, Exit, name_store
 from letopis.outbox.cli._output import printable
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from letopis.outbox.config.settings import Settings
     from letopis.outbox.file.outbox_file import OutboxFile
 
@@ -20,8 +22,11 @@ T = TypeVar("T")
 def store_of(found: Settings) -> str | Path:
     """Return the URL or path of the history store: as given, otherwise the SQLite file beside the outbox."""
     from letopis.outbox.history.store_location import store_beside
+    from letopis.store.database.urls import normalise_url, safe_url
 
-    return found.store if found.store is not None else store_beside(found.outbox)
+    store = found.store if found.store is not None else store_beside(found.outbox)
+    name_store(safe_url(normalise_url(store)))
+    return store
 
 
 def existing_outbox(found: Settings) -> Path:
@@ -61,6 +66,19 @@ async def open_source(found: Settings, *, read_timeout: float = 3.0) -> AsyncIte
 
     async with ConversationStore.open(found.store, migrate=False) as store:
         yield store
+
+
+def read_outbox(found: Settings, work: Callable[[sa.Connection], T]) -> tuple[Path, T]:
+    """Run ``work`` over one snapshot of the outbox file, which must exist; return its path and the result.
+
+    :raises CommandExit: there is no outbox.
+    """
+    import asyncio
+
+    from letopis.outbox.file.opening import read_snapshot
+
+    path = existing_outbox(found)
+    return path, asyncio.run(read_snapshot(path, work))
 
 
 async def with_outbox(found: Settings, work: Callable[[OutboxFile], Awaitable[T]]) -> T:

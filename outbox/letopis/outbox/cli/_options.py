@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
+from letopis.outbox.cli._command import SharedOption
+
 if TYPE_CHECKING:
     from letopis.outbox.config.settings import Settings
 
@@ -22,6 +24,8 @@ def with_options(function: F) -> F:
         (
             click.option(
                 "--outbox",
+                cls=SharedOption,
+                type=click.Path(),
                 metavar="PATH",
                 multiple=True,
                 envvar="LETOPIS_OUTBOX",
@@ -32,6 +36,7 @@ def with_options(function: F) -> F:
             ),
             click.option(
                 "--store",
+                cls=SharedOption,
                 metavar="URL",
                 envvar="LETOPIS_STORE",
                 show_envvar=True,
@@ -42,6 +47,8 @@ def with_options(function: F) -> F:
             ),
             click.option(
                 "--config",
+                cls=SharedOption,
+                type=click.Path(),
                 metavar="FILE",
                 envvar="LETOPIS_CONFIG",
                 show_envvar=True,
@@ -51,6 +58,7 @@ def with_options(function: F) -> F:
             ),
             click.option(
                 "--debug",
+                cls=SharedOption,
                 is_flag=True,
                 envvar="LETOPIS_DEBUG",
                 show_envvar=True,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Final, TextIO
 
 import click
 
@@ -66,9 +67,24 @@ def open_output(file: str, *, force: bool) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+_before_note: Final[list[Callable[[], None]]] = []
+
+
 def note(text: str) -> None:
     """Print a line on stderr."""
+    for prepare in _before_note:
+        prepare()
     click.echo(text, err=True)
+
+
+@contextmanager
+def before_note(prepare: Callable[[], None]) -> Iterator[None]:
+    """Have ``prepare`` called before each line on stderr while the ``with`` block runs."""
+    _before_note.append(prepare)
+    try:
+        yield
+    finally:
+        _before_note.remove(prepare)
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -77,6 +93,19 @@ def printable(text: str, *, lines: bool = False) -> str:
     return "".join(
         character if character.isprintable() or character in kept else ascii(character)[1:-1] for character in text
     )
+
+
+def reader_is_gone(stream: TextIO) -> bool:
+    """Return True if ``stream`` is a pipe without a reader; writes nothing.
+
+    A command that prints only what changes would otherwise notice it with the next change. False where the system
+    cannot tell.
+    """
+    if not hasattr(select, "poll"):
+        return False
+    watched = select.poll()
+    watched.register(stream.fileno(), 0)
+    return any(state & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, state in watched.poll(0))
 
 
 def truncate(text: str, width: int) -> str:
@@ -110,38 +139,14 @@ def format_duration(seconds: float | None) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
-def supports_style(stream: TextIO) -> bool:
-    """Return True if ``stream`` may have colours and progress bars: a terminal without ``NO_COLOR``."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-@contextmanager
-def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show the progress of a long run: a bar on stderr if that is a terminal and rich is installed, otherwise nothing.
-
-    :param total: the amount at which the yielded function's argument means done; ``None`` if unknown.
-    """
+def terminal_width(stream: TextIO) -> int | None:
+    """Return the columns of a terminal; ``None`` if ``stream`` is none, or does not say."""
     try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        bar = None
-    else:
-        bar = (
-            Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            if supports_style(sys.stderr)
-            else None
-        )
-    if bar is None:
-        yield lambda _: None
-        return
-    with bar:
-        task = bar.add_task(title, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):  # no terminal, or no file at all
+        return None
+
+
+def supports_style(stream: TextIO) -> bool:
+    """Return True if ``stream`` may have colours: a terminal without ``NO_COLOR``."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

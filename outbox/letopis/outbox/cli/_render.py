@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from letopis.outbox.cli._output import format_duration, printable, table, truncate
+from letopis.outbox.cli._output import format_duration, printable, table, terminal_width, truncate
 from letopis.store.model.events import from_microseconds
 
 if TYPE_CHECKING:
-    from letopis.outbox.operations.pending_events import PendingEvent, Repair
+    from letopis.outbox.operations.pending_events import LaneWithLosses, PendingEvent, Repair
 
 HEAD: Final = ("EVENT", "CONVERSATION", "SEQ", "TYPE", "BYTES", "STATE", "TRIES", "BEHIND", "AGE", "FAULT")
 MAX_ID_WIDTH: Final = 32
 """Characters of a conversation id in the table; JSON has all of it."""
 
 
-def event_table(found: Sequence[PendingEvent]) -> str:
-    """Return a table of events."""
+_CODE: Final = re.compile(r"(?P<sentence>.*\S)\s*\[(?P<code>[^\[\]]+)\]\s*", re.DOTALL)
+"""A sentence of ours, with the class and the code of the fault at its end."""
+MIN_FAULT_WIDTH: Final = 20
+
+
+def event_table(found: Sequence[PendingEvent], missing: Sequence[LaneWithLosses] = ()) -> str:
+    """Return a table of events; on a terminal no wider than that is, as far as the last column can give way."""
+    width = terminal_width(sys.stdout)
+    lines = _event_lines(found, missing)
+    if width is None:
+        return lines
+    fault_at = lines.index(HEAD[-1])
+    return "\n".join(
+        line if len(line) <= width else f"{line[: max(width, fault_at + MIN_FAULT_WIDTH) - 3]}..."
+        for line in lines.split("\n")
+    )
+
+
+def code_first(fault: str) -> str:
+    """Return the sentence of a fault with its class and code in front, where no narrow column cuts them off."""
+    found = _CODE.fullmatch(fault)
+    return fault if found is None else f"{found['code']}: {found['sentence']}"
+
+
+def missing_json(one: LaneWithLosses) -> dict[str, Any]:
+    """Return a stuck conversation without an event to show as JSON values."""
+    return {
+        "conversation_id": one.conversation_id,
+        "owner_id": one.owner_id,
+        "state": one.state,
+        "attempts": one.attempts,
+        "fault_class": one.fault_class,
+        "fault": one.fault,
+    }
+
+
+def _event_lines(found: Sequence[PendingEvent], missing: Sequence[LaneWithLosses]) -> str:
     now = time.time()
     rows = [
         (
@@ -33,11 +70,30 @@ def event_table(found: Sequence[PendingEvent]) -> str:
             str(one.attempts) if one.front else "-",
             str(one.behind) if one.front else "-",
             format_duration(now - one.appended_at / 1_000_000),
-            truncate(one.fault or one.fault_class or "-", 60) if one.front else "-",
+            _fault(one) if one.front else "-",
         )
         for one in found
     ]
+    rows += [
+        (
+            "missing",
+            truncate(one.conversation_id, MAX_ID_WIDTH),
+            "-",
+            "-",
+            "-",
+            one.state,
+            str(one.attempts),
+            "-",
+            "-",
+            _fault(one),
+        )
+        for one in missing
+    ]
     return table(HEAD, rows, right=(2, 4, 6, 7))
+
+
+def _fault(one: PendingEvent | LaneWithLosses) -> str:
+    return printable(" ".join(code_first(one.fault or one.fault_class or "-").split()))
 
 
 def event_summary(entry: PendingEvent) -> dict[str, Any]:
@@ -100,7 +156,7 @@ def event_text(entry: PendingEvent, done: Sequence[Repair], *, payload: bool) ->
         f"occurred      {_moment(entry.occurred_at)}",
         f"appended      {_moment(entry.appended_at)}",
         f"state         {entry.state}, {entry.attempts} attempts",
-        f"fault         {printable(entry.fault or entry.fault_class or '-')}",
+        f"fault         {printable(code_first(entry.fault or entry.fault_class or '-'))}",
     ]
     lines += [
         f"{one.verb:<13} {_moment(one.repaired_at)} by {printable(one.repaired_by or 'unknown')}:"

@@ -18,6 +18,28 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 STATES: Final = ("ready", "retrying", "blocked", "paused")
 
+
+class EventId(click.ParamType[UUID]):
+    """The id of an event, as `letopis outbox list` prints it."""
+
+    name = "event id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
+        """Return the id.
+
+        :raises click.BadParameter: it is none.
+        """
+        try:
+            return value if isinstance(value, UUID) else UUID(str(value))
+        except ValueError:
+            self.fail(
+                f"{str(value)[:60]!a} is not the id of an event, as `letopis outbox list` prints it."
+                " For the events of a conversation, give --conversation ID.",
+                param,
+                ctx,
+            )
+
+
 YES = click.option("--yes", is_flag=True, help="Skip confirmation (required when stdin is not a terminal).")
 """The option of every verb that changes the history."""
 
@@ -35,7 +57,7 @@ def with_selection(*, whole: bool = True) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         options = [
             click.argument(
-                "events", metavar="[EVENT_ID]...", nargs=-1, type=click.UUID, expose_value=False, callback=_keep
+                "events", metavar="[EVENT_ID]...", nargs=-1, type=EventId(), expose_value=False, callback=_keep
             ),
             click.option(
                 "--conversation",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from letopis.outbox.cli._command import Verb, VerbGroup
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, print_json, printable
@@ -16,13 +17,19 @@ if TYPE_CHECKING:
     from letopis.outbox.alerting.channels import Channel
 
 
-@click.group()
+@click.group(cls=VerbGroup)
 @with_options
 def alerts() -> None:
     """Send a test alert."""
 
 
-@alerts.command()
+@alerts.command(
+    cls=Verb,
+    examples=(
+        "letopis alerts test",
+        "letopis alerts test --channel https://example.org/hook --json",
+    ),
+)
 @click.option(
     "--channel",
     "channels",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from letopis.outbox.cli._command import VerbGroup
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
+from letopis.outbox.cli._progress import Report, progress
 from letopis.outbox.cli._selection import YES, confirm
 from letopis.outbox.cli.verify import verify_store
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     import sqlalchemy as sa
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.migrations import Revision
@@ -29,14 +32,12 @@ if TYPE_CHECKING:
 STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0
 """One statement of a migration may rebuild a large table."""
 
-
-PROGRESS_SECONDS: Final = 2.0
 INDEX_BATCH_EVENTS: Final = 2_000
 MAX_LISTED: Final = 100
 """Differing conversations that are listed; the others are counted."""
 
 
-@click.group()
+@click.group(cls=VerbGroup)
 @with_options
 def db() -> None:
     """Create, upgrade and check the history store.
@@ -45,7 +46,12 @@ def db() -> None:
     """
 
 
-@db.command()
+@db.command(
+    examples=(
+        "letopis db upgrade",
+        "letopis --store postgresql://bot@db/history db upgrade --partitions 16",
+    ),
+)
 @click.option(
     "--partitions",
     type=click.IntRange(1, 1024),
@@ -74,7 +80,12 @@ def upgrade(partitions: int) -> None:
         note(f"{url}: now at revision {after.revision}")
 
 
-@db.command()
+@db.command(
+    examples=(
+        "letopis db current",
+        "letopis db current --json | jq -r .state",
+    ),
+)
 @JSON
 @with_options
 def current(as_json: bool) -> None:
@@ -88,7 +99,9 @@ def current(as_json: bool) -> None:
         click.echo(f"{printable(found.revision or 'none')} ({found.state}; this release needs {STORE.head})")
 
 
-@db.command()
+@db.command(
+    examples=("letopis db check && systemctl start letopis-relay",),
+)
 @with_options
 def check() -> None:
     """Exit with 0 if the tables match this release, otherwise with 78 and what to do."""
@@ -101,7 +114,10 @@ def check() -> None:
     note(line)
 
 
-@db.command(name="new-identity")
+@db.command(
+    name="new-identity",
+    examples=("letopis --store postgresql://bot@db/history_staging db new-identity",),
+)
 @YES
 @JSON
 @with_options
@@ -124,7 +140,13 @@ def new_identity(yes: bool, as_json: bool) -> None:
         note(f"{name}: is now history store {after.store_id}, it was {before.store_id}")
 
 
-@db.command()
+@db.command(
+    examples=(
+        "letopis db rebuild --check",
+        "letopis db rebuild --all",
+        "letopis db rebuild --conversation telegram:4711",
+    ),
+)
 @click.option("--check", is_flag=True, help="Write nothing: check all conversations, and exit with 1 if one differs.")
 @click.option(
     "--all", "every", is_flag=True, help="Rebuild every conversation, not only those built by an older release."
@@ -139,7 +161,8 @@ def rebuild(check: bool, every: bool, conversation: str | None, as_json: bool) -
     """
     import anyio
 
-    count, differing = anyio.run(_run, check, every, conversation)
+    with progress("checking" if check else "rebuilding", unit="conversations", as_json=as_json) as report:
+        count, differing = anyio.run(_run, check, every, conversation, report)
     if as_json:
         print_json(
             {
@@ -171,7 +194,9 @@ def rebuild(check: bool, every: bool, conversation: str | None, as_json: bool) -
     note(_summary(count, check=check))
 
 
-@db.command()
+@db.command(
+    examples=("letopis db index",),
+)
 @JSON
 @with_options
 def index(as_json: bool) -> None:
@@ -182,7 +207,8 @@ def index(as_json: bool) -> None:
     """
     import anyio
 
-    done = anyio.run(_index)
+    with progress("indexing", unit="events", as_json=as_json) as report:
+        done = anyio.run(_index, report)
     if as_json:
         print_json({"events": done})
     else:
@@ -246,15 +272,31 @@ async def _renewed(*, yes: bool) -> tuple[str, StoreIdentity, StoreIdentity]:
         return name, before, await store.new_identity()
 
 
-async def _index() -> int:
-    done, printed = 0, time.monotonic()
+async def _index(report: Report) -> int:
+    from letopis.store.maintenance.workload import events_to_index
+
+    done = 0
     async with _store() as store:
+        behind = await _counted(events_to_index)
         while indexed := await store.catch_up_search(INDEX_BATCH_EVENTS):
             done += indexed
-            if time.monotonic() - printed > PROGRESS_SECONDS:
-                printed = time.monotonic()
-                note(f"{done} events indexed ...")
+            report(done, total=max(behind, done))
     return done
+
+
+async def _counted(count: Callable[[AsyncEngine], Awaitable[int]]) -> int:
+    """Return the amount of work in a store that exists."""
+    from letopis.outbox.cli._locations import store_of
+    from letopis.store.database.engines import create_store_engine
+    from letopis.store.database.timeouts import Timeouts
+    from letopis.store.database.urls import normalise_url
+
+    timeouts = Timeouts(statement=STATEMENT_TIMEOUT_SECONDS)
+    engine = create_store_engine(normalise_url(store_of(settings())), timeouts=timeouts, pool_size=1)
+    try:
+        return await count(engine)
+    finally:
+        await engine.dispose()
 
 
 def _store() -> AbstractAsyncContextManager[ConversationStore]:
@@ -268,18 +310,21 @@ def _store() -> AbstractAsyncContextManager[ConversationStore]:
     return ConversationStore.open(url, migrate=False, pool_size=2)
 
 
-async def _run(check: bool, every: bool, conversation: str | None) -> tuple[Counter[str], list[Rebuilt]]:
+async def _run(
+    check: bool, every: bool, conversation: str | None, report: Report
+) -> tuple[Counter[str], list[Rebuilt]]:
     from letopis.store.maintenance.rebuild import Rebuilt
+    from letopis.store.maintenance.workload import conversations_to_rebuild
 
-    count, differing, printed = Counter[str](), list[Rebuilt](), time.monotonic()
+    count, differing = Counter[str](), list[Rebuilt]()
     async with _store() as store:
+        count_all = partial(conversations_to_rebuild, every=every or check)
+        total = 1 if conversation is not None else await _counted(count_all)
         async for one in store.rebuild(check=check, every=every, conversation=conversation):
             count.update(conversations=1, events=one.events, written=one.written, differing=bool(one.differences))
             if one.differences and len(differing) < MAX_LISTED:
                 differing.append(one)
-            if time.monotonic() - printed > PROGRESS_SECONDS:
-                printed = time.monotonic()
-                note(f"{_summary(count, check=check)} ...")
+            report(count["conversations"], total=total)
     return count, differing
 
 

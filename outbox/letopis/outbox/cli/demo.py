@@ -9,12 +9,13 @@ from pathlib import Path
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import with_options
 from letopis.outbox.cli._output import note, printable, supports_style
 
 
-@click.command()
+@click.command(cls=Verb, examples=("letopis demo", "letopis demo --keep story"))
 @click.option("--keep", metavar="DIR", help="Play in this new or empty folder, and keep it.")
 @with_options
 def demo(keep: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable, supports_style
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis doctor",
+        """letopis doctor --json | jq '.checks[] | select(.level == "fail")'""",
+    ),
+)
 @JSON
 @with_options
 def doctor(as_json: bool) -> None:

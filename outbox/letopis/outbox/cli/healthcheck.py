@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import given_outboxes, settings, with_options
 from letopis.outbox.cli.relay import LISTEN
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS: Final = 3.0
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis healthcheck",
+        "letopis healthcheck --listen 9464",
+        "letopis healthcheck --outbox a.outbox.db --outbox b.outbox.db",
+    ),
+)
 @LISTEN
 @with_options
 def healthcheck(listen: str | None) -> None:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._lazy_group import LazyGroup
+from letopis.outbox.cli._message import conversation_json, message_json, minute, say_whether_complete
 from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable, table, truncate, write
+from letopis.outbox.cli._output import JSON, note, print_json, printable, table, truncate
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from letopis.store.model.conversations import Conversation, RecordedMessage
     from letopis.store.rules.statistics import Figures, Statistics
     from letopis.store.search.results import Hit
 
@@ -24,11 +25,12 @@ _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 VERBS: Final = {
     "list": ("letopis.outbox.cli.history:list_", "List conversations, newest activity first."),
-    "show": ("letopis.outbox.cli.history:show", "Show the messages of a conversation."),
+    "show": ("letopis.outbox.cli.show:show", "Show the messages of a conversation."),
     "stats": ("letopis.outbox.cli.history:stats", "Count questions, answers and tokens."),
     "search": ("letopis.outbox.cli.history:search", "Search messages by words."),
     "import": ("letopis.outbox.cli.transfer:import_", "Import conversations from a file."),
     "export": ("letopis.outbox.cli.transfer:export", "Export conversations to a file."),
+    "erase": ("letopis.outbox.cli.erase:erase", "Erase conversations, or all those of an owner, for good."),
 }
 
 
@@ -41,7 +43,15 @@ def history() -> None:
     """
 
 
-@click.command(name="list")
+@click.command(
+    name="list",
+    cls=Verb,
+    examples=(
+        "letopis history list --limit 20",
+        "letopis history list --owner 42 --state all",
+        "letopis history list --json | jq -r '.conversations[].conversation_id'",
+    ),
+)
 @click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
 @click.option(
     "--state",
@@ -55,9 +65,10 @@ def history() -> None:
 @JSON
 @with_options
 def list_(owner: str | None, state: str, limit: int, after: str | None, as_json: bool) -> None:
-    """List conversations, newest activity first; a star marks each owner's active conversation.
+    """List conversations, newest activity first.
 
-    Exits with 3 if there is none.
+    OWNER is whom the bot named as the owner, NUMBER counts the owner's conversations, and a star under ACTIVE marks the
+    one that the owner's next message goes to. Exits with 3 if there is none.
     """
     import anyio
 
@@ -78,7 +89,7 @@ def list_(owner: str | None, state: str, limit: int, after: str | None, as_json:
     page = anyio.run(read)
     if as_json:
         print_json(
-            {"conversations": [_conversation(one) for one in page], "next": page.next, "complete": page.complete}
+            {"conversations": [conversation_json(one) for one in page], "next": page.next, "complete": page.complete}
         )
     elif page:
         rows = [
@@ -90,7 +101,7 @@ def list_(owner: str | None, state: str, limit: int, after: str | None, as_json:
                 *((one.state,) if state == "all" else ()),
                 str(one.message_count),
                 str(one.pending or "-"),
-                _minute(one.updated_at),
+                minute(one.updated_at),
                 truncate(one.title or "", 40),
             )
             for one in page
@@ -105,77 +116,14 @@ def list_(owner: str | None, state: str, limit: int, after: str | None, as_json:
         raise CommandExit(Exit.NOTHING, "no conversations" if owner is None else "no conversations of this owner")
 
 
-@click.command()
-@click.argument("conversation")
-@click.option(
-    "--last",
-    type=click.IntRange(1, 10_000),
-    help="Show at most this many messages. Default: 50, or all with --transcript.",
+@click.command(
+    cls=Verb,
+    examples=(
+        'letopis history search "blue shoes"',
+        'letopis history search --owner 42 "refund -shipping"',
+        """letopis history search '"order number"' --json | jq '.hits[].snippet'""",
+    ),
 )
-@click.option("--before", metavar="PLACE", help="Continue before an earlier page, at the place that it printed.")
-@click.option(
-    "--as-of", metavar="VERSION|TIME", help="As it was after this version, or at this time: 2026-01-31T12:00:00Z."
-)
-@click.option("--transcript", "as_text", is_flag=True, help="Print a text to read and to keep, with days and marks.")
-@JSON
-@with_options
-def show(
-    conversation: str, last: int | None, before: str | None, as_of: str | None, as_text: bool, as_json: bool
-) -> None:
-    """Show the last messages of a conversation, oldest first.
-
-    Exits with 3 if there is no such conversation, or was none then.
-    """
-    import anyio
-
-    from letopis.outbox.cli._locations import open_source
-
-    if as_text and as_json:
-        raise click.UsageError("--transcript and --json cannot be given together")
-    if last is None and not as_text:
-        last = 50
-    moment = _as_of(as_of)
-    patience = 3.0 if moment is None else 60.0  # a conversation of the past is made of all its events up to there
-
-    async def read() -> Any:
-        async with open_source(settings(), read_timeout=patience) as source:
-            # The messages first: a conversation that begins in between is then there for both.
-            messages = await source.messages(conversation, last=last, before=before, as_of=moment)
-            return messages, await source.conversation(conversation, as_of=moment)
-
-    page, found = anyio.run(read)
-    if found is None and not page:
-        say_whether_complete(page.complete)
-        there = "is" if as_of is None else "was then"
-        raise CommandExit(Exit.NOTHING, f"there {there} no conversation {conversation!r}")
-    if as_json:
-        print_json(
-            {
-                "conversation": None if found is None else _conversation(found),
-                "messages": [{"conversation_id": one.conversation_id, **message_json(one)} for one in page],
-                "next": page.next,
-                "complete": page.complete,
-            }
-        )
-    elif as_text:
-        from letopis.store.rules.transcript import transcript
-
-        # UTF-8 whatever the terminal: it is usually redirected to a file.
-        whole = page.complete and page.next is None
-        write(f"{transcript(found, page, whole=whole)}\n".encode())
-        if page.next is not None:
-            note(f"there are earlier ones: --before {page.next}")
-    else:
-        for one in page:
-            click.echo(_message_text(one))
-        if page.next is not None:
-            note(f"there are earlier ones: --before {page.next}")
-    if found is not None and found.state == "deleted":
-        note("this conversation was deleted: its messages are erased, and appends are refused")
-    say_whether_complete(page.complete)
-
-
-@click.command()
 @click.argument("query")
 @click.option("--owner", metavar="ID", help="Only in the conversations of this owner.")
 @click.option("--conversation", metavar="ID", help="Only in this conversation.")
@@ -212,7 +160,14 @@ def search(
         raise CommandExit(Exit.NOTHING, "nothing was found")
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis history stats --since 2026-01-01 --until 2026-02-01",
+        "letopis history stats --by model --json",
+        "letopis history stats --owner 42",
+    ),
+)
 @click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
 @click.option("--since", metavar="TIME", help="From this time on: 2026-01-31, a day in UTC, or 2026-01-31T12:00:00Z.")
 @click.option("--until", metavar="TIME", help="Before this time.")
@@ -254,95 +209,6 @@ def stats(owner: str | None, since: str | None, until: str | None, by: str | Non
             click.echo("")
             click.echo(table((truncate(by, 40), *head[1:]), rows, right=range(1, 5)))
     say_whether_complete(found.complete)
-
-
-def say_whether_complete(complete: bool) -> None:
-    """Print on stderr that older parts may be missing."""
-    if not complete:
-        note(
-            "the history store cannot be read (`letopis db check` says why): this is what the outbox retains, "
-            "older messages may be missing"
-        )
-
-
-def _conversation(found: Conversation) -> dict[str, Any]:
-    """Return the JSON of a conversation; a documented, stable schema."""
-    from letopis.store.transfer.timestamps import render_timestamp
-
-    return {
-        "conversation_id": found.conversation_id,
-        "owner": found.owner_id,
-        "number": found.number,
-        "title": found.title,
-        "state": found.state,
-        "active": found.active,
-        "version": found.version,
-        "messages": found.message_count,
-        "tokens": found.tokens,
-        "pending": found.pending,
-        "created_at": render_timestamp(found.created_at),
-        "updated_at": render_timestamp(found.updated_at),
-    }
-
-
-def message_json(found: RecordedMessage) -> dict[str, Any]:
-    """Return the JSON of a message; a documented, stable schema."""
-    from letopis.store.model.parts import content_to_json
-    from letopis.store.transfer.timestamps import render_timestamp
-
-    message = found.message
-    return {
-        "id": message.id,
-        "version": found.version,
-        "role": message.role,
-        "content": content_to_json(message.content),
-        "name": message.name,
-        "tokens": message.tokens,
-        "usage": dict(message.usage),
-        "external_ids": dict(message.external_ids),
-        "metadata": dict(message.metadata),
-        "occurred_at": render_timestamp(found.occurred_at),
-        "recorded_at": None if found.recorded_at is None else render_timestamp(found.recorded_at),
-        "saved": found.saved,
-        "edited": found.edited,
-        "redacted": found.redacted,
-        "delivery": found.delivery,
-        "delivery_data": dict(found.delivery_data),
-    }
-
-
-def _message_text(found: RecordedMessage) -> str:
-    """Return a message as text: time, role and marks, then the content."""
-    marks = [mark for mark, there in (("edited", found.edited), (found.saved, found.saved != "saved")) if there]
-    if found.delivery != "appended":
-        marks.append(found.delivery)
-    name = f" ({printable(found.message.name)})" if found.message.name else ""
-    head = f"{_minute(found.occurred_at)}  {found.role}{name}{''.join(f'  [{mark}]' for mark in marks)}"
-    content = found.content or ()
-    parts = 0 if isinstance(content, str) else sum(1 for part in content if not hasattr(part, "text"))
-    words = printable(found.text, lines=True) or ("" if parts else "(redacted)" if found.redacted else "(empty)")
-    more = f"({parts} other part{'s' if parts > 1 else ''})" if parts else ""
-    body = "\n".join(line for line in (words, more) if line)
-    return head + "\n" + "\n".join(f"    {line}" for line in body.split("\n"))
-
-
-def _minute(moment: Any) -> str:
-    return f"{moment:%Y-%m-%d %H:%M}Z"
-
-
-def _as_of(text: str | None) -> Any:
-    """Return the version or time that ``--as-of`` names."""
-    from letopis.store.errors import InvalidInput
-    from letopis.store.transfer.timestamps import parse_timestamp
-
-    if text is None or (text.isascii() and text.isdigit() and len(text) <= 19):
-        return None if text is None else int(text)
-    try:
-        return parse_timestamp(text, "as_of")
-    except InvalidInput as error:
-        raise click.BadParameter(
-            f"must be a version, which is a whole number, or a time: {error.reason}", param_hint="--as-of"
-        ) from error
 
 
 def _hit_json(found: Hit) -> dict[str, Any]:

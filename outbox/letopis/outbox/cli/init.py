@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import note, printable
@@ -43,6 +44,7 @@ outbox = {outbox}
 # stop_timeout = 8            # seconds for the batch in flight after the first signal
 # log_level = "INFO"
 # log_format = "auto"         # text on a terminal, otherwise JSON
+# trace_conversations = false # name conversations on OpenTelemetry spans; needs letopis[otel]
 
 # Where alerts about stuck events go; needs letopis[alerts]. Or LETOPIS_ALERTS.
 # [alerts]
@@ -57,7 +59,14 @@ outbox = {outbox}
 """
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis init",
+        "letopis init --store postgresql://bot@db/history",
+        "letopis --outbox copy.outbox.db init --new-origin",
+    ),
+)
 @click.option(
     "--new-origin",
     is_flag=True,

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._command import Verb
+from letopis.outbox.cli._exit_codes import CommandExit, Exit, name_store
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
+from letopis.outbox.cli._progress import Report, progress
 
 if TYPE_CHECKING:
     from letopis.store.relocation.mover import Moved, MoveProgress
 
-PROGRESS_SECONDS: Final = 2.0
 
-
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis move --to postgresql://bot@db/history",
+        "letopis --store postgresql://bot@old/history move --to postgresql://bot@new/history",
+        "letopis move --cancel",
+    ),
+)
 @click.option(
     "--to",
     "target",
@@ -52,16 +58,16 @@ def move(target: str | None, cancel: bool, as_json: bool) -> None:
         raise click.UsageError("name the target: --to postgresql://user@host/database")
     goal = normalise_url(target)
     check_apart(Path(settings().outbox), goal)
+    name_store(None)  # from here on a fault may be of either store
     import anyio
 
     from letopis.store.relocation.mover import move as run
 
-    printer = _ProgressPrinter()
+    async def work(report: Report) -> Moved:
+        return await run(source, goal, progress=_Stages(report))
 
-    async def work() -> Moved:
-        return await run(source, goal, progress=printer)
-
-    done = anyio.run(work)
+    with progress("copying", unit="events", as_json=as_json) as report:
+        done = anyio.run(work, report)
     if as_json:
         print_json(
             {
@@ -99,24 +105,18 @@ def _cancel(source: object, *, as_json: bool) -> None:
     note(f"the move to {printable(was)} is abandoned: the store takes deliveries again")
 
 
-class _ProgressPrinter:
-    """Prints progress on stderr every few seconds."""
+class _Stages:
+    """Shows how far the move is, and says when deliveries begin to wait."""
 
-    def __init__(self) -> None:
-        self._began = self._printed = time.monotonic()
+    def __init__(self, report: Report) -> None:
+        self._report = report
         self._stage = ""
 
     def __call__(self, progress: MoveProgress) -> None:
-        now = time.monotonic()
-        if progress.stage != self._stage:
-            if progress.stage == "closed":
-                note("the old store is closed: deliveries wait in the outboxes while the rest is copied ...")
-        elif now - self._printed < PROGRESS_SECONDS:
-            return
-        self._stage, self._printed = progress.stage, now
-        rate = progress.events / max(now - self._began, 0.001)
-        share = f"{min(100, progress.events * 100 // progress.total)} %" if progress.total else "100 %"
-        note(f"{progress.events} of {progress.total} events copied and verified ({share}, {rate:.0f} a second)")
+        if progress.stage != self._stage and progress.stage == "closed":
+            note("the old store is closed: deliveries wait in the outboxes while the rest is copied ...")
+        self._stage = progress.stage
+        self._report(progress.events, total=progress.total)
 
 
 def _advise(done: Moved) -> None:

@@ -6,30 +6,31 @@ import asyncio
 import sys
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from letopis.outbox.cli._command import VerbGroup
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._locations import read_outbox
 from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable, write
+from letopis.outbox.cli._output import JSON, note, print_json, printable
 from letopis.outbox.cli._selection import (
     YES,
     confirm,
     current_selection,
     current_user,
-    has_selection,
     required_fronts,
     required_selection,
     with_selection,
 )
+from letopis.outbox.cli.pending import list_events, show
 from letopis.outbox.cli.rebind import rebind
 from letopis.outbox.cli.verify import salvage, verify_outbox
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
-
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.operations.pending_events import PendingEvent, Selection
 
@@ -43,7 +44,7 @@ MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 REASON = click.option("--reason", metavar="TEXT", required=True, help="The reason; it is recorded.")
 
 
-@click.group()
+@click.group(cls=VerbGroup)
 @with_options
 def outbox() -> None:
     """Inspect pending events, and get stuck ones moving again.
@@ -52,86 +53,16 @@ def outbox() -> None:
     """
 
 
-@outbox.command(name="list")
-@with_selection()
-@click.option(
-    "--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Print at most this many."
+outbox.add_command(list_events)
+outbox.add_command(show)
+
+
+@outbox.command(
+    examples=(
+        "letopis outbox retry --all",
+        "letopis outbox retry --conversation telegram:4711",
+    )
 )
-@JSON
-@with_options
-def list_events(limit: int, as_json: bool) -> None:
-    """List pending events.
-
-    Without filters: the event that each blocked, retrying or paused conversation is waiting on. Exits with 3 if there
-    is none.
-    """
-    from letopis.outbox.cli._render import event_summary, event_table
-    from letopis.outbox.operations.pending_events import Selection, list_pending
-    from letopis.outbox.operations.status import read_status
-    from letopis.store.model.events import to_microseconds, utc_now
-
-    selection = (
-        current_selection() if has_selection() else Selection(states=("blocked", "retrying", "paused"), fronts=True)
-    )
-    now_us = to_microseconds(utc_now())
-    path, (found, how) = _looked(
-        lambda connection: (
-            list_pending(connection, selection, limit=limit + 1),
-            read_status(connection, now_us=now_us),
-        )
-    )
-    more, found = len(found) > limit, found[:limit]
-    if as_json:
-        print_json({"outbox": path.name, "events": [event_summary(one) for one in found], "more": more})
-    elif found:
-        click.echo(event_table(found))
-    if not found:
-        nothing = f"no conversation is blocked, retrying or paused. {how.verdict}"
-        raise CommandExit(Exit.NOTHING, nothing if not has_selection() else "nothing matched")
-    if more:
-        note(f"there are more than {limit}: narrow it down, or raise --limit")
-
-
-@outbox.command()
-@with_selection()
-@click.option("--payload", is_flag=True, help="Include data and metadata, which hold the messages.")
-@click.option(
-    "--data", "data_only", is_flag=True, help="Print the data of one event and nothing else, for `fix --file`."
-)
-@JSON
-@with_options
-def show(payload: bool, data_only: bool, as_json: bool) -> None:
-    """Show events with the state of their conversation, and their repairs.
-
-    Exits with 3 if nothing matched.
-    """
-    from letopis.outbox.cli._render import event_details, event_text, indented
-    from letopis.outbox.operations.pending_events import list_pending, list_repairs
-
-    selection = required_selection()
-    path, found = _looked(
-        lambda connection: [
-            (one, list_repairs(connection, one)) for one in list_pending(connection, selection, limit=PAGE + 1)
-        ]
-    )
-    if not found:
-        raise CommandExit(Exit.NOTHING, "nothing matched")
-    if data_only:
-        if len(found) > 1:
-            raise click.UsageError(f"--data is for one event, and {len(found)} matched.")
-        write(indented(found[0][0].data))
-        return
-    more, found = len(found) > PAGE, found[:PAGE]
-    if as_json:
-        events = [event_details(entry, done, payload=payload) for entry, done in found]
-        print_json({"outbox": path.name, "events": events, "more": more})
-    else:
-        click.echo("\n\n".join(event_text(entry, done, payload=payload) for entry, done in found))
-    if more:
-        note(f"there are more than {PAGE}: narrow it down")
-
-
-@outbox.command()
 @with_selection()
 @JSON
 @with_options
@@ -146,7 +77,7 @@ def retry(as_json: bool) -> None:
     _lanes("retried", _changed(lambda file: OutboxAdmin(file).retry(selection)), "will be retried", as_json=as_json)
 
 
-@outbox.command()
+@outbox.command(examples=("letopis outbox pause --conversation telegram:4711",))
 @with_selection(whole=False)
 @JSON
 @with_options
@@ -161,7 +92,12 @@ def pause(as_json: bool) -> None:
     _lanes("paused", _changed(lambda file: OutboxAdmin(file).pause(selection)), "paused", as_json=as_json)
 
 
-@outbox.command()
+@outbox.command(
+    examples=(
+        "letopis outbox resume --all",
+        "letopis outbox resume --conversation telegram:4711",
+    )
+)
 @with_selection()
 @JSON
 @with_options
@@ -173,7 +109,13 @@ def resume(as_json: bool) -> None:
     _lanes("resumed", _changed(lambda file: OutboxAdmin(file).resume(selection)), "resumed", as_json=as_json)
 
 
-@outbox.command()
+@outbox.command(
+    examples=(
+        'letopis outbox skip EVENT_ID --reason "duplicate of 2026-01-31"',
+        "letopis outbox skip --fault-class poison --reason 'agreed with support' --yes",
+        'letopis outbox skip --missing --conversation telegram:4711 --reason "no backup has it"',
+    )
+)
 @with_selection()
 @REASON
 @click.option(
@@ -237,7 +179,13 @@ def _skip_missing(reason: str, *, yes: bool, as_json: bool) -> None:
         note(f"{printable(conversation_id)}: {_tombstones(len(sequences))} put in place of the missing events")
 
 
-@outbox.command()
+@outbox.command(
+    examples=(
+        "letopis outbox show EVENT_ID --data >event.json",
+        'letopis outbox fix EVENT_ID --file event.json --reason "too long for the column"',
+        'letopis outbox fix EVENT_ID --original --reason "the table is wider now"',
+    )
+)
 @with_selection(whole=False)
 @REASON
 @click.option("--file", "file", metavar="FILE", help='The corrected data, a JSON object; "-" is stdin.')
@@ -282,7 +230,12 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
     _repaired("restored" if original else "fixed", _changed(work), as_json=as_json)
 
 
-@outbox.command()
+@outbox.command(
+    examples=(
+        "letopis outbox export --file pending.jsonl",
+        "letopis outbox export --state blocked | jq -r .conversation_id",
+    )
+)
 @click.option("--file", "file", metavar="FILE", default="-", help="The file to write; stdout by default.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @with_selection()
@@ -306,7 +259,7 @@ def export(file: str, force: bool) -> None:
         for entry in _all(selection):
             line = event_json(entry)
             if entry.type == RECORD_PUT:
-                _, value = _looked(lambda connection, entry=entry: value_of(connection, entry))  # type: ignore[misc]
+                _, value = read_outbox(settings(), partial(value_of, entry=entry))
                 line["value"] = None if value is None else b64encode(value).decode()
             stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             count += 1
@@ -315,9 +268,8 @@ def export(file: str, force: bool) -> None:
     note(f"{count} event{'' if count == 1 else 's'} exported")
 
 
-outbox.add_command(rebind)
-outbox.add_command(verify_outbox)
-outbox.add_command(salvage)
+for _one in (rebind, verify_outbox, salvage):
+    outbox.add_command(_one)
 
 
 def _all(selection: Selection) -> Iterator[PendingEvent]:
@@ -326,7 +278,8 @@ def _all(selection: Selection) -> Iterator[PendingEvent]:
 
     after = ("", 0)
     while True:
-        _, page = _looked(lambda connection, after=after: list_pending(connection, selection, limit=PAGE, after=after))  # type: ignore[misc]
+        work = partial(list_pending, selection=selection, limit=PAGE, after=after)
+        _, page = read_outbox(settings(), work)
         yield from page
         if len(page) < PAGE:
             return
@@ -336,19 +289,10 @@ def _all(selection: Selection) -> Iterator[PendingEvent]:
 def _found(selection: Selection) -> list[PendingEvent]:
     from letopis.outbox.operations.pending_events import list_pending
 
-    _, found = _looked(lambda connection: list_pending(connection, selection, limit=MAX_REPAIRED))
+    _, found = read_outbox(settings(), lambda connection: list_pending(connection, selection, limit=MAX_REPAIRED))
     if not found:
         raise CommandExit(Exit.NOTHING, "nothing matched: the events were delivered, or never appended")
     return found
-
-
-def _looked(work: Callable[[sa.Connection], T]) -> tuple[Path, T]:
-    """Read the outbox file with ``work``."""
-    from letopis.outbox.cli._locations import existing_outbox
-    from letopis.outbox.file.opening import read_snapshot
-
-    path = existing_outbox(settings())
-    return path, asyncio.run(read_snapshot(path, work))
 
 
 def _changed(work: Callable[[OutboxFile], Awaitable[T]]) -> T:

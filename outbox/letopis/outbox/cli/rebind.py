@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
 from letopis.outbox.cli._selection import YES, confirm
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis --store postgresql://bot@db/history outbox rebind",
+        "letopis --store postgresql://bot@db/history outbox rebind --yes --json",
+    ),
+)
 @YES
 @JSON
 @with_options

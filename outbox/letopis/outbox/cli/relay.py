@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import given_outboxes, settings, with_options
 from letopis.outbox.cli._output import note, printable
@@ -36,7 +37,14 @@ LISTEN: Final = click.option(
 )
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis relay",
+        "letopis relay --once   # for cron, or to deliver now",
+        "letopis relay --outbox 'bots/*.outbox.db' --listen 9464",
+    ),
+)
 @click.option(
     "--once", is_flag=True, help="Deliver what is due and exit: 0 if nothing is left, 75 if the store is down."
 )
@@ -71,6 +79,13 @@ LISTEN: Final = click.option(
     show_envvar=True,
     help="Processes over which the outboxes are spread; for very many busy ones. Default: 1.",
 )
+@click.option(
+    "--trace-conversations",
+    is_flag=True,
+    envvar="LETOPIS_TRACE_CONVERSATIONS",
+    show_envvar=True,
+    help="Name the conversations on OpenTelemetry spans (gen_ai.conversation.id). Needs letopis[otel].",
+)
 @click.option("--share", hidden=True)
 @with_options
 def relay(
@@ -80,6 +95,7 @@ def relay(
     log_level: str | None,
     log_format: str | None,
     processes: int | None,
+    trace_conversations: bool,
     share: str | None,
 ) -> None:
     """Deliver pending events to the history store, until interrupted or terminated.
@@ -103,6 +119,7 @@ def relay(
                 log_level=log_level,
                 log_format=log_format,
                 processes=processes,
+                trace_conversations=trace_conversations,
             )
 
     found = configure()
@@ -119,7 +136,10 @@ def relay(
         asyncio.run(_run(configure))
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=("letopis pause --reason 'the database is being upgraded'",),
+)
 @click.option("--reason", metavar="TEXT", help="The reason; `letopis status` shows it.")
 @with_options
 def pause(reason: str | None) -> None:
@@ -136,7 +156,7 @@ def pause(reason: str | None) -> None:
     note("delivery is paused; `letopis resume` resumes it")
 
 
-@click.command()
+@click.command(cls=Verb, examples=("letopis resume",))
 @with_options
 def resume() -> None:
     """Resume delivery after `letopis pause`. Exits with 3 if it was not paused."""
@@ -156,6 +176,7 @@ def _configured(
     log_level: str | None,
     log_format: str | None,
     processes: int | None,
+    trace_conversations: bool,
 ) -> DaemonSettings:
     """Return the settings of the daemon, with letopis.toml as it is now."""
     from letopis.outbox.config.alerts import load_alerts
@@ -177,6 +198,7 @@ def _configured(
         log_level=log_level or table.get("log_level", default.log_level),
         log_format=log_format or table.get("log_format", default.log_format),
         processes=processes or int(table.get("processes", default.processes)),
+        trace_conversations=trace_conversations or bool(table.get("trace_conversations", False)),
     )
 
 

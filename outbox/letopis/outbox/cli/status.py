@@ -2,42 +2,108 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._follow import INTERVAL
 from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, format_duration, print_json, printable
+from letopis.outbox.cli._output import JSON, format_duration, print_json, printable, write
 
 if TYPE_CHECKING:
     from letopis.outbox.operations.status import Status
 
 LANES: Final = ("ready", "retrying", "blocked", "paused")
+_AGES: Final = ("oldest_pending_seconds", "verdict", "wal_bytes")
+"""Values that change all the time although nothing happens."""
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis status",
+        "letopis status --watch",
+        "letopis status --check || echo 'needs attention'   # for a script",
+        "letopis status --json | jq .verdict",
+    ),
+)
 @click.option("--check", is_flag=True, help="Exit with 1 if not all is well.")
+@click.option("--watch", is_flag=True, help="Keep showing it until interrupted; with --json, one line per change.")
+@click.option(
+    "--interval",
+    type=INTERVAL,
+    metavar="SECONDS",
+    default=2.0,
+    show_default=True,
+    help="With --watch: the time between two looks.",
+)
 @JSON
 @with_options
-def status(check: bool, as_json: bool) -> None:
+def status(check: bool, watch: bool, interval: float, as_json: bool) -> None:
     """Show what is pending, blocked and delivered.
 
     Reads only the outbox file: creates nothing, changes nothing, and needs no history store.
     """
     from letopis.outbox.cli._locations import existing_outbox
-    from letopis.outbox.file.inspection import read_file
-    from letopis.outbox.operations.status import status_of
-    from letopis.store.model.events import to_microseconds, utc_now
 
     path = existing_outbox(settings())
-    found = read_file(path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now())))
+    if watch:
+        if check:
+            raise click.UsageError("--watch does not end, so --check has nothing to say: give one of them.")
+        _watch(path, seconds=interval, as_json=as_json)
+        return
+    found = _read(path)
     if as_json:
-        print_json({"outbox": path.name, **found.to_json()})
+        print_json(_document(path, found))
     else:
         click.echo(_status_text(path.name, found))
     if check and not found.healthy:
         raise CommandExit(Exit.FAILED)
+
+
+def _read(path: Path) -> Status:
+    from letopis.outbox.file.inspection import read_file
+    from letopis.outbox.operations.status import status_of
+    from letopis.store.model.events import to_microseconds, utc_now
+
+    return read_file(path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now())))
+
+
+def _document(path: Path, found: Status) -> dict[str, Any]:
+    return {"outbox": path.name, **found.to_json()}
+
+
+def _watch(path: Path, *, seconds: float, as_json: bool) -> None:
+    """Show the status until interrupted."""
+    from letopis.outbox.cli._follow import Screen, repeat
+
+    screen = Screen()
+    printed: dict[str, Any] = {}
+
+    def step() -> None:
+        nonlocal printed
+        found = _read(path)
+        document = _document(path, found)
+        key = _without_ages(document)
+        if not as_json:
+            title = f"{printable(path.name)}, every {seconds:g} s, {found.read_at:%H:%M:%S}Z (Ctrl-C ends)"
+            screen.show(_status_text(path.name, found), title=title, key=key)
+        elif key != printed:
+            import orjson
+
+            write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+        printed = key
+
+    repeat(step, seconds=seconds)
+
+
+def _without_ages(document: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a status is the same as long as nothing happens."""
+    kept = {name: value for name, value in document.items() if name not in _AGES}
+    return {**kept, "relay": {**document["relay"], "last_progress_seconds": None}}
 
 
 def _status_text(name: str, found: Status) -> str:
@@ -52,12 +118,7 @@ def _status_text(name: str, found: Status) -> str:
     busy = ", ".join(f"{found.lanes.get(state, 0)} {state}" for state in LANES if found.lanes.get(state, 0))
     lines.append(f"waiting    {busy or 'no conversation'}")
     lines.append(f"store      {_place(found)}{_store_state(found)}")
-    running = "running" if relay.running else "not running"
-    holder = f", {'' if relay.running else 'last '}{printable(relay.holder)}" if relay.holder else ""
-    progress = (
-        f", moved {format_duration(relay.last_progress_seconds)} ago" if relay.last_progress_seconds is not None else ""
-    )
-    lines.append(f"relay      {running}{holder}{progress}")
+    lines.append(f"relay      {_relay_state(found)}")
     if relay.paused_since is not None:
         why = f": {printable(relay.pause_reason)}" if relay.pause_reason else ""
         lines.append(f"paused     since {relay.paused_since:%Y-%m-%d %H:%M}Z{why}")
@@ -69,6 +130,18 @@ def _status_text(name: str, found: Status) -> str:
         for case in found.incidents
     ]
     return "\n".join(lines)
+
+
+def _relay_state(found: Status) -> str:
+    """Return whether a relay is at work, which one is or was, and when it last got something done."""
+    relay = found.relay
+    state = "running" if relay.running else "not running"
+    if relay.died:
+        state = "not running: it ended without stopping, and its lock is free"
+    holder = f", {'' if relay.running else 'last '}{printable(relay.holder)}" if relay.holder else ""
+    if relay.last_progress_seconds is None:
+        return f"{state}{holder}"
+    return f"{state}{holder}, moved {format_duration(relay.last_progress_seconds)} ago"
 
 
 def _place(found: Status) -> str:

@@ -5,40 +5,51 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb, VerbGroup
 from letopis.outbox.cli._exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, open_output, print_json, printable, progress
+from letopis.outbox.cli._output import JSON, note, open_output, print_json, printable
+from letopis.outbox.cli._progress import BYTES, Report, can_redraw, progress
 
 if TYPE_CHECKING:
+    from letopis.outbox.transfer.exporter import Exporter
     from letopis.outbox.transfer.importer import ImportCounts
-    from letopis.store.transfer.jsonl import Refused
+    from letopis.store.transfer.jsonl import Line, Refused
 
 
 PAGE_TIMEOUT_SECONDS: Final = 60.0
 """An export waits this long for one page of a slow store."""
 
 
-@click.group(name="import")
+@click.group(name="import", cls=VerbGroup)
 @with_options
 def import_() -> None:
     """Import conversations from a file, through the outbox."""
 
 
-@click.group()
+@click.group(cls=VerbGroup)
 @with_options
 def export() -> None:
     """Export conversations to a file."""
 
 
-@import_.command(name="jsonl")
-@click.argument("file", metavar="FILE")
+@import_.command(
+    name="jsonl",
+    cls=Verb,
+    examples=(
+        "letopis history import jsonl old.jsonl --dry-run",
+        "letopis history import jsonl old.jsonl --wait --timeout 3600",
+        "zcat old.jsonl.gz | letopis history import jsonl - --json",
+    ),
+)
+@click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option("--dry-run", is_flag=True, help="Check every line and write nothing.")
 @click.option(
     "--wait", is_flag=True, help="Deliver all pending events, and exit when the history store has everything."
@@ -62,14 +73,18 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None, as
     from letopis.store.transfer.jsonl import read_lines
     from letopis.store.transfer.seen_keys import SeenKeys
 
-    with _reading(file) as (stream, size), SeenKeys() as count, progress("import", size) as moved:
+    with (
+        _reading(file) as (stream, size),
+        SeenKeys() as count,
+        progress("checking" if dry_run else "importing", size, unit=BYTES, as_json=as_json) as report,
+    ):
         lines = read_lines(stream, count=count)
         if dry_run:
             from letopis.outbox.transfer.importer import try_out
 
-            counts, pending = try_out(lines, _tell), None
+            counts, pending = try_out(_counted(lines, report), _tell), None
         else:
-            counts, pending = anyio.run(_import, lines, wait, timeout, lambda now: moved(now.bytes))
+            counts, pending = anyio.run(_import, lines, wait, timeout, report)
     _report(counts, pending, dry_run=dry_run, as_json=as_json)
     if counts.refused:
         raise CommandExit(Exit.FAILED)
@@ -77,9 +92,13 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None, as
         raise CommandExit(Exit.LATER, f"{pending} events are still pending; nothing is lost")
 
 
-async def _import(lines: Iterator[Any], wait: bool, longest_wait: float | None, moved: Any) -> tuple[ImportCounts, int]:
+async def _import(lines: Iterator[Any], wait: bool, longest: float | None, report: Report) -> tuple[ImportCounts, int]:
+    from letopis.outbox.cli._delivery import deliver
     from letopis.outbox.history.history import History
     from letopis.outbox.transfer.importer import Importer
+
+    def moved(counts: ImportCounts) -> None:
+        report(counts.bytes)
 
     found = settings()
     async with History.open(
@@ -88,8 +107,17 @@ async def _import(lines: Iterator[Any], wait: bool, longest_wait: float | None, 
         with Importer(outbox=history.outbox, store=history.store, tell=_tell, progress=moved) as intake:
             counts = await intake.take(lines)
         if wait:
-            await history.drained(longest_wait)
+            await deliver(history, report, longest=longest)
         return counts, (await history.status()).pending
+
+
+def _counted(lines: Iterable[Line | Refused], report: Report) -> Iterator[Line | Refused]:
+    """Yield the lines, and report how many bytes of them were read."""
+    done = 0
+    for line in lines:
+        yield line
+        done += line.size
+        report(done)
 
 
 def _tell(refused: Refused) -> None:
@@ -112,12 +140,27 @@ def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool, as_json
     note(f"{counts.imported} {words}, {counts.known} already there, {counts.refused} refused")
     if pending:
         note(f"{pending} events are pending: the relay delivers them (`letopis relay --once` does it now)")
-    elif pending == 0:
-        note("the history store has everything")
+    elif pending == 0 and counts.imported + counts.known:
+        note(
+            "the history store has everything that was imported"
+            if counts.refused
+            else "the history store has everything"
+        )
+    if counts.refused and not dry_run:
+        lines = "1 line was" if counts.refused == 1 else f"{counts.refused} lines were"
+        note(f"{lines} NOT imported: correct what is named above and import the file again; the others are kept")
 
 
-@export.command(name="jsonl")
-@click.argument("file", metavar="FILE")
+@export.command(
+    name="jsonl",
+    cls=Verb,
+    examples=(
+        "letopis history export jsonl everything.jsonl",
+        "letopis history export jsonl --owner 42 - | gzip >42.jsonl.gz",
+        "letopis --store postgresql://bot@db/history history export jsonl all.jsonl --force",
+    ),
+)
+@click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option("--conversation", metavar="ID", help="Only this conversation.")
 @click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
@@ -132,26 +175,38 @@ def export_jsonl(file: str, conversation: str | None, owner: str | None, force: 
 
     if conversation is not None and owner is not None:
         raise click.UsageError("Give --conversation or --owner, not both.")
-    with open_output(file, force=force) as stream:
-        lines, conversations = anyio.run(_export, stream, conversation, owner)
+    with open_output(file, force=force) as stream, progress("counting", unit="messages") as report:
+        lines, conversations = anyio.run(_export, stream, conversation, owner, report)
         if not conversations:
             raise CommandExit(Exit.NOTHING, "nothing matched")
     note(f"{lines} messages of {conversations} conversation{'' if conversations == 1 else 's'} exported")
 
 
-async def _export(stream: BinaryIO, conversation: str | None, owner: str | None) -> tuple[int, int]:
+async def _export(stream: BinaryIO, conversation: str | None, owner: str | None, report: Report) -> tuple[int, int]:
     from letopis.outbox.cli._locations import open_source
     from letopis.outbox.transfer.exporter import Exporter, Incomplete
 
     async with open_source(settings(), read_timeout=PAGE_TIMEOUT_SECONDS) as source:
         flow = Exporter(source)
+        total = None
         lines = flow.of_one(conversation) if conversation is not None else flow.of_all(owner=owner)
         try:
+            if can_redraw(sys.stderr):
+                total = await _expected(source, flow, conversation, owner)
             async for line in lines:
                 stream.write(line)
+                report(flow.lines, total=total, title="exporting")
         except Incomplete as error:
             raise CommandExit(Exit.LATER, str(error)) from error
     return flow.lines, flow.conversations
+
+
+async def _expected(source: Any, flow: Exporter, conversation: str | None, owner: str | None) -> int:
+    """Return about how many lines there will be, for the progress."""
+    if conversation is None:
+        return await flow.count(owner=owner)
+    found = await source.conversation(conversation)
+    return 0 if found is None else int(found.message_count)
 
 
 @contextmanager

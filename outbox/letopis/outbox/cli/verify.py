@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
+from letopis.outbox.cli._progress import Report, progress, unseen
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -23,7 +25,11 @@ STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0
 """Some queries read the whole store."""
 
 
-@click.command(name="verify")
+@click.command(
+    name="verify",
+    cls=Verb,
+    examples=("letopis outbox verify", "letopis outbox verify --alone --json"),
+)
 @click.option("--alone", is_flag=True, help="Do not compare with the history store.")
 @JSON
 @with_options
@@ -41,7 +47,8 @@ def verify_outbox(alone: bool, as_json: bool) -> None:
     from letopis.store.database.urls import normalise_url
 
     path = existing_outbox(settings())
-    found = list(find_problems(path))
+    with progress("checking", unit="events", as_json=as_json) as report:
+        found = list(find_problems(path, checked=lambda done, total: report(done, total=total)))
     compared = False
     if not alone and (kept := read_reference(path)) is not None:
         compared, contradictions = anyio.run(_compared, normalise_url(store_of(settings())), kept)
@@ -51,7 +58,11 @@ def verify_outbox(alone: bool, as_json: bool) -> None:
     _report(path.name, found, as_json=as_json, compared=compared)
 
 
-@click.command(name="verify")
+@click.command(
+    name="verify",
+    cls=Verb,
+    examples=("letopis db verify", "letopis --store postgresql://bot@db/history db verify --json"),
+)
 @JSON
 @with_options
 def verify_store(as_json: bool) -> None:
@@ -71,12 +82,19 @@ def verify_store(as_json: bool) -> None:
     check_apart(Path(settings().outbox), url)
     if url.get_backend_name() == "sqlite" and not anyio.run(_there, url):
         raise CommandExit(Exit.CONFIGURATION, f"{printable(safe_url(url))}: there is no such file")
-    _report(safe_url(url), anyio.run(problems_of_store, url), as_json=as_json)
+    with progress("checking", unit="events", as_json=as_json) as report:
+        found = anyio.run(problems_of_store, url, report)
+    _report(safe_url(url), found, as_json=as_json)
 
 
-@click.command()
-@click.argument("damaged", metavar="DAMAGED")
-@click.option("--to", "to", metavar="NEW", required=True, help="The new outbox file; it must not exist.")
+@click.command(
+    cls=Verb,
+    examples=("letopis outbox salvage bot.outbox.db --to recovered.outbox.db",),
+)
+@click.argument("damaged", metavar="DAMAGED", type=click.Path())
+@click.option(
+    "--to", "to", metavar="NEW", type=click.Path(), required=True, help="The new outbox file; it must not exist."
+)
 @JSON
 @with_options
 def salvage(damaged: str, to: str, as_json: bool) -> None:
@@ -126,7 +144,11 @@ async def _there(url: URL) -> bool:
     return await File(str(url.database)).is_file()
 
 
-async def problems_of_store(url: URL) -> list[str]:
+async def problems_of_store(url: URL, report: Report = unseen) -> list[str]:
+    """Return what is wrong with a history store.
+
+    :param report: takes how far the check is.
+    """
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.engines import create_store_engine
     from letopis.store.database.fault_classification import translated
@@ -134,6 +156,7 @@ async def problems_of_store(url: URL) -> list[str]:
     from letopis.store.database.migrations import STORE, SchemaState, revision_state
     from letopis.store.database.timeouts import Timeouts
     from letopis.store.maintenance.integrity import find_problems, wal_problem
+    from letopis.store.maintenance.workload import conversations_to_rebuild
 
     embedded = url.get_backend_name() == "sqlite"
     if embedded and (problem := wal_problem(Path(str(url.database)))):
@@ -147,9 +170,12 @@ async def problems_of_store(url: URL) -> list[str]:
                 revision = await connection.run_sync(revision_state, STORE)
             if revision.state is not SchemaState.CURRENT:
                 return [revision.advice(STORE, command="letopis db upgrade")]
-            found += [one async for one in find_problems(engine)]
+            found += [one async for one in find_problems(engine, checked=lambda done, total: report(done, total=total))]
         async with ConversationStore.open(url, migrate=False, pool_size=2, timeouts=timeouts) as store:
+            total, done = await conversations_to_rebuild(engine, every=True), 0
             async for one in store.rebuild(check=True, every=True):
+                done += 1
+                report(done, total=total, title="comparing", unit="conversations")
                 if one.differences:
                     found.append(f"conversation {one.conversation_id!r} differs from the log: {one.differences[0]}")
     except StoreFault as fault:

@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox.alerting.texts import LANGUAGES, STYLES
+from letopis.outbox.alerting.catalogue import LANGUAGES
+from letopis.outbox.alerting.texts import STYLES
 from letopis.outbox.telemetry.logging import FORMATS, LEVELS
 from letopis.store.errors import ConfigurationError
 
@@ -55,6 +56,7 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
         "processes": Option((int,), "a number", limits=(1, 64)),
         "log_level": Option((str,), "text in quotes", choices=tuple(LEVELS)),
         "log_format": Option((str,), "text in quotes", choices=tuple(FORMATS)),
+        "trace_conversations": Option((bool,), "true or false"),
     },
     "alerts": {
         "channels": Option((list,), "a list of addresses in quotes"),

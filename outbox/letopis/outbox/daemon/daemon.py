@@ -60,6 +60,7 @@ class DaemonSettings:
     :ivar listen: where to serve HTTP; ``None`` for nowhere.
     :ivar processes: over which the outboxes are spread.
     :ivar stop_timeout: seconds that the batches in flight have after the first signal.
+    :ivar trace_conversations: name the conversations on spans.
     """
 
     outboxes: tuple[str, ...]
@@ -72,6 +73,7 @@ class DaemonSettings:
     log_level: str = "INFO"
     log_format: str = "auto"
     processes: int = 1
+    trace_conversations: bool = False
 
 
 class Daemon:
@@ -152,7 +154,7 @@ class Daemon:
         """
         settings = self._settings = await asyncio.to_thread(self._configure)
         configure_logging(level=settings.log_level, style=settings.log_format)
-        self._stores = StorePool(settings.store, clock=self._clock)
+        self._stores = StorePool(settings.store, clock=self._clock, trace_conversations=settings.trace_conversations)
         open_files.raise_limit()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._stores.close)

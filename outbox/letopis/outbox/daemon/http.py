@@ -15,7 +15,7 @@ from typing import Any, Final
 from letopis.outbox.daemon.connection_limit import limited_protocol
 from letopis.outbox.daemon.health import HealthSnapshot, OutboxMetrics
 from letopis.outbox.daemon.prometheus import exposition
-from letopis.store.errors import ConfigurationError
+from letopis.store.errors import ConfigurationError, without_credentials
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 
@@ -54,7 +54,10 @@ def parse_address(text: str) -> ListenAddress:
     host, colon, port = text.strip().rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not port.isdecimal() or int(port) > 65_535 or (colon and not host):
-        raise ConfigurationError("the address to listen on is a port, which means 127.0.0.1, or HOST:PORT")
+        raise ConfigurationError(
+            f"{without_credentials(text)[:60]!a} is no address to listen on: give a port from 0 to 65535, which means"
+            " 127.0.0.1, or HOST:PORT"
+        )
     return ListenAddress(host=host or LOOPBACK, port=int(port))
 
 

@@ -80,8 +80,9 @@ class InstrumentedStore:
         outcome = "error"
         events = sum(len(lane.deliveries) for lane in batch)
         try:
-            metadata = (delivery.event.metadata for lane in batch for delivery in lane.deliveries)
-            with self._spans.delivery(events=events, conversations=len(batch), metadata=metadata) as failed:
+            names = [lane.conversation_id for lane in batch]
+            metadata = ((lane.conversation_id, one.event.metadata) for lane in batch for one in lane.deliveries)
+            with self._spans.delivery(events=events, conversations=names, metadata=metadata) as failed:
                 try:
                     result = await self.store.apply(origin, batch)
                     outcome = "ok"

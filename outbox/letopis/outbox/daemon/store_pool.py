@@ -60,12 +60,15 @@ class StorePool:
     """Opens each history store once, however many outboxes deliver to it.
 
     :param given: names the store of all outboxes; ``None`` for an SQLite file beside each.
+    :param trace_conversations: name the conversations on spans.
     """
 
-    def __init__(self, given: str | os.PathLike[str] | None, *, clock: Clock) -> None:
+    def __init__(
+        self, given: str | os.PathLike[str] | None, *, clock: Clock, trace_conversations: bool = False
+    ) -> None:
         self._given = given
         self._clock = clock
-        self._spans = Spans()
+        self._spans = Spans(conversations=trace_conversations)
         self._handles: dict[str, StoreHandle] = {}
 
     @property

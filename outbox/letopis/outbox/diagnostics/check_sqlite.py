@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
 from letopis.outbox.file.opening import open_read_only
 from letopis.outbox.file.sqlite_errors import error_name
 from letopis.outbox.operations.status import RELAY_ALIVE_SECONDS, Status, read_status
-from letopis.outbox.relay.lease import boot_id
 from letopis.store.database.migrations import SchemaState, revision_state
 
 MAX_COMPARED_EVENTS: Final = 10_000
@@ -147,7 +145,7 @@ def _content(connection: sa.Connection) -> Finding:
 
 def _relay(connection: sa.Connection) -> Iterator[Finding]:
     status = read_status(connection, now_us=time.time_ns() // 1_000)
-    yield _holder(connection, status)
+    yield _holder(status)
     if status.relay.running and status.breaker.state != "closed":
         since = f" since {status.breaker.since:%Y-%m-%d %H:%M}Z" if status.breaker.since else ""
         why = f"the relay cannot deliver{since}: {status.breaker.reason}"
@@ -171,15 +169,14 @@ def _relay(connection: sa.Connection) -> Iterator[Finding]:
         yield ok("stuck", "no conversation is blocked")
 
 
-def _holder(connection: sa.Connection, status: Status) -> Finding:
+def _holder(status: Status) -> Finding:
     check = "relay"
     relay = status.relay
     if relay.paused_since is not None:
         said = f"delivery is paused since {relay.paused_since:%Y-%m-%d %H:%M}Z, {status.pending} events are pending"
         return warn(check, said, "`letopis resume` resumes it")
-    row = connection.exec_driver_sql("SELECT pid, host, boot_id FROM letopis_outbox_relay").one_or_none()
-    if row is not None and row[0] and (row[1], row[2]) == (socket.gethostname(), boot_id()) and not _is_alive(row[0]):
-        gone = f"the relay (pid {row[0]}) has died"
+    if relay.died:
+        gone = f"the relay has died: {relay.holder}"
         if status.pending:
             return fail(check, f"{gone}, {status.pending} events are pending", _START)
         return warn(check, gone, _START)
@@ -195,11 +192,6 @@ def _holder(connection: sa.Connection, status: Status) -> Finding:
 
 
 _START: Final = "start the bot, or `letopis relay`"
-
-
-def _is_alive(pid: int) -> bool:
-    # /proc and not kill(pid, 0), which means something else on Windows.
-    return not Path("/proc/self").exists() or Path(f"/proc/{pid}").exists()
 
 
 def _clock(connection: sa.Connection) -> Finding:

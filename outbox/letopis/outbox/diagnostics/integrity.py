@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from letopis.store.database.migrations import SchemaState, revision_state
 from letopis.store.database.schema import events as stored_events
 from letopis.store.database.store_identity import read_identity
 from letopis.store.maintenance.continuity import count_log
-from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, wal_problem
+from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, Checked, unheard, wal_problem
 from letopis.store.model.codec import INTEGER_MAX, decode, digest_of
 from letopis.store.model.identifiers import derived_event_id
 from letopis.store.model.records import is_record_lane
@@ -40,6 +40,9 @@ _HOLES: Final = (
     " GROUP BY l.lane HAVING count(e.sequence) <> l.head - l.pruned"
     " OR min(e.sequence) <> l.pruned + 1 OR max(e.sequence) <> l.head"
 )
+_COUNT: Final = "SELECT count(*) FROM letopis_outbox_events"
+REPORT_EVENTS: Final = 500
+"""Events between two reports of progress."""
 _STRAYS: Final = (
     "SELECT count(*) FROM letopis_outbox_events AS e"
     " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_lanes AS l WHERE l.lane = e.lane)"
@@ -59,11 +62,13 @@ _ORIGIN: Final = "SELECT count(*) FROM letopis_outbox_origin"
 _DERIVED: Final = 5  # the UUID version of an id that derives from a message id
 
 
-def find_problems(path: Path) -> Iterator[str]:
+def find_problems(path: Path, *, checked: Checked = unheard) -> Iterator[str]:
     """Yield the problems of an outbox file: of its WAL, structure, events and counters.
 
     If the WAL is damaged nothing else is checked: opening the file would delete what SQLite does not read of it. The
     WAL is read as bytes: do not call this in a process that has the file open. Content is never quoted.
+
+    :param checked: called with how many events of how many were compared.
     """
     if problem := wal_problem(path):
         yield problem
@@ -76,7 +81,7 @@ def find_problems(path: Path) -> Iterator[str]:
                 return
             for check in (_structure, _events, _lanes, record_problems, _rest):
                 try:
-                    yield from check(connection)
+                    yield from _events(connection, checked) if check is _events else check(connection)
                 except UNREADABLE as error:
                     yield f"{check.__doc__} cannot be read [{error_name(error)}]"
     except UNREADABLE as error:
@@ -90,22 +95,31 @@ def _structure(connection: sa.Connection) -> Iterator[str]:
             yield f"SQLite: {said}"
 
 
-def _events(connection: sa.Connection) -> Iterator[str]:
+def _events(connection: sa.Connection, checked: Checked = unheard) -> Iterator[str]:
     """the log"""
-    for conversation_id, sequence in damaged_events(connection, _EVENTS):
+    total = int(connection.exec_driver_sql(_COUNT).scalar_one())
+    for conversation_id, sequence in damaged_events(connection, _EVENTS, lambda done: checked(done, total)):
         yield f"event {sequence!r} of conversation {conversation_id!r} is not what was appended"
 
 
-def damaged_events(connection: sa.Connection, statement: str) -> Iterator[tuple[Any, Any]]:
+def damaged_events(
+    connection: sa.Connection, statement: str, checked: Callable[[int], None] = lambda done: None
+) -> Iterator[tuple[Any, Any]]:
     """Yield conversation and sequence of the events that do not match their digest.
 
     :param statement: selects rows as :func:`is_intact` takes them.
+    :param checked: called now and then with how many rows were read.
     """
+    done = 0
     with closing(connection.connection.cursor()) as cursor:
         cursor.execute(statement)
         while (row := cursor.fetchone()) is not None:
             if not is_intact(row):
                 yield row[1], row[2]
+            done += 1
+            if done % REPORT_EVENTS == 0:
+                checked(done)
+    checked(done)
 
 
 def incomplete_lanes(connection: sa.Connection) -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""Give and read a relay's sign of life: a time on its lock file, which costs no write to the outbox."""
+"""Give and read a relay's sign of life: a time on its lock file, which costs no write to the outbox; and its end."""
 
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Final
 
@@ -48,3 +49,48 @@ def lives(heartbeat_us: int, outbox: Path, *, now_us: int, within: float) -> boo
     """
     sign = last_sign_of_life(lock_path(outbox))
     return sign != RELEASED and now_us - max(heartbeat_us, sign or 0) <= within * 1_000_000
+
+
+def ended_without_stopping(pid: int, host: str, boot: str, outbox: Path) -> bool:
+    """Return True if the holder that a lease's row names is certainly gone, as after ``kill -9``: its lock is free.
+
+    The lock ends with its process, so no clock is involved. False where this machine cannot tell: the holder ran on
+    another one, before a restart, or on a system without such locks. A holder that took the lease over from a silent
+    one has no lock, and is known by its pid.
+
+    :param pid: 0 for a holder that released the lease.
+    """
+    if pid == 0 or not boot or boot != boot_id():
+        return False
+    if host == socket.gethostname() and Path(f"/proc/{pid}").exists():
+        return False
+    return _is_free(lock_path(outbox))
+
+
+def boot_id() -> str:
+    """Return an identifier of this boot of the machine; empty if the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _is_free(lock_file: Path) -> bool:
+    """Return True if no process holds the lock, as it does while a relay is at work; asks for a shared one, briefly."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a relay is judged by its signs of life alone
+        return False
+    try:
+        descriptor = os.open(lock_file, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        return False
+    finally:
+        os.close(descriptor)  # which releases it
+    return True

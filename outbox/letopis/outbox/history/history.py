@@ -30,6 +30,7 @@ from letopis.outbox.history.transaction import Transaction, transaction
 from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
 from letopis.outbox.operations.status import Status, read_status
 from letopis.outbox.retry.policy import RetryPolicy
+from letopis.outbox.telemetry.tracing import appending
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import DEFAULT_LIMITS, Limits
@@ -345,23 +346,24 @@ class History:
         :raises OutboxUnavailable: the outbox file cannot be written.
         :raises Closed: the history is closed, or was opened before this process was forked off.
         """
-        prepared = prepare_append(
-            conversation_id,
-            (what, *more),
-            limits=self._parts.limits,
-            owner=owner,
-            metadata=metadata,
-            occurred_at=occurred_at,
-            expected=expected,
-            after=after,
-            fail_if_types=fail_if_types,
-        )
-        check_timeout(timeout)
-        if confirm is None:
-            return await self._parts.appender.append(prepared)
-        if confirm != "store":
-            raise InvalidInput("confirm", "must be 'store' or None")
-        return await self._parts.appender.append_confirmed(prepared, timeout)
+        with appending(conversation_id, (what, *more)):
+            prepared = prepare_append(
+                conversation_id,
+                (what, *more),
+                limits=self._parts.limits,
+                owner=owner,
+                metadata=metadata,
+                occurred_at=occurred_at,
+                expected=expected,
+                after=after,
+                fail_if_types=fail_if_types,
+            )
+            check_timeout(timeout)
+            if confirm is None:
+                return await self._parts.appender.append(prepared)
+            if confirm != "store":
+                raise InvalidInput("confirm", "must be 'store' or None")
+            return await self._parts.appender.append_confirmed(prepared, timeout)
 
     async def append_in(
         self,
@@ -388,18 +390,19 @@ class History:
         :raises OutboxUnavailable: also if the transaction read before it wrote, and another writer came first.
         """
         await self._home.open_here("append_in")
-        prepared = prepare_append(
-            conversation_id,
-            (what, *more),
-            limits=self._parts.limits,
-            owner=owner,
-            metadata=metadata,
-            occurred_at=occurred_at,
-            expected=expected,
-            after=after,
-            fail_if_types=fail_if_types,
-        )
-        return await self._parts.appender.append_in(connection, prepared)
+        with appending(conversation_id, (what, *more)):
+            prepared = prepare_append(
+                conversation_id,
+                (what, *more),
+                limits=self._parts.limits,
+                owner=owner,
+                metadata=metadata,
+                occurred_at=occurred_at,
+                expected=expected,
+                after=after,
+                fail_if_types=fail_if_types,
+            )
+            return await self._parts.appender.append_in(connection, prepared)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction on the outbox file, in which your own tables and appends are written together.

@@ -23,6 +23,7 @@ from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.history.caller_transaction import holds_here
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
+from letopis.outbox.telemetry.tracing import appending
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput, LetopisError, OutboxUnavailable
 from letopis.store.model.codec import Limits, by_value
@@ -366,7 +367,8 @@ class Reply:
     def _completion(self, message: Message) -> Completion:
         whole = replace(message, content=self._content.content)
         event = Event(type=MessageAppended.type, data=whole.to_data(), event_id=self.event_id)
-        prepared = prepare(self.conversation_id, (event,), owner=self._owner, limits=self._limits)
+        with appending(self.conversation_id, (event,)):
+            prepared = prepare(self.conversation_id, (event,), owner=self._owner, limits=self._limits)
         writer = self._writer if self._confirm else None
         return Completion(prepared=prepared, message_id=self.message_id, writer=writer)
 

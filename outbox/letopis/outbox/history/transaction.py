@@ -36,6 +36,7 @@ from letopis.outbox.history.records import (
     record_receipt,
 )
 from letopis.outbox.history.reply import Reply
+from letopis.outbox.telemetry.tracing import appending
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 from letopis.store.model.codec import Limits
@@ -108,19 +109,20 @@ class Transaction:
 
         :raises LetopisError: as for ``History.append``.
         """
-        prepared = prepare_append(
-            conversation_id,
-            (what, *more),
-            limits=self._limits,
-            owner=owner,
-            metadata=metadata,
-            occurred_at=occurred_at,
-            expected=expected,
-            after=after,
-            fail_if_types=fail_if_types,
-        )
-        appended = await run_to_completion(self._write(prepared))
-        return receipt_of(appended, self._deliveries, void=self._end.rolled_back)
+        with appending(conversation_id, (what, *more)):
+            prepared = prepare_append(
+                conversation_id,
+                (what, *more),
+                limits=self._limits,
+                owner=owner,
+                metadata=metadata,
+                occurred_at=occurred_at,
+                expected=expected,
+                after=after,
+                fail_if_types=fail_if_types,
+            )
+            appended = await run_to_completion(self._write(prepared))
+            return receipt_of(appended, self._deliveries, void=self._end.rolled_back)
 
     async def put(
         self,

@@ -23,6 +23,14 @@ _EVENT: Final = (
     " e.sequence = l.delivered + 1 AS front, l.head - e.sequence AS behind"
     f"{PENDING} WHERE l.owed_since IS NOT NULL AND l.delivered < l.head"
 )
+_MISSING: Final = (
+    "SELECT l.conversation_id, l.owner_id, l.state, l.attempts, l.fault_class, l.fault"
+    " FROM letopis_outbox_lanes AS l"
+    " WHERE (l.state = 'blocked' OR (l.state IN ('retrying', 'paused') AND l.owed_since IS NOT NULL"
+    " AND l.delivered < l.head))"
+    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e WHERE e.lane = l.lane AND e.sequence = l.delivered + 1)"
+    " ORDER BY l.conversation_id LIMIT ?"
+)
 _HAS_ID: Final = "e.position IN (SELECT position FROM letopis_outbox_known_ids WHERE event_id IN ({0}))"
 _VALUE: Final = (
     "SELECT b.body FROM letopis_outbox_log AS e JOIN letopis_outbox_record_bodies AS b ON b.position = e.position"
@@ -110,6 +118,21 @@ class Repair:
     repaired_at: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneWithLosses:
+    """A stuck conversation without an event to show: the history store lost events that the outbox no longer holds.
+
+    :ivar fault: says which ones.
+    """
+
+    conversation_id: str
+    owner_id: str | None
+    state: str
+    attempts: int
+    fault_class: str | None
+    fault: str | None
+
+
 def selects_events(selection: Selection) -> bool:
     """Return True if events have to be read to find the conversations of a selection."""
     return selection.fronts or bool(selection.event_ids)
@@ -144,6 +167,12 @@ def list_pending(
         (after[0], *after, *parameters, limit),
     ).fetchall()
     return [PendingEvent(**_values(row), front=bool(row.front)) for row in rows]
+
+
+def list_missing(connection: sa.Connection, *, limit: int) -> list[LaneWithLosses]:
+    """Return at most ``limit`` stuck conversations whose next event is not in the outbox, in the order of their ids."""
+    rows = connection.exec_driver_sql(_MISSING, (limit,)).fetchall()
+    return [LaneWithLosses(**row._mapping) for row in rows]
 
 
 def list_repairs(connection: sa.Connection, event: PendingEvent) -> list[Repair]:

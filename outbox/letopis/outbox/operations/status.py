@@ -15,7 +15,7 @@ from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, faul
 from letopis.outbox.event_log.bound_store import binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
-from letopis.outbox.file.sign_of_life import lives
+from letopis.outbox.file.sign_of_life import ended_without_stopping, lives
 from letopis.outbox.file.wal_readers import LARGE_WAL_BYTES, wal_size
 from letopis.outbox.operations.relay_pause import pause_of
 from letopis.store.database.faults import FaultClass
@@ -29,8 +29,8 @@ RELAY_ALIVE_SECONDS: Final = 30.0
 
 
 _RELAY: Final = (
-    "SELECT pid, holder, host, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason, breaker_detail,"
-    " next_attempt_at, delivered_total, store_tasks, store_rows FROM letopis_outbox_relay"
+    "SELECT pid, holder, host, boot_id, heartbeat_at, progress_at, breaker, breaker_since, breaker_reason,"
+    " breaker_detail, next_attempt_at, delivered_total, store_tasks, store_rows FROM letopis_outbox_relay"
 )
 
 
@@ -40,6 +40,7 @@ class _RelayRow(NamedTuple):
     pid: int = 0
     holder: str = ""
     host: str = ""
+    boot_id: str = ""
     heartbeat_at: int = 0
     progress_at: int = 0
     breaker: str = "closed"
@@ -73,7 +74,8 @@ class BreakerStatus:
 class RelayStatus:
     """The relay that works on the file, in whichever process.
 
-    :ivar running: whether its last heartbeat is recent.
+    :ivar running: whether its last heartbeat is recent, and its process is there as far as this machine can tell.
+    :ivar died: whether its process ended without stopping, as after ``kill -9``: its lock is free.
     :ivar holder: its name, pid and host; ``None`` if no relay ever ran.
     :ivar last_progress_seconds: seconds since its last progress.
     :ivar paused_since: since when an operator has paused it; ``None`` if it is not paused.
@@ -81,6 +83,7 @@ class RelayStatus:
     """
 
     running: bool = False
+    died: bool = False
     holder: str | None = None
     last_progress_seconds: float | None = None
     paused_since: datetime | None = None
@@ -170,13 +173,18 @@ class Status:
         if relay.paused_since is not None and self.pending:
             return f"The relay is paused; {pending}. `letopis resume` continues."
         if self.pending and not relay.running:
-            return f"No relay is running; {pending}: start the bot, or `letopis relay`."
+            state = "The relay has died" if relay.died else "No relay is running"
+            return f"{state}; {pending}: start the bot, or `letopis relay`."
         overdue = sum(case.kind is IncidentKind.CONVERSATION_BLOCKED for case in self.incidents)
         if overdue and self.pending:
             return (
                 f"{_conversations(overdue)} {'has' if overdue == 1 else 'have'} waited too long: see"
                 f" `letopis outbox list --state ready`; {pending}."
             )
+        for state, what in (("retrying", "being retried"), ("paused", "paused")):
+            if count := self.lanes.get(state, 0):
+                is_ = "is" if count == 1 else "are"
+                return f"{_conversations(count)} {is_} {what}: see `letopis outbox list`; {pending}."
         delivered = (
             f"{_events(self.pending)} being delivered." if self.pending else "Everything is in the history store."
         )
@@ -200,6 +208,8 @@ class Status:
     def to_json(self) -> dict[str, Any]:
         """Return the status as JSON values, whose names and meanings stay stable across releases."""
         return {
+            "healthy": self.healthy,
+            "verdict": self.verdict,
             "outbox_id": None if self.outbox_id is None else str(self.outbox_id),
             "store": {
                 "id": None if self.store.store_id is None else str(self.store.store_id),
@@ -254,8 +264,11 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
             detail=row.breaker_detail,
             next_attempt_at=None if row.next_attempt_at is None else from_microseconds(row.next_attempt_at),
         )
+        died = ended_without_stopping(row.pid, row.host, row.boot_id, path)
+        seen = row.pid != 0 and lives(row.heartbeat_at, path, now_us=now_us, within=RELAY_ALIVE_SECONDS)
         relay = RelayStatus(
-            running=row.pid != 0 and lives(row.heartbeat_at, path, now_us=now_us, within=RELAY_ALIVE_SECONDS),
+            running=seen and not died,
+            died=died,
             holder=f"{row.holder} (pid {row.pid} on {row.host})" if row.pid else row.holder,
             last_progress_seconds=_seconds(now_us, row.progress_at),
         )

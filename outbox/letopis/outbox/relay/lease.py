@@ -6,13 +6,13 @@ import logging
 import os
 import socket
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.file.sign_of_life import boot_id
 from letopis.outbox.relay.lease_lock import LeaseLock
 from letopis.store.errors import OutboxUnavailable
 
@@ -190,11 +190,3 @@ class Lease:
         )
         found = connection.exec_driver_sql("SELECT incarnation FROM letopis_outbox_relay").scalar_one()
         return int(found)
-
-
-def boot_id() -> str:
-    """Return an identifier of this boot of the machine; empty if the system has none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

@@ -1,12 +1,14 @@
-"""Make one OpenTelemetry span per delivery, where the extra ``letopis[otel]`` is installed."""
+"""Make one OpenTelemetry span per append and per delivery, where the extra ``letopis[otel]`` is installed."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
+
+from letopis.outbox.telemetry.genai import CONVERSATION_ID, usage_attributes
 
 MAX_LINKS: Final = 128
 """Links of one span, as many as OpenTelemetry keeps by default."""
@@ -27,18 +29,73 @@ def current_traceparent() -> str | None:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
+_NO_SPAN: Final = nullcontext()
+
+
+def appending(conversation_id: str, what: Sequence[Any]) -> AbstractContextManager[None]:
+    """Return a context in which messages are appended: a span ``create letopis`` of the process's tracer provider.
+
+    It holds the conversation's id and the tokens that the messages say they used, never their content. Costs one
+    dictionary look-up if OpenTelemetry was never imported.
+
+    :param what: messages, or events with the data of one.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return _NO_SPAN
+    return _append_span(conversation_id, what)
+
+
+@contextmanager
+def _append_span(conversation_id: str, what: Sequence[Any]) -> Iterator[None]:
+    trace = sys.modules["opentelemetry.trace"]
+    with trace.get_tracer("letopis").start_as_current_span(
+        "create letopis", kind=trace.SpanKind.PRODUCER, record_exception=False, set_status_on_exception=False
+    ) as span:
+        if span.is_recording():
+            span.set_attributes(
+                {
+                    "messaging.system": "letopis",
+                    "messaging.operation.type": "create",
+                    "messaging.operation.name": "append",
+                    **({"messaging.batch.message_count": len(what)} if len(what) > 1 else {}),
+                    **({CONVERSATION_ID: conversation_id} if isinstance(conversation_id, str) else {}),
+                    **usage_attributes(_usages(what)),
+                }
+            )
+        try:
+            yield
+        except BaseException as error:
+            # Only its class: the text may quote an id, and that of its cause a payload.
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(trace.Status(trace.StatusCode.ERROR))
+            raise
+
+
+def _usages(what: Sequence[Any]) -> Iterator[Any]:
+    for one in what:
+        message = getattr(one, "message", one)
+        usage = getattr(message, "usage", None)
+        data = getattr(one, "data", None)
+        if usage is None and isinstance(data, Mapping):
+            usage = data.get("usage")
+        if isinstance(usage, Mapping):
+            yield usage
+
+
 class Spans:
     """Makes spans with the tracer provider that the process has configured; the library configures none.
 
-    A span holds the number of events and conversations delivered and the class of a fault, never an id, a payload or
-    the text of an error. It is linked to the spans in which its events were appended, whose context travels in the
-    events' metadata (``traceparent``).
+    A span holds the number of events and conversations delivered and the class of a fault, never a payload or the text
+    of an error. It is linked to the spans in which its events were appended, whose context travels in the events'
+    metadata (``traceparent``).
 
     :param provider: an OpenTelemetry ``TracerProvider``; by default the process's.
+    :param conversations: name the conversations, on the span of a batch that holds one, and on the links.
     """
 
-    def __init__(self, provider: Any = None) -> None:
+    def __init__(self, provider: Any = None, *, conversations: bool = False) -> None:
         self._trace: Any = None
+        self._conversations = conversations
         try:
             from opentelemetry import trace
         except ImportError:
@@ -48,11 +105,16 @@ class Spans:
 
     @contextmanager
     def delivery(
-        self, *, events: int, conversations: int, metadata: Iterable[str | None] = ()
+        self,
+        *,
+        events: int,
+        conversations: Sequence[str],
+        metadata: Iterable[tuple[str, str | None]] = (),
     ) -> Iterator[Callable[[str], None]]:
         """Span the ``with`` block. If it ends in a fault, call the yielded function with its class.
 
-        :param metadata: the events' metadata as stored; read only where spans are made.
+        :param conversations: the ids of the conversations in the batch.
+        :param metadata: the events' conversations and metadata as stored; read only where spans are made.
         """
         if self._trace is None:
             yield lambda _: None
@@ -68,7 +130,8 @@ class Spans:
                 "messaging.operation.type": "send",
                 "messaging.operation.name": "apply",
                 "messaging.batch.message_count": events,
-                "letopis.conversations": conversations,
+                "letopis.conversations": len(conversations),
+                **({CONVERSATION_ID: conversations[0]} if self._conversations and len(conversations) == 1 else {}),
             },
             record_exception=False,
             set_status_on_exception=False,
@@ -80,12 +143,12 @@ class Spans:
 
             yield failed
 
-    def _links(self, metadata: Iterable[str | None]) -> list[Any]:
+    def _links(self, metadata: Iterable[tuple[str, str | None]]) -> list[Any]:
         """Return one link to each span in which an event was appended."""
-        found: dict[tuple[str, ...], None] = {}
-        for text in metadata:
+        found: dict[tuple[str, ...], str] = {}
+        for conversation_id, text in metadata:
             if text is not None and (stored := _STORED.search(text)) is not None:
-                found[stored.groups()] = None
+                found.setdefault(stored.groups(), conversation_id)
                 if len(found) == MAX_LINKS:
                     break
         trace = self._trace
@@ -96,7 +159,8 @@ class Spans:
                     span_id=int(span_id, 16),
                     is_remote=True,
                     trace_flags=trace.TraceFlags(int(flags, 16)),
-                )
+                ),
+                {CONVERSATION_ID: conversation_id} if self._conversations else None,
             )
-            for trace_id, span_id, flags in found
+            for (trace_id, span_id, flags), conversation_id in found.items()
         ]

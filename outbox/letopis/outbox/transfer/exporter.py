@@ -56,6 +56,16 @@ class Exporter:
     lines: int = 0
     conversations: int = 0
 
+    async def count(self, *, owner: str | None = None) -> int:
+        """Return about how many lines :meth:`of_all` yields: without what forks inherit, and what comes meanwhile.
+
+        :raises Incomplete: the history store cannot be reached.
+        """
+        total = 0
+        async for found in self._listed(owner):
+            total += found.message_count
+        return total
+
     async def of_one(self, conversation_id: str) -> AsyncIterator[bytes]:
         """Yield the lines of one conversation, oldest first; none if it does not exist.
 

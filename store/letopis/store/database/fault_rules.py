@@ -221,3 +221,43 @@ BY_CERTIFICATE_ERROR: Final[Mapping[int, tuple[str, FaultRule]]] = {
     10: ("tls-expired", TLS_EXPIRED),
     **dict.fromkeys((62, 64), ("tls-host", TLS_HOST)),
 }
+
+
+def rules() -> frozenset[FaultRule]:
+    """Return every kind of failure that is known."""
+    return frozenset(
+        (
+            *(rule for rule in globals().values() if isinstance(rule, FaultRule)),
+            *BY_SQLSTATE.values(),
+            *BY_MARIADB_NUMBER.values(),
+            *BY_SQLITE_NAME.values(),
+            *(rule for _, rule in BY_DRIVER_TYPE.values()),
+            *(rule for _, _, rule in BY_BUILTIN_TYPE),
+            *BY_ERRNO.values(),
+            *(rule for _, rule in BY_CERTIFICATE_ERROR.values()),
+        )
+    )
+
+
+def rule_of_code(code: str) -> FaultRule | None:
+    """Return what the code of a fault means, as its text shows it; ``None`` for a code that is in no table."""
+    if (rule := _BY_WORD.get(code)) is not None:
+        return rule
+    if code.startswith("SQLITE_"):
+        return BY_SQLITE_NAME.get(code) or BY_SQLITE_NAME.get(code.rsplit("_", 1)[0])
+    if len(code) == _SQLSTATE_LENGTH:
+        return BY_SQLSTATE.get(code) or BY_SQLSTATE.get(code[:2])
+    return BY_MARIADB_NUMBER.get(int(code)) if code.isascii() and code.isdigit() else None
+
+
+_SQLSTATE_LENGTH: Final = 5
+_BY_WORD: Final[Mapping[str, FaultRule]] = {
+    **dict(BY_DRIVER_TYPE.values()),
+    **{code: rule for _, code, rule in BY_BUILTIN_TYPE},
+    **dict(BY_CERTIFICATE_ERROR.values()),
+    **{errno.errorcode[number]: rule for number, rule in BY_ERRNO.items()},
+    "disk-full": DISK_FULL,
+    "tls-refused": TLS_REFUSED,
+    "undecodable": DAMAGED,
+    "closed": LOST,
+}

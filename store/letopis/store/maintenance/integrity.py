@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,13 @@ STRUCTURE_CHECK: Final = f"PRAGMA integrity_check({MAX_NAMED_PROBLEMS})"
 """SQLite's check of a whole file; see :func:`structure_problems`."""
 UNREADABLE_ERRORS: Final = (SQLAlchemyError, ValueError, TypeError, OverflowError)
 """Raised by rows that cannot be what was written."""
+
+Checked = Callable[[int, int], None]
+"""Takes how many events of how many were compared."""
+
+
+def unheard(done: int, total: int) -> None:
+    """Take a report that nobody wants."""
 
 
 def wal_problem(database: Path) -> str:
@@ -55,14 +63,16 @@ def _read_bytes(wal: Path) -> bytes:
         return b""
 
 
-async def find_problems(engine: AsyncEngine) -> AsyncIterator[str]:
+async def find_problems(engine: AsyncEngine, *, checked: Checked = unheard) -> AsyncIterator[str]:
     """Yield the problems of a store that is at this release's revision.
 
     Every event is compared with its digest, and the log with its counters: positions, versions and the sequences of
     each outbox have no gaps. An SQLite file's structure is checked as a whole. Content is never quoted.
+
+    :param checked: called with how many events of how many were compared.
     """
     async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-        for subject, check in _CHECKS:
+        for subject, check in _checks(checked):
             try:
                 async for problem in check(connection):
                     yield problem
@@ -102,8 +112,9 @@ async def _structure(connection: AsyncConnection) -> AsyncIterator[str]:
         yield problem
 
 
-async def _log(connection: AsyncConnection) -> AsyncIterator[str]:
+async def _log(connection: AsyncConnection, *, checked: Checked) -> AsyncIterator[str]:
     heads = (await connection.execute(sa.select(log_heads.c.partition, log_heads.c.position))).all()
+    done, total = 0, sum(row.position for row in heads)
     if not heads:
         yield "the log has no counters"
     for partition, head in heads:
@@ -117,6 +128,8 @@ async def _log(connection: AsyncConnection) -> AsyncIterator[str]:
                 position = row.position
                 if not _row_is_intact(row):
                     yield f"event {position} of partition {partition} is not what was written"
+            done += len(rows)
+            checked(done, total)
             if len(rows) < PAGE_ROWS:
                 break
         if position != head:
@@ -244,13 +257,14 @@ async def _first_rows(connection: AsyncConnection, statement: Any) -> Sequence[s
     return rows
 
 
-_CHECKS: Final = (
-    ("the structure of the file", _structure),
-    ("the log", _log),
-    ("the versions of conversations", _versions),
-    ("the order of each outbox's events", _sequences),
-    ("the progress of each outbox", _lanes),
-    ("the lists of conversations and owners", _owners),
-    ("the records", record_problems),
-    ("the other tables", _other_tables),
-)
+def _checks(checked: Checked) -> tuple[tuple[str, Callable[[AsyncConnection], AsyncIterator[str]]], ...]:
+    return (
+        ("the structure of the file", _structure),
+        ("the log", partial(_log, checked=checked)),
+        ("the versions of conversations", _versions),
+        ("the order of each outbox's events", _sequences),
+        ("the progress of each outbox", _lanes),
+        ("the lists of conversations and owners", _owners),
+        ("the records", record_problems),
+        ("the other tables", _other_tables),
+    )

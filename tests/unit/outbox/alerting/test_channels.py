@@ -238,7 +238,7 @@ def test_an_alert_about_several_conversations_names_some_of_them() -> None:
     later = build_alert(group[:1], outbox="b", told=20, now=START, locale="ru")
 
     assert first.title == "Letopis: 8 разговоров не сохраняются"
-    assert "16 сообщений, 8 разговоров" in first.text
+    assert "16 сообщений в 8 разговорах" in first.text
     assert first.text.count("\n- ") == 6
     assert "- и ещё 3" in first.text
     assert first.key == again.key

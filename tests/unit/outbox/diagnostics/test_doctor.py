@@ -190,10 +190,13 @@ class TestRelay:
             await file.write(
                 lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_relay SET pid = ?", (dead.pid,))
             )
+            held = await found(outbox)
+            relay.lease.unlock()  # as the system does when a process ends
             findings = await found(outbox)
             await relay.lease.release()
         await file.close()
 
+        assert level(held, "relay") == Level.OK
         assert level(findings, "relay") == Level.FAIL
         assert "died" in findings["relay"].said
 

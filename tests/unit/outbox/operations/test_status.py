@@ -64,6 +64,8 @@ async def test_the_json_is_the_documented_contract(tmp_path: Path) -> None:
         found = (await history.status()).to_json()
 
     assert set(json.loads(json.dumps(found))) == {
+        "healthy",
+        "verdict",
         "outbox_id",
         "store",
         "pending",
@@ -82,7 +84,15 @@ async def test_the_json_is_the_documented_contract(tmp_path: Path) -> None:
     assert set(found["store"]) == {"id", "destination"}
     assert set(found["lanes"]) == {"ready", "retrying", "blocked", "paused"}
     assert set(found["breaker"]) == {"state", "since", "reason", "detail", "next_attempt_at"}
-    assert set(found["relay"]) == {"running", "holder", "last_progress_seconds", "paused_since", "pause_reason"}
+    assert set(found["relay"]) == {
+        "running",
+        "died",
+        "holder",
+        "last_progress_seconds",
+        "paused_since",
+        "pause_reason",
+    }
+    assert (found["healthy"], found["verdict"]) == (True, "Everything is in the history store.")
 
 
 async def test_an_age_is_never_negative_whatever_the_clock(tmp_path: Path) -> None:

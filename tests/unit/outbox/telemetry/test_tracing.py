@@ -6,9 +6,11 @@ import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry import trace as opentelemetry_trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -17,10 +19,12 @@ from letopis.outbox import History
 from letopis.outbox.daemon.instrumented_store import InstrumentedStore
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
+from letopis.outbox.telemetry.genai import usage_attributes
 from letopis.outbox.telemetry.tracing import Spans
 from letopis.store import Message
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.timeouts import Timeouts
+from letopis.store.errors import InvalidInput
 from tests.support.relays import say
 
 
@@ -81,6 +85,127 @@ async def test_a_fault_is_its_class_without_the_drivers_words(
     await outbox.close()
 
 
+@pytest.fixture
+def process_exporter(exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """The spans of the provider that the process has configured, as a bot does."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(opentelemetry_trace, "get_tracer_provider", lambda: provider)
+    monkeypatch.setattr(opentelemetry_trace, "_TRACER_PROVIDER", provider)
+    return exporter
+
+
+async def test_an_append_is_one_span_with_the_conversation_and_the_tokens(
+    tmp_path: Path, process_exporter: InMemorySpanExporter
+) -> None:
+    answer = Message.assistant("A leaf, said Alice.", usage={"prompt_tokens": 12, "completion_tokens": 40})
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        await history.append("telegram:4711", Message.user("What is tea?"), answer)
+        async with history.transaction() as tx:
+            await tx.append("telegram:4711", Message.assistant("And more.", usage={"input": 1, "output": 2}))
+        async with history.reply("telegram:4711") as reply:
+            await reply.add("streamed")
+            await reply.finish(usage={"input_tokens": 5, "cache_read_input_tokens": 3, "output_tokens": 6})
+
+    spans = process_exporter.get_finished_spans()
+    assert [(one.name, one.kind) for one in spans] == [("create letopis", SpanKind.PRODUCER)] * 3
+    assert dict(spans[0].attributes or {}) == {
+        "messaging.system": "letopis",
+        "messaging.operation.type": "create",
+        "messaging.operation.name": "append",
+        "messaging.batch.message_count": 2,
+        "gen_ai.conversation.id": "telegram:4711",
+        "gen_ai.usage.input_tokens": 12,
+        "gen_ai.usage.output_tokens": 40,
+    }
+    tokens = [{key: value for key, value in (one.attributes or {}).items() if "usage" in key} for one in spans[1:]]
+    assert tokens == [
+        {"gen_ai.usage.input_tokens": 1, "gen_ai.usage.output_tokens": 2},
+        {
+            "gen_ai.usage.input_tokens": 8,
+            "gen_ai.usage.output_tokens": 6,
+            "gen_ai.usage.cache_read.input_tokens": 3,
+        },
+    ]
+    assert all("Alice" not in one.to_json() for one in spans)
+
+
+async def test_an_append_that_is_refused_is_an_error_without_its_text(
+    tmp_path: Path, process_exporter: InMemorySpanExporter
+) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        with pytest.raises(InvalidInput):
+            await history.append("c1", Message.user("a\x00b"))
+
+    (span,) = process_exporter.get_finished_spans()
+    assert span.status.status_code is StatusCode.ERROR
+    assert (span.attributes or {})["error.type"] == "InvalidInput"
+    assert (span.events, span.status.description) == ((), None)
+
+
+async def test_a_delivery_names_conversations_if_it_is_told_to(
+    tmp_path: Path, process_exporter: InMemorySpanExporter
+) -> None:
+    async def deliver(name: str, *, conversations: bool) -> ReadableSpan:
+        spans = Spans(opentelemetry_trace.get_tracer_provider(), conversations=conversations)
+        store = InstrumentedStore(ConversationStore(tmp_path / f"{name}.db"), spans=spans)
+        async with History.open(tmp_path / f"{name}.outbox.db", store=store.store, relay=False) as history:
+            await history.append("telegram:4711", Message.user("hi"))
+            await Relay(history.outbox, store.store, apply=store.apply).drain()
+        await store.store.close()
+        return process_exporter.get_finished_spans()[-1]
+
+    quiet, loud = await deliver("quiet", conversations=False), await deliver("loud", conversations=True)
+
+    assert (quiet.name, loud.name) == ("send letopis", "send letopis")
+    assert "4711" not in quiet.to_json()
+    assert (loud.attributes or {})["gen_ai.conversation.id"] == "telegram:4711"
+    assert [dict(one.attributes or {}) for one in loud.links] == [{"gen_ai.conversation.id": "telegram:4711"}]
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({}, {}),
+        ({"input_tokens": True, "output_tokens": -1, "completion_tokens": "7"}, {}),
+        # OpenAI Chat Completions: the parts are counted in the whole.
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 50,
+                "prompt_tokens_details": {"cached_tokens": 80},
+                "completion_tokens_details": {"reasoning_tokens": 30},
+            },
+            {"input_tokens": 100, "output_tokens": 50, "cache_read.input_tokens": 80, "reasoning.output_tokens": 30},
+        ),
+        # Anthropic: the cache is counted beside.
+        (
+            {
+                "input_tokens": 10,
+                "output_tokens": 5,
+                "cache_read_input_tokens": 80,
+                "cache_creation_input_tokens": 20,
+            },
+            {
+                "input_tokens": 110,
+                "output_tokens": 5,
+                "cache_read.input_tokens": 80,
+                "cache_creation.input_tokens": 20,
+            },
+        ),
+        # Gemini: the thoughts are counted beside.
+        (
+            {"promptTokenCount": 9, "candidatesTokenCount": 4, "thoughtsTokenCount": 6},
+            {"input_tokens": 9, "output_tokens": 10, "reasoning.output_tokens": 6},
+        ),
+    ],
+)
+def test_the_tokens_of_providers_are_counted_as_the_conventions_do(
+    usage: dict[str, Any], tokens: dict[str, int]
+) -> None:
+    assert usage_attributes([usage, usage]) == {f"gen_ai.usage.{name}": 2 * count for name, count in tokens.items()}
+
+
 async def test_a_delivery_is_linked_to_the_span_in_which_its_events_were_appended(
     tmp_path: Path, spans: Spans, exporter: InMemorySpanExporter
 ) -> None:
@@ -118,7 +243,7 @@ async def test_a_message_said_again_in_another_trace_is_the_same_message(tmp_pat
 def test_without_the_extra_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
 
-    with Spans().delivery(events=1, conversations=1) as failed:
+    with Spans().delivery(events=1, conversations=["c1"]) as failed:
         failed("poison")
 
     assert Spans()._trace is None

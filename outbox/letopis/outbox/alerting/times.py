@@ -1,0 +1,72 @@
+"""Write times and durations as a person says them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from letopis.outbox.alerting.catalogue import catalogue, language_of
+
+MINUTE: Final = 60
+HOUR: Final = 3_600
+DAY: Final = 86_400
+
+
+def duration(seconds: float, locale: str | None = None) -> str:
+    """Return how long something took, rounded: ``45 seconds``, ``5 minutes``, ``1 hour 5 minutes``, ``2 days 3 hours``.
+
+    In Russian it is the accusative, as after "for" and "after": ``1 минуту``.
+    """
+    found = catalogue(language_of(locale))
+    ngettext = found.ngettext
+    if seconds < 1:
+        return found.gettext("less than a second")
+    whole = rounded(seconds)
+    if whole < MINUTE:
+        return ngettext("%(count)d second", "%(count)d seconds", whole) % {"count": whole}
+    days, hours, minutes = whole // DAY, whole % DAY // HOUR, whole % HOUR // MINUTE
+    words = []
+    if days:
+        words.append(ngettext("%(count)d day", "%(count)d days", days) % {"count": days})
+    if hours:
+        words.append(ngettext("%(count)d hour", "%(count)d hours", hours) % {"count": hours})
+    if minutes:
+        words.append(ngettext("%(count)d minute", "%(count)d minutes", minutes) % {"count": minutes})
+    return " ".join(words)
+
+
+def rounded(seconds: float) -> int:
+    """Return a duration in seconds, to 5 seconds, a minute, 5 minutes or an hour, the longer the rougher."""
+    if seconds < 10:
+        return max(0, round(seconds))
+    for unit, limit in ((5, MINUTE), (MINUTE, HOUR), (5 * MINUTE, DAY)):
+        if (whole := int(seconds / unit + 0.5) * unit) < limit:
+            return whole
+    return int(seconds / HOUR + 0.5) * HOUR
+
+
+def moment(then: datetime, *, now: datetime, locale: str | None = None) -> str:
+    """Return when something happened: ``12:00 UTC`` of a day that has not ended, else ``25 November, 12:00 UTC``.
+
+    With the year if that is another one. In Russian it is the genitive, as after "since": ``25 ноября``.
+    """
+    time = f"{then:%H:%M} UTC"
+    if then.date() == now.date() and timedelta(0) <= now - then:
+        return time
+    gettext = catalogue(language_of(locale)).gettext
+    months = (
+        gettext("January"),
+        gettext("February"),
+        gettext("March"),
+        gettext("April"),
+        gettext("May"),
+        gettext("June"),
+        gettext("July"),
+        gettext("August"),
+        gettext("September"),
+        gettext("October"),
+        gettext("November"),
+        gettext("December"),
+    )
+    day = f"{then.day} {months[then.month - 1]}" + ("" if then.year == now.year else f" {then.year}")
+    return f"{day}, {time}"

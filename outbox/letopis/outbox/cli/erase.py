@@ -1,0 +1,200 @@
+"""``letopis history erase``: erase conversations, or everything of an owner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from letopis.outbox.cli._command import Verb
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import JSON, note, print_json, printable
+from letopis.outbox.cli._progress import Report, progress
+from letopis.outbox.cli._selection import YES, confirm
+
+if TYPE_CHECKING:
+    from letopis.outbox.history.history import History
+    from letopis.store.model.conversations import Conversation
+
+PAGE: Final = 200
+STATES: Final = ("active", "archived")
+
+
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis history erase telegram:4711 --reset --reason 'asked by the person'",
+        "letopis history erase --owner 42 --delete --reason 'account closed' --wait",
+        "letopis history erase --owner 42 --delete --reason 'account closed' --yes --json",
+    ),
+)
+@click.argument("conversations", metavar="[CONVERSATION]...", nargs=-1)
+@click.option("--owner", metavar="ID", help="All conversations of this owner, and the owner's records.")
+@click.option("--reset", is_flag=True, help="Erase the content; the conversation goes on, empty, under its id.")
+@click.option(
+    "--delete", is_flag=True, help="Erase the content and delete the conversation: its id cannot be used again."
+)
+@click.option("--reason", metavar="TEXT", required=True, help="The reason; it is recorded. Write no content into it.")
+@click.option("--wait", is_flag=True, help="Deliver it, and exit when the history store holds none of the content.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: the longest wait, then exit 75."
+)
+@YES
+@JSON
+@with_options
+def erase(
+    conversations: tuple[str, ...],
+    owner: str | None,
+    reset: bool,
+    delete: bool,
+    reason: str,
+    wait: bool,
+    timeout: float | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Erase conversations, or all those of an owner, for good.
+
+    The content goes from the log, the search index and this outbox, when the relay has delivered the erasure. Ids,
+    times and token counts stay. Backups, and outboxes of other bots, keep theirs. With --owner the history store must
+    be reachable. Exits with 3 if nothing matched, with 2 if confirmation is required and stdin is not a terminal.
+    """
+    import anyio
+
+    if bool(conversations) == (owner is not None):
+        raise click.UsageError("Name conversations, or an owner with --owner.")
+    if reset == delete:
+        raise click.UsageError(
+            "Give --reset for conversations that go on under their id, such as telegram:4711, or --delete for those"
+            " that end."
+        )
+    with progress("erasing", unit="conversations", as_json=as_json) as report:
+        work = _Erasure(reason=reason, delete=delete, report=report)
+        pending = anyio.run(work.run, conversations, owner, wait, timeout, yes)
+    if as_json:
+        print_json(
+            {
+                "erased": work.erased,
+                "how": "delete" if delete else "reset",
+                "owner": owner,
+                "pending": pending,
+                "store_rows": work.store_rows,
+            }
+        )
+    else:
+        _tell(work, pending, waited=wait)
+    if wait and (pending or work.store_rows):
+        rows = f", {work.store_rows} rows are left to erase" if work.store_rows else ""
+        raise CommandExit(Exit.LATER, f"not complete yet: {pending} events are pending{rows}; the relay continues")
+
+
+class _Erasure:
+    """One run.
+
+    :ivar erased: the conversations whose erasure is appended.
+    :ivar store_rows: rows of long conversations that the store had still to erase when this ended.
+    """
+
+    def __init__(self, *, reason: str, delete: bool, report: Report) -> None:
+        self._reason = reason
+        self._delete = delete
+        self._report = report
+        self.erased: list[str] = []
+        self.store_rows = 0
+
+    async def run(self, names: tuple[str, ...], owner: str | None, wait: bool, longest: float | None, yes: bool) -> int:
+        """Append the erasures; return how many events are pending then."""
+        from letopis.outbox.cli._delivery import deliver
+        from letopis.outbox.cli._locations import existing_outbox
+        from letopis.outbox.history.history import History
+
+        found = settings()
+        path = existing_outbox(found)
+        async with History.open(
+            path, store=found.store, relay=wait, create=False, policy=found.policy, retention=found.retention
+        ) as history:
+            chosen = await _named(history, names) if owner is None else await _of_owner(history, owner)
+            confirm(_question(chosen, owner, delete=self._delete), yes=yes)
+            for one in chosen:
+                verb = history.delete if self._delete else history.reset
+                await verb(one.conversation_id, reason=self._reason)
+                self.erased.append(one.conversation_id)
+                self._report(len(self.erased), total=len(chosen))
+            if owner is not None:
+                await history.records(owner=owner).erase()
+            if wait:
+                await deliver(history, self._report, longest=longest)
+                await self._finish(history, longest)
+            return (await history.status()).pending
+
+    async def _finish(self, history: History, longest: float | None) -> None:
+        """Carry out what the store erases in steps: that of conversations with very many events."""
+        import anyio
+
+        with anyio.move_on_after(longest):
+            most = 0
+            while True:
+                tasks = await history.store.pending_tasks()
+                self.store_rows, most = tasks.rows, max(most, tasks.rows)
+                if not tasks.tasks:
+                    return
+                self._report(most - tasks.rows, total=most, title="erasing content", unit="rows")
+                await history.store.run_pending_tasks()
+
+
+async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]:
+    """Return the conversations of these ids that are not deleted yet.
+
+    :raises CommandExit: one does not exist.
+    """
+    chosen: list[Conversation] = []
+    for name in dict.fromkeys(names):
+        found = await history.conversation(name)
+        if found is None:
+            raise CommandExit(Exit.NOTHING, f"there is no conversation {name!r}; nothing was erased")
+        if found.state != "deleted":
+            chosen.append(found)
+    if not chosen:
+        raise CommandExit(Exit.NOTHING, "nothing matched: deleted already")
+    return chosen
+
+
+async def _of_owner(history: History, owner: str) -> list[Conversation]:
+    """Return all conversations of an owner that are not deleted yet.
+
+    :raises CommandExit: the history store does not answer, so that some may be missing; or there is none.
+    """
+    chosen: list[Conversation] = []
+    after: str | None = None
+    while True:
+        page = await history.conversations(owner=owner, after=after, limit=PAGE, states=STATES)
+        if not page.complete:
+            raise CommandExit(
+                Exit.LATER, "the history store cannot be read, and has conversations of this owner; nothing was erased"
+            )
+        chosen += page
+        if (after := page.next) is None:
+            break
+    if not chosen:
+        raise CommandExit(Exit.NOTHING, "no conversations of this owner")
+    return chosen
+
+
+def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) -> str:
+    messages = sum(one.message_count for one in chosen)
+    what = printable(chosen[0].conversation_id) if len(chosen) == 1 else f"{len(chosen)} conversations"
+    whose = "" if owner is None else f" of owner {printable(owner)}"
+    end = "Their ids cannot be used again." if delete else "They go on, empty, under their ids."
+    return f"Erase {what}{whose}, {messages} messages, for good? {end}"
+
+
+def _tell(work: _Erasure, pending: int, *, waited: bool) -> None:
+    for one in work.erased:
+        click.echo(printable(one))
+    count = len(work.erased)
+    note(f"{count} conversation{'' if count == 1 else 's'} erased")
+    if waited and not pending and not work.store_rows:
+        note("the history store holds none of the content any more")
+    elif not waited:
+        note("the relay delivers the erasure (`letopis relay --once` does it now)")

@@ -1,0 +1,122 @@
+"""``letopis outbox list`` and ``show``: inspect pending events."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from letopis.outbox.cli._command import Verb
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._locations import read_outbox
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import JSON, note, print_json, printable, write
+from letopis.outbox.cli._selection import current_selection, has_selection, required_selection, with_selection
+
+MAX_SHOWN: Final = 200
+
+
+@click.command(
+    name="list",
+    cls=Verb,
+    examples=(
+        "letopis outbox list",
+        "letopis outbox list --state blocked --json",
+        "letopis outbox list --all --limit 1000   # everything that is pending",
+    ),
+)
+@with_selection()
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Print at most this many."
+)
+@JSON
+@with_options
+def list_events(limit: int, as_json: bool) -> None:
+    """List pending events.
+
+    Without filters: the event that each blocked, retrying or paused conversation is waiting on, and exit 0 if there is
+    none. With filters, exits with 3 if nothing matched.
+    """
+    from letopis.outbox.cli._render import event_summary, event_table, missing_json
+    from letopis.outbox.operations.pending_events import Selection, list_missing, list_pending
+    from letopis.outbox.operations.status import read_status
+    from letopis.store.model.events import to_microseconds, utc_now
+
+    narrowed = has_selection()
+    selection = current_selection() if narrowed else Selection(states=("blocked", "retrying", "paused"), fronts=True)
+    now_us = to_microseconds(utc_now())
+    # One snapshot, so that the sentence of `letopis status` and the list cannot contradict each other.
+    path, (found, missing, how) = read_outbox(
+        settings(),
+        lambda connection: (
+            list_pending(connection, selection, limit=limit + 1),
+            [] if narrowed else list_missing(connection, limit=limit + 1),
+            read_status(connection, now_us=now_us),
+        ),
+    )
+    more = len(found) + len(missing) > limit
+    found, missing = found[:limit], missing[: max(0, limit - len(found))]
+    if as_json:
+        print_json(
+            {
+                "outbox": path.name,
+                "events": [event_summary(one) for one in found],
+                "missing": [missing_json(one) for one in missing],
+                "more": more,
+            }
+        )
+    elif found or missing:
+        click.echo(event_table(found, missing))
+    if more:
+        note(f"there are more than {limit}: narrow it down, or raise --limit")
+    if not (found or missing):
+        if narrowed:
+            raise CommandExit(Exit.NOTHING, "nothing matched")
+        note(f"no conversation is blocked, retrying or paused. {printable(how.verdict)}")
+
+
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis outbox show --conversation telegram:4711",
+        "letopis outbox show EVENT_ID --payload --json",
+        "letopis outbox show EVENT_ID --data >event.json   # to correct it",
+    ),
+)
+@with_selection()
+@click.option("--payload", is_flag=True, help="Include data and metadata, which hold the messages.")
+@click.option(
+    "--data", "data_only", is_flag=True, help="Print the data of one event and nothing else, for `fix --file`."
+)
+@JSON
+@with_options
+def show(payload: bool, data_only: bool, as_json: bool) -> None:
+    """Show events with the state of their conversation, and their repairs.
+
+    Exits with 3 if nothing matched.
+    """
+    from letopis.outbox.cli._render import event_details, event_text, indented
+    from letopis.outbox.operations.pending_events import list_pending, list_repairs
+
+    selection = required_selection()
+    path, found = read_outbox(
+        settings(),
+        lambda connection: [
+            (one, list_repairs(connection, one)) for one in list_pending(connection, selection, limit=MAX_SHOWN + 1)
+        ],
+    )
+    if not found:
+        raise CommandExit(Exit.NOTHING, "nothing matched")
+    if data_only:
+        if len(found) > 1:
+            raise click.UsageError(f"--data is for one event, and {len(found)} matched.")
+        write(indented(found[0][0].data))
+        return
+    more, found = len(found) > MAX_SHOWN, found[:MAX_SHOWN]
+    if as_json:
+        events = [event_details(entry, done, payload=payload) for entry, done in found]
+        print_json({"outbox": path.name, "events": events, "more": more})
+    else:
+        click.echo("\n\n".join(event_text(entry, done, payload=payload) for entry, done in found))
+    if more:
+        note(f"there are more than {MAX_SHOWN}: narrow it down")

@@ -1,0 +1,211 @@
+"""``letopis history show``: print the messages of a conversation, and go on with what is new."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from letopis.outbox.cli._command import Verb
+from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli._follow import INTERVAL, check_reader
+from letopis.outbox.cli._message import conversation_json, message_json, message_text, minute, say_whether_complete
+from letopis.outbox.cli._options import settings, with_options
+from letopis.outbox.cli._output import JSON, note, print_json, write
+from letopis.outbox.cli._tail import Tail
+
+if TYPE_CHECKING:
+    from letopis.store.model.conversations import Conversation, RecordedMessage
+
+MAX_PAGES_BACK: Final = 20
+"""Pages that are read back to the last message that is known, if very many have come at once."""
+
+
+@click.command(
+    cls=Verb,
+    examples=(
+        "letopis history show telegram:4711 --last 20",
+        "letopis history show telegram:4711 --follow",
+        "letopis history show telegram:4711 --as-of 2026-01-31T12:00:00Z",
+        "letopis history show telegram:4711 --transcript >chat.txt",
+    ),
+)
+@click.argument("conversation")
+@click.option(
+    "--last",
+    type=click.IntRange(1, 10_000),
+    help="Show at most this many messages. Default: 50, or all with --transcript.",
+)
+@click.option("--before", metavar="PLACE", help="Continue before an earlier page, at the place that it printed.")
+@click.option(
+    "--as-of", metavar="VERSION|TIME", help="As it was after this version, or at this time: 2026-01-31T12:00:00Z."
+)
+@click.option("--transcript", "as_text", is_flag=True, help="Print a text to read and to keep, with days and marks.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Keep printing new and changed messages until interrupted; with --json, one message per line.",
+)
+@click.option(
+    "--interval",
+    type=INTERVAL,
+    metavar="SECONDS",
+    default=1.0,
+    show_default=True,
+    help="With --follow: the time between two looks.",
+)
+@JSON
+@with_options
+def show(
+    conversation: str,
+    last: int | None,
+    before: str | None,
+    as_of: str | None,
+    as_text: bool,
+    follow: bool,
+    interval: float,
+    as_json: bool,
+) -> None:
+    """Show the last messages of a conversation, oldest first.
+
+    Exits with 3 if there is no such conversation, or was none then.
+    """
+    import anyio
+
+    from letopis.outbox.cli._locations import open_source
+
+    if as_text and as_json:
+        raise click.UsageError("--transcript and --json cannot be given together")
+    if follow:
+        if before is not None or as_of is not None or as_text:
+            raise click.UsageError("--follow shows the present: give it without --before, --as-of and --transcript.")
+        anyio.run(_follow, conversation, 50 if last is None else last, interval, as_json)
+        return
+    if last is None and not as_text:
+        last = 50
+    moment = _as_of(as_of)
+    patience = 3.0 if moment is None else 60.0  # a conversation of the past is made of all its events up to there
+
+    async def read() -> Any:
+        async with open_source(settings(), read_timeout=patience) as source:
+            # The messages first: a conversation that begins in between is then there for both.
+            messages = await source.messages(conversation, last=last, before=before, as_of=moment)
+            return messages, await source.conversation(conversation, as_of=moment)
+
+    page, found = anyio.run(read)
+    if found is None and not page:
+        say_whether_complete(page.complete)
+        there = "is" if as_of is None else "was then"
+        raise CommandExit(Exit.NOTHING, f"there {there} no conversation {conversation!r}")
+    if as_json:
+        print_json(
+            {
+                "conversation": None if found is None else conversation_json(found),
+                "messages": [{"conversation_id": one.conversation_id, **message_json(one)} for one in page],
+                "next": page.next,
+                "complete": page.complete,
+            }
+        )
+    elif as_text:
+        from letopis.store.rules.transcript import transcript
+
+        # UTF-8 whatever the terminal: it is usually redirected to a file.
+        whole = page.complete and page.next is None
+        write(f"{transcript(found, page, whole=whole)}\n".encode())
+        if page.next is not None:
+            note(f"there are earlier ones: --before {page.next}")
+    else:
+        for one in page:
+            click.echo(message_text(one))
+        if page.next is not None:
+            note(f"there are earlier ones: --before {page.next}")
+    if found is not None and found.state == "deleted":
+        note(_deleted(found))
+    say_whether_complete(page.complete)
+
+
+def _deleted(found: Conversation) -> str:
+    return f"this conversation was deleted on {minute(found.updated_at)}: its messages are erased, appends are refused"
+
+
+async def _follow(conversation: str, last: int, interval: float, as_json: bool) -> None:
+    """Print the last messages, then what is new and what changes, until interrupted or stdout has no reader."""
+    import anyio
+
+    from letopis.outbox.cli._locations import open_source
+
+    tail = Tail(_whole_state if as_json else _shown_state)
+    complete = True
+    async with open_source(settings()) as source:
+        while True:
+            found, from_start, answered = await _newest(source, conversation, last, tail)
+            if not found:
+                known = await source.conversation(conversation)
+                if known is None and answered:
+                    raise CommandExit(Exit.NOTHING, f"there is no conversation {conversation!r}")
+                if known is not None and known.state == "deleted":
+                    note(_deleted(known))
+                    return
+            for one in tail.news(found, from_start=from_start):
+                _print(one, as_json=as_json)
+            sys.stdout.flush()
+            if answered != complete:
+                complete = answered
+                say_whether_complete(complete)
+                if complete:
+                    note("the history store can be read again")
+            await anyio.sleep(interval)
+            check_reader()
+
+
+async def _newest(source: Any, conversation: str, last: int, tail: Tail) -> tuple[list[RecordedMessage], bool, bool]:
+    """Return the last messages, with all that may have come since the last look.
+
+    And whether the first of them is the first of the conversation, and whether the history store could be read.
+    """
+    page = await source.messages(conversation, last=last)
+    found, answered = list(page), page.complete
+    for _ in range(MAX_PAGES_BACK):
+        if page.next is None or not tail.started or tail.knows(found):
+            break
+        page = await source.messages(conversation, last=last, before=page.next)
+        found = [*page, *found]
+    return found, page.next is None, answered and page.complete
+
+
+def _print(one: RecordedMessage, *, as_json: bool) -> None:
+    if not as_json:
+        click.echo(message_text(one))
+        return
+    import orjson
+
+    document = {"conversation_id": one.conversation_id, **message_json(one)}
+    write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _shown_state(one: RecordedMessage) -> Hashable:
+    """Return what a reader of the text sees of a message, except that it is not saved yet."""
+    return one.text, one.redacted, one.edited, str(one.delivery), one.saved == "blocked"
+
+
+def _whole_state(one: RecordedMessage) -> Hashable:
+    import orjson
+
+    return orjson.dumps(message_json(one))
+
+
+def _as_of(text: str | None) -> Any:
+    """Return the version or time that ``--as-of`` names."""
+    from letopis.store.errors import InvalidInput
+    from letopis.store.transfer.timestamps import parse_timestamp
+
+    if text is None or (text.isascii() and text.isdigit() and len(text) <= 19):
+        return None if text is None else int(text)
+    try:
+        return parse_timestamp(text, "as_of")
+    except InvalidInput as error:
+        raise click.BadParameter(
+            f"must be a version, which is a whole number, or a time: {error.reason}", param_hint="--as-of"
+        ) from error

@@ -1,0 +1,120 @@
+"""letopis history erase, on a real outbox and a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from letopis.outbox import History
+from letopis.store.errors import ConversationGone
+from letopis.store.model.messages import Message
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+SECRET: Final = "the capybara sings at noon"
+
+
+@pytest.fixture
+def said(elsewhere: None) -> None:
+    """Conversations of two owners, delivered, with a word that is to be gone."""
+
+    async def say() -> None:
+        async with History.open("bot.outbox.db") as history:
+            for name, owner in (("a1", "42"), ("a2", "42"), ("b1", "7")):
+                await history.append(name, Message.user(f"{SECRET} {name}"), owner=owner)
+            await history.records(owner="42").put(("profile",), "likes", {"said": f"{SECRET} record"})
+            assert await history.drained(30)
+
+    asyncio.run(say())
+
+
+def holds(word: str) -> bool:
+    """Whether any of the files holds the bytes."""
+    return any(word.encode() in path.read_bytes() for path in Path().glob("bot.*.db*"))
+
+
+@pytest.mark.usefixtures("said")
+def test_everything_of_an_owner_is_erased_from_both_files(letopis: Any) -> None:
+    assert holds(f"{SECRET} a1")
+
+    code, out, _ = letopis(
+        *("history", "erase", "--owner", "42", "--delete", "--reason", "asked", "--wait", "--yes", "--json")
+    )
+
+    done = json.loads(out)
+    assert code == 0
+    assert sorted(done["erased"]) == ["a1", "a2"]
+    assert (done["how"], done["owner"], done["pending"], done["store_rows"]) == ("delete", "42", 0, 0)
+    assert not any(holds(f"{SECRET} {one}") for one in ("a1", "a2", "record"))
+    assert holds(f"{SECRET} b1")
+    assert letopis("history", "erase", "--owner", "42", "--delete", "--reason", "again", "--yes")[0] == 3
+    with pytest.raises(ConversationGone):
+        asyncio.run(append("a1"))
+
+
+@pytest.mark.usefixtures("said")
+def test_a_reset_leaves_the_id_usable(letopis: Any) -> None:
+    code, out, error = letopis("history", "erase", "a1", "--reset", "--reason", "asked", "--wait", "--yes")
+
+    assert (code, out) == (0, "a1\n")
+    assert "the history store holds none of the content any more" in error
+    assert not holds(f"{SECRET} a1")
+    asyncio.run(append("a1"))
+    assert "again" in letopis("history", "show", "a1")[1]
+
+
+@pytest.mark.usefixtures("said")
+def test_without_waiting_the_relay_delivers_it(letopis: Any) -> None:
+    code, _, error = letopis("history", "erase", "a1", "--reset", "--reason", "asked", "--yes")
+
+    assert code == 0
+    assert "`letopis relay --once` does it now" in error
+    assert holds(f"{SECRET} a1")
+    assert letopis("relay", "--once")[0] == 0
+    assert not holds(f"{SECRET} a1")
+
+
+@pytest.mark.usefixtures("said")
+@pytest.mark.parametrize(
+    ("arguments", "code", "said_of_it"),
+    [
+        (["a1", "--reason", "r", "--yes"], 2, "Give --reset"),
+        (["a1", "--reset", "--delete", "--reason", "r", "--yes"], 2, "Give --reset"),
+        (["--reset", "--reason", "r", "--yes"], 2, "Name conversations, or an owner"),
+        (["a1", "--owner", "42", "--reset", "--reason", "r", "--yes"], 2, "Name conversations, or an owner"),
+        (["a1", "--reset", "--yes"], 2, "--reason"),
+        (["a1", "--reset", "--reason", "r"], 2, "stdin is not a terminal"),
+        (["a1", "nobody", "--reset", "--reason", "r", "--yes"], 3, "no conversation 'nobody'; nothing was erased"),
+        (["--owner", "nobody", "--reset", "--reason", "r", "--yes"], 3, "no conversations of this owner"),
+    ],
+)
+def test_a_mistake_erases_nothing(arguments: list[str], code: int, said_of_it: str, letopis: Any) -> None:
+    done = letopis("history", "erase", *arguments)
+
+    assert done[0] == code
+    assert said_of_it in done[2]
+    with closing(sqlite3.connect("bot.outbox.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM letopis_outbox_lanes WHERE delivered < head").fetchone() == (0,)
+    assert holds(f"{SECRET} a1")
+
+
+@pytest.mark.usefixtures("said")
+def test_an_owner_is_not_erased_by_half_while_the_store_is_away(letopis: Any) -> None:
+    """What the outbox does not know would stay, and look erased."""
+    Path("bot.history.db").rename("away.db")
+
+    code, _, error = letopis("history", "erase", "--owner", "42", "--delete", "--reason", "asked", "--yes")
+
+    assert code == 75
+    assert "nothing was erased" in error
+
+
+async def append(conversation_id: str) -> None:
+    async with History.open("bot.outbox.db", relay=False) as history:
+        await history.append(conversation_id, Message.user("again"))

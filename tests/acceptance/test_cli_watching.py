@@ -1,0 +1,372 @@
+"""status --watch, history show --follow, progress on a terminal, and a relay that was killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.model.event_types import ConversationDeleted, MessageEdited
+from letopis.store.model.events import Event
+from letopis.store.model.messages import Message
+from tests.support.daemons import DaemonProcess, letopis, until
+from tests.support.platforms import linux_only, posix_only
+
+TIMEOUT_SECONDS = 60.0
+
+
+def append(folder: Path, *what: Message | Event, conversation: str = "c1") -> None:
+    """Append to the outbox in a folder, as a bot does; nothing delivers it."""
+
+    async def run() -> None:
+        outbox = await OutboxFile.open(folder / "bot.outbox.db")
+        await outbox.append(prepare(conversation, list(what), owner="42"))
+        await outbox.close()
+
+    asyncio.run(run())
+
+
+class Running:
+    """The command in a process of its own, its stdout read as it comes."""
+
+    def __init__(self, *arguments: str, folder: Path) -> None:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "letopis.outbox.cli", *arguments],
+            cwd=folder,
+            env=clean,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.said = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def says(self, true: Callable[[str], bool]) -> str:
+        """Wait until what it has printed is as asked; return all of it."""
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not true(self.said):
+            assert time.monotonic() < deadline, self.said
+            ready, _, _ = select.select([self._process.stdout], [], [], 0.1)
+            if ready:
+                data = os.read(self._process.stdout.fileno(), 65536)
+                assert data, f"it ended: {self.said}"
+                self.said += data.decode()
+        return self.said
+
+    def close_stdout(self) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; return the exit code and what is on stderr."""
+        code = self._process.wait(TIMEOUT_SECONDS)
+        assert self._process.stderr is not None
+        return code, self._process.stderr.read().decode()
+
+
+@posix_only("SIGINT of a process group means something else on Windows")
+class TestWatch:
+    """letopis status --watch."""
+
+    def test_a_change_is_printed_and_an_interrupt_ends_it(self, tmp_path: Path) -> None:
+        append(tmp_path, Message.user("one"))
+        with Running("status", "--watch", "--interval", "0.1", folder=tmp_path) as watch:
+            watch.says(lambda said: "pending    2 events" in said)
+            append(tmp_path, Message.user("two"))
+            said = watch.says(lambda said: "pending    3 events" in said)
+            watch.interrupt()
+            code, error = watch.end()
+
+        assert said.count("pending    2 events") == 1, "the same status twice"
+        assert (code, error.strip()) == (130, "letopis: interrupted")
+
+    def test_as_json_it_is_one_document_a_line(self, tmp_path: Path) -> None:
+        append(tmp_path, Message.user("one"))
+        with Running("status", "--watch", "--interval", "0.1", "--json", folder=tmp_path) as watch:
+            watch.says(lambda said: said.count("\n") == 1)
+            append(tmp_path, Message.user("two"))
+            said = watch.says(lambda said: said.count("\n") == 2)
+
+        assert [json.loads(line)["pending"] for line in said.splitlines()] == [2, 3]
+
+    def test_a_reader_that_leaves_ends_it_quietly(self, tmp_path: Path) -> None:
+        """Although nothing changes that would be written into the pipe."""
+        append(tmp_path, Message.user("one"))
+        with Running("status", "--watch", "--interval", "0.1", folder=tmp_path) as watch:
+            watch.says(lambda said: "pending" in said)
+            watch.close_stdout()
+            code, error = watch.end()
+
+        assert (code, error) == (1, "")
+
+    def test_it_has_nothing_to_check(self, tmp_path: Path) -> None:
+        append(tmp_path, Message.user("one"))
+        done = letopis("status", "--watch", "--check", folder=tmp_path)
+
+        assert done.returncode == 2
+        assert "--watch does not end" in done.stderr
+
+
+@posix_only("SIGINT of a process group means something else on Windows")
+class TestFollow:
+    """letopis history show --follow."""
+
+    def test_what_is_new_and_what_changes_is_printed(self, tmp_path: Path) -> None:
+        append(tmp_path, Message.user("first", id="m1"), Message.assistant("second", id="m2"))
+        with Running("history", "show", "c1", "--last", "1", "--follow", "--interval", "0.1", folder=tmp_path) as shown:
+            shown.says(lambda said: "second" in said)
+            append(tmp_path, Message.user("third", id="m3"))
+            shown.says(lambda said: "third" in said)
+            append(tmp_path, Event.of(MessageEdited(message_id="m3", content="third, corrected"), conversation_id="c1"))
+            said = shown.says(lambda said: "corrected" in said)
+            shown.interrupt()
+            code, error = shown.end()
+
+        assert "first" not in said
+        assert [said.count(word) for word in ("second", "third", "[edited]")] == [1, 2, 1]
+        assert (code, error.strip().splitlines()[-1]) == (130, "letopis: interrupted")
+
+    def test_as_json_a_message_is_a_line(self, tmp_path: Path) -> None:
+        append(tmp_path, Message.user("first", id="m1"))
+        with Running("history", "show", "c1", "--follow", "--interval", "0.1", "--json", folder=tmp_path) as shown:
+            shown.says(lambda said: said.count("\n") == 1)
+            assert letopis("relay", "--once", folder=tmp_path).returncode == 0
+            said = shown.says(lambda said: '"saved":"saved"' in said)
+
+        first, second = (json.loads(line) for line in said.splitlines())
+        assert (first["saved"], first["version"]) == ("pending", None)
+        assert (second["saved"], second["version"]) == ("saved", 2)
+
+    def test_a_deletion_ends_it(self, tmp_path: Path) -> None:
+        append(tmp_path, Message.user("first"))
+        with Running("history", "show", "c1", "--follow", "--interval", "0.1", folder=tmp_path) as shown:
+            shown.says(lambda said: "first" in said)
+            append(tmp_path, Event.of(ConversationDeleted(), conversation_id="c1"))
+            code, error = shown.end()
+
+        assert code == 0
+        assert "this conversation was deleted on 20" in error
+
+    def test_a_reader_that_leaves_ends_it_quietly(self, tmp_path: Path) -> None:
+        append(tmp_path, Message.user("first"))
+        with Running("history", "show", "c1", "--follow", "--interval", "0.1", folder=tmp_path) as shown:
+            shown.says(lambda said: "first" in said)
+            shown.close_stdout()
+            code, error = shown.end()
+
+        assert code == 1
+        assert "Traceback" not in error
+        assert "Exception" not in error
+
+    def test_it_is_about_the_present(self, tmp_path: Path) -> None:
+        append(tmp_path, Message.user("first"))
+
+        assert letopis("history", "show", "c1", "--follow", "--as-of", "1", folder=tmp_path).returncode == 2
+        assert letopis("history", "show", "nobody", "--follow", folder=tmp_path).returncode == 3
+
+
+@linux_only("a lock is free when the process that held it has ended: asked for by flock")
+def test_a_relay_that_was_killed_is_not_called_running(tmp_path: Path) -> None:
+    append(tmp_path, Message.user("one"))
+    with DaemonProcess(folder=tmp_path) as daemon:
+        daemon.works()
+        until(lambda: json.loads(letopis("status", "--json", folder=tmp_path).stdout)["pending"] == 0, "delivered")
+        alive = json.loads(letopis("status", "--json", folder=tmp_path).stdout)["relay"]
+        daemon.signal(signal.SIGKILL)
+        daemon.wait()
+    append(tmp_path, Message.user("two"))
+    done = letopis("status", "--json", folder=tmp_path)
+    text = letopis("status", folder=tmp_path).stdout
+
+    assert (alive["running"], alive["died"]) == (True, False)
+    found = json.loads(done.stdout)
+    assert (found["relay"]["running"], found["relay"]["died"], found["healthy"]) == (False, True, False)
+    assert found["relay"]["last_progress_seconds"] < 30
+    assert "not running: it ended without stopping, and its lock is free" in text
+    assert text.startswith(
+        "The relay has died; 1 event is pending, nothing is lost: start the bot, or `letopis relay`."
+    )
+    assert letopis("healthcheck", folder=tmp_path).returncode == 1
+    assert letopis("relay", "--once", folder=tmp_path).returncode == 0
+    assert json.loads(letopis("status", "--json", folder=tmp_path).stdout)["relay"]["died"] is False
+
+
+class Terminal:
+    """A terminal that a command has as its stderr."""
+
+    def __init__(self) -> None:
+        import pty
+
+        self._master, self.slave = pty.openpty()
+
+    def read(self) -> str:
+        """Return all that was written; call it when the command has ended."""
+        os.close(self.slave)
+        said = b""
+        while True:
+            try:
+                data = os.read(self._master, 65536)
+            except OSError:  # Linux's end of a terminal that nobody holds
+                break
+            if not data:
+                break
+            said += data
+        os.close(self._master)
+        return said.decode()
+
+
+@pytest.fixture
+def on_terminal(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Run the command with a terminal as stderr; return its exit code, stdout and what the terminal got."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        terminal = Terminal()
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
+        done = subprocess.run(
+            [sys.executable, "-m", "letopis.outbox.cli", *arguments],
+            cwd=tmp_path,
+            env=clean | {"TERM": "xterm"},
+            stdout=subprocess.PIPE,
+            stderr=terminal.slave,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+        return done.returncode, done.stdout.decode(), terminal.read()
+
+    return call
+
+
+LINES = "".join(
+    json.dumps({"conversation_id": f"c{number % 3}", "role": "user", "content": f"m{number}"}) + "\n"
+    for number in range(12)
+)
+
+
+@posix_only("terminals are ptys")
+def test_every_long_verb_shows_how_far_it_is_on_a_terminal(
+    tmp_path: Path, on_terminal: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(LINES)
+
+    def shown(*arguments: str) -> str:
+        code, _, terminal = on_terminal(*arguments)
+        assert code == 0, terminal
+        assert "\x1b" not in terminal
+        return terminal
+
+    assert "\rchecking: 0.0 of 0.0 MB" in shown("history", "import", "jsonl", "in.jsonl", "--dry-run")
+    imported = shown("history", "import", "jsonl", "in.jsonl", "--wait")
+    assert "\rimporting: 0.0 of 0.0 MB (100 %)" in imported
+    assert "delivering: " in imported
+    assert "of 12 messages" in shown("history", "export", "jsonl", "out.jsonl")
+    assert "\rchecking: 15 of 15 events (100 %)" in shown("outbox", "verify")
+    verified = shown("db", "verify")
+    assert "\rchecking: 15 of 15 events (100 %)" in verified
+    assert "comparing: 1 of 3 conversations (33 %)" in verified
+    assert "\rrebuilding: 1 of 3 conversations (33 %)" in shown("db", "rebuild", "--all")
+    assert "\rindexing: 15 of 15 events (100 %)" in shown("db", "index")
+    moved = shown("move", "--to", "new.history.db")
+    assert "\rcopying: " in moved
+    assert "of 15 events" in moved
+    erase = ("history", "erase", "c0", "--reset", "--reason", "asked", "--yes")
+    assert "\rerasing: 1 of 1 conversations (100 %)" in shown("--store", "new.history.db", *erase)
+
+
+@posix_only("terminals are ptys")
+def test_progress_is_erased_and_never_in_the_way_of_a_program(
+    tmp_path: Path, on_terminal: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(LINES + "{}\n")
+
+    code, _, terminal = on_terminal("history", "import", "jsonl", "in.jsonl")
+    as_json = on_terminal("history", "import", "jsonl", "in.jsonl", "--json")
+    piped = letopis("history", "import", "jsonl", "in.jsonl", folder=tmp_path)
+
+    assert code == 1
+    assert "line 13: " in terminal.replace("\r\n", "\n").splitlines()[0]
+    assert "1 line was NOT imported" in terminal
+    assert "importing" not in as_json[2]
+    assert json.loads(as_json[1])["already_there"] == 12
+    assert "importing" not in piped.stderr
+    assert "\r" not in piped.stderr
+
+
+@pytest.fixture
+def completions(tmp_path: Path) -> Callable[..., list[str]]:
+    def complete(shell: str, *words: str) -> list[str]:
+        given = {"COMP_WORDS": " ".join(("letopis", *words)), "_LETOPIS_COMPLETE": f"{shell}_complete"}
+        given["COMP_CWORD"] = words[-1] if shell == "fish" else str(len(words))
+        done = letopis(folder=tmp_path, **given)
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+    return complete
+
+
+def test_completion_of_verbs_and_options(completions: Callable[..., list[str]]) -> None:
+    assert completions("bash", "sta") == ["plain,status"]
+    assert completions("bash", "history", "s") == ["plain,show", "plain,stats", "plain,search"]
+    assert completions("bash", "outbox", "list", "--sta") == ["plain,--state"]
+    assert completions("bash", "outbox", "list", "--state", "bl") == ["plain,blocked"]
+    assert completions("bash", "--outbox", "x") == ["file,x"]
+    assert completions("zsh", "sta")[:3] == ["plain", "status", "Show what is pending, blocked and delivered."]
+    assert completions("fish", "sta") == ["plain,status\tShow what is pending, blocked and delivered."]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_its_script(shell: str, tmp_path: Path) -> None:
+    done = letopis(folder=tmp_path, _LETOPIS_COMPLETE=f"{shell}_source")
+
+    assert done.returncode == 0, done.stderr
+    assert f"_LETOPIS_COMPLETE={shell}_complete" in done.stdout
+
+
+@posix_only("bash")
+def test_bash_itself_completes(tmp_path: Path) -> None:
+    """With the script that it is told to read, and the command that is installed."""
+    folder = Path(sys.executable).parent
+    if not (folder / "letopis").exists():
+        pytest.skip("the command is not installed beside this Python")
+    script = (
+        "source <(_LETOPIS_COMPLETE=bash_source letopis); COMP_WORDS=(letopis outbox sal); COMP_CWORD=2;"
+        ' _letopis_completion letopis; echo "${COMPREPLY[@]}"'
+    )
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+
+    assert (done.stdout, done.stderr) == ("salvage\n", "")
