@@ -24,9 +24,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from letopis.store.model.codec import digest_of
+from tests.campaigns.paths import examine_replayed, examine_wholeness
 from tests.campaigns.record_invariants import (
     TURNS,
     RecordAck,
+    RecordOutbox,
+    RecordStore,
     examine_records,
     read_record_outbox,
     read_record_store,
@@ -101,19 +104,41 @@ async def check(
     """
     paths = [Path(path) for path in outboxes]
     states, kept = [read_outbox(path) for path in paths], [read_record_outbox(path) for path in paths]
-    store = await read_store(store_url)
+    store, stored = await read_whole_store(store_url)
     verdict = examine(store, states, acknowledged=acknowledged, drained=drained)
-    engine = open_engine(store_url)
+    return with_records(verdict, store, states, stored, kept, acknowledged=records, drained=drained)
+
+
+async def read_whole_store(url: str) -> tuple[StoreState, RecordStore]:
+    """Read a history store and its records; nothing should write to it meanwhile."""
+    store = await read_store(url)
+    engine = open_engine(url)
     try:
-        stored = await read_record_store(engine)
+        return store, await read_record_store(engine)
     finally:
         await engine.dispose()
+
+
+def with_records(
+    verdict: Verdict,
+    store: StoreState,
+    outboxes: Sequence[OutboxState],
+    stored: RecordStore,
+    kept: Sequence[RecordOutbox],
+    *,
+    acknowledged: Iterable[RecordAck],
+    drained: bool,
+) -> Verdict:
+    """Return a verdict on messages together with what is found of records.
+
+    :param stored: the records of ``store``; ``kept``: those of ``outboxes``.
+    """
     turns = {
         event.event_id
-        for event in chain(store.events, *(state.events for state in states))
+        for event in chain(store.events, *(outbox.events for outbox in outboxes))
         if event.conversation_id.startswith(TURNS) and event.type == "message.appended"
     }
-    problems = examine_records(stored, kept, acknowledged=records, turns=turns, drained=drained)
+    problems = examine_records(stored, kept, acknowledged=acknowledged, turns=turns, drained=drained)
     shown = (*verdict.problems, *problems)[:SHOWN]
     return replace(verdict, problem_count=verdict.problem_count + len(problems), problems=shown)
 
@@ -139,11 +164,13 @@ def examine(
         examine_verdicts(conversation_id, log, found)
         examine_erasure(store, conversation_id, log, pending, found)
     examine_path(store, found)
+    examine_replayed(store, found)
     examine_owners(store, found)
     places = {(event.origin_id, event.conversation_id, event.sequence): event for event in store.events}
     for outbox in outboxes:
         _examine_outbox(outbox, found)
         _examine_transfer(store, outbox, places, found, drained=drained)
+        examine_wholeness(outbox, places, found)
     acks = _examine_acknowledged(store, outboxes, acknowledged, found)
     return Verdict(
         conversations=len({event.conversation_id for event in store.events}),
@@ -211,8 +238,10 @@ def _examine_log(store: StoreState, found: Findings) -> None:
 
 def _examine_projections(store: StoreState, found: Findings) -> None:
     said = {(event.conversation_id, event.version) for event in store.events if event.type == "message.appended"}
+    # One that puts back what is on the path already is in the log alone; `examine_replayed` knows where that is so.
+    back = {(event.conversation_id, event.version) for event in store.events if "puts_back" in event.noted}
     listed = Counter((row.conversation_id, row.version) for row in store.messages)
-    for conversation_id, version in said - listed.keys():
+    for conversation_id, version in said - back - listed.keys():
         found.add(f"{conversation_id!r} version {version}: a message of the log that the list of messages lacks")
     for conversation_id, version in listed.keys() - said:
         found.add(f"{conversation_id!r} version {version}: a message that the log lacks")
@@ -360,6 +389,7 @@ def read_outbox(path: Path) -> OutboxState:
                 bool(row[8]),
                 bool(row[8]) and _is_bare(row[6], row[7]),
                 row[4],
+                _batch(UUID(bytes=row[2]), row[7]),
             )
             for row in rows
         ]
@@ -423,6 +453,7 @@ async def read_store(url: str) -> StoreState:
 
 
 def _stored(row: Sequence[Any]) -> StoredEvent:
+    rewound, started = row[7] == "conversation.rewound", row[7] == "conversation.started"
     return StoredEvent(
         partition=row[0],
         position=row[1],
@@ -436,8 +467,10 @@ def _stored(row: Sequence[Any]) -> StoredEvent:
         content=digest_of(row[2], row[7], row[9], row[10], row[11]),
         message_id=json.loads(row[10]).get("message_id") if row[7].startswith("message.") else None,
         bare=row[8] is None and _is_bare(row[10], row[11]),
-        resets=row[7] == "conversation.rewound" and bool(json.loads(row[10]).get("erase")),
+        resets=rewound and bool(json.loads(row[10]).get("erase")),
         noted=_noted(row[11]),
+        to_message_id=json.loads(row[10]).get("to_message_id") if rewound else None,
+        forked=started and "forked_from" in json.loads(row[10]),
     )
 
 
@@ -446,6 +479,12 @@ def _noted(metadata: str | None) -> Mapping[str, Any]:
         return {}
     found = json.loads(metadata)
     return {key.removeprefix(_OURS): value for key, value in found.items() if key.startswith(_OURS)}
+
+
+def _batch(event_id: UUID, metadata: str | None) -> UUID | None:
+    """Return the event that decides for the append of an event; ``None`` if it has no condition."""
+    expects = _noted(metadata).get("expects")
+    return None if expects is None else UUID(expects["turn"]) if "turn" in expects else event_id
 
 
 def _is_bare(data: str, metadata: str | None) -> bool:
