@@ -164,6 +164,11 @@ class OutboxAccess:
         reader = (await self._runtime.prepared()).records
         return await self._runtime.connected(lambda connection: reader.find(connection, tags, limit=limit, after=after))
 
+    async def record_scopes(self, *, limit: int, after: str = "") -> list[Scope]:
+        """Return scopes that hold records, in the order of their names, after the name of one."""
+        reader = (await self._runtime.prepared()).records
+        return await self._runtime.connected(lambda connection: reader.scopes(connection, limit=limit, after=after))
+
     async def trim_records(self, origin: Origin, pruned: Mapping[str, int]) -> int:
         """Trim the ledgers of an outbox's record lanes to what it has pruned; return how many lanes that concerned.
 

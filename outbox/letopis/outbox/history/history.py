@@ -24,7 +24,7 @@ from letopis.outbox.file.limits import Bounds
 from letopis.outbox.history._append import RATING_KEY, prepare_append
 from letopis.outbox.history._context import read_context, read_transcript
 from letopis.outbox.history.receipts import POLL_MAX_SECONDS, POLL_MIN_SECONDS, Receipt, check_timeout, is_drained
-from letopis.outbox.history.records import Records, find_records, scope_from
+from letopis.outbox.history.records import Records, find_records, list_scopes, scope_from
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction, transaction
 from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
@@ -451,6 +451,17 @@ class History:
         :raises InvalidInput: no tag is named, or an argument cannot be one.
         """
         return await find_records(self._parts.record_reads, tags, limit=limit, after=after)
+
+    async def record_scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
+        """Return the conversations, owners and spaces that have records, pending ones included, in a fixed order.
+
+        What is about to be deleted may still be named: its list is empty.
+
+        :param after: the ``next`` of the page before.
+        :raises StoreUnavailable: the history store does not answer.
+        :raises InvalidInput: an argument cannot be one.
+        """
+        return await list_scopes(self._parts.record_reads, limit=limit, after=after)
 
     async def sent(
         self,

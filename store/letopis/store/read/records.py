@@ -110,10 +110,8 @@ class RecordReader:
         rows = await self._lanes(connection, origin_id, pruned)
         return {row.lane: pruned[row.lane] for row in rows if row.floor < min(pruned[row.lane], row.sequence)}
 
-    async def _lanes(
-        self, connection: AsyncConnection, origin_id: UUID, lanes: Collection[str]
-    ) -> Sequence[sa.Row[Any]]:
-        found: list[sa.Row[Any]] = []
+    async def _lanes(self, connection: AsyncConnection, origin_id: UUID, lanes: Collection[str]) -> list[Any]:
+        found: list[Any] = []
         for part in in_batches(dict.fromkeys(lanes)):
             rows = await connection.execute(
                 self._heads,
@@ -218,6 +216,12 @@ class RecordReader:
             )
         rows = await connection.execute(statement.order_by(*order).limit(sa.literal_column(str(limit))))
         return [_record(row, None) for row in rows]
+
+    async def scopes(self, connection: AsyncConnection, *, limit: int, after: str = "") -> list[Scope]:
+        """Return scopes that hold records, in the order of their names, after one of them."""
+        statement = sa.select(records.c.scope).distinct().where(records.c.scope > after).order_by(records.c.scope)
+        rows = await connection.execute(statement.limit(limit))
+        return [Scope(row.scope) for row in rows]
 
     async def _bodies(
         self, connection: AsyncConnection, partition: int, rows: Sequence[sa.Row[Any]]
