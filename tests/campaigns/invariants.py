@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -187,7 +187,7 @@ def examine_outbox(outbox: OutboxState, *, acknowledged: Iterable[Ack] = ()) -> 
     """Return every invariant that an outbox breaks whatever the store holds, with nothing pruned yet."""
     found = Findings()
     _examine_outbox(outbox, found)
-    kept = {(event.conversation_id, event.event_id): event.sequence for event in outbox.events}
+    kept = {(event.conversation_id, event.event_id): (event.sequence,) for event in outbox.events}
     acks = _examine_promised(kept, acknowledged, found)
     return Verdict(
         conversations=len(outbox.lanes),
@@ -226,11 +226,15 @@ def _examine_log(store: StoreState, found: Findings) -> None:
                 found.add(f"{conversation_id!r}: event {event_id} is stored {times} times")
         for event in events:
             lanes[event.origin_id, conversation_id].append(event.sequence)
-    for (origin_id, conversation_id), sequences in lanes.items():
+    for key, sequences in lanes.items():
         # In the order of versions: a gap, a double and a swap all show as a sequence out of place.
-        _expect_run(found, f"{conversation_id!r}: sequences from {origin_id}", sequences)
+        if not store.duplicates.get(key):
+            _expect_run(found, f"{key[1]!r}: sequences from {key[0]}", sequences)
+        elif sorted(set(sequences)) != sequences:
+            found.add(f"{key[1]!r}: sequences from {key[0]} are out of order")
     for key, head in store.lanes.items():
-        if head != max(lanes.get(key, [0])):
+        # What was there before is not in the log a second time, and the lane has counted it.
+        if head != len(lanes.get(key, ())) + store.duplicates.get(key, 0) or head < max(lanes.get(key, [0])):
             found.add(f"{key[1]!r}: the lane of {key[0]} is at {head}, its events at {max(lanes.get(key, [0]))}")
     for origin_id, conversation_id in lanes.keys() - store.lanes.keys():
         found.add(f"{conversation_id!r}: events from {origin_id}, but no lane")
@@ -333,23 +337,39 @@ def _examine_transfer(
 def _examine_acknowledged(
     store: StoreState, outboxes: Sequence[OutboxState], acknowledged: Iterable[Ack], found: Findings
 ) -> int:
-    sequences = {(event.conversation_id, event.event_id): event.sequence for event in store.events}
+    sequences: dict[tuple[str, UUID], set[int]] = defaultdict(set)
+    for event in store.events:
+        sequences[event.conversation_id, event.event_id].add(event.sequence)
     for outbox in outboxes:
         for event in outbox.events:
             if event.sequence > outbox.lanes[event.conversation_id].delivered:
-                sequences.setdefault((event.conversation_id, event.event_id), event.sequence)
-    return _examine_promised(sequences, acknowledged, found)
+                sequences[event.conversation_id, event.event_id].add(event.sequence)
+    # One that is there before has no event at the place where it was said again.
+    there = {(event.conversation_id, event.sequence) for event in store.events}
+    again = {name for (_, name), count in store.duplicates.items() if count}
+    return _examine_promised(
+        sequences,
+        acknowledged,
+        found,
+        again=lambda ack: ack.conversation_id in again and (ack.conversation_id, ack.sequence) not in there,
+    )
 
 
-def _examine_promised(sequences: Mapping[tuple[str, UUID], int], acknowledged: Iterable[Ack], found: Findings) -> int:
+def _examine_promised(
+    sequences: Mapping[tuple[str, UUID], Collection[int]],
+    acknowledged: Iterable[Ack],
+    found: Findings,
+    *,
+    again: Callable[[Ack], bool] = lambda _: False,
+) -> int:
     count = 0
     for ack in acknowledged:
         count += 1
-        sequence = sequences.get((ack.conversation_id, ack.event_id))
-        if sequence is None:
+        places = sequences.get((ack.conversation_id, ack.event_id))
+        if not places:
             found.add(f"{ack.conversation_id!r}: event {ack.event_id} was acknowledged and is LOST")
-        elif ack.sequence is not None and sequence != ack.sequence:
-            found.add(f"{ack.conversation_id!r}: event {ack.event_id} is at {sequence}, acknowledged at {ack.sequence}")
+        elif ack.sequence is not None and ack.sequence not in places and not again(ack):
+            found.add(f"{ack.conversation_id!r}: event {ack.event_id} is at {places}, acknowledged at {ack.sequence}")
     return count
 
 
@@ -433,7 +453,7 @@ async def read_store(url: str) -> StoreState:
                 )
             )
             events = [_stored(row) async for part in stream.partitions(1000) for row in part]
-            lanes = await rows("SELECT origin_id, conversation_id, sequence FROM letopis_lanes")
+            lanes = await rows("SELECT origin_id, conversation_id, sequence, duplicates FROM letopis_lanes")
             conversations = await rows(
                 "SELECT conversation_id, version, message_count, state, owner_id, retained FROM letopis_conversations"
             )
@@ -449,6 +469,7 @@ async def read_store(url: str) -> StoreState:
         messages=[StoredMessage(*row) for row in messages],
         log_heads={row[0]: row[1] for row in heads},
         active={row[0]: row[1] for row in owners},
+        duplicates={(_uuid(row[0]), row[1]): row[3] for row in lanes},
     )
 
 

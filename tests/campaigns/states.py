@@ -97,6 +97,7 @@ class StoreState:
     messages: Sequence[StoredMessage]
     log_heads: Mapping[int, int]
     active: Mapping[str, str | None] = field(default_factory=dict)  # owner to conversation
+    duplicates: Mapping[tuple[UUID, str], int] = field(default_factory=dict)  # of a lane: delivered, and there before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

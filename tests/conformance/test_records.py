@@ -548,6 +548,7 @@ async def test_conditions_that_cannot_hold_are_refused_by_name(bot: History, tmp
     assert await rows(bot, "letopis_outbox_events") == before
     # In one append a later condition sees the earlier change.
     await records.put_many([RecordPut(CP, "c", 1, ABSENT), RecordPut(CP, "c", 2)])
+    await bot.append(CHAT, Message.user("hello"))
     await bot.delete(CHAT)
     with pytest.raises(ConversationGone):
         await records.put(CP, "a", 3, expected=second.revision)  # type: ignore[arg-type]

@@ -41,6 +41,7 @@ class PathKeeper:
         self._off: list[Message] = []
         self._known = True
         self._undecided: Receipt | None = None
+        self._begun = False
         self.reads = 0
 
     async def change(self) -> None:
@@ -103,6 +104,8 @@ class PathKeeper:
         self._set(wanted)
 
     async def _reset(self) -> None:
+        if not self._begun:
+            return
         self._path, self._off = [], []  # whatever comes of it, none of them is said again
         self._keep(await self._history.reset(self._name))
 
@@ -112,6 +115,7 @@ class PathKeeper:
         The history store decides about these, and sets them aside. They are known by the id of their first event.
         """
         self._keep(receipt)
+        self._begun = True
         there = {one.id for one in self._off}
         said = [one for one in messages if one.id in receipt.message_ids]
         events = receipt.event_ids[len(receipt.event_ids) - len(said) :]

@@ -82,11 +82,11 @@ class StoreLedger:
             self._versions[name] = version
             if (name, event_id) in self._ids:
                 raise Broken(f"{where}: event {UUID(bytes=event_id)} is stored twice")
-            self._ids[name, event_id] = version
-            if sequence != self.heads[origin, name] + 1:
+            if sequence != self.head(origin, name) + 1:
                 raise Broken(
                     f"{where}: sequence {sequence} is stored after {self.heads[origin, name]}: out of order, or a gap"
                 )
+            self._ids[name, event_id] = version
             self.heads[origin, name] = sequence
             said = self.outboxes[origin].events.get((name, sequence))
             if said is None:
@@ -99,6 +99,13 @@ class StoreLedger:
         changes = {origin: outbox.changes for origin, outbox in self.outboxes.items()}
         if problem := self._records.problem(self.heads, changes):
             raise Broken(problem)
+
+    def head(self, origin: bytes, name: str) -> int:
+        """Return how far an outbox's conversation has got, with what was said again and is there already."""
+        head, said = self.heads[origin, name], self.outboxes[origin].events
+        while (after := said.get((name, head + 1))) is not None and (name, after[0]) in self._ids:
+            head += 1
+        return head
 
     def _follow(self, name: str, version: int, kind: str, data: str, metadata: str | None) -> None:
         ours = {} if metadata is None else json.loads(metadata)
@@ -115,7 +122,7 @@ class StoreLedger:
 
     def _compare_paths(self, moved: set[tuple[bytes, str]]) -> None:
         for origin, name in moved:
-            outbox, head = self.outboxes[origin], self.heads[origin, name]
+            outbox, head = self.outboxes[origin], self.head(origin, name)
             batch = outbox.batches.get((name, head))
             # One that is refused is looked for by halves.
             innocent = not any(place == name for place, _ in outbox.bad)
@@ -212,7 +219,7 @@ class OutboxLedger:
                 head += 1
             if sequence != head + 1:
                 raise Broken(f"{name!r}: sequence {sequence} is given out after {head}: used twice, or left out")
-            if (name, event_id) in self.places:
+            if self.places.get((name, event_id), 0) > self.lanes[name].pruned:  # what is forgotten may be said again
                 raise Broken(f"{name!r}: event {UUID(bytes=event_id)} was appended twice")
             if digest_of(name, *content) != digest:
                 raise Broken(f"{name!r} sequence {sequence}: the content does not match its digest")
@@ -238,7 +245,7 @@ class OutboxLedger:
             raise Broken(f"{where}: {by} has written back, and the relay is {self.holder} by now")
         if now.delivered > self.store.heads[self.origin, name]:
             self.store.committed()
-        stored = self.store.heads[self.origin, name]
+        stored = self.store.head(self.origin, name)
         if now.delivered > stored:
             raise Broken(f"{where}: {now.delivered} are written off as delivered, the store has {stored}")
         if not before.pruned <= now.pruned <= now.delivered:

@@ -983,8 +983,8 @@ class History:
         nothing differs, nothing is written and ``None`` is returned, so a retry is safe if the ids are yours.
 
         If another outbox writes to the conversation before the delivery, the history store sets all of it aside: see
-        ``Receipt.superseded()``. Deliveries are in parts: for a moment, another outbox may read the first few hundred
-        messages without the rest.
+        ``Receipt.superseded()``. Another outbox reads the old path or the new one; of more than 5,000 messages, or
+        16 MiB, it may read the first ones without the rest for a moment.
 
         :param messages: with ids of their own; none takes all messages off the path.
         :param owner: whose conversation it is; remembered from then on.
