@@ -150,3 +150,20 @@ async def test_what_is_still_shown_is_saved(bots: tuple[History, History]) -> No
 
     assert await again.saved(5) and not await again.superseded(5)
     assert await path(one) == await path(two) == ["m-0", "later"]
+
+
+async def test_a_replacement_shows_what_was_set_aside_before(bots: tuple[History, History]) -> None:
+    """The outbox had forgotten the message, said it again, and holds the event that the store set aside."""
+    one, two = bots
+    first, second = said("m", 2)
+    await two.append(CHAT, first, second)
+    await two.clear(CHAT)
+    await deliver(two)
+    again = await one.append(CHAT, first, Message.user("here", id="here"))
+    await deliver(one)
+    assert await again.superseded(5) and await path(one) == ["here"]
+    replaced = await one.replace(CHAT, [second, first])
+    assert replaced is not None and await path(one) == ["m-1", "m-0"]
+    await deliver(one)
+    assert await replaced.saved(5)
+    assert await path(one) == await path(two) == ["m-1", "m-0"]

@@ -39,6 +39,8 @@ class PathKeeper:
         self._turn = asyncio.Lock()
         self._path: list[Message] = []
         self._off: list[Message] = []
+        self._aside: list[Message] = []
+        """What the history store has set aside; only a replacement, which reads there, can put it back."""
         self._known = True
         self._undecided: Receipt | None = None
         self._begun = False
@@ -96,7 +98,7 @@ class PathKeeper:
     async def _replace(self) -> None:
         chance = self._chance
         stays = self._path[: chance.randrange(len(self._path) + 1)]
-        rest = [one for one in (*self._path, *self._off) if one not in stays]
+        rest = [one for one in (*self._path, *self._off, *self._aside) if one not in stays]
         moved = chance.sample(rest, k=chance.randrange(min(len(rest), 4) + 1))
         wanted = [*stays, *moved, *self._new(chance.randrange(3))][:MOST]
         if (receipt := await self._history.replace(self._name, wanted)) is not None:
@@ -106,7 +108,7 @@ class PathKeeper:
     async def _reset(self) -> None:
         if not self._begun:
             return
-        self._path, self._off = [], []  # whatever comes of it, none of them is said again
+        self._path, self._off, self._aside = [], [], []  # whatever comes of it, none of them is said again
         self._keep(await self._history.reset(self._name))
 
     def _written(self, receipt: Receipt, messages: Sequence[Message]) -> None:
@@ -116,7 +118,7 @@ class PathKeeper:
         """
         self._keep(receipt)
         self._begun = True
-        there = {one.id for one in self._off}
+        there = {one.id for one in (*self._off, *self._aside)}
         said = [one for one in messages if one.id in receipt.message_ids]
         events = receipt.event_ids[len(receipt.event_ids) - len(said) :]
         if any(one.id in there and event.version != _MADE for one, event in zip(said, events, strict=True)):
@@ -130,8 +132,9 @@ class PathKeeper:
         ]
 
     def _set(self, path: list[Message]) -> None:
-        there = {one.id for one in path}
+        there = {one.id for one in (*path, *self._aside)}
         self._off = [one for one in (*self._off, *self._path) if one.id not in there][-2 * MOST :]
+        self._aside = [one for one in self._aside if one not in path][-MOST:]
         self._path = path
 
     async def _learn(self) -> bool:
@@ -139,9 +142,12 @@ class PathKeeper:
         if self._undecided is not None:
             if await self._undecided.state() is not Saved.SAVED:
                 return False
-            self._undecided = None
         page = await self._history.messages(self._name, last=None)
         if page.complete:
+            if self._undecided is not None:
+                said, there = set(self._undecided.message_ids), {one.id for one in page}
+                self._aside += [one for one in self._path if one.id in said and one.id not in there]
+                self._undecided = None
             self._set([one.message for one in page])
             self._known = True
         return page.complete

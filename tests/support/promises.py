@@ -105,9 +105,10 @@ class KeptPromises:
 
 
 def acks_of(receipt: Receipt) -> list[Ack]:
-    """Return what an append that has returned promises: each of its events, and the sequence of the last."""
+    """Return what an append that has returned promises: each of its events, and the sequence of the newest."""
     name, ids = receipt.conversation_id, receipt.event_ids
-    return [*(Ack(name, event_id) for event_id in ids[:-1]), Ack(name, ids[-1], receipt.sequence)]
+    newest = getattr(receipt, "_last", ids[-1])
+    return [Ack(name, event_id, receipt.sequence if event_id == newest else None) for event_id in ids]
 
 
 def line_of(conversation_id: str, event_id: UUID, sequence: int | None, *, saved: bool = False) -> bytes:

@@ -230,7 +230,8 @@ class AppendPlan:
                 reason = self.used.reason(event, use)
                 if reason is None and found.path is not None and found.path.erased(first):
                     reason = Reuse.ERASED  # of a reset that is pending, so that the content is still here
-                if shown is not None and reason is Reuse.OTHER_CONTENT:  # it was edited
+                # It was edited, or what the file holds of it was set aside.
+                if shown is not None and reason in (None, Reuse.OTHER_CONTENT):
                     found.put_back(event, first)
                     continue
             elif shown is not None:

@@ -117,7 +117,7 @@ class BlockingReceipt(SyncBase):
         return self._receipt.message_id
 
     def saved(self, timeout: float | None = None) -> bool:
-        """Wait until the history store holds the events, at most ``timeout`` seconds.
+        """Wait until the history store holds the events, at most ``timeout`` seconds; with 0, look once.
 
         See :meth:`Receipt.saved`.
         """
