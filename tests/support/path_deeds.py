@@ -139,9 +139,8 @@ class PathKeeper:
 
     async def _learn(self) -> bool:
         """Read what has become of a change whose outcome is not known. Return True if that is known then."""
-        if self._undecided is not None:
-            if await self._undecided.state() is not Saved.SAVED:
-                return False
+        if self._undecided is not None and await self._undecided.state() is not Saved.SAVED:
+            return False
         page = await self._history.messages(self._name, last=None)
         if page.complete:
             if self._undecided is not None:

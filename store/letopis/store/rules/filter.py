@@ -24,8 +24,8 @@ class Filter:
         ``true``, ``1`` and ``"1"`` are not, and an object or a list must be equal as a whole. ``None`` is a null, and
         no missing key. A redacted message has no metadata.
     :ivar id_prefix: what their ids begin with.
-    :ivar parts: types of content parts, for example ``tool_call`` and ``file``, of which they hold any; content given as
-        a string is ``text``. ``None`` for all.
+    :ivar parts: types of content parts, for example ``tool_call`` and ``file``, of which they hold any; content given
+        as a string is ``text``. ``None`` for all.
     :raises InvalidInput: a value is of the wrong kind.
     """
 
