@@ -76,13 +76,15 @@ def prove(options: Options, context: Context) -> Iterator[Row]:
         (PUT_BACK_DROPPED, PUT_BACK_DROPPED, NEVER, 1),
         (IN_PARTS, IN_PARTS, NEVER, 1),
     ):
-        with fresh("sqlite", options.folder, "early") as store:
+        if options.short and defect == IN_PARTS:
+            continue  # one look in eight finds an append half delivered
+        with fresh("sqlite", options.folder, f"early-{records_every}-{paths_every}-{defect}") as store:
             outcome = asyncio.run(
                 kill(
-                    options.folder / f"early-{records_every}-{paths_every}.outbox.db",
+                    options.folder / f"early-{records_every}-{paths_every}-{defect}.outbox.db",
                     store.url,
                     context,
-                    kills=options.many(20, 4),
+                    kills=options.many(100 if defect == IN_PARTS else 20, 4),
                     promises=20,
                     seed=options.seed,
                     defects=(defect,),

@@ -165,7 +165,7 @@ def _kill(
 
 async def _after_saying(folder: Path, call: Call) -> Death:
     """Restart, continue, let everything be delivered, and check."""
-    acks, store, verdict, problems = await _go_on(folder)
+    acks, store, verdict, problems = await _go_on(folder, changes_path=True)
     problems += half_kept(folder / OUTBOX, store)
     return _death(call, problems, verdict, ambiguous=_appends(store) - len(acks))
 
@@ -180,8 +180,11 @@ async def _after_erasing(folder: Path, call: Call) -> Death:
     return _death(call, problems, verdict, ambiguous=int(erased and len(acks) == 1))
 
 
-async def _go_on(folder: Path) -> tuple[list[Ack], StoreState, Verdict, list[str]]:
-    """Start again, say something more, and let all be delivered; return what was promised, and what is there."""
+async def _go_on(folder: Path, *, changes_path: bool = False) -> tuple[list[Ack], StoreState, Verdict, list[str]]:
+    """Start again, say something more, and let all be delivered; return what was promised, and what is there.
+
+    :param changes_path: whether the victim changed the path of ``PATH``, and kept what it was promised of it.
+    """
     promised = read_promises((folder / ACKS).read_bytes()) if (folder / ACKS).exists() else KeptPromises()
     acks = list(promised.acks)
     outbox, url = folder / OUTBOX, url_of(folder)
@@ -192,7 +195,7 @@ async def _go_on(folder: Path) -> tuple[list[Ack], StoreState, Verdict, list[str
         if not await history.drained(TIMEOUT_SECONDS):
             problems.append("not drained")
         path = tuple(one.id for one in await history.messages(PATH, last=None))
-        if path not in promised.possible_paths:
+        if changes_path and path not in promised.possible_paths:
             problems.append(f"the path is {path}, after {promised.paths} changes that have returned")
     verdict = await check([outbox], url, acknowledged=acks, records=promised.records, drained=True)
     return acks, await read_store(url), verdict, problems
