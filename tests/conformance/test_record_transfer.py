@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from letopis.outbox import History
 from letopis.outbox.history.records import Records
@@ -16,9 +17,10 @@ from letopis.outbox.relay.relay import Relay
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import ImportCounts, Importer, try_out
 from letopis.outbox.transfer.record_source import records_of
-from letopis.store import ConversationStore, Message, Record
+from letopis.store import ConversationStore, Message, Record, move
 from letopis.store.transfer.jsonl import Refused, read_lines
 from letopis.store.transfer.seen_keys import SeenKeys
+from tests.support.apart import open_apart
 
 CHAT = "chat-1"
 CP = ("cp", "a/b")
@@ -220,3 +222,47 @@ async def test_scopes_are_listed_in_pages(bot: History) -> None:
                 if after is None:
                     break
             assert sorted(found) == sorted({str(one.scope) for one in scopes(bot).values()}) and len(set(found)) == 5
+
+
+async def test_a_move_takes_records_and_their_ledger_along(
+    bot: History, store_url: str, new_store_url: Callable[[str], str]
+) -> None:
+    await fill(bot)
+    await scopes(bot)["of a space"].delete(("name",), "of a space")
+    await scopes(bot)["of a space"].put(("name",), "of a space", "of a space")
+    await deliver(bot)
+    before = await everything(bot)
+    others = {"sqlite": "postgresql", "postgresql": "mariadb", "mysql": "sqlite", "mariadb": "sqlite"}
+    target = new_store_url(others[make_url(store_url).get_backend_name()])
+
+    await move(store_url, target)
+
+    async with open_apart(bot.outbox.path, store=target, relay=False, watch=False) as moved:
+        after = await everything(moved)
+        assert content(after) == content(before)
+        assert [one.revision for one in after.values()] == [one.revision for one in before.values()]
+        assert len(await moved.find_records({"run": "r1", "n": 1})) == len(VALUES)
+        # What was delivered before the move is not applied again, and lanes go on.
+        await moved.outbox.write(
+            lambda connection: connection.exec_driver_sql(
+                "UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1"
+            )
+        )
+        await scopes(moved)["of the owner"].put(("name",), "of the owner", "anew")
+        await deliver(moved)
+        assert (await moved.status()).pending == 0
+        anew = await everything(moved)
+        assert anew.pop(("owner 42", "name", "of the owner")).value == "anew"
+        assert {place: one.revision for place, one in anew.items()} == {
+            place: one.revision for place, one in before.items() if place != ("owner 42", "name", "of the owner")
+        }
+
+
+async def test_a_rebuild_leaves_records_as_they_are(bot: History, store: ConversationStore) -> None:
+    await fill(bot)
+    await deliver(bot)
+    before = await everything(bot)
+    async for _ in store.rebuild():
+        pass
+    assert await everything(bot) == before
+    assert [one.text for one in await bot.messages(CHAT)] == ["hello"]
