@@ -23,7 +23,6 @@ from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Page, Saved
 from letopis.store.model.cursor import CursorCodec
-from letopis.store.model.identifiers import owner_id
 from letopis.store.model.records import (
     ANY,
     Condition,
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 OnExists = Literal["raise", "keep"]
 
 _CURSOR: Final = CursorCodec("records", "records")
-_FOUND: Final = CursorCodec("found records", "found records")
-_SCOPES: Final = CursorCodec("record scopes", "scopes of records")
 _PREPARED_IN_THREAD_BYTES: Final = 256 * 1024
 """Size from which a value is hashed in a thread: below it takes less than a millisecond."""
 
@@ -292,7 +289,7 @@ class Records:
             exact=start is not None or end is not None,
             start=None if start is None else encode_key(start, "start"),
             end=None if end is None else encode_key(end, "end"),
-            after=None if after is None else _CURSOR.decode(after, _read_cursor),
+            after=None if after is None else _CURSOR.decode(after, read_cursor),
             reverse=bool(reverse),
         )
         page = await self._reads.page(self.scope, where, limit=limit, values=values, incomplete=incomplete)
@@ -400,57 +397,11 @@ def record_receipt(
     return RecordReceipt(revision=written.revision, _receipt=receipt_of(appended, deliveries, void=void))
 
 
-async def find_records(reads: RecordReads, tags: Mapping[str, Tag], *, limit: int, after: str | None) -> Page[Record]:
-    """Find records as ``History.find_records`` does."""
-    wanted = check_tags(tags)
-    if not wanted:
-        raise InvalidInput("tags", "must name at least one tag")
-    check_count(limit, "limit")
-    place = None if after is None else _FOUND.decode(after, _read_found)
-    items, following = await reads.find(wanted, limit=limit, after=place)
-    cursor = None
-    if following is not None:
-        scope, (namespace, key) = following
-        cursor = _FOUND.encode(scope, namespace.decode(), key.decode())
-    return Page(items=tuple(items), next=cursor)
+def read_cursor(namespace: str, key: str) -> RecordKey:
+    """Return the key that a cursor holds.
 
-
-async def list_scopes(reads: RecordReads, *, limit: int, after: str | None) -> Page[Scope]:
-    """List scopes as ``History.record_scopes`` does."""
-    check_count(limit, "limit")
-    items, following = await reads.scopes(limit=limit, after="" if after is None else _SCOPES.decode(after, _read_name))
-    return Page(items=tuple(items), next=None if following is None else _SCOPES.encode(following))
-
-
-def scope_from(scope: Scope | None, *, conversation: str | None, owner: str | int | None, space: str | None) -> Scope:
-    """Return the one scope that is named.
-
-    :raises InvalidInput: none or several are named, or the name cannot be one.
+    :raises TypeError: it holds none.
     """
-    if scope is not None and not isinstance(scope, Scope):
-        raise InvalidInput("scope", f"must be the scope of a record, not {type(scope).__name__}")
-    if sum(value is not None for value in (scope, conversation, owner, space)) != 1:
-        raise InvalidInput("scope", "name one of conversation=, owner= and space=, or give the scope of a record")
-    if scope is not None:
-        return scope.check()
-    if conversation is not None:
-        return Scope.conversation(conversation)
-    return Scope.space(space) if space is not None else Scope.owner(owner_id(owner) or "")
-
-
-def _read_name(name: str) -> str:
-    if not isinstance(name, str):
-        raise TypeError
-    return name
-
-
-def _read_found(scope: str, namespace: str, key: str) -> tuple[str, RecordKey]:
-    if not isinstance(scope, str):
-        raise TypeError
-    return scope, _read_cursor(namespace, key)
-
-
-def _read_cursor(namespace: str, key: str) -> RecordKey:
     if not isinstance(namespace, str) or not isinstance(key, str):
         raise TypeError
     return namespace.encode(), key.encode()
