@@ -345,6 +345,22 @@ async def _take(outbox: OutboxFile, store: ConversationStore, name: str) -> tupl
 class TestExport:
     """letopis history export jsonl."""
 
+    def test_records_go_along_or_are_left_out(self, letopis: Any) -> None:
+        record = {"record": {"owner": "42"}, "namespace": ["a"], "key": "k", "value": {"n": 1}, "put_at": WHEN}
+        write("in.jsonl", line("c1", "Hello", id="1", owner="42"), record)
+
+        first = letopis("history", "import", "jsonl", "in.jsonl", "--wait")
+        again = letopis("history", "import", "jsonl", "in.jsonl")
+        whole = letopis("history", "export", "jsonl", "out.jsonl")
+        bare = letopis("history", "export", "jsonl", "bare.jsonl", "--no-records")
+
+        assert (first[0], first[2].splitlines()[0]) == (0, "2 imported, 0 already there, 0 refused")
+        assert (again[0], again[2].splitlines()[0]) == (0, "0 imported, 2 already there, 0 refused")
+        assert (whole[0], bare[0]) == (0, 0)
+        assert "1 messages of 1 conversation and 1 record exported" in whole[2]
+        assert "1 messages of 1 conversation exported" in bare[2]
+        assert read("out.jsonl") == read("in.jsonl") and read("bare.jsonl") == read("in.jsonl")[:1]
+
     def test_it_gives_back_what_went_in(self, letopis: Any) -> None:
         lines = write("in.jsonl", *EXAMPLES)
         letopis("history", "import", "jsonl", "in.jsonl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from tests.benchmarks.parts import Bench
 from tests.benchmarks.subjects import TEXT
 from tests.support.servers import ServerUnavailable
 
-KINDS: Final = ("sqlite", "postgresql")
+KINDS: Final = ("sqlite", "postgresql", "mariadb")
 CHECKPOINTS, MEMORY, DOOMED = ("checkpoints",), ("memory",), ("doomed",)
 HELD: Final = 1_000
 PAGE: Final = 100
@@ -41,6 +41,11 @@ _PUT: Final = (
     'INSERT INTO letopis_records ("partition", record_id, scope, namespace, record_key, revision, media, size, parts,'
     ' body, tags, updated_at) VALUES ({0}) ON CONFLICT ("partition", record_id) DO UPDATE SET'
     " revision = excluded.revision, size = excluded.size, body = excluded.body, updated_at = excluded.updated_at"
+)
+_PUT_MARIADB: Final = (
+    "INSERT INTO letopis_records (`partition`, record_id, scope, namespace, record_key, revision, media, size, parts,"
+    " body, tags, updated_at) VALUES ({0}) ON DUPLICATE KEY UPDATE revision = VALUES(revision), size = VALUES(size),"
+    " body = VALUES(body), updated_at = VALUES(updated_at)"
 )
 _GET: Final = 'SELECT body FROM letopis_records WHERE "partition" = {0} AND record_id = {1}'
 _NEWEST: Final = (
@@ -161,6 +166,42 @@ class _Asyncpg(BareRecords):
         await self._connection.close()
 
 
+class _Asyncmy(BareRecords):
+    async def open(self) -> None:
+        import asyncmy
+
+        url = self._url
+        self._connection: Any = await asyncmy.connect(
+            host=url.host, port=url.port or 3306, user=url.username, password=url.password or "", db=url.database
+        )
+
+    def id(self, value: UUID) -> Any:
+        return value.bytes
+
+    async def run(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        async with self._connection.cursor() as cursor:
+            marks = ["%s"] * len(rows[0])
+            if statement == _PUT:
+                text = _PUT_MARIADB.format(", ".join(marks))
+            else:
+                text = statement.format(*marks).replace('"', "`")
+            await cursor.executemany(text, list(rows))
+        await self._connection.commit()
+
+    async def ask(self, statement: str, row: tuple[Any, ...], *words: str) -> Sequence[Any]:
+        async with self._connection.cursor() as cursor:
+            await cursor.execute(statement.format(*["%s"] * len(row), *words).replace('"', "`"), row)
+            found: Sequence[Any] = await cursor.fetchall()
+        await self._connection.commit()  # otherwise its next read would be of the same snapshot
+        return found
+
+    async def close(self) -> None:
+        await self._connection.ensure_closed()
+
+
+_BARE: Final[Mapping[str, type[BareRecords]]] = {"sqlite": _Sqlite, "postgresql": _Asyncpg, "mariadb": _Asyncmy}
+
+
 async def records(bench: Bench) -> None:
     """Measure each operation beside the bare driver, then an append with records in its file, then the bytes."""
     for kind in KINDS:
@@ -188,7 +229,7 @@ async def _operations(bench: Bench, kind: str, url: str) -> None:
             await ours.put_many([RecordPut(CHECKPOINTS, key, VALUE) for key in keys[start : start + PAGE]])
         await _drain(history)
         partition = Scope.space(SPACE).partition(await history.store.partitions())
-        bare = {"sqlite": _Sqlite, "postgresql": _Asyncpg}[kind](url, partition=partition)
+        bare = _BARE[kind](url, partition=partition)
         await bare.open()
         stack.push_async_callback(bare.close)
         few = keys[:PAGE]
@@ -325,9 +366,14 @@ def _file_bytes(path: Path) -> int:
 async def _store_bytes(store: ConversationStore) -> int:
     if store.url.get_backend_name() == "sqlite":
         return _file_bytes(Path(store.url.database or ""))
-    statement = sa.text(
-        "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(CAST(:names AS text[])) AS name"
-    )
+    names = [f"letopis_{name}" for name in _TABLES]
     async with store._engine.connect() as connection:
-        names = [f"letopis_{name}" for name in _TABLES]
-        return int((await connection.execute(statement, {"names": names})).scalar_one())
+        if store.url.get_backend_name() == "postgresql":
+            sizes = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(CAST(:names AS text[])) AS name"
+            return int((await connection.execute(sa.text(sizes), {"names": names})).scalar_one())
+        # The file of a table, which holds its indexes, too; the figures in information_schema.tables are estimates.
+        files = sa.text(
+            "SELECT sum(file_size) FROM information_schema.innodb_sys_tablespaces WHERE name IN :names"
+        ).bindparams(sa.bindparam("names", expanding=True))
+        found = await connection.execute(files, {"names": [f"{store.url.database}/{name}" for name in names]})
+        return int(found.scalar_one())

@@ -35,6 +35,8 @@ class StoredEvent(NamedTuple):
     bare: bool = False  # whether it contains no message text
     resets: bool = False  # whether it erases all that came before it
     noted: Mapping[str, Any] = {}  # what Letopis put in its metadata, without the prefix
+    to_message_id: str | None = None  # of a rewind, if it does not take all messages off the path
+    forked: bool = False  # whether it begins with what another conversation holds
 
     @property
     def verdict(self) -> Mapping[str, int] | None:
@@ -72,6 +74,7 @@ class OutboxEvent(NamedTuple):
     redacted: bool = False
     bare: bool = False
     type: str = "message.appended"
+    batch: UUID | None = None  # the event that decides for the whole append, if that has a condition
 
 
 class OutboxLane(NamedTuple):
@@ -95,6 +98,7 @@ class StoreState:
     messages: Sequence[StoredMessage]
     log_heads: Mapping[int, int]
     active: Mapping[str, str | None] = field(default_factory=dict)  # owner to conversation
+    duplicates: Mapping[tuple[UUID, str], int] = field(default_factory=dict)  # of a lane: delivered, and there before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ import pytest
 from letopis.store import ConversationStore
 from tests.campaigns.invariants import Verdict, examine, read_store
 from tests.campaigns.operations import Operations
+from tests.campaigns.paths import examine_replayed
 from tests.campaigns.rules import examine_erasure, examine_owners, examine_path, examine_verdicts
 from tests.campaigns.states import (
     Ack,
@@ -303,6 +304,7 @@ def of_two(version: int) -> StoredEvent:
         message_id="m-2" if version in (2, 7) else f"m-{version}" if TYPES[version - 1] == "message.appended" else None,
         bare=version == 2,
         noted=noted,
+        to_message_id="m-2" if version == 6 else None,
     )
 
 
@@ -500,6 +502,7 @@ async def test_random_operations_on_a_real_store_keep_the_rules(tmp_path: Path, 
     state = await read_store(f"sqlite:///{tmp_path / 'history.db'}")
     found, emptied = AllFindings(), AllFindings()
     examine_path(state, found)
+    examine_replayed(state, found)
     examine_owners(state, found)
     conversations: dict[str, dict[int, StoredEvent]] = {}
     for event in state.events:

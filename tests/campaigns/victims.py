@@ -40,8 +40,9 @@ def fork_server(*modules: str) -> Context:
 class Victims:
     """A bot and a relay on one outbox and one store.
 
-    :param defects: planted in the bot.
+    :param defects: planted in both.
     :param records_every: one in this many deeds of the bot changes a record.
+    :param paths_every: one in this many of the others changes a path.
     :ivar acks: what the bots were promised of messages, so far; ``record_acks``: of records.
     :ivar starts: processes started, so far.
     """
@@ -54,11 +55,12 @@ class Victims:
         context: Context | None = None,
         defects: Sequence[str] = (),
         records_every: int = 3,
+        paths_every: int = 4,
     ) -> None:
         self._context = context or fork_server("tests.support.victim")
         self._outbox, self._store = str(outbox), store
         self._defects = defects
-        self._records_every = records_every
+        self._every = {"records_every": records_every, "paths_every": paths_every}
         self._processes: dict[str, BaseProcess] = {}
         self._readers: list[threading.Thread] = []
         self.acks: list[Ack] = []
@@ -116,7 +118,7 @@ class Victims:
             theirs,
             seed=self.starts,
             defects=self._defects,
-            records_every=self._records_every,
+            **self._every,
         )
         theirs.close()
         reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
@@ -125,7 +127,7 @@ class Victims:
         return process
 
     def _start_relay(self) -> BaseProcess:
-        return self._process(victim.relay, self._outbox, self._store)
+        return self._process(victim.relay, self._outbox, self._store, defects=self._defects)
 
     def _process(self, target: Callable[..., None], *given: Any, **named: Any) -> BaseProcess:
         process = self._context.Process(target=target, args=given, kwargs=named, daemon=True)

@@ -13,6 +13,7 @@ from letopis.outbox import History
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Filter, InvalidInput, Message, StoreUnavailable
 from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.parts import File, Text, ToolCall, ToolResult, UnknownPart
 from letopis.store.rules.filter import is_equal_json
 from tests.support.peers import refused_port
 
@@ -155,6 +156,34 @@ def test_values_are_equal_as_json_is(one: object, other: object, *, equal: bool)
     assert is_equal_json(other, one) is equal
 
 
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_messages_are_chosen_by_the_types_of_their_parts(
+    bots: tuple[History, History], *, delivered: bool
+) -> None:
+    bot, _ = bots
+    await bot.append(
+        CHAT,
+        Message.user("words", id="text"),
+        Message.assistant((Text("I look"), ToolCall("c1", "look", {})), id="call"),
+        Message(role="tool", content=(ToolResult("c1", "found"),), id="result"),
+        Message.user((File("https://example.org/a.png"),), id="file"),
+        Message(role="assistant", content=None, id="nothing"),
+        Message.assistant((UnknownPart({"type": "audio", "seconds": 3}),), id="audio"),
+    )
+    if delivered:
+        await deliver(bot)
+    for parts, wanted in (
+        (["text"], ["text", "call"]),
+        ({"tool_call", "tool_result"}, ["call", "result"]),
+        (("file", "audio"), ["file", "audio"]),
+        (["video"], []),
+        ([], []),
+    ):
+        assert [one.id for one in await everything(bot, where=Filter(parts=parts))] == wanted
+        assert await bot.count(CHAT, where=Filter(parts=parts)) == len(wanted)
+    assert [one.id for one in await everything(bot, where=Filter(parts=["text"], roles=["user"]))] == ["text"]
+
+
 async def test_wrong_filters_and_numbers_are_refused(bots: tuple[History, History]) -> None:
     bot, _ = bots
     for wrong in (
@@ -166,6 +195,9 @@ async def test_wrong_filters_and_numbers_are_refused(bots: tuple[History, Histor
         {"id_prefix": 1},
         {"id_prefix": "a\0"},
         {"id_prefix": "\ud800"},
+        {"parts": "text"},
+        {"parts": [1]},
+        {"parts": [""]},
     ):
         with pytest.raises(InvalidInput):
             Filter(**wrong)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import History, RecordPut
+from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.history.records import Records
 from letopis.outbox.relay.relay import Relay
 from letopis.store import (
@@ -21,9 +23,11 @@ from letopis.store import (
     ConversationStore,
     InvalidInput,
     Message,
+    OutboxFull,
     RecordConflict,
     StoreUnavailable,
 )
+from letopis.store.database.engines import create_store_engine
 
 NOWHERE = "postgresql://127.0.0.1:1/none"
 CHAT = "chat-1"
@@ -445,3 +449,139 @@ async def test_no_update_of_two_outboxes_is_lost(
         assert await base.saved(5) and 0 < len(applied) < len(receipts)
         for one in both:
             assert await value(one.records(space="app"), "n") == len(applied)
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_deleting_takes_what_a_list_takes(bot: History, *, delivered: bool) -> None:
+    records = bot.records(space="app")
+
+    async def refill() -> None:
+        for number in range(6):
+            await records.put(("a",), f"{number}", number, tags={"even": number % 2 == 0})
+            await records.put(("a", "below"), f"{number}", number, tags={"even": number % 2 == 0})
+            await records.put(("b",), f"{number}", number, tags={"even": True})
+        if delivered:
+            await deliver(bot)
+
+    async def left(prefix: tuple[str, ...]) -> list[int]:
+        return [one.value for one in await records.list(prefix)]
+
+    asked: list[dict[str, Any]] = [
+        {"tags": {"even": True}},
+        {"start": "2", "end": "4"},
+        {"end": "3", "tags": {"even": True}},
+    ]
+    for more in asked:
+        await refill()
+        found = {(one.namespace, one.key) for one in await records.list(("a",), **more)}
+        before = {(one.namespace, one.key) for one in await records.list()}
+        receipt = await records.delete_where(("a",), **more)
+        after = {(one.namespace, one.key) for one in await records.list()}
+        assert found and after == before - found
+        if delivered:
+            await deliver(bot)
+            assert await receipt.saved(5)
+            assert {(one.namespace, one.key) for one in await records.list()} == after
+    assert await left(("b",)) == list(range(6))
+    nothing = await records.delete_where(("a",), tags={"even": "yes"})
+    assert nothing.revision is None and await nothing.saved(0)
+    await records.delete_where(tags={})
+    assert not await records.list()
+
+
+async def test_a_record_that_changes_while_others_are_deleted_stays(
+    bot: History, store: ConversationStore, tmp_path: Path
+) -> None:
+    """It may not have the tag any more; who changed it has not asked for its deletion."""
+    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+        mine, theirs = bot.records(space="app"), other.records(space="app")
+        for key in ("a", "b"):
+            await mine.put(CP, key, 1, tags={"old": True})
+        await deliver(bot)
+        receipt = await mine.delete_where(CP, tags={"old": True})
+        await theirs.put(CP, "a", 2)
+        await deliver(other)
+        await deliver(bot)
+        assert await receipt.saved(5) and not await receipt.superseded(5)
+        assert {one.key: one.value for one in await mine.list()} == {"a": 2}
+
+
+async def test_a_receipt_of_a_space_waits_for_all_its_lanes(bot: History) -> None:
+    records = bot.records(space="app")
+    receipt = await records.delete_where()
+    lanes = await rows(bot, "letopis_outbox_lanes WHERE delivered < head")
+    assert lanes == 16 and await receipt.state() == "pending"
+    await bot.outbox.write(
+        lambda connection: connection.exec_driver_sql(
+            "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id LIKE '%:3'"
+        )
+    )
+    await deliver(bot)
+    assert await receipt.state() == "blocked" and not await receipt.saved(0.2)
+    await bot.outbox.write(
+        lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET state = 'ready'")
+    )
+    await deliver(bot)
+    assert await receipt.state() == "saved" and await receipt.saved(5)
+
+
+async def test_conditions_that_cannot_hold_are_refused_by_name(bot: History, tmp_path: Path) -> None:
+    """``expected`` takes a revision, ``ABSENT`` or ``ANY``; a refusal says what is there, and writes nothing."""
+    records = bot.records(conversation=CHAT)
+    first = await records.put(CP, "a", 1)
+    second = await records.put(CP, "a", 2)
+    before = await rows(bot, "letopis_outbox_events")
+    with pytest.raises(RecordConflict) as old:
+        await records.put(CP, "a", 3, expected=first.revision)  # type: ignore[arg-type]
+    assert (old.value.expected, old.value.actual) == (first.revision, second.revision)
+    with pytest.raises(RecordConflict):
+        await records.put_many([RecordPut(CP, "b", 1, ABSENT), RecordPut(CP, "b", 2, ABSENT)])
+    for change in (
+        lambda: records.delete(CP, "a", expected=ABSENT),
+        lambda: records.put(CP, "a", 3, expected=None),  # type: ignore[arg-type]
+        lambda: records.put(CP, "a", 3, expected=str(second.revision)),  # type: ignore[arg-type]
+        lambda: records.put(CP, "a", 3, expected=second.revision, on_exists="keep"),  # type: ignore[arg-type]
+        lambda: records.put(CP, "a", 3, expected=ABSENT, on_exists="no"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidInput):
+            await change()
+    assert await rows(bot, "letopis_outbox_events") == before
+    # In one append a later condition sees the earlier change.
+    await records.put_many([RecordPut(CP, "c", 1, ABSENT), RecordPut(CP, "c", 2)])
+    await bot.append(CHAT, Message.user("hello"))
+    await bot.delete(CHAT)
+    with pytest.raises(ConversationGone):
+        await records.put(CP, "a", 3, expected=second.revision)  # type: ignore[arg-type]
+    async with History.open(tmp_path / "full.outbox.db", relay=False, watch=False, max_events=1) as full:
+        mine = full.records(space="app")
+        await mine.put(CP, "a", 1, expected=ABSENT)
+        with pytest.raises(OutboxFull):
+            await mine.put(CP, "b", 1, expected=ABSENT)
+
+
+async def test_a_quiet_lane_keeps_no_ledger_of_what_its_outbox_has_pruned(bot: History, store_url: str) -> None:
+    records = bot.records(space="app")
+    for number in range(30):
+        await records.put(CP, "a", number)
+    await bot.records(conversation=CHAT).put(CP, "a", 1)
+    await deliver(bot)
+    await bot.outbox.write(Pruner(Retention(keep_last=2, keep_for=timedelta(0)), bot.outbox.now_us))
+    ledger = "SELECT count(*) FROM letopis_record_ledger"
+    assert await asked(store_url, ledger) == 31
+    relay = Relay(bot.outbox, bot.store)
+    relay._dispatcher.schedule_reconcile()
+    await relay.drain()  # there is nothing to deliver any more
+    assert await asked(store_url, ledger) == 3
+    assert await asked(store_url, "SELECT max(floor) FROM letopis_record_lanes") == 28
+    await records.put(CP, "a", "last")
+    await deliver(bot)
+    assert await value(records, "a") == "last" and await asked(store_url, ledger) == 4
+
+
+async def asked(store_url: str, statement: str) -> int:
+    engine = create_store_engine(store_url)
+    try:
+        async with engine.connect() as connection:
+            return int((await connection.exec_driver_sql(statement)).scalar_one())
+    finally:
+        await engine.dispose()

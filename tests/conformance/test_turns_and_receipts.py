@@ -87,6 +87,28 @@ async def test_receipts_name_all_messages(bot: History) -> None:
     assert (await bot.append(CHAT, made)).message_ids == (made.id,)
 
 
+async def test_without_a_wait_a_receipt_tells_what_is_known(bot: History) -> None:
+    receipt = await bot.append(CHAT, Message.user("hello", id="m"))
+    assert (await receipt.saved(0), await receipt.superseded(0)) == (False, False)
+    await deliver(bot)
+    assert (await receipt.saved(0), await receipt.superseded(0)) == (True, False)
+    await bot.clear(CHAT)
+    await deliver(bot)
+    await bot.outbox.write(prune_all)
+    again = await bot.append(CHAT, Message.user("hello", id="m"))
+    assert not await again.superseded(0)
+    await deliver(bot)
+    assert (await again.saved(0), await again.superseded(0)) == (False, True)
+
+
+def prune_all(connection: object) -> None:
+    cursor = connection.connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute("DELETE FROM letopis_outbox_events")
+    cursor.execute("DELETE FROM letopis_outbox_event_ids")
+    cursor.execute("UPDATE letopis_outbox_lanes SET pruned = head")
+    cursor.close()
+
+
 @pytest.mark.parametrize("delivered", [False, True])
 async def test_many_messages_are_redacted_at_once(bot: History, store: ConversationStore, *, delivered: bool) -> None:
     await talk(bot, "uauaua")

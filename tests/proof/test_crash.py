@@ -11,12 +11,13 @@ from uuid import UUID
 
 import pytest
 
+from tests.campaigns.record_invariants import RecordAck
 from tests.campaigns.states import StoredEvent, StoreState
 from tests.proof.crash import planted
 from tests.proof.crash.exact import every
 from tests.proof.crash.gate import compiled
 from tests.proof.crash.moments import MOMENTS, Moment, Side, Who
-from tests.support.promises import half_kept, line_of, read_promises
+from tests.support.promises import PATHS, WrittenPromises, half_kept, line_of, read_promises
 
 ALLOW, NOTIFY = 0x7FFF0000, 0x7FC00000
 
@@ -108,15 +109,24 @@ async def test_a_death_is_at_the_call_that_was_meant(
     assert done == made
 
 
-def test_half_a_line_is_no_promise() -> None:
+def test_half_a_line_is_no_promise(tmp_path: Path) -> None:
     lines = [line_of("chat", UUID(int=number), number) for number in (1, 2)]
     saved = line_of("chat", UUID(int=1), None, saved=True)
 
-    kept = read_promises(b"".join((*lines, saved, line_of("chat", UUID(int=3), 3)[:-1])))
+    record = RecordAck("\1s:bots:3", UUID(int=4), 1, None)
+    path = tmp_path / "acks"
+    written = WrittenPromises(path)
+    written.keep_record(record)
+    written.keep_path()
+    written.close()
+
+    kept = read_promises(b"".join((*lines, saved, path.read_bytes(), line_of("chat", UUID(int=3), 3)[:-1])))
 
     assert read_promises(b"").acks == []
     assert kept.acks == [("chat", UUID(int=1), 1), ("chat", UUID(int=2), 2)]
     assert kept.saved == [UUID(int=1)]
+    assert (kept.records, kept.paths, kept.possible_paths) == ([record], 1, (PATHS[0], PATHS[1]))
+    assert read_promises(b"").possible_paths == ((), PATHS[0])
 
 
 def test_what_is_kept_by_half_is_found(tmp_path: Path) -> None:

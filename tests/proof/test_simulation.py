@@ -195,9 +195,11 @@ def ledgers(folder: Path) -> tuple[OutboxLedger, sqlite3.Connection, sqlite3.Con
         "CREATE VIEW letopis_outbox_log AS SELECT * FROM letopis_outbox_events"
     )
     store.execute(
-        "CREATE TABLE letopis_events (position, conversation_id, version, event_id, origin_id, sequence, digest)"
+        "CREATE TABLE letopis_events (position, conversation_id, version, event_id, origin_id, sequence, digest, type,"
+        " data, metadata)"
     )
     store.executescript(
+        "CREATE TABLE letopis_messages (conversation_id, version, left_at);"
         "CREATE TABLE letopis_record_lanes (origin_id, lane, sequence);"
         "CREATE TABLE letopis_record_ledger (origin_id, lane, sequence, event_id, digest, superseded);"
         "CREATE TABLE letopis_records (partition, record_id, scope, namespace, record_key, revision, body);"
@@ -227,8 +229,8 @@ def append(outbox: sqlite3.Connection, sequence: int) -> None:
 
 def store_one(store: sqlite3.Connection, position: int, sequence: int) -> None:
     digest = digest_of("a", "t", 1, "{}", None)
-    row = (position, "a", position, bytes([sequence]) * 16, b"o" * 16, sequence, digest)
-    store.execute("INSERT INTO letopis_events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    row = (position, "a", position, bytes([sequence]) * 16, b"o" * 16, sequence, digest, "t", "{}", None)
+    store.execute("INSERT INTO letopis_events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
     store.commit()
 
 

@@ -20,15 +20,17 @@ from letopis.outbox.alerting import transitions
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, RetryTimers
 from letopis.outbox.event_log import append, record_log, retention
+from letopis.outbox.event_log import lanes as outbox_lanes
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.record_changes import PreparedChange
 from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.file.committer import Committer
+from letopis.outbox.history._append import Appender
 from letopis.outbox.history.history import History
 from letopis.outbox.history.records import RecordReceipt, Records
 from letopis.outbox.pending_reads.read_path import ReadPath
-from letopis.outbox.relay import write_back
+from letopis.outbox.relay import dispatcher, write_back
 from letopis.outbox.relay.dispatcher import Dispatcher
 from letopis.outbox.relay.poison_isolation import PoisonIsolation
 from letopis.outbox.relay.send_result import Refusal, SendResult
@@ -39,6 +41,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import Reuse, SequenceGap
 from letopis.store.model import codec
 from letopis.store.model.records import SPACE_LANES, Scope
+from letopis.store.rules import projection
 from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
 from letopis.store.write import applier, lanes, record_lanes
 
@@ -48,6 +51,8 @@ Replacement = tuple[Any, str, Callable[[Any], Any]]
 DEFECTS: Final[dict[str, Callable[[], Iterable[Replacement]]]] = {}
 """By what is taken away, in words."""
 
+CONFIRMED_UNASKED: Final = "an append is confirmed without waiting for the store"
+IN_PARTS: Final = "a replacement is applied in parts"
 NEVER: Final = 10**9
 APPENDS_IN_FLIGHT: Final = 8
 READ_GAP_SECONDS: Final = 0.01
@@ -111,6 +116,14 @@ def _() -> Iterable[Replacement]:
         return _EarlyReceipt(conversation_id, tuple(event.event_id for event in prepared.events))
 
     yield History, "append", lambda real: early
+
+
+@defect(CONFIRMED_UNASKED)
+def _() -> Iterable[Replacement]:
+    async def unasked(self: Appender, prepared: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - as the real one
+        return await self.append(prepared)
+
+    yield Appender, "append_confirmed", lambda real: unasked
 
 
 @defect("a record is promised before it is written")
@@ -380,6 +393,20 @@ def _() -> Iterable[Replacement]:
     yield PoisonIsolation, "_try_ordinary_event", lambda real: takes_any
 
 
+@defect(IN_PARTS)
+def _() -> Iterable[Replacement]:
+    """Deliver two events at a time, wherever an append ends."""
+
+    def next_batch(real: Any) -> Any:
+        def short(connection: Any, **limits: Any) -> Any:
+            return real(connection, **{**limits, "max_events": min(2, limits.get("max_events", 2))})
+
+        return short
+
+    yield outbox_lanes, "_rest_of_append", lambda real: lambda *_: []
+    yield dispatcher, "next_batch", next_batch
+
+
 @defect("waits go by the wall clock alone")
 def _() -> Iterable[Replacement]:
     def deadline(real: Any) -> Any:
@@ -408,6 +435,8 @@ DUPLICATES_TAKEN: Final = "events are inserted without a look whether they are t
 RECORDS_TWICE: Final = "changes of records are applied without a look at the ledger"
 FOREIGN_LANES: Final = "changes of a record go through several lanes"
 HOLLOWED_TOO_SOON: Final = "the value is taken away on which a condition rests"
+PUT_BACK_DROPPED: Final = "a put-back is taken for a duplicate"
+RESET_KEEPS: Final = "a reset leaves the content of what came before it"
 
 
 @defect(DUPLICATES_TAKEN)
@@ -453,6 +482,22 @@ def _() -> Iterable[Replacement]:
         return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
 
     yield record_lanes, "compare_with_head", lambda real: compare
+
+
+@defect(PUT_BACK_DROPPED)
+def _() -> Iterable[Replacement]:
+    def append(real: Any) -> Any:
+        def known(self: Any, body: Any, *, superseded: bool, back: bool) -> bool:
+            return not back and real(self, body, superseded=superseded, back=back)
+
+        return known
+
+    yield projection._Projection, "append", append
+
+
+@defect(RESET_KEEPS)
+def _() -> Iterable[Replacement]:
+    yield projection._Projection, "erase", lambda real: lambda self: None
 
 
 # --- records --------------------------------------------------------------------------------------------------------

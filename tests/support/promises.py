@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,6 +23,11 @@ BOOKS: Final = "books"
 """A table of the bot's own in the outbox file, and the prefix of the conversations that are entered in it."""
 MAKE_BOOKS: Final = sa.text(f"CREATE TABLE IF NOT EXISTS {BOOKS} (event_id BLOB PRIMARY KEY)")
 ENTER: Final = sa.text(f"INSERT INTO {BOOKS} VALUES (:event_id)")
+
+
+PATH: Final = "path"
+"""A conversation the path of which a bot changes from one of :data:`PATHS` to the next, and again."""
+PATHS: Final = (("1", "2"), ("1",), ("1", "2"), ("2", "3"))
 
 
 class Promises(Protocol):
@@ -59,6 +64,17 @@ class WrittenPromises:
         """Write each."""
         os.write(self._file, b"".join(line_of(*ack) for ack in acks))
 
+    def keep_record(self, ack: RecordAck) -> None:
+        """Write what was promised of a record."""
+        self._write({"record": [ack.lane, ack.event_id.hex, ack.sequence, ack.sha256]})
+
+    def keep_path(self) -> None:
+        """Write that the path of :data:`PATH` was changed in the next way."""
+        self._write({"path": PATH})
+
+    def _write(self, promise: Mapping[str, Any]) -> None:
+        os.write(self._file, f"{json.dumps(promise)}\n".encode())
+
     def keep_saved(self, receipt: Receipt) -> None:
         """Write that the last event of an append was reported as saved."""
         os.write(self._file, line_of(receipt.conversation_id, receipt.event_ids[-1], None, saved=True))
@@ -70,16 +86,29 @@ class WrittenPromises:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPromises:
-    """What appends have returned, and what receipts said is in the history store."""
+    """What appends have returned, and what receipts said is in the history store.
+
+    :ivar records: what changes of records have returned.
+    :ivar paths: changes of the path of :data:`PATH` that have returned.
+    """
 
     acks: Sequence[Ack] = ()
     saved: Sequence[UUID] = ()
+    records: Sequence[RecordAck] = ()
+    paths: int = 0
+
+    @property
+    def possible_paths(self) -> Sequence[Sequence[str]]:
+        """What the path of :data:`PATH` may be: as the last change left it, or the next one has."""
+        before = PATHS[(self.paths - 1) % len(PATHS)] if self.paths else ()
+        return before, PATHS[self.paths % len(PATHS)]
 
 
 def acks_of(receipt: Receipt) -> list[Ack]:
-    """Return what an append that has returned promises: each of its events, and the sequence of the last."""
+    """Return what an append that has returned promises: each of its events, and the sequence of the newest."""
     name, ids = receipt.conversation_id, receipt.event_ids
-    return [*(Ack(name, event_id) for event_id in ids[:-1]), Ack(name, ids[-1], receipt.sequence)]
+    newest = getattr(receipt, "_last", ids[-1])
+    return [Ack(name, event_id, receipt.sequence if event_id == newest else None) for event_id in ids]
 
 
 def line_of(conversation_id: str, event_id: UUID, sequence: int | None, *, saved: bool = False) -> bytes:
@@ -91,14 +120,24 @@ def read_promises(lines: bytes) -> KeptPromises:
     """Return the promises in these lines; a last one that is unfinished was not made."""
     acks: list[Ack] = []
     saved: list[UUID] = []
+    records: list[RecordAck] = []
+    paths = 0
     whole, _, _ = lines.rpartition(b"\n")
     for line in whole.splitlines():
-        conversation_id, event_id, sequence, is_saved = json.loads(line)
+        match json.loads(line):
+            case {"record": [lane, event_id, sequence, digest]}:
+                records.append(RecordAck(lane, UUID(hex=event_id), sequence, digest))
+                continue
+            case {"path": _}:
+                paths += 1
+                continue
+            case [conversation_id, event_id, sequence, is_saved]:
+                pass
         if is_saved:
             saved.append(UUID(hex=event_id))
         else:
             acks.append(Ack(conversation_id, UUID(hex=event_id), sequence))
-    return KeptPromises(acks=acks, saved=saved)
+    return KeptPromises(acks=acks, saved=saved, records=records, paths=paths)
 
 
 def entry_of(receipt: Receipt) -> dict[str, object]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Final
 
-from letopis.outbox import History, Receipt
+from letopis.outbox import History, Receipt, RecordReceipt
 from letopis.store import ABSENT, Message, RecordConflict, StoreUnavailable
 from tests.campaigns.record_invariants import MESSAGE_TAG, TURNS, RecordAck
 
@@ -69,7 +69,15 @@ class RecordKeeper:
             value += bytes(LARGE_BYTES) if draw > 0.97 else b""
             self._promised(await records.put(namespace, key, value), value)
 
-    def _promised(self, receipt: Any, value: bytes | None) -> None:
-        done = receipt._receipt
-        digest = None if value is None else sha256(value).hexdigest()
-        self._keep(RecordAck(done.conversation_id, done.event_ids[-1], done.sequence, digest))
+    def _promised(self, receipt: RecordReceipt, value: bytes | None) -> None:
+        self._keep(record_ack(receipt, value))
+
+
+def record_ack(receipt: RecordReceipt, value: bytes | None) -> RecordAck:
+    """Return what a change of a record promises.
+
+    :param value: that was put; ``None`` of a deletion.
+    """
+    done: Any = receipt._receipt
+    digest = None if value is None else sha256(value).hexdigest()
+    return RecordAck(done.conversation_id, done.event_ids[-1], done.sequence, digest)

@@ -23,20 +23,23 @@ from letopis.outbox import History, Receipt, Relay
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store import ConversationStore, Message, MessageRedacted
+from letopis.store import ABSENT, ConversationStore, Message, MessageRedacted
+from tests.campaigns.record_invariants import MESSAGE_TAG, TURNS
 from tests.campaigns.states import Ack
 from tests.support.defects import plant, plant_weak_durability
+from tests.support.path_deeds import PathKeeper
 from tests.support.promises import (
     BOOKS,
     ENTER,
     MAKE_BOOKS,
+    PATH,
     Promises,
     SentPromises,
     WrittenPromises,
     acks_of,
     entry_of,
 )
-from tests.support.record_deeds import RecordKeeper
+from tests.support.record_deeds import LARGE_BYTES, RecordKeeper, record_ack
 
 OUTBOX: Final = "bot.outbox.db"
 HISTORY: Final = "history.db"
@@ -62,6 +65,7 @@ class Talk:
     :ivar books_every: one in this many appends is entered in the bot's books, in the same transaction; 0: none is.
     :ivar tidy_every: after this many appends the outbox is tidied; 0: never.
     :ivar records_every: one in this many deeds changes a record instead; at least 1 where there is who does.
+    :ivar paths_every: one in this many other deeds changes a path instead; at least 1 where there is who does.
     """
 
     prefix: str = "chat"
@@ -72,6 +76,7 @@ class Talk:
     books_every: int = 0
     tidy_every: int = 0
     records_every: int = 0
+    paths_every: int = 0
 
 
 class Bot:
@@ -88,16 +93,17 @@ class Bot:
         """Keep what an append has returned."""
         self._promises.keep(acks_of(receipt))
 
-    async def talk(self, keeper: RecordKeeper | None = None) -> None:
+    async def talk(self, keeper: RecordKeeper | None = None, path: PathKeeper | None = None) -> None:
         """Append as long as the bot is to.
 
         :param keeper: changes the records.
+        :param path: changes the path of a conversation.
         """
         async with asyncio.TaskGroup() as group:
             for _ in range(self._talk.talkers):
-                group.create_task(self._talker(keeper))
+                group.create_task(self._talker(keeper, path))
 
-    async def _talker(self, keeper: RecordKeeper | None) -> None:
+    async def _talker(self, keeper: RecordKeeper | None, path: PathKeeper | None) -> None:
         how = self._talk
         for number in self._numbers:
             if how.appends is not None and number >= how.appends:
@@ -106,6 +112,8 @@ class Bot:
                 self.keep(await self.append_with_entry(f"{BOOKS}-{number % 2}", f"credit {number}"))
             elif keeper is not None and number % how.records_every == 0:
                 await keeper.change()
+            elif path is not None and number % how.paths_every == how.paths_every // 2:
+                await path.change()
             else:
                 self.keep(await self.append(number))
             if how.tidy_every and number % how.tidy_every == how.tidy_every - 1:
@@ -158,14 +166,25 @@ class Bot:
 
 
 def talk(
-    outbox: str, store: str, acks: Connection, *, seed: int, defects: Sequence[str] = (), records_every: int = 3
+    outbox: str,
+    store: str,
+    acks: Connection,
+    *,
+    seed: int,
+    defects: Sequence[str] = (),
+    records_every: int = 3,
+    paths_every: int = 4,
 ) -> None:
-    """Append and change records without end, and send an :class:`Ack` or :class:`RecordAck` for each that returned."""
+    """Append, change records and a path without end; send an :class:`Ack` or :class:`RecordAck` for each that returned.
+
+    The path is that of a conversation of this process alone.
+    """
 
     async def live() -> None:
         async with History.open(Path(outbox), store=store, relay=False) as history:
             promises = SentPromises(acks)
-            bot = Bot(history, promises, seed=seed, talk=Talk(records_every=records_every))
+            how = Talk(records_every=records_every, paths_every=paths_every)
+            bot = Bot(history, promises, seed=seed, talk=how)
             keeper = RecordKeeper(
                 history,
                 seed=seed,
@@ -173,7 +192,8 @@ def talk(
                 keep=promises.keep_record,
                 keep_message=bot.keep,
             )
-            await bot.talk(keeper)
+            chance = random.Random(f"path {seed}")
+            await bot.talk(keeper, PathKeeper(history, f"path-{seed}", chance=chance, keep=bot.keep))
 
     logging.disable()
     plant(*defects)
@@ -218,9 +238,11 @@ def say_all(outbox: str, store: str, acks: Connection, *, rounds: int, prepare_p
 
     async def live() -> None:
         async with History.open(Path(outbox), store=store, relay=False, watch=False) as history:
-            bot = Bot(history, SentPromises(acks), seed=1)
+            promises = SentPromises(acks)
+            bot = Bot(history, promises, seed=1)
             for number in range(rounds):
                 bot.keep(await history.append("chat", Message.user(f"question {number}")))
+                await put_records(history, promises, number)
                 bot.keep(await bot.append_with_entry(f"{BOOKS}-1", f"answer {number}"))
                 bot.keep(await bot.append_in_own_connection(f"{BOOKS}-2", f"notice {number}"))
 
@@ -229,13 +251,21 @@ def say_all(outbox: str, store: str, acks: Connection, *, rounds: int, prepare_p
     asyncio.run(live())
 
 
+async def put_records(history: History, promises: SentPromises, number: int) -> None:
+    """Put a record of a conversation and one of a space, each for the second time from the second round on."""
+    for records in (history.records(conversation="chat"), history.records(space="bots")):
+        value = f"round {number}".encode()
+        promises.keep_record(record_ack(await records.put(("round",), "last", value), value))
+
+
 async def say_and_deliver(folder: Path, *, without: str = "") -> None:
     """Say each kind of thing once and deliver it; write the promises to a file of the folder.
 
     :param without: the promise to break, for a control.
     """
     async with History.open(folder / OUTBOX, store=url_of(folder), relay=False, watch=False) as history:
-        bot = Bot(history, WrittenPromises(folder / ACKS), seed=1)
+        promises = WrittenPromises(folder / ACKS)
+        bot = Bot(history, promises, seed=1)
         await bot.make_books()
         if without == EARLY:
             await bot.append_early("chat", Message.user("question"))
@@ -246,7 +276,42 @@ async def say_and_deliver(folder: Path, *, without: str = "") -> None:
         group = (history.append(f"group-{place}", Message.user("at once"), Message.user("with it")) for place in (1, 2))
         for receipt in await asyncio.gather(*group):
             bot.keep(receipt)
+        await change_records(history, promises, bot)
+        await change_path(history, promises, bot)
         await Relay(history.outbox, history.store).drain()
+
+
+async def change_records(history: History, promises: SentPromises | WrittenPromises, bot: Bot) -> None:
+    """Put, replace and delete a record, one in parts, one with a condition, and one together with a message."""
+    records = history.records(space="bots")
+    large = bytes(LARGE_BYTES)
+    for key, value in (("a", b"1"), ("a", b"2"), ("b", large)):
+        promises.keep_record(record_ack(await records.put(("state",), key, value), value))
+    found = await records.get(("state",), "a")
+    expected = ABSENT if found is None else found.revision
+    promises.keep_record(record_ack(await records.put(("state",), "a", b"3", expected=expected), b"3"))
+    async with history.transaction() as own:
+        said = await own.append(f"{TURNS}-1", Message.assistant("a turn"))
+        receipt = await own.put(records, (TURNS,), "1", b"turn", tags={MESSAGE_TAG: said.event_ids[-1].hex})
+    bot.keep(said)
+    promises.keep_record(record_ack(receipt, b"turn"))
+    promises.keep_record(record_ack(await records.delete(("state",), "b"), None))
+
+
+async def change_path(history: History, promises: WrittenPromises, bot: Bot) -> None:
+    """Bring a path to each of ``PATHS``: replaced, popped, put back, replaced."""
+    one, two, three = (Message.user(f"words {key}", id=key) for key in ("1", "2", "3"))
+
+    def keep(receipt: Receipt | None) -> None:
+        if receipt is not None:
+            bot.keep(receipt)
+        promises.keep_path()
+
+    keep(await history.replace(PATH, [one, two]))
+    await history.pop(PATH)
+    promises.keep_path()
+    keep(await history.append(PATH, two))
+    keep(await history.replace(PATH, [two, three]))
 
 
 async def erase_and_deliver(folder: Path, *, without: str = "") -> None:
@@ -347,9 +412,10 @@ def finish_reply(outbox: str, report: Connection, at: str, own: bool) -> None:
 # --- relays ---------------------------------------------------------------------------------------------------------
 
 
-def relay(outbox: str, store: str) -> None:
+def relay(outbox: str, store: str, *, defects: Sequence[str] = ()) -> None:
     """Deliver without end."""
     logging.disable()
+    plant(*defects)
     asyncio.run(deliver(Path(outbox), store))
 
 

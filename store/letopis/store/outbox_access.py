@@ -17,6 +17,7 @@ from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import check_count
 from letopis.store.read.reader import StoreView, ViewQuery
 from letopis.store.read.records import RecordsView, StoredRecord
+from letopis.store.rules.apply_plan import Origin
 from letopis.store.rules.fold import PathPosition
 from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.statistics import PartialStatistics, Period
@@ -162,6 +163,27 @@ class OutboxAccess:
         """Return the records of all scopes that have the tags, without their values."""
         reader = (await self._runtime.prepared()).records
         return await self._runtime.connected(lambda connection: reader.find(connection, tags, limit=limit, after=after))
+
+    async def record_scopes(self, *, limit: int, after: str = "") -> list[Scope]:
+        """Return scopes that hold records, in the order of their names, after the name of one."""
+        reader = (await self._runtime.prepared()).records
+        return await self._runtime.connected(lambda connection: reader.scopes(connection, limit=limit, after=after))
+
+    async def trim_records(self, origin: Origin, pruned: Mapping[str, int]) -> int:
+        """Trim the ledgers of an outbox's record lanes to what it has pruned; return how many lanes that concerned.
+
+        A delivery does so, too; this is for lanes that have none any more.
+
+        :param pruned: by lane: up to here the outbox can send nothing again.
+        :raises StoreFault: the database failed, or is not the origin's.
+        """
+        components = await self._runtime.prepared()
+        wanted = await self._runtime.connected(
+            lambda connection: components.records.untrimmed(connection, origin.origin_id, pruned)
+        )
+        if wanted:
+            await self._runtime.shielded(components.applier.trim_records(origin, wanted))
+        return len(wanted)
 
     async def try_out(self, conversation_id: str) -> None:
         """Apply an ordinary event in the partition of a conversation, and roll it back.

@@ -15,14 +15,14 @@ from typing import Any, Final, NamedTuple
 
 from letopis.outbox import History
 from letopis.store import Message
-from tests.campaigns.invariants import Ack, Verdict, examine, read_outbox, read_store
+from tests.campaigns.invariants import Ack, Verdict, check, read_store
 from tests.campaigns.states import StoreState
 from tests.campaigns.victims import Context
 from tests.proof.crash import mortals
 from tests.proof.crash.gate import Call, Counts, guard, missing
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.support.promises import half_kept, read_promises
+from tests.support.promises import PATH, KeptPromises, half_kept, read_promises
 from tests.support.victim import ACKS, APART, EARLY, OUTBOX, SECRET, tell_secret, url_of
 
 TIMEOUT_SECONDS: Final = 30.0
@@ -165,7 +165,7 @@ def _kill(
 
 async def _after_saying(folder: Path, call: Call) -> Death:
     """Restart, continue, let everything be delivered, and check."""
-    acks, store, verdict, problems = await _go_on(folder)
+    acks, store, verdict, problems = await _go_on(folder, changes_path=True)
     problems += half_kept(folder / OUTBOX, store)
     return _death(call, problems, verdict, ambiguous=_appends(store) - len(acks))
 
@@ -180,9 +180,13 @@ async def _after_erasing(folder: Path, call: Call) -> Death:
     return _death(call, problems, verdict, ambiguous=int(erased and len(acks) == 1))
 
 
-async def _go_on(folder: Path) -> tuple[list[Ack], StoreState, Verdict, list[str]]:
-    """Start again, say something more, and let all be delivered; return what was promised, and what is there."""
-    acks = list(read_promises((folder / ACKS).read_bytes()).acks) if (folder / ACKS).exists() else []
+async def _go_on(folder: Path, *, changes_path: bool = False) -> tuple[list[Ack], StoreState, Verdict, list[str]]:
+    """Start again, say something more, and let all be delivered; return what was promised, and what is there.
+
+    :param changes_path: whether the victim changed the path of ``PATH``, and kept what it was promised of it.
+    """
+    promised = read_promises((folder / ACKS).read_bytes()) if (folder / ACKS).exists() else KeptPromises()
+    acks = list(promised.acks)
     outbox, url = folder / OUTBOX, url_of(folder)
     problems: list[str] = []
     async with History.open(outbox, store=url, watch=False) as history:
@@ -190,8 +194,11 @@ async def _go_on(folder: Path) -> tuple[list[Ack], StoreState, Verdict, list[str
         acks.append(Ack("chat", receipt.event_ids[-1], receipt.sequence))
         if not await history.drained(TIMEOUT_SECONDS):
             problems.append("not drained")
-    store = await read_store(url)
-    return acks, store, examine(store, [read_outbox(outbox)], acknowledged=acks, drained=True), problems
+        path = tuple(one.id for one in await history.messages(PATH, last=None))
+        if changes_path and path not in promised.possible_paths:
+            problems.append(f"the path is {path}, after {promised.paths} changes that have returned")
+    verdict = await check([outbox], url, acknowledged=acks, records=promised.records, drained=True)
+    return acks, await read_store(url), verdict, problems
 
 
 def _death(call: Call, problems: Sequence[str], verdict: Verdict, *, ambiguous: int) -> Death:
@@ -205,8 +212,8 @@ def _death(call: Call, problems: Sequence[str], verdict: Verdict, *, ambiguous: 
 
 
 def _appends(store: StoreState) -> int:
-    """Return how many messages are in a history: each is a promise of its own."""
-    return sum(one.type == "message.appended" for one in store.events)
+    """Return how many events are in a history that are promised when their append returns."""
+    return sum(one.type != "conversation.started" for one in store.events)
 
 
 def _copy(made: Path, folder: Path) -> Path:

@@ -16,7 +16,8 @@ from letopis.outbox import History, Relay
 from letopis.outbox.alerting.channels import AppriseChannel
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.store import ConversationStore, Message
-from tests.campaigns.invariants import Ack, Verdict, examine, read_outbox, read_store
+from tests.campaigns.invariants import Ack, Verdict, examine, read_outbox, read_whole_store, with_records
+from tests.campaigns.record_invariants import RecordAck, RecordOutbox, RecordStore, read_record_outbox
 from tests.campaigns.states import OutboxState, StoreState
 from tests.campaigns.victims import Context
 from tests.proof.crash import mortals
@@ -25,6 +26,7 @@ from tests.proof.crash.hook import Hook
 from tests.proof.crash.moments import Left, Moment, Who
 from tests.support.defects import DUPLICATES_TAKEN, planted
 from tests.support.promises import MAKE_BOOKS, half_kept
+from tests.support.record_deeds import record_ack
 
 TIMEOUT_SECONDS: Final = 20.0
 CONVERSATIONS: Final = 3
@@ -54,6 +56,8 @@ class State(NamedTuple):
 
     store: StoreState
     outbox: OutboxState
+    records: RecordStore
+    changes: RecordOutbox
 
 
 class Field:
@@ -70,6 +74,7 @@ class Field:
         self._context = context
         self._without = without
         self._acks: list[Ack] = []
+        self._record_acks: list[RecordAck] = []
         self._outbox = bot.outbox.path
         self._last: State
 
@@ -149,11 +154,19 @@ class Field:
             await self.say()
             owed = CONVERSATIONS * SAID
         alerts, answered, before = len(self._hook.alerts), len(self._acks), self._last
+        changes_answered = len(self._record_acks)
         code = await life()
         told = len(self._hook.alerts) - alerts
         # In the middle, with the dead one's debts still open.
         after, verdict = await self._look(drained=False)
-        left = _left(before, after, answered=len(self._acks) - answered, owed=owed, alerts=told)
+        left = _left(
+            before,
+            after,
+            answered=len(self._acks) - answered,
+            owed=owed,
+            alerts=told,
+            changes_answered=len(self._record_acks) - changes_answered,
+        )
         wrong: list[str] = []
         if code != -9 and not (may_end and code == 0):
             wrong.append(f"did not die there, but ended with {code}")
@@ -191,7 +204,7 @@ class Field:
                     code = await _end(process)
                     try:
                         while ours.poll(1):
-                            self._acks.append(ours.recv())
+                            self._take(ours.recv())
                     except EOFError:
                         return code
                 return code
@@ -202,18 +215,27 @@ class Field:
                 process = self._start(mortals.relay, outbox, self._url, leave=leave, without=self._without, **named)
         return await _end(process)
 
+    def _take(self, ack: Ack | RecordAck) -> None:
+        if isinstance(ack, RecordAck):
+            self._record_acks.append(ack)
+        else:
+            self._acks.append(ack)
+
     def _start(self, target: Callable[..., None], *given: Any, **named: Any) -> BaseProcess:
         process = self._context.Process(target=target, args=given, kwargs=named, daemon=True)
         process.start()
         return process
 
     async def say(self, count: int = SAID) -> None:
-        """Have the bot that survives say a little in each conversation."""
+        """Have the bot that survives say a little in each conversation, and put two records."""
         for place in range(CONVERSATIONS):
             said = [Message.user(f"{place} {number}") for number in range(count)]
             receipt = await self.bot.append(f"talk-{place}", *said)
             self._acks += [Ack(receipt.conversation_id, event_id) for event_id in receipt.event_ids[:-1]]
             self._acks.append(Ack(receipt.conversation_id, receipt.event_ids[-1], receipt.sequence))
+        for records in (self.bot.records(conversation="talk-0"), self.bot.records(space="bots")):
+            value = f"{len(self._record_acks)}".encode()
+            self._record_acks.append(record_ack(await records.put(("talk",), "last", value), value))
 
     async def _deliver(self) -> int:
         """Take the dead one's lease over and deliver all; return how many events the store knew already."""
@@ -273,8 +295,12 @@ class Field:
 
     async def _read(self, *, drained: bool) -> tuple[State, Verdict]:
         outbox = await asyncio.to_thread(read_outbox, self._outbox)
-        state = State(await read_store(self._url), outbox)
-        return state, examine(state.store, [outbox], acknowledged=self._acks, drained=drained)
+        changes = await asyncio.to_thread(read_record_outbox, self._outbox)
+        store, records = await read_whole_store(self._url)
+        verdict = examine(store, [outbox], acknowledged=self._acks, drained=drained)
+        return State(store, outbox, records, changes), with_records(
+            verdict, store, [outbox], records, [changes], acknowledged=self._record_acks, drained=drained
+        )
 
 
 def _to_a_server(call: Call) -> bool:
@@ -294,7 +320,7 @@ async def _end(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-def _left(before: State, after: State, *, answered: int, owed: int, alerts: int) -> Left:
+def _left(before: State, after: State, *, answered: int, owed: int, alerts: int, changes_answered: int) -> Left:
     return Left(
         kept=_messages(after.outbox) - _messages(before.outbox),
         answered=answered,
@@ -303,7 +329,18 @@ def _left(before: State, after: State, *, answered: int, owed: int, alerts: int)
         owed=owed,
         pruned=_sum(after.outbox, "pruned") - _sum(before.outbox, "pruned"),
         alerts=alerts,
+        changes=_heads(after.changes) - _heads(before.changes),
+        changes_answered=changes_answered,
+        changes_applied=_applied(after.records) - _applied(before.records),
     )
+
+
+def _heads(changes: RecordOutbox) -> int:
+    return sum(lane.head for lane in changes.lanes.values())
+
+
+def _applied(records: RecordStore) -> int:
+    return sum(head for head, _ in records.heads.values())
 
 
 def _messages(outbox: OutboxState) -> int:

@@ -40,6 +40,8 @@ class Left:
     :ivar owed: events that waited for the victim.
     :ivar pruned: events pruned from the outbox file.
     :ivar alerts: that went out.
+    :ivar changes: of records in the outbox file; ``changes_answered`` those that the victim was promised;
+        ``changes_applied`` those that the history store has applied.
     """
 
     kept: int
@@ -49,6 +51,9 @@ class Left:
     owed: int
     pruned: int
     alerts: int
+    changes: int
+    changes_answered: int
+    changes_applied: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +115,22 @@ MOMENTS: Final = (
         shows=lambda left: left.kept == left.answered + 1,
     ),
     Moment(
+        name="a record is put: written, before the local commit",
+        who=Who.BOT,
+        function="letopis.outbox.event_log.record_log:RecordAppend.run",
+        side=Side.AFTER,
+        most=2 * ROUNDS,
+        shows=lambda left: left.changes == left.changes_answered,
+    ),
+    Moment(
+        name="a record is put: after the local commit, before the answer",
+        who=Who.BOT,
+        function="letopis.outbox.history.records:Records._write",
+        side=Side.AFTER,
+        most=2 * ROUNDS,
+        shows=lambda left: left.changes == left.changes_answered + 1,
+    ),
+    Moment(
         name="lease: the lock is taken, the row is not written",
         who=Who.RELAY,
         function="letopis.outbox.relay.lease:Lease._register",
@@ -147,6 +168,14 @@ MOMENTS: Final = (
         side=Side.AFTER,
         most=3,
         shows=lambda left: left.stored == 0,
+    ),
+    Moment(
+        name="apply: records are written, their heads are not",
+        who=Who.RELAY,
+        function="letopis.store.write.record_lanes:RecordLanes._advance",
+        side=Side.BEFORE,
+        most=2,
+        shows=lambda left: left.changes_applied == 0,
     ),
     Moment(
         name="apply: after the store's commit, before its answer is heard",

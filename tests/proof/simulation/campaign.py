@@ -12,7 +12,7 @@ from tests.proof.simulation.forks import Job, lived, templates
 from tests.proof.simulation.mutants import MUTANTS
 from tests.proof.simulation.plan import PROFILES
 from tests.proof.simulation.world import LIVELY, Result
-from tests.support.defects import RECORDS_TWICE
+from tests.support.defects import PUT_BACK_DROPPED, RECORDS_TWICE
 
 SEEDS: Final = 104
 TWICE: Final = 5
@@ -22,6 +22,7 @@ SHORT_MUTANTS: Final = (
     "events are inserted without a look whether they are there",
     "no alerts",
     RECORDS_TWICE,
+    PUT_BACK_DROPPED,
 )
 TITLES: Final = {
     "storm": "bots and relays under kills, store and disk faults, clock jumps",
@@ -106,6 +107,7 @@ def _notes(results: Sequence[Result]) -> str:
         f" {fired['store: committed, and the answer lost']} ambiguous commits of the store and"
         f" {fired['outbox: committed, and ends in an error']} of the outbox,"
         f" {counts['changes of records acknowledged']:,} changes and {counts['records read']:,} reads of records,"
+        f" {counts['changes of paths']:,} changes of paths, {counts['appends confirmed']:,} appends confirmed,"
         f" {counts['appends that were cancelled']} appends cancelled, {counts['turns refused']} turns refused;"
         f" {sum(one.checks for one in results):,} commits checked, files examined {counts['files examined']} times"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from uuid import UUID
 
 from letopis.store.model.codec import digest_of
 from tests.campaigns.invariants import Ack
+from tests.campaigns.paths import ReplayedPath
 from tests.proof.simulation.driver import connect
 from tests.proof.simulation.record_ledger import Changes, StoredRecords
 from tests.proof.simulation.weather import BAD
@@ -26,9 +28,10 @@ _RECORD_LANES: Final = "\x02"
 """After the names of all lanes of records, and before those of conversations."""
 _HOLDER: Final = "SELECT incarnation FROM letopis_outbox_relay"
 _STORED: Final = (
-    "SELECT position, conversation_id, version, event_id, origin_id, sequence, digest"
+    "SELECT position, conversation_id, version, event_id, origin_id, sequence, digest, type, data, metadata"
     " FROM letopis_events WHERE position > ? ORDER BY position"
 )
+_PATH: Final = "SELECT version FROM letopis_messages WHERE conversation_id = ? AND left_at IS NULL ORDER BY version"
 
 
 class Broken(Exception):
@@ -56,16 +59,20 @@ class StoreLedger:
         self._versions: dict[str, int] = defaultdict(int)
         self._ids: dict[tuple[str, bytes], int] = {}
         self._records = StoredRecords(self._look)
+        self._paths: dict[str, ReplayedPath] = defaultdict(ReplayedPath)
         self.heads: dict[tuple[bytes, str], int] = defaultdict(int)
         self.outboxes: dict[bytes, OutboxLedger] = {}
 
     def committed(self) -> None:
         """Compare what has come since with what the outboxes hold.
 
-        :raises Broken: something is there twice, too early, or was never appended.
+        :raises Broken: something is there twice, too early, in part, or was never appended; or a path is not where its
+            log leads to.
         """
         rows = self._look.execute(_STORED, (self._position,)).fetchall()
-        for position, name, version, event_id, origin, sequence, digest in rows:
+        moved = set[tuple[bytes, str]]()
+        for position, name, version, event_id, origin, sequence, digest, *content in rows:
+            moved.add((origin, name))
             where = f"{name!r} version {version}"
             if position != self._position + 1:
                 raise Broken(f"the store's log goes on at {position} after {self._position}")
@@ -75,20 +82,57 @@ class StoreLedger:
             self._versions[name] = version
             if (name, event_id) in self._ids:
                 raise Broken(f"{where}: event {UUID(bytes=event_id)} is stored twice")
-            self._ids[name, event_id] = version
-            if sequence != self.heads[origin, name] + 1:
+            if sequence != self.head(origin, name) + 1:
                 raise Broken(
                     f"{where}: sequence {sequence} is stored after {self.heads[origin, name]}: out of order, or a gap"
                 )
+            self._ids[name, event_id] = version
             self.heads[origin, name] = sequence
             said = self.outboxes[origin].events.get((name, sequence))
             if said is None:
                 raise Broken(f"{where}: stored, and no outbox has said it")
-            if said != (event_id, digest):
+            erased = digest is None and sequence < self.outboxes[origin].resets[name]
+            if said != (event_id, digest) and not (erased and said[0] == event_id):
                 raise Broken(f"{where}: stored as another event than sequence {sequence} of its outbox")
+            self._follow(name, version, *content)
+        self._compare_paths(moved)
         changes = {origin: outbox.changes for origin, outbox in self.outboxes.items()}
         if problem := self._records.problem(self.heads, changes):
             raise Broken(problem)
+
+    def head(self, origin: bytes, name: str) -> int:
+        """Return how far an outbox's conversation has got, with what was said again and is there already."""
+        head, said = self.heads[origin, name], self.outboxes[origin].events
+        while (after := said.get((name, head + 1))) is not None and (name, after[0]) in self._ids:
+            head += 1
+        return head
+
+    def _follow(self, name: str, version: int, kind: str, data: str, metadata: str | None) -> None:
+        ours = {} if metadata is None else json.loads(metadata)
+        if "letopis.superseded" in ours:
+            return
+        about = json.loads(data)
+        self._paths[name].take(
+            kind,
+            version,
+            message_id=about.get("message_id"),
+            to=about.get("to_message_id"),
+            back="letopis.puts_back" in ours,
+        )
+
+    def _compare_paths(self, moved: set[tuple[bytes, str]]) -> None:
+        for origin, name in moved:
+            outbox, head = self.outboxes[origin], self.head(origin, name)
+            batch = outbox.batches.get((name, head))
+            # One that is refused is looked for by halves.
+            innocent = not any(place == name for place, _ in outbox.bad)
+            if batch is not None and batch == outbox.batches.get((name, head + 1)) and innocent:
+                raise Broken(f"{name!r}: a commit ends at sequence {head}, in the middle of one append")
+        for name in {name for _, name in moved}:
+            shown = [version for _, version in self._paths[name].shown]
+            found = [row[0] for row in self._look.execute(_PATH, (name,)).fetchall()]
+            if found != shown:
+                raise Broken(f"{name!r}: the path is {found[-6:]}, the log leads to {shown[-6:]} (the last versions)")
 
     def holds(self, conversation_id: str, event_id: UUID) -> bool:
         """Return True if an event is stored."""
@@ -101,6 +145,8 @@ class OutboxLedger:
 
     :ivar events: all that was ever appended: conversation and sequence to event id and digest.
     :ivar bad: what the store may refuse: conversation and sequence.
+    :ivar batches: of each event of a conditional append, the id of the one that decides: by conversation and sequence.
+    :ivar resets: the sequence of the last reset of each conversation; 0 without one.
     :ivar holder: the process whose relay has taken the lease last.
     """
 
@@ -110,6 +156,8 @@ class OutboxLedger:
     events: dict[tuple[str, int], tuple[bytes, bytes]] = field(default_factory=dict)
     places: dict[tuple[str, bytes], int] = field(default_factory=dict)
     bad: set[tuple[str, int]] = field(default_factory=set)
+    batches: dict[tuple[str, int], str] = field(default_factory=dict)
+    resets: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     lanes: dict[str, _Lane] = field(default_factory=lambda: defaultdict(_Lane))
     origin: bytes = b""
     holder: str = ""
@@ -171,7 +219,7 @@ class OutboxLedger:
                 head += 1
             if sequence != head + 1:
                 raise Broken(f"{name!r}: sequence {sequence} is given out after {head}: used twice, or left out")
-            if (name, event_id) in self.places:
+            if self.places.get((name, event_id), 0) > self.lanes[name].pruned:  # what is forgotten may be said again
                 raise Broken(f"{name!r}: event {UUID(bytes=event_id)} was appended twice")
             if digest_of(name, *content) != digest:
                 raise Broken(f"{name!r} sequence {sequence}: the content does not match its digest")
@@ -181,6 +229,10 @@ class OutboxLedger:
                 self.changes.add(name, position, sequence, event_id, digest, content[2])
             if BAD in content[2]:
                 self.bad.add((name, sequence))
+            if content[3] is not None and (expects := json.loads(content[3]).get("letopis.expects")) is not None:
+                self.batches[name, sequence] = expects.get("turn", str(UUID(bytes=event_id)))
+            if content[0] == "conversation.rewound" and json.loads(content[2]).get("erase"):
+                self.resets[name] = sequence
             self._position = position
 
     def _moved(self, name: str, before: _Lane, now: _Lane, by: str) -> None:
@@ -193,7 +245,7 @@ class OutboxLedger:
             raise Broken(f"{where}: {by} has written back, and the relay is {self.holder} by now")
         if now.delivered > self.store.heads[self.origin, name]:
             self.store.committed()
-        stored = self.store.heads[self.origin, name]
+        stored = self.store.head(self.origin, name)
         if now.delivered > stored:
             raise Broken(f"{where}: {now.delivered} are written off as delivered, the store has {stored}")
         if not before.pruned <= now.pruned <= now.delivered:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Final
 
 from tests.proof.simulation.plan import Profile
 from tests.support.damage import DROP_EVENT_ID_INDEX
-from tests.support.defects import DUPLICATES_TAKEN, FOREIGN_LANES, HOLLOWED_TOO_SOON, RECORDS_TWICE, plant
+from tests.support.defects import (
+    CONFIRMED_UNASKED,
+    DUPLICATES_TAKEN,
+    FOREIGN_LANES,
+    HOLLOWED_TOO_SOON,
+    IN_PARTS,
+    PUT_BACK_DROPPED,
+    RECORDS_TWICE,
+    RESET_KEEPS,
+    plant,
+)
 
 if TYPE_CHECKING:
     from tests.proof.simulation.world import World
@@ -65,6 +75,10 @@ MUTANTS: Final = {
     RECORDS_TWICE: Mutant(),
     FOREIGN_LANES: Mutant(),
     HOLLOWED_TOO_SOON: Mutant(profile="stopped"),
+    PUT_BACK_DROPPED: Mutant(),
+    IN_PARTS: Mutant(),
+    RESET_KEEPS: Mutant(),
+    CONFIRMED_UNASKED: Mutant(),
     "an apply is not one transaction": Mutant(),
     "each failure is an alert": QUIET,
     "no alerts": STUCK,

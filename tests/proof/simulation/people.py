@@ -25,12 +25,14 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.errors import (
     Closed,
     EventIdReused,
+    NotConfirmed,
     OutboxFull,
     OutboxUnavailable,
     StoreUnavailable,
     VersionConflict,
 )
 from letopis.store.model.codec import encode_message
+from letopis.store.model.identifiers import derived_event_id
 from letopis.store.model.records import Scope
 from tests.campaigns.invariants import Ack
 from tests.campaigns.record_invariants import RecordAck
@@ -38,6 +40,8 @@ from tests.proof.simulation.alarms import Alarms
 from tests.proof.simulation.ledger import Broken, OutboxLedger
 from tests.proof.simulation.plan import Plan
 from tests.proof.simulation.weather import BAD
+from tests.support.path_deeds import PathBroken, PathKeeper
+from tests.support.promises import acks_of
 from tests.support.record_deeds import RecordKeeper
 
 REFUSED: Final = (OutboxUnavailable, OutboxFull, Closed)
@@ -91,8 +95,9 @@ class Operator:
 class Bot:
     """Appends, rewinds, retries, reads; and holds Letopis to what it reported."""
 
-    def __init__(self, place: Place, chance: random.Random, closing: asyncio.Event) -> None:
+    def __init__(self, place: Place, chance: random.Random, closing: asyncio.Event, *, name: str) -> None:
         self._place = place
+        self._name = name
         self._chance = chance
         self._closing = closing
         self._said: deque[tuple[str, Message, int]] = deque(maxlen=4)
@@ -110,7 +115,9 @@ class Bot:
             channels=(Operator(place, self._chance),),
             now=place.now,
         ) as history:
-            talking = [asyncio.create_task(self._talk(history), name="talker") for _ in range(plan.talkers)]
+            chance = random.Random(self._chance.randrange(10**6))
+            path = PathKeeper(history, f"path-{self._name}", chance=chance, keep=self._appended)
+            talking = [asyncio.create_task(self._talk(history, path), name="talker") for _ in range(plan.talkers)]
             closing = asyncio.create_task(self._closing.wait())
             await asyncio.wait((*talking, closing), return_when=asyncio.FIRST_COMPLETED)
             for task in talking:
@@ -135,18 +142,26 @@ class Bot:
             raise RuntimeError("the bot cannot send at present")
         alarms.told(incident)
 
-    async def _talk(self, history: History) -> None:
+    async def _talk(self, history: History, path: PathKeeper) -> None:
         keeper = RecordKeeper(
             history,
             seed=self._chance.randrange(10**6),
             chance=self._chance,
             keep=self._record_acknowledged,
-            keep_message=self._message_acknowledged,
+            keep_message=self._appended,
         )
 
         async def change_record(_: History) -> None:
             with suppress(*REFUSED, StoreFault):
                 await keeper.change()
+
+        async def change_path(_: History) -> None:
+            try:
+                with suppress(*REFUSED, StoreFault):
+                    await path.change()
+            except PathBroken as broken:
+                raise Broken(str(broken)) from None
+            self._place.counts["changes of paths"] += 1
 
         deeds = (
             self._say,
@@ -161,6 +176,10 @@ class Bot:
             change_record,
             change_record,
             self._read_record,
+            change_path,
+            change_path,
+            change_path,
+            self._confirmed,
         )
         while True:
             await self._pause()
@@ -221,11 +240,11 @@ class Bot:
         place.say(f"ack {name} {receipt.sequence} {last}")
         self._said.append((name, messages[-1], receipt.sequence))
 
-    def _message_acknowledged(self, receipt: Receipt) -> None:
-        [event_id] = receipt.event_ids
-        ack = Ack(receipt.conversation_id, event_id, receipt.sequence)
-        self._place.ledger.acknowledged(ack)
-        self._place.acks.append(ack)
+    def _appended(self, receipt: Receipt) -> None:
+        for ack in acks_of(receipt):
+            self._place.ledger.acknowledged(ack)
+            self._place.acks.append(ack)
+        self._place.say(f"ack {receipt.conversation_id} {receipt.sequence} {receipt.event_ids[-1]}")
 
     def _record_acknowledged(self, ack: RecordAck) -> None:
         place = self._place
@@ -297,6 +316,35 @@ class Bot:
             return
         else:
             self._acknowledged(receipt, messages)
+
+    async def _confirmed(self, history: History) -> None:
+        """Append on condition that the store says yes: what returns is stored, and what it refused is not written."""
+        place, message = self._place, self._message()
+        name, counts = place.conversation(self._chance), place.counts
+        event_id = message.event_id or derived_event_id(name, message.id)
+        try:
+            page = await history.messages(name, last=5)
+            receipt = await history.append(
+                name,
+                message,
+                owner=f"owner of {name}",
+                after=page,
+                confirm="store",
+                timeout=self._chance.choice((1, 60)),
+            )
+        except NotConfirmed:
+            counts["appends that were not confirmed in time"] += 1
+        except (VersionConflict, StoreUnavailable) as refused:
+            if not getattr(refused, "set_aside", False) and (name, event_id.bytes) in place.ledger.places:
+                raise Broken(f"{name!r}: an append was refused before it was written, and is in the file") from None
+            counts["appends that were not to be confirmed"] += 1
+        except (*REFUSED, StoreFault):
+            return
+        else:
+            self._acknowledged(receipt, [message])
+            if not place.ledger.store.holds(name, event_id):
+                raise Broken(f"{name!r}: confirmed by the store, which does not hold it")
+            counts["appends confirmed"] += 1
 
     async def _again(self, history: History) -> None:
         """Append what was appended before: the same is known, other content under the same id is refused."""

@@ -49,14 +49,20 @@ class Changes:
         self.is_hollow = is_hollow
         self.by_id: dict[bytes, RecordChange] = {}
         self.of_place: dict[Place, list[RecordChange]] = defaultdict(list)
+        self.erased: dict[str, int] = defaultdict(int)
+        """The sequence of the last change that erased all before it, by lane."""
 
     def add(self, lane: str, position: int, sequence: int, event_id: bytes, digest: bytes, data: str) -> None:
         """Note a change."""
         found: Mapping[str, Any] = json.loads(data)
-        place = (scope_of(lane), found["namespace"], found["key"])
+        # A reset clears the records of its conversation, of which there are none here; it names no key.
+        place = (scope_of(lane), found["namespace"], found.get("key", ""))
         one = RecordChange(position, sequence, event_id, digest, place, found.get("sha256"))
         self.by_id[event_id] = one
-        self.of_place[place].append(one)
+        if found.get("erase"):
+            self.erased[lane] = sequence
+        else:
+            self.of_place[place].append(one)
 
     def newest(self, place: Place) -> int:
         """Return the position of the newest change of a record; 0 if there is none."""
@@ -97,7 +103,12 @@ class StoredRecords:
             heads[origin, lane] = head
             for sequence, event_id, digest, superseded in entries:
                 one = outboxes[origin].by_id.get(event_id)
-                if one is None or (one.sequence, one.digest, scope_of(lane)) != (sequence, digest, one.place[0]):
+                erased = sequence < outboxes[origin].erased[lane]
+                if (
+                    one is None
+                    or (one.sequence, scope_of(lane)) != (sequence, one.place[0])
+                    or not (erased or one.digest == digest)
+                ):
                     return f"{lane!r} {sequence}: applied as another change than was appended"
                 if not superseded:
                     fresh[one.place].append((outboxes[origin], one))

@@ -156,7 +156,7 @@ class World:
             self.seats.append(Seat(f"relay-{number}-{one}", self._relay(place), self._chance(f"relay {number} {one}")))
 
     def _bot(self, place: Place) -> Callable[[asyncio.Event, str], Coroutine[Any, Any, None]]:
-        return lambda closing, name: Bot(place, self._chance(name), closing).live()
+        return lambda closing, name: Bot(place, self._chance(name), closing, name=name).live()
 
     def _relay(self, place: Place) -> Callable[[asyncio.Event, str], Coroutine[Any, Any, None]]:
         return lambda closing, name: deliver(place, self._chance(name), closing)

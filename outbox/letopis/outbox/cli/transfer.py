@@ -63,7 +63,7 @@ def export() -> None:
 @JSON
 @with_options
 def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None, as_json: bool) -> None:
-    """Append the messages of a JSON Lines FILE ("-" is stdin) to the outbox.
+    """Append the messages and records of a JSON Lines FILE ("-" is stdin) to the outbox.
 
     A line that was imported before changes nothing, so a file may be imported again. A line that is refused is reported
     with its number, the others are imported, and the exit code is 1. The history store need not be reachable.
@@ -162,32 +162,39 @@ def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool, as_json
 )
 @click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
 @click.option("--conversation", metavar="ID", help="Only this conversation.")
-@click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
+@click.option("--owner", metavar="ID", help="Only this owner's conversations, and the owner's own records.")
+@click.option("--no-records", is_flag=True, help="Write messages alone.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @with_options
-def export_jsonl(file: str, conversation: str | None, owner: str | None, force: bool) -> None:
+def export_jsonl(file: str, conversation: str | None, owner: str | None, no_records: bool, force: bool) -> None:
     """Write conversations as JSON Lines to FILE ("-" is stdout), one message a line, each conversation in order.
 
-    Pending events are included. FILE appears when it is complete. Exits with 3 if nothing matched, and with 75 if the
-    history store cannot be reached.
+    Records follow the conversation that they belong to, those of owners and spaces come last, one a line. Pending
+    events are included. FILE appears when it is complete. Exits with 3 if nothing matched, and with 75 if the history
+    store cannot be reached.
     """
     import anyio
 
     if conversation is not None and owner is not None:
         raise click.UsageError("Give --conversation or --owner, not both.")
     with open_output(file, force=force) as stream, progress("counting", unit="messages") as report:
-        lines, conversations = anyio.run(_export, stream, conversation, owner, report)
-        if not conversations:
+        done = anyio.run(_export, stream, conversation, owner, not no_records, report)
+        if not (done.conversations or done.records):
             raise CommandExit(Exit.NOTHING, "nothing matched")
-    note(f"{lines} messages of {conversations} conversation{'' if conversations == 1 else 's'} exported")
+    records = f" and {done.records} record{'' if done.records == 1 else 's'}" if done.records else ""
+    conversations = f"{done.conversations} conversation{'' if done.conversations == 1 else 's'}"
+    note(f"{done.lines} messages of {conversations}{records} exported")
 
 
-async def _export(stream: BinaryIO, conversation: str | None, owner: str | None, report: Report) -> tuple[int, int]:
+async def _export(
+    stream: BinaryIO, conversation: str | None, owner: str | None, records: bool, report: Report
+) -> Exporter:
     from letopis.outbox.cli._locations import open_source
     from letopis.outbox.transfer.exporter import Exporter, Incomplete
+    from letopis.outbox.transfer.record_source import records_of
 
     async with open_source(settings(), read_timeout=PAGE_TIMEOUT_SECONDS) as source:
-        flow = Exporter(source)
+        flow = Exporter(source, records_of(source) if records else None)
         total = None
         lines = flow.of_one(conversation) if conversation is not None else flow.of_all(owner=owner)
         try:
@@ -198,7 +205,7 @@ async def _export(stream: BinaryIO, conversation: str | None, owner: str | None,
                 report(flow.lines, total=total, title="exporting")
         except Incomplete as error:
             raise CommandExit(Exit.LATER, str(error)) from error
-    return flow.lines, flow.conversations
+    return flow
 
 
 async def _expected(source: Any, flow: Exporter, conversation: str | None, owner: str | None) -> int:

@@ -17,7 +17,7 @@ from letopis.store.model.codec import EncodedEvent, decode, encode
 from letopis.store.model.event_types import ConversationActivated, ConversationDeleted, ConversationStarted
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import uuid7
-from letopis.store.rules.preconditions import Precondition
+from letopis.store.rules.preconditions import Precondition, with_one_leader
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
 from letopis.store.rules.put_back import put_back
 
@@ -230,7 +230,8 @@ class AppendPlan:
                 reason = self.used.reason(event, use)
                 if reason is None and found.path is not None and found.path.erased(first):
                     reason = Reuse.ERASED  # of a reset that is pending, so that the content is still here
-                if shown is not None and reason is Reuse.OTHER_CONTENT:  # it was edited
+                # It was edited, or what the file holds of it was set aside.
+                if shown is not None and reason in (None, Reuse.OTHER_CONTENT):
                     found.put_back(event, first)
                     continue
             elif shown is not None:
@@ -257,6 +258,9 @@ class AppendPlan:
                     reason=reason,
                 )
             found.ids.append(event_id)
+        if prepared.expects is not None and found.new and found.new[0].event_id != events[0].event_id:
+            # The event that was to decide for all is there already, or is put back under another id.
+            found.new = with_one_leader(found.new)
         return found
 
     def _use_of(self, event: EncodedEvent, prepared: Prepared) -> tuple[UUID, IdUse | None]:

@@ -16,6 +16,7 @@ from letopis.store.model.codec import EncodedEvent
 from letopis.store.model.identifiers import uuid_of
 from letopis.store.model.records import RECORD_PUT, is_record_lane
 from letopis.store.rules.apply_plan import LaneBatch, SequencedEvent
+from letopis.store.rules.preconditions import batch_of
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -29,6 +30,10 @@ TARGET_EVENTS_PER_LANE: Final = 10
 a backlog is delivered from fewer lanes and more of each; if there are fewer than 50, all take part in every batch."""
 MIN_BYTES_PER_LANE: Final = 64 * 1024
 """Bytes of a batch that each lane may take, however many others are due."""
+
+MAX_WHOLE_EVENTS: Final = 5_000
+MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
+"""An append whose events share one condition is delivered whole up to here, so that nobody reads a part of it."""
 
 MAX_MEASURED_EVENTS: Final = 10_000
 """Pending events that :func:`count_lanes` measures exactly."""
@@ -235,6 +240,9 @@ def _read_batches(
                 sequenced.event.body = query_all(bodies, _BODY, (value[0],))[0][0]
             events.append(sequenced)
             taken += size
+        if events and (rest := _rest_of_append(cursor, lane, events[-1])):
+            events += rest
+            taken += sum(_size(one.event) for one in rest)
         if events:
             batches.append(
                 LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(events), pruned=lane.pruned)
@@ -245,6 +253,28 @@ def _read_batches(
         if left <= 0:
             break
     return batches, broken
+
+
+def _rest_of_append(cursor: Any, lane: Lane, last: SequencedEvent) -> list[SequencedEvent]:
+    """Return the events that share the condition of the last one of a batch; none if they are too many for a batch.
+
+    They are one decision of the history store, and one change of the path: who reads there sees all of it or nothing.
+    """
+    batch_id = batch_of(last.event) if last.sequence < lane.head else None
+    if batch_id is None:
+        return []
+    rest: list[SequencedEvent] = []
+    size = 0
+    cursor.execute(_NEXT, (lane.key, last.sequence, MAX_WHOLE_EVENTS + 1))
+    for row in iter(cursor.fetchone, None):
+        sequenced = _sequenced(lane.conversation_id, row)
+        if row[0] != last.sequence + len(rest) + 1 or batch_of(sequenced.event) != batch_id:
+            return rest
+        rest.append(sequenced)
+        size += _size(sequenced.event)
+        if size > MAX_WHOLE_BYTES:
+            return []
+    return rest if len(rest) <= MAX_WHOLE_EVENTS else []
 
 
 def _shares(lanes: Sequence[Lane], *, max_events: int, per_lane: int) -> list[int]:

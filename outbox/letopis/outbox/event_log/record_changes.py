@@ -42,7 +42,7 @@ class PreparedChange:
 
     :ivar prefix: the encoded namespace, or the prefix that a clear removes.
     :ivar key: empty for a clear.
-    :ivar keep: a put that finds a record is not written, and is no conflict.
+    :ivar keep: a change that finds another record than it expects is not written, and is no conflict.
     """
 
     scope: Scope
@@ -107,9 +107,12 @@ def prepare_put(
     )
 
 
-def prepare_delete(scope: Scope, namespace: object, key: object, *, expected: object = ANY) -> PreparedChange:
+def prepare_delete(
+    scope: Scope, namespace: object, key: object, *, expected: object = ANY, keep: bool = False
+) -> PreparedChange:
     """Return the deletion of a record.
 
+    :param keep: a record that is not as expected stays, and that is no error.
     :raises InvalidInput: the namespace, the key or the condition cannot be one.
     """
     prefix, name = encode_namespace(namespace), encode_key(key)
@@ -119,8 +122,10 @@ def prepare_delete(scope: Scope, namespace: object, key: object, *, expected: ob
     data: dict[str, Any] = {"namespace": prefix.decode(), "key": name.decode()}
     if condition is not ANY:
         data["expected"] = _written(condition)
+    if keep:
+        data["keep"] = True
     event = _event(scope.lane(prefix), RECORD_DELETED, data)
-    return PreparedChange(scope=scope, event=event, prefix=prefix, key=name, expected=condition)
+    return PreparedChange(scope=scope, event=event, prefix=prefix, key=name, expected=condition, keep=keep)
 
 
 def prepare_clear(scope: Scope, prefix: object = (), *, erase: bool = False) -> list[PreparedChange]:

@@ -142,6 +142,11 @@ def read_pending(connection: sa.Connection) -> tuple[list[LocalChange], list[tup
     return changes, [tuple(row) for row in fetch_all(connection, _PENDING_CLEARS)]
 
 
+def pruned_lanes(connection: sa.Connection, lanes: Collection[str]) -> dict[str, int]:
+    """Return up to where the file has pruned lanes of records; those that it keeps whole are left out."""
+    return {name: row[3] for name, row in _lanes(connection, lanes).items() if row[3]}
+
+
 def read_bodies(connection: sa.Connection, positions: Iterable[int]) -> dict[int, bytes]:
     """Return the values of puts by position; those that are gone are left out."""
     found = {position: _body(connection, position) for position in positions}

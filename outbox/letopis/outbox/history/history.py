@@ -23,8 +23,9 @@ from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.history._append import RATING_KEY, prepare_append
 from letopis.outbox.history._context import read_context, read_transcript
+from letopis.outbox.history._record_scopes import find_records, list_scopes, scope_from
 from letopis.outbox.history.receipts import POLL_MAX_SECONDS, POLL_MIN_SECONDS, Receipt, check_timeout, is_drained
-from letopis.outbox.history.records import Records, find_records, scope_from
+from letopis.outbox.history.records import Records
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction, transaction
 from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
@@ -454,6 +455,17 @@ class History:
         :raises InvalidInput: no tag is named, or an argument cannot be one.
         """
         return await find_records(self._parts.record_reads, tags, limit=limit, after=after)
+
+    async def record_scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
+        """Return the conversations, owners and spaces that have records, pending ones included, in a fixed order.
+
+        What is about to be deleted may still be named: its list is empty.
+
+        :param after: the ``next`` of the page before.
+        :raises StoreUnavailable: the history store does not answer.
+        :raises InvalidInput: an argument cannot be one.
+        """
+        return await list_scopes(self._parts.record_reads, limit=limit, after=after)
 
     async def sent(
         self,
@@ -975,8 +987,8 @@ class History:
         nothing differs, nothing is written and ``None`` is returned, so a retry is safe if the ids are yours.
 
         If another outbox writes to the conversation before the delivery, the history store sets all of it aside: see
-        ``Receipt.superseded()``. Deliveries are in parts: for a moment, another outbox may read the first few hundred
-        messages without the rest.
+        ``Receipt.superseded()``. Another outbox reads the old path or the new one; of more than 5,000 messages, or
+        16 MiB, it may read the first ones without the rest for a moment.
 
         :param messages: with ids of their own; none takes all messages off the path.
         :param owner: whose conversation it is; remembered from then on.

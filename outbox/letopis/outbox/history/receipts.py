@@ -72,7 +72,7 @@ class Receipt:
         return self.message_ids[-1] if self.message_ids else None
 
     async def saved(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
-        """Wait until the history store holds the events, at most ``timeout`` seconds.
+        """Wait until the history store holds the events, at most ``timeout`` seconds; with 0, look once.
 
         Return True once it does. Return False after ``timeout``, and at once if waiting cannot help: an operator has to
         unblock the conversation or has skipped the event, the transaction was rolled back, or the history store has set
@@ -196,6 +196,10 @@ class Deliveries:
             raise Closed("the history is closed")
         answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(conversation_id, sequence, event_id, answer, event_ids)
+        if timeout is not None and timeout <= 0:  # one look, which takes longer than no time
+            found = await self._outbox.read(lambda connection: _read(connection, (waiter,)))
+            state, stands = found.get(waiter, (Saved.PENDING, False))
+            return stands if state is Saved.SAVED else None
         self._waiters.add(waiter)
         if self._polling is None or self._polling.done():
             self._polling = asyncio.get_running_loop().create_task(self._poll(), name="letopis-deliveries")

@@ -23,7 +23,6 @@ from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Page, Saved
 from letopis.store.model.cursor import CursorCodec
-from letopis.store.model.identifiers import owner_id
 from letopis.store.model.records import (
     ANY,
     Condition,
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 OnExists = Literal["raise", "keep"]
 
 _CURSOR: Final = CursorCodec("records", "records")
-_FOUND: Final = CursorCodec("found records", "found records")
 _PREPARED_IN_THREAD_BYTES: Final = 256 * 1024
 """Size from which a value is hashed in a thread: below it takes less than a millisecond."""
 
@@ -76,21 +74,27 @@ class RecordReceipt:
     revision: UUID | None
     kept: bool = False
     _receipt: Receipt | None = field(default=None, repr=False, compare=False)
+    _beside: tuple[Receipt, ...] = field(default=(), repr=False, compare=False)
 
     async def saved(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
         """Wait until the history store has applied the change, as ``Receipt.saved`` does.
 
         ``False`` also if the change had a condition that did not hold there: see :meth:`superseded`.
         """
-        return True if self._receipt is None else await self._receipt.saved(timeout)
+        return all(await asyncio.gather(*(one.saved(timeout) for one in self._receipts)))
 
     async def superseded(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - the answer is False, no error
         """Wait for the delivery, and return ``True`` if another outbox was first, so that the change has no effect."""
-        return False if self._receipt is None else await self._receipt.superseded(timeout)
+        return any(await asyncio.gather(*(one.superseded(timeout) for one in self._receipts)))
 
     async def state(self) -> Saved:
         """Return how far the change has got: saved, pending or blocked."""
-        return Saved.SAVED if self._receipt is None else await self._receipt.state()
+        states = {await one.state() for one in self._receipts}
+        return next((state for state in (Saved.BLOCKED, Saved.PENDING) if state in states), Saved.SAVED)
+
+    @property
+    def _receipts(self) -> Sequence[Receipt]:
+        return self._beside if self._receipt is None else (*self._beside, self._receipt)
 
 
 @at_home()
@@ -202,15 +206,43 @@ class Records:
             raise InvalidInput("keys", "there is nothing to delete")
         return await self._write([prepare_delete(self.scope, namespace, key) for namespace, key in pairs])
 
-    async def delete_where(self, prefix: Sequence[str] = ()) -> RecordReceipt:
+    async def delete_where(
+        self,
+        prefix: Sequence[str] = (),
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        tags: Mapping[str, Tag] | None = None,
+    ) -> RecordReceipt:
         """Delete all records in a namespace and below it; in the whole scope by default.
 
-        Also those of which this outbox knows nothing, so that it works while the history store is unavailable.
+        With a prefix alone also those of which this outbox knows nothing, so that it works while the history store is
+        unavailable. With ``start``, ``end`` or ``tags``, records are read first, and those that are found are deleted,
+        a thousand at a time: one that is changed meanwhile stays. If that is interrupted, repeat it.
 
+        :param start: the first key, as for :meth:`list`.
+        :param end: the key before which to stop, as for :meth:`list`.
+        :param tags: only records with all these tags.
+        :return: the receipt of all deletions; of none, it is saved at once.
+        :raises StoreUnavailable: records have to be read, and the history store does not answer.
         :raises LetopisError: as for :meth:`put`.
         """
-        receipts = await self._write(prepare_clear(self.scope, prefix))
-        return receipts[-1]
+        if start is None and end is None and not check_tags(tags):
+            return _together(await self._write(prepare_clear(self.scope, prefix)))
+        receipts: list[RecordReceipt] = []
+        after: str | None = None
+        while True:
+            page = await self.list(prefix, start=start, end=end, tags=tags, limit=1_000, after=after, values=False)
+            changes = [
+                prepare_delete(self.scope, one.namespace, one.key, expected=one.revision, keep=True) for one in page
+            ]
+            if changes:
+                written = await self._outbox.write(self._work(changes, trusting=True))
+                newest = {one.lane: one for one in written if not one.kept}
+                receipts += (record_receipt(one, self._deliveries) for one in newest.values())
+            after = page.next
+            if after is None:
+                return _together(receipts)
 
     async def erase(self) -> RecordReceipt:
         """Delete all records of the scope, and everything that the outbox and the history store could tell of them.
@@ -219,7 +251,7 @@ class Records:
         """
         receipts = await self._write(prepare_clear(self.scope, erase=True))
         self._outbox.truncate_wal()
-        return receipts[-1]
+        return _together(receipts)
 
     async def list(
         self,
@@ -257,7 +289,7 @@ class Records:
             exact=start is not None or end is not None,
             start=None if start is None else encode_key(start, "start"),
             end=None if end is None else encode_key(end, "end"),
-            after=None if after is None else _CURSOR.decode(after, _read_cursor),
+            after=None if after is None else _CURSOR.decode(after, read_cursor),
             reverse=bool(reverse),
         )
         page = await self._reads.page(self.scope, where, limit=limit, values=values, incomplete=incomplete)
@@ -284,9 +316,22 @@ class Records:
         look: StoreLook | None = None
         if conditional and not await self._reads.is_pending(self.scope, conditional):
             look = await self._reads.look(self.scope, conditional)
-        work = RecordAppend(changes, now_us=self._outbox.now_us, look=look, check_room=self._outbox.gate.check_space)
-        written = await self._outbox.write(work)
+        written = await self._outbox.write(self._work(changes, look=look))
         return [record_receipt(one, self._deliveries) for one in written]
+
+    def _work(
+        self, changes: Sequence[PreparedChange], *, look: StoreLook | None = None, trusting: bool = False
+    ) -> RecordAppend:
+        outbox = self._outbox
+        return RecordAppend(
+            changes, now_us=outbox.now_us, look=look, trusting=trusting, check_room=outbox.gate.check_space
+        )
+
+
+def _together(receipts: Sequence[RecordReceipt]) -> RecordReceipt:
+    """Return the receipt of several deletions, the last of each lane."""
+    found = [one._receipt for one in receipts if one._receipt is not None]
+    return RecordReceipt(revision=None, _receipt=found[-1] if found else None, _beside=tuple(found[:-1]))
 
 
 def are_put_into(records: Records, outbox: OutboxFile) -> bool:
@@ -352,44 +397,11 @@ def record_receipt(
     return RecordReceipt(revision=written.revision, _receipt=receipt_of(appended, deliveries, void=void))
 
 
-async def find_records(reads: RecordReads, tags: Mapping[str, Tag], *, limit: int, after: str | None) -> Page[Record]:
-    """Find records as ``History.find_records`` does."""
-    wanted = check_tags(tags)
-    if not wanted:
-        raise InvalidInput("tags", "must name at least one tag")
-    check_count(limit, "limit")
-    place = None if after is None else _FOUND.decode(after, _read_found)
-    items, following = await reads.find(wanted, limit=limit, after=place)
-    cursor = None
-    if following is not None:
-        scope, (namespace, key) = following
-        cursor = _FOUND.encode(scope, namespace.decode(), key.decode())
-    return Page(items=tuple(items), next=cursor)
+def read_cursor(namespace: str, key: str) -> RecordKey:
+    """Return the key that a cursor holds.
 
-
-def scope_from(scope: Scope | None, *, conversation: str | None, owner: str | int | None, space: str | None) -> Scope:
-    """Return the one scope that is named.
-
-    :raises InvalidInput: none or several are named, or the name cannot be one.
+    :raises TypeError: it holds none.
     """
-    if scope is not None and not isinstance(scope, Scope):
-        raise InvalidInput("scope", f"must be the scope of a record, not {type(scope).__name__}")
-    if sum(value is not None for value in (scope, conversation, owner, space)) != 1:
-        raise InvalidInput("scope", "name one of conversation=, owner= and space=, or give the scope of a record")
-    if scope is not None:
-        return scope.check()
-    if conversation is not None:
-        return Scope.conversation(conversation)
-    return Scope.space(space) if space is not None else Scope.owner(owner_id(owner) or "")
-
-
-def _read_found(scope: str, namespace: str, key: str) -> tuple[str, RecordKey]:
-    if not isinstance(scope, str):
-        raise TypeError
-    return scope, _read_cursor(namespace, key)
-
-
-def _read_cursor(namespace: str, key: str) -> RecordKey:
     if not isinstance(namespace, str) or not isinstance(key, str):
         raise TypeError
     return namespace.encode(), key.encode()

@@ -138,7 +138,7 @@ class RecordReads:
                 records=[
                     _local_record(one, bodies.get(one.position), saved=not local.is_pending(one))
                     if isinstance(one, LocalChange)
-                    else _stored_record(one)
+                    else stored_record(one)
                     for one in chosen
                 ],
                 next=after,
@@ -180,7 +180,7 @@ class RecordReads:
             raise StoreUnavailable(_UNKNOWN_LIST)
         pending = {(scope_of(one.lane).name, one.place): one for one in changes}
         merged = {
-            (one.scope.name, one.place): _stored_record(one)
+            (one.scope.name, one.place): stored_record(one)
             for one in found
             if (one.scope.name, one.place) not in pending
             and not any(
@@ -196,6 +196,28 @@ class RecordReads:
         ordered = sorted(merged.items(), key=lambda item: item[0])
         chosen = ordered[:limit]
         return [one for _, one in chosen], chosen[-1][0] if len(chosen) < len(ordered) else bound
+
+    async def scopes(self, *, limit: int, after: str = "") -> tuple[list[Scope], str | None]:
+        """Return the next scopes that may hold a record, by name, and after which the next page begins.
+
+        :raises StoreUnavailable: the history store does not answer.
+        """
+        changes, _ = await self._outbox.read(read_pending)
+        found = await self._gateway.read(lambda store: store.outbox_access.record_scopes(limit=limit, after=after))
+        if found is None:
+            raise StoreUnavailable(_UNKNOWN_LIST)
+        bound = found[-1].name if len(found) == limit else None
+        names = {one.name for one in found}
+        names |= {
+            name
+            for one in changes
+            if one.present and (name := scope_of(one.lane).name) > after and (bound is None or name <= bound)
+        }
+        chosen = sorted(names)
+        if len(chosen) > limit:
+            chosen = chosen[:limit]
+            bound = chosen[-1]
+        return [Scope(name) for name in chosen], bound
 
     async def _ask(self, scope: Scope, places: Collection[RecordKey], *, values: bool) -> RecordsView | None:
         origin_id = self._outbox.origin.origin_id
@@ -256,7 +278,7 @@ def _decide_with(
         elif head < local.pruned.get(lane, 0):
             raise StoreUnavailable(_UNKNOWN)  # a store that lacks what this outbox has pruned tells nothing
         else:
-            found[place] = _stored_record(stored[place]) if place in stored else None
+            found[place] = stored_record(stored[place]) if place in stored else None
 
 
 def _decide_alone(
@@ -291,7 +313,8 @@ def _merge_page(
     return sorted(merged, key=lambda one: one.place, reverse=where.reverse)
 
 
-def _stored_record(one: StoredRecord) -> Record:
+def stored_record(one: StoredRecord) -> Record:
+    """Return a record of the history store as it is read."""
     return Record(
         scope=one.scope,
         namespace=decode_namespace(one.place[0]),

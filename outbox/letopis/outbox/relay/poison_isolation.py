@@ -20,6 +20,7 @@ from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import Closed, HistoryDiverged, LetopisError, OriginSuperseded, SequenceGap
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, SequencedEvent
+from letopis.store.rules.preconditions import batch_of
 
 Apply = Callable[[Sequence[LaneBatch]], Awaitable[ApplyResult]]
 TryOut = Callable[[str], Awaitable[None]]
@@ -113,7 +114,7 @@ class PoisonIsolation:
         """
         rest: Sequence[SequencedEvent] = list(lane.deliveries)
         while len(rest) > 1:
-            half = LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(rest[: len(rest) // 2]))
+            half = LaneBatch(conversation_id=lane.conversation_id, deliveries=tuple(rest[: _middle(rest)]))
             found = await self._try([half], sent)
             if isinstance(found, ApplyResult):
                 # Not a success of the conversation: its good events prove nothing about the failing one.
@@ -281,3 +282,13 @@ class PoisonIsolation:
         except Exception as error:  # a fault of ours must not end the relay; it is attributed like any other
             reason = str(error) if isinstance(error, LetopisError) else "an error that Letopis does not know"
             return StoreFault(fault_class=FaultClass.UNCLASSIFIED, code=type(error).__name__, reason=reason)
+
+
+def _middle(deliveries: Sequence[SequencedEvent]) -> int:
+    """Return where to divide events: between two appends, as long as there are several."""
+    middle = len(deliveries) // 2
+    batches = [batch_of(one.event) for one in deliveries]
+    between = [
+        place for place in range(1, len(batches)) if batches[place] is None or batches[place] != batches[place - 1]
+    ]
+    return min(between, key=lambda place: abs(place - middle), default=middle)

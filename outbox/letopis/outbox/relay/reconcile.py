@@ -5,12 +5,15 @@ all lanes are therefore compared with the store's at the start and after any con
 them at intervals, the most recently delivered included. What the store lost is sent again from the tail; what the tail
 no longer holds is reported. In turn with that a part of the store's log is counted: events that were deleted while the
 counters stayed cannot be sent again, and are reported.
+
+With the heads, the ledgers of record lanes are trimmed to what the outbox has pruned: a lane that has no delivery any
+more would keep that of its last ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -20,13 +23,16 @@ from letopis.outbox.alerting.incident_table import record_incomplete
 from letopis.outbox.concurrency.clock import Clock, Deadline
 from letopis.outbox.event_log.acknowledge import Rewound, is_current_lease, rewind_lane, unblock_recovered
 from letopis.outbox.event_log.lanes import delivered_positions, delivered_positions_of, lost_lanes
+from letopis.outbox.event_log.record_lookups import pruned_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.reporting import log_context, logger
 from letopis.outbox.retry.fault_attribution import STORE_FAULT_CLASSES
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
-from letopis.store.errors import LetopisError
+from letopis.store.database.store_identity import expected_store_id
+from letopis.store.errors import LetopisError, OriginSuperseded
 from letopis.store.maintenance.continuity import LogCount
+from letopis.store.model.records import is_record_lane
 
 T = TypeVar("T")
 
@@ -156,6 +162,7 @@ class Reconciler:
             return ReconcileResult()
         lost = await self._outbox.read(lost_lanes)
         heads = await _twice(partial(self._store.lane_heads, self._outbox.origin.origin_id, list(delivered)))
+        await self._trim_ledgers([one for one in delivered if is_record_lane(one)])
         behind = {one: heads.get(one, 0) for one, position in delivered.items() if heads.get(one, 0) < position}
         found = {one: upto for one, upto in lost.items() if one in delivered and heads.get(one, 0) >= upto}
         if not (behind or found):
@@ -163,6 +170,15 @@ class Reconciler:
         write = partial(_settle, behind=behind, found=found, incarnation=incarnation, now_us=self._clock.now_us())
         rewound = await self._outbox.write(write)
         return ReconcileResult(fenced=True) if rewound is None else ReconcileResult(rewound=rewound)
+
+    async def _trim_ledgers(self, lanes: Collection[str]) -> None:
+        if not lanes or not (pruned := await self._outbox.read(partial(pruned_lanes, lanes=lanes))):
+            return
+        origin = replace(self._outbox.origin, store_id=expected_store_id())
+        try:
+            await self._store.outbox_access.trim_records(origin, pruned)
+        except (StoreFault, OriginSuperseded) as error:  # the next comparison tries again, and deliveries report it
+            logger.debug("ledgers of records could not be trimmed: %s", error, extra=log_context())
 
     async def _count_log(self, incarnation: int) -> ReconcileResult:
         found = await _twice(partial(self._store.outbox_access.continuity.count, self.progress.log_after))

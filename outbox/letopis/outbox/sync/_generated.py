@@ -117,7 +117,7 @@ class BlockingReceipt(SyncBase):
         return self._receipt.message_id
 
     def saved(self, timeout: float | None = None) -> bool:
-        """Wait until the history store holds the events, at most ``timeout`` seconds.
+        """Wait until the history store holds the events, at most ``timeout`` seconds; with 0, look once.
 
         See :meth:`Receipt.saved`.
         """
@@ -254,12 +254,21 @@ class BlockingRecords(SyncBase):
         """
         return [BlockingRecordReceipt(self._portal, one) for one in self._portal.call(self._records.delete_many, keys)]
 
-    def delete_where(self, prefix: Sequence[str] = ()) -> BlockingRecordReceipt:
+    def delete_where(
+        self,
+        prefix: Sequence[str] = (),
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        tags: Mapping[str, Tag] | None = None,
+    ) -> BlockingRecordReceipt:
         """Delete all records in a namespace and below it; in the whole scope by default.
 
         See :meth:`Records.delete_where`.
         """
-        return BlockingRecordReceipt(self._portal, self._portal.call(self._records.delete_where, prefix))
+        return BlockingRecordReceipt(
+            self._portal, self._portal.call(self._records.delete_where, prefix, start=start, end=end, tags=tags)
+        )
 
     def erase(self) -> BlockingRecordReceipt:
         """Delete all records of the scope, and everything that the outbox and the history store could tell of them.
@@ -671,6 +680,13 @@ class BlockingHistory(SyncBase):
         See :meth:`History.find_records`.
         """
         return self._portal.call(self._history.find_records, tags, limit=limit, after=after)
+
+    def record_scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
+        """Return the conversations, owners and spaces that have records, pending ones included, in a fixed order.
+
+        See :meth:`History.record_scopes`.
+        """
+        return self._portal.call(self._history.record_scopes, limit=limit, after=after)
 
     def sent(
         self,

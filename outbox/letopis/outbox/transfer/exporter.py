@@ -1,4 +1,4 @@
-"""Export conversations page by page as the lines of a file."""
+"""Export conversations and records page by page as the lines of a file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from letopis.outbox.transfer.record_source import RecordSource
+from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
+from letopis.store.model.records import Scope
 from letopis.store.read.paging import DEFAULT_STATES
 from letopis.store.transfer.jsonl import render_line
+from letopis.store.transfer.record_lines import render_record
 from letopis.store.transfer.seen_keys import SeenKeys
 
 PAGE: Final = 500
@@ -41,20 +45,25 @@ class Source(Protocol):
 
 
 class Incomplete(Exception):
-    """The history store cannot be read, so the export would lack older messages."""
+    """The history store cannot be read, so the export would lack older messages, or records."""
 
 
 @dataclass(slots=True)
 class Exporter:
     """One export; memory is bounded by a page.
 
-    :ivar lines: written so far.
+    :ivar source: of the messages.
+    :ivar beside: of the records; ``None`` leaves them out.
+    :ivar lines: messages written so far.
     :ivar conversations: written so far.
+    :ivar records: written so far.
     """
 
     source: Source
+    beside: RecordSource | None = None
     lines: int = 0
     conversations: int = 0
+    records: int = 0
 
     async def count(self, *, owner: str | None = None) -> int:
         """Return about how many lines :meth:`of_all` yields: without what forks inherit, and what comes meanwhile.
@@ -67,7 +76,7 @@ class Exporter:
         return total
 
     async def of_one(self, conversation_id: str) -> AsyncIterator[bytes]:
-        """Yield the lines of one conversation, oldest first; none if it does not exist.
+        """Yield the lines of one conversation, oldest first, and of its records; none if it does not exist.
 
         :raises Incomplete: the history store cannot be reached.
         """
@@ -76,9 +85,14 @@ class Exporter:
             with SeenKeys() as count:
                 async for line in self._lines(found, count):
                     yield line
+        async for line in self._records(Scope.conversation(conversation_id)):
+            yield line
 
     async def of_all(self, *, owner: str | None = None) -> AsyncIterator[bytes]:
         """Yield the lines of every conversation, or of those of ``owner``, one conversation after the other.
+
+        The records of a conversation follow its messages. After all conversations come the records of the owner or,
+        without one, all other records.
 
         Messages appended meanwhile may or may not be included; every conversation that existed at the start is.
 
@@ -98,6 +112,32 @@ class Exporter:
                     fresh = True
                     async for line in self._lines(found, count):
                         yield line
+                    async for line in self._records(Scope.conversation(found.conversation_id)):
+                        yield line
+            async for scope in self._other_scopes(owner, done):
+                async for line in self._records(scope):
+                    yield line
+
+    async def _other_scopes(self, owner: str | None, done: SeenKeys) -> AsyncIterator[Scope]:
+        """Yield the scopes of records that belong to no exported conversation."""
+        if owner is not None:
+            yield Scope.owner(owner)
+        elif self.beside is not None:
+            async for scope in self.beside.scopes():
+                if (name := scope.conversation_id) is None or not done.seen(name.encode()):
+                    yield scope
+
+    async def _records(self, scope: Scope) -> AsyncIterator[bytes]:
+        if self.beside is None:
+            return
+        try:
+            async for record in self.beside.records(scope):
+                yield render_record(record)
+                self.records += 1
+        except StoreUnavailable as error:
+            raise Incomplete(
+                "the history store cannot be read, so records would be missing: `letopis db check` says why it is so"
+            ) from error
 
     async def _listed(self, owner: str | None) -> AsyncIterator[Conversation]:
         after: str | None = None

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.transfer.record_importer import RecordImporter, RecordItem, check_record
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store
@@ -21,6 +22,7 @@ from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse
 from letopis.store.model.codec import DEFAULT_LIMITS, Limits
 from letopis.store.transfer.jsonl import Line, Refused
+from letopis.store.transfer.record_lines import RecordLine
 from letopis.store.transfer.seen_keys import SeenKeys
 
 CHUNK_LINES: Final = 500
@@ -86,10 +88,14 @@ class Importer:
     progress: Callable[[ImportCounts], None] = lambda _: None
     limits: Limits = DEFAULT_LIMITS
     counts: ImportCounts = field(default_factory=ImportCounts)
+    _records: RecordImporter = field(init=False)
     _answers: bool = True
     """False once the store was unavailable: it is not waited for twice."""
     _elsewhere: SeenKeys = field(default_factory=SeenKeys)
     """The conversations whose events the store held before this run."""
+
+    def __post_init__(self) -> None:
+        self._records = RecordImporter(self.outbox, self.store)
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +105,7 @@ class Importer:
     ) -> None:
         self._elsewhere.close()
 
-    async def take(self, lines: Iterable[Line | Refused]) -> ImportCounts:
+    async def take(self, lines: Iterable[Line | RecordLine | Refused]) -> ImportCounts:
         """Append every line that can be stored; return the counts, which :attr:`counts` shows while it runs.
 
         The lines are read in a thread, so they may come from a slow pipe.
@@ -117,15 +123,23 @@ class Importer:
         await thread.close()
         return self.counts
 
-    async def _take_chunk(self, chunk: Sequence[Line | Refused]) -> None:
+    async def _take_chunk(self, chunk: Sequence[Line | RecordLine | Refused]) -> None:
         items: list[_Item] = []
+        records: list[RecordItem] = []
         refused: list[Refused] = []
         for line in chunk:
             found = check(line, self.limits)
             if isinstance(found, Refused):
                 refused.append(found)
+            elif isinstance(found, RecordItem):
+                records.append(found)
             else:
                 items.append(found)
+        if records:
+            taken = await self._records.take(records)
+            self.counts.imported += taken.imported
+            self.counts.known += taken.known
+            refused += taken.refused
         held = await self.outbox.read(lambda connection: _look_up(connection, items))
         items = await self._without_what_the_store_holds(items, held, refused)
         lanes: dict[str, list[_Item]] = {}
@@ -234,10 +248,12 @@ async def _digests(store: ConversationStore, conversation_id: str) -> AsyncItera
             return
 
 
-def check(line: Line | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | Refused:
+def check(line: Line | RecordLine | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | RecordItem | Refused:
     """Return a line encoded for storage, or why it is refused."""
     if isinstance(line, Refused):
         return line
+    if isinstance(line, RecordLine):
+        return check_record(line)
     try:
         prepared = prepare(line.conversation_id, (line.event(),), owner=line.owner, limits=limits)
     except InvalidInput as error:
@@ -246,7 +262,7 @@ def check(line: Line | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | Refu
     return _Item(line, replace(prepared, put_back=False))
 
 
-def try_out(lines: Iterable[Line | Refused], tell: Callable[[Refused], None]) -> ImportCounts:
+def try_out(lines: Iterable[Line | RecordLine | Refused], tell: Callable[[Refused], None]) -> ImportCounts:
     """Check lines as an import would, without writing: each alone, and for contradicting ids or owners.
 
     The outbox is not read; lines that repeat an earlier one count as known.
@@ -255,12 +271,14 @@ def try_out(lines: Iterable[Line | Refused], tell: Callable[[Refused], None]) ->
     with SeenKeys() as seen, SeenKeys() as owners:
         for line in lines:
             found = check(line)
-            if not isinstance(found, Refused):
+            if isinstance(found, RecordItem):
+                found = _first_put(found, seen, counts)
+            elif not isinstance(found, Refused):
                 found = _same_owner(found, owners)
-            if not isinstance(found, Refused):
-                found = _first_use(found, seen, counts)
-            if not isinstance(found, Refused):
-                _note_owner(found, owners)
+                if not isinstance(found, Refused):
+                    found = _first_use(found, seen, counts)
+                if not isinstance(found, Refused):
+                    _note_owner(found, owners)
             if isinstance(found, Refused):
                 tell(found)
                 counts.refused += 1
@@ -302,8 +320,24 @@ def _first_use(item: _Item, seen: SeenKeys, counts: ImportCounts) -> _Item | Ref
     return item
 
 
-def _draw(source: Iterator[Line | Refused]) -> list[Line | Refused]:
-    chunk: list[Line | Refused] = []
+def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> RecordItem | Refused:
+    change = item.change
+    place = b"\1".join((item.line.scope.name.encode(), *change.place))
+    whole = place + change.event.digest
+    if seen.seen(whole):
+        counts.known += 1
+    elif seen.seen(place):
+        reason = "record: an earlier line gives it another value"
+        return Refused(number=item.line.number, reason=reason, size=item.line.size)
+    else:
+        seen.add(place)
+        seen.add(whole)
+        counts.imported += 1
+    return item
+
+
+def _draw(source: Iterator[Line | RecordLine | Refused]) -> list[Line | RecordLine | Refused]:
+    chunk: list[Line | RecordLine | Refused] = []
     size = 0
     for line in islice(source, CHUNK_LINES):
         chunk.append(line)

@@ -77,6 +77,15 @@ _PARTS: Final[dict[str, type[Text | Reasoning | File | ToolCall | ToolResult | D
 _TEXT_FIELDS: Final = {"text", "uri", "media_type", "call_id", "name", "status"}
 
 
+def part_types(content: Content | None) -> frozenset[str]:
+    """Return the types of the parts of a message's content; text alone is one of ``text``."""
+    if content is None:
+        return frozenset()
+    if isinstance(content, str):
+        return frozenset({Text.kind})
+    return frozenset(str(one.value.get("type")) if isinstance(one, UnknownPart) else one.kind for one in content)
+
+
 def part_to_json(part: Part) -> dict[str, Any]:
     """Return the JSON object of a part, without fields that are ``None``."""
     if isinstance(part, UnknownPart):

@@ -113,6 +113,12 @@ class Scope:
         return self.name.removeprefix(_CONVERSATION) if self.name.startswith(_CONVERSATION) else None
 
     @property
+    def named(self) -> tuple[str, str]:
+        """The word for its kind, ``conversation``, ``owner`` or ``space``, and the name without the mark."""
+        kinds = {_CONVERSATION: "conversation", _OWNER: "owner", _SPACE: "space"}
+        return kinds[self.name[:3]], self.name[3:]
+
+    @property
     def in_lanes(self) -> bool:
         """Whether its records are spread over several lanes."""
         return self.name.startswith(_SPACE)
@@ -134,8 +140,7 @@ class Scope:
         return partition_of(self.name, partitions)
 
     def __str__(self) -> str:
-        kind = {"c": "conversation", "o": "owner"}.get(self.name[1:2], "space")
-        return f"{kind} {self.name[3:]}"
+        return " ".join(self.named)
 
 
 def is_record_lane(name: str) -> bool:

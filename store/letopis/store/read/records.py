@@ -93,7 +93,7 @@ class RecordReader:
             )
             .order_by(record_parts.c.part)
         )
-        self._heads = sa.select(record_lanes.c.lane, record_lanes.c.sequence).where(
+        self._heads = sa.select(record_lanes.c.lane, record_lanes.c.sequence, record_lanes.c.floor).where(
             dialect.among(record_lanes.c.partition, "partitions"),
             dialect.among(record_lanes.c.lane, "lanes"),
             record_lanes.c.origin_id == sa.bindparam("origin"),
@@ -101,7 +101,17 @@ class RecordReader:
 
     async def heads(self, connection: AsyncConnection, origin_id: UUID, lanes: Collection[str]) -> dict[str, int]:
         """Return the last applied sequence of an outbox's record lanes; unknown lanes are left out."""
-        found: dict[str, int] = {}
+        return {row.lane: row.sequence for row in await self._lanes(connection, origin_id, lanes)}
+
+    async def untrimmed(
+        self, connection: AsyncConnection, origin_id: UUID, pruned: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Return those of an outbox's lanes whose ledger reaches back to before what the outbox has pruned."""
+        rows = await self._lanes(connection, origin_id, pruned)
+        return {row.lane: pruned[row.lane] for row in rows if row.floor < min(pruned[row.lane], row.sequence)}
+
+    async def _lanes(self, connection: AsyncConnection, origin_id: UUID, lanes: Collection[str]) -> list[Any]:
+        found: list[Any] = []
         for part in in_batches(dict.fromkeys(lanes)):
             rows = await connection.execute(
                 self._heads,
@@ -111,7 +121,7 @@ class RecordReader:
                     "origin": origin_id,
                 },
             )
-            found.update({row.lane: row.sequence for row in rows})
+            found += rows.all()
         return found
 
     async def get(
@@ -206,6 +216,12 @@ class RecordReader:
             )
         rows = await connection.execute(statement.order_by(*order).limit(sa.literal_column(str(limit))))
         return [_record(row, None) for row in rows]
+
+    async def scopes(self, connection: AsyncConnection, *, limit: int, after: str = "") -> list[Scope]:
+        """Return scopes that hold records, in the order of their names, after one of them."""
+        statement = sa.select(records.c.scope).distinct().where(records.c.scope > after).order_by(records.c.scope)
+        rows = await connection.execute(statement.limit(limit))
+        return [Scope(row.scope) for row in rows]
 
     async def _bodies(
         self, connection: AsyncConnection, partition: int, rows: Sequence[sa.Row[Any]]

@@ -10,6 +10,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import ROLES, empty
+from letopis.store.model.parts import part_types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +24,15 @@ class Filter:
         ``true``, ``1`` and ``"1"`` are not, and an object or a list must be equal as a whole. ``None`` is a null, and
         no missing key. A redacted message has no metadata.
     :ivar id_prefix: what their ids begin with.
+    :ivar parts: types of content parts, for example ``tool_call`` and ``file``, of which they hold any; content given
+        as a string is ``text``. ``None`` for all.
     :raises InvalidInput: a value is of the wrong kind.
     """
 
     roles: Collection[str] | None = None
     metadata: Mapping[str, Any] = field(default_factory=empty)
     id_prefix: str | None = None
+    parts: Collection[str] | None = None
 
     def __post_init__(self) -> None:
         if self.roles is not None:
@@ -41,12 +45,21 @@ class Filter:
         if self.id_prefix is not None:
             # A database may refuse to be asked for what no id can begin with.
             object.__setattr__(self, "id_prefix", check_identifier(self.id_prefix, "id_prefix"))
+        if self.parts is not None:
+            types = self.parts
+            if isinstance(types, str) or not isinstance(types, Collection):
+                raise InvalidInput("parts", "must be types of content parts, for example a set")
+            if not all(isinstance(one, str) and one for one in types):
+                raise InvalidInput("parts", "must be types of content parts, each a string that is not empty")
+            object.__setattr__(self, "parts", frozenset(map(str.__str__, types)))
 
     def matches(self, message: RecordedMessage) -> bool:
         """Return True if the message is wanted."""
         if self.roles is not None and message.role not in self.roles:
             return False
         if self.id_prefix is not None and not message.id.startswith(self.id_prefix):
+            return False
+        if self.parts is not None and not part_types(message.content) & frozenset(self.parts):
             return False
         found = message.message.metadata
         return all(key in found and is_equal_json(found[key], value) for key, value in self.metadata.items())

@@ -177,6 +177,39 @@ def _seen_version(expects: Precondition, own: Sequence[LoggedEvent], head: int) 
     return last.version if last.conflict is None else last.conflict.expected
 
 
+def batch_of(event: EncodedEvent) -> UUID | None:
+    """Return the id of the event that decides for the whole append of ``event``.
+
+    ``None`` if it has no condition, or was damaged so that nobody knows.
+    """
+    if event.metadata is None or PRECONDITION_KEY not in event.metadata:
+        return None
+    try:
+        expects = Precondition.of(decode(event.metadata))
+    except ValueError:
+        return None
+    return None if expects is None else expects.batch_id or event.event_id
+
+
+def with_one_leader(events: Sequence[EncodedEvent]) -> list[EncodedEvent]:
+    """Return the events of an append so that the first one with a condition decides for all, under the id it has now.
+
+    Their digests, which leave conditions out, stay.
+    """
+    led = []
+    leader: UUID | None = None
+    for event in events:
+        metadata = decode(event.metadata)
+        expects = Precondition.of(metadata)
+        if expects is not None:
+            if expects.batch_id != leader:
+                data = replace(expects, batch_id=leader).to_data()
+                event = replace(event, metadata=orjson.dumps({**metadata, PRECONDITION_KEY: data}).decode())
+            leader = leader or event.event_id
+        led.append(event)
+    return led
+
+
 def with_conflict(event: EncodedEvent, conflict: Conflict) -> EncodedEvent:
     """Return an event with a note that it came too late; its digest, which leaves the note out, stays."""
     metadata = {**decode(event.metadata), SUPERSEDED_KEY: conflict.to_data()}

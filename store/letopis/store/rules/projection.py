@@ -109,6 +109,26 @@ def project_events(
     return projected
 
 
+def conflicts_of_shown(
+    projected: Projected, decoded: Sequence[DecodedEvent], shown: Mapping[int, int]
+) -> dict[int, Conflict]:
+    """Return the conflicts of messages that were on the path before a delivery, and left it by an earlier event of it.
+
+    They are there already, so that the delivery does not append them: who said them again has to be told.
+
+    :param decoded: the fresh events of the delivery, which were projected.
+    :param shown: the versions of such messages, by their sequence in the delivery.
+    """
+    sequences = {version: item.delivery.sequence for version, item in zip(projected.versions, decoded, strict=True)}
+    left = {row.version: row.left_at for row in projected.messages}
+    conflicts = {}
+    for sequence, version in shown.items():
+        at = left.get(version) or min((at for after, at in projected.cuts if version > after), default=None)
+        if at is not None and sequences.get(at, 0) < sequence:
+            conflicts[sequence] = Conflict(expected=version, actual=at)
+    return conflicts
+
+
 class _Projection(MessageSink):
     """A projection in progress; it receives the effects on messages itself."""
 

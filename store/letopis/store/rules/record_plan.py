@@ -40,7 +40,7 @@ class RecordChange:
     :ivar prefix: of what a clear removes; otherwise the namespace.
     :ivar key: empty for a clear.
     :ivar expected: what the change depends on.
-    :ivar keep: a put that finds a record where it expects none leaves that one, and is no conflict.
+    :ivar keep: a change that finds another record than it expects leaves that one, and is no conflict.
     :ivar erases: a clear whose traces are erased too, because its conversation or owner is.
     :ivar body: the value; ``None`` if a later change took it away, or the change has none.
     """
@@ -212,7 +212,8 @@ def plan_changes(
             _clear(plan, revisions, change)
         elif change.type == RECORD_DELETED:
             if not meets(change.expected, revisions.get(change.place)):
-                plan.superseded.add(change.sequence)
+                if not change.keep:
+                    plan.superseded.add(change.sequence)
             elif revisions.pop(change.place, None) is not None:
                 plan.final[change.place] = None
         elif change.type == RECORD_PUT:

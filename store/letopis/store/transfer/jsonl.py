@@ -1,13 +1,15 @@
 """Parse and render JSON Lines with one message per line; pure, so import, dry run and export share it.
 
-A line is an object with ``conversation_id``, ``role`` and ``content``, and optionally ``id``, ``owner``,
-``occurred_at``, ``name``, ``tokens``, ``usage``, ``external_ids``, ``metadata`` and ``status``. Other keys are refused,
-since they would be dropped silently.
+A line with the key ``record`` holds a record instead: see :mod:`letopis.store.transfer.record_lines`. Any other is an
+object with ``conversation_id``, ``role`` and ``content``, and optionally ``id``, ``owner``, ``occurred_at``, ``name``,
+``tokens``, ``usage``, ``external_ids``, ``metadata`` and ``status``. Other keys are refused, since they would be
+dropped silently.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,6 +25,7 @@ from letopis.store.model.events import Event, utc_now
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import EMPTY, Message, Role
 from letopis.store.model.parts import content_from_json
+from letopis.store.transfer.record_lines import MAX_RECORD_LINE_BYTES, RecordLine, parse_record
 from letopis.store.transfer.timestamps import parse_timestamp, render_timestamp
 
 MAX_LINE_BYTES: Final = 8_388_608
@@ -36,6 +39,7 @@ _OPTIONAL: Final = ("id", "owner", "occurred_at", "name", "tokens", "usage", "ex
 _KEYS: Final = frozenset((*_REQUIRED, *_OPTIONAL))
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+_BEGINS_RECORD: Final = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"record"\s*:')
 
 
 class KeyCounter(Protocol):
@@ -86,23 +90,28 @@ class Refused:
 
 def read_lines(
     stream: BinaryIO, *, count: KeyCounter, max_line_bytes: int = MAX_LINE_BYTES
-) -> Iterator[Line | Refused]:
+) -> Iterator[Line | RecordLine | Refused]:
     """Yield the lines of ``stream`` in order. Memory is bounded by the longest line.
 
     Lines end with LF or CRLF, the last one may end with the file. Blank lines and a byte order mark at the start are
-    skipped. A line that is too long is skipped without reading it into memory.
+    skipped. A line that is too long is skipped without reading it into memory. One that begins with ``record`` may be
+    as long as the largest value in base64.
 
     :param count: gives lines without an id the id that reading them again gives them too.
     """
     number = 0
     while raw := stream.readline(max_line_bytes + 2):
         number += 1
+        longest = max_line_bytes
+        if not raw.endswith(b"\n") and len(raw) > longest and _BEGINS_RECORD.match(raw):
+            longest = max(longest, MAX_RECORD_LINE_BYTES)
+            raw += stream.readline(longest + 2 - len(raw))
         size = len(raw)
-        if len(raw.rstrip(b"\r\n")) > max_line_bytes:
+        if len(raw.rstrip(b"\r\n")) > longest:
             while raw and not raw.endswith(b"\n"):
                 raw = stream.readline(65_536)
                 size += len(raw)
-            yield Refused(number=number, reason=f"the line is longer than {max_line_bytes} bytes", size=size)
+            yield Refused(number=number, reason=f"the line is longer than {longest} bytes", size=size)
             continue
         if number == 1:
             raw = raw.removeprefix(_BOM)
@@ -114,12 +123,14 @@ def read_lines(
             yield Refused(number=number, reason=str(error), size=size)
 
 
-def parse_line(raw: bytes, *, number: int, count: KeyCounter) -> Line:
+def parse_line(raw: bytes, *, number: int, count: KeyCounter) -> Line | RecordLine:
     """Parse one line.
 
     :raises InvalidInput: the line cannot be stored as it is written; the error names the key.
     """
     fields = _load(raw)
+    if "record" in fields:
+        return parse_record(fields, number=number, size=len(raw))
     for key in fields:
         if key not in _KEYS:
             raise InvalidInput(key if key.isprintable() else ascii(key), f"is not a key of a line: {_known()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -17,12 +17,12 @@ from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import InvalidInput
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.records import Scope, is_record_lane
+from letopis.store.model.records import Scope, is_record_lane, scope_of
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.inline import InlineProjections
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin, SequencedEvent, TableRow
 from letopis.store.rules.decoding import DecodedEvent, decode_events
-from letopis.store.rules.projection import project_events
+from letopis.store.rules.projection import conflicts_of_shown, project_events
 from letopis.store.rules.record_plan import conversations_of
 from letopis.store.write.lanes import Comparison, Lanes
 from letopis.store.write.loading import LoadedLane, Loader
@@ -153,6 +153,24 @@ class Applier:
             self._erased()
         return applied.result
 
+    async def trim_records(self, origin: Origin, pruned: Mapping[str, int]) -> None:
+        """Trim the ledgers of record lanes to what their outbox has pruned, in one transaction.
+
+        :raises StoreFault: the database failed, or is not the origin's.
+        """
+        async with self.write_lock:
+            with translated():
+                async with self._engine.connect() as connection:
+                    await self._dialect.begin_apply(connection)
+                    transaction = self._transaction(connection, origin)
+                    await self._registration.register(transaction)
+                    await self._records.trim(transaction, pruned)
+                    # A log that was closed for a move changes no more.
+                    partitions = {scope_of(name).partition(self._partitions) for name in pruned}
+                    await self._log.append(transaction, (), (), more=partitions)
+                    with translated(committing=True):
+                        await connection.commit()
+
     async def _apply_with_retries(self, origin: Origin, batch: Sequence[LaneBatch], decoded: DecodedBatch) -> Applied:
         for attempt in range(1, MAX_ATTEMPTS):
             try:
@@ -191,13 +209,7 @@ class Applier:
 
         :param optimistic: see :meth:`Lanes.compare`.
         """
-        transaction = ApplyTransaction(
-            connection=connection,
-            dialect=self._dialect,
-            origin=origin,
-            partitions=self._partitions,
-            now=self._now(),
-        )
+        transaction = self._transaction(connection, origin)
         await self._registration.register(transaction)
         of_records = [lane for lane in batch if is_record_lane(lane.conversation_id)]
         events = [lane for lane in batch if not is_record_lane(lane.conversation_id)] if of_records else batch
@@ -214,6 +226,15 @@ class Applier:
         if records is not None and records.erased:
             erasure = replace(erasure, content=True)
         return Applied(result=_result(compared, projected, records), recorded=recorded, erasure=erasure)
+
+    def _transaction(self, connection: AsyncConnection, origin: Origin) -> ApplyTransaction:
+        return ApplyTransaction(
+            connection=connection,
+            dialect=self._dialect,
+            origin=origin,
+            partitions=self._partitions,
+            now=self._now(),
+        )
 
     async def _erase_released(self) -> None:
         """Erase what deleted conversations retained for forks that have ceased to read it; the next apply retries."""
@@ -249,7 +270,13 @@ async def _project(loaded: Sequence[LoadedLane]) -> list[ProjectedLane]:
 
 
 def _result(compared: Comparison, projected: Sequence[ProjectedLane], records: AppliedRecords | None) -> ApplyResult:
-    superseded = {one.lane.conversation_id: one.result.superseded for one in projected}
+    superseded = {
+        one.lane.conversation_id: {
+            **conflicts_of_shown(one.result, one.lane.fresh, one.lane.shown),
+            **one.result.superseded,
+        }
+        for one in projected
+    }
     applied = [] if records is None else records.applied
     refused = [] if records is None else records.refused
     return ApplyResult(

@@ -13,6 +13,7 @@ from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.row_mapping import conflict_of
 from letopis.store.database.schema import conversations, events, lanes, messages
 from letopis.store.errors import BatchRefused
+from letopis.store.model.event_types import MessageAppended
 from letopis.store.read.task_marks import erased, left_at
 from letopis.store.rules.apply_plan import (
     ComparedLane,
@@ -39,6 +40,8 @@ class AcceptedLane:
 
     :ivar fresh: the events to write; may be empty.
     :ivar conflicts: those of the delivered events that are stored already, by sequence.
+    :ivar shown: the versions of messages that other outboxes have delivered and that are on the path before this
+        delivery, by the sequence under which this one appends them too.
     :ivar duplicates: how many sequences of the lane have no event of their own, as the same one was there already.
     """
 
@@ -46,6 +49,7 @@ class AcceptedLane:
     partition: int
     fresh: tuple[DecodedEvent, ...]
     conflicts: dict[int, Conflict]
+    shown: dict[int, int]
     duplicates: int
 
     @property
@@ -188,16 +192,21 @@ class Lanes:
         if doubtful := check_known(compared, origin_id, stored):
             check_places(lane, doubtful, await self._find_places(transaction, lane.conversation_id, doubtful))
         fresh = compared.fresh if optimistic else select_new(compared, stored)
-        conflicts = {}
+        conflicts, shown = dict[int, Conflict](), dict[int, int]()
         for delivery in lane.deliveries if stored else ():
             found = stored.get(delivery.event.event_id)
-            if found is not None and (conflict := found.conflict_with(delivery, origin_id)) is not None:
+            if found is None:
+                continue
+            if (conflict := found.conflict_with(delivery, origin_id)) is not None:
                 conflicts[delivery.sequence] = conflict
+            elif delivery.sequence > compared.head and delivery.event.type == MessageAppended.type:
+                shown[delivery.sequence] = found.version
         return AcceptedLane(
             compared=compared,
             partition=transaction.partition(lane.conversation_id),
             fresh=decode(fresh),
             conflicts=conflicts,
+            shown=shown,
             duplicates=len(compared.fresh) - len(fresh),
         )
 

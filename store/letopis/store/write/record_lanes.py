@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,20 @@ class RecordLanes:
             erased=erased,
         )
 
+    async def trim(self, transaction: ApplyTransaction, pruned: Mapping[str, int]) -> None:
+        """Trim the ledgers of lanes to what their outbox has pruned, where that is more than with their last delivery.
+
+        :param pruned: by lane.
+        """
+        found = await self._lock_heads(transaction, sorted(pruned, key=lambda name: _order(transaction, name)))
+        for name, head in found.items():
+            floor = min(pruned[name], head.sequence)
+            if floor > head.floor:
+                partition, origin = _partition(transaction, name), transaction.origin.origin_id
+                await self._trim_ledger(transaction, name, floor)
+                row: TableRow = (partition, name, origin, head.sequence, floor)
+                await transaction.dialect.overwrite(transaction.connection, record_lanes, [row])
+
     async def erase(self, transaction: ApplyTransaction, scopes: Iterable[str]) -> None:
         """Erase all records of scopes, and what the ledger tells of them."""
         for scope in scopes:
@@ -133,15 +147,7 @@ class RecordLanes:
     ) -> tuple[list[_Lane], list[BatchRefused]]:
         """Lock the lanes in the order of their keys, and find out which changes of each are new."""
         ordered = sorted(batch, key=lambda lane: _order(transaction, lane.conversation_id))
-        heads: dict[str, sa.Row[Any]] = {}
-        for part in in_batches(lane.conversation_id for lane in ordered):
-            rows = await transaction.execute(
-                self._heads,
-                partitions=sorted({_partition(transaction, name) for name in part}),
-                lanes=part,
-                origin=transaction.origin.origin_id,
-            )
-            heads.update({row.lane: row for row in rows})
+        heads = await self._lock_heads(transaction, [lane.conversation_id for lane in ordered])
         accepted, refused = list[_Lane](), list[BatchRefused]()
         for lane in ordered:
             head = heads.get(lane.conversation_id)
@@ -162,6 +168,18 @@ class RecordLanes:
                 )
             )
         return accepted, refused
+
+    async def _lock_heads(self, transaction: ApplyTransaction, names: Sequence[str]) -> dict[str, sa.Row[Any]]:
+        heads: dict[str, sa.Row[Any]] = {}
+        for part in in_batches(names):
+            rows = await transaction.execute(
+                self._heads,
+                partitions=sorted({_partition(transaction, name) for name in part}),
+                lanes=part,
+                origin=transaction.origin.origin_id,
+            )
+            heads.update({row.lane: row for row in rows})
+        return heads
 
     async def _known(self, transaction: ApplyTransaction, compared: ComparedLane) -> dict[int, LedgerEntry]:
         if not compared.known:
@@ -239,14 +257,22 @@ class RecordLanes:
         # Never beyond what is applied here: a restored store is sent again what it lacks.
         floor = max(lane.floor, min(compared.lane.pruned, compared.head))
         if floor > lane.floor:
-            key = {"at_partition": lane.partition, "at_lane": lane.name, "at_origin": origin, "floor": floor}
-            await transaction.execute(self._trim, **key)
+            await self._trim_ledger(transaction, lane.name, floor)
         row: TableRow = (lane.partition, lane.name, origin, head, floor)
         dialect, connection = transaction.dialect, transaction.connection
         if not compared.head:
             await dialect.insert(connection, record_lanes, [row])
         elif (head, floor) != (compared.head, lane.floor):
             await dialect.overwrite(connection, record_lanes, [row])
+
+    async def _trim_ledger(self, transaction: ApplyTransaction, name: str, floor: int) -> None:
+        await transaction.execute(
+            self._trim,
+            at_partition=_partition(transaction, name),
+            at_lane=name,
+            at_origin=transaction.origin.origin_id,
+            floor=floor,
+        )
 
 
 def _partition(transaction: ApplyTransaction, lane: str) -> int:

@@ -7,9 +7,11 @@ import tracemalloc
 from functools import partial
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
+from letopis.outbox.event_log import lanes
 from letopis.outbox.event_log.acknowledge import acknowledge, schedule_retry
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import prepare
@@ -20,6 +22,7 @@ from letopis.outbox.event_log.lanes import (
     next_batch,
 )
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.model.conversations import Seen
 from letopis.store.model.messages import Message
 from tests.support.relays import lane, say, sql
 
@@ -97,6 +100,35 @@ async def test_a_batch_is_bounded_by_bytes_and_the_first_event_goes_in_any_case(
     assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1, "b": 1}  # only what begins the conversations
     await outbox.write(lambda connection: acknowledge(connection, {"a": 1, "b": 1}, now_us=0))
     assert sizes(await due(outbox, max_bytes=50_000)) == {"a": 1}
+
+
+async def test_an_append_with_one_condition_is_delivered_whole(
+    outbox: OutboxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def messages() -> list[Message]:
+        return [Message.user("x" * 100) for _ in range(20)]
+
+    seen = await outbox.append(prepare("whole", [Message.user("first")]))
+    after = Seen(sequence=max(seen.sequences))
+    await outbox.append(prepare("whole", messages(), after=after))
+    await outbox.append(prepare("whole", messages()))
+    await outbox.append(prepare("plain", messages()))
+    few = {"max_events": 30, "per_lane": 3}
+
+    # The start of the conversation, the first message and all of the append; of the one without a condition, a share.
+    assert sizes(await due(outbox, **few)) == {"whole": 22, "plain": 3}
+    assert sizes(await due(outbox, max_bytes=500)) == {"whole": 22}
+    assert sizes(await due(outbox, max_events=2)) == {"whole": 2}
+    for bound, value in (("MAX_WHOLE_EVENTS", 18), ("MAX_WHOLE_BYTES", 1_000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(lanes, bound, value)
+            assert sizes(await due(outbox, **few)) == {"whole": 3, "plain": 3}
+    # What is left of it when a part was delivered goes whole, too; nobody stumbles over a damaged condition.
+    await outbox.write(lambda connection: acknowledge(connection, {"whole": 5}, now_us=0))
+    assert sizes(await due(outbox, **few)) == {"whole": 17, "plain": 3}
+    await sql(outbox, "UPDATE letopis_outbox_events SET metadata = '{\"letopis.expects\"' WHERE sequence = 8")
+    assert sizes(await due(outbox, **few)) == {"whole": 3, "plain": 3}
 
 
 async def test_bytes_are_counted_as_they_are_sent(outbox: OutboxFile) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from uuid import UUID, uuid4
 
+import orjson
 import pytest
 
 from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES, PoisonIsolation
@@ -68,6 +70,24 @@ def made(store: ToldStore, *, attribution: FaultAttribution | None = None, deadl
 
 def charges(sent: SendResult) -> set[tuple[str, int, bool, bool]]:
     return {(one.conversation_id, one.sequence, one.charged, one.final) for one in sent.refusals}
+
+
+async def test_appends_with_one_condition_are_parted_last() -> None:
+    """A refused event behind one leaves it whole; one inside it has to be found."""
+    one = batch("a", 12)
+    for place, event in enumerate(one.deliveries):
+        if 3 <= place < 9:
+            leader = {"turn": str(UUID(int=4))} if place > 3 else {}
+            data = orjson.dumps({"letopis.expects": {"sequence": 1, **leader}}).decode()
+            event.event = replace(event.event, metadata=data)
+    for bad, whole in ((12, True), (10, True), (6, False)):
+        store = ToldStore()
+        store.refuse = refusing(POISON, ("a", bad))
+        sent = await made(store).send([one])
+
+        assert sent.delivered == {"a": bad - 1}
+        ends = [lanes[0].deliveries[-1].sequence for lanes in store.batches if lanes[0].deliveries[-1].sequence < bad]
+        assert all(end <= 3 or end >= 9 for end in ends) is whole
 
 
 async def test_a_good_batch_goes_in_one_piece() -> None:

@@ -1,0 +1,140 @@
+"""Import the records of a file into the outbox, idempotently: a record that is there stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from letopis.outbox.event_log.record_changes import PreparedChange, prepare_put
+from letopis.outbox.event_log.record_log import ChangeWritten, RecordAppend, StoreLook
+from letopis.outbox.event_log.record_lookups import LocalRecords, read_places
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.database.faults import StoreFault
+from letopis.store.database.store_identity import expect_store
+from letopis.store.errors import ConversationGone, InvalidInput
+from letopis.store.model.events import to_microseconds
+from letopis.store.model.records import ABSENT, Media, Scope, Tag
+from letopis.store.transfer.jsonl import Refused
+from letopis.store.transfer.record_lines import RecordLine
+
+_OTHER: Final = "record: there is another value under this key: delete it first, or give another key"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordItem:
+    """One line with a record, encoded."""
+
+    line: RecordLine
+    change: PreparedChange
+
+
+@dataclass(frozen=True, slots=True)
+class TakenRecords:
+    """What became of some lines.
+
+    :ivar imported: how many are new; ``known``: how many were there with the same value and tags.
+    """
+
+    imported: int
+    known: int
+    refused: Sequence[Refused]
+
+
+def check_record(line: RecordLine) -> RecordItem | Refused:
+    """Return a line encoded for storage, or why it is refused."""
+    try:
+        change = prepare_put(
+            line.scope, line.namespace, line.key, line.value, expected=ABSENT, keep=True, tags=line.tags
+        )
+    except InvalidInput as error:
+        return Refused(number=line.number, reason=str(error), size=line.size)
+    if line.put_at is not None:
+        change = replace(change, event=replace(change.event, occurred_at=to_microseconds(line.put_at)))
+    return RecordItem(line, change)
+
+
+class RecordImporter:
+    """Puts records that are not there yet.
+
+    The store need not be reachable: what it holds beside what the outbox knows stays there on delivery, too.
+    """
+
+    def __init__(self, outbox: OutboxFile, store: ConversationStore) -> None:
+        self._outbox = outbox
+        self._store = store
+        self._answers = True
+
+    async def take(self, items: Iterable[RecordItem]) -> TakenRecords:
+        """Append the records of some lines, and tell what became of each.
+
+        :raises OutboxFull: the outbox takes no more.
+        :raises OutboxUnavailable: likewise.
+        """
+        scopes: dict[Scope, list[RecordItem]] = {}
+        for item in items:
+            scopes.setdefault(item.line.scope, []).append(item)
+        imported, known, refused = 0, 0, list[Refused]()
+        for scope, mine in scopes.items():
+            try:
+                written = await self._append(scope, mine)
+            except ConversationGone as error:
+                refused += [Refused(number=one.line.number, reason=str(error), size=one.line.size) for one in mine]
+                continue
+            for item, change in zip(mine, written, strict=True):
+                if not change.kept:
+                    imported += 1
+                elif await self._is_same(scope, item, change):
+                    known += 1
+                else:
+                    refused.append(Refused(number=item.line.number, reason=_OTHER, size=item.line.size))
+        return TakenRecords(imported, known, refused)
+
+    async def _append(self, scope: Scope, items: Sequence[RecordItem]) -> Sequence[ChangeWritten]:
+        outbox = self._outbox
+        work = RecordAppend(
+            [item.change for item in items],
+            now_us=outbox.now_us,
+            look=await self._look(scope, items),
+            trusting=True,
+            check_room=outbox.gate.check_space,
+        )
+        return await outbox.write(work)
+
+    async def _look(self, scope: Scope, items: Sequence[RecordItem]) -> StoreLook | None:
+        """Return what the store holds of the records; ``None`` if it does not answer."""
+        if not self._answers:
+            return None
+        places = [item.change.place for item in items]
+        try:
+            with expect_store(self._outbox.probe.store_id()):
+                view = await self._store.outbox_access.records(
+                    scope, places, origin_id=self._outbox.origin.origin_id, values=False
+                )
+        except StoreFault:
+            self._answers = False
+            return None
+        held = {one.place: one.revision for one in view.records}
+        return StoreLook(revisions={place: held.get(place) for place in places}, heads=view.heads)
+
+    async def _is_same(self, scope: Scope, item: RecordItem, there: ChangeWritten) -> bool:
+        """Return True if a record that was there has the value and the tags of a line, or nobody can tell."""
+        change = item.change
+        read = partial(read_places, scope=scope, places=[change.place], values=True)
+        local: LocalRecords = await self._outbox.read(read)
+        held = local.changes.get(change.place)
+        if held is not None and held.revision == there.revision and held.position in local.bodies:
+            return _equal(change, held.media, held.tags, local.bodies[held.position])
+        try:
+            view = await self._store.outbox_access.records(
+                scope, [change.place], origin_id=self._outbox.origin.origin_id
+            )
+        except StoreFault:
+            return True
+        return all(_equal(change, one.media, one.tags, one.body) for one in view.records)
+
+
+def _equal(change: PreparedChange, media: Media, tags: Mapping[str, Tag], body: bytes | None) -> bool:
+    return (change.media, dict(change.tags or {}), change.event.body) == (media, dict(tags), body)

@@ -1,0 +1,268 @@
+"""Records move with their conversation, owner or space by export and import, once, and overwrite nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from letopis.outbox import History
+from letopis.outbox.history.records import Records
+from letopis.outbox.relay.relay import Relay
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.outbox.transfer.importer import ImportCounts, Importer, try_out
+from letopis.outbox.transfer.record_source import records_of
+from letopis.store import ConversationStore, Message, Record, move
+from letopis.store.transfer.jsonl import Refused, read_lines
+from letopis.store.transfer.seen_keys import SeenKeys
+from tests.support.apart import open_apart
+
+CHAT = "chat-1"
+CP = ("cp", "a/b")
+NOWHERE = "postgresql://127.0.0.1:1/none"
+VALUES: dict[str, Any] = {
+    "object": {"z": 1, "a": [True, None, 1.5, "ж"]},
+    "null": None,
+    "bytes": b"\x00\xff",
+    "empty": b"",
+    "large": bytes(range(256)) * 5_000,
+}
+
+
+@pytest.fixture
+async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
+    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
+        yield opened
+
+
+async def deliver(history: History) -> None:
+    await Relay(history.outbox, history.store).drain()
+
+
+def scopes(history: History) -> dict[str, Records]:
+    return {
+        "of the chat": history.records(conversation=CHAT),
+        "of the owner": history.records(owner="42"),
+        "of another owner": history.records(owner="43"),
+        "of a chat without messages": history.records(conversation="chat-2"),
+        "of a space": history.records(space="app"),
+    }
+
+
+async def fill(history: History) -> None:
+    await history.append(CHAT, Message.user("hello", id="m"), owner="42")
+    for name, records in scopes(history).items():
+        await records.put(("name",), name, name)
+    for key, value in VALUES.items():
+        await scopes(history)["of the chat"].put(CP, key, value, tags={"run": "r1", "n": 1})
+
+
+async def everything(history: History) -> dict[tuple[str, ...], Record]:
+    found = {}
+    for records in scopes(history).values():
+        for one in await records.list():
+            found[str(one.scope), *one.namespace, one.key] = one
+    return found
+
+
+async def export(source: Any, *, records: bool = True, one: str | None = None, owner: str | None = None) -> bytes:
+    flow = Exporter(source, records_of(source) if records else None)
+    lines = flow.of_all(owner=owner) if one is None else flow.of_one(one)
+    return b"".join([line async for line in lines])
+
+
+async def import_into(history: History, raw: bytes) -> tuple[ImportCounts, list[Refused]]:
+    refused: list[Refused] = []
+    with SeenKeys() as count, Importer(history.outbox, history.store, tell=refused.append) as intake:
+        return await intake.take(read_lines(io.BytesIO(raw), count=count)), refused
+
+
+def content(records: dict[tuple[str, ...], Record]) -> dict[tuple[str, ...], Any]:
+    return {place: (one.value, one.media, dict(one.tags), one.updated_at) for place, one in records.items()}
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_records_move_with_all_that_they_are(
+    bot: History, tmp_path: Path, new_store_url: Callable[[str], str], store_url: str, *, delivered: bool
+) -> None:
+    await fill(bot)
+    if delivered:
+        await deliver(bot)
+    raw = await export(bot)
+    if delivered:
+        assert await export(bot.store) == raw
+
+    async with History.open(tmp_path / "new.outbox.db", store=tmp_path / "new.db", relay=False, watch=False) as new:
+        counts, refused = await import_into(new, raw)
+        assert (counts.imported, counts.known, refused) == (1 + 5 + len(VALUES), 0, [])
+        await deliver(new)
+        assert content(await everything(new)) == content(await everything(bot))
+        assert [one.text for one in await new.messages(CHAT)] == ["hello"]
+        revisions = {one.revision for one in (await everything(new)).values()}
+        counts, refused = await import_into(new, raw)
+        assert (counts.imported, counts.known, refused) == (0, 1 + 5 + len(VALUES), [])
+        await deliver(new)
+        assert {one.revision for one in (await everything(new)).values()} == revisions
+        assert await export(new) == raw
+
+
+async def test_a_conversation_or_an_owner_takes_its_own_records(bot: History) -> None:
+    await fill(bot)
+
+    def named(raw: bytes) -> set[str]:
+        lines = [json.loads(line) for line in raw.splitlines()]
+        return {one["key"] for one in lines if "record" in one and one["namespace"] == ["name"]}
+
+    assert named(await export(bot, one=CHAT)) == {"of the chat"}
+    assert named(await export(bot, one="chat-2")) == {"of a chat without messages"}
+    assert named(await export(bot, owner="42")) == {"of the chat", "of the owner"}
+    assert named(await export(bot)) == set(scopes(bot))
+    assert [json.loads(line)["id"] for line in (await export(bot, records=False)).splitlines()] == ["m"]
+
+
+async def test_what_is_there_stays_and_another_value_is_refused(bot: History) -> None:
+    records = bot.records(space="app")
+    await records.put(("a",), "same", {"n": 1}, tags={"t": 1})
+    await records.put(("a",), "changed", 1)
+    await records.put(("a",), "deleted", 1)
+    raw = await export(bot)
+    for settle in (False, True):
+        if settle:
+            await deliver(bot)
+        await records.put(("a",), "changed", 2)
+        await records.delete(("a",), "deleted")
+        if settle:
+            await deliver(bot)
+        counts, refused = await import_into(bot, raw)
+        assert (counts.imported, counts.known, counts.refused) == (1, 1, 1)
+        assert [one.number for one in refused] == [1] and "another value" in refused[0].reason
+        assert [one.value for one in await records.list()] == [2, 1, {"n": 1}]
+
+
+async def test_without_the_store_what_it_holds_stays(bot: History, store: ConversationStore, tmp_path: Path) -> None:
+    records = bot.records(space="app")
+    await records.put(("a",), "k", "first")
+    await deliver(bot)
+    raw = (await export(bot)).replace(b'"first"', b'"second"') + (
+        b'{"record":{"space":"app"},"namespace":["a"],"key":"new","value":"new"}\n'
+    )
+    path = tmp_path / "other.outbox.db"
+    async with History.open(path, store=NOWHERE, relay=False, watch=False, read_timeout=0.5) as away:
+        counts, refused = await import_into(away, raw)
+        assert (counts.imported, refused) == (2, [])
+        await away.outbox.write(
+            lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_origin SET destination = NULL")
+        )
+    async with History.open(path, store=store, relay=False, watch=False) as back:
+        await deliver(back)
+        assert [one.value for one in await back.records(space="app").list()] == ["first", "new"]
+
+
+async def test_a_file_from_before_and_one_that_is_wrong(bot: History) -> None:
+    old = b'{"conversation_id":"chat-1","id":"m","role":"user","content":"hello"}\n'
+    counts, refused = await import_into(bot, old)
+    assert (counts.imported, refused) == (1, [])
+
+    good = b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":null}\n'
+    wrong = {
+        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k"}': "value",
+        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":1,"bytes":"AA=="}': "value",
+        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","bytes":"A"}': "bytes",
+        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","bytes":7}': "bytes",
+        b'{"record":"42","namespace":["a"],"key":"k","value":1}': "record",
+        b'{"record":{"owner":"42","space":"a"},"namespace":["a"],"key":"k","value":1}': "record",
+        b'{"record":{"chat":"42"},"namespace":["a"],"key":"k","value":1}': "record",
+        b'{"record":{"owner":"\\u0001"},"namespace":["a"],"key":"k","value":1}': "owner",
+        b'{"record":{"owner":"42"},"namespace":"a","key":"k","value":1}': "namespace",
+        b'{"record":{"owner":"42"},"key":"k","value":1}': "namespace",
+        b'{"record":{"owner":"42"},"namespace":["a"],"key":"","value":1}': "key",
+        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":1,"tags":{"a":1.5}}': "tags",
+        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":1,"put_at":"today"}': "put_at",
+        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":18446744073709551616}': "value",
+        b'{"record":{"owner":"42"},"namespace":["a"],"key":"k","value":1,"role":"user"}': "role",
+    }
+    raw = b"\n".join(wrong) + b"\n" + good
+    counts, refused = await import_into(bot, raw)
+    assert (counts.imported, counts.refused) == (1, len(wrong))
+    for one, name in zip(refused, wrong.values(), strict=True):
+        assert one.reason.startswith(name) or f".{name}" in one.reason.partition(" ")[0], one.reason
+    with SeenKeys() as count:
+        tried: list[Refused] = []
+        counts = try_out(
+            read_lines(io.BytesIO(good + good + good.replace(b"null", b"7") + old), count=count), tried.append
+        )
+    assert (counts.imported, counts.known, counts.refused) == (2, 1, 1)
+
+
+async def test_records_of_a_deleted_conversation_are_refused(bot: History) -> None:
+    await fill(bot)
+    raw = await export(bot, one=CHAT)
+    await bot.delete(CHAT)
+    counts, refused = await import_into(bot, raw)
+    assert (counts.imported, counts.known, len(refused)) == (0, 1, 1 + len(VALUES))
+
+
+async def test_scopes_are_listed_in_pages(bot: History) -> None:
+    await fill(bot)
+    for settle in (False, True):
+        if settle:
+            await deliver(bot)
+        for limit in (1, 2, 100):
+            found = []
+            after: str | None = None
+            while True:
+                page = await bot.record_scopes(limit=limit, after=after)
+                found += [str(one) for one in page]
+                after = page.next
+                if after is None:
+                    break
+            assert sorted(found) == sorted({str(one.scope) for one in scopes(bot).values()}) and len(set(found)) == 5
+
+
+async def test_a_move_takes_records_and_their_ledger_along(
+    bot: History, store_url: str, new_store_url: Callable[[str], str]
+) -> None:
+    await fill(bot)
+    await scopes(bot)["of a space"].delete(("name",), "of a space")
+    await scopes(bot)["of a space"].put(("name",), "of a space", "of a space")
+    await deliver(bot)
+    before = await everything(bot)
+    others = {"sqlite": "postgresql", "postgresql": "mariadb", "mysql": "sqlite", "mariadb": "sqlite"}
+    target = new_store_url(others[make_url(store_url).get_backend_name()])
+
+    await move(store_url, target)
+
+    async with open_apart(bot.outbox.path, store=target, relay=False, watch=False) as moved:
+        after = await everything(moved)
+        assert content(after) == content(before)
+        assert [one.revision for one in after.values()] == [one.revision for one in before.values()]
+        assert len(await moved.find_records({"run": "r1", "n": 1})) == len(VALUES)
+        # What was delivered before the move is not applied again, and lanes go on.
+        await moved.outbox.write(
+            lambda connection: connection.exec_driver_sql(
+                "UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1"
+            )
+        )
+        await scopes(moved)["of the owner"].put(("name",), "of the owner", "anew")
+        await deliver(moved)
+        assert (await moved.status()).pending == 0
+        anew = await everything(moved)
+        assert anew.pop(("owner 42", "name", "of the owner")).value == "anew"
+        assert {place: one.revision for place, one in anew.items()} == {
+            place: one.revision for place, one in before.items() if place != ("owner 42", "name", "of the owner")
+        }
+
+
+async def test_a_rebuild_leaves_records_as_they_are(bot: History, store: ConversationStore) -> None:
+    await fill(bot)
+    await deliver(bot)
+    before = await everything(bot)
+    async for _ in store.rebuild():
+        pass
+    assert await everything(bot) == before
+    assert [one.text for one in await bot.messages(CHAT)] == ["hello"]

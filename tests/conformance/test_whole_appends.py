@@ -1,0 +1,169 @@
+"""An append with one condition is one change for everybody who reads, and one verdict for all its events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, Message
+from letopis.store.model.event_types import ConversationRewound
+from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
+from tests.support.defects import IN_PARTS, planted
+
+CHAT = "chat-1"
+MANY = 520
+"""More than one batch holds, and than a lane's share beside others."""
+
+
+@pytest.fixture
+async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
+    """Two outboxes that feed one store, and deliver nothing by themselves."""
+    async with (
+        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
+        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
+    ):
+        yield one, two
+
+
+async def deliver(*histories: History) -> None:
+    for history in histories:
+        await Relay(history.outbox, history.store).drain()
+
+
+async def path(history: History) -> list[str]:
+    return [one.id for one in await history.messages(CHAT, last=None)]
+
+
+def said(prefix: str, count: int) -> list[Message]:
+    return [Message.user(f"words {number}", id=f"{prefix}-{number}") for number in range(count)]
+
+
+async def seen_by_another(bots: tuple[History, History], many: int) -> list[list[str]]:
+    """Replace many messages by many, deliver that beside others, and return each path that the other outbox read."""
+    one, two = bots
+    await one.append(CHAT, *said("old", many))
+    await deliver(one)
+    await one.append("beside-1", *said("m", many // 4))
+    await one.replace(CHAT, [*said("old", 1), *said("new", many)])
+    await one.append("beside-2", *said("n", many // 4))
+    seen = [await path(two)]
+
+    async def apply(origin: Origin, batches: Sequence[LaneBatch]) -> ApplyResult:
+        result = await one.store.apply(origin, batches)
+        if (found := await path(two)) != seen[-1]:
+            seen.append(found)
+        return result
+
+    await Relay(one.outbox, one.store, apply=apply).drain()
+    return seen
+
+
+async def test_another_outbox_reads_the_old_path_or_the_new_one(bots: tuple[History, History]) -> None:
+    old, new = [[one.id for one in said(prefix, MANY)] for prefix in ("old", "new")]
+    assert await seen_by_another(bots, MANY) == [old, ["old-0", *new]]
+    assert await path(bots[0]) == ["old-0", *new]
+
+
+async def test_a_relay_that_cuts_it_in_parts_is_noticed(bots: tuple[History, History]) -> None:
+    with planted(IN_PARTS):
+        assert len(await seen_by_another(bots, 8)) > 2
+
+
+async def test_a_put_back_at_the_beginning_shares_the_verdict(bots: tuple[History, History]) -> None:
+    """The event that decides for all is written under another id, because it puts a message back."""
+    one, two = bots
+    first, second = said("m", 2)
+    await one.append(CHAT, first)
+    await one.clear(CHAT)
+    await deliver(one)
+    page = await one.messages(CHAT)
+    await two.append(CHAT, Message.user("the other's", id="x"))
+    await deliver(two)
+    replaced = await one.append(CHAT, first, second, after=page)
+    await deliver(one)
+
+    assert await replaced.superseded(5)
+    assert await path(one) == await path(two) == ["x"]
+
+
+async def test_a_message_that_is_there_shares_its_old_verdict_with_no_new_one(bots: tuple[History, History]) -> None:
+    one, two = bots
+    first, second = said("m", 2)
+    await one.append(CHAT, first)
+    await deliver(one)
+    page = await one.messages(CHAT)
+    await two.append(CHAT, Message.user("the other's", id="x"))
+    await deliver(two)
+    late = await one.append(CHAT, first, second, after=page)
+    await deliver(one)
+
+    assert await late.superseded(5)
+    assert await path(one) == await path(two) == ["m-0", "x"]
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_what_another_outbox_has_said_is_not_saved_behind_a_rewind(
+    bots: tuple[History, History], store: ConversationStore, *, together: bool
+) -> None:
+    """The outbox does not know the message, so the store decides: at its place, behind the rewind, it is not shown."""
+    one, two = bots
+    [message] = said("m", 1)
+    await two.append(CHAT, message)
+    await deliver(two)
+    await one.append(CHAT, Message.user("before", id="before"))
+    await one.clear(CHAT)
+    if not together:
+        await deliver(one)
+    again = await one.append(CHAT, message)
+    after = await one.append(CHAT, Message.user("after", id="after"))
+    await deliver(one)
+
+    assert await after.saved(5)
+    assert (await again.saved(5), await again.superseded(5)) == (False, True)
+    assert await path(one) == await path(two) == ["after"]
+    # The answer is the same when the acknowledgement was lost.
+    result: Any = await one.outbox.write(
+        lambda connection: (
+            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1").rowcount
+        )
+    )
+    assert result
+    await deliver(one)
+    assert await again.superseded(5)
+    assert [found.differences async for found in store.rebuild(check=True)] == [()]
+
+
+async def test_what_is_still_shown_is_saved(bots: tuple[History, History]) -> None:
+    one, two = bots
+    [message] = said("m", 1)
+    await two.append(CHAT, message)
+    await deliver(two)
+    await one.append(CHAT, Message.user("later", id="later"), Message.user("gone", id="gone"))
+    await one.append(CHAT, ConversationRewound(to_message_id="later"))
+    again = await one.append(CHAT, message)
+    await deliver(one)
+
+    assert await again.saved(5) and not await again.superseded(5)
+    assert await path(one) == await path(two) == ["m-0", "later"]
+
+
+async def test_a_replacement_shows_what_was_set_aside_before(bots: tuple[History, History]) -> None:
+    """The outbox had forgotten the message, said it again, and holds the event that the store set aside."""
+    one, two = bots
+    first, second = said("m", 2)
+    await two.append(CHAT, first, second)
+    await two.clear(CHAT)
+    await deliver(two)
+    again = await one.append(CHAT, first, Message.user("here", id="here"))
+    await deliver(one)
+    assert await again.superseded(5) and await path(one) == ["here"]
+    replaced = await one.replace(CHAT, [second, first])
+    assert replaced is not None and await path(one) == ["m-1", "m-0"]
+    await deliver(one)
+    assert await replaced.saved(5)
+    assert await path(one) == await path(two) == ["m-1", "m-0"]

@@ -1,0 +1,161 @@
+"""Change the path of a conversation as frameworks do: pop, clear, put back, replace, reset; and hold reads to it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from letopis.outbox import History, Receipt
+from letopis.store import EventIdReused, InvalidInput, Message, Saved, StoreUnavailable
+
+MOST: Final = 8
+"""Messages of a path after a replacement."""
+_MADE: Final = 7
+"""The version of ids that are made for an event; others follow from the message."""
+
+
+class PathBroken(Exception):
+    """A conversation is read as another path than the one that was written."""
+
+
+class PathKeeper:
+    """Changes the path of one conversation that nobody else writes to, and compares each complete read with it.
+
+    :param keep: is given the receipt of each change that has returned.
+    :ivar reads: compared so far.
+    """
+
+    def __init__(
+        self, history: History, conversation_id: str, *, chance: random.Random, keep: Callable[[Receipt], None]
+    ) -> None:
+        self._history = history
+        self._name = conversation_id
+        self._chance = chance
+        self._keep = keep
+        self._numbers = itertools.count()
+        self._turn = asyncio.Lock()
+        self._path: list[Message] = []
+        self._off: list[Message] = []
+        self._aside: list[Message] = []
+        """What the history store has set aside; only a replacement, which reads there, can put it back."""
+        self._known = True
+        self._undecided: Receipt | None = None
+        self._begun = False
+        self.reads = 0
+
+    async def change(self) -> None:
+        """Change the path in one way, and read it.
+
+        :raises PathBroken: what is read is not what was written, or what must be accepted is refused.
+        :raises LetopisError: as an append does. What has become of it is read before the next change.
+        """
+        deeds = (self._say, self._say, self._take_back, self._put_back, self._put_back, self._replace, self._replace)
+        async with self._turn:
+            if not self._known and not await self._learn():
+                return
+            deed = self._chance.choice((*deeds, self._reset) if self._chance.random() < 0.3 else deeds)
+            self._known = False
+            try:
+                await deed()
+            except StoreUnavailable:  # it had to be read, and nothing was written
+                self._known = True
+                return
+            except (InvalidInput, EventIdReused) as error:
+                raise PathBroken(f"{self._name!r}: {deed.__name__} is refused: {error}") from error
+            self._known = self._undecided is None
+            if self._known:
+                await self._compare()
+
+    async def _say(self) -> None:
+        await self._append(self._new(self._chance.choice((1, 1, 3))))
+
+    async def _put_back(self) -> None:
+        count = self._chance.choice((1, 1, 2))
+        await self._append(self._chance.sample(self._off, k=min(count, len(self._off))) or self._new(1))
+
+    async def _append(self, messages: list[Message]) -> None:
+        self._written(await self._history.append(self._name, *messages), messages)
+        self._set([*self._path, *messages])
+
+    async def _take_back(self) -> None:
+        match self._chance.choice(("pop", "rewind", "clear")):
+            case "pop":
+                popped = await self._history.pop(self._name)
+                if (None if popped is None else popped.id) != (self._path[-1].id if self._path else None):
+                    raise PathBroken(f"{self._name!r}: another message was popped than the last")
+                self._set(self._path[:-1])
+            case "rewind" if self._path:
+                stays = self._chance.randrange(len(self._path))
+                self._keep(await self._history.rewind(self._name, to=self._path[stays].id))
+                self._set(self._path[: stays + 1])
+            case _:
+                self._keep(await self._history.clear(self._name))
+                self._set([])
+
+    async def _replace(self) -> None:
+        chance = self._chance
+        stays = self._path[: chance.randrange(len(self._path) + 1)]
+        rest = [one for one in (*self._path, *self._off, *self._aside) if one not in stays]
+        moved = chance.sample(rest, k=chance.randrange(min(len(rest), 4) + 1))
+        wanted = [*stays, *moved, *self._new(chance.randrange(3))][:MOST]
+        if (receipt := await self._history.replace(self._name, wanted)) is not None:
+            self._written(receipt, wanted)
+        self._set(wanted)
+
+    async def _reset(self) -> None:
+        if not self._begun:
+            return
+        self._path, self._off, self._aside = [], [], []  # whatever comes of it, none of them is said again
+        self._keep(await self._history.reset(self._name))
+
+    def _written(self, receipt: Receipt, messages: Sequence[Message]) -> None:
+        """Keep a receipt, and wait for the delivery where the outbox had forgotten what it puts back.
+
+        The history store decides about these, and sets them aside. They are known by the id of their first event.
+        """
+        self._keep(receipt)
+        self._begun = True
+        there = {one.id for one in (*self._off, *self._aside)}
+        said = [one for one in messages if one.id in receipt.message_ids]
+        events = receipt.event_ids[len(receipt.event_ids) - len(said) :]
+        if any(one.id in there and event.version != _MADE for one, event in zip(said, events, strict=True)):
+            self._undecided = receipt
+
+    def _new(self, count: int) -> list[Message]:
+        chance = self._chance
+        return [
+            Message.user(f"{chance.randrange(10**6)} {'ж' * chance.randrange(40)}", id=f"p-{next(self._numbers)}")
+            for _ in range(count)
+        ]
+
+    def _set(self, path: list[Message]) -> None:
+        there = {one.id for one in (*path, *self._aside)}
+        self._off = [one for one in (*self._off, *self._path) if one.id not in there][-2 * MOST :]
+        self._aside = [one for one in self._aside if one not in path][-MOST:]
+        self._path = path
+
+    async def _learn(self) -> bool:
+        """Read what has become of a change whose outcome is not known. Return True if that is known then."""
+        if self._undecided is not None and await self._undecided.state() is not Saved.SAVED:
+            return False
+        page = await self._history.messages(self._name, last=None)
+        if page.complete:
+            if self._undecided is not None:
+                said, there = set(self._undecided.message_ids), {one.id for one in page}
+                self._aside += [one for one in self._path if one.id in said and one.id not in there]
+                self._undecided = None
+            self._set([one.message for one in page])
+            self._known = True
+        return page.complete
+
+    async def _compare(self) -> None:
+        page = await self._history.messages(self._name, last=None)
+        if not page.complete:
+            return  # without the store there is only what the outbox still keeps
+        self.reads += 1
+        found, wanted = [one.id for one in page], [one.id for one in self._path]
+        if found != wanted:
+            raise PathBroken(f"{self._name!r}: its path is read as {found[-6:]}, and was written as {wanted[-6:]}")
