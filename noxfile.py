@@ -15,6 +15,17 @@ LOCK = ROOT / "requirements" / "dev.txt"
 RUNTIME_LOCK = ROOT / "requirements" / "runtime.txt"
 PACKAGES = ("-p", "letopis.store", "-p", "letopis.outbox", "-p", "letopis.adapters", "-p", "letopis.migrations")
 
+FRAMEWORKS = (
+    *("agent-framework", "aiogram", "google-adk", "haystack", "langchain", "langgraph", "llama-index"),
+    *("openai-agents", "pydantic-ai", "pyrogram", "strands", "telegram"),
+)
+"""The extras of frameworks that Letopis has adapters for."""
+COMPANIONS = {
+    "haystack": ("haystack-experimental",),
+    "langgraph": ("langgraph", "langgraph-checkpoint-conformance", "langgraph-checkpoint-sqlite"),
+}
+"""What the tests of an adapter need besides."""
+
 nox.options.sessions = ["lint", "typing", "tests", "docs"]
 
 
@@ -40,6 +51,21 @@ def adapters(session: nox.Session) -> None:
     """Test the adapters with the newest releases of their frameworks; words after `--` go to pytest."""
     install(session)
     session.install("--editable", ".", *nox.project.dependency_groups(_project(), "adapters"))
+    session.run("python", "-m", "pytest", *_adapter_tests(), *session.posargs)
+
+
+@nox.session
+@nox.parametrize("extra", FRAMEWORKS)
+def adapters_oldest(session: nox.Session, extra: str) -> None:
+    """Test an adapter with the oldest release of its framework; tests of the others skip."""
+    install(session)
+    oldest = [re.sub(r">=([\d.]+).*", r"==\1", one) for one in _project()["project"]["optional-dependencies"][extra]]
+    session.install("--editable", ".", *oldest, *COMPANIONS.get(extra, ()))
+    # Old releases warn of what newer libraries have deprecated since.
+    session.run("python", "-m", "pytest", "-W", "ignore::DeprecationWarning", *_adapter_tests(), *session.posargs)
+
+
+def _adapter_tests() -> list[str]:
     patterns = (
         "unit/adapters",
         "acceptance/test_howto_*.py",
@@ -47,8 +73,7 @@ def adapters(session: nox.Session) -> None:
         "integration/test_adapter_*.py",
         "integration/test_langgraph_*.py",
     )
-    tests = sorted(str(one) for pattern in patterns for one in ROOT.glob(f"tests/{pattern}"))
-    session.run("python", "-m", "pytest", *tests, *session.posargs)
+    return sorted(str(one) for pattern in patterns for one in ROOT.glob(f"tests/{pattern}"))
 
 
 @nox.session
@@ -108,11 +133,9 @@ def lock(session: nox.Session) -> None:
     frameworks that Letopis has adapters for are in neither.
     """
     session.install("uv")
-    adapters = _project()["dependency-groups"]["adapters"]
-    frameworks = {extra for line in adapters for extra in re.findall(r"^letopis\[(.*)\]", line)}
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     # Neither frameworks nor peers decide which versions of our own dependencies are locked.
-    for name in {name for names in frameworks for name in names.split(",")}:
+    for name in FRAMEWORKS:
         text = re.sub(rf"^{name} = \[.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^(bench|adapters) = \[.*?^\]\n", "", text, flags=re.MULTILINE | re.DOTALL)
     with tempfile.TemporaryDirectory() as temporary:

@@ -274,7 +274,9 @@ def _examine_transfer(
         if stored > lane.head:
             found.add(f"{conversation_id!r}: the store has {stored} of {outbox.name}, which ends at {lane.head}")
         if drained and (lane.delivered < lane.head or lane.state != "ready"):
-            found.add(f"{conversation_id!r}: {lane.head - lane.delivered} still pending, lane {lane.state}")
+            found.add(
+                f"{conversation_id!r}: {lane.head - lane.delivered} still pending, lane {lane.state}: {lane.fault}"
+            )
     for event in outbox.events:
         twin = places.get((outbox.origin_id, event.conversation_id, event.sequence))
         if twin is None:
@@ -343,7 +345,7 @@ def read_outbox(path: Path) -> OutboxState:
         connection.execute("BEGIN")
         ((origin,),) = connection.execute("SELECT origin_id FROM letopis_outbox_origin").fetchall()
         lanes = connection.execute(
-            "SELECT conversation_id, head, delivered, pruned, state, deleted FROM letopis_outbox_lanes"
+            "SELECT conversation_id, head, delivered, pruned, state, deleted, fault FROM letopis_outbox_lanes"
             " WHERE conversation_id > char(2)"  # lanes of records are checked by `record_problems`
         ).fetchall()
         rows = connection.execute(

@@ -82,6 +82,7 @@ class OutboxLane(NamedTuple):
     pruned: int
     state: str
     deleted: int = 0
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,6 +237,17 @@ async def test_a_log_with_a_hole_is_not_built_upon(store: ConversationStore, eng
     assert (await row(engine, "b"))["version"] == 3
 
 
+async def test_a_damaged_type_is_named(store: ConversationStore, engine: AsyncEngine) -> None:
+    """SQLite keeps values of any type in a column, so a single bit makes a blob of a text."""
+    if engine.dialect.name != "sqlite":
+        pytest.skip("only SQLite has values of another type than their column's")
+    await three(store)
+    await change(engine, sa.text("UPDATE letopis_events SET type = x'00' WHERE conversation_id = 'b' AND version = 2"))
+
+    with pytest.raises(StoreFault, match="event 2 of a conversation has no type or version"):
+        await done(store, conversation="b")
+
+
 async def test_one_that_is_not_there_or_cannot_be(store: ConversationStore) -> None:
     assert await done(store, conversation="nowhere") == {}
     with pytest.raises(InvalidInput, match="conversation"):

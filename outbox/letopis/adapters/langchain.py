@@ -129,7 +129,16 @@ def _to_message(message: BaseMessage, field: str) -> Message:
         chat: dict[str, Any] | None = convert_to_openai_messages(message)
     except (ValueError, TypeError, KeyError):
         chat = None
-    return kept(item, provider=_PROVIDER, chat=chat, role=_ROLES.get(message.type, "assistant"), text=str(message.text))
+    role, text = _ROLES.get(message.type, "assistant"), _text_of(message.content)
+    return kept(item, provider=_PROVIDER, chat=chat, role=role, text=text)
+
+
+def _text_of(content: str | list[str | dict[str, Any]]) -> str:
+    # ``BaseMessage.text`` is absent, a method or a property, by release.
+    if isinstance(content, str):
+        return content
+    texts = (one if isinstance(one, str) else one.get("text") for one in content)
+    return "".join(one for one in texts if isinstance(one, str))
 
 
 def _from_messages(messages: Iterable[Message | RecordedMessage]) -> list[BaseMessage]:

@@ -8,6 +8,7 @@ from typing import Final
 
 _READY: Final = 0x5A  # Z
 _COMPLETE: Final = 0x43  # C
+_EMPTY: Final = 0x49  # I
 _QUERY: Final = 0x51  # Q
 _COM_QUERY: Final = 0x03
 _HEADER: Final = 4
@@ -68,7 +69,12 @@ def _numbered(data: bytes) -> int:
 
 
 def _of_a_length(data: bytes) -> bytes:
-    """Give random bytes a length that is not negative: at such a one asyncpg reads beyond its memory, and dies."""
+    """Give random bytes a length that is not negative: at such a one asyncpg reads beyond its memory, and dies.
+
+    They never say that an answer is complete, which is no garbage: no client can tell that from a true answer.
+    """
+    if data[0] in (_READY, _COMPLETE, _EMPTY):
+        data = b"\0" + data[1:]
     length = int.from_bytes(data[1:5], "big") & 0x7FFFFFFF
     if length % 2:  # as long as it says: so that the body is looked at, and not waited for
         length = max(4, len(data) - 1)

@@ -59,6 +59,7 @@ async def test_messages_come_back_as_they_were(history: History) -> None:
     assert await chat.aget_messages() == MESSAGES
     assert [message.role for message in await history.messages("chat-1")][3:6] == ["user", "assistant", "tool"]
     asked = (await history.messages("chat-1"))[4].message
+    assert [message.text for message in await history.messages("chat-1")][-4:-2] == ["A cup", "Whoever"]
     assert isinstance(asked.content, tuple) and ToolCall("c1", "look", '{"at": "tea", "n": 1}') in asked.content
     await chat.aclear()
     assert await chat.aget_messages() == []

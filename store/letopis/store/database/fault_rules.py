@@ -176,6 +176,8 @@ BY_DRIVER_TYPE: Final[Mapping[tuple[str, str], tuple[str, FaultRule]]] = {
     ("asyncpg", "UnsupportedServerFeatureError"): ("client-configuration", OPTIONS),
     # ProtocolError is one of these; a connection that is cut in the middle of an answer raises the plain class.
     ("asyncpg", "InternalClientError"): ("protocol", GARBLED),
+    # Not its subclasses above: the connection is closed, or still has the answer to another statement to come.
+    ("asyncpg", "InterfaceError"): ("protocol", LOST),
     ("asyncmy", "InternalError"): ("protocol", GARBLED),
     ("asyncmy", "InterfaceError"): ("not-connected", LOST),
     ("pymysql", "InternalError"): ("protocol", GARBLED),

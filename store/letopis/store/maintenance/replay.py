@@ -163,6 +163,8 @@ class ConversationReplay:
             data = None
         if data is None:
             raise _damaged(f"event {found.version} of a conversation is not the JSON that was written")
+        if not isinstance(found.type, str) or not isinstance(found.schema_version, int):
+            raise _damaged(f"event {found.version} of a conversation has no type or version")
         body = read(found.type, *self._upcasters.upcast(found.type, found.schema_version, data))
         if found.digest is None and isinstance(body, MessageEdited):
             self._empty_edits.add(found.version)
