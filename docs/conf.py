@@ -18,19 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 project = "Letopis"
 author = "the Letopis authors"
 copyright = "the Letopis authors"  # noqa: A001  # the name that Sphinx reads
-release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
-    "project"
-]["version"]
+release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 version = release
 
-extensions = [
-    "sphinx.ext.autodoc",
-    "myst_parser",
-    "sphinx_copybutton",
-    "figures",
-    "overview",
-    "signatures",
-]
+extensions = ["sphinx.ext.autodoc", "myst_parser", "sphinx_copybutton", "figures", "overview", "signatures"]
 exclude_patterns = ["_build", "adr/template.md"]
 html_theme = "furo"
 html_title = f"Letopis {release}"
@@ -70,14 +61,8 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True
-python_maximum_signature_line_length = (
-    72  # beyond it, each parameter has a line of its own
-)
-signature_public = {
-    "ABSENT",
-    "ANY",
-    "NULL",
-}  # defaults that readers may name: each has an entry
+python_maximum_signature_line_length = 72  # beyond it, each parameter has a line of its own
+signature_public = {"ABSENT", "ANY", "NULL"}  # defaults that readers may name: each has an entry
 
 nitpicky = True
 # Nothing is fetched while the documentation is built, so other projects' names cannot be resolved; ours must be.
@@ -87,10 +72,7 @@ nitpick_ignore_regex = [
     # What only `History.open` makes.
     ("py:class", r"letopis\.outbox\.history\._opening\.Parts"),
     # What only the daemon gives its relays.
-    (
-        "py:class",
-        r"letopis\.outbox\.relay\.(lease_lock\.LeaseLock|relay\.Watch|relay_memory\.RelayMemory)",
-    ),
+    ("py:class", r"letopis\.outbox\.relay\.(lease_lock\.LeaseLock|relay\.Watch|relay_memory\.RelayMemory)"),
 ]
 
 # A public name is documented where people import it from; code and docstrings may name the room where it is defined.
@@ -113,13 +95,7 @@ def at_the_door(
     if not room or node["refdomain"] != "py":
         return None
     return env.domains["py"].resolve_xref(
-        env,
-        node["refdoc"],
-        app.builder,
-        node["reftype"],
-        DOORS[room] + member,
-        node,
-        content,
+        env, node["refdoc"], app.builder, node["reftype"], DOORS[room] + member, node, content
     )
 
 
