@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "Letopis"
 author = "the Letopis authors"
@@ -19,14 +21,21 @@ copyright = "the Letopis authors"  # noqa: A001  # the name that Sphinx reads
 release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 version = release
 
-extensions = ["sphinx.ext.autodoc", "myst_parser", "sphinx_copybutton"]
+extensions = ["sphinx.ext.autodoc", "myst_parser", "sphinx_copybutton", "figures", "overview", "signatures"]
 exclude_patterns = ["_build", "adr/template.md"]
 html_theme = "furo"
 html_title = f"Letopis {release}"
 html_show_copyright = False
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["letopis.css"]
+html_js_files = ["letopis.js"]
+llms_summary = (
+    "Durable conversation history for chat bots and LLM agents: every message is on the local disk before append "
+    "returns, and is delivered to PostgreSQL, MariaDB or SQLite exactly once."
+)
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
 copybutton_prompt_text = "$ "
 
@@ -55,6 +64,8 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True
+python_maximum_signature_line_length = 72  # beyond it, each parameter has a line of its own
+signature_public = {"ABSENT", "ANY", "NULL"}  # defaults that readers may name: each has an entry
 
 nitpicky = True
 # Nothing is fetched while the documentation is built, so other projects' names cannot be resolved; ours must be.

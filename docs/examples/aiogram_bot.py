@@ -26,7 +26,10 @@ from letopis import RecordedMessage
 from letopis.adapters.aiogram import ChatHistory, LetopisChats
 from letopis.adapters.formats import openai_chat
 
-chats = LetopisChats(os.environ.get("LETOPIS_OUTBOX", "bot.outbox.db"), store=os.environ.get("LETOPIS_STORE"))
+chats = LetopisChats(
+    os.environ.get("LETOPIS_OUTBOX", "bot.outbox.db"),
+    store=os.environ.get("LETOPIS_STORE"),
+)
 dispatcher = Dispatcher(storage=chats.storage())
 chats.attach(dispatcher, describe=True)
 
@@ -36,11 +39,19 @@ async def ask_model(messages: Sequence[RecordedMessage]) -> str:
     key = os.environ.get("OPENAI_API_KEY")
     if not key:
         return f"You said: {messages[-1].text}"
-    url = os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1") + "/chat/completions"
-    asked = {"model": os.environ.get("OPENAI_MODEL", "gpt-4o-mini"), "messages": openai_chat.from_messages(messages)}
+    url = (
+        os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1")
+        + "/chat/completions"
+    )
+    asked = {
+        "model": os.environ.get("OPENAI_MODEL", "gpt-4o-mini"),
+        "messages": openai_chat.from_messages(messages),
+    }
     async with (
         ClientSession(timeout=ClientTimeout(120), raise_for_status=True) as session,
-        session.post(url, json=asked, headers={"Authorization": f"Bearer {key}"}) as response,
+        session.post(
+            url, json=asked, headers={"Authorization": f"Bearer {key}"}
+        ) as response,
     ):
         return str((await response.json())["choices"][0]["message"]["content"])
 
@@ -50,7 +61,9 @@ async def answer(message: Message, bot: Bot, history: ChatHistory) -> None:
     """Answer in the chat's active conversation."""
     async with ChatActionSender.typing(bot=bot, chat_id=message.chat.id):
         context = await history.context(turns=20)
-        if not context.messages:  # a command such as /start, which is no part of the conversation
+        if (
+            not context.messages
+        ):  # a command such as /start, which is no part of the conversation
             await message.answer("Hello! Ask me anything, or see /list.")
             return
         await chats.smart_send(message, await ask_model(context.messages))
@@ -59,8 +72,12 @@ async def answer(message: Message, bot: Bot, history: ChatHistory) -> None:
 def main() -> None:
     """Poll until Ctrl+C or SIGTERM."""
     logging.basicConfig(level=logging.INFO)
-    server = TelegramAPIServer.from_base(os.environ.get("TELEGRAM_API", "https://api.telegram.org"))
-    dispatcher.run_polling(Bot(os.environ["BOT_TOKEN"], session=AiohttpSession(api=server)))
+    server = TelegramAPIServer.from_base(
+        os.environ.get("TELEGRAM_API", "https://api.telegram.org")
+    )
+    dispatcher.run_polling(
+        Bot(os.environ["BOT_TOKEN"], session=AiohttpSession(api=server))
+    )
 
 
 if __name__ == "__main__":

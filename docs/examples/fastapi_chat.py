@@ -26,7 +26,9 @@ from letopis.adapters.formats import openai_chat
 MODEL = os.environ.get("OPENAI_MODEL", "gpt-4.1-mini")
 
 # Nothing is opened yet, so each worker has its own. The relay is a process of its own: `letopis relay`.
-history = History(os.environ["LETOPIS_OUTBOX"], store=os.environ["LETOPIS_STORE"], relay=False)
+history = History(
+    os.environ["LETOPIS_OUTBOX"], store=os.environ["LETOPIS_STORE"], relay=False
+)
 
 
 @asynccontextmanager
@@ -52,8 +54,12 @@ class Question(BaseModel):
 
 @app.post("/chats/{chat}/messages")
 async def ask(chat: str, question: Question, user: User) -> StreamingResponse:
-    conversation = f"{user}/{chat}"  # who names another user's chat gets one of their own
-    await history.append(conversation, Message.user(question.text, id=question.id), owner=user)
+    conversation = (
+        f"{user}/{chat}"  # who names another user's chat gets one of their own
+    )
+    await history.append(
+        conversation, Message.user(question.text, id=question.id), owner=user
+    )
     pieces = answer(conversation, question.id, user)
     first = await anext(pieces, "")  # what goes wrong before it is an HTTP error
 
@@ -71,7 +77,9 @@ async def answer(conversation: str, question_id: str, user: str) -> AsyncIterato
     while context and context[-1].id != question_id:
         context.pop()  # came meanwhile, such as an answer that was cut off
     try:
-        async with history.reply(conversation, owner=user, message_id=answer_id, confirm=False) as reply:
+        async with history.reply(
+            conversation, owner=user, message_id=answer_id, confirm=False
+        ) as reply:
             async for piece in think(openai_chat.from_messages(context)):
                 await reply.add(piece)
                 yield piece
@@ -82,7 +90,9 @@ async def answer(conversation: str, question_id: str, user: str) -> AsyncIterato
 
 async def think(messages: list[dict[str, Any]]) -> AsyncIterator[str]:
     async with AsyncOpenAI() as client:
-        chunks: Any = await client.chat.completions.create(model=MODEL, messages=messages, stream=True)  # type: ignore[arg-type]
+        chunks: Any = await client.chat.completions.create(
+            model=MODEL, messages=messages, stream=True
+        )  # type: ignore[arg-type]
         async for chunk in chunks:
             if chunk.choices and (piece := chunk.choices[0].delta.content):
                 yield piece
@@ -91,7 +101,15 @@ async def think(messages: list[dict[str, Any]]) -> AsyncIterator[str]:
 @app.get("/chats/{chat}/messages")
 async def read(chat: str, user: User, before: str | None = None) -> dict[str, Any]:
     page = await history.messages(f"{user}/{chat}", last=50, before=before)
-    said = [{"id": one.id, "role": one.role, "text": one.text, "interrupted": one.interrupted} for one in page]
+    said = [
+        {
+            "id": one.id,
+            "role": one.role,
+            "text": one.text,
+            "interrupted": one.interrupted,
+        }
+        for one in page
+    ]
     return {"messages": said, "before": page.next, "complete": page.complete}
 
 

@@ -19,6 +19,7 @@ from letopis.outbox.cli._exit_codes import Exit, run
 from letopis.outbox.cli.demo_script import STORE, DemoOutcome, Transcript, check
 from letopis.outbox.history.history import History
 from letopis.store.model.messages import Message
+from tests.support.demo_transcript import PAGES, comparable, transcript_of
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,7 @@ def test_the_command_tells_its_story_and_ends_well(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     assert "appended 72, stored 72, in order 72, duplicates 0." in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) <= 120
+    assert {comparable(transcript_of(page)) for page in PAGES} == {comparable(done.stdout)}
     assert list(tmp_path.iterdir()) == []
     assert time.monotonic() - began < 60
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import io
 import re
 import subprocess
 import sys
@@ -17,11 +19,29 @@ import pytest
 from letopis.outbox.cli import cli
 from letopis.outbox.event_log.schema import metadata as outbox_tables
 from letopis.store.database.schema import metadata as store_tables
+from tests.support import demo_transcript, pages
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
-RUN = (ROOT / "README.md", DOCS / "tutorial" / "first-bot.md")
-PAGES = (*RUN, *sorted(path for path in DOCS.rglob("*.md") if path not in RUN and "_build" not in path.parts))
+README, RUSSIAN = ROOT / "README.md", ROOT / "README.ru.md"
+FIRST_BOT = DOCS / "tutorial" / "first-bot.md"
+PAGES = (README, RUSSIAN, *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts))
+EXAMPLES = (
+    "conversations",
+    "history",
+    "limits",
+    "messages",
+    "reading",
+    "records",
+    "relay",
+    "replies",
+    "status-and-alerts",
+    "store",
+    "sync",
+)
+"""Pages of the Python reference, which begin with an example and its output."""
+COLUMNS = 88
+"""Of code: on a phone, half of a longer line cannot be seen."""
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _AUTODOC = re.compile(r"auto(?:class|exception|function|data)::[ \t]+(?:letopis\.(?:store|outbox)\.)?(\w+)")
@@ -63,48 +83,100 @@ def verbs(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[
         yield from verbs(child, (*path, name))
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
-def test_every_block_of_the_first_pages_runs(page: Path, tmp_path: Path) -> None:
-    """One after the other in one folder, as the reader would."""
-    found = blocks(page)
-    assert found
-    for number, block in enumerate(found, start=1):
-        script = tmp_path / f"block{number}.py"
-        script.write_text(block, encoding="utf-8")
+@pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=lambda page: page.stem)
+def test_the_code_of_the_front_pages_runs(page: Path, tmp_path: Path) -> None:
+    (block,) = blocks(page)
+    (tmp_path / "bot.py").write_text(block, encoding="utf-8")
 
-        done = subprocess.run(
-            [sys.executable, "-W", "error", script],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "bot.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
 
-        assert done.returncode == 0, f"block {number}:\n{block}\n{done.stdout}\n{done.stderr}"
-        assert done.stderr == "", f"block {number}"
-        assert done.stdout, f"block {number} shows nothing"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "user Hi " in done.stdout
+    assert "assistant Hello! " in done.stdout
 
 
-def test_the_tutorial_shows_what_it_says(tmp_path: Path) -> None:
-    """The sentences of the tutorial that tell what is seen."""
-    said = []
-    for block in blocks(RUN[1]):
-        (tmp_path / "bot.py").write_text(block, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "bot.py"], cwd=tmp_path, capture_output=True, text=True, timeout=90, check=True
-        )
-        said.append(done.stdout)
+def test_the_tutorial_shows_what_is_seen(tmp_path: Path) -> None:
+    steps = list(pages.follow(FIRST_BOT, tmp_path))
 
-    assert "You said: hello" in said[0]
-    assert "user      how are you?" in said[0]
-    assert "in the history store: True" in said[1]
-    assert said[2].splitlines() == [
-        "in the history store: False",
-        "but readable: Can you hear me? pending",
-        "in the history store: True",
+    assert len(steps) > 6
+    assert [str(step) for step in steps if not step.holds] == []
+
+
+def test_a_page_that_shows_something_else_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Save as `one.py`:\n```python\nprint(1)\n```\n```console\n$ .venv/bin/python one.py\n2\n```\n")
+    (tmp_path / "folder").mkdir()
+
+    (step,) = pages.follow(page, tmp_path / "folder")
+
+    assert (step.holds, step.printed) == (False, "1\n")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_of_the_reference_print_what_they_say(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example, output, *_ = pages.blocks((DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8"))
+    assert (example.language, output.language) == ("python", "text")
+    printed = io.StringIO()
+
+    with contextlib.redirect_stdout(printed):
+        exec(compile(example.body, name, "exec"), {"__name__": "__main__"})  # noqa: S102 - our own page
+
+    assert printed.getvalue() == output.body
+
+
+def test_no_line_of_code_is_wider_than_a_reader_sees() -> None:
+    marked = {
+        f"{line}\n"
+        for page in (README, RUSSIAN)
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("python3 -m venv .venv && ")
+    }  # one line each, for CI
+    wide = [
+        f"{page.relative_to(ROOT)}: {line}"
+        for page in (*PAGES, ROOT / "CONTRIBUTING.md")
+        for block in pages.blocks(page.read_text(encoding="utf-8"))
+        if not block.language.startswith("{") and block.body not in marked
+        for line in block.body.splitlines()
+        if len(line) > COLUMNS
     ]
-    assert said[3] == "credits left: 10\n"
+
+    assert wide == []
+
+
+@pytest.mark.parametrize(
+    ("english", "russian"),
+    [(README, RUSSIAN), (FIRST_BOT, FIRST_BOT.with_suffix(".ru.md"))],
+    ids=["readme", "tutorial"],
+)
+def test_a_translation_has_the_same_code_and_both_name_each_other(english: Path, russian: Path) -> None:
+    texts = [page.read_text(encoding="utf-8") for page in (english, russian)]
+    code = [[(block.language, block.body) for block in pages.blocks(text)] for text in texts]
+    headings = [
+        re.findall(r"^(#+) ", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+        for text in texts
+    ]
+
+    assert code[0] == code[1]
+    assert headings[0] == headings[1]
+    assert f"]({russian.name})" in texts[0]
+    assert f"]({english.name})" in texts[1]
+
+
+def test_the_picture_of_the_demo_is_of_its_transcript() -> None:
+    """What is in the transcript, tests/acceptance/test_demo.py compares with the demonstration."""
+    assert demo_transcript.PICTURE.read_text(encoding="utf-8") == demo_transcript.picture(
+        demo_transcript.transcript_of(README)
+    )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of frameworks, about what is experimental in them
@@ -146,8 +218,9 @@ def test_every_table_is_in_the_reference() -> None:
     assert [table for table in tables if f"| `{table}` |" not in page] == []
 
 
-def test_the_readme_names_files_that_exist() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", [README, RUSSIAN], ids=lambda page: page.stem)
+def test_the_readme_names_files_that_exist(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
 
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []

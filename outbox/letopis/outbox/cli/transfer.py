@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from letopis.outbox.transfer.exporter import Exporter
     from letopis.outbox.transfer.importer import ImportCounts
     from letopis.store.transfer.jsonl import Line, Refused
+    from letopis.store.transfer.record_lines import RecordLine
+
+    AnyLine = Line | RecordLine | Refused
 
 
 PAGE_TIMEOUT_SECONDS: Final = 60.0
@@ -111,7 +114,7 @@ async def _import(lines: Iterator[Any], wait: bool, longest: float | None, repor
         return counts, (await history.status()).pending
 
 
-def _counted(lines: Iterable[Line | Refused], report: Report) -> Iterator[Line | Refused]:
+def _counted(lines: Iterable[AnyLine], report: Report) -> Iterator[AnyLine]:
     """Yield the lines, and report how many bytes of them were read."""
     done = 0
     for line in lines:

@@ -1,0 +1,237 @@
+"""The built documentation, looked at as a reader does: in a browser, on a phone and on a desk, light and dark."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import BlockingHistory, History
+from letopis.store import ConversationStore
+from tests.support.paths import ROOT
+from tests.support.site import Page, dead_links, site_at
+
+AXE = ROOT / "tests" / "support" / "vendor" / "axe.min.js"
+AXE_SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
+"""Of `axe.min.js` in axe-core 4.14.1 of npm, unchanged; Mozilla Public License 2.0."""
+CHROMIUM_OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+WIDTHS = (390, 1280)
+"""A phone and a desk, in CSS pixels."""
+SAMPLE = (
+    "index.html",
+    "tutorial/first-bot.html",
+    "howto/index.html",
+    "reference/history.html",
+    "reference/cli.html",
+    "explanation/alternatives.html",
+)
+"""One of each kind: what is right about these is the theme's and the style sheet's."""
+
+pytestmark = pytest.mark.timeout(600)  # building takes 20 s of an idle machine
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation, built once."""
+    pytest.importorskip("sphinx", reason="needs the group docs")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-j", "2", "-b", "html", "docs", folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=590,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(built: Path) -> dict[Path, Page]:
+    return site_at(built)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the group test")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_OPTIONS))
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def tab(browser: Any) -> Iterator[Any]:
+    """A tab that fails the test if a page asks the network for anything, or has an error in its scripts."""
+    context = browser.new_context(reduced_motion="reduce")
+    opened = context.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    context.close()
+    assert [url for url in asked if not url.startswith(("file:", "data:", "about:"))] == []
+    assert errors == []
+
+
+def test_every_link_leads_somewhere(site: dict[Path, Page]) -> None:
+    assert len(site) > 100
+    assert dead_links(site) == []
+
+
+def test_every_picture_has_a_text(site: dict[Path, Page]) -> None:
+    assert {page.path.name: found for page in site.values() if (found := page.unnamed_pictures())} == {}
+
+
+def test_nothing_is_loaded_from_elsewhere(site: dict[Path, Page]) -> None:
+    assert {page.path.name: found for page in site.values() if (found := page.loads())} == {}
+
+
+def test_a_dead_link_a_mute_picture_and_a_foreign_script_are_noticed(tmp_path: Path) -> None:
+    """The control of the three tests above."""
+    (tmp_path / "a.html").write_text(
+        '<article><a href="b.html">x</a><a href="#gone">y</a><img src="c.png"><svg viewBox="0 0 1 1"></svg></article>'
+        '<script src="https://cdn.example/x.js"></script>'
+    )
+    (page,) = (site := site_at(tmp_path)).values()
+
+    assert dead_links(site) == ["a.html: no b.html", "a.html: no #gone in a.html"]
+    assert len(page.unnamed_pictures()) == 2
+    assert page.loads() == ["https://cdn.example/x.js"]
+
+
+def test_no_signature_shows_a_private_default(site: dict[Path, Page]) -> None:
+    signatures = re.compile(r'<dt class="sig.*?</dt>', re.DOTALL)
+    default = re.compile(r'<span class="default_value">(?:<[^>]+>)*(_\w+|NO_\w+|DEFAULT_\w+)')
+    texts = [one for page in site.values() for one in signatures.findall(page.text)]
+
+    assert len(texts) > 300
+    assert [found[1] for one in texts if (found := default.search(one))] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        (History, "letopis.outbox.History"),
+        (BlockingHistory, "letopis.outbox.BlockingHistory"),
+        (ConversationStore, "letopis.store.ConversationStore"),
+    ],
+)
+def test_every_method_is_in_the_reference(kind: type, path: str, site: dict[Path, Page]) -> None:
+    anchors = {anchor for page in site.values() for anchor in page.ids}
+    public = [
+        name
+        for name, member in inspect.getmembers(kind)
+        if not name.startswith("_") and (callable(member) or isinstance(member, property))
+    ]
+
+    assert len(public) > 20
+    assert [name for name in public if f"{path}.{name}" not in anchors] == []
+
+
+def test_a_quoted_figure_that_is_published_no_more_stops_the_build() -> None:
+    pytest.importorskip("sphinx", reason="needs the group docs")
+    from sphinx.errors import ConfigError
+
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "_ext" / "figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    speed, proof = ((ROOT / "docs/explanation" / name).read_text(encoding="utf-8") for name in ("speed.md", "proof.md"))
+    found = extension.figures(speed, proof)
+
+    assert f"| Letopis | {found['append_rate']} (" in speed
+    assert f"{found['append_p50']} p50 ms" in speed
+    for speed_of, proof_of in ((speed.replace("| Letopis |", "| It |"), proof), (speed, "nothing was killed")):
+        with pytest.raises(ConfigError, match=r"change docs/_ext/figures\.py"):
+            extension.figures(speed_of, proof_of)
+
+
+def test_programs_find_every_page(built: Path) -> None:
+    text = (built / "llms.txt").read_text(encoding="utf-8")
+    sources = re.findall(r"\]\((_sources/[^)]+)\)", text)
+
+    assert text.startswith("# Letopis\n\n> Durable conversation history")
+    assert len(sources) > 100
+    assert [source for source in sources if not (built / source).is_file()] == []
+
+
+def test_no_page_scrolls_sideways(tab: Any, site: dict[Path, Page]) -> None:
+    wide = []
+    decisions = [path for path in site if path.parent.name == "adr"]
+    for path in [one for one in site if one not in decisions[3:]]:  # those are all of one form
+        tab.set_viewport_size({"width": WIDTHS[0], "height": 900})
+        tab.goto(path.as_uri(), wait_until="domcontentloaded")
+        for width in WIDTHS:
+            tab.set_viewport_size({"width": width, "height": 900})
+            over = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            if over > 0:
+                wide.append(f"{path.name}: {over} px over at {width} px")
+
+    assert wide == []
+
+
+def test_the_vendored_axe_is_the_released_one() -> None:
+    assert hashlib.sha256(AXE.read_bytes()).hexdigest() == AXE_SHA256
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everybody_can_read_it(tab: Any, built: Path, theme: str) -> None:
+    """Contrast, names, roles and order, by axe-core, at both widths."""
+    axe = AXE.read_text(encoding="utf-8")
+    found = []
+    for number, name in enumerate(SAMPLE):
+        tab.set_viewport_size({"width": WIDTHS[number % 2], "height": 900})
+        tab.goto((built / name).as_uri(), wait_until="domcontentloaded")
+        tab.evaluate("theme => document.body.dataset.theme = theme", theme)
+        found += [f"{name}: {one}" for one in violations(tab, axe)]
+
+    assert found == []
+
+
+def test_pale_text_is_noticed(tab: Any) -> None:
+    """The control of the test above, and of the one on scrolling."""
+    tab.set_viewport_size({"width": WIDTHS[0], "height": 900})
+    tab.set_content(
+        '<html lang="en"><title>x</title><main><h1>x</h1><p style="color:#ddd;background:#fff">pale</p>'
+        '<pre style="width:2000px">wide</pre></main></html>'
+    )
+
+    assert any("color-contrast" in one for one in violations(tab, AXE.read_text(encoding="utf-8")))
+    assert tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") > 0
+
+
+def violations(tab: Any, axe: str) -> list[str]:
+    """Return what axe-core finds on the page that a tab shows."""
+    tab.evaluate(f"{axe};0")
+    results = tab.evaluate(
+        "() => axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa'], resultTypes: ['violations']})"
+        ".then(results => results.violations.map(one => [one.id, one.nodes.map(node => node.html)]))"
+    )
+    # Sphinx makes a list without terms of a signature that takes several lines.
+    told = {rule: [node for node in nodes if (rule, node) != ("definition-list", "<dl>")] for rule, nodes in results}
+    return [f"{rule}: {nodes[:3]}" for rule, nodes in told.items() if nodes]

@@ -1,0 +1,90 @@
+"""Record ``letopis demo``: its output in the READMEs, and a picture of it for the documentation.
+
+``python -m tests.support.demo_transcript`` plays the demonstration and renews all three.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Final
+from xml.sax.saxutils import escape
+
+from tests.support.paths import ROOT
+
+PAGES: Final = (ROOT / "README.md", ROOT / "README.ru.md")
+PICTURE: Final = ROOT / "docs" / "_static" / "demo.svg"
+PROMPT: Final = "$ letopis demo"
+COLUMNS: Final = 88
+PICTURE_COLUMNS: Final = 66
+"""So that it can be read on a phone."""
+
+_TRANSCRIPT = re.compile(r"(?<=<!-- transcript: letopis demo -->\n```text\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
+_VARIES = re.compile(r"\d+\.\d+|\d+(?= s\.)")
+
+
+def folded(text: str, columns: int) -> str:
+    """Return the text in lines of at most so many columns; what goes on has the indent of its line."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        lines += textwrap.wrap(line.strip(), columns, initial_indent=indent, subsequent_indent=f"{indent}  ") or [""]
+    return "\n".join(lines) + "\n"
+
+
+def comparable(text: str) -> str:
+    """Return the words of a transcript, without what differs from run to run: times and where lines end."""
+    return _VARIES.sub("N", " ".join(text.split()))
+
+
+def transcript_of(page: Path) -> str:
+    """Return the transcript in a page, without the command."""
+    found: str = _TRANSCRIPT.findall(page.read_text(encoding="utf-8"))[0]
+    return found.removeprefix(f"{PROMPT}\n")
+
+
+def picture(transcript: str) -> str:
+    """Return a picture of a terminal with a transcript in it."""
+    lines = [PROMPT, *folded(transcript, PICTURE_COLUMNS).splitlines()]
+    width, height = PICTURE_COLUMNS * 8.43 + 40, len(lines) * 20 + 62
+    rows = []
+    for number, line in enumerate(lines):
+        kind = "typed" if number == 0 else "detail" if line.startswith(" ") or not line else "step"
+        rows.append(f'<text class="{kind}" x="20" y="{number * 20 + 60}" xml:space="preserve">{escape(line)}</text>')
+    dots = "".join(f'<circle cx="{24 + 20 * n}" cy="20" r="6" fill="#55606e"/>' for n in range(3))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" role="img">\n'
+        "<title>The output of letopis demo</title>\n"
+        "<style>text { font: 14px ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; fill: #d7dde4; }"
+        " .step { fill: #ffffff; font-weight: 700; } .typed { fill: #8fd19e; }</style>\n"
+        f'<rect width="100%" height="100%" rx="10" fill="#1b222b"/>\n{dots}\n' + "\n".join(rows) + "\n</svg>\n"
+    )
+
+
+def play() -> str:
+    """Return the output of the demonstration."""
+    done = subprocess.run(
+        [sys.executable, "-m", "letopis.outbox.cli", "demo"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=90,
+        check=True,
+    )
+    return done.stdout
+
+
+def main() -> None:
+    """Renew the transcripts and the picture."""
+    shown = folded(play(), COLUMNS)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(_TRANSCRIPT.sub(lambda _: f"{PROMPT}\n{shown}", text, count=1), encoding="utf-8")
+    PICTURE.write_text(picture(shown), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Read a page as a reader does: save its programs, type its commands, and compare what they print.
+
+A block of Python is saved under the name that the text before it gives (``bot.py``). In a ``console`` block, lines
+that begin with ``$`` are typed, and the others are what is then seen. ``...`` stands for what differs from run to run:
+in a line for any words, as a line of its own for any lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+_NAME = re.compile(r"`([\w.-]+\.py)`")
+TIMEOUT_SECONDS = 90
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """One fenced block of a page.
+
+    :ivar before: the text between the block before it and this one.
+    """
+
+    language: str
+    body: str
+    before: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One command of a page: what it is said to print, and what it printed."""
+
+    command: str
+    expected: str
+    printed: str
+
+    @property
+    def holds(self) -> bool:
+        """True if the page shows what is printed."""
+        return matches(self.expected, self.printed)
+
+    def __str__(self) -> str:
+        return f"$ {self.command}\n--- the page\n{self.expected}\n--- printed\n{self.printed}"
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """Return the fenced blocks of a page, in order."""
+    end = 0
+    for found in _FENCE.finditer(text):
+        yield Block(language=found["language"].strip(), body=found["body"], before=text[end : found.start()])
+        end = found.end()
+
+
+def matches(expected: str, printed: str) -> bool:
+    """Return True if the text is the expected one, where ``...`` stands for any words, or any lines."""
+    lines = [
+        "(?:[^\n]*\n)*?" if line == "..." else re.escape(line).replace(re.escape("..."), "[^\n]*") + "\n"
+        for line in expected.rstrip().splitlines()
+    ]
+    return re.fullmatch("".join(lines), f"{printed.rstrip()}\n") is not None
+
+
+def commands(body: str) -> Iterator[tuple[str, str]]:
+    """Return each command of a console block with the output that follows it."""
+    for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        while command.endswith("\\"):
+            more, _, output = output.partition("\n")
+            command = f"{command[:-1]}{more.lstrip()}"
+        yield command, output
+
+
+def follow(page: Path, folder: Path) -> Iterator[Step]:
+    """Do what a page says, in an empty folder with a virtual environment, and return each command's step.
+
+    :raises AssertionError: a program has no name.
+    """
+    (folder / ".venv").symlink_to(sys.prefix)
+    name = ""
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.language == "python":
+            named = _NAME.findall(block.before)
+            name = named[-1] if named else name
+            assert name, f"{page.name}: a program without a name:\n{block.body}"
+            (folder / name).write_text(block.body, encoding="utf-8")
+        elif block.language == "console":
+            for command, expected in commands(block.body):
+                yield Step(command=command, expected=expected, printed=typed(command, folder))
+
+
+def typed(command: str, folder: Path) -> str:
+    """Type a command in a folder, and return what it prints, to both outputs."""
+    environment = {
+        **os.environ,
+        "PYTHONUTF8": "1",
+        "PYTHONWARNINGS": "error",
+        "COLUMNS": "88",
+        "TZ": "UTC",
+        "PATH": f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    return done.stdout
+
+
+def main() -> None:
+    """Print each step of the named pages, for their author."""
+    import tempfile
+
+    for page in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as folder:
+            for step in follow(Path(page), Path(folder)):
+                print("ok  " if step.holds else "BAD ", step if not step.holds else step.command)
+
+
+if __name__ == "__main__":
+    main()
