@@ -59,7 +59,16 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "daemon",
         "cli",
     ),
-    "letopis.adapters": ("formats", "_messages", "haystack", "langchain", "langgraph", "llama_index", "openai_agents"),
+    "letopis.adapters": (
+        "formats",
+        "_messages",
+        "haystack",
+        "langchain",
+        "langgraph",
+        "llama_index",
+        "openai_agents",
+        "voxpersona",
+    ),
 }
 
 # Published beside the front door, and built on it.
