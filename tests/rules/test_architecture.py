@@ -62,6 +62,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "letopis.adapters": (
         "formats",
         "_messages",
+        "telegram_core",
         "haystack",
         "langchain",
         "langgraph",

@@ -1,0 +1,19 @@
+"""Keep the chats of an aiogram bot in a history; imported explicitly, needs ``letopis[aiogram]``."""
+
+try:  # only to say what is missing
+    import aiogram as _aiogram  # noqa: F401  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError as error:
+    if error.name != "aiogram":
+        raise
+    raise ModuleNotFoundError(
+        "letopis.adapters.aiogram needs aiogram: pip install 'letopis[aiogram]'", name="aiogram"
+    ) from error
+
+from letopis.adapters.aiogram.chats import LetopisChats
+from letopis.adapters.aiogram.storage import LetopisStorage
+from letopis.adapters.aiogram.webhook import RecordingRequestHandler
+from letopis.adapters.telegram_core.chat_history import ChatHistory
+from letopis.adapters.telegram_core.outgoing import unrecorded
+from letopis.adapters.telegram_core.smart_send import Sent
+
+__all__ = ("ChatHistory", "LetopisChats", "LetopisStorage", "RecordingRequestHandler", "Sent", "unrecorded")

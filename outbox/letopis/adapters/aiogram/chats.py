@@ -1,0 +1,296 @@
+"""Keep the chats of an aiogram bot: record both ways, give handlers their history, and offer the menu."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from datetime import UTC, timedelta, tzinfo
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+from aiogram import Bot, Dispatcher, Router
+from aiogram.dispatcher.event.bases import UNHANDLED
+from aiogram.methods import TelegramMethod
+from aiogram.types import Message, MessageEntity, Update
+from aiogram.utils.formatting import Text
+
+from letopis.adapters.aiogram.conversion import raw
+from letopis.adapters.aiogram.menu_router import describe_commands, menu_router, show_titled
+from letopis.adapters.aiogram.recording import RequestRecording, UpdateRecording
+from letopis.adapters.aiogram.sending import AiogramTransport
+from letopis.adapters.aiogram.storage import LetopisStorage
+from letopis.adapters.aiogram.webhook import RecordingRequestHandler
+from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.chat_history import ChatHistory
+from letopis.adapters.telegram_core.incoming import Recorded
+from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.adapters.telegram_core.notices import notice_for
+from letopis.adapters.telegram_core.outgoing import unrecorded
+from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, Sent
+from letopis.adapters.telegram_core.texts import COMMANDS
+from letopis.outbox import History, Incident
+from letopis.store import InvalidInput
+
+logger: Final = logging.getLogger("letopis.adapters.telegram")
+
+
+class LetopisChats:
+    """The chats of an aiogram bot, in a history.
+
+    ::
+
+        chats = LetopisChats("bot.outbox.db", store="postgresql://bot@db/history")
+        dp = Dispatcher(storage=chats.storage())
+        chats.attach(dp)
+
+        @dp.message()
+        async def answer(message: Message, history: ChatHistory) -> None:
+            context = await history.context(turns=20)
+            await chats.smart_send(message, await ask_model(context.messages))
+
+    Each update is recorded before Telegram is told that it was received; a crash loses none, and those that were not
+    answered are handled after the next start. What the bot sends is recorded before and after. Users hear from the bot,
+    in their language, when something they wrote has been stuck for minutes, and when it is saved.
+
+    :param history: the outbox by path, which is opened with the bot and closed with it; or a history, which is not
+        closed, and whose ``on_stuck`` is yours.
+    :param store: with a path, the history store, by URL or path.
+    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``.
+    :param threshold: UTF-16 units up to which smart send sends a message.
+    :param preview: UTF-16 units of the preview of what goes as a file.
+    :param titles: name a conversation after its first question.
+    :param commands_are_messages: record commands as part of the conversation, too.
+    :param tz: the time zone of the times that the menu shows.
+    :param options: with a path, further parameters of :class:`~letopis.outbox.History`.
+    :raises ConfigurationError: the path, the URL or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        history: str | os.PathLike[str] | History,
+        *,
+        store: Any = None,
+        files: str | os.PathLike[str] | None = None,
+        threshold: int = THRESHOLD,
+        preview: int = PREVIEW,
+        titles: bool = True,
+        commands_are_messages: bool = False,
+        tz: tzinfo = UTC,
+        **options: Any,
+    ) -> None:
+        if isinstance(history, History):
+            if store is not None or options:
+                raise InvalidInput("history", "is open already: give its store and options where you make it")
+            self.history = history
+            files = Path("letopis.files") if files is None else files
+        else:
+            told = {"on_stuck": self.tell, "on_recovered": self.tell, **options}
+            self.history = History(history, store=store, **told)
+            files = Path(f"{os.fspath(history)}.files") if files is None else files
+        self._owned = not isinstance(history, History)
+        self._settings = {
+            "files": files,
+            "threshold": threshold,
+            "preview": preview,
+            "titles": titles,
+            "commands_are_messages": commands_are_messages,
+            "tz": tz,
+        }
+        self._parts: dict[int, BotParts] = {}
+        self._bots: dict[int, Bot] = {}
+        self._requests = RequestRecording(self)
+        self._updates = UpdateRecording(self, self._requests, self._handled_here)
+        self._commands: tuple[str, ...] = ()
+        self._describe = False
+        self._router: Router | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._again: set[asyncio.Task[None]] = set()
+        self._drain_seconds = 10.0
+
+    # Connect.
+
+    def attach(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        commands: Sequence[str] = COMMANDS,
+        describe: bool = False,
+        drain_seconds: float = 10.0,
+    ) -> None:
+        """Connect with a dispatcher: from its startup to its shutdown, everything is recorded.
+
+        :param commands: the ready commands to offer, of ``new``, ``list``, ``switch``, ``rename``, ``delete``,
+            ``history``, ``stats``, ``search``; none with an empty tuple.
+        :param describe: tell Telegram the commands at startup, so that it offers them, in place of those it has.
+        :param drain_seconds: how long the shutdown waits for handlers that are running.
+        :raises InvalidInput: there is no such command, or it is connected already.
+        """
+        if unknown := [one for one in commands if one not in COMMANDS]:
+            raise InvalidInput("commands", f"{unknown[0]!r} is none of {', '.join(COMMANDS)}")
+        if self._dispatcher is not None:
+            raise InvalidInput("dispatcher", "is connected already: attach once")
+        self._dispatcher = dispatcher
+        self._commands = tuple(commands)
+        self._describe = describe
+        self._drain_seconds = drain_seconds
+        self._router = menu_router(self.parts_of, self._commands)
+        dispatcher.include_router(self._router)
+        dispatcher.update.outer_middleware(self._updates)
+        dispatcher.startup.register(self._startup)
+        dispatcher.shutdown.register(self._shutdown)
+
+    def storage(self, *, cache: bool = True, when_unknown: Literal["none", "raise"] = "none") -> LetopisStorage:
+        """Return a storage for the dispatcher's FSM, on records of the same history.
+
+        :param cache: as for :class:`LetopisStorage`.
+        :param when_unknown: as for :class:`LetopisStorage`.
+        """
+        return LetopisStorage(self.history, cache=cache, when_unknown=when_unknown)
+
+    def webhook(
+        self, dispatcher: Dispatcher, bot: Bot, *, handle_in_background: bool = True, secret_token: str | None = None
+    ) -> RecordingRequestHandler:
+        """Return what takes the place of ``SimpleRequestHandler``, and records each update before it answers."""
+        return RecordingRequestHandler(
+            dispatcher, bot, self._requests, handle_in_background=handle_in_background, secret_token=secret_token
+        )
+
+    def parts_of(self, bot: Bot) -> BotParts:
+        """Return the recorders, the menu and the smart sender of a bot; connect with its session on first use."""
+        if bot.id not in self._parts:
+            self._parts[bot.id] = BotParts.of(self.history, bot.id, **cast("Any", self._settings))
+            self._bots[bot.id] = bot
+        if self._requests not in bot.session.middleware:
+            bot.session.middleware(self._requests)
+        return self._parts[bot.id]
+
+    # Use.
+
+    async def smart_send(
+        self,
+        to: Message | ChatHistory,
+        text: str | Text,
+        *,
+        entities: Sequence[MessageEntity] = (),
+        bot: Bot | None = None,
+        reply: bool = False,
+        reply_markup: Any = None,
+        language: str | None = None,
+        **options: Any,
+    ) -> Sent:
+        """Send an answer of any length, and record it as one message.
+
+        Up to the threshold it is a message, beyond it a file with a preview; if the file cannot be sent, it is several
+        messages.
+
+        :param to: the message that is answered, or the history that a handler was given.
+        :param text: plain text, in which only fences of code count, or what ``aiogram.utils.formatting`` makes.
+        :param entities: the formatting of a plain text, with offsets in UTF-16 units.
+        :param bot: with a history of several bots: which of them.
+        :param reply: quote the message that is answered.
+        :param reply_markup: the keyboard, below the last part.
+        :param language: of the words beside a file; by default that of the user.
+        :param options: further parameters of ``send_message``, such as ``disable_notification``, for every part.
+        :raises InvalidInput: the bot is not known.
+        :raises ValueError: the text is empty.
+        :raises TelegramAPIError: Telegram refused it, or its outcome is unknown; the history says so.
+        """
+        if isinstance(text, Text):
+            rendered = text.as_kwargs()
+            text, entities = cast("str", rendered["text"]), cast("list[MessageEntity]", rendered["entities"] or [])
+        if isinstance(to, Message):
+            bot = bot or to.bot
+            if bot is None:
+                raise InvalidInput("bot", "the message belongs to none: give the bot")
+            key = ChatKey.of_message(bot.id, raw(to))
+            language = language or (to.from_user.language_code if to.from_user else None)
+            place = key
+        else:
+            bot = bot or self._bots.get(to.key.bot_id)
+            if bot is None:
+                raise InvalidInput("bot", "is not known yet: give it")
+            key, language = to.key, language or to.language
+            place = await self.parts_of(bot).chats.address(key.owner) or key
+        transport = AiogramTransport(
+            bot=bot,
+            place=place.call(),
+            reply_markup=reply_markup,
+            reply_to=to.message_id if reply and isinstance(to, Message) else None,
+            options=options,
+        )
+        given = [one.model_dump(exclude_none=True) for one in entities]
+        return await self.parts_of(bot).sender.send(transport, key, text, given, language=language)
+
+    async def tell(self, incident: Incident) -> None:
+        """Tell the user of an incident, in their language: for ``on_stuck`` and ``on_recovered`` of a history.
+
+        :raises InvalidInput: the chat belongs to a bot that has not begun to work.
+        """
+        key = ChatKey.parse(incident.owner_id or incident.conversation_id)
+        if key is None:
+            return
+        bot = self._bots.get(key.bot_id)
+        if bot is None:
+            raise InvalidInput("bot", "has not begun to work: its user is told later")
+        parts = self.parts_of(bot)
+        notice = await notice_for(incident, parts.chats, parts.local)
+        if notice is not None:
+            with unrecorded():
+                await bot.send_message(text=notice.text, parse_mode=None, **notice.key.call())
+
+    # For the dispatcher.
+
+    async def _startup(self, dispatcher: Dispatcher, bot: Bot | None = None, **data: Any) -> None:
+        await self.history.prepare()
+        bots = tuple(data.get("bots") or (() if bot is None else (bot,)))
+        for one in bots:
+            parts = self.parts_of(one)
+            if self._commands and self._describe:
+                await describe_commands(one, self._commands)
+            waiting = await parts.incoming.unhandled(older_than=timedelta(0))
+            for update in waiting:
+                self._updates.expect(one, update["update_id"])
+            if waiting:
+                logger.info("updates that were not handled before the last end are handled now: %d", len(waiting))
+                task = asyncio.create_task(self._handle_again(dispatcher, one, waiting, data), name="letopis-again")
+                self._again.add(task)
+                task.add_done_callback(self._again.discard)
+
+    async def _handle_again(
+        self, dispatcher: Dispatcher, bot: Bot, waiting: Sequence[dict[str, Any]], data: dict[str, Any]
+    ) -> None:
+        for update in waiting:
+            given = {name: value for name, value in data.items() if name not in ("dispatcher", "bots", "router")}
+            try:
+                result = await dispatcher.feed_raw_update(bot, update, **{**given, "letopis_again": True})
+            except Exception as error:  # aiogram has logged it; the others are to be handled too
+                logger.debug("an update failed again: %s", type(error).__name__)
+            else:
+                if isinstance(result, TelegramMethod):
+                    await dispatcher.silent_call_request(bot, result)
+
+    async def _shutdown(self) -> None:
+        if not await self._updates.wait_until_idle(self._drain_seconds):
+            logger.warning("some updates are still being handled: they are handled again after the next start")
+        for task in tuple(self._again):
+            task.cancel()
+        if self._owned:
+            await self.history.close()
+
+    async def _handled_here(
+        self, bot: Bot, parts: BotParts, recorded: Recorded, update: Update, data: dict[str, Any]
+    ) -> bool:
+        """Handle what belongs to the menu before the handlers of the bot, which often take every message."""
+        if recorded.titles is not None and update.message is not None:
+            await show_titled(bot, parts, update.message, recorded.titles)
+            return True
+        if self._router is None or recorded.kind not in ("message", "callback_query"):
+            return False
+        event = update.message if recorded.kind == "message" else update.callback_query
+        if event is None:
+            return False
+        given = {**data, "event_update": update}
+        result = await self._router.propagate_event(update_type=recorded.kind, event=event, **given)
+        return result is not UNHANDLED

@@ -1,0 +1,187 @@
+"""Record what passes between aiogram and Telegram, each way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+from aiogram import BaseMiddleware, Bot
+from aiogram.client.session.middlewares.base import BaseRequestMiddleware
+from aiogram.exceptions import TelegramMigrateToChat
+from aiogram.methods import GetUpdates, TelegramMethod
+from aiogram.types import TelegramObject, Update
+
+from letopis.adapters.aiogram.conversion import failure_from, payload_of, raw
+from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.calls import Failure
+from letopis.adapters.telegram_core.incoming import NOT_NOW, Recorded
+from letopis.adapters.telegram_core.outgoing import current_update
+
+_WITH_HISTORY: Final = frozenset(
+    {
+        "message",
+        "edited_message",
+        "channel_post",
+        "business_message",
+        "edited_business_message",
+        "callback_query",
+        "guest_message",
+    }
+)
+"""Updates whose handlers get a history even in a chat that has none yet."""
+
+HandledHere = Callable[[Bot, BotParts, Recorded, Update, dict[str, Any]], Awaitable[bool]]
+
+
+class Bots(Protocol):
+    """Where a middleware finds the parts of a bot."""
+
+    def parts_of(self, bot: Bot) -> BotParts:
+        """Return the recorders of a bot."""
+        ...
+
+
+class RequestRecording(BaseRequestMiddleware):
+    """A middleware of the session: records updates before their offset is confirmed, and what the bot sends.
+
+    If nothing can be recorded at present, the updates are not taken: Telegram sends them again.
+    """
+
+    def __init__(self, bots: Bots) -> None:
+        self._bots = bots
+        self._received: dict[tuple[int, int], Recorded] = {}
+
+    async def receive(self, bot: Bot, update: Update | dict[str, Any]) -> Recorded:
+        """Record an update that has come, once; :meth:`taken` returns what became of it."""
+        given = update if isinstance(update, dict) else raw(update)
+        recorded = await self._bots.parts_of(bot).incoming.record(given)
+        self._received[bot.id, recorded.update_id] = recorded
+        return recorded
+
+    async def taken(self, bot: Bot, update: Update) -> Recorded:
+        """Return what became of an update, and record it now if it came another way."""
+        found = self._received.pop((bot.id, update.update_id), None)
+        if found is None:
+            found = await self.receive(bot, update)
+            self._received.pop((bot.id, update.update_id), None)
+        return found
+
+    async def __call__(self, make_request: Any, bot: Bot, method: TelegramMethod[Any]) -> Any:
+        """Carry out a call."""
+        if isinstance(method, GetUpdates):
+            return await self._get_updates(make_request, bot, method)
+        outgoing, name = self._bots.parts_of(bot).outgoing, method.__api_method__
+        intent = await outgoing.before(name, payload_of(method))
+        try:
+            try:
+                result = await make_request(bot, method)
+            except TelegramMigrateToChat as error:
+                await outgoing.failed(intent, failure_from(error) or Failure(ending="unknown", reason="moved"))
+                if getattr(method, "chat_id", None) is None:
+                    raise
+                result = await make_request(bot, method.model_copy(update={"chat_id": error.migrate_to_chat_id}))
+        except BaseException as error:  # a cancellation too: Telegram may have carried it out
+            unknown = Failure(ending="unknown", reason=type(error).__name__)
+            await outgoing.failed(intent, failure_from(error) or unknown)
+            raise
+        await outgoing.after(name, intent, raw(result))
+        return result
+
+    async def _get_updates(self, make_request: Any, bot: Bot, method: GetUpdates) -> list[Update]:
+        updates: list[Update] = await make_request(bot, method)
+        for place, update in enumerate(updates):
+            try:
+                await self.receive(bot, update)
+            except NOT_NOW:
+                if place == 0:
+                    raise  # aiogram waits and asks again
+                return updates[:place]
+        return updates
+
+
+class UpdateRecording(BaseMiddleware):
+    """An outer middleware of all updates: gives handlers the history of their chat, and notes when they have ended.
+
+    An update that was handled before is not handled again.
+    """
+
+    def __init__(self, bots: Bots, requests: RequestRecording, handled_here: HandledHere) -> None:
+        self._bots = bots
+        self._requests = requests
+        self._handled_here = handled_here
+        self._handling: set[tuple[int, int]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def expect(self, bot: Bot, update_id: int) -> None:
+        """Refuse an update from now on that is going to be handed in again by this process."""
+        self._handling.add((bot.id, update_id))
+        self._idle.clear()
+
+    async def wait_until_idle(self, seconds: float) -> bool:
+        """Wait until no update is being handled; return ``False`` if some are after ``seconds``."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def __call__(
+        self,
+        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
+        event: TelegramObject,
+        data: dict[str, Any],
+    ) -> Any:
+        """Handle an update."""
+        if not isinstance(event, Update):
+            return await handler(event, data)
+        bot: Bot = data["bot"]
+        parts = self._bots.parts_of(bot)
+        recorded = await self._requests.taken(bot, event)
+        name = (bot.id, event.update_id)
+        again = data.pop("letopis_again", False)
+        if recorded.handled or (name in self._handling and not again):
+            return None
+        self._handling.add(name)
+        self._idle.clear()
+        try:
+            result = await self._handle(handler, bot, parts, recorded, event, data)
+        except asyncio.CancelledError:
+            raise  # the process ends: it is handled after the next start
+        except BaseException:
+            await parts.incoming.handled(recorded.update_id)
+            raise
+        else:
+            await parts.incoming.handled(recorded.update_id)
+            return result
+        finally:
+            self._handling.discard(name)
+            if not self._handling:
+                self._idle.set()
+
+    async def _handle(
+        self,
+        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
+        bot: Bot,
+        parts: BotParts,
+        recorded: Recorded,
+        update: Update,
+        data: dict[str, Any],
+    ) -> Any:
+        token = current_update.set(recorded)
+        try:
+            if await self._handled_here(bot, parts, recorded, update, data):
+                return None
+            data["history"] = None
+            if recorded.conversation_id is not None or recorded.kind in _WITH_HISTORY:
+                data["history"] = await parts.chat_of(recorded)
+            result = await handler(update, data)
+            if isinstance(result, TelegramMethod):
+                # As the answer to a webhook it would pass no middleware and never have an id.
+                await data["dispatcher"].silent_call_request(bot, result)
+                return None
+            return result
+        finally:
+            current_update.reset(token)

@@ -1,0 +1,92 @@
+"""Assemble what an adapter needs for one bot."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, tzinfo
+from pathlib import Path
+from typing import Self
+
+from letopis.adapters.telegram_core.chat_history import ChatHistory
+from letopis.adapters.telegram_core.chats import Chats
+from letopis.adapters.telegram_core.incoming import IncomingRecorder, Recorded
+from letopis.adapters.telegram_core.local_state import LocalState
+from letopis.adapters.telegram_core.menu import Menu
+from letopis.adapters.telegram_core.outgoing import OutgoingRecorder
+from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, SmartSender
+from letopis.outbox import History
+from letopis.store import InvalidInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BotParts:
+    """The recorders, the menu and the smart sender of one bot on one history."""
+
+    history: History
+    bot_id: int
+    chats: Chats
+    local: LocalState
+    incoming: IncomingRecorder
+    outgoing: OutgoingRecorder
+    menu: Menu
+    sender: SmartSender
+
+    @classmethod
+    def of(
+        cls,
+        history: History,
+        bot_id: int,
+        *,
+        files: str | os.PathLike[str],
+        threshold: int = THRESHOLD,
+        preview: int = PREVIEW,
+        titles: bool = True,
+        commands_are_messages: bool = False,
+        tz: tzinfo = UTC,
+    ) -> Self:
+        """Return the parts of a bot; parameters as for the parts."""
+        chats, local, folder = Chats(history, bot_id), LocalState(history), Path(files)
+        outgoing = OutgoingRecorder(history, bot_id, chats=chats)
+        return cls(
+            history=history,
+            bot_id=bot_id,
+            chats=chats,
+            local=local,
+            incoming=IncomingRecorder(
+                history,
+                bot_id,
+                chats=chats,
+                local=local,
+                titles=titles,
+                commands_are_messages=commands_are_messages,
+            ),
+            outgoing=outgoing,
+            menu=Menu(chats, files=folder, tz=tz),
+            sender=SmartSender(outgoing, folder, threshold=threshold, preview=preview),
+        )
+
+    async def chat_of(self, recorded: Recorded) -> ChatHistory | None:
+        """Return the history of the chat that an update came from; ``None`` if it is of no chat.
+
+        Its conversation is the one that the update was recorded in; for what is recorded in none, the active one.
+        """
+        if recorded.key is None:
+            return None
+        conversation_id = recorded.conversation_id
+        if conversation_id is None:
+            conversation_id = (await self.chats.active(recorded.key)).conversation_id
+        return ChatHistory(
+            base=self.history, key=recorded.key, conversation_id=conversation_id, language=recorded.language
+        )
+
+
+def bot_id_of(token: str) -> int:
+    """Return the id of a bot, which its token begins with.
+
+    :raises InvalidInput: it is no token; the error does not quote it.
+    """
+    number = token.partition(":")[0]
+    if not number.isascii() or not number.isdecimal():
+        raise InvalidInput("token", "must be a bot's token, as @BotFather gives it: a number, a colon and a secret")
+    return int(number)

@@ -1,0 +1,311 @@
+"""Record incoming updates, each once, before Telegram is told that they were received."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from letopis.adapters.telegram_core.chats import Chats, numbers_of
+from letopis.adapters.telegram_core.content import content_of, metadata_of, moment_of, title_from
+from letopis.adapters.telegram_core.keys import ChatKey, message_id
+from letopis.adapters.telegram_core.local_state import LocalState
+from letopis.adapters.telegram_core.updates import (
+    Command,
+    Deleted,
+    Edited,
+    Meaning,
+    Moved,
+    Reacted,
+    Said,
+    is_from_account,
+    read_update,
+)
+from letopis.outbox import History
+from letopis.store import (
+    Closed,
+    EventIdReused,
+    InvalidInput,
+    LetopisError,
+    Message,
+    OutboxFull,
+    OutboxUnavailable,
+)
+from letopis.store.model.event_types import (
+    Body,
+    ConversationRenamed,
+    CustomEvent,
+    MessageEdited,
+    ReactionAdded,
+    ReactionRemoved,
+)
+
+logger: Final = logging.getLogger("letopis.adapters.telegram")
+
+NOT_NOW: Final = (OutboxFull, OutboxUnavailable, Closed)
+"""Errors after which an update must come again: nothing can be recorded at present."""
+_NO_PLACE: Final = "updates"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What became of an update.
+
+    :ivar key: the place it belongs to, settled after moves; ``None`` if it has none.
+    :ivar chat_id: of the chat that it came from.
+    :ivar conversation_id: the conversation that it was recorded in; ``None`` if it is of no chat.
+    :ivar repeated: it was recorded before.
+    :ivar handled: it was recorded before, and its handling has ended: it must not be handled again.
+    :ivar titles: the conversation for whose title it is the answer; such a message is no part of the conversation.
+    """
+
+    update_id: int
+    kind: str
+    key: ChatKey | None
+    chat_id: int | None
+    conversation_id: str | None
+    language: str | None
+    repeated: bool = False
+    handled: bool = False
+    titles: str | None = None
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is appended for an update."""
+
+    conversation_id: str | None = None
+    owner: str | None = None
+    events: list[Message | Body] = field(default_factory=list)
+    occurred_at: datetime | None = None
+    titles: str | None = None
+
+
+class IncomingRecorder:
+    """Records what one bot receives.
+
+    An update is recorded together with the note that it was received, in one transaction, so that the same update has
+    no effect when Telegram sends it again. Call :meth:`handled` when its handling has ended. After a crash,
+    :meth:`unhandled` returns those that Telegram was told about and nobody answered.
+
+    :param bot_id: the number before the colon of the bot's token.
+    :param titles: name a conversation after its first question.
+    :param commands_are_messages: record messages that begin with a command as part of the conversation, too.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        bot_id: int,
+        *,
+        chats: Chats | None = None,
+        local: LocalState | None = None,
+        titles: bool = True,
+        commands_are_messages: bool = False,
+    ) -> None:
+        self.chats = chats or Chats(history, bot_id)
+        self.local = local or LocalState(history)
+        self._history = history
+        self._bot_id = bot_id
+        self._titles = titles
+        self._commands_are_messages = commands_are_messages
+        self._one_at_a_time = asyncio.Lock()
+
+    async def record(self, update: Mapping[str, Any]) -> Recorded:
+        """Record a raw update durably, once.
+
+        What cannot be kept, for example because it exceeds a limit, is logged as an error and is no reason to refuse
+        the update.
+
+        :raises InvalidInput: it is no update.
+        :raises OutboxFull: nothing can be recorded at present. Do not confirm the update, so that it comes again.
+        :raises OutboxUnavailable: likewise.
+        :raises Closed: the history is closed.
+        """
+        await self.local.prepare()
+        meaning = read_update(self._bot_id, update)
+        # In the order of the updates, also where several are handled at once.
+        async with self._one_at_a_time:
+            key = None if meaning.key is None else await self.chats.settled(meaning.key)
+            try:
+                return await self._record(update, meaning, key)
+            except NOT_NOW:
+                raise
+            except LetopisError as error:
+                logger.error(  # noqa: TRY400 - the error says it all, and may not quote the message
+                    "an update cannot be recorded, and is handled all the same: %s",
+                    error,
+                    extra={"update_id": meaning.update_id},
+                )
+                return await self._without_content(update, meaning, key)
+
+    async def handled(self, update_id: int) -> None:
+        """Note that the handling of an update has ended, however it ended."""
+        await self.local.handled(self._bot_id, update_id)
+
+    async def unhandled(self, *, older_than: timedelta = timedelta(0)) -> Sequence[dict[str, Any]]:
+        """Return raw updates whose process ended before it had handled them, oldest first; each at most three times.
+
+        :param older_than: for bots of several processes: longer than an update is handled.
+        """
+        return await self.local.unhandled(self._bot_id, older_than=older_than)
+
+    async def _record(self, update: Mapping[str, Any], meaning: Meaning, key: ChatKey | None) -> Recorded:
+        if isinstance(meaning, Moved):
+            await self.chats.move(meaning.old, meaning.new)
+            key = await self.chats.settled(meaning.key) if meaning.key is not None else None
+        work = await self._work(meaning, key)
+        async with self._history.transaction() as tx:
+            known = await self.local.receive(tx, self._bot_id, update, work.conversation_id)
+            if known is None:
+                if key is not None:
+                    await self.local.learn_language(tx, key.owner, meaning.language)
+                if work.conversation_id is not None and work.events:
+                    await self._append(tx, work)
+        return _recorded(
+            meaning,
+            key,
+            conversation_id=work.conversation_id if known is None else known.conversation_id,
+            repeated=known is not None,
+            handled=known is not None and known.handled,
+            titles=work.titles,
+        )
+
+    async def _append(self, tx: Any, work: _Work) -> None:
+        try:
+            await tx.append(work.conversation_id, *work.events, owner=work.owner, occurred_at=work.occurred_at)
+        except EventIdReused:
+            # The same message came under another update id, or was recorded by another bot of this conversation.
+            logger.info("a message was recorded before", extra={"conversation_id": work.conversation_id})
+
+    async def _without_content(self, update: Mapping[str, Any], meaning: Meaning, key: ChatKey | None) -> Recorded:
+        async with self._history.transaction() as tx:
+            known = await self.local.receive(tx, self._bot_id, update, None)
+        return _recorded(
+            meaning, key, conversation_id=None, repeated=known is not None, handled=known is not None and known.handled
+        )
+
+    async def _work(self, meaning: Meaning, key: ChatKey | None) -> _Work:
+        if key is None:
+            return _Work(f"tg:{self._bot_id}:{_NO_PLACE}", None, [_raw(meaning)])
+        if isinstance(meaning, Said):
+            return await self._said(meaning, key)
+        if isinstance(meaning, Command) and self._commands_are_messages:
+            return await self._said(meaning, key)
+        if isinstance(meaning, Edited):
+            return await self._edited(meaning, key)
+        if isinstance(meaning, Deleted):
+            return await self._deleted(meaning, key)
+        if isinstance(meaning, Reacted):
+            return await self._reacted(meaning, key)
+        return await self._other(meaning, key)
+
+    async def _said(self, meaning: Meaning, key: ChatKey) -> _Work:
+        message = meaning.payload
+        if (titles := await self._titled_by(message, key)) is not None:
+            return _Work(
+                titles,
+                key.owner,
+                [CustomEvent(name="telegram.title", data={"text": message.get("text", "")})],
+                titles=titles,
+            )
+        active = await self.chats.active(key)
+        made = _message(message)
+        events: list[Message | Body] = [made]
+        if self._titles and active.title is None and made.role == "user" and made.text.strip():
+            events.append(ConversationRenamed(title=title_from(made.text)))
+        return _Work(active.conversation_id, key.owner, events, moment_of(message))
+
+    async def _titled_by(self, message: Mapping[str, Any], key: ChatKey) -> str | None:
+        answered = message.get("reply_to_message")
+        if not isinstance(answered, Mapping) or not isinstance(message.get("text"), str):
+            return None
+        sender = answered.get("from")
+        if not isinstance(sender, Mapping) or sender.get("id") != self._bot_id:
+            return None
+        return await self.local.answered(key.owner, answered.get("message_id", 0))
+
+    async def _edited(self, meaning: Edited, key: ChatKey) -> _Work:
+        message = meaning.payload
+        content = content_of(message)
+        assert content is not None  # noqa: S101 - or it were another meaning
+        assert meaning.key is not None  # noqa: S101 - likewise
+        found = await self.chats.find(key, message["message_id"], chat_id=meaning.key.chat_id)
+        if found is None:  # it was written before the bot recorded, so its present state is all there is
+            active = await self.chats.active(key)
+            return _Work(active.conversation_id, key.owner, [_message(message)], moment_of(message))
+        at = moment_of(message, "edit_date")
+        if found.redacted or found.content == content:
+            return _Work(found.conversation_id, key.owner, [], at)
+        return _Work(found.conversation_id, key.owner, [MessageEdited(message_id=found.id, content=content)], at)
+
+    async def _deleted(self, meaning: Deleted, key: ChatKey) -> _Work:
+        assert meaning.key is not None  # noqa: S101 - or it were another meaning
+        for number in meaning.numbers:
+            found = await self.chats.find(key, number, chat_id=meaning.key.chat_id)
+            if found is not None and not found.redacted and _last_of(found, meaning.numbers):
+                # Idempotent, so it need not be in the transaction of the note: a message may be in any conversation.
+                await self._history.redact(found.conversation_id, found.id, reason="deleted in Telegram")
+        active = await self.chats.active(key)
+        return _Work(active.conversation_id, key.owner, [])
+
+    async def _reacted(self, meaning: Reacted, key: ChatKey) -> _Work:
+        assert meaning.key is not None  # noqa: S101 - or it were another meaning
+        found = await self.chats.find(key, meaning.number, chat_id=meaning.key.chat_id)
+        if found is None:
+            return await self._other(meaning, key)
+        removed = [ReactionRemoved(message_id=found.id, key=one, actor=meaning.actor) for one in meaning.removed]
+        added = [ReactionAdded(message_id=found.id, key=one, actor=meaning.actor) for one in meaning.added]
+        return _Work(found.conversation_id, key.owner, [*removed, *added], moment_of(meaning.payload))
+
+    async def _other(self, meaning: Meaning, key: ChatKey) -> _Work:
+        # A press of a button or a join begins no conversation.
+        active = await self._active(key)
+        if active is None:
+            return _Work(f"tg:{self._bot_id}:{_NO_PLACE}", None, [_raw(meaning)])
+        return _Work(active, key.owner, [_raw(meaning)])
+
+    async def _active(self, key: ChatKey) -> str | None:
+        """Return the id of the active conversation of a settled place; ``None`` if there is none."""
+        found = await self._history.active(key.owner, create=False)
+        return None if found is None else found.conversation_id
+
+
+def _message(message: Mapping[str, Any]) -> Message:
+    content = content_of(message)
+    if content is None:
+        raise InvalidInput("message", "says nothing")
+    number = message["message_id"]
+    return Message(
+        role="assistant" if is_from_account(message) else "user",
+        content=content,
+        id=message_id(message["chat"]["id"], number),
+        external_ids={"telegram": number},
+        metadata=metadata_of(message),
+    )
+
+
+def _raw(meaning: Meaning) -> CustomEvent:
+    name = "telegram.command" if isinstance(meaning, Command) else f"telegram.{meaning.kind}"
+    return CustomEvent(name=name, data={"update_id": meaning.update_id, meaning.kind: dict(meaning.payload)})
+
+
+def _recorded(meaning: Meaning, key: ChatKey | None, *, conversation_id: str | None, **given: Any) -> Recorded:
+    of_no_chat = conversation_id is not None and conversation_id.endswith(f":{_NO_PLACE}")
+    return Recorded(
+        conversation_id=None if of_no_chat else conversation_id,
+        update_id=meaning.update_id,
+        kind=meaning.kind,
+        key=key,
+        chat_id=None if meaning.key is None else meaning.key.chat_id,
+        language=meaning.language,
+        **given,
+    )
+
+
+def _last_of(found: Any, numbers: Sequence[int]) -> bool:
+    """Return True if no part of a message remains: a long answer of the bot was sent as several."""
+    return all(one in numbers for one in numbers_of(found))

@@ -1,0 +1,206 @@
+"""Keep in the outbox file what an adapter must know while nothing else can be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from letopis.outbox import History, Transaction
+from letopis.store.model.events import to_microseconds, utc_now
+
+_TABLES: Final = (
+    """CREATE TABLE IF NOT EXISTS letopis_telegram_updates (
+        bot_id INTEGER NOT NULL, update_id INTEGER NOT NULL, received_at INTEGER NOT NULL, handled_at INTEGER,
+        attempts INTEGER NOT NULL, conversation_id TEXT, data TEXT NOT NULL, PRIMARY KEY (bot_id, update_id)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS letopis_telegram_languages (
+        owner_id TEXT NOT NULL PRIMARY KEY, language TEXT NOT NULL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS letopis_telegram_prompts (
+        owner_id TEXT NOT NULL, message_id INTEGER NOT NULL, conversation_id TEXT NOT NULL, asked_at INTEGER NOT NULL,
+        PRIMARY KEY (owner_id, message_id)
+    ) WITHOUT ROWID""",
+)
+KEEP_HANDLED: Final = timedelta(days=2)
+"""How long a handled update is remembered: Telegram repeats one for a day."""
+MAX_ATTEMPTS: Final = 3
+"""How often an update is handed out again after its process ended while it was handled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownUpdate:
+    """An update that was recorded before.
+
+    :ivar handled: its handling has ended.
+    :ivar conversation_id: the conversation it belongs to, if any.
+    """
+
+    handled: bool
+    conversation_id: str | None
+
+
+class LocalState:
+    """The tables of the adapters in an outbox file: updates that were received, languages of chats, open prompts.
+
+    They are of this file alone and are not delivered.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._ready = False
+        self._lock = asyncio.Lock()
+        self._languages: dict[str, str] = {}
+
+    async def prepare(self) -> None:
+        """Create the tables if they are missing, and forget updates that were handled long ago."""
+        if self._ready:
+            return
+        async with self._lock:
+            async with self._history.transaction() as tx:
+                for table in _TABLES:
+                    await tx.execute(sa.text(table))
+                await tx.execute(
+                    sa.text("DELETE FROM letopis_telegram_updates WHERE handled_at < :until"),
+                    {"until": to_microseconds(utc_now() - KEEP_HANDLED)},
+                )
+            self._ready = True
+
+    # Updates.
+
+    async def receive(
+        self, tx: Transaction, bot_id: int, update: Mapping[str, Any], conversation_id: str | None
+    ) -> KnownUpdate | None:
+        """Note an update as received; return how it is known if it was noted before, and change nothing then."""
+        key = {"bot": bot_id, "update": update["update_id"]}
+        done = await tx.execute(
+            sa.text(
+                "INSERT INTO letopis_telegram_updates"
+                " (bot_id, update_id, received_at, attempts, conversation_id, data)"
+                " VALUES (:bot, :update, :now, 0, :conversation, :data) ON CONFLICT (bot_id, update_id) DO NOTHING"
+            ),
+            {**key, "now": to_microseconds(utc_now()), "conversation": conversation_id, "data": json.dumps(update)},
+        )
+        if done.rowcount == 1:
+            return None
+        return await self._known(tx, key)
+
+    async def _known(self, tx: Transaction, key: Mapping[str, int]) -> KnownUpdate:
+        found = await tx.execute(
+            sa.text(
+                "SELECT handled_at, conversation_id FROM letopis_telegram_updates"
+                " WHERE bot_id = :bot AND update_id = :update"
+            ),
+            key,
+        )
+        row = found.one()
+        return KnownUpdate(handled=row.handled_at is not None, conversation_id=row.conversation_id)
+
+    async def handled(self, bot_id: int, update_id: int) -> None:
+        """Note that the handling of an update has ended, and drop its content."""
+        async with self._history.transaction() as tx:
+            await tx.execute(
+                sa.text(
+                    "UPDATE letopis_telegram_updates SET handled_at = :now, data = ''"
+                    " WHERE bot_id = :bot AND update_id = :update AND handled_at IS NULL"
+                ),
+                {"now": to_microseconds(utc_now()), "bot": bot_id, "update": update_id},
+            )
+
+    async def unhandled(self, bot_id: int, *, older_than: timedelta = timedelta(0)) -> list[dict[str, Any]]:
+        """Return the updates whose handling never ended, oldest first, and count the attempt.
+
+        One that has ended its process three times is not returned any more.
+
+        :param older_than: only those received so long ago, where other processes may be handling later ones.
+        """
+        await self.prepare()
+        named = {"bot": bot_id, "attempts": MAX_ATTEMPTS, "until": to_microseconds(utc_now() - older_than)}
+        async with self._history.transaction() as tx:
+            rows = (
+                await tx.execute(
+                    sa.text(
+                        "SELECT data FROM letopis_telegram_updates WHERE bot_id = :bot AND handled_at IS NULL"
+                        " AND attempts < :attempts AND received_at <= :until ORDER BY update_id"
+                    ),
+                    named,
+                )
+            ).all()
+            if rows:
+                await tx.execute(
+                    sa.text(
+                        "UPDATE letopis_telegram_updates SET attempts = attempts + 1 WHERE bot_id = :bot"
+                        " AND handled_at IS NULL AND attempts < :attempts AND received_at <= :until"
+                    ),
+                    named,
+                )
+        return [json.loads(row[0]) for row in rows]
+
+    # Languages.
+
+    async def learn_language(self, tx: Transaction, owner: str, language: str | None) -> None:
+        """Remember the language of a chat."""
+        if language is None or self._languages.get(owner) == language:
+            return
+        await tx.execute(
+            sa.text(
+                "INSERT INTO letopis_telegram_languages (owner_id, language) VALUES (:owner, :language)"
+                " ON CONFLICT (owner_id) DO UPDATE SET language = excluded.language"
+            ),
+            {"owner": owner, "language": language},
+        )
+        if len(self._languages) > 10_000:
+            self._languages.clear()
+        self._languages[owner] = language
+
+    async def language(self, owner: str) -> str | None:
+        """Return the language of a chat as Telegram gave it last; ``None`` if nobody spoke there."""
+        await self.prepare()
+        if owner not in self._languages:
+            async with self._history.transaction() as tx:
+                found = await tx.scalar(
+                    sa.text("SELECT language FROM letopis_telegram_languages WHERE owner_id = :owner"),
+                    {"owner": owner},
+                )
+            if found is None:
+                return None
+            self._languages[owner] = found
+        return self._languages[owner]
+
+    # Prompts.
+
+    async def asked(self, owner: str, message_id: int, conversation_id: str) -> None:
+        """Remember that the reply to a message of the bot will be the title of a conversation."""
+        await self.prepare()
+        async with self._history.transaction() as tx:
+            await tx.execute(
+                sa.text(
+                    "INSERT INTO letopis_telegram_prompts (owner_id, message_id, conversation_id, asked_at)"
+                    " VALUES (:owner, :message, :conversation, :now)"
+                    " ON CONFLICT (owner_id, message_id) DO UPDATE SET conversation_id = excluded.conversation_id"
+                ),
+                {
+                    "owner": owner,
+                    "message": message_id,
+                    "conversation": conversation_id,
+                    "now": to_microseconds(utc_now()),
+                },
+            )
+
+    async def answered(self, owner: str, message_id: int) -> str | None:
+        """Return the conversation whose title was asked for by a message; ``None`` if none was."""
+        await self.prepare()
+        async with self._history.transaction() as tx:
+            found = await tx.scalar(
+                sa.text(
+                    "SELECT conversation_id FROM letopis_telegram_prompts"
+                    " WHERE owner_id = :owner AND message_id = :message"
+                ),
+                {"owner": owner, "message": message_id},
+            )
+        return None if found is None else str(found)

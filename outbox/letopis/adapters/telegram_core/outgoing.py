@@ -1,0 +1,224 @@
+"""Record what a bot sends: the intent before Telegram is called, and what became of it after."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from letopis.adapters.telegram_core.calls import Call, Failure, chat_in, content_in, numbers_in, read_call
+from letopis.adapters.telegram_core.chats import Chats, numbers_of
+from letopis.adapters.telegram_core.incoming import Recorded
+from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.outbox import History, Reply
+from letopis.store import LetopisError, Message
+from letopis.store.cancellation import run_to_completion
+from letopis.store.model.event_types import MessageSent
+from letopis.store.model.parts import Content, content_to_json
+
+logger: Final = logging.getLogger("letopis.adapters.telegram")
+
+current_update: ContextVar[Recorded | None] = ContextVar("letopis_telegram_update", default=None)
+"""The update that is being handled: what is sent meanwhile to its chat belongs into its conversation."""
+_recording: ContextVar[bool] = ContextVar("letopis_telegram_recording", default=True)
+_MAX_OPEN: Final = 1_000
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Send without recording, for what is no part of a conversation: menus, notices, progress.
+
+    ::
+
+        with unrecorded():
+            await message.answer("One moment ...")
+    """
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+@dataclass(slots=True, kw_only=True)
+class Intent:
+    """Something that is about to be sent, or was and nobody knows.
+
+    :ivar conversation_id: the conversation it is part of.
+    :ivar message_id: its id in the history.
+    :ivar sent: the message ids that Telegram has given to parts of it, by their number.
+    """
+
+    conversation_id: str
+    message_id: str
+    reply: Reply
+    name: str
+    sent: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Change:
+    """An edit or a deletion that is recorded once Telegram has carried it out."""
+
+    call: Call
+
+
+class OutgoingRecorder:
+    """Records what one bot sends.
+
+    A reply is appended before it is sent, and confirmed or failed after. One whose outcome is unknown, as after a
+    timeout or a crash, stays unconfirmed: see ``History.unconfirmed``. Sending the same to the same chat again then
+    confirms that reply, and makes no second one.
+
+    That the outbox refuses an append is logged as an error, and does not keep the bot from answering.
+    """
+
+    def __init__(self, history: History, bot_id: int, *, chats: Chats | None = None) -> None:
+        self.chats = chats or Chats(history, bot_id)
+        self._history = history
+        self._bot_id = bot_id
+        self._open: OrderedDict[str, Intent] = OrderedDict()
+
+    # A call of the Bot API.
+
+    async def before(self, method: str, payload: Mapping[str, Any]) -> Intent | _Change | None:
+        """Record the intent of a call; pass the result to :meth:`after` or :meth:`failed`.
+
+        :param method: as the Bot API calls it, for example ``sendMessage``.
+        :param payload: its parameters as JSON values.
+        """
+        if not _recording.get():
+            return None
+        call = read_call(self._bot_id, method, payload)
+        if call is None:
+            return None
+        if call.does != "send":
+            return _Change(call=call)
+        assert call.content is not None  # noqa: S101 - what is sent has content
+        return await self.begin(call.key, call.content)
+
+    async def after(self, method: str, intent: Intent | _Change | None, result: Any) -> None:
+        """Record that a call was carried out.
+
+        :param result: as JSON values.
+        """
+        if isinstance(intent, Intent):
+            await self.sent(intent, numbers_in(result), sent_as=_sent_as(method))
+        elif isinstance(intent, _Change):
+            with _logged("what was edited or deleted in Telegram"):
+                await self._change(intent.call)
+        elif _recording.get() and (chat_id := chat_in(result)) is not None:
+            await self._after_all(method, chat_id, result)
+
+    async def failed(self, intent: Intent | _Change | None, failure: Failure) -> None:
+        """Record how a call failed; nothing, if it is to be repeated or its outcome is unknown."""
+        if not isinstance(intent, Intent):
+            return
+        if failure.moved_to is not None and (key := ChatKey.parse(intent.conversation_id)) is not None:
+            with _logged("the new id of a group"):
+                await self.chats.move(key.chat_id, failure.moved_to)
+        elif failure.ending == "refused":
+            with _logged("that a reply failed"):
+                await run_to_completion(intent.reply.failed(reason=failure.reason))
+            return
+        # The same is sent again, to the new id or later, or is never heard of again.
+        self._open[intent.name] = intent
+        if len(self._open) > _MAX_OPEN:
+            self._open.popitem(last=False)
+
+    # Parts of one message.
+
+    async def begin(self, key: ChatKey, content: Content) -> Intent | None:
+        """Append what is about to be sent; ``None`` if the outbox refuses it, which is logged.
+
+        If the same was begun before and its outcome is not known, that is continued.
+        """
+        try:
+            place = await self.chats.settled(key)
+            conversation_id = await self._conversation(place)
+            name = _digest(conversation_id, content)
+            if (found := self._open.pop(name, None)) is not None:
+                return found
+            update = current_update.get()
+            about = {"telegram": {"update_id": update.update_id}} if update is not None else {}
+            async with self._history.reply(conversation_id, owner=place.owner, metadata=about, every=None) as reply:
+                for part in [content] if isinstance(content, str) else content:
+                    await reply.add(part)
+        except LetopisError as error:
+            logger.error("a reply cannot be recorded, and is sent all the same: %s", error)  # noqa: TRY400
+            return None
+        return Intent(conversation_id=conversation_id, message_id=reply.message_id, reply=reply, name=name)
+
+    async def sent(
+        self, intent: Intent, numbers: tuple[int, ...], *, sent_as: str = "message", file_path: str | None = None
+    ) -> None:
+        """Confirm what was begun.
+
+        :param numbers: the message ids that Telegram gave to its parts.
+        """
+        with _logged("that a reply was sent"):
+            await run_to_completion(
+                intent.reply.sent(
+                    platform_ids={"telegram": numbers[0] if len(numbers) == 1 else list(numbers)},
+                    sent_as=sent_as,
+                    file_path=file_path,
+                )
+            )
+
+    # What is not known before.
+
+    async def _conversation(self, key: ChatKey) -> str:
+        update = current_update.get()
+        if update is not None and update.key == key and update.conversation_id is not None:
+            return update.conversation_id
+        return (await self.chats.active(key)).conversation_id
+
+    async def _change(self, call: Call) -> None:
+        place = await self.chats.settled(call.key)
+        for number in call.numbers:
+            found = await self.chats.find(place, number, chat_id=call.key.chat_id)
+            if found is None or found.redacted:
+                continue
+            if call.does == "edit":
+                if call.content is not None and found.content != call.content and len(numbers_of(found)) < 2:
+                    await self._history.edit(found.conversation_id, found.id, call.content)
+            elif all(one in call.numbers for one in numbers_of(found)):
+                await self._history.redact(found.conversation_id, found.id, reason="deleted in Telegram by the bot")
+
+    async def _after_all(self, method: str, chat_id: int, result: Any) -> None:
+        """Record what was sent to a chat that was named by its username."""
+        if method.startswith(("edit", "delete", "get")) or (content := content_in(result)) is None:
+            return
+        with _logged("a message to a channel"):
+            place = await self.chats.settled(ChatKey(bot_id=self._bot_id, chat_id=chat_id))
+            message = Message.assistant(content)
+            sent = MessageSent(
+                message_id=message.id, platform_ids={"telegram": numbers_in(result)[0]}, sent_as=_sent_as(method)
+            )
+            await self._history.append(await self._conversation(place), message, sent, owner=place.owner)
+
+
+def _sent_as(method: str) -> str:
+    call = read_call(0, method, {"chat_id": 0})
+    return "message" if call is None or call.sent_as is None else call.sent_as
+
+
+def _digest(conversation_id: str, content: Content) -> str:
+    told = orjson.dumps(content_to_json(content), option=orjson.OPT_SORT_KEYS, default=str)
+    return hashlib.sha256(conversation_id.encode() + b"\n" + told).hexdigest()
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Log that something cannot be recorded; it has happened all the same."""
+    try:
+        yield
+    except LetopisError as error:
+        logger.error("%s cannot be recorded: %s", what, error)  # noqa: TRY400 - the error says it all

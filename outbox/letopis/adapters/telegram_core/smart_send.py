@@ -1,0 +1,234 @@
+"""Send an answer of any length: as a message, as a preview with a file, or as several messages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from letopis.adapters.telegram_core.calls import Failure
+from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.adapters.telegram_core.outgoing import Intent, OutgoingRecorder, unrecorded
+from letopis.adapters.telegram_core.splitting import CAPTION_LIMIT, TEXT_LIMIT, Entity, Part, beginning, split, units
+from letopis.adapters.telegram_core.texts import texts_for
+from letopis.store.model.identifiers import uuid7
+
+logger: Final = logging.getLogger("letopis.adapters.telegram")
+
+THRESHOLD: Final = 1200
+"""UTF-16 units up to which an answer is one message."""
+PREVIEW: Final = 600
+"""UTF-16 units of the preview of an answer that goes as a file."""
+_NOTE: Final = 100
+"""UTF-16 units that are left for the words below the preview."""
+MAX_WAIT_SECONDS: Final = 90.0
+_MAX_REPEATS: Final = 5
+
+
+class Transport(Protocol):
+    """How one answer is sent: through the library that talks to Telegram.
+
+    The parameters of the reply (what it answers, the topic, the business connection) belong to every part, the keyboard
+    to the last one.
+    """
+
+    async def send_text(self, text: str, entities: Sequence[Entity], *, last: bool) -> int:
+        """Send a message, formatted by entities and nothing else, and return its message id."""
+        ...
+
+    async def send_file(self, path: Path, name: str, caption: str, entities: Sequence[Entity]) -> int:
+        """Send a document with a caption, and return its message id."""
+        ...
+
+    def failure_of(self, error: Exception) -> Failure | None:
+        """Return what an exception of the library means; ``None`` if it is none of a call."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """How an answer was sent.
+
+    :ivar sent_as: ``message``, ``file`` or ``messages``.
+    :ivar numbers: the message ids that Telegram gave to its parts.
+    :ivar file_path: the file that it was sent as.
+    :ivar message_id: its id in the history; ``None`` if the outbox refused it.
+    """
+
+    sent_as: str
+    numbers: tuple[int, ...]
+    file_path: str | None
+    message_id: str | None
+
+
+class SmartSender:
+    """Sends answers of one bot, and records each as one message.
+
+    Up to ``threshold`` an answer is a message. Longer ones are a file with the whole and a preview as its caption; if
+    the file cannot be sent, they are several messages. A limit of Telegram is waited out as it asks. Formatting that
+    Telegram refuses is left out. An answer that fails half-way stays unconfirmed: sending it again, in the same
+    process, sends only what Telegram has not confirmed.
+
+    :param folder: where the files are written, and stay: ``file_path`` of the message names them.
+    :param threshold: UTF-16 units, at most 4096.
+    :param preview: UTF-16 units of the preview, at most 924.
+    :param sleep: how to wait.
+    """
+
+    def __init__(
+        self,
+        outgoing: OutgoingRecorder,
+        folder: Path,
+        *,
+        threshold: int = THRESHOLD,
+        preview: int = PREVIEW,
+        sleep: Callable[[float], Any] = asyncio.sleep,
+    ) -> None:
+        if not 64 <= threshold <= TEXT_LIMIT:
+            raise ValueError(f"threshold must be 64 to {TEXT_LIMIT}")
+        if not 64 <= preview <= CAPTION_LIMIT - _NOTE:
+            raise ValueError(f"preview must be 64 to {CAPTION_LIMIT - _NOTE}")
+        self._outgoing = outgoing
+        self._folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would look at the disk
+        self._threshold = threshold
+        self._preview = preview
+        self._sleep = sleep
+
+    async def send(
+        self,
+        transport: Transport,
+        key: ChatKey,
+        text: str,
+        entities: Sequence[Entity] = (),
+        *,
+        language: str | None = None,
+    ) -> Sent:
+        """Send an answer, and record it before and after.
+
+        :param entities: its formatting, with offsets in UTF-16 units.
+        :param language: of the few words beside the file.
+        :raises ValueError: there is nothing but white space in it.
+        :raises Exception: whatever the library raised, where Telegram refused the answer or its outcome is unknown.
+        """
+        if not text.strip():
+            raise ValueError("text must not be empty")
+        intent = await self._outgoing.begin(key, text)
+        answer = _Answer(transport, {} if intent is None else intent.sent, self._sleep)
+        try:
+            with unrecorded():
+                sent_as, path = await self._deliver(answer, text, entities, language)
+        except BaseException as error:  # a cancellation too: what was sent is known to no one then
+            await self._failed(intent, transport, error, answer)
+            raise
+        numbers = answer.numbers()
+        if intent is not None:
+            await self._outgoing.sent(intent, numbers, sent_as=sent_as, file_path=path)
+        return Sent(
+            sent_as=sent_as,
+            numbers=numbers,
+            file_path=path,
+            message_id=None if intent is None else intent.message_id,
+        )
+
+    async def _deliver(
+        self, answer: _Answer, text: str, entities: Sequence[Entity], language: str | None
+    ) -> tuple[str, str | None]:
+        if units(text) <= self._threshold:
+            await answer.messages([Part(text, tuple(entities), 0, len(text))])
+            return "message", None
+        if not answer.sent:  # else the file has failed before
+            sent, path = await self._as_file(answer, text, entities, language)
+            if sent:
+                return "file", str(path)
+        await answer.messages(split(text, entities))
+        return "messages", None
+
+    async def _as_file(
+        self, answer: _Answer, text: str, entities: Sequence[Entity], language: str | None
+    ) -> tuple[bool, Path]:
+        texts = texts_for(language)
+        head = beginning(text, entities, limit=self._preview)
+        preview = Part(f"{head.text} …\n\n{texts.whole_in_file}", head.entities, head.start, head.end)
+        path = self._folder / f"{datetime.now(UTC):%Y%m%d_%H%M%S}_{uuid7().hex[-8:]}.txt"
+        try:
+            await asyncio.to_thread(_write, path, text)
+            await answer.file(path, f"{texts.file_name}.txt", preview)
+        except BaseException as error:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+            failure = answer.transport.failure_of(error) if isinstance(error, Exception) else None
+            if (failure is None and not isinstance(error, OSError)) or (failure is not None and failure.final):
+                raise
+            logger.warning("an answer cannot be sent as a file, and is split: %s", _reason(failure, error))
+            return False, path
+        return True, path
+
+    async def _failed(self, intent: Intent | None, transport: Transport, error: BaseException, answer: _Answer) -> None:
+        failure = transport.failure_of(error) if isinstance(error, Exception) else None
+        if failure is None:
+            failure = Failure(ending="unknown", reason=type(error).__name__)
+        # A part that was sent is said; the rest of it can still be.
+        if failure.ending == "refused" and answer.sent and not failure.final:
+            failure = Failure(ending="unknown", reason=failure.reason)
+        await self._outgoing.failed(intent, failure)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The parts of one answer, and the message ids of those that Telegram has confirmed."""
+
+    transport: Transport
+    sent: dict[int, int]
+    sleep: Callable[[float], Any]
+
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(number for _, number in sorted(self.sent.items())))
+
+    async def messages(self, parts: Sequence[Part]) -> None:
+        """Send messages; those that are confirmed are not sent again."""
+        for place, part in enumerate(parts, 1):
+            if place not in self.sent:
+                last = place == len(parts)
+                send = partial(self.transport.send_text, part.text, last=last)
+                self.sent[place] = await self._repeated(send, part.entities)
+
+    async def file(self, path: Path, name: str, preview: Part) -> None:
+        """Send the file, with the preview as its caption."""
+        send = partial(self.transport.send_file, path, name, preview.text)
+        self.sent[1] = await self._repeated(send, preview.entities)
+
+    async def _repeated(self, send: Callable[..., Awaitable[int]], entities: Sequence[Entity]) -> int:
+        waited = 0.0
+        for _ in range(_MAX_REPEATS):
+            try:
+                return await send(entities=entities)
+            except Exception as error:
+                failure = self.transport.failure_of(error)
+                if failure is None:
+                    raise
+                if failure.formatting and entities:
+                    entities = ()  # once: the words are what matters
+                elif failure.ending == "retry" and waited + failure.seconds <= MAX_WAIT_SECONDS:
+                    waited += failure.seconds
+                    await self.sleep(failure.seconds)
+                else:
+                    raise
+        return await send(entities=entities)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a new file durably, for its owner alone."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _reason(failure: Failure | None, error: BaseException) -> str:
+    return type(error).__name__ if failure is None else failure.reason
