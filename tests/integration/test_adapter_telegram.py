@@ -81,6 +81,15 @@ async def said(history: History, conversation: str = CHAT) -> list[tuple[str, st
     return [(one.role, one.text) for one in await history.messages(conversation)]
 
 
+async def asked(chats: LetopisChats, message_id: int) -> None:
+    """Wait until a message of the bot is known to ask for a title."""
+    for _ in range(1000):
+        if await chats.parts.local.answered(CHAT, message_id) is not None:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("no title is asked for")
+
+
 # Recording.
 
 
@@ -404,8 +413,7 @@ async def test_the_menu_comes_before_the_handlers_of_the_bot(api: BotApi, chats:
         api.say("/rename")
         await until(api, lambda: len(api.texts()) == 4)
         prompt = api.sent()[-1]
-        while await chats.parts.local.answered(CHAT, prompt["message_id"]) is None:
-            await asyncio.sleep(0.01)
+        await asked(chats, prompt["message_id"])
         api.say("Кофе", reply_to_message=prompt)
         await until(api, lambda: len(api.texts()) == 5)
         api.say("/list@other_bot")
