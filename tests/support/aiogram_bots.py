@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from aiogram import Bot, Dispatcher
+from aiogram import BaseMiddleware, Bot, Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
+from aiogram.types import Message, Update
 
-from tests.support.bot_api import TOKEN, BotApi
+from letopis.adapters.aiogram import ChatHistory, LetopisChats
+from letopis.adapters.telegram_core.incoming import IncomingRecorder
+from letopis.outbox import History
+from tests.support.bot_api import BOT_ID, TOKEN, BotApi
 
 
-def bot_on(api: BotApi, **options: Any) -> Bot:
-    """Return a bot whose Telegram is the server of the tests."""
-    session = AiohttpSession(api=TelegramAPIServer.from_base(api.url), timeout=options.pop("timeout", 10))
+def bot_at(url: str, **options: Any) -> Bot:
+    """Return a bot whose Telegram is the server at a URL."""
+    session = AiohttpSession(api=TelegramAPIServer.from_base(url), timeout=options.pop("timeout", 10))
     return Bot(TOKEN, session=session, **options)
 
 
@@ -37,3 +42,59 @@ async def polling(dispatcher: Dispatcher, bot: Bot, **options: Any) -> AsyncIter
 async def until(api: BotApi, condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait, without blocking the loop, until a condition on the server is true."""
     await asyncio.to_thread(api.wait, condition, seconds)
+
+
+# Bots of their own processes, to be killed. A slow disk makes the moment between receipt and record long enough.
+
+SLOW_SECONDS = 0.3
+
+
+async def recorded_by_the_session(url: str, folder: str, hang: bool) -> None:
+    """Poll with the adapter; never answer if it is to hang."""
+    chats = LetopisChats(Path(folder) / "bot.outbox.db", relay=False)
+    dispatcher = Dispatcher()
+    chats.attach(dispatcher, drain_seconds=0.1)
+    record = IncomingRecorder.record
+
+    async def slowly(self: IncomingRecorder, update: Any) -> Any:
+        await asyncio.sleep(SLOW_SECONDS)
+        return await record(self, update)
+
+    IncomingRecorder.record = slowly  # type: ignore[method-assign]
+
+    @dispatcher.message()
+    async def answer(message: Message, history: ChatHistory) -> None:
+        if hang:
+            await asyncio.Event().wait()
+        asked = [one.text for one in await history.messages() if one.role == "user"]
+        await message.answer(f"answer to {asked[-1]}")
+
+    await dispatcher.start_polling(bot_at(url), polling_timeout=1)
+
+
+class DefaultHook(BaseMiddleware):
+    """Records where most examples do: in an outer middleware of the dispatcher."""
+
+    def __init__(self, history: History) -> None:
+        self._recorder = IncomingRecorder(history, BOT_ID)
+
+    async def __call__(self, handler: Any, event: Any, data: dict[str, Any]) -> Any:
+        await asyncio.sleep(SLOW_SECONDS)
+        assert isinstance(event, Update)
+        await self._recorder.record(event.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return await handler(event, data)
+
+
+async def recorded_by_the_default_hook(url: str, folder: str, hang: bool) -> None:
+    """Poll with a middleware of the dispatcher that records."""
+    async with History.open(Path(folder) / "bot.outbox.db", relay=False) as history:
+        dispatcher = Dispatcher()
+        dispatcher.update.outer_middleware(DefaultHook(history))
+
+        @dispatcher.message()
+        async def answer(message: Message) -> None:
+            if hang:
+                await asyncio.Event().wait()
+            await message.answer(f"answer to {message.text}")
+
+        await dispatcher.start_polling(bot_at(url), polling_timeout=1)

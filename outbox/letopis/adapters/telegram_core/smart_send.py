@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -160,7 +161,8 @@ class SmartSender:
             await asyncio.to_thread(_write, path, text)
             await answer.file(path, f"{texts.file_name}.txt", preview)
         except BaseException as error:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
+            with suppress(OSError):  # it was never written, or cannot be removed either
+                await asyncio.to_thread(path.unlink)
             failure = answer.transport.failure_of(error) if isinstance(error, Exception) else None
             if (failure is None and not isinstance(error, OSError)) or (failure is not None and failure.final):
                 raise

@@ -1,0 +1,558 @@
+"""A bot of aiogram on a Bot API server: nothing that was received or sent is lost, whatever fails or is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("aiogram", reason="needs aiogram: pip install 'letopis[aiogram]'")
+
+from aiogram import Bot, Dispatcher, F, Router
+from aiogram.client.default import DefaultBotProperties
+from aiogram.exceptions import TelegramForbiddenError, TelegramNetworkError, TelegramRetryAfter
+from aiogram.types import Message
+from aiogram.utils.formatting import Bold
+from aiogram.webhook.aiohttp_server import SimpleRequestHandler, setup_application
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from letopis.adapters.aiogram import ChatHistory, LetopisChats, unrecorded
+from letopis.outbox import History
+from letopis.store import InvalidInput
+from letopis.store.model.conversations import Delivery
+from tests.support.aiogram_bots import (
+    bot_at,
+    polling,
+    recorded_by_the_default_hook,
+    recorded_by_the_session,
+    until,
+)
+from tests.support.bot_api import BotApi, bot_api
+from tests.support.child import command
+from tests.support.paths import ROOT
+from tests.support.peers import refused_port
+
+CHAT = "tg:7000:1001"
+LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in range(30))
+
+
+@dataclass
+class Bench:
+    """A dispatcher that is connected, and its bot."""
+
+    api: BotApi
+    chats: LetopisChats
+    dispatcher: Dispatcher
+    bot: Bot
+
+    @property
+    def history(self) -> History:
+        return self.chats.history
+
+    async def feed(self, update: dict[str, Any]) -> Any:
+        return await self.dispatcher.feed_raw_update(self.bot, update)
+
+    async def texts(self, conversation_id: str = CHAT) -> list[str]:
+        return [one.text for one in await self.history.messages(conversation_id)]
+
+
+@pytest.fixture
+def api() -> Iterator[BotApi]:
+    """A Bot API server."""
+    with bot_api() as running:
+        yield running
+
+
+@pytest.fixture
+async def bench(api: BotApi, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A bot that is not polling: updates are fed to it."""
+    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
+    dispatcher = Dispatcher(storage=chats.storage())
+    chats.attach(dispatcher, drain_seconds=1)
+    bot = bot_at(api.url, default=DefaultBotProperties(parse_mode="HTML"))
+    await dispatcher.emit_startup(bot=bot, dispatcher=dispatcher, bots=(bot,))
+    yield Bench(api, chats, dispatcher, bot)
+    await dispatcher.emit_shutdown(bot=bot, dispatcher=dispatcher)
+    await bot.session.close()
+
+
+def echo(bench: Bench) -> list[str]:
+    """Let the bot answer what it was asked; return what it was asked."""
+    asked: list[str] = []
+
+    @bench.dispatcher.message()
+    async def answer(message: Message, history: ChatHistory) -> None:
+        context = await history.context(turns=20)
+        asked.append(context.messages[-1].text)
+        await message.answer(f"answer to {asked[-1]}")
+
+    return asked
+
+
+# A turn.
+
+
+async def test_polling_records_both_sides_and_closes_with_the_bot(api: BotApi, tmp_path: Path) -> None:
+    chats = LetopisChats(tmp_path / "bot.outbox.db")
+    dispatcher = Dispatcher(storage=chats.storage())
+    chats.attach(dispatcher, describe=True)
+
+    @dispatcher.message(F.text)
+    async def answer(message: Message, history: ChatHistory) -> None:
+        await message.answer(f"answer to {(await history.messages())[-1].text}")
+
+    async with polling(dispatcher, bot_at(api.url)):
+        api.say("What is tea?")
+        await until(api, lambda: api.texts() == ["answer to What is tea?"])
+        api.push(edited_message={**api.updates[0]["message"], "text": "What is coffee?", "edit_date": 1_790_000_000})
+        await until(api, lambda: api.confirmed == 2)
+
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        found = await history.messages(CHAT)
+    assert [(one.role, one.text, one.edited) for one in found] == [
+        ("user", "What is coffee?", True),
+        ("assistant", "answer to What is tea?", False),
+    ]
+    assert found[1].delivery_data["platform_ids"] == {"telegram": api.sent()[0]["message_id"]}
+    # Without a handler for edits, aiogram does not ask Telegram for them.
+    asked = next(call.payload for call in api.calls if call.method == "getUpdates")
+    assert {"message", "edited_message", "deleted_business_messages", "callback_query"} <= set(asked["allowed_updates"])
+    described = [call.payload for call in api.calls if call.method == "setMyCommands"]
+    assert [one.get("language_code") for one in described] == [None, "ru"]
+
+
+async def test_an_update_that_comes_again_is_handled_once(bench: Bench) -> None:
+    asked = echo(bench)
+    update = bench.api.say("What is tea?")
+
+    for _ in range(3):
+        await bench.feed(update)
+
+    assert asked == ["What is tea?"]
+    assert await bench.texts() == ["What is tea?", "answer to What is tea?"]
+
+
+async def test_an_update_that_comes_again_while_it_is_handled_is_handled_once(bench: Bench) -> None:
+    begun, go, count = asyncio.Event(), asyncio.Event(), 0
+
+    @bench.dispatcher.message()
+    async def answer(message: Message) -> None:
+        nonlocal count
+        count += 1
+        begun.set()
+        await go.wait()
+
+    update = bench.api.say("What is tea?")
+    first = asyncio.create_task(bench.feed(update))
+    await begun.wait()
+    await bench.feed(update)
+    go.set()
+    await first
+
+    assert count == 1
+
+
+async def test_a_handler_that_raises_has_ended(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    @bench.dispatcher.message()
+    async def answer(message: Message) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await bench.feed(bench.api.say("What is tea?"))
+
+    assert await bench.chats.parts_of(bench.bot).incoming.unhandled() == []
+    assert await bench.texts() == ["What is tea?"]
+
+
+async def test_groups_topics_and_business_chats_are_conversations_of_their_own(bench: Bench) -> None:
+    echo(bench)
+
+    @bench.dispatcher.business_message()
+    async def business(message: Message, history: ChatHistory) -> None:
+        await message.answer(f"answer for {history.key.business_id}")
+
+    topic = {"message_thread_id": 7, "is_topic_message": True}
+    await bench.feed(bench.api.say("In the group", chat=-100))
+    await bench.feed(bench.api.say("In the topic", chat=-100, **topic))
+    await bench.feed(bench.api.push(business_message=bench.api.message("For sale?", business_connection_id="conn")))
+
+    assert await bench.texts("tg:7000:-100") == ["In the group", "answer to In the group"]
+    assert await bench.texts("tg:7000:-100:t7") == ["In the topic", "answer to In the topic"]
+    assert await bench.texts("tg:7000:1001:bconn") == ["For sale?", "answer for conn"]
+    assert bench.api.sent()[1]["message_thread_id"] == 7
+    assert bench.api.sent()[2]["business_connection_id"] == "conn"
+
+
+async def test_a_group_that_becomes_a_supergroup_goes_on_and_the_call_is_repeated(bench: Bench) -> None:
+    echo(bench)
+    bench.api.fail("sendMessage", 400, "Bad Request: group chat was upgraded", migrate_to_chat_id=-1005)
+
+    await bench.feed(bench.api.say("Before", chat=-5))
+    await bench.feed(bench.api.say("After", chat=-1005))
+
+    assert await bench.texts("tg:7000:-5") == ["Before", "answer to Before", "After", "answer to After"]
+    assert [one["chat"]["id"] for one in bench.api.sent()] == [-1005, -1005]
+
+
+async def test_a_type_that_aiogram_does_not_know_is_recorded(bench: Bench) -> None:
+    await bench.feed(bench.api.say("Hello"))
+    with pytest.warns(RuntimeWarning, match="unknown update type"):
+        await bench.feed(bench.api.push(telepathy={"chat": {"id": 1001, "type": "private"}, "thought": "tea"}))
+
+    *_, kept = await bench.history.events(CHAT)
+    assert (kept.type, kept.data["telepathy"]["thought"]) == ("custom.telegram.telepathy", "tea")
+
+
+# What is sent.
+
+
+async def test_calls_that_fail_are_told_from_those_that_nobody_knows(bench: Bench) -> None:
+    bench.api.fail("sendMessage", 403, "Forbidden: bot was blocked by the user")
+    with pytest.raises(TelegramForbiddenError):
+        await bench.bot.send_message(1001, "One")
+    bench.api.cut("sendMessage")
+    with pytest.raises(TelegramNetworkError):
+        await bench.bot.send_message(1001, "Two")
+    bench.api.fail("sendMessage", 429, "Too Many Requests", retry_after=1)
+    with pytest.raises(TelegramRetryAfter):
+        await bench.bot.send_message(1001, "Three")
+    await bench.bot.send_message(1001, "Three")
+
+    found = {one.text: one.delivery for one in await bench.history.messages(CHAT)}
+    assert found == {"One": Delivery.FAILED, "Two": Delivery.APPENDED, "Three": Delivery.SENT}
+    assert len(await bench.history.messages(CHAT)) == 3
+    assert [one.message.text for one in await bench.history.unconfirmed() if one.message] == ["Two"]
+
+
+async def test_files_albums_copies_edits_and_deletions_are_recorded(bench: Bench) -> None:
+    from aiogram.types import BufferedInputFile, InputMediaPhoto
+
+    file = BufferedInputFile(b"leaves", filename="tea.txt")
+    sent = await bench.bot.send_document(1001, file, caption="The file")
+    await bench.bot.send_media_group(1001, [InputMediaPhoto(media="a", caption="An album"), InputMediaPhoto(media="b")])
+    await bench.bot.copy_message(1001, 42, 5)
+    shown = await bench.bot.send_message(1001, "Thinking ...")
+    await bench.bot.edit_message_text("A leaf.", chat_id=1001, message_id=shown.message_id)
+    await bench.bot.delete_message(1001, sent.message_id)
+    await bench.bot.send_chat_action(1001, "typing")
+    with unrecorded():
+        await bench.bot.send_message(1001, "A notice")
+
+    found = await bench.history.messages(CHAT, every=True)
+    assert [one.text for one in found] == ["", "An album", "", "A leaf."]
+    assert found[0].redacted
+    assert [one.delivery_data["sent_as"] for one in found] == ["file", "media_group", "copy", "message"]
+    assert len(found[1].delivery_data["platform_ids"]["telegram"]) == 2
+
+
+async def test_smart_send_is_one_call(bench: Bench, tmp_path: Path) -> None:
+    @bench.dispatcher.message()
+    async def answer(message: Message) -> None:
+        await bench.chats.smart_send(message, Bold("A <leaf>") if message.text == "Short" else LONG, reply=True)
+
+    await bench.feed(bench.api.say("Short"))
+    await bench.feed(bench.api.say("Long"))
+
+    short, long = bench.api.calls[-2:]
+    assert (short.method, short.payload["text"]) == ("sendMessage", "A <leaf>")
+    assert [one["type"] for one in short.payload["entities"]] == ["bold"]
+    assert "parse_mode" not in short.payload
+    assert short.payload["reply_parameters"]["message_id"] == bench.api.updates[0]["message"]["message_id"]
+    assert (long.method, long.payload["document"]["bytes"].decode()) == ("sendDocument", LONG)
+    assert long.payload["document"]["file"] == "otvet.txt"
+    [_, _, _, message] = await bench.history.messages(CHAT)
+    assert message.text == LONG
+    assert message.delivery_data["sent_as"] == "file"
+    assert Path(message.delivery_data["file_path"]).parent == tmp_path / "bot.outbox.db.files"
+
+
+async def test_smart_send_splits_when_the_file_fails(bench: Bench) -> None:
+    await bench.feed(bench.api.say("Long", chat=-100, message_thread_id=7, is_topic_message=True))
+    bench.api.fail("sendDocument", 413, "Request Entity Too Large")
+
+    sent = await bench.chats.smart_send(
+        Message.model_validate(bench.api.updates[0]["message"], context={"bot": bench.bot}), LONG
+    )
+
+    assert sent.sent_as == "messages"
+    assert [one["message_thread_id"] for one in bench.api.sent()] == [7] * len(sent.numbers)
+    assert " ".join(bench.api.texts()).split() == LONG.split()
+    [_, message] = await bench.history.messages("tg:7000:-100:t7")
+    assert message.delivery_data["platform_ids"]["telegram"] == list(sent.numbers)
+
+
+# Webhooks.
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    handler: SimpleRequestHandler, dispatcher: Dispatcher, bot: Bot
+) -> AsyncIterator[TestClient[Any, Any]]:
+    app = web.Application()
+    handler.register(app, path="/hook")
+    setup_application(app, dispatcher, bot=bot)
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+def hanging(dispatcher: Dispatcher) -> None:
+    @dispatcher.message()
+    async def answer(message: Message) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_webhook_answers_after_the_update_is_recorded(api: BotApi, tmp_path: Path) -> None:
+    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
+    dispatcher, bot = Dispatcher(), bot_at(api.url)
+    chats.attach(dispatcher, drain_seconds=0.1)
+    hanging(dispatcher)
+
+    async with serving(chats.webhook(dispatcher, bot, secret_token="s"), dispatcher, bot) as client:
+        refused = await client.post("/hook", json=api.say("Forged"))
+        secret = {"X-Telegram-Bot-Api-Secret-Token": "s"}
+        taken = await client.post("/hook", json=api.say("What is tea?"), headers=secret)
+        found = [one.text for one in await chats.history.messages(CHAT)]
+        await chats.history.close()
+        later = await client.post("/hook", json=api.say("And coffee?"), headers=secret)
+
+    assert (refused.status, taken.status, later.status) == (401, 200, 503)
+    assert found == ["What is tea?"]
+
+
+async def test_the_handler_of_aiogram_answers_before(api: BotApi, tmp_path: Path) -> None:
+    """The control: what a kill at this moment would lose."""
+    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
+    dispatcher, bot = Dispatcher(), bot_at(api.url)
+    chats.attach(dispatcher, drain_seconds=0.1)
+    hanging(dispatcher)
+    begun = asyncio.Event()
+    record = chats.parts_of(bot).incoming.record
+
+    async def slowly(update: Any) -> Any:
+        await begun.wait()
+        return await record(update)
+
+    chats.parts_of(bot).incoming.record = slowly  # type: ignore[method-assign]
+    async with serving(SimpleRequestHandler(dispatcher, bot), dispatcher, bot) as client:
+        taken = await client.post("/hook", json=api.say("What is tea?"))
+        found = list(await chats.history.messages(CHAT))
+        begun.set()
+        while not await chats.history.messages(CHAT):
+            await asyncio.sleep(0.02)
+
+    assert taken.status == 200
+    assert found == []
+
+
+async def test_a_method_that_a_handler_returns_is_sent_and_recorded(api: BotApi, tmp_path: Path) -> None:
+    """As the answer to a webhook it would have no message id, ever."""
+    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
+    dispatcher, bot = Dispatcher(), bot_at(api.url)
+    chats.attach(dispatcher)
+
+    @dispatcher.message()
+    async def answer(message: Message) -> Any:
+        return message.answer("A leaf.")
+
+    async with serving(chats.webhook(dispatcher, bot, handle_in_background=False), dispatcher, bot) as client:
+        await client.post("/hook", json=api.say("What is tea?"))
+        [_, message] = await chats.history.messages(CHAT)
+
+    assert api.texts() == ["A leaf."]
+    assert message.delivery_data["platform_ids"] == {"telegram": api.sent()[0]["message_id"]}
+
+
+# Crashes.
+
+
+@contextlib.contextmanager
+def process(
+    bot: Callable[..., Awaitable[None]], api: BotApi, folder: Path, *, hang: bool
+) -> Iterator[subprocess.Popen[bytes]]:
+    running = subprocess.Popen(command(bot, api.url, folder, hang), cwd=ROOT, stdin=subprocess.DEVNULL)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+@pytest.mark.slow
+async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_path: Path) -> None:
+    api.say("What is tea?")
+    with process(recorded_by_the_session, api, tmp_path, hang=True):
+        await until(api, lambda: api.confirmed == 1, 60)
+
+    # Telegram will not send it again; it is answered all the same, once.
+    with process(recorded_by_the_session, api, tmp_path, hang=False):
+        await until(api, lambda: api.texts() == ["answer to What is tea?"], 60)
+        api.say("And coffee?")
+        await until(api, lambda: len(api.texts()) == 2, 60)
+
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        assert [one.text for one in await history.messages(CHAT)] == [
+            "What is tea?",
+            "answer to What is tea?",
+            "And coffee?",
+            "answer to And coffee?",
+        ]
+
+
+@pytest.mark.slow
+async def test_a_kill_before_telegram_was_told_handles_the_update_once(api: BotApi, tmp_path: Path) -> None:
+    api.say("What is tea?")
+    with process(recorded_by_the_session, api, tmp_path, hang=True):
+        await until(api, lambda: any(call.method == "getUpdates" and call.result for call in api.calls), 60)
+
+    with process(recorded_by_the_session, api, tmp_path, hang=False):
+        await until(api, lambda: api.texts() == ["answer to What is tea?"], 60)
+        await until(api, lambda: api.confirmed == 1, 60)
+        api.say("And coffee?")
+        await until(api, lambda: len(api.texts()) == 2, 60)
+
+    assert api.texts() == ["answer to What is tea?", "answer to And coffee?"]
+
+
+@pytest.mark.slow
+async def test_the_default_hook_loses_one(api: BotApi, tmp_path: Path) -> None:
+    """The control: the same kill, with the hook that examples use."""
+    api.say("What is tea?")
+    with process(recorded_by_the_default_hook, api, tmp_path, hang=True):
+        await until(api, lambda: api.confirmed == 1, 60)
+
+    with process(recorded_by_the_default_hook, api, tmp_path, hang=False):
+        api.say("And coffee?")
+        await until(api, lambda: api.texts() == ["answer to And coffee?"], 60)
+
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        assert [one.text for one in await history.messages(CHAT)] == ["And coffee?"]
+
+
+async def test_a_full_outbox_leaves_the_update_with_telegram(api: BotApi, tmp_path: Path) -> None:
+    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False, max_events=1)
+    dispatcher = Dispatcher()
+    chats.attach(dispatcher)
+    logging.getLogger("aiogram.dispatcher").disabled = True
+    async with polling(dispatcher, bot_at(api.url)):
+        api.say("What is tea?")
+        await until(api, lambda: sum(call.method == "getUpdates" and bool(call.result) for call in api.calls) >= 2)
+        assert api.confirmed == 0
+    logging.getLogger("aiogram.dispatcher").disabled = False
+
+
+# The menu.
+
+
+async def test_commands_come_before_handlers_that_take_every_message(bench: Bench) -> None:
+    asked = echo(bench)
+    await bench.feed(bench.api.say("What is tea?"))
+
+    for text in ("/new Coffee", "/list", "/history", "/stats", "/search tea", "/switch", "/delete"):
+        await bench.feed(bench.api.say(text))
+
+    assert asked == ["What is tea?"]
+    shown = bench.api.texts()[1:]
+    assert [text.split()[0] for text in shown] == ["💬", "Ваши", "Здесь", "📊", "🔎", "Ваши", "🗑"]
+    # No menu and no command is part of a conversation.
+    assert await bench.texts() == ["What is tea?", "answer to What is tea?"]
+
+
+async def test_buttons_change_the_message_that_they_are_below(bench: Bench) -> None:
+    await bench.feed(bench.api.say("What is tea?"))
+    await bench.feed(bench.api.say("/new Coffee"))
+    await bench.feed(bench.api.say("/list"))
+    listed = bench.api.sent()[-1]
+    keyboard = bench.api.calls[-1].payload["reply_markup"]["inline_keyboard"]
+    [tea] = [one["callback_data"] for row in keyboard for one in row if "tea" in one["text"]]
+
+    await bench.feed(bench.api.press(tea, listed))
+    edited, answered = bench.api.calls[-2:]
+    assert (edited.method, answered.method) == ("editMessageText", "answerCallbackQuery")
+    assert edited.payload["text"].startswith("💬 «What is tea?»")
+    [switch] = [
+        one["callback_data"]
+        for row in edited.payload["reply_markup"]["inline_keyboard"]
+        for one in row
+        if "Перейти" in one["text"]
+    ]
+    await bench.feed(bench.api.press(switch, listed))
+
+    chat = await bench.history.active(CHAT)
+    assert chat.conversation_id == CHAT
+    bench.api.fail("editMessageText", 400, "Bad Request: message is not modified")
+    await bench.feed(bench.api.press(switch, listed))
+    bench.api.fail("editMessageText", 400, "Bad Request: message can't be edited")
+    await bench.feed(bench.api.press(switch, listed))
+    assert bench.api.texts()[-1] == "✅ Вы в чате «What is tea?»."
+
+
+async def test_rename_takes_the_answer_as_the_title(bench: Bench) -> None:
+    echo(bench)
+    await bench.feed(bench.api.say("What is tea?"))
+    await bench.feed(bench.api.say("/rename"))
+    asked = bench.api.calls[-1]
+    assert asked.payload["reply_markup"]["force_reply"] == "True" or asked.payload["reply_markup"]["force_reply"]
+
+    await bench.feed(
+        bench.api.say("Oolong", reply_to_message={**asked.result, "chat": {"id": 1001, "type": "private"}})
+    )
+
+    chat = await bench.history.conversation(CHAT)
+    assert chat is not None
+    assert chat.title == "Oolong"
+    assert bench.api.texts()[-1] == "✅ Теперь чат называется «Oolong»."
+    assert await bench.texts() == ["What is tea?", "answer to What is tea?"]
+
+
+async def test_a_bot_may_take_some_commands_and_its_own(api: BotApi, tmp_path: Path) -> None:
+    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
+    dispatcher, router, bot = Dispatcher(), Router(), bot_at(api.url)
+    dispatcher.include_router(router)
+    chats.attach(dispatcher, commands=["list"])
+
+    @router.message(F.text == "/new")
+    async def own(message: Message) -> None:
+        await message.answer("my own")
+
+    await dispatcher.emit_startup(bot=bot, dispatcher=dispatcher)
+    await dispatcher.feed_raw_update(bot, api.say("/new"))
+    await dispatcher.feed_raw_update(bot, api.say("/list"))
+    await dispatcher.emit_shutdown(bot=bot)
+    await bot.session.close()
+
+    assert api.texts()[0] == "my own"
+    assert api.texts()[1].startswith("Ваши чаты")
+    with pytest.raises(InvalidInput, match="none of new, list"):
+        chats.attach(Dispatcher(), commands=["newest"])
+    with pytest.raises(InvalidInput, match="attach once"):
+        chats.attach(Dispatcher())
+
+
+# Alerts.
+
+
+async def test_users_hear_in_their_language_that_something_is_stuck(api: BotApi, tmp_path: Path) -> None:
+    from letopis.outbox import Rules
+
+    away = f"postgresql://nobody@127.0.0.1:{await refused_port()}/nowhere"
+    rules = Rules(hold=0.1, stuck_after=0.2)
+    chats = LetopisChats(tmp_path / "bot.outbox.db", store=away, rules=rules)
+    dispatcher, bot = Dispatcher(), bot_at(api.url)
+    chats.attach(dispatcher)
+    async with polling(dispatcher, bot):
+        api.say("What is tea?")
+        await until(api, lambda: any("⚠️" in text for text in api.texts()), 40)
+        found = [one.text for one in await chats.history.messages(CHAT)]
+
+    assert api.texts()[-1].startswith("⚠️ Ответ пока не попал в историю чата.")
+    assert found == ["What is tea?"]
+    with pytest.raises(InvalidInput, match="store and options"):
+        LetopisChats(chats.history, store=away)

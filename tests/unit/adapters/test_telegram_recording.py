@@ -1,0 +1,358 @@
+"""What passes between a bot and Telegram is recorded once, in the right conversation, whatever is repeated."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.calls import failure_of
+from letopis.adapters.telegram_core.incoming import Recorded
+from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.adapters.telegram_core.local_state import MAX_ATTEMPTS
+from letopis.adapters.telegram_core.outgoing import current_update, unrecorded
+from letopis.outbox import History
+from letopis.store import OutboxFull
+from letopis.store.model.conversations import Delivery
+
+BOT = 7000
+CHAT = "tg:7000:1001"
+PLACE = ChatKey(bot_id=BOT, chat_id=1001)
+
+
+def parts_on(history: History, folder: Path) -> BotParts:
+    return BotParts.of(history, BOT, files=folder / "files")
+
+
+@pytest.fixture
+def parts(history: History, tmp_path: Path) -> BotParts:
+    """A bot that delivers nothing by itself."""
+    return parts_on(history, tmp_path)
+
+
+def raw(number: int, text: str | None = "Hello", chat: int = 1001, **more: Any) -> dict[str, Any]:
+    sender = {"id": 1001, "is_bot": False, "first_name": "Ada", "language_code": "ru"}
+    message = {"message_id": number, "date": 1_790_000_000, "chat": {"id": chat}, "from": sender, **more}
+    return message if text is None else {**message, "text": text}
+
+
+def update(number: int, message: dict[str, Any], kind: str = "message") -> dict[str, Any]:
+    return {"update_id": number, kind: message}
+
+
+async def texts(history: History, conversation_id: str = CHAT) -> list[str]:
+    return [one.text for one in await history.messages(conversation_id)]
+
+
+# Incoming.
+
+
+async def test_an_update_is_recorded_once(parts: BotParts) -> None:
+    first = await parts.incoming.record(update(1, raw(5)))
+    again = await parts.incoming.record(update(1, raw(5)))
+    await parts.incoming.handled(1)
+    late = await parts.incoming.record(update(1, raw(5)))
+
+    assert (first.conversation_id, first.repeated, first.handled) == (CHAT, False, False)
+    assert (again.conversation_id, again.repeated, again.handled) == (CHAT, True, False)
+    assert (late.repeated, late.handled) == (True, True)
+    [message] = await parts.history.messages(CHAT)
+    assert (message.id, message.message.external_ids) == ("tg:1001:5", {"telegram": 5})
+    chat = await parts.history.conversation(CHAT)
+    assert chat is not None
+    assert (chat.owner_id, chat.title) == (CHAT, "Hello")
+
+
+async def test_an_update_that_comes_again_after_undo_does_not_come_back(parts: BotParts) -> None:
+    await parts.incoming.record(update(1, raw(5)))
+    await parts.history.undo(CHAT)
+
+    await parts.incoming.record(update(1, raw(5)))
+
+    assert await texts(parts.history) == []
+
+
+async def test_what_was_not_handled_is_handed_out_after_a_restart_three_times(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        parts = parts_on(history, tmp_path)
+        for number in (1, 2, 3):
+            await parts.incoming.record(update(number, raw(number)))
+        await parts.incoming.handled(2)
+    for _ in range(MAX_ATTEMPTS):
+        async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+            waiting = await parts_on(history, tmp_path).incoming.unhandled()
+            assert waiting == [update(1, raw(1)), update(3, raw(3))]
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        assert await parts_on(history, tmp_path).incoming.unhandled() == []
+
+
+async def test_an_edit_follows_its_message_into_the_conversation_that_it_is_in(parts: BotParts) -> None:
+    await parts.incoming.record(update(1, raw(5)))
+    other = await parts.chats.start(PLACE, first=False)
+    await parts.incoming.record(update(2, raw(6, "In the second chat")))
+
+    await parts.incoming.record(update(3, raw(5, "Hello!", edit_date=1_790_000_100), "edited_message"))
+
+    [message] = await parts.history.messages(CHAT)
+    assert (message.text, message.edited) == ("Hello!", True)
+    assert await texts(parts.history, other) == ["In the second chat"]
+
+
+async def test_an_edit_of_an_unknown_message_is_its_first_record(parts: BotParts) -> None:
+    await parts.incoming.record(update(1, raw(5, "Fixed"), "edited_message"))
+    await parts.incoming.record(update(2, raw(5, "Fixed"), "edited_message"))
+
+    [message] = await parts.history.messages(CHAT)
+    assert (message.id, message.text, message.edited) == ("tg:1001:5", "Fixed", False)
+
+
+async def test_deleted_business_messages_are_erased(parts: BotParts) -> None:
+    business = {"business_connection_id": "conn"}
+    place = "tg:7000:1001:bconn"
+    await parts.incoming.record(update(1, raw(5, "Secret", **business), "business_message"))
+    await parts.incoming.record(update(2, raw(6, "Public", **business), "business_message"))
+    gone = {**business, "chat": {"id": 1001}, "message_ids": [5, 99]}
+
+    await parts.incoming.record(update(3, gone, "deleted_business_messages"))
+
+    assert [one.redacted for one in await parts.history.messages(place, every=True)] == [True, False]
+    assert await parts.history.conversation(CHAT) is None
+
+
+async def test_who_speaks_for_a_business_account_is_no_user(parts: BotParts) -> None:
+    business = {"business_connection_id": "conn"}
+    owner = {"from": {"id": 55, "is_bot": False, "first_name": "Shop"}}
+
+    await parts.incoming.record(update(1, raw(5, "Is it open?", **business), "business_message"))
+    await parts.incoming.record(update(2, {**raw(6, "Yes.", **business), **owner}, "business_message"))
+
+    found = await parts.history.messages("tg:7000:1001:bconn")
+    assert [one.role for one in found] == ["user", "assistant"]
+
+
+async def test_groups_and_topics_have_conversations_of_their_own(parts: BotParts) -> None:
+    for number, more in enumerate(({}, {"message_thread_id": 9}, {"message_thread_id": 9, "is_topic_message": True})):
+        await parts.incoming.record(update(number, raw(5 + number, f"text {number}", chat=-100, **more)))
+
+    assert await texts(parts.history, "tg:7000:-100") == ["text 0", "text 1"]
+    assert await texts(parts.history, "tg:7000:-100:t9") == ["text 2"]
+
+
+async def test_a_group_that_becomes_a_supergroup_goes_on(parts: BotParts, history: History, tmp_path: Path) -> None:
+    await parts.incoming.record(update(1, raw(5, "Before", chat=-5)))
+    await parts.incoming.record(update(2, raw(6, None, chat=-5, migrate_to_chat_id=-1005)))
+    await parts.incoming.record(update(3, raw(1, None, chat=-1005, migrate_from_chat_id=-5)))
+    again = parts_on(history, tmp_path)  # what was learned is not in memory alone
+
+    await again.incoming.record(update(4, raw(2, "After", chat=-1005)))
+    await again.incoming.record(update(5, raw(5, "Before!", chat=-5), "edited_message"))
+
+    assert await texts(history, "tg:7000:-5") == ["Before!", "After"]
+    address = await again.chats.address("tg:7000:-5")
+    assert address is not None
+    assert address.chat_id == -1005
+
+
+async def test_commands_buttons_and_unknown_types_are_events_and_no_messages(parts: BotParts) -> None:
+    entity = [{"type": "bot_command", "offset": 0, "length": 4}]
+    await parts.incoming.record(update(1, raw(5)))
+    await parts.incoming.record(update(2, raw(6, "/new", entities=entity)))
+    await parts.incoming.record({"update_id": 3, "callback_query": {"id": "1", "message": raw(5), "data": "x"}})
+    await parts.incoming.record({"update_id": 4, "telepathy": {"chat": {"id": 1001}, "thought": "tea"}})
+    nowhere = await parts.incoming.record({"update_id": 5, "inline_query": {"id": "1", "query": "q"}})
+
+    assert await texts(parts.history) == ["Hello"]
+    events = await parts.history.events(CHAT)
+    assert [one.type for one in events][-3:] == [
+        "custom.telegram.command",
+        "custom.telegram.callback_query",
+        "custom.telegram.telepathy",
+    ]
+    assert (nowhere.key, nowhere.conversation_id) == (None, None)
+    *_, kept = await parts.history.events("tg:7000:updates")
+    assert kept.data["inline_query"]["query"] == "q"
+
+
+async def test_reactions_are_added_and_taken_back(parts: BotParts) -> None:
+    await parts.incoming.record(update(1, raw(5)))
+    reaction = {"chat": {"id": 1001}, "message_id": 5, "user": {"id": 1001}, "date": 1_790_000_000}
+    up, none = [{"type": "emoji", "emoji": "👍"}], list[Any]()
+
+    await parts.incoming.record(update(2, {**reaction, "old_reaction": none, "new_reaction": up}, "message_reaction"))
+    [message] = await parts.history.messages(CHAT)
+    assert [(one.key, one.actor) for one in message.reactions] == [("👍", "1001")]
+
+    await parts.incoming.record(update(3, {**reaction, "old_reaction": up, "new_reaction": none}, "message_reaction"))
+    [message] = await parts.history.messages(CHAT)
+    assert message.reactions == ()
+
+
+async def test_what_cannot_be_kept_is_logged_and_handled_all_the_same(
+    parts: BotParts, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "letopis.adapters.telegram"):
+        found = await parts.incoming.record(update(1, raw(5, "x" * 2_000_000)))
+
+    assert (found.conversation_id, found.repeated) == (None, False)
+    assert "cannot be recorded" in caplog.text
+    assert "xxxx" not in caplog.text
+    assert (await parts.incoming.record(update(1, raw(5)))).repeated
+
+
+async def test_a_full_outbox_refuses_the_update_so_that_it_comes_again(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, max_events=6) as history:
+        parts = parts_on(history, tmp_path)
+        await parts.incoming.record(update(1, raw(5)))
+        recorded = [1]
+        for number in range(2, 9):
+            try:
+                await parts.incoming.record(update(number, raw(5 + number)))
+            except OutboxFull:
+                break
+            recorded.append(number)
+        else:
+            pytest.fail("the outbox took more than it may hold")
+
+        waiting = await parts.incoming.unhandled()
+        assert [one["update_id"] for one in waiting] == recorded
+
+
+async def test_it_works_while_the_store_is_away(alone: History, tmp_path: Path) -> None:
+    parts = parts_on(alone, tmp_path)
+    await parts.incoming.record(update(1, raw(5)))
+    await parts.incoming.record(update(2, raw(5, "Hello!"), "edited_message"))
+    await parts.incoming.record(update(3, raw(7, "In a group", chat=-1005)))
+
+    assert await texts(alone) == ["Hello!"]
+    assert await texts(alone, "tg:7000:-1005") == ["In a group"]
+    assert await parts.local.language(CHAT) == "ru"
+
+
+# Outgoing.
+
+
+def call(text: str = "A leaf.", chat: int = 1001) -> dict[str, Any]:
+    return {"chat_id": chat, "text": text}
+
+
+async def test_a_reply_is_appended_before_and_confirmed_after(parts: BotParts) -> None:
+    await parts.incoming.record(update(1, raw(5)))
+
+    intent = await parts.outgoing.before("sendMessage", call())
+    [_, before] = await parts.history.messages(CHAT)
+    await parts.outgoing.after("sendMessage", intent, {"message_id": 6, "chat": {"id": 1001}})
+    [_, after] = await parts.history.messages(CHAT)
+
+    assert (before.role, before.text, before.delivery) == ("assistant", "A leaf.", Delivery.APPENDED)
+    assert after.delivery is Delivery.SENT
+    assert after.delivery_data == {"platform_ids": {"telegram": 6}, "sent_as": "message"}
+    assert await parts.history.unconfirmed() == ()
+
+
+async def test_a_refusal_is_a_failure_and_a_timeout_is_not(parts: BotParts) -> None:
+    refused = await parts.outgoing.before("sendMessage", call("One"))
+    await parts.outgoing.failed(refused, failure_of(403, "Forbidden: bot was blocked by the user"))
+    unknown = await parts.outgoing.before("sendMessage", call("Two"))
+    await parts.outgoing.failed(unknown, failure_of(502, "Bad Gateway"))
+
+    one, two = await parts.history.messages(CHAT)
+    assert one.delivery is Delivery.FAILED
+    assert one.delivery_data["reason"] == "Telegram: 403 Forbidden: bot was blocked by the user"
+    assert two.delivery is Delivery.APPENDED
+    assert [one.message_id for one in await parts.history.unconfirmed()] == [two.id]
+
+
+async def test_a_limit_is_no_failure_and_the_same_sent_again_is_one_message(parts: BotParts) -> None:
+    first = await parts.outgoing.before("sendMessage", call())
+    await parts.outgoing.failed(first, failure_of(429, "Too Many Requests", {"retry_after": 1}))
+    second = await parts.outgoing.before("sendMessage", call())
+    await parts.outgoing.after("sendMessage", second, {"message_id": 6, "chat": {"id": 1001}})
+
+    [message] = await parts.history.messages(CHAT)
+    assert message.delivery is Delivery.SENT
+
+
+async def test_the_same_text_twice_at_a_time_is_two_messages(parts: BotParts) -> None:
+    first = await parts.outgoing.before("sendMessage", call())
+    second = await parts.outgoing.before("sendMessage", call())
+    await parts.outgoing.after("sendMessage", first, {"message_id": 6, "chat": {"id": 1001}})
+    await parts.outgoing.after("sendMessage", second, {"message_id": 7, "chat": {"id": 1001}})
+
+    found = await parts.history.messages(CHAT)
+    assert [one.delivery_data["platform_ids"]["telegram"] for one in found] == [6, 7]
+
+
+async def test_edits_and_deletions_by_the_bot_are_followed(parts: BotParts) -> None:
+    intent = await parts.outgoing.before("sendMessage", call("Thinking ..."))
+    await parts.outgoing.after("sendMessage", intent, {"message_id": 6, "chat": {"id": 1001}})
+
+    edit = {"chat_id": 1001, "message_id": 6, "text": "A leaf."}
+    await parts.outgoing.after(
+        "editMessageText", await parts.outgoing.before("editMessageText", edit), {"message_id": 6}
+    )
+    [message] = await parts.history.messages(CHAT)
+    assert (message.text, message.edited) == ("A leaf.", True)
+
+    gone = {"chat_id": 1001, "message_id": 6}
+    await parts.outgoing.after("deleteMessage", await parts.outgoing.before("deleteMessage", gone), True)
+    [message] = await parts.history.messages(CHAT, every=True)
+    assert message.redacted
+
+
+async def test_an_answer_goes_where_its_question_is_though_the_user_has_switched(parts: BotParts) -> None:
+    asked = await parts.incoming.record(update(1, raw(5)))
+    token = current_update.set(asked)
+    try:
+        await parts.chats.start(PLACE, first=False)
+        await parts.outgoing.before("sendMessage", call())
+    finally:
+        current_update.reset(token)
+
+    assert await texts(parts.history) == ["Hello", "A leaf."]
+
+
+async def test_what_is_no_part_of_the_conversation_is_not_recorded(parts: BotParts) -> None:
+    with unrecorded():
+        assert await parts.outgoing.before("sendMessage", call()) is None
+    assert await parts.outgoing.before("sendChatAction", {"chat_id": 1001}) is None
+
+    assert await parts.history.conversation(CHAT) is None
+
+
+async def test_a_channel_named_by_its_username_is_recorded_by_the_result(parts: BotParts) -> None:
+    given = {"chat_id": "@tea", "text": "News"}
+    result = {"message_id": 6, "chat": {"id": -100777}, "text": "News"}
+
+    await parts.outgoing.after("sendMessage", await parts.outgoing.before("sendMessage", given), result)
+
+    [message] = await parts.history.messages("tg:7000:-100777")
+    assert (message.text, message.delivery) == ("News", Delivery.SENT)
+
+
+async def test_a_refusing_outbox_does_not_keep_the_bot_from_answering(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, max_events=3) as history:
+        parts = parts_on(history, tmp_path)
+        await parts.incoming.record(update(1, raw(5, "?")))
+        with caplog.at_level(logging.ERROR, "letopis.adapters.telegram"):
+            intents = [await parts.outgoing.before("sendMessage", call(f"Answer {number}")) for number in range(4)]
+
+    assert intents[-1] is None
+    assert "sent all the same" in caplog.text
+    assert "Answer" not in caplog.text
+
+
+async def test_the_history_of_an_update_is_bound_to_its_conversation(parts: BotParts) -> None:
+    asked: Recorded = await parts.incoming.record(update(1, raw(5)))
+    chat = await parts.chat_of(asked)
+    assert chat is not None
+    await parts.chats.start(PLACE, first=False)
+
+    assert (chat.conversation_id, chat.owner, chat.language) == (CHAT, CHAT, "ru")
+    assert [one.text for one in await chat.messages()] == ["Hello"]
+    assert (await chat.context(turns=1)).messages[0].text == "Hello"
+    assert [hit.message.text for hit in await chat.search("hello")] == ["Hello"]

@@ -1,0 +1,218 @@
+"""An answer of any length reaches the user, whatever Telegram refuses, and is one message of the history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.calls import Failure, failure_of
+from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.adapters.telegram_core.smart_send import SmartSender
+from letopis.adapters.telegram_core.splitting import TEXT_LIMIT, Entity, units
+from letopis.outbox import History
+from letopis.store.model.conversations import Delivery, RecordedMessage
+
+PLACE = ChatKey(bot_id=7000, chat_id=1001)
+LONG = "\n\n".join(f"Paragraph {number}. " + "Words of tea. " * 20 for number in range(30))
+
+
+class Refused(Exception):
+    """What a library raises: the failure that Telegram answered."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+@dataclass
+class Telegram:
+    """Takes the parts of an answer, and fails as it is told: ``fails[0]`` is what happens to the next call."""
+
+    fails: list[Failure | None] = field(default_factory=list)
+    shown: list[tuple[str, str, bool, int]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+    async def send_text(self, text: str, entities: Sequence[Entity], *, last: bool) -> int:
+        return self._take("text", text, entities, last)
+
+    async def send_file(self, path: Path, name: str, caption: str, entities: Sequence[Entity]) -> int:
+        number = self._take("file", caption, entities, True)
+        self.files.append(path.read_text(encoding="utf-8"))
+        return number
+
+    def failure_of(self, error: Exception) -> Failure | None:
+        return error.failure if isinstance(error, Refused) else None
+
+    def _take(self, kind: str, text: str, entities: Sequence[Entity], last: bool) -> int:
+        failure = self.fails.pop(0) if self.fails else None
+        if failure is not None:
+            raise Refused(failure)
+        self.shown.append((kind, text, last, len(entities)))
+        return 500 + len(self.shown)
+
+
+class Waits:
+    """Counts the seconds that were waited."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+
+@pytest.fixture
+def waits() -> Waits:
+    return Waits()
+
+
+@pytest.fixture
+def parts(history: History, tmp_path: Path) -> BotParts:
+    return BotParts.of(history, 7000, files=tmp_path / "files")
+
+
+@pytest.fixture
+def sender(parts: BotParts, tmp_path: Path, waits: Waits) -> SmartSender:
+    return SmartSender(parts.outgoing, tmp_path / "files", sleep=waits)
+
+
+async def only(parts: BotParts) -> RecordedMessage:
+    [message] = await parts.history.messages(PLACE.owner)
+    return message
+
+
+async def test_a_short_answer_is_a_message(sender: SmartSender, parts: BotParts) -> None:
+    telegram = Telegram()
+
+    sent = await sender.send(telegram, PLACE, "A leaf.", [{"type": "bold", "offset": 2, "length": 4}])
+
+    assert telegram.shown == [("text", "A leaf.", True, 1)]
+    message = await only(parts)
+    assert (message.text, message.delivery) == ("A leaf.", Delivery.SENT)
+    assert message.delivery_data == {"platform_ids": {"telegram": 501}, "sent_as": "message"}
+    assert (sent.sent_as, sent.numbers, sent.message_id) == ("message", (501,), message.id)
+
+
+async def test_a_long_answer_is_a_file_with_a_preview(sender: SmartSender, parts: BotParts) -> None:
+    telegram = Telegram()
+
+    sent = await sender.send(telegram, PLACE, LONG, language="ru")
+
+    [(kind, preview, _, _)] = telegram.shown
+    assert kind == "file"
+    assert preview.startswith("Paragraph 0.")
+    assert preview.endswith("📎 Полный ответ в файле.")
+    assert units(preview) < 1024
+    assert telegram.files == [LONG]
+    message = await only(parts)
+    assert message.text == LONG
+    assert message.delivery_data["sent_as"] == "file"
+    path = Path(message.delivery_data["file_path"])
+    assert path.read_text(encoding="utf-8") == LONG
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert sent.file_path == str(path)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [failure_of(413, "Request Entity Too Large"), failure_of(400, "Bad Request: file"), failure_of(502, "Bad Gateway")],
+)
+async def test_if_the_file_fails_it_is_split(
+    sender: SmartSender, parts: BotParts, tmp_path: Path, failure: Failure
+) -> None:
+    telegram = Telegram([failure])
+
+    sent = await sender.send(telegram, PLACE, LONG)
+
+    assert sent.sent_as == "messages"
+    assert len(telegram.shown) > 1
+    assert all(units(text) <= TEXT_LIMIT for _, text, _, _ in telegram.shown)
+    assert [last for _, _, last, _ in telegram.shown] == [False] * (len(telegram.shown) - 1) + [True]
+    assert " ".join(text for _, text, _, _ in telegram.shown).split() == LONG.split()
+    message = await only(parts)
+    assert message.delivery_data == {
+        "platform_ids": {"telegram": list(sent.numbers)},
+        "sent_as": "messages",
+    }
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+async def test_if_the_disk_refuses_the_file_it_is_split(parts: BotParts, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    sender = SmartSender(parts.outgoing, tmp_path / "taken" / "files")
+
+    assert (await sender.send(Telegram(), PLACE, LONG)).sent_as == "messages"
+
+
+async def test_a_limit_is_waited_out(sender: SmartSender, parts: BotParts, waits: Waits) -> None:
+    telegram = Telegram([failure_of(429, "Too Many Requests", {"retry_after": 7})] * 2)
+
+    await sender.send(telegram, PLACE, "A leaf.")
+
+    assert waits.seconds == [7.0, 7.0]
+    assert (await only(parts)).delivery is Delivery.SENT
+
+
+async def test_formatting_that_is_refused_is_left_out(sender: SmartSender, parts: BotParts) -> None:
+    telegram = Telegram([failure_of(400, "Bad Request: can't parse entities")])
+
+    await sender.send(telegram, PLACE, "A leaf.", [{"type": "bold", "offset": 2, "length": 4}])
+
+    assert telegram.shown == [("text", "A leaf.", True, 0)]
+    assert (await only(parts)).delivery is Delivery.SENT
+
+
+async def test_a_blocked_bot_is_a_failure_and_is_raised(sender: SmartSender, parts: BotParts, tmp_path: Path) -> None:
+    telegram = Telegram([failure_of(403, "Forbidden: bot was blocked by the user")])
+
+    with pytest.raises(Refused):
+        await sender.send(telegram, PLACE, LONG)
+
+    assert telegram.shown == []
+    assert (await only(parts)).delivery is Delivery.FAILED
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+async def test_only_what_was_not_confirmed_is_sent_again(sender: SmartSender, parts: BotParts) -> None:
+    telegram = Telegram([failure_of(413, "Too Large"), None, failure_of(502, "Bad Gateway")])
+    with pytest.raises(Refused):
+        await sender.send(telegram, PLACE, LONG)
+    assert (await only(parts)).delivery is Delivery.APPENDED
+
+    sent = await sender.send(telegram, PLACE, LONG)
+
+    assert " ".join(text for _, text, _, _ in telegram.shown).split() == LONG.split()
+    assert len(sent.numbers) == len(telegram.shown)
+    assert (await only(parts)).delivery_data["platform_ids"]["telegram"] == list(sent.numbers)
+
+
+async def test_a_part_that_is_refused_after_others_were_shown_is_no_failure_of_the_whole(
+    sender: SmartSender, parts: BotParts
+) -> None:
+    telegram = Telegram([failure_of(413, "Too Large"), None, failure_of(400, "Bad Request: odd")])
+
+    with pytest.raises(Refused):
+        await sender.send(telegram, PLACE, LONG)
+
+    assert (await only(parts)).delivery is Delivery.APPENDED
+
+
+@pytest.mark.parametrize("text", ["", " \n "])
+async def test_an_empty_answer_is_refused_and_nothing_is_recorded(
+    sender: SmartSender, parts: BotParts, text: str
+) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        await sender.send(Telegram(), PLACE, text)
+
+    assert await parts.history.conversation(PLACE.owner) is None
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 5000}, {"threshold": 63}, {"preview": 1000}])
+async def test_limits_of_telegram_cannot_be_exceeded(parts: BotParts, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        SmartSender(parts.outgoing, tmp_path, **wrong)
