@@ -68,6 +68,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "langgraph",
         "llama_index",
         "openai_agents",
+        "pyrogram",
         "telegram",
         "voxpersona",
     ),
