@@ -34,6 +34,7 @@ autodoc_mock_imports = [
     "agent_framework",
     "agents",
     "aiogram",
+    "aiohttp",
     "google.adk",
     "google.genai",
     "haystack",

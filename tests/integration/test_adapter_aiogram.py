@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from letopis.store import InvalidInput
 from letopis.store.model.conversations import Delivery
 from tests.support.aiogram_bots import (
     bot_at,
+    hang,
     polling,
     recorded_by_the_default_hook,
     recorded_by_the_session,
@@ -333,20 +334,22 @@ async def test_the_handler_of_aiogram_answers_before(api: BotApi, tmp_path: Path
     dispatcher, bot = Dispatcher(), bot_at(api.url)
     chats.attach(dispatcher, drain_seconds=0.1)
     hanging(dispatcher)
-    begun = asyncio.Event()
+    begun, recorded = asyncio.Event(), asyncio.Event()
     record = chats.parts_of(bot).incoming.record
 
     async def slowly(update: Any) -> Any:
         await begun.wait()
-        return await record(update)
+        try:
+            return await record(update)
+        finally:
+            recorded.set()
 
     chats.parts_of(bot).incoming.record = slowly  # type: ignore[method-assign]
     async with serving(SimpleRequestHandler(dispatcher, bot), dispatcher, bot) as client:
         taken = await client.post("/hook", json=api.say("What is tea?"))
         found = list(await chats.history.messages(CHAT))
         begun.set()
-        while not await chats.history.messages(CHAT):
-            await asyncio.sleep(0.02)
+        await asyncio.wait_for(recorded.wait(), 10)
 
     assert taken.status == 200
     assert found == []
@@ -374,12 +377,11 @@ async def test_a_method_that_a_handler_returns_is_sent_and_recorded(api: BotApi,
 
 
 @contextlib.contextmanager
-def process(
-    bot: Callable[..., Awaitable[None]], api: BotApi, folder: Path, *, hang: bool
-) -> Iterator[subprocess.Popen[bytes]]:
-    running = subprocess.Popen(command(bot, api.url, folder, hang), cwd=ROOT, stdin=subprocess.DEVNULL)
+def killed(hook: str, api: BotApi, folder: Path) -> Iterator[None]:
+    """A bot that answers nothing, and is killed at the end of the block."""
+    running = subprocess.Popen(command(hang, hook, api.url, folder), cwd=ROOT, stdin=subprocess.DEVNULL)
     try:
-        yield running
+        yield
     finally:
         running.kill()
         running.wait()
@@ -388,14 +390,14 @@ def process(
 @pytest.mark.slow
 async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_path: Path) -> None:
     api.say("What is tea?")
-    with process(recorded_by_the_session, api, tmp_path, hang=True):
+    with killed("session", api, tmp_path):
         await until(api, lambda: api.confirmed == 1, 60)
 
     # Telegram will not send it again; it is answered all the same, once.
-    with process(recorded_by_the_session, api, tmp_path, hang=False):
-        await until(api, lambda: api.texts() == ["answer to What is tea?"], 60)
+    async with recorded_by_the_session(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
+        await until(api, lambda: api.texts() == ["answer to What is tea?"])
         api.say("And coffee?")
-        await until(api, lambda: len(api.texts()) == 2, 60)
+        await until(api, lambda: len(api.texts()) == 2)
 
     async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
         assert [one.text for one in await history.messages(CHAT)] == [
@@ -409,14 +411,13 @@ async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_p
 @pytest.mark.slow
 async def test_a_kill_before_telegram_was_told_handles_the_update_once(api: BotApi, tmp_path: Path) -> None:
     api.say("What is tea?")
-    with process(recorded_by_the_session, api, tmp_path, hang=True):
+    with killed("session", api, tmp_path):
         await until(api, lambda: any(call.method == "getUpdates" and call.result for call in api.calls), 60)
 
-    with process(recorded_by_the_session, api, tmp_path, hang=False):
-        await until(api, lambda: api.texts() == ["answer to What is tea?"], 60)
-        await until(api, lambda: api.confirmed == 1, 60)
+    async with recorded_by_the_session(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
+        await until(api, lambda: api.texts() == ["answer to What is tea?"] and api.confirmed == 1)
         api.say("And coffee?")
-        await until(api, lambda: len(api.texts()) == 2, 60)
+        await until(api, lambda: len(api.texts()) == 2)
 
     assert api.texts() == ["answer to What is tea?", "answer to And coffee?"]
 
@@ -425,12 +426,12 @@ async def test_a_kill_before_telegram_was_told_handles_the_update_once(api: BotA
 async def test_the_default_hook_loses_one(api: BotApi, tmp_path: Path) -> None:
     """The control: the same kill, with the hook that examples use."""
     api.say("What is tea?")
-    with process(recorded_by_the_default_hook, api, tmp_path, hang=True):
+    with killed("default", api, tmp_path):
         await until(api, lambda: api.confirmed == 1, 60)
 
-    with process(recorded_by_the_default_hook, api, tmp_path, hang=False):
+    async with recorded_by_the_default_hook(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
         api.say("And coffee?")
-        await until(api, lambda: api.texts() == ["answer to And coffee?"], 60)
+        await until(api, lambda: api.texts() == ["answer to And coffee?"])
 
     async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
         assert [one.text for one in await history.messages(CHAT)] == ["And coffee?"]

@@ -63,6 +63,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "formats",
         "_messages",
         "telegram_core",
+        "aiogram",
         "haystack",
         "langchain",
         "langgraph",
@@ -111,6 +112,7 @@ CORE = frozenset({"sqlalchemy", "aiosqlite", "alembic", "orjson", "anyio", "clic
 # framework.
 CORE_OF_ROOMS = {
     "letopis.store.testing": frozenset({"pytest"}),
+    "letopis.adapters.aiogram": frozenset({"aiogram", "aiohttp"}),
     "letopis.adapters.langgraph": frozenset({"langgraph"}),
 }
 

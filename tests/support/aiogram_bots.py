@@ -44,23 +44,17 @@ async def until(api: BotApi, condition: Callable[[], bool], seconds: float = 20.
     await asyncio.to_thread(api.wait, condition, seconds)
 
 
-# Bots of their own processes, to be killed. A slow disk makes the moment between receipt and record long enough.
+# Bots that are killed. A slow disk makes the moment between the receipt and the record long enough.
 
 SLOW_SECONDS = 0.3
 
 
-async def recorded_by_the_session(url: str, folder: str, hang: bool) -> None:
-    """Poll with the adapter; never answer if it is to hang."""
-    chats = LetopisChats(Path(folder) / "bot.outbox.db", relay=False)
+@asynccontextmanager
+async def recorded_by_the_session(folder: Path, *, hang: bool) -> AsyncIterator[Dispatcher]:
+    """A dispatcher with the adapter; it never answers if it is to hang."""
+    chats = LetopisChats(folder / "bot.outbox.db", relay=False)
     dispatcher = Dispatcher()
-    chats.attach(dispatcher, drain_seconds=0.1)
-    record = IncomingRecorder.record
-
-    async def slowly(self: IncomingRecorder, update: Any) -> Any:
-        await asyncio.sleep(SLOW_SECONDS)
-        return await record(self, update)
-
-    IncomingRecorder.record = slowly  # type: ignore[method-assign]
+    chats.attach(dispatcher)
 
     @dispatcher.message()
     async def answer(message: Message, history: ChatHistory) -> None:
@@ -69,7 +63,7 @@ async def recorded_by_the_session(url: str, folder: str, hang: bool) -> None:
         asked = [one.text for one in await history.messages() if one.role == "user"]
         await message.answer(f"answer to {asked[-1]}")
 
-    await dispatcher.start_polling(bot_at(url), polling_timeout=1)
+    yield dispatcher
 
 
 class DefaultHook(BaseMiddleware):
@@ -79,15 +73,15 @@ class DefaultHook(BaseMiddleware):
         self._recorder = IncomingRecorder(history, BOT_ID)
 
     async def __call__(self, handler: Any, event: Any, data: dict[str, Any]) -> Any:
-        await asyncio.sleep(SLOW_SECONDS)
         assert isinstance(event, Update)
         await self._recorder.record(event.model_dump(mode="json", by_alias=True, exclude_none=True))
         return await handler(event, data)
 
 
-async def recorded_by_the_default_hook(url: str, folder: str, hang: bool) -> None:
-    """Poll with a middleware of the dispatcher that records."""
-    async with History.open(Path(folder) / "bot.outbox.db", relay=False) as history:
+@asynccontextmanager
+async def recorded_by_the_default_hook(folder: Path, *, hang: bool) -> AsyncIterator[Dispatcher]:
+    """A dispatcher with a middleware that records."""
+    async with History.open(folder / "bot.outbox.db", relay=False) as history:
         dispatcher = Dispatcher()
         dispatcher.update.outer_middleware(DefaultHook(history))
 
@@ -97,4 +91,18 @@ async def recorded_by_the_default_hook(url: str, folder: str, hang: bool) -> Non
                 await asyncio.Event().wait()
             await message.answer(f"answer to {message.text}")
 
+        yield dispatcher
+
+
+async def hang(hook: str, url: str, folder: str) -> None:
+    """Poll until the process is killed, with a disk that is slow, and answer nothing."""
+    record = IncomingRecorder.record
+
+    async def slowly(self: IncomingRecorder, update: Any) -> Any:
+        await asyncio.sleep(SLOW_SECONDS)
+        return await record(self, update)
+
+    IncomingRecorder.record = slowly  # type: ignore[method-assign]
+    bots = {"session": recorded_by_the_session, "default": recorded_by_the_default_hook}
+    async with bots[hook](Path(folder), hang=True) as dispatcher:
         await dispatcher.start_polling(bot_at(url), polling_timeout=1)

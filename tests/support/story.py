@@ -40,10 +40,12 @@ class Bot:
 
     :ivar ask: asks through the framework's own runner.
     :ivar read: returns the texts of the history, by the framework's own interface.
+    :ivar resume: returns what the bot has answered by itself since it was started again; ``None`` if it does not.
     """
 
     ask: Asks
     read: Callable[[], Awaitable[list[str]]]
+    resume: Callable[[], Awaitable[list[str]]] | None = None
 
 
 @dataclass(slots=True)
@@ -94,6 +96,10 @@ async def play(framework: str, on_letopis: bool, folder: str, url: str) -> None:
             if order == "read":
                 print(json.dumps(await bot.read()), flush=True)
                 continue
+            if order == "resume":
+                assert bot.resume is not None
+                print(json.dumps(await bot.resume()), flush=True)
+                continue
             if order["hang"]:
                 waiting.set()
             try:
@@ -116,11 +122,14 @@ async def _bot(framework: str, on_letopis: bool, folder: str, url: str, thinks: 
         await history.drained(timeout=_PATIENCE_SECONDS)
 
 
-async def tell(framework: str, folder: Path, url: str, *, on_letopis: bool, asks_first: bool = True) -> Told:
+async def tell(
+    framework: str, folder: Path, url: str, *, on_letopis: bool, asks_first: bool = True, resumes: bool = False
+) -> Told:
     """Tell the story to a bot.
 
     :param url: of a PostgreSQL database for it alone.
     :param asks_first: the framework records a question before it asks the model; else with the answer.
+    :param resumes: the bot answers the question that it was killed over by itself, so that the user need not ask again.
     """
     told, gate = Told(), Gate(url)
     await gate.open()
@@ -128,16 +137,19 @@ async def tell(framework: str, folder: Path, url: str, *, on_letopis: bool, asks
     def start() -> AbstractAsyncContextManager[_Process]:
         return _process(command(play, framework, on_letopis, folder, gate.url))
 
-    turn, hangs = 0, True
+    turn, hangs, resuming = 0, True, False
     try:
         while turn < TURNS:
             async with start() as process:
+                if resumes and told.said:
+                    told.said += await process.order("resume")
+                    turn, resuming = turn + resuming, False
                 while turn < TURNS:
                     await (gate.shut() if turn in DOWN else gate.open())
                     asked, hang = question(turn), hangs and turn == KILLED_THINKING
                     reply = await process.order({"ask": asked, "hang": hang})
                     if reply == "thinking":
-                        hangs = False
+                        hangs, resuming = False, resumes
                         told.said += [asked] * asks_first  # the user asks again, once the bot is back
                         break
                     turn += 1

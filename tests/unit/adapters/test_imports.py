@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-FRAMEWORKS = {"agents", "langchain_core", "llama_index", "haystack"}
+FRAMEWORKS = {"agents", "aiogram", "langchain_core", "llama_index", "haystack"}
 
 
 def loaded_by(statement: str) -> list[str]:
@@ -19,6 +19,7 @@ def loaded_by(statement: str) -> list[str]:
 def test_letopis_comes_without_a_framework() -> None:
     imports = "import letopis, letopis.outbox, letopis.adapters.formats.openai_chat, letopis.adapters.openai_agents"
     assert loaded_by(imports) == []
+    assert loaded_by("import letopis.adapters.telegram_core.bot, letopis.adapters.telegram_core.notices") == []
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ def test_letopis_comes_without_a_framework() -> None:
         ("langchain", "langchain_core", "langchain"),
         ("llama_index", "llama_index", "llama-index"),
         ("haystack", "haystack", "haystack"),
+        ("aiogram", "aiogram", "aiogram"),
     ],
 )
 def test_an_adapter_without_its_framework_names_the_extra(adapter: str, package: str, extra: str) -> None:

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Keep the chats of an aiogram bot: record both ways, give handlers their history, and offer the menu."""
 
 from __future__ import annotations
@@ -223,6 +224,10 @@ class LetopisChats:
         given = [one.model_dump(exclude_none=True) for one in entities]
         return await self.parts_of(bot).sender.send(transport, key, text, given, language=language)
 
+    async def idle(self, seconds: float = 10.0) -> bool:
+        """Wait until no update is being handled; return ``False`` if some are after so many seconds."""
+        return await self._updates.wait_until_idle(seconds)
+
     async def tell(self, incident: Incident) -> None:
         """Tell the user of an incident, in their language: for ``on_stuck`` and ``on_recovered`` of a history.
 
@@ -272,7 +277,7 @@ class LetopisChats:
                     await dispatcher.silent_call_request(bot, result)
 
     async def _shutdown(self) -> None:
-        if not await self._updates.wait_until_idle(self._drain_seconds):
+        if not await self.idle(self._drain_seconds):
             logger.warning("some updates are still being handled: they are handled again after the next start")
         for task in tuple(self._again):
             task.cancel()

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Turn aiogram's objects and exceptions into what the recorders take."""
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from aiogram.exceptions import (
     TelegramUnauthorizedError,
 )
 from aiogram.methods import TelegramMethod
-from aiogram.types import InputFile
-from pydantic import BaseModel
+from aiogram.types import InputFile, TelegramObject
 
 from letopis.adapters.telegram_core.calls import Failure, failure_of
 
@@ -41,7 +41,7 @@ def raw(thing: Any) -> Any:
     """Return an object of aiogram as the Bot API sends it, with fields that aiogram does not know."""
     if isinstance(thing, list):
         return [raw(one) for one in thing]
-    if isinstance(thing, BaseModel):
+    if isinstance(thing, TelegramObject):
         return thing.model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
     return thing
 

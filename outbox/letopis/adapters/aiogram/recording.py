@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Record what passes between aiogram and Telegram, each way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Send the parts of an answer through aiogram."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Keep the states and data of aiogram's FSM as records of a history."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Receive updates by a webhook, and record each before Telegram is told that it was received."""
 
 from __future__ import annotations

@@ -1,0 +1,84 @@
+"""A bot of aiogram that polls a Bot API server of its own, with a model that answers without a network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from aiogram import Dispatcher
+from aiogram.types import Message
+
+from letopis.adapters.aiogram import ChatHistory, LetopisChats
+from letopis.outbox import History
+from tests.support.aiogram_bots import bot_at, polling, until
+from tests.support.bot_api import BotApi, bot_api
+from tests.support.story import Bot, Thinks, answer_to
+
+DEFAULT = "a handler that saves to PostgreSQL after it has answered"
+CHAT = "tg:7000:1001"
+
+
+async def _ask(api: BotApi, question: str) -> str:
+    """Return the answer that is shown. A model that hangs is waited for until the process is killed."""
+    before = len(api.texts())
+    api.say(question)
+    await until(api, lambda: len(api.texts()) > before, 120)
+    return api.texts()[before]
+
+
+@asynccontextmanager
+async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
+    with bot_api() as api:
+        chats, dispatcher = LetopisChats(history), Dispatcher()
+        chats.attach(dispatcher)
+
+        @dispatcher.message()
+        async def answer(message: Message, history: ChatHistory) -> None:
+            context = await history.context(turns=20)
+            question = context.messages[-1].text
+            await thinks(question)
+            await chats.smart_send(message, answer_to(question))
+
+        async def read() -> list[str]:
+            return [one.text for one in await history.messages(CHAT, last=None)]
+
+        async def resume() -> list[str]:
+            await until(api, lambda: any(call.method == "getUpdates" for call in api.calls))
+            assert await chats.idle(60)
+            return api.texts()
+
+        async with polling(dispatcher, bot_at(api.url)):
+            yield Bot(lambda question: _ask(api, question), read, resume)
+
+
+@asynccontextmanager
+async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
+    """What tutorials show: the turn goes into a table once it is over."""
+    with bot_api() as api:
+        dispatcher = Dispatcher()
+
+        @dispatcher.message()
+        async def answer(message: Message) -> None:
+            question = message.text or ""
+            await thinks(question)
+            said = answer_to(question)
+            await message.answer(said)
+            connection = await asyncpg.connect(url, timeout=2)
+            try:
+                await connection.execute("CREATE TABLE IF NOT EXISTS said (id serial PRIMARY KEY, text text)")
+                await connection.executemany("INSERT INTO said (text) VALUES ($1)", [(question,), (said,)])
+            finally:
+                await connection.close()
+
+        async def read() -> list[str]:
+            await asyncio.sleep(0.5)  # the last turn may still be saved
+            connection = await asyncpg.connect(url)
+            try:
+                return [row["text"] for row in await connection.fetch("SELECT text FROM said ORDER BY id")]
+            finally:
+                await connection.close()
+
+        async with polling(dispatcher, bot_at(api.url)):
+            yield Bot(lambda question: _ask(api, question), read)
