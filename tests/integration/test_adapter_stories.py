@@ -21,11 +21,12 @@ FRAMEWORKS = {
     "haystack": ("haystack_experimental", "haystack", False),
     "llama_index": ("llama_index", "llama-index", True),
     "aiogram": ("aiogram", "aiogram", True),
+    "telegram": ("telegram", "telegram", True),
 }
 # Those that name the conversation themselves.
-CONVERSATIONS = {"aiogram": "tg:7000:1001"}
+CONVERSATIONS = dict.fromkeys(("aiogram", "telegram"), "tg:7000:1001")
 # Those that answer the question that they were killed over, after the restart, so that it is asked once.
-RESUMING = frozenset({"aiogram"})
+RESUMING = frozenset({"aiogram", "telegram"})
 
 
 @pytest.fixture(params=FRAMEWORKS)
