@@ -114,6 +114,8 @@ CORE_OF_ROOMS = {
     "letopis.store.testing": frozenset({"pytest"}),
     "letopis.adapters.aiogram": frozenset({"aiogram", "aiohttp"}),
     "letopis.adapters.langgraph": frozenset({"langgraph"}),
+    "letopis.adapters.pyrogram": frozenset({"pyrogram"}),
+    "letopis.adapters.telegram": frozenset({"telegram"}),
 }
 
 LONGEST = 450

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-FRAMEWORKS = {"agents", "aiogram", "langchain_core", "llama_index", "haystack"}
+FRAMEWORKS = {"agents", "aiogram", "langchain_core", "llama_index", "haystack", "pydantic", "pyrogram", "telegram"}
 
 
 def loaded_by(statement: str) -> list[str]:
@@ -20,6 +20,7 @@ def test_letopis_comes_without_a_framework() -> None:
     imports = "import letopis, letopis.outbox, letopis.adapters.formats.openai_chat, letopis.adapters.openai_agents"
     assert loaded_by(imports) == []
     assert loaded_by("import letopis.adapters.telegram_core.bot, letopis.adapters.telegram_core.notices") == []
+    assert loaded_by("import letopis.adapters.voxpersona") == []
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,8 @@ def test_letopis_comes_without_a_framework() -> None:
         ("llama_index", "llama_index", "llama-index"),
         ("haystack", "haystack", "haystack"),
         ("aiogram", "aiogram", "aiogram"),
+        ("telegram", "telegram", "telegram"),
+        ("pyrogram", "pyrogram", "pyrogram"),
     ],
 )
 def test_an_adapter_without_its_framework_names_the_extra(adapter: str, package: str, extra: str) -> None:
