@@ -52,7 +52,9 @@ async def test_everything_said_is_kept(framework: str, tmp_path: Path, new_store
     assert told.raised == {}
     async with ConversationStore.open(url) as store:
         kept = await store.messages(CONVERSATIONS.get(framework, "chat-1"), last=None)
-        assert len(kept) == len(told.said) == 2 * TURNS + (asks_first and not resumes)
+        assert len(kept) == len(told.said)
+        # One that resumes may show an answer twice: nobody knows whether the one before the kill was shown.
+        assert len(told.said) in ({2 * TURNS, 2 * TURNS + 1} if resumes else {2 * TURNS + asks_first})
 
 
 async def test_what_the_framework_itself_keeps(

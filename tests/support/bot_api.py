@@ -56,15 +56,15 @@ class Trouble:
 class BotApi:
     """What the server knows. Made by :func:`bot_api`; safe in all threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_id: int = 1) -> None:
         self.url = ""
         self.calls: list[Call] = []
         self.updates: list[dict[str, Any]] = []
         self.confirmed = 0
         self.troubles: list[Trouble] = []
         self._changed = threading.Condition()
-        self._update_ids = itertools.count(1)
-        self._message_ids = itertools.count(101)
+        self._update_ids = itertools.count(first_id)
+        self._message_ids = itertools.count(first_id + 100)
         self._closing = False
 
     # What users do.
@@ -230,9 +230,12 @@ class BotApi:
 
 
 @contextmanager
-def bot_api() -> Iterator[BotApi]:
-    """Run a Bot API server at ``.url`` for the time of a block."""
-    api = BotApi()
+def bot_api(first_id: int = 1) -> Iterator[BotApi]:
+    """Run a Bot API server at ``.url`` for the time of a block.
+
+    :param first_id: of its updates; raise it for a server that goes on where another one has ended.
+    """
+    api = BotApi(first_id)
 
     class Handler(_Handler):
         known = api

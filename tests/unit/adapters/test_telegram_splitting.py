@@ -32,7 +32,7 @@ def dropped(text: str, parts: list[Part]) -> str:
 
 
 @given(TEXT, LIMIT)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_parts_fit_and_nothing_but_white_space_is_dropped(text: str, limit: int) -> None:
     parts = split(text, limit=limit)
 
@@ -42,7 +42,7 @@ def test_parts_fit_and_nothing_but_white_space_is_dropped(text: str, limit: int)
 
 
 @given(TEXT, LIMIT)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_no_part_begins_within_a_character(text: str, limit: int) -> None:
     for part in split(text, limit=limit):
         part.text.encode("utf-16")  # a lone surrogate would raise
@@ -51,7 +51,7 @@ def test_no_part_begins_within_a_character(text: str, limit: int) -> None:
 
 
 @given(TEXT, LIMIT)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_words_that_fit_are_whole(text: str, limit: int) -> None:
     words = text.split()
     if all(units(word) <= limit for word in words):
@@ -59,7 +59,7 @@ def test_words_that_fit_are_whole(text: str, limit: int) -> None:
 
 
 @given(FENCED, LIMIT)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_each_part_closes_the_code_that_it_opens(text: str, limit: int) -> None:
     parts = split(text, limit=limit)
 
@@ -74,7 +74,7 @@ def test_each_part_closes_the_code_that_it_opens(text: str, limit: int) -> None:
 
 
 @given(TEXT, LIMIT, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_entities_follow_their_words(text: str, limit: int, data: st.DataObject) -> None:
     bold, at = [], 0
     for word in re.finditer(r"\S+", text):

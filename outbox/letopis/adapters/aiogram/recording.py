@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
-from aiogram import BaseMiddleware, Bot
+from aiogram import BaseMiddleware, Bot, Dispatcher
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.exceptions import TelegramMigrateToChat
 from aiogram.methods import GetUpdates, TelegramMethod
@@ -181,7 +181,7 @@ class UpdateRecording(BaseMiddleware):
             result = await handler(update, data)
             if isinstance(result, TelegramMethod):
                 # As the answer to a webhook it would pass no middleware and never have an id.
-                await data["dispatcher"].silent_call_request(bot, result)
+                await Dispatcher.silent_call_request(bot, result)
                 return None
             return result
         finally:
