@@ -13,8 +13,10 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
+from click.testing import CliRunner, Result
 
 from letopis.adapters.voxpersona import ConversationManager, ConversationMessage, import_folder
+from letopis.adapters.voxpersona.__main__ import command
 from letopis.outbox import History
 from letopis.store import InvalidInput
 
@@ -463,27 +465,30 @@ async def test_the_store_may_be_away(alone: History, sound: Folder) -> None:
 # The command.
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    return subprocess.run(
-        [sys.executable, "-m", "letopis.adapters.voxpersona", *words], capture_output=True, text=True, check=False
-    )
+def run(*words: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(command, words)
 
 
 def test_the_command_imports_delivers_and_counts(sound: Folder) -> None:
     sound.write(f"{C}.json", "{")
 
     tried = run(str(sound.path), "--dry-run", "--json")
-    assert (tried.returncode, json.loads(tried.stdout)["new"]) == (0, 3)
+    assert (tried.exit_code, json.loads(tried.stdout)["new"]) == (0, 3)
     assert not list(sound.path.glob("letopis*"))
 
     done = run(str(sound.path), "--timezone", "Europe/Moscow", "--wait", "60", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     assert "is broken" in done.stderr
     found = json.loads(done.stdout)
     assert (found["new"], found["pending"], len(found["notes"])) == (3, 0, 1)
 
-    again = run(str(sound.path))
+    again = subprocess.run(
+        [sys.executable, "-m", "letopis.adapters.voxpersona", str(sound.path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "0 messages imported, 3 already there, 0 refused" in again.stderr
 
 
@@ -493,5 +498,5 @@ def test_the_command_imports_delivers_and_counts(sound: Folder) -> None:
 def test_the_command_names_what_is_wrong(words: tuple[str, ...], error: str) -> None:
     done = run(*words)
 
-    assert done.returncode in (1, 2)
-    assert error in done.stderr
+    assert done.exit_code in (1, 2)
+    assert error in done.output

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Turn Pyrogram's objects and exceptions into what the recorders take: the form of the Bot API."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Record what a client of Pyrogram receives and sends."""
 
 from __future__ import annotations

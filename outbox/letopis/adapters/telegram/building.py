@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Build an application whose queue, update processor and rate limiter record."""
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class RecordingBuilder(ApplicationBuilder[Any, Any, Any, Any, Any, Any]):
         inner: BaseUpdateProcessor = DefaultValue.get_value(self._update_processor)
         queue = RecordingQueue(self._chats)
         self.update_queue(queue)
-        self.rate_limiter(RecordingLimiter(self._chats, DefaultValue.get_value(self._rate_limiter)))
+        limiter: Any = DefaultValue.get_value(self._rate_limiter)
+        self.rate_limiter(RecordingLimiter(self._chats, limiter))
         self.concurrent_updates(RecordingProcessor(self._chats, queue, inner))
         application = super().build()
         self._connect(application, queue)

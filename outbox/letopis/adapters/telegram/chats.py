@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Keep the chats of an application: record both ways, give handlers their history, and offer the menu."""
 
 from __future__ import annotations

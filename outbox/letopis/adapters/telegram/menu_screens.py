@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Show the ready commands of the chat menu with python-telegram-bot."""
 
 from __future__ import annotations

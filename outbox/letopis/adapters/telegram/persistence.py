@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Keep what python-telegram-bot persists as records of a history."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Record what passes between python-telegram-bot and Telegram, each way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Send the parts of an answer through python-telegram-bot."""
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class ConversationManager:
     :param mirror: whether to write the seed's JSON files too, so that the bot can go back to its own code.
     :param timezone: that of the times in chats; by default that of the machine.
     :param models: a module with the classes ``ConversationMessage``, ``ConversationMetadata`` and ``Conversation``; by
-        default the bot's ``conversations``, or those of :mod:`letopis.adapters.voxpersona` if there is none.
+        default the bot's ``conversations``, or those of ``letopis.adapters.voxpersona`` if there is none.
     :param history: an open history, which is not closed, instead of ``store`` and ``outbox``. To be called in
         coroutines, it needs ``inside_loop="block"``.
     :param options: those of ``BlockingHistory.open``, for example ``on_stuck``.
