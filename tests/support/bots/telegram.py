@@ -34,7 +34,7 @@ async def _ask(api: BotApi, question: str) -> str:
 
 @asynccontextmanager
 async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
-    with bot_api(first_id=int(time.time())) as api:  # a Telegram that goes on where the last one has ended
+    with bot_api(first_id=time.time_ns() // 1_000_000) as api:  # a Telegram that goes on where the last one has ended
         chats = LetopisChats(history)
 
         async def answer(update: Update, context: Context) -> None:
@@ -60,7 +60,7 @@ async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
 async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
     """What the library itself offers: data of a chat, written to a file every minute and at an orderly end."""
     path = Path(tempfile.gettempdir()) / f"{make_url(url).database}.pickle"
-    with bot_api(first_id=int(time.time())) as api:
+    with bot_api(first_id=time.time_ns() // 1_000_000) as api:
 
         async def answer(update: Update, context: Context) -> None:
             assert update.message is not None
