@@ -72,7 +72,7 @@ async def test_edits_and_deletions_are_followed(base: History, recorder: Letopis
     client.loop = asyncio.get_running_loop()
     recorder.attach(client)
     async with dispatching(client):
-        client.say(7, "What is te?")
+        client.say(7, "What is coffee?")
         client.receive(
             raw.types.UpdateEditMessage(message=client.message(7, "What is tea?", edited=9), pts=1, pts_count=1)
         )

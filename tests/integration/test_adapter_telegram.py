@@ -153,7 +153,7 @@ async def test_edits_topics_and_deletions_are_followed(api: BotApi, chats: Letop
 
     application = on(chats.builder(), api).build()
     application.add_handler(MessageHandler(filters.UpdateType.MESSAGE & filters.TEXT, remove))
-    message = api.message("What is te?", chat=-100123, message_thread_id=7, is_topic_message=True)
+    message = api.message("What is coffee?", chat=-100123, message_thread_id=7, is_topic_message=True)
     api.push(message=message)
     async with polling(application):
         await until(api, lambda: any(one.method == "deleteMessage" for one in api.calls))

@@ -29,7 +29,7 @@ _ONLY: Final = "data"
 
 
 class LetopisPersistence(BasePersistence[Any, Any, Any]):
-    """A ``BasePersistence`` on records of a history: durable when a call returns, whether or not the store is there.
+    """A ``BasePersistence`` on records of a history: durable when a call returns, also while the store is unreachable.
 
     Made by ``LetopisChats.persistence()``, which also has everything that an update has changed written before the
     update counts as handled, so that a crash takes none of it; by itself, as often as ``update_interval`` says.
@@ -40,8 +40,8 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
     :param history: it is not closed.
     :param codec: ``pickle`` to keep any object. Whoever can write to the history store can then run code in the bot.
     :param context_types: those of the application, if it has data of other types than ``dict``.
-    :param when_unknown: what to do if the history store is away when the bot starts: ``none`` to begin with what the
-        outbox holds, and to look for the rest of a chat when it is used, or ``raise``.
+    :param when_unknown: what to do if the history store is unreachable when the bot starts: ``none`` to begin with
+        what the outbox holds, and to look for the rest of a chat when it is used, or ``raise``.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
         await self._write((_CHAT,), str(chat_id), None)
 
     async def flush(self) -> None:
-        """Do nothing that is not done: everything is durable when it is written."""
+        """Run :attr:`on_flush`; every write is durable already."""
         if self.on_flush is not None:
             await self.on_flush()
 
@@ -185,7 +185,7 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
             except StoreUnavailable:
                 if self._raises or incomplete:
                     raise
-                logger.warning("the bot begins with what the outbox holds of its data: the history store is away")
+                logger.warning("the history store is unreachable: the bot begins with what the outbox holds")
                 self._unread.add(labels[0])
                 incomplete, after = True, None
                 continue

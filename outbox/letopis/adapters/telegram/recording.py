@@ -131,7 +131,7 @@ class RecordingProcessor(BaseUpdateProcessor):
     async def _handle(self, update: Update, handlers: Awaitable[Any]) -> None:
         try:
             recorded = await self._queue.taken(update)
-        except NetworkError as error:  # it did not come through the queue, so nobody can send it again
+        except NetworkError as error:  # it did not come through the queue, so Telegram does not send it again
             logger.error("an update is handled, and not recorded: %s", error)  # noqa: TRY400 - the error says it all
             await handlers
             return

@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Import the chats in FOLDER, which holds a folder user_... for each user; nothing in it is changed.
 
-    What is not as it should be is told, and imported as well as it can be. Repeating the command imports what is new.
+    Damage is reported, and imported as far as possible. Repeating the command imports what is new.
     Exits with 1 if a message was refused, and with 75 if the history store lacks something after --wait.
     """
     try:

@@ -33,7 +33,7 @@ _PAGE: Final = 100
 
 
 class Unknown(Enum):
-    """What cannot be told while the history store is away."""
+    """What cannot be told while the history store is unreachable."""
 
     UNKNOWN = "unknown"
 
@@ -46,7 +46,7 @@ class Index:
     """The chats of a user.
 
     :ivar chats: in the order in which they began.
-    :ivar complete: False if the history store is away, and chats may be missing.
+    :ivar complete: False if the history store is unreachable, and chats may be missing.
     """
 
     user_id: int
@@ -132,7 +132,7 @@ class Chats:
         for _ in range(_ATTEMPTS):
             record = self._record(user_id)
             number = 0 if record is UNKNOWN else self._next_number(user_id, record)
-            # Another process was first, or the history store that knows the number has gone away.
+            # Another process was first, or the history store that knows the number became unreachable.
             with suppress(RecordConflict, StoreUnavailable):
                 self._begin(user_id, username, conversation_id, title, number, record)
                 return conversation_id

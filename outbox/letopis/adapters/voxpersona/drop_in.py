@@ -264,7 +264,7 @@ class ConversationManager:
         """Append a message to a chat, which becomes the active one. Once this returns True, it survives ``kill -9``.
 
         Adding a message again, also with another time, has no effect. Return False if the user has no such chat or the
-        outbox refuses the message; while the history store is away, a chat that only the store knows is taken to exist.
+        outbox refuses the message; while the history store is unreachable, a chat that only it knows is taken to exist.
         """
         if (user_id, conversation_id) not in self._known and self._find(user_id, conversation_id) is None:
             _LOG.error("a message cannot be added: the user has no such chat")
@@ -355,7 +355,7 @@ class ConversationManager:
         self._active[user_id] = conversation_id
 
     def _note(self, user_id: int, conversation_id: str, *, active: bool = True) -> None:
-        """Remember that a chat is there, and that it is the active one, so that the next message asks nobody."""
+        """Remember that a chat is there, and that it is the active one, so that the next message need not ask."""
         if len(self._known) >= _KNOWN_CHATS:
             self._known.clear()
             self._active.clear()

@@ -1,6 +1,6 @@
 """Read the JSON folders of the seed's bot, and put right what is damaged in them, without a history.
 
-Nothing is changed in the folders. Each thing that is put right, or that cannot be read, is told as a note.
+The folders are not changed. A note reports each thing that is put right or cannot be read.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Reader:
             chat.title = _title_of(chat)
         count = metadata.get("message_count")
         if count is not None and count != len(chat.messages):
-            self._note(path, f"counts {storable(count)} messages and has {len(chat.messages)}: counted anew")
+            self._note(path, f"counts {storable(count)} messages and has {len(chat.messages)}: recounted")
         return chat
 
     def _id(self, user_id: int, path: Path, name: str) -> str:
