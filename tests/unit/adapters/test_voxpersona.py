@@ -193,6 +193,7 @@ def test_a_deletion_takes_the_reports_along(manager: ConversationManager, tmp_pa
     report.write_text("report", encoding="utf-8")
     made = manager.create_conversation(USER, "ada")
     manager.add_message(USER, made, answer(1, sent_as="file", file_path=str(report)))
+    manager.add_message(USER, made, answer(2, sent_as="file", file_path="a\0b"))
 
     assert manager.delete_conversation(USER, made)
 
@@ -548,6 +549,24 @@ def test_a_file_that_was_damaged_is_written_anew(manager: ConversationManager) -
     assert manager.add_message(USER, made, answer(2))
 
     assert [one["message_id"] for one in file_of(manager, made)["messages"]] == [1, 2]
+
+
+def test_an_id_never_leaves_the_folder(manager: ConversationManager) -> None:
+    outside = manager.base_dir / "config.json"
+    outside.write_text("{}", encoding="utf-8")
+    manager.ensure_user_directory(USER)
+
+    assert manager.delete_conversation(USER, "../config")
+
+    assert outside.exists()
+
+
+def test_messages_of_two_threads_are_all_in_the_file(manager: ConversationManager) -> None:
+    made = manager.create_conversation(USER, "ada")
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda number: manager.add_message(USER, made, said(number)), range(1, 21)))
+
+    assert sorted(one["message_id"] for one in file_of(manager, made)["messages"]) == list(range(1, 21))
 
 
 def test_files_that_cannot_be_written_cost_nothing(manager: ConversationManager) -> None:

@@ -383,5 +383,5 @@ def _remove_reports(messages: list[Any]) -> None:
         if one["sent_as"] == "file" and one["file_path"]:
             try:
                 Path(one["file_path"]).unlink(missing_ok=True)
-            except OSError as error:
-                _LOG.warning("a report cannot be removed: %s", error.strerror)
+            except (OSError, ValueError) as error:  # the path may be anything
+                _LOG.warning("a report cannot be removed: %s", type(error).__name__)

@@ -86,7 +86,7 @@ async def import_folder(
     :param folder: the bot's folder of chats, which holds ``user_...``.
     :param daily: its folder of daily files of before the chats; they become one archived chat for each user.
     :param timezone: that of the times in the files; by default that of the machine.
-    :param reports: the folder that relative paths of reports begin at; missing files are reported. Default: the current one.
+    :param reports: the folder that relative paths of reports begin at; missing files are reported. By default, ``.``.
     :param tell: called with each note at once.
     :raises InvalidInput: a folder is not there.
     :raises OutboxFull: the outbox takes no more; repeat the import later.

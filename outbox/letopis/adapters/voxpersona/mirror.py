@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import RLock
 from typing import Any, Final
 
 from letopis.adapters.voxpersona.models import short_title
@@ -23,6 +24,7 @@ class Mirror:
 
     def __init__(self, base_dir: Path) -> None:
         self._base_dir = base_dir
+        self._lock = RLock()
 
     def write_index(self, index: Mapping[str, Any], *, complete: bool) -> None:
         """Write a user's list of chats.
@@ -42,6 +44,10 @@ class Mirror:
 
     def add_message(self, user_id: int, conversation_id: str, values: Mapping[str, Any]) -> bool:
         """Add a message to a chat that becomes the active one. Return False if its file cannot be read."""
+        with self._lock:
+            return self._add(user_id, conversation_id, values)
+
+    def _add(self, user_id: int, conversation_id: str, values: Mapping[str, Any]) -> bool:
         chat, index = self._read(user_id, conversation_id), self._read(user_id, _INDEX)
         if chat is None or index is None:
             return False
@@ -66,6 +72,8 @@ class Mirror:
         self._attempt(lambda: self._path(user_id, conversation_id).unlink(missing_ok=True))
 
     def _path(self, user_id: int, name: str) -> Path:
+        if Path(name).name != name:  # an id may come from a button, so from anyone
+            raise ValueError("a chat's id is no name of a file")
         return self._base_dir / f"user_{user_id}" / f"{name}.json"
 
     def _read(self, user_id: int, name: str) -> dict[str, Any] | None:
@@ -89,7 +97,8 @@ class Mirror:
 
     def _attempt(self, work: Callable[[], None]) -> None:
         try:
-            work()
+            with self._lock:
+                work()
         except (OSError, ValueError) as error:
             _LOG.warning("the copy in JSON cannot be written: %s", type(error).__name__)
 
