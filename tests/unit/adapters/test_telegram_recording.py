@@ -202,6 +202,31 @@ async def test_what_cannot_be_kept_is_logged_and_handled_all_the_same(
     assert (await parts.incoming.record(update(1, raw(5)))).repeated
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"message": {"chat": {"id": 1001}, "text": "no id"}},
+        {"message": {"message_id": 5, "chat": {"id": 1001}, "date": 1, "photo": [7], "caption": 5}},
+        {"message_reaction": {"chat": {"id": 1001}, "message_id": 5, "user": {"id": 1}, "new_reaction": [[]]}},
+        {
+            "message": {
+                "chat": {"id": 1001},
+                "text": "x",
+                "entities": [{"type": "bot_command", "offset": 0, "length": "x"}],
+            }
+        },
+        {"message": 7},
+    ],
+)
+async def test_one_odd_update_does_not_hold_up_those_after_it(parts: BotParts, odd: dict[str, Any]) -> None:
+    first = await parts.incoming.record({"update_id": 1, **odd})
+    await parts.incoming.record(update(2, raw(6)))
+
+    assert first.update_id == 1
+    assert (await parts.incoming.record({"update_id": 1, **odd})).repeated
+    assert await texts(parts.history) == ["Hello"]
+
+
 async def test_a_full_outbox_refuses_the_update_so_that_it_comes_again(tmp_path: Path) -> None:
     async with History.open(tmp_path / "bot.outbox.db", relay=False, max_events=6) as history:
         parts = parts_on(history, tmp_path)

@@ -58,7 +58,8 @@ class LetopisChats:
     :param history: the outbox by path, which is opened with the bot and closed with it; or a history, which is not
         closed, and whose ``on_stuck`` is yours.
     :param store: with a path, the history store, by URL or path.
-    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``.
+    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``, and
+        ``letopis.files`` with a history.
     :param threshold: UTF-16 units up to which smart send sends a message.
     :param preview: UTF-16 units of the preview of what goes as a file.
     :param titles: name a conversation after its first question.
@@ -109,6 +110,7 @@ class LetopisChats:
         self._dispatcher: Dispatcher | None = None
         self._again: set[asyncio.Task[None]] = set()
         self._drain_seconds = 10.0
+        self._resume_after = timedelta(0)
 
     # Connect.
 
@@ -119,6 +121,7 @@ class LetopisChats:
         commands: Sequence[str] = COMMANDS,
         describe: bool = False,
         drain_seconds: float = 10.0,
+        resume_after_seconds: float = 0.0,
     ) -> None:
         """Connect with a dispatcher: from its startup to its shutdown, everything is recorded.
 
@@ -126,6 +129,8 @@ class LetopisChats:
             ``history``, ``stats``, ``search``; none with an empty tuple.
         :param describe: tell Telegram the commands at startup, so that it offers them, in place of those it has.
         :param drain_seconds: how long the shutdown waits for handlers that are running.
+        :param resume_after_seconds: how old an update must be that is handled after a start because its process has
+            ended. For bots of several processes: longer than handlers take, or another process may be handling it.
         :raises InvalidInput: there is no such command, or it is connected already.
         """
         if unknown := [one for one in commands if one not in COMMANDS]:
@@ -136,6 +141,7 @@ class LetopisChats:
         self._commands = tuple(commands)
         self._describe = describe
         self._drain_seconds = drain_seconds
+        self._resume_after = timedelta(seconds=resume_after_seconds)
         self._router = menu_router(self.parts_of, self._commands)
         dispatcher.include_router(self._router)
         dispatcher.update.outer_middleware(self._updates)
@@ -254,7 +260,7 @@ class LetopisChats:
             parts = self.parts_of(one)
             if self._commands and self._describe:
                 await describe_commands(one, self._commands)
-            waiting = await parts.incoming.unhandled(older_than=timedelta(0))
+            waiting = await parts.incoming.unhandled(older_than=self._resume_after)
             for update in waiting:
                 self._updates.expect(one, update["update_id"])
             if waiting:
@@ -275,6 +281,8 @@ class LetopisChats:
             else:
                 if isinstance(result, TelegramMethod):
                     await dispatcher.silent_call_request(bot, result)
+            finally:
+                self._updates.forget(bot, update["update_id"])
 
     async def _shutdown(self) -> None:
         if not await self.idle(self._drain_seconds):

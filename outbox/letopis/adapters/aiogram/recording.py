@@ -120,6 +120,10 @@ class UpdateRecording(BaseMiddleware):
         self._handling.add((bot.id, update_id))
         self._idle.clear()
 
+    def forget(self, bot: Bot, update_id: int) -> None:
+        """Take back :meth:`expect`."""
+        self._ended((bot.id, update_id))
+
     async def wait_until_idle(self, seconds: float) -> bool:
         """Wait until no update is being handled; return ``False`` if some are after ``seconds``."""
         try:
@@ -158,9 +162,12 @@ class UpdateRecording(BaseMiddleware):
             await parts.incoming.handled(recorded.update_id)
             return result
         finally:
-            self._handling.discard(name)
-            if not self._handling:
-                self._idle.set()
+            self._ended(name)
+
+    def _ended(self, name: tuple[int, int]) -> None:
+        self._handling.discard(name)
+        if not self._handling:
+            self._idle.set()
 
     async def _handle(
         self,

@@ -18,6 +18,8 @@ _SPACE: Final = "letopis.telegram"
 _PAGE: Final = 50
 _LOOKED_BACK: Final = 200
 """How many of the newest messages are looked through for one that the bot sent."""
+_SEARCHED: Final = 20
+"""In how many conversations of a place, the last ones, a message that the bot sent is looked for."""
 _CACHED: Final = 10_000
 
 
@@ -137,7 +139,7 @@ class Chats:
             found = None
         if found is not None and await self.owned(key, found.conversation_id) is not None:
             return found
-        async for one in self.listed(key):
+        for one in await self.history.conversations(owner=key.owner, limit=_SEARCHED):
             if active is None or one.conversation_id != active.conversation_id:
                 found = await self._find_in(one.conversation_id, name, number)
                 if found is not None:

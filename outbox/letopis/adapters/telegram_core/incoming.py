@@ -19,6 +19,7 @@ from letopis.adapters.telegram_core.updates import (
     Edited,
     Meaning,
     Moved,
+    Other,
     Reacted,
     Said,
     is_from_account,
@@ -126,7 +127,7 @@ class IncomingRecorder:
         :raises Closed: the history is closed.
         """
         await self.local.prepare()
-        meaning = read_update(self._bot_id, update)
+        meaning = _read(self._bot_id, update)
         # In the order of the updates, also where several are handled at once.
         async with self._one_at_a_time:
             key = None if meaning.key is None else await self.chats.settled(meaning.key)
@@ -134,10 +135,10 @@ class IncomingRecorder:
                 return await self._record(update, meaning, key)
             except NOT_NOW:
                 raise
-            except LetopisError as error:
-                logger.error(  # noqa: TRY400 - the error says it all, and may not quote the message
+            except Exception as error:  # whatever it is, one odd update must not hold up those after it
+                logger.error(  # noqa: TRY400 - a traceback may quote the message
                     "an update cannot be recorded, and is handled all the same: %s",
-                    error,
+                    error if isinstance(error, LetopisError) else type(error).__name__,
                     extra={"update_id": meaning.update_id},
                 )
                 return await self._without_content(update, meaning, key)
@@ -272,6 +273,17 @@ class IncomingRecorder:
         """Return the id of the active conversation of a settled place; ``None`` if there is none."""
         found = await self._history.active(key.owner, create=False)
         return None if found is None else found.conversation_id
+
+
+def _read(bot_id: int, update: Mapping[str, Any]) -> Meaning:
+    """Return what an update means; one of a shape that Telegram does not describe means nothing, and is kept raw."""
+    try:
+        return read_update(bot_id, update)
+    except InvalidInput:
+        raise
+    except Exception as error:  # what comes from outside may be anything
+        logger.warning("an update has an unexpected shape: %s", type(error).__name__)
+        return Other(update_id=update["update_id"], kind="unexpected", key=None, payload=dict(update))
 
 
 def _message(message: Mapping[str, Any]) -> Message:
