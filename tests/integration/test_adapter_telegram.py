@@ -461,6 +461,19 @@ async def test_a_history_that_it_opened_is_closed_with_the_application(api: BotA
         assert len(await said(again)) == 2
 
 
+async def test_another_process_keeps_what_it_is_handling(api: BotApi, chats: LetopisChats, base: History) -> None:
+    """Updates of a bot of several processes are handed in again only when they are old enough."""
+    update = {"update_id": 1, "message": api.message("question")}
+    application = answering(chats, api, resume_after_seconds=60.0)
+    await chats.parts.incoming.record(update)
+    async with application:
+        assert application.update_queue.empty()
+    again = LetopisChats(base)
+    application = answering(again, api)
+    async with application:
+        assert application.update_queue.qsize() == 1
+
+
 def test_wrong_use_is_named(tmp_path: Path) -> None:
     chats = LetopisChats(tmp_path / "bot.outbox.db")
     with pytest.raises(InvalidInput, match="not built"):

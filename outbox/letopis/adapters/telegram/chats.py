@@ -58,7 +58,8 @@ class LetopisChats:
     :param history: the outbox by path, which is opened and closed with the application; or a history, which is not
         closed, and whose ``on_stuck`` is yours.
     :param store: with a path, the history store, by URL or path.
-    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``.
+    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``, and
+        ``letopis.files`` with a history.
     :param threshold: UTF-16 units up to which smart send sends a message.
     :param preview: UTF-16 units of the preview of what goes as a file.
     :param titles: name a conversation after its first question.
@@ -104,23 +105,33 @@ class LetopisChats:
         self._queue: RecordingQueue | None = None
         self._commands: tuple[str, ...] = ()
         self._describe = False
+        self._resume_after = timedelta(0)
         self._persistence: LetopisPersistence | None = None
         self._histories: dict[int, ChatHistory | None] = {}
         self._ended = False
 
     # Connect.
 
-    def builder(self, *, commands: Sequence[str] = COMMANDS, describe: bool = False) -> RecordingBuilder:
+    def builder(
+        self,
+        *,
+        commands: Sequence[str] = COMMANDS,
+        describe: bool = False,
+        resume_after_seconds: float = 0.0,
+    ) -> RecordingBuilder:
         """Return an ``ApplicationBuilder`` whose application records everything.
 
         :param commands: the ready commands to offer, of ``new``, ``list``, ``switch``, ``rename``, ``delete``,
             ``history``, ``stats``, ``search``; none with an empty tuple.
         :param describe: tell Telegram the commands at startup, so that it offers them, in place of those it has.
+        :param resume_after_seconds: how old an update must be that is handled after a start because its process has
+            ended. For bots of several processes: longer than handlers take, or another process may be handling it.
         :raises InvalidInput: there is no such command.
         """
         if unknown := [one for one in commands if one not in COMMANDS]:
             raise InvalidInput("commands", f"{unknown[0]!r} is none of {', '.join(COMMANDS)}")
         self._commands, self._describe = tuple(commands), describe
+        self._resume_after = timedelta(seconds=resume_after_seconds)
         return RecordingBuilder(self, self._connect)
 
     def persistence(self, **options: Any) -> LetopisPersistence:
@@ -227,7 +238,7 @@ class LetopisChats:
         await self.history.prepare()
         if self._commands and self._describe:
             await menu_screens.describe(self._application.bot, self._commands)
-        waiting = await self.parts.incoming.unhandled(older_than=timedelta(0))
+        waiting = await self.parts.incoming.unhandled(older_than=self._resume_after)
         if waiting:
             logger.info("updates that were not handled before the last end are handled now: %d", len(waiting))
         for update in waiting:
