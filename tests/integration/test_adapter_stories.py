@@ -25,13 +25,14 @@ FRAMEWORKS = {
     "aiogram": ("aiogram", "aiogram", True),
     "pydantic_ai": ("pydantic_ai", "pydantic-ai", False),
     "google_adk": ("google.adk", "google-adk", True),
+    "telegram": ("telegram", "telegram", True),
 }
 # Whose own backend writes files beside the bot: neither an outage nor a kill takes them, and no other machine has them.
 FILES = {"strands"}
 # Those that name the conversation themselves.
-CONVERSATIONS = {"aiogram": "tg:7000:1001"}
+CONVERSATIONS = dict.fromkeys(("aiogram", "telegram"), "tg:7000:1001")
 # Those that answer the question that they were killed over, after the restart, so that it is asked once.
-RESUMING = frozenset({"aiogram"})
+RESUMING = frozenset({"aiogram", "telegram"})
 
 
 def is_installed(package: str) -> bool:

@@ -74,6 +74,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "openai_agents",
         "pydantic_ai",
         "strands",
+        "pyrogram",
+        "telegram",
+        "voxpersona",
     ),
 }
 
@@ -120,6 +123,8 @@ CORE_OF_ROOMS = {
     "letopis.adapters.langgraph": frozenset({"langgraph"}),
     "letopis.adapters.pydantic_ai": frozenset({"pydantic", "pydantic_ai", "pydantic_core"}),
     "letopis.adapters.strands": frozenset({"strands"}),
+    "letopis.adapters.pyrogram": frozenset({"pyrogram"}),
+    "letopis.adapters.telegram": frozenset({"telegram"}),
 }
 
 LONGEST = 450

@@ -9,7 +9,7 @@ import pytest
 
 FRAMEWORKS = {
     *("agent_framework", "agents", "aiogram", "google.adk", "haystack", "langchain_core", "llama_index"),
-    *("pydantic_ai", "strands"),
+    *("pydantic", "pydantic_ai", "pyrogram", "strands", "telegram"),
 }
 
 
@@ -23,6 +23,7 @@ def test_letopis_comes_without_a_framework() -> None:
     imports = "import letopis, letopis.outbox, letopis.adapters.formats.openai_chat, letopis.adapters.openai_agents"
     assert loaded_by(imports) == []
     assert loaded_by("import letopis.adapters.telegram_core.bot, letopis.adapters.telegram_core.notices") == []
+    assert loaded_by("import letopis.adapters.voxpersona") == []
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,8 @@ def test_letopis_comes_without_a_framework() -> None:
         ("aiogram", "aiogram", "aiogram"),
         ("pydantic_ai", "pydantic_ai", "pydantic-ai"),
         ("google_adk", "google.adk", "google-adk"),
+        ("telegram", "telegram", "telegram"),
+        ("pyrogram", "pyrogram", "pyrogram"),
     ],
 )
 def test_an_adapter_without_its_framework_names_the_extra(adapter: str, package: str, extra: str) -> None:

@@ -113,7 +113,7 @@ class OutgoingRecorder:
             await self.sent(intent, numbers_in(result), sent_as=_sent_as(method))
         elif isinstance(intent, _Change):
             with _logged("what was edited or deleted in Telegram"):
-                await self._change(intent.call)
+                await self._change(intent.call, result)
         elif _recording.get() and (chat_id := chat_in(result)) is not None:
             await self._after_all(method, chat_id, result)
 
@@ -180,10 +180,13 @@ class OutgoingRecorder:
             return update.conversation_id
         return (await self.chats.active(key)).conversation_id
 
-    async def _change(self, call: Call) -> None:
-        place = await self.chats.settled(call.key)
+    async def _change(self, call: Call, result: Any) -> None:
+        places = [await self.chats.settled(key) for key in self._places(call, result)]
         for number in call.numbers:
-            found = await self.chats.find(place, number, chat_id=call.key.chat_id)
+            found = None
+            for place in places:
+                if found is None:
+                    found = await self.chats.find(place, number, chat_id=call.key.chat_id)
             if found is None or found.redacted:
                 continue
             if call.does == "edit":
@@ -191,6 +194,16 @@ class OutgoingRecorder:
                     await self._history.edit(found.conversation_id, found.id, call.content)
             elif all(one in call.numbers for one in numbers_of(found)):
                 await self._history.redact(found.conversation_id, found.id, reason="deleted in Telegram by the bot")
+
+    def _places(self, call: Call, result: Any) -> list[ChatKey]:
+        """Return where a changed message may be: the call names its chat, and not its topic."""
+        places = [call.key]
+        if chat_in(result) == call.key.chat_id and isinstance(result, Mapping):
+            places.append(ChatKey.of_message(self._bot_id, result))
+        update = current_update.get()
+        if update is not None and update.key is not None and update.chat_id == call.key.chat_id:
+            places.append(update.key)
+        return list(dict.fromkeys(places))
 
     async def _after_all(self, method: str, chat_id: int, result: Any) -> None:
         """Record what was sent to a chat that was named by its username."""

@@ -1,0 +1,298 @@
+# pyright: reportMissingImports=false
+"""Record what a client of Pyrogram receives and sends."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
+from pathlib import Path
+from typing import Any, Final, Self
+
+from pyrogram import Client, enums, handlers
+
+from letopis.adapters.pyrogram.conversion import (
+    METHODS,
+    entities_for,
+    failure_from,
+    payload_of,
+    raw_message,
+    result_of,
+    update_id,
+)
+from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.calls import Failure
+from letopis.adapters.telegram_core.chat_history import ChatHistory
+from letopis.adapters.telegram_core.incoming import Recorded
+from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.adapters.telegram_core.notices import notice_for
+from letopis.adapters.telegram_core.outgoing import current_update, unrecorded
+from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, Sent
+from letopis.adapters.telegram_core.splitting import Entity
+from letopis.outbox import History, Incident
+from letopis.store import InvalidInput, LetopisError
+
+logger: Final = logging.getLogger("letopis.adapters.telegram")
+
+GROUP: Final = -100
+"""The group of handlers in which updates are recorded, before those of the bot."""
+_REMEMBERED: Final = 10_000
+
+
+class LetopisRecorder:
+    """Records the chats of one client, and gives handlers their history.
+
+    ::
+
+        recorder = LetopisRecorder("bot.outbox.db", store="postgresql://bot@db/history")
+        recorder.attach(app)
+
+        @app.on_message(filters.text & filters.private)
+        async def answer(client, message):
+            history = await recorder.chat(message)
+            await recorder.smart_send(message, await ask_model(await history.messages(last=20)))
+
+    Messages, edits and deletions are recorded in a handler that runs before those of the bot, and what the client sends
+    before and after, by whatever method: ``message.reply`` too. The client tells Telegram that it has an update before
+    any handler runs, so a kill at that moment can lose one; the adapters for the Bot API do not.
+
+    :param history: the outbox by path, or a history, which is not closed, and whose ``on_stuck`` is yours.
+    :param store: with a path, the history store, by URL or path.
+    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``.
+    :param threshold: UTF-16 units up to which smart send sends a message.
+    :param preview: UTF-16 units of the preview of what goes as a file.
+    :param titles: name a conversation after its first question.
+    :param commands_are_messages: record commands as part of the conversation, too.
+    :param options: with a path, further parameters of :class:`~letopis.outbox.History`.
+    :raises ConfigurationError: the path, the URL or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        history: str | os.PathLike[str] | History,
+        *,
+        store: Any = None,
+        files: str | os.PathLike[str] | None = None,
+        threshold: int = THRESHOLD,
+        preview: int = PREVIEW,
+        titles: bool = True,
+        commands_are_messages: bool = False,
+        tz: tzinfo = UTC,
+        **options: Any,
+    ) -> None:
+        self._owned = not isinstance(history, History)
+        if isinstance(history, History):
+            if store is not None or options:
+                raise InvalidInput("history", "is open already: give its store and options where you make it")
+            self.history = history
+        else:
+            told = {"on_stuck": self.tell, "on_recovered": self.tell, **options}
+            self.history = History(history, store=store, **told)
+        default = "letopis.files" if isinstance(history, History) else f"{os.fspath(history)}.files"
+        self._settings: dict[str, Any] = {
+            "files": default if files is None else files,
+            "threshold": threshold,
+            "preview": preview,
+            "titles": titles,
+            "commands_are_messages": commands_are_messages,
+            "tz": tz,
+        }
+        self._client: Any = None
+        self._parts: BotParts | None = None
+        self._recorded: OrderedDict[tuple[int, int], Recorded] = OrderedDict()
+
+    async def __aenter__(self) -> Self:
+        await self.history.prepare()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the history that this has opened; with the event loop, it closes by itself."""
+        if self._owned:
+            await self.history.close()
+
+    def attach(self, client: Client) -> None:
+        """Record what a client receives and sends from now on.
+
+        :raises InvalidInput: it is connected to a client already.
+        """
+        if self._client is not None:
+            raise InvalidInput("client", "is connected already: make a recorder for each client")
+        self._client = client
+        client.add_handler(handlers.MessageHandler(self._on_message), GROUP)
+        client.add_handler(handlers.EditedMessageHandler(self._on_edited), GROUP)
+        client.add_handler(handlers.DeletedMessagesHandler(self._on_deleted), GROUP)
+        for name, method in METHODS.items():
+            # On the instance, where the methods of messages call it, too.
+            setattr(client, name, self._recording(method, getattr(client, name)))
+
+    # Use.
+
+    @property
+    def parts(self) -> BotParts:
+        """The recorders and the smart sender.
+
+        :raises InvalidInput: the client has not started yet.
+        """
+        if self._parts is None:
+            me = None if self._client is None else self._client.me
+            if me is None:
+                raise InvalidInput("client", "has not started yet")
+            self._parts = BotParts.of(self.history, me.id, **self._settings)
+        return self._parts
+
+    async def chat(self, message: Any) -> ChatHistory:
+        """Return the history of the chat that a message is in; its conversation is the one that the message is in.
+
+        :raises InvalidInput: the message has no chat, or the client has not started.
+        """
+        recorded = self._recorded.get((message.chat.id, message.id)) if message.chat is not None else None
+        found = None if recorded is None else await self.parts.chat_of(recorded)
+        if found is not None:
+            return found
+        key = await self.parts.chats.settled(ChatKey.of_message(self.parts.bot_id, raw_message(message)))
+        active = await self.parts.chats.active(key)
+        return ChatHistory(base=self.history, key=key, conversation_id=active.conversation_id)
+
+    async def smart_send(
+        self, to: Any, text: str, *, entities: Sequence[Entity] = (), reply: bool = False, reply_markup: Any = None
+    ) -> Sent:
+        """Send an answer of any length, and record it as one message.
+
+        Up to the threshold it is a message, beyond it a file with a preview; if the file cannot be sent, it is several
+        messages.
+
+        :param to: the message that is answered.
+        :param entities: the formatting in the form of the Bot API, with offsets in UTF-16 units.
+        :param reply: quote the message.
+        :param reply_markup: the keyboard, below the last part.
+        :raises ValueError: the text is empty.
+        :raises RPCError: Telegram refused it; the history says so.
+        """
+        key = ChatKey.of_message(self.parts.bot_id, raw_message(to))
+        transport = _Transport(
+            client=self._client,
+            place={name: value for name, value in key.call().items() if name in _parameters(self._client.send_message)},
+            reply_markup=reply_markup,
+            reply_to=to.id if reply else None,
+        )
+        token = current_update.set(self._recorded.get((to.chat.id, to.id)))
+        try:
+            language = None if to.from_user is None else getattr(to.from_user, "language_code", None)
+            return await self.parts.sender.send(transport, key, text, entities, language=language)
+        finally:
+            current_update.reset(token)
+
+    async def tell(self, incident: Incident) -> None:
+        """Tell the user of an incident, in their language: for ``on_stuck`` and ``on_recovered`` of a history."""
+        notice = await notice_for(incident, self.parts.chats, self.parts.local)
+        if notice is not None:
+            with unrecorded():
+                await self._client.send_message(notice.key.chat_id, notice.text, parse_mode=enums.ParseMode.DISABLED)
+
+    # Incoming.
+
+    async def _on_message(self, _: Client, message: Any) -> None:
+        # What the account itself writes comes back as an update; it is recorded as it is sent.
+        if not getattr(message, "outgoing", False) and message.chat is not None:
+            given = raw_message(message)
+            await self._record("message", message, given, update_id("message", message.chat.id, message.id))
+
+    async def _on_edited(self, _: Client, message: Any) -> None:
+        if not getattr(message, "outgoing", False) and message.chat is not None:
+            given = raw_message(message)
+            number = update_id("edit", message.chat.id, message.id, given.get("edit_date"), given.get("text"))
+            await self._record("edited_message", message, given, number)
+
+    async def _on_deleted(self, _: Client, messages: Sequence[Any]) -> None:
+        # Telegram does not say in which private chat a message was deleted.
+        for message in messages:
+            if message.chat is not None:
+                chat = {"id": message.chat.id, "type": "supergroup"}
+                number = update_id("deleted", message.chat.id, message.id)
+                given = {"chat": chat, "message_ids": [message.id]}
+                await self._record("deleted_business_messages", message, given, number)
+
+    async def _record(self, kind: str, message: Any, given: Mapping[str, Any], number: int) -> None:
+        try:
+            recorded = await self.parts.incoming.record({"update_id": number, kind: dict(given)})
+            await self.parts.incoming.handled(number)  # the client asks for what it missed by itself
+        except LetopisError as error:
+            logger.error("a message is handled, and not recorded: %s", error)  # noqa: TRY400 - the error says it all
+            return
+        self._recorded[message.chat.id, message.id] = recorded
+        if len(self._recorded) > _REMEMBERED:
+            self._recorded.popitem(last=False)
+
+    # Outgoing.
+
+    def _recording(self, method: str, send: Any) -> Any:
+        """Return a method of the client that records what it sends, edits or deletes."""
+        signature = inspect.signature(send)
+
+        @functools.wraps(send)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            outgoing = self.parts.outgoing
+            intent = await outgoing.before(method, payload_of(signature.bind(*args, **kwargs).arguments))
+            try:
+                result = await send(*args, **kwargs)
+            except BaseException as error:  # a cancellation too: Telegram may have carried it out
+                unknown = Failure(ending="unknown", reason=type(error).__name__)
+                await outgoing.failed(intent, failure_from(error) or unknown)
+                raise
+            await outgoing.after(method, intent, result_of(result))
+            return result
+
+        return call
+
+
+@dataclass(slots=True, kw_only=True)
+class _Transport:
+    """Sends the parts of an answer to one place; implements the ``Transport`` of smart send."""
+
+    client: Any
+    place: Mapping[str, Any]
+    reply_markup: Any = None
+    reply_to: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    async def send_text(self, text: str, entities: Sequence[Entity], *, last: bool) -> int:
+        """Send a message."""
+        markup = self.reply_markup if last else None
+        sent = await self.client.send_message(
+            text=text, entities=entities_for(list(entities)), reply_markup=markup, **self._common()
+        )
+        return int(sent.id)
+
+    async def send_file(self, path: Path, name: str, caption: str, entities: Sequence[Entity]) -> int:
+        """Send a document."""
+        sent = await self.client.send_document(
+            document=str(path),
+            file_name=name,
+            caption=caption,
+            caption_entities=entities_for(list(entities)),
+            reply_markup=self.reply_markup,
+            **self._common(),
+        )
+        return int(sent.id)
+
+    def failure_of(self, error: Exception) -> Failure | None:
+        """Return what an exception means."""
+        return failure_from(error)
+
+    def _common(self) -> dict[str, Any]:
+        common: dict[str, Any] = {**self.place, "parse_mode": enums.ParseMode.DISABLED}
+        if self.reply_to is not None:
+            common["reply_to_message_id"] = self.reply_to
+        return common
+
+
+def _parameters(method: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(method).parameters)

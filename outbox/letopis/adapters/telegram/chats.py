@@ -1,0 +1,282 @@
+# pyright: reportMissingImports=false
+"""Keep the chats of an application: record both ways, give handlers their history, and offer the menu."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, timedelta, tzinfo
+from pathlib import Path
+from typing import Any, Final
+
+from telegram import Message, MessageEntity, Update
+from telegram.ext import Application
+
+from letopis.adapters.telegram import menu_screens
+from letopis.adapters.telegram.building import RecordingBuilder
+from letopis.adapters.telegram.conversion import raw, update_from
+from letopis.adapters.telegram.persistence import LetopisPersistence
+from letopis.adapters.telegram.recording import RecordingQueue
+from letopis.adapters.telegram.sending import Transport
+from letopis.adapters.telegram_core.bot import BotParts, bot_id_of
+from letopis.adapters.telegram_core.chat_history import ChatHistory
+from letopis.adapters.telegram_core.incoming import Recorded
+from letopis.adapters.telegram_core.keys import ChatKey
+from letopis.adapters.telegram_core.notices import notice_for
+from letopis.adapters.telegram_core.outgoing import unrecorded
+from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, Sent
+from letopis.adapters.telegram_core.texts import COMMANDS
+from letopis.outbox import History, Incident
+from letopis.store import InvalidInput, LetopisError
+
+logger: Final = logging.getLogger("letopis.adapters.telegram")
+
+_WITH_HISTORY: Final = ("message", "business_message", "channel_post", "callback_query", "guest_message")
+"""Updates whose handlers get a history even in a chat that has none yet."""
+
+
+class LetopisChats:
+    """The chats of an application of python-telegram-bot, in a history.
+
+    ::
+
+        chats = LetopisChats("bot.outbox.db", store="postgresql://bot@db/history")
+        application = chats.builder().token(TOKEN).build()
+
+        async def answer(update: Update, context: CallbackContext) -> None:
+            history = chats.chat(update)
+            await chats.smart_send(update, await ask_model(await history.messages(last=20)))
+
+        application.add_handler(MessageHandler(filters.TEXT, answer))
+        application.run_polling()
+
+    Each update is recorded before Telegram is told that it was received; a crash loses none, and those that were not
+    answered are handled after the next start. What the bot sends is recorded before and after. Users hear from the bot,
+    in their language, when something they wrote has been stuck for minutes, and when it is saved.
+
+    :param history: the outbox by path, which is opened and closed with the application; or a history, which is not
+        closed, and whose ``on_stuck`` is yours.
+    :param store: with a path, the history store, by URL or path.
+    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``, and
+        ``letopis.files`` with a history.
+    :param threshold: UTF-16 units up to which smart send sends a message.
+    :param preview: UTF-16 units of the preview of what goes as a file.
+    :param titles: name a conversation after its first question.
+    :param commands_are_messages: record commands as part of the conversation, too.
+    :param tz: the time zone of the times that the menu shows.
+    :param options: with a path, further parameters of :class:`~letopis.outbox.History`.
+    :raises ConfigurationError: the path, the URL or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        history: str | os.PathLike[str] | History,
+        *,
+        store: Any = None,
+        files: str | os.PathLike[str] | None = None,
+        threshold: int = THRESHOLD,
+        preview: int = PREVIEW,
+        titles: bool = True,
+        commands_are_messages: bool = False,
+        tz: tzinfo = UTC,
+        **options: Any,
+    ) -> None:
+        self._owned = not isinstance(history, History)
+        if isinstance(history, History):
+            if store is not None or options:
+                raise InvalidInput("history", "is open already: give its store and options where you make it")
+            self.history = history
+            files = Path("letopis.files") if files is None else files
+        else:
+            told = {"on_stuck": self.tell, "on_recovered": self.tell, **options}
+            self.history = History(history, store=store, **told)
+            files = Path(f"{os.fspath(history)}.files") if files is None else files
+        self._settings: dict[str, Any] = {
+            "files": files,
+            "threshold": threshold,
+            "preview": preview,
+            "titles": titles,
+            "commands_are_messages": commands_are_messages,
+            "tz": tz,
+        }
+        self._parts: BotParts | None = None
+        self._application: Any = None
+        self._queue: RecordingQueue | None = None
+        self._commands: tuple[str, ...] = ()
+        self._describe = False
+        self._resume_after = timedelta(0)
+        self._persistence: LetopisPersistence | None = None
+        self._histories: dict[int, ChatHistory | None] = {}
+        self._ended = False
+
+    # Connect.
+
+    def builder(
+        self,
+        *,
+        commands: Sequence[str] = COMMANDS,
+        describe: bool = False,
+        resume_after_seconds: float = 0.0,
+    ) -> RecordingBuilder:
+        """Return an ``ApplicationBuilder`` whose application records everything.
+
+        :param commands: the ready commands to offer, of ``new``, ``list``, ``switch``, ``rename``, ``delete``,
+            ``history``, ``stats``, ``search``; none with an empty tuple.
+        :param describe: tell Telegram the commands at startup, so that it offers them, in place of those it has.
+        :param resume_after_seconds: how old an update must be that is handled after a start because its process has
+            ended. For bots of several processes: longer than handlers take, or another process may be handling it.
+        :raises InvalidInput: there is no such command.
+        """
+        if unknown := [one for one in commands if one not in COMMANDS]:
+            raise InvalidInput("commands", f"{unknown[0]!r} is none of {', '.join(COMMANDS)}")
+        self._commands, self._describe = tuple(commands), describe
+        self._resume_after = timedelta(seconds=resume_after_seconds)
+        return RecordingBuilder(self, self._connect)
+
+    def persistence(self, **options: Any) -> LetopisPersistence:
+        """Return a persistence for the builder, on records of the same history.
+
+        What an update has changed is written before the update counts as handled.
+
+        :param options: as for :class:`LetopisPersistence`.
+        """
+        self._persistence = LetopisPersistence(self.history, **options)
+        self._persistence.on_flush = self._close_at_last
+        return self._persistence
+
+    # Use.
+
+    def chat(self, update: Update) -> ChatHistory:
+        """Return the history of the chat that an update came from; for its handlers, while they run.
+
+        :raises InvalidInput: the update is of no chat, or its handling has ended.
+        """
+        found = self._histories.get(update.update_id)
+        if found is None:
+            raise InvalidInput("update", "has no history: it is of no chat, or its handling has ended")
+        return found
+
+    async def of_chat(self, chat_id: int, *, topic_id: int | None = None) -> ChatHistory:
+        """Return the history of a chat to which the bot writes by itself, with its active conversation."""
+        key = await self.parts.chats.settled(ChatKey(bot_id=self.parts.bot_id, chat_id=chat_id, topic_id=topic_id))
+        active = await self.parts.chats.active(key)
+        return ChatHistory(base=self.history, key=key, conversation_id=active.conversation_id)
+
+    async def smart_send(
+        self,
+        to: Update | Message | ChatHistory,
+        text: str,
+        *,
+        entities: Sequence[MessageEntity] = (),
+        reply: bool = False,
+        reply_markup: Any = None,
+        language: str | None = None,
+        **options: Any,
+    ) -> Sent:
+        """Send an answer of any length, and record it as one message.
+
+        Up to the threshold it is a message, beyond it a file with a preview; if the file cannot be sent, it is several
+        messages.
+
+        :param to: the update or message that is answered, or a history.
+        :param text: plain text, in which only fences of code count.
+        :param entities: its formatting, with offsets in UTF-16 units.
+        :param reply: quote the message that is answered.
+        :param reply_markup: the keyboard, below the last part.
+        :param language: of the words beside a file; by default that of the user.
+        :param options: further parameters of ``send_message``, such as ``disable_notification``, for every part.
+        :raises InvalidInput: the update has no message.
+        :raises ValueError: the text is empty.
+        :raises TelegramError: Telegram refused it, or its outcome is unknown; the history says so.
+        """
+        message = to.effective_message if isinstance(to, Update) else to if isinstance(to, Message) else None
+        if isinstance(to, ChatHistory):
+            key, language = to.key, language or to.language
+            place = await self.parts.chats.address(key.owner) or key
+        elif message is None:
+            raise InvalidInput("to", "has no message to answer: give a history, as of_chat() returns it")
+        else:
+            key = place = ChatKey.of_message(self.parts.bot_id, raw(message))
+            user = to.effective_user if isinstance(to, Update) else message.from_user
+            language = language or (None if user is None else user.language_code)
+        transport = Transport(
+            bot=self._application.bot,
+            place=place.call(),
+            reply_markup=reply_markup,
+            reply_to=message.message_id if reply and message is not None else None,
+            options=options,
+        )
+        given = [raw(one) for one in entities]
+        return await self.parts.sender.send(transport, key, text, given, language=language)
+
+    async def tell(self, incident: Incident) -> None:
+        """Tell the user of an incident, in their language: for ``on_stuck`` and ``on_recovered`` of a history."""
+        notice = await notice_for(incident, self.parts.chats, self.parts.local)
+        if notice is not None:
+            with unrecorded():
+                await self._application.bot.send_message(text=notice.text, parse_mode=None, **notice.key.call())
+
+    # For the application.
+
+    @property
+    def parts(self) -> BotParts:
+        """The recorders, the menu and the smart sender.
+
+        :raises InvalidInput: no application is built yet.
+        """
+        if self._parts is None:
+            raise InvalidInput("application", "is not built yet: call builder().token(...).build()")
+        return self._parts
+
+    def _connect(self, application: Application[Any, Any, Any, Any, Any, Any], queue: RecordingQueue) -> None:
+        self._application, self._queue = application, queue
+        self._parts = BotParts.of(self.history, bot_id_of(application.bot.token), **self._settings)
+
+    async def begin(self) -> None:
+        """Open the history, and hand in the updates that were not handled before the last end."""
+        await self.history.prepare()
+        if self._commands and self._describe:
+            await menu_screens.describe(self._application.bot, self._commands)
+        waiting = await self.parts.incoming.unhandled(older_than=self._resume_after)
+        if waiting:
+            logger.info("updates that were not handled before the last end are handled now: %d", len(waiting))
+        for update in waiting:
+            await self._application.update_queue.put(update_from(update, self._application.bot))
+
+    async def end(self) -> None:
+        """Close the history, unless a persistence still has to write."""
+        self._ended = True
+        if self._persistence is None or self._application.persistence is not self._persistence:
+            await self._close_at_last()
+
+    async def _close_at_last(self) -> None:
+        if self._owned and self._ended:
+            await self.history.close()
+
+    async def handled_here(self, recorded: Recorded, update: Update) -> bool:
+        """Handle what belongs to the menu, before the handlers of the bot, which often take every message."""
+        return await menu_screens.handle(self._application.bot, self.parts, self._commands, recorded, update)
+
+    async def handle(self, recorded: Recorded, update: Update, handlers: Awaitable[Any]) -> None:
+        """Let the handlers of the bot handle an update."""
+        self._histories[update.update_id] = await self._history_of(recorded)
+        try:
+            await handlers
+            if self._persistence is not None and self._application.persistence is self._persistence:
+                await self._application.update_persistence()
+        finally:
+            self._histories.pop(update.update_id, None)
+
+    async def _history_of(self, recorded: Recorded) -> ChatHistory | None:
+        if recorded.conversation_id is None and recorded.kind not in _WITH_HISTORY:
+            return None
+        try:
+            return await self.parts.chat_of(recorded)
+        except LetopisError as error:
+            logger.error("a handler gets no history: %s", error)  # noqa: TRY400 - the error says it all
+            return None
+
+    async def failed(self, update: Update, error: Exception) -> None:
+        """Tell the bot's error handlers of an error."""
+        await self._application.process_error(update, error)

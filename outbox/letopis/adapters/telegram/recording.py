@@ -1,0 +1,222 @@
+# pyright: reportMissingImports=false
+"""Record what passes between python-telegram-bot and Telegram, each way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from telegram import Update
+from telegram.error import ChatMigrated, NetworkError
+from telegram.ext import BaseRateLimiter, BaseUpdateProcessor
+
+from letopis.adapters.telegram.conversion import failure_from, payload_of, raw
+from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.calls import Failure
+from letopis.adapters.telegram_core.incoming import NOT_NOW, Recorded
+from letopis.adapters.telegram_core.outgoing import current_update
+from letopis.store import LetopisError
+
+logger: Final = logging.getLogger("letopis.adapters.telegram")
+
+
+class Connected(Protocol):
+    """What the recorders ask of the chats of a bot."""
+
+    @property
+    def parts(self) -> BotParts:
+        """The recorders of the bot."""
+        ...
+
+    async def begin(self) -> None:
+        """Open the history, and hand in the updates that were not handled."""
+        ...
+
+    async def end(self) -> None:
+        """Close the history."""
+        ...
+
+    async def handled_here(self, recorded: Recorded, update: Update) -> bool:
+        """Handle what belongs to the menu."""
+        ...
+
+    async def handle(self, recorded: Recorded, update: Update, handlers: Awaitable[Any]) -> None:
+        """Let the handlers of the bot handle an update."""
+        ...
+
+    async def failed(self, update: Update, error: Exception) -> None:
+        """Tell the bot's error handlers of an error."""
+        ...
+
+
+class RecordingQueue(asyncio.Queue[object]):
+    """The queue between updater and application: an update is recorded before the updater goes on.
+
+    The updater confirms an offset, or answers a webhook, only then. If nothing can be recorded at present, it raises
+    ``NetworkError``: Telegram sends the update again. One that is handled or waits already is not taken twice.
+    """
+
+    def __init__(self, chats: Connected) -> None:
+        super().__init__()
+        self._chats = chats
+        self._received: dict[int, Recorded] = {}
+        self._waiting: set[int] = set()
+
+    async def put(self, item: object) -> None:
+        """Record an update, and put it into the queue."""
+        if isinstance(item, Update) and not await self._receive(item):
+            return
+        await super().put(item)
+
+    async def taken(self, update: Update) -> Recorded | None:
+        """Return what became of an update when it was put; ``None`` if it must not be handled.
+
+        One that came another way, as by ``put_nowait`` or ``process_update``, is recorded now.
+        """
+        found = self._received.pop(update.update_id, None)
+        if found is not None:
+            return found
+        return self._received.pop(update.update_id, None) if await self._receive(update) else None
+
+    def done(self, update: Update) -> None:
+        """Forget an update that is handled."""
+        self._waiting.discard(update.update_id)
+
+    async def _receive(self, update: Update) -> bool:
+        try:
+            recorded = await self._chats.parts.incoming.record(raw(update))
+        except NOT_NOW as error:
+            raise NetworkError(f"an update cannot be recorded at present, and is not taken: {error}") from error
+        if recorded.handled or update.update_id in self._waiting:
+            return False
+        self._received[update.update_id] = recorded
+        self._waiting.add(update.update_id)
+        return True
+
+
+class RecordingProcessor(BaseUpdateProcessor):
+    """Wraps the update processor of a bot: gives handlers their history, and notes when they have ended.
+
+    Its ``initialize`` and ``shutdown`` run with those of the application, also with ``async with application``, where
+    ``post_init`` and ``post_stop`` do not.
+    """
+
+    __slots__ = ("_chats", "_inner", "_queue")
+
+    def __init__(self, chats: Connected, queue: RecordingQueue, inner: BaseUpdateProcessor) -> None:
+        super().__init__(inner.max_concurrent_updates)
+        self._chats = chats
+        self._queue = queue
+        self._inner = inner
+
+    async def initialize(self) -> None:
+        """Open the history."""
+        await self._inner.initialize()
+        await self._chats.begin()
+
+    async def shutdown(self) -> None:
+        """Close the history."""
+        try:
+            await self._inner.shutdown()
+        finally:
+            await self._chats.end()
+
+    async def do_process_update(self, update: object, coroutine: Awaitable[Any]) -> None:
+        """Handle an update, unless it was handled before."""
+        given = self._handle(update, coroutine) if isinstance(update, Update) else coroutine
+        await self._inner.do_process_update(update, given)
+
+    async def _handle(self, update: Update, handlers: Awaitable[Any]) -> None:
+        try:
+            recorded = await self._queue.taken(update)
+        except NetworkError as error:  # it did not come through the queue, so Telegram does not send it again
+            logger.error("an update is handled, and not recorded: %s", error)  # noqa: TRY400 - the error says it all
+            await handlers
+            return
+        if recorded is None:
+            _close(handlers)
+            return
+        token = current_update.set(recorded)
+        try:
+            await self._handle_once(recorded, update, handlers)
+            # Not after a cancellation: then the process ends, and the update is handled after the next start.
+            await self._chats.parts.incoming.handled(recorded.update_id)
+        except LetopisError as error:
+            logger.error("that an update was handled cannot be noted: %s", error)  # noqa: TRY400 - likewise
+        finally:
+            current_update.reset(token)
+            self._queue.done(update)
+
+    async def _handle_once(self, recorded: Recorded, update: Update, handlers: Awaitable[Any]) -> None:
+        try:
+            if not await self._chats.handled_here(recorded, update):
+                await self._chats.handle(recorded, update, handlers)
+        except Exception as error:  # or it would end the task that fetches updates
+            await self._chats.failed(update, error)
+        finally:
+            _close(handlers)
+
+
+class RecordingLimiter(BaseRateLimiter[Any]):
+    """Wraps the rate limiter of a bot, if it has one: records what is sent, before and after."""
+
+    __slots__ = ("_chats", "_inner")
+
+    def __init__(self, chats: Connected, inner: BaseRateLimiter[Any] | None) -> None:
+        self._chats = chats
+        self._inner = inner
+
+    async def initialize(self) -> None:
+        """Initialize the bot's own."""
+        if self._inner is not None:
+            await self._inner.initialize()
+
+    async def shutdown(self) -> None:
+        """Shut the bot's own down."""
+        if self._inner is not None:
+            await self._inner.shutdown()
+
+    async def process_request(
+        self,
+        callback: Callable[..., Coroutine[Any, Any, Any]],
+        args: Any,
+        kwargs: dict[str, Any],
+        endpoint: str,
+        data: dict[str, Any],
+        rate_limit_args: Any,
+    ) -> Any:
+        """Carry out a call."""
+        if self._inner is None and rate_limit_args is not None:
+            raise ValueError("rate_limit_args can only be used with a rate limiter")
+
+        async def call() -> Any:
+            if self._inner is None:
+                return await callback(*args, **kwargs)
+            return await self._inner.process_request(callback, args, kwargs, endpoint, data, rate_limit_args)
+
+        outgoing = self._chats.parts.outgoing
+        intent = await outgoing.before(endpoint, payload_of(data))
+        try:
+            try:
+                result = await call()
+            except ChatMigrated as error:
+                await outgoing.failed(intent, failure_from(error) or Failure(ending="unknown", reason="moved"))
+                if "chat_id" not in data:
+                    raise
+                data["chat_id"] = error.new_chat_id
+                result = await call()
+        except BaseException as error:  # a cancellation too: Telegram may have carried it out
+            unknown = Failure(ending="unknown", reason=type(error).__name__)
+            await outgoing.failed(intent, failure_from(error) or unknown)
+            raise
+        await outgoing.after(endpoint, intent, result)
+        return result
+
+
+def _close(handlers: Awaitable[Any]) -> None:
+    """Close a coroutine that is not going to be awaited; no effect on one that has ended."""
+    close = getattr(handlers, "close", None)
+    if close is not None:
+        close()

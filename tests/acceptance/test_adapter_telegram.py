@@ -1,0 +1,113 @@
+"""The guides to python-telegram-bot and Pyrogram are right, and the example runs, on servers of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip install 'letopis[telegram]'")
+
+from telegram.ext import CommandHandler, MessageHandler, filters
+
+from letopis.outbox import History
+from letopis.store.model.conversations import Delivery
+from tests.acceptance.test_howto_adapters import code_of, names_of
+from tests.support.bot_api import TOKEN, BotApi, bot_api
+from tests.support.paths import ROOT
+from tests.support.telegram_bots import on, polling
+
+CHAT = "tg:7000:1001"
+PAGE = "python-telegram-bot.md"
+
+
+async def until(api: BotApi, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait without blocking the loop."""
+    await asyncio.to_thread(api.wait, condition, seconds)
+
+
+async def ask_model(messages: Any) -> str:
+    """Answer the last message."""
+    return f"answer to {messages[-1].text}"
+
+
+async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BOT_TOKEN", TOKEN)
+    names = names_of(PAGE)
+    for place in (1, 2, 3):
+        exec(compile(code_of(PAGE, place), PAGE, "exec"), names)  # noqa: S102 - our own page
+    names["ask_model"] = ask_model
+    chats = names["chats"]
+
+    with bot_api() as api:
+        application = on(chats.builder(), api).persistence(chats.persistence()).build()
+        application.add_handler(CommandHandler("wait", names["wait"]))
+        application.add_handler(CommandHandler("show", names["show"]))
+        application.add_handler(MessageHandler(filters.TEXT & ~filters.COMMAND, names["answer"]))
+        async with polling(application):
+            api.say("What is tea?")
+            await until(api, lambda: api.texts() == ["answer to What is tea?"])
+            for place, command in enumerate(("/list", "/wait", "/show"), 2):
+                api.say(command)
+                await until(api, lambda count=place: len(api.texts()) == count)  # type: ignore[misc]
+            await application.update_queue.join()
+            found = await chats.history.messages(CHAT)
+
+    assert names["application"].persistence is not None
+    assert [(one.text, one.delivery) for one in found] == [
+        ("What is tea?", Delivery.APPENDED),
+        ("answer to What is tea?", Delivery.SENT),
+        ("Tea is a leaf.", Delivery.SENT),
+    ]
+    assert api.texts()[1].startswith("Ваши чаты")
+    assert api.texts()[2:] == ["One moment ...", "Tea is a leaf."]
+
+
+async def test_the_guide_to_pyrogram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyrogram", reason="needs Kurigram: pip install 'letopis[pyrogram]'")
+    from tests.support.pyrogram_clients import Offline, dispatching, eventually
+
+    monkeypatch.chdir(tmp_path)
+    names = names_of("pyrogram.md")
+    names["ask_model"] = ask_model
+    client = Offline()
+    names["bot_of"](client)
+    async with dispatching(client):
+        client.say(7, "What is tea?")
+        await eventually(lambda: len(client.calls) == 1)
+        await eventually(client.dispatcher.updates_queue.empty)
+    async with names["recorder"] as recorder:
+        found = [one.text for one in await recorder.history.messages(CHAT)]
+
+    assert found == ["What is tea?", "answer to What is tea?"]
+
+
+@pytest.mark.slow
+async def test_the_example(tmp_path: Path) -> None:
+    with bot_api() as api:
+        given = {"BOT_TOKEN": TOKEN, "TELEGRAM_API": api.url, "LETOPIS_OUTBOX": str(tmp_path / "bot.outbox.db")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI", "LETOPIS"))}
+        script = ROOT / "docs" / "examples" / "ptb_bot.py"
+        running = subprocess.Popen([sys.executable, script], env={**environment, **given}, stderr=subprocess.PIPE)
+        try:
+            api.say("What is tea?")
+            await until(api, lambda: api.texts() == ["You said: What is tea?"], 60)
+            running.send_signal(signal.SIGINT)
+            _, told = running.communicate(timeout=60)
+        finally:
+            running.kill()
+            running.wait()
+
+    assert running.returncode == 0, told.decode()
+    assert TOKEN.partition(":")[2] not in told.decode()
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        assert [one.text for one in await history.messages(CHAT)] == ["What is tea?", "You said: What is tea?"]
+        assert await history.unconfirmed() == ()

@@ -1,0 +1,141 @@
+"""A client of Kurigram without a network: its own dispatcher and methods, with a server of ours behind ``invoke``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pyrogram", reason="needs Kurigram: pip install 'letopis[pyrogram]'")
+
+from pyrogram import Client, filters, raw
+from pyrogram.errors import FloodWait, UserIsBlocked
+from pyrogram.handlers import MessageHandler
+
+from letopis.adapters.pyrogram import LetopisRecorder, unrecorded
+from letopis.outbox import History
+from letopis.store import Delivery, InvalidInput
+from tests.support.bot_api import BOT_ID
+from tests.support.pyrogram_clients import ADA, Offline, dispatching, eventually
+
+CHAT = f"tg:{BOT_ID}:{ADA}"
+
+
+@pytest.fixture
+async def base(tmp_path: Path) -> AsyncIterator[History]:
+    """A history that delivers nothing."""
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def recorder(base: History, tmp_path: Path) -> LetopisRecorder:
+    """A recorder on that history."""
+    return LetopisRecorder(base, files=tmp_path / "files")
+
+
+async def said(history: History) -> list[tuple[str, str]]:
+    """What the conversation with Ada holds."""
+    return [(one.role, one.text) for one in await history.messages(CHAT)]
+
+
+async def test_both_sides_are_recorded(base: History, recorder: LetopisRecorder) -> None:
+    client, seen = Offline(), list[str]()
+    client.loop = asyncio.get_running_loop()
+
+    async def answer(_: Client, message: Any) -> None:
+        history = await recorder.chat(message)
+        seen.append((await history.messages())[-1].text)
+        await message.reply(f"answer to {message.text}")
+
+    recorder.attach(client)
+    client.add_handler(MessageHandler(answer, filters.text))
+    async with dispatching(client):
+        client.say(7, "What is tea?")
+        await eventually(lambda: len(client.calls) == 1)
+        client.say(7, "What is tea?")  # the same again
+        await eventually(lambda: len(client.calls) == 2)
+
+    assert seen == ["What is tea?", "answer to What is tea?"]
+    question, answered, repeated = await base.messages(CHAT)
+    assert (question.id, question.message.external_ids) == ("tg:1001:7", {"telegram": 7})
+    assert (answered.text, answered.delivery) == ("answer to What is tea?", Delivery.SENT)
+    assert answered.delivery_data["platform_ids"] == {"telegram": 501}
+    assert repeated.text == answered.text  # the bot has answered twice, to one question
+
+
+async def test_edits_and_deletions_are_followed(base: History, recorder: LetopisRecorder) -> None:
+    client = Offline()
+    client.loop = asyncio.get_running_loop()
+    recorder.attach(client)
+    async with dispatching(client):
+        client.say(7, "What is coffee?")
+        client.receive(
+            raw.types.UpdateEditMessage(message=client.message(7, "What is tea?", edited=9), pts=1, pts_count=1)
+        )
+        await eventually(client.dispatcher.updates_queue.empty)
+        sent = await client.send_message(ADA, "draft")
+        await client.edit_message_text(ADA, sent.id, "final")
+        gone = await client.send_message(ADA, "wrong")
+        await client.delete_messages(ADA, gone.id)
+        with unrecorded():
+            await client.send_message(ADA, "one moment")
+
+    found = [(one.text, one.redacted) for one in await base.messages(CHAT)]
+    assert found == [("What is tea?", False), ("final", False), ("", True)]
+
+
+async def test_what_telegram_refuses_is_recorded(base: History, recorder: LetopisRecorder) -> None:
+    client = Offline()
+    client.loop = asyncio.get_running_loop()
+    recorder.attach(client)
+    client.troubles = [UserIsBlocked(), FloodWait(3), ConnectionError()]
+    for text, error in (("one", UserIsBlocked), ("two", FloodWait), ("three", ConnectionError)):
+        with pytest.raises(error):
+            await client.send_message(ADA, text)
+    await client.send_message(ADA, "two")  # after the wait: the same message
+
+    found = {one.text: one.delivery for one in await base.messages(CHAT)}
+    assert found == {"one": Delivery.FAILED, "two": Delivery.SENT, "three": Delivery.APPENDED}
+    assert len(await said(base)) == 3
+
+
+async def test_a_long_answer_is_a_file_and_one_message(base: History, recorder: LetopisRecorder) -> None:
+    client, long = Offline(), "Tea is a leaf. " * 300
+    client.loop = asyncio.get_running_loop()
+    recorder.attach(client)
+
+    async def answer(_: Client, message: Any) -> None:
+        sent = await recorder.smart_send(message, long, entities=[{"type": "bold", "offset": 0, "length": 3}])
+        assert sent.sent_as == "file"
+        await recorder.smart_send(message, "short", reply=True)
+
+    client.add_handler(MessageHandler(answer))
+    async with dispatching(client):
+        client.say(7, "Tell me all")
+        await eventually(lambda: len(client.calls) >= 2)
+        await eventually(client.dispatcher.updates_queue.empty)
+        await asyncio.sleep(0.2)
+
+    assert await said(base) == [("user", "Tell me all"), ("assistant", long), ("assistant", "short")]
+    (_, file, _) = await base.messages(CHAT)
+    assert Path(file.delivery_data["file_path"]).read_text(encoding="utf-8") == long
+
+
+async def test_wrong_use_is_named(base: History, tmp_path: Path) -> None:
+    recorder = LetopisRecorder(tmp_path / "other.outbox.db", relay=False)
+    with pytest.raises(InvalidInput, match="not started"):
+        _ = recorder.parts
+    client = Offline()
+    client.loop = asyncio.get_running_loop()
+    async with recorder:
+        recorder.attach(client)
+        with pytest.raises(InvalidInput, match="connected already"):
+            recorder.attach(client)
+        await client.send_message(ADA, "hello")
+        assert await said(recorder.history) == [("assistant", "hello")]
+    with pytest.raises(InvalidInput, match="open already"):
+        LetopisRecorder(base, store="x.db")

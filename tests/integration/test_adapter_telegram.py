@@ -1,0 +1,622 @@
+"""Bots on python-telegram-bot: the real application against a Bot API server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip install 'letopis[telegram]'")
+
+from telegram import MessageEntity, Update
+from telegram.error import BadRequest, Forbidden, TelegramError, TimedOut
+from telegram.ext import (
+    Application,
+    BaseRateLimiter,
+    CallbackQueryHandler,
+    CommandHandler,
+    ContextTypes,
+    ConversationHandler,
+    MessageHandler,
+    SimpleUpdateProcessor,
+    TypeHandler,
+    filters,
+)
+
+from letopis.adapters.telegram import LetopisChats, LetopisPersistence, unrecorded
+from letopis.outbox import History
+from letopis.store import Delivery, InvalidInput, OutboxFull
+from tests.support.bot_api import BOT_ID, TOKEN, BotApi, bot_api
+from tests.support.telegram_bots import on, polling
+
+CHAT = f"tg:{BOT_ID}:1001"
+Context = ContextTypes.DEFAULT_TYPE
+
+
+@pytest.fixture
+def api() -> Iterator[BotApi]:
+    """A Telegram."""
+    with bot_api() as made:
+        yield made
+
+
+@pytest.fixture
+async def base(tmp_path: Path) -> AsyncIterator[History]:
+    """A history that delivers nothing."""
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def chats(base: History, tmp_path: Path) -> LetopisChats:
+    """The chats of a bot."""
+    return LetopisChats(base, files=tmp_path / "files")
+
+
+async def until(api: BotApi, condition: Callable[[], bool]) -> None:
+    """Wait without blocking the loop."""
+    await asyncio.to_thread(api.wait, condition)
+
+
+def answering(chats: LetopisChats, api: BotApi, **options: Any) -> Any:
+    """An application that answers each text."""
+
+    async def answer(update: Update, context: Context) -> None:
+        assert update.message is not None
+        await update.message.reply_text(f"answer to {update.message.text}")
+
+    application = on(chats.builder(**options), api).build()
+    application.add_handler(MessageHandler(filters.TEXT, answer))
+    return application
+
+
+async def said(history: History, conversation: str = CHAT) -> list[tuple[str, str]]:
+    """What a conversation holds."""
+    return [(one.role, one.text) for one in await history.messages(conversation)]
+
+
+async def asked(chats: LetopisChats, message_id: int) -> None:
+    """Wait until a message of the bot is known to ask for a title."""
+    for _ in range(1000):
+        if await chats.parts.local.answered(CHAT, message_id) is not None:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("no title is asked for")
+
+
+# Recording.
+
+
+async def test_both_sides_are_recorded(api: BotApi, chats: LetopisChats, base: History) -> None:
+    api.say("What is tea?")
+    async with polling(answering(chats, api)):
+        await until(api, lambda: len(api.texts()) == 1)
+
+    question, answer = await base.messages(CHAT)
+    assert (question.role, question.text) == ("user", "What is tea?")
+    assert (answer.role, answer.text, answer.delivery) == ("assistant", "answer to What is tea?", Delivery.SENT)
+    assert answer.delivery_data["platform_ids"] == {"telegram": api.sent()[0]["message_id"]}
+    assert not await base.unconfirmed()
+
+
+async def test_an_update_is_recorded_before_it_is_confirmed(
+    api: BotApi, chats: LetopisChats, base: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the outbox takes nothing, Telegram keeps the update; then it comes once."""
+    record, refused = chats.builder, []
+    application = answering(chats, api)
+    real = chats.parts.incoming.record
+
+    async def full(update: Any) -> Any:
+        if len(refused) < 2:
+            refused.append(api.confirmed)
+            raise OutboxFull("no space")
+        return await real(update)
+
+    monkeypatch.setattr(chats.parts.incoming, "record", full)
+    api.say("first")
+    api.say("second")
+    async with polling(application):
+        await until(api, lambda: len(api.texts()) == 2)
+
+    assert record is not None
+    assert refused == [0, 0]
+    assert api.texts() == ["answer to first", "answer to second"]
+    assert [text for _, text in await said(base)] == ["first", "answer to first", "second", "answer to second"]
+
+
+async def test_an_update_that_comes_again_is_handled_once(api: BotApi, chats: LetopisChats, base: History) -> None:
+    update = api.say("once")
+    async with polling(answering(chats, api)):
+        await until(api, lambda: len(api.texts()) == 1 and api.confirmed >= update["update_id"])
+        api.repeat(update)
+        api.say("twice")
+        await until(api, lambda: len(api.texts()) == 2)
+
+    assert api.texts() == ["answer to once", "answer to twice"]
+    assert len(await said(base)) == 4
+
+
+async def test_edits_topics_and_deletions_are_followed(api: BotApi, chats: LetopisChats, base: History) -> None:
+    async def remove(update: Update, context: Context) -> None:
+        assert update.message is not None
+        sent = await update.message.reply_text("draft")
+        await sent.edit_text("final")
+        passing = await update.message.reply_text("wrong")
+        await passing.delete()
+
+    application = on(chats.builder(), api).build()
+    application.add_handler(MessageHandler(filters.UpdateType.MESSAGE & filters.TEXT, remove))
+    message = api.message("What is coffee?", chat=-100123, message_thread_id=7, is_topic_message=True)
+    api.push(message=message)
+    async with polling(application):
+        await until(api, lambda: any(one.method == "deleteMessage" for one in api.calls))
+        api.push(edited_message={**message, "text": "What is tea?", "edit_date": message["date"] + 1})
+        await until(api, lambda: api.confirmed >= 2)
+
+    found = await base.messages(f"tg:{BOT_ID}:-100123:t7")
+    assert [(one.text, one.redacted) for one in found] == [("What is tea?", False), ("final", False), ("", True)]
+
+
+async def test_what_telegram_refuses_is_recorded_as_failed(api: BotApi, chats: LetopisChats, base: History) -> None:
+    raised: list[BaseException] = []
+
+    async def on_error(update: object, context: Context) -> None:
+        assert context.error is not None
+        raised.append(context.error)
+
+    application = answering(chats, api)
+    application.add_error_handler(on_error)
+    api.fail("sendMessage", 403, "Forbidden: bot was blocked by the user")
+    api.say("one")
+    api.cut("sendMessage", accepted=True)
+    api.say("two")
+    async with polling(application):
+        await until(api, lambda: len(raised) == 2)
+
+    states = {one.text: one.delivery for one in await base.messages(CHAT)}
+    assert states["answer to one"] == Delivery.FAILED
+    assert states["answer to two"] == Delivery.APPENDED  # nobody knows
+    (unknown,) = await base.unconfirmed()
+    assert unknown.conversation_id == CHAT
+    assert isinstance(raised[0], Forbidden)
+    assert isinstance(raised[1], TelegramError)
+
+
+async def test_a_group_that_moves_keeps_its_conversation(api: BotApi, chats: LetopisChats, base: History) -> None:
+    application = answering(chats, api)
+    api.fail("sendMessage", 400, "Bad Request: group chat was upgraded", migrate_to_chat_id=-100999)
+    api.say("before", chat=-55)
+    async with polling(application):
+        await until(api, lambda: len(api.texts()) == 1)
+        api.say("after", chat=-100999)
+        await until(api, lambda: len(api.texts()) == 2)
+
+    assert [one["chat"]["id"] for one in api.sent()] == [-100999, -100999]
+    assert [text for _, text in await said(base, f"tg:{BOT_ID}:-55")] == [
+        "before",
+        "answer to before",
+        "after",
+        "answer to after",
+    ]
+
+
+async def test_the_bots_own_limiter_and_processor_are_wrapped(api: BotApi, chats: LetopisChats, base: History) -> None:
+    calls: list[str] = []
+
+    class Limiter(BaseRateLimiter[int]):
+        async def initialize(self) -> None:
+            calls.append("initialize")
+
+        async def shutdown(self) -> None:
+            calls.append("shutdown")
+
+        async def process_request(
+            self, callback: Any, args: Any, kwargs: Any, endpoint: str, data: Any, rate_limit_args: int | None
+        ) -> Any:
+            calls.append(f"{endpoint} {rate_limit_args}")
+            return await callback(*args, **kwargs)
+
+    class Processor(SimpleUpdateProcessor):
+        async def do_process_update(self, update: object, coroutine: Any) -> None:
+            calls.append("update")
+            await coroutine
+
+    async def answer(update: Update, context: Context) -> None:
+        await context.bot.send_message(1001, "answer", rate_limit_args=5)
+
+    builder = on(chats.builder(), api).rate_limiter(Limiter()).concurrent_updates(Processor(4))
+    application = builder.build()
+    application.add_handler(TypeHandler(Update, answer))
+    api.say("question")
+    async with polling(application):
+        await until(api, lambda: len(api.texts()) == 1)
+
+    assert application.concurrent_updates == 4
+    assert calls[0] == "initialize"
+    assert calls[-1] == "shutdown"
+    assert {"getMe None", "update", "sendMessage 5"} <= set(calls)
+    assert await said(base) == [("user", "question"), ("assistant", "answer")]
+
+
+async def test_updates_at_the_same_time_keep_their_conversations(
+    api: BotApi, chats: LetopisChats, base: History
+) -> None:
+    together = asyncio.Barrier(3)
+
+    async def answer(update: Update, context: Context) -> None:
+        async with asyncio.timeout(20):
+            await together.wait()
+        history = chats.chat(update)
+        await chats.smart_send(update, f"you said {(await history.messages())[-1].text}")
+
+    application = on(chats.builder(), api).concurrent_updates(8).build()
+    application.add_handler(MessageHandler(filters.TEXT, answer))
+    for chat in (1, 2, 3):
+        api.say(f"hello {chat}", chat=chat)
+    async with polling(application):
+        await until(api, lambda: len(api.texts()) == 3)
+
+    for chat in (1, 2, 3):
+        assert await said(base, f"tg:{BOT_ID}:{chat}") == [
+            ("user", f"hello {chat}"),
+            ("assistant", f"you said hello {chat}"),
+        ]
+
+
+async def test_errors_of_handlers_are_handled_once(api: BotApi, chats: LetopisChats, base: History) -> None:
+    errors: list[object] = []
+
+    async def fail(update: Update, context: Context) -> None:
+        raise RuntimeError("a bug of the bot")
+
+    async def on_error(update: object, context: Context) -> None:
+        errors.append(context.error)
+
+    application = on(chats.builder(), api).build()
+    application.add_handler(TypeHandler(Update, fail))
+    application.add_error_handler(on_error)
+    api.say("question")
+    async with polling(application):
+        await until(api, lambda: len(errors) == 1)
+
+    assert await chats.parts.incoming.unhandled() == []
+
+
+async def test_a_webhook_answers_after_the_update_is_recorded(
+    api: BotApi, chats: LetopisChats, base: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tornado", reason="needs tornado: pip install 'python-telegram-bot[webhooks]'")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    update = {"update_id": 5, "message": api.message("What is tea?")}
+
+    def post() -> int:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/hook", json.dumps(update).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    application = answering(chats, api)
+    async with application:
+        await application.start()
+        await application.updater.start_webhook(
+            listen="127.0.0.1", port=port, url_path="hook", webhook_url="https://x/"
+        )
+        real = chats.parts.incoming.record
+
+        async def full(_: Any) -> Any:
+            raise OutboxFull("no space")
+
+        monkeypatch.setattr(chats.parts.incoming, "record", full)
+        assert await asyncio.to_thread(post) == 500  # Telegram sends it again
+        monkeypatch.setattr(chats.parts.incoming, "record", real)
+        assert await asyncio.to_thread(post) == 200
+        assert ("user", "What is tea?") in await said(base)
+        await until(api, lambda: len(api.texts()) == 1)
+        assert await asyncio.to_thread(post) == 200
+        await application.updater.stop()
+        await application.stop()
+
+    assert api.texts() == ["answer to What is tea?"]
+
+
+async def test_an_own_webhook_puts_updates_into_the_queue(api: BotApi, chats: LetopisChats, base: History) -> None:
+    """As with Starlette, where there is no updater."""
+
+    async def answer(update: Update, context: Context) -> None:
+        await chats.smart_send(update, "answer")
+
+    application = on(chats.builder(), api).updater(None).build()
+    application.add_handler(TypeHandler(Update, answer))
+    async with application:
+        await application.start()
+        raw = {"update_id": 1, "message": api.message("question")}
+        await application.update_queue.put(Update.de_json(raw, application.bot))
+        assert await said(base) == [("user", "question")]
+        await until(api, lambda: len(api.texts()) == 1)
+        raw = {"update_id": 2, "message": api.message("and now")}
+        await application.process_update(Update.de_json(raw, application.bot))  # passes no queue: see the guide
+        await application.stop()
+
+    assert api.texts() == ["answer", "answer"]
+
+
+# Use.
+
+
+async def test_a_long_answer_is_a_file_and_one_message(api: BotApi, chats: LetopisChats, base: History) -> None:
+    long = "Tea is a leaf. " * 300
+
+    async def answer(update: Update, context: Context) -> None:
+        bold = [MessageEntity("bold", 0, 3)]
+        sent = await chats.smart_send(update, long, entities=bold, reply=True, disable_notification=True)
+        assert sent.sent_as == "file"
+
+    application = on(chats.builder(), api).build()
+    application.add_handler(MessageHandler(filters.TEXT, answer))
+    api.say("Tell me all")
+    async with polling(application):
+        await until(api, lambda: len(api.sent("sendDocument")) == 1)
+    _, answered = await base.messages(CHAT)
+
+    assert answered.text == long
+    assert answered.delivery_data["sent_as"] == "file"
+    assert Path(answered.delivery_data["file_path"]).read_text(encoding="utf-8") == long
+    (call,) = (one for one in api.calls if one.method == "sendDocument")
+    assert call.payload["caption"].startswith("Tea is a leaf.")
+    assert json.loads(json.dumps(call.payload["caption_entities"]))[0]["type"] == "bold"
+
+
+async def test_a_bot_writes_to_a_chat_by_itself(api: BotApi, chats: LetopisChats, base: History) -> None:
+    application = on(chats.builder(), api).build()
+    async with application:
+        history = await chats.of_chat(1001)
+        await chats.smart_send(history, "Good morning")
+        with unrecorded():
+            await application.bot.send_message(1001, "one moment")
+        with pytest.raises(BadRequest):
+            await application.bot.send_message(1001, " ")
+
+    assert await said(base) == [("assistant", "Good morning"), ("assistant", " ")]
+    assert [one.delivery for one in await base.messages(CHAT)] == [Delivery.SENT, Delivery.FAILED]
+
+
+async def test_the_menu_comes_before_the_handlers_of_the_bot(api: BotApi, chats: LetopisChats, base: History) -> None:
+    application = answering(chats, api, describe=True)
+    api.say("What is tea?")
+    async with polling(application):
+        await until(api, lambda: len(api.texts()) == 1)
+        api.say("/new Coffee")
+        await until(api, lambda: len(api.texts()) == 2)
+        api.say("/list@fake_bot")
+        await until(api, lambda: len(api.texts()) == 3)
+        shown = api.sent()[-1]
+        (row,) = (
+            one
+            for one in api.calls[-1].payload["reply_markup"]["inline_keyboard"]
+            if one[0]["text"].endswith("What is tea?")
+        )
+        api.press(row[0]["callback_data"], shown)
+        await until(api, lambda: any(one.method == "answerCallbackQuery" for one in api.calls))
+        api.say("/rename")
+        await until(api, lambda: len(api.texts()) == 4)
+        prompt = api.sent()[-1]
+        await asked(chats, prompt["message_id"])
+        api.say("Кофе", reply_to_message=prompt)
+        await until(api, lambda: len(api.texts()) == 5)
+        api.say("/list@other_bot")
+        await until(api, lambda: len(api.texts()) == 6)
+
+    assert api.texts()[-1] == "answer to /list@other_bot"
+    titles = {one.title for one in await base.conversations(owner=CHAT)}
+    assert titles == {"What is tea?", "Кофе"}
+    described = [one.payload for one in api.calls if one.method == "setMyCommands"]
+    assert len(described) == 2
+    active = await base.active(CHAT)
+    assert [one.text for one in await base.messages(active.conversation_id)] == ["answer to /list@other_bot"]
+
+
+async def test_a_bots_own_buttons_and_commands_pass(api: BotApi, chats: LetopisChats, base: History) -> None:
+    seen: list[str] = []
+
+    async def note(update: Update, context: Context) -> None:
+        seen.append(update.callback_query.data if update.callback_query else update.message.text)  # type: ignore[arg-type,union-attr]
+
+    application = on(chats.builder(commands=("new",)), api).build()
+    application.add_handler(CommandHandler("list", note))
+    application.add_handler(CallbackQueryHandler(note))
+    api.say("/list")
+    api.press("mine:1", {**api.message("x"), "from": {"id": BOT_ID, "is_bot": True, "first_name": "Bot"}})
+    async with polling(application):
+        await until(api, lambda: len(seen) == 2)
+
+    assert seen == ["/list", "mine:1"]
+
+
+# Lifecycle.
+
+
+async def test_a_history_that_it_opened_is_closed_with_the_application(api: BotApi, tmp_path: Path) -> None:
+    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
+    application = answering(chats, api)
+    api.say("question")
+    async with polling(application):
+        await until(api, lambda: len(api.texts()) == 1)
+
+    with pytest.raises(Exception, match="closed"):
+        await chats.history.messages(CHAT)
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as again:
+        assert len(await said(again)) == 2
+
+
+async def test_another_process_keeps_what_it_is_handling(api: BotApi, chats: LetopisChats, base: History) -> None:
+    """Updates of a bot of several processes are handed in again only when they are old enough."""
+    update = {"update_id": 1, "message": api.message("question")}
+    application = answering(chats, api, resume_after_seconds=60.0)
+    await chats.parts.incoming.record(update)
+    async with application:
+        assert application.update_queue.empty()
+    again = LetopisChats(base)
+    application = answering(again, api)
+    async with application:
+        assert application.update_queue.qsize() == 1
+
+
+def test_wrong_use_is_named(tmp_path: Path) -> None:
+    chats = LetopisChats(tmp_path / "bot.outbox.db")
+    with pytest.raises(InvalidInput, match="not built"):
+        _ = chats.parts
+    with pytest.raises(InvalidInput, match="none of"):
+        chats.builder(commands=("news",))
+    with pytest.raises(InvalidInput, match="update_queue"):
+        chats.builder().token(TOKEN).update_queue(asyncio.Queue()).build()
+    with pytest.raises(InvalidInput, match="bot"):
+        chats.builder().bot(Application.builder().token(TOKEN).build().bot).build()
+    built = chats.builder().token(TOKEN).build()
+    with pytest.raises(InvalidInput, match="no history"):
+        chats.chat(Update(1))
+    assert built.bot.token == TOKEN
+    with pytest.raises(InvalidInput, match="is open already"):
+        LetopisChats(chats.history, store="x.db")
+    with pytest.raises(InvalidInput, match="codec"):
+        LetopisPersistence(chats.history, codec="yaml")  # type: ignore[arg-type]
+    assert TimedOut().message  # of a call without an answer
+
+
+# Persistence.
+
+
+def form(chats: LetopisChats, api: BotApi, **options: Any) -> Any:
+    """An application with a form of two questions, and a count for each user."""
+
+    async def begin(update: Update, context: Context) -> int:
+        context.user_data["seen"] = context.user_data.get("seen", 0) + 1  # type: ignore[index,union-attr]
+        await update.message.reply_text("Your name?")  # type: ignore[union-attr]
+        return 0
+
+    async def name(update: Update, context: Context) -> int:
+        context.chat_data["name"] = update.message.text  # type: ignore[index,union-attr]
+        context.bot_data["last"] = update.message.text  # type: ignore[union-attr]
+        await update.message.reply_text("Your town?")  # type: ignore[union-attr]
+        return 1
+
+    async def town(update: Update, context: Context) -> int:
+        await update.message.reply_text(f"{context.chat_data['name']} from {update.message.text}")  # type: ignore[index,union-attr]
+        return ConversationHandler.END
+
+    handler = ConversationHandler(
+        entry_points=[CommandHandler("form", begin)],
+        states={0: [MessageHandler(filters.TEXT, name)], 1: [MessageHandler(filters.TEXT, town)]},
+        fallbacks=[],
+        name="form",
+        persistent=True,
+    )
+    application = on(chats.builder(), api).persistence(chats.persistence(**options)).build()
+    application.add_handler(handler)
+    return application
+
+
+async def test_a_form_goes_on_after_a_restart(api: BotApi, tmp_path: Path) -> None:
+    for place, text in enumerate(("/form", "Ada", "London", "/form")):
+        chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
+        application = form(chats, api)
+        api.say(text)
+        async with polling(application):
+            await until(api, lambda done=place + 1: len(api.texts()) == done)  # type: ignore[misc]
+
+    assert api.texts() == ["Your name?", "Your town?", "Ada from London", "Your name?"]
+    assert application.user_data[1001] == {"seen": 2}
+    assert application.bot_data == {"last": "Ada"}
+
+
+async def test_data_are_written_before_an_update_counts_as_handled(
+    api: BotApi, chats: LetopisChats, base: History
+) -> None:
+    application = form(chats, api)
+    api.say("/form")
+    async with polling(application):
+        await until(api, lambda: len(api.texts()) == 1)
+        await asyncio.sleep(0)
+        for _ in range(200):
+            if not await chats.parts.incoming.unhandled():
+                break
+            await asyncio.sleep(0.01)
+        records = base.records(space="telegram.persistence")
+        user = await records.get((str(BOT_ID), "user"), "1001")
+        state = await records.get((str(BOT_ID), "conversation", "form"), "[1001, 1001]")
+
+    assert user is not None
+    assert user.value == {"seen": 1}
+    assert state is not None
+    assert state.value == 0
+
+
+async def test_data_that_are_no_json_are_refused_or_pickled(api: BotApi, base: History) -> None:
+    application = Application.builder().token(TOKEN).build()
+    plain, pickled = LetopisPersistence(base), LetopisPersistence(base, codec="pickle")
+    for one in (plain, pickled):
+        one.set_bot(application.bot)
+    await plain.update_user_data(1, {"a": [1, "ü", None]})
+    for wrong in ({1: "a"}, {"a": (1, 2)}, {"a": {1}}, {"a": float("nan")}, {"a": object()}):
+        with pytest.raises(InvalidInput, match="user_data"):
+            await plain.update_user_data(1, wrong)
+    assert await plain.get_user_data() == {1: {"a": [1, "ü", None]}}
+
+    await pickled.update_chat_data(-5, {1: (2, {3})})
+    assert await pickled.get_chat_data() == {-5: {1: (2, {3})}}
+    with pytest.raises(InvalidInput, match="pickle"):
+        await plain.get_chat_data()
+
+
+async def test_every_kind_of_data_comes_back(api: BotApi, base: History) -> None:
+    application = Application.builder().token(TOKEN).build()
+    first = LetopisPersistence(base)
+    first.set_bot(application.bot)
+    callback = ([("keyboard", 1.5, {"button": {"a": 1}})], {"query": "keyboard"})
+    await first.update_callback_data(callback)
+    await first.update_conversation("form", (1, -2, "inline"), 3)
+    await first.update_conversation("form", (9,), 1)
+    await first.update_conversation("form", (9,), None)
+    await first.update_conversation("form2", (1,), "state")
+    for number in range(3):
+        await first.update_user_data(number, {"n": number})
+    await first.drop_user_data(1)
+
+    again = LetopisPersistence(base)
+    again.set_bot(application.bot)
+    assert await again.get_callback_data() == callback
+    assert await again.get_conversations("form") == {(1, -2, "inline"): 3}
+    assert await again.get_conversations("form2") == {(1,): "state"}
+    assert await again.get_user_data() == {0: {"n": 0}, 2: {"n": 2}}
+    assert await again.get_bot_data() == {}
+    await again.flush()
+
+
+async def test_a_bot_starts_while_the_store_is_away(alone: History, api: BotApi) -> None:
+    application = Application.builder().token(TOKEN).build()
+    persistence = LetopisPersistence(alone)
+    persistence.set_bot(application.bot)
+    await persistence.update_user_data(1, {"a": 1})
+    again = LetopisPersistence(alone)
+    again.set_bot(application.bot)
+
+    assert await again.get_user_data() == {1: {"a": 1}}
+    data: dict[str, Any] = {}
+    await again.refresh_user_data(2, data)  # only the store could tell
+    assert data == {}
+    strict = LetopisPersistence(alone, when_unknown="raise")
+    strict.set_bot(application.bot)
+    with pytest.raises(Exception, match="unreachable"):
+        await strict.get_user_data()

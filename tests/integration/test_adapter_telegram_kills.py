@@ -1,0 +1,88 @@
+"""Bots on python-telegram-bot that are killed while they work: no update is lost, and none is handled twice."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip install 'letopis[telegram]'")
+
+from letopis.outbox import History
+from tests.support.bot_api import BOT_ID, BotApi, bot_api
+from tests.support.child import command
+from tests.support.paths import ROOT
+from tests.support.telegram_bots import recorded_by_a_handler, recorded_by_the_queue
+
+pytestmark = pytest.mark.slow
+CHAT = f"tg:{BOT_ID}:1001"
+
+
+@pytest.fixture
+def api() -> Iterator[BotApi]:
+    """A Telegram that outlives the bot."""
+    with bot_api() as made:
+        yield made
+
+
+@contextmanager
+def process(bot: Callable[..., Any], api: BotApi, folder: Path, *, hang: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a bot in a process of its own, and kill it in the end."""
+    running = subprocess.Popen(command(bot, api.url, str(folder), hang), cwd=ROOT, stdin=subprocess.DEVNULL)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+async def until(api: BotApi, condition: Callable[[], bool]) -> None:
+    """Wait without blocking the loop."""
+    await asyncio.to_thread(api.wait, condition, 60)
+
+
+async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_path: Path) -> None:
+    for text in ("one", "two", "three"):
+        api.say(text)
+    with process(recorded_by_the_queue, api, tmp_path, hang=True):
+        await until(api, lambda: api.confirmed == 3)  # the first is being handled, two wait
+
+    # Telegram will not send them again; they are answered all the same, each once.
+    with process(recorded_by_the_queue, api, tmp_path, hang=False) as running:
+        await until(api, lambda: len(api.texts()) == 3)
+        api.say("four")
+        await until(api, lambda: len(api.texts()) == 4)
+        running.terminate()  # an ordinary end
+        assert await asyncio.to_thread(running.wait, 60) == 0
+
+    assert api.texts() == [f"answer to {one}" for one in ("one", "two", "three", "four")]
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        assert [one.text for one in await history.messages(CHAT) if one.role == "user"] == [
+            "one",
+            "two",
+            "three",
+            "four",
+        ]
+
+
+async def test_a_handler_that_records_loses_what_waits(api: BotApi, tmp_path: Path) -> None:
+    """The control: the same kill, with the hook that examples use."""
+    for text in ("one", "two", "three"):
+        api.say(text)
+    with process(recorded_by_a_handler, api, tmp_path, hang=True):
+        await until(api, lambda: api.confirmed == 3)
+
+    with process(recorded_by_a_handler, api, tmp_path, hang=False):
+        api.say("four")
+        await until(api, lambda: len(api.texts()) == 1)
+
+    assert api.texts() == ["answer to four"]
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        kept = [one.text for one in await history.messages(CHAT)]
+    assert "two" not in kept
+    assert "three" not in kept

@@ -1,0 +1,83 @@
+"""A bot on python-telegram-bot that polls a Bot API server of its own, with a model that answers without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+from telegram import Update
+from telegram.ext import Application, ContextTypes, MessageHandler, PicklePersistence, filters
+
+from letopis.adapters.telegram import LetopisChats
+from letopis.outbox import History
+from tests.support.bot_api import BotApi, bot_api
+from tests.support.story import Bot, Thinks, answer_to
+from tests.support.telegram_bots import on, polling
+
+DEFAULT = "a handler that keeps the chat in chat_data, with PicklePersistence"
+CHAT = "tg:7000:1001"
+Context = ContextTypes.DEFAULT_TYPE
+
+
+async def _ask(api: BotApi, question: str) -> str:
+    """Return the answer that is shown. A model that hangs is waited for until the process is killed."""
+    before = len(api.texts())
+    api.say(question)
+    await asyncio.to_thread(api.wait, lambda: len(api.texts()) > before, 120)
+    return api.texts()[before]
+
+
+@asynccontextmanager
+async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
+    with bot_api(first_id=time.time_ns() // 1_000_000) as api:  # a Telegram that goes on where the last one has ended
+        chats = LetopisChats(history)
+
+        async def answer(update: Update, context: Context) -> None:
+            question = (await chats.chat(update).context(turns=20)).messages[-1].text
+            await thinks(question)
+            await chats.smart_send(update, answer_to(question))
+
+        application = on(chats.builder(), api).build()
+        application.add_handler(MessageHandler(filters.TEXT, answer))
+
+        async def read() -> list[str]:
+            return [one.text for one in await history.messages(CHAT, last=None)]
+
+        async def resume() -> list[str]:
+            await application.update_queue.join()  # what was not handled is handed in before the bot polls
+            return api.texts()
+
+        async with polling(application):
+            yield Bot(lambda question: _ask(api, question), read, resume)
+
+
+@asynccontextmanager
+async def default(url: str, thinks: Thinks) -> AsyncIterator[Bot]:
+    """What the library itself offers: data of a chat, written to a file every minute and at an orderly end."""
+    path = Path(tempfile.gettempdir()) / f"{make_url(url).database}.pickle"
+    with bot_api(first_id=time.time_ns() // 1_000_000) as api:
+
+        async def answer(update: Update, context: Context) -> None:
+            assert update.message is not None
+            assert context.chat_data is not None
+            question = update.message.text or ""
+            await thinks(question)
+            said = answer_to(question)
+            await update.message.reply_text(said)
+            context.chat_data.setdefault("said", []).extend([question, said])
+
+        application = on(Application.builder(), api).persistence(PicklePersistence(path)).build()
+        application.add_handler(MessageHandler(filters.TEXT, answer))
+
+        async def read() -> list[str]:
+            await application.update_queue.join()
+            return list(application.chat_data[1001].get("said", []))
+
+        async with polling(application):
+            yield Bot(lambda question: _ask(api, question), read)
+    path.unlink(missing_ok=True)
