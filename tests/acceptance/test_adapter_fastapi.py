@@ -11,12 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
 pytest.importorskip("fastapi", reason="needs fastapi, of the group adapters")
 pytest.importorskip("openai", reason="needs openai: pip install 'letopis[openai-agents]'")
+
+import httpx
 
 from letopis.store import ConversationStore
 from tests.support.daemons import DaemonProcess, letopis
