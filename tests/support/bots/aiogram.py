@@ -31,7 +31,7 @@ async def _ask(api: BotApi, question: str) -> str:
 
 @asynccontextmanager
 async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
-    with bot_api(int(time.time())) as api:  # it ends with the process, and Telegram never gives an id twice
+    with bot_api(int(time.time() * 1000)) as api:  # it ends with the process, and Telegram never gives an id twice
         chats, dispatcher = LetopisChats(history), Dispatcher()
         chats.attach(dispatcher)
 
