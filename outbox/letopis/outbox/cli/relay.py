@@ -129,10 +129,9 @@ def pause(reason: str | None) -> None:
     restart does not end the pause. `letopis outbox pause` pauses single conversations.
     """
     from letopis.outbox.cli._locations import with_outbox
-    from letopis.outbox.cli._selection import current_user
-    from letopis.outbox.operations.admin import OutboxAdmin
+    from letopis.outbox.cli._selection import as_operator
 
-    asyncio.run(with_outbox(settings(), lambda file: OutboxAdmin(file, by=current_user()).pause_relay(reason=reason)))
+    asyncio.run(with_outbox(settings(), lambda file: as_operator(file).pause_relay(reason=reason)))
     note("delivery is paused; `letopis resume` resumes it")
 
 
@@ -141,9 +140,9 @@ def pause(reason: str | None) -> None:
 def resume() -> None:
     """Resume delivery after `letopis pause`. Exits with 3 if it was not paused."""
     from letopis.outbox.cli._locations import with_outbox
-    from letopis.outbox.operations.admin import OutboxAdmin
+    from letopis.outbox.cli._selection import as_operator
 
-    if not asyncio.run(with_outbox(settings(), lambda file: OutboxAdmin(file).resume_relay())):
+    if not asyncio.run(with_outbox(settings(), lambda file: as_operator(file).resume_relay())):
         raise CommandExit(Exit.NOTHING, "delivery was not paused")
     note("delivery is resumed")
 
