@@ -46,6 +46,7 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
         "retention": _TABLE,
         "alerts": _TABLE,
         "daemon": _TABLE,
+        "console": _TABLE,
     },
     "relay": {"base": _NUMBER, "factor": _NUMBER, "cap": _NUMBER, "jitter": _TEXT, "attempts": _INTEGER},
     "retention": {"keep_last": _INTEGER, "keep_hours": _NUMBER},
@@ -55,6 +56,12 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
         "processes": Option((int,), "a number", limits=(1, 64)),
         "log_level": Option((str,), "text in quotes", choices=tuple(LEVELS)),
         "log_format": Option((str,), "text in quotes", choices=tuple(FORMATS)),
+        "console": Option((bool,), "true or false"),
+    },
+    "console": {
+        "host": _TEXT,
+        "port": Option((int,), "a port", limits=(0, 65_535)),
+        "token_file": _TEXT,
     },
     "alerts": {
         "channels": Option((list,), "a list of addresses in quotes"),

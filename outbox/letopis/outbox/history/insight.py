@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -17,7 +18,14 @@ from letopis.outbox.event_log.append_rate import count_appended
 from letopis.outbox.history.history import History
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.audit_log import AuditEntry, Via, list_actions
-from letopis.outbox.operations.pending_events import PendingEvent, Repair, Selection, list_pending, list_repairs
+from letopis.outbox.operations.pending_events import (
+    PendingEvent,
+    Repair,
+    Selection,
+    list_pending,
+    list_repairs,
+    value_of,
+)
 from letopis.outbox.operations.stuck_lanes import StuckGroup, StuckLane, count_stuck, list_stuck
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.store_identity import StoreIdentity
@@ -68,6 +76,11 @@ class Insight:
         self._home = history._home
         self._positions: dict[int, dict[int, int]] = {}
 
+    @property
+    def path(self) -> Path:
+        """The outbox file."""
+        return Path(self._home.settings.path)
+
     async def activity(self, edges: Sequence[datetime]) -> Activity:
         """Return what was appended and saved between moments, which must rise.
 
@@ -104,6 +117,10 @@ class Insight:
             return (found[0], list_repairs(connection, found[0])) if found else None
 
         return await self._read(read)
+
+    async def value(self, entry: PendingEvent) -> bytes | None:
+        """Return the value of a pending put of a record; ``None`` where a later put replaced it."""
+        return await self._read(partial(value_of, entry=entry))
 
     async def incidents(self, *, limit: int = 50) -> list[IncidentReport]:
         """Return open incidents and then past ones, with who was told."""
