@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox.config.schema import read_secret_file
+from letopis.outbox.daemon.http import LOOPBACK, ListenAddress
 from letopis.store.errors import ConfigurationError
 
+DEFAULT_PORT: Final = 8300
 TOKEN: Final = "LETOPIS_CONSOLE_TOKEN"  # noqa: S105 - the name of a variable
 TOKEN_FILE: Final = "LETOPIS_CONSOLE_TOKEN_FILE"  # noqa: S105 - the name of a variable
 
@@ -35,6 +37,17 @@ def read_token(
         return _in_file(Path(in_file))
     named = table.get("token_file")
     return None if not named else _in_file((folder or Path()) / Path(str(named)).expanduser())
+
+
+def read_address(table: Mapping[str, Any], *, host: str | None, port: int | None) -> ListenAddress:
+    """Return where to listen: as given, otherwise as ``[console]`` says, otherwise 127.0.0.1 and 8300.
+
+    :raises ConfigurationError: there is no such port.
+    """
+    number = int(table.get("port", DEFAULT_PORT)) if port is None else port
+    if not 0 <= number <= 65_535:
+        raise ConfigurationError("[console] port is from 0 to 65535")
+    return ListenAddress(host=host or str(table.get("host", LOOPBACK)), port=number)
 
 
 def _in_file(path: Path) -> str:

@@ -40,7 +40,7 @@ def render(template: str, visit: Visit, context: Mapping[str, Any]) -> str:
             now=datetime.now(UTC),
             asset=_asset(visit.url),
             languages=NAMES,
-            version=_version(),
+            release=_version(),
             **context,
         )
     )

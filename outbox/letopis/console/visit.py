@@ -77,11 +77,11 @@ class Visit:
 
     # Answers.
 
-    def render(self, template: str, *, status: int = 200, **context: Any) -> Response:
+    def render(self, template: str, *, code: int = 200, **context: Any) -> Response:
         """Return a page."""
         from letopis.console.rendering import render  # the templates know the pages' names
 
-        response = HTMLResponse(render(template, self, context), status_code=status)
+        response = HTMLResponse(render(template, self, context), status_code=code)
         self._remember(response)
         return response
 

@@ -80,13 +80,13 @@ def action(view: Action) -> Endpoint:
 def refused(visit: Visit) -> Response:
     """Return what a reader sees who has to sign in, or who cannot."""
     if visit.state.gate.closed:
-        return visit.render("refused.html", status=403)
-    return visit.render("sign_in.html", status=401, next_page=visit.page, wrong=False)
+        return visit.render("refused.html", code=403)
+    return visit.render("sign_in.html", code=401, next_page=visit.page, wrong=False)
 
 
 def problem(visit: Visit, status: int, text: str) -> Response:
     """Return a page that says what is wrong."""
-    return visit.render("problem.html", status=status, text=text, detail="")
+    return visit.render("problem.html", code=status, text=text, detail="")
 
 
 def failed(visit: Visit, error: LetopisError) -> Response:
@@ -101,4 +101,4 @@ def failed(visit: Visit, error: LetopisError) -> Response:
     else:
         status, text = 500, _("An error that the console does not know.")
         logger.error("a page failed: %s", type(error).__name__)
-    return visit.render("problem.html", status=status, text=text, detail=str(error))
+    return visit.render("problem.html", code=status, text=text, detail=str(error))

@@ -34,6 +34,7 @@ async def conversations(visit: Visit) -> Response:
         if error.field not in ("query", "owner", "after"):
             raise
         wrong = error.reason
+    shown = hits if found is None else found
     return visit.render(
         "conversations.html",
         conversations=found,
@@ -42,7 +43,7 @@ async def conversations(visit: Visit) -> Response:
         owner=owner or "",
         state=state if state in (*STATES, "all") else "active",
         wrong=wrong,
-        complete=(found if hits is None else hits).complete if found is not None or hits is not None else True,
-        next=None if (shown := hits if found is None else found) is None else shown.next,
+        complete=shown is None or shown.complete,
+        next=None if shown is None else shown.next,
         after=after,
     )

@@ -100,16 +100,14 @@ async def fix(visit: Visit, fields: Fields) -> Response:
         return _gone(visit)
     text, reason = field(fields, "data"), field(fields, "reason")
     try:
-        data = orjson.loads(text)
-        if not isinstance(data, dict):
-            raise InvalidInput("data", "must be a JSON object")
+        data = _object(orjson.loads(text))
         about = {"action": "fix", "conversation_id": entry.conversation_id, "event_id": entry.event_id}
         await visit.act(lambda admin: admin.fix(entry.event_id, data, reason=reason, limits=WIDE), about=about)
     except orjson.JSONDecodeError as error:
         wrong = _("This is not JSON: line %(line)s, column %(column)s.") % {"line": error.lineno, "column": error.colno}
-        return show_event(visit, entry, status=400, wrong=wrong, edited=text, reason=reason)
+        return show_event(visit, entry, code=400, wrong=wrong, edited=text, reason=reason)
     except (InvalidInput, NotRepairable) as error:
-        return show_event(visit, entry, status=400, wrong=str(error), edited=text, reason=reason)
+        return show_event(visit, entry, code=400, wrong=str(error), edited=text, reason=reason)
     return _changed(visit, "fix", 1)
 
 
@@ -164,6 +162,12 @@ def _selection(fields: Fields, *, fronts: bool = False) -> Selection:
     if not (conversations or classes or states or field(fields, "all")):
         raise InvalidInput("conversation", "the form names none")
     return Selection(conversation_ids=conversations, fault_classes=classes, states=states, fronts=fronts)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidInput("data", "must be a JSON object")
+    return value
 
 
 async def _entry(visit: Visit, fields: Fields) -> PendingEvent | None:

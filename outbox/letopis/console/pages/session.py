@@ -23,7 +23,7 @@ async def sign_in_form(request: Request) -> Response:
     """Show the form."""
     visit = Visit(request)
     if visit.state.gate.closed:
-        return visit.render("refused.html", status=200 if visit.may_read else 403)
+        return visit.render("refused.html", code=200 if visit.may_read else 403)
     return visit.render("sign_in.html", next_page=_inside(visit.query("next") or ""), wrong=False)
 
 
@@ -35,7 +35,7 @@ async def sign_in(request: Request) -> Response:
         logger.warning("a form of another site was refused")
         return problem(visit, 403, _("This form was sent by another site, and nothing was done."))
     if visit.state.gate.closed:
-        return visit.render("refused.html", status=403)
+        return visit.render("refused.html", code=403)
     if visit.state.gate.throttled:
         return problem(visit, 429, _("Too many wrong tokens: wait a minute."))
     try:
@@ -47,7 +47,7 @@ async def sign_in(request: Request) -> Response:
     if cookie is None:
         logger.warning("a wrong token was given to the console")
         await asyncio.sleep(WRONG_TOKEN_DELAY_SECONDS)
-        return visit.render("sign_in.html", status=403, next_page=page, wrong=True)
+        return visit.render("sign_in.html", code=403, next_page=page, wrong=True)
     visit.session = visit.state.gate.session(cookie)
     await visit.act(lambda admin: admin.record("sign_in", outcome="done", conversations=0))
     response = visit.see(page)

@@ -59,13 +59,13 @@ async def event(visit: Visit) -> Response:
     return show_event(visit, entry, repairs=repairs)
 
 
-def show_event(visit: Visit, entry: PendingEvent, *, status: int = 200, **context: object) -> Response:
+def show_event(visit: Visit, entry: PendingEvent, *, code: int = 200, **context: object) -> Response:
     """Return the page of an event."""
     text = indented(entry.data)
     given = {"repairs": [], "wrong": "", "edited": None, **context}
     return visit.render(
         "event.html",
-        status=status,
+        code=code,
         entry=entry,
         data=text,
         metadata=None if entry.metadata is None else indented(entry.metadata),

@@ -65,7 +65,8 @@ def list_events(limit: int, as_json: bool) -> None:
     Without filters: the event that each blocked, retrying or paused conversation is waiting on. Exits with 3 if there
     is none.
     """
-    from letopis.outbox.cli._render import event_summary, event_table
+    from letopis.outbox.cli._render import event_table
+    from letopis.outbox.operations.event_json import event_summary
     from letopis.outbox.operations.pending_events import Selection, list_pending
     from letopis.outbox.operations.status import read_status
     from letopis.store.model.events import to_microseconds, utc_now
@@ -288,7 +289,7 @@ def export(file: str, force: bool) -> None:
     import orjson
 
     from letopis.outbox.cli._output import open_output
-    from letopis.outbox.cli._render import event_json
+    from letopis.outbox.operations.event_json import event_json
     from letopis.outbox.operations.pending_events import value_of
     from letopis.store.model.records import RECORD_PUT
 

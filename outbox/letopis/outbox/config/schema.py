@@ -60,7 +60,7 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
     },
     "console": {
         "host": _TEXT,
-        "port": Option((int,), "a port", limits=(0, 65_535)),
+        "port": Option((int,), "a port"),
         "token_file": _TEXT,
     },
     "alerts": {

@@ -98,7 +98,7 @@ class ActivityReader:
         return [_fork(row) for row in rows if row.state != "deleted"]
 
 
-def _fork(row: sa.Row[Any]) -> ForkSummary:
+def _fork(row: Any) -> ForkSummary:
     return ForkSummary(
         conversation_id=row.conversation_id,
         title=row.title,
