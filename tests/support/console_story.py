@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from letopis.outbox import History
+from letopis.outbox.history.insight import Insight
 from letopis.store import Message
 from letopis.store.database.engines import create_store_engine
 from letopis.store.model.parts import File, Reasoning, Text, ToolCall, ToolResult
@@ -111,15 +112,31 @@ async def hostile(history: History, *, owner: str) -> None:
 
 
 async def block(history: History, names: Sequence[str], *, owner: str) -> None:
-    """Have conversations blocked, each by a message that the store refuses."""
+    """Have conversations blocked, each by a message that the store refuses, while another one is delivered."""
     for name in names:
         await history.append(name, Message.user(f"{REFUSED} ({name})"), owner=owner)
         await history.append(name, Message.assistant("And an answer that waits behind it."), owner=owner)
-    await until(lambda: _blocked(history, len(names)))
+        # Three refusals in a row, and nothing accepted, would be the store's fault.
+        for _ in range(3):
+            await history.append("steady", Message.user("all is well"), owner="40")
+        await until(lambda name=name: is_blocked(history, name))  # type: ignore[misc]
 
 
-async def _blocked(history: History, count: int) -> bool:
-    return (await history.status()).lanes.get("blocked", 0) >= count
+async def is_blocked(history: History, name: str) -> bool:
+    """Return True if a conversation waits for an operator."""
+    found = await Insight(history).stuck(limit=1_000, state="blocked")
+    return any(one.conversation_id == name for one in found)
+
+
+async def plant_blocked(history: History, count: int) -> None:
+    """Have many conversations blocked at once, as a relay would leave them; for a history without a relay."""
+    for number in range(count):
+        await history.append(f"many-{number:02}", Message.user(f"message {number}"), owner="46")
+    statement = (
+        "UPDATE letopis_outbox_lanes SET state = 'blocked', attempts = 3, fault_class = 'poison',"
+        " fault = 'the event breaks a constraint of the history store [poison 23514]' WHERE conversation_id LIKE 'many-%'"
+    )
+    await history.outbox.write(lambda connection: connection.exec_driver_sql(statement) and None)
 
 
 async def until(holds: Any, seconds: float = 20) -> None:

@@ -121,4 +121,4 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 async def _broken(request: Request, _: Exception) -> Response:
     visit = Visit(request)
-    return problem(visit, 500, visit.language.gettext("An error that the console does not know."))
+    return problem(visit, 500, visit.language.gettext("Unexpected error. The log of the console names it."))

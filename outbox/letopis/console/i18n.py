@@ -57,10 +57,9 @@ class Language:
 
     def size(self, count: int) -> str:
         """Return a number of bytes in a unit that fits."""
-        for unit, size in ((self.gettext("MB"), 1024**2), (self.gettext("kB"), 1024)):
-            if count >= size:
-                return f"{self.number(count / size)} {unit}"
-        return f"{self.number(count)} {self.gettext('bytes')}"
+        units = ((self.gettext("MB"), 1024**2), (self.gettext("kB"), 1024), (self.gettext("bytes"), 1))
+        unit, size = next((one for one in units if count >= one[1]), units[-1])
+        return f"{self.number(count / size)} {unit}"
 
     def moment(self, value: datetime, *, seconds: bool = False) -> str:
         """Return a moment of UTC, with the zone left out: the pages say it once."""

@@ -46,6 +46,14 @@ def render(template: str, visit: Visit, context: Mapping[str, Any]) -> str:
     )
 
 
+def render_list(places: Mapping[str, str]) -> str:
+    """Return the page that lists several consoles.
+
+    :param places: their URLs, by the names of the outboxes.
+    """
+    return _environment().get_template("list.html").render(places=places)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(

@@ -69,7 +69,7 @@ def verdict(status: Status, language: Language) -> Verdict:
         return Verdict(level="waiting", title=title, text=pending, page="stuck")
     if status.incidents:
         text = _("An open incident closes after a quiet minute.")
-        return Verdict(level="waiting", title=_("All is moving again"), text=f"{pending} {text}", page="stuck")
+        return Verdict(level="waiting", title=_("Delivery works again"), text=f"{pending} {text}", page="stuck")
     if status.pending:
         return Verdict(level="good", title=_("Events are being delivered"), text=pending)
     if not status.healthy:

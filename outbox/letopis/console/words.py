@@ -132,7 +132,7 @@ class Words:
             "retry": ngettext(
                 "%(count)s conversation is being retried.", "%(count)s conversations are being retried.", count
             ),
-            "resume": ngettext("%(count)s conversation goes on.", "%(count)s conversations go on.", count),
+            "resume": ngettext("%(count)s conversation is resumed.", "%(count)s conversations are resumed.", count),
             "pause": ngettext("%(count)s conversation is paused.", "%(count)s conversations are paused.", count),
             "skip": ngettext(
                 "%(count)s event was skipped; the history holds a mark in its place.",
@@ -145,9 +145,9 @@ class Words:
             "fix": _("The event was corrected; its original is kept."),
             "restore": _("The event is again as it was appended."),
             "pause_relay": _("Delivery is paused."),
-            "resume_relay": _("Delivery goes on."),
+            "resume_relay": _("Delivery is resumed."),
             "verify": _("The check has begun."),
-            "nothing": _("Nothing was left to do: it has moved in the meantime."),
+            "nothing": _("Nothing left to do: it has moved on."),
             "signed_in": _("You are signed in."),
             "signed_out": _("You are signed out."),
         }

@@ -66,7 +66,7 @@ def action(view: Action) -> Endpoint:
         try:
             fields = await read_form(request)
             if not visit.state.gate.is_form_token(visit.session, field(fields, FORM_TOKEN)):
-                text = _("This form is not of your session, and nothing was done: load the page again.")
+                text = _("This form is not from your session, and nothing was done: reload the page.")
                 return problem(visit, 403, text)
             return await view(visit, fields)
         except FormRefused:
@@ -93,12 +93,12 @@ def failed(visit: Visit, error: LetopisError) -> Response:
     """Return a page for an error; its text is ours, and quotes no content."""
     _ = visit.language.gettext
     if isinstance(error, NotRepairable):
-        status, text = 409, _("Nothing was changed: the event has moved in the meantime, or cannot be repaired so.")
+        status, text = 409, _("Nothing was changed: the event has moved on, or cannot be repaired this way.")
     elif isinstance(error, InvalidInput):
         status, text = 400, _("Nothing was changed: what was given is not valid.")
     elif isinstance(error, _UNAVAILABLE):
         status, text = 503, _("The outbox or the history store cannot be used at present. Nothing is lost.")
     else:
-        status, text = 500, _("An error that the console does not know.")
+        status, text = 500, _("Unexpected error. The log of the console names it.")
         logger.error("a page failed: %s", type(error).__name__)
     return visit.render("problem.html", code=status, text=text, detail=str(error))

@@ -99,7 +99,7 @@ def charts(visit: Visit, spans: list[tuple[int, int, Tally]]) -> list[dict[str, 
             "number": lang.number,
         },
         {
-            "title": _("Time to answer by day, 95 of 100"),
+            "title": _("Time to answer by day (95th percentile)"),
             "drawing": drawn([tally.quantile(0.95) or 0.0 for *_, tally in spans]),
             "said": [lang.latency(tally.quantile(0.95)) for *_, tally in spans],
             "number": lang.latency,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +16,7 @@ from letopis.outbox.cli._output import note, printable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from letopis.outbox.config.settings import Settings
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.event_log.lanes import LaneCounts
     from letopis.outbox.file.outbox_file import OutboxFile
@@ -36,11 +37,21 @@ LISTEN: Final = click.option(
 )
 
 
+CONSOLE: Final = click.option(
+    "--console",
+    is_flag=True,
+    envvar="LETOPIS_CONSOLE",
+    show_envvar=True,
+    help="Serve the console at /console/ of --listen too. Needs letopis[console].",
+)
+
+
 @click.command()
 @click.option(
     "--once", is_flag=True, help="Deliver what is due and exit: 0 if nothing is left, 75 if the store is down."
 )
 @LISTEN
+@CONSOLE
 @click.option(
     "--stop-timeout",
     metavar="SECONDS",
@@ -76,6 +87,7 @@ LISTEN: Final = click.option(
 def relay(
     once: bool,
     listen: str | None,
+    console: bool,
     stop_timeout: float | None,
     log_level: str | None,
     log_format: str | None,
@@ -99,6 +111,7 @@ def relay(
             return _configured(
                 patterns,
                 listen=listen,
+                console=console,
                 stop_timeout=stop_timeout,
                 log_level=log_level,
                 log_format=log_format,
@@ -151,6 +164,7 @@ def _configured(
     patterns: tuple[str, ...],
     *,
     listen: str | None,
+    console: bool,
     stop_timeout: float | None,
     log_level: str | None,
     log_format: str | None,
@@ -172,11 +186,20 @@ def _configured(
         retention=found.retention,
         alerts=load_alerts(found.alerts, folder=found.file.parent if found.file else None),
         listen=parse_address(str(address)) if address else None,
+        console=_hosting(found) if console or table.get("console") else None,
         stop_timeout=float(table.get("stop_timeout", default.stop_timeout)) if stop_timeout is None else stop_timeout,
         log_level=log_level or table.get("log_level", default.log_level),
         log_format=log_format or table.get("log_format", default.log_format),
         processes=processes or int(table.get("processes", default.processes)),
     )
+
+
+def _hosting(found: Settings) -> Any:
+    """Return what serves the console beside the relay."""
+    from letopis.outbox.cli.console import load_console
+
+    folder = found.file.parent if found.file else None
+    return load_console("hosted").hosting(load_console("configuration").read_token(found.console, folder))
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
@@ -196,7 +219,7 @@ async def _run_share(configure: Callable[[], DaemonSettings], text: str) -> None
     from letopis.outbox.daemon.share import Requests, Share
     from letopis.outbox.daemon.signals import on_signals
 
-    daemon = Daemon(lambda: replace(configure(), listen=None), holds=Share.parse(text).holds)
+    daemon = Daemon(lambda: replace(configure(), listen=None, console=None), holds=Share.parse(text).holds)
     Requests(daemon).listen()
     with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
         await daemon.run()
