@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import sqlalchemy as sa
+
 from letopis.outbox import History
 from letopis.outbox.history.insight import Insight
 from letopis.store import Message
@@ -39,14 +41,18 @@ _ANSWERS: Final = (
 )
 
 
+REFUSE: Final = {
+    "sqlite": f"CREATE TRIGGER no BEFORE INSERT ON letopis_events WHEN NEW.data LIKE '%{REFUSED}%'"
+    " BEGIN SELECT RAISE(ABORT, 'no'); END",
+    "postgresql": f"ALTER TABLE letopis_events ADD CONSTRAINT no CHECK (data NOT LIKE '%{REFUSED}%')",
+}
+
+
 async def refuse(store_url: str) -> None:
-    """Have an SQLite store refuse one text, as a rule of its own may."""
+    """Have a store refuse one text, as a rule of its own may."""
     engine = create_store_engine(store_url, pool_size=1)
     async with engine.begin() as connection:
-        await connection.exec_driver_sql(
-            "CREATE TRIGGER no BEFORE INSERT ON letopis_events WHEN NEW.data LIKE '%" + REFUSED + "%'"
-            " BEGIN SELECT RAISE(ABORT, 'no'); END"
-        )
+        await connection.execute(sa.text(REFUSE[engine.dialect.name]))
     await engine.dispose()
 
 
@@ -70,9 +76,9 @@ async def chat(
 async def eventful(history: History, *, owner: str, began: datetime) -> None:
     """Have the conversation ``tea``, in which everything happens that can happen to a message."""
     name = "tea"
-    said = await chat(history, name, owner=owner, title="An evening with tea 🍵", began=began, turns=3, model="large")
+    said = await chat(history, name, owner=owner, title="An evening with tea", began=began, turns=3, model="large")
     await history.edit(name, said[1].id, "Rooibos or chamomile. Neither has caffeine, so both are fine before bed.")
-    await history.react(name, said[1].id, "👍", actor="42")
+    await history.react(name, said[1].id, "♥", actor="42")
     await history.rate(name, said[3].id, 5)
     calls = Message.assistant(
         (Reasoning("The user wants to know the weather first."), ToolCall("call-1", "weather", {"city": "Oslo"})),
@@ -134,7 +140,8 @@ async def plant_blocked(history: History, count: int) -> None:
         await history.append(f"many-{number:02}", Message.user(f"message {number}"), owner="46")
     statement = (
         "UPDATE letopis_outbox_lanes SET state = 'blocked', attempts = 3, fault_class = 'poison',"
-        " fault = 'the event breaks a constraint of the history store [poison 23514]' WHERE conversation_id LIKE 'many-%'"
+        " fault = 'the event breaks a constraint of the history store [poison 23514]'"
+        " WHERE conversation_id LIKE 'many-%'"
     )
     await history.outbox.write(lambda connection: connection.exec_driver_sql(statement) and None)
 
