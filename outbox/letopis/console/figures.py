@@ -14,8 +14,10 @@ from letopis.store.rules.message_figures import MessageFigures
 
 logger = logging.getLogger("letopis.console")
 
-PAGE: Final = 500
+PAGE: Final = 250
 """Positions of the log that are read at once: a few milliseconds of work between two requests."""
+MAX_PAUSE_SECONDS: Final = 0.05
+"""After each page the count waits for as long as it took, at most this long, so that requests get their turn."""
 STEP_SECONDS: Final = 0.15
 """Time that a page waits for the count before it shows how far it has got."""
 IDLE_SECONDS: Final = 600.0
@@ -110,11 +112,11 @@ class LogFigures:
         self._heads = found.heads
         for partition, head in enumerate(found.heads):
             while (position := self._positions[partition]) < head:
-                limit = min(PAGE, head - position)
+                began, limit = time.monotonic(), min(PAGE, head - position)
                 rows = await self._insight.log_in_brief(partition=partition, after=position, limit=limit)
                 if rows is None:
                     self._available = False
                     return
                 self.figures.take(rows)
                 self._positions[partition] = position + limit
-                await asyncio.sleep(0)
+                await asyncio.sleep(min(time.monotonic() - began, MAX_PAUSE_SECONDS))
