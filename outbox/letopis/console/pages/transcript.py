@@ -67,7 +67,9 @@ async def transcript(visit: Visit) -> Response:
     found = None if name is None else await history.conversation(name)
     if found is None or name is None:
         return problem(visit, 404, _("There is no such conversation."))
-    version = visit.whole("version", most=found.version)
+    version = visit.whole("version")
+    if version is not None and version > found.version:
+        return problem(visit, 404, _("There is no such version yet, or the history store does not answer."))
     past = version is not None and version < found.version
     every = visit.query("every") == "1"
     try:
