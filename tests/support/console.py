@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
-import uvicorn
 
 from letopis.console.application import app
-from letopis.console.standalone import bind, server_config
+from letopis.console.standalone import Server, bind, server_config
 from letopis.outbox import History
 from letopis.outbox.daemon.http import ListenAddress
 from tests.support.paths import ROOT
@@ -99,8 +98,7 @@ class House:
                 self.application = app(history, token=self._token, **self._console)
                 listener = bind(ListenAddress(host="127.0.0.1", port=0))
                 self.port = listener.getsockname()[1]
-                server = uvicorn.Server(server_config(self._around(self.application)))
-                server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+                server = Server(server_config(self._around(self.application)))
                 serving = asyncio.create_task(server.serve(sockets=[listener]))
                 while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has a flag, no event
                     await asyncio.sleep(0.01)

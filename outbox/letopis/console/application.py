@@ -25,7 +25,7 @@ from letopis.console.access import Gate
 from letopis.console.activity import Pulse
 from letopis.console.figures import LogFigures
 from letopis.console.headers import SecurityHeaders
-from letopis.console.pages._base import problem
+from letopis.console.pages.answers import problem
 from letopis.console.state import ConsoleState
 from letopis.console.verification import Verifier
 from letopis.console.visit import Visit

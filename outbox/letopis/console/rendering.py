@@ -6,25 +6,32 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from letopis.console import assets
-from letopis.console.i18n import NAMES
+from letopis.console.i18n import NAMES, Language
 from letopis.console.words import Words
 from letopis.store.rules.transcript import clean, one_line
-
-if TYPE_CHECKING:
-    from letopis.console.visit import Visit
 
 MAX_SHOWN_CHARACTERS: Final = 20_000
 """Characters that are shown of one text; the rest is said to be left out."""
 
 
-def render(template: str, visit: Visit, context: Mapping[str, Any]) -> str:
+class Reader(Protocol):
+    """Whom a page is for."""
+
+    language: Language
+
+    def url(self, page: str, /, **query: Any) -> str:
+        """Return the path of a page."""
+        ...
+
+
+def render(template: str, visit: Reader, context: Mapping[str, Any]) -> str:
     """Return a template, filled in. All that is put in is escaped."""
     words = visit.language
     return (

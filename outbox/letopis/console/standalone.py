@@ -6,7 +6,8 @@ import asyncio
 import logging
 import socket
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from letopis.console.application import app
 from letopis.console.configuration import read_address, read_token
 from letopis.outbox.config.settings import Settings
 from letopis.outbox.daemon.http import ListenAddress
+from letopis.outbox.daemon.signals import on_signals
 from letopis.outbox.history.history import History
 from letopis.store.errors import ConfigurationError
 
@@ -84,6 +86,7 @@ def bind(address: ListenAddress) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address.host, address.port))
+        listener.listen(MAX_CONCURRENT_REQUESTS)  # early clients wait for the server instead of being refused
     except OSError as error:
         listener.close()
         raise OSError(error.errno, error.strerror, str(address)) from error
@@ -92,10 +95,24 @@ def bind(address: ListenAddress) -> socket.socket:
 
 async def serve(application: Any, listener: socket.socket) -> None:
     """Serve an application on a listening socket until SIGINT or SIGTERM."""
-    server = uvicorn.Server(server_config(application))
+    server = Server(server_config(application))
+
+    def stop() -> None:
+        server.should_exit = True
+
     # Its log records quote what unknown clients send.
     logging.getLogger("uvicorn").disabled = logging.getLogger("uvicorn.error").disabled = True
-    await server.serve(sockets=[listener])
+    with on_signals({"SIGINT": stop, "SIGTERM": stop}):
+        await server.serve(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """A server that leaves signals to others: uvicorn's own would raise them again at its end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
 
 
 def server_config(application: Any) -> uvicorn.Config:

@@ -78,7 +78,7 @@ class Verifier:
             found = _result(code, out, err)
         except Exception as error:  # whatever it was, the page says that the check failed
             logger.warning("the check of the %s failed: %s", subject, type(error).__name__)
-            found = {"failure": type(error).__name__}
+            found = dict[str, Any](failure=type(error).__name__)
         self.checks[subject] = Check(began=check.began, ended=datetime.now(UTC), **found)
 
     async def _finished(self, subject: Subject) -> tuple[int, bytes, bytes]:

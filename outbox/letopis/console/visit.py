@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from letopis.console.access import SESSION_SECONDS, Session, is_local
 from letopis.console.i18n import Language, language, preferred
+from letopis.console.rendering import render
 from letopis.console.state import ConsoleState
 from letopis.outbox.alerting.texts import LANGUAGES
 from letopis.outbox.operations.admin import OutboxAdmin
@@ -79,8 +80,6 @@ class Visit:
 
     def render(self, template: str, *, code: int = 200, **context: Any) -> Response:
         """Return a page."""
-        from letopis.console.rendering import render  # the templates know the pages' names
-
         response = HTMLResponse(render(template, self, context), status_code=code)
         self._remember(response)
         return response

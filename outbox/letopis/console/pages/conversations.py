@@ -6,7 +6,7 @@ from typing import Final
 
 from starlette.responses import Response
 
-from letopis.console.pages._base import page
+from letopis.console.pages.answers import page
 from letopis.console.visit import Visit
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from letopis.console.pages._base import action, page
+from letopis.console.pages.answers import action, page
 from letopis.console.verification import SUBJECTS
 from letopis.console.visit import Fields, Visit, field
 from letopis.store.errors import InvalidInput

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from letopis.console.activity import Reading
 from letopis.console.charts import chart
-from letopis.console.pages._base import action, page
+from letopis.console.pages.answers import action, page
 from letopis.console.rendering import render
 from letopis.console.verdict import verdict
 from letopis.console.visit import Fields, Visit, field

@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 from starlette.responses import Response, StreamingResponse
 
-from letopis.console.pages._base import action, problem
+from letopis.console.pages.answers import action, problem
 from letopis.console.pages.stuck import show_event
 from letopis.console.visit import Fields, Visit, field
 from letopis.outbox.operations.admin import OutboxAdmin

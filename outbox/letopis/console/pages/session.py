@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from letopis.console.access import is_same_origin
 from letopis.console.forms import FormRefused, read_form
-from letopis.console.pages._base import action, problem
+from letopis.console.pages.answers import action, problem
 from letopis.console.visit import Fields, Visit, field
 
 logger = logging.getLogger("letopis.console")

@@ -9,7 +9,7 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from letopis.console.charts import Chart, chart
-from letopis.console.pages._base import page
+from letopis.console.pages.answers import page
 from letopis.console.visit import Visit
 from letopis.store.rules.message_figures import NOBODY, OTHERS, Tally
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import orjson
 from starlette.responses import Response
 
-from letopis.console.pages._base import page, problem
+from letopis.console.pages.answers import page, problem
 from letopis.console.visit import Visit
 from letopis.outbox.operations.pending_events import PendingEvent
 from letopis.outbox.operations.stuck_lanes import STUCK_STATES

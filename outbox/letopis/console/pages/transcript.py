@@ -11,7 +11,7 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from letopis.console.i18n import Language
-from letopis.console.pages._base import page, problem
+from letopis.console.pages.answers import page, problem
 from letopis.console.rendering import MAX_SHOWN_CHARACTERS
 from letopis.console.visit import Visit
 from letopis.outbox.history.history import History

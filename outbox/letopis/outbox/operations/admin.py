@@ -43,7 +43,7 @@ class OutboxAdmin:
     def __init__(self, outbox: OutboxFile, *, by: str | None = None, via: Via = "python") -> None:
         self._outbox = outbox
         self._by = by
-        self._via = via
+        self._via: Via = via
 
     async def pending(self, selection: Selection, *, limit: int = 100) -> list[PendingEvent]:
         """Return at most ``limit`` pending events, by conversation and sequence."""
