@@ -282,9 +282,9 @@ def test_every_page_answers_while_the_store_is_away(tmp_path: Path) -> None:
             for page in PAGES:
                 began = time.monotonic()
                 answer = ask(house.port, f"/{page}")
-                assert answer.code == (404 if "version" in page else 200), page
+                assert answer.code == 200, page
                 assert time.monotonic() - began < 5, page
-                if page in ("statistics", "integrity", "conversation?id=c1"):
+                if page.startswith(("statistics", "integrity", "conversation?id=c1")):
                     assert "does not answer" in answer.text
             assert "and then" in ask(house.port, "/conversation?id=c1").text
             assert "is unreachable" in ask(house.port, "/").text
