@@ -6,6 +6,7 @@ import asyncio
 import math
 import sys
 import tempfile
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -91,8 +92,9 @@ def over_the_hour(positions: list[int], now_us: int) -> list[dict[str, int]]:
 def main(folder: Path) -> None:
     """Take the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place, PostgresServer.find() as server:
+    with tempfile.TemporaryDirectory() as place, PostgresServer.find() as server, ExitStack() as stack:
         path, store = Path(place) / "bot.outbox.db", server.create_database()
+        stack.callback(server.drop_database, store)
         asyncio.run(_tables(store))  # before Playwright has its loop run in this thread
         policy = RetryPolicy(base=0.02, cap=0.02, attempts=1)
         with chromium() as browser, House(path, store=store, policy=policy) as house:
@@ -108,8 +110,9 @@ def main(folder: Path) -> None:
                     tab.sign_in()
                     for name, page in SHOTS:
                         tab.go(page)
+                        if name == "conversation":
+                            tab.page.evaluate("document.querySelector('.travel').scrollIntoView()")
                         _take(tab, folder / f"{name}-{look}.png", whole=False)
-        server.drop_database(store)
 
 
 async def _tables(store: str) -> None:

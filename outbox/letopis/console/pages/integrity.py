@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from letopis.console.pages.answers import action, page
-from letopis.console.verification import SUBJECTS
+from letopis.console.verification import SUBJECTS, Subject
 from letopis.console.visit import Fields, Visit, field
 from letopis.store.errors import InvalidInput
 
@@ -27,9 +27,10 @@ async def integrity(visit: Visit) -> Response:
 @action
 async def verify(visit: Visit, fields: Fields) -> Response:
     """Begin a check."""
-    named = [subject for subject in SUBJECTS if subject == field(fields, "subject")]
-    if not named:
+    subjects: dict[str, Subject] = {one: one for one in SUBJECTS}
+    subject = subjects.get(field(fields, "subject"))
+    if subject is None:
         raise InvalidInput("subject", f"must be one of {', '.join(SUBJECTS)}")
-    started = visit.state.verifier.start(named[0])
-    await visit.act(lambda admin: admin.record("verify", outcome="done", reason=named[0], conversations=0))
+    started = visit.state.verifier.start(subject)
+    await visit.act(lambda admin: admin.record("verify", outcome="done", reason=subject, conversations=0))
     return visit.see("integrity", done="verify" if started else "nothing")

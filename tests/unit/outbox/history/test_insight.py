@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox import History, InvalidInput
+from letopis.outbox import History
 from letopis.outbox.alerting.incident_table import write_changes
 from letopis.outbox.alerting.incidents import Change, IncidentKind, IncidentRecord, IncidentState
 from letopis.outbox.history.insight import Insight
@@ -17,7 +17,7 @@ from letopis.outbox.operations import audit_log
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.pending_events import Selection
 from letopis.outbox.operations.repair import NotRepairable
-from letopis.store import Message
+from letopis.store import InvalidInput, Message
 from letopis.store.model.identifiers import uuid7
 from letopis.store.rules.message_figures import MessageFigures
 from tests.support.console_story import plant_blocked
@@ -189,7 +189,8 @@ async def test_incidents_come_with_who_was_told(tmp_path: Path) -> None:
         ]
         statement = (
             "INSERT INTO letopis_outbox_notices"
-            " (incident_id, recipient, word, number, state, reached, attempts, due_at, changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " (incident_id, recipient, word, number, state, reached, attempts, due_at, changed_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
         )
         await history.outbox.write(lambda connection: connection.exec_driver_sql(statement, told) and None)
         [first, second] = await Insight(history).incidents()
