@@ -404,7 +404,7 @@ def test_checks_run_beside_the_console(browser: Any, house: House) -> None:
             assert "The check has begun." in tab.text()
         house.run(until(lambda: checked(house), 60))
         tab.go("integrity")
-        assert tab.text().count("Nothing is wrong.") == 2
+        assert tab.text().count("Nothing is wrong.") == 2, tab.text()
         assert str(house.run(house.history.status()).outbox_id) in tab.text()
 
 

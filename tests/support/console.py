@@ -184,7 +184,7 @@ class Tab:
         self.page.fill("input[name=token]", TOKEN)
         self.page.fill("input[name=name]", name)
         self.page.click("main button")
-        self.page.wait_for_selector("text=Sign out")
+        self.page.wait_for_selector("form[action$='session/end']")
 
     def click(self, selector: str) -> None:
         """Click what leads to another page, and wait for that."""

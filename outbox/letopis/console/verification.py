@@ -116,7 +116,7 @@ def _result(code: int, out: bytes, err: bytes) -> dict[str, Any]:
         lines = err.decode(errors="replace").strip().splitlines()
         return {"failure": (lines[-1] if lines else f"exit code {code}")[:MAX_LINE_LENGTH]}
     return {
-        "no problems found": bool(said["no problems found"]),
+        "sound": bool(said["sound"]),
         "problems": tuple(str(one)[:MAX_LINE_LENGTH] for one in said["problems"]),
         "count": int(said["count"]),
         "compared": said.get("compared"),
