@@ -132,7 +132,7 @@ def test_the_overview_follows_live(browser: Any, house: House) -> None:
         before = int(tab.page.inner_text(".tiles div:nth-child(1) dd"))
         house.run(house.history.append("stuck-1", Message.user("one more")))
 
-        tab.page.wait_for_selector(f".tiles div:nth-child(1) dd:text-is('{before + 1}')", timeout=15_000)
+        tab.page.wait_for_selector(f".tiles div:nth-child(1) dd:text-is('{before + 1}')", timeout=30_000)
         bars = tab.page.locator(".chart .bar").count()
         points = tab.page.get_attribute(".chart .line", "points")
         tab.note()

@@ -21,7 +21,7 @@ from typing import Any, Final
 from letopis.console.application import app
 from letopis.outbox import History
 from letopis.store import ConversationStore
-from tests.campaigns.console_filling import COMMON, RARE, fill_outbox, fill_store
+from tests.campaigns.console_filling import COMMON, RARE, fill_outbox, fill_store, settle
 from tests.support.servers import PostgresServer
 
 LIMIT_MS: Final = 300
@@ -55,6 +55,7 @@ async def measure(kind: str, url: str, folder: Path, count: int) -> list[Timing]
         while await store.catch_up_search(10_000):
             pass
         print(f"{kind}: indexed for search in {time.perf_counter() - began:.0f} s", flush=True)
+    await settle(url)
     async with History.open(folder / f"{kind}.outbox.db", store=url, watch=False, relay=False) as history:
         await fill_outbox(history)
         console = app(history)
@@ -65,6 +66,7 @@ async def measure(kind: str, url: str, folder: Path, count: int) -> list[Timing]
         during = []
         while not (await state.figures.look()).done:
             during.append(await timed(console, "conversations", repeats=1))
+            await asyncio.sleep(0.2)  # a reader, not a siege
         print(
             f"{kind}: counted for the statistics in {time.perf_counter() - began:.1f} s, in the background", flush=True
         )

@@ -10,6 +10,7 @@ from typing import Final
 
 from letopis.outbox import History
 from letopis.store import ConversationStarted, ConversationStore, Event, Message
+from letopis.store.database.engines import create_store_engine
 from letopis.store.testing.outbox import Outbox
 from tests.support.console_story import plant_blocked
 
@@ -63,6 +64,14 @@ async def fill_store(url: str, count: int) -> None:
         outbox.append("long", *conversation("long", began - timedelta(days=9), chance, LONG))
         for first in range(1, LONG + 2, 1_000):
             await store.apply(outbox.origin, [outbox.batch("long", first, first + 999)])
+
+
+async def settle(url: str) -> None:
+    """Have the planner know the tables, as it does of any that were not filled a moment ago."""
+    engine = create_store_engine(url, pool_size=1)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("ANALYZE")
+    await engine.dispose()
 
 
 async def fill_outbox(history: History) -> None:
