@@ -132,7 +132,14 @@ def test_the_overview_follows_live(browser: Any, house: House) -> None:
         before = int(tab.page.inner_text(".tiles div:nth-child(1) dd"))
         house.run(house.history.append("stuck-1", Message.user("one more")))
 
-        tab.page.wait_for_selector(f".tiles div:nth-child(1) dd:text-is('{before + 1}')", timeout=30_000)
+        asked = "performance.getEntriesByType('resource').map((one) => one.name + ' ' + one.responseStatus)"
+        try:
+            tab.page.wait_for_selector(f".tiles div:nth-child(1) dd:text-is('{before + 1}')", timeout=20_000)
+        except Exception as error:
+            status = house.run(house.history.status())
+            error.add_note(f"{before} before, {status.pending} now; {tab.page.inner_text('.tiles')}")
+            error.add_note(str(tab.page.evaluate(asked)))
+            raise
         bars = tab.page.locator(".chart .bar").count()
         points = tab.page.get_attribute(".chart .line", "points")
         tab.note()

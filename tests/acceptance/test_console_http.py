@@ -239,7 +239,7 @@ def test_it_is_mounted_anywhere(tmp_path: Path) -> None:
 
     with House(tmp_path / "bot.outbox.db", relay=False, watch=False, around=mounted) as house:
         house.run(house.history.append("c1", Message.user("hello"), owner="1"))
-        for page in PAGES:
+        for page in (one for one in PAGES if "version" not in one):  # nothing is delivered, so there is none
             answer = ask(house.port, f"/admin/history/{page}")
             assert answer.code == 200, page
             places = re.findall(r'(?:href|src|action|connect)="([^"#]+)"', answer.text)
@@ -279,6 +279,7 @@ def test_every_page_answers_while_the_store_is_away(tmp_path: Path) -> None:
                 assert ask(house.port, f"/{page}").code == 200
             server.stop()
             house.run(house.history.append("c1", Message.user("and then"), owner="1"))
+            house.run(until(lambda: _noticed(house)))
             for page in PAGES:
                 began = time.monotonic()
                 answer = ask(house.port, f"/{page}")
@@ -302,6 +303,10 @@ async def _tables(url: str) -> None:
 async def _again(house: House, url: str) -> None:
     assert await house.history.drained(30)
     await until(lambda: _answers(house))
+
+
+async def _noticed(house: House) -> bool:
+    return not (await house.application.state.console.figures.look()).available
 
 
 async def _answers(house: House) -> bool:
