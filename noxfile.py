@@ -13,7 +13,8 @@ import nox
 ROOT = Path(__file__).parent
 LOCK = ROOT / "requirements" / "dev.txt"
 RUNTIME_LOCK = ROOT / "requirements" / "runtime.txt"
-PACKAGES = ("-p", "letopis.store", "-p", "letopis.outbox", "-p", "letopis.adapters", "-p", "letopis.migrations")
+NAMES = ("store", "outbox", "adapters", "console", "migrations")
+PACKAGES = tuple(word for name in NAMES for word in ("-p", f"letopis.{name}"))
 
 FRAMEWORKS = (
     *("agent-framework", "aiogram", "google-adk", "haystack", "langchain", "langgraph", "llama-index"),

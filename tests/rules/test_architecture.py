@@ -59,6 +59,27 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "daemon",
         "cli",
     ),
+    "letopis.console": (
+        "access",
+        "headers",
+        "forms",
+        "charts",
+        "assets",
+        "i18n",
+        "words",
+        "verdict",
+        "configuration",
+        "activity",
+        "figures",
+        "verification",
+        "state",
+        "rendering",
+        "visit",
+        "pages",
+        "application",
+        "standalone",
+        "hosted",
+    ),
     "letopis.adapters": (
         "formats",
         "_blocking",
@@ -90,6 +111,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "letopis.store": frozenset(),
     "letopis.outbox": frozenset({"letopis.store"}),
     "letopis.adapters": frozenset({"letopis.store", "letopis.outbox"}),
+    "letopis.console": frozenset({"letopis.store", "letopis.outbox"}),
     "letopis.migrations": frozenset({"letopis.store", "letopis.outbox"}),
 }
 
@@ -112,6 +134,9 @@ MIGRATIONS_MAY_IMPORT: frozenset[str] = frozenset(
 
 # What is importable after a plain `pip install letopis`; extras are imported where they are used.
 CORE = frozenset({"sqlalchemy", "aiosqlite", "alembic", "orjson", "anyio", "click", "filelock"})
+
+# What a package imports that needs an extra as a whole.
+CORE_OF_PACKAGES = {"letopis.console": frozenset({"starlette", "jinja2", "markupsafe", "uvicorn"})}
 
 # What one room alone imports: classes of tests are of use to a caller that has pytest, an adapter to one that has the
 # framework.
@@ -288,7 +313,11 @@ def test_the_core_imports_its_declared_dependencies_only() -> None:
         for room in [f"{module.package}.{room_of(module.name)}"]
         for node in module.tree.body
         for target, _ in imported(node if isinstance(node, ast.Import | ast.ImportFrom) else ast.Pass())
-        if (top := target.split(".")[0]) not in CORE | CORE_OF_ROOMS.get(room, frozenset()) | {"letopis"}
+        if (top := target.split(".")[0])
+        not in CORE
+        | CORE_OF_ROOMS.get(room, frozenset())
+        | CORE_OF_PACKAGES.get(module.package, frozenset())
+        | {"letopis"}
         and top not in sys.stdlib_module_names
     ]
 
@@ -419,6 +448,17 @@ def test_a_bot_starts_without_what_few_need() -> None:
         "sqlalchemy.dialects.postgresql",
     }
     assert loaded_by("from letopis.outbox import History", late) == []
+
+
+def test_the_command_and_the_bot_come_without_the_console() -> None:
+    late = {"jinja2", "letopis.console", "markupsafe", "starlette", "uvicorn"}
+    statements = (
+        "import letopis.outbox.cli",
+        "import letopis.outbox.cli.relay",
+        "from letopis import History",
+        "import letopis.outbox.history.insight",
+    )
+    assert [loaded_by(one, late) for one in statements] == [[], [], [], []]
 
 
 def test_the_class_of_a_history_comes_without_what_works_in_one() -> None:

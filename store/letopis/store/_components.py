@@ -23,6 +23,7 @@ from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.base import Projection
 from letopis.store.projections.inline import InlineProjections
 from letopis.store.projections.projector import ProjectorContext
+from letopis.store.read.activity import ActivityReader
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.read.reader import Reader
@@ -56,6 +57,7 @@ class StoreComponents:
     conflicts: ConflictLookup
     reader: Reader
     lineage: Lineage
+    activity: ActivityReader
     statistics: StatisticsReader
     records: RecordReader
     finder: Finder
@@ -160,6 +162,7 @@ def build_components(
         conflicts=ConflictLookup(dialect),
         trial=Trial(engine, dialect, applier, partitions=partitions),
         reader=reader,
+        activity=ActivityReader(dialect),
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),

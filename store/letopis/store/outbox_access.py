@@ -13,12 +13,14 @@ from letopis.store.errors import ConversationGone
 from letopis.store.maintenance.continuity import Continuity
 from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.records import RecordKey, RecordRange, Scope, Tag
+from letopis.store.read.activity import ForkSummary
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import check_count
-from letopis.store.read.reader import StoreView, ViewQuery
+from letopis.store.read.reader import Reader, StoreView, ViewQuery
 from letopis.store.read.records import RecordsView, StoredRecord
 from letopis.store.rules.apply_plan import Origin
 from letopis.store.rules.fold import PathPosition
+from letopis.store.rules.message_figures import LoggedRow
 from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.statistics import PartialStatistics, Period
 
@@ -139,6 +141,44 @@ class OutboxAccess:
             lambda connection: reader.count(connection, period, origin_id=origin_id, lanes=lanes)
         )
 
+    async def heads(self) -> list[int]:
+        """Return the last position of each partition of the log."""
+        partitions = (await self._runtime.prepared()).partitions
+        return await self._runtime.read(lambda reader, connection: _heads(reader, connection, partitions))
+
+    async def positions_at(self, moments: Sequence[int], *, partition: int, head: int, floor: int = 0) -> list[int]:
+        """Return the last position of a partition that was recorded before each moment, in UTC microseconds.
+
+        :param head: the last position of the partition.
+        :param floor: a position that was recorded before all moments.
+        """
+        activity = (await self._runtime.prepared()).activity
+        return await self._runtime.read(
+            lambda _, connection: activity.positions_at(
+                connection, partition=partition, head=head, moments=moments, floor=floor
+            )
+        )
+
+    async def log_in_brief(self, *, partition: int, after: int, limit: int) -> list[LoggedRow]:
+        """Return the events of the next ``limit`` positions that figures of messages are made of.
+
+        :raises InvalidInput: the limit is wrong.
+        """
+        check_count(limit, "limit")
+        activity = (await self._runtime.prepared()).activity
+        return await self._runtime.read(
+            lambda _, connection: activity.log(connection, partition=partition, after=after, limit=limit)
+        )
+
+    async def forks(self, conversation_id: str, *, limit: int) -> list[ForkSummary]:
+        """Return some forks of a conversation.
+
+        :raises InvalidInput: the limit is wrong.
+        """
+        check_count(limit, "limit")
+        activity = (await self._runtime.prepared()).activity
+        return await self._runtime.read(lambda _, connection: activity.forks(connection, conversation_id, limit=limit))
+
     async def records(
         self, scope: Scope, places: Collection[RecordKey], *, origin_id: UUID, values: bool = True
     ) -> RecordsView:
@@ -192,3 +232,7 @@ class OutboxAccess:
         """
         trial = (await self._runtime.prepared()).trial
         await self._runtime.shielded(trial.run(conversation_id))
+
+
+async def _heads(reader: Reader, connection: AsyncConnection, partitions: int) -> list[int]:
+    return [await reader.head(connection, partition) for partition in range(partitions)]

@@ -29,6 +29,7 @@ VERBS: Final = {
     "history": ("letopis.outbox.cli.history:history", "List, show, import and export conversations."),
     "db": ("letopis.outbox.cli.db:db", "Create, upgrade and check the history store."),
     "alerts": ("letopis.outbox.cli.alerts:alerts", "Send a test alert."),
+    "console": ("letopis.outbox.cli.console:console", "Show the outbox and its history in the browser."),
 }
 """The verbs in the order of a first use, with module and short help."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from letopis.outbox.cli._output import format_duration, printable, table, terminal_width, truncate
-from letopis.store.model.events import from_microseconds
+from letopis.outbox.operations.event_json import event_json, event_summary, iso_moment, json_value
 
 if TYPE_CHECKING:
     from letopis.outbox.operations.pending_events import LaneWithLosses, PendingEvent, Repair
@@ -96,34 +96,6 @@ def _fault(one: PendingEvent | LaneWithLosses) -> str:
     return printable(" ".join(code_first(one.fault or one.fault_class or "-").split()))
 
 
-def event_summary(entry: PendingEvent) -> dict[str, Any]:
-    """Return an event as JSON values, without its content."""
-    return {
-        "event_id": str(entry.event_id),
-        "conversation_id": entry.conversation_id,
-        "owner_id": entry.owner_id,
-        "sequence": entry.sequence,
-        "type": entry.type,
-        "schema_version": entry.schema_version,
-        "bytes": entry.size,
-        "digest": entry.digest.hex(),
-        "occurred_at": _moment(entry.occurred_at),
-        "appended_at": _moment(entry.appended_at),
-        "front": entry.front,
-        "behind": entry.behind,
-        "state": entry.state,
-        "attempts": entry.attempts,
-        "due_at": _moment(entry.due_at) if entry.state == "retrying" and entry.due_at else None,
-        "fault_class": entry.fault_class,
-        "fault": entry.fault,
-    }
-
-
-def event_json(entry: PendingEvent) -> dict[str, Any]:
-    """Return an event as JSON values, content included."""
-    return {**event_summary(entry), "data": _value(entry.data), "metadata": _value(entry.metadata)}
-
-
 def event_details(entry: PendingEvent, done: Sequence[Repair], *, payload: bool) -> dict[str, Any]:
     """Return an event and its repairs as JSON values; content only with ``payload``."""
     repairs = []
@@ -135,9 +107,11 @@ def event_details(entry: PendingEvent, done: Sequence[Repair], *, payload: bool)
             "digest": one.digest.hex(),
             "reason": one.reason,
             "repaired_by": one.repaired_by,
-            "repaired_at": _moment(one.repaired_at),
+            "repaired_at": iso_moment(one.repaired_at),
         }
-        repairs.append({**repair, "data": _value(one.data), "metadata": _value(one.metadata)} if payload else repair)
+        repairs.append(
+            {**repair, "data": json_value(one.data), "metadata": json_value(one.metadata)} if payload else repair
+        )
     return {**(event_json(entry) if payload else event_summary(entry)), "repairs": repairs}
 
 
@@ -153,13 +127,13 @@ def event_text(entry: PendingEvent, done: Sequence[Repair], *, payload: bool) ->
         f"sequence      {place}",
         f"type          {printable(entry.type)} (schema {entry.schema_version}), {entry.size} bytes",
         f"digest        {entry.digest.hex()}",
-        f"occurred      {_moment(entry.occurred_at)}",
-        f"appended      {_moment(entry.appended_at)}",
+        f"occurred      {iso_moment(entry.occurred_at)}",
+        f"appended      {iso_moment(entry.appended_at)}",
         f"state         {entry.state}, {entry.attempts} attempts",
         f"fault         {printable(code_first(entry.fault or entry.fault_class or '-'))}",
     ]
     lines += [
-        f"{one.verb:<13} {_moment(one.repaired_at)} by {printable(one.repaired_by or 'unknown')}:"
+        f"{one.verb:<13} {iso_moment(one.repaired_at)} by {printable(one.repaired_by or 'unknown')}:"
         f" {printable(one.reason)} (was {printable(one.type)}, digest {one.digest.hex()})"
         for one in done
     ]
@@ -170,22 +144,8 @@ def event_text(entry: PendingEvent, done: Sequence[Repair], *, payload: bool) ->
 
 def indented(data: str) -> bytes:
     """Return stored data, indented for editing; unchanged if it is no longer JSON."""
-    value = _value(data)
+    value = json_value(data)
     return data.encode() if isinstance(value, str) else orjson.dumps(value, option=_INDENT)
 
 
 _INDENT: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-
-
-def _value(text: str | None) -> Any:
-    """Return the value of stored JSON; the text itself if it is damaged."""
-    if text is None:
-        return None
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
-
-
-def _moment(microseconds: int) -> str:
-    return from_microseconds(microseconds).isoformat()

@@ -12,6 +12,8 @@ import click
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 
 if TYPE_CHECKING:
+    from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.operations.admin import OutboxAdmin
     from letopis.outbox.operations.pending_events import Selection
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -159,6 +161,13 @@ def current_user() -> str | None:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container's user without an entry; Windows without its variables
         return None
+
+
+def as_operator(file: OutboxFile) -> OutboxAdmin:
+    """Return what an operator can do to an outbox, in the name of the user who runs the command."""
+    from letopis.outbox.operations.admin import OutboxAdmin
+
+    return OutboxAdmin(file, by=current_user(), via="command")
 
 
 def _require_selection() -> None:

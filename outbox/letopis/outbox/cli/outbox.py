@@ -19,9 +19,9 @@ from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
 from letopis.outbox.cli._selection import (
     YES,
+    as_operator,
     confirm,
     current_selection,
-    current_user,
     required_fronts,
     required_selection,
     with_selection,
@@ -71,10 +71,9 @@ def retry(as_json: bool) -> None:
 
     Exits with 3 if none matched. A paused one stays paused.
     """
-    from letopis.outbox.operations.admin import OutboxAdmin
 
     selection = required_selection()
-    _lanes("retried", _changed(lambda file: OutboxAdmin(file).retry(selection)), "will be retried", as_json=as_json)
+    _lanes("retried", _changed(lambda file: as_operator(file).retry(selection)), "will be retried", as_json=as_json)
 
 
 @outbox.command(examples=("letopis outbox pause --conversation telegram:4711",))
@@ -86,10 +85,9 @@ def pause(as_json: bool) -> None:
 
     `letopis pause` pauses all delivery.
     """
-    from letopis.outbox.operations.admin import OutboxAdmin
 
     selection = required_selection()
-    _lanes("paused", _changed(lambda file: OutboxAdmin(file).pause(selection)), "paused", as_json=as_json)
+    _lanes("paused", _changed(lambda file: as_operator(file).pause(selection)), "paused", as_json=as_json)
 
 
 @outbox.command(
@@ -103,10 +101,9 @@ def pause(as_json: bool) -> None:
 @with_options
 def resume(as_json: bool) -> None:
     """Resume paused conversations. Exits with 3 if none matched."""
-    from letopis.outbox.operations.admin import OutboxAdmin
 
     selection = required_selection()
-    _lanes("resumed", _changed(lambda file: OutboxAdmin(file).resume(selection)), "resumed", as_json=as_json)
+    _lanes("resumed", _changed(lambda file: as_operator(file).resume(selection)), "resumed", as_json=as_json)
 
 
 @outbox.command(
@@ -136,7 +133,6 @@ def skip(reason: str, missing: bool, yes: bool, as_json: bool) -> None:
     if missing:
         _skip_missing(reason, yes=yes, as_json=as_json)
         return
-    from letopis.outbox.operations.admin import OutboxAdmin
     from letopis.outbox.operations.repair import NotRepairable, checked_reason
 
     checked_reason(reason)
@@ -147,7 +143,7 @@ def skip(reason: str, missing: bool, yes: bool, as_json: bool) -> None:
         done: list[tuple[PendingEvent, str | None]] = []
         for one in found:
             try:
-                done.append((await OutboxAdmin(file, by=current_user()).skip(one.event_id, reason=reason), None))
+                done.append((await as_operator(file).skip(one.event_id, reason=reason), None))
             except NotRepairable as error:
                 done.append((one, str(error)))
         return done
@@ -157,7 +153,6 @@ def skip(reason: str, missing: bool, yes: bool, as_json: bool) -> None:
 
 def _skip_missing(reason: str, *, yes: bool, as_json: bool) -> None:
     from letopis.outbox.cli._locations import store_of
-    from letopis.outbox.operations.admin import OutboxAdmin
     from letopis.store.conversation_store import ConversationStore
 
     selection = required_selection()
@@ -170,7 +165,7 @@ def _skip_missing(reason: str, *, yes: bool, as_json: bool) -> None:
 
     async def work(file: OutboxFile) -> tuple[int, ...]:
         async with ConversationStore.open(store_of(settings()), migrate=False) as store:
-            return await OutboxAdmin(file).skip_missing(store, conversation_id, reason=reason)
+            return await as_operator(file).skip_missing(store, conversation_id, reason=reason)
 
     sequences = _changed(work)
     if as_json:
@@ -201,7 +196,6 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
     the data to correct. Exits with 3 if nothing matched, with 2 if the data is invalid, or if confirmation is required
     and stdin is not a terminal.
     """
-    from letopis.outbox.operations.admin import OutboxAdmin
     from letopis.outbox.operations.repair import checked_reason
     from letopis.store.model.codec import Limits
 
@@ -218,13 +212,11 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
 
     async def work(file: OutboxFile) -> list[tuple[PendingEvent, str | None]]:
         if original:
-            done = await OutboxAdmin(file, by=current_user()).restore(entry.event_id, reason=reason)
+            done = await as_operator(file).restore(entry.event_id, reason=reason)
         else:
             # The widest limits: the bot's own are not known here, and its event may be larger than the default.
             wide = Limits(max_bytes=8 * 1024 * 1024, max_depth=200)
-            done = await OutboxAdmin(file, by=current_user()).fix(
-                entry.event_id, data, metadata=metadata, reason=reason, limits=wide
-            )
+            done = await as_operator(file).fix(entry.event_id, data, metadata=metadata, reason=reason, limits=wide)
         return [(done, None)]
 
     _repaired("restored" if original else "fixed", _changed(work), as_json=as_json)
@@ -249,7 +241,7 @@ def export(file: str, force: bool) -> None:
     import orjson
 
     from letopis.outbox.cli._output import open_output
-    from letopis.outbox.cli._render import event_json
+    from letopis.outbox.operations.event_json import event_json
     from letopis.outbox.operations.pending_events import value_of
     from letopis.store.model.records import RECORD_PUT
 

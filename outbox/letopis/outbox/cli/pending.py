@@ -37,7 +37,8 @@ def list_events(limit: int, as_json: bool) -> None:
     Without filters: the event that each blocked, retrying or paused conversation is waiting on, and exit 0 if there is
     none. With filters, exits with 3 if nothing matched.
     """
-    from letopis.outbox.cli._render import event_summary, event_table, missing_json
+    from letopis.outbox.cli._render import event_table, missing_json
+    from letopis.outbox.operations.event_json import event_summary
     from letopis.outbox.operations.pending_events import Selection, list_missing, list_pending
     from letopis.outbox.operations.status import read_status
     from letopis.store.model.events import to_microseconds, utc_now

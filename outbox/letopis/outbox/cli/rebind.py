@@ -10,7 +10,7 @@ import click
 from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._selection import YES, confirm
+from letopis.outbox.cli._selection import YES, as_operator, confirm
 
 if TYPE_CHECKING:
     from letopis.outbox.event_log.rebind import Rebound
@@ -51,7 +51,6 @@ async def _rebound(file: OutboxFile, *, yes: bool, as_json: bool) -> Rebound:
     from letopis.outbox.event_log.bound_store import read_binding
     from letopis.outbox.event_log.destination import destination_of
     from letopis.outbox.history.store_location import check_apart
-    from letopis.outbox.operations.admin import OutboxAdmin
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.urls import normalise_url
 
@@ -63,11 +62,11 @@ async def _rebound(file: OutboxFile, *, yes: bool, as_json: bool) -> Rebound:
         raise click.UsageError("Name the history store with --store.")
     store = ConversationStore(url, pool_size=2)
     try:
-        ahead = await OutboxAdmin(file).rebind(store, dry_run=True)
+        ahead = await as_operator(file).rebind(store, dry_run=True)
         if not as_json:
             _tell(ahead)
         confirm("Bind the outbox to this store?", yes=yes)
-        return await OutboxAdmin(file).rebind(store)
+        return await as_operator(file).rebind(store)
     finally:
         await store.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -17,6 +17,7 @@ from letopis.outbox.cli._output import note, printable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from letopis.outbox.config.settings import Settings
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.event_log.lanes import LaneCounts
     from letopis.outbox.file.outbox_file import OutboxFile
@@ -37,6 +38,15 @@ LISTEN: Final = click.option(
 )
 
 
+CONSOLE: Final = click.option(
+    "--console",
+    is_flag=True,
+    envvar="LETOPIS_CONSOLE",
+    show_envvar=True,
+    help="Serve the console at /console/ of --listen too. Needs letopis[console].",
+)
+
+
 @click.command(
     cls=Verb,
     examples=(
@@ -49,6 +59,7 @@ LISTEN: Final = click.option(
     "--once", is_flag=True, help="Deliver what is due and exit: 0 if nothing is left, 75 if the store is down."
 )
 @LISTEN
+@CONSOLE
 @click.option(
     "--stop-timeout",
     metavar="SECONDS",
@@ -91,6 +102,7 @@ LISTEN: Final = click.option(
 def relay(
     once: bool,
     listen: str | None,
+    console: bool,
     stop_timeout: float | None,
     log_level: str | None,
     log_format: str | None,
@@ -115,6 +127,7 @@ def relay(
             return _configured(
                 patterns,
                 listen=listen,
+                console=console,
                 stop_timeout=stop_timeout,
                 log_level=log_level,
                 log_format=log_format,
@@ -149,10 +162,9 @@ def pause(reason: str | None) -> None:
     restart does not end the pause. `letopis outbox pause` pauses single conversations.
     """
     from letopis.outbox.cli._locations import with_outbox
-    from letopis.outbox.cli._selection import current_user
-    from letopis.outbox.operations.admin import OutboxAdmin
+    from letopis.outbox.cli._selection import as_operator
 
-    asyncio.run(with_outbox(settings(), lambda file: OutboxAdmin(file, by=current_user()).pause_relay(reason=reason)))
+    asyncio.run(with_outbox(settings(), lambda file: as_operator(file).pause_relay(reason=reason)))
     note("delivery is paused; `letopis resume` resumes it")
 
 
@@ -161,9 +173,9 @@ def pause(reason: str | None) -> None:
 def resume() -> None:
     """Resume delivery after `letopis pause`. Exits with 3 if it was not paused."""
     from letopis.outbox.cli._locations import with_outbox
-    from letopis.outbox.operations.admin import OutboxAdmin
+    from letopis.outbox.cli._selection import as_operator
 
-    if not asyncio.run(with_outbox(settings(), lambda file: OutboxAdmin(file).resume_relay())):
+    if not asyncio.run(with_outbox(settings(), lambda file: as_operator(file).resume_relay())):
         raise CommandExit(Exit.NOTHING, "delivery was not paused")
     note("delivery is resumed")
 
@@ -172,6 +184,7 @@ def _configured(
     patterns: tuple[str, ...],
     *,
     listen: str | None,
+    console: bool,
     stop_timeout: float | None,
     log_level: str | None,
     log_format: str | None,
@@ -194,12 +207,21 @@ def _configured(
         retention=found.retention,
         alerts=load_alerts(found.alerts, folder=found.file.parent if found.file else None),
         listen=parse_address(str(address)) if address else None,
+        console=_hosting(found) if console or table.get("console") else None,
         stop_timeout=float(table.get("stop_timeout", default.stop_timeout)) if stop_timeout is None else stop_timeout,
         log_level=log_level or table.get("log_level", default.log_level),
         log_format=log_format or table.get("log_format", default.log_format),
         processes=processes or int(table.get("processes", default.processes)),
         trace_conversations=trace_conversations or bool(table.get("trace_conversations", False)),
     )
+
+
+def _hosting(found: Settings) -> Any:
+    """Return what serves the console beside the relay."""
+    from letopis.outbox.cli.console import load_console
+
+    folder = found.file.parent if found.file else None
+    return load_console("hosted").hosting(load_console("configuration").read_token(found.console, folder))
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
@@ -219,7 +241,7 @@ async def _run_share(configure: Callable[[], DaemonSettings], text: str) -> None
     from letopis.outbox.daemon.share import Requests, Share
     from letopis.outbox.daemon.signals import on_signals
 
-    daemon = Daemon(lambda: replace(configure(), listen=None), holds=Share.parse(text).holds)
+    daemon = Daemon(lambda: replace(configure(), listen=None, console=None), holds=Share.parse(text).holds)
     Requests(daemon).listen()
     with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
         await daemon.run()

@@ -47,6 +47,7 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
         "retention": _TABLE,
         "alerts": _TABLE,
         "daemon": _TABLE,
+        "console": _TABLE,
     },
     "relay": {"base": _NUMBER, "factor": _NUMBER, "cap": _NUMBER, "jitter": _TEXT, "attempts": _INTEGER},
     "retention": {"keep_last": _INTEGER, "keep_hours": _NUMBER},
@@ -57,6 +58,12 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
         "log_level": Option((str,), "text in quotes", choices=tuple(LEVELS)),
         "log_format": Option((str,), "text in quotes", choices=tuple(FORMATS)),
         "trace_conversations": Option((bool,), "true or false"),
+        "console": Option((bool,), "true or false"),
+    },
+    "console": {
+        "host": _TEXT,
+        "port": Option((int,), "a port"),
+        "token_file": _TEXT,
     },
     "alerts": {
         "channels": Option((list,), "a list of addresses in quotes"),

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from letopis.outbox.config.alerts import AlertSettings
 from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate
-from letopis.outbox.daemon.http import ListenAddress, serve_http
+from letopis.outbox.daemon.http import App, ListenAddress, serve_http
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.store_pool import StorePool, probe_all
 from letopis.outbox.daemon.systemd import Notifier
@@ -58,6 +58,7 @@ class DaemonSettings:
     :ivar outboxes: paths and patterns.
     :ivar store: of all outboxes, as given, so perhaps with a password; ``None`` for the SQLite file beside each.
     :ivar listen: where to serve HTTP; ``None`` for nowhere.
+    :ivar console: makes the ASGI application to be served at ``/console/``, for the time of a block; ``None`` for none.
     :ivar processes: over which the outboxes are spread.
     :ivar stop_timeout: seconds that the batches in flight have after the first signal.
     :ivar trace_conversations: name the conversations on spans.
@@ -69,6 +70,7 @@ class DaemonSettings:
     retention: Retention = field(default_factory=Retention)
     alerts: AlertSettings = field(default_factory=AlertSettings)
     listen: ListenAddress | None = None
+    console: Callable[[DaemonSettings], AbstractAsyncContextManager[App]] | None = None
     stop_timeout: float = 8.0
     log_level: str = "INFO"
     log_format: str = "auto"
@@ -190,9 +192,10 @@ class Daemon:
     async def _start(self, stack: AsyncExitStack) -> None:
         settings = self._settings
         self._options = await asyncio.to_thread(_worker_options, settings)
+        console = None if settings.console is None else await stack.enter_async_context(settings.console(settings))
         if settings.listen is not None:
             self.address = await stack.enter_async_context(
-                serve_http(settings.listen, live=self.is_live, snapshot=self.snapshot)
+                serve_http(settings.listen, live=self.is_live, snapshot=self.snapshot, console=console)
             )
         await self._scan(first=True)
         await self._open_some()
@@ -399,7 +402,12 @@ class Daemon:
     def _apply_settings(self, settings: DaemonSettings, options: WorkerOptions) -> None:
         before, self._options = self._settings, options
         self._settings = replace(
-            settings, outboxes=before.outboxes, store=before.store, listen=before.listen, processes=before.processes
+            settings,
+            outboxes=before.outboxes,
+            store=before.store,
+            listen=before.listen,
+            console=before.console,
+            processes=before.processes,
         )
         for worker in self.workers:
             worker.change(options)

@@ -22,6 +22,8 @@ logger: Final = logging.getLogger("letopis.outbox.daemon")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+"""An ASGI application."""
 
 LOOPBACK: Final = "127.0.0.1"
 MAX_CONCURRENT_REQUESTS: Final = 32
@@ -74,16 +76,27 @@ class HealthApp:
 
     :param live: returns True if the loop of every relay turns; reads no file.
     :param snapshot: returns all the rest.
+    :param console: answers what begins with ``/console``; it has an access control of its own.
     """
 
-    def __init__(self, *, live: Callable[[], bool], snapshot: Callable[[], Awaitable[HealthSnapshot]]) -> None:
+    def __init__(
+        self,
+        *,
+        live: Callable[[], bool],
+        snapshot: Callable[[], Awaitable[HealthSnapshot]],
+        console: App | None = None,
+    ) -> None:
         self._live = live
         self._snapshot = snapshot
+        self._console = console
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
+            return
+        if self._console is not None and f"{scope['path']}/".startswith("/console/"):
+            await self._console(scope, receive, _closing(send))
             return
         status, content_type, body = await self._answer(scope)
         headers = [
@@ -131,6 +144,17 @@ class HealthApp:
         return 200, content_type, body
 
 
+def _closing(send: Send) -> Send:
+    """Return a ``send`` that has the connection closed after the answer: each carries one request."""
+
+    async def sent(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return sent
+
+
 def _route(file: OutboxMetrics) -> dict[str, Any]:
     store_id = file.bound.store_id
     return {
@@ -147,9 +171,15 @@ def _json(status: int, value: Any) -> tuple[int, str, bytes]:
 
 @asynccontextmanager
 async def serve_http(
-    address: ListenAddress, *, live: Callable[[], bool], snapshot: Callable[[], Awaitable[HealthSnapshot]]
+    address: ListenAddress,
+    *,
+    live: Callable[[], bool],
+    snapshot: Callable[[], Awaitable[HealthSnapshot]],
+    console: App | None = None,
 ) -> AsyncIterator[ListenAddress]:
     """Serve at ``address`` during a ``with`` block; yields it with the port that replaces port 0.
+
+    :param console: the ASGI application to serve at ``/console/`` too.
 
     :raises ConfigurationError: the extra ``letopis[daemon]`` is not installed, or there is no such address here.
     :raises OSError: something else listens there.
@@ -172,7 +202,7 @@ async def serve_http(
     listener = await asyncio.to_thread(_bound, address)
     server = Server(
         uvicorn.Config(
-            HealthApp(live=live, snapshot=snapshot),
+            HealthApp(live=live, snapshot=snapshot, console=console),
             http=limited_protocol(),
             ws="none",
             loop="none",

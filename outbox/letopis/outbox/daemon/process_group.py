@@ -177,9 +177,10 @@ class ProcessGroup:
         count = settings.processes
         self._members = tuple(Member(Share(index=one, count=count), self._command) for one in range(count))
         async with AsyncExitStack() as stack:
+            console = None if settings.console is None else await stack.enter_async_context(settings.console(settings))
             if settings.listen is not None:
                 self.address = await stack.enter_async_context(
-                    serve_http(settings.listen, live=self.is_live, snapshot=self.snapshot)
+                    serve_http(settings.listen, live=self.is_live, snapshot=self.snapshot, console=console)
                 )
             running = [asyncio.create_task(one.run()) for one in self._members]
             asking = [asyncio.create_task(one.ask_forever()) for one in self._members]

@@ -211,6 +211,26 @@ repairs: Final = sa.Table(
     sqlite_autoincrement=True,
 )
 
+audit: Final = sa.Table(
+    "letopis_outbox_audit",
+    metadata,
+    # What operators did to the outbox, and what was refused them; the newest entries, up to a fixed number.
+    sa.Column("entry_id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("occurred_at", sa.Integer, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    # done, or why it was refused.
+    sa.Column("outcome", sa.Text, nullable=False),
+    # Of one conversation or one event, where it was about one.
+    sa.Column("conversation_id", sa.Text),
+    sa.Column("event_id", Id16),
+    sa.Column("conversations", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text),
+    # Who, as far as it is known, and by what: the console, the command, a program.
+    sa.Column("actor", sa.Text),
+    sa.Column("via", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 hold: Final = sa.Table(
     "letopis_outbox_hold",
     metadata,

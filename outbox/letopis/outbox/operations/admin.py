@@ -15,6 +15,7 @@ from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.event_log.rebind import Rebound
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.operations import relay_pause, repair
+from letopis.outbox.operations.audit_log import AuditEntry, Via, list_actions, record_action
 from letopis.outbox.operations.pending_events import PendingEvent, Selection, list_pending
 from letopis.outbox.relay.store_binding import store_heads
 from letopis.store.conversation_store import ConversationStore
@@ -32,15 +33,17 @@ class OutboxAdmin:
             await admin.skip(event.event_id, reason="sent by mistake")
 
     Works while the history store is unavailable, except :meth:`skip_missing` and :meth:`rebind`. Nothing is destroyed:
-    a replaced event is kept in the file. Each change wakes the relay. Every method raises ``OutboxUnavailable`` if the
-    file cannot be read or written.
+    a replaced event is kept in the file. Each change wakes the relay, and is in the audit log of the file, written in
+    the same transaction. Every method raises ``OutboxUnavailable`` if the file cannot be read or written.
 
     :param by: the operator, for the record.
+    :param via: by what the operator acts: ``console``, ``command`` or ``python``.
     """
 
-    def __init__(self, outbox: OutboxFile, *, by: str | None = None) -> None:
+    def __init__(self, outbox: OutboxFile, *, by: str | None = None, via: Via = "python") -> None:
         self._outbox = outbox
         self._by = by
+        self._via: Via = via
 
     async def pending(self, selection: Selection, *, limit: int = 100) -> list[PendingEvent]:
         """Return at most ``limit`` pending events, by conversation and sequence."""
@@ -51,18 +54,18 @@ class OutboxAdmin:
 
         A paused one stays paused: :meth:`resume` is for that.
         """
-        return await self._change(partial(repair.retry, selection=selection))
+        return await self._change_lanes("retry", partial(repair.retry, selection=selection))
 
     async def pause(self, selection: Selection) -> list[str]:
         """Pause conversations until :meth:`resume`; what is appended meanwhile waits. Return their ids.
 
         A conversation that is named need not have pending events. A blocked one stays blocked.
         """
-        return await self._change(partial(repair.pause, selection=selection))
+        return await self._change_lanes("pause", partial(repair.pause, selection=selection))
 
     async def resume(self, selection: Selection) -> list[str]:
         """Resume paused conversations; return their ids."""
-        return await self._change(partial(repair.resume, selection=selection))
+        return await self._change_lanes("resume", partial(repair.resume, selection=selection))
 
     async def skip(self, event_id: UUID, *, reason: str) -> PendingEvent:
         """Give up an event; return it as it was. The history gets a tombstone with the reason in its place.
@@ -71,7 +74,7 @@ class OutboxAdmin:
         :raises InvalidInput: the reason is empty or too long.
         """
         work = partial(repair.skip, event_id=event_id, reason=reason, now_us=self._outbox.now_us(), by=self._by)
-        return await self._change(work)
+        return await self._change_event("skip", work, reason)
 
     async def skip_missing(self, store: ConversationStore, conversation_id: str, *, reason: str) -> tuple[int, ...]:
         """Put tombstones where neither the file nor the history store holds an event; return their sequences.
@@ -91,7 +94,7 @@ class OutboxAdmin:
             reason=reason,
             now_us=self._outbox.now_us(),
         )
-        return await self._change(work)
+        return await self._change("skip_missing", work, conversation_id=conversation_id, reason=reason)
 
     async def fix(
         self,
@@ -120,7 +123,7 @@ class OutboxAdmin:
             by=self._by,
             limits=limits,
         )
-        return await self._change(work)
+        return await self._change_event("fix", work, reason)
 
     async def restore(self, event_id: UUID, *, reason: str) -> PendingEvent:
         """Put an event back as it was appended, after :meth:`fix` or :meth:`skip`; return the event that it replaces.
@@ -131,7 +134,7 @@ class OutboxAdmin:
         :raises InvalidInput: the reason is empty or too long.
         """
         work = partial(repair.restore, event_id=event_id, reason=reason, now_us=self._outbox.now_us(), by=self._by)
-        return await self._change(work)
+        return await self._change_event("restore", work, reason)
 
     async def rebind(self, store: ConversationStore, *, dry_run: bool = False) -> Rebound:
         """Bind the outbox to another history store, because its own is gone for good; return the consequences.
@@ -152,7 +155,9 @@ class OutboxAdmin:
         }
         if dry_run:
             return await self._outbox.read(partial(rebinding.preview, **target))
-        return await self._change(partial(rebinding.rebind_outbox, now_us=self._outbox.now_us(), **target))
+        return await self._change(
+            "rebind", partial(rebinding.rebind_outbox, now_us=self._outbox.now_us(), **target), conversations=0
+        )
 
     async def pause_relay(self, *, reason: str | None = None) -> None:
         """Pause the relay of this outbox, in whichever process it runs, until :meth:`resume_relay`.
@@ -163,13 +168,63 @@ class OutboxAdmin:
         :raises InvalidInput: the reason is empty or too long.
         """
         reason = None if reason is None else repair.checked_reason(reason)
-        await self._change(partial(relay_pause.set_pause, now_us=self._outbox.now_us(), reason=reason, by=self._by))
+        work = partial(relay_pause.set_pause, now_us=self._outbox.now_us(), reason=reason, by=self._by)
+        await self._change("pause_relay", work, conversations=0, reason=reason)
 
     async def resume_relay(self) -> bool:
         """Resume the relay; return True if it was paused."""
-        return await self._change(relay_pause.clear_pause)
+        return await self._change("resume_relay", relay_pause.clear_pause, conversations=0)
 
-    async def _change(self, work: Callable[[sa.Connection], T]) -> T:
+    async def record(self, action: str, *, outcome: str, **about: Any) -> None:
+        """Record in the audit log an action that changes nothing, or that was refused.
+
+        :param outcome: ``done``, or why it was refused.
+        :param about: ``conversation_id``, ``event_id``, ``conversations`` and ``reason``, as far as they apply.
+        """
+        await self._outbox.write(lambda connection: self._record(connection, action, outcome=outcome, **about))
+
+    async def audit(self, *, limit: int = 100, before: int | None = None) -> list[AuditEntry]:
+        """Return what operators did to this outbox, the newest first.
+
+        :param before: the ``entry_id`` of the last entry of the page before.
+        """
+        return await self._outbox.read(partial(list_actions, limit=limit, before=before))
+
+    async def _change_lanes(self, action: str, work: Callable[[sa.Connection], list[str]]) -> list[str]:
+        def recorded(connection: sa.Connection) -> list[str]:
+            changed = work(connection)
+            if changed:
+                one = changed[0] if len(changed) == 1 else None
+                self._record(connection, action, conversation_id=one, conversations=len(changed))
+            return changed
+
+        return await self._written(recorded)
+
+    async def _change_event(
+        self, action: str, work: Callable[[sa.Connection], PendingEvent], reason: str
+    ) -> PendingEvent:
+        def recorded(connection: sa.Connection) -> PendingEvent:
+            old = work(connection)
+            self._record(
+                connection, action, conversation_id=old.conversation_id, event_id=old.event_id, reason=reason.strip()
+            )
+            return old
+
+        return await self._written(recorded)
+
+    async def _change(self, action: str, work: Callable[[sa.Connection], T], **about: Any) -> T:
+        def recorded(connection: sa.Connection) -> T:
+            result = work(connection)
+            self._record(connection, action, **about)
+            return result
+
+        return await self._written(recorded)
+
+    def _record(self, connection: sa.Connection, action: str, **about: Any) -> None:
+        about.setdefault("conversations", 1)
+        record_action(connection, action, now_us=self._outbox.now_us(), via=self._via, actor=self._by, **about)
+
+    async def _written(self, work: Callable[[sa.Connection], T]) -> T:
         result = await self._outbox.write(work)
         self._outbox.appended.notify()  # wakes a relay of this process; one elsewhere notices the file change
         return result

@@ -124,7 +124,7 @@ WRONG = {
     "a key that is close": ('outbx = "a"', "'outbx' is not known: did you mean 'outbox'?"),
     "a key of another world": (
         "colour = 1",
-        "'colour' is not known: known are alerts, daemon, outbox, relay, retention, store, store_file",
+        "'colour' is not known: known are alerts, console, daemon, outbox, relay, retention, store, store_file",
     ),
     "a number": ("outbox = 7", "outbox must be text in quotes"),
     "no table": ("relay = 7", "relay must be a table"),

@@ -183,6 +183,20 @@ TABLES = (
     """,
     "CREATE INDEX ix_letopis_outbox_repairs_event_id ON letopis_outbox_repairs (event_id)",
     """
+    CREATE TABLE letopis_outbox_audit (
+        entry_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        occurred_at INTEGER NOT NULL,
+        action TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        conversation_id TEXT,
+        event_id BLOB,
+        conversations INTEGER NOT NULL,
+        reason TEXT,
+        actor TEXT,
+        via TEXT NOT NULL
+    )
+    """,
+    """
     CREATE TABLE letopis_outbox_drafts (
         conversation_id TEXT NOT NULL,
         message_id TEXT NOT NULL,
@@ -327,7 +341,7 @@ def downgrade() -> None:
     op.execute("DROP VIEW letopis_outbox_known_ids")
     op.execute("DROP VIEW letopis_outbox_log")
     tables = (
-        "record_clears record_bodies records"
+        "record_clears record_bodies records audit"
         " unconfirmed superseded owners drafts repairs relay origin notices lanes incidents hold event_ids events"
     )
     for table in tables.split():

@@ -1,0 +1,127 @@
+"""Serve the consoles of a relay's outboxes at ``/console/``, one below another, beside its health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, unquote
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from letopis.console.access import is_local
+from letopis.console.application import app
+from letopis.console.headers import SecurityHeaders
+from letopis.console.rendering import render_list
+from letopis.console.standalone import check_address
+from letopis.outbox.daemon.daemon import DaemonSettings
+from letopis.outbox.daemon.discovery import find_outboxes, holds_outbox
+from letopis.outbox.history.history import History
+from letopis.store.errors import ConfigurationError
+
+PREFIX: Final = "/console"
+MAX_OPEN: Final = 16
+"""Outboxes whose console is open at a time; the one that was asked for longest ago is closed for another one."""
+
+
+def hosting(token: str | None) -> Callable[[DaemonSettings], AbstractAsyncContextManager[ASGIApp]]:
+    """Return what makes the consoles of a relay, once its settings are known."""
+
+    @asynccontextmanager
+    async def hosted(settings: DaemonSettings) -> AsyncIterator[ASGIApp]:
+        if settings.listen is None:
+            raise ConfigurationError("--console needs --listen: it is served there")
+        check_address(settings.listen, token=token)
+        consoles = HostedConsoles(settings.outboxes, store=settings.store, token=token)
+        try:
+            yield consoles
+        finally:
+            await consoles.close()
+
+    return hosted
+
+
+class HostedConsoles:
+    """An ASGI application: the list of outboxes, and below it the console of each, opened when it is asked for.
+
+    :param outboxes: paths and patterns, as the relay has them.
+    :param store: of all of them; ``None`` for the SQLite file beside each.
+    """
+
+    def __init__(self, outboxes: tuple[str, ...], *, store: str | None, token: str | None) -> None:
+        self._outboxes = outboxes
+        self._store = store
+        self._token = token
+        self._open: dict[Path, tuple[History, Starlette]] = {}
+        self._lock = asyncio.Lock()
+        self._list = SecurityHeaders(self._answer_list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whose path begins with ``/console``."""
+        name, _, _ = scope["path"].removeprefix(PREFIX).lstrip("/").partition("/")
+        named = await asyncio.to_thread(self.named)
+        path = named.get(unquote(name))
+        if path is None:
+            await self._list(scope, receive, send)
+            return
+        root = f"{scope.get('root_path', '')}{PREFIX}/{name}"
+        if scope["path"] == root:
+            await RedirectResponse(f"{root}/", status_code=307)(scope, receive, send)
+            return
+        console = await self._console(path)
+        await console({**scope, "root_path": root}, receive, send)
+
+    def named(self) -> Mapping[str, Path]:
+        """Return the outboxes that are there now, by the names that they have in URLs."""
+        found: dict[str, Path] = {}
+        for match in find_outboxes(self._outboxes):
+            if not match.path.is_file() or (match.matched and not holds_outbox(match.path)):
+                continue
+            name, number = match.path.name, 1
+            while name in found:
+                number += 1
+                name = f"{match.path.name}-{number}"
+            found[name] = match.path
+        return found
+
+    async def close(self) -> None:
+        """Close all that is open."""
+        while self._open:
+            await self._close(next(iter(self._open)))
+
+    async def _console(self, path: Path) -> Starlette:
+        async with self._lock:
+            if path in self._open:
+                self._open[path] = self._open.pop(path)  # asked for last
+                return self._open[path][1]
+            while len(self._open) >= MAX_OPEN:
+                await self._close(next(iter(self._open)))
+            history = History(path, store=self._store, relay=False, watch=False, create=False)
+            console = app(history, token=self._token, home=f"{PREFIX}/")
+            self._open[path] = (history, console)
+            return console
+
+    async def _close(self, path: Path) -> None:
+        history, console = self._open.pop(path)
+        await console.state.console.close()
+        await history.close()
+
+    async def _answer_list(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (await self._list_response(Request(scope)))(scope, receive, send)
+
+    async def _list_response(self, request: Request) -> Response:
+        named = await asyncio.to_thread(self.named)
+        if request.url.path.rstrip("/") != PREFIX:
+            return PlainTextResponse("there is no such outbox\n", status_code=404)
+        if len(named) == 1:
+            return RedirectResponse(f"{PREFIX}/{quote(next(iter(named)))}/", status_code=307)
+        client = None if request.client is None else request.client.host
+        if not is_local(client, request.headers):
+            # The names of the files are for those who may read; each console asks for the token itself.
+            return PlainTextResponse("name the outbox: /console/NAME/\n", status_code=404)
+        return HTMLResponse(render_list({name: f"{PREFIX}/{quote(name)}/" for name in named}))

@@ -1,0 +1,154 @@
+"""Hold what one request is about: who asks, in which language, and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from letopis.console.access import SESSION_SECONDS, Session, is_local
+from letopis.console.i18n import Language, language, preferred
+from letopis.console.rendering import render
+from letopis.console.state import ConsoleState
+from letopis.outbox.alerting.catalogue import LANGUAGES
+from letopis.outbox.operations.admin import OutboxAdmin
+from letopis.outbox.operations.repair import NotRepairable
+from letopis.store.errors import InvalidInput
+
+T = TypeVar("T")
+
+SESSION_COOKIE: Final = "letopis_console"
+LANGUAGE_COOKIE: Final = "letopis_language"
+THEME_COOKIE: Final = "letopis_theme"
+THEMES: Final = ("auto", "light", "dark")
+_YEAR: Final = 365 * 86_400
+
+
+class Visit:
+    """One request.
+
+    :ivar session: of the operator who asks; ``None`` without one.
+    :ivar may_read: whether pages are shown.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.state: ConsoleState = request.app.state.console
+        self.session: Session | None = self.state.gate.session(request.cookies.get(SESSION_COOKIE))
+        client = None if request.client is None else request.client.host
+        self.local = is_local(client, request.headers)
+        self.may_read = self.session is not None or (self.state.open_reading and self.local)
+        self._preferences: dict[str, str] = {}
+        self.language: Language = language(self._chosen("lang", LANGUAGE_COOKIE, LANGUAGES) or self._language())
+        self.theme = self._chosen("theme", THEME_COOKIE, THEMES) or "auto"
+
+    # Where things are.
+
+    def url(self, page: str, /, **query: Any) -> str:
+        """Return the path of a page, below wherever the console is mounted; ``None`` values are left out."""
+        path = f"{self.request.scope.get('root_path', '').rstrip('/')}/{page}"
+        given = {name: value for name, value in query.items() if value is not None and value != ""}
+        return f"{path}?{urlencode(given)}" if given else path
+
+    def here(self, **query: Any) -> str:
+        """Return the path of this page with some of its query changed."""
+        found = {**self.request.query_params, **query}
+        found = {name: value for name, value in found.items() if name not in ("done", "count") or name in query}
+        return self.url(self.page, **found)
+
+    @property
+    def page(self) -> str:
+        """The path of this page below the console."""
+        root = str(self.request.scope.get("root_path", "")).rstrip("/")
+        return self.request.url.path.removeprefix(root).lstrip("/")
+
+    def query(self, name: str) -> str | None:
+        """Return a value of the query; ``None`` where it is missing or empty."""
+        return self.request.query_params.get(name) or None
+
+    def whole(self, name: str, *, least: int = 0, most: int = 2**63 - 1) -> int | None:
+        """Return a whole number of the query; ``None`` where it is missing or none within the limits."""
+        text = self.query(name) or ""
+        if not (text.isascii() and text.isdigit()) or len(text) > 19:
+            return None
+        return int(text) if least <= int(text) <= most else None
+
+    # Answers.
+
+    def render(self, template: str, *, code: int = 200, **context: Any) -> Response:
+        """Return a page."""
+        response = HTMLResponse(render(template, self, context), status_code=code)
+        self._remember(response)
+        return response
+
+    def see(self, page: str, /, **query: Any) -> Response:
+        """Send the browser on to a page, after a form."""
+        return RedirectResponse(self.url(page, **query), status_code=303)
+
+    async def act(self, work: Callable[[OutboxAdmin], Awaitable[T]], *, about: Mapping[str, Any] | None = None) -> T:
+        """Return what ``work`` does with the admin of the outbox, in the name of the operator.
+
+        :param about: the action, and what of it is recorded where it is refused.
+        :raises NotRepairable, InvalidInput: it was refused.
+        """
+        by = (self.session.name or None) if self.session is not None else None
+        acting = self.state.insight.acting
+        try:
+            return await acting(work, by=by, via="console")
+        except (NotRepairable, InvalidInput) as error:
+            if about is not None:
+                refusal = str(error)
+                await acting(lambda admin: admin.record(**{"outcome": refusal, **about}), by=by, via="console")
+            raise
+
+    def begin_session(self, cookie: str, response: Response) -> None:
+        """Give the browser the cookie of a session, for this console alone."""
+        self._set_cookie(response, SESSION_COOKIE, cookie, seconds=SESSION_SECONDS, secret=True)
+
+    def end_session(self, response: Response) -> None:
+        """Take the cookie of the session away."""
+        self._set_cookie(response, SESSION_COOKIE, "", seconds=0, secret=True)
+
+    @property
+    def form_token(self) -> str:
+        """What every form of this session carries; empty without a session."""
+        return "" if self.session is None else self.state.gate.form_token(self.session)
+
+    def _chosen(self, name: str, cookie: str, known: tuple[str, ...]) -> str | None:
+        """Return a preference, by the query or by an earlier one."""
+        wanted = self.query(name)
+        if wanted in known:
+            self._preferences[cookie] = str(wanted)
+            return wanted
+        kept = self.request.cookies.get(cookie)
+        return kept if kept in known else None
+
+    def _language(self) -> str:
+        return self.state.language or preferred(self.request.headers.get("accept-language", ""))
+
+    def _remember(self, response: Response) -> None:
+        for name, value in self._preferences.items():
+            self._set_cookie(response, name, value, seconds=_YEAR, secret=False)
+
+    def _set_cookie(self, response: Response, name: str, value: str, *, seconds: int, secret: bool) -> None:
+        response.set_cookie(
+            name,
+            value,
+            max_age=seconds,
+            path=self.url(""),
+            secure=self.request.url.scheme == "https",
+            httponly=secret,
+            samesite="strict" if secret else "lax",
+        )
+
+
+Fields = Mapping[str, list[str]]
+"""The fields of a form by name."""
+
+
+def field(fields: Fields, name: str) -> str:
+    """Return the first value of a field; empty if it is missing."""
+    return next(iter(fields.get(name, ())), "")

@@ -1,0 +1,204 @@
+"""What pages about a history read: growth by minute, the log in brief, forks, what is stuck, and what operators did."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.alerting.incident_table import write_changes
+from letopis.outbox.alerting.incidents import Change, IncidentKind, IncidentRecord, IncidentState
+from letopis.outbox.history.insight import Insight
+from letopis.outbox.operations import audit_log
+from letopis.outbox.operations.admin import OutboxAdmin
+from letopis.outbox.operations.pending_events import Selection
+from letopis.outbox.operations.repair import NotRepairable
+from letopis.store import InvalidInput, Message
+from letopis.store.model.identifiers import uuid7
+from letopis.store.rules.message_figures import MessageFigures
+from tests.support.console_story import plant_blocked
+from tests.support.peers import refused_port
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+class Hand:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.at = NOON
+
+    def __call__(self) -> datetime:
+        return self.at
+
+
+async def test_growth_is_what_counting_finds(store_url: str, tmp_path: Path) -> None:
+    clock, chance, said = Hand(), random.Random(7), []
+    async with History.open(tmp_path / "bot.outbox.db", store=store_url, watch=False, now=clock) as history:
+        for _ in range(40):
+            clock.at += timedelta(seconds=chance.randrange(90))
+            await history.append("c1", Message.user("hello"), Message.user("again"))
+            said += [clock.at, clock.at] if said else [clock.at] * 3  # the first append begins the conversation
+            assert await history.drained(20)
+        edges = [NOON + timedelta(minutes=minute) for minute in range(60)]
+        insight = Insight(history)
+        first = await insight.activity(edges)
+        again = await insight.activity([*edges[5:], edges[-1] + timedelta(minutes=1)])
+
+    counted = [sum(low <= one < high for one in said) for low, high in itertools.pairwise(edges)]
+    assert list(first.appended) == counted
+    assert first.saved is not None
+    assert again.saved is not None
+    assert sum(first.saved) == 81  # recorded by the store's own clock, which is the history's here
+    assert list(first.saved) == counted
+    assert list(again.saved)[: len(counted) - 5] == counted[5:]
+
+
+async def test_the_log_in_brief_is_counted_as_the_history_counts(store_url: str, tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", store=store_url, watch=False) as history:
+        for number in range(6):
+            name = f"c{number % 2}"
+            message = Message.assistant("world", tokens=number, metadata={"model": "m"})
+            await history.append(name, Message.user("hello"), message, owner=f"o{number % 2}")
+            await history.edit(name, message.id, "earth")
+        await history.undo("c1")
+        assert await history.drained(20)
+        insight = Insight(history)
+        found = await insight.heads()
+        assert found is not None
+        [head] = found.heads
+        figures = MessageFigures()
+        for after in range(0, head, 4):
+            rows = await insight.log_in_brief(partition=0, after=after, limit=4)
+            assert rows is not None
+            figures.take(rows)
+        kept = await history.statistics(by="model")
+        identity = (await history.status()).store.store_id
+
+    total = figures.total()
+    assert found.identity.store_id == identity
+    assert (total.messages, total.questions, total.tokens) == (kept.messages, kept.questions, kept.tokens)
+    assert dict(figures.by_model())["m"].answers == kept.by["m"].answers
+    assert {name: tally.messages for name, tally in figures.by_owner(limit=5)} == {"o0": 6, "o1": 6}
+
+
+async def test_forks_are_found(store_url: str, tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", store=store_url, watch=False) as history:
+        message = Message.user("hello")
+        await history.append("c1", message, owner="1")
+        await history.fork("f1", of="c1", at=message.id, owner="1", title="one")
+        await history.fork("f2", of="c1", at=message.id, owner="1")
+        await history.delete("f2")
+        assert await history.drained(20)
+        forks = await Insight(history).forks("c1")
+
+    assert forks is not None
+    assert [(one.conversation_id, one.title) for one in forks] == [("f1", "one")]
+
+
+async def test_without_the_store_it_says_so(tmp_path: Path) -> None:
+    url = f"postgresql://127.0.0.1:{await refused_port()}/nowhere"
+    async with History.open(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as history:
+        await history.append("c1", Message.user("hello"))
+        insight = Insight(history)
+        now = datetime.now(UTC)
+        activity = await insight.activity([now - timedelta(hours=1), now + timedelta(minutes=1)])
+
+        assert (activity.appended, activity.saved) == ((2,), None)  # with the event that begins the conversation
+        assert await insight.heads() is None
+        assert await insight.forks("c1") is None
+        assert await insight.log_in_brief(partition=0, after=0, limit=10) is None
+
+
+async def test_what_is_stuck_is_paged_and_grouped(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+        await plant_blocked(history, 5)
+        await history.append("fine", Message.user("hello"))
+        await OutboxAdmin(history.outbox).pause(Selection(conversation_ids=("fine",)))
+        insight = Insight(history)
+        first = await insight.stuck(limit=2, state="blocked")
+        second = await insight.stuck(limit=9, state="blocked", after=first[-1].conversation_id)
+        groups = await insight.stuck_groups()
+        pending = await insight.pending(Selection(states=("blocked",), fronts=True), limit=9)
+
+        assert [one.conversation_id for one in (*first, *second)] == [f"many-{number:02}" for number in range(5)]
+        assert {one.event_id for one in (*first, *second)} == {one.event_id for one in pending}
+        assert [(one.state, one.fault_class, one.conversations) for one in groups] == [
+            ("blocked", "poison", 5),
+            ("paused", None, 1),
+        ]
+        assert (await insight.event(pending[0].event_id) or (None,))[0] == pending[0]
+        assert await insight.event(uuid7()) is None
+
+
+async def test_every_change_is_in_the_audit_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+        await plant_blocked(history, 3)
+        admin, insight = OutboxAdmin(history.outbox, by="ann", via="command"), Insight(history)
+        [one, two, _] = await admin.pending(Selection(states=("blocked",), fronts=True))
+        await admin.skip(one.event_id, reason=" not wanted ")
+        with pytest.raises(NotRepairable):
+            await admin.skip(one.event_id, reason="again")
+        with pytest.raises(InvalidInput):
+            await admin.fix(two.event_id, None, reason="nothing changed")
+        await admin.retry(Selection(states=("blocked",)))
+        assert await admin.retry(Selection(states=("blocked",))) == []
+        await admin.pause_relay(reason="a test")
+        await admin.resume_relay()
+        await admin.record("verify", outcome="refused: busy", conversations=0)
+        found = await insight.audit(limit=10)
+
+        assert [(entry.action, entry.outcome, entry.conversations) for entry in found] == [
+            ("verify", "refused: busy", 0),
+            ("resume_relay", "done", 0),
+            ("pause_relay", "done", 0),
+            ("retry", "done", 2),
+            ("skip", "done", 1),
+        ]
+        assert {(entry.actor, entry.via) for entry in found} == {("ann", "command")}
+        assert (found[-1].event_id, found[-1].reason) == (one.event_id, "not wanted")
+        assert [entry.action for entry in await admin.audit(limit=1, before=found[1].entry_id)] == ["pause_relay"]
+        monkeypatch.setattr(audit_log, "MAX_ENTRIES", 3)
+        await admin.pause_relay()
+        assert len(await insight.audit(limit=10)) == 3
+
+
+async def test_incidents_come_with_who_was_told(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+        records = [
+            IncidentRecord(
+                incident_id=uuid7(),
+                kind=IncidentKind.CONVERSATION_BLOCKED,
+                conversation_id=name,
+                state=IncidentState.RESOLVED if ended else IncidentState.NOTIFIED,
+                opened_at=NOON,
+                changed_at=NOON,
+                resolved_at=NOON if ended else None,
+            )
+            for name, ended in (("c1", False), ("c2", True))
+        ]
+        changes = [Change(before=None, after=one) for one in records]
+        await history.outbox.write(lambda connection: write_changes(connection, changes))
+        told = [
+            (records[0].incident_id.bytes, name, "stuck", 1, "told", 2, 1, 0, 0)
+            for name in ("channel:abc", "user:owner:42", "user:conversation:c1")
+        ]
+        statement = (
+            "INSERT INTO letopis_outbox_notices"
+            " (incident_id, recipient, word, number, state, reached, attempts, due_at, changed_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        await history.outbox.write(lambda connection: connection.exec_driver_sql(statement, told) and None)
+        [first, second] = await Insight(history).incidents()
+
+    assert (first.incident.conversation_id, second.incident.conversation_id) == ("c1", "c2")
+    assert [(one.kind, one.name, one.state, one.reached) for one in first.recipients] == [
+        ("channel", "abc", "told", True),
+        ("conversation", "c1", "told", True),
+        ("user", "42", "told", True),
+    ]
+    assert (first.told, second.told, second.recipients) == (3, 0, ())

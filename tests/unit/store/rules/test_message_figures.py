@@ -1,0 +1,150 @@
+"""Figures of messages by day, owner and model, and how long answers took; the positions of moments in a log."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from letopis.store.model.events import to_microseconds
+from letopis.store.rules import message_figures
+from letopis.store.rules.bisection import Bisection
+from letopis.store.rules.message_figures import DAY_US, LATENCY_EDGES, NOBODY, OTHERS, LoggedRow, MessageFigures, Tally
+from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.rules.put_back import PUT_BACK_KEY
+
+BEGAN = to_microseconds(datetime(2026, 3, 1, 23, 59, 58, tzinfo=UTC))
+DAY = BEGAN // DAY_US
+
+
+def row(name: str, seconds: float, role: str, about: dict[str, str] | None = None, **data: object) -> LoggedRow:
+    event = None if about is None else orjson.dumps(about).decode()
+    return LoggedRow(
+        name, "message.appended", BEGAN + round(seconds * 1e6), event, orjson.dumps({"role": role, **data}).decode()
+    )
+
+
+def started(name: str, owner: str) -> LoggedRow:
+    return LoggedRow(name, "conversation.started", BEGAN, None, orjson.dumps({"owner_id": owner}).decode())
+
+
+def test_messages_are_counted_by_day_owner_and_model() -> None:
+    figures = MessageFigures()
+    figures.take(
+        [
+            started("c1", "ann"),
+            row("c1", 0, "user", tokens=3),
+            row("c1", 1.5, "assistant", tokens=5),
+            row("c2", 3, "user"),
+            row("c2", 5, "assistant", metadata={"model": "large"}, tokens=7),
+            LoggedRow("c1", "message.edited", BEGAN, None, "{}"),
+        ]
+    )
+
+    assert [(day - DAY, tally.messages, tally.tokens) for day, tally in figures.by_day().items()] == [
+        (0, 2, 8),
+        (1, 2, 7),
+    ]
+    assert [(name, tally.messages) for name, tally in figures.by_owner(limit=9)] == [(NOBODY, 2), ("ann", 2)]
+    assert [(name, tally.answers) for name, tally in figures.by_model()] == [(None, 1), ("large", 1)]
+    assert figures.total(since=DAY + 1).messages == 2
+    assert list(figures.by_day(owner="ann")) == [DAY]
+    assert figures.total().mean == pytest.approx((1.5 + 2) / 2)
+
+
+def test_a_latency_is_that_of_the_first_answer_to_the_last_question() -> None:
+    figures = MessageFigures()
+    figures.take(
+        [
+            row("c", 0, "user"),
+            row("c", 10, "user"),
+            row("c", 12, "assistant"),
+            row("c", 99, "assistant"),
+            row("d", 0, "assistant"),
+            row("e", 5, "user"),
+            row("e", 4, "assistant"),  # a clock that went back
+        ]
+    )
+
+    assert (figures.total().timed, figures.total().mean) == (1, 2.0)
+
+
+def test_what_is_superseded_costs_and_what_is_put_back_counts_once() -> None:
+    figures = MessageFigures()
+    figures.take(
+        [
+            row("c", 0, "user", tokens=1),
+            row("c", 1, "assistant", {SUPERSEDED_KEY: "x"}, tokens=10),
+            row("c", 2, "user", {PUT_BACK_KEY: "x"}, tokens=100),
+        ]
+    )
+    total = figures.total()
+
+    assert (total.messages, total.questions, total.answers, total.tokens, total.timed) == (1, 1, 0, 11, 0)
+
+
+@pytest.mark.parametrize("data", ["", "{", "[]", "null", '{"role": 7, "tokens": "many", "metadata": 3}'])
+def test_a_damaged_row_does_no_harm(data: str) -> None:
+    figures = MessageFigures()
+    figures.take(
+        [
+            LoggedRow("c", "message.appended", BEGAN, "{", data),
+            LoggedRow("c", "conversation.started", BEGAN, None, data),
+        ]
+    )
+
+    assert figures.total().messages == 1
+
+
+def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message_figures, "MAX_OWNER_DAYS", 2)
+    monkeypatch.setattr(message_figures, "MAX_MODELS", 2)
+    figures = MessageFigures()
+    for number in range(5):
+        figures.take(
+            [
+                started(f"c{number}", f"o{number}"),
+                row(f"c{number}", 0, "assistant", metadata={"model": f"m{number}"}),
+            ]
+        )
+
+    assert dict(figures.by_owner(limit=9))[OTHERS].messages == 3
+    assert dict(figures.by_model())[OTHERS].answers == 3
+
+
+@given(st.lists(st.floats(0.01, 3_600), min_size=1, max_size=60), st.sampled_from([0.5, 0.95, 1.0]))
+def test_a_quantile_is_right_to_a_quarter(seconds: list[float], share: float) -> None:
+    tally = Tally()
+    for one in seconds:
+        tally.time(one)
+    exact = sorted(seconds)[max(0, -(-round(share * len(seconds) * 1_000) // 1_000) - 1)]
+    found = tally.quantile(share)
+
+    assert found is not None
+    assert exact <= found * 1.0001
+    assert found <= max(exact * 1.25, LATENCY_EDGES[0]) * 1.0001
+
+
+@given(st.lists(st.integers(0, 50), max_size=80), st.lists(st.integers(-5, 60), min_size=1, max_size=12))
+def test_bisection_finds_what_counting_finds(recorded: list[int], moments: list[int]) -> None:
+    log = sorted(recorded)
+    search, rounds = Bisection(moments, low=0, high=len(log)), 0
+    while wanted := search.wanted():
+        rounds += 1
+        search.learn({position: log[position - 1] for position in wanted})
+
+    assert search.found() == [sum(one < moment for one in log) for moment in moments]
+    assert rounds <= 8
+
+
+def test_bisection_ends_where_positions_are_missing() -> None:
+    chance = random.Random(1)
+    search = Bisection([50], low=0, high=100)
+    while wanted := search.wanted():
+        search.learn({position: position for position in wanted if chance.random() < 0.5})
+
+    assert 0 <= search.found()[0] <= 100
