@@ -44,6 +44,7 @@ autodoc_mock_imports = [
     "agents",
     "aiogram",
     "aiohttp",
+    "google",
     "google.adk",
     "google.genai",
     "haystack",
