@@ -47,8 +47,9 @@ def names_of_page() -> dict[str, Any]:
 
 
 def test_the_bot_goes_on_with_its_imported_chats(bot: Path) -> None:
-    lines = re.findall(r"^python -m letopis\.adapters\.voxpersona (.*)$", PAGE, re.MULTILINE)
-    tried, done = (CliRunner().invoke(command, line.partition(" --store")[0].split()) for line in lines)
+    page = PAGE.replace("\\\n", "")
+    lines = re.findall(r"^python -m letopis\.adapters\.voxpersona (.*)$", page, re.MULTILINE)
+    tried, done = (CliRunner().invoke(command, line.partition("--store")[0].split()) for line in lines)
     assert (tried.exit_code, done.exit_code) == (0, 0), (tried.output, done.output)
     assert "1 messages can be imported" in tried.output
     assert "1 messages imported, 0 already there" in done.output

@@ -89,7 +89,7 @@ def _report(result: Imported, pending: int | None, *, dry_run: bool, as_json: bo
     click.echo(f"{result.users} users, {result.chats} chats, {result.messages} messages", err=True)
     click.echo(
         f"{result.new} messages {words}, {result.known} already there, {result.refused} refused, "
-        f"{result.deleted} of chats that were deleted since, {len(result.notes)} notes",
+        f"{result.deleted} of deleted chats, notes: {len(result.notes)}",
         err=True,
     )
     if pending:
