@@ -97,6 +97,7 @@ HISTORY: Final[Mapping[str, Arguments]] = {
     "pop": _own,
     "rate": _with(_message, value=5),
     "react": _with(_message, key="like"),
+    "record_scopes": _none,
     "records": lambda world: {"conversation": world.quiet},
     "redact": lambda world: {"conversation_id": world.fresh(), "message_id": ANSWERED},
     "regenerate": _own,
