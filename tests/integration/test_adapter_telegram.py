@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip install 'letopis[telegram]'")
 
@@ -548,11 +549,13 @@ async def test_data_are_written_before_an_update_counts_as_handled(
     api.say("/form")
     async with polling(application):
         await until(api, lambda: len(api.texts()) == 1)
-        await asyncio.sleep(0)
-        for _ in range(200):
-            if not await chats.parts.incoming.unhandled():
+        for _ in range(500):
+            async with base.transaction() as tx:
+                handled = await tx.scalar(sa.text("SELECT count(handled_at) FROM letopis_telegram_updates"))
+            if handled:
                 break
             await asyncio.sleep(0.01)
+        assert handled == 1
         records = base.records(space="telegram.persistence")
         user = await records.get((str(BOT_ID), "user"), "1001")
         state = await records.get((str(BOT_ID), "conversation", "form"), "[1001, 1001]")
