@@ -87,8 +87,9 @@ def _invalidate_unusable_connection(context: ExceptionContext) -> None:
         # The answer may still come and be taken for another statement's; a rollback would wait as long again.
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
-    elif found.code in ("25006", "1290", "1792", "1836"):
-        # Read-only, as after a failover: every connection of the pool leads to the old primary.
+    elif found.code in ("25006", "1290", "1792", "1836", "not-connected"):
+        # Read-only, as after a failover: every connection of the pool leads to the old primary. Or closed without a
+        # word, as in an outage: the others of the pool are closed too.
         context.is_disconnect = True
 
 

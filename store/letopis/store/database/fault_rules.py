@@ -177,7 +177,7 @@ BY_DRIVER_TYPE: Final[Mapping[tuple[str, str], tuple[str, FaultRule]]] = {
     # ProtocolError is one of these; a connection that is cut in the middle of an answer raises the plain class.
     ("asyncpg", "InternalClientError"): ("protocol", GARBLED),
     # Not its subclasses above: the connection is closed, or still has the answer to another statement to come.
-    ("asyncpg", "InterfaceError"): ("protocol", LOST),
+    ("asyncpg", "InterfaceError"): ("not-connected", LOST),
     ("asyncmy", "InternalError"): ("protocol", GARBLED),
     ("asyncmy", "InterfaceError"): ("not-connected", LOST),
     ("pymysql", "InternalError"): ("protocol", GARBLED),
