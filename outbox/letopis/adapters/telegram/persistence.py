@@ -238,7 +238,7 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
         if isinstance(value, bytes):
             if self._codec != "pickle":
                 raise InvalidInput("codec", "must be 'pickle' to read what was written with it")
-            return pickle.loads(value)  # noqa: S301 - chosen by the caller, and documented
+            return pickle.loads(value)  # noqa: S301 # nosec B301 - chosen by the caller, and documented
         return json.loads(json.dumps(value))  # a copy, of plain types
 
 
