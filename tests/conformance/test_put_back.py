@@ -144,6 +144,22 @@ async def test_rewinds_lead_to_a_message_that_was_put_back(bots: tuple[History, 
     assert await path(bot) == ["2"]
 
 
+async def test_a_pending_put_back_can_be_rewound_to(bots: tuple[History, History]) -> None:
+    """The history store still has the message off the path."""
+    bot, _ = bots
+    first = Message.user("the words", id="first")
+    await bot.append(CHAT, first)
+    await bot.clear(CHAT)
+    await deliver(bot)
+    await bot.append(CHAT, first, Message.user("after", id="after"))
+
+    await bot.rewind(CHAT, to="first")
+
+    assert await path(bot) == ["first"]
+    await deliver(bot)
+    assert await path(bot) == ["first"]
+
+
 async def test_one_append_may_take_away_and_put_back(bots: tuple[History, History]) -> None:
     bot, _ = bots
     old, new = Message.user("old", id="old"), Message.user("new", id="new")

@@ -150,7 +150,9 @@ class Rewinder:
             )
         )
         places = await self._gateway.read(lambda store: store.outbox_access.path_of(conversation_id, (message_id,)))
-        if places is not None and (there := places.get(message_id)) is not None and not (there.on_path and cut):
+        there = None if places is None else places.get(message_id)
+        # What is pending may have taken it off the path since, or put it back.
+        if there is not None and not (cut if there.on_path else pending):
             return there.on_path
         if places == {} and not pending:
             found = await self._reader.conversation(conversation_id)

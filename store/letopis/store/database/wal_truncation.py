@@ -80,5 +80,6 @@ async def truncate_wal(engine: AsyncEngine) -> bool:
             try:
                 busy = (await connection.execute(sa.text("PRAGMA wal_checkpoint(TRUNCATE)"))).one()[0]
             finally:
-                await connection.exec_driver_sql(f"PRAGMA busy_timeout={busy_timeout}")
+                if not connection.invalidated:  # as after a cancellation
+                    await connection.exec_driver_sql(f"PRAGMA busy_timeout={busy_timeout}")
             return not busy
