@@ -26,7 +26,7 @@ _MAX_DATA: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class HeardCall:
     """One call of a method that the server took.
 
     :ivar answered: the status that it was answered with; 0 if the connection was cut instead.
@@ -58,7 +58,7 @@ class BotApi:
 
     def __init__(self, first_id: int = 1) -> None:
         self.url = ""
-        self.calls: list[Call] = []
+        self.calls: list[HeardCall] = []
         self.updates: list[dict[str, Any]] = []
         self.confirmed = 0
         self.troubles: list[Trouble] = []
@@ -175,7 +175,7 @@ class BotApi:
 
     def _note(self, method: str, payload: dict[str, Any], answered: int, result: Any = None) -> None:
         with self._changed:
-            self.calls.append(Call(method, payload, answered, result))
+            self.calls.append(HeardCall(method, payload, answered, result))
             self._changed.notify_all()
 
     def _carry_out(self, method: str, payload: dict[str, Any]) -> Any:

@@ -26,7 +26,7 @@ POLL_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class CountProgress:
     """How far the count has got.
 
     :ivar counted: positions of the log that are counted.
@@ -66,11 +66,11 @@ class LogFigures:
         self._asked_at = time.monotonic()
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> CountProgress:
         """How far the count has got."""
-        return Progress(counted=sum(self._positions), total=sum(self._heads), available=self._available)
+        return CountProgress(counted=sum(self._positions), total=sum(self._heads), available=self._available)
 
-    async def look(self) -> Progress:
+    async def look(self) -> CountProgress:
         """Have the count begin or go on, wait a moment for it, and return how far it has got."""
         self._asked_at = time.monotonic()
         if self._task is None or self._task.done():

@@ -21,7 +21,7 @@ MAX_SHOWN_CHARACTERS: Final = 20_000
 """Characters that are shown of one text; the rest is said to be left out."""
 
 
-class Reader(Protocol):
+class Viewer(Protocol):
     """Whom a page is for."""
 
     language: Language
@@ -31,7 +31,7 @@ class Reader(Protocol):
         ...
 
 
-def render(template: str, visit: Reader, context: Mapping[str, Any]) -> str:
+def render(template: str, visit: Viewer, context: Mapping[str, Any]) -> str:
     """Return a template, filled in. All that is put in is escaped."""
     words = visit.language
     return (

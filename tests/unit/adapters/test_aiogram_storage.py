@@ -17,7 +17,7 @@ from aiogram.fsm.state import State, StatesGroup
 from aiogram.fsm.storage.base import BaseStorage, StorageKey
 from aiogram.fsm.storage.memory import MemoryStorage
 
-from letopis.adapters.aiogram import LetopisStorage
+from letopis.adapters.aiogram import LetopisFsmStorage
 from letopis.outbox import History
 from letopis.store import InvalidInput, StoreUnavailable
 
@@ -36,7 +36,7 @@ async def storage(request: pytest.FixtureRequest, history: History) -> AsyncIter
     if request.param == "memory":
         yield MemoryStorage()
     else:
-        yield LetopisStorage(history, cache=request.param == "cached")
+        yield LetopisFsmStorage(history, cache=request.param == "cached")
 
 
 # The contract, as aiogram's own tests of its storages have it.
@@ -123,14 +123,14 @@ async def test_a_context_clears_both(storage: BaseStorage) -> None:
 
 async def test_updates_at_the_same_time_are_all_kept(history: History) -> None:
     for cache in (True, False):
-        storage = LetopisStorage(history, cache=cache)
+        storage = LetopisFsmStorage(history, cache=cache)
         await storage.set_data(KEY, {})
         await asyncio.gather(*(storage.update_data(KEY, {str(number): number}) for number in range(12)))
         assert len(await storage.get_data(KEY)) == 12
 
 
 async def test_two_processes_see_each_other_without_a_cache(history: History) -> None:
-    one, other = LetopisStorage(history, cache=False), LetopisStorage(history, cache=False)
+    one, other = LetopisFsmStorage(history, cache=False), LetopisFsmStorage(history, cache=False)
 
     await one.update_data(KEY, {"a": 1})
     await other.update_data(KEY, {"b": 2})
@@ -140,11 +140,11 @@ async def test_two_processes_see_each_other_without_a_cache(history: History) ->
 
 async def test_states_are_there_after_a_restart(tmp_path: Path) -> None:
     async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
-        await LetopisStorage(history).set_state(KEY, Form.name)
-        await LetopisStorage(history).set_data(KEY, {"name": "Ada", "tags": ["a"]})
+        await LetopisFsmStorage(history).set_state(KEY, Form.name)
+        await LetopisFsmStorage(history).set_data(KEY, {"name": "Ada", "tags": ["a"]})
 
     async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
-        storage = LetopisStorage(history)
+        storage = LetopisFsmStorage(history)
         assert await storage.get_state(KEY) == "Form:name"
         data = await storage.get_data(KEY)
         data["tags"].append("b")
@@ -152,29 +152,29 @@ async def test_states_are_there_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_a_state_that_nobody_knows_costs_no_answer(alone: History, caplog: pytest.LogCaptureFixture) -> None:
-    storage = LetopisStorage(alone)
+    storage = LetopisFsmStorage(alone)
 
     assert (await storage.get_state(KEY), await storage.get_data(KEY)) == (None, {})
     assert "taken as none" in caplog.text
     assert await storage.update_data(KEY, {"name": "Ada"}) == {"name": "Ada"}
-    assert await LetopisStorage(alone, cache=False).update_data(KEY, {"age": 36}) == {"name": "Ada", "age": 36}
+    assert await LetopisFsmStorage(alone, cache=False).update_data(KEY, {"age": 36}) == {"name": "Ada", "age": 36}
     await storage.set_state(KEY, "state")
-    assert await LetopisStorage(alone).get_state(KEY) == "state"
+    assert await LetopisFsmStorage(alone).get_state(KEY) == "state"
 
 
 async def test_or_is_raised_if_the_bot_prefers(alone: History) -> None:
-    storage = LetopisStorage(alone, when_unknown="raise")
+    storage = LetopisFsmStorage(alone, when_unknown="raise")
 
     with pytest.raises(StoreUnavailable):
         await storage.get_state(KEY)
     with pytest.raises(StoreUnavailable):
         await storage.update_data(KEY, {"name": "Ada"})
     with pytest.raises(StoreUnavailable):
-        await LetopisStorage(alone, cache=False, when_unknown="raise").update_data(KEY, {"name": "Ada"})
+        await LetopisFsmStorage(alone, cache=False, when_unknown="raise").update_data(KEY, {"name": "Ada"})
 
 
 async def test_what_is_no_json_is_refused_and_changes_nothing(history: History) -> None:
-    storage = LetopisStorage(history)
+    storage = LetopisFsmStorage(history)
     await storage.set_data(KEY, {"name": "Ada"})
 
     for wrong in ({"when": object()}, ["a"], None):
@@ -183,6 +183,6 @@ async def test_what_is_no_json_is_refused_and_changes_nothing(history: History) 
 
     assert await storage.get_data(KEY) == {"name": "Ada"}
     with pytest.raises(InvalidInput, match="must be a History"):
-        LetopisStorage("bot.outbox.db")  # type: ignore[arg-type]
+        LetopisFsmStorage("bot.outbox.db")  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="when_unknown"):
-        LetopisStorage(history, when_unknown="guess")  # type: ignore[arg-type]
+        LetopisFsmStorage(history, when_unknown="guess")  # type: ignore[arg-type]

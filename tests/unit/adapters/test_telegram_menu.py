@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from letopis.adapters.telegram_core.bot import BotParts
-from letopis.adapters.telegram_core.buttons import Screen, read_press
+from letopis.adapters.telegram_core.buttons import MenuScreen, read_press
 from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.outbox import History
 from letopis.store import Message
@@ -21,19 +21,21 @@ def parts(history: History, tmp_path: Path) -> BotParts:
     return BotParts.of(history, 7000, files=tmp_path / "files")
 
 
-def data_of(screen: Screen, part: str) -> str:
+def data_of(screen: MenuScreen, part: str) -> str:
     """The data of the one button whose text holds a part."""
     [found] = [one.data for row in screen.rows for one in row if part in one.text]
     return found
 
 
-async def press(parts: BotParts, screen: Screen, part: str, language: str = "en", key: ChatKey = PLACE) -> Screen:
+async def press(
+    parts: BotParts, screen: MenuScreen, part: str, language: str = "en", key: ChatKey = PLACE
+) -> MenuScreen:
     pressed = read_press(data_of(screen, part))
     assert pressed is not None
     return await parts.menu.press(pressed, key, language)
 
 
-async def run(parts: BotParts, name: str, words: str = "", language: str = "en", key: ChatKey = PLACE) -> Screen:
+async def run(parts: BotParts, name: str, words: str = "", language: str = "en", key: ChatKey = PLACE) -> MenuScreen:
     return await parts.menu.command(name, words, key, language)
 
 
@@ -195,7 +197,9 @@ async def test_nobody_reaches_the_chats_of_another_place(parts: BotParts) -> Non
                 answer = await parts.menu.press(pressed, PLACE, "en")
                 assert "Secret" not in answer.text
                 assert not any("Secret" in other.text for line in answer.rows for other in line)
-    assert await parts.menu.title("imported-1", "Stolen", PLACE, "en") == Screen(text="This chat is no longer there.")
+    assert await parts.menu.title("imported-1", "Stolen", PLACE, "en") == MenuScreen(
+        text="This chat is no longer there."
+    )
     chat = await parts.history.conversation(theirs.conversation_id)
     assert chat is not None
     assert (chat.title, chat.state) == ("Secret", "active")

@@ -22,7 +22,16 @@ from letopis.adapters.telegram_core.calls import failure_of, numbers_in, read_ca
 from letopis.adapters.telegram_core.content import command_of, content_of, metadata_of, title_from
 from letopis.adapters.telegram_core.keys import ChatKey, message_id
 from letopis.adapters.telegram_core.texts import COMMANDS, ENGLISH, RUSSIAN, descriptions, texts_for
-from letopis.adapters.telegram_core.updates import Command, Deleted, Edited, Moved, Other, Reacted, Said, read_update
+from letopis.adapters.telegram_core.updates import (
+    ChatMoved,
+    Command,
+    Deleted,
+    Edited,
+    Other,
+    Reacted,
+    Said,
+    read_update,
+)
 from letopis.store import InvalidInput
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.parts import Data, File, Text
@@ -117,7 +126,7 @@ def test_edits_deletions_moves_and_reactions_are_understood() -> None:
     assert isinstance(edited, Edited)
     assert isinstance(gone, Deleted)
     assert gone.numbers == (5, 6)
-    assert isinstance(moved, Moved)
+    assert isinstance(moved, ChatMoved)
     assert (moved.old, moved.new) == (-5, -1005)
     assert isinstance(reacted, Reacted)
     assert (reacted.added, reacted.removed) == (("👍",), ("👎",))

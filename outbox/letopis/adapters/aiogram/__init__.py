@@ -10,10 +10,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from letopis.adapters.aiogram.chats import LetopisChats
-from letopis.adapters.aiogram.storage import LetopisStorage
+from letopis.adapters.aiogram.storage import LetopisFsmStorage
 from letopis.adapters.aiogram.webhook import RecordingRequestHandler
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.outgoing import unrecorded
 from letopis.adapters.telegram_core.smart_send import Sent
 
-__all__ = ("ChatHistory", "LetopisChats", "LetopisStorage", "RecordingRequestHandler", "Sent", "unrecorded")
+__all__ = ("ChatHistory", "LetopisChats", "LetopisFsmStorage", "RecordingRequestHandler", "Sent", "unrecorded")

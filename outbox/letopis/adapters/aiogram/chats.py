@@ -21,7 +21,7 @@ from letopis.adapters.aiogram.conversion import raw
 from letopis.adapters.aiogram.menu_router import describe_commands, menu_router, show_titled
 from letopis.adapters.aiogram.recording import RequestRecording, UpdateRecording
 from letopis.adapters.aiogram.sending import AiogramTransport
-from letopis.adapters.aiogram.storage import LetopisStorage
+from letopis.adapters.aiogram.storage import LetopisFsmStorage
 from letopis.adapters.aiogram.webhook import RecordingRequestHandler
 from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.chat_history import ChatHistory
@@ -148,13 +148,13 @@ class LetopisChats:
         dispatcher.startup.register(self._startup)
         dispatcher.shutdown.register(self._shutdown)
 
-    def storage(self, *, cache: bool = True, when_unknown: Literal["none", "raise"] = "none") -> LetopisStorage:
+    def storage(self, *, cache: bool = True, when_unknown: Literal["none", "raise"] = "none") -> LetopisFsmStorage:
         """Return a storage for the dispatcher's FSM, on records of the same history.
 
-        :param cache: as for :class:`LetopisStorage`.
-        :param when_unknown: as for :class:`LetopisStorage`.
+        :param cache: as for :class:`LetopisFsmStorage`.
+        :param when_unknown: as for :class:`LetopisFsmStorage`.
         """
-        return LetopisStorage(self.history, cache=cache, when_unknown=when_unknown)
+        return LetopisFsmStorage(self.history, cache=cache, when_unknown=when_unknown)
 
     def webhook(
         self, dispatcher: Dispatcher, bot: Bot, *, handle_in_background: bool = True, secret_token: str | None = None

@@ -22,7 +22,7 @@ from aiogram.types import (
 
 from letopis.adapters.aiogram.conversion import raw
 from letopis.adapters.telegram_core.bot import BotParts
-from letopis.adapters.telegram_core.buttons import PREFIX, Screen, read_press
+from letopis.adapters.telegram_core.buttons import PREFIX, MenuScreen, read_press
 from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.adapters.telegram_core.outgoing import unrecorded
 from letopis.adapters.telegram_core.texts import descriptions
@@ -71,7 +71,9 @@ async def show_titled(bot: Bot, parts: BotParts, message: Message, conversation_
     await show(bot, parts, key, screen)
 
 
-async def show(bot: Bot, parts: BotParts, key: ChatKey, screen: Screen, *, instead_of: Message | None = None) -> None:
+async def show(
+    bot: Bot, parts: BotParts, key: ChatKey, screen: MenuScreen, *, instead_of: Message | None = None
+) -> None:
     """Show a screen, as a new message or in place of the one whose button was pressed; it is not recorded."""
     place = key.call()
     keyboard = InlineKeyboardMarkup.model_validate({"inline_keyboard": screen.keyboard()}) if screen.rows else None

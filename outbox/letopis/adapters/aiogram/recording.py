@@ -155,7 +155,7 @@ class UpdateRecording(BaseMiddleware):
             result = await self._handle(handler, bot, parts, recorded, event, data)
         except asyncio.CancelledError:
             raise  # the process ends: it is handled after the next start
-        except BaseException:
+        except BaseException:  # whatever ended the handler, aiogram counts the update as done
             await parts.incoming.handled(recorded.update_id)
             raise
         else:

@@ -26,12 +26,12 @@ _TRIES: Final = 10
 _Part = Literal["state", "data"]
 
 
-class LetopisStorage(BaseStorage):
+class LetopisFsmStorage(BaseStorage):
     """A ``BaseStorage`` on records of a history: durable when a call returns, whether or not the store can be reached.
 
     ::
 
-        dp = Dispatcher(storage=LetopisStorage(history))
+        dp = Dispatcher(storage=LetopisFsmStorage(history))
 
     The whole ``StorageKey`` is the key, destiny and business connection included. What is returned is a copy. Data must
     be JSON. While the history store is away, a state that this outbox does not know (none was set through it in the

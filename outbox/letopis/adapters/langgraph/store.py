@@ -83,7 +83,7 @@ class LetopisStore(BaseStore):
 
     async def _put(self, records: Records, ops: Sequence[PutOp]) -> None:
         for op in ops:
-            if op.ttl is not None:
+            if op.ttl is not None:  # as every store of LangGraph without ``supports_ttl`` answers
                 raise NotImplementedError("LetopisStore keeps items until they are deleted: leave ttl out")
             if op.value is not None and not isinstance(op.value, Mapping):
                 raise InvalidInput("value", f"must be an object, not {type(op.value).__name__}")

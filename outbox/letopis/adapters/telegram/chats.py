@@ -18,7 +18,7 @@ from letopis.adapters.telegram.building import RecordingBuilder
 from letopis.adapters.telegram.conversion import raw, update_from
 from letopis.adapters.telegram.persistence import LetopisPersistence
 from letopis.adapters.telegram.recording import RecordingQueue
-from letopis.adapters.telegram.sending import Transport
+from letopis.adapters.telegram.sending import PtbTransport
 from letopis.adapters.telegram_core.bot import BotParts, bot_id_of
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.incoming import Recorded
@@ -200,7 +200,7 @@ class LetopisChats:
             key = place = ChatKey.of_message(self.parts.bot_id, raw(message))
             user = to.effective_user if isinstance(to, Update) else message.from_user
             language = language or (None if user is None else user.language_code)
-        transport = Transport(
+        transport = PtbTransport(
             bot=self._application.bot,
             place=place.call(),
             reply_markup=reply_markup,

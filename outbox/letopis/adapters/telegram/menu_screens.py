@@ -11,7 +11,7 @@ from telegram.error import BadRequest
 
 from letopis.adapters.telegram.conversion import raw
 from letopis.adapters.telegram_core.bot import BotParts
-from letopis.adapters.telegram_core.buttons import Screen, read_press
+from letopis.adapters.telegram_core.buttons import MenuScreen, read_press
 from letopis.adapters.telegram_core.content import command_of
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
@@ -49,7 +49,9 @@ async def _press(bot: Any, parts: BotParts, query: CallbackQuery) -> bool:
     return True
 
 
-async def _show(bot: Any, parts: BotParts, key: ChatKey, screen: Screen, *, instead_of: Message | None = None) -> None:
+async def _show(
+    bot: Any, parts: BotParts, key: ChatKey, screen: MenuScreen, *, instead_of: Message | None = None
+) -> None:
     """Show a screen, as a new message or in place of the one whose button was pressed; it is not recorded."""
     place = key.call()
     keyboard = InlineKeyboardMarkup.de_json({"inline_keyboard": screen.keyboard()}, bot) if screen.rows else None

@@ -17,7 +17,7 @@ from letopis.adapters.telegram_core.splitting import Entity
 
 
 @dataclass(slots=True, kw_only=True)
-class Transport:
+class PtbTransport:
     """Sends to one place; implements the ``Transport`` of smart send.
 
     :ivar place: the parameters that say where: chat, topic, business connection.

@@ -40,7 +40,7 @@ class Button:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Screen:
+class MenuScreen:
     """What the menu shows.
 
     :ivar rows: of buttons, from above.

@@ -20,7 +20,7 @@ Ending = Literal["retry", "refused", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class BotApiCall:
     """What a call does to a conversation.
 
     :ivar key: the place that it writes to.
@@ -79,7 +79,7 @@ def failure_of(code: int, description: str, parameters: Mapping[str, Any] | None
     )
 
 
-def read_call(bot_id: int, method: str, payload: Mapping[str, Any]) -> Call | None:
+def read_call(bot_id: int, method: str, payload: Mapping[str, Any]) -> BotApiCall | None:
     """Return what a call does; ``None`` if it is of no conversation, or names its chat by a username.
 
     :param method: as the Bot API calls it, for example ``sendMessage``.
@@ -89,14 +89,14 @@ def read_call(bot_id: int, method: str, payload: Mapping[str, Any]) -> Call | No
     if key is None:
         return None
     if _SENDS.fullmatch(method):
-        return Call(does="send", method=method, key=key, content=_sent(method, payload), sent_as=_kind(method))
+        return BotApiCall(does="send", method=method, key=key, content=_sent(method, payload), sent_as=_kind(method))
     if _EDITS.fullmatch(method) and isinstance(payload.get("message_id"), int):
         content = _sent(method, payload)
-        return Call(does="edit", method=method, key=key, content=content, numbers=(payload["message_id"],))
+        return BotApiCall(does="edit", method=method, key=key, content=content, numbers=(payload["message_id"],))
     if method in ("deleteMessage", "deleteMessages", "deleteBusinessMessages"):
         given = payload.get("message_ids", [payload.get("message_id")])
         numbers = tuple(one for one in given if isinstance(one, int)) if isinstance(given, Sequence) else ()
-        return Call(does="delete", method=method, key=key, numbers=numbers) if numbers else None
+        return BotApiCall(does="delete", method=method, key=key, numbers=numbers) if numbers else None
     return None
 
 

@@ -14,11 +14,11 @@ from letopis.adapters.telegram_core.content import content_of, metadata_of, mome
 from letopis.adapters.telegram_core.keys import ChatKey, message_id
 from letopis.adapters.telegram_core.local_state import LocalState
 from letopis.adapters.telegram_core.updates import (
+    ChatMoved,
     Command,
     Deleted,
     Edited,
     Meaning,
-    Moved,
     Other,
     Reacted,
     Said,
@@ -155,7 +155,7 @@ class IncomingRecorder:
         return await self.local.unhandled(self._bot_id, older_than=older_than)
 
     async def _record(self, update: Mapping[str, Any], meaning: Meaning, key: ChatKey | None) -> Recorded:
-        if isinstance(meaning, Moved):
+        if isinstance(meaning, ChatMoved):
             await self.chats.move(meaning.old, meaning.new)
             key = await self.chats.settled(meaning.key) if meaning.key is not None else None
         work = await self._work(meaning, key)

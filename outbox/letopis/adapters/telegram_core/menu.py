@@ -14,8 +14,8 @@ import anyio
 
 from letopis.adapters.telegram_core.buttons import (
     Button,
+    MenuScreen,
     Press,
-    Screen,
     button,
     file_name,
     long_name,
@@ -54,7 +54,7 @@ class Menu:
         self._files = None if files is None else _absolute(files)
         self._tz = tz
 
-    async def command(self, name: str, arguments: str, key: ChatKey, language: str | None) -> Screen:
+    async def command(self, name: str, arguments: str, key: ChatKey, language: str | None) -> MenuScreen:
         """Carry out a command as it was written.
 
         :param name: without the slash, one of ``COMMANDS``.
@@ -63,7 +63,7 @@ class Menu:
         """
         texts, given = texts_for(language), " ".join(arguments.split())
 
-        async def run(place: ChatKey) -> Screen:
+        async def run(place: ChatKey) -> MenuScreen:
             match name:
                 case "new":
                     return await self._new(place, texts, given)
@@ -82,11 +82,11 @@ class Menu:
 
         return await self._carried_out(key, texts, run)
 
-    async def press(self, press: Press, key: ChatKey, language: str | None) -> Screen:
+    async def press(self, press: Press, key: ChatKey, language: str | None) -> MenuScreen:
         """Carry out a press of a button."""
         texts = texts_for(language)
 
-        async def run(place: ChatKey) -> Screen:
+        async def run(place: ChatKey) -> MenuScreen:
             match press.action:
                 case "new":
                     return await self._new(place, texts, "")
@@ -96,37 +96,39 @@ class Menu:
                     return await self._stats(place, texts)
             found = await self._named(place, press.argument)
             if found is None:
-                return Screen(text=texts.gone, rows=((button(texts.b_chats, "list", "0"),),))
+                return MenuScreen(text=texts.gone, rows=((button(texts.b_chats, "list", "0"),),))
             return await self._about(place, texts, press.action, found)
 
         return await self._carried_out(key, texts, run)
 
-    async def title(self, conversation_id: str, title: str, key: ChatKey, language: str | None) -> Screen:
+    async def title(self, conversation_id: str, title: str, key: ChatKey, language: str | None) -> MenuScreen:
         """Give a conversation the title that was asked for."""
         texts = texts_for(language)
         return await self._carried_out(
             key, texts, lambda place: self._renamed(place, texts, conversation_id, " ".join(title.split()))
         )
 
-    async def _carried_out(self, key: ChatKey, texts: Texts, run: Callable[[ChatKey], Awaitable[Screen]]) -> Screen:
+    async def _carried_out(
+        self, key: ChatKey, texts: Texts, run: Callable[[ChatKey], Awaitable[MenuScreen]]
+    ) -> MenuScreen:
         try:
             return await run(await self._chats.settled(key))
         except LetopisError as error:
             logger.warning("a command of the chat menu failed: %s", error)
-            return Screen(text=texts.failed)
+            return MenuScreen(text=texts.failed)
 
-    async def _about(self, place: ChatKey, texts: Texts, action: str, one: Conversation) -> Screen:
+    async def _about(self, place: ChatKey, texts: Texts, action: str, one: Conversation) -> MenuScreen:
         match action:
             case "switch":
                 await self._history.activate(one.conversation_id, owner=place.owner)
                 return self._card(place, texts, one, texts.switched, active=True)
             case "rename":
                 text = texts.ask_title.format(title=self._title(texts, one))
-                return Screen(text=text, asks=one.conversation_id, hint=texts.title_hint)
+                return MenuScreen(text=text, asks=one.conversation_id, hint=texts.title_hint)
             case "delete":
                 name = short_name(place, one.conversation_id)
                 rows = ((button(texts.b_yes, "erase", name), button(texts.b_no, "chat", name)),)
-                return Screen(text=texts.ask_delete.format(title=self._title(texts, one)), rows=rows)
+                return MenuScreen(text=texts.ask_delete.format(title=self._title(texts, one)), rows=rows)
             case "erase":
                 return await self._delete(place, texts, one)
             case "history":
@@ -136,19 +138,19 @@ class Menu:
                 is_active = active is not None and active.conversation_id == one.conversation_id
                 return self._card(place, texts, one, texts.chat, active=is_active)
 
-    async def _new(self, place: ChatKey, texts: Texts, title: str) -> Screen:
+    async def _new(self, place: ChatKey, texts: Texts, title: str) -> MenuScreen:
         first = await self._history.active(place.owner, create=False) is None
         if first:
             async for _ in self._chats.listed(place):
                 first = False
                 break
         await self._chats.start(place, title=title[:_MAX_TITLE] or None, first=first)
-        return Screen(text=texts.new.format(title=shortened(title) or texts.untitled), rows=(self._bottom(texts),))
+        return MenuScreen(text=texts.new.format(title=shortened(title) or texts.untitled), rows=(self._bottom(texts),))
 
-    async def _list(self, place: ChatKey, texts: Texts, page: int) -> Screen:
+    async def _list(self, place: ChatKey, texts: Texts, page: int) -> MenuScreen:
         chats = [one async for one in self._chats.listed(place)]
         if not chats:
-            return Screen(text=texts.no_chats, rows=((button(texts.b_new, "new"),),))
+            return MenuScreen(text=texts.no_chats, rows=((button(texts.b_new, "new"),),))
         pages = (len(chats) + _PAGE - 1) // _PAGE
         page = min(page, pages - 1)
         rows: list[tuple[Button, ...]] = [(button(texts.b_new, "new"), button(texts.b_stats, "stats"))]
@@ -163,24 +165,24 @@ class Menu:
             turn.append(button(texts.b_next, "list", str(page + 1)))
         if turn:
             rows.append(tuple(turn))
-        return Screen(text=texts.chats.format(page=page + 1, pages=pages), rows=tuple(rows))
+        return MenuScreen(text=texts.chats.format(page=page + 1, pages=pages), rows=tuple(rows))
 
-    async def _renamed(self, place: ChatKey, texts: Texts, conversation_id: str, title: str) -> Screen:
+    async def _renamed(self, place: ChatKey, texts: Texts, conversation_id: str, title: str) -> MenuScreen:
         one = await self._chats.owned(place, conversation_id)
         if one is None:
-            return Screen(text=texts.gone)
+            return MenuScreen(text=texts.gone)
         if not title:
             return await self._about(place, texts, "rename", one)
         await self._history.rename(conversation_id, title[:_MAX_TITLE])
-        return Screen(text=texts.renamed.format(title=shortened(title)), rows=(self._bottom(texts),))
+        return MenuScreen(text=texts.renamed.format(title=shortened(title)), rows=(self._bottom(texts),))
 
-    async def _delete(self, place: ChatKey, texts: Texts, one: Conversation) -> Screen:
+    async def _delete(self, place: ChatKey, texts: Texts, one: Conversation) -> MenuScreen:
         files = await self._files_of(one.conversation_id)
         await self._history.delete(one.conversation_id, reason="deleted by the user")
         for file in files:
             with contextlib.suppress(FileNotFoundError):
                 await anyio.Path(file).unlink()
-        return Screen(text=texts.deleted.format(title=self._title(texts, one)), rows=(self._bottom(texts),))
+        return MenuScreen(text=texts.deleted.format(title=self._title(texts, one)), rows=(self._bottom(texts),))
 
     async def _files_of(self, conversation_id: str) -> list[Path]:
         if self._files is None:
@@ -193,28 +195,28 @@ class Menu:
                 found.append(path)
         return found
 
-    async def _messages(self, place: ChatKey, texts: Texts, one: Conversation) -> Screen:
+    async def _messages(self, place: ChatKey, texts: Texts, one: Conversation) -> MenuScreen:
         page = await self._history.messages(one.conversation_id, last=_SHOWN)
         title = self._title(texts, one)
         if not page:
-            return Screen(text=texts.empty, rows=(self._bottom(texts),))
+            return MenuScreen(text=texts.empty, rows=(self._bottom(texts),))
         head = texts.history.format(title=title, count=len(page))
         if not page.complete:
             head = f"{head}\n{texts.incomplete}"
         body = "\n\n".join(self._line(texts, message) for message in page)
         rows = (self._bottom(texts),)
         if units(head) + units(body) + 2 <= TEXT_LIMIT:
-            return Screen(text=f"{head}\n\n{body}", rows=rows)
+            return MenuScreen(text=f"{head}\n\n{body}", rows=rows)
         whole = await self._history.transcript(one.conversation_id, last=200, tz=self._tz)
         del place
-        return Screen(text=head, rows=rows, document=(file_name(title, ".txt"), whole))
+        return MenuScreen(text=head, rows=rows, document=(file_name(title, ".txt"), whole))
 
     def _line(self, texts: Texts, message: RecordedMessage) -> str:
         who = texts.you if message.role == "user" else texts.bot
         moment = message.occurred_at.astimezone(self._tz)
         return f"{who}, {moment:%d.%m %H:%M}\n{message.text or '📎'}"
 
-    async def _stats(self, place: ChatKey, texts: Texts) -> Screen:
+    async def _stats(self, place: ChatKey, texts: Texts) -> MenuScreen:
         since = datetime.now(UTC) - _PERIOD
         lately = await self._history.statistics(owner=place.owner, since=since)
         ever = await self._history.statistics(owner=place.owner)
@@ -227,18 +229,18 @@ class Menu:
         text += "\n\n" + texts.stats_all.format(messages=ever.messages, tokens=ever.tokens)
         if not (lately.complete and ever.complete):
             text += f"\n\n{texts.incomplete}"
-        return Screen(text=text, rows=(self._bottom(texts),))
+        return MenuScreen(text=text, rows=(self._bottom(texts),))
 
-    async def _search(self, place: ChatKey, texts: Texts, query: str) -> Screen:
+    async def _search(self, place: ChatKey, texts: Texts, query: str) -> MenuScreen:
         if not query:
-            return Screen(text=texts.ask_search)
+            return MenuScreen(text=texts.ask_search)
         try:
             page = await self._history.search(query[:1000], owner=place.owner, limit=_FOUND)
         except InvalidInput:  # no word in it, or too many
-            return Screen(text=texts.not_found.format(query=shortened(query, 100)))
+            return MenuScreen(text=texts.not_found.format(query=shortened(query, 100)))
         note = "" if page.complete else f"\n\n{texts.incomplete}"
         if not page:
-            return Screen(text=texts.not_found.format(query=shortened(query, 100)) + note)
+            return MenuScreen(text=texts.not_found.format(query=shortened(query, 100)) + note)
         lines, rows = list[str](), dict[str, tuple[Button, ...]]()
         for hit in page:
             lines.append(self._hit(texts, hit))
@@ -247,14 +249,14 @@ class Menu:
                 name = short_name(place, hit.conversation_id)
                 rows[hit.conversation_id] = (button(f"💬 {self._title(texts, one)}", "chat", name),)
         text = texts.found.format(query=shortened(query, 100)) + "\n\n" + "\n\n".join(lines) + note
-        return Screen(text=text, rows=(*rows.values(), self._bottom(texts)))
+        return MenuScreen(text=text, rows=(*rows.values(), self._bottom(texts)))
 
     def _hit(self, texts: Texts, hit: Hit) -> str:
         who = texts.you if hit.message.role == "user" else texts.bot
         moment = hit.message.occurred_at.astimezone(self._tz)
         return f"{who}, {moment:%d.%m.%Y %H:%M}\n{hit.snippet}"
 
-    def _card(self, place: ChatKey, texts: Texts, one: Conversation, text: str, *, active: bool) -> Screen:
+    def _card(self, place: ChatKey, texts: Texts, one: Conversation, text: str, *, active: bool) -> MenuScreen:
         name, date = short_name(place, one.conversation_id), one.updated_at.astimezone(self._tz)
         rows: list[tuple[Button, ...]] = [
             (button(texts.b_rename, "rename", name), button(texts.b_delete, "delete", name)),
@@ -263,7 +265,7 @@ class Menu:
         if not active:
             rows.insert(0, (button(texts.b_open, "switch", name),))
         shown = text.format(title=self._title(texts, one), messages=one.message_count, date=f"{date:%d.%m.%Y %H:%M}")
-        return Screen(text=shown, rows=tuple(rows))
+        return MenuScreen(text=shown, rows=tuple(rows))
 
     def _bottom(self, texts: Texts) -> tuple[Button, ...]:
         return (button(texts.b_chats, "list", "0"), button(texts.b_new, "new"))

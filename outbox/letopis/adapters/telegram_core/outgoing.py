@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from letopis.adapters.telegram_core.calls import Call, Failure, chat_in, content_in, numbers_in, read_call
+from letopis.adapters.telegram_core.calls import BotApiCall, Failure, chat_in, content_in, numbers_in, read_call
 from letopis.adapters.telegram_core.chats import Chats, numbers_of
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
@@ -67,7 +67,7 @@ class Intent:
 class _Change:
     """An edit or a deletion that is recorded once Telegram has carried it out."""
 
-    call: Call
+    call: BotApiCall
 
 
 class OutgoingRecorder:
@@ -180,7 +180,7 @@ class OutgoingRecorder:
             return update.conversation_id
         return (await self.chats.active(key)).conversation_id
 
-    async def _change(self, call: Call, result: Any) -> None:
+    async def _change(self, call: BotApiCall, result: Any) -> None:
         places = [await self.chats.settled(key) for key in self._places(call, result)]
         for number in call.numbers:
             found = None
@@ -195,7 +195,7 @@ class OutgoingRecorder:
             elif all(one in call.numbers for one in numbers_of(found)):
                 await self._history.redact(found.conversation_id, found.id, reason="deleted in Telegram by the bot")
 
-    def _places(self, call: Call, result: Any) -> list[ChatKey]:
+    def _places(self, call: BotApiCall, result: Any) -> list[ChatKey]:
         """Return where a changed message may be: the call names its chat, and not its topic."""
         places = [call.key]
         if chat_in(result) == call.key.chat_id and isinstance(result, Mapping):

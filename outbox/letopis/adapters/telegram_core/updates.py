@@ -63,7 +63,7 @@ class Deleted(Meaning):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moved(Meaning):
+class ChatMoved(Meaning):
     """A group became a supergroup, with another chat id.
 
     :ivar old: the chat id that it had.
@@ -137,9 +137,9 @@ def _read_message(bot_id: int, given: dict[str, Any]) -> Meaning:
     message = given["payload"]
     chat_id = given["key"].chat_id
     if isinstance(new := message.get("migrate_to_chat_id"), int):
-        return Moved(**given, old=chat_id, new=new)
+        return ChatMoved(**given, old=chat_id, new=new)
     if isinstance(old := message.get("migrate_from_chat_id"), int):
-        return Moved(**given, old=old, new=chat_id)
+        return ChatMoved(**given, old=old, new=chat_id)
     # What the bot itself wrote for a business account comes back; it is recorded as it is sent.
     sender = message.get("sender_business_bot")
     if content_of(message) is None or (isinstance(sender, Mapping) and sender.get("id") == bot_id):

@@ -42,7 +42,7 @@ UNKNOWN: Final = Unknown.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Index:
+class ChatIndex:
     """The chats of a user.
 
     :ivar chats: in the order in which they began.
@@ -57,7 +57,7 @@ class Index:
     complete: bool
 
     @classmethod
-    def empty(cls, user_id: int) -> Index:
+    def empty(cls, user_id: int) -> ChatIndex:
         """Return the list of a user without chats."""
         return cls(user_id=user_id, username="", active=None, next_number=1, chats=(), complete=False)
 
@@ -76,7 +76,7 @@ class Index:
         }
 
 
-class Chats:
+class UserChats:
     """The chats of all users of a bot."""
 
     def __init__(self, history: BlockingHistory) -> None:
@@ -99,7 +99,7 @@ class Chats:
         found = self._history.active(user_id, create=False)
         return None if found is None else found.conversation_id
 
-    def index(self, user_id: int) -> Index:
+    def index(self, user_id: int) -> ChatIndex:
         """Return the chats of a user."""
         chats, complete, after = dict[str, Conversation](), True, None
         while True:
@@ -111,7 +111,7 @@ class Chats:
         ordered = sorted(chats.values(), key=lambda one: (one.created_at, number_of(one), one.conversation_id))
         record = self._record(user_id)
         value: Mapping[str, Any] = record.value if isinstance(record, Record) else {}
-        return Index(
+        return ChatIndex(
             user_id=user_id,
             username=value.get("username") or "",
             active=self.active(user_id),

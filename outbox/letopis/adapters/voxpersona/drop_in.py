@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, Final, Self, TypeVar, cast
 
 from letopis.adapters.voxpersona import mapping, statistics
-from letopis.adapters.voxpersona.chats import UNKNOWN, Chats, Index
+from letopis.adapters.voxpersona.chats import UNKNOWN, ChatIndex, UserChats
 from letopis.adapters.voxpersona.mirror import Mirror
 from letopis.adapters.voxpersona.models import NEW_CHAT, Models
 from letopis.adapters.voxpersona.saving import save
@@ -109,7 +109,7 @@ class ConversationManager:
             history = self._opened = BlockingHistory.open(outbox or self.base_dir / OUTBOX, store=store, **options)
             atexit.register(self.close)
         self._history = history
-        self._chats = Chats(history)
+        self._chats = UserChats(history)
         self._lock = RLock()
         self._known: dict[tuple[int, str], None] = {}
         self._active: dict[int, str] = {}
@@ -146,7 +146,7 @@ class ConversationManager:
 
     def load_index(self, user_id: int) -> dict[str, Any]:
         """Return what the seed keeps in a user's ``index.json``."""
-        return self._load_index(user_id) or Index.empty(user_id).to_data(self._tz)
+        return self._load_index(user_id) or ChatIndex.empty(user_id).to_data(self._tz)
 
     @_otherwise(lambda: False)
     def save_index(self, user_id: int, index_data: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from anyio import to_thread
 
 from letopis.adapters.voxpersona import mapping
 from letopis.adapters.voxpersona.chats import KEY, LABELS
-from letopis.adapters.voxpersona.reading import FoundChat, FoundUser, Note, Reader
+from letopis.adapters.voxpersona.reading import FolderReader, FoundChat, FoundUser, Note
 from letopis.outbox import History
 from letopis.outbox.transfer.importer import ImportCounts, Importer, try_out
 from letopis.store import (
@@ -99,7 +99,7 @@ async def import_folder(
         if tell is not None:
             tell(one)
 
-    users = Reader(Path(folder), None if daily is None else Path(daily), note).users()
+    users = FolderReader(Path(folder), None if daily is None else Path(daily), note).users()
     run = _Run(history, timezone, Path(reports or "."), result, note)
     while (user := await to_thread.run_sync(lambda: next(users, None))) is not None:
         result.users += 1

@@ -82,7 +82,7 @@ class FoundUser:
     chats: list[FoundChat]
 
 
-class Reader:
+class FolderReader:
     """Reads a bot's folders.
 
     :param folder: that of the chats.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from letopis.outbox.cli._progress import Report
+    from letopis.outbox.cli._progress import ProgressReport
     from letopis.outbox.history.history import History
 
 POLL_SECONDS: Final = 0.25
 
 
-async def deliver(history: History, report: Report, *, longest: float | None) -> None:
+async def deliver(history: History, report: ProgressReport, *, longest: float | None) -> None:
     """Wait until nothing is pending, or everything that is waits for an operator.
 
     :param longest: the longest wait in seconds; ``None`` for none.

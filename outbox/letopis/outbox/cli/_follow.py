@@ -18,7 +18,7 @@ INTERVAL: Final = click.FloatRange(min=0.1, max=3600)
 """The type of an option with the seconds between two looks."""
 
 
-class Screen:
+class FollowedScreen:
     """Prints a text over the previous one on a terminal; otherwise below it, and only if something has changed."""
 
     def __init__(self) -> None:

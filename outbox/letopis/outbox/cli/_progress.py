@@ -24,7 +24,7 @@ BYTES: Final = "bytes"
 """The unit of amounts that are shown in megabytes."""
 
 
-class Report(Protocol):
+class ProgressReport(Protocol):
     """Takes how much of a long run is done."""
 
     def __call__(
@@ -151,7 +151,7 @@ def can_redraw(stream: TextIO) -> bool:
 
 
 @contextmanager
-def progress(title: str, total: int | None = None, *, unit: str, as_json: bool = False) -> Iterator[Report]:
+def progress(title: str, total: int | None = None, *, unit: str, as_json: bool = False) -> Iterator[ProgressReport]:
     """Show how far the ``with`` block is, as it reports: on a terminal, and never where the output is for programs.
 
     :param as_json: the command was given ``--json``.

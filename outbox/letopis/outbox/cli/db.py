@@ -14,7 +14,7 @@ from letopis.outbox.cli._command import VerbGroup
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._progress import Report, progress
+from letopis.outbox.cli._progress import ProgressReport, progress
 from letopis.outbox.cli._selection import YES, confirm
 from letopis.outbox.cli.verify import verify_store
 
@@ -272,7 +272,7 @@ async def _renewed(*, yes: bool) -> tuple[str, StoreIdentity, StoreIdentity]:
         return name, before, await store.new_identity()
 
 
-async def _index(report: Report) -> int:
+async def _index(report: ProgressReport) -> int:
     from letopis.store.maintenance.workload import events_to_index
 
     done = 0
@@ -311,7 +311,7 @@ def _store() -> AbstractAsyncContextManager[ConversationStore]:
 
 
 async def _run(
-    check: bool, every: bool, conversation: str | None, report: Report
+    check: bool, every: bool, conversation: str | None, report: ProgressReport
 ) -> tuple[Counter[str], list[Rebuilt]]:
     from letopis.store.maintenance.rebuild import Rebuilt
     from letopis.store.maintenance.workload import conversations_to_rebuild

@@ -10,7 +10,7 @@ from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._progress import Report, progress
+from letopis.outbox.cli._progress import ProgressReport, progress
 from letopis.outbox.cli._selection import YES, confirm
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class _Erasure:
     :ivar store_rows: rows of long conversations that the store had still to erase when this ended.
     """
 
-    def __init__(self, *, reason: str, delete: bool, report: Report) -> None:
+    def __init__(self, *, reason: str, delete: bool, report: ProgressReport) -> None:
         self._reason = reason
         self._delete = delete
         self._report = report

@@ -11,7 +11,7 @@ from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit, name_store
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._progress import Report, progress
+from letopis.outbox.cli._progress import ProgressReport, progress
 
 if TYPE_CHECKING:
     from letopis.store.relocation.mover import Moved, MoveProgress
@@ -63,7 +63,7 @@ def move(target: str | None, cancel: bool, as_json: bool) -> None:
 
     from letopis.store.relocation.mover import move as run
 
-    async def work(report: Report) -> Moved:
+    async def work(report: ProgressReport) -> Moved:
         return await run(source, goal, progress=_Stages(report))
 
     with progress("copying", unit="events", as_json=as_json) as report:
@@ -108,7 +108,7 @@ def _cancel(source: object, *, as_json: bool) -> None:
 class _Stages:
     """Shows how far the move is, and says when deliveries begin to wait."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ProgressReport) -> None:
         self._report = report
         self._stage = ""
 

@@ -78,9 +78,9 @@ def _document(path: Path, found: Status) -> dict[str, Any]:
 
 def _watch(path: Path, *, seconds: float, as_json: bool) -> None:
     """Show the status until interrupted."""
-    from letopis.outbox.cli._follow import Screen, repeat
+    from letopis.outbox.cli._follow import FollowedScreen, repeat
 
-    screen = Screen()
+    screen = FollowedScreen()
     printed: dict[str, Any] = {}
 
     def step() -> None:

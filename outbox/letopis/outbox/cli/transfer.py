@@ -16,7 +16,7 @@ from letopis.outbox.cli._command import Verb, VerbGroup
 from letopis.outbox.cli._exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, open_output, print_json, printable
-from letopis.outbox.cli._progress import BYTES, Report, can_redraw, progress
+from letopis.outbox.cli._progress import BYTES, ProgressReport, can_redraw, progress
 
 if TYPE_CHECKING:
     from letopis.outbox.transfer.exporter import Exporter
@@ -95,7 +95,9 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None, as
         raise CommandExit(Exit.LATER, f"{pending} events are still pending; nothing is lost")
 
 
-async def _import(lines: Iterator[Any], wait: bool, longest: float | None, report: Report) -> tuple[ImportCounts, int]:
+async def _import(
+    lines: Iterator[Any], wait: bool, longest: float | None, report: ProgressReport
+) -> tuple[ImportCounts, int]:
     from letopis.outbox.cli._delivery import deliver
     from letopis.outbox.history.history import History
     from letopis.outbox.transfer.importer import Importer
@@ -114,7 +116,7 @@ async def _import(lines: Iterator[Any], wait: bool, longest: float | None, repor
         return counts, (await history.status()).pending
 
 
-def _counted(lines: Iterable[AnyLine], report: Report) -> Iterator[AnyLine]:
+def _counted(lines: Iterable[AnyLine], report: ProgressReport) -> Iterator[AnyLine]:
     """Yield the lines, and report how many bytes of them were read."""
     done = 0
     for line in lines:
@@ -190,7 +192,7 @@ def export_jsonl(file: str, conversation: str | None, owner: str | None, no_reco
 
 
 async def _export(
-    stream: BinaryIO, conversation: str | None, owner: str | None, records: bool, report: Report
+    stream: BinaryIO, conversation: str | None, owner: str | None, records: bool, report: ProgressReport
 ) -> Exporter:
     from letopis.outbox.cli._locations import open_source
     from letopis.outbox.transfer.exporter import Exporter, Incomplete

@@ -11,7 +11,7 @@ from letopis.outbox.cli._command import Verb
 from letopis.outbox.cli._exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli._options import settings, with_options
 from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._progress import Report, progress, unseen
+from letopis.outbox.cli._progress import ProgressReport, progress, unseen
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -144,7 +144,7 @@ async def _there(url: URL) -> bool:
     return await File(str(url.database)).is_file()
 
 
-async def problems_of_store(url: URL, report: Report = unseen) -> list[str]:
+async def problems_of_store(url: URL, report: ProgressReport = unseen) -> list[str]:
     """Return what is wrong with a history store.
 
     :param report: takes how far the check is.
