@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """Keep the chats of an aiogram bot: record both ways, give handlers their history, and offer the menu."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Sequence
 from datetime import UTC, timedelta, tzinfo
-from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from aiogram import Bot, Dispatcher, Router
@@ -23,7 +22,7 @@ from letopis.adapters.aiogram.recording import RequestRecording, UpdateRecording
 from letopis.adapters.aiogram.sending import AiogramTransport
 from letopis.adapters.aiogram.storage import LetopisFsmStorage
 from letopis.adapters.aiogram.webhook import RecordingRequestHandler
-from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.bot import BotParts, history_of
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
@@ -82,18 +81,10 @@ class LetopisChats:
         tz: tzinfo = UTC,
         **options: Any,
     ) -> None:
-        if isinstance(history, History):
-            if store is not None or options:
-                raise InvalidInput("history", "is open already: give its store and options where you make it")
-            self.history = history
-            files = Path("letopis.files") if files is None else files
-        else:
-            told = {"on_stuck": self.tell, "on_recovered": self.tell, **options}
-            self.history = History(history, store=store, **told)
-            files = Path(f"{os.fspath(history)}.files") if files is None else files
+        self.history, folder = history_of(history, store=store, files=files, tell=self.tell, options=options)
         self._owned = not isinstance(history, History)
         self._settings = {
-            "files": files,
+            "files": folder,
             "threshold": threshold,
             "preview": preview,
             "titles": titles,

@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """Turn aiogram's objects and exceptions into what the recorders take."""
 
 from __future__ import annotations

@@ -3,67 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from aiogram import Bot
 from aiogram.types import FSInputFile, MessageEntity, ReplyParameters
 
 from letopis.adapters.aiogram.conversion import failure_from
+from letopis.adapters.telegram_core.bot_api_transport import BotApiTransport
 from letopis.adapters.telegram_core.calls import Failure
 from letopis.adapters.telegram_core.splitting import Entity
 
 
-@dataclass(slots=True, kw_only=True)
-class AiogramTransport:
-    """Sends to one place; implements ``Transport``.
-
-    :ivar place: the parameters that say where: chat, topic, business connection.
-    :ivar options: further parameters of every part, for example ``disable_notification``.
-    """
-
-    bot: Bot
-    place: Mapping[str, Any]
-    reply_markup: Any = None
-    reply_to: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    async def send_text(self, text: str, entities: Sequence[Entity], *, last: bool) -> int:
-        """Send a message."""
-        sent = await self.bot.send_message(
-            text=text,
-            entities=_entities(entities),
-            parse_mode=None,
-            reply_markup=self.reply_markup if last else None,
-            **self._common(),
-        )
-        return sent.message_id
-
-    async def send_file(self, path: Path, name: str, caption: str, entities: Sequence[Entity]) -> int:
-        """Send a document."""
-        sent = await self.bot.send_document(
-            document=FSInputFile(path, filename=name),
-            caption=caption,
-            caption_entities=_entities(entities),
-            parse_mode=None,
-            reply_markup=self.reply_markup,
-            **{name: value for name, value in self._common().items() if name != "link_preview_options"},
-        )
-        return sent.message_id
+class AiogramTransport(BotApiTransport):
+    """Sends to one place by aiogram."""
 
     def failure_of(self, error: Exception) -> Failure | None:
         """Return what an exception means."""
         return failure_from(error)
 
-    def _common(self) -> dict[str, Any]:
-        common = {**self.place, **self.options}
-        if self.reply_to is not None:
-            # The question may have been deleted meanwhile; the answer goes out all the same.
-            common["reply_parameters"] = ReplyParameters(message_id=self.reply_to, allow_sending_without_reply=True)
-        return common
+    async def _document(self, path: Path, name: str) -> FSInputFile:
+        return FSInputFile(path, filename=name)
 
+    def _entity(self, entity: Entity) -> MessageEntity:
+        return MessageEntity.model_validate(entity)
 
-def _entities(entities: Sequence[Entity]) -> list[MessageEntity] | None:
-    return [MessageEntity.model_validate(one) for one in entities] or None
+    def _reply(self, message_id: int) -> ReplyParameters:
+        return ReplyParameters(message_id=message_id, allow_sending_without_reply=True)

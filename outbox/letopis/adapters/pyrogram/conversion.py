@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """Turn Pyrogram's objects and exceptions into what the recorders take: the form of the Bot API."""
 
 from __future__ import annotations

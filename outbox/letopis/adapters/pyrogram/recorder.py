@@ -25,7 +25,7 @@ from letopis.adapters.pyrogram.conversion import (
     result_of,
     update_id,
 )
-from letopis.adapters.telegram_core.bot import BotParts
+from letopis.adapters.telegram_core.bot import BotParts, history_of
 from letopis.adapters.telegram_core.calls import Failure
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.incoming import Recorded
@@ -86,16 +86,9 @@ class LetopisRecorder:
         **options: Any,
     ) -> None:
         self._owned = not isinstance(history, History)
-        if isinstance(history, History):
-            if store is not None or options:
-                raise InvalidInput("history", "is open already: give its store and options where you make it")
-            self.history = history
-        else:
-            told = {"on_stuck": self.tell, "on_recovered": self.tell, **options}
-            self.history = History(history, store=store, **told)
-        default = "letopis.files" if isinstance(history, History) else f"{os.fspath(history)}.files"
+        self.history, folder = history_of(history, store=store, files=files, tell=self.tell, options=options)
         self._settings: dict[str, Any] = {
-            "files": default if files is None else files,
+            "files": folder,
             "threshold": threshold,
             "preview": preview,
             "titles": titles,

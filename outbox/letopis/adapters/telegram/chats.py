@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """Keep the chats of an application: record both ways, give handlers their history, and offer the menu."""
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, timedelta, tzinfo
-from pathlib import Path
 from typing import Any, Final
 
 from telegram import Message, MessageEntity, Update
@@ -19,7 +18,7 @@ from letopis.adapters.telegram.conversion import raw, update_from
 from letopis.adapters.telegram.persistence import LetopisPersistence
 from letopis.adapters.telegram.recording import RecordingQueue
 from letopis.adapters.telegram.sending import PtbTransport
-from letopis.adapters.telegram_core.bot import BotParts, bot_id_of
+from letopis.adapters.telegram_core.bot import BotParts, bot_id_of, history_of
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
@@ -83,17 +82,9 @@ class LetopisChats:
         **options: Any,
     ) -> None:
         self._owned = not isinstance(history, History)
-        if isinstance(history, History):
-            if store is not None or options:
-                raise InvalidInput("history", "is open already: give its store and options where you make it")
-            self.history = history
-            files = Path("letopis.files") if files is None else files
-        else:
-            told = {"on_stuck": self.tell, "on_recovered": self.tell, **options}
-            self.history = History(history, store=store, **told)
-            files = Path(f"{os.fspath(history)}.files") if files is None else files
+        self.history, folder = history_of(history, store=store, files=files, tell=self.tell, options=options)
         self._settings: dict[str, Any] = {
-            "files": files,
+            "files": folder,
             "threshold": threshold,
             "preview": preview,
             "titles": titles,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.chats import Chats
@@ -15,8 +16,32 @@ from letopis.adapters.telegram_core.local_state import LocalState
 from letopis.adapters.telegram_core.menu import Menu
 from letopis.adapters.telegram_core.outgoing import OutgoingRecorder
 from letopis.adapters.telegram_core.smart_send import PREVIEW, THRESHOLD, SmartSender
-from letopis.outbox import History
+from letopis.outbox import History, Incident
 from letopis.store import InvalidInput
+
+Tell = Callable[[Incident], Awaitable[None]]
+
+
+def history_of(
+    given: str | os.PathLike[str] | History,
+    *,
+    store: Any,
+    files: str | os.PathLike[str] | None,
+    tell: Tell,
+    options: Mapping[str, Any],
+) -> tuple[History, Path]:
+    """Return the history that an adapter was given, by itself or by path, and the folder of its files.
+
+    :param tell: is called when something of a user is stuck, and when it is over; not for a history that was given.
+    :raises InvalidInput: a history has a store and options already.
+    :raises ConfigurationError: the path, the URL or an option is wrong.
+    """
+    if isinstance(given, History):
+        if store is not None or options:
+            raise InvalidInput("history", "is open already: give its store and options where you make it")
+        return given, Path("letopis.files" if files is None else files)
+    told = {"on_stuck": tell, "on_recovered": tell, **options}
+    return History(given, store=store, **told), Path(f"{os.fspath(given)}.files" if files is None else files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
