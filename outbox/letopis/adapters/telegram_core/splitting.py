@@ -108,6 +108,9 @@ class _Splitter:
             if shown:
                 moved = () if head else self._entities_of(start, start + len(shown))
                 found.append(Part(f"{head}{shown}{tail}", moved, start, end))
+            cut = self._fence_at(end)
+            if cut is not None and not self._text[end : cut.body_end].strip():
+                end = cut.end  # nothing is left of it but its closing line
             start = self._skip(end)
         return found
 
@@ -139,7 +142,8 @@ class _Splitter:
         last = low
         earliest = start + max(1, int((last - start) * _EARLIEST))
         for inside in (False, True):
-            for mark, least in (("\n\n", earliest), ("\n", earliest), (" ", start + 1)):
+            late = (("\n\n", earliest), ("\n", earliest), (" ", earliest))
+            for mark, least in (*late, ("\n", start + 1), (" ", start + 1)):
                 end = self._last(mark, least, last, inside=inside)
                 if end is not None:
                     return end
