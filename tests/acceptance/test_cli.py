@@ -17,10 +17,10 @@ import click
 import pytest
 
 from letopis.outbox.cli import VERBS, cli
-from letopis.outbox.cli._exit_codes import MAX_LINE_LENGTH, CommandExit, Exit, explain, one_line, run
-from letopis.outbox.cli._lazy_group import LazyGroup
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import format_duration, printable, table, truncate
+from letopis.outbox.cli.interface.exit_codes import MAX_LINE_LENGTH, CommandExit, Exit, explain, one_line, run
+from letopis.outbox.cli.interface.lazy_group import LazyGroup
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import format_duration, printable, table, truncate
 from letopis.outbox.cli.status import _store_state
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database.faults import FaultClass, StoreFault
@@ -280,7 +280,7 @@ def _raising(error: BaseException) -> click.Command:
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     code = (
-        "import sys\nfrom letopis.outbox.cli._exit_codes import run\nimport click\n"
+        "import sys\nfrom letopis.outbox.cli.interface.exit_codes import run\nimport click\n"
         "@click.command()\ndef verb():\n    [click.echo('x' * 1000) for _ in range(1000)]\n"
         "sys.exit(run(verb, []))"
     )

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from letopis.outbox.cli._render import code_first
+from letopis.outbox.cli.interface.render import code_first
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.model.messages import Message

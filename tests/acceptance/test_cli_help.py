@@ -11,8 +11,8 @@ import click
 import pytest
 
 from letopis.outbox.cli import ELSEWHERE, VERBS, cli
-from letopis.outbox.cli._command import SHARED, SharedOption, Verb, first_sentence
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.command import SHARED, SharedOption, Verb, first_sentence
+from letopis.outbox.cli.interface.exit_codes import Exit
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

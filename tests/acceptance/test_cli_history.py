@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 import pytest
 
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
@@ -291,7 +291,7 @@ PEAK = """
 import pathlib, resource, sys
 from letopis.outbox.sync._generated import BlockingHistory
 from letopis.outbox.cli import cli
-from letopis.outbox.cli._exit_codes import run
+from letopis.outbox.cli.interface.exit_codes import run
 code = run(cli, sys.argv[1:])
 status = pathlib.Path("/proc/self/status")
 if status.exists():

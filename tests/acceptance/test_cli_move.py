@@ -10,7 +10,7 @@ import pytest
 
 from letopis.outbox import History
 from letopis.outbox.cli import cli
-from letopis.outbox.cli._exit_codes import Exit, run
+from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.store import ConversationStore, Message
 from letopis.store.database.log_state import LogState
 from tests.support.moves import identity, run_sql, states

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from letopis.outbox.cli import cli
-from letopis.outbox.cli._exit_codes import Exit, run
+from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.event_log.append_encoding import prepare

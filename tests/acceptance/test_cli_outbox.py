@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from letopis.outbox.cli import cli
-from letopis.outbox.cli._exit_codes import run
+from letopis.outbox.cli.interface.exit_codes import run
 from letopis.store import ConversationStarted, ConversationStore, Message
 from letopis.store.testing.outbox import Outbox
 

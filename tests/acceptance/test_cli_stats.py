@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.history.history import History
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.daemon.daemon import Daemon, DaemonSettings
 from letopis.outbox.daemon.health import FileCondition
 from letopis.outbox.daemon.http import HealthApp

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox.cli import cli
-from letopis.outbox.cli._exit_codes import Exit, run
 from letopis.outbox.cli.demo_script import STORE, DemoOutcome, Transcript, check
+from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.outbox.history.history import History
 from letopis.store.model.messages import Message
 from tests.support.demo_transcript import PAGES, comparable, transcript_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.daemon.daemon import UNAVAILABLE_STOP_TIMEOUT_SECONDS, DaemonSettings
 from letopis.outbox.diagnostics.check_sqlite import check_version
 from letopis.outbox.diagnostics.finding import Level

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.cli._output import open_output
+from letopis.outbox.cli.interface.output import open_output
 from letopis.outbox.file.disk_reserve import DiskReserve
 from letopis.store import ConversationStore, Message
 from tests.support.platforms import posix_only

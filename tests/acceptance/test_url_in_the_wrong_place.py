@@ -9,7 +9,7 @@ import click
 import pytest
 
 from letopis.outbox.cli import cli as command
-from letopis.outbox.cli._exit_codes import run
+from letopis.outbox.cli.interface.exit_codes import run
 from letopis.store.errors import ConfigurationError, without_credentials
 
 SECRET: Final = "s3cr3tpass"

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from letopis.outbox import History
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.relay.relay import Relay as InProcessRelay
 from letopis.store import ConversationStore, Message
 from letopis.store.errors import OutboxUnavailable

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.file.outbox_file import OutboxFile
 from tests.support.daemons import DaemonProcess, Ear, ask, letopis, rows, until
 from tests.support.platforms import posix_only

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.daemon.share import Share
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConfigurationError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from letopis.outbox.cli._exit_codes import Exit, explain
+from letopis.outbox.cli.interface.exit_codes import Exit, explain
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import ConfigurationError
 from tests.support.bench import ask, fault_at

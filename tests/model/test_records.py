@@ -23,9 +23,9 @@ import pytest
 from letopis.outbox import History, Retention
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
 from letopis.outbox.diagnostics.check_records import record_problems as outbox_problems
-from letopis.outbox.event_log import record_log
 from letopis.outbox.event_log.acknowledge import acknowledge, rewind_lane
 from letopis.outbox.event_log.lanes import next_batch
+from letopis.outbox.event_log.records import log as record_log
 from letopis.outbox.event_log.retention import Pruner
 from letopis.store import ABSENT, ConversationStore, LetopisError
 from letopis.store.database.engines import create_store_engine

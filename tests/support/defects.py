@@ -19,11 +19,12 @@ from uuid import UUID
 from letopis.outbox.alerting import transitions
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, RetryTimers
-from letopis.outbox.event_log import append, record_log, retention
+from letopis.outbox.event_log import append, retention
 from letopis.outbox.event_log import lanes as outbox_lanes
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.event_log.record_changes import PreparedChange
+from letopis.outbox.event_log.records import log as record_log
+from letopis.outbox.event_log.records.changes import PreparedChange
 from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.file.committer import Committer
 from letopis.outbox.history._append import Appender

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox.cli import cli
-from letopis.outbox.cli._exit_codes import run
+from letopis.outbox.cli.interface.exit_codes import run
 
 
 @pytest.fixture

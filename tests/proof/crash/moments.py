@@ -117,7 +117,7 @@ MOMENTS: Final = (
     Moment(
         name="a record is put: written, before the local commit",
         who=Who.BOT,
-        function="letopis.outbox.event_log.record_log:RecordAppend.run",
+        function="letopis.outbox.event_log.records.log:RecordAppend.run",
         side=Side.AFTER,
         most=2 * ROUNDS,
         shows=lambda left: left.changes == left.changes_answered,

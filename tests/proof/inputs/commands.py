@@ -19,7 +19,7 @@ import click
 
 from letopis.outbox import History
 from letopis.outbox.cli import cli
-from letopis.outbox.cli._exit_codes import Exit, run
+from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.store import Message
 from tests.proof.inputs.lines import mutated
 from tests.support.daemons import letopis

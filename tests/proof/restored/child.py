@@ -92,7 +92,7 @@ def main() -> int:
         tell_of_transactions()
     DEFECTS[defect]()
     from letopis.outbox.cli import cli
-    from letopis.outbox.cli._exit_codes import run
+    from letopis.outbox.cli.interface.exit_codes import run
 
     return run(cli, words)
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from letopis.outbox import History
 from letopis.outbox.cli import cli
-from letopis.outbox.cli._exit_codes import run
+from letopis.outbox.cli.interface.exit_codes import run
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.event_log.retention import Pruner, Retention

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 
 from letopis.outbox import History
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.store import ConversationStore, Message
 from letopis.store.database.schema import metadata
 from tests.campaigns.targets import KINDS

@@ -8,9 +8,9 @@ from typing import Final
 
 import click
 
-from letopis.outbox.cli._exit_codes import run
-from letopis.outbox.cli._lazy_group import LazyGroup
-from letopis.outbox.cli._options import with_options
+from letopis.outbox.cli.interface.exit_codes import run
+from letopis.outbox.cli.interface.lazy_group import LazyGroup
+from letopis.outbox.cli.interface.options import with_options
 
 VERBS: Final = {
     "demo": (

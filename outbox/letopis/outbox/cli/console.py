@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import note
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import note
 
 
 @click.command(
@@ -49,7 +49,7 @@ def console(host: str | None, port: int | None, token_file: str | None, open_bro
     Reading is for this machine. Actions (retry, fix, skip, verify) need the token, and are recorded in the audit log of
     the outbox. A bot and a relay may have the outbox open. Needs letopis[console].
     """
-    from letopis.outbox.cli._locations import existing_outbox
+    from letopis.outbox.cli.interface.locations import existing_outbox
 
     found = settings()
     path = existing_outbox(found)

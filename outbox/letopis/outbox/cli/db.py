@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli._command import VerbGroup
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._progress import ProgressReport, progress
-from letopis.outbox.cli._selection import YES, confirm
+from letopis.outbox.cli.interface.command import VerbGroup
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.progress import ProgressReport, progress
+from letopis.outbox.cli.interface.selection import YES, confirm
 from letopis.outbox.cli.verify import verify_store
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _on_store(work: Callable[[sa.Connection], Any], *, create: bool) -> tuple[st
     """Run ``work`` in one transaction on the store; return the store's name and its result."""
     import anyio
 
-    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.history.store_location import check_apart
     from letopis.store.database.engines import create_store_engine
     from letopis.store.database.fault_classification import translated
@@ -258,7 +258,7 @@ def _on_store(work: Callable[[sa.Connection], Any], *, create: bool) -> tuple[st
 
 
 async def _renewed(*, yes: bool) -> tuple[str, StoreIdentity, StoreIdentity]:
-    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.cli.interface.locations import store_of
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.urls import normalise_url, safe_url
 
@@ -286,7 +286,7 @@ async def _index(report: ProgressReport) -> int:
 
 async def _counted(count: Callable[[AsyncEngine], Awaitable[int]]) -> int:
     """Return the amount of work in a store that exists."""
-    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.cli.interface.locations import store_of
     from letopis.store.database.engines import create_store_engine
     from letopis.store.database.timeouts import Timeouts
     from letopis.store.database.urls import normalise_url
@@ -300,7 +300,7 @@ async def _counted(count: Callable[[AsyncEngine], Awaitable[int]]) -> int:
 
 
 def _store() -> AbstractAsyncContextManager[ConversationStore]:
-    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.history.store_location import check_apart
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.urls import normalise_url

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._options import with_options
-from letopis.outbox.cli._output import note, printable, supports_style
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.options import with_options
+from letopis.outbox.cli.interface.output import note, printable, supports_style
 
 
 @click.command(cls=Verb, examples=("letopis demo", "letopis demo --keep story"))

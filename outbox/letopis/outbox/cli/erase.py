@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._progress import ProgressReport, progress
-from letopis.outbox.cli._selection import YES, confirm
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.progress import ProgressReport, progress
+from letopis.outbox.cli.interface.selection import YES, confirm
 
 if TYPE_CHECKING:
     from letopis.outbox.history.history import History
@@ -105,8 +105,8 @@ class _Erasure:
 
     async def run(self, names: tuple[str, ...], owner: str | None, wait: bool, longest: float | None, yes: bool) -> int:
         """Append the erasures; return how many events are pending then."""
-        from letopis.outbox.cli._delivery import deliver
-        from letopis.outbox.cli._locations import existing_outbox
+        from letopis.outbox.cli.interface.delivery import deliver
+        from letopis.outbox.cli.interface.locations import existing_outbox
         from letopis.outbox.history.history import History
 
         found = settings()

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._lazy_group import LazyGroup
-from letopis.outbox.cli._message import conversation_json, message_json, minute, say_whether_complete
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable, table, truncate
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.lazy_group import LazyGroup
+from letopis.outbox.cli.interface.message import conversation_json, message_json, minute, say_whether_complete
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, print_json, printable, table, truncate
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -72,7 +72,7 @@ def list_(owner: str | None, state: str, limit: int, after: str | None, as_json:
     """
     import anyio
 
-    from letopis.outbox.cli._locations import open_source
+    from letopis.outbox.cli.interface.locations import open_source
 
     async def read() -> Any:
         async with open_source(settings()) as source:
@@ -141,7 +141,7 @@ def search(
     """
     import anyio
 
-    from letopis.outbox.cli._locations import open_source
+    from letopis.outbox.cli.interface.locations import open_source
 
     async def find() -> Any:
         async with open_source(settings()) as source:
@@ -181,7 +181,7 @@ def stats(owner: str | None, since: str | None, until: str | None, by: str | Non
     """
     import anyio
 
-    from letopis.outbox.cli._locations import open_source
+    from letopis.outbox.cli.interface.locations import open_source
 
     period = {"since": _parse_time(since, "since"), "until": _parse_time(until, "until")}
 

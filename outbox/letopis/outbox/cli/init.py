@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import note, printable
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import note, printable
 
 if TYPE_CHECKING:
     from letopis.outbox.config.settings import Settings

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit, name_store
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._progress import ProgressReport, progress
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, name_store
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.progress import ProgressReport, progress
 
 if TYPE_CHECKING:
     from letopis.store.relocation.mover import Moved, MoveProgress
@@ -41,7 +41,7 @@ def move(target: str | None, cancel: bool, as_json: bool) -> None:
     The store may be of any kind. Each event is read back and compared. If interrupted, run it again to continue. At the
     end deliveries wait in the outboxes for some seconds; from then on only the new store takes them.
     """
-    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.config.settings import move_target
     from letopis.outbox.history.store_location import check_apart
     from letopis.store.database.urls import normalise_url

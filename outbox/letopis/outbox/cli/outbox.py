@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from letopis.outbox.cli._command import VerbGroup
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._locations import read_outbox
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._selection import (
+from letopis.outbox.cli.interface.command import VerbGroup
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.locations import read_outbox
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.selection import (
     YES,
     as_operator,
     confirm,
@@ -152,7 +152,7 @@ def skip(reason: str, missing: bool, yes: bool, as_json: bool) -> None:
 
 
 def _skip_missing(reason: str, *, yes: bool, as_json: bool) -> None:
-    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.cli.interface.locations import store_of
     from letopis.store.conversation_store import ConversationStore
 
     selection = required_selection()
@@ -240,7 +240,7 @@ def export(file: str, force: bool) -> None:
     """
     import orjson
 
-    from letopis.outbox.cli._output import open_output
+    from letopis.outbox.cli.interface.output import open_output
     from letopis.outbox.operations.event_json import event_json
     from letopis.outbox.operations.pending_events import value_of
     from letopis.store.model.records import RECORD_PUT
@@ -289,7 +289,7 @@ def _found(selection: Selection) -> list[PendingEvent]:
 
 def _changed(work: Callable[[OutboxFile], Awaitable[T]]) -> T:
     """Run ``work`` on the open outbox file; a bot and a relay may have it open too."""
-    from letopis.outbox.cli._locations import with_outbox
+    from letopis.outbox.cli.interface.locations import with_outbox
 
     return asyncio.run(with_outbox(settings(), work))
 

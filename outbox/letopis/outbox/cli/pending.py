@@ -6,12 +6,12 @@ from typing import Final
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._locations import read_outbox
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable, write
-from letopis.outbox.cli._selection import current_selection, has_selection, required_selection, with_selection
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.locations import read_outbox
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, print_json, printable, write
+from letopis.outbox.cli.interface.selection import current_selection, has_selection, required_selection, with_selection
 
 MAX_SHOWN: Final = 200
 
@@ -37,7 +37,7 @@ def list_events(limit: int, as_json: bool) -> None:
     Without filters: the event that each blocked, retrying or paused conversation is waiting on, and exit 0 if there is
     none. With filters, exits with 3 if nothing matched.
     """
-    from letopis.outbox.cli._render import event_table, missing_json
+    from letopis.outbox.cli.interface.render import event_table, missing_json
     from letopis.outbox.operations.event_json import event_summary
     from letopis.outbox.operations.pending_events import Selection, list_missing, list_pending
     from letopis.outbox.operations.status import read_status
@@ -96,7 +96,7 @@ def show(payload: bool, data_only: bool, as_json: bool) -> None:
 
     Exits with 3 if nothing matched.
     """
-    from letopis.outbox.cli._render import event_details, event_text, indented
+    from letopis.outbox.cli.interface.render import event_details, event_text, indented
     from letopis.outbox.operations.pending_events import list_pending, list_repairs
 
     selection = required_selection()

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._selection import YES, as_operator, confirm
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.selection import YES, as_operator, confirm
 
 if TYPE_CHECKING:
     from letopis.outbox.event_log.rebind import Rebound
@@ -37,7 +37,7 @@ def rebind(yes: bool, as_json: bool) -> None:
     Before the first delivery it confirms the store if the bot names it differently. Exits with 2 if confirmation is
     required and stdin is not a terminal.
     """
-    from letopis.outbox.cli._locations import with_outbox
+    from letopis.outbox.cli.interface.locations import with_outbox
 
     done = asyncio.run(with_outbox(settings(), lambda file: _rebound(file, yes=yes, as_json=as_json)))
     if as_json:
@@ -47,7 +47,7 @@ def rebind(yes: bool, as_json: bool) -> None:
 
 
 async def _rebound(file: OutboxFile, *, yes: bool, as_json: bool) -> Rebound:
-    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.event_log.bound_store import read_binding
     from letopis.outbox.event_log.destination import destination_of
     from letopis.outbox.history.store_location import check_apart

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._options import given_outboxes, settings, with_options
-from letopis.outbox.cli._output import note, printable
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.options import given_outboxes, settings, with_options
+from letopis.outbox.cli.interface.output import note, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,8 +161,8 @@ def pause(reason: str | None) -> None:
     The batch in flight is finished. The bot keeps running: its events wait in the outbox, and nobody is alerted. A
     restart does not end the pause. `letopis outbox pause` pauses single conversations.
     """
-    from letopis.outbox.cli._locations import with_outbox
-    from letopis.outbox.cli._selection import as_operator
+    from letopis.outbox.cli.interface.locations import with_outbox
+    from letopis.outbox.cli.interface.selection import as_operator
 
     asyncio.run(with_outbox(settings(), lambda file: as_operator(file).pause_relay(reason=reason)))
     note("delivery is paused; `letopis resume` resumes it")
@@ -172,8 +172,8 @@ def pause(reason: str | None) -> None:
 @with_options
 def resume() -> None:
     """Resume delivery after `letopis pause`. Exits with 3 if it was not paused."""
-    from letopis.outbox.cli._locations import with_outbox
-    from letopis.outbox.cli._selection import as_operator
+    from letopis.outbox.cli.interface.locations import with_outbox
+    from letopis.outbox.cli.interface.selection import as_operator
 
     if not asyncio.run(with_outbox(settings(), lambda file: as_operator(file).resume_relay())):
         raise CommandExit(Exit.NOTHING, "delivery was not paused")

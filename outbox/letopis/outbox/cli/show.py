@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._follow import INTERVAL, check_reader
-from letopis.outbox.cli._message import conversation_json, message_json, message_text, minute, say_whether_complete
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, write
-from letopis.outbox.cli._tail import Tail
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.follow import INTERVAL, check_reader
+from letopis.outbox.cli.interface.message import (
+    conversation_json,
+    message_json,
+    message_text,
+    minute,
+    say_whether_complete,
+)
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, print_json, write
+from letopis.outbox.cli.interface.tail import Tail
 
 if TYPE_CHECKING:
     from letopis.store.model.conversations import Conversation, RecordedMessage
@@ -74,7 +80,7 @@ def show(
     """
     import anyio
 
-    from letopis.outbox.cli._locations import open_source
+    from letopis.outbox.cli.interface.locations import open_source
 
     if as_text and as_json:
         raise click.UsageError("--transcript and --json cannot be given together")
@@ -134,7 +140,7 @@ async def _follow(conversation: str, last: int, interval: float, as_json: bool) 
     """Print the last messages, then what is new and what changes, until interrupted or stdout has no reader."""
     import anyio
 
-    from letopis.outbox.cli._locations import open_source
+    from letopis.outbox.cli.interface.locations import open_source
 
     tail = Tail(_whole_state if as_json else _shown_state)
     complete = True

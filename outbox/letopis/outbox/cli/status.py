@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
-from letopis.outbox.cli._follow import INTERVAL
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, format_duration, print_json, printable, write
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.follow import INTERVAL
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, format_duration, print_json, printable, write
 
 if TYPE_CHECKING:
     from letopis.outbox.operations.status import Status
@@ -47,7 +47,7 @@ def status(check: bool, watch: bool, interval: float, as_json: bool) -> None:
 
     Reads only the outbox file: creates nothing, changes nothing, and needs no history store.
     """
-    from letopis.outbox.cli._locations import existing_outbox
+    from letopis.outbox.cli.interface.locations import existing_outbox
 
     path = existing_outbox(settings())
     if watch:
@@ -78,7 +78,7 @@ def _document(path: Path, found: Status) -> dict[str, Any]:
 
 def _watch(path: Path, *, seconds: float, as_json: bool) -> None:
     """Show the status until interrupted."""
-    from letopis.outbox.cli._follow import FollowedScreen, repeat
+    from letopis.outbox.cli.interface.follow import FollowedScreen, repeat
 
     screen = FollowedScreen()
     printed: dict[str, Any] = {}

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
-from letopis.outbox.cli._command import Verb, VerbGroup
-from letopis.outbox.cli._exit_codes import CommandExit, Exit, one_line
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, open_output, print_json, printable
-from letopis.outbox.cli._progress import BYTES, ProgressReport, can_redraw, progress
+from letopis.outbox.cli.interface.command import Verb, VerbGroup
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, open_output, print_json, printable
+from letopis.outbox.cli.interface.progress import BYTES, ProgressReport, can_redraw, progress
 
 if TYPE_CHECKING:
     from letopis.outbox.transfer.exporter import Exporter
@@ -98,7 +98,7 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None, as
 async def _import(
     lines: Iterator[Any], wait: bool, longest: float | None, report: ProgressReport
 ) -> tuple[ImportCounts, int]:
-    from letopis.outbox.cli._delivery import deliver
+    from letopis.outbox.cli.interface.delivery import deliver
     from letopis.outbox.history.history import History
     from letopis.outbox.transfer.importer import Importer
 
@@ -194,7 +194,7 @@ def export_jsonl(file: str, conversation: str | None, owner: str | None, no_reco
 async def _export(
     stream: BinaryIO, conversation: str | None, owner: str | None, records: bool, report: ProgressReport
 ) -> Exporter:
-    from letopis.outbox.cli._locations import open_source
+    from letopis.outbox.cli.interface.locations import open_source
     from letopis.outbox.transfer.exporter import Exporter, Incomplete
     from letopis.outbox.transfer.record_source import records_of
 

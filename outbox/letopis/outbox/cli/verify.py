@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli._command import Verb
-from letopis.outbox.cli._exit_codes import CommandExit, Exit, one_line
-from letopis.outbox.cli._options import settings, with_options
-from letopis.outbox.cli._output import JSON, note, print_json, printable
-from letopis.outbox.cli._progress import ProgressReport, progress, unseen
+from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.progress import ProgressReport, progress, unseen
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -41,7 +41,7 @@ def verify_outbox(alone: bool, as_json: bool) -> None:
     """
     import anyio
 
-    from letopis.outbox.cli._locations import existing_outbox, store_of
+    from letopis.outbox.cli.interface.locations import existing_outbox, store_of
     from letopis.outbox.diagnostics.integrity import find_problems
     from letopis.outbox.diagnostics.reference import read_reference
     from letopis.store.database.urls import normalise_url
@@ -74,7 +74,7 @@ def verify_store(as_json: bool) -> None:
     """
     import anyio
 
-    from letopis.outbox.cli._locations import store_of
+    from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.history.store_location import check_apart
     from letopis.store.database.urls import normalise_url, safe_url
 

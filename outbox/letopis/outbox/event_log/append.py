@@ -21,7 +21,7 @@ from letopis.outbox.event_log.append_statements import (
 from letopis.outbox.event_log.effects import apply_effects
 from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, newest_position, write_index
 from letopis.outbox.event_log.lanes import Lane
-from letopis.outbox.event_log.record_log import erase_records
+from letopis.outbox.event_log.records.log import erase_records
 from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.event_log.statements import query_all
 from letopis.store.errors import LetopisError, OutboxUnavailable

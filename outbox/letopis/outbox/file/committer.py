@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.event_log.record_log import RecordAppend
+from letopis.outbox.event_log.records.log import RecordAppend
 from letopis.outbox.file.sqlite_errors import is_busy, is_conflict, is_full, sqlite_error, translate
 from letopis.outbox.file.wal_checkpoint import WalCheckpoint
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS, WriteGate

@@ -15,12 +15,12 @@ from letopis.outbox.event_log.retention import Pruner
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._conversations import Conversations
-from letopis.outbox.history._find_message import MessageFinder
-from letopis.outbox.history._fork import Forker
+from letopis.outbox.history._path.find_message import MessageFinder
+from letopis.outbox.history._path.fork import Forker
+from letopis.outbox.history._path.replace import Replacer
+from letopis.outbox.history._path.rewind import Rewinder
 from letopis.outbox.history._read import HistoryReader
-from letopis.outbox.history._replace import Replacer
 from letopis.outbox.history._replies import Replies
-from letopis.outbox.history._rewind import Rewinder
 from letopis.outbox.history._search import Search
 from letopis.outbox.history._settings import HistorySettings, Options
 from letopis.outbox.history._statistics import MessageCounter

@@ -11,13 +11,13 @@ from uuid import UUID
 
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.event_log.record_changes import (
+from letopis.outbox.event_log.records.changes import (
     PreparedChange,
     prepare_clear,
     prepare_delete,
     prepare_put,
 )
-from letopis.outbox.event_log.record_log import ChangeWritten, RecordAppend, StoreLook
+from letopis.outbox.event_log.records.log import ChangeWritten, RecordAppend, StoreLook
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import InvalidInput

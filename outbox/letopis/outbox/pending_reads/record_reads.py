@@ -13,9 +13,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from letopis.outbox.event_log.record_changes import decode_body
-from letopis.outbox.event_log.record_log import StoreLook
-from letopis.outbox.event_log.record_lookups import (
+from letopis.outbox.event_log.records.changes import decode_body
+from letopis.outbox.event_log.records.log import StoreLook
+from letopis.outbox.event_log.records.lookups import (
     LocalChange,
     LocalRecords,
     read_bodies,

@@ -23,7 +23,7 @@ from letopis.outbox.alerting.incident_table import record_incomplete
 from letopis.outbox.concurrency.clock import Clock, Deadline
 from letopis.outbox.event_log.acknowledge import Rewound, is_current_lease, rewind_lane, unblock_recovered
 from letopis.outbox.event_log.lanes import delivered_positions, delivered_positions_of, lost_lanes
-from letopis.outbox.event_log.record_lookups import pruned_lanes
+from letopis.outbox.event_log.records.lookups import pruned_lanes
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.reporting import log_context, logger
 from letopis.outbox.retry.fault_attribution import STORE_FAULT_CLASSES

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from letopis.outbox.event_log.record_changes import PreparedChange, prepare_put
-from letopis.outbox.event_log.record_log import ChangeWritten, RecordAppend, StoreLook
-from letopis.outbox.event_log.record_lookups import LocalRecords, read_places
+from letopis.outbox.event_log.records.changes import PreparedChange, prepare_put
+from letopis.outbox.event_log.records.log import ChangeWritten, RecordAppend, StoreLook
+from letopis.outbox.event_log.records.lookups import LocalRecords, read_places
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault

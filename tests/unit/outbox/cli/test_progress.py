@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from letopis.outbox.cli._output import before_note, note
-from letopis.outbox.cli._progress import BYTES, Pace, ProgressLine, can_redraw, describe, progress, rounded
+from letopis.outbox.cli.interface.output import before_note, note
+from letopis.outbox.cli.interface.progress import BYTES, Pace, ProgressLine, can_redraw, describe, progress, rounded
 
 
 class Clock:

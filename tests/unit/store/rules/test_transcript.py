@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from letopis.outbox import History
-from letopis.outbox.cli._exit_codes import Exit
+from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.store import (
     Conversation,
     Data,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol, TextIO
 
-from letopis.outbox.cli._output import before_note, terminal_width
+from letopis.outbox.cli.interface.output import before_note, terminal_width
 
 REDRAW_SECONDS: Final = 0.2
 """Least time between two drawings of the line."""

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from letopis.outbox.cli._exit_codes import CommandExit, Exit, name_store
-from letopis.outbox.cli._output import printable
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, name_store
+from letopis.outbox.cli.interface.output import printable
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from letopis.outbox.cli._output import format_duration, printable, table, terminal_width, truncate
+from letopis.outbox.cli.interface.output import format_duration, printable, table, terminal_width, truncate
 from letopis.outbox.operations.event_json import event_json, event_summary, iso_moment, json_value
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
-from letopis.outbox.cli._command import SharedOption
+from letopis.outbox.cli.interface.command import SharedOption
 
 if TYPE_CHECKING:
     from letopis.outbox.config.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_META: Final = "letopis.outbox.cli._options"
+_META: Final = "letopis.outbox.cli.interface.options"
 
 
 def with_options(function: F) -> F:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from letopis.outbox.cli._command import VerbGroup
+from letopis.outbox.cli.interface.command import VerbGroup
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

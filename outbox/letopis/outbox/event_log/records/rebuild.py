@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from letopis.outbox.event_log.record_changes import PreparedChange
-from letopis.outbox.event_log.record_log import note_change
+from letopis.outbox.event_log.records.changes import PreparedChange
+from letopis.outbox.event_log.records.log import note_change
 from letopis.outbox.event_log.statements import query_all
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import EncodedEvent, decode

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from letopis.outbox.cli._progress import ProgressReport
+    from letopis.outbox.cli.interface.progress import ProgressReport
     from letopis.outbox.history.history import History
 
 POLL_SECONDS: Final = 0.25

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from letopis.outbox.cli._output import note, printable
+from letopis.outbox.cli.interface.output import note, printable
 
 if TYPE_CHECKING:
     from letopis.store.model.conversations import Conversation, RecordedMessage

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import click
 
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
@@ -45,7 +45,7 @@ class EventId(click.ParamType[UUID]):
 YES = click.option("--yes", is_flag=True, help="Skip confirmation (required when stdin is not a terminal).")
 """The option of every verb that changes the history."""
 
-_KEPT: Final = "letopis.outbox.cli._selection"
+_KEPT: Final = "letopis.outbox.cli.interface.selection"
 
 
 def with_selection(*, whole: bool = True) -> Callable[[F], F]:

@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from letopis.outbox.cli._output import reader_is_gone
+from letopis.outbox.cli.interface.output import reader_is_gone
 
 CLEAR: Final = "\x1b[H\x1b[2J"
 """Moves the cursor to the corner of the screen and erases it."""

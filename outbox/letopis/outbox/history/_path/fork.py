@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from letopis.outbox.event_log.lanes import find_lane
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
+from letopis.outbox.history._path.rewind import Rewinder
 from letopis.outbox.history._read import HistoryReader
-from letopis.outbox.history._rewind import Rewinder
 from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.errors import ConversationGone, InvalidInput, StoreUnavailable

@@ -24,7 +24,7 @@ from letopis.outbox.event_log.append_statements import (
 )
 from letopis.outbox.event_log.effects import Effect
 from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, write_index
-from letopis.outbox.event_log.record_changes import PreparedChange, prepare_clear
+from letopis.outbox.event_log.records.changes import PreparedChange, prepare_clear
 from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.store.errors import ConversationGone, OutboxUnavailable, RecordConflict, StoreUnavailable
 from letopis.store.model.codec import decode, digest_of

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, TextIO
 
 import click
 
-from letopis.outbox.cli._exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON (stable, documented schema).")
 """The option of every verb that prints data."""

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.history._append import Appender
-from letopis.outbox.history._find_message import MessageFinder
+from letopis.outbox.history._path.find_message import MessageFinder
+from letopis.outbox.history._path.rewind import retry_on_conflict
 from letopis.outbox.history._read import HistoryReader
-from letopis.outbox.history._rewind import retry_on_conflict
 from letopis.outbox.history.receipts import Receipt
 from letopis.store.errors import EventIdReused, InvalidInput, Reuse
 from letopis.store.model.codec import Limits

@@ -1,0 +1,1 @@
+"""Records in the outbox: their changes, lookups and rebuilds."""

@@ -1,0 +1,1 @@
+"""Change the path of a conversation: rewind, fork, replace."""
