@@ -32,6 +32,7 @@ from letopis.store import (
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import checkpoints, search
 from letopis.store.search import finder, indexer
+from letopis.store.search import index as index_module
 from letopis.store.search.analysis import word_of
 from letopis.store.search.index import SearchScope, index_for
 from letopis.store.search.indexer import BackgroundIndexer
@@ -252,6 +253,35 @@ async def test_better_hits_come_first_and_of_equal_ones_the_newest(store: Conver
     scores = [hit.score for hit in page]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > scores[1] == scores[2] > scores[3]
+
+
+async def test_of_very_many_matches_the_newest_are_ranked(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranking them all takes seconds; what is newer than the bound is ranked as before, and pages go on behind it."""
+    monkeypatch.setattr(index_module, "MAX_RANKED", 5)
+    outbox = Outbox()
+    outbox.append("c", Message.user("ответ ответ ответ", id="oldest"))
+    outbox.append("c", *(Message.user("слово " * 9 + "ответ", id=f"m-{number}") for number in range(4)))
+    outbox.append("c", Message.user("ответ ответ ответ", id="best"))
+    await outbox.deliver(store)
+    await indexed(store)
+
+    assert ids(await store.search("ответ", limit=3)) == ["best", "m-3", "m-2"]
+    assert ids(await store.search("ответ", limit=6)) == ["best", "oldest", "m-3", "m-2", "m-1", "m-0"]
+
+
+async def test_an_owners_matches_are_found_behind_very_many_without_a_known_owner(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "MAX_RANKED", 5)
+    outbox = Outbox()
+    outbox.append("mine", ConversationStarted(owner_id="1"), Message.user("ответ", id="mine"))
+    outbox.append("unowned", *(Message.user("ответ", id=f"m-{number}") for number in range(50)))
+    await outbox.deliver(store)
+    await indexed(store)
+
+    assert ids(await store.search("ответ", owner="1", limit=2)) == ["mine"]
 
 
 async def test_nothing_of_another_owner_is_found(store: ConversationStore) -> None:

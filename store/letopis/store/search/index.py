@@ -31,6 +31,8 @@ _COLUMNS: Final = (
 _KEY: Final = ("generation", "partition", "conversation_id", "version")
 _VALUES: Final = tuple(name for name in _COLUMNS if name not in _KEY)
 _GENERATIONS: Final = (GENERATION - 1, GENERATION)
+MAX_RANKED: Final = 5_000
+"""Messages that one search ranks: of more that match, those that were indexed last."""
 IndexRow = tuple[Any, ...]
 
 
@@ -136,8 +138,8 @@ class Index(ABC):
         And ``there``: 1 for a message on the path of a conversation that was not deleted, not redacted, and with the
         content that was indexed.
         """
-        condition, score = self._match(query, _scoped(where))
-        best = (
+        condition, ranked_by = self._match(query, _scoped(where))
+        newest = (
             sa.select(
                 search.c.partition,
                 search.c.conversation_id,
@@ -145,18 +147,31 @@ class Index(ABC):
                 search.c.content_version,
                 search.c.position,
                 search.c.occurred_at,
-                score.label("score"),
+                ranked_by.label("ranked_by"),
             )
             .select_from(self._source())
-            # "+ 0": use no index but that of the words. While PostgreSQL has no statistics of a table that grew, it
-            # would prefer the one by generation, and read every row.
-            .where(condition, search.c.generation + 0 == GENERATION, _within(where.bounds))
-            .order_by(sa.text("score DESC"), search.c.occurred_at.desc(), search.c.position.desc())
-            .limit(limit)
+            .where(condition, _checked(search.c.generation == GENERATION), _within(where.bounds))
+            # A common word may be in half of all messages, and to rank them all takes seconds.
+            .order_by(self._id().desc())
+            .limit(max(MAX_RANKED, limit))
         )
         if where.conversation is not None:
-            best = best.where(search.c.conversation_id == where.conversation)
-        # Only the best are joined: a common word may be in half of all messages.
+            newest = newest.where(search.c.conversation_id == where.conversation)
+        n = newest.subquery("n")
+        best = (
+            sa.select(
+                n.c.partition,
+                n.c.conversation_id,
+                n.c.version,
+                n.c.content_version,
+                n.c.position,
+                n.c.occurred_at,
+                self._score(query, n.c.ranked_by).label("score"),
+            )
+            .order_by(sa.text("score DESC"), n.c.occurred_at.desc(), n.c.position.desc())
+            .limit(limit)
+        )
+        # Only the best are joined.
         b, m, c = best.subquery("b"), messages, conversations
         there = sa.and_(m.c.version.is_not(None), c.c.conversation_id.is_not(None))
         if where.owner is not None:
@@ -207,14 +222,23 @@ class Index(ABC):
     def _source(self) -> sa.FromClause:
         return search
 
+    def _id(self) -> sa.ColumnElement[int]:
+        """Return the column that rises with each row that is added."""
+        return search.c.id
+
     @abstractmethod
     def _match(
         self, query: Query, scope: Sequence[Sequence[str]]
     ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
-        """Return the condition and the score of a query.
+        """Return the condition of a query, and what its score is made of.
 
         :param scope: groups of codes; one of each group must be there.
         """
+
+    def _score(self, query: Query, ranked_by: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Return the score: what the database found it to be when it matched, unless it computes that later."""
+        del query
+        return ranked_by
 
 
 class SQLiteIndex(Index):
@@ -234,6 +258,9 @@ class SQLiteIndex(Index):
 
     def _source(self) -> sa.FromClause:
         return self._WORDS.join(search, search.c.id == self._WORDS.c.rowid)
+
+    def _id(self) -> sa.ColumnElement[int]:
+        return self._WORDS.c.rowid  # FTS5 yields rows backwards without sorting them
 
     def _match(
         self, query: Query, scope: Sequence[Sequence[str]]
@@ -280,14 +307,20 @@ class PostgreSQLIndex(Index):
     def _match(
         self, query: Query, scope: Sequence[Sequence[str]]
     ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
-        wanted = " & ".join(f"({' | '.join(map(_followed, _forms(term)))})" for term in query.wanted)
-        asked = " & ".join([f"({wanted})", *(f"!({_followed(term.codes)})" for term in query.excluded)])
+        asked = " & ".join([f"({self._wanted(query)})", *(f"!({_followed(term.codes)})" for term in query.excluded)])
         condition: sa.ColumnElement[bool] = search.c.document.bool_op("@@")(_query(asked))
         for group in scope:
             condition = sa.and_(condition, search.c.scope.bool_op("@@")(_query(" | ".join(group))))
+        return condition, search.c.document
+
+    def _score(self, query: Query, ranked_by: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         # Cover density; 1: a long text counts for less. Excluded terms are not part of it.
         weights: sa.ColumnElement[Any] = sa.literal_column("'{0.4, 0.4, 0.4, 1.0}'")
-        return condition, sa.func.ts_rank_cd(weights, search.c.document, _query(wanted), 1)
+        return sa.func.ts_rank_cd(weights, ranked_by, _query(self._wanted(query)), 1)
+
+    @staticmethod
+    def _wanted(query: Query) -> str:
+        return " & ".join(f"({' | '.join(map(_followed, _forms(term)))})" for term in query.wanted)
 
 
 class MariaDBIndex(Index):
@@ -345,11 +378,18 @@ def _scoped(where: SearchScope) -> list[tuple[str, ...]]:
 
 
 def _within(bounds: dict[int, int]) -> sa.ColumnElement[bool]:
-    partition = search.c.partition + 0
     if len(bounds) == 1:
         ((only, bound),) = bounds.items()
-        return sa.and_(partition == only, search.c.position <= bound)
-    return search.c.position <= sa.case(bounds, value=partition, else_=-1)
+        return sa.and_(_checked(search.c.partition == only), search.c.position <= bound)
+    return search.c.position <= sa.case(bounds, value=search.c.partition, else_=-1)
+
+
+def _checked(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """Return a condition that no index serves, but the one of the words; the planner still knows how many rows meet it.
+
+    While PostgreSQL has no statistics of a table that grew, it would prefer the index by generation, and read every row.
+    """
+    return condition.is_(sa.true())
 
 
 def _forms(term: Term) -> list[tuple[str, ...]]:
