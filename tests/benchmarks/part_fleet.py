@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Final
 
+from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.parts import Bench
 from tests.support.daemons import DaemonProcess, ask, letopis
-from tests.support.fleets import EVENTS_PER_FILE, cpu_share, figures_of, make_fleet
+from tests.support.fleets import EVENTS_PER_FILE, ProcessFigures, cpu_share, figures_of, make_fleet
+from tests.support.relays import say
 
 FILES: Final = 1_000
 PATIENCE_SECONDS: Final = 600.0
 IDLE_SECONDS: Final = 30.0
 ASK_SECONDS: Final = 2.0
 """Time between two questions about its health while it delivers, more often than a service manager's."""
+EVENTS_A_MINUTE: Final = 60
+"""While the daemon is watched for longer."""
 
 
 async def fleet(bench: Bench) -> None:
@@ -61,6 +66,8 @@ async def fleet(bench: Bench) -> None:
             asked = time.monotonic()
             await asyncio.to_thread(ask, daemon.port(), "/healthz/ready")
             quiet_answer = time.monotonic() - asked
+            watched = await _watch(daemon.pid, folder, files, bench) if bench.scale.minutes else []
+            delivered = await store.head()
     threads = max(threads, rest.threads)
 
     def tell(key: str, name: str, unit: str, value: float) -> None:
@@ -78,3 +85,26 @@ async def fleet(bench: Bench) -> None:
     tell("answer", "slowest /healthz/ready while delivering", "s", slowest)
     tell("quiet-answer", "/healthz/ready at rest", "s", quiet_answer)
     tell("unusable", "files told as unusable", "", unusable)
+    if watched:
+        if delivered != total + len(watched) * EVENTS_A_MINUTE:
+            raise RuntimeError(f"{delivered - total} of {len(watched) * EVENTS_A_MINUTE} later events were delivered")
+        minutes = f"after {len(watched)} minutes with an event a second, against the first"
+        tell("flat-rss", f"resident memory {minutes}", "", watched[-1].rss_mb / watched[0].rss_mb)
+        tell("flat-descriptors", f"descriptors {minutes}", "", watched[-1].descriptors / watched[0].descriptors)
+        tell("flat-threads", f"threads {minutes}", "", watched[-1].threads / watched[0].threads)
+
+
+async def _watch(pid: int, folder: Path, files: int, bench: Bench) -> list[ProcessFigures]:
+    """Append an event a second, each to another file; return the figures of the daemon at the end of each minute."""
+    found = []
+    for minute in range(max(2, round(bench.scale.minutes))):
+        for second in range(EVENTS_A_MINUTE):
+            number = (minute * EVENTS_A_MINUTE + second) % files
+            outbox = await OutboxFile.open(folder / f"bot-{number:05}.outbox.db")
+            await say(outbox, f"chat-{number:05}")
+            await outbox.close()
+            await asyncio.sleep(1)
+        await asyncio.sleep(5)  # for the last of them to be delivered
+        found.append(figures_of(pid))
+        print(f"minute {minute + 1}: {found[-1]}", flush=True)
+    return found

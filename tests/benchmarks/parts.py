@@ -22,6 +22,7 @@ class Scale:
     :ivar factor: what all counts and times are multiplied by.
     :ivar files: outbox files of the part ``fleet``; ``None`` for its own number.
     :ivar processes: of its daemon.
+    :ivar minutes: for which the daemon of the part fleet is watched after its first deliveries.
     """
 
     rounds: int = 5
@@ -29,6 +30,7 @@ class Scale:
     whole: bool = False
     files: int | None = None
     processes: int = 1
+    minutes: float = 0.0
 
     def count(self, number: int, *, least: int = 1) -> int:
         """Return this number, or a smaller one in a quick run."""
