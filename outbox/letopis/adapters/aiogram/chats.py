@@ -235,7 +235,7 @@ class LetopisChats:
             return
         bot = self._bots.get(key.bot_id)
         if bot is None:
-            raise InvalidInput("bot", "has not begun to work: its user is told later")
+            raise InvalidInput("bot", "has not started yet: its user is notified later")
         parts = self.parts_of(bot)
         notice = await notice_for(incident, parts.chats, parts.local)
         if notice is not None:

@@ -33,7 +33,7 @@ _PAGE: Final = 100
 
 
 class Unknown(Enum):
-    """What cannot be told while the history store is unreachable."""
+    """A value that cannot be known while the history store is unreachable."""
 
     UNKNOWN = "unknown"
 

@@ -172,7 +172,7 @@ class FolderReader:
         )
         self._take_messages(chat, found)
         if listed is None:
-            self._note(path, "is in no list: taken in after the others")
+            self._note(path, "is in no list: imported after the others")
         if len(title) > MAX_TITLE_LENGTH:
             self._note(path, f"has a title of {len(title)} characters, so that the bot lost the chat: kept whole")
         if not title:
