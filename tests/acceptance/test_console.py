@@ -408,7 +408,7 @@ def test_checks_run_beside_the_console(browser: Any, house: House) -> None:
         for subject in ("outbox", "store"):
             tab.go("integrity")
             tab.click(f"form:has(input[value={subject}]) button")
-            assert "The check has begun." in tab.text()
+            assert "The check has started." in tab.text()
         house.run(until(lambda: checked(house), 60))
         tab.go("integrity")
         assert tab.text().count("Nothing is wrong.") == 2, tab.text()

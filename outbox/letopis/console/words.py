@@ -29,7 +29,7 @@ class Words:
                 "deleted": _("deleted"),
                 "pending": _("watched"),
                 "firing": _("open"),
-                "notified": _("open, told"),
+                "notified": _("open, notified"),
                 "resolved": _("over"),
             },
         )
@@ -81,10 +81,10 @@ class Words:
         return _of(
             state,
             {
-                "telling": _("being told"),
-                "waiting": _("could not be told yet"),
-                "told": _("told that it is over") if recovered else _("told"),
-                "failed": _("could not be told"),
+                "telling": _("being notified"),
+                "waiting": _("could not be notified yet"),
+                "told": _("notified that it is over") if recovered else _("notified"),
+                "failed": _("could not be notified"),
             },
         )
 
@@ -143,10 +143,10 @@ class Words:
                 "%(count)s missing event was skipped.", "%(count)s missing events were skipped.", count
             ),
             "fix": _("The event was corrected; its original is kept."),
-            "restore": _("The event is again as it was appended."),
+            "restore": _("The original event is restored."),
             "pause_relay": _("Delivery is paused."),
             "resume_relay": _("Delivery is resumed."),
-            "verify": _("The check has begun."),
+            "verify": _("The check has started."),
             "nothing": _("Nothing left to do: it has moved on."),
             "signed_in": _("You are signed in."),
             "signed_out": _("You are signed out."),

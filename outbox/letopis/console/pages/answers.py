@@ -95,7 +95,7 @@ def failed(visit: Visit, error: LetopisError) -> Response:
     if isinstance(error, NotRepairable):
         status, text = 409, _("Nothing was changed: the event has moved on, or cannot be repaired this way.")
     elif isinstance(error, InvalidInput):
-        status, text = 400, _("Nothing was changed: what was given is not valid.")
+        status, text = 400, _("Nothing was changed: the input is not valid.")
     elif isinstance(error, _UNAVAILABLE):
         status, text = 503, _("The outbox or the history store cannot be used at present. Nothing is lost.")
     else:

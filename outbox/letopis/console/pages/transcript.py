@@ -75,7 +75,7 @@ async def transcript(visit: Visit) -> Response:
     try:
         messages = await _messages(history, visit, name, version if past else None, every=every)
     except ReadTimeout:
-        text = _("The history store needs too long for this past: choose a later version.")
+        text = _("The history store takes too long to rebuild this version: choose a later one.")
         return problem(visit, 503, text)
     return visit.render(
         "transcript.html",
