@@ -373,7 +373,7 @@ def test_an_event_can_be_put_back_and_a_refusal_is_recorded(browser: Any, house:
         tab.page.click("summary:has-text('Put the original back')")
         tab.page.fill("form[action$='restore'] input[name=reason]", "it was right")
         tab.click("form[action$='restore'] button")
-        assert "again as it was appended" in tab.text()
+        assert "The original event is restored." in tab.text()
         tab.go("audit")
         rows = tab.page.inner_text("tbody")
     assert "refused" in rows
