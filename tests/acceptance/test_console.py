@@ -373,7 +373,7 @@ def test_an_event_can_be_put_back_and_a_refusal_is_recorded(browser: Any, house:
         tab.page.click("summary:has-text('Put the original back')")
         tab.page.fill("form[action$='restore'] input[name=reason]", "it was right")
         tab.click("form[action$='restore'] button")
-        assert "again as it was appended" in tab.text()
+        assert "The original event is restored." in tab.text()
         tab.go("audit")
         rows = tab.page.inner_text("tbody")
     assert "refused" in rows
@@ -408,7 +408,7 @@ def test_checks_run_beside_the_console(browser: Any, house: House) -> None:
         for subject in ("outbox", "store"):
             tab.go("integrity")
             tab.click(f"form:has(input[value={subject}]) button")
-            assert "The check has begun." in tab.text()
+            assert "The check has started." in tab.text()
         house.run(until(lambda: checked(house), 60))
         tab.go("integrity")
         assert tab.text().count("Nothing is wrong.") == 2, tab.text()

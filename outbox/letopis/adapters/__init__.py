@@ -1,1 +1,1 @@
-"""Connect Letopis to the formats of others; imported explicitly, one module for each."""
+"""Adapters for other frameworks and formats, one module each; imported explicitly."""

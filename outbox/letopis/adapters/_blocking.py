@@ -17,7 +17,7 @@ _portal: Portal | None = None
 
 
 class InHomeLoop(InEventLoop):
-    """A synchronous call in the event loop that the history is open in, which would wait for itself."""
+    """A synchronous call in the event loop in which the history is open, where it would deadlock."""
 
     def __init__(self) -> None:
         RuntimeError.__init__(
@@ -29,11 +29,11 @@ class InHomeLoop(InEventLoop):
 
 
 def wait_for(history: History, work: Callable[[], Awaitable[T]]) -> T:
-    """Return or raise what ``await work()`` does, in a thread that serves all synchronous calls of this process.
+    """Run ``await work()`` in the thread that serves all synchronous calls of this process, and return its result.
 
-    If the history is not open yet, it is opened there, and delivers all the time.
+    If the history is not open yet, it is opened in that thread, and delivers continuously.
 
-    :raises InHomeLoop: this thread runs the loop that the history is open in.
+    :raises InHomeLoop: this thread runs the loop in which the history is open.
     """
     try:
         running = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from letopis.store.model.parts import Content
 
 T = TypeVar("T")
 _ALL: Final = 2**31 - 1
-"""How callers say "all" who must give a number."""
+""""All", for callers that must pass a number."""
 
 
 def missing(module: str, package: str, extra: str) -> ModuleNotFoundError:
@@ -30,7 +30,7 @@ async def newest(
     last: int | None,
     require_complete: bool,
 ) -> list[T]:
-    """Return the newest ``last`` items that messages are converted to, oldest first; all of them with ``None``.
+    """Return the newest ``last`` converted items, oldest first; all of them with ``None``.
 
     :raises StoreUnavailable: with ``require_complete``: the history store is unreachable, and the outbox does not
         reach back far enough.
@@ -43,7 +43,7 @@ async def newest(
     found = list(page)
     items = convert(found)
     while last is not None and len(items) < last and page.next is not None:
-        # Some messages are no item of this framework.
+        # Some messages have no counterpart in this framework.
         page = await history.messages(conversation_id, last=last, before=page.next)
         found = [*page, *found]
         items = convert(found)
@@ -53,12 +53,12 @@ async def newest(
 
 
 def kept(item: Mapping[str, Any], *, provider: str, chat: Mapping[str, Any] | None, role: Role, text: str) -> Message:
-    """Return a message that keeps a framework's item whole, beside what is understood of it.
+    """Return a message that holds a framework's whole item, beside the parts of it that Letopis understands.
 
-    :param chat: the item as a message of Chat Completions, as frameworks export most of theirs; ``None`` if it has no
-        place there.
-    :param text: what is understood then.
-    :raises InvalidInput: the item holds what is no JSON.
+    :param chat: the item as a Chat Completions message, to which frameworks can convert most of theirs; ``None`` if
+        there is no such form.
+    :param text: the content in that case.
+    :raises InvalidInput: the item holds a value that is not JSON.
     """
     content: Content | None = text
     if chat is not None:
@@ -72,6 +72,6 @@ def kept(item: Mapping[str, Any], *, provider: str, chat: Mapping[str, Any] | No
 def items_of(
     messages: Iterable[Message | RecordedMessage], provider: str
 ) -> Iterator[tuple[dict[str, Any] | None, list[dict[str, Any]]]]:
-    """Yield each message as its framework's item, or, where it came from elsewhere, as messages of Chat Completions."""
+    """Yield each message as its framework's item, or as Chat Completions messages if it came from elsewhere."""
     for message, own, _ in with_own_items(messages, provider):
         yield own, [] if own is not None else openai_chat.from_messages([message])

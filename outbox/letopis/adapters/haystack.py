@@ -1,4 +1,4 @@
-"""Keep the chat messages of Haystack in a history.
+"""Store Haystack's chat messages in a history.
 
 ::
 
@@ -38,19 +38,19 @@ _PAGE: Final = 100
 class LetopisChatMessageStore:
     """A ``ChatMessageStore``: each chat history id is a conversation of a history.
 
-    Messages come back as they were written, with a ``chat_message_id`` in their ``meta``. Those that come with one that
-    the conversation has are not written again. All or none of a ``write_messages`` is written. Deleted messages leave
-    the path; the log keeps them.
+    Messages come back as they were written, with a ``chat_message_id`` in their ``meta``. Messages whose id the
+    conversation already has are not written again. ``write_messages`` writes all or none. Deleted messages leave the
+    path; the log keeps them.
 
-    While the history store is away, what the outbox retains is returned.
+    While the history store is unreachable, the messages that the outbox retains are returned.
 
     :param history: an open ``BlockingHistory``, which is not closed; a pipeline with it cannot be serialized.
-    :param path: instead of it, the outbox, which is opened on first use, and closed by :meth:`close`.
-    :param store: with ``path``, the history store, by URL or path. A URL with a password belongs into a ``Secret``.
-    :param owner: whose conversations they are.
-    :param skip_system_messages: do not write system messages, which pipelines add anew each time.
-    :param last_k: the rounds that are returned if the caller does not say; ``None`` for all.
-    :raises InvalidInput: neither a history nor a path is given, or both.
+    :param path: instead of ``history``, the outbox, opened on first use and closed by :meth:`close`.
+    :param store: with ``path``, the history store, by URL or path. A URL with a password must be in a ``Secret``.
+    :param owner: the owner of the conversations.
+    :param skip_system_messages: do not write system messages, which pipelines add again each time.
+    :param last_k: how many rounds are returned by default; ``None`` for all.
+    :raises InvalidInput: neither a history nor a path is given, or both are.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class LetopisChatMessageStore:
         self._lock = Lock()
 
     def close(self) -> None:
-        """Close the history that this has opened; the next use opens it again."""
+        """Close the history if this store opened it; the next use opens it again."""
         with self._lock:
             opened, self._opened = self._opened, None
         if opened is not None:
@@ -86,7 +86,8 @@ class LetopisChatMessageStore:
     def to_dict(self) -> dict[str, Any]:
         """Return the store as part of a serialized pipeline.
 
-        :raises InvalidInput: it was made with an open history, or with a URL that holds a password outside a secret.
+        :raises InvalidInput: the store was created with an open history, or with a URL whose password is not in a
+            secret.
         """
         if self._path is None:
             raise InvalidInput("history", "cannot be serialized: give the path of the outbox instead")
@@ -118,9 +119,9 @@ class LetopisChatMessageStore:
         return self._open().count(chat_history_id)
 
     def write_messages(self, chat_history_id: str, messages: list[ChatMessage]) -> int:
-        """Append the messages that the conversation does not have, all or none; return how many these are.
+        """Append the messages that the conversation does not have yet, all or none; return their number.
 
-        :raises ValueError: something is no ``ChatMessage``, or holds what is no JSON; nothing was written.
+        :raises ValueError: an item is not a ``ChatMessage``, or holds a value that is not JSON; nothing was written.
         :raises LetopisError: as for ``History.append``.
         """
         made: list[Message] = []
@@ -142,14 +143,14 @@ class LetopisChatMessageStore:
             try:
                 history.append(chat_history_id, *made, owner=self.owner)
             except EventIdReused:
-                # Ids of Haystack are counted anew after a deletion; ours are for ever.
+                # Haystack reuses its numeric ids after a deletion; ours are permanent.
                 history.append(chat_history_id, *(replace(one, id="") for one in made), owner=self.owner)
         return len(made)
 
     def retrieve_messages(self, chat_history_id: str, last_k: int | None = None) -> list[ChatMessage]:
-        """Return the newest rounds, oldest first: each a question with all that follows up to its answer.
+        """Return the newest rounds, oldest first: each is a question with everything up to its answer.
 
-        A round is never cut, so calls of tools have their results.
+        A round is never cut, so tool calls keep their results.
 
         :param last_k: how many rounds; by default those of the store.
         :raises ValueError: ``last_k`` is negative.
@@ -202,7 +203,7 @@ class LetopisChatMessageStore:
 
 
 def _rounds(messages: Sequence[ChatMessage]) -> list[list[ChatMessage]]:
-    """Return messages in rounds. A system message is one of its own, and an answer without calls ends one."""
+    """Group messages into rounds. A system message is a round of its own, and an answer without calls ends a round."""
     rounds: list[list[ChatMessage]] = []
     begin = True
     for one in messages:

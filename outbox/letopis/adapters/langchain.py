@@ -1,7 +1,7 @@
-"""Keep the messages of LangChain in a history.
+"""Store LangChain's messages in a history.
 
 LangChain has deprecated ``BaseChatMessageHistory`` and ``RunnableWithMessageHistory`` in favour of LangGraph's
-checkpoints, and removes them in 2.0. This is for programs that have them.
+checkpoints, and will remove them in 2.0. This module is for programs that still use them.
 
 ::
 
@@ -44,8 +44,8 @@ _ROLES: Final[dict[str, Role]] = {"human": "user", "ai": "assistant", "system": 
 class LetopisChatMessageHistory(BaseChatMessageHistory):
     """A ``BaseChatMessageHistory``: one conversation of a history.
 
-    Messages come back as they were added, all or none of an ``add_messages``. Messages that something else appended to
-    the conversation are built from what they say.
+    Messages come back unchanged. ``add_messages`` is all or nothing. Messages that another program appended to the
+    conversation are built from their content.
 
     :param session_id: the conversation id.
     :param history: a ``History`` for the asynchronous methods, or a ``BlockingHistory`` for both. It is not closed.
@@ -61,31 +61,32 @@ class LetopisChatMessageHistory(BaseChatMessageHistory):
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]  # as LangChain's guide has it
-        """All messages, oldest first; those that the outbox retains while the history store is away.
+        """All messages, oldest first; while the history store is unreachable, those that the outbox retains.
 
-        :raises InvalidInput: it has no ``BlockingHistory``.
+        :raises InvalidInput: ``history`` is not a ``BlockingHistory``.
         """
         return _from_messages(self._blocking().messages(self._session_id, last=None))
 
     async def aget_messages(self) -> list[BaseMessage]:
-        """Return all messages, oldest first; those that the outbox retains while the history store is away."""
+        """Return all messages, oldest first; while the history store is unreachable, those that the outbox retains."""
         if isinstance(self._history, BlockingHistory):
             return await asyncio.to_thread(lambda: self.messages)
         return _from_messages(await self._history.messages(self._session_id, last=None))
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
-        """Append messages, all or none; durable when it returns.
+        """Append messages, all or none; they are durable when this returns.
 
-        :raises InvalidInput: it has no ``BlockingHistory``, or a message holds what is no JSON; nothing was written.
+        :raises InvalidInput: ``history`` is not a ``BlockingHistory``, or a message holds a value that is not JSON;
+            nothing was written.
         :raises LetopisError: as for ``History.append``.
         """
         if made := _to_messages(messages):
             self._blocking().append(self._session_id, *made, owner=self._owner)
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
-        """Append messages, all or none. Once it has begun, a cancelled caller does not interrupt it.
+        """Append messages, all or none. A cancelled caller does not interrupt an append that has started.
 
-        :raises InvalidInput: a message holds what is no JSON; nothing was written.
+        :raises InvalidInput: a message holds a value that is not JSON; nothing was written.
         :raises LetopisError: as for ``History.append``.
         """
         if isinstance(self._history, BlockingHistory):
@@ -96,7 +97,7 @@ class LetopisChatMessageHistory(BaseChatMessageHistory):
     def clear(self) -> None:
         """Take all messages off the path; the log keeps them.
 
-        :raises InvalidInput: it has no ``BlockingHistory``.
+        :raises InvalidInput: ``history`` is not a ``BlockingHistory``.
         """
         self._blocking().clear(self._session_id)
 
@@ -123,8 +124,8 @@ def _to_message(message: BaseMessage, field: str) -> Message:
     item = message_to_dict(message)
     try:
         item["data"] = message.model_dump(mode="json")
-    except ValueError as error:  # pydantic's, which quotes no value
-        raise InvalidInput(field, "holds what is no JSON, such as a tool's artifact") from error
+    except ValueError as error:  # pydantic's message, which quotes no value
+        raise InvalidInput(field, "holds a value that is not JSON, such as a tool's artifact") from error
     try:
         chat: dict[str, Any] | None = convert_to_openai_messages(message)
     except (ValueError, TypeError, KeyError):

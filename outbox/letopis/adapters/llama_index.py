@@ -1,4 +1,4 @@
-"""Keep the chat memory of LlamaIndex in a history.
+"""Store LlamaIndex's chat memory in a history.
 
 ::
 
@@ -38,7 +38,7 @@ __all__ = ["LetopisChatStore"]
 _PROVIDER: Final = "llama_index"
 _NAMESPACE: Final = ("llama_index",)
 _ARCHIVED_UP_TO: Final = "archived_up_to"
-"""The key of the record that holds the id of the newest message that was archived by its age."""
+"""The key of the record with the id of the newest message that was archived by age."""
 _PAGE: Final = 200
 _ROLES: Final[dict[str, Role]] = {
     "system": "system",
@@ -52,15 +52,15 @@ _ROLES: Final[dict[str, Role]] = {
 class LetopisChatStore(AsyncDBChatStore):
     """An ``AsyncDBChatStore``: each key is a conversation of a history.
 
-    Messages come back as they were added, all or none of an ``add_messages``. ``set_messages`` is one append. Messages
-    that are archived stay where they are: up to which one is a record of the conversation. Deleted ones leave the path;
-    the log keeps them.
+    Messages come back unchanged. ``add_messages`` is all or nothing. ``set_messages`` is one append. Archived messages
+    stay where they are: a record of the conversation says up to which one. Deleted messages leave the path; the log
+    keeps them.
 
-    While the history store is away, what the outbox retains is returned.
+    While the history store is unreachable, the messages that the outbox retains are returned.
 
-    :param history: it is not closed by the store. For LlamaIndex' synchronous methods, which run an event loop each,
-        open it with ``own_thread=True``.
-    :param owner: whose conversations they are; ``get_keys`` returns those of this owner.
+    :param history: not closed by the store. For LlamaIndex's synchronous methods, which run an event loop each, open it
+        with ``own_thread=True``.
+    :param owner: the owner of the conversations; ``get_keys`` returns those of this owner.
     """
 
     _history: History
@@ -82,7 +82,7 @@ class LetopisChatStore(AsyncDBChatStore):
     ) -> list[ChatMessage]:
         """Return the newest ``limit`` messages, oldest first, without the ``offset`` newest; by default all.
 
-        LlamaIndex' own store returns the oldest ones, which no memory is helped by.
+        LlamaIndex's own store returns the oldest ones, which are no use to a memory.
 
         :param status: ``None`` for all.
         """
@@ -102,9 +102,9 @@ class LetopisChatStore(AsyncDBChatStore):
     async def add_messages(
         self, key: str, messages: list[ChatMessage], status: MessageStatus = MessageStatus.ACTIVE
     ) -> None:
-        """Append messages, all or none. Once it has begun, a cancelled caller does not interrupt it.
+        """Append messages, all or none. A cancelled caller does not interrupt an append that has started.
 
-        :raises InvalidInput: a message holds what is no JSON; nothing was written.
+        :raises InvalidInput: a message holds a value that is not JSON; nothing was written.
         :raises LetopisError: as for ``History.append``.
         """
         if made := _to_messages(messages, status):
@@ -113,11 +113,11 @@ class LetopisChatStore(AsyncDBChatStore):
     async def set_messages(
         self, key: str, messages: list[ChatMessage], status: MessageStatus = MessageStatus.ACTIVE
     ) -> None:
-        """Make these all the messages of the conversation, in one append: all of it or nothing.
+        """Replace the conversation's messages with these, in one append: all of it or nothing.
 
-        What it begins with already stays untouched, if nothing in it is archived.
+        Leading messages that already match are not touched, unless some of them are archived.
 
-        :raises InvalidInput: a message holds what is no JSON; nothing was written.
+        :raises InvalidInput: a message holds a value that is not JSON; nothing was written.
         :raises LetopisError: as for ``History.replace``.
         """
         made = _to_messages(messages, status)
@@ -130,7 +130,7 @@ class LetopisChatStore(AsyncDBChatStore):
         await run_to_completion(self._history.replace(key, made, owner=self._owner))
 
     async def delete_message(self, key: str, idx: int) -> ChatMessage | None:
-        """Take the message at a place off the path, counted from 0 over all messages; ``None`` if there is none."""
+        """Take the message at an index, counted from 0 over all messages, off the path; ``None`` if there is none."""
         there, archived = await self._path(key)
         if not 0 <= idx < len(there):
             return None
@@ -148,7 +148,7 @@ class LetopisChatStore(AsyncDBChatStore):
     async def delete_oldest_messages(self, key: str, n: int) -> list[ChatMessage]:
         """Take the ``n`` oldest active messages off the path and return them.
 
-        This, and deleting by place or status, reads first: a message that something else appends at this moment leaves
+        This, and deleting by index or status, reads first: a message that another program appends at that moment leaves
         the path too. It stays in the log.
         """
         there, archived = await self._path(key)
@@ -192,7 +192,7 @@ class LetopisChatStore(AsyncDBChatStore):
                 return [one for one in found if _is(one, status, frozenset())]
 
     async def _path(self, key: str) -> tuple[list[RecordedMessage], frozenset[str]]:
-        """Return all messages, and the ids of those that were archived by their age."""
+        """Return all messages, and the ids of those that were archived by age."""
         boundary = await self._archived_up_to(key)
         there = list(await self._history.messages(key, last=None))
         ids = [one.id for one in there]
@@ -202,7 +202,7 @@ class LetopisChatStore(AsyncDBChatStore):
         try:
             record = await self._history.records(conversation=key).get(_NAMESPACE, _ARCHIVED_UP_TO)
         except StoreUnavailable:
-            return None  # what is retained is recent, and the memory archives again what is too much for it
+            return None  # retained messages are recent, and the memory archives any excess again
         return None if record is None else str(record.value)
 
     async def _archive(self, key: str, message_id: str) -> None:
@@ -226,7 +226,7 @@ class LetopisChatStore(AsyncDBChatStore):
 
 
 def _is(message: RecordedMessage, status: MessageStatus, archived: frozenset[str]) -> bool:
-    """Return True if a message has a status, by its age or since it was added."""
+    """Return True if a message has a status, by age or from the time it was added."""
     marked = message.id in archived or message.message.metadata.get(_PROVIDER) == {"status": "archived"}
     return marked == (status is MessageStatus.ARCHIVED)
 
@@ -244,8 +244,8 @@ def _to_message(message: ChatMessage, field: str) -> Message:
         raise InvalidInput(field, f"must be a ChatMessage of LlamaIndex, not {type(message).__name__}")
     try:
         item = message.model_dump(mode="json")
-    except ValueError as error:  # pydantic's, which quotes no value
-        raise InvalidInput(field, "holds what is no JSON") from error
+    except ValueError as error:  # pydantic's message, which quotes no value
+        raise InvalidInput(field, "holds a value that is not JSON") from error
     role = _ROLES.get(message.role.value, "assistant")
     text = message.content or ""
     chat: dict[str, Any] = {"role": role, "content": text}

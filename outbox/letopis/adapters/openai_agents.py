@@ -1,4 +1,4 @@
-"""Keep the items of OpenAI Agents SDK sessions in a history.
+"""Store the items of OpenAI Agents SDK sessions in a history.
 
 ::
 
@@ -28,22 +28,22 @@ __all__ = ["LetopisSession"]
 class LetopisSession:
     """A ``Session`` of the Agents SDK: one conversation of a history.
 
-    Items come back as they were added, byte for byte, in order, each as often as it was added. Adding is durable when
-    it returns, whether or not the history store can be reached, and is all or nothing. Items that are popped or
-    cleared leave the path; the log keeps them.
+    Items come back as they were added, byte for byte and in order, repeated ones included. ``add_items`` is all or
+    nothing, and durable when it returns, whether or not the history store can be reached. Popped or cleared items leave
+    the path; the log keeps them.
 
-    Messages that something else appended to the conversation are items too, as
+    Messages that another program appended to the conversation are items too, as
     :func:`letopis.adapters.formats.openai_responses.from_messages` builds them.
 
-    Two runs of one session at the same time are recorded as their items come. The SDK leaves it to the caller to
-    prevent that.
+    Items of two concurrent runs of one session are recorded in the order in which they arrive. The SDK leaves it to the
+    caller to prevent that.
 
     :param session_id: the conversation id.
-    :param history: it is not closed by the session.
-    :param owner: whose conversation it is, or a function that tells it from the run's context wrapper.
+    :param history: not closed by the session.
+    :param owner: whose conversation it is, or a function that derives it from the run's context wrapper.
     :param session_settings: the SDK's, with the ``limit`` of items that a run reads.
-    :param require_complete: ``True`` to raise ``StoreUnavailable`` where the history store is away and the outbox
-        alone cannot return all items that were asked for; by default a run gets those that the outbox retains.
+    :param require_complete: ``True`` to raise ``StoreUnavailable`` while the history store is unreachable and the
+        outbox alone cannot return all requested items; by default a run gets those that the outbox retains.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LetopisSession:
     async def get_items(
         self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> list[TResponseInputItem]:
-        """Return the newest ``limit`` items, oldest first; without it those of the settings, else all.
+        """Return the newest ``limit`` items, oldest first; by default as many as the settings say, or all.
 
         :raises StoreUnavailable: only with ``require_complete``.
         :raises OutboxUnavailable: the outbox file cannot be read.
@@ -83,9 +83,10 @@ class LetopisSession:
     async def add_items(
         self, items: list[TResponseInputItem], *, wrapper: RunContextWrapper[Any] | None = None
     ) -> None:
-        """Append items, all or none. Once it has begun, a cancelled run does not interrupt it.
+        """Append items, all or none. A cancelled run does not interrupt an append that has started.
 
-        :raises InvalidInput: an item is none of Responses or larger than the history's limits; nothing was written.
+        :raises InvalidInput: an item is not a Responses item, or is larger than the history's limits; nothing was
+            written.
         :raises OutboxFull: the outbox has reached its limits; nothing was written.
         :raises LetopisError: as for ``History.append``.
         """
@@ -110,14 +111,14 @@ class LetopisSession:
         while (popped := await self._history.pop(self.session_id)) is not None:
             items = openai_responses.from_messages([popped])
             if not items:
-                continue  # nothing that this format has a place for, such as another provider's reasoning
+                continue  # nothing that this format can express, such as another provider's reasoning
             if items[:-1]:
                 await self._history.append(self.session_id, *openai_responses.to_messages(items[:-1]))
             return cast("TResponseInputItem", items[-1])
         return None
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
-        """Replace all items at once. ``OpenAIResponsesCompactionSession`` asks for this, else it clears and adds."""
+        """Replace all items at once, for ``OpenAIResponsesCompactionSession``, which would otherwise clear and add."""
         messages = openai_responses.to_messages(cast("list[Mapping[str, Any]]", items))
         await self._history.replace(self.session_id, messages, reason="compaction")
         return True

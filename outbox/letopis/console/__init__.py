@@ -1,4 +1,4 @@
-"""Show a history in the browser: ``letopis console``, or :func:`app` mounted in a web service of one's own."""
+"""Show a history in the browser: run ``letopis console``, or mount :func:`app` in your own web service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decide who may read and who may act, without I/O: the token, sessions, and where a request comes from."""
+"""Decide who may read and who may act, by token, session and origin of the request; no I/O."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MAX_FAILURES: Final = 10
 """Wrong tokens within :data:`FAILURE_WINDOW_SECONDS` after which signing in is refused for the rest of it."""
 FAILURE_WINDOW_SECONDS: Final = 60.0
 FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-"""Headers by which a proxy says that the client is another one than it seems."""
+"""Headers by which a proxy reports that the real client is another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """An operator who gave the token.
+    """An operator who has signed in.
 
-    :ivar name: as the operator gave it, for the audit log; may be empty.
+    :ivar name: as the operator entered it, for the audit log; may be empty.
     """
 
     key: str
@@ -41,11 +41,12 @@ class Session:
 
 
 class Gate:
-    """Knows the token, makes sessions and checks them.
+    """Knows the token, and creates and checks sessions.
 
-    Sessions are signed with a key that is made when the process starts, and are not stored: a restart ends them all.
+    Sessions are signed with a key that is generated when the process starts, and are not stored: a restart ends them
+    all.
 
-    :param token: ``None``: nobody can act.
+    :param token: ``None`` to allow no actions.
     :raises ConfigurationError: the token is too short.
     """
 
@@ -62,20 +63,20 @@ class Gate:
 
     @property
     def closed(self) -> bool:
-        """Whether nobody can sign in, because there is no token."""
+        """True if signing in is impossible, because there is no token."""
         return self._digest is None
 
     @property
     def throttled(self) -> bool:
-        """Whether too many wrong tokens were given lately."""
+        """True if too many wrong tokens were entered recently."""
         limit = self._now() - FAILURE_WINDOW_SECONDS
         self._failures = [one for one in self._failures if one > limit]
         return len(self._failures) >= MAX_FAILURES
 
     def sign_in(self, token: str, name: str) -> str | None:
-        """Return the cookie of a new session; ``None`` if the token is wrong. Takes the same time for any token."""
+        """Return the cookie of a new session; ``None`` if the token is wrong. Takes the same time for every token."""
         given = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-        # Digests, so that not even the length shows in the time.
+        # Compare digests, so that the time does not reveal even the length.
         if self._digest is None or not hmac.compare_digest(given, self._digest):
             self._failures.append(self._now())
             return None
@@ -85,7 +86,7 @@ class Gate:
         return f"{text}.{self._sign('session', text)}"
 
     def session(self, cookie: str | None) -> Session | None:
-        """Return the session of a cookie; ``None`` if it is not one of ours, or over."""
+        """Return the session of a cookie; ``None`` if the cookie is not ours, or the session is over."""
         text, dot, signature = (cookie or "").rpartition(".")
         if not dot or self.closed or not _equal(signature, self._sign("session", text)):
             return None
@@ -93,7 +94,7 @@ class Gate:
         return Session(key=key, name=name, expires=expires) if expires > self._now() else None
 
     def form_token(self, session: Session) -> str:
-        """Return what every form of a session has to carry."""
+        """Return the token that every form of a session must carry."""
         return self._sign("form", session.key)
 
     def is_form_token(self, session: Session, given: str) -> bool:
@@ -109,9 +110,9 @@ def _equal(one: str, other: str) -> bool:
 
 
 def is_local(client: str | None, headers: Mapping[str, str]) -> bool:
-    """Return True if a request comes from this machine and was sent to it by a name of this machine.
+    """Return True if a request comes from this machine and addresses it by one of its own names.
 
-    The name, because a page of somebody else's may have a name of its own resolve to the loopback address.
+    The name matters, because another site may let its own name resolve to the loopback address.
     """
     if client is None or any(name in headers for name in FORWARDED):
         return False
@@ -136,10 +137,10 @@ def _is_loopback(name: str) -> bool:
 
 
 def is_same_origin(headers: Mapping[str, str]) -> bool:
-    """Return True unless the browser says that a request was made by a page of another origin.
+    """Return True unless the browser reports that a page of another origin made the request.
 
-    Browsers send ``Sec-Fetch-Site``, older ones ``Origin``. A client that sends neither is no browser; it has to have
-    the form's token all the same.
+    Browsers send ``Sec-Fetch-Site``, older ones ``Origin``. A client that sends neither is not a browser; it needs the
+    form's token anyway.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:
@@ -151,5 +152,5 @@ def is_same_origin(headers: Mapping[str, str]) -> bool:
         found = urlsplit(origin)
     except ValueError:
         return False
-    # The scheme is not compared: behind a proxy that ends TLS, this server does not know its own.
+    # The scheme is not compared: behind a proxy that terminates TLS, this server does not know its own.
     return found.scheme in ("http", "https") and found.netloc.lower() == headers.get("host", "").lower()

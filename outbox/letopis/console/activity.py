@@ -1,4 +1,4 @@
-"""Read what the overview shows, once for all who look at it at the same time."""
+"""Read the data of the overview, once for all concurrent viewers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from letopis.outbox.operations.status import Status
 
 MINUTES: Final = 60
 MAX_AGE_SECONDS: Final = 1.0
-"""Age up to which a reading is shown to others too."""
+"""Age up to which a reading is shared with other viewers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What the overview shows.
+    """The data of the overview.
 
-    :ivar stale_since: since when the history store has not said what it saved; ``None`` while it does.
+    :ivar stale_since: since when the history store has not answered; ``None`` while it does.
     """
 
     status: Status
@@ -30,9 +30,9 @@ class Reading:
 
 
 class Pulse:
-    """Reads status and throughput, at most once a second however many look.
+    """Reads status and throughput, at most once a second for any number of viewers.
 
-    While the history store is unavailable, the last figures of what it saved are shown, and since when they are old.
+    While the history store is unavailable, its last known figures are shown, with their age.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Pulse:
         self._seen_at: datetime | None = None
 
     async def read(self) -> Reading:
-        """Return a reading that is at most a second old.
+        """Return a reading at most a second old.
 
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
@@ -78,6 +78,6 @@ class Pulse:
 
 
 def minute_edges(now: datetime) -> list[datetime]:
-    """Return the moments between the last 60 minutes of the clock, the last one not over yet."""
+    """Return the boundaries of the last 60 clock minutes, the current one included."""
     last = now.replace(second=0, microsecond=0) + timedelta(minutes=1)
     return [last - timedelta(minutes=MINUTES - step) for step in range(MINUTES + 1)]

@@ -1,4 +1,4 @@
-"""Put the console together: an ASGI application over one history."""
+"""Assemble the console: an ASGI application for one history."""
 
 from __future__ import annotations
 
@@ -66,23 +66,23 @@ def app(
     language: str | None = None,
     home: str | None = None,
 ) -> Starlette:
-    """Return the console of a history, an ASGI application to be served or mounted.
+    """Return the console of a history, an ASGI application to serve or mount.
 
     ::
 
         history = History("bot.outbox.db", store="postgresql://bot@db/history")
         service = Starlette(routes=[Mount("/history", letopis.console.app(history, token=os.environ["CONSOLE_TOKEN"]))])
 
-    Pages can be read without the token from this machine only: the client's address and the ``Host`` header both have
-    to be of the loopback interface, and no proxy may say otherwise. All other readers, and everybody who wants to
-    change something, sign in with the token. Each change is in the outbox's audit log.
+    Pages can be read without the token from this machine only: the client's address and the ``Host`` header must both
+    be loopback, and no proxy may have forwarded the request. All other readers, and everyone who wants to change
+    something, sign in with the token. Each change is recorded in the outbox's audit log.
 
-    The history is neither opened nor closed here; its first use opens it, and it may be open in another event loop.
+    The history is neither opened nor closed here: its first use opens it, and it may be open in another event loop.
 
-    :param token: of at least 16 characters; ``None``: nobody can act, and only this machine can read.
-    :param open_reading: ``False`` to ask for the token on this machine too.
-    :param language: ``en`` or ``ru`` for readers who did not choose one; by default what their browser asks for.
-    :param home: a link out of the console, beside its name.
+    :param token: at least 16 characters; with ``None``, no one can act, and only this machine can read.
+    :param open_reading: ``False`` to require the token on this machine too.
+    :param language: ``en`` or ``ru`` for readers who have not chosen a language; by default, their browser's.
+    :param home: the target of a link beside the console's name.
     :raises ConfigurationError: the token is too short.
     """
     insight = Insight(history)

@@ -1,4 +1,4 @@
-"""Serve the style sheet and the scripts from the package, each under the hash of its content."""
+"""Serve the style sheet and the scripts from the package, each under its content hash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES: Final = {
     "hx-sse.js": ("vendor/hx-sse.min.js", "text/javascript; charset=utf-8"),
     "icon.svg": ("icon.svg", "image/svg+xml"),
 }
-"""What can be asked for: the name in the URL, the file and its type."""
+"""The files that can be requested: the name in the URL, the file and its type."""
 
 
 @cache
@@ -29,12 +29,12 @@ def content(name: str) -> bytes:
 
 @cache
 def fingerprint(name: str) -> str:
-    """Return the hash that the URL of a file carries."""
+    """Return the hash in the URL of a file."""
     return hashlib.sha256(content(name)).hexdigest()[:16]
 
 
 async def serve(request: Request) -> Response:
-    """Answer with a file; for a year from the cache, where the URL carries its hash."""
+    """Return a file; cacheable for a year if the URL contains its hash."""
     name = request.path_params["name"]
     if name not in FILES:
         return PlainTextResponse("there is no such file\n", status_code=404)

@@ -1,4 +1,4 @@
-"""Work out the shapes of charts, which the templates draw as SVG, without I/O."""
+"""Compute the shapes of charts, which the templates draw as SVG; no I/O."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _GAP: Final = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One bar: where it stands, how high it is, and what it says.
+    """One bar: its position, its height and its text.
 
-    :ivar part: a second bar in front of it, from the same foot: height and top.
+    :ivar part: a second bar in front of it, on the same baseline: height and top.
     """
 
     x: float
@@ -30,13 +30,13 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """A chart of bars, and perhaps of a line over them.
+    """A bar chart, optionally with a line over the bars.
 
-    :ivar width: of the drawing.
-    :ivar top: the value at its upper end.
-    :ivar lines: values at which a line crosses the drawing, and where: the largest first.
-    :ivar line: the corners of the line, as ``points`` of SVG has them; empty without one.
-    :ivar labels: a few of the labels of the bars, for below: the first, those between, the last.
+    :ivar width: the width of the drawing.
+    :ivar top: the value at the upper edge.
+    :ivar lines: the grid lines: value and position, the largest first.
+    :ivar line: the vertices of the line, in the form of SVG's ``points``; empty if there is no line.
+    :ivar labels: some of the bars' labels, to be shown below: the first, those between, the last.
     """
 
     width: float
@@ -52,10 +52,10 @@ def chart(
 ) -> Chart:
     """Return the shapes of a chart.
 
-    :param labels: of the bars.
-    :param values: of the bars, none below zero.
+    :param labels: the bars' labels.
+    :param values: the bars' values, none below zero.
     :param line: values of a line over the bars, on the same scale.
-    :param ticks: how many labels stand below.
+    :param ticks: how many labels to show below.
     """
     top = nice_top(max([*values, *(line or ()), 0]))
     bars = tuple(

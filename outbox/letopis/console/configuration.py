@@ -1,4 +1,4 @@
-"""Read the settings of the console: option, environment, ``letopis.toml``, default."""
+"""Read the console's settings from option, environment, ``letopis.toml`` or default, in this order."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def read_token(
     """Return the console's token; ``None`` if there is none.
 
     :param table: ``[console]`` of ``letopis.toml``; a relative ``token_file`` starts at ``folder``.
-    :param given: a file that was named on the command line.
-    :raises ConfigurationError: both variables are set, or the file cannot be read or holds none.
+    :param given: a file named on the command line.
+    :raises ConfigurationError: both variables are set, or the file cannot be read or holds no token.
     """
     environ = os.environ if environ is None else environ
     in_variable, in_file = environ.get(TOKEN) or None, environ.get(TOKEN_FILE) or None
@@ -40,9 +40,9 @@ def read_token(
 
 
 def read_address(table: Mapping[str, Any], *, host: str | None, port: int | None) -> ListenAddress:
-    """Return where to listen: as given, otherwise as ``[console]`` says, otherwise 127.0.0.1 and 8300.
+    """Return host and port to listen on: as given, else from ``[console]``, else 127.0.0.1 and 8300.
 
-    :raises ConfigurationError: there is no such port.
+    :raises ConfigurationError: the port is not valid.
     """
     number = int(table.get("port", DEFAULT_PORT)) if port is None else port
     if not 0 <= number <= 65_535:

@@ -1,4 +1,4 @@
-"""Count the messages of the history store in the background, and follow its log from then on."""
+"""Count the history store's messages in the background, and follow its log from then on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from letopis.store.rules.message_figures import MessageFigures
 logger = logging.getLogger("letopis.console")
 
 PAGE: Final = 250
-"""Positions of the log that are read at once: a few milliseconds of work between two requests."""
+"""Log positions read at a time: a few milliseconds of work between two requests."""
 MAX_PAUSE_SECONDS: Final = 0.05
-"""After each page the count waits for as long as it took, at most this long, so that requests get their turn."""
+"""After a batch, the count pauses for as long as that took, at most this long, so that requests get their turn."""
 STEP_SECONDS: Final = 0.15
-"""Time that a page waits for the count before it shows how far it has got."""
+"""Time that a page waits for the count before it shows the progress."""
 IDLE_SECONDS: Final = 600.0
-"""Time after the last look at the figures after which the log is followed no more; the next look goes on."""
+"""The log is no longer followed when the figures have not been viewed for this long; the next view continues."""
 POLL_SECONDS: Final = 2.0
 
 
@@ -29,8 +29,8 @@ POLL_SECONDS: Final = 2.0
 class CountProgress:
     """How far the count has got.
 
-    :ivar counted: positions of the log that are counted.
-    :ivar total: positions of the log; 0 before the store was ever asked.
+    :ivar counted: log positions counted so far.
+    :ivar total: log positions in all; 0 before the store was first read.
     :ivar available: whether the history store answers.
     """
 
@@ -40,17 +40,17 @@ class CountProgress:
 
     @property
     def done(self) -> bool:
-        """Whether everything was counted."""
+        """True if everything has been counted."""
         return self.available and self.counted >= self.total
 
     @property
     def percent(self) -> int:
-        """The share that is counted."""
+        """The share that has been counted."""
         return 100 if not self.total else self.counted * 100 // self.total
 
 
 class LogFigures:
-    """Reads the whole log once, when somebody first asks, and then what is added to it.
+    """Reads the whole log once, when the figures are first requested, and then everything added to it.
 
     Nothing is stored: a new process counts again. The count runs between requests, a few milliseconds at a time.
     """
@@ -71,7 +71,7 @@ class LogFigures:
         return CountProgress(counted=sum(self._positions), total=sum(self._heads), available=self._available)
 
     async def look(self) -> CountProgress:
-        """Have the count begin or go on, wait a moment for it, and return how far it has got."""
+        """Start or continue the count, wait briefly for it, and return the progress."""
         self._asked_at = time.monotonic()
         if self._task is None or self._task.done():
             self._stepped = asyncio.Event()
@@ -100,14 +100,14 @@ class LogFigures:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _count(self) -> None:
-        """Count up to the present end of the log."""
+        """Count up to the current end of the log."""
         found = await self._insight.heads()
         self._available = found is not None
         if found is None:
             return
         if len(found.heads) != len(self._positions) or any(
             head < position for head, position in zip(found.heads, self._positions, strict=False)
-        ):  # the first time; or a store that was restored from a backup
+        ):  # the first count, or a store that was restored from a backup
             self.figures, self._positions = MessageFigures(), [0] * len(found.heads)
         self._heads = found.heads
         for partition, head in enumerate(found.heads):

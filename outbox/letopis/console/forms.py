@@ -8,18 +8,18 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 MAX_FORM_BYTES: Final = 32 * 1024 * 1024
-"""The largest event is 8 MiB, and each of its bytes may take three in a form."""
+"""The largest event has 8 MiB, and a form may need three bytes for each of its bytes."""
 MAX_FIELDS: Final = 2_000
 
 
 class FormRefused(Exception):
-    """A form that is too large or no form at all; the message says which."""
+    """The request is not a form, or the form is too large; the message says which."""
 
 
 async def read_form(request: Request) -> dict[str, list[str]]:
     """Return the fields of a form by name, each with its values in order.
 
-    :raises FormRefused: it is larger than 32 MiB, has too many fields, or is not encoded as forms are.
+    :raises FormRefused: it is larger than 32 MiB, has too many fields, or does not have a form's encoding.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":

@@ -1,4 +1,4 @@
-"""Put the headers on every answer that keep a browser from doing more than the console needs."""
+"""Add security headers to every response, so that a browser does no more than the console needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICY: Final = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""No inline script or style, nothing from elsewhere, in no frame."""
+"""No inline scripts or styles, nothing from other origins, no framing."""
 
 HEADERS: Final = {
     "content-security-policy": POLICY,
@@ -34,13 +34,13 @@ HEADERS: Final = {
 
 
 class SecurityHeaders:
-    """Wraps an ASGI application, and adds the headers to each of its answers."""
+    """Wraps an ASGI application and adds the headers to each of its responses."""
 
     def __init__(self, inner: ASGIApp) -> None:
         self._inner = inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -54,5 +54,5 @@ def _add(message: MutableMapping[str, Any]) -> None:
     headers = MutableHeaders(scope=message)
     for name, value in HEADERS.items():
         headers[name] = value
-    # Conversations stay in no cache; only what is named by its hash does.
+    # Conversations are never cached; only files named by their hash are.
     headers.setdefault("cache-control", "no-store")

@@ -1,4 +1,4 @@
-"""Serve the consoles of a relay's outboxes at ``/console/``, one below another, beside its health and metrics."""
+"""Serve the consoles of a relay's outboxes below ``/console/``, beside its health and metrics."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from letopis.store.errors import ConfigurationError
 
 PREFIX: Final = "/console"
 MAX_OPEN: Final = 16
-"""Outboxes whose console is open at a time; the one that was asked for longest ago is closed for another one."""
+"""How many outboxes have their console open; the least recently used one is closed for another."""
 
 
 def hosting(token: str | None) -> Callable[[DaemonSettings], AbstractAsyncContextManager[ASGIApp]]:
-    """Return what makes the consoles of a relay, once its settings are known."""
+    """Return a factory for a relay's consoles, to be called once its settings are known."""
 
     @asynccontextmanager
     async def hosted(settings: DaemonSettings) -> AsyncIterator[ASGIApp]:
@@ -47,10 +47,10 @@ def hosting(token: str | None) -> Callable[[DaemonSettings], AbstractAsyncContex
 
 
 class HostedConsoles:
-    """An ASGI application: the list of outboxes, and below it the console of each, opened when it is asked for.
+    """An ASGI application: the list of outboxes and, below it, each outbox's console, opened on request.
 
-    :param outboxes: paths and patterns, as the relay has them.
-    :param store: of all of them; ``None`` for the SQLite file beside each.
+    :param outboxes: paths and patterns, as given to the relay.
+    :param store: the store of all outboxes; ``None`` for the SQLite file beside each.
     """
 
     def __init__(self, outboxes: tuple[str, ...], *, store: str | None, token: str | None) -> None:
@@ -62,7 +62,7 @@ class HostedConsoles:
         self._list = SecurityHeaders(self._answer_list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whose path begins with ``/console``."""
+        """Handle one request, whose path begins with ``/console``."""
         name, _, _ = scope["path"].removeprefix(PREFIX).lstrip("/").partition("/")
         named = await asyncio.to_thread(self.named)
         path = named.get(unquote(name))
@@ -77,7 +77,7 @@ class HostedConsoles:
         await console({**scope, "root_path": root}, receive, send)
 
     def named(self) -> Mapping[str, Path]:
-        """Return the outboxes that are there now, by the names that they have in URLs."""
+        """Return the existing outboxes, by their names in URLs."""
         found: dict[str, Path] = {}
         for match in find_outboxes(self._outboxes):
             if not match.path.is_file() or (match.matched and not holds_outbox(match.path)):
@@ -90,14 +90,14 @@ class HostedConsoles:
         return found
 
     async def close(self) -> None:
-        """Close all that is open."""
+        """Close all open consoles."""
         while self._open:
             await self._close(next(iter(self._open)))
 
     async def _console(self, path: Path) -> Starlette:
         async with self._lock:
             if path in self._open:
-                self._open[path] = self._open.pop(path)  # asked for last
+                self._open[path] = self._open.pop(path)  # the most recently used one
                 return self._open[path][1]
             while len(self._open) >= MAX_OPEN:
                 await self._close(next(iter(self._open)))
@@ -122,6 +122,6 @@ class HostedConsoles:
             return RedirectResponse(f"{PREFIX}/{quote(next(iter(named)))}/", status_code=307)
         client = None if request.client is None else request.client.host
         if not is_local(client, request.headers):
-            # The names of the files are for those who may read; each console asks for the token itself.
+            # File names are shown only to those who may read; each console checks the token itself.
             return PlainTextResponse("name the outbox: /console/NAME/\n", status_code=404)
         return HTMLResponse(render_list({name: f"{PREFIX}/{quote(name)}/" for name in named}))

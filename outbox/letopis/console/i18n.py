@@ -1,4 +1,4 @@
-"""Say the texts of the console in a language, and write times, numbers and durations as it does.
+"""Translate the console's texts, and format times, numbers and durations for a language.
 
 The English texts are the keys of the catalogues in ``locales/``; a language without a catalogue gets English.
 """
@@ -33,11 +33,11 @@ class Language:
         self._catalogue = gettext_module.translation(DOMAIN, LOCALES, languages=[code], fallback=True)
 
     def gettext(self, text: str) -> str:
-        """Return a text."""
+        """Return a text in this language."""
         return self._catalogue.gettext(text)
 
     def ngettext(self, one: str, many: str, count: int) -> str:
-        """Return the form of a text for a number."""
+        """Return a text's plural form for a number."""
         return self._catalogue.ngettext(one, many, count)
 
     def number(self, value: float) -> str:
@@ -49,7 +49,7 @@ class Language:
         return "–" if seconds is None else duration(seconds, self.code)
 
     def latency(self, seconds: float | None) -> str:
-        """Return a short duration with a digit behind the point where that says something; a dash for ``None``."""
+        """Return a short duration, with a decimal where that is informative; a dash for ``None``."""
         if seconds is None:
             return "–"
         if seconds >= 120:
@@ -58,13 +58,13 @@ class Language:
         return self.gettext("%(seconds)s s") % {"seconds": digits.replace(".", "," if self.code == "ru" else ".")}
 
     def size(self, count: int) -> str:
-        """Return a number of bytes in a unit that fits."""
+        """Return a number of bytes in a suitable unit."""
         units = ((self.gettext("MB"), 1024**2), (self.gettext("kB"), 1024), (self.gettext("bytes"), 1))
         unit, size = next((one for one in units if count >= one[1]), units[-1])
         return f"{self.number(count / size)} {unit}"
 
     def moment(self, value: datetime, *, seconds: bool = False) -> str:
-        """Return a moment of UTC, with the zone left out: the pages say it once."""
+        """Return a moment in UTC, without the zone, which the pages show once."""
         form = "%d.%m.%Y" if self.code == "ru" else "%Y-%m-%d"
         return f"{value:{form} %H:%M:%S}" if seconds else f"{value:{form} %H:%M}"
 
@@ -79,12 +79,12 @@ class Language:
 
 @cache
 def language(code: str) -> Language:
-    """Return a language; English if it is not known."""
+    """Return a language; English if it is unknown."""
     return Language(code if code in LANGUAGES else "en")
 
 
 def preferred(accepted: str) -> str:
-    """Return the language that an ``Accept-Language`` header asks for first, of those that there are."""
+    """Return the first available language of an ``Accept-Language`` header."""
     for code in _by_weight(accepted):
         if language_of(code) == code.partition("-")[0].lower():
             return language_of(code)

@@ -1,4 +1,4 @@
-"""Fill the templates: one environment, with the words of the reader's language."""
+"""Render the templates: one environment, with the reader's language."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from letopis.console.words import Words
 from letopis.store.rules.transcript import clean, one_line
 
 MAX_SHOWN_CHARACTERS: Final = 20_000
-"""Characters that are shown of one text; the rest is said to be left out."""
+"""The most characters shown of one text; a note says that the rest is left out."""
 
 
 class Viewer(Protocol):
-    """Whom a page is for."""
+    """The reader of a page."""
 
     language: Language
 
@@ -32,7 +32,7 @@ class Viewer(Protocol):
 
 
 def render(template: str, visit: Viewer, context: Mapping[str, Any]) -> str:
-    """Return a template, filled in. All that is put in is escaped."""
+    """Render a template. All values are escaped."""
     words = visit.language
     return (
         _environment()
@@ -56,7 +56,7 @@ def render(template: str, visit: Viewer, context: Mapping[str, Any]) -> str:
 def render_list(places: Mapping[str, str]) -> str:
     """Return the page that lists several consoles.
 
-    :param places: their URLs, by the names of the outboxes.
+    :param places: their URLs, by outbox name.
     """
     return _environment().get_template("list.html").render(places=places)
 
@@ -77,12 +77,12 @@ def _environment() -> Environment:
 
 
 def _safe_text(text: str) -> str:
-    """Return text with what could deceive a reader shown as codes, and the end of a very long one left out."""
+    """Return text with deceptive characters shown as codes, and the end of a very long text left out."""
     return clean(text[:MAX_SHOWN_CHARACTERS]) + ("…" if len(text) > MAX_SHOWN_CHARACTERS else "")
 
 
 def _marked(text: str, marks: tuple[tuple[int, int], ...]) -> Markup:
-    """Return a snippet with the words that were found in ``<mark>``."""
+    """Return a snippet with the matches in ``<mark>``."""
     parts: list[Markup] = []
     last = 0
     for start, end in sorted(marks):
@@ -96,7 +96,7 @@ def _marked(text: str, marks: tuple[tuple[int, int], ...]) -> Markup:
 
 
 def one_line_kept(text: str) -> str:
-    """Return cleaned text on one line, with the spaces at its ends."""
+    """Return cleaned text on one line, keeping the spaces at its ends."""
     return clean(text).replace("\n", " ")
 
 

@@ -1,4 +1,4 @@
-"""Serve the console by itself, on one address, until a signal."""
+"""Serve the console as a program of its own, on one address, until a signal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from letopis.store.errors import ConfigurationError
 logger = logging.getLogger("letopis.console")
 
 SHUTDOWN_TIMEOUT_SECONDS: Final = 1
-"""Time that open requests have at the end; pages that follow live are cut off."""
+"""Time for open requests to finish at shutdown; live streams are cut off."""
 MAX_CONCURRENT_REQUESTS: Final = 64
 
 
@@ -40,10 +40,10 @@ async def run(
 ) -> None:
     """Serve the console of one outbox until SIGINT or SIGTERM.
 
-    :param host: instead of that of the settings; likewise ``port`` and ``token_file``.
-    :param tell: is told where the console is.
-    :raises ConfigurationError: other machines could reach it, and there is no token; or a setting is wrong.
-    :raises OSError: there is no such address here, or something else listens there.
+    :param host: overrides the settings; likewise ``port`` and ``token_file``.
+    :param tell: called with the console's address.
+    :raises ConfigurationError: other machines could reach the console, and there is no token; or a setting is wrong.
+    :raises OSError: the address is not one of this machine, or it is in use.
     """
     folder = settings.file.parent if settings.file else None
     token = read_token(settings.console, folder, given=token_file)
@@ -65,9 +65,9 @@ async def run(
 
 
 def check_address(address: ListenAddress, *, token: str | None) -> None:
-    """Check that a console on this address is not open to everybody.
+    """Check that a console on this address is not open to everyone.
 
-    :raises ConfigurationError: other machines could reach it, and there is no token.
+    :raises ConfigurationError: other machines could reach the console, and there is no token.
     """
     if not address.loopback and token is None:
         raise ConfigurationError(
@@ -77,9 +77,9 @@ def check_address(address: ListenAddress, *, token: str | None) -> None:
 
 
 def bind(address: ListenAddress) -> socket.socket:
-    """Return a socket that listens at an address.
+    """Return a socket that listens on an address.
 
-    :raises OSError: there is no such address here, or something else listens there.
+    :raises OSError: the address is not one of this machine, or it is in use.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -100,23 +100,23 @@ async def serve(application: Any, listener: socket.socket) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    # Its log records quote what unknown clients send.
+    # Its log records quote input from unknown clients.
     logging.getLogger("uvicorn").disabled = logging.getLogger("uvicorn.error").disabled = True
     with on_signals({"SIGINT": stop, "SIGTERM": stop}):
         await server.serve(sockets=[listener])
 
 
 class Server(uvicorn.Server):
-    """A server that leaves signals to others: uvicorn's own would raise them again at its end."""
+    """A server that does not handle signals: uvicorn's own would raise them again when it ends."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Capture no signals."""
         yield
 
 
 def server_config(application: Any) -> uvicorn.Config:
-    """Return how the console is served."""
+    """Return the server's configuration."""
     return uvicorn.Config(
         application,
         ws="none",

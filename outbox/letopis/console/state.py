@@ -1,4 +1,4 @@
-"""Hold what all pages of one console share."""
+"""Hold the state that all pages of one console share."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from letopis.outbox.history.insight import Insight
 
 @dataclass(slots=True, kw_only=True)
 class ConsoleState:
-    """What all pages of one console share.
+    """The state that all pages of one console share.
 
-    :ivar open_reading: whether requests of this machine may read without the token.
-    :ivar language: of readers whose browser asks for none that there is; ``None`` to go by the browser.
-    :ivar home: where the link beside the name leads, out of the console; ``None`` for no link.
-    :ivar name: of the outbox, for display.
+    :ivar open_reading: whether requests from this machine may read without the token.
+    :ivar language: the language of readers who have not chosen one; ``None`` to use their browser's.
+    :ivar home: the target of the link beside the name; ``None`` for no link.
+    :ivar name: the outbox's name, for display.
     """
 
     history: History
@@ -37,6 +37,6 @@ class ConsoleState:
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def close(self) -> None:
-        """End what runs in the background; the history stays open."""
+        """Stop the background tasks; the history stays open."""
         await self.figures.close()
         await self.verifier.close()

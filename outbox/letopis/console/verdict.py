@@ -1,4 +1,4 @@
-"""Say in one sentence how an outbox is, in the reader's language, without I/O."""
+"""Sum up an outbox's state in one sentence, in the reader's language; no I/O."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Level = Literal["good", "waiting", "bad"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What matters most.
+    """The most important fact.
 
-    :ivar level: ``good``, ``waiting`` (it resolves by itself) or ``bad`` (somebody has to act).
-    :ivar page: where to look further; ``None`` where there is nothing to see.
+    :ivar level: ``good``, ``waiting`` (resolves without help) or ``bad`` (needs an operator).
+    :ivar page: the page with details; ``None`` if there are none.
     """
 
     level: Level
@@ -28,7 +28,7 @@ class Verdict:
 
 
 def verdict(status: Status, language: Language) -> Verdict:
-    """Return the verdict; its order is that of :attr:`Status.verdict`."""
+    """Return the verdict, in the order of :attr:`Status.verdict`."""
     _, ngettext = language.gettext, language.ngettext
     blocked, relay, breaker = status.lanes.get("blocked", 0), status.relay, status.breaker
     pending = (

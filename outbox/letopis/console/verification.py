@@ -1,4 +1,4 @@
-"""Run the checks of outbox and history store in processes of their own, and keep their last results."""
+"""Run the checks of outbox and history store in separate processes, and keep their last results."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MAX_LINE_LENGTH: Final = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One check, while it runs or when it is over.
+    """One check, running or finished.
 
     :ivar ended: ``None`` while it runs.
-    :ivar sound: whether nothing is wrong; ``None`` if it could not be found out.
-    :ivar problems: what is wrong, at most a hundred of them.
-    :ivar count: how many problems there are.
+    :ivar sound: whether nothing is wrong; ``None`` if the check could not tell.
+    :ivar problems: the problems found, at most a hundred.
+    :ivar count: the number of problems.
     :ivar compared: whether the outbox was compared with the history store; ``None`` for a store.
-    :ivar failure: why nothing could be found out.
+    :ivar failure: why the check could not tell.
     """
 
     began: datetime
@@ -45,10 +45,10 @@ class Check:
 
 
 class Verifier:
-    """Starts ``letopis outbox verify`` and ``letopis db verify``: they read everything, which takes long.
+    """Starts ``letopis outbox verify`` and ``letopis db verify``, which read everything and take long.
 
-    In processes of their own, because reading the bytes of a file that is open in this one would drop its locks, and so
-    that this one stays quick. One check of each kind runs at a time.
+    They run in separate processes, because reading the bytes of a file that is open in this process would drop its
+    locks, and to keep this process responsive. One check of each kind runs at a time.
     """
 
     def __init__(self, insight: Insight) -> None:
@@ -58,7 +58,7 @@ class Verifier:
         """The last check of each kind."""
 
     def start(self, subject: Subject) -> bool:
-        """Begin a check; return False if one of its kind runs already."""
+        """Start a check; return False if one of its kind is already running."""
         task = self._tasks.get(subject)
         if task is not None and not task.done():
             return False
@@ -67,7 +67,7 @@ class Verifier:
         return True
 
     async def close(self) -> None:
-        """End the checks that run."""
+        """Stop the running checks."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -76,13 +76,13 @@ class Verifier:
         try:
             code, out, err = await self._finished(subject)
             found = _result(code, out, err)
-        except Exception as error:  # whatever it was, the page says that the check failed
+        except Exception as error:  # whatever the error was, the page says that the check failed
             logger.warning("the check of the %s failed: %s", subject, type(error).__name__)
             found = dict[str, Any](failure=type(error).__name__)
         self.checks[subject] = Check(began=check.began, ended=datetime.now(UTC), **found)
 
     async def _finished(self, subject: Subject) -> tuple[int, bytes, bytes]:
-        # The URL may hold a password: in the environment of the process alone, not on its command line.
+        # The URL may hold a password: pass it in the process's environment, not on its command line.
         environment = {**os.environ, "LETOPIS_STORE": await self._insight.store_url()}
         environment.pop("LETOPIS_STORE_FILE", None)
         outbox = str(self._insight.path)
@@ -109,7 +109,7 @@ class Verifier:
 
 
 def _result(code: int, out: bytes, err: bytes) -> dict[str, Any]:
-    """Return the fields of a check that the output of the command means."""
+    """Convert the command's output to the fields of a check."""
     try:
         said = json.loads(out)
     except ValueError:

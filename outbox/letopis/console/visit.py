@@ -1,4 +1,4 @@
-"""Hold what one request is about: who asks, in which language, and what is answered."""
+"""Hold the context of one request: the reader, the language, and the response."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _YEAR: Final = 365 * 86_400
 class Visit:
     """One request.
 
-    :ivar session: of the operator who asks; ``None`` without one.
-    :ivar may_read: whether pages are shown.
+    :ivar session: the operator's session; ``None`` if not signed in.
+    :ivar may_read: whether the reader may see pages.
     """
 
     def __init__(self, request: Request) -> None:
@@ -48,7 +48,7 @@ class Visit:
     # Where things are.
 
     def url(self, page: str, /, **query: Any) -> str:
-        """Return the path of a page, below wherever the console is mounted; ``None`` values are left out."""
+        """Return the path of a page, below the console's mount point; ``None`` values are left out."""
         path = f"{self.request.scope.get('root_path', '').rstrip('/')}/{page}"
         given = {name: value for name, value in query.items() if value is not None and value != ""}
         return f"{path}?{urlencode(given)}" if given else path
@@ -66,11 +66,11 @@ class Visit:
         return self.request.url.path.removeprefix(root).lstrip("/")
 
     def query(self, name: str) -> str | None:
-        """Return a value of the query; ``None`` where it is missing or empty."""
+        """Return a value from the query; ``None`` if it is missing or empty."""
         return self.request.query_params.get(name) or None
 
     def whole(self, name: str, *, least: int = 0, most: int = 2**63 - 1) -> int | None:
-        """Return a whole number of the query; ``None`` where it is missing or none within the limits."""
+        """Return a whole number from the query; ``None`` if it is missing or out of range."""
         text = self.query(name) or ""
         if not (text.isascii() and text.isdigit()) or len(text) > 19:
             return None
@@ -85,13 +85,13 @@ class Visit:
         return response
 
     def see(self, page: str, /, **query: Any) -> Response:
-        """Send the browser on to a page, after a form."""
+        """Redirect the browser to a page, after a form."""
         return RedirectResponse(self.url(page, **query), status_code=303)
 
     async def act(self, work: Callable[[OutboxAdmin], Awaitable[T]], *, about: Mapping[str, Any] | None = None) -> T:
-        """Return what ``work`` does with the admin of the outbox, in the name of the operator.
+        """Run ``work`` with the outbox's admin, in the operator's name, and return its result.
 
-        :param about: the action, and what of it is recorded where it is refused.
+        :param about: the action, and the details to record if it is refused.
         :raises NotRepairable, InvalidInput: it was refused.
         """
         by = (self.session.name or None) if self.session is not None else None
@@ -105,20 +105,20 @@ class Visit:
             raise
 
     def begin_session(self, cookie: str, response: Response) -> None:
-        """Give the browser the cookie of a session, for this console alone."""
+        """Set the cookie of a session, for this console only."""
         self._set_cookie(response, SESSION_COOKIE, cookie, seconds=SESSION_SECONDS, secret=True)
 
     def end_session(self, response: Response) -> None:
-        """Take the cookie of the session away."""
+        """Delete the session cookie."""
         self._set_cookie(response, SESSION_COOKIE, "", seconds=0, secret=True)
 
     @property
     def form_token(self) -> str:
-        """What every form of this session carries; empty without a session."""
+        """The token that every form of this session carries; empty without a session."""
         return "" if self.session is None else self.state.gate.form_token(self.session)
 
     def _chosen(self, name: str, cookie: str, known: tuple[str, ...]) -> str | None:
-        """Return a preference, by the query or by an earlier one."""
+        """Return a preference, from this query or an earlier one."""
         wanted = self.query(name)
         if wanted in known:
             self._preferences[cookie] = str(wanted)

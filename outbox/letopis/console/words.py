@@ -1,4 +1,4 @@
-"""Say what a state, a fault, a role or an action means, in the reader's language, without I/O."""
+"""Describe states, faults, roles and actions in the reader's language; no I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from letopis.console.i18n import Language
 
 
 class Words:
-    """The texts for values that Letopis defines; an unknown value is shown as it is."""
+    """The texts for values that Letopis defines; an unknown value is shown unchanged."""
 
     def __init__(self, language: Language) -> None:
         self._language = language
@@ -29,7 +29,7 @@ class Words:
                 "deleted": _("deleted"),
                 "pending": _("watched"),
                 "firing": _("open"),
-                "notified": _("open, told"),
+                "notified": _("open, notified"),
                 "resolved": _("over"),
             },
         )
@@ -55,7 +55,7 @@ class Words:
         )
 
     def incident(self, kind: str) -> str:
-        """Return what an incident is about."""
+        """Return the subject of an incident."""
         _ = self._language.gettext
         return _of(
             kind,
@@ -68,28 +68,28 @@ class Words:
         )
 
     def recipient(self, kind: str) -> str:
-        """Return what kind of recipient was told."""
+        """Return the kind of recipient that was notified."""
         _ = self._language.gettext
         return _of(
             kind, {"channel": _("operators' channel"), "user": _("user"), "conversation": _("the user of conversation")}
         )
 
     def notice(self, about: str, state: str) -> str:
-        """Return how far a notification has got."""
+        """Return the state of a notification."""
         _ = self._language.gettext
         recovered = about == "recovered"
         return _of(
             state,
             {
-                "telling": _("being told"),
-                "waiting": _("could not be told yet"),
-                "told": _("told that it is over") if recovered else _("told"),
-                "failed": _("could not be told"),
+                "telling": _("being notified"),
+                "waiting": _("could not be notified yet"),
+                "told": _("notified that it is over") if recovered else _("notified"),
+                "failed": _("could not be notified"),
             },
         )
 
     def role(self, name: str) -> str:
-        """Return who wrote a message."""
+        """Return the author's role of a message."""
         _ = self._language.gettext
         return _of(
             name,
@@ -103,7 +103,7 @@ class Words:
         )
 
     def action(self, name: str) -> str:
-        """Return what an operator did."""
+        """Return the description of an operator's action."""
         _ = self._language.gettext
         return _of(
             name,
@@ -125,7 +125,7 @@ class Words:
         )
 
     def done(self, action: str, count: int) -> str:
-        """Return what to say after an action."""
+        """Return the text shown after an action."""
         _, ngettext = self._language.gettext, self._language.ngettext
         counted = {"count": self._language.number(count)}
         texts = {
@@ -143,10 +143,10 @@ class Words:
                 "%(count)s missing event was skipped.", "%(count)s missing events were skipped.", count
             ),
             "fix": _("The event was corrected; its original is kept."),
-            "restore": _("The event is again as it was appended."),
+            "restore": _("The original event is restored."),
             "pause_relay": _("Delivery is paused."),
             "resume_relay": _("Delivery is resumed."),
-            "verify": _("The check has begun."),
+            "verify": _("The check has started."),
             "nothing": _("Nothing left to do: it has moved on."),
             "signed_in": _("You are signed in."),
             "signed_out": _("You are signed out."),

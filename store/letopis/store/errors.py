@@ -179,7 +179,7 @@ class RecordConflict(LetopisError):
     def __init__(self, *, expected: UUID | None, actual: UUID | None) -> None:
         wanted = "absent" if expected is None else f"at revision {expected}"
         found = "there is none" if actual is None else f"it is at {actual}"
-        super().__init__(f"the record should be {wanted}, and {found}: read it again and decide anew")
+        super().__init__(f"the record should be {wanted}, and {found}: read it again and retry")
         self.expected = expected
         self.actual = actual
 

@@ -1,4 +1,4 @@
-"""Keep what Microsoft Agent Framework keeps in a history; imported explicitly, needs ``letopis[agent-framework]``.
+"""Store the state of Microsoft Agent Framework in a history; imported explicitly, needs ``letopis[agent-framework]``.
 
 ::
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from letopis.adapters._messages import missing
 
-try:  # only to say what is missing
+try:  # only to name what is missing
     import agent_framework as _framework  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     if error.name != "agent_framework":
@@ -29,7 +29,7 @@ __all__ = ("LetopisCheckpointStorage", "LetopisHistoryProvider", "LetopisSession
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: the framework warns whoever touches its experimental session stores.
+    # Imported on first use, because the framework emits a warning when its experimental session stores are touched.
     if name == "LetopisSessionStore":
         from letopis.adapters.agent_framework.session_store import LetopisSessionStore
 

@@ -17,27 +17,27 @@ from letopis.store import InvalidInput, Record, StoreUnavailable
 from letopis.store.cancellation import run_to_completion
 
 SPACE: Final = "agent_framework.checkpoints"
-"""The records that hold the checkpoints, if the caller names no others."""
+"""The default space of the records that hold the checkpoints."""
 _VALUE: Final = "value"
 _AT_ONCE: Final = 200
 _LONGEST_LABEL: Final = 150
-"""Bytes of a name as it is; three times as many, escaped, stay below the 512 bytes of a namespace."""
+"""Bytes of a name that is used unchanged. Escaped, it takes up to three times as many, of a namespace's 512."""
 
 
 class LetopisCheckpointStorage:
-    """A ``CheckpointStorage``: each checkpoint is a record, beside a small one in the index of its workflow.
+    """A ``CheckpointStorage``: each checkpoint is a record, with a small index record for its workflow.
 
     ::
 
         workflow = WorkflowBuilder(..., checkpoint_storage=LetopisCheckpointStorage(history)).build()
 
-    A checkpoint is durable when it is saved. Values are encoded as the framework's own file storage does: with pickle,
-    decoded only into types that are allowed.
+    A checkpoint is durable when it is saved. Values are encoded with pickle, as in the framework's own file storage,
+    and decoded only into allowed types.
 
-    The latest checkpoint is one that no other continues; of several, the one of the newest timestamp. If it cannot be
-    decoded, that raises: an older one in its place would do again what was done.
+    The latest checkpoint is the one that no other continues; among several, the one with the newest timestamp. If it
+    cannot be decoded, an error is raised: resuming from an older one would repeat completed work.
 
-    :param history: it is not closed by the storage.
+    :param history: not closed by the storage.
     :param allowed_checkpoint_types: further types that values may have, as ``"module:qualname"``.
     :param space: a name for the records that hold them. One history can hold several storages.
     """
@@ -62,7 +62,7 @@ class LetopisCheckpointStorage:
             value = json.dumps(encoded).encode()
         except WorkflowCheckpointException:
             raise
-        except Exception as error:  # whatever a value of the application raises when it is pickled
+        except Exception as error:  # pickling a value of the application may raise anything
             raise WorkflowCheckpointException(
                 f"Checkpoint {identifier} cannot be encoded, or not be restored with the types that are allowed"
             ) from error
@@ -77,7 +77,7 @@ class LetopisCheckpointStorage:
     async def load(self, checkpoint_id: str) -> WorkflowCheckpoint:
         """Return a checkpoint.
 
-        :raises WorkflowCheckpointException: there is none of this id, or it cannot be decoded.
+        :raises WorkflowCheckpointException: there is none with this id, or it cannot be decoded.
         :raises StoreUnavailable: the history store is unreachable, and the outbox does not know it.
         """
         record = await self._records.get(_place(checkpoint_id), _VALUE)
@@ -106,9 +106,9 @@ class LetopisCheckpointStorage:
         return list(await self._entries(workflow_name))
 
     async def get_latest(self, *, workflow_name: str) -> WorkflowCheckpoint | None:
-        """Return the latest checkpoint of a workflow; ``None`` if it is known that it has none.
+        """Return the latest checkpoint of a workflow; ``None`` if it certainly has none.
 
-        While the history store is unreachable, that is the latest one which this outbox saved and retains.
+        While the history store is unreachable, this is the latest one that this outbox saved and retains.
 
         :raises WorkflowCheckpointException: it cannot be decoded.
         :raises StoreUnavailable: the history store is unreachable, and the outbox knows of none.
@@ -147,10 +147,10 @@ class LetopisCheckpointStorage:
 
 
 def latest_of(entries: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the checkpoint that a workflow goes on from.
+    """Return the checkpoint from which a workflow resumes.
 
-    :param entries: by id: the ``previous`` one, and the ``timestamp``. A clock that was set back is no reason to go on
-        from a checkpoint that has a successor.
+    :param entries: by id: the ``previous`` id and the ``timestamp``. A clock that was set back must not make the
+        workflow resume from a checkpoint that has a successor.
     """
     continued = {one["previous"] for one in entries.values()}
     heads = [one for one in entries if one not in continued] or list(entries)

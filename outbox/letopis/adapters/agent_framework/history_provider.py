@@ -24,20 +24,19 @@ class LetopisHistoryProvider(HistoryProvider):
 
         agent = Agent(client, context_providers=[LetopisHistoryProvider(history)])
 
-    What a run says is durable when the run ends, all of it or nothing, whether or not the history store can be reached.
-    Messages come back as they were, each as often as it was said. Of a transcript that a caller gives again, only what
-    is new is stored.
+    A run's messages are durable when the run ends, all or none, whether or not the history store can be reached. They
+    come back unchanged, repeated ones included. If a caller passes a whole transcript again, only the new part is
+    stored.
 
-    Messages that something else appended to the conversation are given to the model, too.
+    Messages that another program appended to the conversation are passed to the model, too.
 
-    :param history: it is not closed by the provider.
-    :param owner: whose conversations they are, or a function that tells it from the session id.
-    :param last: how many messages a run is given, the newest ones; by default all. It begins at no result of a tool,
-        so that each has its call.
-    :param require_complete: ``True`` to raise ``StoreUnavailable`` where the history store is unreachable and the
-        outbox alone cannot return all messages that were asked for; by default a run gets those that the outbox
-        retains.
-    :param skip_excluded: leave out messages that are marked as ``_excluded``, as the framework's own providers do.
+    :param history: not closed by the provider.
+    :param owner: the owner of the conversations, or a function that derives it from the session id.
+    :param last: pass only the newest messages to a run, this many; by default all. The first one is never a tool
+        result, so each result has its call.
+    :param require_complete: ``True`` to raise ``StoreUnavailable`` while the history store is unreachable and the
+        outbox alone cannot return all requested messages; by default a run gets those that the outbox retains.
+    :param skip_excluded: leave out messages marked ``_excluded``, as the framework's own providers do.
     :param source_id: the framework's name for this provider; the other parameters are the framework's, too.
     """
 
@@ -88,7 +87,7 @@ class LetopisHistoryProvider(HistoryProvider):
         found = await self._read(_checked(session_id), self._last, require_complete=self._require_complete)
         if self._last is not None:
             while found and found[0].role == "tool":
-                found.pop(0)  # its call is not among them, and a model refuses one without the other
+                found.pop(0)  # its call is not among them, and models refuse a result without its call
         if self._skip_excluded:
             found = [one for one in found if not one.additional_properties.get("_excluded", False)]
         return found
@@ -101,10 +100,10 @@ class LetopisHistoryProvider(HistoryProvider):
         state: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append those of the messages that are new, all or none. Once it has begun, a cancelled run finishes it.
+        """Append the new messages among these, all or none. A cancelled run still completes an append that has started.
 
-        :raises InvalidInput: a message holds what is no JSON, or is larger than the history's limits; nothing was
-            written.
+        :raises InvalidInput: a message holds a value that is not JSON, or is larger than the history's limits; nothing
+            was written.
         :raises OutboxFull: the outbox has reached its limits; nothing was written.
         :raises LetopisError: as for ``History.append``.
         """

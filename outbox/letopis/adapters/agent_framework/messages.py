@@ -16,13 +16,13 @@ from letopis.store.model.messages import ROLES, Role
 from letopis.store.model.parts import Content, Part, Reasoning, UnknownPart
 
 PROVIDER: Final = "agent_framework"
-"""What the metadata of a message calls this format."""
+"""The name of this format in a message's metadata."""
 
 
 def to_message(message: FrameworkMessage, field: str = "message") -> Message:
-    """Return the message that one of the framework becomes, with the whole of it in its metadata.
+    """Convert a framework message to a history message that holds all of it in its metadata.
 
-    :raises InvalidInput: it is none, or holds what is no JSON.
+    :raises InvalidInput: it is not a message, or holds a value that is not JSON.
     """
     if not isinstance(message, FrameworkMessage):
         raise InvalidInput(field, f"must be a Message of Agent Framework, not {type(message).__name__}")
@@ -37,7 +37,7 @@ def to_message(message: FrameworkMessage, field: str = "message") -> Message:
 
 
 def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[FrameworkMessage]:
-    """Return messages as those of the framework; those from elsewhere with their text, calls, results and pictures.
+    """Convert messages to the framework's; those from elsewhere get their text, calls, results and images.
 
     :raises InvalidInput: one of them is no message.
     """
@@ -78,7 +78,7 @@ def _part(content: Mapping[str, Any]) -> Part:
 
 
 def _from_chat(item: Mapping[str, Any]) -> FrameworkMessage:
-    """Return a message that came from elsewhere, given as one of Chat Completions."""
+    """Convert a Chat Completions message, for messages that came from elsewhere."""
     if item["role"] == "tool":
         result = FrameworkContent.from_function_result(item["tool_call_id"], result=item["content"])
         return FrameworkMessage("tool", [result])

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Tell what is new in a run from what it replays: callers may give a whole transcript, and few messages have an id."""
+"""Tell new messages of a run from replayed ones: callers may pass a whole transcript, and few messages have an id."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from agent_framework import Message
 
 
 def most_replayed(given: Sequence[Message]) -> int:
-    """Return how many of these messages may be a replay, from the first one; 0 if there is nothing to compare.
+    """Return how many of the first messages may be a replay; 0 if there is nothing to compare.
 
-    The last one is new, since a run ends with an answer, unless ids show that the whole run is saved once more. People
-    repeat themselves, so what only a user said is no replay.
+    The last one is new, since a run ends with an answer, unless ids show that the whole run is being saved again.
+    People repeat themselves, so user messages alone are no replay.
     """
     most = len(given) if all(one.message_id is not None for one in given) else len(given) - 1
     return most if any(_is_telling(one) for one in given[: max(0, most)]) else 0
 
 
 def without_replayed(stored: Sequence[Message], given: Sequence[Message]) -> list[Message]:
-    """Return the messages after those with which the stored ones end.
+    """Return the messages that follow the replay of the stored ones.
 
     :param stored: the newest ones, at least as many as :func:`most_replayed` says.
     """
@@ -31,7 +31,7 @@ def without_replayed(stored: Sequence[Message], given: Sequence[Message]) -> lis
 
 
 def _is_telling(message: Message) -> bool:
-    """Return True if the message is not simply said again."""
+    """Return True if matching this message suggests a replay: people repeat themselves, but not ids or answers."""
     return message.message_id is not None or message.role not in ("user", "system")
 
 

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Keep the sessions of Agent Framework in a history: their state, which is no message."""
+"""Store the state of Agent Framework's sessions in a history."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _KEY: Final = "session"
 class LetopisSessionStore(SessionStore):
     """A ``SessionStore``, which the framework calls experimental: each session is a record of its conversation.
 
-    A session is durable when it is set, and is erased with its conversation. ``get`` never answers ``None`` for a
-    session of which it does not know whether it exists: a bot would start it from the beginning.
+    A session is durable when it is set, and is erased with its conversation. ``get`` never returns ``None`` for a
+    session that may exist, because the bot would then start it over.
 
-    :param history: it is not closed by the store.
+    :param history: not closed by the store.
     """
 
     def __init__(self, history: History) -> None:
@@ -31,7 +31,7 @@ class LetopisSessionStore(SessionStore):
         self._history = history
 
     async def get(self, session_id: str) -> AgentSession | None:
-        """Return a session of its own; ``None`` only if it is known that there is none.
+        """Return a new copy of a session; ``None`` only if it certainly does not exist.
 
         :raises StoreUnavailable: the history store is unreachable, and the outbox does not know the session.
         :raises ValueError: the id cannot be one.
@@ -41,9 +41,9 @@ class LetopisSessionStore(SessionStore):
         return None if record is None else AgentSession.from_dict(record.value)
 
     async def set(self, session_id: str, session: AgentSession) -> None:
-        """Put a session in place of the one that is there. The last one wins.
+        """Replace the stored session. The last writer wins.
 
-        :raises ValueError: the id cannot be one, or the state holds what is no JSON; nothing was written.
+        :raises ValueError: the id cannot be one, or the state holds a value that is not JSON; nothing was written.
         :raises LetopisError: as for ``Records.put``.
         """
         self.validate_session_id(session_id)

@@ -1,6 +1,6 @@
-"""Keep the chats of an aiogram bot in a history; imported explicitly, needs ``letopis[aiogram]``."""
+"""Record the chats of an aiogram bot in a history; imported explicitly, needs ``letopis[aiogram]``."""
 
-try:  # only to say what is missing
+try:  # only to name what is missing
     import aiogram as _aiogram  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     if error.name != "aiogram":

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""Keep the chats of an aiogram bot: record both ways, give handlers their history, and offer the menu."""
+"""Record the chats of an aiogram bot both ways, give handlers their history, and offer the menu."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ class LetopisChats:
             context = await history.context(turns=20)
             await chats.smart_send(message, await ask_model(context.messages))
 
-    Each update is recorded before Telegram is told that it was received; a crash loses none, and those that were not
-    answered are handled after the next start. What the bot sends is recorded before and after. Users hear from the bot,
-    in their language, when something they wrote has been stuck for minutes, and when it is saved.
+    Each update is recorded before it is acknowledged to Telegram, so a crash loses none, and unanswered ones are
+    handled after the next start. What the bot sends is recorded before and after it is sent. The bot notifies users, in
+    their language, when one of their messages has been stuck for minutes, and when it is saved.
 
-    :param history: the outbox by path, which is opened with the bot and closed with it; or a history, which is not
-        closed, and whose ``on_stuck`` is yours.
+    :param history: the outbox by path, opened and closed with the bot; or a history, which is not closed and keeps its
+        own ``on_stuck``.
     :param store: with a path, the history store, by URL or path.
-    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``, and
+    :param files: the folder for answers that smart send sends as files; by default ``<outbox>.files``, and
         ``letopis.files`` with a history.
-    :param threshold: UTF-16 units up to which smart send sends a message.
-    :param preview: UTF-16 units of the preview of what goes as a file.
+    :param threshold: the longest answer that smart send sends as a message, in UTF-16 units.
+    :param preview: UTF-16 units of the preview of an answer that is sent as a file.
     :param titles: name a conversation after its first question.
     :param commands_are_messages: record commands as part of the conversation, too.
-    :param tz: the time zone of the times that the menu shows.
+    :param tz: the time zone for times shown in the menu.
     :param options: with a path, further parameters of :class:`~letopis.outbox.History`.
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
@@ -116,12 +116,12 @@ class LetopisChats:
     ) -> None:
         """Connect with a dispatcher: from its startup to its shutdown, everything is recorded.
 
-        :param commands: the ready commands to offer, of ``new``, ``list``, ``switch``, ``rename``, ``delete``,
+        :param commands: the built-in commands to offer, out of ``new``, ``list``, ``switch``, ``rename``, ``delete``,
             ``history``, ``stats``, ``search``; none with an empty tuple.
-        :param describe: tell Telegram the commands at startup, so that it offers them, in place of those it has.
+        :param describe: register the commands with Telegram at startup, replacing those registered before.
         :param drain_seconds: how long the shutdown waits for handlers that are running.
-        :param resume_after_seconds: how old an update must be that is handled after a start because its process has
-            ended. For bots of several processes: longer than handlers take, or another process may be handling it.
+        :param resume_after_seconds: after a start, handle unfinished updates only if they are older than this. For bots
+            with several processes: longer than any handler takes, because another process may still be handling them.
         :raises InvalidInput: there is no such command, or it is connected already.
         """
         if unknown := [one for one in commands if one not in COMMANDS]:
@@ -150,13 +150,13 @@ class LetopisChats:
     def webhook(
         self, dispatcher: Dispatcher, bot: Bot, *, handle_in_background: bool = True, secret_token: str | None = None
     ) -> RecordingRequestHandler:
-        """Return what takes the place of ``SimpleRequestHandler``, and records each update before it answers."""
+        """Return a replacement for ``SimpleRequestHandler`` that records each update before it answers."""
         return RecordingRequestHandler(
             dispatcher, bot, self._requests, handle_in_background=handle_in_background, secret_token=secret_token
         )
 
     def parts_of(self, bot: Bot) -> BotParts:
-        """Return the recorders, the menu and the smart sender of a bot; connect with its session on first use."""
+        """Return the recorders, the menu and the smart sender of a bot, connecting to its session on first use."""
         if bot.id not in self._parts:
             self._parts[bot.id] = BotParts.of(self.history, bot.id, **cast("Any", self._settings))
             self._bots[bot.id] = bot
@@ -184,16 +184,16 @@ class LetopisChats:
         messages.
 
         :param to: the message that is answered, or the history that a handler was given.
-        :param text: plain text, in which only fences of code count, or what ``aiogram.utils.formatting`` makes.
+        :param text: plain text; only code fences are interpreted, or a ``Text`` of ``aiogram.utils.formatting``.
         :param entities: the formatting of a plain text, with offsets in UTF-16 units.
         :param bot: with a history of several bots: which of them.
         :param reply: quote the message that is answered.
         :param reply_markup: the keyboard, below the last part.
-        :param language: of the words beside a file; by default that of the user.
+        :param language: of the text beside a file; by default the user's.
         :param options: further parameters of ``send_message``, such as ``disable_notification``, for every part.
         :raises InvalidInput: the bot is not known.
         :raises ValueError: the text is empty.
-        :raises TelegramAPIError: Telegram refused it, or its outcome is unknown; the history says so.
+        :raises TelegramAPIError: Telegram refused it, or its outcome is unknown; the history records which.
         """
         if isinstance(text, Text):
             rendered = text.as_kwargs()
@@ -222,20 +222,20 @@ class LetopisChats:
         return await self.parts_of(bot).sender.send(transport, key, text, given, language=language)
 
     async def idle(self, seconds: float = 10.0) -> bool:
-        """Wait until no update is being handled; return ``False`` if some are after so many seconds."""
+        """Wait until no update is being handled; return ``False`` if some still are after ``seconds``."""
         return await self._updates.wait_until_idle(seconds)
 
     async def tell(self, incident: Incident) -> None:
-        """Tell the user of an incident, in their language: for ``on_stuck`` and ``on_recovered`` of a history.
+        """Notify the user of an incident, in their language; for ``on_stuck`` and ``on_recovered`` of a history.
 
-        :raises InvalidInput: the chat belongs to a bot that has not begun to work.
+        :raises InvalidInput: the chat belongs to a bot that has not started yet.
         """
         key = ChatKey.parse(incident.owner_id or incident.conversation_id)
         if key is None:
             return
         bot = self._bots.get(key.bot_id)
         if bot is None:
-            raise InvalidInput("bot", "has not begun to work: its user is told later")
+            raise InvalidInput("bot", "has not started yet: its user is notified later")
         parts = self.parts_of(bot)
         notice = await notice_for(incident, parts.chats, parts.local)
         if notice is not None:
@@ -267,7 +267,7 @@ class LetopisChats:
             given = {name: value for name, value in data.items() if name not in ("dispatcher", "bots", "router")}
             try:
                 result = await dispatcher.feed_raw_update(bot, update, **{**given, "letopis_again": True})
-            except Exception as error:  # aiogram has logged it; the others are to be handled too
+            except Exception as error:  # aiogram has logged it; continue with the others
                 logger.debug("an update failed again: %s", type(error).__name__)
             else:
                 if isinstance(result, TelegramMethod):
@@ -286,7 +286,7 @@ class LetopisChats:
     async def _handled_here(
         self, bot: Bot, parts: BotParts, recorded: Recorded, update: Update, data: dict[str, Any]
     ) -> bool:
-        """Handle what belongs to the menu before the handlers of the bot, which often take every message."""
+        """Handle the menu's updates before the bot's handlers, which often accept every message."""
         if recorded.titles is not None and update.message is not None:
             await show_titled(bot, parts, update.message, recorded.titles)
             return True

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""Turn aiogram's objects and exceptions into what the recorders take."""
+"""Convert aiogram's objects and exceptions to what the recorders expect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 
 
 def raw(thing: Any) -> Any:
-    """Return an object of aiogram as the Bot API sends it, with fields that aiogram does not know."""
+    """Return an aiogram object as the Bot API sends it, including fields that aiogram does not know."""
     if isinstance(thing, list):
         return [raw(one) for one in thing]
     if isinstance(thing, TelegramObject):
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 
 def failure_from(error: BaseException) -> Failure | None:
-    """Return what an exception of aiogram means; ``None`` if it is none of a call."""
+    """Return what an aiogram exception means; ``None`` if it does not come from a call."""
     if isinstance(error, TelegramRetryAfter):
         return Failure(ending="retry", reason="Telegram: 429 Too Many Requests", seconds=float(error.retry_after))
     if isinstance(error, TelegramMigrateToChat):
@@ -73,7 +73,7 @@ def failure_from(error: BaseException) -> Failure | None:
         code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
         if code is not None:
             return failure_of(code, error.message)
-        # Neither an answer nor a known one: Telegram may have carried it out.
+        # No answer, or an unknown one: Telegram may have carried out the call.
         kind = "network" if isinstance(error, TelegramNetworkError) else "answer"
         return Failure(ending="unknown", reason=f"{type(error).__name__}: no {kind}")
     if isinstance(error, AiogramError):

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Show the ready commands of the chat menu with aiogram."""
+"""Offer the built-in commands of the chat menu with aiogram."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from letopis.adapters.telegram_core.outgoing import unrecorded
 from letopis.adapters.telegram_core.texts import descriptions
 
 _FOLLOWED: Final = ("edited_message", "edited_business_message", "deleted_business_messages")
-"""Updates that a bot gets only if it has a handler for them, and that change what was said."""
+"""Updates that change recorded messages, and that a bot receives only if it has a handler for them."""
 
 PartsOf = Callable[[Bot], BotParts]
 
 
 def menu_router(parts_of: PartsOf, commands: Sequence[str]) -> Router:
-    """Return a router with the ready commands, their buttons, and the updates that a history follows."""
+    """Return a router for the built-in commands, their buttons, and the updates that change a history."""
     router = Router(name="letopis")
 
     async def command(message: Message, command: CommandObject, bot: Bot) -> None:
@@ -65,7 +65,7 @@ def menu_router(parts_of: PartsOf, commands: Sequence[str]) -> Router:
 
 
 async def show_titled(bot: Bot, parts: BotParts, message: Message, conversation_id: str) -> None:
-    """Take a message as the title that was asked for."""
+    """Use a message as the requested title."""
     key = ChatKey.of_message(bot.id, raw(message))
     screen = await parts.menu.title(conversation_id, message.text or "", key, _language(message))
     await show(bot, parts, key, screen)
@@ -109,7 +109,7 @@ async def _instead(message: Message, text: str, keyboard: InlineKeyboardMarkup |
 
 
 async def describe_commands(bot: Bot, commands: Sequence[str]) -> None:
-    """Tell Telegram the commands, in English and Russian, so that it offers them."""
+    """Register the commands with Telegram, in English and Russian."""
     for language in (None, "ru"):
         told = descriptions(language)
         await bot.set_my_commands(

@@ -36,7 +36,7 @@ HandledHere = Callable[[Bot, BotParts, Recorded, Update, dict[str, Any]], Awaita
 
 
 class Bots(Protocol):
-    """Where a middleware finds the parts of a bot."""
+    """What a middleware needs to find the parts of a bot."""
 
     def parts_of(self, bot: Bot) -> BotParts:
         """Return the recorders of a bot."""
@@ -46,7 +46,7 @@ class Bots(Protocol):
 class RequestRecording(BaseRequestMiddleware):
     """A middleware of the session: records updates before their offset is confirmed, and what the bot sends.
 
-    If nothing can be recorded at present, the updates are not taken: Telegram sends them again.
+    If nothing can be recorded at present, the updates are not confirmed, and Telegram sends them again.
     """
 
     def __init__(self, bots: Bots) -> None:
@@ -54,14 +54,14 @@ class RequestRecording(BaseRequestMiddleware):
         self._received: dict[tuple[int, int], Recorded] = {}
 
     async def receive(self, bot: Bot, update: Update | dict[str, Any]) -> Recorded:
-        """Record an update that has come, once; :meth:`taken` returns what became of it."""
+        """Record a received update, once; :meth:`taken` returns the outcome."""
         given = update if isinstance(update, dict) else raw(update)
         recorded = await self._bots.parts_of(bot).incoming.record(given)
         self._received[bot.id, recorded.update_id] = recorded
         return recorded
 
     async def taken(self, bot: Bot, update: Update) -> Recorded:
-        """Return what became of an update, and record it now if it came another way."""
+        """Return the outcome of an update; record it now if it arrived another way."""
         found = self._received.pop((bot.id, update.update_id), None)
         if found is None:
             found = await self.receive(bot, update)
@@ -82,7 +82,7 @@ class RequestRecording(BaseRequestMiddleware):
                 if getattr(method, "chat_id", None) is None:
                     raise
                 result = await make_request(bot, method.model_copy(update={"chat_id": error.migrate_to_chat_id}))
-        except BaseException as error:  # a cancellation too: Telegram may have carried it out
+        except BaseException as error:  # cancellations too: Telegram may have carried out the call
             unknown = Failure(ending="unknown", reason=type(error).__name__)
             await outgoing.failed(intent, failure_from(error) or unknown)
             raise
@@ -96,15 +96,15 @@ class RequestRecording(BaseRequestMiddleware):
                 await self.receive(bot, update)
             except NOT_NOW:
                 if place == 0:
-                    raise  # aiogram waits and asks again
+                    raise  # aiogram waits and polls again
                 return updates[:place]
         return updates
 
 
 class UpdateRecording(BaseMiddleware):
-    """An outer middleware of all updates: gives handlers the history of their chat, and notes when they have ended.
+    """An outer middleware for all updates: gives handlers their chat's history, and records when they have finished.
 
-    An update that was handled before is not handled again.
+    Updates that were handled before are skipped.
     """
 
     def __init__(self, bots: Bots, requests: RequestRecording, handled_here: HandledHere) -> None:
@@ -116,7 +116,7 @@ class UpdateRecording(BaseMiddleware):
         self._idle.set()
 
     def expect(self, bot: Bot, update_id: int) -> None:
-        """Refuse an update from now on that is going to be handed in again by this process."""
+        """From now on, refuse an update that this process is going to hand in again."""
         self._handling.add((bot.id, update_id))
         self._idle.clear()
 
@@ -154,8 +154,8 @@ class UpdateRecording(BaseMiddleware):
         try:
             result = await self._handle(handler, bot, parts, recorded, event, data)
         except asyncio.CancelledError:
-            raise  # the process ends: it is handled after the next start
-        except BaseException:  # whatever ended the handler, aiogram counts the update as done
+            raise  # the process is ending: the update is handled after the next start
+        except BaseException:  # aiogram counts the update as done, however the handler ended
             await parts.incoming.handled(recorded.update_id)
             raise
         else:
@@ -187,7 +187,7 @@ class UpdateRecording(BaseMiddleware):
                 data["history"] = await parts.chat_of(recorded)
             result = await handler(update, data)
             if isinstance(result, TelegramMethod):
-                # As the answer to a webhook it would pass no middleware and never have an id.
+                # In the response to a webhook it would bypass the middleware and never get an id.
                 await Dispatcher.silent_call_request(bot, result)
                 return None
             return result

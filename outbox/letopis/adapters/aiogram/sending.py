@@ -14,7 +14,7 @@ from letopis.adapters.telegram_core.splitting import Entity
 
 
 class AiogramTransport(BotApiTransport):
-    """Sends to one place by aiogram."""
+    """Sends to one chat through aiogram."""
 
     def failure_of(self, error: Exception) -> Failure | None:
         """Return what an exception means."""

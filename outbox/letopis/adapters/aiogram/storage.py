@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Keep the states and data of aiogram's FSM as records of a history."""
+"""Store the states and data of aiogram's FSM as records of a history."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class LetopisFsmStorage(BaseStorage):
         dp = Dispatcher(storage=LetopisFsmStorage(history))
 
     The whole ``StorageKey`` is the key, destiny and business connection included. What is returned is a copy. Data must
-    be JSON. While the history store is away, a state that this outbox does not know (none was set through it in the
-    last day) is taken as none, which is logged, so that the bot goes on answering.
+    be JSON. While the history store is unreachable, a state that this outbox does not know (none was set through it in
+    the last day) counts as no state, which is logged, so that the bot keeps answering.
 
-    :param history: it is not closed by the storage.
+    :param history: not closed by the storage.
     :param cache: keep what was read and set in memory. Turn it off if several processes serve one bot.
-    :param when_unknown: ``raise`` to raise ``StoreUnavailable`` instead of taking an unknown state as none.
+    :param when_unknown: ``raise`` to raise ``StoreUnavailable`` instead of treating an unknown state as no state.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class LetopisFsmStorage(BaseStorage):
         return None if found is None else str(found)
 
     async def set_data(self, key: StorageKey, data: Mapping[str, Any]) -> None:
-        """Replace the data; an empty mapping ends them.
+        """Replace the data; an empty mapping clears it.
 
-        :raises InvalidInput: they are no mapping, or hold what is no JSON; nothing was written.
+        :raises InvalidInput: the data is not a mapping, or holds values that are not JSON; nothing was written.
         :raises LetopisError: as for ``Records.put``.
         """
         async with self._lock(key):
@@ -87,9 +87,9 @@ class LetopisFsmStorage(BaseStorage):
         return dict(await self._get(key, "data") or {})
 
     async def update_data(self, key: StorageKey, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Add to the data and return all of them; two updates at the same time are both kept.
+        """Update the data and return all of it; concurrent updates are both kept.
 
-        :raises InvalidInput: they are no mapping, or hold what is no JSON; nothing was written.
+        :raises InvalidInput: the data is not a mapping, or holds values that are not JSON; nothing was written.
         :raises LetopisError: as for ``Records.put``.
         """
         added = _checked(data)
@@ -101,10 +101,10 @@ class LetopisFsmStorage(BaseStorage):
             return await self._update_over(key, added)
 
     async def close(self) -> None:
-        """Do nothing: the history is closed by whoever opened it."""
+        """Do nothing: the opener of the history closes it."""
 
     async def _update_over(self, key: StorageKey, added: dict[str, Any]) -> dict[str, Any]:
-        """Add to the data where other processes may do so too."""
+        """Update the data when other processes may do so too."""
         for tries in range(1, _TRIES + 1):
             revision: UUID | None = None
             current: dict[str, Any] = {}
@@ -123,13 +123,13 @@ class LetopisFsmStorage(BaseStorage):
                 if tries == _TRIES:
                     raise
                 continue
-            except StoreUnavailable:  # the condition cannot be judged at present
+            except StoreUnavailable:  # the condition cannot be checked at present
                 await self._records.put(_namespace(key), "data", merged)
             return copy.deepcopy(merged)
         raise AssertionError  # the last try returns or raises
 
     async def _put(self, key: StorageKey, part: _Part, value: Any) -> None:
-        # A record of None, and not a deletion: then the outbox alone knows that there is nothing.
+        # A record of None rather than a deletion: with it, the outbox alone knows that there is no value.
         await self._records.put(_namespace(key), part, value)
         self._keep(key, part, value)
 
@@ -165,7 +165,7 @@ class LetopisFsmStorage(BaseStorage):
 
 
 def _namespace(key: StorageKey) -> tuple[str, ...]:
-    """Return the whole key as labels; those that are absent are ``-``, which no id is."""
+    """Return the whole key as labels; absent parts are ``-``, which is not a valid id."""
     return (
         str(key.bot_id),
         str(key.chat_id),

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Receive updates by a webhook, and record each before Telegram is told that it was received."""
+"""Receive updates by webhook, and record each before it is acknowledged to Telegram."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _RETRY_SECONDS: Final = "5"
 
 
 class RecordingRequestHandler(SimpleRequestHandler):
-    """aiogram's ``SimpleRequestHandler``, which by itself answers before anything is kept.
+    """A ``SimpleRequestHandler`` that records before it answers; aiogram's own answers before anything is stored.
 
-    Made by ``LetopisChats.webhook``. If nothing can be recorded at present, it answers 503, and Telegram sends the
+    Created by ``LetopisChats.webhook``. If nothing can be recorded at present, it answers 503, and Telegram sends the
     update again.
     """
 

@@ -1,4 +1,4 @@
-"""Give calls and results that come from another provider ids that pair them, and that are unique."""
+"""Assign unique ids that pair calls with results, for messages of another provider."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from letopis.store.model.parts import ToolCall, ToolResult
 
 _REFUSED: Final = re.compile(r"[^a-zA-Z0-9_-]")
 _MAX_LENGTH: Final = 40
-"""Characters of the longest id that OpenAI Chat Completions takes; the others take more."""
+"""The longest id that OpenAI Chat Completions accepts, in characters; the others accept longer ones."""
 
 
 class CallIds:
     """The ids of the calls in one conversation, in order.
 
-    An id is used as it is if the providers take it and no earlier call has it. A result gets the id of the first call
-    of the latest message with the same original id that has no result yet.
+    An id is kept if the providers accept it and no earlier call has it. A result gets the id of the first call without
+    a result in the latest message that has a call with the same original id.
     """
 
     __slots__ = ("_latest", "_names", "_open", "_place", "_used")
@@ -34,7 +34,7 @@ class CallIds:
         self._place += 1
 
     def keep(self, message: Message) -> None:
-        """Note the calls and results of a message whose ids stay as they are."""
+        """Note the calls and results of a message whose ids are kept."""
         for part in () if message.content is None or isinstance(message.content, str) else message.content:
             if isinstance(part, ToolCall):
                 self._note(part, part.call_id)

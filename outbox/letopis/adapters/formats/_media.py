@@ -1,4 +1,4 @@
-"""Read images, sound and documents of any provider as files by reference, and tell what a file is."""
+"""Read any provider's images, audio and documents as file references, and tell what a file is."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from letopis.store.model.parts import File
 
 OPENAI_FILE: Final = "openai:"
 ANTHROPIC_FILE: Final = "anthropic:"
-"""Schemes of uris that name a file which was uploaded to a provider."""
+"""URI schemes for files that were uploaded to a provider."""
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 
 
 def file_of(block: Mapping[str, Any]) -> File | None:
-    """Return the file in a block; ``None`` if it has none that can be named by a uri.
+    """Return the file in a block; ``None`` if it has none that a URI can name.
 
-    Bytes in base64 become a ``data:`` uri, as given. The id of an uploaded file becomes ``openai:`` or ``anthropic:``
-    and the id.
+    Base64 becomes a ``data:`` URI, unchanged. The id of an uploaded file gets the prefix ``openai:`` or ``anthropic:``.
     """
     match block:
         case {"type": "image_url", "image_url": {"url": str(url)}}:
@@ -48,7 +47,7 @@ def file_of(block: Mapping[str, Any]) -> File | None:
 
 
 def media_type_of(file: File) -> str:
-    """Return the media type of a file, from itself, its ``data:`` uri or the end of its name; empty if unknown."""
+    """Return the media type of a file: its own, that of its ``data:`` URI, or that of its name; empty if unknown."""
     if file.media_type and not file.media_type.endswith("/*"):
         return file.media_type
     if file.uri.startswith("data:"):
@@ -58,7 +57,7 @@ def media_type_of(file: File) -> str:
 
 
 def base64_of(file: File) -> tuple[str, str] | None:
-    """Return media type and standard base64 of a file whose bytes are in its uri; ``None`` for another one."""
+    """Return media type and standard base64 of a file whose bytes are in its URI; ``None`` for other files."""
     head, comma, data = file.uri.partition(",")
     if not head.startswith("data:") or not head.endswith(";base64") or not comma:
         return None
@@ -67,18 +66,18 @@ def base64_of(file: File) -> tuple[str, str] | None:
 
 
 def data_uri(file: File) -> str | None:
-    """Return a ``data:`` uri in standard base64; ``None`` if the bytes of the file are elsewhere."""
+    """Return a ``data:`` URI in standard base64; ``None`` if the bytes of the file are elsewhere."""
     found = base64_of(file)
     return None if found is None else f"data:{found[0]};base64,{found[1]}"
 
 
 def is_url(file: File) -> bool:
-    """Return True if anybody can fetch the file by its uri."""
+    """Return True if anyone can fetch the file by its URI."""
     return file.uri.startswith(("https://", "http://"))
 
 
 def mention(file: File) -> str:
-    """Return a text for a file that a provider cannot take: its name, address or kind, never its bytes."""
+    """Return a text for a file that a provider does not accept: its name, address or kind, never its bytes."""
     return f"[{file.name or (media_type_of(file) or 'file' if file.uri.startswith('data:') else file.uri)}]"
 
 
@@ -112,7 +111,7 @@ def _source(source: Mapping[str, Any], media_type: str | None, title: Any) -> Fi
 
 
 def _either(inner: Mapping[str, Any], key: str) -> Any:
-    """Return a value of Gemini, whose keys are written in either of two ways."""
+    """Return a value from a Gemini object, whose keys may be in camel or snake case."""
     snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in key)
     found = inner.get(key)
     return inner.get(snake) if found is None else found

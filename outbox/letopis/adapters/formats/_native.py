@@ -1,4 +1,4 @@
-"""Keep what a provider's item has beyond a message, and put the item together again byte for byte."""
+"""Keep what a provider's item has beyond a message, and restore the item byte for byte."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMAT_KEY: Final = "format"
 """The key of a message's metadata that holds the rest of the provider's item."""
 _POINTER: Final = "$"
 _MIN_LENGTH: Final = 16
-"""Characters of the shortest text that a pointer replaces."""
+"""The shortest text that a pointer replaces, in characters."""
 _BASE64: Final = ";base64,"
 
 Pointer = list[int | str]
@@ -41,12 +41,12 @@ Pointer = list[int | str]
 def to_message(
     item: Mapping[str, Any], *, provider: str, role: Role, content: Content | None, name: str | None = None
 ) -> Message:
-    """Return the message that a provider's item becomes, with a template of the item in its metadata.
+    """Convert a provider's item to a message, with a template of the item in its metadata.
 
-    The template is the item in which everything that the content holds is replaced by a pointer into the content, so
-    that nothing is stored twice.
+    In the template, everything that the content holds is replaced by a pointer into the content, so that nothing is
+    stored twice.
 
-    :raises InvalidInput: the item holds what is no JSON.
+    :raises InvalidInput: the item holds a value that is not JSON.
     """
     try:
         template = _template(item, _sources(content), "item")
@@ -57,7 +57,7 @@ def to_message(
 
 
 def native_item(message: Message, provider: str) -> dict[str, Any] | None:
-    """Return the item that a message was made from; ``None`` if it came from elsewhere or was edited since.
+    """Return the item from which a message was made; ``None`` if the message came from elsewhere or was edited since.
 
     :raises InvalidInput: the template in the metadata does not belong to the message.
     """
@@ -76,10 +76,10 @@ def native_item(message: Message, provider: str) -> dict[str, Any] | None:
 def whole_messages(messages: Iterable[Message | RecordedMessage], provider: str) -> Iterator[Message]:
     """Yield messages without what the history knows about them.
 
-    A context window gives each result a message of its own, which keeps the id: the parts of one item of the provider
-    are put together again.
+    A context window gives each result its own message with the same id; here the parts of one provider item are joined
+    again.
 
-    :raises InvalidInput: one of them is no message.
+    :raises InvalidInput: one of them is not a message.
     """
     for _, pieces in groupby(_plain(messages), key=lambda message: message.id):
         found = list(pieces)
@@ -92,7 +92,7 @@ def with_own_items(
 ) -> Iterator[tuple[Message, dict[str, Any] | None, CallIds]]:
     """Yield each message with its item, if it is one of the provider's own, and the ids of the calls so far.
 
-    :raises InvalidInput: one of them is no message.
+    :raises InvalidInput: one of them is not a message.
     """
     ids = CallIds()
     for message in whole_messages(messages, provider):
@@ -112,7 +112,7 @@ def _plain(messages: Iterable[Message | RecordedMessage]) -> Iterator[Message]:
 
 
 def _whole(pieces: Sequence[Message], provider: str) -> Message | None:
-    """Return the message that was split into pieces, its parts in their places; ``None`` if it is not known."""
+    """Return the message that was split into these pieces, with its parts in place; ``None`` if it is not known."""
     kept = pieces[0].metadata.get(FORMAT_KEY)
     digests = kept.get("content") if isinstance(kept, Mapping) and kept.get("provider") == provider else None
     parts = [part for one in pieces for part in (one.content if isinstance(one.content, tuple) else ())]
@@ -129,7 +129,7 @@ def _whole(pieces: Sequence[Message], provider: str) -> Message | None:
 
 
 class _Sources:
-    """Where values of an item are found in the content: text by its value, objects and lists by identity."""
+    """Finds an item's values in the content: text by value, objects and lists by identity."""
 
     __slots__ = ("objects", "texts")
 
@@ -164,7 +164,7 @@ def _sources(content: Content | None) -> _Sources:
             case UnknownPart() if isinstance(part_from_json(part.value), UnknownPart):
                 sources.add(part.value, [place])
             case _:
-                pass  # the template holds it: read back, it could be a known part with its keys in another order
+                pass  # kept in the template: read back, it could be a known part with its keys in another order
     return sources
 
 
@@ -208,7 +208,7 @@ def _at(pointer: Pointer, content: Any) -> Any:
 
 
 def _digests(content: Content | None) -> str | list[str]:
-    """Return what tells an edited content from the one that was converted: a digest, or one for each part."""
+    """Return what distinguishes edited content from the converted one: a digest, or one per part."""
     plain = content_to_json(content)
     return [_digest(part) for part in plain] if isinstance(plain, list) else _digest(plain)
 

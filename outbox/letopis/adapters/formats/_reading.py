@@ -1,4 +1,4 @@
-"""Read items and blocks of any provider, with errors that name what was wrong."""
+"""Read any provider's items and blocks, with errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def object_in(item: Mapping[str, Any], key: str, field: str) -> Mapping[str, Any
 
 
 def block_part(block: Mapping[str, Any], field: str) -> Part:
-    """Return the part that a block of text or media becomes; other blocks are kept as they are.
+    """Convert a block of text or media to a part; other blocks are kept unchanged.
 
     :raises InvalidInput: a text block has no text.
     """
@@ -63,7 +63,7 @@ def block_part(block: Mapping[str, Any], field: str) -> Part:
 
 
 def openai_content(value: Any, field: str) -> str | tuple[Part, ...]:
-    """Return the content of an item of either format of OpenAI; a refusal is text.
+    """Return the content of an item in either OpenAI format; a refusal is text.
 
     :raises InvalidInput: it is neither text nor a list of blocks.
     """
@@ -78,7 +78,7 @@ def openai_content(value: Any, field: str) -> str | tuple[Part, ...]:
 
 
 def output_parts(result: ToolResult) -> list[Text | File]:
-    """Return what a tool answered, in any provider's form, as text and files; other values as JSON text."""
+    """Return a tool's output, in any provider's form, as text and files; other values as JSON text."""
     output = result.output
     if output is None:
         return [] if result.status == "ok" else [Text(result.status)]
@@ -101,14 +101,14 @@ def json_text(value: Any) -> str:
 
 
 def arguments_text(arguments: Any) -> str:
-    """Return a call's arguments as the JSON text that OpenAI takes; text is returned as it is."""
+    """Return a call's arguments as JSON text, for OpenAI; text is returned unchanged."""
     if arguments is None:
         return "{}"
     return arguments if isinstance(arguments, str) else json_text(arguments)
 
 
 def arguments_object(arguments: Any) -> dict[str, Any]:
-    """Return a call's arguments as the object that Anthropic and Gemini take; text that is none as ``_raw``."""
+    """Return a call's arguments as an object, for Anthropic and Gemini; text that is not one goes under ``_raw``."""
     if isinstance(arguments, Mapping):
         return dict(arguments)
     if arguments is None or arguments == "":

@@ -32,9 +32,9 @@ from letopis.store.model.messages import INSTRUCTIONS, Message, Role
 from letopis.store.model.parts import Content, Data, File, Part, Reasoning, Text, ToolCall, ToolResult
 
 PROVIDER: Final = "anthropic.messages"
-"""What the metadata of a message calls this format."""
+"""The name of this format in a message's metadata."""
 SYSTEM: Final = "anthropic.system"
-"""What the metadata of a message calls the value of ``system=``."""
+"""The name of the value of ``system=`` in a message's metadata."""
 _ROLES: Final = ("user", "assistant", "system")
 _IMAGES: Final = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 
@@ -45,8 +45,8 @@ def to_messages(
     """Return one message for each item of ``messages=``, or of an answer, and one for ``system``.
 
     A user's message that holds only results gets the role ``tool``. Blocks of server tools, redacted thinking and
-    search results are kept as unknown parts. Whatever has no field of its own is in the metadata, and
-    :func:`from_messages` gives the same bytes back.
+    search results are kept as unknown parts. Everything without a field of its own is in the metadata, and
+    :func:`from_messages` returns the same bytes.
 
     :param items: plain JSON values, as ``model_dump(mode="json")`` returns them.
     :param system: the value of ``system=``; it becomes the first message.
@@ -63,13 +63,13 @@ def to_messages(
 def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[dict[str, Any]]:
     """Return messages as items of ``messages=``.
 
-    A message that :func:`to_messages` made is its item again, byte for byte, unless it was edited. Others are built
-    from their content, neighbours of one role as one item, so that the results of parallel calls are together.
-    Instructions are left out: they are in :func:`system_of`. Names of authors, reasoning and files that Anthropic does
-    not take are lost; such a file becomes a text that names it.
+    A message made by :func:`to_messages` becomes its item again, byte for byte, unless it was edited. Others are built
+    from their content, neighbours with the same role as one item, so that the results of parallel calls are together.
+    Instructions are left out: see :func:`system_of`. Author names, reasoning and files that Anthropic does not accept
+    are lost; such a file becomes a text that names it.
 
     :param messages: in order, calls paired with results as ``History.context`` returns them.
-    :raises InvalidInput: one of them is no message.
+    :raises InvalidInput: one of them is not a message.
     """
     items: list[dict[str, Any]] = []
     merging = False
@@ -88,11 +88,12 @@ def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[dict[st
 
 
 def system_of(messages: Iterable[Message | RecordedMessage]) -> str | list[dict[str, Any]] | None:
-    """Return the value of ``system=``: the instructions among messages; ``None`` if there are none.
+    """Return the instructions among the messages, as the value of ``system=``; ``None`` if there are none.
 
-    What :func:`to_messages` took as ``system`` comes back byte for byte. Several instructions become a list of blocks.
+    A value that :func:`to_messages` got as ``system`` comes back byte for byte. Several instructions become a list of
+    blocks.
 
-    :raises InvalidInput: one of the messages is no message.
+    :raises InvalidInput: one of them is not a message.
     """
     found: list[str | list[dict[str, Any]]] = []
     for message in whole_messages(messages, PROVIDER):
@@ -189,5 +190,5 @@ def _file(file: File) -> dict[str, Any]:
 
 
 def _results_first(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return blocks with the results before all else, where the API wants them."""
+    """Return blocks with the results first, as the API requires."""
     return sorted(blocks, key=lambda block: block["type"] != "tool_result")

@@ -26,19 +26,19 @@ from letopis.store.model.messages import INSTRUCTIONS, Message, Role
 from letopis.store.model.parts import Data, File, Part, Reasoning, Text, ToolCall, ToolResult, UnknownPart
 
 PROVIDER: Final = "gemini.contents"
-"""What the metadata of a message calls this format."""
+"""The name of this format in a message's metadata."""
 SYSTEM: Final = "gemini.system"
-"""What the metadata of a message calls the value of ``system_instruction``."""
+"""The name of the value of ``system_instruction`` in a message's metadata."""
 _ROLES: Final[Mapping[str, Role]] = {"user": "user", "model": "assistant", "function": "tool"}
 
 
 def to_messages(items: Iterable[Mapping[str, Any]], *, system: str | Mapping[str, Any] | None = None) -> list[Message]:
     """Return one message for each item of ``contents=``, or of a candidate's ``content``, and one for ``system``.
 
-    Keys may be written in either way (``functionCall``, ``function_call``). A content that holds only results gets the
+    Keys may be in camel or snake case (``functionCall``, ``function_call``). A content that holds only results gets the
     role ``tool``. Calls without an id are paired by name and order: the second call of ``weather`` in one content is
-    ``weather#2``. Code, signatures and whatever else has no field of its own is kept, and :func:`from_messages` gives
-    the same bytes back.
+    ``weather#2``. Code, signatures and everything else without a field of its own is kept, and :func:`from_messages`
+    returns the same bytes.
 
     :param items: plain JSON values, as ``model_dump(mode="json")`` returns them.
     :param system: the value of ``system_instruction``; it becomes the first message.
@@ -54,13 +54,13 @@ def to_messages(items: Iterable[Mapping[str, Any]], *, system: str | Mapping[str
 def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[dict[str, Any]]:
     """Return messages as items of ``contents=``.
 
-    A message that :func:`to_messages` made is its item again, byte for byte, unless it was edited. Others are built
-    from their content, neighbours of one role as one item. Instructions are left out: they are in :func:`system_of`.
-    Names of authors, ids of calls, reasoning and other providers' uploaded files are lost; such a file becomes a text
-    that names it. A result becomes an object: ``{"result": ...}``, or ``{"error": ...}`` if it failed.
+    A message made by :func:`to_messages` becomes its item again, byte for byte, unless it was edited. Others are built
+    from their content, neighbours with the same role as one item. Instructions are left out: see :func:`system_of`.
+    Author names, call ids, reasoning and other providers' uploaded files are lost; such a file becomes a text that
+    names it. A result becomes an object: ``{"result": ...}``, or ``{"error": ...}`` if it failed.
 
     :param messages: in order, calls paired with results as ``History.context`` returns them.
-    :raises InvalidInput: one of them is no message.
+    :raises InvalidInput: one of them is not a message.
     """
     items: list[dict[str, Any]] = []
     merging = False
@@ -79,11 +79,12 @@ def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[dict[st
 
 
 def system_of(messages: Iterable[Message | RecordedMessage]) -> str | dict[str, Any] | None:
-    """Return the value of ``system_instruction``: the instructions among messages; ``None`` if there are none.
+    """Return the instructions among the messages, as ``system_instruction``; ``None`` if there are none.
 
-    What :func:`to_messages` took as ``system`` comes back byte for byte. Several instructions become parts of one.
+    A value that :func:`to_messages` got as ``system`` comes back byte for byte. Several instructions become parts of
+    one.
 
-    :raises InvalidInput: one of the messages is no message.
+    :raises InvalidInput: one of them is not a message.
     """
     found: list[str | dict[str, Any]] = []
     for message in whole_messages(messages, PROVIDER):

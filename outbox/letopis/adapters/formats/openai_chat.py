@@ -32,15 +32,15 @@ from letopis.store.model.messages import ROLES, Message, Role
 from letopis.store.model.parts import Content, Data, File, Part, Reasoning, Text, ToolCall, ToolResult, UnknownPart
 
 PROVIDER: Final = "openai.chat"
-"""What the metadata of a message calls this format."""
+"""The name of this format in a message's metadata."""
 _AUDIO_FORMATS: Final = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 
 
 def to_messages(items: Iterable[Mapping[str, Any]]) -> list[Message]:
     """Return one message for each item of ``messages=``, or of an answer's ``choices[].message``.
 
-    Text, images, sound, files, calls and results become parts; a refusal becomes text. Whatever has no field of its own
-    is in the metadata, and :func:`from_messages` gives the same bytes back.
+    Text, images, audio, files, calls and results become parts; a refusal becomes text. Everything without a field of
+    its own is in the metadata, and :func:`from_messages` returns the same bytes.
 
     :param items: plain JSON values, as ``model_dump(mode="json")`` returns them.
     :raises InvalidInput: an item is not one of this format; the error names it.
@@ -51,12 +51,12 @@ def to_messages(items: Iterable[Mapping[str, Any]]) -> list[Message]:
 def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[dict[str, Any]]:
     """Return messages as items of ``messages=``.
 
-    A message that :func:`to_messages` made is its item again, byte for byte, unless it was edited. Others are built
-    from their content: each result becomes an item, and calls that follow each other one item. Reasoning, the error
-    flag of a result and parts that Chat Completions does not take are lost; a file becomes a text that names it.
+    A message made by :func:`to_messages` becomes its item again, byte for byte, unless it was edited. Others are built
+    from their content: each result becomes an item, and consecutive calls become one item. Reasoning, the error flag of
+    a result and parts that Chat Completions does not accept are lost; a file becomes a text that names it.
 
     :param messages: in order, calls paired with results as ``History.context`` returns them.
-    :raises InvalidInput: one of them is no message.
+    :raises InvalidInput: one of them is not a message.
     """
     items: list[dict[str, Any]] = []
     merging = False
@@ -69,7 +69,7 @@ def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[dict[st
                     _merge(items[-1], item)
                 else:
                     items.append(item)
-        merging = own is None and bool(items)  # a native item stays as it was
+        merging = own is None and bool(items)  # a native item stays unchanged
     return items
 
 
@@ -134,7 +134,7 @@ def _items(message: Message, ids: CallIds) -> list[dict[str, Any]]:
     items = [_result(part, ids) for part in parts if isinstance(part, ToolResult)]
     rest = [part for part in parts if not isinstance(part, ToolResult)]
     if items and message.role == "tool":
-        # A picture beside a result, for example: no other item may stand between results.
+        # An image beside a result, for example: no other item may come between results.
         beside = [block["text"] for part in rest if (block := _block(part, media=False)) is not None]
         items[-1]["content"] = "\n".join(filter(None, (items[-1]["content"], *beside)))
         return items

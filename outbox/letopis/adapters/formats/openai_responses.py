@@ -31,7 +31,7 @@ from letopis.store.model.messages import Message, Role
 from letopis.store.model.parts import Content, Data, File, Part, Reasoning, Text, ToolCall, ToolResult, UnknownPart
 
 PROVIDER: Final = "openai.responses"
-"""What the metadata of a message calls this format."""
+"""The name of this format in a message's metadata."""
 _ROLES: Final = ("system", "developer", "user", "assistant")
 _CALLS: Final = {"function_call": "arguments", "custom_tool_call": "input"}
 _RESULTS: Final = ("function_call_output", "custom_tool_call_output")
@@ -41,8 +41,8 @@ def to_messages(items: Iterable[Mapping[str, Any]]) -> list[Message]:
     """Return one message for each item of ``input=``, or of a response's ``output``.
 
     Calls and results become parts of messages of their own, and reasoning becomes :class:`~letopis.store.Reasoning`.
-    Items of hosted tools are kept as unknown parts. Whatever has no field of its own is in the metadata, and
-    :func:`from_messages` gives the same bytes back.
+    Items of hosted tools are kept as unknown parts. Everything without a field of its own is in the metadata, and
+    :func:`from_messages` returns the same bytes.
 
     :param items: plain JSON values, as ``model_dump(mode="json")`` returns them.
     :raises InvalidInput: an item is not one of this format; the error names it.
@@ -53,12 +53,12 @@ def to_messages(items: Iterable[Mapping[str, Any]]) -> list[Message]:
 def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[dict[str, Any]]:
     """Return messages as items of ``input=``.
 
-    A message that :func:`to_messages` made is its item again, byte for byte, unless it was edited. Others are built
-    from their content, one item for the words and one for each call and result. Names of authors, reasoning, the error
-    flag of a result and parts that Responses does not take are lost; a file becomes a text that names it.
+    A message made by :func:`to_messages` becomes its item again, byte for byte, unless it was edited. Others are built
+    from their content, one item for the text and one for each call and result. Author names, reasoning, the error flag
+    of a result and parts that Responses does not accept are lost; a file becomes a text that names it.
 
     :param messages: in order, calls paired with results as ``History.context`` returns them.
-    :raises InvalidInput: one of them is no message.
+    :raises InvalidInput: one of them is not a message.
     """
     items: list[dict[str, Any]] = []
     for message, own, ids in with_own_items(messages, PROVIDER):
@@ -94,7 +94,7 @@ def _message(item: Mapping[str, Any], field: str) -> Message:
 
 
 def _reasoning(item: Mapping[str, Any], field: str) -> tuple[Part, ...]:
-    """Return the words of a reasoning item; none if they are encrypted."""
+    """Return the text of a reasoning item; none if it is encrypted."""
     return tuple(
         Reasoning(text_in(block, "text", f"{field}.{key}[{place}]"))
         for key in ("summary", "content")

@@ -1,6 +1,6 @@
-"""Keep the sessions of Google's ADK in a history; imported explicitly, needs ``letopis[google-adk]``."""
+"""Store the sessions of Google's ADK in a history; imported explicitly, needs ``letopis[google-adk]``."""
 
-try:  # only to say what is missing
+try:  # only to name what is missing
     from google.adk.sessions.session import Session as _Session  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     if error.name is None or not error.name.startswith("google"):

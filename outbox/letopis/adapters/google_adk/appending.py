@@ -26,7 +26,7 @@ _STALE: Final = "The session has been modified in storage since it was loaded: r
 class EventAppender:
     """Appends events to sessions.
 
-    :param owner: returns whose conversation a session is, of its application and user.
+    :param owner: returns the owner of a session's conversation for its application and user.
     :param check_stale: refuse an event for a session that has changed since it was loaded.
     """
 
@@ -81,7 +81,7 @@ class EventAppender:
                     after=page.seen if self._check_stale else None,
                 )
                 if receipt.sequence <= page.seen.sequence:
-                    return  # it was there already
+                    return  # it already existed
                 await put_delta(tx, self._history, conversation_id, record.app_name, record.user_id, delta)
                 records = self._history.records(conversation=conversation_id)
                 await tx.put(records, NAMESPACE, KEY, record.to_json())

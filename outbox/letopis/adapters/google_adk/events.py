@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Turn events of ADK into messages and back."""
+"""Convert ADK's events to messages and back."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _COUNTS: Final = {
 
 
 def message_of(event: Event) -> Message:
-    """Return the message that keeps an event whole; its words, calls and results are understood.
+    """Convert an event to a message that holds all of it, with its text, calls and results as parts.
 
-    :raises InvalidInput: the event holds what is no JSON, or its id cannot be one.
+    :raises InvalidInput: the event holds a value that is not JSON, or its id cannot be one.
     """
     item: dict[str, Any] = to_jsonable_python(event.model_dump(mode="json", exclude_none=True), inf_nan_mode="null")
     role, content = _understood(item.get("content"), event.author)
@@ -42,7 +42,7 @@ def message_of(event: Event) -> Message:
 
 
 def moment_of(event: Event) -> datetime | None:
-    """Return when an event occurred; ``None`` if its timestamp is none."""
+    """Return when an event occurred; ``None`` if its timestamp is not valid."""
     try:
         return datetime.fromtimestamp(event.timestamp, UTC) if event.timestamp >= 0 else None
     except (OverflowError, ValueError, OSError):
@@ -50,7 +50,7 @@ def moment_of(event: Event) -> datetime | None:
 
 
 def events_of(messages: Iterable[RecordedMessage]) -> list[Event]:
-    """Return messages as events. One that was appended by something else, or edited, is built from its content."""
+    """Convert messages to events. One that another program appended, or that was edited, is built from its content."""
     events: list[Event] = []
     for recorded in messages:
         for message, own, _ in with_own_items([recorded], _PROVIDER):
@@ -68,7 +68,7 @@ def _understood(item: Mapping[str, Any] | None, author: str) -> tuple[Role, Cont
         return ("user", "") if author == _USER else ("assistant", None)
     role: Role = "user" if author == _USER else "assistant"
     content: Content = ()
-    with suppress(InvalidInput):  # another role than those of Gemini: the item is kept all the same
+    with suppress(InvalidInput):  # not one of Gemini's roles: the item is kept anyway
         (message,) = gemini.to_messages([item])
         content = message.content or ()
         role = message.role if author != _USER or message.role == "tool" else "user"

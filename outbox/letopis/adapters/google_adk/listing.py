@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""List sessions of ADK, with their state and without events."""
+"""List ADK's sessions, with their state and without events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from letopis.store.model.identifiers import Owner
 _STATES: Final = ("active", "archived")
 _PAGE: Final = 200
 _AT_A_TIME: Final = 8
-"""Sessions whose state is read at the same time."""
+"""How many sessions' state is read concurrently."""
 
 
 class SessionListing:
@@ -36,7 +36,7 @@ class SessionListing:
         self._users: dict[str, asyncio.Task[Found]] = {}
 
     async def all(self) -> list[Session]:
-        """Return all sessions, in no order."""
+        """Return all sessions, in no particular order."""
         found: list[Session] = []
         after: str | None = None
         while True:
@@ -77,7 +77,7 @@ class SessionListing:
         self._check(own.complete)
         record = SessionRecord.among(own.records)
         if record is None:
-            return None  # deleted since, or made so long ago that the outbox does not retain it
+            return None  # deleted since, or older than what the outbox retains
         user = await self._state_of(record.user_id)
         state = merged_state(record.state, own, app, user)
         return record.to_session(state=state, events=[], newest=None)

@@ -14,9 +14,9 @@ ROOT: Final = "google_adk"
 
 
 def conversation_of(app_name: str, user_id: str, session_id: str) -> str:
-    """Return the id of a session's conversation: ``adk/app/user/session``, or a digest of names that are long.
+    """Return the id of a session's conversation: ``adk/app/user/session``, or a digest if the names are long.
 
-    Two sessions never share one, whatever characters are in their names.
+    Two sessions never share an id, whatever characters their names contain.
     """
     return _joined("adk", app_name, user_id, session_id)
 
@@ -37,7 +37,7 @@ def _joined(kind: str, *parts: str) -> str:
 
 
 def _escaped(part: str) -> str:
-    """Return a part without a slash, and without what no identifier has; ``#`` begins a digest alone."""
+    """Return a part without slashes and other characters that identifiers exclude; only a digest begins with ``#``."""
     if not isinstance(part, str):
         raise InvalidInput("session", f"app name, user id and session id must be text, not {type(part).__name__}")
     try:

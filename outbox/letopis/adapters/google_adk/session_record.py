@@ -1,8 +1,8 @@
 # pyright: reportMissingImports=false
-"""Keep what says that a session exists: one record of its conversation, put again with each event.
+"""Keep the record that says that a session exists: one per conversation, put again with each event.
 
 It holds the whole state as the session saw it, for reads while the history store is unreachable. Otherwise the records
-of the keys count, because another outbox may have changed some.
+of the single keys count, because another outbox may have changed some.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ KEY: Final = "session"
 class SessionRecord:
     """What is known of a session besides its events.
 
-    :ivar begun: made with the session, so that one that was deleted and made again under its id is another one.
+    :ivar begun: generated with the session, so that a session deleted and created again under its id is a different
+        one.
     :ivar updated: the timestamp of its newest event, or when it was made.
     :ivar state: merged, with the prefixes of the scopes.
     """
@@ -43,27 +44,27 @@ class SessionRecord:
     def new(
         cls, app_name: str, user_id: str, session_id: str, *, now: float, state: Mapping[str, Any]
     ) -> SessionRecord:
-        """Return the record of a session that begins."""
+        """Return the record of a new session."""
         return cls(
             app_name=app_name, user_id=user_id, session_id=session_id, begun=uuid4().hex, updated=now, state=state
         )
 
     @classmethod
     def of(cls, record: Record) -> SessionRecord:
-        """Return what a record holds, without what only a newer release knows."""
+        """Return the contents of a record, without fields that only a newer release knows."""
         return cls(**{one.name: record.value[one.name] for one in fields(cls)})
 
     @classmethod
     def among(cls, records: Sequence[Record]) -> SessionRecord | None:
-        """Return the one among all records of a conversation; ``None`` if the session does not exist."""
+        """Find this record among all records of a conversation; ``None`` if the session does not exist."""
         return next((cls.of(one) for one in records if one.namespace == NAMESPACE and one.key == KEY), None)
 
     def after(self, updated: float, state: Mapping[str, Any]) -> SessionRecord:
-        """Return it as it is after an event that changed some state."""
+        """Return the record after an event that changed some state."""
         return replace(self, updated=updated, state={**self.state, **state})
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as it is stored."""
+        """Return the record's stored form."""
         return {
             "app_name": self.app_name,
             "user_id": self.user_id,
@@ -74,7 +75,7 @@ class SessionRecord:
         }
 
     def marker(self, newest: str) -> str:
-        """Return what tells whether a session object has seen the newest event."""
+        """Return the marker that shows whether a session object has seen the newest event."""
         return f"{self.begun}:{newest}"
 
     def to_session(self, *, state: dict[str, Any], events: list[Event], newest: str | None) -> Session:
@@ -99,7 +100,7 @@ def has_seen(session: Session, record: SessionRecord, newest: str) -> bool:
     """Return True if a session object was read or written after the newest event was appended."""
     if session._storage_update_marker is not None:
         return session._storage_update_marker == record.marker(newest)
-    # One that the caller made: its last event tells.
+    # Created by the caller: its last event shows it.
     return newest == (session.events[-1].id if session.events else "")
 
 

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Offer a history to ADK as a session service."""
+"""Provide a history to ADK as a session service."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ class LetopisSessionService(BaseSessionService):
         runner = Runner(app_name="bot", agent=agent, session_service=LetopisSessionService(history))
 
     Events come back as they were appended, in the order of the appends, whatever their clocks say. An event and the
-    state that it changes are one transaction in the outbox, durable when ``append_event`` returns, whether or not the
-    history store can be reached. Appending the same event again has no effect.
+    state that it changes are written in one outbox transaction, durable when ``append_event`` returns, whether or not
+    the history store can be reached. Appending the same event again has no effect.
 
-    State is kept by key, in the scopes of ADK: of the session, of the user and of the application. Two outboxes that
-    change different keys do not disturb each other; of one key the last change counts. A reader elsewhere may see an
-    event shortly before the state that it changed.
+    State is kept by key, in ADK's scopes: session, user and application. Two outboxes that change different keys do not
+    affect each other; for the same key, the last change counts. A reader elsewhere may see an event shortly before the
+    state that it changed.
 
-    A session that neither the outbox nor the history store can tell about raises ``StoreUnavailable``, and is never
-    ``None``.
+    If neither the outbox nor the history store can say whether a session exists, ``StoreUnavailable`` is raised; the
+    result is never ``None``.
 
-    :param history: it is opened on first use, and not closed here.
-    :param conversation: returns the conversation of an application, a user and a session; by default
+    :param history: opened on first use, not closed here.
+    :param conversation: returns the conversation id for an application, a user and a session; by default
         ``adk/app/user/session``.
-    :param owner: returns whose conversation it is, of an application and a user; by default the user.
-    :param check_stale: ``False`` to append also where a session has changed since it was loaded. Changed state is
-        merged by key then.
+    :param owner: returns the conversation's owner for an application and a user; by default the user.
+    :param check_stale: ``False`` to append even if a session has changed since it was loaded. Changed state is then
+        merged by key.
     :param require_complete: ``True`` to raise ``StoreUnavailable`` while the history store is unreachable and the
         outbox may not hold all events and state; by default a run gets those that the outbox retains.
     """
@@ -88,11 +88,11 @@ class LetopisSessionService(BaseSessionService):
     async def create_session(
         self, *, app_name: str, user_id: str, state: dict[str, Any] | None = None, session_id: str | None = None
     ) -> Session:
-        """Begin a session, and return it.
+        """Create a session and return it.
 
-        :param session_id: without one, it is made.
-        :raises AlreadyExistsError: there is one of this id.
-        :raises StoreUnavailable: with ``session_id``: only the history store can tell whether there is one.
+        :param session_id: generated if not given.
+        :raises AlreadyExistsError: a session with this id exists.
+        :raises StoreUnavailable: with ``session_id``: only the history store can tell whether it exists.
         :raises LetopisError: as for ``History.append``.
         """
         given = session_id.strip() if session_id else ""
@@ -128,15 +128,15 @@ class LetopisSessionService(BaseSessionService):
     async def get_session(
         self, *, app_name: str, user_id: str, session_id: str, config: GetSessionConfig | None = None
     ) -> Session | None:
-        """Return a session with its events and state; ``None`` only if it is known that there is none.
+        """Return a session with its events and state; ``None`` only if it certainly does not exist.
 
-        :param config: the newest ``num_recent_events``, and of these those from ``after_timestamp`` on.
+        :param config: the newest ``num_recent_events``, limited to those from ``after_timestamp`` on.
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the session; with
             ``require_complete`` also if it may not hold all of it.
         """
         conversation_id = self._conversation(app_name, user_id, (session_id or "").strip())
         last = None if config is None else config.num_recent_events
-        # The events first: what is appended meanwhile makes the session stale, and is not missing in its state.
+        # Events first: an event appended meanwhile makes the session stale, and its state change is included.
         page = await self._history.messages(conversation_id, last=None if last is None else max(1, last))
         own, app, user = await asyncio.gather(
             read_all(self._history.records(conversation=conversation_id)),
@@ -161,8 +161,8 @@ class LetopisSessionService(BaseSessionService):
     async def list_sessions(self, *, app_name: str, user_id: str | None = None) -> ListSessionsResponse:
         """Return all sessions of a user, or of the application, with their state and without events.
 
-        In the order of their last events, the oldest first. While the history store is unreachable, those that the
-        outbox retains. For many sessions, see :meth:`list_sessions_page`.
+        Ordered by their last events, oldest first. While the history store is unreachable, only those that the outbox
+        retains. For many sessions, see :meth:`list_sessions_page`.
 
         :raises StoreUnavailable: only with ``require_complete``.
         """
@@ -176,7 +176,7 @@ class LetopisSessionService(BaseSessionService):
     ) -> Page[Session]:
         """Return a page of sessions as :meth:`list_sessions` does, but the newest first.
 
-        A page may hold fewer than ``limit``: go on while there is a ``next``.
+        A page may hold fewer than ``limit``: continue while there is a ``next``.
 
         :param after: the ``next`` of the page before.
         :raises StoreUnavailable: only with ``require_complete``.
@@ -186,7 +186,7 @@ class LetopisSessionService(BaseSessionService):
     async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
         """Erase a session's events and state; the user's and the application's stay. The id can be used again.
 
-        If there is none, nothing happens.
+        Does nothing if the session does not exist.
 
         :raises LetopisError: as for ``History.reset``.
         """
@@ -195,7 +195,7 @@ class LetopisSessionService(BaseSessionService):
             if await self._history.records(conversation=conversation_id).get(NAMESPACE, KEY) is None:
                 return
         except StoreUnavailable:
-            pass  # erased if it is there
+            pass  # erased if it exists
         await run_to_completion(self._history.reset(conversation_id, reason="delete_session"))
 
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
@@ -211,8 +211,8 @@ class LetopisSessionService(BaseSessionService):
     async def append_event(self, session: Session, event: Event) -> Event:
         """Append an event with the state that it changes, in one transaction, and return it.
 
-        A partial event is not stored. State with the prefix ``temp:`` stays in the session object alone. Once it has
-        begun, a cancelled run does not interrupt it.
+        A partial event is not stored. State with the prefix ``temp:`` stays in the session object only. A cancelled run
+        does not interrupt an append that has started.
 
         :raises StaleSessionError: another event was appended since the session was loaded; nothing was written. Not
             with ``check_stale=False``.

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Keep the state of ADK in records, one a key, so that writers of different keys do not disturb each other."""
+"""Keep ADK's state in records, one per key, so that writers of different keys do not affect each other."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ logger = logging.getLogger("letopis.adapters.google_adk")
 STATE: Final = (ROOT, "state")
 """The namespace of the values of a scope, by key."""
 _MARK: Final = "="
-"""Begins each key, because a key of ADK may be empty."""
+"""The prefix of each record key, because a key of ADK may be empty."""
 _AT_ONCE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """Changed state by scope, as JSON, with keys that have no prefix. What is temporary is left out."""
+    """Changed state by scope, as JSON, with keys without their prefix. Temporary state is left out."""
 
     app: Mapping[str, Any] = field(default_factory=dict)
     user: Mapping[str, Any] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Delta:
 
     @classmethod
     def of(cls, state: Mapping[str, Any] | None) -> Delta:
-        """Return state as an agent gives it, split by the prefixes of its keys."""
+        """Split state as an agent gives it by the prefixes of its keys."""
         app, user, session = dict[str, Any](), dict[str, Any](), dict[str, Any]()
         for key, value in (state or {}).items():
             if key.startswith(State.APP_PREFIX):
@@ -46,7 +46,7 @@ class Delta:
         return cls(app=app, user=user, session=session)
 
     def merged(self) -> dict[str, Any]:
-        """Return all of it as an agent sees it."""
+        """Return all of the state as an agent sees it."""
         return {
             **self.session,
             **{State.APP_PREFIX + key: value for key, value in self.app.items()},
@@ -58,7 +58,8 @@ class Delta:
 class Found:
     """Records that were read.
 
-    :ivar complete: ``False`` if the history store could not be asked, so that these are what this outbox retains.
+    :ivar complete: ``False`` if the history store could not be reached, so that only records retained by this outbox
+        are here.
     """
 
     records: tuple[Record, ...]
@@ -85,9 +86,9 @@ async def read_all(records: Records) -> Found:
 def merged_state(snapshot: Mapping[str, Any], own: Found, app: Found, user: Found) -> dict[str, Any]:
     """Return the state of a session as an agent sees it.
 
-    :param snapshot: what the session saw last, for what the history store cannot tell at present.
+    :param snapshot: the state that the session last saw, for keys that the history store cannot answer at present.
     """
-    session = own.state if own.complete else {}  # the snapshot is at least as new as what was put beside it
+    session = own.state if own.complete else {}  # the snapshot is at least as new as the records put with it
     known = Delta(app=app.state, user=user.state, session=session).merged()
     return known if own.complete and app.complete and user.complete else {**snapshot, **known}
 
@@ -104,7 +105,7 @@ async def put_delta(
 ) -> None:
     """Put changed state, each value under its key in its scope.
 
-    :param new: the session is new: if there is one all the same, its values stay.
+    :param new: the session is new: if it exists after all, its values are kept.
     """
     for scope, values in (
         (history.records(conversation=conversation_id), delta.session),
@@ -120,7 +121,7 @@ async def put_delta(
 
 
 def _to_json(value: Any) -> Any:
-    """Return a value as JSON; what cannot be that as its ``repr``, as ADK's own services do."""
+    """Return a value as JSON, or as its ``repr`` if that is not possible, as ADK's own services do."""
     try:
         return to_jsonable_python(value, inf_nan_mode="null")
     except (PydanticSerializationError, RecursionError):

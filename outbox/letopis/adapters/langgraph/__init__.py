@@ -1,6 +1,6 @@
-"""Keep the checkpoints and the memory of LangGraph in a history; imported explicitly, needs ``letopis[langgraph]``."""
+"""Store LangGraph's checkpoints and memory in a history; imported explicitly, needs ``letopis[langgraph]``."""
 
-try:  # only to say what is missing
+try:  # only to name what is missing
     import langgraph.checkpoint.base as _base  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] not in ("langgraph", "langchain_core"):

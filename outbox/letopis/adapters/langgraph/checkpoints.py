@@ -1,4 +1,4 @@
-"""Write and read checkpoints as records: a manifest each, which names the values of its channels."""
+"""Write and read checkpoints as records, each with a manifest that names the values of its channels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_ATTEMPTS: Final = 3
 
 
 class CheckpointIncomplete(LetopisError):
-    """A checkpoint names a value that is not there: something else than this adapter deleted it."""
+    """A checkpoint names a value that does not exist: something other than this adapter deleted it."""
 
     def __init__(self, *, thread_id: str, checkpoint_id: str) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class Manifest:
 
     :ivar checkpoint: type and bytes.
     :ivar metadata: type and bytes.
-    :ivar inline: the values that stand in the manifest.
+    :ivar inline: the values stored in the manifest itself.
     """
 
     thread_id: str
@@ -58,11 +58,11 @@ class Manifest:
 
     @property
     def keys(self) -> set[str]:
-        """The keys of the values that it names."""
+        """The keys of the values that the manifest names."""
         return references(self.channels)
 
     def encode(self) -> bytes:
-        """Return the value of its record."""
+        """Return the value of the manifest's record."""
         header = {
             "thread": self.thread_id,
             "ns": self.checkpoint_ns,
@@ -96,7 +96,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingWrite:
-    """A write that is pending at a checkpoint."""
+    """A pending write at a checkpoint."""
 
     checkpoint_id: str
     task_id: str
@@ -107,7 +107,7 @@ class PendingWrite:
 
     @property
     def order(self) -> tuple[str, str, int]:
-        """The place among the writes of its checkpoint, as a run applies them."""
+        """The place among its checkpoint's writes, in the order in which a run applies them."""
         return self.task_path, self.task_id, self.index
 
     def put(self, namespace: Namespace) -> RecordPut:
@@ -142,7 +142,7 @@ class PendingWrite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """A checkpoint with its values and the writes pending at it, in their order."""
+    """A checkpoint with its values and its pending writes, in order."""
 
     manifest: Manifest
     checkpoint: dict[str, Any]
@@ -174,7 +174,7 @@ class CheckpointRecords:
     ) -> None:
         """Store a checkpoint after the one that the target names; one with the same id is replaced.
 
-        Values that the parent names are not stored again, if this process knows it and it is still there.
+        Values that the parent names are not stored again, if this process knows the parent and it still exists.
         """
         serde = self._serde()
         head = {name: value for name, value in checkpoint.items() if name != "channel_values"}
@@ -201,19 +201,19 @@ class CheckpointRecords:
             await self.records(target).put_many(puts)
             if known is None or self.known.get(parent) is not None:
                 break
-            known = None  # what it relies on may have been deleted meanwhile
+            known = None  # the values it relies on may have been deleted meanwhile
         found = Known.of(channels, inline, dict(checkpoint["channel_versions"]))
         self.known.add((target.conversation, target.checkpoint_ns, checkpoint["id"]), found)
 
     async def _known(self, target: Target) -> Known | None:
-        """Return the parent of a checkpoint to put, if it is known and was not deleted, by whatever process."""
+        """Return the parent of a checkpoint to put, if it is known and no process has deleted it."""
         known = self.known.get((target.conversation, target.checkpoint_ns, target.checkpoint_id or ""))
         if known is None or target.checkpoint_id is None:
             return None
         try:
             found = await self.records(target).get(target.checkpoints, target.checkpoint_id)
         except StoreUnavailable:
-            return known  # a run goes on; this outbox has deleted nothing, or it would know
+            return known  # the run continues; this outbox has not deleted it, or it would know
         return None if found is None else known
 
     def _split(
@@ -239,7 +239,7 @@ class CheckpointRecords:
         return splitter.bodies, channels, inline
 
     async def put_writes(self, target: Target, writes: Sequence[PendingWrite], *, replace: bool) -> None:
-        """Store writes pending at a checkpoint, which may come later than they do.
+        """Store pending writes of a checkpoint, which may itself be stored later.
 
         :param replace: the last one wins; otherwise the first one does.
         """
@@ -250,7 +250,7 @@ class CheckpointRecords:
         if replace:
             await records.put_many(puts)
             return
-        # In a transaction the history store is not asked, so that a run goes on while it is away.
+        # A transaction does not ask the history store, so a run continues while the store is unavailable.
         async with self.history.transaction() as tx:
             for one in puts:
                 await tx.put(records, one.namespace, one.key, one.value, expected=ABSENT, on_exists="keep")
@@ -258,7 +258,7 @@ class CheckpointRecords:
     async def manifest(self, target: Target) -> Manifest | None:
         """Return the checkpoint that a target names, or the latest one.
 
-        While the history store is unavailable, the latest one is the latest that this outbox has put.
+        While the history store is unavailable, the latest one is the latest that was put through this outbox.
 
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the checkpoint.
         """
@@ -329,7 +329,7 @@ class CheckpointRecords:
         return found
 
     async def read_values(self, target: Target, manifests: Sequence[Manifest], pieces: Pieces) -> None:
-        """Read all that some checkpoints name.
+        """Read everything that some checkpoints name.
 
         :raises CheckpointIncomplete: one is not there.
         """
@@ -345,8 +345,9 @@ class CheckpointRecords:
                         pieces.add(key, record.value)
 
     async def writes(self, target: Target, checkpoint_ids: Collection[str]) -> dict[str, list[PendingWrite]]:
-        """Return the writes pending at some checkpoints, in their order; those that this outbox knows of while the
-        history store is unavailable.
+        """Return the pending writes of some checkpoints, in order.
+
+        While the history store is unavailable, those that this outbox knows of.
         """
         found: dict[str, list[PendingWrite]] = {one: [] for one in checkpoint_ids}
         start, end = writes_range(min(checkpoint_ids), max(checkpoint_ids))
@@ -360,7 +361,7 @@ class CheckpointRecords:
         return found
 
     def forget(self, target: Target) -> None:
-        """Rely on no stored value of a thread any more."""
+        """Stop relying on stored values of a thread."""
         self.known.forget(target.conversation)
 
 

@@ -16,9 +16,9 @@ _KINDS: Final[Sequence[Namespace]] = (VALUES, WRITES, CHECKPOINTS)
 
 
 async def copy_thread(checkpoints: CheckpointRecords, source: Target, target: Target) -> None:
-    """Put all that a thread holds into another one.
+    """Copy everything in a thread to another one.
 
-    A copy that is interrupted has the oldest checkpoints, whole; it can be repeated.
+    An interrupted copy has the oldest checkpoints, each complete; copying can be repeated.
     """
     if source.conversation == target.conversation:
         raise InvalidInput("target_thread_id", "is the thread itself")

@@ -1,4 +1,4 @@
-"""Follow the ancestors of a checkpoint, for channels whose value is made of what they have written."""
+"""Follow the ancestors of a checkpoint, for channels whose value is built from the ancestors' writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AT_ONCE: Final = 100
 async def delta_history(
     checkpoints: CheckpointRecords, target: Target, channels: Sequence[str], serde: Serializer
 ) -> dict[str, dict[str, Any]]:
-    """Return for each channel the writes of the ancestors, oldest first, and the nearest stored value, if there is one.
+    """For each channel, return the ancestors' writes, oldest first, and the nearest stored value, if there is one.
 
     :raises StoreUnavailable: the history store does not answer, and the outbox does not know an ancestor.
     """
@@ -74,7 +74,7 @@ async def _ancestors(
 
 
 def needed_by(kept: Collection[str], manifests: Mapping[str, Manifest], serde: Serializer) -> set[str]:
-    """Return the checkpoints that others are made from, because they hold less than the value of a delta channel.
+    """Return the checkpoints on which others depend, because those do not hold the full value of a delta channel.
 
     :param kept: the others.
     :param manifests: all of the namespace, by id.
@@ -82,7 +82,7 @@ def needed_by(kept: Collection[str], manifests: Mapping[str, Manifest], serde: S
     needed = set[str]()
     for checkpoint_id in kept:
         head, *ancestors = _chain(manifests, checkpoint_id)
-        # Delta channels are those with a counter, which may be found before this checkpoint only.
+        # Delta channels are those with a counter, which may appear only before this checkpoint.
         names = {name for one in (head, *ancestors) for name in serde.loads_typed(one.metadata).get(COUNTERS) or ()}
         unresolved = names - head.channels.keys()
         for one in ancestors:

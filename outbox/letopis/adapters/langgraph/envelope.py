@@ -15,9 +15,9 @@ _START: Final = len(_MAGIC) + _LENGTH_BYTES
 
 
 def pack(header: Mapping[str, Any], bodies: Sequence[bytes] = ()) -> bytes:
-    """Return one value; the header does not name the sizes of the bodies.
+    """Return one value; the header need not name the sizes of the bodies.
 
-    :raises InvalidInput: the header has text that is none, or values that JSON does not hold.
+    :raises InvalidInput: the header has invalid text, or values that are not JSON.
     """
     try:
         head = orjson.dumps({**header, "sizes": [len(body) for body in bodies]})
@@ -29,7 +29,7 @@ def pack(header: Mapping[str, Any], bodies: Sequence[bytes] = ()) -> bytes:
 def unpack(value: object) -> tuple[dict[str, Any], list[bytes]]:
     """Return the header and the bodies of :func:`pack`.
 
-    :raises ValueError: the value is none of them.
+    :raises ValueError: the value was not made by :func:`pack`.
     """
     if not isinstance(value, bytes) or not value.startswith(_MAGIC):
         raise ValueError("not written by this adapter")

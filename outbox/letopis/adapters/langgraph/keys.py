@@ -12,14 +12,14 @@ from letopis.store.errors import InvalidInput
 Namespace = tuple[str, ...]
 
 ROOT: Final = "langgraph"
-"""The first label of all records of the saver: others of the same conversation are not touched."""
+"""The first label of all records of the saver: other records of the conversation are not touched."""
 CHECKPOINTS: Final = (ROOT, "checkpoints")
 WRITES: Final = (ROOT, "writes")
 VALUES: Final = (ROOT, "values")
 KIND_TAG: Final = "langgraph"
 RUN_TAG: Final = "langgraph.run"
 _LONGEST_LABEL: Final = 200
-"""Bytes of a label as it is: two of them, escaped, stay below the 512 bytes of a namespace."""
+"""Bytes of a label that is used unchanged: two of them, escaped, fit in a namespace's 512 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,17 @@ class Target:
 
     @property
     def values(self) -> Namespace:
-        """The namespace of the values of its channels, by content."""
+        """The namespace of the values of its channels, by content hash."""
         return (*VALUES, label(self.checkpoint_ns))
 
     @property
     def writes(self) -> Namespace:
-        """The namespace of the writes pending at its checkpoints, by checkpoint, task and number."""
+        """The namespace of its checkpoints' pending writes, by checkpoint, task and number."""
         return (*WRITES, label(self.checkpoint_ns))
 
 
 def write_key(checkpoint_id: str, task_id: str, index: int) -> str:
-    """Return the key of a write: those of a checkpoint are beside each other, in the order of the checkpoints."""
+    """Return the key of a write: a checkpoint's writes are adjacent, in the order of the checkpoints."""
     if "/" in task_id or len(task_id) > _LONGEST_LABEL:
         task_id = sha256(task_id.encode()).hexdigest()
     return f"{checkpoint_id}/{task_id}/{index}"
@@ -69,7 +69,7 @@ def writes_range(first: str, last: str) -> tuple[str, str]:
 
 
 def label(text: str) -> str:
-    """Return a label for any text: the empty one too, and the digest of a long one."""
+    """Return a label for any text, even an empty one; for a long text, its digest."""
     try:
         encoded = text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Remember which values the checkpoints of a process have stored, so that the next one need not store them again."""
+"""Remember which values a process's checkpoints have stored, so that the next one need not store them again."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Place = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a stored checkpoint names.
+    """The values that a stored checkpoint names.
 
-    :ivar inline: the values that stand in the checkpoint itself.
+    :ivar inline: the values stored in the checkpoint itself.
     """
 
     channels: Mapping[str, Reference]
@@ -54,7 +54,7 @@ class KnownCheckpoints:
             return found
 
     def add(self, place: Place, known: Known) -> None:
-        """Remember a checkpoint, and forget the one that was not used for longest."""
+        """Remember a checkpoint, and forget the least recently used one."""
         with self._lock:
             self._held[place] = known
             self._held.move_to_end(place)

@@ -25,7 +25,7 @@ class _Place:
 class CheckpointListing:
     """One call of ``list``.
 
-    :param wanted: what the metadata must hold.
+    :param wanted: what the metadata must contain.
     :param before: the id below which checkpoints are listed.
     """
 
@@ -70,7 +70,7 @@ class CheckpointListing:
             yield found
 
     async def everywhere(self) -> AsyncIterator[Whole]:
-        """Yield the checkpoints of all threads of the history. Their ids are read first, all of them."""
+        """Yield the checkpoints of all threads of the history. All their ids are read first."""
         history, places, after = self._checkpoints.history, list[_Place](), None
         while True:
             page = await history.find_records({KIND_TAG: "checkpoint"}, limit=READ_AT_ONCE, after=after)

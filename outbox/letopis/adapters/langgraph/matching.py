@@ -1,4 +1,4 @@
-"""Compare items with filters, and namespaces with patterns; in one place for all stores, which differ in both."""
+"""Match items against filters and namespaces against patterns, in one place, since databases differ in both."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
 
 
 def is_match(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
-    """Return True if an item has all that a filter asks for.
+    """Return True if an item matches a filter.
 
-    :raises ValueError: the filter has an operator that there is none of.
+    :raises ValueError: the filter has an unknown operator.
     """
     return all(_meets(value.get(key), expected) for key, expected in (wanted or {}).items())
 
@@ -43,7 +43,7 @@ def _holds(found: Any, name: str, operand: Any) -> bool:
 
 
 def matches_pattern(namespace: Sequence[str], path: Sequence[str], *, suffix: bool = False) -> bool:
-    """Return True if a namespace begins, or ends, with a path in which ``*`` is any label."""
+    """Return True if a namespace begins, or ends, with a path in which ``*`` matches any label."""
     if len(path) > len(namespace):
         return False
     part = namespace[len(namespace) - len(path) :] if suffix else namespace[: len(path)]

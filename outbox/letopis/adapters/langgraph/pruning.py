@@ -1,4 +1,4 @@
-"""Delete checkpoints, with the writes pending at them and the values that no other checkpoint names."""
+"""Delete checkpoints with their pending writes and the values that no other checkpoint names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FOUND_AT_ONCE: Final = 1_000
 
 
 async def delete_thread(checkpoints: CheckpointRecords, target: Target) -> None:
-    """Delete all that a thread holds. Works while the history store is away."""
+    """Delete everything in a thread. Works while the history store is unavailable."""
     checkpoints.forget(target)
     try:
         await checkpoints.records(target).delete_where((ROOT,))
@@ -35,7 +35,7 @@ async def delete_thread(checkpoints: CheckpointRecords, target: Target) -> None:
 
 
 async def prune_thread(checkpoints: CheckpointRecords, target: Target, serde: Serializer) -> None:
-    """Keep the latest checkpoint of each namespace, and those that its delta channels need.
+    """Delete all checkpoints but the latest of each namespace and those that its delta channels need.
 
     :raises StoreUnavailable: the history store does not answer; nothing was deleted.
     """
@@ -51,7 +51,7 @@ async def delete_runs(checkpoints: CheckpointRecords, run_ids: Sequence[str], se
     """Delete the checkpoints of runs in all threads.
 
     :raises StoreUnavailable: the history store does not answer; nothing was deleted.
-    :raises InvalidInput: a checkpoint that stays needs one of them; nothing was deleted.
+    :raises InvalidInput: a remaining checkpoint needs one of them; nothing was deleted.
     """
     history = checkpoints.history
     found: dict[tuple[str, Namespace], tuple[Records, set[str]]] = {}
@@ -89,7 +89,7 @@ async def _read(
 ) -> tuple[set[str], dict[str, Manifest]]:
     """Return the keys of all values of a namespace, and then its checkpoints.
 
-    In this order: a value that is put meanwhile is not among them, or its checkpoint is.
+    The order matters: a value put meanwhile is either not among the keys, or its checkpoint is included.
     """
     records = checkpoints.records(target)
     values = set[str]()
@@ -108,12 +108,15 @@ async def _delete(
     doomed: Collection[str],
     values: set[str],
 ) -> None:
-    """Delete checkpoints of a namespace, then what only they needed. What a kill leaves is deleted the next time."""
+    """Delete checkpoints of a namespace, then the values that only they needed.
+
+    If the process is killed in between, the next call deletes the rest.
+    """
     if not manifests:
         return
     where = Target(target.thread_id, target.conversation, next(iter(manifests.values())).checkpoint_ns, None)
     records = checkpoints.records(where)
-    # From here on, checkpoints that are put do not rely on what is deleted.
+    # From here on, newly put checkpoints do not rely on the values being deleted.
     checkpoints.forget(where)
     await _delete_all(records, where.checkpoints, sorted(doomed))
     writes = [

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Keep the checkpoints of LangGraph in a history."""
+"""Store LangGraph's checkpoints in a history."""
 
 from __future__ import annotations
 
@@ -44,26 +44,27 @@ def _same(thread_id: str) -> str:
 
 
 class LetopisSaver(BaseCheckpointSaver[Any]):
-    """The checkpoints of LangGraph, kept in a history. Synchronous and asynchronous, for any event loop and thread.
+    """A checkpointer for LangGraph on a history. Synchronous and asynchronous, for any event loop and thread.
 
     ::
 
         history = History("bot.outbox.db", store="postgresql://bot@db/history")
         graph = builder.compile(checkpointer=LetopisSaver(history))
 
-    A checkpoint is durable in the outbox when ``put`` returns, and a run goes on while the history store is away, from
-    the latest checkpoint that this outbox has put. A thread of which the outbox knows nothing raises
-    ``StoreUnavailable`` then: it is not begun anew.
+    A checkpoint is durable in the outbox when ``put`` returns, and a run continues while the history store is
+    unavailable, from the latest checkpoint that was put through this outbox. A thread that the outbox does not know
+    raises ``StoreUnavailable`` then, so that it is not started over.
 
-    A thread's records belong to the conversation of the same id and are erased with it. Values are stored by content,
-    lists by element, so a thread grows with what is said. Encrypted values differ each time and are stored whole.
+    A thread's records belong to the conversation of the same id and are erased with it. Values are stored by content
+    hash, lists by element, so a thread grows with its content. Encrypted values differ each time and are stored in
+    full.
 
-    Not promised: an order between runs of one thread at the same time, and the values of a checkpoint that is put in
-    the very moment in which another process prunes or deletes its thread; it raises ``CheckpointIncomplete`` then.
+    Not promised: an order between concurrent runs of one thread, and the values of a checkpoint that is put at the very
+    moment when another process prunes or deletes its thread; reading it raises ``CheckpointIncomplete``.
 
-    :param history: where they are kept. It is opened on first use, and not closed here.
+    :param history: where the checkpoints are stored. It is opened on first use and not closed here.
     :param serde: the serializer, LangGraph's own by default.
-    :param conversation: returns the conversation to whose records a thread belongs; by default that of the same id.
+    :param conversation: returns the conversation whose records hold a thread; by default the one with the same id.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         self.history = history
         self._conversation = conversation
 
-    # A clone of `with_allowlist` has another serializer, so nothing that holds one is kept.
+    # A clone made by `with_allowlist` has another serializer, so objects that hold one are not cached.
     @property
     def _checkpoints(self) -> CheckpointRecords:
         return CheckpointRecords(self.history, lambda: self.serde)
@@ -89,7 +90,7 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         return self._target({"configurable": {"thread_id": thread_id}})
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Return a checkpoint, or the latest one; ``None`` only if it is known that there is none.
+        """Return a checkpoint, or the latest one; ``None`` only if it certainly does not exist.
 
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know.
         :raises CheckpointIncomplete: one of its values was deleted.
@@ -105,7 +106,7 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncGenerator[CheckpointTuple, None]:
-        """Yield checkpoints, newest first by id; those of all threads without a config.
+        """Yield checkpoints, newest first by id; without a config, those of all threads.
 
         :raises StoreUnavailable: the history store does not answer.
         """
@@ -130,7 +131,7 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         """Store a checkpoint; one with the same id is replaced.
 
         :raises OutboxFull: the outbox, or the disk, is full.
-        :raises InvalidInput: the thread cannot be a conversation, or a value is larger than 64 MiB.
+        :raises InvalidInput: the thread id is not a valid conversation id, or a value is larger than 64 MiB.
         """
         target = self._target(config)
         told = get_checkpoint_metadata(config, metadata)
@@ -147,8 +148,10 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        """Store writes pending at a checkpoint. The first of a task and number stays, as LangGraph expects; errors,
-        interrupts and resumes replace each other.
+        """Store pending writes of a checkpoint.
+
+        The first write of a task and number wins, as LangGraph expects; errors, interrupts and resumes replace earlier
+        ones.
 
         :raises OutboxFull: the outbox, or the disk, is full.
         """
@@ -193,9 +196,9 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Delete checkpoints of threads.
 
-        :param strategy: ``keep_latest`` keeps the latest of each namespace, and with a ``DeltaChannel`` those before it
-            from which it is made; ``delete`` keeps none.
-        :raises StoreUnavailable: the history store does not answer; of ``keep_latest`` only.
+        :param strategy: ``keep_latest`` keeps the latest of each namespace and, with a ``DeltaChannel``, the earlier
+            ones that it depends on; ``delete`` keeps none.
+        :raises StoreUnavailable: the history store does not answer; only with ``keep_latest``.
         """
         if strategy not in ("keep_latest", "delete"):
             raise InvalidInput("strategy", 'must be "keep_latest" or "delete"')
@@ -209,7 +212,7 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        """Return what the ancestors of a checkpoint have written to channels, and the value that they begin with."""
+        """Return the writes to channels by a checkpoint's ancestors, and the value on which they build."""
         found = await delta_history(self._checkpoints, self._target(config), channels, self.serde)
         return cast("Mapping[str, DeltaChannelHistory]", found)
 
@@ -276,7 +279,7 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
         return self._wait(lambda: self.aget_delta_channel_history(config=config, channels=channels))
 
     def get_next_version(self, current: Any, channel: None) -> Any:
-        """Return the next version of a channel: a number, or text in threads that another saver began with text."""
+        """Return the next version of a channel: a number, or text in threads that another saver started with text."""
         if isinstance(current, str):
             return f"{int(current.split('.')[0]) + 1:032}.{random.random():016}"  # noqa: S311 - LangGraph's format
         return 1 if current is None else current + 1

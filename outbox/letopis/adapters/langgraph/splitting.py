@@ -1,8 +1,9 @@
-"""Store the values of channels by content, so that a list that grows is not stored again with each checkpoint.
+"""Store the values of channels by content hash, so that a growing list is not stored again with each checkpoint.
 
-An element of a list is a piece under the hash of its bytes. Where the hash of a piece says so, about every 32 pieces,
-all since the last such place are put together into a node, and nodes into nodes. The places depend on content alone, so
-two lists that share a beginning or an end share its nodes, and a checkpoint names only a few pieces of any list.
+An element of a list is a piece, stored under the hash of its bytes. At boundaries chosen by that hash, about every 32
+pieces, all pieces since the last boundary are grouped into a node, and nodes into further nodes. Boundaries depend on
+content alone, so two lists that share a beginning or an end share its nodes, and a checkpoint names only a few pieces
+of any list.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final, Protocol
 from letopis.adapters.langgraph.envelope import pack, unpack
 
 Typed = tuple[str, bytes]
-"""A value as a serializer of LangGraph gives it: type and bytes."""
+"""A value as LangGraph's serializers return it: type and bytes."""
 Reference = list[Any]
 """How a checkpoint names a value: ``["i", type]`` with the bytes beside it, ``["v", key]`` or ``["l", levels]``."""
 
@@ -25,7 +26,7 @@ WHOLE: Final = "v"
 LIST: Final = "l"
 
 _INLINE_BYTES: Final = 128
-"""Smaller values stand in the checkpoint itself: a record takes some hundred bytes of its own."""
+"""Smaller values are stored in the checkpoint itself, because a record has an overhead of some hundred bytes."""
 _SMALL_PIECE_BYTES: Final = 96
 """Lists with smaller elements, on average, are stored whole, because their keys would be larger than they are."""
 _IN_NODE_BYTES: Final = 4 * 1024
@@ -36,7 +37,7 @@ _KEY_BYTES: Final = 18
 
 
 class Serializer(Protocol):
-    """What turns values into bytes and back, as those of LangGraph do."""
+    """Converts values to bytes and back, as LangGraph's serializers do."""
 
     def dumps_typed(self, obj: Any, /) -> Typed: ...
 
@@ -56,8 +57,8 @@ class _Piece:
 class Splitter:
     """Splits the values of one checkpoint.
 
-    :ivar known: keys that are stored already: neither they nor what they name is stored again.
-    :ivar bodies: what has to be stored, by key.
+    :ivar known: keys that are already stored: neither they nor the values they name are stored again.
+    :ivar bodies: the values to store, by key.
     """
 
     serde: Serializer
@@ -65,7 +66,7 @@ class Splitter:
     bodies: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, value: Any) -> tuple[Reference, bytes]:
-        """Return how the checkpoint names a value, and what stands in the checkpoint itself."""
+        """Return the checkpoint's reference to a value, and the bytes stored in the checkpoint itself."""
         if type(value) is list and len(value) > 1 and not isinstance(value[0], int | float | str | None):
             typed = [self.serde.dumps_typed(one) for one in value]
             if sum(len(body) for _, body in typed) >= _SMALL_PIECE_BYTES * len(typed):
@@ -96,7 +97,7 @@ class Splitter:
 
 
 def keys_of(reference: Reference) -> Iterator[str]:
-    """Yield the keys that a checkpoint names itself."""
+    """Yield the keys that a checkpoint names directly."""
     if reference[0] == WHOLE:
         yield reference[1]
     elif reference[0] == LIST:
@@ -105,7 +106,7 @@ def keys_of(reference: Reference) -> Iterator[str]:
 
 
 class Pieces:
-    """The pieces that some checkpoints name, as they were read; nodes bring what they hold."""
+    """The pieces that some checkpoints name, as read so far; a node adds the pieces it contains."""
 
     def __init__(self) -> None:
         self._typed: dict[str, Typed] = {}
@@ -113,7 +114,7 @@ class Pieces:
         self._named: dict[str, list[str]] = {}
 
     def missing(self, keys: Collection[str]) -> list[str]:
-        """Return what is not read yet of some keys, and of what they name."""
+        """Return those of some keys, and of the keys they name, that have not been read yet."""
         found = dict[str, None]()
         waiting = list(keys)
         while waiting:
@@ -125,7 +126,7 @@ class Pieces:
         return list(found)
 
     def add(self, key: str, value: object) -> None:
-        """Take a piece.
+        """Add a piece.
 
         :raises ValueError: it is none.
         """
@@ -141,7 +142,7 @@ class Pieces:
                 self._typed[name] = (type_name, next(rest))
 
     def closure(self, keys: Collection[str]) -> set[str]:
-        """Return keys and all that they need; what a node holds itself is not needed beside it."""
+        """Return keys and all keys they need; pieces inside a node are not needed separately."""
         found = set[str]()
         waiting = list(keys)
         while waiting:
@@ -152,7 +153,7 @@ class Pieces:
         return found
 
     def value(self, reference: Reference, inline: bytes, serde: Serializer) -> Any:
-        """Return the value that a checkpoint names, made anew."""
+        """Rebuild the value that a checkpoint names."""
         if reference[0] == INLINE:
             return serde.loads_typed((reference[1], inline))
         if reference[0] == WHOLE:

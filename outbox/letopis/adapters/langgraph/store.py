@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Keep the long-term memory of LangGraph in a history."""
+"""Store LangGraph's long-term memory in a history."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from letopis.outbox import History, Records
 
 SPACE: Final = "langgraph.store"
-"""The records that hold the memory, if the caller names no others."""
+"""The default space of the records that hold the memory."""
 _AT_ONCE: Final = 200
 
 # Since 4.3.0. Before, labels were checked by the methods of the base class alone.
@@ -27,19 +27,19 @@ _validate = getattr(langgraph, "validate_op_namespace", lambda op: None)
 
 
 class LetopisStore(BaseStore):
-    """The memory of LangGraph, kept in a history. Synchronous and asynchronous, for any event loop and thread.
+    """A long-term memory for LangGraph on a history. Synchronous and asynchronous, for any event loop and thread.
 
     ::
 
         graph = builder.compile(checkpointer=LetopisSaver(history), store=LetopisStore(history))
 
-    A put is durable in the outbox when it returns, also while the history store is away. An item that the outbox does
-    not know, and every search, raise ``StoreUnavailable`` then, and are never empty.
+    A put is durable in the outbox when it returns, also while the history store is unavailable. During that time, a get
+    of an item that the outbox does not know, and every search, raise ``StoreUnavailable`` instead of returning nothing.
 
-    Filters are compared as Python does: an item without the key, or of another kind, does not match ``$gt`` and the
-    like. There are no vectors: ``query`` and ``index`` have no effect. There is no time to live.
+    Filters compare values as Python does: an item whose value is missing or of another type does not match ``$gt`` and
+    the like. There are no vectors: ``query`` and ``index`` have no effect. There is no time to live.
 
-    :param history: where it is kept. It is opened on first use, and not closed here.
+    :param history: where the memory is stored. It is opened on first use and not closed here.
     :param space: a name for the records that hold it. One history can hold several memories.
     """
 
@@ -54,12 +54,12 @@ class LetopisStore(BaseStore):
         return wait_for(self.history, lambda: self.abatch(ops))
 
     async def abatch(self, ops: Iterable[Any]) -> list[Any]:
-        """Read what operations ask for, then put and delete, all or none, and return the results in their order.
+        """Carry out the reads, then the puts and deletions, all or none, and return the results in order.
 
         Reads do not see the puts of the same batch. The last put under a key counts.
 
         :raises StoreUnavailable: only the history store could tell; nothing was written.
-        :raises InvalidInput: a value is no JSON object, or a namespace or key is too long; nothing was written.
+        :raises InvalidInput: a value is not a JSON object, or a namespace or key is too long; nothing was written.
         """
         given = list(ops)
         for op in given:
@@ -108,7 +108,7 @@ class LetopisStore(BaseStore):
 
 
 async def _created(records: Records, ops: Sequence[PutOp]) -> list[str | None]:
-    """Return when items were first put; ``None`` for new ones, and where it is not known."""
+    """Return when items were first put; ``None`` for new ones, and if it is not known."""
     try:
         found = await records.get_many([(op.namespace, op.key) for op in ops])
     except StoreUnavailable:

@@ -1,6 +1,6 @@
-"""Keep the conversations of Pydantic AI in a history; imported explicitly, needs ``letopis[pydantic-ai]``."""
+"""Store Pydantic AI's conversations in a history; imported explicitly, needs ``letopis[pydantic-ai]``."""
 
-try:  # only to say what is missing
+try:  # only to name what is missing
     import pydantic_ai.conversation_store as _store  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] != "pydantic_ai":

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Read the chain of entries that ends in one: along the path of its conversation, and beside it for branches."""
+"""Read the chain of entries that leads to one: along the path of its conversation, and off the path for branches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _PAGE: Final = 200
 
 
 class Chain:
-    """The entries from the newest one back, as far as they were followed.
+    """The entries followed so far, from the newest one back.
 
-    Each entry names the one before it. A redacted message names none: it is left out, and the chain goes on with the
+    Each entry names the one before it. A redacted message names none: it is left out, and the chain continues with the
     entry before it in the conversation.
 
     :ivar found: the newest first.
-    :ivar complete: ``False`` if the history store was away and the chain ends where the outbox does.
+    :ivar complete: ``False`` if the history store was unreachable and the chain ends where the outbox does.
     """
 
     def __init__(self, history: History, head_id: str | None, limit: int | None) -> None:
@@ -33,9 +33,9 @@ class Chain:
         self._skipping = False
 
     async def follow(self, conversation_id: str | None) -> None:
-        """Follow the chain, beginning in a conversation, if that is known.
+        """Follow the chain, starting in a conversation if it is known.
 
-        :raises LookupError: an entry is not there.
+        :raises LookupError: an entry does not exist.
         :raises StoreUnavailable: the history store is unreachable, and the outbox does not know where an entry is.
         """
         tried = set[tuple[str, str | None]]()
@@ -69,7 +69,7 @@ class Chain:
         return None if found is None else found.conversation_id
 
     async def _along(self, conversation_id: str, *, every: bool) -> None:
-        """Follow the chain backward through a conversation's messages, with ``every`` also those off the path."""
+        """Follow the chain backward through a conversation's messages; with ``every``, including those off the path."""
         before: str | None = None
         while not self._is_done():
             size = _PAGE if self._limit is None else min(_PAGE, self._limit - len(self.found))

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Turn entries of Pydantic AI's log into messages and back."""
+"""Convert entries of Pydantic AI's log to messages and back."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from letopis.store.model.messages import EMPTY, INSTRUCTIONS, Message, Role
 from letopis.store.model.parts import Content, File, Part, Reasoning, Text, ToolCall, ToolResult
 
 PROVIDER: Final = "pydantic_ai"
-"""What the metadata of a message calls this format, and its key for what belongs to the entry."""
+"""The name of this format in a message's metadata, and the metadata key for the entry's own fields."""
 _URLS: Final = frozenset({"image-url", "audio-url", "video-url", "document-url"})
 _COUNTS: Final = {"input_tokens": "input", "output_tokens": "output", "cache_read_tokens": "cached"}
 
 
 def message_of(entry: ConversationEntry) -> Message:
-    """Return the message that keeps an entry whole; its words, calls and results are understood.
+    """Convert an entry to a message that holds all of it, with its text, calls and results as parts.
 
-    :raises InvalidInput: the message holds what is no JSON, or the entry's id cannot be one.
+    :raises InvalidInput: the message holds a value that is not JSON, or the entry's id is not a valid message id.
     """
     if entry.kind != "message":
         raise InvalidInput("new_entries", f"are of the kind {entry.kind!r}, which this release does not know")
@@ -48,7 +48,7 @@ def message_of(entry: ConversationEntry) -> Message:
 
 
 def is_entry(message: RecordedMessage) -> bool:
-    """Return True if a message is an entry of Pydantic AI, and was not redacted."""
+    """Return True if a message is an entry of Pydantic AI and was not redacted."""
     return isinstance(message.message.metadata.get(PROVIDER), Mapping)
 
 
@@ -59,7 +59,7 @@ def parent_of(message: RecordedMessage) -> str | None:
 
 
 def entry_of(message: RecordedMessage, parent_id: str | None) -> ConversationEntry:
-    """Return a message as an entry; one that was edited since is built from its content."""
+    """Convert a message to an entry; one that was edited since is built from its content."""
     [(whole, own, _)] = with_own_items([message], PROVIDER)
     found = _built(whole) if own is None else ModelMessagesTypeAdapter.validate_python([own])[0]
     return ConversationEntry(id=message.id, parent_id=parent_id, message=found)
@@ -91,7 +91,7 @@ def _response_part(part: Mapping[str, Any]) -> Iterator[Part]:
         case "speech" if part.get("transcript"):
             yield Text(part["transcript"])
         case _:
-            return  # files, and tools that the provider runs: in the item alone
+            return  # files, and tools that the provider runs: only in the item
 
 
 def _prompt(part: Mapping[str, Any]) -> Iterator[Part]:

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Plan which events make the path of a conversation end in the head of its record."""
+"""Plan the events that make a conversation's path end at the head of its record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAGE = 50
 class PathChange:
     """What a write appends.
 
-    :ivar replace: the head is on a branch that has left the path, so that the path has to be replaced afterwards.
+    :ivar replace: the head is on a branch that has left the path, so the path has to be replaced afterwards.
     """
 
     events: tuple[Message | Body, ...]
@@ -54,7 +54,7 @@ async def plan_path(
 async def _beginning(
     history: History, conversation_id: str, parent: str | None, messages: Sequence[Message]
 ) -> tuple[Body, ...]:
-    """Return what comes before the entries of a conversation that has no record yet."""
+    """Return the predecessor of the entries of a conversation that has no record yet."""
     if parent is None:
         return () if messages else (ConversationStarted(),)
     found = await history.message(parent)
@@ -62,7 +62,7 @@ async def _beginning(
         raise KeyError(parent)
     if await history.conversation(conversation_id) is not None:
         raise InvalidInput("new_conversation_id", "was in use before: a fork needs a new id")
-    # Just after its event, an entry was the tip of the path, whatever has branched off since.
+    # Just after its event, an entry was the tip of the path, whatever has happened since.
     point = ForkPoint(conversation_id=found.conversation_id, version=found.version, event_id=found.event_id)
     return (ConversationStarted(forked_from=point.to_data()),)
 
@@ -70,8 +70,8 @@ async def _beginning(
 async def _find(history: History, conversation_id: str, entry_id: str | None) -> str:
     """Return where an entry is: at the tip of the path, on the path before it, or off the path.
 
-    While the history store is unreachable, what the outbox does not hold counts as on the path: going back to it
-    has no effect if it is not.
+    While the history store is unreachable, entries that the outbox does not hold count as on the path; if one is not,
+    going back to it has no effect.
     """
     before: str | None = None
     tip = True

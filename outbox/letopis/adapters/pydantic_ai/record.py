@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Keep the record of a conversation of Pydantic AI in a record of the conversation."""
+"""Store Pydantic AI's conversation record in a record of the conversation."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def _adapter() -> TypeAdapter[ConversationRecord]:
 
 
 def to_json(record: ConversationRecord) -> dict[str, Any]:
-    """Return a record as it is stored."""
+    """Return a record in its stored form."""
     dumped = _adapter().dump_python(record, mode="json")
     return cast("dict[str, Any]", to_jsonable_python(dumped, inf_nan_mode="null"))
 
 
 def from_json(value: Any) -> ConversationRecord:
-    """Return what :func:`to_json` made."""
+    """Return the record that :func:`to_json` converted."""
     return _adapter().validate_python(value)
 
 
 def tags_of(scope: str | None) -> Mapping[str, Tag]:
-    """Return the tags by which the records of a scope are found; those of all scopes for ``None``."""
+    """Return the tags that find the records of a scope, or of all scopes for ``None``."""
     return {_KIND: KEY} if scope is None else {_KIND: KEY, _SCOPE: _short(scope)}
 
 
 def _short(scope: str) -> str:
-    """Return a scope as a tag: the digest of a long one."""
+    """Return a scope as a tag; for a long one, its digest."""
     encoded = scope.encode()
     return scope if len(encoded) < MAX_TAG_BYTES // 2 else f"#{sha256(encoded).hexdigest()}"

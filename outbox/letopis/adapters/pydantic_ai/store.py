@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Offer a history to Pydantic AI as a conversation store."""
+"""Provide a history to Pydantic AI as a conversation store."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from letopis.store.cancellation import run_to_completion
 logger = logging.getLogger("letopis.adapters.pydantic_ai")
 
 _REMEMBERED: Final = 10_000
-"""Entries of which the store remembers in which conversation they are."""
+"""How many entries' conversations the store remembers."""
 _is_new: ContextVar[bool] = ContextVar("letopis_pydantic_ai_is_new", default=False)
 _may_be_partial: ContextVar[bool] = ContextVar("letopis_pydantic_ai_may_be_partial", default=False)
 
@@ -54,24 +54,27 @@ class LetopisConversationStore(ConversationStore):
         result = await agent.run("What is tea?", conversation=conversation)
         await store.save(result, scope="user-42")
 
-    A save is one transaction in the outbox: its entries and the record, or a conflict and neither. It is durable when
-    it returns, whether or not the history store can be reached. Writing the same revision again has no effect.
+    A save is one outbox transaction: it writes its entries and the record, or raises a conflict and writes neither. It
+    is durable when it returns, whether or not the history store can be reached. Writing the same revision again has no
+    effect.
 
-    The path of the conversation follows the record's head: what a branch leaves is off the path, and stays in the log.
-    Messages that something else appended to the conversation are no entries, and are not loaded.
+    The path of the conversation follows the record's head: what a branch leaves behind is off the path, and stays in
+    the log. Messages that another program appended to the conversation are not entries, and are not loaded.
 
-    The scope is the owner of the conversation. A fork reads what it shares with its parent without copying it.
+    The scope is the owner of the conversation. A fork reads the messages that it shares with its parent without copying
+    them.
 
-    A conversation that neither the outbox nor the history store can tell about raises ``StoreUnavailable``, and is
-    never ``None``.
+    If neither the outbox nor the history store can say whether a conversation exists, ``StoreUnavailable`` is raised;
+    the result is never ``None``.
 
-    :param history: it is opened on first use, and not closed here.
-    :param confirm: ``"store"`` if several outboxes write the same conversations: a save waits for the history store,
-        and raises ``ConversationConflict`` if another outbox was first. By default the next load shows it.
+    :param history: opened on first use, not closed here.
+    :param confirm: ``"store"`` if several outboxes write the same conversations: a save then waits for the history
+        store, and raises ``ConversationConflict`` if another outbox was first. By default the next load shows the
+        conflict.
     :param timeout: with ``confirm``: seconds to wait.
     :param require_complete: ``True`` to raise ``StoreUnavailable`` from :meth:`load` while the history store is
-        unreachable and the outbox does not hold all messages; by default it loads those that the outbox retains, and
-        a save goes on from them.
+        unreachable and the outbox does not hold all messages; by default it loads those that the outbox retains, and a
+        save continues from them.
     """
 
     def __init__(
@@ -95,9 +98,9 @@ class LetopisConversationStore(ConversationStore):
     async def load(
         self, conversation_id: str, *, limit: int | None = None, scope: str | None = None
     ) -> Conversation | None:
-        """Return a conversation; ``None`` only if it is known that there is none.
+        """Return a conversation; ``None`` only if it certainly does not exist.
 
-        While the history store is unreachable, with the newest messages that the outbox retains, as with a ``limit``.
+        While the history store is unreachable, it has the newest messages that the outbox retains, as with a ``limit``.
 
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the conversation; with
             ``require_complete`` also if it does not hold all messages.
@@ -111,10 +114,10 @@ class LetopisConversationStore(ConversationStore):
     async def save(
         self, conversation: Conversation | AgentRunResult[Any], *, scope: str | None = None
     ) -> list[ConversationEntry]:
-        """Store what is new of a conversation, and return the entries.
+        """Store the new part of a conversation, and return its entries.
 
-        One that was not loaded is saved while the history store is unreachable, too. If there is one of its id after
-        all, that one is not changed, and the entries stay in the log.
+        A conversation that was not loaded can be saved while the history store is unreachable, too. If one with its id
+        exists after all, that one is not changed, and the entries stay in the log.
 
         :raises ConversationConflict: it was saved or deleted since it was loaded; nothing was written.
         :raises LetopisError: as for :meth:`write_record`.
@@ -127,7 +130,7 @@ class LetopisConversationStore(ConversationStore):
             _is_new.reset(token)
 
     async def read_record(self, conversation_id: str) -> ConversationRecord | None:
-        """Return the record of a conversation; ``None`` only if it is known that there is none.
+        """Return the record of a conversation; ``None`` only if it certainly does not exist.
 
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
         """
@@ -146,7 +149,7 @@ class LetopisConversationStore(ConversationStore):
         return record
 
     async def read_records(self, *, scope: str | None = None, limit: int | None = None) -> Sequence[ConversationRecord]:
-        """Return records, those that were saved last first.
+        """Return records, the most recently saved first.
 
         :raises StoreUnavailable: the history store does not answer.
         """
@@ -176,10 +179,10 @@ class LetopisConversationStore(ConversationStore):
     ) -> None:
         """Store a record and new entries in one transaction, which a cancelled caller does not interrupt.
 
-        :raises ConversationConflict: the stored revision is another one, or the head is no stored entry; nothing was
+        :raises ConversationConflict: the stored revision is different, or the head is not a stored entry; nothing was
             written. With ``confirm``, entries that lost against another outbox stay in the log.
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
-        :raises NotConfirmed: with ``confirm``: written, and not delivered within ``timeout``.
+        :raises NotConfirmed: with ``confirm``: written, but not delivered within ``timeout``.
         :raises LetopisError: as for ``History.append``.
         """
         receipt = await run_to_completion(self._write(record, new_entries, expected_revision))
@@ -193,7 +196,7 @@ class LetopisConversationStore(ConversationStore):
     async def delete_record(self, conversation_id: str, *, expected_revision: str) -> None:
         """Erase a conversation: its record and its messages, except those that a fork reads. The id can be used again.
 
-        :raises ConversationConflict: the stored revision is another one; nothing was written.
+        :raises ConversationConflict: the stored revision is different; nothing was written.
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
         """
         stored = await self._stored(conversation_id)
@@ -217,7 +220,7 @@ class LetopisConversationStore(ConversationStore):
 
         A redacted message is left out.
 
-        :raises LookupError: one of them is not there.
+        :raises LookupError: one of them does not exist.
         :raises StoreUnavailable: the history store does not answer, and the outbox does not hold all of them.
         """
         chain = Chain(self._history, head_id, limit)
@@ -236,9 +239,9 @@ class LetopisConversationStore(ConversationStore):
         except StoreUnavailable:
             if expected_revision is not None:
                 raise
-            stored = None  # the history store decides on delivery whether it is new
+            stored = None  # on delivery, the history store decides whether it is new
         if stored is not None and stored.value["revision"] == record.revision:
-            return None  # a retry of what is written
+            return None  # a retry of a completed write
         if (None if stored is None else stored.value["revision"]) != expected_revision:
             raise ConversationConflict(conversation_id)
         change = await self._plan(record, new_entries, stored)
@@ -272,7 +275,7 @@ class LetopisConversationStore(ConversationStore):
             raise ConversationConflict(record.conversation_id) from error
 
     async def _show(self, conversation_id: str, record: ConversationRecord) -> None:
-        """Put the branch that the head is on back on the path; what was saved does not depend on it."""
+        """Put the head's branch back on the path; the save does not depend on this."""
         try:
             chain = Chain(self._history, record.head_id, None)
             await chain.follow(conversation_id)
@@ -295,7 +298,7 @@ class LetopisConversationStore(ConversationStore):
         return await self._history.records(conversation=conversation_id).get(NAMESPACE, KEY)
 
     def _remember(self, entry_id: str, conversation_id: str) -> None:
-        """Remember where an entry can be read: in a fork also after its parent was erased."""
+        """Remember where an entry can be read; in a fork, even after its parent was erased."""
         self._homes[entry_id] = conversation_id
         self._homes.move_to_end(entry_id)
         if len(self._homes) > _REMEMBERED:

@@ -1,6 +1,6 @@
 """Record what a client of Pyrogram or its fork Kurigram receives and sends; needs ``letopis[pyrogram]``."""
 
-try:  # only to say what is missing
+try:  # only to name what is missing
     import pyrogram as _pyrogram  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     if error.name != "pyrogram":

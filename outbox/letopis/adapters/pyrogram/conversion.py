@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""Turn Pyrogram's objects and exceptions into what the recorders take: the form of the Bot API."""
+"""Convert Pyrogram's objects and exceptions to the form that the recorders expect, that of the Bot API."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ METHODS: Final[Mapping[str, str]] = {
     "edit_message_caption": "editMessageCaption",
     "delete_messages": "deleteMessages",
 }
-"""The methods of a client that are recorded, and what the Bot API calls them."""
+"""The recorded methods of a client, and their names in the Bot API."""
 _PLACED: Final = ("chat_id", "message_thread_id", "direct_messages_topic_id", "business_connection_id")
 _KEPT: Final = (*_PLACED, "text", "caption", "message_id", "message_ids", *MEDIA)
 _UNKNOWN: Final = (ConnectionError, TimeoutError, OSError)
 
 
 def raw_message(message: Any) -> dict[str, Any]:
-    """Return a message as the Bot API would send it, as far as a history needs it."""
+    """Return a message as the Bot API would send it, with the fields that a history needs."""
     made: dict[str, Any] = {"message_id": message.id, "date": _seconds(message.date)}
     if message.chat is not None:
         kind = getattr(message.chat.type, "name", "").lower()
@@ -69,7 +69,7 @@ def raw_message(message: Any) -> dict[str, Any]:
 
 
 def update_id(kind: str, *names: object) -> int:
-    """Return a number for an update, which MTProto gives none: the same for the same update."""
+    """Return an id for an update, because MTProto gives none: the same for the same update."""
     told = "\n".join(str(one) for one in (kind, *names))
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8]) >> 1
 
@@ -89,14 +89,14 @@ def result_of(result: Any) -> Any:
 
 
 def failure_from(error: BaseException) -> Failure | None:
-    """Return what an exception means; ``None`` if it is none of a call."""
+    """Return what an exception means; ``None`` if it does not come from a call."""
     if isinstance(error, FloodWait):
         wait = error.value if isinstance(error.value, int | float) else 1
         return Failure(ending="retry", reason="Telegram: 420 FLOOD_WAIT", seconds=float(wait))
     if isinstance(error, RPCError):
         name = str(error.ID or type(error).__name__)
         found = failure_of(int(error.CODE or 400), name)
-        # Said in other words than those of the Bot API.
+        # Worded differently than in the Bot API.
         blocked = name in ("USER_IS_BLOCKED", "PEER_ID_INVALID", "INPUT_USER_DEACTIVATED", "CHAT_WRITE_FORBIDDEN")
         return Failure(
             ending=found.ending,
@@ -131,7 +131,7 @@ def _entities_of(message: Any) -> list[dict[str, Any]]:
 
 
 def _is_topic(message: Any) -> bool:
-    """Return True if a message is in a topic of a forum; the thread of a reply is none."""
+    """Return True if a message is in a forum topic; the thread of a reply does not count."""
     if getattr(message, "message_thread_id", None) is None:
         return False
     return bool(getattr(message, "topic_message", None) or getattr(message, "is_topic_message", None))
@@ -149,7 +149,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return {"name": value.name}
     if isinstance(value, str):
-        # A file by its path, or one that Telegram has by its id.
+        # A file by its path, or an uploaded one by its id.
         return {"name": Path(value).name} if "/" in value and "://" not in value and len(value) < 1024 else str(value)
     if isinstance(value, int | float | bool):
         return value

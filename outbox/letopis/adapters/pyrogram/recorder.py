@@ -45,7 +45,7 @@ _REMEMBERED: Final = 10_000
 
 
 class LetopisRecorder:
-    """Records the chats of one client, and gives handlers their history.
+    """Records the chats of one client, and gives handlers access to their history.
 
     ::
 
@@ -57,15 +57,16 @@ class LetopisRecorder:
             history = await recorder.chat(message)
             await recorder.smart_send(message, await ask_model(await history.messages(last=20)))
 
-    Messages, edits and deletions are recorded in a handler that runs before those of the bot, and what the client sends
-    before and after, by whatever method: ``message.reply`` too. The client tells Telegram that it has an update before
-    any handler runs, so a kill at that moment can lose one; the adapters for the Bot API do not.
+    Incoming messages, edits and deletions are recorded in a handler that runs before the bot's own. What the client
+    sends, by any method, ``message.reply`` included, is recorded before and after it is sent. The client acknowledges
+    an update to Telegram before any handler runs, so a kill at that moment can lose it; the adapters for the Bot API do
+    not have this gap.
 
-    :param history: the outbox by path, or a history, which is not closed, and whose ``on_stuck`` is yours.
+    :param history: the outbox by path, or a history, which is not closed and keeps its own ``on_stuck``.
     :param store: with a path, the history store, by URL or path.
-    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``.
-    :param threshold: UTF-16 units up to which smart send sends a message.
-    :param preview: UTF-16 units of the preview of what goes as a file.
+    :param files: the folder for answers that smart send sends as files; by default ``<outbox>.files``.
+    :param threshold: the longest answer that smart send sends as a message, in UTF-16 units.
+    :param preview: UTF-16 units of the preview of an answer that is sent as a file.
     :param titles: name a conversation after its first question.
     :param commands_are_messages: record commands as part of the conversation, too.
     :param options: with a path, further parameters of :class:`~letopis.outbox.History`.
@@ -107,14 +108,14 @@ class LetopisRecorder:
         await self.close()
 
     async def close(self) -> None:
-        """Close the history that this has opened; with the event loop, it closes by itself."""
+        """Close the history if the recorder opened it; it also closes when the event loop ends."""
         if self._owned:
             await self.history.close()
 
     def attach(self, client: Client) -> None:
-        """Record what a client receives and sends from now on.
+        """From now on, record what a client receives and sends.
 
-        :raises InvalidInput: it is connected to a client already.
+        :raises InvalidInput: it is already connected to a client.
         """
         if self._client is not None:
             raise InvalidInput("client", "is connected already: make a recorder for each client")
@@ -123,7 +124,7 @@ class LetopisRecorder:
         client.add_handler(handlers.EditedMessageHandler(self._on_edited), GROUP)
         client.add_handler(handlers.DeletedMessagesHandler(self._on_deleted), GROUP)
         for name, method in METHODS.items():
-            # On the instance, where the methods of messages call it, too.
+            # On the instance, so that the methods of messages call it, too.
             setattr(client, name, self._recording(method, getattr(client, name)))
 
     # Use.
@@ -142,7 +143,7 @@ class LetopisRecorder:
         return self._parts
 
     async def chat(self, message: Any) -> ChatHistory:
-        """Return the history of the chat that a message is in; its conversation is the one that the message is in.
+        """Return the chat history for a message, with the conversation that the message is in.
 
         :raises InvalidInput: the message has no chat, or the client has not started.
         """
@@ -184,7 +185,7 @@ class LetopisRecorder:
             current_update.reset(token)
 
     async def tell(self, incident: Incident) -> None:
-        """Tell the user of an incident, in their language: for ``on_stuck`` and ``on_recovered`` of a history."""
+        """Notify the user of an incident, in their language; for ``on_stuck`` and ``on_recovered`` of a history."""
         notice = await notice_for(incident, self.parts.chats, self.parts.local)
         if notice is not None:
             with unrecorded():
@@ -193,7 +194,7 @@ class LetopisRecorder:
     # Incoming.
 
     async def _on_message(self, _: Client, message: Any) -> None:
-        # What the account itself writes comes back as an update; it is recorded as it is sent.
+        # What the account itself sends comes back as an update, but is already recorded on sending.
         if not getattr(message, "outgoing", False) and message.chat is not None:
             given = raw_message(message)
             await self._record("message", message, given, update_id("message", message.chat.id, message.id))
@@ -216,7 +217,7 @@ class LetopisRecorder:
     async def _record(self, kind: str, message: Any, given: Mapping[str, Any], number: int) -> None:
         try:
             recorded = await self.parts.incoming.record({"update_id": number, kind: dict(given)})
-            await self.parts.incoming.handled(number)  # the client asks for what it missed by itself
+            await self.parts.incoming.handled(number)  # the client fetches missed updates on its own
         except LetopisError as error:
             logger.error("a message is handled, and not recorded: %s", error)  # noqa: TRY400 - the error says it all
             return
@@ -227,7 +228,7 @@ class LetopisRecorder:
     # Outgoing.
 
     def _recording(self, method: str, send: Any) -> Any:
-        """Return a method of the client that records what it sends, edits or deletes."""
+        """Wrap a method of the client so that what it sends, edits or deletes is recorded."""
         signature = inspect.signature(send)
 
         @functools.wraps(send)
@@ -236,7 +237,7 @@ class LetopisRecorder:
             intent = await outgoing.before(method, payload_of(signature.bind(*args, **kwargs).arguments))
             try:
                 result = await send(*args, **kwargs)
-            except BaseException as error:  # a cancellation too: Telegram may have carried it out
+            except BaseException as error:  # cancellations too: Telegram may have carried out the call
                 unknown = Failure(ending="unknown", reason=type(error).__name__)
                 await outgoing.failed(intent, failure_from(error) or unknown)
                 raise

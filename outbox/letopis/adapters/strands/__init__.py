@@ -1,8 +1,8 @@
-"""Keep the sessions of Strands Agents in a history; imported explicitly, needs ``letopis[strands]``."""
+"""Store the sessions of Strands Agents in a history; imported explicitly, needs ``letopis[strands]``."""
 
 from letopis.adapters._messages import missing
 
-try:  # only to say what is missing
+try:  # only to name what is missing
     import strands as _strands  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     if error.name != "strands":

@@ -1,4 +1,4 @@
-"""Name the records that hold what Strands stores under keys with slashes."""
+"""Map Strands' storage keys, which contain slashes, to records."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Final
 
 ROOT: Final = "strands"
 _DEEPEST: Final = 2
-"""How many labels of a key are its namespace: records of one are delivered in order, such as those of a session."""
+"""How many labels of a key form its namespace. Records of one namespace, as of a session, are delivered in order."""
 
 Place = tuple[tuple[str, ...], str]
 """Namespace and key of a record."""
 
 
 def place_of(key: str) -> Place:
-    """Return where a key is kept. Slashes are read as Strands' own storages read them.
+    """Return the place of a key. Slashes are interpreted as in Strands' own storages.
 
-    :raises ValueError: the key is empty, or has a backslash or a ``..`` in it.
+    :raises ValueError: the key is empty, or contains a backslash or ``..``.
     """
     labels = [label for label in _checked(key).split("/") if label]
     if not labels:
@@ -25,15 +25,15 @@ def place_of(key: str) -> Place:
 
 
 def key_at(place: Place) -> str:
-    """Return the key that is kept at a place."""
+    """Return the key of a place."""
     namespace, key = place
     return "/".join((*namespace[1:], key))
 
 
 def range_of(prefix: str) -> tuple[tuple[str, ...], str]:
-    """Return the namespace below which all keys with a prefix are, and the prefix as the keys are written.
+    """Return the namespace that contains all keys with a prefix, and the prefix in its normal form.
 
-    :raises ValueError: the prefix has a backslash or a ``..`` in it.
+    :raises ValueError: the prefix contains a backslash or ``..``.
     """
     labels = _checked(prefix).split("/")
     whole = [label for label in labels[:-1] if label]

@@ -16,19 +16,19 @@ from letopis.store.model.messages import Role
 from letopis.store.model.parts import Content, Part, Reasoning, UnknownPart
 
 PROVIDER: Final = "strands"
-"""What the metadata of a message calls this format."""
+"""The name of this format in a message's metadata."""
 AGENT: Final = "strands.agent"
-"""The key of a message's metadata that names its agent."""
+"""The metadata key of a message's agent."""
 NUMBER: Final = "strands.number"
-"""The key of a message's metadata that holds its number among those of the agent."""
+"""The metadata key of a message's number within its agent."""
 _UPDATED: Final = "strands.session_message"
-"""The type of the part that holds the whole of a message that Strands has replaced."""
+"""The type of the part that holds the full replacement after Strands has replaced a message."""
 
 
 def to_message(agent_id: str, given: SessionMessage) -> Message:
-    """Return the message that one of an agent becomes, with the whole of it in its metadata.
+    """Convert an agent's message to one that holds all of it in its metadata.
 
-    :raises InvalidInput: it holds what is no JSON.
+    :raises InvalidInput: the message holds a value that is not JSON.
     """
     item = given.to_dict()
     content, role = _understood(item)
@@ -37,9 +37,9 @@ def to_message(agent_id: str, given: SessionMessage) -> Message:
 
 
 def updated_content(given: SessionMessage) -> Content:
-    """Return the content that a message gets when Strands replaces it.
+    """Return the content of a message that Strands has replaced.
 
-    Readers of the history see what is shown in its place. The last part is the whole, for :func:`from_recorded`.
+    Readers of the history see the replacement. The last part holds all of it, for :func:`from_recorded`.
     """
     item = given.to_dict()
     content, _ = _understood(item)
@@ -48,12 +48,12 @@ def updated_content(given: SessionMessage) -> Content:
 
 
 def number_of(recorded: RecordedMessage) -> int:
-    """Return the number of a message among those of its agent."""
+    """Return the number of a message within its agent."""
     return int(recorded.message.metadata[NUMBER])
 
 
 def from_recorded(recorded: RecordedMessage) -> SessionMessage:
-    """Return a message of an agent as Strands gave it; one that something else has edited, with its text and calls."""
+    """Return an agent's message as Strands passed it; one that another program has edited, with its text and calls."""
     content = recorded.message.content
     if isinstance(content, tuple) and content and isinstance(content[-1], UnknownPart):
         last = content[-1].value
@@ -69,7 +69,7 @@ def from_recorded(recorded: RecordedMessage) -> SessionMessage:
 
 
 def _understood(item: Mapping[str, Any]) -> tuple[Content, Role]:
-    """Return the content and the role by which a history knows a message: those of what is shown in its place."""
+    """Return the content and role of a message in the history, those of its replacement if it was replaced."""
     message = item["message"] if item.get("redact_message") is None else item["redact_message"]
     blocks = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
@@ -100,7 +100,7 @@ def _part(block: Mapping[str, Any]) -> Part:
 
 
 def _output(content: Any) -> Any:
-    """Return what a tool answered: its text, or its one value; else the blocks."""
+    """Return a tool's output: its text, or its single value, or else the blocks."""
     match content:
         case [{"text": str(text)}]:
             return text

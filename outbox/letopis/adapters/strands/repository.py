@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Give Strands' session managers a repository in a history; synchronous, as Strands wants it."""
+"""Provide Strands' session managers with a repository in a history; synchronous, as Strands requires."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ class LetopisSessionRepository(SessionRepository):
         repository = LetopisSessionRepository(History("bot.outbox.db", own_thread=True))
         agent = Agent(session_manager=RepositorySessionManager("chat-1", session_repository=repository))
 
-    Each message is durable before the agent goes on, whether or not the history store can be reached. The state of
-    agents and of multi-agents is kept in records of the conversation, and erased with it. One repository serves any
-    number of sessions and threads.
+    Each message is durable before the agent continues, whether or not the history store can be reached. The state of
+    agents and multi-agents is kept in records of the conversation, and erased with it. One repository serves any number
+    of sessions and threads.
 
-    Messages that something else appended to the conversation are not given to agents, because these number their
+    Messages that another program appended to the conversation are not passed to agents, because agents number their
     messages themselves.
 
-    All methods raise ``SessionException``, with Letopis' error as its cause: something cannot be stored, the outbox is
-    full, or the history store is unreachable and the outbox alone cannot tell what is there. Nothing was written then.
+    All methods raise ``SessionException``, with Letopis' error as its cause, if something cannot be stored, if the
+    outbox is full, or if the history store is unreachable and the outbox alone does not suffice. Nothing was written
+    then.
 
-    :param history: it is not closed by the repository. Called in the event loop that the history is open in, the
-        methods raise ``InHomeLoop``: open it with ``own_thread=True``.
-    :param owner: whose conversations they are, or a function that tells it from the session id.
+    :param history: not closed by the repository. In the event loop in which the history is open, the methods raise
+        ``InHomeLoop``: open it with ``own_thread=True``.
+    :param owner: the owner of the conversations, or a function that derives it from the session id.
     """
 
     def __init__(self, history: History, *, owner: Owner | Callable[[str], Owner | None] | None = None) -> None:
@@ -55,51 +56,51 @@ class LetopisSessionRepository(SessionRepository):
     def create_session(self, session: Session, **kwargs: Any) -> Session:
         """Create a session.
 
-        :raises SessionException: it exists.
+        :raises SessionException: it already exists.
         """
         return self._run(lambda: self._sessions.create(session))
 
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
-        """Return a session; ``None`` only if it is known that there is none."""
+        """Return a session; ``None`` only if it certainly does not exist."""
         return self._run(lambda: self._sessions.read(session_id))
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
-        """Erase a session with all of its messages; the id can be used again.
+        """Erase a session with all its messages; the id can be used again.
 
-        :raises SessionException: there is none.
+        :raises SessionException: it does not exist.
         """
         self._run(lambda: self._sessions.delete(session_id))
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Create an agent in a session.
 
-        :raises SessionException: it exists.
+        :raises SessionException: it already exists.
         """
         self._run(lambda: self._sessions.create_agent(session_id, session_agent))
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
-        """Return an agent; ``None`` only if it is known that there is none."""
+        """Return an agent; ``None`` only if it certainly does not exist."""
         return self._run(lambda: self._sessions.read_agent(session_id, agent_id))
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
-        """Put an agent in place of the one that is there; ``created_at`` stays.
+        """Replace the stored agent; ``created_at`` is kept.
 
-        :raises SessionException: there is none.
+        :raises SessionException: it does not exist.
         """
         self._run(lambda: self._sessions.update_agent(session_id, session_agent))
 
     def create_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
-        """Append a message. If two processes give one number twice, both messages are kept."""
+        """Append a message. If two processes use the same number, both messages are kept."""
         self._run(lambda: self._sessions.create_message(session_id, agent_id, session_message))
 
     def read_message(self, session_id: str, agent_id: str, message_id: int, **kwargs: Any) -> SessionMessage | None:
-        """Return the message of a number, the newest one if there are several."""
+        """Return the message with a number, the newest one if there are several."""
         return self._run(lambda: self._sessions.read_message(session_id, agent_id, message_id))
 
     def update_message(self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any) -> None:
-        """Put a message in place of the one of its number; ``created_at`` stays, and the log keeps the old one.
+        """Replace the message with the same number; ``created_at`` is kept, and the log keeps the old content.
 
-        :raises SessionException: there is none.
+        :raises SessionException: it does not exist.
         """
         self._run(lambda: self._sessions.update_message(session_id, agent_id, session_message))
 
@@ -108,26 +109,26 @@ class LetopisSessionRepository(SessionRepository):
     ) -> list[SessionMessage]:
         """Return the messages of an agent from number ``offset`` on, oldest first, at most ``limit``.
 
-        While the history store is unreachable, those that the outbox retains.
+        While the history store is unreachable, only those that the outbox retains.
         """
         return self._run(lambda: self._sessions.list_messages(session_id, agent_id, limit=limit, offset=offset))
 
     def create_multi_agent(self, session_id: str, multi_agent: MultiAgentBase, **kwargs: Any) -> None:
         """Create the state of a multi-agent in a session.
 
-        :raises SessionException: it exists.
+        :raises SessionException: it already exists.
         """
         state = multi_agent.serialize_state()
         self._run(lambda: self._sessions.create_multi_agent(session_id, multi_agent.id, state))
 
     def read_multi_agent(self, session_id: str, multi_agent_id: str, **kwargs: Any) -> dict[str, Any] | None:
-        """Return the state of a multi-agent; ``None`` only if it is known that there is none."""
+        """Return the state of a multi-agent; ``None`` only if it certainly does not exist."""
         return self._run(lambda: self._sessions.read_multi_agent(session_id, multi_agent_id))
 
     def update_multi_agent(self, session_id: str, multi_agent: MultiAgentBase, **kwargs: Any) -> None:
-        """Put the state of a multi-agent in place of the one that is there.
+        """Replace the state of a multi-agent.
 
-        :raises SessionException: there is none.
+        :raises SessionException: it does not exist.
         """
         state = multi_agent.serialize_state()
         self._run(lambda: self._sessions.update_multi_agent(session_id, multi_agent.id, state))

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Keep a session of Strands: its messages in a conversation, and the state of its agents in records beside them."""
+"""Store a Strands session: its messages in a conversation, and the state of its agents in records beside them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _AGENTS: Final = ("strands", "agents")
 _MULTI_AGENTS: Final = ("strands", "multi_agents")
 _PAGE: Final = 100
 _REMEMBERED: Final = 1024
-"""Agents and multi-agents that are known to be there, so that a run that updates one need not ask the history store."""
+"""How many agents and multi-agents are known to exist, so that updating one does not ask the history store."""
 
 
 class Sessions:
     """The sessions in a history; asynchronous.
 
-    :param owner: whose conversations they are, or a function that tells it from the session id.
+    :param owner: the owner of the conversations, or a function that derives it from the session id.
     """
 
     def __init__(self, history: History, owner: Owner | Callable[[str], Owner | None] | None) -> None:
@@ -113,7 +113,7 @@ class Sessions:
         return value
 
     async def _there_since(self, session_id: str, namespace: tuple[str, ...], key: str) -> str | None:
-        """Return when something was created; ``None`` if it is not there."""
+        """Return when something was created; ``None`` if it does not exist."""
         if (session_id, namespace, key) not in self._known:
             await self._read(session_id, namespace, key)
         return self._known.get((session_id, namespace, key))
@@ -123,10 +123,10 @@ class Sessions:
         return next((one for one in reversed(there) if number_of(one) == number), None)
 
     async def _messages(self, session_id: str, agent_id: str, *, first: int) -> list[RecordedMessage]:
-        """Return the messages of an agent from a number on, and perhaps some before, oldest first.
+        """Return the messages of an agent from a number on, and perhaps some earlier ones, oldest first.
 
-        :raises StoreUnavailable: the history store is unreachable, and the outbox retains none: the agent would count
-            from 0 again.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox retains none; the agent would
+            otherwise count from 0 again.
         """
         where, found, before = Filter(metadata={AGENT: agent_id}), list[RecordedMessage](), None
         while True:

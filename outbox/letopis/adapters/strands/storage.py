@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Keep the bytes that Strands stores under keys in a history."""
+"""Store the bytes that Strands keeps under keys in a history."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ _AT_ONCE = 500
 
 
 class LetopisStorage(Storage):
-    """A ``Storage`` of Strands: snapshots of sessions, memory and all else that the SDK keeps as bytes under keys.
+    """A Strands ``Storage``: session snapshots, memory and everything else that the SDK stores as bytes under keys.
 
     ::
 
         storage = LetopisStorage(History("bot.outbox.db", own_thread=True))
         agent = Agent(session_manager=SnapshotSessionManager("chat-1", storage=storage))
 
-    A write is durable when it returns, whether or not the history store can be reached. A read never answers ``None``
-    for a key of which it does not know whether it is there: an agent would start its session from the beginning.
+    A write is durable when it returns, whether or not the history store can be reached. A read never returns ``None``
+    for a key that may exist, because the agent would then start its session over.
 
-    Keys are read as by Strands' own storages: slashes separate labels, several count as one, and ``..`` is refused.
+    Keys are interpreted as in Strands' own storages: slashes separate labels, several count as one, and ``..`` is
+    refused.
 
-    :param history: it is not closed by the storage. Strands runs an event loop for each synchronous call: open it with
+    :param history: not closed by the storage. Strands runs an event loop for each synchronous call: open it with
         ``own_thread=True``.
-    :param space: a name for the records that hold it. One history can hold several storages.
+    :param space: a name for the records that hold the bytes. One history can hold several storages.
     """
 
     def __init__(self, history: History, *, space: str = ROOT) -> None:
@@ -42,19 +43,19 @@ class LetopisStorage(Storage):
         self._records = history.records(space=space)
 
     async def write(self, key: str, data: bytes) -> None:
-        """Put bytes under a key in place of those that are there. At most 64 MiB.
+        """Store bytes under a key, at most 64 MiB, replacing any existing ones.
 
-        :raises StorageError: the key cannot be one, or the outbox is full or cannot be written; nothing was written.
+        :raises StorageError: the key is not valid, or the outbox is full or cannot be written; nothing was written.
         """
         with _errors_of("write", key):
             namespace, name = place_of(key)
             await run_to_completion(self._records.put(namespace, name, bytes(data)))
 
     async def read(self, key: str) -> bytes | None:
-        """Return the bytes under a key; ``None`` only if it is known that there are none.
+        """Return the bytes under a key; ``None`` only if there certainly are none.
 
-        :raises StorageError: the history store is unreachable, and the outbox does not know the key; or the key cannot
-            be one.
+        :raises StorageError: the history store is unreachable, and the outbox does not know the key; or the key is not
+            valid.
         """
         with _errors_of("read", key):
             record = await self._records.get(*place_of(key))
@@ -63,13 +64,13 @@ class LetopisStorage(Storage):
     async def delete(self, key: str) -> None:
         """Delete the bytes under a key, if there are any.
 
-        :raises StorageError: the key cannot be one, or the outbox is full or cannot be written.
+        :raises StorageError: the key is not valid, or the outbox is full or cannot be written.
         """
         with _errors_of("delete", key):
             await run_to_completion(self._records.delete(*place_of(key)))
 
     async def list(self, query: str = "") -> builtins.list[str]:
-        """Return all keys that begin with a text, in order.
+        """Return all keys with a prefix, in order.
 
         :raises StorageError: the history store is unreachable.
         """

@@ -1,6 +1,6 @@
-"""Keep the chats of a bot on python-telegram-bot in a history; needs ``letopis[telegram]``."""
+"""Record the chats of a python-telegram-bot application in a history; needs ``letopis[telegram]``."""
 
-try:  # only to say what is missing
+try:  # only to name what is missing
     import telegram.ext as _telegram  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
     if error.name not in ("telegram", "telegram.ext"):

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Build an application whose queue, update processor and rate limiter record."""
+"""Build an application whose queue, update processor and rate limiter record updates and messages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from letopis.store import InvalidInput
 
 
 class RecordingBuilder(ApplicationBuilder[Any, Any, Any, Any, Any, Any]):
-    """An ``ApplicationBuilder``, made by ``LetopisChats.builder()``.
+    """An ``ApplicationBuilder``, created by ``LetopisChats.builder()``.
 
-    A rate limiter and an update processor that it is given are wrapped. It makes the queue, the bot and the updater
+    A given rate limiter and update processor are wrapped. The builder creates the queue, the bot and the updater
     itself, so those cannot be given.
     """
 

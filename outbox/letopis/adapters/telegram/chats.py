@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""Keep the chats of an application: record both ways, give handlers their history, and offer the menu."""
+"""Record the chats of an application both ways, give handlers their history, and offer the menu."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WITH_HISTORY: Final = ("message", "business_message", "channel_post", "callback
 
 
 class LetopisChats:
-    """The chats of an application of python-telegram-bot, in a history.
+    """The chats of a python-telegram-bot application, in a history.
 
     ::
 
@@ -50,20 +50,20 @@ class LetopisChats:
         application.add_handler(MessageHandler(filters.TEXT, answer))
         application.run_polling()
 
-    Each update is recorded before Telegram is told that it was received; a crash loses none, and those that were not
-    answered are handled after the next start. What the bot sends is recorded before and after. Users hear from the bot,
-    in their language, when something they wrote has been stuck for minutes, and when it is saved.
+    Each update is recorded before it is acknowledged to Telegram, so a crash loses none, and unanswered ones are
+    handled after the next start. What the bot sends is recorded before and after it is sent. The bot notifies users, in
+    their language, when one of their messages has been stuck for minutes, and when it is saved.
 
-    :param history: the outbox by path, which is opened and closed with the application; or a history, which is not
-        closed, and whose ``on_stuck`` is yours.
+    :param history: the outbox by path, opened and closed with the application; or a history, which is not closed and
+        keeps its own ``on_stuck``.
     :param store: with a path, the history store, by URL or path.
-    :param files: the folder in which smart send keeps what goes as a file; by default ``<outbox>.files``, and
+    :param files: the folder for answers that smart send sends as files; by default ``<outbox>.files``, and
         ``letopis.files`` with a history.
-    :param threshold: UTF-16 units up to which smart send sends a message.
-    :param preview: UTF-16 units of the preview of what goes as a file.
+    :param threshold: the longest answer that smart send sends as a message, in UTF-16 units.
+    :param preview: UTF-16 units of the preview of an answer that is sent as a file.
     :param titles: name a conversation after its first question.
     :param commands_are_messages: record commands as part of the conversation, too.
-    :param tz: the time zone of the times that the menu shows.
+    :param tz: the time zone for times shown in the menu.
     :param options: with a path, further parameters of :class:`~letopis.outbox.History`.
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
@@ -112,11 +112,11 @@ class LetopisChats:
     ) -> RecordingBuilder:
         """Return an ``ApplicationBuilder`` whose application records everything.
 
-        :param commands: the ready commands to offer, of ``new``, ``list``, ``switch``, ``rename``, ``delete``,
+        :param commands: the built-in commands to offer, out of ``new``, ``list``, ``switch``, ``rename``, ``delete``,
             ``history``, ``stats``, ``search``; none with an empty tuple.
-        :param describe: tell Telegram the commands at startup, so that it offers them, in place of those it has.
-        :param resume_after_seconds: how old an update must be that is handled after a start because its process has
-            ended. For bots of several processes: longer than handlers take, or another process may be handling it.
+        :param describe: register the commands with Telegram at startup, replacing those registered before.
+        :param resume_after_seconds: after a start, handle unfinished updates only if they are older than this. For bots
+            with several processes: longer than any handler takes, because another process may still be handling them.
         :raises InvalidInput: there is no such command.
         """
         if unknown := [one for one in commands if one not in COMMANDS]:
@@ -139,9 +139,9 @@ class LetopisChats:
     # Use.
 
     def chat(self, update: Update) -> ChatHistory:
-        """Return the history of the chat that an update came from; for its handlers, while they run.
+        """Return the history of an update's chat; for the update's handlers, while they run.
 
-        :raises InvalidInput: the update is of no chat, or its handling has ended.
+        :raises InvalidInput: the update belongs to no chat, or its handling has ended.
         """
         found = self._histories.get(update.update_id)
         if found is None:
@@ -149,7 +149,7 @@ class LetopisChats:
         return found
 
     async def of_chat(self, chat_id: int, *, topic_id: int | None = None) -> ChatHistory:
-        """Return the history of a chat to which the bot writes by itself, with its active conversation."""
+        """Return the history of a chat to write to without an update, with its active conversation."""
         key = await self.parts.chats.settled(ChatKey(bot_id=self.parts.bot_id, chat_id=chat_id, topic_id=topic_id))
         active = await self.parts.chats.active(key)
         return ChatHistory(base=self.history, key=key, conversation_id=active.conversation_id)
@@ -171,15 +171,15 @@ class LetopisChats:
         messages.
 
         :param to: the update or message that is answered, or a history.
-        :param text: plain text, in which only fences of code count.
+        :param text: plain text; only code fences are interpreted.
         :param entities: its formatting, with offsets in UTF-16 units.
         :param reply: quote the message that is answered.
         :param reply_markup: the keyboard, below the last part.
-        :param language: of the words beside a file; by default that of the user.
+        :param language: of the text beside a file; by default the user's.
         :param options: further parameters of ``send_message``, such as ``disable_notification``, for every part.
         :raises InvalidInput: the update has no message.
         :raises ValueError: the text is empty.
-        :raises TelegramError: Telegram refused it, or its outcome is unknown; the history says so.
+        :raises TelegramError: Telegram refused it, or its outcome is unknown; the history records which.
         """
         message = to.effective_message if isinstance(to, Update) else to if isinstance(to, Message) else None
         if isinstance(to, ChatHistory):
@@ -202,7 +202,7 @@ class LetopisChats:
         return await self.parts.sender.send(transport, key, text, given, language=language)
 
     async def tell(self, incident: Incident) -> None:
-        """Tell the user of an incident, in their language: for ``on_stuck`` and ``on_recovered`` of a history."""
+        """Notify the user of an incident, in their language; for ``on_stuck`` and ``on_recovered`` of a history."""
         notice = await notice_for(incident, self.parts.chats, self.parts.local)
         if notice is not None:
             with unrecorded():
@@ -225,7 +225,7 @@ class LetopisChats:
         self._parts = BotParts.of(self.history, bot_id_of(application.bot.token), **self._settings)
 
     async def begin(self) -> None:
-        """Open the history, and hand in the updates that were not handled before the last end."""
+        """Open the history, and hand in the updates that were still unhandled when the application last ended."""
         await self.history.prepare()
         if self._commands and self._describe:
             await menu_screens.describe(self._application.bot, self._commands)
@@ -246,11 +246,11 @@ class LetopisChats:
             await self.history.close()
 
     async def handled_here(self, recorded: Recorded, update: Update) -> bool:
-        """Handle what belongs to the menu, before the handlers of the bot, which often take every message."""
+        """Handle the menu's updates before the bot's handlers, which often accept every message."""
         return await menu_screens.handle(self._application.bot, self.parts, self._commands, recorded, update)
 
     async def handle(self, recorded: Recorded, update: Update, handlers: Awaitable[Any]) -> None:
-        """Let the handlers of the bot handle an update."""
+        """Let the bot's handlers handle an update."""
         self._histories[update.update_id] = await self._history_of(recorded)
         try:
             await handlers
@@ -269,5 +269,5 @@ class LetopisChats:
             return None
 
     async def failed(self, update: Update, error: Exception) -> None:
-        """Tell the bot's error handlers of an error."""
+        """Pass an error to the bot's error handlers."""
         await self._application.process_error(update, error)

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-"""Turn python-telegram-bot's objects and exceptions into what the recorders take."""
+"""Convert python-telegram-bot's objects and exceptions to what the recorders expect."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _CODES: Final[tuple[tuple[type[TelegramError], int], ...]] = (
 
 
 def raw(thing: TelegramObject) -> dict[str, Any]:
-    """Return an object as the Bot API sends it, with fields that the library does not know.
+    """Return an object as the Bot API sends it, including fields that the library does not know.
 
-    Arbitrary callback data, which only this process can tell, become text.
+    Arbitrary callback data, which only this process can decode, become text.
     """
     return cast("dict[str, Any]", json.loads(json.dumps(thing.to_dict(), default=str)))
 
 
 def update_from(given: Mapping[str, Any], bot: Any) -> Update:
-    """Return the update that the Bot API has sent."""
+    """Return the update that the Bot API sent."""
     made = Update.de_json(dict(given), bot)
     assert made is not None  # noqa: S101 - only of empty data
     return made
@@ -68,24 +68,24 @@ def _plain(value: Any) -> Any:
 
 
 def failure_from(error: BaseException) -> Failure | None:
-    """Return what an exception of the library means; ``None`` if it is none of a call."""
+    """Return what an exception of the library means; ``None`` if it does not come from a call."""
     if isinstance(error, RetryAfter):
         return Failure(ending="retry", reason="Telegram: 429 Too Many Requests", seconds=_seconds(error))
     if isinstance(error, ChatMigrated):
         moved = {"migrate_to_chat_id": error.new_chat_id}
         return failure_of(400, "group chat was upgraded to a supergroup chat", moved)
     if isinstance(error, TelegramError):
-        # A bad request is a kind of network error there: so in this order.
+        # A bad request is a subclass of a network error there, hence this order.
         code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
         if code is not None:
             return failure_of(code, error.message)
-        # No answer, or one that is not known: Telegram may have carried it out.
+        # No answer, or an unknown one: Telegram may have carried out the call.
         return Failure(ending="unknown", reason=type(error).__name__)
     return None
 
 
 def _seconds(error: RetryAfter) -> float:
-    # The public attribute changes its type, and warns of it.
+    # The public attribute is changing its type, and warns about it.
     told = getattr(error, "_retry_after", None)
     if told is None:
         told = error.retry_after

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Show the ready commands of the chat menu with python-telegram-bot."""
+"""Offer the built-in commands of the chat menu with python-telegram-bot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from letopis.adapters.telegram_core.texts import descriptions
 
 
 async def handle(bot: Any, parts: BotParts, commands: Sequence[str], recorded: Recorded, update: Update) -> bool:
-    """Carry out a ready command, a press of its buttons, or a title that was asked for; return ``False`` for others."""
+    """Handle a built-in command, a press of its buttons, or a requested title; return ``False`` for other updates."""
     message, query = update.message, update.callback_query
     if message is not None:
         key = ChatKey.of_message(parts.bot_id, raw(message))
@@ -74,19 +74,19 @@ async def _replaced(message: Message, text: str, keyboard: InlineKeyboardMarkup 
     try:
         await message.edit_text(text, parse_mode=None, reply_markup=keyboard)
     except BadRequest as error:
-        return "not modified" in error.message  # the same button was pressed twice; else it is too old to be edited
+        return "not modified" in error.message  # the same button was pressed twice; otherwise it is too old to edit
     return True
 
 
 async def describe(bot: Any, commands: Sequence[str]) -> None:
-    """Tell Telegram the commands, in English and Russian, so that it offers them."""
+    """Register the commands with Telegram, in English and Russian."""
     for language in (None, "ru"):
         told = descriptions(language)
         await bot.set_my_commands([BotCommand(name, told[name]) for name in commands], language_code=language)
 
 
 def _command(message: Message, username: str | None) -> tuple[str, str]:
-    """Return the command that a message is, and what follows it; empty if it is none, or for another bot."""
+    """Return a message's command and its arguments; empty if there is none, or if it is for another bot."""
     name = command_of(raw(message))
     if name is None:
         return "", ""

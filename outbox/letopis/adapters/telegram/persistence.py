@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""Keep what python-telegram-bot persists as records of a history."""
+"""Store what python-telegram-bot persists as records of a history."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ _ONLY: Final = "data"
 class LetopisPersistence(BasePersistence[Any, Any, Any]):
     """A ``BasePersistence`` on records of a history: durable when a call returns, also while the store is unreachable.
 
-    Made by ``LetopisChats.persistence()``, which also has everything that an update has changed written before the
-    update counts as handled, so that a crash takes none of it; by itself, as often as ``update_interval`` says.
+    Created by ``LetopisChats.persistence()``, which also makes sure that everything an update has changed is written
+    before the update counts as handled, so a crash loses none of it. Used alone, it writes every ``update_interval``
+    seconds.
 
-    Data must be JSON, or are refused: PTB's error handlers get :class:`~letopis.store.InvalidInput`, and what was
-    written before stays.
+    Data must be JSON. Other data is refused: PTB's error handlers get :class:`~letopis.store.InvalidInput`, and the
+    earlier data stays.
 
     :param history: it is not closed.
-    :param codec: ``pickle`` to keep any object. Whoever can write to the history store can then run code in the bot.
-    :param context_types: those of the application, if it has data of other types than ``dict``.
-    :param when_unknown: what to do if the history store is unreachable when the bot starts: ``none`` to begin with
-        what the outbox holds, and to look for the rest of a chat when it is used, or ``raise``.
+    :param codec: ``pickle`` to store any object. Anyone with write access to the history store can then run code in the
+        bot.
+    :param context_types: the application's, if it uses data types other than ``dict``.
+    :param when_unknown: what to do if the history store is unreachable when the bot starts: ``none`` to start with what
+        the outbox holds, and to look up the rest of a chat when it is used, or ``raise``.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
         return self._types.bot_data() if found is None else found
 
     async def get_callback_data(self) -> Any:
-        """Return the arbitrary callback data; ``None`` if there are none.
+        """Return the arbitrary callback data; ``None`` if there is none.
 
         :raises StoreUnavailable: only with ``when_unknown="raise"``.
         """
@@ -111,43 +113,43 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
         return {tuple(json.loads(key)): value for key, value in found.items()}
 
     async def refresh_user_data(self, user_id: int, user_data: Any) -> None:
-        """Look for a user whose data could not be read when the application started."""
+        """Look up a user whose data could not be read when the application started."""
         await self._refresh(_USER, user_id, user_data)
 
     async def refresh_chat_data(self, chat_id: int, chat_data: Any) -> None:
-        """Look for a chat whose data could not be read when the application started."""
+        """Look up a chat whose data could not be read when the application started."""
         await self._refresh(_CHAT, chat_id, chat_data)
 
     async def refresh_bot_data(self, bot_data: Any) -> None:
-        """Do nothing: the bot's data are read when the application starts."""
+        """Do nothing: the bot's data is read when the application starts."""
 
     # Write.
 
     async def update_user_data(self, user_id: int, data: Any) -> None:
         """Write the data of a user.
 
-        :raises InvalidInput: they are no JSON; what was written before stays.
+        :raises InvalidInput: it is not JSON; the earlier data stays.
         """
         await self._write((_USER,), str(user_id), data)
 
     async def update_chat_data(self, chat_id: int, data: Any) -> None:
         """Write the data of a chat.
 
-        :raises InvalidInput: they are no JSON; what was written before stays.
+        :raises InvalidInput: it is not JSON; the earlier data stays.
         """
         await self._write((_CHAT,), str(chat_id), data)
 
     async def update_bot_data(self, data: Any) -> None:
         """Write the data of the bot.
 
-        :raises InvalidInput: they are no JSON; what was written before stays.
+        :raises InvalidInput: it is not JSON; the earlier data stays.
         """
         await self._write((_BOT,), _ONLY, data)
 
     async def update_callback_data(self, data: Any) -> None:
         """Write the arbitrary callback data.
 
-        :raises InvalidInput: they are no JSON; what was written before stays.
+        :raises InvalidInput: it is not JSON; the earlier data stays.
         """
         keyboards, queries = data
         await self._write((_CALLBACK,), _ONLY, {"keyboards": [list(one) for one in keyboards], "queries": queries})
@@ -155,7 +157,7 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
     async def update_conversation(self, name: str, key: tuple[int | str, ...], new_state: Any) -> None:
         """Write the state of a conversation; ``None`` ends it.
 
-        :raises InvalidInput: it is no JSON; what was written before stays.
+        :raises InvalidInput: it is not JSON; the earlier state stays.
         """
         await self._write((_CONVERSATION, name), json.dumps(list(key)), new_state)
 
@@ -168,7 +170,7 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
         await self._write((_CHAT,), str(chat_id), None)
 
     async def flush(self) -> None:
-        """Run :attr:`on_flush`; every write is durable already."""
+        """Run :attr:`on_flush`; every write is already durable."""
         if self.on_flush is not None:
             await self.on_flush()
 
@@ -205,7 +207,7 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
         try:
             record = await self._records.get(self._namespace(kind), str(number))
         except StoreUnavailable:
-            return  # it is looked for with the next update
+            return  # it is looked up at the next update
         self._known[kind, str(number)] = None if record is None else record.value
         value = None if record is None else self._decoded(record.value)
         if isinstance(value, Mapping) and isinstance(data, dict):
@@ -229,7 +231,7 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
             written = json.dumps(data, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"{kind}_data", _NO_JSON) from error
-        # A tuple would come back as a list, and a number that is a key as text.
+        # A tuple would come back as a list, and a numeric key as text.
         if (same := json.loads(written)) != data:
             raise InvalidInput(f"{kind}_data", _NO_JSON)
         return same
@@ -243,6 +245,6 @@ class LetopisPersistence(BasePersistence[Any, Any, Any]):
 
 
 _NO_JSON: Final = (
-    "holds what is no JSON, such as a set, a tuple, an object or a key that is no text: convert it, "
+    "holds a value that is not JSON, such as a set, a tuple, an object or a key that is not text: convert it, "
     "or choose codec='pickle'"
 )

@@ -23,7 +23,7 @@ logger: Final = logging.getLogger("letopis.adapters.telegram")
 
 
 class Connected(Protocol):
-    """What the recorders ask of the chats of a bot."""
+    """What the recorders need from a bot's chats."""
 
     @property
     def parts(self) -> BotParts:
@@ -31,7 +31,7 @@ class Connected(Protocol):
         ...
 
     async def begin(self) -> None:
-        """Open the history, and hand in the updates that were not handled."""
+        """Open the history, and hand in unhandled updates."""
         ...
 
     async def end(self) -> None:
@@ -39,23 +39,24 @@ class Connected(Protocol):
         ...
 
     async def handled_here(self, recorded: Recorded, update: Update) -> bool:
-        """Handle what belongs to the menu."""
+        """Handle the menu's updates."""
         ...
 
     async def handle(self, recorded: Recorded, update: Update, handlers: Awaitable[Any]) -> None:
-        """Let the handlers of the bot handle an update."""
+        """Let the bot's handlers handle an update."""
         ...
 
     async def failed(self, update: Update, error: Exception) -> None:
-        """Tell the bot's error handlers of an error."""
+        """Pass an error to the bot's error handlers."""
         ...
 
 
 class RecordingQueue(asyncio.Queue[object]):
-    """The queue between updater and application: an update is recorded before the updater goes on.
+    """The queue between updater and application: an update is recorded before the updater continues.
 
-    The updater confirms an offset, or answers a webhook, only then. If nothing can be recorded at present, it raises
-    ``NetworkError``: Telegram sends the update again. One that is handled or waits already is not taken twice.
+    Only then does the updater confirm an offset or answer a webhook. If nothing can be recorded at present, it raises
+    ``NetworkError``, and Telegram sends the update again. An update that is already handled or waiting is not accepted
+    twice.
     """
 
     def __init__(self, chats: Connected) -> None:
@@ -65,15 +66,15 @@ class RecordingQueue(asyncio.Queue[object]):
         self._waiting: set[int] = set()
 
     async def put(self, item: object) -> None:
-        """Record an update, and put it into the queue."""
+        """Record an update and put it into the queue."""
         if isinstance(item, Update) and not await self._receive(item):
             return
         await super().put(item)
 
     async def taken(self, update: Update) -> Recorded | None:
-        """Return what became of an update when it was put; ``None`` if it must not be handled.
+        """Return the outcome of recording an update; ``None`` if it must not be handled.
 
-        One that came another way, as by ``put_nowait`` or ``process_update``, is recorded now.
+        An update that arrived another way, as by ``put_nowait`` or ``process_update``, is recorded now.
         """
         found = self._received.pop(update.update_id, None)
         if found is not None:
@@ -97,7 +98,7 @@ class RecordingQueue(asyncio.Queue[object]):
 
 
 class RecordingProcessor(BaseUpdateProcessor):
-    """Wraps the update processor of a bot: gives handlers their history, and notes when they have ended.
+    """Wraps a bot's update processor: gives handlers their history, and records when they have finished.
 
     Its ``initialize`` and ``shutdown`` run with those of the application, also with ``async with application``, where
     ``post_init`` and ``post_stop`` do not.
@@ -131,7 +132,7 @@ class RecordingProcessor(BaseUpdateProcessor):
     async def _handle(self, update: Update, handlers: Awaitable[Any]) -> None:
         try:
             recorded = await self._queue.taken(update)
-        except NetworkError as error:  # it did not come through the queue, so Telegram does not send it again
+        except NetworkError as error:  # it bypassed the queue, so Telegram does not send it again
             logger.error("an update is handled, and not recorded: %s", error)  # noqa: TRY400 - the error says it all
             await handlers
             return
@@ -141,7 +142,7 @@ class RecordingProcessor(BaseUpdateProcessor):
         token = current_update.set(recorded)
         try:
             await self._handle_once(recorded, update, handlers)
-            # Not after a cancellation: then the process ends, and the update is handled after the next start.
+            # Not after a cancellation: the process is ending, and the update is handled after the next start.
             await self._chats.parts.incoming.handled(recorded.update_id)
         except LetopisError as error:
             logger.error("that an update was handled cannot be noted: %s", error)  # noqa: TRY400 - likewise
@@ -153,7 +154,7 @@ class RecordingProcessor(BaseUpdateProcessor):
         try:
             if not await self._chats.handled_here(recorded, update):
                 await self._chats.handle(recorded, update, handlers)
-        except Exception as error:  # or it would end the task that fetches updates
+        except Exception as error:  # otherwise it would end the task that fetches updates
             await self._chats.failed(update, error)
         finally:
             _close(handlers)
@@ -169,12 +170,12 @@ class RecordingLimiter(BaseRateLimiter[Any]):
         self._inner = inner
 
     async def initialize(self) -> None:
-        """Initialize the bot's own."""
+        """Initialize the bot's own rate limiter."""
         if self._inner is not None:
             await self._inner.initialize()
 
     async def shutdown(self) -> None:
-        """Shut the bot's own down."""
+        """Shut down the bot's own rate limiter."""
         if self._inner is not None:
             await self._inner.shutdown()
 
@@ -207,7 +208,7 @@ class RecordingLimiter(BaseRateLimiter[Any]):
                     raise
                 data["chat_id"] = error.new_chat_id
                 result = await call()
-        except BaseException as error:  # a cancellation too: Telegram may have carried it out
+        except BaseException as error:  # cancellations too: Telegram may have carried out the call
             unknown = Failure(ending="unknown", reason=type(error).__name__)
             await outgoing.failed(intent, failure_from(error) or unknown)
             raise
@@ -216,7 +217,7 @@ class RecordingLimiter(BaseRateLimiter[Any]):
 
 
 def _close(handlers: Awaitable[Any]) -> None:
-    """Close a coroutine that is not going to be awaited; no effect on one that has ended."""
+    """Close a coroutine that will not be awaited; no effect on one that has ended."""
     close = getattr(handlers, "close", None)
     if close is not None:
         close()

@@ -16,7 +16,7 @@ from letopis.adapters.telegram_core.splitting import Entity
 
 
 class PtbTransport(BotApiTransport):
-    """Sends to one place by python-telegram-bot."""
+    """Sends to one chat through python-telegram-bot."""
 
     def failure_of(self, error: Exception) -> Failure | None:
         """Return what an exception means."""

@@ -1,1 +1,1 @@
-"""Keep Telegram chats in a history, whatever library talks to Telegram; for the adapters of these libraries."""
+"""Record Telegram chats in a history, independently of the Telegram library; shared by the library adapters."""

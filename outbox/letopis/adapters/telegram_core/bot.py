@@ -30,10 +30,10 @@ def history_of(
     tell: Tell,
     options: Mapping[str, Any],
 ) -> tuple[History, Path]:
-    """Return the history that an adapter was given, by itself or by path, and the folder of its files.
+    """Return the history that an adapter was given, as an object or by path, and the folder of its files.
 
-    :param tell: is called when something of a user is stuck, and when it is over; not for a history that was given.
-    :raises InvalidInput: a history has a store and options already.
+    :param tell: called when a user's message is stuck, and when that is resolved; not for a given history.
+    :raises InvalidInput: a given history already has a store and options.
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
     if isinstance(given, History):
@@ -70,7 +70,7 @@ class BotParts:
         commands_are_messages: bool = False,
         tz: tzinfo = UTC,
     ) -> Self:
-        """Return the parts of a bot; parameters as for the parts."""
+        """Return a bot's parts; the parameters are those of the parts."""
         chats, local, folder = Chats(history, bot_id), LocalState(history), Path(files)
         outgoing = OutgoingRecorder(history, bot_id, chats=chats)
         return cls(
@@ -92,9 +92,9 @@ class BotParts:
         )
 
     async def chat_of(self, recorded: Recorded) -> ChatHistory | None:
-        """Return the history of the chat that an update came from; ``None`` if it is of no chat.
+        """Return the history of an update's chat; ``None`` if it belongs to no chat.
 
-        Its conversation is the one that the update was recorded in; for what is recorded in none, the active one.
+        Its conversation is the one in which the update was recorded; if it was recorded in none, the active one.
         """
         if recorded.key is None:
             return None
@@ -107,9 +107,9 @@ class BotParts:
 
 
 def bot_id_of(token: str) -> int:
-    """Return the id of a bot, which its token begins with.
+    """Return a bot's id, the first part of its token.
 
-    :raises InvalidInput: it is no token; the error does not quote it.
+    :raises InvalidInput: the token is not valid; the error does not quote it.
     """
     number = token.partition(":")[0]
     if not number.isascii() or not number.isdecimal():

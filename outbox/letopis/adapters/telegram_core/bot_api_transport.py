@@ -1,4 +1,4 @@
-"""Send the parts of an answer through a library whose calls are named as the Bot API names them."""
+"""Send the parts of an answer through a library whose calls are named as in the Bot API."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from letopis.adapters.telegram_core.splitting import Entity
 
 @dataclass(slots=True, kw_only=True)
 class BotApiTransport(ABC):
-    """Sends to one place; implements the ``Transport`` of smart send. Subclasses make the library's own values.
+    """Sends to one chat; implements smart send's ``Transport``. Subclasses create the library's own values.
 
     :ivar bot: the library's bot.
-    :ivar place: the parameters that say where: chat, topic, business connection.
+    :ivar place: the parameters of the destination: chat, topic, business connection.
     :ivar options: further parameters of every part, for example ``disable_notification``.
     """
 
@@ -64,7 +64,7 @@ class BotApiTransport(ABC):
 
     @abstractmethod
     def _reply(self, message_id: int) -> Any:
-        """Return what quotes a message, which may have been deleted meanwhile: the answer goes out all the same."""
+        """Return the parameters to quote a message; if it has been deleted meanwhile, the answer is still sent."""
 
     def _entities(self, entities: Sequence[Entity]) -> list[Any] | None:
         return [self._entity(one) for one in entities] or None

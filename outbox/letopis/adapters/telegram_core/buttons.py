@@ -11,9 +11,9 @@ from typing import Final, Literal
 from letopis.adapters.telegram_core.keys import ChatKey
 
 PREFIX: Final = "lt"
-"""What the data of every button of the menu begins with."""
+"""The prefix of the data of every button of the menu."""
 DATA_LIMIT: Final = 64
-"""Bytes of a button's data."""
+"""The most bytes that a button's data may have."""
 Action = Literal["new", "list", "chat", "switch", "rename", "delete", "erase", "history", "stats"]
 ACTIONS: Final[tuple[Action, ...]] = (
     "new",
@@ -32,7 +32,7 @@ ACTIONS: Final[tuple[Action, ...]] = (
 class Button:
     """A button below a message.
 
-    :ivar data: what comes back when it is pressed, at most 64 bytes.
+    :ivar data: the data sent back when the button is pressed, at most 64 bytes.
     """
 
     text: str
@@ -43,11 +43,11 @@ class Button:
 class MenuScreen:
     """What the menu shows.
 
-    :ivar rows: of buttons, from above.
-    :ivar asks: the conversation for whose title the answer will be; the message then asks for a reply.
-    :ivar hint: with ``asks``: shown in the field where the answer is written.
+    :ivar rows: rows of buttons, from the top.
+    :ivar asks: the conversation that the answer will give a title; the message then asks for a reply.
+    :ivar hint: with ``asks``: shown in the input field.
     :ivar document: a text that is sent as a file of this name and content, because it is too long for a message.
-    :ivar notice: shown above the chat for a moment after a press of a button.
+    :ivar notice: shown briefly above the chat after a button is pressed.
     """
 
     text: str
@@ -58,7 +58,7 @@ class MenuScreen:
     notice: str | None = None
 
     def keyboard(self) -> list[list[dict[str, str]]]:
-        """Return the buttons as the Bot API takes them, for ``inline_keyboard``."""
+        """Return the buttons in the Bot API's form, for ``inline_keyboard``."""
         return [[{"text": one.text, "callback_data": one.data} for one in row] for row in self.rows]
 
 
@@ -85,7 +85,7 @@ def button(text: str, action: Action, argument: str = "") -> Button:
 
 
 def read_press(data: str | None) -> Press | None:
-    """Return what the data of a button means; ``None`` if it is none of the menu."""
+    """Return what a button's data means; ``None`` if the button is not of the menu."""
     prefix, _, rest = (data or "").partition(":")
     action, _, argument = rest.partition(":")
     if prefix != PREFIX:
@@ -94,9 +94,9 @@ def read_press(data: str | None) -> Press | None:
 
 
 def short_name(key: ChatKey, conversation_id: str) -> str:
-    """Return what a conversation of a place is called in the data of a button, in at most 40 bytes.
+    """Return the short name of a place's conversation in a button's data, at most 40 bytes.
 
-    Ids of this adapter are what follows the place's own id; others are named by a digest.
+    For ids made by this adapter, it is the part after the place's own id; for others, a digest.
     """
     if conversation_id == key.owner:
         return "/"
@@ -108,7 +108,7 @@ def short_name(key: ChatKey, conversation_id: str) -> str:
 
 
 def long_name(key: ChatKey, name: str) -> str | None:
-    """Return the conversation id that a short name stands for; ``None`` if it has to be looked for by its digest."""
+    """Return the conversation id for a short name; ``None`` if it has to be looked up by its digest."""
     if name == "/":
         return key.owner
     return f"{key.owner}{name}" if name.startswith("/") else None
@@ -121,5 +121,5 @@ def shortened(title: str, limit: int = 40) -> str:
 
 
 def file_name(title: str, ending: str) -> str:
-    """Return a name for a document that every system accepts."""
+    """Return a file name for a document that every operating system accepts."""
     return (re.sub(r"[^\w .()-]+", "_", title).strip(" .") or "chat")[:100] + ending

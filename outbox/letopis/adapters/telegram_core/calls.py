@@ -39,15 +39,15 @@ class BotApiCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """How a call ended that returned nothing.
+    """The outcome of a call that returned no result.
 
-    :ivar ending: ``retry`` when it was not carried out and is to be repeated, ``refused`` when it never will be, and
-        ``unknown`` when Telegram may have carried it out, as after a timeout.
+    :ivar ending: ``retry`` if it was not carried out and should be repeated, ``refused`` if it never will be, and
+        ``unknown`` if Telegram may have carried it out, as after a timeout.
     :ivar seconds: with ``retry``: how long to wait.
     :ivar reason: without any text of a message.
     :ivar formatting: it was refused because of its entities or markup.
-    :ivar final: no other message to this chat will be accepted either, as when the user has blocked the bot.
-    :ivar moved_to: the id that the group has now.
+    :ivar final: this chat will accept no other message either, as when the user has blocked the bot.
+    :ivar moved_to: the new id of the group.
     """
 
     ending: Ending
@@ -80,9 +80,9 @@ def failure_of(code: int, description: str, parameters: Mapping[str, Any] | None
 
 
 def read_call(bot_id: int, method: str, payload: Mapping[str, Any]) -> BotApiCall | None:
-    """Return what a call does; ``None`` if it is of no conversation, or names its chat by a username.
+    """Return what a call does; ``None`` if it belongs to no conversation, or names its chat by a username.
 
-    :param method: as the Bot API calls it, for example ``sendMessage``.
+    :param method: its name in the Bot API, for example ``sendMessage``.
     :param payload: its parameters, as JSON values. Files to upload are mappings with a ``name``.
     """
     key = ChatKey.of_call(bot_id, payload)
@@ -117,7 +117,7 @@ def chat_in(result: Any) -> int | None:
 
 
 def content_in(result: Any) -> Content | None:
-    """Return what a sent message says, by the result of the call."""
+    """Return the content of a sent message, from the result of the call."""
     return content_of(result) if isinstance(result, Mapping) else None
 
 

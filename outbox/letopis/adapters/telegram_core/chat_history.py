@@ -1,4 +1,4 @@
-"""Give a bot's code the history of the chat that it is talking to."""
+"""Give a bot's code the history of the current chat."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from letopis.store.rules.context_window import Context
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatHistory:
-    """The conversation that an update belongs to: the one that was active in its chat when it came.
+    """The conversation that an update belongs to: the one that was active in its chat when it arrived.
 
-    It stays the same while the update is handled, also if the user switches to another chat meanwhile.
+    It stays the same while the update is handled, even if the user switches to another conversation meanwhile.
 
-    :ivar base: the whole history; what is not offered here, it can do with :attr:`conversation_id` and :attr:`owner`.
+    :ivar base: the whole history, for everything not offered here; use it with :attr:`conversation_id` and
+        :attr:`owner`.
     :ivar key: the place in Telegram.
-    :ivar language: of who caused the update, as Telegram gives it.
+    :ivar language: of the user who caused the update, as Telegram gives it.
     """
 
     base: History
@@ -35,7 +36,7 @@ class ChatHistory:
         return self.key.owner
 
     async def messages(self, *, last: int | None = 50, **options: Any) -> Page[RecordedMessage]:
-        """Return the newest messages, oldest first, that of the update included; as ``History.messages``."""
+        """Return the newest messages, oldest first, including the update's; as ``History.messages``."""
         return await self.base.messages(self.conversation_id, last=last, **options)
 
     async def context(self, **budget: Any) -> Context:
@@ -43,11 +44,11 @@ class ChatHistory:
         return await self.base.context(self.conversation_id, **budget)
 
     async def append(self, what: Message | Body, *more: Message | Body, **options: Any) -> Receipt:
-        """Append what is neither received from Telegram nor sent to it, such as calls of tools and their results."""
+        """Append messages that Telegram neither sent nor receives, such as tool calls and their results."""
         return await self.base.append(self.conversation_id, what, *more, owner=self.owner, **options)
 
     async def conversation(self) -> Conversation | None:
-        """Return the conversation as it stands."""
+        """Return the current state of the conversation."""
         return await self.base.conversation(self.conversation_id)
 
     async def undo(self, turns: int = 1) -> Receipt | None:

@@ -17,16 +17,16 @@ logger: Final = logging.getLogger("letopis.adapters.telegram")
 _SPACE: Final = "letopis.telegram"
 _PAGE: Final = 50
 _LOOKED_BACK: Final = 200
-"""How many of the newest messages are looked through for one that the bot sent."""
+"""How many of the newest messages are searched for one that the bot sent."""
 _SEARCHED: Final = 20
-"""In how many conversations of a place, the last ones, a message that the bot sent is looked for."""
+"""How many of a place's latest conversations are searched for a message that the bot sent."""
 _CACHED: Final = 10_000
 
 
 class Chats:
     """The conversations of all chats of one bot.
 
-    :param bot_id: of the bot.
+    :param bot_id: the bot's id.
     """
 
     def __init__(self, history: History, bot_id: int) -> None:
@@ -37,7 +37,7 @@ class Chats:
         self._moved = history.records(space=_SPACE)
 
     async def settled(self, key: ChatKey) -> ChatKey:
-        """Return the place whose conversations go on here: of a group that became a supergroup, the earlier one."""
+        """Return the place whose conversations continue here: for a supergroup, the group that it was before."""
         if key.chat_id >= 0:
             return key
         if key.chat_id not in self._earlier:
@@ -55,7 +55,7 @@ class Chats:
         return key.in_chat(self._earlier[key.chat_id])
 
     async def move(self, old: int, new: int) -> None:
-        """Remember that a group has a new id; its conversations go on."""
+        """Remember that a group has a new id; its conversations continue."""
         first = (await self.settled(ChatKey(bot_id=self.bot_id, chat_id=old))).chat_id
         if self._earlier.get(new) == first or first == new:
             return
@@ -64,7 +64,7 @@ class Chats:
         self._earlier[new] = first
 
     async def address(self, owner: str | None) -> ChatKey | None:
-        """Return where to write to an owner, or a conversation's owner, now; ``None`` if it is no chat of this bot."""
+        """Return the current place of an owner or a conversation's owner; ``None`` if it is not a chat of this bot."""
         key = ChatKey.parse(owner)
         if key is None or key.bot_id != self.bot_id:
             return None
@@ -77,9 +77,9 @@ class Chats:
         return key if found is None else key.in_chat(int(found.value))
 
     async def active(self, key: ChatKey) -> Conversation:
-        """Return the active conversation of a settled place; begin one if there is none.
+        """Return the active conversation of a settled place; create one if there is none.
 
-        The first one has the id of the place, so that two processes begin the same one.
+        The first one has the id of the place, so that two processes create the same one.
         """
         found = await self.history.active(key.owner, create=False)
         if found is not None:
@@ -93,7 +93,7 @@ class Chats:
         return found
 
     async def start(self, key: ChatKey, *, title: str | None = None, first: bool = True) -> str:
-        """Begin a conversation, active from then on, and return its id.
+        """Create a conversation, make it active, and return its id.
 
         :param first: ``False`` if the place has had conversations.
         """
@@ -109,7 +109,7 @@ class Chats:
         ).conversation_id
 
     async def owned(self, key: ChatKey, conversation_id: str) -> Conversation | None:
-        """Return a conversation if it belongs to a settled place and was not deleted; else ``None``."""
+        """Return a conversation if it belongs to a settled place and was not deleted; otherwise ``None``."""
         found = await self.history.conversation(conversation_id)
         return found if found is not None and found.owner_id == key.owner and found.state != "deleted" else None
 
@@ -125,7 +125,7 @@ class Chats:
                 return
 
     async def find(self, key: ChatKey, number: int, *, chat_id: int) -> RecordedMessage | None:
-        """Return the message of a settled place that has a number in Telegram; ``None`` if it is not known.
+        """Return the message of a settled place with a number in Telegram; ``None`` if it is not known.
 
         :param chat_id: of the chat that gave the number, which is another than that of ``key`` after a move.
         """
@@ -153,7 +153,7 @@ class Chats:
             found = None
         if found is not None:
             return found
-        # What the bot sent has an id of its own, given before Telegram gave one.
+        # What the bot sent has its own id, assigned before Telegram gave one.
         for one in await self.history.messages(conversation_id, last=_LOOKED_BACK):
             if number in numbers_of(one):
                 return one

@@ -1,4 +1,4 @@
-"""Turn raw messages of Telegram into content and metadata of a history; pure."""
+"""Convert raw Telegram messages to content and metadata of a history; pure."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MEDIA: Final[Mapping[str, str | None]] = {
     "video_note": "video/mp4",
     "voice": "audio/ogg",
 }
-"""The fields of a message that hold a file, and its media type where Telegram does not give it."""
+"""The fields of a message that hold a file, with its media type if Telegram does not give it."""
 _STRUCTURED: Final = ("checklist", "contact", "dice", "game", "location", "paid_media", "poll", "rich_message", "story")
 _STRUCTURED_TOO: Final = ("venue", "web_app_data")
 STRUCTURED: Final = (*_STRUCTURED, *_STRUCTURED_TOO)
-"""The fields of a message that hold what is no text and no file; kept as data."""
+"""The fields of a message that hold neither text nor a file; kept as data."""
 _KEPT: Final = (
     "business_connection_id",
     "caption_entities",
@@ -37,7 +37,7 @@ _KEPT: Final = (
 
 
 def content_of(message: Mapping[str, Any]) -> Content | None:
-    """Return what a message says: its text, or parts; ``None`` for one that says nothing, such as a service message.
+    """Return the content of a message: text or parts; ``None`` if it has none, such as a service message.
 
     A file is kept by its ``file_id``, as ``tg-file:...``; its bytes stay with Telegram.
     """
@@ -46,7 +46,7 @@ def content_of(message: Mapping[str, Any]) -> Content | None:
     if isinstance(words, str):
         parts.append(Text(words))
     for field, media_type in MEDIA.items():
-        # An animation is named as a document too, for old clients.
+        # An animation is also listed as a document, for old clients.
         if field == "document" and "animation" in message:
             continue
         if (found := message.get(field)) and (part := _file(field, found, media_type)) is not None:
@@ -71,7 +71,7 @@ def _file(field: str, given: Any, media_type: str | None) -> File | None:
 
 
 def metadata_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a message: who sent it, what it answers, and its entities, under ``telegram``."""
+    """Return the metadata of a message: its sender, the message it answers, and its entities, under ``telegram``."""
     told: dict[str, Any] = {}
     sender = message.get("from")
     if isinstance(sender, Mapping):
@@ -90,13 +90,13 @@ def metadata_of(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def moment_of(message: Mapping[str, Any], field: str = "date") -> datetime | None:
-    """Return when a message was sent; ``None`` if it does not say."""
+    """Return when a message was sent; ``None`` if it does not say so."""
     date = message.get(field)
     return datetime.fromtimestamp(date, UTC) if isinstance(date, int) and date > 0 else None
 
 
 def language_of(message: Mapping[str, Any]) -> str | None:
-    """Return the language code of who sent a message, as Telegram gives it."""
+    """Return the language code of a message's sender, as Telegram gives it."""
     sender = message.get("from")
     code = sender.get("language_code") if isinstance(sender, Mapping) else None
     return code if isinstance(code, str) else None
@@ -114,7 +114,7 @@ def command_of(message: Mapping[str, Any]) -> str | None:
 
 
 def title_from(text: str, limit: int = 30) -> str:
-    """Return a title made of the beginning of a question: whole words, about ``limit`` characters."""
+    """Return a title from the beginning of a question: whole words, about ``limit`` characters."""
     words = text.split()
     title = ""
     for word in words:

@@ -1,4 +1,4 @@
-"""Record incoming updates, each once, before Telegram is told that they were received."""
+"""Record incoming updates, each once, before they are acknowledged to Telegram."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ from letopis.store.model.event_types import (
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
 NOT_NOW: Final = (OutboxFull, OutboxUnavailable, Closed)
-"""Errors after which an update must come again: nothing can be recorded at present."""
+"""Errors after which Telegram must send an update again: nothing can be recorded at present."""
 _NO_PLACE: Final = "updates"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """What became of an update.
+    """The outcome of recording an update.
 
     :ivar key: the place it belongs to, settled after moves; ``None`` if it has none.
     :ivar chat_id: of the chat that it came from.
-    :ivar conversation_id: the conversation that it was recorded in; ``None`` if it is of no chat.
+    :ivar conversation_id: the conversation in which it was recorded; ``None`` if it belongs to no chat.
     :ivar repeated: it was recorded before.
-    :ivar handled: it was recorded before, and its handling has ended: it must not be handled again.
-    :ivar titles: the conversation for whose title it is the answer; such a message is no part of the conversation.
+    :ivar handled: it was recorded before, and its handling has finished: it must not be handled again.
+    :ivar titles: the conversation that this message gives a title; such a message is not part of the conversation.
     """
 
     update_id: int
@@ -76,7 +76,7 @@ class Recorded:
 
 @dataclass(slots=True)
 class _Work:
-    """What is appended for an update."""
+    """What to append for an update."""
 
     conversation_id: str | None = None
     owner: str | None = None
@@ -86,11 +86,11 @@ class _Work:
 
 
 class IncomingRecorder:
-    """Records what one bot receives.
+    """Records the updates that one bot receives.
 
     An update is recorded together with the note that it was received, in one transaction, so that the same update has
-    no effect when Telegram sends it again. Call :meth:`handled` when its handling has ended. After a crash,
-    :meth:`unhandled` returns those that Telegram was told about and nobody answered.
+    no effect when Telegram sends it again. Call :meth:`handled` when its handling has finished. After a crash,
+    :meth:`unhandled` returns updates that were acknowledged but not answered.
 
     :param bot_id: the number before the colon of the bot's token.
     :param titles: name a conversation after its first question.
@@ -118,24 +118,25 @@ class IncomingRecorder:
     async def record(self, update: Mapping[str, Any]) -> Recorded:
         """Record a raw update durably, once.
 
-        What cannot be kept, for example because it exceeds a limit, is logged as an error and is no reason to refuse
-        the update.
+        Content that cannot be stored, for example because it exceeds a limit, is logged as an error; the update is
+        still accepted.
 
-        :raises InvalidInput: it is no update.
-        :raises OutboxFull: nothing can be recorded at present. Do not confirm the update, so that it comes again.
+        :raises InvalidInput: it is not an update.
+        :raises OutboxFull: nothing can be recorded at present. Do not confirm the update, so that Telegram sends it
+            again.
         :raises OutboxUnavailable: likewise.
         :raises Closed: the history is closed.
         """
         await self.local.prepare()
         meaning = _read(self._bot_id, update)
-        # In the order of the updates, also where several are handled at once.
+        # In the order of the updates, even if several are handled at once.
         async with self._one_at_a_time:
             key = None if meaning.key is None else await self.chats.settled(meaning.key)
             try:
                 return await self._record(update, meaning, key)
             except NOT_NOW:
                 raise
-            except Exception as error:  # whatever it is, one odd update must not hold up those after it
+            except Exception as error:  # whatever the error is, one bad update must not block those after it
                 logger.error(  # noqa: TRY400 - a traceback may quote the message
                     "an update cannot be recorded, and is handled all the same: %s",
                     error if isinstance(error, LetopisError) else type(error).__name__,
@@ -144,13 +145,13 @@ class IncomingRecorder:
                 return await self._without_content(update, meaning, key)
 
     async def handled(self, update_id: int) -> None:
-        """Note that the handling of an update has ended, however it ended."""
+        """Record that the handling of an update has ended, however it ended."""
         await self.local.handled(self._bot_id, update_id)
 
     async def unhandled(self, *, older_than: timedelta = timedelta(0)) -> Sequence[dict[str, Any]]:
-        """Return raw updates whose process ended before it had handled them, oldest first; each at most three times.
+        """Return raw updates whose process ended before handling them, oldest first; each at most three times.
 
-        :param older_than: for bots of several processes: longer than an update is handled.
+        :param older_than: for bots with several processes: longer than handling an update takes.
         """
         return await self.local.unhandled(self._bot_id, older_than=older_than)
 
@@ -179,7 +180,7 @@ class IncomingRecorder:
         try:
             await tx.append(work.conversation_id, *work.events, owner=work.owner, occurred_at=work.occurred_at)
         except EventIdReused:
-            # The same message came under another update id, or was recorded by another bot of this conversation.
+            # The same message arrived under another update id, or another bot in this conversation recorded it.
             logger.info("a message was recorded before", extra={"conversation_id": work.conversation_id})
 
     async def _without_content(self, update: Mapping[str, Any], meaning: Meaning, key: ChatKey | None) -> Recorded:
@@ -235,7 +236,7 @@ class IncomingRecorder:
         assert content is not None  # noqa: S101 - or it were another meaning
         assert meaning.key is not None  # noqa: S101 - likewise
         found = await self.chats.find(key, message["message_id"], chat_id=meaning.key.chat_id)
-        if found is None:  # it was written before the bot recorded, so its present state is all there is
+        if found is None:  # it was written before recording began, so its current content is all there is
             active = await self.chats.active(key)
             return _Work(active.conversation_id, key.owner, [_message(message)], moment_of(message))
         at = moment_of(message, "edit_date")
@@ -248,7 +249,8 @@ class IncomingRecorder:
         for number in meaning.numbers:
             found = await self.chats.find(key, number, chat_id=meaning.key.chat_id)
             if found is not None and not found.redacted and _last_of(found, meaning.numbers):
-                # Idempotent, so it need not be in the transaction of the note: a message may be in any conversation.
+                # Idempotent, so it need not be in the transaction that notes the update: a message may be in any
+                # conversation.
                 await self._history.redact(found.conversation_id, found.id, reason="deleted in Telegram")
         active = await self.chats.active(key)
         return _Work(active.conversation_id, key.owner, [])
@@ -263,7 +265,7 @@ class IncomingRecorder:
         return _Work(found.conversation_id, key.owner, [*removed, *added], moment_of(meaning.payload))
 
     async def _other(self, meaning: Meaning, key: ChatKey) -> _Work:
-        # A press of a button or a join begins no conversation.
+        # A button press or a join does not start a conversation.
         active = await self._active(key)
         if active is None:
             return _Work(f"tg:{self._bot_id}:{_NO_PLACE}", None, [_raw(meaning)])
@@ -276,12 +278,12 @@ class IncomingRecorder:
 
 
 def _read(bot_id: int, update: Mapping[str, Any]) -> Meaning:
-    """Return what an update means; one of a shape that Telegram does not describe means nothing, and is kept raw."""
+    """Return what an update means; one whose shape Telegram does not document is kept raw, without a meaning."""
     try:
         return read_update(bot_id, update)
     except InvalidInput:
         raise
-    except Exception as error:  # what comes from outside may be anything
+    except Exception as error:  # external input may be anything
         logger.warning("an update has an unexpected shape: %s", type(error).__name__)
         return Other(update_id=update["update_id"], kind="unexpected", key=None, payload=dict(update))
 
@@ -319,5 +321,5 @@ def _recorded(meaning: Meaning, key: ChatKey | None, *, conversation_id: str | N
 
 
 def _last_of(found: Any, numbers: Sequence[int]) -> bool:
-    """Return True if no part of a message remains: a long answer of the bot was sent as several."""
+    """Return True if no part of a message remains: a long answer was sent as several messages."""
     return all(one in numbers for one in numbers_of(found))

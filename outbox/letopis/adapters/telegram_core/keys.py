@@ -18,11 +18,10 @@ _OWNER: Final = re.compile(r"tg:(\d+):(-?\d+)(?::t(\d+))?(?::d(\d+))?(?::b([^:/]
 class ChatKey:
     """One place in Telegram where a bot talks: a chat, a topic of it, or a chat of a business account.
 
-    It owns the conversations that are held there. The first one has the id of the owner itself; later ones have a
-    suffix of their own.
+    It owns the conversations held there. The first one has the owner's id itself; later ones have a suffix.
 
-    :ivar bot_id: of the bot, the number before the colon of its token. Two bots never share a conversation.
-    :ivar topic_id: ``message_thread_id``, only of a message in a topic of a forum.
+    :ivar bot_id: the bot's id, the number before the colon of its token. Two bots never share a conversation.
+    :ivar topic_id: ``message_thread_id``, only for messages in a forum topic.
     :ivar direct_topic_id: the topic of a channel's direct messages.
     :ivar business_id: the connection over which the bot speaks for a business account.
     """
@@ -35,14 +34,14 @@ class ChatKey:
 
     @classmethod
     def of_message(cls, bot_id: int, message: Mapping[str, Any]) -> Self:
-        """Return the place that a raw message is in.
+        """Return the place of a raw message.
 
         :raises InvalidInput: the message has no chat.
         """
         chat = message.get("chat")
         if not isinstance(chat, Mapping) or not isinstance(chat.get("id"), int):
             raise InvalidInput("message", "has no chat with an id")
-        # Replies in ordinary groups have a thread id too: that of the message they answer, which is no topic.
+        # Replies in ordinary groups have a thread id too, that of the message they answer, which is not a topic.
         topic = message.get("message_thread_id") if message.get("is_topic_message") else None
         direct = message.get("direct_messages_topic")
         return cls(
@@ -55,7 +54,7 @@ class ChatKey:
 
     @classmethod
     def of_call(cls, bot_id: int, payload: Mapping[str, Any]) -> Self | None:
-        """Return the place that a method of the Bot API writes to; ``None`` if it names the chat by a username."""
+        """Return the place that a Bot API method writes to; ``None`` if it names the chat by a username."""
         chat_id = payload.get("chat_id")
         if isinstance(chat_id, str) and re.fullmatch(r"-?\d+", chat_id):
             chat_id = int(chat_id)
@@ -71,7 +70,7 @@ class ChatKey:
 
     @classmethod
     def parse(cls, owner: str | None) -> Self | None:
-        """Return the place that an owner, or the id of one of its conversations, stands for; else ``None``."""
+        """Return the place of an owner id, or of the id of one of its conversations; ``None`` for other ids."""
         found = _OWNER.fullmatch((owner or "").split("/")[0])
         if found is None:
             return None
@@ -105,7 +104,7 @@ class ChatKey:
         return replace(self, chat_id=chat_id)
 
     def call(self) -> dict[str, Any]:
-        """Return the parameters by which a method of the Bot API writes here."""
+        """Return the parameters with which a Bot API method writes here."""
         named = {
             "chat_id": self.chat_id,
             "message_thread_id": self.topic_id,

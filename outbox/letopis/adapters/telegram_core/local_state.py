@@ -1,4 +1,4 @@
-"""Keep in the outbox file what an adapter must know while nothing else can be reached."""
+"""Keep in the outbox file what an adapter must know even when nothing else is reachable."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _TABLES: Final = (
     ) WITHOUT ROWID""",
 )
 KEEP_HANDLED: Final = timedelta(days=2)
-"""How long a handled update is remembered: Telegram repeats one for a day."""
+"""How long a handled update is remembered: Telegram may repeat it for a day."""
 MAX_ATTEMPTS: Final = 3
-"""How often an update is handed out again after its process ended while it was handled."""
+"""How often an update is handed out again after its process ended while handling it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownUpdate:
     """An update that was recorded before.
 
-    :ivar handled: its handling has ended.
+    :ivar handled: its handling has finished.
     :ivar conversation_id: the conversation it belongs to, if any.
     """
 
@@ -48,7 +48,7 @@ class KnownUpdate:
 class LocalState:
     """The tables of the adapters in an outbox file: updates that were received, languages of chats, open prompts.
 
-    They are of this file alone and are not delivered.
+    They exist in this file only and are not delivered.
     """
 
     def __init__(self, history: History) -> None:
@@ -58,7 +58,7 @@ class LocalState:
         self._languages: dict[str, str] = {}
 
     async def prepare(self) -> None:
-        """Create the tables if they are missing, and forget updates that were handled long ago."""
+        """Create missing tables, and forget updates that were handled long ago."""
         if self._ready:
             return
         async with self._lock:
@@ -76,7 +76,7 @@ class LocalState:
     async def receive(
         self, tx: Transaction, bot_id: int, update: Mapping[str, Any], conversation_id: str | None
     ) -> KnownUpdate | None:
-        """Note an update as received; return how it is known if it was noted before, and change nothing then."""
+        """Record an update as received. If it was recorded before, change nothing and return what is known of it."""
         key = {"bot": bot_id, "update": update["update_id"]}
         done = await tx.execute(
             sa.text(
@@ -102,7 +102,7 @@ class LocalState:
         return KnownUpdate(handled=row.handled_at is not None, conversation_id=row.conversation_id)
 
     async def handled(self, bot_id: int, update_id: int) -> None:
-        """Note that the handling of an update has ended, and drop its content."""
+        """Record that the handling of an update has finished, and drop its content."""
         async with self._history.transaction() as tx:
             await tx.execute(
                 sa.text(
@@ -113,11 +113,12 @@ class LocalState:
             )
 
     async def unhandled(self, bot_id: int, *, older_than: timedelta = timedelta(0)) -> list[dict[str, Any]]:
-        """Return the updates whose handling never ended, oldest first, and count the attempt.
+        """Return the updates whose handling never finished, oldest first, and count the attempt.
 
-        One that has ended its process three times is not returned any more.
+        An update that has ended its process three times is no longer returned.
 
-        :param older_than: only those received so long ago, where other processes may be handling later ones.
+        :param older_than: only updates received at least this long ago, because other processes may still be handling
+            later ones.
         """
         await self.prepare()
         named = {"bot": bot_id, "attempts": MAX_ATTEMPTS, "until": to_microseconds(utc_now() - older_than)}
@@ -159,7 +160,7 @@ class LocalState:
         self._languages[owner] = language
 
     async def language(self, owner: str) -> str | None:
-        """Return the language of a chat as Telegram gave it last; ``None`` if nobody spoke there."""
+        """Return the last known language of a chat, as Telegram gives it; ``None`` if there is none yet."""
         await self.prepare()
         if owner not in self._languages:
             async with self._history.transaction() as tx:
@@ -175,7 +176,7 @@ class LocalState:
     # Prompts.
 
     async def asked(self, owner: str, message_id: int, conversation_id: str) -> None:
-        """Remember that the reply to a message of the bot will be the title of a conversation."""
+        """Remember that the reply to one of the bot's messages will be the title of a conversation."""
         await self.prepare()
         async with self._history.transaction() as tx:
             await tx.execute(
@@ -193,7 +194,7 @@ class LocalState:
             )
 
     async def answered(self, owner: str, message_id: int) -> str | None:
-        """Return the conversation whose title was asked for by a message; ``None`` if none was."""
+        """Return the conversation whose title a message asked for; ``None`` if it asked for none."""
         await self.prepare()
         async with self._history.transaction() as tx:
             found = await tx.scalar(

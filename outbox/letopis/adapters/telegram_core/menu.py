@@ -1,4 +1,4 @@
-"""Carry out the ready commands of a chat menu, and say what to show."""
+"""Carry out the built-in commands of a chat menu, and return what to show."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from letopis.store import Conversation, Hit, InvalidInput, LetopisError, Recorde
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
 _PAGE: Final = 8
-"""Chats on one screen."""
+"""How many chats one screen shows."""
 _SHOWN: Final = 20
-"""Messages that /history shows."""
+"""How many messages /history shows."""
 _FOUND: Final = 5
 _MAX_TITLE: Final = 200
 _PERIOD: Final = timedelta(days=30)
 
 
 class Menu:
-    """The ready commands of one bot: new, list, switch, rename, delete, history, stats, search.
+    """The built-in commands of one bot: new, list, switch, rename, delete, history, stats, search.
 
     Each method returns the screen to show. A screen's texts are plain text, without markup.
 
-    :param files: the folder of what smart send has sent as files; those of a deleted chat are removed from it.
-    :param tz: the time zone of the times that are shown.
+    :param files: the folder of files that smart send has sent; a deleted chat's files are removed from it.
+    :param tz: the time zone for displayed times.
     """
 
     def __init__(self, chats: Chats, *, files: Path | None = None, tz: tzinfo = UTC) -> None:
@@ -55,10 +55,10 @@ class Menu:
         self._tz = tz
 
     async def command(self, name: str, arguments: str, key: ChatKey, language: str | None) -> MenuScreen:
-        """Carry out a command as it was written.
+        """Carry out a command.
 
         :param name: without the slash, one of ``COMMANDS``.
-        :param arguments: what follows it.
+        :param arguments: the text after it.
         :param language: as Telegram gives it.
         """
         texts, given = texts_for(language), " ".join(arguments.split())
@@ -83,7 +83,7 @@ class Menu:
         return await self._carried_out(key, texts, run)
 
     async def press(self, press: Press, key: ChatKey, language: str | None) -> MenuScreen:
-        """Carry out a press of a button."""
+        """Handle a press of a button."""
         texts = texts_for(language)
 
         async def run(place: ChatKey) -> MenuScreen:
@@ -102,7 +102,7 @@ class Menu:
         return await self._carried_out(key, texts, run)
 
     async def title(self, conversation_id: str, title: str, key: ChatKey, language: str | None) -> MenuScreen:
-        """Give a conversation the title that was asked for."""
+        """Give a conversation the requested title."""
         texts = texts_for(language)
         return await self._carried_out(
             key, texts, lambda place: self._renamed(place, texts, conversation_id, " ".join(title.split()))
@@ -190,7 +190,7 @@ class Menu:
         found = list[Path]()
         for message in await self._history.messages(conversation_id, last=None, every=True):
             given = message.delivery_data.get("file_path")
-            # Only what smart send wrote there: the path is data.
+            # Only files that smart send wrote there, because the path is user data.
             if isinstance(given, str) and (path := _absolute(given)).parent == self._files:
                 found.append(path)
         return found

@@ -1,4 +1,4 @@
-"""Tell the users of a bot that something they wrote is stuck, or saved again, in their language."""
+"""Notify a bot's users, in their language, that a message of theirs is stuck or has been saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from letopis.outbox import Incident
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """What to tell whom.
+    """A notice and its recipient.
 
     :ivar key: where to send it.
     """
@@ -22,9 +22,9 @@ class Notice:
 
 
 async def notice_for(incident: Incident, chats: Chats, local: LocalState) -> Notice | None:
-    """Return what to tell the user of an incident; ``None`` if it concerns no chat of this bot.
+    """Return the notice to the user about an incident; ``None`` if it concerns no chat of this bot.
 
-    The language is that of who spoke last in the chat, known to the outbox file, since the store may be away.
+    The language is that of the chat's last speaker. It comes from the outbox file, since the store may be unreachable.
     """
     owner = incident.owner_id or incident.conversation_id
     key = await chats.address(owner)

@@ -1,4 +1,4 @@
-"""Record what a bot sends: the intent before Telegram is called, and what became of it after."""
+"""Record what a bot sends: the intent before Telegram is called, and the outcome afterwards."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from letopis.store.model.parts import Content, content_to_json
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
 current_update: ContextVar[Recorded | None] = ContextVar("letopis_telegram_update", default=None)
-"""The update that is being handled: what is sent meanwhile to its chat belongs into its conversation."""
+"""The update being handled: messages sent to its chat meanwhile belong to its conversation."""
 _recording: ContextVar[bool] = ContextVar("letopis_telegram_recording", default=True)
 _MAX_OPEN: Final = 1_000
 
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Send without recording, for what is no part of a conversation: menus, notices, progress.
+    """Send without recording, for messages that are not part of a conversation: menus, notices, progress.
 
     ::
 
@@ -49,11 +49,11 @@ def unrecorded() -> Iterator[None]:
 
 @dataclass(slots=True, kw_only=True)
 class Intent:
-    """Something that is about to be sent, or was and nobody knows.
+    """A message that is about to be sent, or whose outcome is unknown.
 
-    :ivar conversation_id: the conversation it is part of.
+    :ivar conversation_id: the conversation that it belongs to.
     :ivar message_id: its id in the history.
-    :ivar sent: the message ids that Telegram has given to parts of it, by their number.
+    :ivar sent: the message ids that Telegram gave to its parts, by part number.
     """
 
     conversation_id: str
@@ -65,7 +65,7 @@ class Intent:
 
 @dataclass(slots=True, kw_only=True)
 class _Change:
-    """An edit or a deletion that is recorded once Telegram has carried it out."""
+    """An edit or deletion, recorded once Telegram has carried it out."""
 
     call: BotApiCall
 
@@ -73,11 +73,11 @@ class _Change:
 class OutgoingRecorder:
     """Records what one bot sends.
 
-    A reply is appended before it is sent, and confirmed or failed after. One whose outcome is unknown, as after a
-    timeout or a crash, stays unconfirmed: see ``History.unconfirmed``. Sending the same to the same chat again then
-    confirms that reply, and makes no second one.
+    A reply is appended before it is sent, and confirmed or marked as failed afterwards. If its outcome is unknown, as
+    after a timeout or a crash, it stays unconfirmed: see ``History.unconfirmed``. Sending the same content to the same
+    chat again then confirms that reply instead of creating a second one.
 
-    That the outbox refuses an append is logged as an error, and does not keep the bot from answering.
+    If the outbox refuses an append, an error is logged, and the bot still answers.
     """
 
     def __init__(self, history: History, bot_id: int, *, chats: Chats | None = None) -> None:
@@ -91,7 +91,7 @@ class OutgoingRecorder:
     async def before(self, method: str, payload: Mapping[str, Any]) -> Intent | _Change | None:
         """Record the intent of a call; pass the result to :meth:`after` or :meth:`failed`.
 
-        :param method: as the Bot API calls it, for example ``sendMessage``.
+        :param method: its name in the Bot API, for example ``sendMessage``.
         :param payload: its parameters as JSON values.
         """
         if not _recording.get():
@@ -118,7 +118,7 @@ class OutgoingRecorder:
             await self._after_all(method, chat_id, result)
 
     async def failed(self, intent: Intent | _Change | None, failure: Failure) -> None:
-        """Record how a call failed; nothing, if it is to be repeated or its outcome is unknown."""
+        """Record that a call failed; records nothing if it will be repeated or its outcome is unknown."""
         if not isinstance(intent, Intent):
             return
         if failure.moved_to is not None and (key := ChatKey.parse(intent.conversation_id)) is not None:
@@ -128,7 +128,7 @@ class OutgoingRecorder:
             with _logged("that a reply failed"):
                 await run_to_completion(intent.reply.failed(reason=failure.reason))
             return
-        # The same is sent again, to the new id or later, or is never heard of again.
+        # The same is sent again, to the new id or later, or the outcome stays unknown.
         self._open[intent.name] = intent
         if len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)
@@ -136,9 +136,9 @@ class OutgoingRecorder:
     # Parts of one message.
 
     async def begin(self, key: ChatKey, content: Content) -> Intent | None:
-        """Append what is about to be sent; ``None`` if the outbox refuses it, which is logged.
+        """Append a message that is about to be sent; return ``None`` if the outbox refuses it, which is logged.
 
-        If the same was begun before and its outcome is not known, that is continued.
+        If the same message was begun before and its outcome is unknown, that one is continued.
         """
         try:
             place = await self.chats.settled(key)
@@ -159,7 +159,7 @@ class OutgoingRecorder:
     async def sent(
         self, intent: Intent, numbers: tuple[int, ...], *, sent_as: str = "message", file_path: str | None = None
     ) -> None:
-        """Confirm what was begun.
+        """Confirm a message that was begun.
 
         :param numbers: the message ids that Telegram gave to its parts.
         """
@@ -172,7 +172,7 @@ class OutgoingRecorder:
                 )
             )
 
-    # What is not known before.
+    # What is not known in advance.
 
     async def _conversation(self, key: ChatKey) -> str:
         update = current_update.get()
@@ -196,7 +196,7 @@ class OutgoingRecorder:
                 await self._history.redact(found.conversation_id, found.id, reason="deleted in Telegram by the bot")
 
     def _places(self, call: BotApiCall, result: Any) -> list[ChatKey]:
-        """Return where a changed message may be: the call names its chat, and not its topic."""
+        """Return the places where a changed message may be: the call names its chat, but not its topic."""
         places = [call.key]
         if chat_in(result) == call.key.chat_id and isinstance(result, Mapping):
             places.append(ChatKey.of_message(self._bot_id, result))
@@ -206,7 +206,7 @@ class OutgoingRecorder:
         return list(dict.fromkeys(places))
 
     async def _after_all(self, method: str, chat_id: int, result: Any) -> None:
-        """Record what was sent to a chat that was named by its username."""
+        """Record a message sent to a chat that was named by its username."""
         if method.startswith(("edit", "delete", "get")) or (content := content_in(result)) is None:
             return
         with _logged("a message to a channel"):
@@ -230,7 +230,7 @@ def _digest(conversation_id: str, content: Content) -> str:
 
 @contextmanager
 def _logged(what: str) -> Iterator[None]:
-    """Log that something cannot be recorded; it has happened all the same."""
+    """Log that something which has happened cannot be recorded."""
     try:
         yield
     except LetopisError as error:

@@ -23,20 +23,20 @@ from letopis.store.model.identifiers import uuid7
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
 THRESHOLD: Final = 1200
-"""UTF-16 units up to which an answer is one message."""
+"""The longest answer that is sent as one message, in UTF-16 units."""
 PREVIEW: Final = 600
-"""UTF-16 units of the preview of an answer that goes as a file."""
+"""The length of the preview of an answer that is sent as a file, in UTF-16 units."""
 _NOTE: Final = 100
-"""UTF-16 units that are left for the words below the preview."""
+"""The space reserved for the text below the preview, in UTF-16 units."""
 MAX_WAIT_SECONDS: Final = 90.0
 _MAX_REPEATS: Final = 5
 
 
 class Transport(Protocol):
-    """How one answer is sent: through the library that talks to Telegram.
+    """How one answer is sent, through the Telegram library.
 
-    The parameters of the reply (what it answers, the topic, the business connection) belong to every part, the keyboard
-    to the last one.
+    The reply's parameters (the quoted message, the topic, the business connection) apply to every part, the keyboard to
+    the last one.
     """
 
     async def send_text(self, text: str, entities: Sequence[Entity], *, last: bool) -> int:
@@ -48,7 +48,7 @@ class Transport(Protocol):
         ...
 
     def failure_of(self, error: Exception) -> Failure | None:
-        """Return what an exception of the library means; ``None`` if it is none of a call."""
+        """Return what an exception of the library means; ``None`` if it does not come from a call."""
         ...
 
 
@@ -58,7 +58,7 @@ class Sent:
 
     :ivar sent_as: ``message``, ``file`` or ``messages``.
     :ivar numbers: the message ids that Telegram gave to its parts.
-    :ivar file_path: the file that it was sent as.
+    :ivar file_path: the file as which it was sent.
     :ivar message_id: its id in the history; ``None`` if the outbox refused it.
     """
 
@@ -69,16 +69,16 @@ class Sent:
 
 
 class SmartSender:
-    """Sends answers of one bot, and records each as one message.
+    """Sends one bot's answers, and records each as one message.
 
-    Up to ``threshold`` an answer is a message. Longer ones are a file with the whole and a preview as its caption; if
-    the file cannot be sent, they are several messages. A limit of Telegram is waited out as it asks. Formatting that
-    Telegram refuses is left out. An answer that fails half-way stays unconfirmed: sending it again, in the same
-    process, sends only what Telegram has not confirmed.
+    Up to ``threshold``, an answer is sent as a message. Longer ones are sent as a file, with a preview as its caption;
+    if the file cannot be sent, as several messages. Rate limits are waited out as Telegram asks. Formatting that
+    Telegram refuses is dropped. An answer that fails half-way stays unconfirmed: sending it again, in the same process,
+    sends only the parts that Telegram has not confirmed.
 
-    :param folder: where the files are written, and stay: ``file_path`` of the message names them.
-    :param threshold: UTF-16 units, at most 4096.
-    :param preview: UTF-16 units of the preview, at most 924.
+    :param folder: where the files are written and kept: the message's ``file_path`` names them.
+    :param threshold: in UTF-16 units, at most 4096.
+    :param preview: the length of the preview, in UTF-16 units, at most 924.
     :param sleep: how to wait.
     """
 
@@ -110,12 +110,12 @@ class SmartSender:
         *,
         language: str | None = None,
     ) -> Sent:
-        """Send an answer, and record it before and after.
+        """Send an answer, recording it before and after.
 
         :param entities: its formatting, with offsets in UTF-16 units.
-        :param language: of the few words beside the file.
-        :raises ValueError: there is nothing but white space in it.
-        :raises Exception: whatever the library raised, where Telegram refused the answer or its outcome is unknown.
+        :param language: of the text beside the file.
+        :raises ValueError: the text is only white space.
+        :raises Exception: whatever the library raised, if Telegram refused the answer or its outcome is unknown.
         """
         if not text.strip():
             raise ValueError("text must not be empty")
@@ -124,7 +124,7 @@ class SmartSender:
         try:
             with unrecorded():
                 sent_as, path = await self._deliver(answer, text, entities, language)
-        except BaseException as error:  # a cancellation too: what was sent is known to no one then
+        except BaseException as error:  # cancellations too: it is then unknown what was sent
             await self._failed(intent, transport, error, answer)
             raise
         numbers = answer.numbers()
@@ -143,7 +143,7 @@ class SmartSender:
         if units(text) <= self._threshold:
             await answer.messages([Part(text, tuple(entities), 0, len(text))])
             return "message", None
-        if not answer.sent:  # else the file has failed before
+        if not answer.sent:  # otherwise the file has failed before
             sent, path = await self._as_file(answer, text, entities, language)
             if sent:
                 return "file", str(path)
@@ -161,7 +161,7 @@ class SmartSender:
             await asyncio.to_thread(_write, path, text)
             await answer.file(path, f"{texts.file_name}.txt", preview)
         except BaseException as error:
-            with suppress(OSError):  # it was never written, or cannot be removed either
+            with suppress(OSError):  # it was never written, or it cannot be removed either
                 await asyncio.to_thread(path.unlink)
             failure = answer.transport.failure_of(error) if isinstance(error, Exception) else None
             if (failure is None and not isinstance(error, OSError)) or (failure is not None and failure.final):
@@ -174,7 +174,7 @@ class SmartSender:
         failure = transport.failure_of(error) if isinstance(error, Exception) else None
         if failure is None:
             failure = Failure(ending="unknown", reason=type(error).__name__)
-        # A part that was sent is said; the rest of it can still be.
+        # A part that was sent is part of the chat; the rest can still be sent.
         if failure.ending == "refused" and answer.sent and not failure.final:
             failure = Failure(ending="unknown", reason=failure.reason)
         await self._outgoing.failed(intent, failure)
@@ -192,7 +192,7 @@ class _Answer:
         return tuple(dict.fromkeys(number for _, number in sorted(self.sent.items())))
 
     async def messages(self, parts: Sequence[Part]) -> None:
-        """Send messages; those that are confirmed are not sent again."""
+        """Send messages; confirmed ones are not sent again."""
         for place, part in enumerate(parts, 1):
             if place not in self.sent:
                 last = place == len(parts)
@@ -214,7 +214,7 @@ class _Answer:
                 if failure is None:
                     raise
                 if failure.formatting and entities:
-                    entities = ()  # once: the words are what matters
+                    entities = ()  # once: the text is what matters
                 elif failure.ending == "retry" and waited + failure.seconds <= MAX_WAIT_SECONDS:
                     waited += failure.seconds
                     await self.sleep(failure.seconds)
@@ -224,7 +224,7 @@ class _Answer:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a new file durably, for its owner alone."""
+    """Write a new file durably, readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)

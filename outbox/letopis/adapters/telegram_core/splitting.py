@@ -1,4 +1,4 @@
-"""Cut a long text into messages that Telegram accepts; pure."""
+"""Split a long text into messages that Telegram accepts; pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from itertools import accumulate
 from typing import Any, Final
 
 TEXT_LIMIT: Final = 4096
-"""UTF-16 units of a message; nowhere more characters than that."""
+"""The longest message, in UTF-16 units; it never has more characters than that."""
 CAPTION_LIMIT: Final = 1024
-"""UTF-16 units of a file's caption."""
+"""The longest caption of a file, in UTF-16 units."""
 _EARLIEST: Final = 0.5
-"""The part of a message that has to be filled before a cut at a paragraph or a line is taken."""
+"""The share of a message that must be filled before a cut at a paragraph or a line is used."""
 _FENCE: Final = re.compile(r"^[ ]{0,3}(```+|~~~+)([^`\n]*)$", re.MULTILINE)
 _JOINERS: Final = frozenset("\u200d\ufe0e\ufe0f\u20e3")
 _TONES: Final = range(0x1F3FB, 0x1F400)
@@ -28,10 +28,10 @@ Entity = Mapping[str, Any]
 class Part:
     """One message of a longer text.
 
-    :ivar text: of the message.
-    :ivar entities: of the message, with offsets in it.
-    :ivar start: where it begins in the whole text, in characters.
-    :ivar end: where it ends there.
+    :ivar text: the message's text.
+    :ivar entities: its entities, with offsets in this message.
+    :ivar start: where it starts in the whole text, in characters.
+    :ivar end: where it ends in the whole text.
     """
 
     text: str
@@ -41,17 +41,17 @@ class Part:
 
 
 def units(text: str) -> int:
-    """Return the length of a text in UTF-16 units, by which Telegram counts."""
+    """Return the length of a text in UTF-16 units, as Telegram counts."""
     return len(text) + sum(character > "\uffff" for character in text)
 
 
 def split(text: str, entities: Sequence[Entity] = (), *, limit: int = TEXT_LIMIT) -> list[Part]:
-    """Return a text as messages of at most ``limit`` UTF-16 units, in order.
+    """Split a text into messages of at most ``limit`` UTF-16 units, in order.
 
-    It is cut at a paragraph, else at a line, else at a word, and only where there is none of these within a word. It is
-    never cut inside a character, and inside an entity only if that is longer than a message: then it goes on in the
-    next one. A block of code between fences (three backticks) is closed at the end of a message and opened again in the
-    next. White space at a cut is dropped, and so are parts of nothing but white space.
+    It is cut at a paragraph, otherwise at a line, otherwise between words, and within a word only if there is no other
+    place. It is never cut inside a character, and inside an entity only if the entity is longer than a message; the
+    entity then continues in the next one. A fenced code block (three backticks) is closed at the end of a message and
+    reopened in the next. White space at a cut is dropped, and so are parts that are only white space.
 
     :param limit: at least 64.
     """
@@ -68,7 +68,7 @@ def beginning(text: str, entities: Sequence[Entity] = (), *, limit: int) -> Part
 
 @dataclass(frozen=True, slots=True)
 class _Fence:
-    """A block of code between fences: from its opening line, over its body, to the end of its closing line."""
+    """A fenced code block: its opening line, its body, and its closing line to the end."""
 
     start: int
     body: int
@@ -78,7 +78,7 @@ class _Fence:
 
 
 class _Splitter:
-    """Cuts one text."""
+    """Splits one text."""
 
     def __init__(self, text: str, entities: Sequence[Entity], limit: int) -> None:
         self._text = text
@@ -86,7 +86,7 @@ class _Splitter:
         # Where each character begins, in UTF-16 units.
         self._at = [0, *accumulate(2 if character > "\uffff" else 1 for character in text)]
         self._entities = [self._placed(one) for one in entities]
-        # Formatting by entities has no fences: there, backticks are text.
+        # Formatting by entities has no fences: backticks are text there.
         self._fences = [] if entities else _fenced(text)
 
     def parts(self) -> list[Part]:
@@ -122,7 +122,7 @@ class _Splitter:
         return self._at[start + len(shown)] - self._at[start] + units(around) <= self._limit
 
     def _skip(self, start: int) -> int:
-        """Return where the next part begins: after white space, but with the indentation of code."""
+        """Return where the next part starts: after white space, but keeping the indentation of code."""
         text, end = self._text, start
         while end < len(text) and text[end].isspace():
             end += 1
@@ -150,7 +150,7 @@ class _Splitter:
         return self._within_a_word(start, last)
 
     def _last(self, mark: str, least: int, last: int, *, inside: bool) -> int | None:
-        """Return the last place of a separator, outside of entities unless ``inside``, else ``None``."""
+        """Return the last place of a separator, outside of entities unless ``inside``; ``None`` if there is none."""
         stop = last + len(mark)
         while (place := self._text.rfind(mark, least, stop)) >= 0:
             if place <= last and not self._in_fence_line(place) and (inside or not self._is_inside(place)):
@@ -159,7 +159,7 @@ class _Splitter:
         return None
 
     def _is_inside(self, place: int) -> bool:
-        """Return True if a place is inside of what could be moved into the next message as a whole."""
+        """Return True if a place is inside something that could move to the next message as a whole."""
         limit, at = self._limit, self._at
         if any(one.start < place < one.end and at[one.end] - at[one.start] <= limit for one in self._fences):
             return True
@@ -169,18 +169,18 @@ class _Splitter:
         return any(one.start < place <= one.body or one.body_end <= place < one.end for one in self._fences)
 
     def _within_a_word(self, start: int, last: int) -> int:
-        """Return a place to cut where there is no separator: not within what is drawn as one character."""
+        """Return a place to cut if there is no separator: not within what is displayed as one character."""
         for one in self._fences:
             if one.start < last <= one.body and one.start > start:
                 return one.start
         end = last
         while end > start + 1 and _belongs_to_previous(self._text, end):
             end -= 1
-        # Hundreds of marks are no character.
+        # Hundreds of combining marks are not one character.
         return last if _belongs_to_previous(self._text, end) else end
 
     def _fence_at(self, place: int) -> _Fence | None:
-        """Return the block of code in whose body a place is; ``None`` if it is in none."""
+        """Return the code block whose body contains a place; ``None`` if there is none."""
         return next((one for one in self._fences if one.body <= place < one.body_end), None)
 
     # Entities.
@@ -200,7 +200,7 @@ class _Splitter:
 
 
 def _index(at: Sequence[int], offset: int) -> int:
-    """Return the character that begins at an offset in UTF-16 units, or the next one."""
+    """Return the character that starts at an offset in UTF-16 units, or the next one."""
     low, high = 0, len(at) - 1
     while low < high:
         middle = (low + high) // 2
@@ -209,7 +209,7 @@ def _index(at: Sequence[int], offset: int) -> int:
 
 
 def _fenced(text: str) -> list[_Fence]:
-    """Return the blocks of code in a text."""
+    """Return the code blocks in a text."""
     blocks: list[_Fence] = []
     opened: re.Match[str] | None = None
     for line in _FENCE.finditer(text):
@@ -229,7 +229,7 @@ def _opening(line: re.Match[str]) -> str:
 
 
 def _belongs_to_previous(text: str, place: int) -> bool:
-    """Return True if the character at ``place`` is drawn as one with the one before it."""
+    """Return True if the character at ``place`` is displayed as one with the one before it."""
     if place >= len(text):
         return False
     here, before = text[place], text[place - 1]

@@ -1,4 +1,4 @@
-"""Say what the menu and the smart send say, in Russian and English."""
+"""The texts of the menu and of smart send, in Russian and English."""
 
 from __future__ import annotations
 
@@ -106,15 +106,15 @@ RUSSIAN: Final = Texts(
     d_search="поиск по всем чатам",
 )
 COMMANDS: Final = ("new", "list", "switch", "rename", "delete", "history", "stats", "search")
-"""The ready commands, in the order of the menu."""
+"""The built-in commands, in the order of the menu."""
 
 
 def texts_for(language: str | None) -> Texts:
-    """Return the texts for a language as Telegram gives it (``ru``, ``en-GB``); English if there are no others."""
+    """Return the texts for a language code from Telegram (``ru``, ``en-GB``); English for other languages."""
     return RUSSIAN if language_of(language) == "ru" else ENGLISH
 
 
 def descriptions(language: str | None) -> dict[str, str]:
-    """Return what each ready command does, for ``setMyCommands``."""
+    """Return the description of each built-in command, for ``setMyCommands``."""
     texts = texts_for(language)
     return {name: str(getattr(texts, f"d_{name}")) for name in COMMANDS}

@@ -18,11 +18,11 @@ EDITS: Final = ("edited_message", "edited_business_message", "edited_channel_pos
 class Meaning:
     """What an update means.
 
-    :ivar update_id: of the update; each is recorded once.
+    :ivar update_id: its id; each update is recorded once.
     :ivar kind: the update's type, the name of the one field besides its id.
-    :ivar key: where it happened; ``None`` if it has no place, as an inline query.
-    :ivar payload: what the type holds.
-    :ivar language: the language code of who caused it.
+    :ivar key: where it happened; ``None`` if it has no place, like an inline query.
+    :ivar payload: the content of that field.
+    :ivar language: the language code of the user who caused it.
     """
 
     update_id: int
@@ -34,12 +34,12 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said(Meaning):
-    """A message that belongs into the conversation."""
+    """A message that belongs to the conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command(Meaning):
-    """A message that is a command to the bot, and no part of the conversation.
+    """A message that is a command to the bot and not part of the conversation.
 
     :ivar command: without the slash.
     """
@@ -91,13 +91,13 @@ class Reacted(Meaning):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Other(Meaning):
-    """Anything else, also what this release does not know: kept as it came."""
+    """Anything else, including types that this release does not know: kept unchanged."""
 
 
 def read_update(bot_id: int, update: Mapping[str, Any]) -> Meaning:
     """Return what an update means.
 
-    :raises InvalidInput: it is no update, because it has no ``update_id``.
+    :raises InvalidInput: it is not an update, because it has no ``update_id``.
     """
     update_id = update.get("update_id") if isinstance(update, Mapping) else None
     if not isinstance(update_id, int) or isinstance(update_id, bool):
@@ -140,7 +140,7 @@ def _read_message(bot_id: int, given: dict[str, Any]) -> Meaning:
         return ChatMoved(**given, old=chat_id, new=new)
     if isinstance(old := message.get("migrate_from_chat_id"), int):
         return ChatMoved(**given, old=old, new=chat_id)
-    # What the bot itself wrote for a business account comes back; it is recorded as it is sent.
+    # What the bot itself wrote for a business account comes back, but is already recorded on sending.
     sender = message.get("sender_business_bot")
     if content_of(message) is None or (isinstance(sender, Mapping) and sender.get("id") == bot_id):
         return Other(**given)
@@ -176,7 +176,7 @@ def _marks(given: Any) -> list[str]:
 
 
 def is_from_account(message: Mapping[str, Any]) -> bool:
-    """Return True if a message of a business chat was written by the account itself, and not by its customer."""
+    """Return True if a message of a business chat was written by the account itself, not by its customer."""
     sender, chat = message.get("from"), message.get("chat")
     if "business_connection_id" not in message or not isinstance(sender, Mapping) or not isinstance(chat, Mapping):
         return False

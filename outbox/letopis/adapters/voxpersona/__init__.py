@@ -1,4 +1,4 @@
-"""Give the bot VoxPersona a history: its own ``ConversationManager`` on Letopis, and an importer of its JSON folders.
+"""Give the VoxPersona bot a history: its ``ConversationManager`` on Letopis, and an importer for its JSON folders.
 
 ::
 

@@ -28,7 +28,7 @@ from letopis.store import InvalidInput, LetopisError
     "--timezone", metavar="NAME", help="That of the times, for example Europe/Moscow. Default: the machine's."
 )
 @click.option("--dry-run", is_flag=True, help="Read and check everything, and write nothing.")
-@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver, and wait so long at most.")
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Deliver, and wait at most this long.")
 @click.option("--outbox", metavar="PATH", help=f"The outbox. Default: LETOPIS_OUTBOX, or {OUTBOX} in FOLDER.")
 @click.option("--store", metavar="URL", help="The history store. Default: LETOPIS_STORE, or a file beside the outbox.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

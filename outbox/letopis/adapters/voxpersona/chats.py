@@ -1,4 +1,4 @@
-"""Read and begin the chats of a user in a history, with the numbers that the seed's bot gives them."""
+"""Read and create a user's chats in a history, with the numbers that the seed's bot gives them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from letopis.store import (
 
 LABELS: Final = ("voxpersona",)
 KEY: Final = "index"
-"""Where the owner's record is: the user's name and the next number."""
+"""The place of the owner's record, which holds the user's name and the next number."""
 _ATTEMPTS: Final = 5
 _PAGE: Final = 100
 
 
 class Unknown(Enum):
-    """What cannot be told while the history store is unreachable."""
+    """A value that cannot be known while the history store is unreachable."""
 
     UNKNOWN = "unknown"
 
@@ -45,7 +45,7 @@ UNKNOWN: Final = Unknown.UNKNOWN
 class ChatIndex:
     """The chats of a user.
 
-    :ivar chats: in the order in which they began.
+    :ivar chats: in the order in which they were created.
     :ivar complete: False if the history store is unreachable, and chats may be missing.
     """
 
@@ -58,11 +58,11 @@ class ChatIndex:
 
     @classmethod
     def empty(cls, user_id: int) -> ChatIndex:
-        """Return the list of a user without chats."""
+        """Return the list for a user without chats."""
         return cls(user_id=user_id, username="", active=None, next_number=1, chats=(), complete=False)
 
     def metadata(self, tz: tzinfo | None) -> list[dict[str, Any]]:
-        """Return each chat as the seed has it in its list."""
+        """Return each chat as in the seed's list."""
         return [metadata_of(one, self.user_id, active=one.conversation_id == self.active, tz=tz) for one in self.chats]
 
     def to_data(self, tz: tzinfo | None) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class UserChats:
         self._history = history
 
     def find(self, user_id: int, conversation_id: str) -> Conversation | Unknown | None:
-        """Return a chat of a user; ``None`` if there is none, or it is another user's."""
+        """Return a user's chat; ``None`` if there is none, or if it is another user's."""
         try:
             found = self._history.conversation(conversation_id)
             if found is None and not self._history.messages(conversation_id, last=1).complete:
@@ -121,9 +121,9 @@ class UserChats:
         )
 
     def create(self, user_id: int, username: str, first_question: str) -> str:
-        """Begin a chat, which becomes the active one, with the next number of the user; return its id.
+        """Create a chat with the user's next number, make it active, and return its id.
 
-        While neither the outbox nor the history store can tell the number, it is 0, as that of the oldest chats.
+        If neither the outbox nor the history store knows the number, it is 0, like that of the oldest chats.
 
         :raises LetopisError: as for ``History.append``; nothing was written.
         """

@@ -1,4 +1,4 @@
-"""Offer the seed's ``ConversationManager`` over a history."""
+"""Provide the seed's ``ConversationManager`` on a history."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from letopis.store import (
 F = TypeVar("F", bound=Callable[..., Any])
 
 OUTBOX: Final = "letopis.outbox.db"
-"""The outbox in the folder of the bot, if none is named."""
+"""The default outbox in the bot's folder."""
 _LOG: Final = logging.getLogger("letopis.adapters.voxpersona")
 _KNOWN_CHATS: Final = 10_000
 
 
 def _otherwise(answer: Callable[[], Any]) -> Callable[[F], F]:
-    """Return a decorator of methods: an error is logged, and ``answer()`` returned."""
+    """Return a decorator for methods that logs an error and returns ``answer()``."""
 
     def decorate(method: F) -> F:
         @functools.wraps(method)
@@ -58,29 +58,29 @@ def _otherwise(answer: Callable[[], Any]) -> Callable[[F], F]:
 
 
 class ConversationManager:
-    """The seed's ``ConversationManager``: the same methods, arguments and answers, over a history.
+    """The seed's ``ConversationManager`` on a history: the same methods, arguments and results.
 
     ::
 
         conversation_manager = ConversationManager(CONVERSATIONS_DIR, store="postgresql://bot@db/history")
 
-    A message is on disk when ``add_message`` returns ``True``, and is delivered to the history store then or later. No
-    method but ``create_conversation`` raises what the history raises: it is logged, and the answer is ``False``,
-    ``None`` or empty, as in the seed. Threads and coroutines may call; each call blocks for about a millisecond.
+    A message is on disk when ``add_message`` returns ``True``, and is delivered to the history store at once or later.
+    Only ``create_conversation`` raises errors of the history; other methods log them and return ``False``, ``None`` or
+    an empty value, as in the seed. Threads and coroutines may call it; each call blocks for about a millisecond.
 
-    A chat may have any title and a user any name; the files of the seed hold them shortened.
+    A chat may have any title and a user any name; the seed's files hold them shortened.
 
     :param base_dir: the folder of the bot's chats.
     :param store: the history store, by URL or path; by default an SQLite file beside the outbox.
     :param outbox: the outbox; by default ``letopis.outbox.db`` in ``base_dir``.
     :param mirror: whether to write the seed's JSON files too, so that the bot can go back to its own code.
-    :param timezone: that of the times in chats; by default that of the machine.
+    :param timezone: for the times in chats; by default the machine's.
     :param models: a module with the classes ``ConversationMessage``, ``ConversationMetadata`` and ``Conversation``; by
         default the bot's ``conversations``, or those of ``letopis.adapters.voxpersona`` if there is none.
-    :param history: an open history, which is not closed, instead of ``store`` and ``outbox``. To be called in
-        coroutines, it needs ``inside_loop="block"``.
+    :param history: an open history instead of ``store`` and ``outbox``; it is not closed. To be called from coroutines,
+        it needs ``inside_loop="block"``.
     :param options: those of ``BlockingHistory.open``, for example ``on_stuck``.
-    :raises InvalidInput: ``models`` lacks a class, or a history is given with what opens another.
+    :raises InvalidInput: ``models`` lacks a class, or a history is given together with options for opening one.
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
 
@@ -116,11 +116,11 @@ class ConversationManager:
 
     @property
     def history(self) -> BlockingHistory:
-        """The history, for everything that the seed cannot: search, forks, statistics by day, erasure."""
+        """The history, for everything that the seed cannot do: search, forks, statistics by day, erasure."""
         return self._history
 
     def close(self) -> None:
-        """Close the history that this has opened. Idempotent; also done when the program ends."""
+        """Close the history if this manager opened it. Idempotent; also done when the program ends."""
         atexit.unregister(self.close)
         if self._opened is not None:
             self._opened.close()
@@ -134,23 +134,23 @@ class ConversationManager:
     # The folder and the list.
 
     def ensure_user_directory(self, user_id: int) -> Path:
-        """Return the folder of a user's JSON files; it is made if it is not there."""
+        """Return the folder of a user's JSON files, creating it if necessary."""
         folder = self.base_dir / f"user_{user_id}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     @_otherwise(lambda: False)
     def conversation_exists(self, user_id: int, conversation_id: str) -> bool:
-        """Return True if a user has a chat, as far as that is known at present."""
+        """Return True if a user has a chat, as far as is known at present."""
         return isinstance(self._find(user_id, conversation_id), Conversation)
 
     def load_index(self, user_id: int) -> dict[str, Any]:
-        """Return what the seed keeps in a user's ``index.json``."""
+        """Return the content of a user's ``index.json`` in the seed."""
         return self._load_index(user_id) or ChatIndex.empty(user_id).to_data(self._tz)
 
     @_otherwise(lambda: False)
     def save_index(self, user_id: int, index_data: Mapping[str, Any]) -> bool:
-        """Apply what differs: the active chat, titles, numbers, the user's name. Chats that are left out stay."""
+        """Apply the differences: the active chat, titles, numbers, the user's name. Omitted chats are kept."""
         index = self._chats.index(user_id)
         known = {one.conversation_id: one for one in index.chats}
         for given in index_data.get("conversations", []):
@@ -167,15 +167,15 @@ class ConversationManager:
 
     @_otherwise(list)
     def list_conversations(self, user_id: int) -> list[Any]:
-        """Return the metadata of a user's chats, in the order in which they began."""
+        """Return the metadata of a user's chats, in the order in which they were created."""
         return [self._models.make_metadata(one) for one in self._chats.index(user_id).metadata(self._tz)]
 
     # Chats.
 
     def create_conversation(self, user_id: int, username: str, first_question: str = NEW_CHAT) -> str:
-        """Begin a chat with the next number of the user, and make it the active one; return its id.
+        """Create a chat with the user's next number, make it active, and return its id.
 
-        :raises RuntimeError: the outbox does not take it.
+        :raises RuntimeError: the outbox does not accept it.
         """
         try:
             with self._lock:
@@ -189,15 +189,15 @@ class ConversationManager:
 
     @_otherwise(lambda: None)
     def load_conversation(self, user_id: int, conversation_id: str) -> Any:
-        """Return a chat with all its messages; ``None`` if the user has none of this id."""
+        """Return a chat with all its messages; ``None`` if the user has none with this id."""
         found = self._load(user_id, conversation_id)
         return None if found is None else self._models.make_conversation(*found)
 
     @_otherwise(lambda: False)
     def save_conversation(self, conversation: Any) -> bool:
-        """Apply what differs from the history: the title, the user's name, changed texts, new messages.
+        """Apply the differences to the history: the title, the user's name, changed texts, new messages.
 
-        Messages that ``conversation`` lacks stay: they came after it was loaded. A chat that is not there is made.
+        Messages missing from ``conversation`` are kept: they arrived after it was loaded. A missing chat is created.
         """
         metadata = {name: getattr(conversation.metadata, name) for name in _SAVED}
         user_id, conversation_id = int(metadata["user_id"]), str(metadata["conversation_id"])
@@ -216,9 +216,9 @@ class ConversationManager:
 
     @_otherwise(lambda: False)
     def delete_conversation(self, user_id: int, conversation_id: str) -> bool:
-        """Erase a chat for good, and the report files of its answers.
+        """Erase a chat and the report files of its answers for good.
 
-        If it was the active one, the user's oldest chat becomes that; without another chat, a new one is begun.
+        If it was active, the user's oldest chat becomes active; if there is no other chat, a new one is created.
         """
         with self._lock:
             index = self._chats.index(user_id)
@@ -249,7 +249,7 @@ class ConversationManager:
 
     @_otherwise(lambda: False)
     def set_active_conversation(self, user_id: int, conversation_id: str) -> bool:
-        """Make a chat the active one. Return False if the user has none of this id."""
+        """Make a chat the active one. Return False if the user has none with this id."""
         if self._find(user_id, conversation_id) is None:
             _LOG.warning("the chat that is to be the active one is not there")
             return False
@@ -263,8 +263,9 @@ class ConversationManager:
     def add_message(self, user_id: int, conversation_id: str, message: Any) -> bool:
         """Append a message to a chat, which becomes the active one. Once this returns True, it survives ``kill -9``.
 
-        Adding a message again, also with another time, has no effect. Return False if the user has no such chat or the
-        outbox refuses the message; while the history store is unreachable, a chat that only it knows is taken to exist.
+        Adding a message again, even with another time, has no effect. Return False if the user has no such chat or the
+        outbox refuses the message; while the history store is unreachable, a chat that only it could know is assumed to
+        exist.
         """
         if (user_id, conversation_id) not in self._known and self._find(user_id, conversation_id) is None:
             _LOG.error("a message cannot be added: the user has no such chat")
@@ -294,7 +295,7 @@ class ConversationManager:
     # Statistics.
 
     def get_user_stats(self, user_id: int, days_back: int = 30) -> dict[str, int]:
-        """Return the counts of a user's messages in the last days, over the chats that are there."""
+        """Return the counts of a user's messages in the last days, over the existing chats."""
         return self._count(user_id, days_back) or statistics.count_messages(0, (), since="")
 
     def format_user_stats_for_display(self, user_id: int) -> str:
@@ -333,7 +334,7 @@ class ConversationManager:
         return metadata, mapping.from_messages(self._history.messages(conversation_id, last=None), self._tz)
 
     def _append(self, user_id: int, conversation_id: str, message: Message, values: Mapping[str, Any]) -> bool:
-        """Append a message; return False if it was there already."""
+        """Append a message; return False if it already existed."""
         occurred_at = mapping.parse_time(values["timestamp"], self._tz)
         sent = mapping.to_sent(conversation_id, message, occurred_at)
         active = self._active.get(user_id) == conversation_id
@@ -344,7 +345,7 @@ class ConversationManager:
             there = self._history.message(message.id, conversation=conversation_id)
             if there is not None and (there.role, there.text) == (message.role, message.text):
                 return False
-            # Another message under an id that was used: the seed keeps both.
+            # A different message under a used id: the seed keeps both.
             self._history.append(
                 conversation_id, replace(message, id=""), *more, owner=user_id, occurred_at=occurred_at
             )
@@ -355,7 +356,7 @@ class ConversationManager:
         self._active[user_id] = conversation_id
 
     def _note(self, user_id: int, conversation_id: str, *, active: bool = True) -> None:
-        """Remember that a chat is there, and that it is the active one, so that the next message need not ask."""
+        """Remember that a chat exists and is active, so that the next message need not ask."""
         if len(self._known) >= _KNOWN_CHATS:
             self._known.clear()
             self._active.clear()

@@ -1,4 +1,4 @@
-"""Import the JSON folders of the seed's bot into a history; idempotent, and without harm to either."""
+"""Import the JSON folders of the seed's bot into a history; idempotent, and harmless to both."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Imported:
     :ivar users: how many folders of users there are.
     :ivar chats: how many chats they hold.
     :ivar messages: how many messages these hold.
-    :ivar new: messages that the history did not have; of a dry run, all that it would take.
-    :ivar known: messages that it had.
-    :ivar refused: messages that it does not take; a note says why.
+    :ivar new: messages that the history did not have; in a dry run, all that it would accept.
+    :ivar known: messages that it already had.
+    :ivar refused: messages that it does not accept; a note says why.
     :ivar deleted: messages of chats that were deleted in the history since; they stay deleted.
-    :ivar notes: what is not as it should be in the folders, and what was done about it.
+    :ivar notes: what is wrong in the folders, and what was done about it.
     """
 
     users: int = 0
@@ -58,7 +58,7 @@ class Imported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EventLine(Line):
-    """An event of any type, as the importer takes the lines of a file."""
+    """An event of any type, in the form in which the importer accepts the lines of a file."""
 
     made: Event
     place: str
@@ -79,17 +79,17 @@ async def import_folder(
 ) -> Imported:
     """Import the chats of all users. Repeating it imports what is new, and changes nothing else.
 
-    The bot may go on meanwhile. Chats keep their ids, numbers and titles, each user the active chat; a chat that the
-    history has already keeps what it has become there. The folders are only read.
+    The bot can keep running. Chats keep their ids, numbers and titles, and each user keeps the active chat; a chat that
+    already exists in the history keeps its state there. The folders are only read.
 
-    :param history: where to; ``None`` for a dry run, which writes nothing.
+    :param history: the destination; ``None`` for a dry run, which writes nothing.
     :param folder: the bot's folder of chats, which holds ``user_...``.
-    :param daily: its folder of daily files of before the chats; they become one archived chat for each user.
-    :param timezone: that of the times in the files; by default that of the machine.
-    :param reports: the folder that relative paths of reports begin at; missing files are reported. By default, ``.``.
+    :param daily: the bot's folder of daily files from the time before chats; they become one archived chat per user.
+    :param timezone: for the times in the files; by default the machine's.
+    :param reports: the folder to which paths of reports are relative; missing files are reported. By default, ``.``.
     :param tell: called with each note at once.
-    :raises InvalidInput: a folder is not there.
-    :raises OutboxFull: the outbox takes no more; repeat the import later.
+    :raises InvalidInput: a folder does not exist.
+    :raises OutboxFull: the outbox is full; repeat the import later.
     :raises OutboxUnavailable: the outbox file cannot be written.
     """
     result = Imported()
@@ -173,7 +173,7 @@ class _Run:
     def _messages(self, user: FoundUser, chat: FoundChat) -> Iterator[_EventLine]:
         last = self._created(chat)
         for number, one in enumerate(chat.messages):
-            # A time that cannot be read is kept as it is, and the message occurs with the one before.
+            # An unreadable time is kept unchanged, and the message gets the time of the one before.
             last = mapping.parse_time(one.values["timestamp"], self._tz) or last
             message = mapping.to_message(user.user_id, one.values, occurrence=one.occurrence)
             event = Event.of(message, conversation_id=chat.conversation_id, occurred_at=last)
@@ -196,7 +196,7 @@ class _Run:
             yield self._line(number, user, chat, body, f"missing {name}", last)
 
     async def _finish(self, user: FoundUser, there: dict[str, str]) -> None:
-        """Make the active chat that, unless the user has one in the history, and keep the next number."""
+        """Activate the active chat, unless the user has one in the history, and keep the next number."""
         if self._history is None:
             return
         active = next((chat for chat in user.chats if chat.conversation_id == user.active), None)
@@ -206,7 +206,7 @@ class _Run:
         try:
             record = await records.get(LABELS, KEY)
         except StoreUnavailable:
-            return  # numbers are taken from the chats, until the history store is back and this is repeated
+            return  # numbers come from the chats until the history store is back and this is repeated
         value: dict[str, Any] = {} if record is None else dict(record.value)
         wanted = {
             "username": value.get("username") or user.username,
@@ -226,7 +226,7 @@ class _Run:
         return next((time for one in times if (time := mapping.parse_time(one, self._tz)) is not None), None)
 
     def _missing(self, chat: FoundChat) -> list[str]:
-        """Return the paths of reports that are not there any more."""
+        """Return the paths of reports that no longer exist."""
         named = [one.values["file_path"] for one in chat.messages if isinstance(one.values["file_path"], str)]
         return [mapping.storable(one) for one in dict.fromkeys(named) if not self._exists(one)]
 

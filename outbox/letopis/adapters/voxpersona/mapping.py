@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 from letopis.store import Conversation, Event, Message, MessageSent, RecordedMessage
 
 NAMESPACE: Final = UUID("2f3e6f1e-6f0a-5b8e-9a53-7c3f0c1b5d42")
-"""Namespace of the ids that are derived of the seed's data; never to change."""
+"""Namespace of the ids derived from the seed's data; must never change."""
 FIELDS: Final = ("timestamp", "message_id", "type", "text", "tokens", "sent_as", "file_path", "search_type")
 """The fields of a message of the seed."""
 QUESTION: Final = "user_question"
@@ -32,14 +32,14 @@ def values_of(message: Any) -> dict[str, Any]:
 
 
 def storable(text: object) -> str:
-    """Return text as every store takes it: NUL and lone surrogates are replaced by U+FFFD."""
+    """Return text that every store accepts: NUL and lone surrogates are replaced by U+FFFD."""
     return _UNSTORABLE.sub("\ufffd", text if isinstance(text, str) else "" if text is None else str(text))
 
 
 def message_id_of(user_id: int, values: Mapping[str, Any], occurrence: int = 0) -> str:
-    """Return the id of a message: that of Telegram, in its chat.
+    """Return the id of a message: its Telegram id within its chat.
 
-    :param occurrence: how many messages with the same id of Telegram precede it; a damaged folder may have some.
+    :param occurrence: how many messages with the same Telegram id precede it; a damaged folder may contain some.
     """
     given = values["message_id"]
     message_id = f"tg:{user_id}:{given if _is_whole(given) else uuid5(NAMESPACE, ascii(given))}"
@@ -47,7 +47,7 @@ def message_id_of(user_id: int, values: Mapping[str, Any], occurrence: int = 0) 
 
 
 def to_message(user_id: int, values: Mapping[str, Any], *, occurrence: int = 0) -> Message:
-    """Return a message of the seed as a history takes it. The same values always give the same message.
+    """Convert a message of the seed. The same values always give the same message.
 
     :param values: all fields of the seed, of any kind.
     """
@@ -66,7 +66,7 @@ def to_message(user_id: int, values: Mapping[str, Any], *, occurrence: int = 0) 
 
 
 def to_sent(conversation_id: str, message: Message, occurred_at: datetime | None) -> Event | None:
-    """Return the event that an answer was sent: the seed records answers after that; ``None`` for a question."""
+    """Return the event that an answer was sent: the seed records it after sending; ``None`` for a question."""
     if message.role != "assistant":
         return None
     body = MessageSent(
@@ -91,7 +91,7 @@ def event_of(conversation_id: str, body: Any, name: str, occurred_at: datetime |
 
 
 def from_messages(messages: Sequence[RecordedMessage], tz: tzinfo | None) -> list[dict[str, Any]]:
-    """Return messages with the fields of the seed; without those of other roles, and without redacted ones."""
+    """Return messages with the seed's fields, without other roles and redacted ones."""
     return [_values(one, tz) for one in messages if one.role in _TYPES and not one.redacted]
 
 
@@ -119,7 +119,7 @@ def _telegram_id(recorded: RecordedMessage) -> int:
 
 
 def metadata_of(chat: Conversation, user_id: int, *, active: bool, tz: tzinfo | None) -> dict[str, Any]:
-    """Return what the seed knows of a chat besides its messages."""
+    """Return the seed's metadata of a chat."""
     return {
         "conversation_id": chat.conversation_id,
         "user_id": user_id,
@@ -141,12 +141,12 @@ def number_of(chat: Conversation) -> int:
 
 
 def local_time(moment: datetime, tz: tzinfo | None) -> str:
-    """Return a moment as the seed writes it: local time without an offset; with ``None``, that of the machine."""
+    """Return a moment as the seed writes it: local time without an offset; with ``None``, the machine's."""
     return moment.astimezone(tz).replace(tzinfo=None).isoformat()
 
 
 def parse_time(text: object, tz: tzinfo | None) -> datetime | None:
-    """Return the moment that the seed has written; ``None`` if it is none."""
+    """Parse a moment written by the seed; ``None`` if it is not valid."""
     try:
         found = datetime.fromisoformat(text) if isinstance(text, str) else None
         if found is None or found.tzinfo is not None:

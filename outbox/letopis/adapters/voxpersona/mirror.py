@@ -1,6 +1,6 @@
-"""Write a bot's chats as the JSON files of the seed too, so that the bot can go back to its own code.
+"""Also write a bot's chats as the seed's JSON files, so that the bot can go back to its own code.
 
-The files are a copy: what cannot be written is logged, and never an error of the caller.
+The files are a copy: a failed write is logged and never raised to the caller.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Mirror:
         self._write(metadata["user_id"], metadata["conversation_id"], data)
 
     def add_message(self, user_id: int, conversation_id: str, values: Mapping[str, Any]) -> bool:
-        """Add a message to a chat that becomes the active one. Return False if its file cannot be read."""
+        """Add a message to a chat and make it active. Return False if its file cannot be read."""
         with self._lock:
             return self._add(user_id, conversation_id, values)
 
@@ -88,7 +88,7 @@ class Mirror:
             path = self._path(user_id, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.with_name(f"{path.name}.tmp")
-            # What is no text is replaced, as in the history.
+            # Invalid text is replaced, as in the history.
             text = json.dumps(data, ensure_ascii=False, indent=2)
             beside.write_text(text.encode("utf-8", "replace").decode(), encoding="utf-8")
             beside.replace(path)

@@ -1,4 +1,4 @@
-"""Describe messages and chats as the seed's bot hands them over and gets them back."""
+"""The messages and chats that the seed's bot passes in and gets back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from letopis.store import InvalidInput
 NEW_CHAT: Final = "Новый чат"
 """The title of a chat without a question."""
 MAX_TITLE_LENGTH: Final = 50
-"""Characters of a title that the seed's own classes accept."""
+"""The longest title that the seed's own classes accept, in characters."""
 _MODULE: Final = "conversations"
 _CLASSES: Final = ("ConversationMessage", "ConversationMetadata", "Conversation")
 _DOTS: Final = "..."
@@ -21,7 +21,7 @@ _MIN_WORDS: Final = 3
 
 
 class _Values:
-    """What pydantic gives the seed's classes, as far as a bot uses it."""
+    """The methods that pydantic gives the seed's classes, as far as a bot uses them."""
 
     __slots__ = ()
 
@@ -31,7 +31,7 @@ class _Values:
 
     @classmethod
     def model_validate(cls, data: Mapping[str, Any]) -> Self:
-        """Return an object of a dictionary; unknown keys are ignored."""
+        """Create an object from a dictionary; unknown keys are ignored."""
         known = {one.name for one in fields(cls)}  # type: ignore[arg-type]  # a dataclass
         return cls(**{name: value for name, value in data.items() if name in known})
 
@@ -44,7 +44,7 @@ class ConversationMessage(_Values):
     :ivar message_id: its id in Telegram.
     :ivar type: ``user_question`` or ``bot_answer``.
     :ivar sent_as: ``message`` or ``file``.
-    :ivar file_path: the report, where it was sent as a file.
+    :ivar file_path: the report, if the answer was sent as a file.
     :ivar search_type: ``fast`` or ``deep``.
     """
 
@@ -88,7 +88,7 @@ class Conversation(_Values):
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The classes whose objects a bot gets: its own, or those of this module.
+    """The classes of the objects that a bot gets: its own, or those of this module.
 
     :raises InvalidInput: a module lacks one of them.
     """
@@ -130,9 +130,9 @@ def _made(kind: Any, values: Mapping[str, Any]) -> Any:
 
 
 def generate_chat_name(text: str, max_length: int = 30) -> str:
-    """Return a title made of the first words of a question: three at least, then as many as fit ``max_length``.
+    """Return a title from the first words of a question: at least three, then as many as fit in ``max_length``.
 
-    Spaces are joined, and dots show that words are missing.
+    White space is collapsed, and dots show that words are missing.
     """
     words = text.split()
     whole = " ".join(words)

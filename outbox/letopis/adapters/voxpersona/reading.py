@@ -1,6 +1,6 @@
-"""Read the JSON folders of the seed's bot, and put right what is damaged in them, without a history.
+"""Read the JSON folders of the seed's bot and repair damage while reading, without a history.
 
-The folders are not changed. A note reports each thing that is put right or cannot be read.
+The folders are not changed. A note reports everything that is repaired or cannot be read.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}\.json")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something in the folders that is not as it should be.
+    """Something wrong in the folders.
 
     :ivar path: the file or folder, below the folder that is imported.
-    :ivar what: what it is, and what is done about it; without text of messages.
+    :ivar what: the problem, and what is done about it; without text of messages.
     """
 
     path: str
@@ -44,8 +44,8 @@ class FoundMessage:
     """One message.
 
     :ivar values: all fields of the seed.
-    :ivar occurrence: how many messages of the chat with the same id of Telegram precede it.
-    :ivar place: its file, and its place there.
+    :ivar occurrence: how many messages of the chat with the same Telegram id precede it.
+    :ivar place: its file, and its index there.
     """
 
     values: dict[str, Any]
@@ -55,10 +55,10 @@ class FoundMessage:
 
 @dataclass(slots=True, kw_only=True)
 class FoundChat:
-    """One chat, with what its file and the list say of it.
+    """One chat, with the data from its file and from the list.
 
     :ivar number: its permanent number; 0 for none.
-    :ivar archived: whether it holds the daily files of before the chats.
+    :ivar archived: whether it holds the daily files from the time before chats.
     """
 
     conversation_id: str
@@ -73,7 +73,7 @@ class FoundChat:
 
 @dataclass(slots=True, kw_only=True)
 class FoundUser:
-    """One user's chats, in the order of the list, then those that it lacks."""
+    """One user's chats, in the order of the list, followed by those missing from it."""
 
     user_id: int
     username: str
@@ -85,10 +85,10 @@ class FoundUser:
 class FolderReader:
     """Reads a bot's folders.
 
-    :param folder: that of the chats.
-    :param daily: that of the daily files of before the chats.
+    :param folder: the folder of the chats.
+    :param daily: the folder of the daily files from the time before chats.
     :param tell: called with each note.
-    :raises InvalidInput: a folder is not there.
+    :raises InvalidInput: a folder does not exist.
     """
 
     def __init__(self, folder: Path, daily: Path | None, tell: Tell) -> None:
@@ -153,7 +153,7 @@ class FolderReader:
 
     def _chat(self, user_id: int, folder: Path, name: str, listed: Mapping[str, Any] | None) -> FoundChat | None:
         path = folder / f"{name}.json"
-        # A file beside it is what a process that was killed had still to rename: it may hold one message more.
+        # A temporary file beside it is from a process killed before the rename; it may hold one more message.
         files = [one for one in (path, folder / f"{name}.json.tmp") if one.exists()]
         found = [(one, data) for one in files if (data := self._load(one)) is not None]
         if len(found) < len(files):
@@ -172,7 +172,7 @@ class FolderReader:
         )
         self._take_messages(chat, found)
         if listed is None:
-            self._note(path, "is in no list: taken in after the others")
+            self._note(path, "is in no list: imported after the others")
         if len(title) > MAX_TITLE_LENGTH:
             self._note(path, f"has a title of {len(title)} characters, so that the bot lost the chat: kept whole")
         if not title:
@@ -207,7 +207,7 @@ class FolderReader:
                 values = {name: one.get(name) for name in FIELDS}
                 same = seen.setdefault(storable(values["message_id"]), [])
                 if (values["type"], values["text"]) in same:
-                    continue  # the same again, from the file beside it or from a repeated save
+                    continue  # a duplicate, from the temporary file or from a repeated save
                 chat.messages.append(
                     FoundMessage(values=values, occurrence=len(same), place=f"{chat.path}: messages[{place}]")
                 )
@@ -224,7 +224,7 @@ class FolderReader:
             self._note(path, f"{where} has text that no store takes: replaced")
 
     def _number(self, folder: Path, user: FoundUser) -> None:
-        """Give chats that the list lacks, and those whose number is taken, numbers after the others."""
+        """Number the chats missing from the list, and those whose number is taken, after the others."""
         taken: set[int] = set()
         late: list[FoundChat] = []
         for chat in user.chats:
@@ -239,7 +239,7 @@ class FolderReader:
             chat.number, user.next_number = user.next_number, user.next_number + 1
 
     def _archive(self, user: FoundUser, folder: Path) -> FoundChat | None:
-        """Return the daily files of before the chats as one chat, without messages that a chat has."""
+        """Return the daily files from the time before chats as one chat, without messages that are in a chat."""
         there = {(m.values["message_id"], m.values["type"]) for chat in user.chats for m in chat.messages}
         name = str(uuid5(NAMESPACE, f"{user.user_id}\narchive"))
         chat = FoundChat(

@@ -1,4 +1,4 @@
-"""Apply a chat that a bot has changed to the history: what differs, and nothing else."""
+"""Apply a chat changed by a bot to the history: only the differences."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def save(
     *,
     messages: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Rename, annotate, edit and append, so that the history says what a chat says.
+    """Rename, annotate, edit and append, so that the history matches a chat.
 
-    :param chat: as the history has it; ``None`` to begin it.
-    :param messages: all messages of the chat; those that it lacks stay.
+    :param chat: the chat in the history; ``None`` to create it.
+    :param messages: all messages of the chat; missing ones are kept in the history.
     :raises LetopisError: as for ``History.append``.
     """
     conversation_id, user_id = metadata["conversation_id"], int(metadata["user_id"])
@@ -54,7 +54,7 @@ def save(
 
 def _changes(chat: Conversation, user_id: int, title: str, about: Mapping[str, Any]) -> list[Body]:
     changes: list[Body] = []
-    # A list of the seed's files has long titles shortened: that is no new title.
+    # The seed's files shorten long titles: that is not a new title.
     if title not in (chat.title, short_title(chat.title or "")):
         changes.append(ConversationRenamed(title=title))
     shown = mapping.metadata_of(chat, user_id, active=False, tz=None)
@@ -66,7 +66,7 @@ def _changes(chat: Conversation, user_id: int, title: str, about: Mapping[str, A
 def _paired(
     given: Sequence[Mapping[str, Any]], there: Sequence[RecordedMessage], tz: tzinfo | None
 ) -> list[tuple[Mapping[str, Any], RecordedMessage | None]]:
-    """Return each given message with the one in the history that it is, by its id in Telegram and its type."""
+    """Return each given message with its counterpart in the history, by Telegram id and type."""
     waiting: dict[tuple[Any, Any], deque[RecordedMessage]] = defaultdict(deque)
     for one in there:
         for values in mapping.from_messages([one], tz):

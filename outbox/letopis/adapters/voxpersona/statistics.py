@@ -9,7 +9,7 @@ from letopis.adapters.voxpersona.mapping import ANSWER, QUESTION
 
 
 def count_messages(chats: int, messages: Iterable[Mapping[str, Any]], *, since: str) -> dict[str, int]:
-    """Return the counts of the messages that are not older than ``since``, local time as the seed writes it."""
+    """Return the counts of messages since ``since``, in local time as the seed writes it."""
     taken = [one for one in messages if one["timestamp"] >= since]
     answers = [one for one in taken if one["type"] == ANSWER]
     return {
@@ -25,7 +25,7 @@ def count_messages(chats: int, messages: Iterable[Mapping[str, Any]], *, since: 
 
 
 def render(stats: Mapping[str, int]) -> str:
-    """Return the counts of 30 days as the bot shows them."""
+    """Return the counts of 30 days as the bot displays them."""
     lines = [
         "📈 **Ваша статистика (за 30 дней):**",
         "",

@@ -1,4 +1,4 @@
-"""Wrap the functions that answer: who may read, who may act, and what an error looks like."""
+"""Wrap the views: check who may read and who may act, and render errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _UNAVAILABLE: Final = (OutboxUnavailable, OutboxFull, StoreUnavailable, ReadTime
 
 
 def page(view: Page) -> Endpoint:
-    """Answer a GET with what ``view`` returns, if the reader may see it."""
+    """Answer a GET with the result of ``view``, if the reader may see it."""
 
     @wraps(view)
     async def endpoint(request: Request) -> Response:
@@ -52,7 +52,7 @@ def page(view: Page) -> Endpoint:
 
 
 def action(view: Action) -> Endpoint:
-    """Answer a POST with what ``view`` returns, if it comes from a form of the operator's session."""
+    """Answer a POST with the result of ``view``, if it comes from a form of the operator's session."""
 
     @wraps(view)
     async def endpoint(request: Request) -> Response:
@@ -78,24 +78,24 @@ def action(view: Action) -> Endpoint:
 
 
 def refused(visit: Visit) -> Response:
-    """Return what a reader sees who has to sign in, or who cannot."""
+    """Return the page for a reader who has to sign in, or who cannot."""
     if visit.state.gate.closed:
         return visit.render("refused.html", code=403)
     return visit.render("sign_in.html", code=401, next_page=visit.page, wrong=False)
 
 
 def problem(visit: Visit, status: int, text: str) -> Response:
-    """Return a page that says what is wrong."""
+    """Return a page with an error message."""
     return visit.render("problem.html", code=status, text=text, detail="")
 
 
 def failed(visit: Visit, error: LetopisError) -> Response:
-    """Return a page for an error; its text is ours, and quotes no content."""
+    """Return a page for an exception; the text is ours and quotes no content."""
     _ = visit.language.gettext
     if isinstance(error, NotRepairable):
         status, text = 409, _("Nothing was changed: the event has moved on, or cannot be repaired this way.")
     elif isinstance(error, InvalidInput):
-        status, text = 400, _("Nothing was changed: what was given is not valid.")
+        status, text = 400, _("Nothing was changed: the input is not valid.")
     elif isinstance(error, _UNAVAILABLE):
         status, text = 503, _("The outbox or the history store cannot be used at present. Nothing is lost.")
     else:

@@ -1,4 +1,4 @@
-"""What operators did."""
+"""The audit log: what operators did."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PER_PAGE: Final = 50
 
 @page
 async def audit(visit: Visit) -> Response:
-    """List actions, the newest first."""
+    """List actions, newest first."""
     before = visit.whole("before", least=1)
     entries = await visit.state.insight.audit(limit=PER_PAGE + 1, before=before)
     more = len(entries) > PER_PAGE

@@ -1,4 +1,4 @@
-"""The list of conversations, by owner, and the search through their messages."""
+"""The list of conversations, optionally by owner, and the search in their messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PER_PAGE: Final = 25
 
 @page
 async def conversations(visit: Visit) -> Response:
-    """List conversations by last activity, of all owners or of one; or the messages that a search finds."""
+    """List conversations by last activity, of all owners or one; or list the messages found by a search."""
     history, query, owner, after = visit.state.history, visit.query("q"), visit.query("owner"), visit.query("after")
     state = visit.query("state")
     states = STATES if state == "all" else (state,) if state in STATES else DEFAULT_STATES

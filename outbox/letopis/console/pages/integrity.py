@@ -1,4 +1,4 @@
-"""Whether outbox and history store still hold what was written: identities, heads of the log, checks."""
+"""The integrity page: identities, log heads and checks of outbox and history store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from letopis.store.errors import InvalidInput
 
 @page
 async def integrity(visit: Visit) -> Response:
-    """Show the identities, where the log ends, and the last checks."""
+    """Show the identities, the end of the log, and the last checks."""
     return visit.render(
         "integrity.html",
         status=await visit.state.history.status(),
@@ -26,7 +26,7 @@ async def integrity(visit: Visit) -> Response:
 
 @action
 async def verify(visit: Visit, fields: Fields) -> Response:
-    """Begin a check."""
+    """Start a check."""
     subjects: dict[str, Subject] = {one: one for one in SUBJECTS}
     subject = subjects.get(field(fields, "subject"))
     if subject is None:

@@ -1,4 +1,4 @@
-"""The overview: how the outbox is, what passes through it, and which store it belongs to; it follows live."""
+"""The overview: the outbox's state, its throughput and its store; updates live."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from letopis.store.errors import LetopisError
 
 TICK_SECONDS: Final = 2.0
 MAX_STREAM_SECONDS: Final = 25.0
-"""Longest life of a stream; the page then asks for another one. The relay's server gives a connection 30 seconds."""
+"""The longest life of a stream; the page then opens another one. The relay's server allows a connection 30 seconds."""
 MAX_STREAMS: Final = 20
 _streams = 0
 
@@ -61,7 +61,7 @@ async def resume_relay(visit: Visit, fields: Fields) -> Response:
 
 
 def shown(visit: Visit, reading: Reading) -> dict[str, Any]:
-    """Return what the changing part of the overview shows."""
+    """Return the data of the overview's changing part."""
     activity = reading.activity
     labels = [f"{edge:%H:%M}" for edge in activity.edges[:-1]]
     saved = activity.saved if activity.saved is not None else (0,) * len(labels)

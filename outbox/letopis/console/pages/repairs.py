@@ -1,4 +1,4 @@
-"""What an operator does about stuck conversations: retry, fix, skip, put back, pause, resume, export."""
+"""Actions on stuck conversations: retry, fix, skip, put back, pause, resume, export."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from letopis.store.model.codec import Limits
 from letopis.store.model.records import RECORD_PUT
 
 MAX_SKIPPED: Final = 1_000
-"""Events that one form skips at most."""
+"""The most events that one form can skip."""
 EXPORT_PAGE: Final = 200
 WIDE: Final = Limits(max_bytes=8 * 1024 * 1024, max_depth=200)
-"""The widest limits: the bot's own are not known here, and its event may be larger than the default."""
+"""The widest limits, because the bot's own are not known here, and its event may exceed the default."""
 
 
 @action
 async def retry(visit: Visit, fields: Fields) -> Response:
-    """Retry the conversations that the form names, or all with a fault of a class."""
+    """Retry the conversations named in the form, or all with a fault of a class."""
     changed = await visit.act(lambda admin: admin.retry(_selection(fields)))
     return _changed(visit, "retry", len(changed))
 
@@ -51,7 +51,7 @@ async def resume(visit: Visit, fields: Fields) -> Response:
 
 @action
 async def skip(visit: Visit, fields: Fields) -> Response:
-    """Skip the event of each conversation that the form names, with a reason."""
+    """Skip the next event of each conversation named in the form, with a reason."""
     reason = checked_reason(field(fields, "reason"))
     selection = _selection(fields, fronts=True)
     found = await visit.state.insight.pending(selection, limit=MAX_SKIPPED)
@@ -93,7 +93,7 @@ async def skip_missing(visit: Visit, fields: Fields) -> Response:
 
 @action
 async def fix(visit: Visit, fields: Fields) -> Response:
-    """Give an event corrected data; on an error the form is shown again as it was filled in."""
+    """Correct an event's data; on an error, the form is shown again as filled in."""
     _ = visit.language.gettext
     entry = await _entry(visit, fields)
     if entry is None:
@@ -113,7 +113,7 @@ async def fix(visit: Visit, fields: Fields) -> Response:
 
 @action
 async def restore(visit: Visit, fields: Fields) -> Response:
-    """Put an event back as it was appended."""
+    """Restore an event as it was appended."""
     entry = await _entry(visit, fields)
     if entry is None:
         return _gone(visit)
@@ -124,7 +124,7 @@ async def restore(visit: Visit, fields: Fields) -> Response:
 
 @action
 async def export(visit: Visit, fields: Fields) -> Response:
-    """Send the pending events that the form names as JSON Lines, as ``letopis outbox export`` writes them."""
+    """Send the pending events named in the form as JSON Lines, as ``letopis outbox export`` writes them."""
     selection = _selection(fields)
     conversation = selection.conversation_ids[0] if len(selection.conversation_ids) == 1 else None
     await visit.act(lambda admin: admin.record("export", outcome="done", conversation_id=conversation))
@@ -152,9 +152,9 @@ async def _lines(visit: Visit, selection: Selection) -> AsyncIterator[bytes]:
 
 
 def _selection(fields: Fields, *, fronts: bool = False) -> Selection:
-    """Return which conversations a form is about.
+    """Return the conversations named in a form.
 
-    :raises InvalidInput: it names none, or something that cannot be one.
+    :raises InvalidInput: it names none, or an id that is not valid.
     """
     conversations = tuple(one for one in fields.get("conversation", ()) if one)
     classes = tuple(one for one in fields.get("fault", ()) if one)

@@ -28,7 +28,7 @@ async def sign_in_form(request: Request) -> Response:
 
 
 async def sign_in(request: Request) -> Response:
-    """Begin a session, if the token is right."""
+    """Start a session, if the token is right."""
     visit = Visit(request)
     _ = visit.language.gettext
     if not is_same_origin(request.headers):
@@ -64,6 +64,6 @@ async def sign_out(visit: Visit, fields: Fields) -> Response:
 
 
 def _inside(page: str) -> str:
-    """Return a page of the console; the overview for anything that might lead elsewhere."""
+    """Return a page of the console; the overview for any path that might lead elsewhere."""
     plain = all(one.isascii() and (one.isalnum() or one in "-/") for one in page)
     return page if plain and not page.startswith("/") and "//" not in page else ""

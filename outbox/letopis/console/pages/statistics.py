@@ -14,7 +14,7 @@ from letopis.console.visit import Visit
 from letopis.store.rules.message_figures import NOBODY, OTHERS, Tally
 
 PERIODS: Final = (7, 30, 90, 365, 0)
-"""Days that can be looked at; 0 is all of them."""
+"""The periods that can be chosen, in days; 0 is everything."""
 MAX_BARS: Final = 120
 MAX_OWNERS: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -22,7 +22,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 @page
 async def statistics(visit: Visit) -> Response:
-    """Show what was counted, or how far the count has got."""
+    """Show the counts, or the progress of counting."""
     days = visit.whole("days", most=3650)
     days = days if days in PERIODS else 30
     counting = visit.state.figures
@@ -54,7 +54,7 @@ async def statistics(visit: Visit) -> Response:
 
 
 def filled(by_day: Mapping[int, Tally], since: int | None, today: int) -> list[tuple[int, Tally]]:
-    """Return every day from the first one on, also those without messages."""
+    """Return every day from the first one on, including days without messages."""
     if not by_day:
         return []
     first = min(by_day) if since is None else max(since, min(by_day))
@@ -62,7 +62,7 @@ def filled(by_day: Mapping[int, Tally], since: int | None, today: int) -> list[t
 
 
 def grouped(days: list[tuple[int, Tally]]) -> list[tuple[int, int, Tally]]:
-    """Return spans of equal numbers of days, as many as fit side by side: first day, last day, figures."""
+    """Group days into equal spans, as many as fit side by side: first day, last day, figures."""
     width = max(1, -(-len(days) // MAX_BARS))
     spans = []
     for start in range(0, len(days), width):

@@ -1,4 +1,4 @@
-"""What is stuck: each conversation with its fault and its event, incidents and who was told."""
+"""Stuck conversations, each with its fault and its event, and incidents with who was notified."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from letopis.outbox.operations.stuck_lanes import STUCK_STATES
 
 PER_PAGE: Final = 25
 MAX_EDITED_CHARACTERS: Final = 200_000
-"""Characters of an event's data that are offered for correction in the browser."""
+"""The longest event data that can be corrected in the browser, in characters."""
 
 
 @page
@@ -45,7 +45,7 @@ async def stuck(visit: Visit) -> Response:
 
 @page
 async def event(visit: Visit) -> Response:
-    """Show one pending event with its data, its repairs, and what can be done about it."""
+    """Show one pending event with its data, its repairs, and the possible actions."""
     _ = visit.language.gettext
     try:
         event_id = UUID(visit.request.path_params["event_id"])
@@ -60,7 +60,7 @@ async def event(visit: Visit) -> Response:
 
 
 def show_event(visit: Visit, entry: PendingEvent, *, code: int = 200, **context: object) -> Response:
-    """Return the page of an event."""
+    """Return the page for an event."""
     text = indented(entry.data)
     given = {"repairs": [], "wrong": "", "edited": None, **context}
     return visit.render(

@@ -1,4 +1,4 @@
-"""One conversation as a chat, as it is or as it was after any of its versions."""
+"""One conversation as a chat, now or after any of its versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAST_TIMEOUT_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """What is said beside a message.
+    """A note shown beside a message.
 
     :ivar level: ``good``, ``waiting``, ``bad`` or ``plain``.
     """
@@ -37,7 +37,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One part of a message: ``text``, or something that is shown folded, with a title."""
+    """One part of a message: ``text``, or something shown folded, with a title."""
 
     kind: str
     title: str
@@ -48,8 +48,8 @@ class Piece:
 class Bubble:
     """One message as the page shows it.
 
-    :ivar day: the day that begins with it; ``None`` if it is that of the message before.
-    :ivar inherited: whether it belongs to the conversation that this one was forked off.
+    :ivar day: the day, if it differs from that of the message before; otherwise ``None``.
+    :ivar inherited: whether it belongs to the conversation from which this one was forked.
     """
 
     message: RecordedMessage
@@ -75,7 +75,7 @@ async def transcript(visit: Visit) -> Response:
     try:
         messages = await _messages(history, visit, name, version if past else None, every=every)
     except ReadTimeout:
-        text = _("The history store needs too long for this past: choose a later version.")
+        text = _("The history store takes too long to rebuild this version: choose a later one.")
         return problem(visit, 503, text)
     return visit.render(
         "transcript.html",
@@ -116,7 +116,7 @@ async def _moment_of(history: History, name: str, version: int) -> Any:
 
 
 def bubbles(messages: Sequence[RecordedMessage], name: str, language: Language) -> list[Bubble]:
-    """Return what the page shows of messages."""
+    """Return the page's view of messages."""
     shown: list[Bubble] = []
     last: date | None = None
     tools: dict[str, str] = {}
@@ -138,7 +138,7 @@ def bubbles(messages: Sequence[RecordedMessage], name: str, language: Language) 
 def pieces(message: RecordedMessage, language: Language, tools: dict[str, str]) -> list[Piece]:
     """Return the parts of a message.
 
-    :param tools: the names of tools by the ids of their calls, as far as they were met; added to.
+    :param tools: the names of tools by call id, from the messages so far; this function adds to it.
     """
     _ = language.gettext
     if message.redacted:
@@ -173,7 +173,7 @@ def pieces(message: RecordedMessage, language: Language, tools: dict[str, str]) 
 
 
 def marks(message: RecordedMessage, language: Language) -> list[Mark]:
-    """Return what is said beside a message: whether it is saved and sent, and what became of it."""
+    """Return the notes beside a message: whether it is saved and sent, and what happened to it."""
     _ = language.gettext
     found = []
     if message.saved is Saved.BLOCKED:

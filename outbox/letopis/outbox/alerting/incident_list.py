@@ -1,4 +1,4 @@
-"""List incidents, open and past ones, with who was told of each; reads only."""
+"""List open and past incidents, with who was notified of each; reads only."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncidentReport:
-    """An incident and who was told of it.
+    """An incident and who was notified of it.
 
     :ivar recipients: at most ``MAX_RECIPIENTS``.
     :ivar told: how many recipients there are in all.

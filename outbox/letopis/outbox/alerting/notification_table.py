@@ -71,7 +71,7 @@ _NEW_FOR_CONVERSATIONS: Final = (
     f"SELECT {INCIDENT_COLUMNS}, {_INCIDENT_RECIPIENT}, l.owed_since, l.head - l.delivered"  # noqa: S608
     " FROM letopis_outbox_incidents i JOIN letopis_outbox_lanes l ON l.conversation_id = i.conversation_id"
     " WHERE i.resolved_at IS NULL AND i.number > 0 AND i.kind = 'conversation_blocked' AND l.delivered < l.head"
-    # No reply waits in a lane of records: operators alone are told. The names of these come before all ids.
+    # No reply waits in a lane of records, so only operators are notified. The names of these lanes sort before all ids.
     " AND l.conversation_id > char(2)"
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notices n WHERE n.incident_id = i.incident_id"
     " AND n.recipient >= 'user:' AND n.recipient < 'user;')"

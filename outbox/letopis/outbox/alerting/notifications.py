@@ -184,7 +184,7 @@ class Incident:
 
     @property
     def needs_operator(self) -> bool:
-        """True if it will not resolve by itself."""
+        """True if it will not resolve without an operator."""
         if self.kind is IncidentKind.CONVERSATION_BLOCKED:
             return self.reason != LATE
         return fault_class(self.reason) != "away"

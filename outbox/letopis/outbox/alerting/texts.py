@@ -46,8 +46,8 @@ def shown(name: str) -> str:
 def user_stuck(*, needs_operator: bool, promise: bool = True, style: Style = "plain", locale: str | None = None) -> str:
     """Return what to tell a user whose messages are not in the history yet.
 
-    :param needs_operator: it will not resolve by itself.
-    :param promise: the bot will tell them once it is saved.
+    :param needs_operator: it will not resolve without an operator.
+    :param promise: the bot will notify them once it is saved.
     """
     gettext = catalogue(language_of(locale)).gettext
     if style == "seed":

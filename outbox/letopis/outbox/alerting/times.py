@@ -1,4 +1,4 @@
-"""Write times and durations as a person says them."""
+"""Format times and durations the way people say them."""
 
 from __future__ import annotations
 

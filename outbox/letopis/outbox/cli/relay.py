@@ -158,7 +158,7 @@ def relay(
 def pause(reason: str | None) -> None:
     """Pause delivery, in whichever process the relay runs, until `letopis resume`.
 
-    The batch in flight is finished. The bot keeps running: its events wait in the outbox, and nobody is alerted. A
+    The batch in flight is finished. The bot keeps running: its events wait in the outbox, and no alerts are sent. A
     restart does not end the pause. `letopis outbox pause` pauses single conversations.
     """
     from letopis.outbox.cli.interface.locations import with_outbox
@@ -191,7 +191,7 @@ def _configured(
     processes: int | None,
     trace_conversations: bool,
 ) -> DaemonSettings:
-    """Return the settings of the daemon, with letopis.toml as it is now."""
+    """Return the settings of the daemon, read from letopis.toml now."""
     from letopis.outbox.config.alerts import load_alerts
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.daemon.http import parse_address
@@ -274,7 +274,7 @@ async def _all_once(found: DaemonSettings) -> None:
     if ends:
         for other in ends[1:]:
             note(f"letopis: {printable(str(other))}")
-        # A wrong configuration stays wrong; what is only for later resolves by itself.
+        # A wrong configuration stays wrong; a temporary failure resolves without help.
         order = (Exit.CONFIGURATION, Exit.LATER, Exit.FAILED)
         raise CommandExit(min((one.code for one in ends), key=order.index), str(ends[0]))
 

@@ -104,7 +104,7 @@ class HomeLoop:
             while not answer.done():
                 await asyncio.wait((answer,), timeout=POLL_INTERVAL_SECONDS)
                 stopped = 0 if self.running else stopped + 1
-                # A loop that is run again and again stands still in between.
+                # A loop that is run repeatedly stands still in between.
                 if not answer.done() and (self.loop.is_closed() or stopped > 1):
                     return False
             return True
@@ -122,7 +122,7 @@ class RemoteCall(Generic[T]):
         self._home = home
         self._waiting = deque(
             (work,)
-        )  # taken by whoever is first: the loop that begins it, or the caller that gives up
+        )  # taken by whichever is first: the loop that starts it, or the caller that gives up
         self._task: asyncio.Task[T] | None = None
         self._cancelled = False
         self._answer = unresolved()

@@ -73,7 +73,7 @@ def holds_outbox(path: Path) -> bool:
 
 
 class OutboxScanner:
-    """Finds outbox files again and again, without examining every other file each time.
+    """Scans for outbox files repeatedly, without examining every other file each time.
 
     :param holds: tells which files are looked for; ``None``: all.
     """

@@ -109,7 +109,7 @@ class OutboxWorker:
         self._wrong_store = False
         self._holder_sign: tuple[int | None, float] = (None, monotonic())
 
-    # What is said of the file.
+    # Reports about the file.
 
     @property
     def condition(self) -> FileCondition:
@@ -229,7 +229,7 @@ class OutboxWorker:
     def give_sign_of_life(self) -> None:
         """Show others that the file is served though it is closed."""
         if self._relay is None and not self.lock.give_sign_of_life(to_microseconds(utc_now())):
-            self.lock.release()  # somebody removed the lock file: it is made, and locked, anew
+            self.lock.release()  # the lock file was removed: create it and lock it again
 
     # A turn.
 
@@ -383,7 +383,7 @@ class OutboxWorker:
     async def _plan_next_turn(self, outbox: OutboxFile, relay: Relay) -> None:
         """Read how the file is left, so that the times of its files tell later whether that still holds."""
         if self.lock.held:
-            # Nothing is left for whoever closes the file last to move, so that closing it changes no time.
+            # Leaves nothing to checkpoint to the last one to close the file, so that closing it changes no time.
             with suppress(LetopisError):
                 await outbox.maintain()
         state = await settled_state(self.path)

@@ -80,7 +80,7 @@ class Member:
         return 0
 
     async def ask_forever(self) -> None:
-        """Ask for a report again and again."""
+        """Ask for a report at regular intervals."""
         while True:
             self.ask(REPORT)
             await asyncio.sleep(REPORT_INTERVAL_SECONDS)
@@ -138,7 +138,7 @@ class ProcessGroup:
     process ends, however it ends, the others do.
 
     :param configure: reads the settings; the processes read them on their own.
-    :param command: starts one of the processes, which is told its share.
+    :param command: starts one of the processes, and passes it its share.
     """
 
     def __init__(

@@ -152,7 +152,7 @@ def _relay(connection: sa.Connection) -> Iterator[Finding]:
         if "misconfigured" in (status.breaker.reason or ""):
             yield fail("delivery", why, "an operator has to fix what it names; nothing is lost meanwhile")
         else:
-            yield warn("delivery", why, "see the checks of the store; the relay retries by itself")
+            yield warn("delivery", why, "see the checks of the store; the relay keeps retrying")
     blocked = status.lanes.get("blocked", 0)
     if status.lost:
         yield fail(

@@ -262,7 +262,7 @@ async def _write(engine: Any) -> Finding:
 
 
 async def _try_out(url: URL) -> Finding:
-    """Try an ordinary conversation, as a relay does before it blames an event."""
+    """Try an ordinary conversation, as a relay does before it charges an event."""
     check = "store_takes_events"
     try:
         async with ConversationStore.open(url, migrate=False, timeouts=_TIMEOUTS, pool_size=1) as store:

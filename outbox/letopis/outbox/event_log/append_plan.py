@@ -292,7 +292,7 @@ class AppendPlan:
         raise VersionConflict(conversation_id=lane.conversation_id, expected=expects.sequence, actual=actual)
 
     def _add_effect(self, lane: LaneEnd, owner_id: str | None, event: EncodedEvent) -> EncodedEvent:
-        """Plan the effect of an event, and return the event as it is to be written."""
+        """Plan the effect of an event, and return the event to write."""
         order = 0
         if event.type == ConversationActivated.type:
             order = self.position

@@ -92,11 +92,11 @@ class KnownPath:
         return first in self._known and first not in self._on_path
 
     def erased(self, first: int) -> bool:
-        """Return True if a reset takes away the content of the message, as soon as it is delivered."""
+        """Return True if a reset erases the content of the message on delivery."""
         return first in self._erased
 
     def copy(self) -> KnownPath:
-        """Return a path that goes on by itself."""
+        """Return an independent copy of the path."""
         other = KnownPath()
         other._path, other._on_path = self._path.copy(), self._on_path.copy()
         other._known, other._messages = self._known.copy(), self._messages.copy()

@@ -33,7 +33,7 @@ MIN_BYTES_PER_LANE: Final = 64 * 1024
 
 MAX_WHOLE_EVENTS: Final = 5_000
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
-"""An append whose events share one condition is delivered whole up to here, so that nobody reads a part of it."""
+"""An append whose events share one condition is delivered whole up to this size; no reader sees a part of it."""
 
 MAX_MEASURED_EVENTS: Final = 10_000
 """Pending events that :func:`count_lanes` measures exactly."""

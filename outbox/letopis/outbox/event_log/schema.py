@@ -225,7 +225,7 @@ audit: Final = sa.Table(
     sa.Column("event_id", Id16),
     sa.Column("conversations", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text),
-    # Who, as far as it is known, and by what: the console, the command, a program.
+    # Who, if known, and through what: the console, the command, a program.
     sa.Column("actor", sa.Text),
     sa.Column("via", sa.Text, nullable=False),
     sqlite_autoincrement=True,

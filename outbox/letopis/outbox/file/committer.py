@@ -254,7 +254,7 @@ def _driver(connection: sa.Connection) -> sqlite3.Connection:
 
 
 def _ours(error: BaseException) -> BaseException:
-    """Return our error for ``error``, chained; an error that is not SQLite's is returned as it is."""
+    """Return our error for ``error``, chained; an error that is not SQLite's is returned unchanged."""
     translated = translate(error)
     if translated is None:
         return error

@@ -29,8 +29,8 @@ class FileState(NamedTuple):
     def holds_more_than(self, before: FileState) -> bool:
         """Return True if something may have been committed since ``before``.
 
-        A log that is gone proves nothing: whoever closes the file last has moved it into the database and removed it.
-        What it held shows there.
+        A missing log proves nothing: the last one to close the file has moved it into the database and removed it. Its
+        contents are then in the database.
         """
         return self[:2] != before[:2] or (self.wal is not None and self.wal != before.wal)
 

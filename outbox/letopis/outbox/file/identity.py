@@ -141,7 +141,7 @@ def assign_new_identity(connection: sa.Connection, path: Path, *, now_us: int) -
     """Give the file a new identity, for a copy that is to live on beside its original.
 
     In a transaction that holds the write lock, with no other process on the file. What the lanes remember of the old
-    identity stays as it is.
+    identity does not change.
     """
     device, inode = (str(number) for number in file_id_of(path))
     origin_id = uuid4()

@@ -46,7 +46,7 @@ def outbox_path(given: str | os.PathLike[str]) -> Path:
 
 
 def read_file(path: Path, work: Callable[[sqlite3.Cursor], T]) -> T:
-    """Return the result of ``work`` over one snapshot of an outbox file, and leave the file as it is.
+    """Return the result of ``work`` over one snapshot of an outbox file, without changing the file.
 
     :raises ConfigurationError: there is no outbox of this release's revision.
     :raises OutboxUnavailable: the file cannot be read.

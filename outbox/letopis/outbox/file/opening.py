@@ -49,7 +49,7 @@ class OpenedFile(NamedTuple):
 
 
 async def read_snapshot(path: str | os.PathLike[str], work: Callable[[sa.Connection], T]) -> T:
-    """Run ``work(connection)`` over one snapshot of an outbox file, and leave the file as it is.
+    """Run ``work(connection)`` over one snapshot of an outbox file, without changing the file.
 
     For programs that inspect an outbox: creates nothing, migrates nothing, raises no epoch.
 

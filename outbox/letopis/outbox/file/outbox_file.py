@@ -153,7 +153,7 @@ class OutboxFile:
         writer's thread, and once more when a commit ends in an error: it must bear that. It must not commit, and must
         fetch all that it reads.
 
-        :raises OutboxUnavailable: the file cannot be written. An error of ``fn`` comes as it is, unless it is SQLite's.
+        :raises OutboxUnavailable: the file cannot be written. Other errors of ``fn`` are raised unchanged.
         """
         result: T = await self._writer.submit(fn)
         return result

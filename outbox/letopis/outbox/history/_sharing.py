@@ -78,7 +78,7 @@ class SharedOutbox:
         else:
             self.home = HomeLoop()
             self._begun.set_result(None)
-            # In an empty context: it is nobody's request, span or transaction.
+            # In an empty context: it belongs to no request, span or transaction.
             self._keeper = self.home.loop.create_task(self._keep(), name=_KEEPER, context=Context())
 
     def stop(self) -> None:
@@ -270,7 +270,7 @@ class SharedAccess:
             try:
                 await outbox.wait(outbox.opened)
                 outbox.opened.result()
-            except BaseException:  # a cancellation too: what nobody waits for is not opened
+            except BaseException:  # a cancellation too: without a waiting caller, nothing is opened
                 if self._opening == 1 and self.loop is None:
                     await run_to_completion(self._leave(outbox))
                 raise

@@ -85,7 +85,7 @@ async def append_in(
     :param companion: what is written together with the append.
     :param task: the caller's task; by default the current one.
     :raises InvalidInput: the connection is not on this outbox file, does not flush its commits, or commits each
-        statement by itself.
+        statement separately.
     :raises OutboxUnavailable: another writer holds the file, or the transaction read before it wrote and another writer
         committed in between.
     """
@@ -111,7 +111,7 @@ async def append_in(
     except (DBAPIError, sqlite3.Error) as error:
         raise translate(error) or error from error
     if not getattr(driver, "in_transaction", False):
-        raise InvalidInput("connection", "commits each statement by itself: begin a transaction on it")
+        raise InvalidInput("connection", "commits each statement separately: begin a transaction on it")
     assert connection.sync_connection is not None  # noqa: S101 - it has just been used
     joined = _join(outbox, connection.sync_connection, driver)
     joined.task = task or asyncio.current_task()

@@ -96,7 +96,7 @@ class History:
         ``bot.history.db``). Your own :class:`ConversationStore` is not closed, and belongs to one event loop. The first
         delivery binds the outbox to its store; a relay with another store delivers nothing.
     :param relay: ``False`` if another process delivers, for example ``letopis relay``.
-    :param watch: ``False`` to notify nobody of stuck messages, for a program that only reads.
+    :param watch: ``False`` to send no notifications of stuck messages, for a program that only reads.
     :param create: ``False`` to refuse an outbox that does not exist.
     :param policy: how events that the store refuses are retried before they block their conversation.
     :param retention: how long delivered events stay readable in the outbox.

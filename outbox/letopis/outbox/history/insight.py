@@ -123,7 +123,7 @@ class Insight:
         return await self._read(partial(value_of, entry=entry))
 
     async def incidents(self, *, limit: int = 50) -> list[IncidentReport]:
-        """Return open incidents and then past ones, with who was told."""
+        """Return open incidents and then past ones, with who was notified."""
         return await self._read(partial(list_incidents, limit=limit))
 
     async def audit(self, *, limit: int, before: int | None = None) -> list[AuditEntry]:

@@ -88,7 +88,7 @@ async def run_on(connection: AsyncConnection, work: Callable[[Any], T]) -> T:
 
 
 def is_open(connection: AsyncConnection) -> bool:
-    """Return True if SQLite has an open transaction; on some errors, such as a full disk, it rolls back by itself."""
+    """Return True if SQLite has an open transaction; on some errors, such as a full disk, it rolls back on its own."""
     return bool(getattr(driver_of(connection), "in_transaction", False))
 
 

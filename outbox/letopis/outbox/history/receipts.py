@@ -190,7 +190,7 @@ class Deliveries:
 
         :param event_ids: all events of the same append.
         :returns: True if the history store shows all of them, False if it has set one aside, ``None`` if the event will
-            not be delivered by itself or the time is over.
+            not be delivered without an operator or the time is over.
         """
         if self._closed:
             raise Closed("the history is closed")
@@ -288,7 +288,7 @@ def _skipped(cursor: Any, waiter: _Waiter) -> bool:
 
 
 def is_drained(connection: sa.Connection) -> bool | None:
-    """Return True if nothing is pending; ``None`` if what is pending will not be delivered by itself."""
+    """Return True if nothing is pending; ``None`` if pending events wait for an operator."""
     cursor = connection.connection.cursor()
     try:
         cursor.execute(

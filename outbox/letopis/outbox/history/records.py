@@ -355,7 +355,7 @@ def _pairs(keys: object) -> Sequence[tuple[Sequence[str], str]]:
 async def prepare_puts(scope: Scope, puts: Sequence[RecordPut]) -> Sequence[PreparedChange]:
     """Check and encode puts; large values in a thread.
 
-    :raises InvalidInput: one cannot be stored as it is.
+    :raises InvalidInput: one of them cannot be stored unchanged.
     """
     if not isinstance(puts, Sequence) or not all(isinstance(one, RecordPut) for one in puts):
         raise InvalidInput("puts", "must be a sequence of RecordPut")

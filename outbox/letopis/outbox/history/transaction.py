@@ -205,7 +205,7 @@ class Transaction:
             return await run_to_completion(statement)
         except DBAPIError:
             if not is_open(self._connection):
-                await self._connection.invalidate()  # otherwise the next statement would commit by itself
+                await self._connection.invalidate()  # otherwise the next statement would be committed on its own
             raise
 
     async def _commit(self) -> None:

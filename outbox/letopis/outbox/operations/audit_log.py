@@ -46,7 +46,7 @@ class AuditEntry:
     :ivar outcome: ``done``, or why it was refused.
     :ivar conversations: how many it was about.
     :ivar reason: as the operator gave it.
-    :ivar actor: who, as far as it is known.
+    :ivar actor: who, if known.
     :ivar via: ``console``, ``command`` or ``python``.
     """
 

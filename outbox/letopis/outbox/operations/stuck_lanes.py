@@ -38,7 +38,7 @@ class StuckLane:
     """A conversation that is blocked, paused or being retried, and the event that it waits for.
 
     :ivar state: ``blocked``, ``retrying`` or ``paused``.
-    :ivar due_at: when it is retried; ``None`` if it is not by itself.
+    :ivar due_at: when it is retried; ``None`` if it waits for an operator.
     :ivar fault: a sentence with class and code.
     :ivar pending: its events that the history store lacks.
     :ivar since: when the oldest of them was appended.

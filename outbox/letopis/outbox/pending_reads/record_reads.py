@@ -1,7 +1,7 @@
-"""Read records: what is pending in the outbox first, then the history store, and the one over the other.
+"""Read records: pending changes from the outbox first, then the history store, and merge the two.
 
-A record that neither of them can tell is an error, never absent: who hears "not there" begins anew, and overwrites what
-is there.
+If neither of them can tell, an error is raised instead of returning nothing: a caller that is answered "not there"
+starts over and overwrites the existing record.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ def _merge_page(
 
 
 def stored_record(one: StoredRecord) -> Record:
-    """Return a record of the history store as it is read."""
+    """Convert a record of the history store."""
     return Record(
         scope=one.scope,
         namespace=decode_namespace(one.place[0]),

@@ -147,7 +147,7 @@ class StoreGateway:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _in_time(self, asking: Coroutine[Any, Any, T], limit: float) -> T:
-        # In a task of its own: a driver that ignores a cancellation must not hold up the caller.
+        # In a task of its own: a driver that ignores a cancellation must not block the caller.
         task = asyncio.get_running_loop().create_task(asking)
         self._running.add(task)
         task.add_done_callback(self._done)

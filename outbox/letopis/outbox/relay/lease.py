@@ -122,7 +122,7 @@ class Lease:
         self._lock.give_sign_of_life(self._clock.now_us())
 
     def suspend(self) -> None:
-        """Work no longer on the file and keep the lock, which goes on protecting it: nobody else delivers from it.
+        """Stop working on the file, but keep the lock, so that no other process delivers from it.
 
         The row continues to name this holder. A lease that was taken over from a silent holder has no lock, and must be
         released.

@@ -196,7 +196,7 @@ class Relay:
         self._outbox.appended.notify()
 
     def rest(self) -> None:
-        """As :meth:`stop`, but keep the lease's lock: nobody else delivers until another relay is given it."""
+        """As :meth:`stop`, but keep the lease's lock: there is no delivery until another relay is given the lock."""
         self._resting = True
         self.stop()
 

@@ -87,7 +87,7 @@ class FaultAttribution:
 
     @property
     def points_to_store(self) -> bool:
-        """Whether so many conversations were refused alone that the store is at fault, unless one succeeds."""
+        """True if enough conversations were refused alone to fault the store, unless one succeeds."""
         return len(self.refused_alone) >= STORE_FAULT_AFTER_CONVERSATIONS
 
     def is_store_fault(self, fault: StoreFault, conversation_ids: Sequence[str]) -> bool:
@@ -110,7 +110,7 @@ class FaultAttribution:
 
 
 def as_store_fault(fault: StoreFault) -> StoreFault:
-    """Return the fault of one event as it is reported once every other event meets it too."""
+    """Return the fault of one event in the form reported once every other event meets it too."""
     if fault.fault_class is not FaultClass.POISON:
         return fault
     return StoreFault(

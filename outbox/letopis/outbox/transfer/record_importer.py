@@ -1,4 +1,4 @@
-"""Import the records of a file into the outbox, idempotently: a record that is there stays as it is."""
+"""Import the records of a file into the outbox, idempotently: existing records are not changed."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class RecordImporter:
         return StoreLook(revisions={place: held.get(place) for place in places}, heads=view.heads)
 
     async def _is_same(self, scope: Scope, item: RecordItem, there: ChangeWritten) -> bool:
-        """Return True if a record that was there has the value and the tags of a line, or nobody can tell."""
+        """Return True if an existing record has the value and the tags of a line, or if that is unknown."""
         change = item.change
         read = partial(read_places, scope=scope, places=[change.place], values=True)
         local: LocalRecords = await self._outbox.read(read)

@@ -32,7 +32,7 @@ Checked = Callable[[int, int], None]
 
 
 def unheard(done: int, total: int) -> None:
-    """Take a report that nobody wants."""
+    """Ignore a progress report."""
 
 
 def wal_problem(database: Path) -> str:

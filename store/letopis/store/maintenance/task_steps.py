@@ -28,8 +28,8 @@ PIECE_VERSIONS: Final = 500
 class TaskSteps:
     """Carries out the tasks of one history store.
 
-    A step locks the conversation, as an apply does, changes some rows and advances the task, in one transaction. Each
-    row's state is told either by the task or by the row itself; an interrupted step has not happened, and steps are
+    A step locks the conversation, as an apply does, changes some rows and advances the task, in one transaction. Either
+    the task or the row itself says in which state the row is; an interrupted step has not happened, and steps are
     idempotent. Any number of processes may run them concurrently.
 
     Before a step commits, it locks the counter of its partition, as an apply does, and checks that the log is open: a

@@ -52,7 +52,7 @@ DEFAULT_LIMITS: Final = Limits()
 
 @dataclass(slots=True, kw_only=True)
 class EncodedEvent:
-    """An event as it is stored: JSON text, digest, microseconds.
+    """The stored form of an event: JSON text, digest, microseconds.
 
     :ivar data: JSON with its keys in the order given.
     :ivar metadata: the same; ``None`` when empty.
@@ -76,7 +76,7 @@ class EncodedEvent:
 
 
 def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS) -> EncodedEvent:
-    """Return ``event`` as it is stored.
+    """Return the stored form of ``event``.
 
     :raises InvalidInput: something in it would be refused, or changed, by one of the stores; the error names the field.
     """
@@ -116,7 +116,7 @@ def encode_message(
     occurred_at: datetime | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> EncodedEvent:
-    """Return the event that appends ``message`` as it is stored; the same as :func:`encode`, but faster.
+    """Return the stored form of the event that appends ``message``; the same as :func:`encode`, but faster.
 
     Only the content is checked here: a message has checked its shape when it was made, and the caller has checked the
     conversation id.

@@ -356,7 +356,7 @@ class CustomEvent(Body):
         return f"custom.{self.name}"
 
     def to_data(self) -> dict[str, Any]:
-        """Return the application's data as it is.
+        """Return the application's data unchanged.
 
         :raises InvalidInput: the data is no object.
         """

@@ -88,7 +88,7 @@ Owner = str | int
 
 
 def owner_id(owner: Owner | None) -> str | None:
-    """Return an owner as it is stored: text, also where a platform gives a number.
+    """Return the stored form of an owner: text, even if a platform uses numbers.
 
     :raises InvalidInput: it is neither text nor a whole number, or cannot be an identifier.
     """

@@ -128,7 +128,7 @@ class Message:
         metadata: Mapping[str, Any] = EMPTY,
         status: Status = "complete",
     ) -> Self:
-        """Return a message of the ``developer`` role, which newer models take in place of ``system``."""
+        """Return a message of the ``developer`` role, which newer models use instead of ``system``."""
         return cls._of("developer", content, id, name, tokens, usage, external_ids, metadata, status)
 
     @classmethod

@@ -28,7 +28,7 @@ MAX_INLINE_BYTES: Final = 64 * 1024
 """Larger values are stored in parts."""
 PART_BYTES: Final = 512 * 1024
 SPACE_LANES: Final = 16
-"""Lanes of a space, so that one record that no store takes does not hold up all others of an application."""
+"""Lanes of a space, so that one record that no store accepts does not block all others of an application."""
 
 _MARK: Final = "\x01"
 """Begins the name of each record lane. No conversation id can, because identifiers hold no control characters."""
@@ -65,7 +65,7 @@ Expected = Condition | UUID
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """To what records belong: with a conversation or an owner they are erased, a space stands by itself.
+    """What records belong to: a conversation or an owner, with which they are erased, or an independent space.
 
     :ivar name: of the scope in the lanes and tables.
     """
@@ -289,7 +289,7 @@ def check_tags(tags: object, field_name: str = "tags") -> dict[str, Tag]:
 
 
 def encode_tag(value: Tag, field_name: str = "tags") -> bytes:
-    """Return a tag's value as it is compared: with its type, so that ``True``, ``1`` and ``"1"`` differ."""
+    """Return the form in which a tag's value is compared: with its type, so that ``True``, ``1`` and ``"1"`` differ."""
     match value:
         case None:
             return b"n:"

@@ -48,9 +48,9 @@ class Projection(ABC):
         """Apply events by statements on ``connection``, whose transaction is open and must not be ended here.
 
         They come in the order of their log partition, without gaps, each once. An event that was redacted before it is
-        read comes without its content (``digest`` is ``None``); a later redaction is told by ``message.redacted`` or
-        ``conversation.deleted``, and a projection that copied content has to erase it then. An event that came too late
-        carries ``letopis.superseded`` in its metadata and had no effect.
+        read comes without its content (``digest`` is ``None``); a later redaction is announced by ``message.redacted``
+        or ``conversation.deleted``, and a projection that copied content has to erase it then. An event that came too
+        late carries ``letopis.superseded`` in its metadata and had no effect.
 
         For a side effect that has to happen exactly once, write a row to be worked on, unless ``replaying``.
 

@@ -314,7 +314,7 @@ def _snapshot(driver: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        if driver.in_transaction:  # SQLite ends it by itself after some errors
+        if driver.in_transaction:  # SQLite rolls back on its own after some errors
             driver.execute("ROLLBACK")
 
 

@@ -46,7 +46,7 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
     """Return the events of a delivery as every reader will read them.
 
     :raises InvalidInput: the content does not match its digest, so the outbox was damaged, or a key that the store
-        keeps in a column of its own does not fit there. Both mean that the event cannot be applied as it is.
+        keeps in a column of its own does not fit there. Both mean that the event cannot be applied.
     """
     decoded = []
     for delivery in deliveries:

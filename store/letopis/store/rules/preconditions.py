@@ -180,7 +180,7 @@ def _seen_version(expects: Precondition, own: Sequence[LoggedEvent], head: int) 
 def batch_of(event: EncodedEvent) -> UUID | None:
     """Return the id of the event that decides for the whole append of ``event``.
 
-    ``None`` if it has no condition, or was damaged so that nobody knows.
+    ``None`` if it has no condition, or if damage makes that unknown.
     """
     if event.metadata is None or PRECONDITION_KEY not in event.metadata:
         return None

@@ -114,7 +114,7 @@ def conflicts_of_shown(
 ) -> dict[int, Conflict]:
     """Return the conflicts of messages that were on the path before a delivery, and left it by an earlier event of it.
 
-    They are there already, so that the delivery does not append them: who said them again has to be told.
+    They exist already, so the delivery does not append them, but their sender must learn of the conflict.
 
     :param decoded: the fresh events of the delivery, which were projected.
     :param shown: the versions of such messages, by their sequence in the delivery.

@@ -42,7 +42,7 @@ class Statistics(Figures):
     forks inherit counts once, in the conversation that it was appended to.
 
     :ivar conversations: how many conversations had a message in the period.
-    :ivar by: the figures by the values of a key of the messages' metadata: text as it is, other values as JSON;
+    :ivar by: the figures by the values of a key of the messages' metadata: text unchanged, other values as JSON;
         ``None`` for messages without that key or with redacted metadata. Empty where no key was asked for.
     :ivar complete: ``False`` where the history store was unavailable, and only what the outbox holds was counted.
     """

@@ -126,7 +126,7 @@ def read_lines(
 def parse_line(raw: bytes, *, number: int, count: KeyCounter) -> Line | RecordLine:
     """Parse one line.
 
-    :raises InvalidInput: the line cannot be stored as it is written; the error names the key.
+    :raises InvalidInput: the line cannot be stored as written; the error names the key.
     """
     fields = _load(raw)
     if "record" in fields:

@@ -62,7 +62,7 @@ class RecordLine:
 def parse_record(fields: Mapping[str, Any], *, number: int, size: int) -> RecordLine:
     """Return the record of a line's JSON object.
 
-    :raises InvalidInput: the line cannot be stored as it is written; the error names the key.
+    :raises InvalidInput: the line cannot be stored as written; the error names the key.
     """
     for key in fields:
         if key not in _KEYS:

@@ -73,7 +73,7 @@ class DecodedBatch:
     def of(self, deliveries: Sequence[SequencedEvent]) -> tuple[DecodedEvent, ...]:
         """Return decoded events of the batch.
 
-        :raises StoreFault: ``POISON``: one cannot be applied as it is.
+        :raises StoreFault: ``POISON``: one of them cannot be applied.
         """
         found = tuple(decoded for one in deliveries if (decoded := self._decoded.get(id(one))) is not None)
         if len(found) == len(deliveries):

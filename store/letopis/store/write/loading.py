@@ -66,7 +66,7 @@ class Loader:
     ) -> list[LoadedLane]:
         """Lock the conversations of the lanes with fresh events, and load their rows, targets and conflicts.
 
-        :param also: conversations that are only locked: nobody deletes them meanwhile.
+        :param also: conversations to lock only, so that they are not deleted meanwhile.
         """
         fresh = [lane for lane in accepted if lane.fresh]
         forks = _new_forks(fresh)

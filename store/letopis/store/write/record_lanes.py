@@ -83,7 +83,7 @@ class RecordLanes:
             record_ledger.c.sequence <= sa.bindparam("last"),
         )
         self._trim = sa.delete(record_ledger).where(*of_lane, record_ledger.c.sequence <= sa.bindparam("floor"))
-        # The rows of these conversations are locked already: nobody deletes them meanwhile.
+        # The rows of these conversations are already locked, so they are not deleted meanwhile.
         self._deleted = sa.select(conversations.c.conversation_id).where(
             *of_conversations(dialect, conversations), conversations.c.state == "deleted"
         )
@@ -96,7 +96,7 @@ class RecordLanes:
     async def apply(self, transaction: ApplyTransaction, batch: Sequence[LaneBatch]) -> AppliedRecords:
         """Apply record lanes; each is applied or refused as a whole.
 
-        :raises StoreFault: ``POISON``: a change cannot be applied as it is.
+        :raises StoreFault: ``POISON``: a change cannot be applied.
         """
         compared, refused = await self._compare(transaction, batch)
         gone = await self._find_deleted(transaction, compared)

@@ -46,8 +46,8 @@ class Registration:
         if row.origin_id is None:
             await dialect.insert(connection, origins, [(origin.origin_id, origin.epoch, origin.name, now, now)])
             return
-        # Read without a lock: a copy may take over a moment later in any case, and what both deliver is told apart
-        # under the lock of the lane.
+        # Read without a lock: a copy may take over a moment later in any case, and deliveries of both are distinguished
+        # under the lane's lock.
         _check_epoch(origin, row)
         if (row.epoch, row.name) != (origin.epoch, origin.name) or abs(now - row.last_seen_at) > _LAST_SEEN_INTERVAL_US:
             row = (await transaction.execute(self._locked, origin=origin.origin_id)).one()

@@ -39,7 +39,7 @@ class FollowedScreen:
 
 
 def repeat(step: Callable[[], None], *, seconds: float) -> None:
-    """Call ``step`` every so many seconds until it raises, the user interrupts the command, or stdout has no reader.
+    """Call ``step`` every ``seconds`` until it raises, the user interrupts the command, or stdout has no reader.
 
     :raises BrokenPipeError: stdout has no reader.
     """

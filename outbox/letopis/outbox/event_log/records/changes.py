@@ -145,7 +145,7 @@ def prepare_clear(scope: Scope, prefix: object = (), *, erase: bool = False) -> 
 
 
 def encode_body(value: Any) -> tuple[Media, bytes]:
-    """Return a value as it is stored: bytes as they are, all else as JSON in the order of its keys.
+    """Return the stored form of a value: bytes unchanged, anything else as JSON with its keys in order.
 
     :raises InvalidInput: JSON cannot hold it, or it is too large.
     """
