@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import RetryPolicy
+from letopis.outbox import History, RetryPolicy
 from letopis.store import Message
 from tests.support.console import DESK, PHONE, House, Tab, axe_is_the_one_that_is_named, chromium
 from tests.support.console_story import (
@@ -175,6 +175,50 @@ def test_a_conversation_shows_what_became_of_its_messages(browser: Any, house: H
         tab.click("text=Only green tea")
         assert "from the parent" in tab.text()
         assert "Fork of" in tab.text()
+
+
+def test_an_answer_that_was_regenerated_or_overtaken_is_shown_when_asked(
+    browser: Any, house: House, tmp_path: Path
+) -> None:
+    async def tell() -> None:
+        history = house.history
+        await history.append("again", Message.user("What is oolong?"), Message.assistant("A fruit."), owner="48")
+        [question] = await history.regenerate("again")
+        await history.append("again", Message.assistant("A tea."), after=await history.messages("again"))
+        assert question.text == "What is oolong?"
+        # Another outbox answers while this one cannot deliver: the history store takes one of the two answers.
+        await history.append("race", Message.user("Black or green?"), owner="48")
+        await until(lambda: delivered(house, "race"))
+        seen = await history.messages("race")
+        insight = house.application.state.console.insight
+        await insight.acting(lambda admin: admin.pause_relay(), by="test", via="python")
+        late = await history.append("race", Message.assistant("Green, too late."), after=seen)
+        async with History.open(tmp_path / "other.outbox.db", store=history.store.url) as other:
+            there = await other.messages("race")
+            assert await (await other.append("race", Message.assistant("Black, in time."), after=there)).saved(20)
+        await insight.acting(lambda admin: admin.resume_relay(), by="test", via="python")
+        assert await late.superseded(20)
+
+    house.run(tell())
+    with Tab(browser, house) as tab:
+        for name, stays, goes, mark in (
+            ("again", "A tea.", "A fruit.", "taken back"),
+            ("race", "Black, in time.", "Green, too late.", "superseded: another turn came first"),
+        ):
+            tab.go(f"conversation?id={name}")
+            plain = tab.text()
+            tab.click("text=Show superseded and taken-back messages too")
+            everything = tab.text()
+            assert stays in plain
+            assert goes not in plain
+            assert mark not in plain
+            shown = tab.page.locator(".bubble.off")
+            assert (shown.count(), stays in everything) == (1, True)
+            assert goes in shown.inner_text()
+            assert mark in shown.inner_text()
+            assert tab.findings() == []
+            tab.click("text=Hide superseded and taken-back messages")
+            assert goes not in tab.text()
 
 
 def test_the_slider_travels_through_time(browser: Any, house: House) -> None:
@@ -402,6 +446,40 @@ def test_a_class_of_faults_is_retried_or_skipped_at_once(browser: Any, tmp_path:
         assert tab.page.locator("tbody tr").count() == 1 + 30 + 1
 
 
+def test_events_that_are_missing_are_skipped(browser: Any, tmp_path: Path) -> None:
+    async def lose_the_second(history: History, insight: Any) -> None:
+        await insight.acting(lambda admin: admin.pause_relay(), by="test", via="python")
+        for number in (1, 2, 3):
+            await history.append("gap", Message.user(f"message {number}"), owner="49")
+        lost = "DELETE FROM letopis_outbox_events WHERE sequence = 3"  # after the one that began it
+        await history.outbox.write(lambda connection: connection.exec_driver_sql(lost) and None)
+        await insight.acting(lambda admin: admin.resume_relay(), by="test", via="python")
+        await until(lambda: is_blocked(history, "gap"))
+
+    with House(tmp_path / "bot.outbox.db") as house, Tab(browser, house) as tab:
+        house.run(lose_the_second(house.history, house.application.state.console.insight))
+        tab.sign_in("Eve")
+        tab.go("stuck")
+        lane = tab.page.locator("article", has=tab.page.get_by_role("link", name="gap", exact=True))
+        assert lane.locator("summary", has_text="Skip this event").count() == 0
+        lane.locator("summary", has_text="Skip missing events").click()
+        lane.locator("input[name=reason]").fill("a disk failed")
+        with tab.page.expect_navigation():
+            lane.get_by_role("button", name="Skip missing events", exact=True).click()
+        assert "1 missing event was skipped." in tab.text()
+        house.run(until(lambda: delivered(house, "gap")))
+        tab.go("stuck")
+        assert "No conversation is stuck" in tab.text()
+        tab.go("conversation?id=gap")
+        assert "message 3" in tab.text()
+        assert "message 2" not in tab.text()
+        tab.go("audit")
+        recorded = tab.page.locator("tbody tr", has_text="Skip missing events").inner_text()
+
+    for word in ("Eve", "gap", "a disk failed"):
+        assert word in recorded, word
+
+
 def test_checks_run_beside_the_console(browser: Any, house: House) -> None:
     with Tab(browser, house) as tab:
         tab.sign_in()
@@ -413,6 +491,8 @@ def test_checks_run_beside_the_console(browser: Any, house: House) -> None:
         tab.go("integrity")
         assert tab.text().count("Nothing is wrong.") == 2, tab.text()
         assert str(house.run(house.history.status()).outbox_id) in tab.text()
+        assert "letopis db anchor --out FILE" in tab.text()
+        assert "letopis db verify --anchor FILE" in tab.text()
 
 
 async def checked(house: House) -> bool:

@@ -93,7 +93,7 @@ def main(folder: Path) -> None:
     """Take the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place, PostgresServer.find() as server, ExitStack() as stack:
-        path, store = Path(place) / "bot.outbox.db", server.create_database()
+        path, store = Path(place) / "bot.outbox.db", server.create_database("history")
         stack.callback(server.drop_database, store)
         asyncio.run(_tables(store))  # before Playwright has its loop run in this thread
         policy = RetryPolicy(base=0.02, cap=0.02, attempts=1)

@@ -48,6 +48,7 @@ ELSEWHERE: Final = {
     "skip": ("letopis outbox skip",),
     "rebind": ("letopis outbox rebind",),
     "salvage": ("letopis outbox salvage",),
+    "anchor": ("letopis db anchor",),
     "verify": ("letopis db verify", "letopis outbox verify"),
     "upgrade": ("letopis db upgrade",),
     "migrate": ("letopis db upgrade",),

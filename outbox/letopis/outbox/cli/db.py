@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from letopis.outbox.cli.anchor import anchor
 from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.options import settings, with_options
@@ -216,6 +217,7 @@ def index(as_json: bool) -> None:
 
 
 db.add_command(verify_store)
+db.add_command(anchor)
 
 
 def _read_revision() -> tuple[str, Revision]:

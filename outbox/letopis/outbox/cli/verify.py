@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from letopis.outbox.diagnostics.reference import ReferenceLog
     from letopis.outbox.diagnostics.salvage import Salvaged
+    from letopis.store.maintenance.anchor import AnchorCheck
 
 MAX_LISTED: Final = 100
 """Problems that are listed; the others are counted."""
@@ -61,30 +63,53 @@ def verify_outbox(alone: bool, as_json: bool) -> None:
 @click.command(
     name="verify",
     cls=Verb,
-    examples=("letopis db verify", "letopis --store postgresql://bot@db/history db verify --json"),
+    examples=(
+        "letopis db verify",
+        "letopis --store postgresql://bot@db/history db verify --json",
+        "letopis db verify --anchor /mnt/backup/history.anchor.json",
+    ),
+)
+@click.option(
+    "--anchor", metavar="FILE", type=click.Path(), help="Also check that the log up to this anchor has not changed."
 )
 @JSON
 @with_options
-def verify_store(as_json: bool) -> None:
+def verify_store(anchor: str | None, as_json: bool) -> None:
     """Check that the history store still holds what was written.
 
     Reads all of it: each event's digest, gaps in positions, versions and sequences, and whether the rows of
     conversations and messages match the log; the structure and WAL of an SQLite file too. Changes nothing. Exits with 1
     if something is wrong.
+
+    Whoever can write to the database can replace an event together with its digest, or remove the newest ones: an
+    anchor of `letopis db anchor`, kept elsewhere, shows that. It proves nothing about newer events.
     """
     import anyio
 
+    from letopis.outbox.cli.anchor import comparison_json, comparison_lines, open_anchor
     from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.history.store_location import check_apart
     from letopis.store.database.urls import normalise_url, safe_url
+    from letopis.store.errors import InvalidInput
 
     url = normalise_url(store_of(settings()))
     check_apart(Path(settings().outbox), url)
     if url.get_backend_name() == "sqlite" and not anyio.run(_there, url):
         raise CommandExit(Exit.CONFIGURATION, f"{printable(safe_url(url))}: there is no such file")
+    try:
+        check = None if anchor is None else open_anchor(anchor)
+    except InvalidInput as error:
+        _report(safe_url(url), [f"the anchor {error.reason}"], as_json=as_json, anchor=None)
+        return
     with progress("checking", unit="events", as_json=as_json) as report:
-        found = anyio.run(problems_of_store, url, report)
-    _report(safe_url(url), found, as_json=as_json)
+        found = anyio.run(problems_of_store, url, report, check)
+    if check is None:
+        _report(safe_url(url), found, as_json=as_json)
+        return
+    if not as_json:
+        for line in comparison_lines(check):
+            click.echo(line)
+    _report(safe_url(url), found, as_json=as_json, anchor=comparison_json(check))
 
 
 @click.command(
@@ -144,10 +169,11 @@ async def _there(url: URL) -> bool:
     return await File(str(url.database)).is_file()
 
 
-async def problems_of_store(url: URL, report: ProgressReport = unseen) -> list[str]:
+async def problems_of_store(url: URL, report: ProgressReport = unseen, anchor: AnchorCheck | None = None) -> list[str]:
     """Return what is wrong with a history store.
 
     :param report: takes how far the check is.
+    :param anchor: compares the log with an anchor, and keeps the result.
     """
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.engines import create_store_engine
@@ -171,6 +197,10 @@ async def problems_of_store(url: URL, report: ProgressReport = unseen) -> list[s
             if revision.state is not SchemaState.CURRENT:
                 return [revision.advice(STORE, command="letopis db upgrade")]
             found += [one async for one in find_problems(engine, checked=lambda done, total: report(done, total=total))]
+            if anchor is not None:
+                compare = partial(report, title="comparing with the anchor", unit="events")
+                differences = anchor.problems(engine, checked=lambda done, total: compare(done, total=total))
+                found[:0] = [one async for one in differences]
         async with ConversationStore.open(url, migrate=False, pool_size=2, timeouts=timeouts) as store:
             total, done = await conversations_to_rebuild(engine, every=True), 0
             async for one in store.rebuild(check=True, every=True):
@@ -190,9 +220,8 @@ async def problems_of_store(url: URL, report: ProgressReport = unseen) -> list[s
     return found
 
 
-def _report(name: str, found: list[str], *, as_json: bool, compared: bool | None = None) -> None:
+def _report(name: str, found: list[str], *, as_json: bool, **more: Any) -> None:
     if as_json:
-        more = {} if compared is None else {"compared": compared}
         print_json({"name": name, "sound": not found, "problems": found[:MAX_LISTED], "count": len(found), **more})
     else:
         for one in found[:MAX_LISTED]:

@@ -16,6 +16,7 @@ from letopis.store.database.schema import conversations, events, lanes, log_head
 from letopis.store.maintenance.record_integrity import record_problems
 from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.codec import decode, digest_of
+from letopis.store.rules.redaction import is_stripped
 
 PAGE_ROWS: Final = 500
 WAL_RECHECK_SECONDS: Final = 0.02
@@ -128,6 +129,9 @@ async def _log(connection: AsyncConnection, *, checked: Checked) -> AsyncIterato
                 position = row.position
                 if not _row_is_intact(row):
                     yield f"event {position} of partition {partition} is not what was written"
+                elif row.digest is None and not is_stripped(row.type, row.data, row.metadata):
+                    # No digest protects it: forged content could pass for redacted content.
+                    yield f"event {position} of partition {partition} is redacted, and holds content"
             done += len(rows)
             checked(done, total)
             if len(rows) < PAGE_ROWS:

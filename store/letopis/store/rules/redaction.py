@@ -57,6 +57,15 @@ def stripped(type_name: str, data: Mapping[str, Any]) -> dict[str, Any]:
     return left
 
 
+def is_stripped(type_name: str, data: str, metadata: str | None) -> bool:
+    """Return True if a redacted event holds no more than a redaction leaves.
+
+    :raises ValueError: the data or metadata is no JSON object.
+    """
+    left = decode(data)
+    return stripped(type_name, left) == left and decode(internal_metadata(metadata)) == decode(metadata)
+
+
 def message_of(event: EncodedEvent, body: Body) -> str | None:
     """Return the id of the message whose content an event holds, also if this release does not know its shape."""
     if event.type not in MESSAGE_CONTENT_TYPES:

@@ -1,0 +1,209 @@
+"""`letopis db anchor` writes what `letopis db verify --anchor` compares with, and every other file is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import anyio
+import orjson
+import pytest
+
+from letopis.outbox.cli import cli
+from letopis.outbox.cli.interface.exit_codes import run
+from letopis.store import ConversationStarted, ConversationStore, Message, MessageRedacted
+from letopis.store.testing.outbox import Outbox
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A store of two conversations, one of them with a redacted message."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "history.db"
+
+    async def fill() -> None:
+        async with ConversationStore.open(path) as store:
+            outbox = Outbox()
+            for name in ("a", "b"):
+                outbox.append(name, ConversationStarted(owner_id="42"), Message.user("secret", id=f"{name}-1"))
+            await outbox.deliver(store)
+            outbox.append("a", MessageRedacted(message_id="a-1"))
+            await outbox.deliver(store)
+
+    anyio.run(fill)
+    return path
+
+
+def letopis(capfdbinary: pytest.CaptureFixture[bytes], store: Path, *words: str) -> tuple[int, str, str]:
+    code = run(cli, ["--store", str(store), "db", *words])
+    said = capfdbinary.readouterr()
+    return code, said.out.decode(), said.err.decode()
+
+
+def change(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        assert connection.execute(statement).rowcount > 0
+
+
+def test_an_anchor_is_written_and_confirmed(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    code, out, err = letopis(capfdbinary, history, "anchor", "--out", "one.json")
+    assert (code, out) == (0, "")
+    assert "anchored 5 events" in err
+    assert Path("one.json").stat().st_mode & 0o777 == (0o600 if os.name == "posix" else 0o666)
+    assert b"secret" not in Path("one.json").read_bytes()
+
+    code, out, err = letopis(capfdbinary, history, "verify", "--anchor", "one.json")
+    assert (code, out) == (0, "partition 0: unchanged up to position 5\n")
+    assert "no problems found" in err
+
+
+def test_without_a_file_it_is_printed(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    code, out, _ = letopis(capfdbinary, history, "anchor")
+    printed = json.loads(out)
+
+    assert code == 0
+    assert (printed["letopis_anchor"], printed["block_events"]) == (1, 100)
+    assert UUID(printed["store_id"])
+    assert printed["made_at"].endswith("+00:00")
+    [partition] = printed["partitions"]
+    assert (partition["partition"], partition["position"]) == (0, 5)
+    [[identity, content, redacted]] = partition["blocks"]
+    assert (len(identity), len(content), redacted) == (64, 64, 1)
+
+
+def test_a_file_is_replaced_only_when_asked(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    Path("one.json").write_text("mine", encoding="utf-8")
+
+    code, _, err = letopis(capfdbinary, history, "anchor", "--out", "one.json")
+    assert code == 1
+    assert "one.json exists" in err
+    assert Path("one.json").read_text(encoding="utf-8") == "mine"
+    assert letopis(capfdbinary, history, "anchor", "--out", "one.json", "--force")[0] == 0
+    assert letopis(capfdbinary, history, "verify", "--anchor", "one.json")[0] == 0
+
+
+def test_the_json_says_how_each_partition_compares(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    letopis(capfdbinary, history, "anchor", "--out", "one.json")
+
+    async def go_on() -> None:
+        async with ConversationStore.open(history) as store:
+            outbox = Outbox("another")
+            outbox.append("b", MessageRedacted(message_id="b-1"))
+            await outbox.deliver(store)
+
+    anyio.run(go_on)
+    code, out, _ = letopis(capfdbinary, history, "verify", "--anchor", "one.json", "--json")
+    said = json.loads(out)
+    assert (code, said["sound"], said["count"]) == (0, True, 0)
+    assert said["anchor"]["made_at"] == json.loads(Path("one.json").read_bytes())["made_at"]
+    assert said["anchor"]["partitions"] == [
+        {"partition": 0, "position": 5, "head": 6, "unchanged": True, "redacted": 1, "content_not_compared": 3}
+    ]
+    assert letopis(capfdbinary, history, "verify", "--anchor", "one.json")[1] == (
+        "partition 0: unchanged up to position 5, but for 1 redacted since; "
+        "the content of 3 events beside them was not compared\n"
+    )
+    assert "anchor" not in json.loads(letopis(capfdbinary, history, "verify", "--json")[1])
+
+
+def test_a_change_is_named_and_fails(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    letopis(capfdbinary, history, "anchor", "--out", "one.json")
+    change(history, "UPDATE letopis_events SET recorded_at = 0 WHERE position = 4")
+
+    assert letopis(capfdbinary, history, "verify")[0] == 0
+    code, out, err = letopis(capfdbinary, history, "verify", "--anchor", "one.json")
+    assert (code, out) == (1, "partition 0 of the log: events 1 to 5 are not those of the anchor\n")
+    assert "1 problem found" in err
+    code, out, _ = letopis(capfdbinary, history, "verify", "--anchor", "one.json", "--json")
+    said = json.loads(out)
+    assert (code, said["sound"], said["anchor"]["partitions"][0]["unchanged"]) == (1, False, False)
+
+
+def changed(document: dict[str, Any], **values: Any) -> bytes:
+    return orjson.dumps({**document, **values})
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("nothing", "is not JSON"),
+        ("junk", "is not JSON"),
+        ("binary", "is not JSON"),
+        ("list", "is JSON, but not an anchor"),
+        ("other", "is JSON, but not an anchor"),
+        ("newer", "has a format other than 1"),
+        ("no id", "is incomplete or was changed"),
+        ("no partitions", "is incomplete or was changed"),
+        ("a block less", "is incomplete or was changed"),
+        ("a short digest", "is incomplete or was changed"),
+        ("a digest of other letters", "is incomplete or was changed"),
+        ("a position below zero", "is incomplete or was changed"),
+        ("blocks of nothing", "is incomplete or was changed"),
+        ("no time", "is incomplete or was changed"),
+        ("a missing file", "cannot be read: No such file or directory"),
+        ("a folder", "cannot be read: "),
+        ("another store", "is of history store 00000000-0000-0000-0000-000000000000"),
+    ],
+)
+def test_what_is_no_anchor_of_this_store_is_refused(
+    history: Path, capfdbinary: pytest.CaptureFixture[bytes], what: str, said: str
+) -> None:
+    document = json.loads(letopis(capfdbinary, history, "anchor")[1])
+    [partition] = document["partitions"]
+    [[identity, content, redacted]] = partition["blocks"]
+
+    def with_blocks(*blocks: Any) -> bytes:
+        return changed(document, partitions=[{**partition, "blocks": blocks}])
+
+    given = {
+        "nothing": b"",
+        "junk": b"{",
+        "binary": b"\xff\0",
+        "list": b"[]",
+        "other": b"{}",
+        "newer": changed(document, letopis_anchor=2),
+        "no id": changed(document, store_id="mine"),
+        "no partitions": changed(document, partitions=[]),
+        "a block less": with_blocks(),
+        "a short digest": with_blocks([identity[1:], content, redacted]),
+        "a digest of other letters": with_blocks([identity.replace(identity[0], "x"), content, redacted]),
+        "a position below zero": changed(document, partitions=[{**partition, "position": -1}]),
+        "blocks of nothing": changed(document, block_events=0),
+        "no time": changed(document, made_at="yesterday"),
+        "another store": changed(document, store_id=str(UUID(int=0))),
+    }
+    if what == "a folder":
+        Path("given.json").mkdir()
+    elif what != "a missing file":
+        Path("given.json").write_bytes(given[what])
+
+    code, out, err = letopis(capfdbinary, history, "verify", "--anchor", "given.json")
+    assert code == 1
+    assert f"the anchor {said}" in out
+    assert "1 problem found" in err
+    code, out, _ = letopis(capfdbinary, history, "verify", "--anchor", "given.json", "--json")
+    found = json.loads(out)
+    assert (code, found["sound"], found["count"]) == (1, False, 1)
+
+
+def test_no_store_is_made(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    code, out, err = letopis(capfdbinary, tmp_path / "no.db", "anchor", "--out", str(tmp_path / "one.json"))
+
+    assert (code, out) == (78, "")
+    assert "there is no such file" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_another_release_is_refused(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    change(history, "UPDATE letopis_version SET version_num = '9999'")
+
+    code, _, err = letopis(capfdbinary, history, "anchor", "--out", "one.json")
+    assert code == 78
+    assert "9999" in err
+    assert not Path("one.json").exists()

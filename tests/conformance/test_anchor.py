@@ -1,0 +1,356 @@
+"""An anchor shows every change of the log up to its end, and bears with what a log may do: grow, erase, move."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store import (
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+    ConversationStore,
+    Message,
+    MessageRedacted,
+    move,
+)
+from letopis.store.database.schema import conversations, events, lanes, log_heads
+from letopis.store.maintenance.anchor import AnchorCheck, PartitionComparison, make_anchor
+from letopis.store.maintenance.anchor_format import Anchor, dump, load
+from letopis.store.maintenance.integrity import find_problems
+from letopis.store.model.codec import digest_of
+from letopis.store.testing.outbox import Outbox
+from tests.support.damage import damage
+
+BLOCK = 4
+NOW = datetime(2026, 11, 27, 9, 0, tzinfo=UTC)
+CHATS = ("a", "b", "c")
+
+Forgery = Callable[[AsyncConnection], Awaitable[None]]
+
+
+async def filled(store: ConversationStore, *, messages: int = 3) -> Outbox:
+    """Three conversations of `messages` and their beginning, each after the other in the log."""
+    outbox = Outbox()
+    for name in CHATS:
+        said = [Message.user(f"{name} says {number}", id=f"{name}-{number}") for number in range(messages)]
+        outbox.append(name, ConversationStarted(owner_id=f"owner of {name}"), *said)
+        await outbox.deliver(store)
+    return outbox
+
+
+async def anchor_of(store: ConversationStore) -> Anchor:
+    made = await make_anchor(store._engine, now=NOW, block_events=BLOCK)
+    assert load(dump(made)) == made
+    return made
+
+
+async def compared(store: ConversationStore, anchor: Anchor) -> tuple[list[str], list[PartitionComparison]]:
+    check = AnchorCheck(anchor)
+    return [problem async for problem in check.problems(store._engine)], check.partitions
+
+
+async def plain_problems(store: ConversationStore) -> list[str]:
+    return [problem async for problem in find_problems(store._engine)]
+
+
+async def forge(store: ConversationStore, forgery: Forgery) -> None:
+    async with store._engine.begin() as connection:
+        await forgery(connection)
+
+
+async def row_at(connection: AsyncConnection, position: int) -> dict[str, Any]:
+    found = await connection.execute(sa.select(events).where(events.c.position == position))
+    return dict(found.mappings().one())
+
+
+async def put(connection: AsyncConnection, position: int, values: Mapping[str, Any]) -> None:
+    """Change an event, and let its digest fit."""
+    row = {**await row_at(connection, position), **values}
+    digest = digest_of(row["conversation_id"], row["type"], row["schema_version"], row["data"], row["metadata"])
+    changed = sa.update(events).where(events.c.position == position).values({**values, "digest": digest})
+    assert (await connection.execute(changed)).rowcount == 1
+
+
+async def test_an_unchanged_log_is_confirmed(store: ConversationStore) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+
+    assert [(one.position, len(one.blocks)) for one in anchor.partitions] == [(12, 3)]
+    assert await compared(store, anchor) == ([], [PartitionComparison(partition=0, position=12, head=12)])
+    assert replace(await anchor_of(store), made_at=NOW) == anchor
+
+
+async def test_an_empty_log_has_an_anchor_too(store: ConversationStore) -> None:
+    anchor = await anchor_of(store)
+    await filled(store)
+
+    assert await compared(store, anchor) == ([], [PartitionComparison(partition=0, position=0, head=12)])
+
+
+async def test_newer_events_make_no_difference(store: ConversationStore) -> None:
+    outbox = await filled(store, messages=2)
+    anchor = await anchor_of(store)  # ends within a block
+    outbox.append("a", Message.assistant("an answer", id="late"))
+    outbox.append("new", Message.user("hello", id="new"))
+    await outbox.deliver(store)
+
+    assert await compared(store, anchor) == ([], [PartitionComparison(partition=0, position=9, head=11)])
+
+
+@pytest.mark.parametrize("rows", [1, BLOCK, 2 * BLOCK + 1])
+async def test_the_size_of_a_page_makes_no_difference(
+    store: ConversationStore, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(store)
+    anchor, seen = await anchor_of(store), list[tuple[int, int]]()
+    monkeypatch.setattr("letopis.store.maintenance.anchor.PAGE_EVENTS", rows)
+    made = await make_anchor(
+        store._engine, now=NOW, block_events=BLOCK, checked=lambda done, total: seen.append((done, total))
+    )
+
+    assert made == anchor
+    page = BLOCK if rows <= BLOCK else 2 * BLOCK
+    assert seen == [(min(done, 12), 12) for done in range(page, 12 + page, page)]
+
+
+async def test_a_redaction_is_named_and_its_block_counted(store: ConversationStore) -> None:
+    outbox = await filled(store)
+    anchor = await anchor_of(store)
+    outbox.append("b", MessageRedacted(message_id="b-1"))
+    await outbox.deliver(store)
+
+    found, [partition] = await compared(store, anchor)
+    assert found == []
+    assert (partition.redacted, partition.content_not_compared, partition.unchanged) == (1, 3, True)
+    again = await anchor_of(store)
+    assert (await compared(store, again))[1][0].redacted == 0
+    assert [block.redacted for block in again.partitions[0].blocks] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("end", [ConversationDeleted(reason="asked"), ConversationRewound(erase=True)])
+async def test_what_is_erased_is_named(
+    store: ConversationStore, end: ConversationDeleted | ConversationRewound
+) -> None:
+    outbox = await filled(store)
+    anchor = await anchor_of(store)
+    outbox.append("b", end)
+    await outbox.deliver(store)
+    while await store.run_pending_tasks():
+        pass
+
+    found, [partition] = await compared(store, anchor)
+    assert found == []
+    assert (partition.redacted, partition.content_not_compared) == (4, 0)
+    assert await plain_problems(store) == []
+
+
+async def test_a_rebuild_and_a_move_keep_what_was_anchored(
+    store: ConversationStore, new_store_url: Callable[[str], str]
+) -> None:
+    outbox = await filled(store)
+    outbox.append("c", MessageRedacted(message_id="c-0"))
+    await outbox.deliver(store)
+    anchor = await anchor_of(store)
+    assert [one async for one in store.rebuild(every=True)]
+    assert (await compared(store, anchor))[0] == []
+
+    target = new_store_url("sqlite")
+    await move(store.url, target)
+    async with ConversationStore.open(target, migrate=False) as moved:
+        assert await compared(moved, anchor) == ([], [PartitionComparison(partition=0, position=13, head=13)])
+
+
+async def test_each_partition_has_its_own(empty_database_url: str) -> None:
+    async with ConversationStore.open(empty_database_url, partitions=3, migrate=True) as store:
+        outbox = Outbox()
+        for number in range(12):
+            outbox.append(f"chat-{number}", *(Message.user(f"message {one}", id=f"{number}-{one}") for one in range(3)))
+        await outbox.deliver(store)
+        anchor = await anchor_of(store)
+        assert sum(one.position for one in anchor.partitions) == 36
+        assert all(one.position for one in anchor.partitions)
+        assert [one.unchanged for one in (await compared(store, anchor))[1]] == [True] * 3
+
+        forged = sa.update(events).where(events.c.partition == 1, events.c.position == 2)
+        await forge(store, lambda connection: connection.execute(forged.values(occurred_at=0)))
+        found, partitions = await compared(store, anchor)
+        assert found == ["partition 1 of the log: events 1 to 4 are not those of the anchor"]
+        assert [one.unchanged for one in partitions] == [True, False, True]
+
+        fewer = replace(anchor, partitions=anchor.partitions[:2])
+        assert "the anchor does not have partition 2 of the log" in (await compared(store, fewer))[0]
+        more = replace(anchor, partitions=(*anchor.partitions, anchor.partitions[0]))
+        assert "partition 3 of the log is gone" in (await compared(store, more))[0]
+
+
+async def test_another_store_is_named(store: ConversationStore) -> None:
+    await filled(store)
+    other = replace(await anchor_of(store), store_id=uuid4())
+
+    [problem], partitions = await compared(store, other)
+    assert (
+        problem == f"the anchor is of history store {other.store_id}, and this is {(await store.identity()).store_id}"
+    )
+    assert partitions == []
+
+
+# --- Controls: each of these must be found ----------------------------------------------------------------------------
+
+
+async def test_content_that_was_altered_with_its_digest_is_found(store: ConversationStore) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+    data = '{"message_id":"b-1","role":"user","content":"b says something else"}'
+    await forge(store, lambda connection: put(connection, 7, {"data": data}))
+
+    assert await plain_problems(store) == []  # what makes an anchor necessary
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
+
+
+async def test_an_owner_who_was_replaced_is_found(store: ConversationStore) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+    await forge(store, lambda connection: put(connection, 5, {"data": '{"owner_id":"somebody else"}'}))
+
+    assert await plain_problems(store) == []
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
+
+
+async def test_an_owner_who_was_replaced_after_a_redaction_is_found(store: ConversationStore) -> None:
+    """No digest of its own protects what is left of a redacted event."""
+    outbox = await filled(store)
+    outbox.append("b", ConversationRewound(erase=True))
+    await outbox.deliver(store)
+    anchor = await anchor_of(store)
+    forged = sa.update(events).where(events.c.position == 5).values(data='{"owner_id":"somebody else"}')
+    await forge(store, lambda connection: connection.execute(forged))
+
+    assert await plain_problems(store) == []
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
+
+
+async def test_an_event_in_another_conversation_is_found(store: ConversationStore) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+    await forge(store, lambda connection: put(connection, 8, {"conversation_id": "a", "version": 5}))
+
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 are not those of the anchor"]
+
+
+@pytest.mark.parametrize("column", ["version", "sequence", "schema_version", "occurred_at", "recorded_at"])
+async def test_a_number_that_was_changed_is_found(store: ConversationStore, column: str) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+    changed = sa.update(events).where(events.c.position == 12).values({column: events.c[column] + 1})
+    await forge(store, lambda connection: connection.execute(changed))
+
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 9 to 12 are not those of the anchor"]
+
+
+@pytest.mark.parametrize("removed", [(6,), (5, 6, 7, 8)], ids=["one", "a whole block"])
+async def test_an_event_that_was_removed_is_found(store: ConversationStore, removed: tuple[int, ...]) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+    await forge(store, lambda connection: connection.execute(sa.delete(events).where(events.c.position.in_(removed))))
+
+    found, [partition] = await compared(store, anchor)
+    assert found == ["partition 0 of the log: events 5 to 8 are not those of the anchor"]
+    assert not partition.unchanged
+
+
+async def test_two_messages_that_changed_places_are_found(store: ConversationStore, store_url: str) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+    await damage(store_url, "swap", "c")
+
+    assert await plain_problems(store) == []  # their times changed places too
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 9 to 12 are not those of the anchor"]
+
+
+async def test_a_log_that_was_truncated_with_its_counters_is_found(store: ConversationStore) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+
+    async def truncate(connection: AsyncConnection) -> None:
+        await connection.execute(sa.delete(events).where(events.c.position > 10))
+        await connection.execute(sa.update(log_heads).values(position=10))
+        for table, column in ((lanes, "sequence"), (conversations, "version")):
+            await connection.execute(sa.update(table).where(table.c.conversation_id == "c").values({column: 2}))
+
+    await forge(store, truncate)
+    assert await plain_problems(store) == []
+    found, [partition] = await compared(store, anchor)
+    assert found == ["partition 0 of the log ends at 10, and the anchor knows it up to 12"]
+    assert (partition.head, partition.unchanged) == (10, False)
+
+
+async def test_an_event_that_was_put_between_is_found(store: ConversationStore) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+
+    async def insert(connection: AsyncConnection) -> None:
+        later = (await connection.execute(sa.select(events).where(events.c.position >= 8))).mappings().all()
+        await connection.execute(sa.delete(events).where(events.c.position >= 8))
+        added = {**await row_at(connection, 7), "position": 8, "version": 5, "sequence": 5, "event_id": uuid4()}
+        moved = [{**row, "position": row["position"] + 1} for row in later]
+        await connection.execute(sa.insert(events), [added, *moved])
+        await connection.execute(sa.update(log_heads).values(position=13))
+        await connection.execute(sa.update(lanes).where(lanes.c.conversation_id == "b").values(sequence=5))
+
+    await forge(store, insert)
+    # The place of the change and all behind it.
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 12 are not those of the anchor"]
+
+
+async def test_content_that_passes_for_redacted_is_found(store: ConversationStore) -> None:
+    """A digest that was removed does not let content through."""
+    await filled(store)
+    data = '{"message_id":"b-1","role":"user","content":"b says something else"}'
+    forged = sa.update(events).where(events.c.position == 7).values(data=data, digest=None)
+    await forge(store, lambda connection: connection.execute(forged))
+
+    assert await plain_problems(store) == ["event 7 of partition 0 is redacted, and holds content"]
+
+
+async def test_content_that_came_back_is_found(store: ConversationStore) -> None:
+    outbox = await filled(store)
+    outbox.append("b", MessageRedacted(message_id="b-1"))
+    await outbox.deliver(store)
+    anchor = await anchor_of(store)
+    data = '{"message_id":"b-1","role":"user","content":"b says 1"}'
+    await forge(store, lambda connection: put(connection, 7, {"data": data}))
+
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
+
+
+async def test_a_redacted_event_that_got_a_digest_is_found(store: ConversationStore) -> None:
+    outbox = await filled(store)
+    outbox.append("b", MessageRedacted(message_id="b-1"))
+    await outbox.deliver(store)
+    anchor = await anchor_of(store)
+    await forge(store, lambda connection: put(connection, 7, {"sequence": 3}))
+
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
+
+
+async def test_only_so_many_places_are_named(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("long", *(Message.user("hello", id=f"m-{number}") for number in range(BLOCK * 50)))
+    await outbox.deliver(store)
+    anchor = await anchor_of(store)
+    every_other_block = events.c.position % (2 * BLOCK) == 1
+    changed = sa.update(events).where(every_other_block).values(occurred_at=0)
+    await forge(store, lambda connection: connection.execute(changed))
+
+    found, _ = await compared(store, anchor)
+    assert len(found) == 21
+    assert found[1] == "partition 0 of the log: events 9 to 12 are not those of the anchor"
+    assert found[-1] == "partition 0 of the log: events in 5 more places are not those of the anchor"
