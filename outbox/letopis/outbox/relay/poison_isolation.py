@@ -200,7 +200,7 @@ class PoisonIsolation:
         sent.fault = fault
         sent.suspects = tuple(one.conversation_id for one in lanes)
         if fault.fault_class is not FaultClass.WRONG_STORE:
-            self._attribution.record_failure(sent.suspects)
+            self._attribution.record_store_fault(sent.suspects)
 
     async def _record(
         self, lanes: Sequence[LaneBatch], result: ApplyResult, sent: SendResult, *, is_success: bool = True

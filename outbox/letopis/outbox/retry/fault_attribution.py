@@ -28,12 +28,26 @@ class FaultAttribution:
     A conversation is *charged* once each time it failed and another one succeeded after that; its own success clears
     it. Conversations *refused alone* since the last success, and not charged, are evidence against the store: enough
     of them, and the fault is the store's.
+
+    What looks like an outage and is nevertheless charged needs a store that works: while others meet the same, a
+    conversation may fail again and again by chance, and its attempts do not count.
     """
 
     def __init__(self) -> None:
         self._failing: dict[str, None] = {}
         self._refused: dict[str, None] = {}
         self._charges: dict[str, int] = {}
+        self._store_faults = 0
+        self._store_faults_at: dict[str, int] = {}  # at the first charge or last refusal of each charged one
+        self._calm: dict[str, bool] = {}
+
+    def record_store_fault(self, conversation_ids: Iterable[str]) -> None:
+        """Record the conversations of a delivery that failed by a fault of the store."""
+        failed = tuple(conversation_ids)
+        own = [one for one in failed if self._store_faults_at.get(one) == self._store_faults]
+        self._store_faults += 1
+        self._store_faults_at.update(dict.fromkeys(own, self._store_faults))  # no fault of another conversation
+        self.record_failure(failed)
 
     def record_failure(self, conversation_ids: Iterable[str]) -> None:
         """Record the conversations of a delivery that failed."""
@@ -44,6 +58,9 @@ class FaultAttribution:
         self.record_failure([conversation_id])
         if len(self._refused) < _MAX_TRACKED_CONVERSATIONS:
             self._refused[conversation_id] = None
+        if conversation_id in self._charges:
+            self._calm[conversation_id] = self._store_faults_at.get(conversation_id) == self._store_faults
+            self._store_faults_at[conversation_id] = self._store_faults
 
     def record_success(self, conversation_ids: Collection[str]) -> None:
         """Record conversations that were delivered, and charge the others that failed before."""
@@ -55,12 +72,13 @@ class FaultAttribution:
         self._failing.clear()
         self._refused.clear()
         for conversation_id in succeeded & self._charges.keys():
-            del self._charges[conversation_id]
+            self._clear(conversation_id)
 
     def charge(self, conversation_id: str) -> None:
         """Charge a conversation once: it failed, and another one succeeded."""
         if conversation_id in self._charges or len(self._charges) < _MAX_TRACKED_CONVERSATIONS:
             self._charges[conversation_id] = self._charges.get(conversation_id, 0) + 1
+            self._store_faults_at.setdefault(conversation_id, self._store_faults)
 
     def forget(self, conversation_id: str) -> None:
         """Forget the charges of a conversation that is blocked now.
@@ -68,8 +86,14 @@ class FaultAttribution:
         One without charges stays evidence against the store.
         """
         self._failing.pop(conversation_id, None)
-        if self._charges.pop(conversation_id, None) is not None:
+        if self._clear(conversation_id):
             self._refused.pop(conversation_id, None)
+
+    def _clear(self, conversation_id: str) -> bool:
+        """Drop the charges of a conversation; return whether it had any."""
+        self._calm.pop(conversation_id, None)
+        self._store_faults_at.pop(conversation_id, None)
+        return self._charges.pop(conversation_id, None) is not None
 
     def failures_while_others_succeeded(self, conversation_id: str) -> int:
         """Return how often a conversation has been charged since its last success."""
@@ -102,10 +126,13 @@ class FaultAttribution:
     def is_charged(self, fault: StoreFault, conversation_id: str) -> bool:
         """Return True if a refusal counts as an attempt of the event.
 
-        Poison needs no comparison with other conversations: the store has just taken an ordinary event.
+        Poison needs no comparison with other conversations: the store has just taken an ordinary event. What looks like
+        an outage counts only if no other conversation has met one since the last attempt.
         """
         if fault.fault_class is FaultClass.CONFLICT:
             return False
+        if fault.fault_class in STORE_FAULT_CLASSES:
+            return self._calm.get(conversation_id, False)
         return fault.fault_class is FaultClass.POISON or conversation_id in self._charges
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from letopis.outbox.retry.fault_attribution import FaultAttribution
+from letopis.store.database.faults import FaultClass, StoreFault
+
+DOWN = StoreFault(fault_class=FaultClass.UNAVAILABLE, code="08006", reason="the connection was lost")
 
 
 def test_one_conversation_alone_proves_nothing() -> None:
@@ -121,3 +124,47 @@ def test_a_blocked_conversation_stays_evidence_unless_it_was_charged() -> None:
 
     assert attribution.refused_alone == ("a",)
     assert attribution.failures_while_others_succeeded("b") == 0
+
+
+def test_what_looks_like_an_outage_counts_while_no_other_conversation_meets_one() -> None:
+    attribution = charged_three_times("a")
+    for _ in range(4):
+        attribution.record_refusal("a")
+        attribution.record_success(["b"])
+
+        assert attribution.is_charged(DOWN, "a")
+
+
+def test_what_looks_like_an_outage_does_not_count_while_others_meet_one_too() -> None:
+    """A storm: connections are cut at random, and this conversation was unlucky again and again."""
+    attribution = charged_three_times("a")
+    for _ in range(20):
+        attribution.record_store_fault(["b"])
+        attribution.record_success(["b"])
+        attribution.record_refusal("a")
+
+        assert not attribution.is_charged(DOWN, "a")
+
+    attribution.record_success(["b"])
+    attribution.record_refusal("a")
+
+    assert attribution.is_charged(DOWN, "a")
+
+
+def test_two_that_look_like_an_outage_do_not_shield_each_other() -> None:
+    attribution = charged_three_times("a", "b")
+    attribution.record_refusal("a")
+    attribution.record_refusal("b")
+    attribution.record_success(["c"])
+
+    assert attribution.is_charged(DOWN, "a")
+    assert attribution.is_charged(DOWN, "b")
+
+
+def charged_three_times(*conversation_ids: str) -> FaultAttribution:
+    """Return what is remembered after the conversations failed three times and another one succeeded each time."""
+    attribution = FaultAttribution()
+    for _ in range(3):
+        attribution.record_store_fault(conversation_ids)
+        attribution.record_success(["c"])
+    return attribution
