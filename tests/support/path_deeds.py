@@ -118,7 +118,7 @@ class PathKeeper:
         """
         self._keep(receipt)
         self._begun = True
-        there = {one.id for one in (*self._off, *self._aside)}
+        there = {one.id for one in (*self._path, *self._off, *self._aside)}
         said = [one for one in messages if one.id in receipt.message_ids]
         events = receipt.event_ids[len(receipt.event_ids) - len(said) :]
         if any(one.id in there and event.version != _MADE for one, event in zip(said, events, strict=True)):
@@ -145,7 +145,10 @@ class PathKeeper:
         if page.complete:
             if self._undecided is not None:
                 said, there = set(self._undecided.message_ids), {one.id for one in page}
-                self._aside += [one for one in self._path if one.id in said and one.id not in there]
+                aside = [one for one in self._path if one.id in said and one.id not in there]
+                if aside and await self._undecided.saved(0):
+                    raise PathBroken(f"{self._name!r}: {aside[0].id!r} is said to be saved, and is not on the path")
+                self._aside += aside
                 self._undecided = None
             self._set([one.message for one in page])
             self._known = True

@@ -73,7 +73,7 @@ MUTANTS: Final = {
     "a relay that was taken over writes back all the same": Mutant(profile="stopped"),
     DUPLICATES_TAKEN: Mutant(prepare=without_the_index),
     RECORDS_TWICE: Mutant(),
-    FOREIGN_LANES: Mutant(),
+    FOREIGN_LANES: Mutant(profile="stopped"),
     HOLLOWED_TOO_SOON: Mutant(profile="stopped"),
     PUT_BACK_DROPPED: Mutant(),
     IN_PARTS: Mutant(),

@@ -990,6 +990,9 @@ class History:
         ``Receipt.superseded()``. Another outbox reads the old path or the new one; of more than 5,000 messages, or
         16 MiB, it may read the first ones without the rest for a moment.
 
+        While the history store is unreachable, messages that the outbox file no longer holds cannot be recognised.
+        Those that the store already has are off the path once all is delivered: see ``Receipt.superseded()``.
+
         :param messages: with ids of their own; none takes all messages off the path.
         :param owner: whose conversation it is; remembered from then on.
         :param reason: kept in the log.

@@ -387,7 +387,7 @@ def _within(bounds: dict[int, int]) -> sa.ColumnElement[bool]:
 def _checked(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     """Return a condition that no index serves, but the one of the words; the planner still knows how many rows meet it.
 
-    While PostgreSQL has no statistics of a table that grew, it would prefer the index by generation, and read every row.
+    While PostgreSQL has no statistics of a table that grew, it would prefer the index by generation and read every row.
     """
     return condition.is_(sa.true())
 
