@@ -198,6 +198,7 @@ class TestRetryPauseResume:
     def test_retry_needs_to_know_which(self, letopis: Any, outbox: Path) -> None:
         assert letopis("outbox", "retry").returncode == Exit.USAGE
         assert letopis("outbox", "retry", "nonsense").returncode == Exit.USAGE
+        assert letopis("outbox", "retry", "--fault-class", "\udcff").returncode == Exit.USAGE
         assert rows(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE state = 'blocked'") == [(1,)]
         assert letopis("outbox", "retry", "--all").returncode == 0
         assert rows(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE state = 'ready'") == [(3,)]

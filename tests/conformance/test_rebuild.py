@@ -237,14 +237,27 @@ async def test_a_log_with_a_hole_is_not_built_upon(store: ConversationStore, eng
     assert (await row(engine, "b"))["version"] == 3
 
 
-async def test_a_damaged_type_is_named(store: ConversationStore, engine: AsyncEngine) -> None:
-    """SQLite keeps values of any type in a column, so a single bit makes a blob of a text."""
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("type = x'00'", "has a value of another type"),
+        ("occurred_at = 'then'", "has a value of another type"),
+        ("digest = 'text'", "has a value of another type"),
+        ("metadata = 5", "is not the JSON that was written"),
+        ("metadata = '{\"letopis.puts_back\": '", "is not the JSON that was written"),
+    ],
+)
+async def test_a_damaged_value_is_named(store: ConversationStore, engine: AsyncEngine, damage: str, said: str) -> None:
+    """SQLite keeps values of any type in a column, so a single bit makes a number of a text."""
     if engine.dialect.name != "sqlite":
         pytest.skip("only SQLite has values of another type than their column's")
     await three(store)
-    await change(engine, sa.text("UPDATE letopis_events SET type = x'00' WHERE conversation_id = 'b' AND version = 2"))
+    await change(
+        engine,
+        sa.text(f"UPDATE letopis_events SET {damage} WHERE conversation_id = 'b' AND version = 2"),
+    )
 
-    with pytest.raises(StoreFault, match="event 2 of a conversation has no type or version"):
+    with pytest.raises(StoreFault, match=f"event 2 of a conversation {said}"):
         await done(store, conversation="b")
 
 

@@ -103,7 +103,9 @@ def safe_url(url: str | URL | os.PathLike[str]) -> str:
     except ConfigurationError:
         return "<unreadable URL>"
     query = {key: "***" if _SECRET.search(key) else value for key, value in parsed.query.items()}
-    shown = parsed.set(drivername=parsed.get_backend_name(), query=query)
+    # A path may hold bytes that are not UTF-8.
+    database = None if parsed.database is None else parsed.database.encode("utf-8", "backslashreplace").decode("utf-8")
+    shown = parsed.set(drivername=parsed.get_backend_name(), database=database, query=query)
     port = DEFAULT_PORTS.get(_DRIVERNAMES.get(parsed.get_backend_name(), ""))
     try:
         addresses = () if port is None else addresses_of(parsed)

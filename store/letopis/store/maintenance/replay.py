@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -158,13 +158,16 @@ class ConversationReplay:
     def _decode(self, found: sa.Row[Any]) -> DecodedEvent:
         try:
             data = decode(found.data)
+            if found.metadata is not None:
+                decode(found.metadata)
         except ValueError:
             # Not chained: the error quotes the text.
             data = None
         if data is None:
             raise _damaged(f"event {found.version} of a conversation is not the JSON that was written")
-        if not isinstance(found.type, str) or not isinstance(found.schema_version, int):
-            raise _damaged(f"event {found.version} of a conversation has no type or version")
+        # SQLite keeps what a flipped bit made of a value's type.
+        if any(not isinstance(getattr(found, name), kind) for name, kind in _TYPES.items()):
+            raise _damaged(f"event {found.version} of a conversation has a value of another type")
         body = read(found.type, *self._upcasters.upcast(found.type, found.schema_version, data))
         if found.digest is None and isinstance(body, MessageEdited):
             self._empty_edits.add(found.version)
@@ -201,6 +204,16 @@ class ConversationReplay:
             if message.version <= version:
                 return
             yield message
+
+
+_TYPES: Final = {
+    "type": str,
+    "schema_version": int,
+    "metadata": str | None,
+    "digest": bytes | None,
+    "occurred_at": int,
+}
+"""What columns of an event hold, beside its data."""
 
 
 def _erases(found: sa.Row[Any]) -> bool:

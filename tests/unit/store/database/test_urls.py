@@ -254,3 +254,7 @@ def test_every_spelling_of_several_hosts_is_read_alike(addresses: list[HostAddre
 )
 def test_the_addresses_of_a_url(url: str, hosts: tuple[tuple[str, int | None], ...]) -> None:
     assert hosts_of(url) == hosts
+
+
+def test_a_path_that_is_not_utf_8_is_shown() -> None:
+    assert safe_url("/data/a\udc80.db").endswith("/data/a%5Cudc80.db")

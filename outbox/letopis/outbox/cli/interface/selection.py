@@ -111,8 +111,10 @@ def current_selection(*, fronts: bool = False) -> Selection:
     """Return the selection of the running command; everything if there is none.
 
     :param fronts: unless ids are given, only the event that each conversation is waiting on.
+    :raises InvalidInput: a fault class cannot be a name.
     """
     from letopis.outbox.operations.pending_events import Selection
+    from letopis.store.model.identifiers import check_identifier
 
     kept = _kept()
     events: tuple[UUID, ...] = kept.get("events", ())
@@ -120,7 +122,7 @@ def current_selection(*, fronts: bool = False) -> Selection:
         event_ids=events,
         conversation_ids=kept.get("conversations", ()),
         states=kept.get("states", ()),
-        fault_classes=kept.get("fault_classes", ()),
+        fault_classes=tuple(check_identifier(one, "--fault-class") for one in kept.get("fault_classes", ())),
         fronts=fronts and not events,
     )
 
