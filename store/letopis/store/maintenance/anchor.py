@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.schema import events, log_heads
 from letopis.store.database.store_identity import read_identity
-from letopis.store.maintenance.anchor_format import BLOCK_EVENTS, Anchor, Block, PartitionAnchor, block_of
+from letopis.store.maintenance.anchor_format import BLOCK_EVENTS, Anchor, AnchorBlock, PartitionAnchor, block_of
 from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, Checked, unheard
 
 PAGE_EVENTS: Final = 1_000
@@ -158,7 +158,7 @@ class _Progress:
 
 async def _blocks(
     connection: AsyncConnection, partition: int, upto: int, size: int, *, report: Callable[[int], None]
-) -> AsyncIterator[Block]:
+) -> AsyncIterator[AnchorBlock]:
     """Yield the blocks of a partition up to a position, also those without an event."""
     page = max(1, PAGE_EVENTS // size) * size
     for after in range(0, upto, page):

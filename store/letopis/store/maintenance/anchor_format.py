@@ -24,7 +24,7 @@ _DIGEST_HEX_LENGTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class AnchorBlock:
     """The digests of consecutive events of a partition.
 
     :ivar identity: SHA-256, in hexadecimal, of what never changes in an event; see :func:`block_of`.
@@ -46,7 +46,7 @@ class PartitionAnchor:
     """
 
     position: int
-    blocks: tuple[Block, ...]
+    blocks: tuple[AnchorBlock, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Anchor:
     partitions: tuple[PartitionAnchor, ...]
 
 
-def block_of(rows: Iterable[Any]) -> Block:
+def block_of(rows: Iterable[Any]) -> AnchorBlock:
     """Return the digests of rows of the log, in the order of their positions.
 
     The identity hashes a line per event: a JSON list of position, conversation id, version, event id, origin id,
@@ -98,7 +98,7 @@ def block_of(rows: Iterable[Any]) -> Block:
         else:
             content.update(b"\1")
             content.update(bytes(row.digest))
-    return Block(identity.hexdigest(), content.hexdigest(), redacted)
+    return AnchorBlock(identity.hexdigest(), content.hexdigest(), redacted)
 
 
 def dump(anchor: Anchor) -> bytes:
@@ -148,7 +148,8 @@ def _anchor_in(found: Mapping[str, Any]) -> Anchor:
         _whole(one["partition"], number, number)
         position = _whole(one["position"], 0)
         blocks = tuple(
-            Block(_hex(identity), _hex(content), _whole(redacted, 0)) for identity, content, redacted in one["blocks"]
+            AnchorBlock(_hex(identity), _hex(content), _whole(redacted, 0))
+            for identity, content, redacted in one["blocks"]
         )
         if len(blocks) != -(-position // block_events):
             raise ValueError("blocks")
