@@ -225,7 +225,7 @@ def _read_batches(
         for row in iter(cursor.fetchone, None):
             if row[0] != lane.delivered + len(events) + 1:
                 break
-            sequenced = _sequenced(lane.conversation_id, row)
+            sequenced = sequenced_event(lane.conversation_id, row)
             size = _size(sequenced.event)
             value: Any | None = None
             if bodies is not None and row[2] == RECORD_PUT and not sequenced.event.redacted:
@@ -267,7 +267,7 @@ def _rest_of_append(cursor: Any, lane: Lane, last: SequencedEvent) -> list[Seque
     size = 0
     cursor.execute(_NEXT, (lane.key, last.sequence, MAX_WHOLE_EVENTS + 1))
     for row in iter(cursor.fetchone, None):
-        sequenced = _sequenced(lane.conversation_id, row)
+        sequenced = sequenced_event(lane.conversation_id, row)
         if row[0] != last.sequence + len(rest) + 1 or batch_of(sequenced.event) != batch_id:
             return rest
         rest.append(sequenced)
@@ -350,7 +350,8 @@ def lane_of(row: Sequence[Any]) -> Lane:
     return Lane(*row)
 
 
-def _sequenced(conversation_id: str, row: Sequence[Any]) -> SequencedEvent:
+def sequenced_event(conversation_id: str, row: Sequence[Any]) -> SequencedEvent:
+    """Return the event of a row of the log, from its sequence on."""
     sequence, event_id, type_name, schema_version, data, metadata, digest, occurred_at, redacted = row
     return SequencedEvent(
         sequence=sequence,

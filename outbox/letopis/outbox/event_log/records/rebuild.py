@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from letopis.outbox.event_log.lanes import sequenced_event
 from letopis.outbox.event_log.records.changes import PreparedChange
 from letopis.outbox.event_log.records.log import note_change
 from letopis.outbox.event_log.statements import query_all
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import EncodedEvent, decode
-from letopis.store.model.identifiers import uuid_of
+from letopis.store.model.codec import decode
 from letopis.store.model.records import RECORD_PUT, RECORD_TYPES, scope_of
-from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.record_plan import decode_change
 
 _EVENTS: Final = (
@@ -30,23 +29,14 @@ def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> int:
     """
     missing = 0
     for row in query_all(cursor, _EVENTS):
-        position, lane, name, sequence, event_id, type_name, schema_version, data, metadata, digest, at, redacted = row
-        event = EncodedEvent(
-            conversation_id=name,
-            event_id=uuid_of(event_id),
-            type=type_name,
-            schema_version=schema_version,
-            data=data,
-            metadata=metadata,
-            digest=digest,
-            occurred_at=at,
-            redacted=bool(redacted),
-        )
-        if type_name == RECORD_PUT and not redacted:
-            event = replace(event, body=bodies.get(str(decode(data).get("sha256"))))
+        position, lane, name, *columns = row
+        found = sequenced_event(name, columns)
+        event = found.event
+        if event.type == RECORD_PUT and not event.redacted:
+            event = replace(event, body=bodies.get(str(decode(event.data).get("sha256"))))
             missing += event.body is None
         try:
-            change = decode_change(SequencedEvent(sequence=sequence, event=replace(event, redacted=event.body is None)))
+            change = decode_change(replace(found, event=replace(event, redacted=event.body is None)))
         except InvalidInput:
             continue
         if change.type not in RECORD_TYPES:
@@ -61,6 +51,6 @@ def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> int:
             media=change.media,
             tags=change.tags or None,
         )
-        if type_name != RECORD_PUT or event.body is not None:
-            note_change(cursor, prepared, lane, sequence=sequence, position=position)
+        if event.type != RECORD_PUT or event.body is not None:
+            note_change(cursor, prepared, lane, sequence=found.sequence, position=position)
     return missing
