@@ -42,6 +42,11 @@ async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
             await thinks(question)
             await chats.smart_send(message, answer_to(question))
 
+        async def ask(question: str) -> str:
+            # aiogram handles updates side by side: without this, a kill might repeat more answers than the last one.
+            assert await chats.idle(60)
+            return await _ask(api, question)
+
         async def read() -> list[str]:
             return [one.text for one in await history.messages(CHAT, last=None)]
 
@@ -51,7 +56,7 @@ async def letopis(history: History, thinks: Thinks) -> AsyncIterator[Bot]:
             return api.texts()
 
         async with polling(dispatcher, bot_at(api.url)):
-            yield Bot(lambda question: _ask(api, question), read, resume)
+            yield Bot(ask, read, resume)
 
 
 @asynccontextmanager
