@@ -1,6 +1,6 @@
 """Run the proof: all of it, or the parts that are named.
 
-    python -m tests.proof                          # everything but the soak, about 15 minutes on two cores
+    python -m tests.proof                          # everything but the soak: an hour and a quarter on two busy cores
     python -m tests.proof --part crash network     # some of it
     python -m tests.proof --short                  # a little of everything, as CI does
     python -m tests.proof --part soak              # twenty minutes of bots and faults
