@@ -65,7 +65,7 @@ class UsedIds:
             for event_id, conversation_id, sequence, digest, metadata in query_all(cursor, _KNOWN, (position,)):
                 used = int.from_bytes(event_id)
                 found.ids[used] = IdUse(conversation_id, sequence, digest, _first(used, metadata))
-        if found.ids or len({event.event_id.int for event in events}) < len(events):
+        if found.ids or len({event.event_id for event in events}) < len(events):
             rewound = {event.conversation_id for event in events if event.type == ConversationRewound.type}
             names = {use.conversation_id for use in found.ids.values()}
             for name in names | rewound:

@@ -160,17 +160,11 @@ def encode_value(value: Any, field: str, limits: Limits) -> bytes:
 
 
 def digest_of(
-    conversation_id: str,
-    type_name: str,
-    schema_version: int,
-    data: Mapping[str, Any] | bytes | str,
-    metadata: bytes | str | None,
+    conversation_id: str, type_name: str, schema_version: int, data: bytes | str, metadata: bytes | str | None
 ) -> bytes:
     """Return the SHA-256 of an event's content. The trace and Letopis' own keys in its metadata are left out.
 
     A message appended again in another trace, after another read or with its keys in another order has the same digest.
-
-    :param data: as stored or, where it is needed decoded as well, decoded.
     """
     return _digest(conversation_id, type_name, schema_version, _canonical(data), metadata)
 

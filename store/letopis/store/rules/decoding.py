@@ -52,19 +52,13 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
     for delivery in deliveries:
         event = delivery.event
         type_name, schema_version, metadata = event.type, event.schema_version, event.metadata
+        if digest_of(event.conversation_id, type_name, schema_version, event.data, metadata) != event.digest:
+            raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
         try:
             data = decode(event.data)
-        except ValueError:
-            data = None
-        content = event.data if data is None else data
-        if digest_of(event.conversation_id, type_name, schema_version, content, metadata) != event.digest:
-            raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
-        if data is None:
-            raise InvalidInput("data", "is no JSON object")
-        try:
             ours = decode(metadata) if metadata is not None and _INTERNAL_KEYS in metadata else None
         except ValueError as error:
-            raise InvalidInput("metadata", "is no JSON object") from error
+            raise InvalidInput("data", "is no JSON object") from error
         body = read(type_name, *upcasters.upcast(type_name, schema_version, data))
         # Reading a message has checked its id already.
         if isinstance(body, ConversationStarted) and body.owner_id is not None:
