@@ -21,20 +21,19 @@ _EVENTS: Final = (
 )
 
 
-def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> int:
+def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> None:
     """Note all changes of records that the file holds, in their order; its tables of records are empty.
 
+    A put whose value was not found is not noted: the history store will refuse it, and its lane waits for an operator.
+
     :param bodies: values that were found, by their SHA-256 in hexadecimal.
-    :returns: puts whose value was not found: the history store will refuse them, and their lanes wait for an operator.
     """
-    missing = 0
     for row in query_all(cursor, _EVENTS):
         position, lane, name, *columns = row
         found = sequenced_event(name, columns)
         event = found.event
         if event.type == RECORD_PUT and not event.redacted:
             event = replace(event, body=bodies.get(str(decode(event.data).get("sha256"))))
-            missing += event.body is None
         try:
             change = decode_change(replace(found, event=replace(event, redacted=event.body is None)))
         except InvalidInput:
@@ -53,4 +52,3 @@ def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> int:
         )
         if event.type != RECORD_PUT or event.body is not None:
             note_change(cursor, prepared, lane, sequence=found.sequence, position=position)
-    return missing
