@@ -4,7 +4,7 @@
     python -m tests.proof --part crash network     # some of it
     python -m tests.proof --short                  # a little of everything, as CI does
     python -m tests.proof --part soak              # twenty minutes of bots and faults
-    python -m tests.proof --publish                # everything, and the table of the documentation
+    python -m tests.proof --publish                # everything, and the tables of the documentation, of parts that held
 
 Exits with 0 if nothing was violated, every control failed as it has to, and every count was reached.
 """
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20261125, help="what chance draws follows from it")
     parser.add_argument("--jobs", type=int, default=2, help="parts at a time, 2 by default")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "proof", metavar="DIR")
-    parser.add_argument("--publish", action="store_true", help=f"write {PUBLISHED.relative_to(ROOT)} too")
+    parser.add_argument("--publish", action="store_true", help=f"write what held into {PUBLISHED.relative_to(ROOT)}")
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

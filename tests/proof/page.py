@@ -32,7 +32,7 @@ TITLES: Final = {
 def published(report: Mapping[str, Any], text: str) -> str:
     """Return the page with the figures of a report in place of those that it had.
 
-    Parts that the report does not have keep their tables.
+    Parts that the report does not have, or that did not hold, keep their tables: the page says that all of it held.
 
     :raises ValueError: the page has no place for figures.
     """
@@ -41,7 +41,7 @@ def published(report: Mapping[str, Any], text: str) -> str:
     if not found or not closed:
         raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
     tables = _tables_of(old)
-    tables.update({one["part"]: _table(report, one) for one in report["parts"]})
+    tables.update({one["part"]: _table(report, one) for one in report["parts"] if _holds(one, short=report["short"])})
     middle = "\n".join(tables[name] for name in TITLES if name in tables)
     return f"{before}{BEGIN}\n\n{middle}\n{END}{after}"
 
@@ -61,6 +61,10 @@ def summary(report: Mapping[str, Any]) -> str:
             + (f"; FAILED: {one['failed']}" if one["failed"] else "")
         )
     return "\n".join(lines)
+
+
+def _holds(part: Mapping[str, Any], *, short: bool) -> bool:
+    return not part["failed"] and all(Row.from_json(row).ok(short=short) for row in part["rows"])
 
 
 def _tables_of(text: str) -> dict[str, str]:
