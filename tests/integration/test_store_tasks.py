@@ -35,8 +35,10 @@ async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("letopis.outbox.relay.heartbeat.HEARTBEAT_SECONDS", 0.0)  # each step is reported
-    store = ConversationStore(tmp_path / "history.db")
-    async with History.open(tmp_path / "bot.outbox.db", store=store, watch=False) as history:
+    async with (
+        ConversationStore.open(tmp_path / "history.db") as store,
+        History.open(tmp_path / "bot.outbox.db", store=store, watch=False) as history,
+    ):
         said = await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
         assert await said.saved(timeout=20)
         receipt = await history.delete("long")
@@ -51,7 +53,6 @@ async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
                 await asyncio.sleep(0.005)
         assert any(tasks for tasks, _ in seen)
         assert b"words of 30" not in (tmp_path / "history.db").read_bytes()
-    await store.close()
     assert any("has carried out all long rewinds and deletions" in one for one in caplog.messages)
 
 
