@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,31 @@ async def test_records_survive_a_salvage_and_a_new_identity(tmp_path: Path) -> N
             await deliver_all(history)
             assert {one.key: one.value for one in await records.list()} == {**values, "delivered": True}
             assert await problems(history, url) == []
+
+
+async def test_a_value_that_the_damage_took_is_not_made_up_and_its_lane_waits(tmp_path: Path) -> None:
+    path, url = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}"
+    async with History.open(path, store=url, relay=False, watch=False) as history:
+        records = history.records(space="app")
+        await records.put(CP, "lost", "before")
+        await deliver_all(history)
+        await records.put(CP, "lost", "after")
+        await records.put(CP, "kept", 1)
+    with closing(sqlite3.connect(path)) as raw, raw:
+        assert raw.execute("DELETE FROM letopis_outbox_record_bodies WHERE position = 2").rowcount == 1
+    await salvage(path, tmp_path / "saved.outbox.db")
+
+    async with History.open(tmp_path / "saved.outbox.db", store=url, relay=False, watch=False) as history:
+        records = history.records(space="app")
+        assert (await records.get(CP, "lost")).value == "before"  # type: ignore[union-attr]
+        assert (await records.get(CP, "kept")).value == 1  # type: ignore[union-attr]
+    async with History.open(tmp_path / "saved.outbox.db", store=url) as history:
+
+        async def blocked() -> bool:
+            return (await history.status()).lanes["blocked"] == 1
+
+        await until(blocked)
+        assert (await history.status()).pending == 2
 
 
 @pytest.mark.parametrize("verb", ["delete", "reset", "erase"])
