@@ -235,6 +235,18 @@ class TestNaming:
         assert "bound to history store" in out
         assert letopis("--store", right, "outbox", "verify")[0] == 0
 
+    def test_verify_names_the_store_that_it_could_not_ask(self, letopis: Any) -> None:
+        bot(f"sqlite:///{Path('history.db').absolute()}", "one")
+        for arguments, asked in (
+            ((), destination_of(f"sqlite:///{Path('bot.history.db').absolute()}")),
+            (("--store", f"postgresql://bot:{SECRET}@127.0.0.1:1/h"), "postgresql://bot:***@127.0.0.1:1/h"),
+        ):
+            code, out, err = letopis(*arguments, "outbox", "verify")
+            assert code == 0
+            assert f"the history store {asked} was not compared" in err
+            assert "--store" in err
+            assert SECRET not in out + err
+
 
 async def identity(url: str) -> str:
     async with ConversationStore.open(url) as store:

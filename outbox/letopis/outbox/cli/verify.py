@@ -46,17 +46,21 @@ def verify_outbox(alone: bool, as_json: bool) -> None:
     from letopis.outbox.cli.interface.locations import existing_outbox, store_of
     from letopis.outbox.diagnostics.integrity import find_problems
     from letopis.outbox.diagnostics.reference import read_reference
-    from letopis.store.database.urls import normalise_url
+    from letopis.store.database.urls import normalise_url, safe_url
 
     path = existing_outbox(settings())
     with progress("checking", unit="events", as_json=as_json) as report:
         found = list(find_problems(path, checked=lambda done, total: report(done, total=total)))
     compared = False
     if not alone and (kept := read_reference(path)) is not None:
-        compared, contradictions = anyio.run(_compared, normalise_url(store_of(settings())), kept)
+        url = normalise_url(store_of(settings()))
+        compared, contradictions = anyio.run(_compared, url, kept)
         found += contradictions
-    if not (alone or compared):
-        note("the history store was not compared: it cannot be reached, or does not exist yet")
+        if not compared:
+            note(
+                f"the history store {printable(safe_url(url))} was not compared: it cannot be reached, or does not"
+                " exist yet; name another with --store"
+            )
     _report(path.name, found, as_json=as_json, compared=compared)
 
 
