@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Final, TypeVar
 from uuid import UUID
@@ -21,6 +21,7 @@ from letopis.store.rules.apply_plan import TableRow
 _MAX_LOOKUP_VALUES: Final = 1_000
 """Values in one lookup. SQLite takes 32,766 parameters; shorter statements stay in the caches."""
 Statement = TypeVar("Statement", bound=sa.GenerativeSelect)
+Statements = TypeVar("Statements")
 
 _MIN_COPY_ROWS: Final = 50
 """Rows from which PostgreSQL's COPY is worth its two additional round trips."""
@@ -32,9 +33,22 @@ class Dialect(ABC):
     Rows are tuples in the order of the table's columns, ids as :class:`~uuid.UUID`.
     """
 
+    _built: ClassVar[dict[tuple[type[Dialect], Any], Any]] = {}
+
     def __init__(self) -> None:
         self._inserts: dict[str, str] = {}
         self._overwrites: dict[str, str] = {}
+
+    def shared(self, build: Callable[[Any], Statements]) -> Statements:
+        """Return the statements that ``build`` makes for this kind of database, made once a process.
+
+        Building selects takes longer than all else that opens a store does.
+        """
+        key = (type(self), build)
+        if key not in self._built:
+            self._built[key] = build(self)
+        statements: Statements = self._built[key]
+        return statements
 
     async def begin_apply(self, connection: AsyncConnection) -> None:  # noqa: B027 - not every database needs it
         """Set what the transaction of an apply needs beyond the connection's settings."""

@@ -104,7 +104,7 @@ class Rebuilder:
         self._dialect = dialect
         self._upcasters = upcasters
         self._whole = whole
-        self._statements = RebuildStatements(dialect)
+        self._statements = dialect.shared(RebuildStatements)
         self._owner_statements = OwnerStatements(dialect)
         self._eraser = eraser
         self._erased = erased

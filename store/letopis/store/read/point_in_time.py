@@ -119,7 +119,7 @@ class PointInTimeReader:
     def __init__(self, dialect: Dialect, *, reader: Reader, upcasters: Upcasters) -> None:
         self._reader = reader
         self._upcasters = upcasters
-        self._statements = _Statements(dialect)
+        self._statements = dialect.shared(_Statements)
         self._selects: dict[WindowShape, sa.Executable] = {}
 
     async def head(self, connection: AsyncConnection, conversation_id: str) -> ConversationHead | None:

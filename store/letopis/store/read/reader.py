@@ -117,7 +117,7 @@ class Reader:
         self.records = RecordReader(dialect, partitions=partitions)
         self.reads_as_stored = upcasters is NO_UPCASTERS
         """Whether messages are returned as they were appended, with no upcaster in between."""
-        self._statements = ReadStatements(dialect)
+        self._statements = dialect.shared(ReadStatements)
         # Conversations with messages that changed after they were appended: the plain select would be in vain.
         self._changed: set[str] = set()
         self._known_forks: set[str] = set()

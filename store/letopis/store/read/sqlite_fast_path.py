@@ -60,14 +60,8 @@ class FileReader(Reader):
     def __init__(self, *, partitions: int, upcasters: Upcasters) -> None:
         dialect = _JsonLists()
         super().__init__(dialect, partitions=partitions, upcasters=upcasters)
-        self._head = head_select()
-        self._versions = whole(
-            sa.select(*message_columns(messages)).where(
-                messages.c.partition == sa.bindparam("partition"),
-                messages.c.conversation_id == sa.bindparam("conversation"),
-                dialect.among(messages.c.version, "versions"),
-            )
-        )
+        self._head = dialect.shared(_head_select)
+        self._versions = dialect.shared(_versions_select)
 
     async def plain_or_whole_view(self, connection: AsyncConnection, query: ViewQuery) -> StoreView:
         """Return a plain view where that answers the query, and the view otherwise."""
@@ -96,6 +90,20 @@ class FileReader(Reader):
             others = await connection.execute(self._versions, {**key, "versions": changed})
             found |= {row.m_version: self.message(row, conversation_id) for row in others}
         return page_of(found, window)
+
+
+def _head_select(_dialect: _JsonLists) -> sa.Select[Any]:
+    return head_select()
+
+
+def _versions_select(dialect: _JsonLists) -> sa.Select[Any]:
+    return whole(
+        sa.select(*message_columns(messages)).where(
+            messages.c.partition == sa.bindparam("partition"),
+            messages.c.conversation_id == sa.bindparam("conversation"),
+            dialect.among(messages.c.version, "versions"),
+        )
+    )
 
 
 class _Connection:
@@ -160,7 +168,6 @@ class SQLiteFastReader:
         self._closed = False
         self._pid = os.getpid()
         self._reader: FileReader | None = None
-        self._statements: dict[sa.Select[Any], _Statement] = {}
 
     def use(self, *, partitions: int, upcasters: Upcasters) -> None:
         """Read a log of some partitions from now on."""
@@ -198,7 +205,7 @@ class SQLiteFastReader:
         def in_snapshot(driver: sqlite3.Connection) -> T:
             with _snapshot(driver):
                 check_file_identity(driver, store_id)
-                return _completed(read(reader, cast("AsyncConnection", _ThreadConnection(driver, self._statements))))
+                return _completed(read(reader, cast("AsyncConnection", _ThreadConnection(driver))))
 
         with translated():
             try:
@@ -252,16 +259,14 @@ class SQLiteFastReader:
 class _ThreadConnection:
     """Executes selects as an :class:`AsyncConnection` does, at once, in the thread that calls it."""
 
-    __slots__ = ("_driver", "_statements")
+    __slots__ = ("_driver",)
 
-    def __init__(self, driver: sqlite3.Connection, statements: dict[sa.Select[Any], _Statement]) -> None:
+    def __init__(self, driver: sqlite3.Connection) -> None:
         self._driver = driver
-        self._statements = statements
 
     async def execute(self, select: sa.Select[Any], values: Mapping[str, Any]) -> sa.Result[Any]:
         """Return the rows of a select."""
-        if (statement := self._statements.get(select)) is None:
-            statement = self._statements[select] = _Statement(select)
+        statement = _compiled(select)
         return statement.result(self._driver.execute(*statement.bound(values)).fetchall())
 
 
@@ -294,6 +299,9 @@ class _Statement:
                     if (raw := row[index]) is not None:
                         row[index] = convert(raw)
         return IteratorResult(self._columns, iter(rows))
+
+
+_compiled = lru_cache(maxsize=200)(_Statement)
 
 
 def _raw(value: Any) -> Any:

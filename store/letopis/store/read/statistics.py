@@ -32,7 +32,7 @@ class StatisticsReader:
         self._partitions = partitions
         self._upcasters = upcasters
         self._reader = reader
-        self._statements = _Statements(dialect)
+        self._statements = dialect.shared(_Statements)
 
     async def count(
         self, connection: AsyncConnection, period: Period, *, origin_id: UUID | None = None, lanes: Sequence[str] = ()
