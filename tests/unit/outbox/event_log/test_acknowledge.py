@@ -196,6 +196,18 @@ async def test_what_was_pruned_blocks_the_lane_as_far_back_as_the_file_reaches(o
     assert "3 events" in (stuck.fault or "")
 
 
+@pytest.mark.parametrize("pruned", [0, 5])
+async def test_a_rewind_leaves_a_paused_lane_paused(outbox: OutboxFile, pruned: int) -> None:
+    """An operator paused it; that its events have to be sent again does not resume it."""
+    await say(outbox, "a", 9)
+    await ack(outbox, {"a": 8})
+    await sql(outbox, f"UPDATE letopis_outbox_lanes SET state = 'paused', pruned = {pruned}")
+    await outbox.write(partial(rewind_lane, conversation_id="a", head=2, now_us=NOW))
+
+    again = await lane(outbox, "a")
+    assert (again.state, again.delivered) == ("paused", max(2, pruned))
+
+
 async def test_a_blocked_lane_that_is_rewound_is_tried_again_from_there(outbox: OutboxFile) -> None:
     """Its bad event is no longer the next one; it will be refused again when its turn comes."""
     await say(outbox, "a", 9)

@@ -425,3 +425,21 @@ async def test_a_read_of_a_plain_conversation_asks_the_store_once(
         monkeypatch.setattr(StoreGateway, "_unless_unavailable", counted)
         assert texts(await history.messages("p", last=50)) == ["one"]
     assert asked == 1
+
+
+async def test_fork_shows_what_a_superseded_redaction_left(place: Place) -> None:
+    """The store set the redaction aside, as another outbox was faster: it hides nothing, in forks neither."""
+    async with place.open(relay=True) as history:
+        await history.append("parent", Message.user("one", id="1"))
+        await history.append("parent", Message.user("two", id="2"))
+        assert await history.drained(timeout=30)
+    async with place.open() as history:
+        await history.append("parent", MessageRedacted(message_id="1"), after=await history.messages("parent"))
+    async with place.open(relay=True, name="rival") as rival:
+        await rival.append("parent", Message.user("three", id="3"))
+        assert await rival.drained(timeout=30)
+    await place.drain()
+    async with place.open(relay=True) as history:
+        assert texts(await history.messages("parent")) == ["one", "two", "three"]
+        await history.fork("fork", of="parent", at="2")
+        assert texts(await history.messages("fork")) == ["one", "two"]

@@ -165,6 +165,14 @@ def test_a_pending_rewind_bounds_what_is_read_of_the_store() -> None:
     assert (found.message_count, found.pending) == (2, 2)
 
 
+def test_path_bound_is_that_of_the_rewind_that_goes_back_furthest() -> None:
+    places = {name: PathPosition(version=number, on_path=True, count=number) for number, name in enumerate("abc", 1)}
+
+    for order in ("ab", "ba"):
+        slice_ = pending(*((number, back(name)) for number, name in enumerate(order, 4)))
+        assert path_bound(slice_, view("a", "b", "c", places=places)) == 1
+
+
 @pytest.mark.parametrize(
     ("body", "bound"), [(back(None), 0), (ConversationDeleted(), 0), (back("gone"), None), (back("pending"), None)]
 )

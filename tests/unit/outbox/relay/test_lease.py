@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +17,7 @@ from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.file.sign_of_life import lives, lock_path
 from letopis.outbox.relay.heartbeat import Heartbeat, write_heartbeat
-from letopis.outbox.relay.lease import Lease, boot_id
+from letopis.outbox.relay.lease import Lease, OutboxIdentityChanged, boot_id
 from letopis.outbox.relay.lease_lock import LeaseLock
 from letopis.store.errors import LetopisError
 from tests.support.relays import Hands, sql
@@ -269,3 +271,45 @@ async def test_of_two_that_would_take_over_one_does(outbox: OutboxFile) -> None:
     ticking.seconds = 31
 
     assert [await one.acquire() for one in two] == [True, False]
+
+
+async def test_two_standbys_that_look_at_once_do_not_both_take_over(outbox: OutboxFile) -> None:
+    class Together:
+        """The file, whose writers wait until both have read."""
+
+        def __init__(self) -> None:
+            self.waiting, self.both = 0, asyncio.Event()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(outbox, name)
+
+        async def write(self, work: Any) -> Any:
+            self.waiting += 1
+            if self.waiting == 2:
+                self.both.set()
+            await self.both.wait()
+            return await outbox.write(work)
+
+    ticking, together = Ticking(), cast("OutboxFile", Together())
+    stopped = lease(outbox)
+    await stopped.acquire()
+    two = [Lease(together, clock=Clock(monotonic=ticking), holder="standby", silence=30) for _ in range(2)]
+    for standby in two:
+        assert not await standby.acquire()
+    ticking.seconds = 31
+
+    async with asyncio.timeout(60):
+        taken = await asyncio.gather(*(standby.acquire() for standby in two))
+    assert sorted(taken) == [False, True]
+
+
+async def test_lease_of_a_file_with_a_new_identity_is_refused(outbox: OutboxFile) -> None:
+    """A relay that opened it before would deliver under the identity of the time before."""
+    await sql(outbox, "UPDATE letopis_outbox_origin SET origin_id = randomblob(16)")
+    relay = lease(outbox)
+
+    with pytest.raises(OutboxIdentityChanged, match="open it again"):
+        await relay.acquire()
+    assert not relay.held
+    assert await sql(outbox, "SELECT count(*) FROM letopis_outbox_relay") == [(0,)]
+    assert LeaseLock(outbox.path).try_acquire(), "the lock was given back"

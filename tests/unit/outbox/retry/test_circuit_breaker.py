@@ -167,11 +167,16 @@ def test_only_one_probe_is_made_at_a_time() -> None:
 
 
 def test_faults_of_what_was_under_way_when_it_opened_do_not_count_as_probes() -> None:
-    _, breaker = made()
-    for _ in range(8):
-        breaker.trip(DOWN, ["a"])
+    hands, breaker = made(lambda low, high: high / 10)
+    for name in "abcdef":
+        breaker.trip(DOWN, [name])
 
-    assert breaker.remaining() == 1
+    assert breaker.remaining() == pytest.approx(0.1)
+    assert (breaker.suspects, next(breaker.probe_exclusions())) == ({"a"}, {"a"})
+    hands.advance(0.1)
+    assert breaker.begin_probe()
+    breaker.trip(DOWN, ["g"])
+    assert breaker.remaining() == pytest.approx(0.2)
 
 
 def test_a_success_closes_it_and_says_how_long_the_store_was_away() -> None:

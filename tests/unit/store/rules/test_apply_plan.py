@@ -37,6 +37,7 @@ from letopis.store.rules.apply_plan import (
     select_new,
 )
 from letopis.store.rules.decoding import decode_events, target_ids
+from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.projection import project_events
 from letopis.store.rules.reducer import PROJECTION_RULES, ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
@@ -326,3 +327,20 @@ def test_rows_stand_in_the_order_of_the_columns() -> None:
         "reactions": None,
         "back": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("stored", "conflict"),
+    [
+        ({"deleted": True}, Conflict(expected=0, actual=7)),
+        ({"left_at": 9}, Conflict(expected=7, actual=9)),
+        ({"conflict": Conflict(expected=1, actual=2), "deleted": True}, Conflict(expected=1, actual=2)),
+        ({}, None),
+        ({"origin_id": ORIGIN, "deleted": True}, None),  # delivered once more by its own lane
+    ],
+)
+def test_stored_event_tells_the_conflict_of_a_second_append(stored: dict[str, Any], conflict: Conflict | None) -> None:
+    delivery = lane(1).deliveries[0]
+    known = {"event_id": delivery.event.event_id, "origin_id": OTHER, "sequence": 1, "digest": None, "version": 7}
+
+    assert StoredEvent(**{**known, **stored}).conflict_with(delivery, ORIGIN) == conflict
