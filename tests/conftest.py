@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.opens import WIRE
-from tests.support.required import required
+from tests.support.required import fail_if_required, required
 from tests.support.servers import MariaDBServer, PostgresServer, Server
 from tests.support.servers.mariadb import describe as describe_mariadb
 from tests.support.servers.postgresql import describe as describe_postgresql
@@ -39,6 +39,18 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that is skipped for want of what LETOPIS_TEST_REQUIRE names."""
+    return fail_if_required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a file."""
+    return fail_if_required((yield))
 
 
 def pytest_report_header() -> str:

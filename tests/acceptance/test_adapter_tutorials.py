@@ -23,8 +23,8 @@ TUTORIALS = ROOT / "docs" / "tutorial"
 )
 def test_it_shows_what_is_seen(page: str, needs: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(needs.partition(".")[0]) is None:
-        pytest.skip("the framework is not installed: pip install --group adapters")
-    pytest.importorskip(needs, reason="the framework is not installed: pip install --group adapters")
+        pytest.skip("needs langgraph: pip install --group adapters")
+    pytest.importorskip(needs, reason="needs langgraph: pip install --group adapters")
 
     steps = list(pages.follow(TUTORIALS / page, tmp_path))
 

@@ -54,7 +54,7 @@ def test_the_unit_confines_the_service_to_the_bots_folder(service: dict[str, str
     assert "DynamicUser" not in service
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed: install systemd")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze: apt-get install systemd")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     text = UNIT.read_text(encoding="utf-8")
     # Neither the user nor the command is there on the machine of the test.

@@ -28,9 +28,7 @@ TARGET_LABELS: Final = {"job", "instance"}
 BY_PROMETHEUS: Final = {"up"}
 """Metrics that Prometheus itself makes."""
 
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is not installed: on Debian, install promtool"
-)
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool: apt-get install promtool")
 
 Exposed = Mapping[str, Mapping[str, set[str]]]
 """The values of each label of each series, by the names of the series."""

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import inspect
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,22 +16,13 @@ import pytest
 
 from letopis.outbox import BlockingHistory, History
 from letopis.store import ConversationStore
+from tests.support.console import chromium
 from tests.support.paths import ROOT
 from tests.support.site import Page, dead_links, site_at
 
 AXE = ROOT / "tests" / "support" / "vendor" / "axe.min.js"
 AXE_SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
 """Of `axe.min.js` in axe-core 4.14.1 of npm, unchanged; Mozilla Public License 2.0."""
-CHROMIUM_OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 WIDTHS = (390, 1280)
 """A phone and a desk, in CSS pixels."""
 SAMPLE = (
@@ -51,7 +41,7 @@ pytestmark = pytest.mark.timeout(600)  # building takes 20 s of an idle machine
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The documentation, built once."""
-    pytest.importorskip("sphinx", reason="needs the group docs")
+    pytest.importorskip("sphinx", reason="needs sphinx: the group dev")
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-j", "2", "-b", "html", "docs", folder],
@@ -72,14 +62,8 @@ def site(built: Path) -> dict[Path, Page]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("needs chromium: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the group test")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_OPTIONS))
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
@@ -153,7 +137,7 @@ def test_every_method_is_in_the_reference(kind: type, path: str, site: dict[Path
 
 
 def test_a_quoted_figure_that_is_published_no_more_stops_the_build() -> None:
-    pytest.importorskip("sphinx", reason="needs the group docs")
+    pytest.importorskip("sphinx", reason="needs sphinx: the group dev")
     from sphinx.errors import ConfigError
 
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "_ext" / "figures.py")

@@ -22,7 +22,7 @@ def run(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_code_prints_what_the_page_says(tmp_path: Path) -> None:
-    pytest.importorskip("langgraph.graph", reason="the framework is not installed: pip install --group adapters")
+    pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
     (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     (said,) = re.findall(r"^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 

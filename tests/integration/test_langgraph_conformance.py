@@ -10,7 +10,7 @@ import pytest
 from letopis.outbox import History
 
 WHY = "pip install --group adapters"
-conformance = pytest.importorskip("langgraph.checkpoint.conformance", reason=f"the suite is not installed: {WHY}")
+conformance = pytest.importorskip("langgraph.checkpoint.conformance", reason=f"needs langgraph: {WHY}")
 
 from langgraph.checkpoint.conformance.capabilities import ALL_CAPABILITIES  # noqa: E402
 

@@ -14,7 +14,7 @@ from letopis.outbox import History
 from letopis.store import ConversationStore, InvalidInput
 from tests.support.relays import deliver_all, until
 
-pytest.importorskip("langgraph.graph", reason="the framework is not installed: pip install --group adapters")
+pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
 
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import HumanMessage

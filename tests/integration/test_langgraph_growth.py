@@ -11,7 +11,7 @@ import pytest
 from letopis.outbox import History
 from tests.support.relays import until
 
-pytest.importorskip("langgraph.checkpoint.sqlite.aio", reason="the official saver: pip install --group adapters")
+pytest.importorskip("langgraph.checkpoint.sqlite.aio", reason="needs langgraph: pip install --group adapters")
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver

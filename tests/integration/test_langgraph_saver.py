@@ -15,7 +15,7 @@ from letopis.outbox import History, RecordPut
 from letopis.store import ConversationStore, InvalidInput, Message, StoreUnavailable
 from tests.support.relays import deliver_all
 
-pytest.importorskip("langgraph.checkpoint.base", reason="the framework is not installed: pip install --group adapters")
+pytest.importorskip("langgraph.checkpoint.base", reason="needs langgraph: pip install --group adapters")
 
 from langgraph.checkpoint.base import ERROR
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer

@@ -12,7 +12,7 @@ from letopis.outbox import History
 from letopis.store import InvalidInput, StoreUnavailable
 from tests.support.relays import deliver_all
 
-pytest.importorskip("langgraph.store.base", reason="the framework is not installed: pip install --group adapters")
+pytest.importorskip("langgraph.store.base", reason="needs langgraph: pip install --group adapters")
 
 from langgraph.store.base import (
     GetOp,

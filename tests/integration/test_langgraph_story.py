@@ -14,7 +14,7 @@ from tests.support.child import command, promising
 from tests.support.peers import refused_port
 from tests.support.relays import until
 
-pytest.importorskip("langgraph.graph", reason="the framework is not installed: pip install --group adapters")
+pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
 
 from langchain_core.language_models.fake_chat_models import ParrotFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage

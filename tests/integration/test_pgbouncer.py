@@ -21,8 +21,8 @@ from letopis.store.database.timeouts import Timeouts
 from tests.campaigns.invariants import check
 from tests.support.bench import fault_at
 from tests.support.relays import drained, end, relay_on, say, until
-from tests.support.required import missing
-from tests.support.servers import PostgresServer, ServerUnavailable
+from tests.support.required import program
+from tests.support.servers import PostgresServer
 from tests.support.servers.processes import accepts, free_port, spawn, wait_until_ready
 from tests.support.servers.processes import end as end_process
 from tests.support.store_changes import copied, put_back
@@ -33,9 +33,7 @@ def through(
     postgresql_server: PostgresServer, new_store_url: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, str]]:
     """A database, and the same behind a PgBouncer that knows no prepared statements and has three connections."""
-    program = shutil.which("pgbouncer", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
-    if program is None:
-        missing("pgbouncer", ServerUnavailable("pgbouncer is not installed: install the package of that name"))
+    pgbouncer = program("pgbouncer", "pgbouncer")
     url = make_url(new_store_url("postgresql"))
     folder = tmp_path_factory.mktemp("pgbouncer")
     port = free_port()
@@ -64,7 +62,7 @@ def through(
             if place.stat().st_mode & 0o005 != 0o005 and place.is_relative_to("/tmp"):  # noqa: S108
                 place.chmod(place.stat().st_mode | 0o005)
         shutil.chown(folder, "nobody")
-    process = spawn([program, *words, str(folder / "pgbouncer.ini")], log=folder / "out", death_signal="INT")
+    process = spawn([pgbouncer, *words, str(folder / "pgbouncer.ini")], log=folder / "out", death_signal="INT")
     try:
         wait_until_ready(process, lambda: accepts("127.0.0.1", port), log=folder / "out", timeout=20)
         plain = url.set(host="127.0.0.1", port=port)

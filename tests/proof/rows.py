@@ -34,10 +34,13 @@ class Row:
     problems: tuple[str, ...] = ()
     missing: str = ""
 
-    def ok(self, *, short: bool) -> bool:
-        """Return True if the row shows what it has to, or could not be run here, which is no failure."""
+    def ok(self, *, short: bool, require: bool = False) -> bool:
+        """Return True if the row shows what it has to.
+
+        :param require: whether a row that could not be run on this machine is a failure.
+        """
         if self.missing:
-            return True
+            return not require
         if self.control:
             return self.violations > 0 and self.count > 0
         return self.violations == 0 and self.count >= (1 if short else max(self.least, 1))

@@ -39,6 +39,7 @@ def report(part: str, *rows: Row) -> dict[str, Any]:
 )
 def test_when_a_row_holds(row: Row, whole: bool, short: bool) -> None:
     assert (row.ok(short=False), row.ok(short=True)) == (whole, short)
+    assert row.ok(short=False, require=True) == (whole and not row.missing)
     assert Row.from_json(row.to_json()) == row
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ from letopis.console.standalone import Server, bind, server_config
 from letopis.outbox import History
 from letopis.outbox.daemon.http import ListenAddress
 from tests.support.paths import ROOT
+from tests.support.required import program
 
 T = TypeVar("T")
 
@@ -119,10 +119,8 @@ async def _awaited(work: Awaitable[T]) -> T:
 @contextmanager
 def chromium() -> Iterator[Any]:
     """Start the system's Chromium; skip the test where there is none."""
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("needs chromium: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the group test")
+    executable = program("chromium", "chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the group dev")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_OPTIONS))
         yield browser

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.required import missing
+
 
 class NoSmallDisk(Exception):
     """None can be made here; the message says why."""
@@ -71,6 +73,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         disk = SmallDisk(folder, size="24m", mode="0777")
     except NoSmallDisk as reason:
-        pytest.skip(str(reason))
+        missing("mount", reason)
     yield folder
     disk.close()

@@ -1,24 +1,42 @@
-"""Skip a test whose server is missing, or fail it where LETOPIS_TEST_REQUIRE names the server."""
+"""Skip tests whose server, program or package is missing, and fail those that LETOPIS_TEST_REQUIRE names.
+
+Every such skip says `needs NAME: how to get it`; the variable lists names, separated by commas.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import pytest
 
 from tests.support.servers import Server, ServerUnavailable
 
 S = TypeVar("S", bound=Server)
+R = TypeVar("R", pytest.TestReport, pytest.CollectReport)
+
+PATH: Final = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+_NEEDS: Final = re.compile(r"needs ([\w.-]+)")
 
 
-def missing(kind: str, reason: ServerUnavailable) -> NoReturn:
-    """Fail or skip the test that needs a server of this kind."""
-    if kind in os.environ.get("LETOPIS_TEST_REQUIRE", "").split(","):
-        pytest.fail(f"{kind} is required here: {reason}", pytrace=False)
-    pytest.skip(str(reason))
+def missing(name: str, reason: object) -> NoReturn:
+    """Skip the test that needs a server, program or package of this name."""
+    pytest.skip(f"needs {name}: {reason}")
+
+
+def program(name: str, package: str) -> str:
+    """Return the path of a program; skip the test where it is not installed.
+
+    :param package: the Debian package that has it.
+    """
+    found = shutil.which(name, path=PATH)
+    if found is None:
+        missing(name, f"apt-get install {package}")
+    return found
 
 
 @contextmanager
@@ -30,3 +48,14 @@ def required(kind: str, find: Callable[..., S], **options: Any) -> Iterator[S]:
         missing(kind, reason)
     with server:
         yield server
+
+
+def fail_if_required(report: R) -> R:
+    """Turn the skip of a test, or of a file, into a failure if LETOPIS_TEST_REQUIRE names what it needs."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = str(report.longrepr[2])
+        needed = _NEEDS.search(reason)
+        if needed is not None and needed[1] in os.environ.get("LETOPIS_TEST_REQUIRE", "").split(","):
+            report.outcome = "failed"
+            report.longrepr = f"{needed[1]} is required here: {reason}"
+    return report

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("langgraph.checkpoint.base", reason="the framework is not installed: pip install --group adapters")
+pytest.importorskip("langgraph.checkpoint.base", reason="needs langgraph: pip install --group adapters")
 
 from letopis.adapters.langgraph.envelope import pack, unpack
 from letopis.adapters.langgraph.splitting import INLINE, LIST, WHOLE, Pieces, Reference, Splitter, keys_of
