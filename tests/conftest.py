@@ -22,7 +22,12 @@ from tests.support.servers.postgresql import describe as describe_postgresql
 from tests.support.servers.postgresql import in_own_loop
 from tests.support.servers.store_pool import MariaDBPool, PostgresPool, StorePool, copy_sqlite_store, migrate
 
-pytest_plugins = ["tests.support.fix_command", "tests.support.fix_disk", "tests.support.fix_outbox"]
+pytest_plugins = [
+    "tests.support.fix_command",
+    "tests.support.fix_costs",
+    "tests.support.fix_disk",
+    "tests.support.fix_outbox",
+]
 
 STORES = ("sqlite", "postgresql", "mariadb")
 
