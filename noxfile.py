@@ -12,6 +12,8 @@ import nox
 
 ROOT = Path(__file__).parent
 LOCK = ROOT / "requirements" / "dev.txt"
+TEST_LOCK = ROOT / "requirements" / "test.txt"
+ADAPTERS_LOCK = ROOT / "requirements" / "adapters.txt"
 RUNTIME_LOCK = ROOT / "requirements" / "runtime.txt"
 NAMES = ("store", "outbox", "adapters", "console", "migrations")
 PACKAGES = tuple(word for name in NAMES for word in ("-p", f"letopis.{name}"))
@@ -127,33 +129,50 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
-def lock(session: nox.Session) -> None:
-    """Write requirements/ anew: every version with its hashes, for Python 3.11 and later, without addresses.
+def everything(session: nox.Session) -> None:
+    """Run every test, frameworks and pages included, as CI does; words after `--` go to pytest."""
+    session.install("--require-hashes", "-r", str(ADAPTERS_LOCK))
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "-m", "pytest", "-m", "not comparison", *session.posargs)
 
-    `dev.txt` is for this repository, `runtime.txt` for users: Letopis with all its extras, and nothing of ours. The
-    frameworks that Letopis has adapters for are in neither.
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write requirements/ anew: every version with its hashes, without addresses.
+
+    `test.txt` is for the README's test command, `dev.txt` for all of this repository's chores, `runtime.txt` for users:
+    Letopis with all its extras, and nothing of ours. `adapters.txt` is `dev.txt` with the frameworks that Letopis has
+    adapters for, which are in none of the others.
     """
     session.install("uv")
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    text = re.sub(r"^bench = \[.*?^\]\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    # Not every framework runs on a Python that is not out yet.
+    whole = text.replace('requires-python = ">=3.11"', 'requires-python = ">=3.11,<3.14"')
     # Neither frameworks nor peers decide which versions of our own dependencies are locked.
     for name in FRAMEWORKS:
         text = re.sub(rf"^{name} = \[.*\n", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^(bench|adapters) = \[.*?^\]\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^adapters = \[.*?^\]\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    _write_lock(session, text, LOCK, "--group", "dev")
+    _write_lock(session, text, TEST_LOCK, "--no-default-groups", "--group", "test")
+    _write_lock(session, text, RUNTIME_LOCK, "--no-default-groups")
+    _write_lock(session, whole, ADAPTERS_LOCK, "--group", "dev", "--group", "adapters")
+
+
+def _write_lock(session: nox.Session, project: str, path: Path, *groups: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         # uv also writes a lock of its own, which names the registry that was asked: it stays in the temporary folder.
-        Path(temporary, "pyproject.toml").write_text(text, encoding="utf-8")
+        Path(temporary, "pyproject.toml").write_text(project, encoding="utf-8")
         for name in ("README.md", "LICENSE"):
             shutil.copy(ROOT / name, temporary)
         for name in ("store", "outbox", "migrations"):
             Path(temporary, name).mkdir()
         with session.chdir(temporary):
-            for lock_file, chosen in ((LOCK, ("--group", "dev")), (RUNTIME_LOCK, ("--no-default-groups",))):
-                locked = session.run(
-                    *("uv", "export", "--quiet", "--format", "requirements.txt", "--all-extras", *chosen),
-                    *("--no-emit-project", "--no-annotate", "--no-header"),
-                    silent=True,
-                    log=False,
-                )
-                lock_file.parent.mkdir(exist_ok=True)
-                head = "# Made by `nox -s lock` from pyproject.toml; not edited by hand.\n"
-                lock_file.write_text(f"{head}{locked}", encoding="utf-8")
+            locked = session.run(
+                *("uv", "export", "--quiet", "--format", "requirements.txt", "--all-extras", *groups),
+                *("--no-emit-project", "--no-annotate", "--no-header"),
+                silent=True,
+                log=False,
+            )
+    head = "# Made by `nox -s lock` from pyproject.toml; not edited by hand.\n"
+    path.write_text(f"{head}{locked}", encoding="utf-8")

@@ -122,6 +122,7 @@ def test_the_sdist_can_be_tested_and_documented(sdist_names: frozenset[str]) -> 
         "LICENSE",
         "noxfile.py",
         "requirements/dev.txt",
+        "requirements/test.txt",
         "tests/conftest.py",
         "tests/support/servers/postgresql.py",
         "docs/conf.py",

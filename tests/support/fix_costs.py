@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import time
 from collections import defaultdict
@@ -21,6 +22,8 @@ SLOW_SECONDS: Final = 0.7
 DRIFT: Final = 3.0
 """A test that is not in the table may cost this many times ``SLOW_SECONDS`` before the run says so."""
 TABLE: Final = Path(__file__).parents[1] / "costs.json"
+PASSED: Final = "LETOPIS_TEST_PASSED"
+"""Names a file of tests that need not run again: a run leaves out those in it, and adds those that pass."""
 _COST: Final = "cost"
 _costs: Final = pytest.StashKey[dict[str, float]]()
 
@@ -33,12 +36,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_costs] = {}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # so that -m sees the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is slow, and put the dearest files first: the last worker to end is then one with short ones."""
     table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"files": {}, "tests": {}}
     for item in items:
         if item.nodeid in table["tests"]:
             item.add_marker(pytest.mark.slow)
+    done = _passed()
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
+    items[:] = [item for item in items if item.nodeid not in done]
     items.sort(key=lambda item: -table["files"].get(item.nodeid.partition("::")[0], 0.0))
 
 
@@ -67,6 +74,13 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[_costs].update(getattr(node, "workeroutput", {}).get(_COST, {}))
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what has passed; with xdist, in the controller alone."""
+    if report.when == "call" and report.passed and PASSED in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        with Path(os.environ[PASSED]).open("a", encoding="utf-8") as file:
+            file.write(f"{report.nodeid}\n")
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     slow = json.loads(TABLE.read_text(encoding="utf-8"))["tests"] if TABLE.exists() else {}
     limit = DRIFT * SLOW_SECONDS
@@ -84,6 +98,11 @@ def _write(costs: dict[str, float]) -> None:
         "tests": {name: round(cost, 1) for name, cost in sorted(costs.items()) if cost >= SLOW_SECONDS},
     }
     TABLE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _passed() -> frozenset[str]:
+    path = Path(os.environ.get(PASSED, ""))
+    return frozenset(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else frozenset()
 
 
 def _spent() -> float:

