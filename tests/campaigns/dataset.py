@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import chitchat_dataset
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
@@ -82,6 +80,8 @@ def conversation_lines(name: str, conversation: dict[str, Any]) -> Iterator[dict
 
 @cache
 def _load() -> dict[str, Any]:
+    import chitchat_dataset  # of the group pages: not every test of a module that knows it needs it
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its file to the collector
         return dict(chitchat_dataset.Dataset())

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("chitchat_dataset", reason="needs chitchat-dataset: the group pages")
+
 ROOT = Path(__file__).parents[2]
 
 

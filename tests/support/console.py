@@ -120,7 +120,7 @@ async def _awaited(work: Awaitable[T]) -> T:
 def chromium() -> Iterator[Any]:
     """Start the system's Chromium; skip the test where there is none."""
     executable = program("chromium", "chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the group dev")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: the group pages")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_OPTIONS))
         yield browser

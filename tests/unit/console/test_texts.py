@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from babel.messages.catalog import Catalog
-from babel.messages.extract import extract_from_file
-from babel.messages.mofile import write_mo
-from babel.messages.pofile import read_po
 from jinja2.ext import babel_extract
 
 from letopis import console
 from letopis.console import i18n
 from letopis.console.i18n import language, preferred
 from letopis.console.words import Words
+
+pytest.importorskip("babel", reason="needs babel: the group pages")
+
+from babel.messages.catalog import Catalog
+from babel.messages.extract import extract_from_file
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
 
 FOLDER = Path(console.__file__).parent
 

@@ -9,10 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from babel.messages.catalog import Catalog
-from babel.messages.extract import extract_from_file
-from babel.messages.mofile import write_mo
-from babel.messages.pofile import read_po
 
 from letopis.outbox.alerting import catalogue as languages
 from letopis.outbox.alerting import reasons, texts, times
@@ -20,6 +16,13 @@ from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.store.database import fault_rules
 from letopis.store.database.faults import FaultClass
 from tests.support.paths import ROOT
+
+pytest.importorskip("babel", reason="needs babel: the group pages")
+
+from babel.messages.catalog import Catalog
+from babel.messages.extract import extract_from_file
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
 
 SINCE = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 SEED = "⚠️ Не удалось сохранить ответ в историю мультичата. Попробуйте позже."
