@@ -1,8 +1,9 @@
-"""letopis outbox, pause and resume, as an operator runs them: in their own processes, beside a running bot."""
+"""letopis outbox, pause and resume, as an operator runs them, also beside a running bot."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import sqlite3
@@ -15,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox.cli.interface.exit_codes import Exit
+from letopis.outbox.cli import cli
+from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.history import History
@@ -27,23 +29,19 @@ BODY = "what nobody else may read"
 HOSTILE = "chat\u202eevil\u2028next"
 
 
+Letopis = Callable[..., subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture
-def letopis(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def letopis(elsewhere: None, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Letopis:
     """Run the command in the test's folder, with no terminal and nothing of Letopis in the environment."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
-    environment["PYTHONIOENCODING"] = "utf-8"
 
     def call(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "letopis.outbox.cli", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=100,
-        )
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
+        code = run(cli, arguments)
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out.decode(), err.decode())
 
     return call
 
