@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import random
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
+from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.lanes import Lane
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
+from letopis.outbox.retry.circuit_breaker import Breaker
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.messages import Message
 from tests.campaigns.invariants import check
 from tests.proof.blame.on_servers import raising
-from tests.support.relays import drained, end, figures, lane, relay_on, say, sql, until
+from tests.support.relays import QUICK, drained, end, figures, lane, relay_on, say, sql, until
 from tests.support.required import required
 from tests.support.servers import MariaDBServer, OwnMariaDBServer
 from tests.support.store_changes import run_there
@@ -27,10 +30,28 @@ LIMIT = 30.0
 SERVERS = ("postgresql", "mariadb")
 
 
+class Counting(Breaker):
+    """A breaker that asks a store in quick succession and counts its refusals."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=Clock(), uniform=random.Random(7).uniform, probes=QUICK)
+        self.refusals = 0
+
+    def trip(self, fault: StoreFault, conversation_ids: Collection[str]) -> None:
+        self.refusals += 1
+        super().trip(fault, conversation_ids)
+
+
+async def refused_often(breaker: Counting, conversations: int) -> None:
+    """Wait until all of these conversations would have been blocked, had they been charged."""
+    enough = breaker.refusals + (QUICK.attempts + 1) * conversations
+    await until(lambda: breaker.refusals >= enough, patience=LIMIT)
+
+
 @asynccontextmanager
-async def delivering(outbox: OutboxFile, url: str) -> AsyncIterator[Relay]:
+async def delivering(outbox: OutboxFile, url: str, breaker: Breaker | None = None) -> AsyncIterator[Relay]:
     async with ConversationStore.open(url, migrate=True) as store:
-        relay = relay_on(outbox, store)
+        relay = relay_on(outbox, store, breaker=breaker)
         task = asyncio.create_task(relay.run())
         try:
             yield relay
@@ -55,7 +76,7 @@ async def talk_beside(outbox: OutboxFile, others: int, turns: int = 8) -> float:
 
         await until(arrived, patience=LIMIT)
         longest = max(longest, asyncio.get_running_loop().time() - began)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.05)
     return longest
 
 
@@ -64,7 +85,7 @@ async def blocked_beside_talk(outbox: OutboxFile) -> Lane:
 
     async def found() -> bool:
         await say(outbox, "c0")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.05)
         return (await lane(outbox, "bad")).state == "blocked"
 
     await until(found, patience=LIMIT)
@@ -186,16 +207,17 @@ async def test_a_refusal_that_hits_everybody_is_the_stores_and_all_resumes_when_
     hurt, mend = (one if isinstance(one, str) else one[kind] for one in (hurt, mend))
     for number in range(5):
         await say(outbox, f"c{number}", 2)
-    async with delivering(outbox, url) as relay:
+    breaker = Counting()
+    async with delivering(outbox, url, breaker) as relay:
         await drained(outbox)
         await run_there(url, *(one for one in (first, hurt) if one))
         for _ in range(2):
             for number in range(5):
                 await say(outbox, f"c{number}")
 
-        await until(lambda: relay.breaker.outage is not None, patience=10)
+        await until(lambda: relay.breaker.outage is not None, patience=LIMIT)
         told = str(relay.breaker.outage)
-        await asyncio.sleep(6)  # by then each of them would have been blocked
+        await refused_often(breaker, 5)
         troubled = await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0 OR state <> 'ready'")
         assert troubled == [(0,)]
         assert not relay.breaker.closed
@@ -275,9 +297,10 @@ async def test_a_store_that_refuses_everybody_is_found_out_with_one_or_two_conve
     await run_there(url, "ALTER TABLE letopis_events ADD CONSTRAINT never CHECK (version < 0)")
     for number in range(count):
         await say(outbox, f"c{number}")
-    async with delivering(outbox, url) as relay:
+    breaker = Counting()
+    async with delivering(outbox, url, breaker) as relay:
         await until(lambda: relay.breaker.outage is not None)
-        await asyncio.sleep(3)
+        await refused_often(breaker, count)
         assert await sql(outbox, "SELECT count(*) FROM letopis_outbox_lanes WHERE attempts > 0") == [(0,)]
         await run_there(url, "ALTER TABLE letopis_events DROP CONSTRAINT never")
         await drained(outbox, patience=LIMIT)
