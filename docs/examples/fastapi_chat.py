@@ -73,14 +73,13 @@ async def ask(chat: str, question: Question, user: User) -> StreamingResponse:
 
 async def answer(conversation: str, question_id: str, user: str) -> AsyncIterator[str]:
     answer_id = f"{question_id}/answer"
-    context = list((await history.context(conversation, turns=20)).messages)
-    while context and context[-1].id != question_id:
-        context.pop()  # came meanwhile, such as an answer that was cut off
+    # What came meanwhile, such as an answer that was cut off, is left out.
+    context = await history.context(conversation, turns=20, until=question_id)
     try:
         async with history.reply(
             conversation, owner=user, message_id=answer_id, confirm=False
         ) as reply:
-            async for piece in think(openai_chat.from_messages(context)):
+            async for piece in think(openai_chat.from_messages(context.messages)):
                 await reply.add(piece)
                 yield piece
     except EventIdReused:  # asked again, and answered already

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import tzinfo
 from typing import TYPE_CHECKING, Final, Protocol
 
 from letopis.outbox.alerting.catalogue import language_of
-from letopis.store.errors import InvalidInput
+from letopis.store.errors import InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.messages import INSTRUCTIONS
 from letopis.store.rules.context_window import Context, FittedWindow, WindowBudget, fit_window, is_visible
@@ -23,6 +23,10 @@ MAX_PAGE_SIZE: Final = 2_000
 """Messages of the longest page."""
 FIRST_PAGE_SIZE: Final = 8
 """Messages of a page that looks for the system messages at the beginning."""
+
+
+Cut = Callable[[Sequence[RecordedMessage]], list[RecordedMessage] | None]
+"""Returns the messages of a window out of the newest ones, or ``None`` if the last one of the window is not in them."""
 
 
 class ReadPage(Protocol):
@@ -49,12 +53,25 @@ async def read_transcript(
     return transcript(found, page, locale="ru" if language_of(locale) == "ru" else "en", tz=tz, whole=whole)
 
 
-async def read_context(read: ReadPage, budget: WindowBudget) -> Context:
+def ending_with(message_id: str) -> Cut:
+    """Return a cut after a message, which must be visible: on the path and not redacted."""
+
+    def cut(messages: Sequence[RecordedMessage]) -> list[RecordedMessage] | None:
+        ends = (place for place, one in enumerate(messages, 1) if one.id == message_id and is_visible(one))
+        end = next(ends, None)
+        return None if end is None else list(messages[:end])
+
+    return cut
+
+
+async def read_context(read: ReadPage, budget: WindowBudget, cut: Cut = list) -> Context:
     """Read backwards until the window is full, and return it.
 
     Pages grow, so that the work is proportional to the messages read.
 
-    :raises InvalidInput: as :func:`letopis.store.rules.context_window.window`.
+    :param cut: what the window may hold; by default all.
+    :raises InvalidInput: as :func:`letopis.store.rules.context_window.window`, or the window has no end.
+    :raises StoreUnavailable: the end was not found in what the outbox holds.
     """
     size = MIN_PAGE_SIZE if budget.last is None else max(MIN_PAGE_SIZE, min(budget.last, MAX_PAGE_SIZE))
     page = await read(last=size)
@@ -63,24 +80,30 @@ async def read_context(read: ReadPage, budget: WindowBudget) -> Context:
     system: list[RecordedMessage] | None = None if budget.keep_system else []
     looked_back = False
     while page.next is not None:
-        if system is None:
-            system, known = await _beginning(read)
-            reached = reached and known
-        found = _fit_newest(messages, budget, system)
-        # A result may have been recorded a little before its call, so one more page is read.
-        if found.full and (looked_back or not found.context.made_up):
-            return replace(found.context, reached=reached, seen=seen)
-        looked_back = found.full
+        if (kept := cut(messages)) is not None:
+            if system is None:
+                system, known = await _beginning(read)
+                system = cut(system) or system
+                reached = reached and known
+            found = _fit_newest(kept, budget, system)
+            # A result may have been recorded a little before its call, so one more page is read.
+            if found.full and (looked_back or not found.context.made_up):
+                return replace(found.context, reached=reached, seen=seen)
+            looked_back = found.full
         size = min(size * 2, MAX_PAGE_SIZE)
         page = await read(last=size, before=page.next)
         messages[:0] = page
         reached = reached and page.complete
+    if (kept := cut(messages)) is None:
+        if not reached:
+            raise StoreUnavailable("the message that the context ends with")
+        raise InvalidInput("until", "must be the id of a message on the path of the conversation that is not redacted")
     if reached:
-        return replace(fit_window(messages, budget).context, seen=seen)
+        return replace(fit_window(kept, budget).context, seen=seen)
     # The outbox may hold a part that begins inside a turn; system messages at its beginning are all that are known.
     if not system and budget.keep_system:
-        system = _leading_system(messages)
-    return replace(_fit_newest(messages, budget, system or []).context, reached=False, seen=seen)
+        system = _leading_system(kept)
+    return replace(_fit_newest(kept, budget, system or []).context, reached=False, seen=seen)
 
 
 def _fit_newest(

@@ -22,7 +22,7 @@ from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.history._append import RATING_KEY, prepare_append
-from letopis.outbox.history._context import read_context, read_transcript
+from letopis.outbox.history._context import ending_with, read_context, read_transcript
 from letopis.outbox.history._record_scopes import find_records, list_scopes, scope_from
 from letopis.outbox.history.receipts import POLL_MAX_SECONDS, POLL_MIN_SECONDS, Receipt, check_timeout, is_drained
 from letopis.outbox.history.records import Records
@@ -788,6 +788,7 @@ class History:
         tokens: int | None = None,
         count: TokenCounter | None = None,
         keep_system: bool = True,
+        until: str | None = None,
     ) -> Context:
         """Return the newest part of a conversation that fits a model, pending messages included.
 
@@ -802,7 +803,11 @@ class History:
         for its system messages; so of a long conversation ``orphans`` is not known, and a call whose result was
         recorded long before it counts as interrupted. While the history store is unreachable, ``reached`` is ``False``.
 
-        :raises InvalidInput: a limit is wrong, or the system messages alone exceed it.
+        :param until: the id of the message that the window ends with, such as the question to answer if later messages
+            may be recorded already; by default the newest. ``seen`` covers the later ones, too.
+        :raises InvalidInput: a limit is wrong, the system messages alone exceed it, or ``until`` is not on the path or
+            is redacted.
+        :raises StoreUnavailable: the history store is unreachable, and the outbox does not hold ``until``.
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
         budget = WindowBudget(last=last, turns=turns, tokens=tokens, count=count, keep_system=keep_system)
@@ -810,7 +815,9 @@ class History:
         async def read(**window: Any) -> Page[RecordedMessage]:
             return await self._parts.reader.messages(conversation_id, **window)
 
-        return await read_context(read, budget)
+        if until is None:
+            return await read_context(read, budget)
+        return await read_context(read, budget, ending_with(check_identifier(until, "until")))
 
     async def transcript(
         self, conversation_id: str, *, last: int | None = None, locale: str | None = None, tz: tzinfo = UTC

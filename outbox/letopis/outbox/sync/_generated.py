@@ -886,6 +886,7 @@ class BlockingHistory(SyncBase):
         tokens: int | None = None,
         count: TokenCounter | None = None,
         keep_system: bool = True,
+        until: str | None = None,
     ) -> Context:
         """Return the newest part of a conversation that fits a model, pending messages included.
 
@@ -899,6 +900,7 @@ class BlockingHistory(SyncBase):
             tokens=tokens,
             count=count,
             keep_system=keep_system,
+            until=until,
         )
 
     def transcript(

@@ -22,7 +22,7 @@ class Context:
     :ivar messages: in order. A tool call is followed by its results, one ``tool`` message each, in the order of the
         calls.
     :ivar tokens: their total by the given counter; ``None`` without one.
-    :ivar complete: True if the whole conversation is in it.
+    :ivar complete: True if the whole conversation is in it, up to the message that the window was to end with.
     :ivar begins_inside: True if not even the last turn fitted, so that it begins inside that turn, without its user
         message.
     :ivar made_up: the ids of messages that are not in the history: each says ``interrupted`` for a call without a

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from letopis.outbox import History
-from letopis.outbox.history._context import MIN_PAGE_SIZE, ReadPage, read_context
+from letopis.outbox.history._context import MIN_PAGE_SIZE, ReadPage, ending_with, read_context
 from letopis.store import (
     ConversationStore,
     File,
@@ -25,6 +25,7 @@ from letopis.store import (
     Message,
     Page,
     RecordedMessage,
+    StoreUnavailable,
     Text,
     ToolCall,
     ToolResult,
@@ -488,15 +489,17 @@ class TestProperties:
             for name in ("last", "tokens", "turns")
             if name in limits
         }
+        end = data.draw(st.none() | st.integers(1, len(messages))) if messages else None
+        cut = list if end is None else ending_with(messages[end - 1].id)
         try:
-            expected = window(messages, count=length, **limits)
+            expected = window(messages[:end], count=length, **limits)
         except InvalidInput as refused:
             with pytest.raises(InvalidInput) as same:
-                await read_context(pages(messages), WindowBudget(count=length, **limits))
+                await read_context(pages(messages), WindowBudget(count=length, **limits), cut)
             assert same.value.field == refused.field  # noqa: PT017
             return
 
-        found = await read_context(pages(messages), WindowBudget(count=length, **limits))
+        found = await read_context(pages(messages), WindowBudget(count=length, **limits), cut)
 
         assert replace(found, orphans=(), duplicates=()) == replace(expected, orphans=(), duplicates=())
         if found.complete:
@@ -645,6 +648,43 @@ async def test_a_history_gives_the_context_of_a_conversation_that_is_not_all_sav
     assert none == Context(messages=())
 
 
+async def test_a_context_ends_with_the_message_that_it_is_asked_for(store_url: str, tmp_path: Path) -> None:
+    """Whether it is pending, saved or inherited, and however much came after it."""
+    async with (
+        ConversationStore.open(store_url, migrate=True) as store,
+        History.open(tmp_path / "bot.outbox.db", store=store) as history,
+    ):
+        await history.append("c", Message.system("be kind"), owner="42")
+        for number in range(100):
+            await history.append("c", Message.user(f"q{number}", id=f"q{number}"), Message.assistant(f"a{number}"))
+        assert await history.drained(timeout=30)
+        await history.append("c", Message.user("late", id="late"), Message.user("later"))
+        await history.fork("fork", of="c")
+        await history.append("fork", Message.user("in the fork"))
+
+        for chat in ("c", "fork"):
+            saved = await history.context(chat, last=4, until="q3")
+            pending = await history.context(chat, last=3, until="late")
+            assert [one.text for one in saved.messages] == ["be kind", "q2", "a2", "q3"]
+            assert [one.text for one in pending.messages] == ["be kind", "late"]
+
+        await history.redact("c", "q7")
+        await history.rewind("c", to="q9")
+        for gone in ("q7", "q11", "never"):
+            with pytest.raises(InvalidInput, match="until: must be the id of a message on the path"):
+                await history.context("c", last=4, until=gone)
+        with pytest.raises(InvalidInput, match="until"):
+            await history.context("c", until="")
+
+
+async def test_without_the_store_a_message_that_is_not_in_the_outbox_is_not_known(alone: History) -> None:
+    await alone.append("c", Message.user("q", id="q"), Message.user("r"), owner="42")
+
+    assert [one.text for one in (await alone.context("c", until="q")).messages] == ["q"]
+    with pytest.raises(StoreUnavailable, match="ends with"):
+        await alone.context("c", until="earlier")
+
+
 async def test_the_how_to_runs(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "howto" / "context-windows.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
@@ -657,6 +697,8 @@ async def test_the_how_to_runs(tmp_path: Path) -> None:
         assert (await names["prompt"](history, "c"))[0] == {"role": "user", "content": "weather?"}
         context = await names["fitting"](history, "c", str.split)
         requests = await names["request"](history, "c")
+        await history.append("c", Message.user("and now?", id="q2"), Message.user("later"))
+        assert (await names["prompt_for"](history, "c", "q2"))[-1] == "and now?"
 
     assert context.tokens > 16
     assert requests[1]["content"] == "hm"
