@@ -25,6 +25,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from letopis.adapters.aiogram import ChatHistory, LetopisChats, unrecorded
+from letopis.adapters.telegram_core.chats import Chats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History
 from letopis.store import InvalidInput
@@ -413,7 +414,7 @@ async def test_an_end_before_telegram_was_told_handles_the_update_once(api: BotA
     """It is handled because it was not, and comes from Telegram again at the same time."""
     update = api.say("What is tea?")
     async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
-        await IncomingRecorder(history, BOT_ID).record(update)
+        await IncomingRecorder(Chats(history, BOT_ID, files="files")).record(update)
 
     async with recorded_by_the_session(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
         await until(api, lambda: api.texts() == ["answer to What is tea?"] and api.confirmed == 1)

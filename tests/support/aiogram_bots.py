@@ -14,6 +14,7 @@ from aiogram.client.telegram import TelegramAPIServer
 from aiogram.types import Message, Update
 
 from letopis.adapters.aiogram import ChatHistory, LetopisChats
+from letopis.adapters.telegram_core.chats import Chats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History
 from tests.support.bot_api import BOT_ID, TOKEN, BotApi
@@ -70,7 +71,7 @@ class DefaultHook(BaseMiddleware):
     """Records where most examples do: in an outer middleware of the dispatcher."""
 
     def __init__(self, history: History) -> None:
-        self._recorder = IncomingRecorder(history, BOT_ID)
+        self._recorder = IncomingRecorder(Chats(history, BOT_ID, files="files"))
 
     async def __call__(self, handler: Any, event: Any, data: dict[str, Any]) -> Any:
         assert isinstance(event, Update)

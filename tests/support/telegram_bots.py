@@ -13,6 +13,7 @@ from telegram.ext import Application, ContextTypes, MessageHandler, TypeHandler,
 
 from letopis.adapters.telegram import LetopisChats
 from letopis.adapters.telegram.conversion import raw
+from letopis.adapters.telegram_core.chats import Chats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History
 from tests.support.bot_api import BOT_ID, TOKEN, BotApi
@@ -58,7 +59,7 @@ def recorded_by_the_queue(url: str, folder: str, hang: bool) -> None:
 def recorded_by_a_handler(url: str, folder: str, hang: bool) -> None:
     """Poll with a handler of an early group that records, as most examples do."""
     history = History(Path(folder) / "bot.outbox.db", relay=False)
-    recorder = IncomingRecorder(history, BOT_ID)
+    recorder = IncomingRecorder(Chats(history, BOT_ID, files="files"))
 
     async def record(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
         await recorder.record(raw(update))

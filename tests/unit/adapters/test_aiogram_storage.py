@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("aiogram", reason="needs aiogram: pip install 'letopis[aiogram]'")
 
+from aiogram.exceptions import DataNotDictLikeError
 from aiogram.fsm.context import FSMContext
 from aiogram.fsm.state import State, StatesGroup
 from aiogram.fsm.storage.base import BaseStorage, StorageKey
@@ -177,9 +178,13 @@ async def test_what_is_no_json_is_refused_and_changes_nothing(history: History) 
     storage = LetopisFsmStorage(history)
     await storage.set_data(KEY, {"name": "Ada"})
 
-    for wrong in ({"when": object()}, ["a"], None):
-        with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput):
+        await storage.set_data(KEY, {"when": object()})
+    for wrong in (["a"], (), None):  # as aiogram's own storages do
+        with pytest.raises(DataNotDictLikeError):
             await storage.set_data(KEY, wrong)  # type: ignore[arg-type]
+        with pytest.raises(DataNotDictLikeError):
+            await storage.update_data(KEY, wrong)  # type: ignore[arg-type]
 
     assert await storage.get_data(KEY) == {"name": "Ada"}
     with pytest.raises(InvalidInput, match="must be a History"):

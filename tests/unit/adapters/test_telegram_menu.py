@@ -115,13 +115,14 @@ async def test_the_answer_to_the_question_for_a_title_is_no_message(parts: BotPa
 
 async def test_delete_asks_first_and_takes_files_with_it(parts: BotParts, tmp_path: Path) -> None:
     chat = await parts.chats.start(PLACE, title="Tea")
-    (tmp_path / "files").mkdir()
-    own, foreign = tmp_path / "files" / "answer.txt", tmp_path / "other.txt"
-    for path in (own, foreign):
-        path.write_text("Leaves")
-        message = Message.assistant("Leaves")
-        await parts.history.append(chat, message)
-        await parts.history.sent(chat, message.id, sent_as="file", file_path=str(path))
+    sent, redacted, other = Message.assistant("Leaves"), Message.assistant("Leaves"), Message.user("x", id="../other")
+    own = [await parts.chats.files.write(one.id, "Leaves") for one in (sent, redacted)]
+    foreign = tmp_path / "other.txt"
+    foreign.write_text("Leaves")
+    await parts.history.append(chat, sent, redacted, other)
+    for message in (sent, redacted):
+        await parts.history.sent(chat, message.id, sent_as="file", file_path=str(parts.chats.files.path(message.id)))
+    await parts.history.redact(chat, redacted.id)  # the history does not name its file any more
 
     asked = await run(parts, "delete")
     assert asked.text == "🗑 Delete “Tea” for good, with all its messages?"
@@ -131,7 +132,7 @@ async def test_delete_asks_first_and_takes_files_with_it(parts: BotParts, tmp_pa
 
     assert gone.text == "🗑 “Tea” is deleted."
     assert await parts.chats.owned(PLACE, chat) is None
-    assert (own.exists(), foreign.exists()) == (False, True)
+    assert [path.exists() for path in (*own, foreign)] == [False, False, True]
     assert (await press(parts, asked, "Yes")).text == "This chat is no longer there."
 
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from letopis.adapters.telegram_core import local_state
 from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.calls import failure_of
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.adapters.telegram_core.local_state import MAX_ATTEMPTS
 from letopis.adapters.telegram_core.outgoing import current_update, unrecorded
+from letopis.adapters.telegram_core.resumed_turns import ResumedTurns
 from letopis.outbox import History
-from letopis.store import OutboxFull
+from letopis.store import InvalidInput, Message, OutboxFull
 from letopis.store.model.conversations import Delivery
+from letopis.store.model.events import utc_now
 
 BOT = 7000
 CHAT = "tg:7000:1001"
 PLACE = ChatKey(bot_id=BOT, chat_id=1001)
+TOKEN = "s3cret-t0ken-of-a-user"
 
 
 def parts_on(history: History, folder: Path) -> BotParts:
@@ -73,6 +79,88 @@ async def test_an_update_that_comes_again_after_undo_does_not_come_back(parts: B
     await parts.incoming.record(update(1, raw(5)))
 
     assert await texts(parts.history) == []
+
+
+def held(path: Path) -> bool:
+    """Return True if a token is in the bytes of an outbox that is closed."""
+    return any(TOKEN.encode() in file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+
+
+async def test_the_raw_update_is_dropped_when_attempts_run_out(tmp_path: Path) -> None:
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, relay=False) as history:
+        await parts_on(history, tmp_path).incoming.record(update(1, raw(5, TOKEN)))
+    for _ in range(MAX_ATTEMPTS + 1):
+        async with History.open(path, relay=False) as history:
+            assert await raw_updates(history) == [True]
+            await parts_on(history, tmp_path).incoming.unhandled()
+
+    async with History.open(path, relay=False) as history:
+        assert await raw_updates(history) == [False]
+        assert (await parts_on(history, tmp_path).incoming.record(update(1, raw(5, TOKEN)))).handled
+
+
+async def raw_updates(history: History) -> list[bool]:
+    """Return which of the raw updates in an outbox hold the token."""
+    async with history.transaction() as tx:
+        rows = await tx.execute(sa.text("SELECT data FROM letopis_telegram_updates ORDER BY update_id"))
+        return [TOKEN in row[0] for row in rows]
+
+
+@pytest.mark.parametrize("how", ["delete", "reset"])
+async def test_the_raw_update_is_erased_with_its_conversation(tmp_path: Path, how: str) -> None:
+    """Whoever erases it: here a program that knows nothing of Telegram."""
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, relay=False) as history:
+        parts = parts_on(history, tmp_path)
+        await parts.incoming.record(update(1, raw(5, TOKEN)))
+        await parts.incoming.record(update(2, raw(6, TOKEN, chat=1002)))
+        assert await raw_updates(history) == [True, True]
+    assert held(path)  # the control: the search finds what is there
+
+    async with History.open(path) as history:
+        await getattr(history, how)(CHAT)
+        assert await history.drained(timeout=30)
+        assert await raw_updates(history) == [False, True]
+        assert [one["update_id"] for one in await parts_on(history, tmp_path).incoming.unhandled()] == [2]
+        await getattr(history, how)("tg:7000:1002")
+        assert await history.drained(timeout=30)
+
+    assert not held(path)
+
+
+async def test_handled_updates_are_forgotten_while_the_bot_runs(
+    parts: BotParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def known() -> list[int]:
+        async with parts.history.transaction() as tx:
+            rows = await tx.execute(sa.text("SELECT update_id FROM letopis_telegram_updates ORDER BY update_id"))
+            return [row[0] for row in rows]
+
+    for number in (1, 2):
+        await parts.incoming.record(update(number, raw(number)))
+    await parts.incoming.handled(1)
+    later = utc_now() + local_state.KEEP_HANDLED + local_state.TRIM_INTERVAL
+    monkeypatch.setattr(local_state, "utc_now", lambda: later)
+    await parts.incoming.record(update(3, raw(3)))
+
+    assert await known() == [2, 3]
+
+
+async def test_a_language_that_was_not_recorded_is_not_known(parts: BotParts, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any) -> None:
+        raise OutboxFull("no space")
+
+    monkeypatch.setattr(parts.incoming, "_append", fail)
+    with pytest.raises(OutboxFull):
+        await parts.incoming.record(update(1, raw(5)))
+    monkeypatch.undo()
+    assert await parts.local.language(CHAT) is None
+
+    await parts.incoming.record(update(1, raw(5)))
+
+    async with parts.history.transaction() as tx:
+        assert await tx.scalar(sa.text("SELECT language FROM letopis_telegram_languages")) == "ru"
 
 
 async def test_what_was_not_handled_is_handed_out_after_a_restart_three_times(tmp_path: Path) -> None:
@@ -369,6 +457,140 @@ async def test_a_refusing_outbox_does_not_keep_the_bot_from_answering(
     assert intents[-1] is None
     assert "sent all the same" in caplog.text
     assert "Answer" not in caplog.text
+
+
+# An answer to its question.
+
+
+async def answer(parts: BotParts, asked: Recorded, *answers: str, confirm: bool = True) -> list[str]:
+    """Answer an update as its handler does; return what a model would be given."""
+    token = current_update.set(asked)
+    try:
+        chat = await parts.chat_of(asked)
+        assert chat is not None
+        context = await chat.context(turns=20)
+        for number, text in enumerate(answers):
+            intent = await parts.outgoing.before("sendMessage", call(text))
+            if confirm:
+                result = {"message_id": 1000 * asked.update_id + number, "chat": {"id": 1001}}
+                await parts.outgoing.after("sendMessage", intent, result)
+    finally:
+        current_update.reset(token)
+    return [one.text for one in context.messages]
+
+
+async def test_each_of_nine_questions_that_waited_is_the_last_of_its_context(parts: BotParts) -> None:
+    asked = [await parts.incoming.record(update(number, raw(number, f"q{number}"))) for number in range(1, 10)]
+
+    given = [await answer(parts, one, f"a{one.update_id}") for one in asked]
+
+    for number, messages in enumerate(given, 1):
+        earlier = [text for one in range(1, number) for text in (f"q{one}", f"a{one}")]
+        assert messages == [*earlier, f"q{number}"]
+    assert await texts(parts.history) == [*(f"q{one}" for one in range(1, 10)), *(f"a{one}" for one in range(1, 10))]
+
+
+async def test_an_edited_question_is_the_last_of_its_context_too(parts: BotParts) -> None:
+    first = await parts.incoming.record(update(1, raw(5, "What is coffee?")))
+    await answer(parts, first, "A bean.")
+    edited = await parts.incoming.record(update(2, raw(5, "What is tea?", edit_date=1_790_000_100), "edited_message"))
+    await parts.incoming.record(update(3, raw(6, "Thanks")))
+
+    assert await answer(parts, edited) == ["What is tea?"]
+
+
+async def test_what_a_handler_appends_itself_is_in_its_context_and_in_no_other(parts: BotParts) -> None:
+    first, second = [await parts.incoming.record(update(number, raw(number, f"q{number}"))) for number in (1, 2)]
+    chat = await parts.chat_of(first)
+    assert chat is not None
+    await chat.append(Message.assistant("looking it up"))
+
+    assert [one.text for one in (await chat.context(turns=5)).messages] == ["q1", "looking it up"]
+    assert await answer(parts, second) == ["q1", "q2"]
+    assert [one.text for one in (await chat.context(last=50, until=None)).messages] == ["q1", "q2", "looking it up"]
+
+
+async def test_there_is_no_context_for_a_question_that_is_gone(parts: BotParts) -> None:
+    """Rather than one that ends with another question."""
+    await parts.incoming.record(update(1, raw(5, "earlier")))
+    undone = await parts.incoming.record(update(2, raw(6, "undone")))
+    refused = await parts.incoming.record(update(3, raw(7, "x" * 2_000_000)))
+    await parts.history.rewind(CHAT, to="tg:1001:5")
+
+    for gone in (undone, refused):
+        with pytest.raises(InvalidInput, match="until"):
+            await answer(parts, gone)
+
+
+# After a crash.
+
+
+async def test_a_reply_of_a_handler_that_was_cut_off_is_not_recorded_twice(history: History, tmp_path: Path) -> None:
+    asked = await parts_on(history, tmp_path).incoming.record(update(1, raw(5, "What is tea?")))
+    first = parts_on(history, tmp_path)
+    await answer(first, asked, "Thinking ...")
+    await answer(first, asked, "A leaf.", confirm=False)  # cut off before it was confirmed
+
+    parts = parts_on(history, tmp_path)
+    again = await parts.incoming.record(update(1, raw(5, "What is tea?")))
+    given = await answer(parts, again, "Thinking ...", "A leaf.", "Hot.")
+
+    assert given == ["What is tea?"]  # not its own half answer
+    _, thinking, leaf, hot = await history.messages(CHAT)
+    assert (thinking.text, leaf.text, leaf.edited, hot.text) == ("Thinking ...", "A leaf.", False, "Hot.")
+    assert thinking.delivery_data["platform_ids"] == {"telegram": [1000, 1000]}  # it was shown twice
+    assert leaf.delivery_data["platform_ids"] == {"telegram": 1001}
+    assert await history.unconfirmed() == ()
+
+
+async def test_another_answer_after_a_crash_takes_the_place_of_the_one_that_was_not_confirmed(
+    history: History, tmp_path: Path
+) -> None:
+    """As with a model that words each answer anew."""
+    asked = await parts_on(history, tmp_path).incoming.record(update(1, raw(5, "What is tea?")))
+    await answer(parts_on(history, tmp_path), asked, "A leaf.", confirm=False)
+
+    parts = parts_on(history, tmp_path)
+    again = await parts.incoming.record(update(1, raw(5, "What is tea?")))
+    await answer(parts, again, "A plant.")
+
+    assert await texts(history) == ["What is tea?", "A plant."]
+    assert await history.unconfirmed() == ()
+
+
+async def test_the_same_answer_to_another_question_is_another_message(parts: BotParts) -> None:
+    first, second = [await parts.incoming.record(update(number, raw(number, f"q{number}"))) for number in (1, 2)]
+    token = current_update.set(first)
+    unknown = await parts.outgoing.before("sendMessage", call("Yes."))
+    await parts.outgoing.failed(unknown, failure_of(502, "Bad Gateway"))
+    current_update.reset(token)
+
+    await answer(parts, second, "Yes.")
+
+    found = await parts.history.messages(CHAT)
+    assert [one.text for one in found] == ["q1", "q2", "Yes.", "Yes."]
+    assert [one.delivery for one in found][2:] == [Delivery.APPENDED, Delivery.SENT]
+
+
+async def test_resumed_updates_of_a_chat_go_one_at_a_time_and_before_its_new_ones(parts: BotParts) -> None:
+    recorded = [await parts.incoming.record(update(number, raw(number))) for number in (1, 2, 3)]
+    elsewhere = await parts.incoming.record(update(4, raw(4, chat=1002)))
+    nowhere = await parts.incoming.record({"update_id": 5, "inline_query": {"id": "1", "query": "q"}})
+    turns, order = ResumedTurns(), list[int]()
+    for one in (*recorded[:2], nowhere):
+        turns.expect(one)
+
+    async def handle(one: Recorded) -> None:
+        await turns.wait(one)
+        order.append(one.update_id)
+        await asyncio.sleep(0.01)
+        order.append(-one.update_id)
+        turns.end(one)
+
+    await asyncio.gather(*(handle(one) for one in (recorded[2], recorded[1], elsewhere, nowhere, recorded[0])))
+
+    assert [abs(one) for one in order if abs(one) < 4] == [1, 1, 2, 2, 3, 3]
+    assert order[:2] == [4, 5]
 
 
 async def test_the_history_of_an_update_is_bound_to_its_conversation(parts: BotParts) -> None:

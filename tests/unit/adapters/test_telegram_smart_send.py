@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from letopis.adapters.telegram_core import answer_files
 from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.calls import Failure, failure_of
+from letopis.adapters.telegram_core.chat_history import ChatHistory
 from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.adapters.telegram_core.smart_send import SmartSender
 from letopis.adapters.telegram_core.splitting import TEXT_LIMIT, Entity, units
@@ -77,8 +81,8 @@ def parts(history: History, tmp_path: Path) -> BotParts:
 
 
 @pytest.fixture
-def sender(parts: BotParts, tmp_path: Path, waits: Waits) -> SmartSender:
-    return SmartSender(parts.outgoing, tmp_path / "files", sleep=waits)
+def sender(parts: BotParts, waits: Waits) -> SmartSender:
+    return SmartSender(parts.outgoing, sleep=waits)
 
 
 async def only(parts: BotParts) -> RecordedMessage:
@@ -120,7 +124,7 @@ async def test_a_long_answer_is_a_file_with_a_preview(sender: SmartSender, parts
 
 @pytest.mark.parametrize(
     "failure",
-    [failure_of(413, "Request Entity Too Large"), failure_of(400, "Bad Request: file"), failure_of(502, "Bad Gateway")],
+    [failure_of(413, "Request Entity Too Large"), failure_of(400, "Bad Request: file")],
 )
 async def test_if_the_file_fails_it_is_split(
     sender: SmartSender, parts: BotParts, tmp_path: Path, failure: Failure
@@ -142,9 +146,76 @@ async def test_if_the_file_fails_it_is_split(
     assert list((tmp_path / "files").iterdir()) == []
 
 
-async def test_if_the_disk_refuses_the_file_it_is_split(parts: BotParts, tmp_path: Path) -> None:
+async def test_a_file_that_may_have_been_shown_is_not_sent_a_second_time_as_text(
+    sender: SmartSender, parts: BotParts, tmp_path: Path
+) -> None:
+    telegram = Telegram([failure_of(502, "Bad Gateway")])
+
+    with pytest.raises(Refused):
+        await sender.send(telegram, PLACE, LONG)
+
+    assert telegram.shown == []
+    assert (await only(parts)).delivery is Delivery.APPENDED
+    assert list((tmp_path / "files").iterdir()) == []
+    assert (await sender.send(telegram, PLACE, LONG)).sent_as == "file"  # again, as the same message
+    assert (await only(parts)).delivery is Delivery.SENT
+
+
+@pytest.mark.parametrize("moment", ["writing", "sending"])
+async def test_a_cancelled_send_leaves_no_file(
+    sender: SmartSender, parts: BotParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    begun, go = asyncio.Event(), threading.Event()
+    loop, write = asyncio.get_running_loop(), answer_files._write
+
+    def slowly(path: Path, text: str) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go.wait(20)
+        write(path, text)
+
+    class Hanging(Telegram):
+        async def send_file(self, path: Path, name: str, caption: str, entities: Sequence[Entity]) -> int:
+            assert path.exists()
+            begun.set()
+            return await asyncio.Event().wait()
+
+    if moment == "writing":
+        monkeypatch.setattr(answer_files, "_write", slowly)
+    sending = asyncio.create_task(sender.send(Hanging(), PLACE, LONG))
+    await begun.wait()
+    sending.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+
+    assert list((tmp_path / "files").iterdir()) == []
+    assert (await only(parts)).delivery is Delivery.APPENDED
+
+
+async def test_the_file_of_an_answer_goes_with_its_content(
+    sender: SmartSender, parts: BotParts, tmp_path: Path
+) -> None:
+    def held() -> list[bool]:
+        return [b"Words of tea" in path.read_bytes() for path in (tmp_path / "files").iterdir()]
+
+    first, second = await sender.send(Telegram(), PLACE, LONG), await sender.send(Telegram(), PLACE, LONG)
+    assert held() == [True, True]  # the control: the search finds what is there
+
+    gone = {"chat_id": 1001, "message_id": first.numbers[0]}
+    await parts.history.sent(PLACE.owner, str(second.message_id), platform_ids={"telegram": 777})
+    await parts.outgoing.after("deleteMessage", await parts.outgoing.before("deleteMessage", gone), True)
+    assert held() == [True]
+
+    chat = ChatHistory(chats=parts.chats, key=PLACE, conversation_id=PLACE.owner)
+    await chat.redact(str(second.message_id), reason="asked")
+    assert held() == []
+    assert [one.redacted for one in await parts.history.messages(PLACE.owner)] == [True, True]
+
+
+async def test_if_the_disk_refuses_the_file_it_is_split(history: History, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    sender = SmartSender(parts.outgoing, tmp_path / "taken" / "files")
+    sender = BotParts.of(history, 7000, files=tmp_path / "taken" / "files").sender
 
     assert (await sender.send(Telegram(), PLACE, LONG)).sent_as == "messages"
 
@@ -213,6 +284,6 @@ async def test_an_empty_answer_is_refused_and_nothing_is_recorded(
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 5000}, {"threshold": 63}, {"preview": 1000}])
-async def test_limits_of_telegram_cannot_be_exceeded(parts: BotParts, tmp_path: Path, wrong: dict[str, Any]) -> None:
+async def test_limits_of_telegram_cannot_be_exceeded(parts: BotParts, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        SmartSender(parts.outgoing, tmp_path, **wrong)
+        SmartSender(parts.outgoing, **wrong)

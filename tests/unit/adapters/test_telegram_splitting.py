@@ -97,6 +97,20 @@ def test_entities_follow_their_words(text: str, limit: int, data: st.DataObject)
         assert words == expected  # none is cut
 
 
+@pytest.mark.parametrize("fence", ["```", "````", "~~~", "~~~~~~~~"])
+def test_code_is_closed_and_opened_again_with_its_own_fence(fence: str) -> None:
+    inner = "```" if fence != "```" else "~~~"
+    body = "\n".join(f"{number} tea" if number % 5 else inner for number in range(40))
+
+    parts = split(f"{fence}python\n{body}\n{fence}", limit=80)
+
+    assert len(parts) > 3
+    for part in parts:
+        first, *_, last = part.text.splitlines()
+        assert (first, last) == (f"{fence}python", fence)
+    assert [line for part in parts for line in part.text.splitlines()[1:-1]] == body.splitlines()
+
+
 def test_a_closing_fence_is_never_alone() -> None:
     body = "\n".join(["=" * 5, *["=" * 6] * 5, "=" * 8])
 

@@ -252,28 +252,28 @@ class LetopisChats:
             if self._commands and self._describe:
                 await describe_commands(one, self._commands)
             waiting = await parts.incoming.unhandled(older_than=self._resume_after)
-            for update in waiting:
-                self._updates.expect(one, update["update_id"])
             if waiting:
                 logger.info("updates that were not handled before the last end are handled now: %d", len(waiting))
-                task = asyncio.create_task(self._handle_again(dispatcher, one, waiting, data), name="letopis-again")
+            for update in waiting:
+                recorded = await self._requests.receive(one, update)
+                self._updates.expect(one, recorded)
+                again = self._handle_again(dispatcher, one, update, recorded, data)
+                task = asyncio.create_task(again, name="letopis-again")
                 self._again.add(task)
                 task.add_done_callback(self._again.discard)
 
     async def _handle_again(
-        self, dispatcher: Dispatcher, bot: Bot, waiting: Sequence[dict[str, Any]], data: dict[str, Any]
+        self, dispatcher: Dispatcher, bot: Bot, update: dict[str, Any], recorded: Recorded, data: dict[str, Any]
     ) -> None:
-        for update in waiting:
-            given = {name: value for name, value in data.items() if name not in ("dispatcher", "bots", "router")}
-            try:
-                result = await dispatcher.feed_raw_update(bot, update, **{**given, "letopis_again": True})
-            except Exception as error:  # aiogram has logged it; continue with the others
-                logger.debug("an update failed again: %s", type(error).__name__)
-            else:
-                if isinstance(result, TelegramMethod):
-                    await dispatcher.silent_call_request(bot, result)
-            finally:
-                self._updates.forget(bot, update["update_id"])
+        given = {name: value for name, value in data.items() if name not in ("dispatcher", "bots", "router")}
+        try:
+            result = await dispatcher.feed_raw_update(bot, update, **{**given, "letopis_again": True})
+            if isinstance(result, TelegramMethod):
+                await dispatcher.silent_call_request(bot, result)
+        except Exception as error:  # aiogram has logged it; the next update of the chat is handled
+            logger.debug("an update failed again: %s", type(error).__name__)
+        # Not after a cancellation: the process is ending, and what waits for this update is handled after it.
+        self._updates.forget(bot, recorded)
 
     async def _shutdown(self) -> None:
         if not await self.idle(self._drain_seconds):

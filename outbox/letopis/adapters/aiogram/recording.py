@@ -18,6 +18,7 @@ from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.calls import Failure
 from letopis.adapters.telegram_core.incoming import NOT_NOW, Recorded
 from letopis.adapters.telegram_core.outgoing import current_update
+from letopis.adapters.telegram_core.resumed_turns import ResumedTurns
 
 _WITH_HISTORY: Final = frozenset(
     {
@@ -104,25 +105,29 @@ class RequestRecording(BaseRequestMiddleware):
 class UpdateRecording(BaseMiddleware):
     """An outer middleware for all updates: gives handlers their chat's history, and records when they have finished.
 
-    Updates that were handled before are skipped.
+    Updates that were handled before are skipped. Those that are handled again after a start go before the new ones of
+    their chat.
     """
 
     def __init__(self, bots: Bots, requests: RequestRecording, handled_here: HandledHere) -> None:
         self._bots = bots
         self._requests = requests
         self._handled_here = handled_here
+        self._turns = ResumedTurns()
         self._handling: set[tuple[int, int]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def expect(self, bot: Bot, update_id: int) -> None:
-        """From now on, refuse an update that this process is going to hand in again."""
-        self._handling.add((bot.id, update_id))
+    def expect(self, bot: Bot, recorded: Recorded) -> None:
+        """Refuse an update that this process is going to hand in again, and let its chat wait for it."""
+        self._turns.expect(recorded)
+        self._handling.add((bot.id, recorded.update_id))
         self._idle.clear()
 
-    def forget(self, bot: Bot, update_id: int) -> None:
+    def forget(self, bot: Bot, recorded: Recorded) -> None:
         """Take back :meth:`expect`."""
-        self._ended((bot.id, update_id))
+        self._turns.end(recorded)
+        self._ended((bot.id, recorded.update_id))
 
     async def wait_until_idle(self, seconds: float) -> bool:
         """Wait until no update is being handled; return ``False`` if some are after ``seconds``."""
@@ -152,6 +157,7 @@ class UpdateRecording(BaseMiddleware):
         self._handling.add(name)
         self._idle.clear()
         try:
+            await self._turns.wait(recorded)
             result = await self._handle(handler, bot, parts, recorded, event, data)
         except asyncio.CancelledError:
             raise  # the process is ending: the update is handled after the next start

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 from weakref import WeakValueDictionary
 
+from aiogram.exceptions import DataNotDictLikeError
 from aiogram.fsm.state import State
 from aiogram.fsm.storage.base import BaseStorage, StateType, StorageKey
 
@@ -73,7 +74,8 @@ class LetopisFsmStorage(BaseStorage):
     async def set_data(self, key: StorageKey, data: Mapping[str, Any]) -> None:
         """Replace the data; an empty mapping clears it.
 
-        :raises InvalidInput: the data is not a mapping, or holds values that are not JSON; nothing was written.
+        :raises DataNotDictLikeError: the data is not a mapping; nothing was written.
+        :raises InvalidInput: the data holds values that are not JSON; nothing was written.
         :raises LetopisError: as for ``Records.put``.
         """
         async with self._lock(key):
@@ -89,7 +91,8 @@ class LetopisFsmStorage(BaseStorage):
     async def update_data(self, key: StorageKey, data: Mapping[str, Any]) -> dict[str, Any]:
         """Update the data and return all of it; concurrent updates are both kept.
 
-        :raises InvalidInput: the data is not a mapping, or holds values that are not JSON; nothing was written.
+        :raises DataNotDictLikeError: the data is not a mapping; nothing was written.
+        :raises InvalidInput: the data holds values that are not JSON; nothing was written.
         :raises LetopisError: as for ``Records.put``.
         """
         added = _checked(data)
@@ -178,5 +181,5 @@ def _namespace(key: StorageKey) -> tuple[str, ...]:
 
 def _checked(data: object) -> dict[str, Any]:
     if not isinstance(data, Mapping):
-        raise InvalidInput("data", f"must be a mapping, not {type(data).__name__}")
+        raise DataNotDictLikeError(f"Data must be a dict or dict-like object, got {type(data).__name__}")
     return dict(data)

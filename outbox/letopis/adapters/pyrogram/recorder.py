@@ -54,8 +54,8 @@ class LetopisRecorder:
 
         @app.on_message(filters.text & filters.private)
         async def answer(client, message):
-            history = await recorder.chat(message)
-            await recorder.smart_send(message, await ask_model(await history.messages(last=20)))
+            context = await (await recorder.chat(message)).context(turns=20)
+            await recorder.smart_send(message, await ask_model(context.messages))
 
     Incoming messages, edits and deletions are recorded in a handler that runs before the bot's own. What the client
     sends, by any method, ``message.reply`` included, is recorded before and after it is sent. The client acknowledges
@@ -153,7 +153,7 @@ class LetopisRecorder:
             return found
         key = await self.parts.chats.settled(ChatKey.of_message(self.parts.bot_id, raw_message(message)))
         active = await self.parts.chats.active(key)
-        return ChatHistory(base=self.history, key=key, conversation_id=active.conversation_id)
+        return ChatHistory(chats=self.parts.chats, key=key, conversation_id=active.conversation_id)
 
     async def smart_send(
         self, to: Any, text: str, *, entities: Sequence[Entity] = (), reply: bool = False, reply_markup: Any = None

@@ -43,9 +43,9 @@ class LetopisChats:
         chats = LetopisChats("bot.outbox.db", store="postgresql://bot@db/history")
         application = chats.builder().token(TOKEN).build()
 
-        async def answer(update: Update, context: CallbackContext) -> None:
-            history = chats.chat(update)
-            await chats.smart_send(update, await ask_model(await history.messages(last=20)))
+        async def answer(update: Update, _: CallbackContext) -> None:
+            context = await chats.chat(update).context(turns=20)
+            await chats.smart_send(update, await ask_model(context.messages))
 
         application.add_handler(MessageHandler(filters.TEXT, answer))
         application.run_polling()
@@ -152,7 +152,7 @@ class LetopisChats:
         """Return the history of a chat to write to without an update, with its active conversation."""
         key = await self.parts.chats.settled(ChatKey(bot_id=self.parts.bot_id, chat_id=chat_id, topic_id=topic_id))
         active = await self.parts.chats.active(key)
-        return ChatHistory(base=self.history, key=key, conversation_id=active.conversation_id)
+        return ChatHistory(chats=self.parts.chats, key=key, conversation_id=active.conversation_id)
 
     async def smart_send(
         self,
@@ -233,7 +233,7 @@ class LetopisChats:
         if waiting:
             logger.info("updates that were not handled before the last end are handled now: %d", len(waiting))
         for update in waiting:
-            await self._application.update_queue.put(update_from(update, self._application.bot))
+            await self._application.update_queue.put_again(update_from(update, self._application.bot))
 
     async def end(self) -> None:
         """Close the history, unless a persistence still has to write."""

@@ -17,6 +17,7 @@ from letopis.adapters.telegram_core.bot import BotParts
 from letopis.adapters.telegram_core.calls import Failure
 from letopis.adapters.telegram_core.incoming import NOT_NOW, Recorded
 from letopis.adapters.telegram_core.outgoing import current_update
+from letopis.adapters.telegram_core.resumed_turns import ResumedTurns
 from letopis.store import LetopisError
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
@@ -64,6 +65,13 @@ class RecordingQueue(asyncio.Queue[object]):
         self._chats = chats
         self._received: dict[int, Recorded] = {}
         self._waiting: set[int] = set()
+        self.turns = ResumedTurns()
+
+    async def put_again(self, update: Update) -> None:
+        """Put an update into the queue that was not handled before the last end, before the new ones of its chat."""
+        if await self._receive(update):
+            self.turns.expect(self._received[update.update_id])
+            await super().put(update)
 
     async def put(self, item: object) -> None:
         """Record an update and put it into the queue."""
@@ -141,6 +149,7 @@ class RecordingProcessor(BaseUpdateProcessor):
             return
         token = current_update.set(recorded)
         try:
+            await self._queue.turns.wait(recorded)
             await self._handle_once(recorded, update, handlers)
             # Not after a cancellation: the process is ending, and the update is handled after the next start.
             await self._chats.parts.incoming.handled(recorded.update_id)
@@ -149,6 +158,7 @@ class RecordingProcessor(BaseUpdateProcessor):
         finally:
             current_update.reset(token)
             self._queue.done(update)
+        self._queue.turns.end(recorded)
 
     async def _handle_once(self, recorded: Recorded, update: Update, handlers: Awaitable[Any]) -> None:
         try:

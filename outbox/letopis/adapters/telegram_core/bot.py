@@ -71,24 +71,22 @@ class BotParts:
         tz: tzinfo = UTC,
     ) -> Self:
         """Return a bot's parts; the parameters are those of the parts."""
-        chats, local, folder = Chats(history, bot_id), LocalState(history), Path(files)
-        outgoing = OutgoingRecorder(history, bot_id, chats=chats)
+        chats, local = Chats(history, bot_id, files=files), LocalState(history)
+        outgoing = OutgoingRecorder(chats)
         return cls(
             history=history,
             bot_id=bot_id,
             chats=chats,
             local=local,
             incoming=IncomingRecorder(
-                history,
-                bot_id,
-                chats=chats,
+                chats,
                 local=local,
                 titles=titles,
                 commands_are_messages=commands_are_messages,
             ),
             outgoing=outgoing,
-            menu=Menu(chats, files=folder, tz=tz),
-            sender=SmartSender(outgoing, folder, threshold=threshold, preview=preview),
+            menu=Menu(chats, tz=tz),
+            sender=SmartSender(outgoing, threshold=threshold, preview=preview),
         )
 
     async def chat_of(self, recorded: Recorded) -> ChatHistory | None:
@@ -102,7 +100,11 @@ class BotParts:
         if conversation_id is None:
             conversation_id = (await self.chats.active(recorded.key)).conversation_id
         return ChatHistory(
-            base=self.history, key=recorded.key, conversation_id=conversation_id, language=recorded.language
+            chats=self.chats,
+            key=recorded.key,
+            conversation_id=conversation_id,
+            language=recorded.language,
+            message_id=recorded.message_id,
         )
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import Final
+import os
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
+from letopis.adapters.telegram_core.answer_files import AnswerFiles
 from letopis.adapters.telegram_core.keys import ChatKey, message_id
-from letopis.outbox import History
+from letopis.outbox import History, Receipt
 from letopis.store import Conversation, ConversationGone, InvalidInput, RecordedMessage, StoreUnavailable
 
 logger: Final = logging.getLogger("letopis.adapters.telegram")
 
 _SPACE: Final = "letopis.telegram"
 _PAGE: Final = 50
-_LOOKED_BACK: Final = 200
+LOOKED_BACK: Final = 200
 """How many of the newest messages are searched for one that the bot sent."""
 _SEARCHED: Final = 20
 """How many of a place's latest conversations are searched for a message that the bot sent."""
@@ -27,11 +29,13 @@ class Chats:
     """The conversations of all chats of one bot.
 
     :param bot_id: the bot's id.
+    :param files: the folder of files that smart send has sent: they are removed with their messages.
     """
 
-    def __init__(self, history: History, bot_id: int) -> None:
+    def __init__(self, history: History, bot_id: int, *, files: str | os.PathLike[str]) -> None:
         self.history = history
         self.bot_id = bot_id
+        self.files = AnswerFiles(files)
         self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._earlier: dict[int, int] = {}
         self._moved = history.records(space=_SPACE)
@@ -124,6 +128,17 @@ class Chats:
             if after is None:
                 return
 
+    async def redact(self, conversation_id: str, message_id: str, *, reason: str | None) -> Receipt:
+        """Erase the content of a message, with the file as which it was sent, which goes first."""
+        await self.files.remove([message_id])
+        return await self.history.redact(conversation_id, message_id, reason=reason)
+
+    async def delete(self, conversation_id: str, *, reason: str | None) -> Receipt:
+        """Delete a conversation, with the files as which its answers were sent, which go first."""
+        messages = await self.history.messages(conversation_id, last=None, every=True)
+        await self.files.remove(one.id for one in messages)
+        return await self.history.delete(conversation_id, reason=reason)
+
     async def find(self, key: ChatKey, number: int, *, chat_id: int) -> RecordedMessage | None:
         """Return the message of a settled place with a number in Telegram; ``None`` if it is not known.
 
@@ -154,10 +169,25 @@ class Chats:
         if found is not None:
             return found
         # What the bot sent has its own id, assigned before Telegram gave one.
-        for one in await self.history.messages(conversation_id, last=_LOOKED_BACK):
+        for one in await self.history.messages(conversation_id, last=LOOKED_BACK):
             if number in numbers_of(one):
                 return one
         return None
+
+
+def question_of(message: RecordedMessage) -> str | None:
+    """Return the id of the message that a message of the bot was sent for; ``None`` if there is none."""
+    return _about(message).get("answers")
+
+
+def update_of(message: RecordedMessage) -> int | None:
+    """Return the id of the update that a message of the bot was sent for; ``None`` if there is none."""
+    return _about(message).get("update_id")
+
+
+def _about(message: RecordedMessage) -> Mapping[str, Any]:
+    about = message.message.metadata.get("telegram")
+    return about if message.role == "assistant" and isinstance(about, Mapping) else {}
 
 
 def numbers_of(message: RecordedMessage) -> tuple[int, ...]:

@@ -25,7 +25,6 @@ from letopis.adapters.telegram_core.updates import (
     is_from_account,
     read_update,
 )
-from letopis.outbox import History
 from letopis.store import (
     Closed,
     EventIdReused,
@@ -61,6 +60,7 @@ class Recorded:
     :ivar repeated: it was recorded before.
     :ivar handled: it was recorded before, and its handling has finished: it must not be handled again.
     :ivar titles: the conversation that this message gives a title; such a message is not part of the conversation.
+    :ivar message_id: the message of the conversation that the update brought or edited, if it did.
     """
 
     update_id: int
@@ -72,6 +72,7 @@ class Recorded:
     repeated: bool = False
     handled: bool = False
     titles: str | None = None
+    message_id: str | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +84,7 @@ class _Work:
     events: list[Message | Body] = field(default_factory=list)
     occurred_at: datetime | None = None
     titles: str | None = None
+    message_id: str | None = None
 
 
 class IncomingRecorder:
@@ -92,25 +94,22 @@ class IncomingRecorder:
     no effect when Telegram sends it again. Call :meth:`handled` when its handling has finished. After a crash,
     :meth:`unhandled` returns updates that were acknowledged but not answered.
 
-    :param bot_id: the number before the colon of the bot's token.
     :param titles: name a conversation after its first question.
     :param commands_are_messages: record messages that begin with a command as part of the conversation, too.
     """
 
     def __init__(
         self,
-        history: History,
-        bot_id: int,
+        chats: Chats,
         *,
-        chats: Chats | None = None,
         local: LocalState | None = None,
         titles: bool = True,
         commands_are_messages: bool = False,
     ) -> None:
-        self.chats = chats or Chats(history, bot_id)
-        self.local = local or LocalState(history)
-        self._history = history
-        self._bot_id = bot_id
+        self.chats = chats
+        self.local = local or LocalState(chats.history)
+        self._history = chats.history
+        self._bot_id = chats.bot_id
         self._titles = titles
         self._commands_are_messages = commands_are_messages
         self._one_at_a_time = asyncio.Lock()
@@ -167,6 +166,8 @@ class IncomingRecorder:
                     await self.local.learn_language(tx, key.owner, meaning.language)
                 if work.conversation_id is not None and work.events:
                     await self._append(tx, work)
+        if key is not None:
+            self.local.learned_language(key.owner, meaning.language)
         return _recorded(
             meaning,
             key,
@@ -174,6 +175,7 @@ class IncomingRecorder:
             repeated=known is not None,
             handled=known is not None and known.handled,
             titles=work.titles,
+            message_id=work.message_id,
         )
 
     async def _append(self, tx: Any, work: _Work) -> None:
@@ -186,8 +188,15 @@ class IncomingRecorder:
     async def _without_content(self, update: Mapping[str, Any], meaning: Meaning, key: ChatKey | None) -> Recorded:
         async with self._history.transaction() as tx:
             known = await self.local.receive(tx, self._bot_id, update, None)
+        number = meaning.payload.get("message_id") if isinstance(meaning, Said) else None
         return _recorded(
-            meaning, key, conversation_id=None, repeated=known is not None, handled=known is not None and known.handled
+            meaning,
+            key,
+            conversation_id=None,
+            repeated=known is not None,
+            handled=known is not None and known.handled,
+            # It is not in the history: a context for it is refused, rather than one that ends with another question.
+            message_id=message_id(meaning.payload["chat"]["id"], number) if isinstance(number, int) else None,
         )
 
     async def _work(self, meaning: Meaning, key: ChatKey | None) -> _Work:
@@ -219,7 +228,7 @@ class IncomingRecorder:
         events: list[Message | Body] = [made]
         if self._titles and active.title is None and made.role == "user" and made.text.strip():
             events.append(ConversationRenamed(title=title_from(made.text)))
-        return _Work(active.conversation_id, key.owner, events, moment_of(message))
+        return _Work(active.conversation_id, key.owner, events, moment_of(message), message_id=made.id)
 
     async def _titled_by(self, message: Mapping[str, Any], key: ChatKey) -> str | None:
         answered = message.get("reply_to_message")
@@ -237,12 +246,12 @@ class IncomingRecorder:
         assert meaning.key is not None  # noqa: S101 - likewise
         found = await self.chats.find(key, message["message_id"], chat_id=meaning.key.chat_id)
         if found is None:  # it was written before recording began, so its current content is all there is
-            active = await self.chats.active(key)
-            return _Work(active.conversation_id, key.owner, [_message(message)], moment_of(message))
-        at = moment_of(message, "edit_date")
-        if found.redacted or found.content == content:
-            return _Work(found.conversation_id, key.owner, [], at)
-        return _Work(found.conversation_id, key.owner, [MessageEdited(message_id=found.id, content=content)], at)
+            active, made = await self.chats.active(key), _message(message)
+            return _Work(active.conversation_id, key.owner, [made], moment_of(message), message_id=made.id)
+        work = _Work(found.conversation_id, key.owner, [], moment_of(message, "edit_date"), message_id=found.id)
+        if not found.redacted and found.content != content:
+            work.events.append(MessageEdited(message_id=found.id, content=content))
+        return work
 
     async def _deleted(self, meaning: Deleted, key: ChatKey) -> _Work:
         assert meaning.key is not None  # noqa: S101 - or it were another meaning
@@ -251,7 +260,7 @@ class IncomingRecorder:
             if found is not None and not found.redacted and _last_of(found, meaning.numbers):
                 # Idempotent, so it need not be in the transaction that notes the update: a message may be in any
                 # conversation.
-                await self._history.redact(found.conversation_id, found.id, reason="deleted in Telegram")
+                await self.chats.redact(found.conversation_id, found.id, reason="deleted in Telegram")
         active = await self.chats.active(key)
         return _Work(active.conversation_id, key.owner, [])
 

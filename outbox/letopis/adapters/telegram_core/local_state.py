@@ -19,6 +19,14 @@ _TABLES: Final = (
         bot_id INTEGER NOT NULL, update_id INTEGER NOT NULL, received_at INTEGER NOT NULL, handled_at INTEGER,
         attempts INTEGER NOT NULL, conversation_id TEXT, data TEXT NOT NULL, PRIMARY KEY (bot_id, update_id)
     ) WITHOUT ROWID""",
+    """CREATE INDEX IF NOT EXISTS ix_letopis_telegram_updates_unhandled
+        ON letopis_telegram_updates (conversation_id) WHERE handled_at IS NULL""",
+    # What is erased is gone from here too, whichever program erases it: the raw update holds the message.
+    """CREATE TRIGGER IF NOT EXISTS letopis_telegram_erased AFTER UPDATE OF deleted ON letopis_outbox_lanes
+        WHEN NEW.deleted <> 0 BEGIN
+            UPDATE letopis_telegram_updates SET data = '', handled_at = received_at
+            WHERE conversation_id = NEW.conversation_id AND handled_at IS NULL;
+        END""",
     """CREATE TABLE IF NOT EXISTS letopis_telegram_languages (
         owner_id TEXT NOT NULL PRIMARY KEY, language TEXT NOT NULL
     ) WITHOUT ROWID""",
@@ -29,6 +37,8 @@ _TABLES: Final = (
 )
 KEEP_HANDLED: Final = timedelta(days=2)
 """How long a handled update is remembered: Telegram may repeat it for a day."""
+TRIM_INTERVAL: Final = timedelta(hours=1)
+"""How long handled updates may stay after that."""
 MAX_ATTEMPTS: Final = 3
 """How often an update is handed out again after its process ended while handling it."""
 
@@ -54,6 +64,7 @@ class LocalState:
     def __init__(self, history: History) -> None:
         self._history = history
         self._ready = False
+        self._trimmed_at = utc_now()
         self._lock = asyncio.Lock()
         self._languages: dict[str, str] = {}
 
@@ -65,11 +76,16 @@ class LocalState:
             async with self._history.transaction() as tx:
                 for table in _TABLES:
                     await tx.execute(sa.text(table))
-                await tx.execute(
-                    sa.text("DELETE FROM letopis_telegram_updates WHERE handled_at < :until"),
-                    {"until": to_microseconds(utc_now() - KEEP_HANDLED)},
-                )
+                await self._trim(tx)
             self._ready = True
+
+    async def _trim(self, tx: Transaction) -> None:
+        """Forget updates that were handled long ago."""
+        self._trimmed_at = utc_now()
+        await tx.execute(
+            sa.text("DELETE FROM letopis_telegram_updates WHERE handled_at < :until"),
+            {"until": to_microseconds(self._trimmed_at - KEEP_HANDLED)},
+        )
 
     # Updates.
 
@@ -77,6 +93,8 @@ class LocalState:
         self, tx: Transaction, bot_id: int, update: Mapping[str, Any], conversation_id: str | None
     ) -> KnownUpdate | None:
         """Record an update as received. If it was recorded before, change nothing and return what is known of it."""
+        if utc_now() - self._trimmed_at > TRIM_INTERVAL:
+            await self._trim(tx)
         key = {"bot": bot_id, "update": update["update_id"]}
         done = await tx.execute(
             sa.text(
@@ -115,14 +133,22 @@ class LocalState:
     async def unhandled(self, bot_id: int, *, older_than: timedelta = timedelta(0)) -> list[dict[str, Any]]:
         """Return the updates whose handling never finished, oldest first, and count the attempt.
 
-        An update that has ended its process three times is no longer returned.
+        An update that has ended its process three times is no longer returned, and its content is dropped.
 
         :param older_than: only updates received at least this long ago, because other processes may still be handling
             later ones.
         """
         await self.prepare()
-        named = {"bot": bot_id, "attempts": MAX_ATTEMPTS, "until": to_microseconds(utc_now() - older_than)}
+        now = utc_now()
+        named = {"bot": bot_id, "attempts": MAX_ATTEMPTS, "until": to_microseconds(now - older_than)}
         async with self._history.transaction() as tx:
+            await tx.execute(
+                sa.text(
+                    "UPDATE letopis_telegram_updates SET handled_at = :now, data = ''"
+                    " WHERE bot_id = :bot AND handled_at IS NULL AND attempts >= :attempts"
+                ),
+                {"now": to_microseconds(now), "bot": bot_id, "attempts": MAX_ATTEMPTS},
+            )
             rows = (
                 await tx.execute(
                     sa.text(
@@ -145,7 +171,7 @@ class LocalState:
     # Languages.
 
     async def learn_language(self, tx: Transaction, owner: str, language: str | None) -> None:
-        """Remember the language of a chat."""
+        """Remember the language of a chat; once the transaction has committed, call :meth:`learned_language`."""
         if language is None or self._languages.get(owner) == language:
             return
         await tx.execute(
@@ -155,6 +181,11 @@ class LocalState:
             ),
             {"owner": owner, "language": language},
         )
+
+    def learned_language(self, owner: str, language: str | None) -> None:
+        """Keep the language of a chat in memory, too."""
+        if language is None:
+            return
         if len(self._languages) > 10_000:
             self._languages.clear()
         self._languages[owner] = language

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, tzinfo
-from pathlib import Path
 from typing import Final
-
-import anyio
 
 from letopis.adapters.telegram_core.buttons import (
     Button,
@@ -44,14 +39,12 @@ class Menu:
 
     Each method returns the screen to show. A screen's texts are plain text, without markup.
 
-    :param files: the folder of files that smart send has sent; a deleted chat's files are removed from it.
     :param tz: the time zone for displayed times.
     """
 
-    def __init__(self, chats: Chats, *, files: Path | None = None, tz: tzinfo = UTC) -> None:
+    def __init__(self, chats: Chats, *, tz: tzinfo = UTC) -> None:
         self._chats = chats
         self._history = chats.history
-        self._files = None if files is None else _absolute(files)
         self._tz = tz
 
     async def command(self, name: str, arguments: str, key: ChatKey, language: str | None) -> MenuScreen:
@@ -177,23 +170,8 @@ class Menu:
         return MenuScreen(text=texts.renamed.format(title=shortened(title)), rows=(self._bottom(texts),))
 
     async def _delete(self, place: ChatKey, texts: Texts, one: Conversation) -> MenuScreen:
-        files = await self._files_of(one.conversation_id)
-        await self._history.delete(one.conversation_id, reason="deleted by the user")
-        for file in files:
-            with contextlib.suppress(FileNotFoundError):
-                await anyio.Path(file).unlink()
+        await self._chats.delete(one.conversation_id, reason="deleted by the user")
         return MenuScreen(text=texts.deleted.format(title=self._title(texts, one)), rows=(self._bottom(texts),))
-
-    async def _files_of(self, conversation_id: str) -> list[Path]:
-        if self._files is None:
-            return []
-        found = list[Path]()
-        for message in await self._history.messages(conversation_id, last=None, every=True):
-            given = message.delivery_data.get("file_path")
-            # Only files that smart send wrote there, because the path is user data.
-            if isinstance(given, str) and (path := _absolute(given)).parent == self._files:
-                found.append(path)
-        return found
 
     async def _messages(self, place: ChatKey, texts: Texts, one: Conversation) -> MenuScreen:
         page = await self._history.messages(one.conversation_id, last=_SHOWN)
@@ -281,7 +259,3 @@ class Menu:
             if short_name(place, one.conversation_id) == name:
                 return one
         return None
-
-
-def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would look at the disk, in the event loop

@@ -14,11 +14,10 @@ from typing import Any, Final
 import orjson
 
 from letopis.adapters.telegram_core.calls import BotApiCall, Failure, chat_in, content_in, numbers_in, read_call
-from letopis.adapters.telegram_core.chats import Chats, numbers_of
+from letopis.adapters.telegram_core.chats import LOOKED_BACK, Chats, numbers_of, update_of
 from letopis.adapters.telegram_core.incoming import Recorded
 from letopis.adapters.telegram_core.keys import ChatKey
-from letopis.outbox import History, Reply
-from letopis.store import LetopisError, Message
+from letopis.store import Delivery, LetopisError, Message
 from letopis.store.cancellation import run_to_completion
 from letopis.store.model.event_types import MessageSent
 from letopis.store.model.parts import Content, content_to_json
@@ -54,13 +53,14 @@ class Intent:
     :ivar conversation_id: the conversation that it belongs to.
     :ivar message_id: its id in the history.
     :ivar sent: the message ids that Telegram gave to its parts, by part number.
+    :ivar shown: the message ids that Telegram gave to it when an earlier run of the handler sent it.
     """
 
     conversation_id: str
     message_id: str
-    reply: Reply
     name: str
     sent: dict[int, int] = field(default_factory=dict)
+    shown: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,16 +75,20 @@ class OutgoingRecorder:
 
     A reply is appended before it is sent, and confirmed or marked as failed afterwards. If its outcome is unknown, as
     after a timeout or a crash, it stays unconfirmed: see ``History.unconfirmed``. Sending the same content to the same
-    chat again then confirms that reply instead of creating a second one.
+    chat again, for the same update, then confirms that reply instead of creating a second one.
+
+    If an update is handled again after a crash, what its handler sends is recorded as what it sent before: as the reply
+    of the same content, otherwise as the one that was not confirmed, which gets the new content.
 
     If the outbox refuses an append, an error is logged, and the bot still answers.
     """
 
-    def __init__(self, history: History, bot_id: int, *, chats: Chats | None = None) -> None:
-        self.chats = chats or Chats(history, bot_id)
-        self._history = history
-        self._bot_id = bot_id
+    def __init__(self, chats: Chats) -> None:
+        self.chats = chats
+        self._history = chats.history
+        self._bot_id = chats.bot_id
         self._open: OrderedDict[str, Intent] = OrderedDict()
+        self._before_crash: dict[int, list[Intent]] = {}
 
     # A call of the Bot API.
 
@@ -125,8 +129,11 @@ class OutgoingRecorder:
             with _logged("the new id of a group"):
                 await self.chats.move(key.chat_id, failure.moved_to)
         elif failure.ending == "refused":
-            with _logged("that a reply failed"):
-                await run_to_completion(intent.reply.failed(reason=failure.reason))
+            if not intent.shown:
+                with _logged("that a reply failed"):
+                    await run_to_completion(
+                        self._history.failed(intent.conversation_id, intent.message_id, reason=failure.reason)
+                    )
             return
         # The same is sent again, to the new id or later, or the outcome stays unknown.
         self._open[intent.name] = intent
@@ -143,18 +150,19 @@ class OutgoingRecorder:
         try:
             place = await self.chats.settled(key)
             conversation_id = await self._conversation(place)
-            name = _digest(conversation_id, content)
-            if (found := self._open.pop(name, None)) is not None:
-                return found
             update = current_update.get()
-            about = {"telegram": {"update_id": update.update_id}} if update is not None else {}
-            async with self._history.reply(conversation_id, owner=place.owner, metadata=about, every=None) as reply:
+            name = _digest(conversation_id, update, content)
+            found = self._open.pop(name, None) or await self._found_again(conversation_id, update, name, content)
+            if found is not None:
+                return found
+            metadata = {} if update is None else {"telegram": _purpose_of(update)}
+            async with self._history.reply(conversation_id, owner=place.owner, metadata=metadata, every=None) as reply:
                 for part in [content] if isinstance(content, str) else content:
                     await reply.add(part)
         except LetopisError as error:
             logger.error("a reply cannot be recorded, and is sent all the same: %s", error)  # noqa: TRY400
             return None
-        return Intent(conversation_id=conversation_id, message_id=reply.message_id, reply=reply, name=name)
+        return Intent(conversation_id=conversation_id, message_id=reply.message_id, name=name)
 
     async def sent(
         self, intent: Intent, numbers: tuple[int, ...], *, sent_as: str = "message", file_path: str | None = None
@@ -163,9 +171,12 @@ class OutgoingRecorder:
 
         :param numbers: the message ids that Telegram gave to its parts.
         """
+        numbers = (*intent.shown, *numbers)
         with _logged("that a reply was sent"):
             await run_to_completion(
-                intent.reply.sent(
+                self._history.sent(
+                    intent.conversation_id,
+                    intent.message_id,
                     platform_ids={"telegram": numbers[0] if len(numbers) == 1 else list(numbers)},
                     sent_as=sent_as,
                     file_path=file_path,
@@ -173,6 +184,36 @@ class OutgoingRecorder:
             )
 
     # What is not known in advance.
+
+    async def _found_again(
+        self, conversation_id: str, update: Recorded | None, name: str, content: Content
+    ) -> Intent | None:
+        """Return the reply that the handler of an update had begun before its process ended; ``None`` for a new one."""
+        if update is None or not update.repeated:
+            return None
+        if update.update_id not in self._before_crash:
+            messages = await self._history.messages(conversation_id, last=LOOKED_BACK)
+            sent = [one for one in messages if update_of(one) == update.update_id and not one.redacted]
+            intents = [
+                Intent(
+                    conversation_id=conversation_id,
+                    message_id=one.id,
+                    name=_digest(conversation_id, update, one.content),
+                    shown=numbers_of(one),
+                )
+                for one in sent
+                if one.delivery is not Delivery.FAILED
+            ]
+            self._before_crash.setdefault(update.update_id, intents)
+        earlier = self._before_crash[update.update_id]
+        same = next((one for one in earlier if one.name == name), None)
+        found = same or next((one for one in earlier if not one.shown), None)
+        if found is not None:
+            earlier.remove(found)
+        if found is not None and found is not same:
+            found.name = name
+            await self._history.edit(conversation_id, found.message_id, content, reason="answered again after a crash")
+        return found
 
     async def _conversation(self, key: ChatKey) -> str:
         update = current_update.get()
@@ -193,7 +234,7 @@ class OutgoingRecorder:
                 if call.content is not None and found.content != call.content and len(numbers_of(found)) < 2:
                     await self._history.edit(found.conversation_id, found.id, call.content)
             elif all(one in call.numbers for one in numbers_of(found)):
-                await self._history.redact(found.conversation_id, found.id, reason="deleted in Telegram by the bot")
+                await self.chats.redact(found.conversation_id, found.id, reason="deleted in Telegram by the bot")
 
     def _places(self, call: BotApiCall, result: Any) -> list[ChatKey]:
         """Return the places where a changed message may be: the call names its chat, but not its topic."""
@@ -223,9 +264,16 @@ def _sent_as(method: str) -> str:
     return "message" if call is None or call.sent_as is None else call.sent_as
 
 
-def _digest(conversation_id: str, content: Content) -> str:
-    told = orjson.dumps(content_to_json(content), option=orjson.OPT_SORT_KEYS, default=str)
-    return hashlib.sha256(conversation_id.encode() + b"\n" + told).hexdigest()
+def _purpose_of(update: Recorded) -> dict[str, Any]:
+    """Return what a message that is sent for an update says of it."""
+    named = {} if update.message_id is None else {"answers": update.message_id}
+    return {"update_id": update.update_id, **named}
+
+
+def _digest(conversation_id: str, update: Recorded | None, content: Content | None) -> str:
+    told = [None if update is None else update.update_id, None if content is None else content_to_json(content)]
+    described = orjson.dumps(told, option=orjson.OPT_SORT_KEYS, default=str)
+    return hashlib.sha256(conversation_id.encode() + b"\n" + described).hexdigest()
 
 
 @contextmanager

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -72,11 +69,10 @@ class SmartSender:
     """Sends one bot's answers, and records each as one message.
 
     Up to ``threshold``, an answer is sent as a message. Longer ones are sent as a file, with a preview as its caption;
-    if the file cannot be sent, as several messages. Rate limits are waited out as Telegram asks. Formatting that
-    Telegram refuses is dropped. An answer that fails half-way stays unconfirmed: sending it again, in the same process,
-    sends only the parts that Telegram has not confirmed.
+    if Telegram refuses the file, as several messages. Rate limits are waited out as Telegram asks. Formatting that
+    Telegram refuses is dropped. An answer that fails half-way, or whose outcome is unknown, stays unconfirmed: sending
+    it again, in the same process, sends only the parts that Telegram has not confirmed.
 
-    :param folder: where the files are written and kept: the message's ``file_path`` names them.
     :param threshold: in UTF-16 units, at most 4096.
     :param preview: the length of the preview, in UTF-16 units, at most 924.
     :param sleep: how to wait.
@@ -85,7 +81,6 @@ class SmartSender:
     def __init__(
         self,
         outgoing: OutgoingRecorder,
-        folder: Path,
         *,
         threshold: int = THRESHOLD,
         preview: int = PREVIEW,
@@ -96,7 +91,7 @@ class SmartSender:
         if not 64 <= preview <= CAPTION_LIMIT - _NOTE:
             raise ValueError(f"preview must be 64 to {CAPTION_LIMIT - _NOTE}")
         self._outgoing = outgoing
-        self._folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would look at the disk
+        self._files = outgoing.chats.files
         self._threshold = threshold
         self._preview = preview
         self._sleep = sleep
@@ -121,9 +116,10 @@ class SmartSender:
             raise ValueError("text must not be empty")
         intent = await self._outgoing.begin(key, text)
         answer = _Answer(transport, {} if intent is None else intent.sent, self._sleep)
+        name = str(uuid7()) if intent is None else intent.message_id
         try:
             with unrecorded():
-                sent_as, path = await self._deliver(answer, text, entities, language)
+                sent_as, path = await self._deliver(answer, name, text, entities, language)
         except BaseException as error:  # cancellations too: it is then unknown what was sent
             await self._failed(intent, transport, error, answer)
             raise
@@ -138,37 +134,40 @@ class SmartSender:
         )
 
     async def _deliver(
-        self, answer: _Answer, text: str, entities: Sequence[Entity], language: str | None
+        self, answer: _Answer, name: str, text: str, entities: Sequence[Entity], language: str | None
     ) -> tuple[str, str | None]:
         if units(text) <= self._threshold:
             await answer.messages([Part(text, tuple(entities), 0, len(text))])
             return "message", None
-        if not answer.sent:  # otherwise the file has failed before
-            sent, path = await self._as_file(answer, text, entities, language)
-            if sent:
-                return "file", str(path)
+        # If parts of it were sent, the file has failed before.
+        if not answer.sent and (path := await self._as_file(answer, name, text, entities, language)) is not None:
+            return "file", str(path)
         await answer.messages(split(text, entities))
         return "messages", None
 
     async def _as_file(
-        self, answer: _Answer, text: str, entities: Sequence[Entity], language: str | None
-    ) -> tuple[bool, Path]:
+        self, answer: _Answer, name: str, text: str, entities: Sequence[Entity], language: str | None
+    ) -> Path | None:
+        """Send an answer as a file and return its path; ``None`` if it is to be sent as messages instead."""
         texts = texts_for(language)
         head = beginning(text, entities, limit=self._preview)
         preview = Part(f"{head.text} …\n\n{texts.whole_in_file}", head.entities, head.start, head.end)
-        path = self._folder / f"{datetime.now(UTC):%Y%m%d_%H%M%S}_{uuid7().hex[-8:]}.txt"
         try:
-            await asyncio.to_thread(_write, path, text)
+            path = await self._files.write(name, text)
+        except OSError as error:
+            logger.warning("an answer cannot be written to a file, and is split: %s", type(error).__name__)
+            return None
+        try:
             await answer.file(path, f"{texts.file_name}.txt", preview)
-        except BaseException as error:
-            with suppress(OSError):  # it was never written, or it cannot be removed either
-                await asyncio.to_thread(path.unlink)
+        except BaseException as error:  # cancellations too: the history will not name the file
+            await self._files.remove([name])
             failure = answer.transport.failure_of(error) if isinstance(error, Exception) else None
-            if (failure is None and not isinstance(error, OSError)) or (failure is not None and failure.final):
+            # If Telegram may have shown it, it would be there twice.
+            if failure is None or failure.ending == "unknown" or failure.final:
                 raise
-            logger.warning("an answer cannot be sent as a file, and is split: %s", _reason(failure, error))
-            return False, path
-        return True, path
+            logger.warning("an answer cannot be sent as a file, and is split: %s", failure.reason)
+            return None
+        return path
 
     async def _failed(self, intent: Intent | None, transport: Transport, error: BaseException, answer: _Answer) -> None:
         failure = transport.failure_of(error) if isinstance(error, Exception) else None
@@ -221,16 +220,3 @@ class _Answer:
                 else:
                     raise
         return await send(entities=entities)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a new file durably, readable by its owner only."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _reason(failure: Failure | None, error: BaseException) -> str:
-    return type(error).__name__ if failure is None else failure.reason

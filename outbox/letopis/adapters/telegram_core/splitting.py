@@ -15,7 +15,7 @@ CAPTION_LIMIT: Final = 1024
 """The longest caption of a file, in UTF-16 units."""
 _EARLIEST: Final = 0.5
 """The share of a message that must be filled before a cut at a paragraph or a line is used."""
-_FENCE: Final = re.compile(r"^[ ]{0,3}(```+|~~~+)([^`\n]*)$", re.MULTILINE)
+_FENCE: Final = re.compile(r"^[ ]{0,3}(`{3,8}|~{3,8}(?!~))([^`\n]*)$", re.MULTILINE)
 _JOINERS: Final = frozenset("\u200d\ufe0e\ufe0f\u20e3")
 _TONES: Final = range(0x1F3FB, 0x1F400)
 _REGIONS: Final = range(0x1F1E6, 0x1F200)
@@ -50,8 +50,8 @@ def split(text: str, entities: Sequence[Entity] = (), *, limit: int = TEXT_LIMIT
 
     It is cut at a paragraph, otherwise at a line, otherwise between words, and within a word only if there is no other
     place. It is never cut inside a character, and inside an entity only if the entity is longer than a message; the
-    entity then continues in the next one. A fenced code block (three backticks) is closed at the end of a message and
-    reopened in the next. White space at a cut is dropped, and so are parts that are only white space.
+    entity then continues in the next one. A fenced code block (three to eight backticks or tildes) is closed at the end
+    of a message and reopened in the next. White space at a cut is dropped, and so are parts that are only white space.
 
     :param limit: at least 64.
     """
@@ -68,13 +68,18 @@ def beginning(text: str, entities: Sequence[Entity] = (), *, limit: int) -> Part
 
 @dataclass(frozen=True, slots=True)
 class _Fence:
-    """A fenced code block: its opening line, its body, and its closing line to the end."""
+    """A fenced code block: its opening line, its body, and its closing line to the end.
+
+    :ivar opening: the line that opens it again.
+    :ivar closing: the line that closes it.
+    """
 
     start: int
     body: int
     body_end: int
     end: int
     opening: str
+    closing: str
 
 
 class _Splitter:
@@ -115,7 +120,8 @@ class _Splitter:
         return found
 
     def _tail(self, end: int) -> str:
-        return "" if self._fence_at(end) is None else "\n```"
+        fence = self._fence_at(end)
+        return "" if fence is None else f"\n{fence.closing}"
 
     def _fits(self, start: int, end: int, around: str) -> bool:
         shown = self._text[start:end].rstrip()
@@ -216,16 +222,16 @@ def _fenced(text: str) -> list[_Fence]:
         if opened is None:
             opened = line
         elif line[1].startswith(opened[1]) and not line[2].strip():
-            blocks.append(_Fence(opened.start(), opened.end(), line.start(), line.end(), _opening(opened)))
+            blocks.append(_Fence(opened.start(), opened.end(), line.start(), line.end(), _opening(opened), opened[1]))
             opened = None
     if opened is not None:  # the model did not close it
-        blocks.append(_Fence(opened.start(), opened.end(), len(text) + 1, len(text), _opening(opened)))
+        blocks.append(_Fence(opened.start(), opened.end(), len(text) + 1, len(text), _opening(opened), opened[1]))
     return blocks
 
 
 def _opening(line: re.Match[str]) -> str:
     language = line[2].split()[:1]
-    return f"```{language[0][:20]}" if language else "```"
+    return f"{line[1]}{language[0][:20]}" if language else line[1]
 
 
 def _belongs_to_previous(text: str, place: int) -> bool:
