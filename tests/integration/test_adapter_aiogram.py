@@ -424,6 +424,47 @@ async def test_an_end_before_telegram_was_told_handles_the_update_once(api: BotA
     assert api.texts() == ["answer to What is tea?", "answer to And coffee?"]
 
 
+async def test_a_backlog_of_nine_is_answered_nine_times_each_once(api: BotApi, tmp_path: Path) -> None:
+    for number in range(9):
+        api.say(f"question {number}")
+
+    async with recorded_by_the_session(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
+        await until(api, lambda: len(api.texts()) == 9)
+
+    assert sorted(api.texts()) == [f"answer to question {number}" for number in range(9)]
+
+
+async def test_resumed_updates_of_a_chat_go_one_at_a_time_and_before_its_new_ones(api: BotApi, tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        for number in range(3):
+            await IncomingRecorder(Chats(history, BOT_ID, files="files")).record(api.say(f"old {number}"))
+    api.confirmed = 3  # Telegram was told
+    order: list[str] = []
+    elsewhere, done = asyncio.Event(), asyncio.Event()
+    chats = LetopisChats(tmp_path / "bot.outbox.db", relay=False)
+    dispatcher = Dispatcher(storage=chats.storage())
+    chats.attach(dispatcher)
+
+    @dispatcher.message()
+    async def answer(message: Message, history: ChatHistory) -> None:
+        if message.chat.id != 1001:  # another chat does not wait
+            elsewhere.set()
+            return
+        order.append(f"{message.text} begins")
+        await elsewhere.wait()  # it came after the new one
+        await asyncio.sleep(0)
+        order.append(f"{message.text} ends")
+        if message.text == "new":
+            done.set()
+
+    api.say("new")
+    api.say("elsewhere", chat=1002)
+    async with polling(dispatcher, bot_at(api.url)):
+        await asyncio.wait_for(done.wait(), 60)
+
+    assert order == [f"{text} {moment}" for text in ("old 0", "old 1", "old 2", "new") for moment in ("begins", "ends")]
+
+
 @pytest.mark.slow
 async def test_the_default_hook_loses_one(api: BotApi, tmp_path: Path) -> None:
     """The control: the same kill, with the hook that examples use."""

@@ -67,6 +67,28 @@ async def test_both_sides_are_recorded(base: History, recorder: LetopisRecorder)
     assert repeated.text == answered.text  # the bot has answered twice, to one question
 
 
+async def test_a_question_is_the_last_of_its_context_though_another_has_come(
+    base: History, recorder: LetopisRecorder
+) -> None:
+    client, seen = Offline(), list[str]()
+    client.loop = asyncio.get_running_loop()
+
+    async def answer(_: Client, message: Any) -> None:
+        later = {"message_id": 8, "date": 1, "chat": {"id": ADA}, "from": {"id": ADA}, "text": "And coffee?"}
+        await recorder.parts.incoming.record({"update_id": 1, "message": later})
+        history = await recorder.chat(message)
+        seen.append((await history.context(turns=20)).messages[-1].text)
+        await recorder.smart_send(message, "A leaf.")
+
+    recorder.attach(client)
+    client.add_handler(MessageHandler(answer, filters.text))
+    async with dispatching(client):
+        client.say(7, "What is tea?")
+        await eventually(lambda: len(client.calls) == 1)
+
+    assert seen == ["What is tea?"]
+
+
 async def test_edits_and_deletions_are_followed(base: History, recorder: LetopisRecorder) -> None:
     client = Offline()
     client.loop = asyncio.get_running_loop()

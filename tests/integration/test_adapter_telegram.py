@@ -271,6 +271,35 @@ async def test_updates_at_the_same_time_keep_their_conversations(
         ]
 
 
+async def test_a_backlog_is_answered_in_order_and_what_was_not_handled_goes_first(
+    api: BotApi, chats: LetopisChats, base: History
+) -> None:
+    order: list[str] = []
+
+    async def answer(update: Update, context: Context) -> None:
+        found = await chats.chat(update).context(turns=20)
+        question = found.messages[-1].text
+        order.append(question)
+        if question.startswith("old"):
+            await asyncio.sleep(0.1)
+        order.append(question)
+        await chats.smart_send(update, f"answer to {question}")
+
+    application = on(chats.builder(), api).concurrent_updates(8).build()
+    application.add_handler(MessageHandler(filters.TEXT, answer))
+    for number in range(3):
+        await chats.parts.incoming.record(api.say(f"old {number}"))
+    for number in range(3):
+        api.say(f"new {number}")
+    async with polling(application):
+        await until(api, lambda: len(api.texts()) == 6)
+
+    assert order[:6] == [text for number in range(3) for text in [f"old {number}"] * 2]
+    asked = [f"old {number}" for number in range(3)] + [f"new {number}" for number in range(3)]
+    assert sorted(api.texts()) == sorted(f"answer to {one}" for one in asked)
+    assert len(await said(base)) == 12
+
+
 async def test_errors_of_handlers_are_handled_once(api: BotApi, chats: LetopisChats, base: History) -> None:
     errors: list[object] = []
 

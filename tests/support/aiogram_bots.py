@@ -61,8 +61,8 @@ async def recorded_by_the_session(folder: Path, *, hang: bool) -> AsyncIterator[
     async def answer(message: Message, history: ChatHistory) -> None:
         if hang:
             await asyncio.Event().wait()
-        asked = [one.text for one in await history.messages() if one.role == "user"]
-        await message.answer(f"answer to {asked[-1]}")
+        context = await history.context(turns=20)
+        await message.answer(f"answer to {context.messages[-1].text}")
 
     yield dispatcher
 

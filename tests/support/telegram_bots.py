@@ -15,6 +15,7 @@ from letopis.adapters.telegram import LetopisChats
 from letopis.adapters.telegram.conversion import raw
 from letopis.adapters.telegram_core.chats import Chats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder
+from letopis.adapters.telegram_core.outgoing import OutgoingRecorder
 from letopis.outbox import History
 from tests.support.bot_api import BOT_ID, TOKEN, BotApi
 
@@ -52,6 +53,25 @@ def recorded_by_the_queue(url: str, folder: str, hang: bool) -> None:
         await update.effective_message.reply_text(f"answer to {update.effective_message.text}")  # type: ignore[union-attr]
 
     application = on(chats.builder(), url).persistence(chats.persistence()).build()
+    application.add_handler(MessageHandler(filters.TEXT, answer))
+    application.run_polling(timeout=1)
+
+
+def answering(url: str, folder: str, recalls: bool) -> None:
+    """Answer the last message of the context; without ``recalls``, forget what was sent before a crash."""
+    if not recalls:
+
+        async def forget(*_: object) -> None:
+            return None
+
+        OutgoingRecorder._found_again = forget  # type: ignore[method-assign,assignment]
+    chats = LetopisChats(Path(folder) / "bot.outbox.db", relay=False)
+
+    async def answer(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+        found = await chats.chat(update).context(turns=50)
+        await update.effective_message.reply_text(f"answer to {found.messages[-1].text}")  # type: ignore[union-attr]
+
+    application = on(chats.builder(), url).concurrent_updates(8).build()
     application.add_handler(MessageHandler(filters.TEXT, answer))
     application.run_polling(timeout=1)
 

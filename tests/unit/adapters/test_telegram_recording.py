@@ -93,7 +93,9 @@ async def test_the_raw_update_is_dropped_when_attempts_run_out(tmp_path: Path) -
     for _ in range(MAX_ATTEMPTS + 1):
         async with History.open(path, relay=False) as history:
             assert await raw_updates(history) == [True]
-            await parts_on(history, tmp_path).incoming.unhandled()
+            parts = parts_on(history, tmp_path)
+            for one in await parts.incoming.unhandled():
+                await parts.incoming.begin(await parts.incoming.record(one))
 
     async with History.open(path, relay=False) as history:
         assert await raw_updates(history) == [False]
@@ -171,10 +173,13 @@ async def test_what_was_not_handled_is_handed_out_after_a_restart_three_times(tm
         await parts.incoming.handled(2)
     for _ in range(MAX_ATTEMPTS):
         async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
-            waiting = await parts_on(history, tmp_path).incoming.unhandled()
+            parts = parts_on(history, tmp_path)
+            waiting = await parts.incoming.unhandled()
             assert waiting == [update(1, raw(1)), update(3, raw(3))]
+            await parts.incoming.begin(await parts.incoming.record(waiting[0]))  # it ends the process
     async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
-        assert await parts_on(history, tmp_path).incoming.unhandled() == []
+        # Those that waited behind it have lost no attempt.
+        assert await parts_on(history, tmp_path).incoming.unhandled() == [update(3, raw(3))]
 
 
 async def test_an_edit_follows_its_message_into_the_conversation_that_it_is_in(parts: BotParts) -> None:

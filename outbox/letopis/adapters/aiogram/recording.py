@@ -158,6 +158,7 @@ class UpdateRecording(BaseMiddleware):
         self._idle.clear()
         try:
             await self._turns.wait(recorded)
+            await parts.incoming.begin(recorded)
             result = await self._handle(handler, bot, parts, recorded, event, data)
         except asyncio.CancelledError:
             raise  # the process is ending: the update is handled after the next start

@@ -150,6 +150,7 @@ class RecordingProcessor(BaseUpdateProcessor):
         token = current_update.set(recorded)
         try:
             await self._queue.turns.wait(recorded)
+            await self._chats.parts.incoming.begin(recorded)
             await self._handle_once(recorded, update, handlers)
             # Not after a cancellation: the process is ending, and the update is handled after the next start.
             await self._chats.parts.incoming.handled(recorded.update_id)

@@ -143,12 +143,22 @@ class IncomingRecorder:
                 )
                 return await self._without_content(update, meaning, key)
 
+    async def begin(self, recorded: Recorded) -> None:
+        """Count an attempt if an update is handled again; call it before the handler."""
+        if recorded.repeated:
+            try:
+                await self.local.begin_again(self._bot_id, recorded.update_id)
+            except LetopisError as error:
+                logger.error("that an update is handled again cannot be counted: %s", error)  # noqa: TRY400 - likewise
+
     async def handled(self, update_id: int) -> None:
         """Record that the handling of an update has ended, however it ended."""
         await self.local.handled(self._bot_id, update_id)
 
     async def unhandled(self, *, older_than: timedelta = timedelta(0)) -> Sequence[dict[str, Any]]:
-        """Return raw updates whose process ended before handling them, oldest first; each at most three times.
+        """Return raw updates whose process ended before handling them, oldest first.
+
+        One whose handling has begun again three times is not returned any more, and its content is dropped.
 
         :param older_than: for bots with several processes: longer than handling an update takes.
         """
@@ -166,7 +176,7 @@ class IncomingRecorder:
                     await self.local.learn_language(tx, key.owner, meaning.language)
                 if work.conversation_id is not None and work.events:
                     await self._append(tx, work)
-        if key is not None:
+        if key is not None and known is None:
             self.local.learned_language(key.owner, meaning.language)
         return _recorded(
             meaning,

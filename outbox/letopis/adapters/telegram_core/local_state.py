@@ -40,7 +40,7 @@ KEEP_HANDLED: Final = timedelta(days=2)
 TRIM_INTERVAL: Final = timedelta(hours=1)
 """How long handled updates may stay after that."""
 MAX_ATTEMPTS: Final = 3
-"""How often an update is handed out again after its process ended while handling it."""
+"""How often the handling of an update begins again after its process ended meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,17 +130,27 @@ class LocalState:
                 {"now": to_microseconds(utc_now()), "bot": bot_id, "update": update_id},
             )
 
-    async def unhandled(self, bot_id: int, *, older_than: timedelta = timedelta(0)) -> list[dict[str, Any]]:
-        """Return the updates whose handling never finished, oldest first, and count the attempt.
+    async def begin_again(self, bot_id: int, update_id: int) -> None:
+        """Count that the handling of an update begins again; those that wait behind it keep their attempts."""
+        async with self._history.transaction() as tx:
+            await tx.execute(
+                sa.text(
+                    "UPDATE letopis_telegram_updates SET attempts = attempts + 1"
+                    " WHERE bot_id = :bot AND update_id = :update"
+                ),
+                {"bot": bot_id, "update": update_id},
+            )
 
-        An update that has ended its process three times is no longer returned, and its content is dropped.
+    async def unhandled(self, bot_id: int, *, older_than: timedelta = timedelta(0)) -> list[dict[str, Any]]:
+        """Return the updates whose handling never finished, oldest first.
+
+        An update whose handling has begun again three times is no longer returned, and its content is dropped.
 
         :param older_than: only updates received at least this long ago, because other processes may still be handling
             later ones.
         """
         await self.prepare()
         now = utc_now()
-        named = {"bot": bot_id, "attempts": MAX_ATTEMPTS, "until": to_microseconds(now - older_than)}
         async with self._history.transaction() as tx:
             await tx.execute(
                 sa.text(
@@ -153,19 +163,11 @@ class LocalState:
                 await tx.execute(
                     sa.text(
                         "SELECT data FROM letopis_telegram_updates WHERE bot_id = :bot AND handled_at IS NULL"
-                        " AND attempts < :attempts AND received_at <= :until ORDER BY update_id"
+                        " AND received_at <= :until ORDER BY update_id"
                     ),
-                    named,
+                    {"bot": bot_id, "until": to_microseconds(now - older_than)},
                 )
             ).all()
-            if rows:
-                await tx.execute(
-                    sa.text(
-                        "UPDATE letopis_telegram_updates SET attempts = attempts + 1 WHERE bot_id = :bot"
-                        " AND handled_at IS NULL AND attempts < :attempts AND received_at <= :until"
-                    ),
-                    named,
-                )
         return [json.loads(row[0]) for row in rows]
 
     # Languages.
