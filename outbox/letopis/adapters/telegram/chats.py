@@ -167,7 +167,7 @@ class LetopisChats:
     ) -> Sent:
         """Send an answer of any length, and record it as one message.
 
-        Up to the threshold it is a message, beyond it a file with a preview; if Telegram refuses the file, it is several
+        Up to the threshold it is a message, beyond it a file with a preview; if Telegram refuses that, it is several
         messages.
 
         :param to: the update or message that is answered, or a history.

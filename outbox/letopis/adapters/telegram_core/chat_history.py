@@ -10,7 +10,7 @@ from typing import Any
 from letopis.adapters.telegram_core.chats import Chats, question_of
 from letopis.adapters.telegram_core.keys import ChatKey
 from letopis.outbox import History, Receipt
-from letopis.outbox.history._context import ending_with, read_context
+from letopis.outbox.history.context import ending_with, read_context
 from letopis.store import Conversation, Hit, Message, Page, RecordedMessage
 from letopis.store.model.event_types import Body
 from letopis.store.rules.context_window import Context, WindowBudget

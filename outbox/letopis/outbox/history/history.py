@@ -22,8 +22,8 @@ from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.history._append import RATING_KEY, prepare_append
-from letopis.outbox.history._context import ending_with, read_context, read_transcript
 from letopis.outbox.history._record_scopes import find_records, list_scopes, scope_from
+from letopis.outbox.history.context import ending_with, read_context, read_transcript
 from letopis.outbox.history.receipts import POLL_MAX_SECONDS, POLL_MIN_SECONDS, Receipt, check_timeout, is_drained
 from letopis.outbox.history.records import Records
 from letopis.outbox.history.reply import Reply

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from letopis.outbox import History
-from letopis.outbox.history._context import MIN_PAGE_SIZE, ReadPage, ending_with, read_context
+from letopis.outbox.history.context import MIN_PAGE_SIZE, ReadPage, ending_with, read_context
 from letopis.store import (
     ConversationStore,
     File,
