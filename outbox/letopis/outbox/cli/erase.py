@@ -84,7 +84,7 @@ def erase(
         )
     else:
         _tell(work, pending, waited=wait)
-    if wait and (pending or work.store_rows):
+    if wait and (pending or work.store_rows or work.unerased):
         rows = f", {work.store_rows} rows are left to erase" if work.store_rows else ""
         raise CommandExit(Exit.LATER, f"not complete yet: {pending} events are pending{rows}; the relay continues")
 
@@ -94,6 +94,7 @@ class _Erasure:
 
     :ivar erased: the conversations whose erasure is appended.
     :ivar store_rows: rows of long conversations that the store had still to erase when this ended.
+    :ivar unerased: long conversations that this outbox had still to erase.
     """
 
     def __init__(self, *, reason: str, delete: bool, report: ProgressReport) -> None:
@@ -101,7 +102,7 @@ class _Erasure:
         self._delete = delete
         self._report = report
         self.erased: list[str] = []
-        self.store_rows = 0
+        self.store_rows = self.unerased = 0
 
     async def run(self, names: tuple[str, ...], owner: str | None, wait: bool, longest: float | None, yes: bool) -> int:
         """Append the erasures; return how many events are pending then."""
@@ -129,16 +130,21 @@ class _Erasure:
             return (await history.status()).pending
 
     async def _finish(self, history: History, longest: float | None) -> None:
-        """Carry out what the store erases in steps: that of conversations with very many events."""
+        """Carry out what the store erases in steps, and wait for the relay to do so here: of very many events."""
         import anyio
+
+        from letopis.outbox.event_log.effects import count_unerased
 
         with anyio.move_on_after(longest):
             most = 0
             while True:
                 tasks = await history.store.pending_tasks()
                 self.store_rows, most = tasks.rows, max(most, tasks.rows)
+                self.unerased = await history.outbox.read(count_unerased)
                 if not tasks.tasks:
-                    return
+                    if not self.unerased:
+                        return
+                    await anyio.sleep(0.05)
                 self._report(most - tasks.rows, total=most, title="erasing content", unit="rows")
                 await history.store.run_pending_tasks()
 
@@ -194,7 +200,7 @@ def _tell(work: _Erasure, pending: int, *, waited: bool) -> None:
         click.echo(printable(one))
     count = len(work.erased)
     note(f"{count} conversation{'' if count == 1 else 's'} erased")
-    if waited and not pending and not work.store_rows:
+    if waited and not pending and not work.store_rows and not work.unerased:
         note("the history store holds none of the content any more")
     elif not waited:
         note("the relay delivers the erasure (`letopis relay --once` does it now)")

@@ -53,7 +53,7 @@ _FORGET_VERDICTS: Final = "DELETE FROM letopis_outbox_superseded"
 # A deleted conversation is kept as deleted, so that nothing more is appended to it.
 _FORGET_LANES: Final = "DELETE FROM letopis_outbox_lanes WHERE delivered = head AND deleted <= 0"
 _RESTART_LANES: Final = (
-    "UPDATE letopis_outbox_lanes SET head = head - delivered, delivered = 0, pruned = 0,"
+    "UPDATE letopis_outbox_lanes SET head = head - delivered, delivered = 0, pruned = 0, erased = 0,"
     " deleted = iif(deleted > 0, max(1, deleted - delivered), iif(-deleted > delivered, deleted + delivered, 0)),"
     # Faults belong to the old identity. Only a lane that an operator paused stays paused.
     " state = iif(state = 'paused', state, 'ready'), attempts = 0, due_at = 0, fault_class = NULL, fault = NULL"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from letopis.outbox.event_log import drafts
-from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.outbox.event_log.statements import fetch_all, query_all, query_one
 from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
 from letopis.store.model.event_types import (
     ConversationActivated,
@@ -19,6 +19,9 @@ from letopis.store.model.event_types import (
     MessageSent,
 )
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, strip_event, stripped
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 EFFECT_VERSIONS: Final[Mapping[str, int]] = {
     body.type: body.schema_version
@@ -33,24 +36,29 @@ EFFECT_VERSIONS: Final[Mapping[str, int]] = {
 }
 """The event types with an effect on the file, each with the schema version that is understood."""
 
+MAX_ERASED_PER_TRANSACTION: Final = 500
+"""Sequences whose content one transaction erases, while other writers wait."""
 _ACTIVATED: Final = (
     "INSERT INTO letopis_outbox_owners (owner_id, active_conversation_id, activated_order) VALUES (?, ?, ?)"
     " ON CONFLICT (owner_id) DO UPDATE SET active_conversation_id = excluded.active_conversation_id,"
     " activated_order = excluded.activated_order WHERE excluded.activated_order > activated_order"
 )
 _DELETED: Final = "UPDATE letopis_outbox_lanes SET deleted = ? WHERE conversation_id = ? AND deleted <= 0"
-_DELIVERED_DELETIONS: Final = (
-    "SELECT conversation_id, deleted FROM letopis_outbox_lanes WHERE deleted <> 0 AND abs(deleted) <= delivered"
-    " AND conversation_id IN (SELECT value FROM json_each(?))"
+_UNERASED: Final = (
+    "SELECT conversation_id, abs(deleted), erased, max(erased, pruned) FROM letopis_outbox_lanes"
+    " WHERE erased < abs(deleted) AND abs(deleted) <= delivered"
 )
-_CLEAR_RESET: Final = "UPDATE letopis_outbox_lanes SET deleted = 0 WHERE conversation_id = ? AND deleted = ?"
+_AMONG: Final = " AND conversation_id IN (SELECT value FROM json_each(?))"
+_ERASED: Final = (
+    "UPDATE letopis_outbox_lanes SET erased = ?1, deleted = iif(deleted = -?1, 0, deleted) WHERE conversation_id = ?2"
+)
 _REDACTION: Final = (
     "SELECT 1 FROM letopis_outbox_log WHERE conversation_id = ? AND type = 'message.redacted'"
     " AND iif(json_valid(data), json_extract(data, '$.message_id'), NULL) = ? LIMIT 1"
 )
 _CONTENT: Final = (
     "SELECT {key}, event_id, type, schema_version, data, metadata, digest, occurred_at FROM {table}"
-    " WHERE conversation_id = ? AND sequence < ?"
+    " WHERE conversation_id = ? AND sequence >= ? AND sequence < ?"
 )
 # A damaged event belongs to no message, and must not keep the others from being erased.
 _OF_MESSAGE: Final = (
@@ -120,16 +128,19 @@ def is_redacted(cursor: Any, conversation_id: str, message_id: str) -> bool:
     return query_one(cursor, _REDACTION, (conversation_id, message_id)) is not None
 
 
-def erase_content(cursor: Any, conversation_id: str, message_id: str | None, *, before: int = INTEGER_MAX) -> int:
+def erase_content(
+    cursor: Any, conversation_id: str, message_id: str | None, *, first: int = 0, before: int = INTEGER_MAX
+) -> int:
     """Erase the content of a message, or of a whole conversation, from events and repairs; return how many.
 
     Pending events stay pending: the history store receives them without their content.
 
     :param message_id: the message; ``None`` for all of the conversation.
+    :param first: erase only events from this sequence on.
     :param before: erase only events before this sequence.
     """
     of_message = "" if message_id is None else _OF_MESSAGE
-    values: Sequence[Any] = (conversation_id, before)
+    values: Sequence[Any] = (conversation_id, first, before)
     if message_id is not None:
         values = (*values, *MESSAGE_CONTENT_TYPES, message_id)
     done = 0
@@ -167,16 +178,26 @@ def _readable(data: str) -> bool:
     return True
 
 
-def erase_delivered(cursor: Any, conversation_ids: str) -> bool:
-    """Erase the content of conversations whose deletion or reset is delivered. Return True if there are any.
+def erase_delivered(cursor: Any, conversation_ids: str | None = None) -> bool:
+    """Erase the content of conversations whose deletion or reset is delivered, a bounded part of it.
 
-    :param conversation_ids: the conversations to consider, as a JSON list.
+    Return True if there was any; more may be left, and ``erased`` of the lanes says how far it got.
+
+    :param conversation_ids: the conversations to consider, as a JSON list; ``None`` for all.
     """
-    deleted = query_all(cursor, _DELIVERED_DELETIONS, (conversation_ids,))
-    for conversation_id, sequence in deleted:
-        if sequence > 0:
-            erase_content(cursor, conversation_id, None)
-        else:
-            erase_content(cursor, conversation_id, None, before=-sequence)
-            cursor.execute(_CLEAR_RESET, (conversation_id, sequence))
-    return bool(deleted)
+    values = () if conversation_ids is None else (conversation_ids,)
+    unerased = query_all(cursor, _UNERASED + (_AMONG if values else ""), values)
+    room = MAX_ERASED_PER_TRANSACTION
+    for conversation_id, end, erased, start in unerased:
+        upto = min(end, start + room)
+        erase_content(cursor, conversation_id, None, first=erased, before=upto)
+        cursor.execute(_ERASED, (upto, conversation_id))
+        room -= max(0, upto - start)
+        if room <= 0:
+            break
+    return bool(unerased)
+
+
+def count_unerased(connection: sa.Connection) -> int:
+    """Return how many conversations have content left whose deletion or reset is delivered."""
+    return len(fetch_all(connection, _UNERASED))

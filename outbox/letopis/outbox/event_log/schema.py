@@ -87,6 +87,8 @@ lanes: Final = sa.Table(
     # The sequence of the event that deleted the conversation, 0 while it lives: nothing is appended after it. Below
     # zero, the negated sequence of a reset that is not delivered yet: what comes before it is erased then.
     sa.Column("deleted", sa.Integer, nullable=False, server_default="0"),
+    # The sequence before which the content of a delivered deletion or reset is erased; long lanes take several steps.
+    sa.Column("erased", sa.Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("conversation_id", name="uq_letopis_outbox_lanes_conversation_id"),
     sa.CheckConstraint("delivered <= head AND pruned <= delivered", name="ck_letopis_outbox_lanes_order"),
     sa.CheckConstraint("delivered = head OR owed_since IS NOT NULL", name="ck_letopis_outbox_lanes_owed"),
@@ -96,6 +98,8 @@ lanes: Final = sa.Table(
     sa.Index("ix_letopis_outbox_lanes_owed", "owed_since", sqlite_where=sa.text("owed_since IS NOT NULL")),
     # Lanes that wait for an operator, including those that lost events and have none pending.
     sa.Index("ix_letopis_outbox_lanes_blocked", "conversation_id", sqlite_where=sa.text("state = 'blocked'")),
+    # Lanes with content to erase.
+    sa.Index("ix_letopis_outbox_lanes_erased", "erased", sqlite_where=sa.text("erased < abs(deleted)")),
 )
 
 relay: Final = sa.Table(

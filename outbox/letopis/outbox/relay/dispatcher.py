@@ -289,6 +289,7 @@ class Dispatcher:
         self._heartbeat.written()
         if written.acknowledged.erased:
             self._outbox.truncate_wal()
+            self._chores.erase_soon()
         self.stats.delivered += written.acknowledged.events
         return written
 

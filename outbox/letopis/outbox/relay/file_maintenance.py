@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Final
 
 import sqlalchemy as sa
 
 from letopis.outbox.concurrency.clock import Clock
+from letopis.outbox.event_log.effects import erase_delivered
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.reporting import log_context, logger
 from letopis.store.errors import LetopisError, OutboxFull, OutboxUnavailable
@@ -32,6 +34,12 @@ class Chores:
         self._clock = clock
         self._due = clock.after(0)
         self._tidy_due = clock.after(TIDY_INTERVAL_SECONDS)
+        self._erasing = True  # an earlier relay may have left something
+
+    def erase_soon(self) -> None:
+        """Have the rest of what an acknowledgement began to erase erased in steps."""
+        self._erasing = True
+        self._due = self._clock.after(0)
 
     async def run(self, *, store_available: bool) -> bool:
         """Run what is due; return True if a chore has more to do at once.
@@ -40,15 +48,21 @@ class Chores:
         """
         if self._tidy_due.remaining(self._clock) == 0:
             await self._tidy()
-        due = self._chores and store_available and self._due.remaining(self._clock) == 0
-        return bool(due) and await self._run_chores()
+        if not store_available or self._due.remaining(self._clock) > 0:
+            return False
+        return await self._run_chores()
 
     async def _run_chores(self) -> bool:
         more = False
         wait = CHORE_INTERVAL_SECONDS
-        for chore in self._chores:
+        for chore in (*((_erase,) if self._erasing else ()), *self._chores):
             try:
-                more = await self._outbox.write(chore) or more
+                unfinished = await self._outbox.write(chore)
+                more = unfinished or more
+                if chore is _erase:
+                    self._erasing = unfinished
+                    if unfinished:
+                        self._outbox.truncate_wal()
             except Exception as error:  # a chore that fails must not keep the relay from delivering
                 wait = CHORE_RETRY_SECONDS
                 logger.warning(
@@ -70,3 +84,8 @@ class Chores:
                 "the outbox file could not be tidied, next try in %.0f s: %s", wait, error, extra=log_context()
             )
         self._tidy_due = self._clock.after(wait)
+
+
+def _erase(connection: sa.Connection) -> bool:
+    with closing(connection.connection.cursor()) as cursor:
+        return erase_delivered(cursor)

@@ -97,6 +97,7 @@ TABLES = (
         fault_class TEXT,
         fault TEXT,
         deleted INTEGER DEFAULT '0' NOT NULL,
+        erased INTEGER DEFAULT '0' NOT NULL,
         PRIMARY KEY (lane),
         CONSTRAINT uq_letopis_outbox_lanes_conversation_id UNIQUE (conversation_id),
         CONSTRAINT ck_letopis_outbox_lanes_order CHECK (delivered <= head AND pruned <= delivered),
@@ -106,6 +107,7 @@ TABLES = (
     """,
     "CREATE INDEX ix_letopis_outbox_lanes_owed ON letopis_outbox_lanes (owed_since) WHERE owed_since IS NOT NULL",
     "CREATE INDEX ix_letopis_outbox_lanes_blocked ON letopis_outbox_lanes (conversation_id) WHERE state = 'blocked'",
+    "CREATE INDEX ix_letopis_outbox_lanes_erased ON letopis_outbox_lanes (erased) WHERE erased < abs(deleted)",
     """
     CREATE TABLE letopis_outbox_notices (
         incident_id BLOB NOT NULL,

@@ -1,0 +1,123 @@
+"""The content of a deleted or reset conversation is erased from the file in steps, whatever its length."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from letopis.outbox import History, Relay
+from letopis.outbox.event_log import effects
+from letopis.outbox.event_log.effects import count_unerased
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.store import ConversationStore, Message, StoreUnavailable
+
+STEP = 20
+LONG = 5 * STEP
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effects, "MAX_ERASED_PER_TRANSACTION", STEP)
+
+
+def erased(connection: sa.Connection) -> int:
+    """How many messages have no content any more."""
+    statement = "SELECT count(*) FROM letopis_outbox_events WHERE redacted = 1 AND type = 'message.appended'"
+    return int(connection.exec_driver_sql(statement).scalar_one())
+
+
+def kept(outbox: OutboxFile) -> bool:
+    files = [outbox.path, outbox.path.with_name(f"{outbox.path.name}-wal")]
+    return any(b"words of " in file.read_bytes() for file in files if file.exists())
+
+
+async def deliver_erasure(history: History, store: ConversationStore, verb: str, count: int) -> None:
+    """Append messages, deliver them, and deliver their erasure up to its acknowledgement."""
+    await history.append("long", *(Message.user(f"words of {number}", id=f"m{number}") for number in range(count)))
+    relay = Relay(history.outbox, store)
+    await relay.drain_once()
+    await getattr(history, verb)("long")
+    assert await relay.drain_once() >= 1
+
+
+@pytest.mark.parametrize("verb", ["delete", "reset"])
+@pytest.mark.parametrize("count", [LONG, 4 * LONG])
+async def test_an_acknowledgement_erases_the_same_number_of_events_whatever_the_length(
+    tmp_path: Path, verb: str, count: int
+) -> None:
+    async with (
+        ConversationStore.open(tmp_path / "history.db") as store,
+        History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history,
+    ):
+        await deliver_erasure(history, store, verb, count)
+        assert 0 < STEP - await history.outbox.read(erased) < 3  # the first event starts the conversation
+        assert await history.outbox.read(count_unerased) == 1
+
+        steps = 0
+        while await history.outbox.write(one_step):
+            steps += 1
+        assert steps == count // STEP
+        assert await history.outbox.read(erased) == count
+        assert await history.outbox.read(count_unerased) == 0
+
+
+def one_step(connection: sa.Connection) -> bool:
+    with closing(connection.connection.cursor()) as cursor:
+        return effects.erase_delivered(cursor)
+
+
+@pytest.mark.parametrize("verb", ["delete", "reset"])
+async def test_a_relay_that_starts_later_erases_the_rest(tmp_path: Path, verb: str) -> None:
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
+            await deliver_erasure(history, store, verb, LONG)
+        outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
+        try:
+            assert kept(outbox)
+            await Relay(outbox, store).drain()
+            assert await outbox.read(erased) == LONG
+            assert await outbox.read(count_unerased) == 0
+        finally:
+            await outbox.close()
+        assert not kept(outbox)
+
+
+@pytest.mark.parametrize("verb", ["delete", "reset"])
+async def test_what_is_not_erased_yet_is_not_read_while_the_store_is_down(tmp_path: Path, verb: str) -> None:
+    store = ConversationStore(tmp_path / "history.db", migrate=True)
+    async with History.open(
+        tmp_path / "bot.outbox.db", store=store, relay=False, watch=False, read_timeout=0.5
+    ) as history:
+        await deliver_erasure(history, store, verb, LONG)
+        await store.close()
+        (tmp_path / "history.db").rename(tmp_path / "elsewhere.db")
+        history = History(tmp_path / "bot.outbox.db", store=tmp_path / "none" / "history.db", relay=False, watch=False)
+    async with history:
+        assert [one.text for one in await history.messages("long", last=None, every=True) if one.text] == []
+        assert (await history.messages("long")).items == ()
+        assert (await history.search("words")).items == ()
+        try:
+            assert [one.text for one in await history.messages("long", as_of=50) if one.text] == []
+        except StoreUnavailable:
+            pass  # the past is not known without the store
+
+
+async def test_a_second_reset_erases_what_came_after_the_first(tmp_path: Path) -> None:
+    async with (
+        ConversationStore.open(tmp_path / "history.db") as store,
+        History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history,
+    ):
+        await deliver_erasure(history, store, "reset", LONG)
+        await history.append("long", *(Message.user(f"words of more {number}") for number in range(LONG)))
+        await history.reset("long")
+        await history.append("long", Message.user("stays"))
+        await Relay(history.outbox, store).drain()
+        assert await history.outbox.read(erased) == 2 * LONG
+        assert await history.outbox.read(count_unerased) == 0
+        assert [one.text for one in await history.messages("long")] == ["stays"]
+        assert b"stays" in b"".join(
+            file.read_bytes() for file in tmp_path.iterdir() if file.name.startswith("bot.outbox.db")
+        )
