@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
@@ -88,10 +89,18 @@ def check_schema(found: Revision, partitions: int) -> None:
         )
 
 
-async def prepare_schema(engine: AsyncEngine, readers: AsyncEngine, *, migrate: bool, partitions: int) -> int:
+async def prepare_schema(
+    engine: AsyncEngine,
+    readers: AsyncEngine,
+    *,
+    migrate: bool,
+    partitions: int,
+    setup: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> int:
     """Check the tables, create or migrate them where that is allowed, and return how many partitions the log has.
 
     :param partitions: how many a store that is created now gets.
+    :param setup: entered while the store is created or migrated.
     :raises StoreFault: the database failed, or its tables cannot be used as they are.
     """
     # A store that an outbox has delivered to is restored by an operator, never recreated in silence.
@@ -99,10 +108,11 @@ async def prepare_schema(engine: AsyncEngine, readers: AsyncEngine, *, migrate: 
     with translated():
         found, count = await _inspect(readers, create=create)
         if (found.state is SchemaState.MISSING and create) or (found.state is SchemaState.OLDER and migrate):
-            # In a thread: this import takes as long as all others together.
-            await asyncio.to_thread(import_module, "alembic.command")
-            async with hold_alembic_lock(), engine.begin() as connection:
-                await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
+            with setup():
+                # In a thread: this import takes as long as all others together.
+                await asyncio.to_thread(import_module, "alembic.command")
+                async with hold_alembic_lock(), engine.begin() as connection:
+                    await connection.run_sync(upgrade, STORE, attributes={"partitions": partitions})
             found, count = await _inspect(readers, create=create)
     check_schema(found, count)
     return count

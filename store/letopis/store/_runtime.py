@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import cached_property, partial
 from importlib import import_module
@@ -70,6 +71,8 @@ class StoreRuntime:
         self._projections = projections
         self._now = now
         self._preparing = asyncio.Lock()
+        self._setup_began: float | None = None
+        self._past_setup_seconds = 0.0
         self._components: StoreComponents | None = None
         self._in_flight = InFlight()
         self._closed = False
@@ -82,6 +85,12 @@ class StoreRuntime:
     def is_ready(self) -> bool:
         """Whether the store was prepared, and is not closed."""
         return self._components is not None
+
+    @property
+    def setup_seconds(self) -> float:
+        """Seconds spent so far on loading code and on creating or migrating an embedded store."""
+        began = self._setup_began
+        return self._past_setup_seconds + (0.0 if began is None else time.monotonic() - began)
 
     @cached_property
     def search_catch_up(self) -> BoundedCatchUp:
@@ -104,9 +113,7 @@ class StoreRuntime:
         if (components := self._components) is not None:
             return components
         async with self._preparing:
-            if self._components is None:
-                self._components = await self.shielded(self._prepare())
-            return self._components
+            return self._components or await self.shielded(self._prepare())
 
     async def read(self, read: Callable[[Reader, AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``read`` returns; on PostgreSQL each of its statements sees its own moment."""
@@ -192,14 +199,21 @@ class StoreRuntime:
     async def _prepare(self) -> StoreComponents:
         """Check the revision, migrate where this store may, and build the components."""
         # Imported when a store is used, as it takes as long as everything else here; in a thread, so the loop runs on.
-        with translated():  # a process without a free descriptor cannot import either
+        with self._setup(), translated():  # a process without a free descriptor cannot import either
             await asyncio.to_thread(import_module, "letopis.store._components")
         from letopis.store._components import build_components, prepare_schema
 
-        partitions = await prepare_schema(self.engine, self.readers, migrate=self._migrate, partitions=self._partitions)
+        partitions = await prepare_schema(
+            self.engine,
+            self.readers,
+            migrate=self._migrate,
+            partitions=self._partitions,
+            setup=self._setup if self.embedded else nullcontext,
+        )
         if self.fast_reader is not None:
             self.fast_reader.use(partitions=partitions, upcasters=self._upcasters)
-        return build_components(
+        # Kept here, because the caller may have been cancelled.
+        self._components = build_components(
             self.engine,
             self.readers,
             self.dialect,
@@ -210,6 +224,16 @@ class StoreRuntime:
             whole=self.shielded,
             erased=self._wal_truncator.schedule,
         )
+        return self._components
+
+    @contextmanager
+    def _setup(self) -> Iterator[None]:
+        """Count the time of a block as setup, which :attr:`_preparing` serialises."""
+        self._setup_began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._past_setup_seconds, self._setup_began = self.setup_seconds, None
 
     async def _index_some_events(self) -> int:
         from letopis.store.search.finder import MAX_UNINDEXED_EVENTS

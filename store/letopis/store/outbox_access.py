@@ -40,6 +40,11 @@ class OutboxAccess:
         self._runtime = runtime
         self.continuity = Continuity(runtime.engine, lambda look: runtime.read(lambda _, connection: look(connection)))
 
+    @property
+    def setup_seconds(self) -> float:
+        """Seconds spent so far on loading code and on creating or migrating an embedded store: it is not down then."""
+        return self._runtime.setup_seconds
+
     async def view(self, query: ViewQuery) -> StoreView:
         """Return a conversation and messages of it, with how far an outbox's lane had got, all at one moment."""
         await self._runtime.prepared()

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from letopis.outbox.diagnostics.finding import Finding, fail, ok, skipped, warn
 from letopis.outbox.diagnostics.integrity import EVENT_COLUMNS, damaged_events, incomplete_lanes
 from letopis.outbox.file.identity import file_id_of
-from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
+from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS, TABLES, describe_missing_outbox
 from letopis.outbox.file.opening import open_read_only
 from letopis.outbox.file.sqlite_errors import error_name
 from letopis.outbox.operations.status import RELAY_ALIVE_SECONDS, Status, read_status
@@ -77,8 +77,8 @@ def check_outbox(path: Path) -> Iterator[Finding]:
         with open_read_only(path) as connection:
             found = revision_state(connection, OUTBOX_MIGRATIONS)
             if found.state is SchemaState.MISSING:
-                said = f"{path.name!r} holds no outbox"
-                yield fail("outbox_migrations", said, "check the path; `letopis init` or the bot creates an outbox")
+                tables = connection.exec_driver_sql(TABLES).scalars()
+                yield fail("outbox_migrations", *describe_missing_outbox(path, tables))
                 return
             if found.state is SchemaState.OLDER:
                 said = f"the outbox is at revision {found.revision}, this release needs {OUTBOX_MIGRATIONS.head}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Final, TypeVar
@@ -13,7 +13,7 @@ from letopis.outbox.file.disk_reserve import release_reserve
 from letopis.outbox.file.sqlite_errors import code_of, is_full, translate
 from letopis.store.database import open_files
 from letopis.store.database.faults import StoreFault
-from letopis.store.database.migrations import Migrations, Revision, SchemaState, revision_of
+from letopis.store.database.migrations import STORE, Migrations, Revision, SchemaState, revision_of
 from letopis.store.database.private_files import create_private_file
 from letopis.store.errors import ConfigurationError, OutboxUnavailable
 
@@ -23,6 +23,7 @@ OUTBOX_MIGRATIONS: Final = Migrations(
     location="letopis.migrations:outbox", version_table="letopis_outbox_version", head="0001"
 )
 """The outbox file's migrations."""
+TABLES: Final = "SELECT name FROM sqlite_schema WHERE type = 'table'"
 BUSY_TIMEOUT_SECONDS: Final = 1.5
 """How long SQLite itself waits for a lock; longer waits are made above it, where they can be cancelled."""
 
@@ -61,9 +62,9 @@ def read_file(path: Path, work: Callable[[sqlite3.Cursor], T]) -> T:
             # It may be the last one to close the file, which writes the WAL back into it.
             cursor.execute("PRAGMA checkpoint_fullfsync=ON")
             cursor.execute("BEGIN")
-            there = cursor.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (OUTBOX_MIGRATIONS.version_table,))
-            found = cursor.execute(OUTBOX_MIGRATIONS.query).fetchall() if there.fetchone() else []
-            check_revision(revision_of([row[0] for row in found], OUTBOX_MIGRATIONS), path)
+            tables = [row[0] for row in cursor.execute(TABLES)]
+            found = cursor.execute(OUTBOX_MIGRATIONS.query) if OUTBOX_MIGRATIONS.version_table in tables else ()
+            check_revision(revision_of([row[0] for row in found], OUTBOX_MIGRATIONS), path, tables)
             return work(cursor)
 
     return with_reserve(path, read)
@@ -110,15 +111,26 @@ def check_file(path: Path, *, create: bool) -> None:
         raise ConfigurationError(f"{str(path)!r} cannot be created ({reason}): check the folder's mode") from error
 
 
-def check_revision(found: Revision, path: Path) -> None:
+def check_revision(found: Revision, path: Path, tables: Iterable[str]) -> None:
     """Check that an outbox file is at this release's revision.
 
+    :param tables: of the file.
     :raises ConfigurationError: it is not, with what to do.
     """
     if found.state is SchemaState.MISSING:
-        raise ConfigurationError(f"{path.name!r} holds no outbox: check the path")
+        raise ConfigurationError(": ".join(describe_missing_outbox(path, tables)))
     if found.state is not SchemaState.CURRENT:
         raise ConfigurationError(f"{path.name!r}: {found.advice(OUTBOX_MIGRATIONS, command='letopis init')}")
+
+
+def describe_missing_outbox(path: Path, tables: Iterable[str]) -> tuple[str, str]:
+    """Return what an SQLite file without an outbox is, and what to do."""
+    if not (tables := set(tables)):
+        # A program that is killed while it creates its outbox leaves this.
+        return f"{path.name!r} is a new file without tables", "the bot or `letopis init` makes it an outbox"
+    if STORE.version_table in tables:
+        return f"{path.name!r} is a history store, and holds no outbox", "give the path of the outbox"
+    return f"{path.name!r} is another program's database, and holds no outbox", "check the path"
 
 
 def explained(error: BaseException, path: Path) -> Exception | None:

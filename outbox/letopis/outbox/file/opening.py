@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from letopis.outbox.file.identity import FileId, file_id_of, load_origin
 from letopis.outbox.file.inspection import (
     BUSY_TIMEOUT_SECONDS,
     OUTBOX_MIGRATIONS,
+    TABLES,
     check_file,
     check_revision,
     explained,
@@ -26,7 +28,7 @@ from letopis.outbox.file.inspection import (
 )
 from letopis.outbox.file.sqlite_errors import is_busy, is_full
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
-from letopis.store.database.migrations import ALEMBIC_LOCK, SchemaState, revision_state, upgrade
+from letopis.store.database.migrations import ALEMBIC_LOCK, STORE, SchemaState, revision_state, upgrade
 from letopis.store.database.sqlite import install_sqlite_events
 from letopis.store.errors import ConfigurationError
 from letopis.store.rules.apply_plan import Origin
@@ -65,7 +67,8 @@ def _read_snapshot(path: Path, work: Callable[[sa.Connection], T]) -> T:
 
     def read() -> T:
         with engine.connect() as connection, connection.begin():
-            check_revision(revision_state(connection, OUTBOX_MIGRATIONS), path)
+            tables = connection.exec_driver_sql(TABLES).scalars()
+            check_revision(revision_state(connection, OUTBOX_MIGRATIONS), path, tables)
             return work(connection)
 
     try:
@@ -104,12 +107,20 @@ def open_file(path: Path, *, create: bool, now_us: Callable[[], int]) -> OpenedF
     check_file(path, create=create)
     deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
     engine = _sync_engine(path)
+    may_migrate = False
     while True:
         try:
             with engine.begin() as connection:
-                _migrate(connection, path)
-                origin = load_origin(connection, path, now_us=now_us())
-            return OpenedFile(engine, origin, file_id_of(path), _anchor(engine))
+                current = _is_current(connection, path)
+                if may_migrate and not current:
+                    with ALEMBIC_LOCK:
+                        upgrade(connection, OUTBOX_MIGRATIONS)
+                origin = load_origin(connection, path, now_us=now_us()) if current or may_migrate else None
+            if origin is not None:
+                return OpenedFile(engine, origin, file_id_of(path), _anchor(engine))
+            # Without the lock of the file: another process that opens it would not wait as long as this may take.
+            import_module("alembic.command")
+            may_migrate, deadline = True, time.monotonic() + LOCK_TIMEOUT_SECONDS
         except Exception as error:
             if is_busy(error) and time.monotonic() < deadline:
                 continue
@@ -119,16 +130,17 @@ def open_file(path: Path, *, create: bool, now_us: Callable[[], int]) -> OpenedF
             raise explained(error, path) or error from error
 
 
-def _migrate(connection: sa.Connection, path: Path) -> None:
+def _is_current(connection: sa.Connection, path: Path) -> bool:
+    """Return False if the file is to be migrated.
+
+    :raises ConfigurationError: it cannot be an outbox of this release.
+    """
     found = revision_state(connection, OUTBOX_MIGRATIONS)
-    if found.state is SchemaState.CURRENT:
-        return
-    if found.state is SchemaState.MISSING and sa.inspect(connection).has_table("letopis_version"):
+    if found.state is SchemaState.MISSING and sa.inspect(connection).has_table(STORE.version_table):
         raise ConfigurationError(f"{path.name!r} is a history store: give the outbox a file of its own")
     if found.state in (SchemaState.NEWER, SchemaState.FOREIGN):
         raise ConfigurationError(f"{path.name!r}: {found.advice(OUTBOX_MIGRATIONS, command='letopis init')}")
-    with ALEMBIC_LOCK:
-        upgrade(connection, OUTBOX_MIGRATIONS)
+    return found.state is SchemaState.CURRENT
 
 
 def _sync_engine(path: Path) -> sa.Engine:

@@ -322,7 +322,7 @@ async def test_what_ends_after_one_look_reads_a_file_without_sqlalchemy(tmp_path
         read_file(tmp_path / "other.db", epoch)
     sqlite3.connect(tmp_path / "empty.db").close()
     (tmp_path / "empty.db").touch()
-    with pytest.raises(ConfigurationError, match="holds no outbox"):
+    with pytest.raises(ConfigurationError, match="new file without tables"):
         read_file(tmp_path / "empty.db", epoch)
 
 
