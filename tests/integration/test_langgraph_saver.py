@@ -13,12 +13,14 @@ import pytest
 
 from letopis.outbox import History, RecordPut
 from letopis.store import ConversationStore, InvalidInput, Message, StoreUnavailable
+from tests.support.outages import locked_out
 from tests.support.relays import deliver_all
 
 pytest.importorskip("langgraph.checkpoint.base", reason="needs langgraph: pip install --group adapters")
 
 from langgraph.checkpoint.base import ERROR
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph import START, StateGraph
 
 from letopis.adapters._blocking import InHomeLoop
 from letopis.adapters.langgraph import CheckpointIncomplete, LetopisSaver
@@ -108,6 +110,38 @@ async def test_a_run_goes_on_while_the_store_is_away(alone: History) -> None:
         await fresh.aprune(["chat-1"])
     await fresh.adelete_thread("chat-1")  # known, whatever the store holds
     assert await values_of(fresh, config("chat-1", checkpoint_id=at["configurable"]["checkpoint_id"])) is None
+
+
+async def test_a_thread_that_is_said_to_be_new_begins_while_the_store_is_away(alone: History) -> None:
+    saver, new = LetopisSaver(alone), {"configurable": {"thread_id": "chat-1", "letopis_new": True}}
+    assert await saver.aget_tuple(new) is None
+    for value in (False, "yes", 1):
+        with pytest.raises(StoreUnavailable):
+            await saver.aget_tuple({"configurable": {"thread_id": "chat-1", "letopis_new": value}})
+    graph = StateGraph(dict).add_node("answer", lambda said: {"n": (said or {}).get("n", 0) + 1})
+    graph = graph.add_edge(START, "answer").compile(checkpointer=saver)
+    await graph.ainvoke({"n": 1}, new)
+    # The key may stay: the thread is known by now.
+    assert await graph.ainvoke({"n": 5}, new) == {"n": 6}
+    assert (await graph.aget_state(new)).values == {"n": 6}
+    assert len([one async for one in graph.aget_state_history(new)]) == 6
+
+
+async def test_a_thread_that_was_not_new_keeps_the_checkpoints_of_both(tmp_path: Path) -> None:
+    store = tmp_path / "history.db"
+    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+        await put(LetopisSaver(other), {"n": "stored"}, checkpoint_id="1f0-before")
+        await deliver_all(other)
+    new = {"configurable": {"thread_id": "chat-1", "checkpoint_ns": "", "letopis_new": True}}
+    async with locked_out(tmp_path / "bot.outbox.db", store) as history:
+        assert await LetopisSaver(history).aget_tuple(new) is None
+        await put(LetopisSaver(history), {"n": "begun"}, new, checkpoint_id="1f1-after")
+    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
+        await deliver_all(history)
+        saver = LetopisSaver(history)
+        found = [one.checkpoint["channel_values"] async for one in saver.alist(config())]
+        assert found == [{"n": "begun"}, {"n": "stored"}]
+        assert await values_of(saver) == {"n": "begun"}
 
 
 async def test_a_thread_that_was_delivered_is_continued_while_the_store_is_away(

@@ -31,8 +31,10 @@ from letopis.adapters.google_adk.names import conversation_of, user_space
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, StoreUnavailable, ToolCall, ToolResult
 from tests.support.apart import open_apart
+from tests.support.outages import locked_out
 from tests.support.peers import refused_port
 from tests.support.pruning import prune
+from tests.support.relays import deliver_all
 
 APP, USER = "bot", "42"
 WHERE = conversation_of(APP, USER, "s1")
@@ -293,6 +295,32 @@ async def test_other_names_for_conversations_and_owners(history: History) -> Non
     assert [one.conversation_id for one in await history.conversations(owner="bot:42")] == ["s1"]
     assert texts(await loaded(service)) == ["hello"]
     assert [one.id for one in (await service.list_sessions(app_name=APP, user_id=USER)).sessions] == ["s1"]
+
+
+async def test_a_session_that_is_said_to_be_new_begins_without_the_store(alone: History) -> None:
+    service = LetopisSessionService(alone)
+    session = await service.create_session(app_name=APP, user_id=USER, session_id="s1", state={"a": 1}, new=True)
+    await service.append_event(session, said("hello"))
+
+    found = await loaded(service)
+    assert (found.state, texts(found)) == ({"a": 1}, ["hello"])
+    with pytest.raises(AlreadyExistsError):
+        await service.create_session(app_name=APP, user_id=USER, session_id="s1", new=True)
+
+
+async def test_a_session_that_was_not_new_keeps_the_events_of_both(tmp_path: Path) -> None:
+    store = tmp_path / "history.db"
+    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+        service = LetopisSessionService(other)
+        await service.append_event(await begun(service), said("stored"))
+        await deliver_all(other)
+    async with locked_out(tmp_path / "bot.outbox.db", store) as history:
+        service = LetopisSessionService(history)
+        session = await service.create_session(app_name=APP, user_id=USER, session_id="s1", new=True)
+        await service.append_event(session, said("begun"))
+    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
+        await deliver_all(history)
+        assert texts(await loaded(LetopisSessionService(history))) == ["stored", "begun"]
 
 
 async def test_without_the_store(alone: History) -> None:

@@ -316,6 +316,18 @@ def test_a_multi_agent_is_kept(repository: LetopisSessionRepository) -> None:
         repository.update_multi_agent("chat-1", builder)
 
 
+def test_a_session_that_is_said_to_be_new_begins_without_the_store(away: History) -> None:
+    def agent() -> Agent:
+        repository = LetopisSessionRepository(away, new=True)
+        manager = RepositorySessionManager("chat-1", session_repository=repository)
+        return Agent(model=FakeModel(nothing), agent_id="bot", session_manager=manager, callback_handler=None)
+
+    begun = agent()
+    begun("What is tea?")
+    assert len(begun.messages) == 2
+    assert agent().messages == begun.messages
+
+
 def test_without_the_store(away: History) -> None:
     """A session that the outbox knows goes on; of another one it is not said that it is new."""
     repository = LetopisSessionRepository(away)

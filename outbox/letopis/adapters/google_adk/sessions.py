@@ -86,19 +86,27 @@ class LetopisSessionService(BaseSessionService):
         self._locks: WeakValueDictionary[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock] = WeakValueDictionary()
 
     async def create_session(
-        self, *, app_name: str, user_id: str, state: dict[str, Any] | None = None, session_id: str | None = None
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        state: dict[str, Any] | None = None,
+        session_id: str | None = None,
+        new: bool = False,
     ) -> Session:
         """Create a session and return it.
 
         :param session_id: generated if not given.
+        :param new: you say that no session has this id, so that it is created also while the history store is
+            unavailable. If there is one after all, its events and those of the new one come together in it.
         :raises AlreadyExistsError: a session with this id exists.
-        :raises StoreUnavailable: with ``session_id``: only the history store can tell whether it exists.
+        :raises StoreUnavailable: with ``session_id``, not ``new``: only the history store can tell whether it exists.
         :raises LetopisError: as for ``History.append``.
         """
         given = session_id.strip() if session_id else ""
         name = given or str(uuid7())
         conversation_id = self._conversation(app_name, user_id, name)
-        records = self._history.records(conversation=conversation_id)
+        records = self._history.records(conversation=conversation_id, new=new)
         if given and await records.get(NAMESPACE, KEY) is not None:
             raise AlreadyExistsError(f"Session with id {name} already exists.")
         app, user = await asyncio.gather(self._app_state(app_name), self._user_state(app_name, user_id))

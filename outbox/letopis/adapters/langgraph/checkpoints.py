@@ -162,7 +162,7 @@ class CheckpointRecords:
 
     def records(self, target: Target) -> Records:
         """Return the records of a thread."""
-        return self.history.records(conversation=target.conversation)
+        return self.history.records(conversation=target.conversation, new=target.new)
 
     async def put(
         self,

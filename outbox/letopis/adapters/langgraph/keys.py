@@ -16,6 +16,8 @@ ROOT: Final = "langgraph"
 CHECKPOINTS: Final = (ROOT, "checkpoints")
 WRITES: Final = (ROOT, "writes")
 VALUES: Final = (ROOT, "values")
+NEW: Final = "letopis_new"
+"""The key of ``configurable`` that says that a thread is new."""
 KIND_TAG: Final = "langgraph"
 RUN_TAG: Final = "langgraph.run"
 _LONGEST_LABEL: Final = 200
@@ -28,12 +30,14 @@ class Target:
 
     :ivar conversation: the conversation in whose records the thread is.
     :ivar checkpoint_id: ``None`` for the latest one.
+    :ivar new: whether the caller says that the thread is new.
     """
 
     thread_id: str
     conversation: str
     checkpoint_ns: str
     checkpoint_id: str | None
+    new: bool = False
 
     @property
     def checkpoints(self) -> Namespace:
@@ -94,6 +98,7 @@ def target_of(config: Mapping[str, Any], conversation_of: Callable[[str], str]) 
         conversation=conversation_of(thread),
         checkpoint_ns=str(configurable.get("checkpoint_ns") or ""),
         checkpoint_id=None if not checkpoint_id else str(checkpoint_id),
+        new=configurable.get(NEW) is True,
     )
 
 

@@ -53,7 +53,8 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
 
     A checkpoint is durable in the outbox when ``put`` returns, and a run continues while the history store is
     unavailable, from the latest checkpoint that was put through this outbox. A thread that the outbox does not know
-    raises ``StoreUnavailable`` then, so that it is not started over.
+    raises ``StoreUnavailable`` then, so that it is not started over; ``"letopis_new": True`` in ``configurable`` says
+    that the thread is new.
 
     A thread's records belong to the conversation of the same id and are erased with it. Values are stored by content
     hash, lists by element, so a thread grows with its content. Encrypted values differ each time and are stored in

@@ -45,13 +45,21 @@ class LetopisSessionRepository(SessionRepository):
     :param history: not closed by the repository. In the event loop in which the history is open, the methods raise
         ``InHomeLoop``: open it with ``own_thread=True``.
     :param owner: the owner of the conversations, or a function that derives it from the session id.
+    :param new: you say that the sessions are new, so that they begin also while the history store is unavailable. If
+        one exists after all, the messages of both are kept in it.
     """
 
-    def __init__(self, history: History, *, owner: Owner | Callable[[str], Owner | None] | None = None) -> None:
+    def __init__(
+        self,
+        history: History,
+        *,
+        owner: Owner | Callable[[str], Owner | None] | None = None,
+        new: bool = False,
+    ) -> None:
         if not isinstance(history, History):
             raise InvalidInput("history", f"must be a History, not {type(history).__name__}")
         self._history = history
-        self._sessions = Sessions(history, owner)
+        self._sessions = Sessions(history, owner, new=new)
 
     def create_session(self, session: Session, **kwargs: Any) -> Session:
         """Create a session.

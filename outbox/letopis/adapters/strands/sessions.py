@@ -28,9 +28,12 @@ class Sessions:
     :param owner: the owner of the conversations, or a function that derives it from the session id.
     """
 
-    def __init__(self, history: History, owner: Owner | Callable[[str], Owner | None] | None) -> None:
+    def __init__(
+        self, history: History, owner: Owner | Callable[[str], Owner | None] | None, *, new: bool = False
+    ) -> None:
         self._history = history
         self._owner = owner
+        self._new = new
         self._known: dict[tuple[str, tuple[str, ...], str], str] = {}
 
     async def create(self, session: Session) -> Session:
@@ -96,7 +99,7 @@ class Sessions:
         await self._history.records(conversation=session_id).put(_MULTI_AGENTS, name, dict(state))
 
     async def _create(self, session_id: str, namespace: tuple[str, ...], key: str, value: Any, what: str) -> None:
-        records = self._history.records(conversation=session_id)
+        records = self._history.records(conversation=session_id, new=self._new)
         try:
             await records.put(namespace, key, value, expected=ABSENT)
         except RecordConflict as error:
@@ -105,7 +108,7 @@ class Sessions:
         self._remember(session_id, namespace, key, value)
 
     async def _read(self, session_id: str, namespace: tuple[str, ...], key: str) -> dict[str, Any] | None:
-        record = await self._history.records(conversation=session_id).get(namespace, key)
+        record = await self._history.records(conversation=session_id, new=self._new).get(namespace, key)
         if record is None:
             return None
         value = dict(record.value)
@@ -136,7 +139,7 @@ class Sessions:
             # Two processes may have numbered the same session, so numbers need not rise.
             if before is None or (page and max(map(number_of, page)) < first):
                 break
-        if not found and not page.complete:
+        if not found and not page.complete and not self._new:
             raise StoreUnavailable("what the agent has said")
         return found
 

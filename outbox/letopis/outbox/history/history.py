@@ -432,6 +432,7 @@ class History:
         conversation: str | None = None,
         owner: Owner | None = None,
         space: str | None = None,
+        new: bool = False,
     ) -> Records:
         """Return the records of a conversation, an owner or a space: what a framework keeps beside the messages.
 
@@ -441,9 +442,12 @@ class History:
 
         :param scope: that of a record that was found, instead of a name.
         :param space: a name of your choice for records that belong to neither, for example an application's memory.
+        :param new: you say that the scope is new. While the history store is unavailable, a record that the outbox does
+            not know then does not exist, instead of raising ``StoreUnavailable``, so that a new conversation can begin.
+            If it exists after all, it and the new ones are kept side by side, and conditions are decided on delivery.
         :raises InvalidInput: none or several are named, or the name cannot be one.
         """
-        return Records(scope_from(scope, conversation=conversation, owner=owner, space=space), self._home)
+        return Records(scope_from(scope, conversation=conversation, owner=owner, space=space), self._home, new=new)
 
     async def find_records(
         self, tags: Mapping[str, Tag], *, limit: int = 100, after: str | None = None

@@ -108,10 +108,12 @@ class Records:
     pending. What neither the outbox nor the history store can tell raises ``StoreUnavailable``, and is never ``None``.
 
     :ivar scope: to what they belong.
+    :ivar new: whether the caller says that only this outbox has put records of the scope; see ``History.records()``.
     """
 
-    def __init__(self, scope: Scope, home: SharedAccess) -> None:
+    def __init__(self, scope: Scope, home: SharedAccess, *, new: bool = False) -> None:
         self.scope = scope
+        self.new = new
         self._home = home
 
     @property
@@ -184,7 +186,7 @@ class Records:
         :raises LetopisError: as for :meth:`get`.
         """
         places = [(encode_namespace(namespace), encode_key(key)) for namespace, key in _pairs(keys)]
-        found = await self._reads.get(self.scope, list(dict.fromkeys(places)))
+        found = await self._reads.get(self.scope, list(dict.fromkeys(places)), new=self.new)
         return [found[place] for place in places]
 
     async def delete(self, namespace: Sequence[str], key: str, *, expected: Condition | UUID = ANY) -> RecordReceipt:
@@ -292,7 +294,9 @@ class Records:
             after=None if after is None else _CURSOR.decode(after, read_cursor),
             reverse=bool(reverse),
         )
-        page = await self._reads.page(self.scope, where, limit=limit, values=values, incomplete=incomplete)
+        page = await self._reads.page(
+            self.scope, where, limit=limit, values=values, incomplete=incomplete, new=self.new
+        )
         items = tuple(one for one in page.records if has_tags(one.tags, wanted))
         following = None if page.next is None else _CURSOR.encode(*(part.decode() for part in page.next))
         return Page(items=items, next=following, complete=page.complete)
@@ -316,7 +320,7 @@ class Records:
         look: StoreLook | None = None
         if conditional and not await self._reads.is_pending(self.scope, conditional):
             look = await self._reads.look(self.scope, conditional)
-        written = await self._outbox.write(self._work(changes, look=look))
+        written = await self._outbox.write(self._work(changes, look=look, trusting=self.new and look is None))
         return [record_receipt(one, self._deliveries) for one in written]
 
     def _work(

@@ -7,7 +7,7 @@ starts over and overwrites the existing record.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -65,10 +65,11 @@ class RecordReads:
         self._gateway = gateway
 
     async def get(
-        self, scope: Scope, places: Collection[RecordKey], *, values: bool = True
+        self, scope: Scope, places: Collection[RecordKey], *, values: bool = True, new: bool = False
     ) -> dict[RecordKey, Record | None]:
         """Return records by key; ``None`` for those that are not there.
 
+        :param new: what the outbox does not know does not exist, if the history store does not answer.
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know a record.
         """
         for _ in range(_MAX_ATTEMPTS):
@@ -78,7 +79,7 @@ class RecordReads:
             if asked:
                 view = await self._ask(scope, asked, values=values)
                 if view is None:
-                    _decide_alone(local, asked, found, values=values)
+                    _decide_alone(local, asked, found, values=values, new=new)
                 else:
                     _decide_with(scope, local, view, asked, found, values=values)
             if len(found) == len(places):
@@ -100,11 +101,19 @@ class RecordReads:
         return all((found := local.changes.get(place)) is not None and local.is_pending(found) for place in places)
 
     async def page(
-        self, scope: Scope, where: RecordRange, *, limit: int, values: bool = True, incomplete: bool = False
+        self,
+        scope: Scope,
+        where: RecordRange,
+        *,
+        limit: int,
+        values: bool = True,
+        incomplete: bool = False,
+        new: bool = False,
     ) -> RecordSlice:
         """Return the next records of a range; fewer than ``limit`` does not mean the end.
 
         :param incomplete: return what the outbox alone holds, if the history store does not answer.
+        :param new: likewise, and that is all there is.
         :raises StoreUnavailable: the history store does not answer.
         """
         origin_id = self._outbox.origin.origin_id
@@ -117,8 +126,9 @@ class RecordReads:
                 )
             )
             if view is None:
-                if incomplete:
-                    return await self._page_alone(scope, where, limit=limit, values=values)
+                if incomplete or new:
+                    alone = await self._page_alone(scope, where, limit=limit, values=values)
+                    return replace(alone, complete=new)
                 raise StoreUnavailable(_UNKNOWN_LIST)
             if since is None and any(view.heads.get(name, 0) < local.delivered[name] for name in local.delivered):
                 since = view.heads  # a restored store: what it lacks is still in the file
@@ -282,13 +292,16 @@ def _decide_with(
 
 
 def _decide_alone(
-    local: LocalRecords, asked: Sequence[RecordKey], found: dict[RecordKey, Record | None], *, values: bool
+    local: LocalRecords, asked: Sequence[RecordKey], found: dict[RecordKey, Record | None], *, values: bool, new: bool
 ) -> None:
     """Answer from the retained tail what was put there last. That a record is gone is not known: another may be."""
     for place in asked:
         change = local.changes.get(place)
         if change is None or not change.present:
-            raise StoreUnavailable(_UNKNOWN)
+            if not new:
+                raise StoreUnavailable(_UNKNOWN)
+            found[place] = None
+            continue
         _decide_local(local, change, found, values=values, saved=True, current=False)
 
 

@@ -665,13 +665,14 @@ class BlockingHistory(SyncBase):
         conversation: str | None = None,
         owner: Owner | None = None,
         space: str | None = None,
+        new: bool = False,
     ) -> BlockingRecords:
         """Return the records of a conversation, an owner or a space: what a framework keeps beside the messages.
 
         See :meth:`History.records`.
         """
         return BlockingRecords(
-            self._portal, self._history.records(scope, conversation=conversation, owner=owner, space=space)
+            self._portal, self._history.records(scope, conversation=conversation, owner=owner, space=space, new=new)
         )
 
     def find_records(self, tags: Mapping[str, Tag], *, limit: int = 100, after: str | None = None) -> Page[Record]:
