@@ -121,6 +121,12 @@ class OutboxAccess:
             lambda reader, connection: reader.conversations_of(connection, message_id, limit=limit)
         )
 
+    async def digests(self, conversation_id: str, event_ids: Collection[UUID]) -> dict[UUID, bytes | None]:
+        """Return the digests of those events of a conversation that the store holds; ``None`` for an erased one."""
+        return await self._runtime.read(
+            lambda reader, connection: reader.digests(connection, conversation_id, event_ids)
+        )
+
     async def conversations(
         self, *, owner: str | None, after: str | None, limit: int, states: Collection[str], oldest_first: bool
     ) -> Page[Conversation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import TracebackType
@@ -222,30 +222,17 @@ class Importer:
             return {}  # all of it is in the outbox
         if not self._answers and not pruned:
             return {}
-        found: dict[UUID, bytes | None] = {}
         try:
             with expect_store(self.outbox.probe.store_id()):
-                async for event_id, digest in _digests(self.store, conversation_id):
-                    if not self._elsewhere.seen(key):
-                        self._elsewhere.add(key)
-                    if event_id in wanted:
-                        found[event_id] = digest
+                found = await self.store.outbox_access.digests(conversation_id, wanted)
+                if not self._elsewhere.seen(key) and (found or await self.store.events(conversation_id, limit=1)):
+                    self._elsewhere.add(key)
+                return found
         except StoreFault:
             if pruned:
                 raise
             self._answers = False
-        return found
-
-
-async def _digests(store: ConversationStore, conversation_id: str) -> AsyncIterator[tuple[UUID, bytes | None]]:
-    """Yield id and digest of every event of a conversation in the store."""
-    after = 0
-    while page := await store.events(conversation_id, after=after, limit=CHUNK_LINES):
-        for event in page:
-            yield event.event_id, event.digest
-            after = event.version or after
-        if page.next is None:
-            return
+        return {}
 
 
 def check(line: Line | RecordLine | Refused, limits: Limits = DEFAULT_LIMITS) -> _Item | RecordItem | Refused:

@@ -292,6 +292,16 @@ class Reader:
             found |= positions_from_rows(tuple(row) for row in rows)
         return found
 
+    async def digests(
+        self, connection: AsyncConnection, conversation_id: str, event_ids: Collection[UUID]
+    ) -> dict[UUID, bytes | None]:
+        """Return the digests of those events that are there; ``None`` for an erased one."""
+        found: dict[UUID, bytes | None] = {}
+        for part in in_batches(event_ids):
+            rows = await connection.execute(self._statements.digests, {**self.key(conversation_id), "ids": part})
+            found.update({row.event_id: row.digest if row.erased is None else None for row in rows})
+        return found
+
     async def lane_heads(
         self, connection: AsyncConnection, origin_id: UUID, conversation_ids: Sequence[str]
     ) -> dict[str, int]:

@@ -10,7 +10,7 @@ from letopis.store.database.dialects import Dialect
 from letopis.store.database.schema import conversations, events, lanes, log_heads, messages, owners
 from letopis.store.read.paging import Window, WindowShape
 from letopis.store.read.queries import messages_select, path_select, plain_select, whole
-from letopis.store.read.task_marks import event_columns, message_columns
+from letopis.store.read.task_marks import erased, event_columns, message_columns
 
 MAX_FIXED_LIMITS: Final = 32
 """Statements with a limit written into them; callers that page with more different limits have theirs bound."""
@@ -83,6 +83,11 @@ class ReadStatements:
             .limit(sa.bindparam("limit"))
         )
         self.head = sa.select(log_heads.c.position).where(log_heads.c.partition == sa.bindparam("partition"))
+        self.digests = sa.select(events.c.event_id, events.c.digest, erased(events).label("erased")).where(
+            events.c.partition == sa.bindparam("partition"),
+            events.c.conversation_id == sa.bindparam("conversation"),
+            dialect.among(events.c.event_id, "ids"),
+        )
         self.lane_heads = sa.select(lanes.c.conversation_id, lanes.c.sequence).where(
             dialect.among(lanes.c.partition, "partitions"),
             dialect.among(lanes.c.conversation_id, "conversations"),

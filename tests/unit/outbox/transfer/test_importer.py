@@ -1,0 +1,97 @@
+"""What an import asks of the history store does not grow with the conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from letopis.outbox import History, Relay
+from letopis.outbox.event_log.retention import Pruner, Retention
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.transfer import importer
+from letopis.outbox.transfer.importer import ImportCounts, Importer
+from letopis.store import ConversationStore, Message
+from letopis.store.outbox_access import OutboxAccess
+from letopis.store.transfer.jsonl import Line, Refused
+from tests.support.relays import deliver_all
+
+COUNT = 200
+
+
+def lines(*, changed: int | None = None, count: int = COUNT) -> Iterator[Line]:
+    for number in range(count):
+        text = "changed" if number == changed else f"words of {number}"
+        message = Message.user(text, id=f"m{number}")
+        yield Line(number=number + 1, size=10, conversation_id="chat", message=message)
+
+
+async def imported(
+    outbox: OutboxFile, store: ConversationStore, given: Iterator[Line]
+) -> tuple[ImportCounts, list[int]]:
+    refused: list[Refused] = []
+    with Importer(outbox, store, refused.append) as run:
+        counts = await run.take(given)
+    return counts, [one.number for one in refused]
+
+
+@pytest.fixture(params=["pruned", "another"])
+async def again(
+    request: pytest.FixtureRequest, outbox: OutboxFile, store: ConversationStore, tmp_path: Path
+) -> OutboxFile:
+    """An outbox that is to import what the store alone holds."""
+    await imported(outbox, store, lines())
+    await Relay(outbox, store).drain()
+    if request.param == "another":
+        return await OutboxFile.open(tmp_path / "another.outbox.db")
+    prune = Pruner(Retention(keep_last=0, keep_for=timedelta(0)), outbox.now_us)
+    while await outbox.write(prune):
+        pass
+    return outbox
+
+
+async def test_each_chunk_is_compared_with_as_many_events_as_it_has_lines(
+    again: OutboxFile, store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "CHUNK_LINES", 20)
+    compared = list[int]()
+    digests = OutboxAccess.digests
+
+    async def counted(self: OutboxAccess, conversation_id: str, ids: Collection[UUID]) -> dict[UUID, bytes | None]:
+        found = await digests(self, conversation_id, ids)
+        compared.append(len(found))
+        return found
+
+    async def none(self: ConversationStore, conversation_id: str, *, after: int = 0, limit: int = 500) -> object:
+        assert limit == 1, "the whole conversation is read"
+        return await events(self, conversation_id, after=after, limit=limit)
+
+    events = ConversationStore.events
+    monkeypatch.setattr(OutboxAccess, "digests", counted)
+    monkeypatch.setattr(ConversationStore, "events", none)
+
+    counts, refused = await imported(again, store, lines(changed=150, count=COUNT + 20))
+
+    assert (counts.imported, counts.known, refused) == (20, COUNT - 1, [151])
+    assert compared == [20] * (COUNT // 20) + [0]
+    if again.path.name.startswith("another"):
+        await again.close()
+
+
+async def test_what_the_store_has_erased_counts_as_known(
+    outbox: OutboxFile, store: ConversationStore, tmp_path: Path
+) -> None:
+    await imported(outbox, store, lines())
+    await Relay(outbox, store).drain()
+    async with History.open(tmp_path / "eraser.outbox.db", store=store, relay=False, watch=False) as eraser:
+        await eraser.reset("chat")
+        await deliver_all(eraser)
+    another = await OutboxFile.open(tmp_path / "another.outbox.db")
+    try:
+        counts, refused = await imported(another, store, lines(changed=3))
+    finally:
+        await another.close()
+    assert (counts.imported, counts.known, refused) == (0, COUNT, [])
