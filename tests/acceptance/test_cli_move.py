@@ -13,7 +13,9 @@ from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.store import ConversationStore, Message
 from letopis.store.database.log_state import LogState
+from tests.support.fix_disk import HOG, fill
 from tests.support.moves import identity, run_sql, states
+from tests.support.peers import refused_port
 
 SECRET = "hunter2"
 
@@ -37,6 +39,33 @@ def letopis(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
     code = run(cli, list(words))
     said = capsys.readouterr()
     return code, said.out, said.err
+
+
+def test_a_full_disk_of_the_target_is_named_and_temporary(
+    bot: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = small_disk / "new.db"
+    fill(small_disk)
+
+    code, _, err = letopis("move", "--to", str(target), capsys=capsys)
+
+    assert code == Exit.LATER
+    assert f"the history store sqlite:///{target}, the target of the move: the disk of the history store is full" in err
+    (small_disk / HOG).unlink()
+    assert letopis("move", "--to", str(target), capsys=capsys)[0] == Exit.OK
+
+
+@pytest.mark.parametrize("role", ["source", "target"])
+def test_a_store_that_does_not_answer_is_named_with_its_role(
+    bot: Path, role: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = f"postgresql://bot:{SECRET}@127.0.0.1:{anyio.run(refused_port)}/history"
+    words = ["--store", away, "move", "--to", "new.db"] if role == "source" else ["move", "--to", away]
+
+    code, _, err = letopis(*words, capsys=capsys)
+
+    assert code == Exit.LATER and SECRET not in err
+    assert "the history store postgresql" in err and f"/history, the {role} of the move: " in err
 
 
 def test_it_moves_and_says_what_to_do_next(bot: Path, capsys: pytest.CaptureFixture[str]) -> None:

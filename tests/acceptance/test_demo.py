@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import anyio
 import pytest
 
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.demo_script import STORE, DemoOutcome, Transcript, check
+from letopis.outbox.cli import cli, demo_script
+from letopis.outbox.cli.demo_script import STORE, DemoFailed, DemoOutcome, Transcript, check
 from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.outbox.history.history import History
 from letopis.store.model.messages import Message
@@ -98,3 +99,20 @@ async def test_its_check_finds_what_is_missing_doubled_or_out_of_order(tmp_path:
     assert not (await found("a", "c", "b")).holds
     assert not (await found("a", "b")).holds
     assert not DemoOutcome(appended=3, stored=3, in_order=3, duplicates=1).holds
+
+
+async def test_it_waits_for_a_number_of_polls_however_long_each_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_script, "MAX_POLLS", 10)
+    monkeypatch.setattr(demo_script, "POLL_SECONDS", 0.001)
+    polls = 0
+
+    async def at_the_tenth() -> bool:
+        nonlocal polls
+        polls += 1
+        await anyio.sleep(0.02)  # a slow machine: all of them together take longer than ten pauses
+        return polls == 10
+
+    await demo_script._until(at_the_tenth, "the tenth")
+    with pytest.raises(DemoFailed, match="the twentieth"):
+        await demo_script._until(at_the_tenth, "the twentieth")
+    assert polls == 20

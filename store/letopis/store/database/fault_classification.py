@@ -43,7 +43,7 @@ from letopis.store.database.fault_rules import (
     UNREACHABLE,
     FaultRule,
 )
-from letopis.store.database.faults import Diagnosis, FaultClass, StoreFault
+from letopis.store.database.faults import DISK_FULL_CODE, Diagnosis, FaultClass, StoreFault
 from letopis.store.errors import LetopisError
 
 T = TypeVar("T")
@@ -144,8 +144,6 @@ def classify(error: BaseException, *, committing: bool = False) -> Diagnosis:
     )
 
 
-_DISK_FULL_CODE: Final = "disk-full"
-"""The code of a full disk, whatever the database calls it: operators see it first."""
 _MARIADB_NO_SPACE: Final = re.compile(r"(?:error|errno|Errcode):? ?(?:28|122)\b", re.IGNORECASE)
 """The errors 3, 1026 and 1030 have the system's error number in their text only."""
 
@@ -165,7 +163,7 @@ def _look_up(error: BaseException) -> tuple[str | None, FaultRule]:
             code, rule = found
             if rule is CANNOT_OPEN_FILE and open_files.is_exhausted():
                 rule = TOO_MANY_FILES  # SQLite says only that it cannot open the file
-            return (_DISK_FULL_CODE if rule is DISK_FULL else code), rule
+            return (DISK_FULL_CODE if rule is DISK_FULL else code), rule
     return _code_of(_unwrapped(error)), UNCLASSIFIED
 
 

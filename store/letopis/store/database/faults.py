@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from letopis.store.errors import LetopisError
+
+DISK_FULL_CODE: Final = "disk-full"
+"""The code of a full disk, whatever the database calls it: operators see it first."""
 
 
 class FaultClass(StrEnum):

@@ -13,6 +13,7 @@ from letopis.store.cancellation import cancel_after_grace, run_to_completion
 from letopis.store.database.dialects import dialect_for
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.fault_classification import translated
+from letopis.store.database.faults import StoreFault
 from letopis.store.database.schema import store
 from letopis.store.database.timeouts import Timeouts
 from letopis.store.database.urls import safe_url
@@ -33,10 +34,11 @@ def address_of(url: URL) -> str:
 
 
 class Endpoint:
-    """One of the two stores. A cancellation waits for the end of a transaction."""
+    """One of the two stores, its ``role`` in the move. A cancellation waits for the end of a transaction."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, role: str) -> None:
         self.url = url
+        self._role = role
         self.address = address_of(url)
         self.engine = create_store_engine(url, timeouts=_TIMEOUTS, pool_size=2)
         self.dialect = dialect_for(self.engine.dialect.name)
@@ -87,4 +89,8 @@ class Endpoint:
         return await self.read(read)
 
     async def _uninterrupted(self, work: Awaitable[T]) -> T:
-        return await (run_to_completion(work) if self.embedded else cancel_after_grace(work))
+        try:
+            return await (run_to_completion(work) if self.embedded else cancel_after_grace(work))
+        except StoreFault as fault:
+            reason = f"the history store {self.address}, the {self._role} of the move: {fault.reason}"
+            raise StoreFault(fault_class=fault.fault_class, code=fault.code, reason=reason) from fault

@@ -113,7 +113,7 @@ async def move(
     began = time.monotonic()
     source_url, target_url = normalise_url(source), normalise_url(target)
     _check_apart(source_url, target_url)
-    async with Endpoint(source_url) as old, Endpoint(target_url) as new:
+    async with Endpoint(source_url, "source") as old, Endpoint(target_url, "target") as new:
         record = await _read_current(old)
         _check_source(record, old, new)
         await _create_tables(new, partitions=len(record.heads))
@@ -131,7 +131,7 @@ async def cancel_move(source: str | URL | os.PathLike[str]) -> str | None:
     :raises ConfigurationError: the move can only be finished, or there is no store.
     :raises StoreFault: the database failed.
     """
-    async with Endpoint(normalise_url(source)) as end:
+    async with Endpoint(normalise_url(source), "source") as end:
         await _read_current(end)
         return await reopen_source(end)
 

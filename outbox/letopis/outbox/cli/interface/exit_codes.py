@@ -89,7 +89,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
 def explain(error: BaseException) -> tuple[Exit, str]:
     """Return the exit code of an error, and the line that says what was wrong and what to do."""
     # Imported here: a run that fails may take the time, `--help` may not.
-    from letopis.store.database.faults import FaultClass, StoreFault
+    from letopis.store.database.faults import DISK_FULL_CODE, FaultClass, StoreFault
     from letopis.store.errors import (
         ConfigurationError,
         InvalidInput,
@@ -104,7 +104,8 @@ def explain(error: BaseException) -> tuple[Exit, str]:
     if isinstance(error, CommandExit):
         return error.code, one_line(str(error))
     if isinstance(error, StoreFault):
-        if error.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE):
+        lasting = error.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE)
+        if lasting and error.code != DISK_FULL_CODE:
             return Exit.CONFIGURATION, one_line(_about_the_store(error))
         return Exit.LATER, one_line(f"{_about_the_store(error)}; nothing is lost, try again later")
     match error:
