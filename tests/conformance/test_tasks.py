@@ -329,3 +329,29 @@ async def test_a_store_that_is_not_the_one_that_is_meant_takes_no_step(store: Co
     assert await store.pending_tasks() == before and await held(store, "p") == there
     with expect_store((await store.identity()).store_id):
         assert await store.run_pending_tasks()
+
+
+@pytest.mark.parametrize("how", [ConversationDeleted(), ConversationRewound(erase=True)])
+async def test_the_first_transaction_touches_as_many_rows_whatever_the_length(
+    store: ConversationStore, how: ConversationDeleted | ConversationRewound
+) -> None:
+    outbox, touched = Outbox(), list[tuple[int, int]]()
+    rows: list[int] = []
+    engine = store._engine.sync_engine
+
+    def note(_: object, cursor: Any, *__: object) -> None:
+        rows.append(max(0, cursor.rowcount))
+
+    for name, count in (("short", 20), ("long", 400)):
+        outbox.append(name, *said(count))
+        await outbox.deliver(store)
+        while await store.catch_up_search():
+            pass
+        outbox.append(name, how)
+        rows.clear()
+        sa.event.listen(engine, "after_cursor_execute", note)
+        await store.apply(outbox.origin, [outbox.batch(name, count + 1)])
+        sa.event.remove(engine, "after_cursor_execute", note)
+        touched.append((len(rows), sum(rows)))
+    assert touched[0] == touched[1], touched
+    assert (await store.pending_tasks()).rows > 400
