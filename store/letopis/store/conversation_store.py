@@ -354,8 +354,8 @@ class ConversationStore:
         are found where they were appended, not in the fork.
 
         Pages show what was there when the first one was read, nothing twice, and at most 1,000 hits. A page may hold
-        fewer than ``limit``: go on while there is a ``next``. ``complete`` is ``False`` while the index is so far
-        behind that not all could be searched; the search itself has it catch up.
+        fewer than ``limit``: go on while there is a ``next``. ``complete`` is ``False`` while the index is being
+        built: ``unindexed`` events were not searched. The search itself has it catch up.
 
         :param owner: only the conversations of this owner.
         :param conversation: only this conversation.

@@ -137,6 +137,13 @@ class OutboxAccess:
             )
         )
 
+    async def keep_index(self, limit: int) -> int | None:
+        """Read some events into the search index of an SQLite file that was searched before; return how many are left.
+
+        ``None`` if it never was, or for a server.
+        """
+        return await (await self._runtime.prepared()).indexer.keep_up(limit)
+
     async def search_start(self, conversation: str | None = None) -> str:
         """Return the ``after`` of a search that shows nothing appended from now on.
 

@@ -44,6 +44,7 @@ async def conversations(visit: Visit) -> Response:
         state=state if state in (*STATES, "all") else "active",
         wrong=wrong,
         complete=shown is None or shown.complete,
+        unindexed=0 if shown is None else shown.unindexed,
         next=None if shown is None else shown.next,
         after=after,
     )

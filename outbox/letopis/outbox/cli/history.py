@@ -149,13 +149,26 @@ def search(
 
     page = anyio.run(find)
     if as_json:
-        print_json({"hits": [_hit_json(one) for one in page], "next": page.next, "complete": page.complete})
+        print_json(
+            {
+                "hits": [_hit_json(one) for one in page],
+                "next": page.next,
+                "complete": page.complete,
+                "unindexed": page.unindexed,
+            }
+        )
     else:
         for one in page:
             click.echo(_hit_text(one))
         if page.next is not None:
             note(f"there are more: --after {page.next}")
-    say_whether_complete(page.complete)
+    if page.unindexed:
+        note(
+            f"the search index is being built: {page.unindexed} events were not searched; search again later, or run"
+            " `letopis db index`"
+        )
+    else:
+        say_whether_complete(page.complete)
     if not page and page.next is None:
         raise CommandExit(Exit.NOTHING, "nothing was found")
 

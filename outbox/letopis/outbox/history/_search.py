@@ -133,7 +133,7 @@ class Search:
         shown = place.queue[place.shown : place.shown + request.limit]
         merge = _PageMerge(self, store, request, pending)
         hits = await merge.of_outbox([keys[position] for position in shown if position in keys])
-        room, store_place, complete = request.limit - len(shown), place.store, pending.complete
+        room, store_place, complete, unindexed = request.limit - len(shown), place.store, pending.complete, 0
         if store_place is None:
             store_place = await store.outbox_access.search_start(request.conversation)
         if room and store_place != "":
@@ -141,9 +141,9 @@ class Search:
                 request.typed, owner=request.owner, conversation=request.conversation, limit=room, after=store_place
             )
             hits += await merge.of_store(page, besides=frozenset(keys.values()))
-            store_place, complete = page.next or "", complete and page.complete
+            store_place, complete, unindexed = page.next or "", complete and page.complete, page.unindexed
         ahead = _Place(queue=place.queue, shown=place.shown + len(shown), store=store_place)
-        return Page(tuple(hits), next=ahead.encode() if ahead.left else None, complete=complete)
+        return Page(tuple(hits), next=ahead.encode() if ahead.left else None, complete=complete, unindexed=unindexed)
 
     async def _retained(self, request: _Request) -> Page[Hit]:
         """Return hits of what the outbox retains, while the store is unavailable."""

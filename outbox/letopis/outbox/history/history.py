@@ -1091,7 +1091,8 @@ class History:
 
         Pages show what was there when the first one was made, each message once. A page may hold fewer than ``limit``:
         go on while there is a ``next``. ``complete`` is ``False`` while the history store is unreachable (only the
-        outbox is searched then), while its index is far behind, or with more than 10,000 pending events.
+        outbox is searched then), while its index is being built (``unindexed`` events were not searched), or with more
+        than 10,000 pending events.
 
         :param owner: search only this owner's conversations.
         :param conversation: search only this conversation.

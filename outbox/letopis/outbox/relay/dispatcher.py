@@ -159,7 +159,7 @@ class Dispatcher:
         idle = not (due.batches or due.broken)
         more_tasks = False
         if self._tasks.due(idle=idle):
-            step = self._tasks.step(self.binding.origin.store_id)
+            step = self._tasks.step(self.binding.origin.store_id, idle=idle)
             more_tasks = await self._heartbeat.during(step, "a step of a long rewind or deletion")
         if idle:
             done = await self._idle_work(due)

@@ -1,4 +1,4 @@
-"""Have the history store carry out long rewinds and deletions, one step between two deliveries."""
+"""Have the history store carry out long rewinds and deletions, and build its search index, between two deliveries."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ LOOK_INTERVAL_SECONDS: Final = 60.0
 """Time between two looks for tasks that another relay left, and until a failed step is retried."""
 REPORT_INTERVAL_SECONDS: Final = 10.0
 """Time between two log records about work in progress."""
+INDEX_EVENTS_PER_STEP: Final = 50
+"""Events that an idle relay reads into a search index before it looks for new ones to deliver."""
 _LONG_TYPES: Final = (ConversationRewound.type, ConversationDeleted.type)
 
 
@@ -53,6 +55,7 @@ class StoreTasks:
         self._look = look or TaskLook(clock)
         self._report_due = clock.after(REPORT_INTERVAL_SECONDS)
         self._expected = False
+        self._searched = self._unindexed = False
         self.pending = PendingTasks()
         self.worked = False
 
@@ -60,21 +63,23 @@ class StoreTasks:
         """Look for tasks in the next step if what was delivered may have left some."""
         if any(one.event.type in _LONG_TYPES for batch in batches for one in batch.deliveries):
             self._expected = True
+        self._unindexed = self._searched
 
     def due(self, *, idle: bool) -> bool:
         """Return True if a step may have something to do.
 
         :param idle: whether nothing is due for delivery: then tasks that other relays left are looked for, too.
         """
-        return self.pending.tasks > 0 or self._expected or (idle and self._look.due)
+        return self.pending.tasks > 0 or self._expected or (idle and (self._look.due or self._unindexed))
 
-    async def step(self, store_id: UUID | None) -> bool:
-        """Take a step of a pending task; return True if the next one is worth taking at once.
+    async def step(self, store_id: UUID | None, *, idle: bool) -> bool:
+        """Take a step of a pending task, or of the search index; return True if the next is worth taking at once.
 
         A step that fails is logged and retried later: it delays no delivery.
 
         :param store_id: identity of the outbox's own store, the only one that is worked on; ``None`` before the outbox
             is bound to one.
+        :param idle: whether nothing is due for delivery: the index waits for that.
         """
         known = self.pending.tasks > 0
         self._expected = False
@@ -83,11 +88,13 @@ class StoreTasks:
             with expect_store(store_id):
                 if not await self._store.run_pending_tasks():
                     self.pending = PendingTasks()
+                    if idle:
+                        await self._index()
                 else:
                     self.worked = True
                     self.pending = await self._store.pending_tasks()
         except Exception as error:  # a step that fails must not keep the relay from delivering
-            self.pending = PendingTasks()
+            self.pending, self._unindexed = PendingTasks(), False
             # Without known tasks an outage is reported by deliveries, if there are any.
             logger.log(
                 logging.WARNING if known else logging.DEBUG,
@@ -98,7 +105,14 @@ class StoreTasks:
             )
             return False
         self._report(known)
-        return self.pending.tasks > 0
+        return self.pending.tasks > 0 or self._unindexed
+
+    async def _index(self) -> None:
+        left = await self._store.outbox_access.keep_index(INDEX_EVENTS_PER_STEP)
+        self._searched, self._unindexed = left is not None, bool(left)
+        if left and self._report_due.remaining(self._clock) == 0:
+            self._report_due = self._clock.after(REPORT_INTERVAL_SECONDS)
+            logger.info("the search index is being built: %d events left", left, extra=log_context())
 
     def _report(self, known: bool) -> None:
         pending = self.pending

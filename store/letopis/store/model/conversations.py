@@ -228,14 +228,16 @@ class Page(Generic[T], Sequence[T]):
     :ivar items: in the order of the list.
     :ivar next: pass it as ``after`` (or ``before``) for the following page; ``None`` on the last page.
     :ivar complete: False if the history store was unreachable and the items come from the outbox's retained tail
-        alone, so that older ones may be missing.
+        alone, so that older ones may be missing; on a page of a search also while the search index is being built.
     :ivar seen: what to append after, on a page of messages that a history read; ``None`` otherwise.
+    :ivar unindexed: on a page of a search, the events that were not searched because the index does not hold them yet.
     """
 
     items: tuple[T, ...]
     next: str | None = None
     complete: bool = True
     seen: Seen | None = None
+    unindexed: int = 0
 
     @overload
     def __getitem__(self, index: int) -> T: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +27,9 @@ from letopis.store.search.results import MAX_HITS, Hit, SearchPosition, hit_of
 
 MAX_UNINDEXED_EVENTS: Final = 2_000
 """Events beyond the index that one search reads; with more than that, its page is not complete."""
+MAX_UNINDEXED_SECONDS: Final = 0.5
+"""Time after which a search reads no more of them."""
+UNINDEXED_EVENTS_PER_READ: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,7 @@ class Finder:
             conversation=conversation,
             bounds={one.partition: min(one.head, position.bounds.get(one.partition, 0)) for one in progress},
         )
-        unindexed, complete = await self._unindexed(connection, query, progress, scope)
+        unindexed, left_out = await self._unindexed(connection, query, progress, scope)
         room = min(limit, MAX_HITS - position.count)
         rows = await self._best(connection, query, scope, position.count + room + len(unindexed) + 1)
         known = {(one.partition, one.position) for one in unindexed}
@@ -106,7 +111,7 @@ class Finder:
         ]
         following = position.with_shown((one.partition, one.position) for one in shown)
         more = len(left) > room and following.count < MAX_HITS
-        return Page(tuple(hits), next=following.cursor if more else None, complete=complete)
+        return Page(tuple(hits), next=following.cursor if more else None, complete=not left_out, unindexed=left_out)
 
     def _searched(self, progress: list[IndexProgress], conversation: str | None) -> list[IndexProgress]:
         if conversation is None:
@@ -116,27 +121,20 @@ class Finder:
 
     async def _unindexed(
         self, connection: AsyncConnection, query: Query, progress: Sequence[IndexProgress], scope: SearchScope
-    ) -> tuple[list[_Candidate], bool]:
-        """Return hits among the messages that are not indexed as they are now, and whether those are all of them."""
+    ) -> tuple[list[_Candidate], int]:
+        """Return hits among the messages that are not indexed as they are now, and how many events were left out."""
         found = list[tuple[Document, Match]]()
-        left, complete = MAX_UNINDEXED_EVENTS, True
+        left, left_out, ends_at = MAX_UNINDEXED_EVENTS, 0, time.monotonic() + MAX_UNINDEXED_SECONDS
         for one in progress:
-            if one.behind and left:
-                log = await self._log.read(
-                    connection, partition=one.partition, after=one.indexed, upto=one.head, limit=left
-                )
-                left -= log.events
-                complete = complete and log.last == one.head
-                found += [
-                    (document, fit)
-                    for document in log.documents
-                    if document.position <= scope.bounds[one.partition]
-                    and (scope.conversation is None or document.conversation_id == scope.conversation)
-                    and (scope.owner is None or document.owner_id == scope.owner)
-                    and (fit := match(query, document.text)) is not None
-                ]
-            elif one.behind:
-                complete = False
+            after, partition = one.indexed, one.partition
+            while after < one.head and left:
+                size = min(left, UNINDEXED_EVENTS_PER_READ)
+                log = await self._log.read(connection, partition=partition, after=after, upto=one.head, limit=size)
+                # In a thread: stemming words is work for the processor.
+                found += await asyncio.to_thread(_matching, query, scope, partition, log.documents)
+                after = log.last
+                left = left - log.events if log.events and time.monotonic() < ends_at else 0
+            left_out += one.head - after
         found.sort(key=lambda pair: (pair[0].occurred_at, pair[0].position), reverse=True)
         return [
             _Candidate(
@@ -147,7 +145,7 @@ class Finder:
                 score=1.0 + fit.score,
             )
             for document, fit in found
-        ], complete
+        ], left_out
 
     async def _best(self, connection: AsyncConnection, query: Query, scope: SearchScope, wanted: int) -> list[Any]:
         """Return the ``wanted`` best hits of the index, or all where there are fewer."""
@@ -177,6 +175,19 @@ class Finder:
                 name = row.m_conversation_id
                 found[name, row.m_version] = self._reader.message(row, name)
         return found
+
+
+def _matching(
+    query: Query, scope: SearchScope, partition: int, documents: Sequence[Document]
+) -> list[tuple[Document, Match]]:
+    return [
+        (document, fit)
+        for document in documents
+        if document.position <= scope.bounds[partition]
+        and (scope.conversation is None or document.conversation_id == scope.conversation)
+        and (scope.owner is None or document.owner_id == scope.owner)
+        and (fit := match(query, document.text)) is not None
+    ]
 
 
 def _start(progress: Sequence[IndexProgress]) -> SearchPosition:

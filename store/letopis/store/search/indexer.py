@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -24,7 +26,7 @@ from letopis.store.read.polling import repeat
 from letopis.store.read.task_marks import FORGET, Task, write_marks
 from letopis.store.search.analysis import GENERATION
 from letopis.store.search.documents import LogRange, LogRanges
-from letopis.store.search.index import Index
+from letopis.store.search.index import Document, Index, IndexRow
 
 T = TypeVar("T")
 logger = logging.getLogger("letopis.store.search")
@@ -53,6 +55,14 @@ class IndexProgress:
         return self.head - self.indexed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stemmed:
+    """The rows of the documents after a position of the log, as they were when they were read."""
+
+    after: int
+    rows: Mapping[Document, Sequence[IndexRow]]
+
+
 async def index_progress(connection: AsyncConnection) -> list[IndexProgress]:
     """Return how far the index has got, by partition."""
     rows = await connection.execute(_PROGRESS)
@@ -63,7 +73,9 @@ class Indexer:
     """Reads events of the log into the index, some in each transaction.
 
     Any number of processes may do so at once: one works on a partition at a time. A transaction writes the rows and the
-    checkpoint together, so an interrupted one is repeated, and nothing is left out.
+    checkpoint together, so an interrupted one is repeated, and nothing is left out. An SQLite file has one writer: its
+    words are stemmed before the transaction, which reads the messages again and takes the rows of those that are the
+    same.
 
     :param now: returns UTC microseconds.
     """
@@ -80,6 +92,7 @@ class Indexer:
         self._log = LogRanges(dialect, upcasters)
         self._lock = dialect.locked(_CHECKPOINT)
         self._try_lock = _CHECKPOINT if dialect.locked(_CHECKPOINT) is _CHECKPOINT else _SKIP_LOCKED
+        self._turn = asyncio.Lock()
 
     async def catch_up(self, limit: int, *, wait: bool = True) -> int:
         """Index at most ``limit`` events, a batch in each transaction; return how many, 0 where there are none.
@@ -88,27 +101,63 @@ class Indexer:
         :raises StoreFault: the database failed; what was committed stays.
         """
         done = 0
-        for progress in await self._shielded(self._behind()):
-            while done < limit:
+        for progress in await self._shielded(self._progress()):
+            while progress.behind and done < limit:
                 # One by one: a cancellation waits for one transaction, not for all.
-                size = min(MAX_EVENTS_PER_TRANSACTION, limit - done)
-                indexed = await self._shielded(
-                    repeat_on_conflict(partial(self._transaction, progress.partition, size, wait=wait))
+                indexed = await self._index_some(
+                    progress.partition, min(MAX_EVENTS_PER_TRANSACTION, limit - done), wait
                 )
-                done += indexed
-                if not indexed:
+                done += indexed or 0
+                if indexed == 0:
                     break
         return done
 
-    async def _behind(self) -> list[IndexProgress]:
+    async def _index_some(self, partition: int, limit: int, wait: bool) -> int | None:
+        """Index the next events of a partition; return how many, ``None`` if another process did meanwhile."""
+        if not self._embedded:
+            return await self._shielded(repeat_on_conflict(partial(self._transaction, partition, limit, wait=wait)))
+        async with self._turn:  # two tasks of one process would stem the same words
+            after, found = await self._shielded(self._next(partition, limit))
+            rows = await asyncio.to_thread(self._rows, found.documents)
+            stemmed = _Stemmed(after=after, rows=rows)
+            write = partial(self._transaction, partition, found.events, wait=wait, stemmed=stemmed)
+            return await self._shielded(repeat_on_conflict(write)) if found.events else 0
+
+    async def _next(self, partition: int, limit: int) -> tuple[int, LogRange]:
         with translated():
             async with self._readers.connect() as connection:
-                return [one for one in await index_progress(connection) if one.behind]
+                row = (await connection.execute(_CHECKPOINT, {"partition": partition})).first()
+                after = 0 if row is None else row.position
+                head = (await connection.execute(_HEAD, {"partition": partition})).scalar_one()
+                return after, await self._log.read(connection, partition=partition, after=after, upto=head, limit=limit)
+
+    def _rows(
+        self, documents: Iterable[Document], known: Mapping[Document, Sequence[IndexRow]] = MappingProxyType({})
+    ) -> dict[Document, Sequence[IndexRow]]:
+        return {one: known.get(one) or self._index.rows((one,)) for one in documents}
+
+    async def keep_up(self, limit: int) -> int | None:
+        """Index at most ``limit`` events of an SQLite file; return how many are left.
+
+        ``None`` if it was never searched, or for a server: those who search it keep no writer waiting.
+        """
+        progress = await self._shielded(self._progress()) if self._embedded else []
+        if not any(one.indexed for one in progress):
+            return None
+        behind = sum(one.behind for one in progress)
+        return behind - (await self.catch_up(limit) if behind else 0)
+
+    async def _progress(self) -> list[IndexProgress]:
+        with translated():
+            async with self._readers.connect() as connection:
+                return await index_progress(connection)
 
     async def _shielded(self, work: Awaitable[T]) -> T:
         return await (run_to_completion(work) if self._embedded else cancel_after_grace(work))
 
-    async def _transaction(self, partition: int, limit: int, *, wait: bool) -> int:
+    async def _transaction(
+        self, partition: int, limit: int, *, wait: bool, stemmed: _Stemmed | None = None
+    ) -> int | None:
         with translated():
             async with self._engine.begin() as connection:
                 key = {"partition": partition}
@@ -118,15 +167,23 @@ class Indexer:
                         return 0  # another process works on it
                     await connection.execute(_FIRST.values(partition=partition, updated_at=self._now()))
                 after = 0 if row is None else row.position
+                if stemmed is not None and stemmed.after != after:
+                    return None
                 head = (await connection.execute(_HEAD, key)).scalar_one()
                 found = await self._log.read(connection, partition=partition, after=after, upto=head, limit=limit)
                 if found.events:
-                    await self._write(connection, partition, found)
+                    await self._write(connection, partition, found, {} if stemmed is None else stemmed.rows)
                 return found.events
 
-    async def _write(self, connection: AsyncConnection, partition: int, found: LogRange) -> None:
+    async def _write(
+        self,
+        connection: AsyncConnection,
+        partition: int,
+        found: LogRange,
+        stemmed: Mapping[Document, Sequence[IndexRow]],
+    ) -> None:
         # In a thread: stemming and hashing words is work for the processor.
-        rows = await asyncio.to_thread(self._index.rows, found.documents)
+        rows = list(chain.from_iterable((await asyncio.to_thread(self._rows, found.documents, stemmed)).values()))
         for name, versions in sorted(found.gone.items()):
             if versions is None and (last := found.long.get(name)) is not None:
                 # A message may have been read before the deletion, and indexed after the steps that carry it out.
