@@ -1,4 +1,4 @@
-"""Damage a store on purpose, so that a check can show that it sees it.
+"""Damage a store or an outbox on purpose, so that a check can show that it sees it.
 
 A check that finds nothing proves something only if it finds what is there. Each kind of damage does to one conversation
 what a faulty relay would do.
@@ -6,6 +6,11 @@ what a faulty relay would do.
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Collection
+from contextlib import closing
+from pathlib import Path
+from random import Random
 from typing import Final
 from uuid import uuid4
 
@@ -18,6 +23,23 @@ from tests.campaigns.invariants import open_engine
 CONTROLS: Final = ("drop-one", "swap", "double")
 DROP_EVENT_ID_INDEX: Final = "DROP INDEX uq_letopis_events_event_id"
 """The index of a store that refuses an event a second time, whatever the code does."""
+
+
+def leaf_pages(path: Path, table: str) -> list[int]:
+    """Return the numbers of the pages that hold the rows of a table of a SQLite file, in the order of its keys."""
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute(
+            "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY path", (table,)
+        ).fetchall()
+    return [number for (number,) in rows]
+
+
+def with_noise(data: bytes, pages: Collection[int], chance: Random) -> bytes:
+    """Return the bytes of a SQLite file with noise on some of its pages, which are numbered from 1."""
+    size, damaged = 4096, bytearray(data)
+    for number in pages:
+        damaged[(number - 1) * size : number * size] = chance.randbytes(size)
+    return bytes(damaged)
 
 
 async def drop_event_id_index(url: str) -> None:

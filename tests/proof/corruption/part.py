@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -33,6 +34,7 @@ from tests.proof.corruption.damage import DAMAGES, cut, flipped, zeroed
 from tests.proof.corruption.files import Files, Seen, make_files, seen_in
 from tests.proof.options import Options
 from tests.proof.rows import Row, row_of
+from tests.support.damage import leaf_pages, with_noise
 
 UNREADABLE: Final = (sqlite3.Error, ValueError, OverflowError)
 NOT_READ: Final = {
@@ -68,6 +70,7 @@ def prove(options: Options) -> Iterator[Row]:
             proof.wal_cuts(),
             proof.store_flips(),
             proof.salvages(),
+            proof.salvages_without_lanes(),
             proof.commands(),
         ):
             rows = aiter(what)
@@ -218,6 +221,41 @@ class _Proof:
                 count["delivered to the history store"] += 1
         notes = f"{count['kept']} events kept, {count['lost']} named as lost, {count['let go']} delivered ones let go"
         yield row_of("salvaged into a new file", "outbox", count["files"], 100, "files", wrong, notes)
+
+    async def salvages_without_lanes(self) -> AsyncIterator[Row]:
+        """Each page of lanes and each page of events together: only events and indexes say where a lane ends."""
+        chance, count, wrong, silent = Random(self._options.seed + 6), Counter[str](), list[str](), 0
+        source = self._files.closed
+        truth = _events(self._truth[source])
+        delivered = {row[1]: row[4] for row in self._truth[source]["letopis_outbox_lanes"]}
+        pairs = list(product(leaf_pages(source, "letopis_outbox_lanes"), leaf_pages(source, "letopis_outbox_events")))
+        for number, pair in enumerate(pairs[: self._options.many(len(pairs), 12)]):
+            path = self._put(source, with_noise(source.read_bytes(), pair, chance))
+            new = path.with_name("new.outbox.db")
+            receipt = await salvage(path, new)
+            count["files"] += 1
+            wrong += [f"noise {number}: {one}" for one in self._unaccounted(source, new, receipt, count, "noise")]
+            salvaged = seen_in(new)
+            wrong += [
+                f"noise {number}: {row[1]!r} is said to be delivered up to {row[4]}"
+                for row in salvaged["letopis_outbox_lanes"]
+                if row[4] > delivered[row[1]]
+            ]
+            ends = Counter[str]()
+            for name, sequence in _events(salvaged):
+                ends[name] = max(ends[name], sequence)
+            silent += sum(delivered[name] < sequence > ends[name] for name, sequence in truth)
+        notes = f"{count['kept']} events kept, {count['lost']} named as lost"
+        yield row_of("a page of lanes and one of events", "outbox", count["files"], 12, "files", wrong, notes)
+        yield Row(
+            what="the same files, with lanes that end at their last event",
+            where="outbox",
+            count=count["files"],
+            unit="files",
+            violations=silent,
+            control=True,
+            notes="pending events lost without a word",
+        )
 
     async def commands(self) -> AsyncIterator[Row]:
         """The command as an operator runs it, with its exit codes."""

@@ -80,7 +80,7 @@ class _Found:
     lanes: dict[str, _Lane] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)  # the conversation of each lane
     origin: _Origin | None = None
-    named: dict[str, int] = field(default_factory=dict)  # the highest sequence in an index entry
+    named: dict[str, set[int]] = field(default_factory=dict)  # the sequences in index entries
     refused: int = 0
     bodies: dict[str, bytes] = field(default_factory=dict)  # values of records, by their checksum
 
@@ -141,7 +141,7 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
     found = _found(pages)
     if not found.events and not found.lanes:
         raise ConfigurationError(f"{source.name!r} holds nothing of an outbox that could be read")
-    plans = [_plan(name, lane, events) for name, lane, events in _by_conversation(found)]
+    plans = _plans(found)
     file = await OutboxFile.open(target)
     try:
         now = file.now_us()
@@ -200,10 +200,10 @@ def _found(pages: Pages) -> _Found:
         else:
             events[event.position] = event
     found.keys |= {event.lane: event.conversation_id for event in events.values()}  # these are proved by digests
-    named: dict[int, int] = {}
+    named: dict[int, set[int]] = defaultdict(set)
     _weigh_indexes(found, by_page.values(), events, named)
     found.lanes = {found.keys[key]: lane for key, lane in lanes.items()}
-    found.named = {found.keys[key]: sequence for key, sequence in named.items() if key in found.keys}
+    found.named = {found.keys[key]: some for key, some in named.items() if key in found.keys}
     for event in sorted(events.values(), key=lambda one: one.position):
         found.events[event.conversation_id, event.sequence] = event
     return found
@@ -219,7 +219,7 @@ def _body(row: TableRow) -> bytes | None:
 
 
 def _weigh_indexes(
-    found: _Found, indexes: Iterable[Sequence[tuple[Any, ...]]], events: dict[int, _Event], named: dict[int, int]
+    found: _Found, indexes: Iterable[Sequence[tuple[Any, ...]]], events: dict[int, _Event], named: dict[int, set[int]]
 ) -> None:
     """Take out the events that an index contradicts, and note what indexes say of lost ones.
 
@@ -245,7 +245,7 @@ def _weigh_indexes(
             continue
         contradicted |= other
         for key, sequence in said.values() if kind is int else ():
-            named[key] = max(named.get(key, 0), sequence)
+            named[key].add(sequence)
     found.refused += len(contradicted)
     for position in contradicted:
         del events[position]
@@ -315,27 +315,27 @@ class _Plan:
     let_go: int
 
 
-def _by_conversation(found: _Found) -> Iterable[tuple[str, _Lane | None, Sequence[_Event]]]:
+def _plans(found: _Found) -> list[_Plan]:
     events: dict[str, list[_Event]] = defaultdict(list)
     for (name, _), event in sorted(found.events.items()):
         events[name].append(event)
-    for name in sorted({*events, *found.lanes, *found.named}):
-        lane = found.lanes.get(name)
-        if lane is None and name in found.named and not events.get(name):
-            # Its row and all its events are lost: an index still names them.
-            lane = _Lane(head=found.named[name])
-        elif lane is not None:
-            lane = replace(lane, head=max(lane.head, found.named.get(name, 0)))
-        yield name, lane, events.get(name, ())
+    # Without an identity it is unknown whether the outbox ever delivered anything.
+    fresh = found.origin is not None and found.origin.store_id is None
+    return [
+        _plan(name, found.lanes.get(name), events.get(name, ()), found.named.get(name, set()), fresh=fresh)
+        for name in sorted({*events, *found.lanes, *found.named})
+    ]
 
 
-def _plan(name: str, lane: _Lane | None, events: Sequence[_Event]) -> _Plan:
+def _plan(name: str, lane: _Lane | None, events: Sequence[_Event], named: set[int], *, fresh: bool) -> _Plan:
     there = {one.sequence for one in events}
+    known = there | named
     if lane is None:
-        # How far it was delivered is unknown: it is sent again, and the history store ignores duplicates.
-        first = min(there) - 1
-        lane = _Lane(_owner(events), max(there), first, first)
-    head = max((lane.head, *there))
+        # How far it was delivered is unknown: it is sent again, and the history store ignores duplicates. What neither
+        # an event nor an index names was pruned, after its delivery; in an outbox that never delivered, it is lost.
+        first = 0 if fresh else min(known) - 1
+        lane = _Lane(_owner(events), first, first, first)
+    head = max((lane.head, *known))
     # The history store has the damaged delivered events. A lane has no hole, so earlier events are dropped too.
     hole = max((one for one in range(lane.pruned + 1, lane.delivered + 1) if one not in there), default=lane.pruned)
     kept = [one for one in events if one.sequence > hole]

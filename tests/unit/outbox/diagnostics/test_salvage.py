@@ -7,7 +7,9 @@ import sqlite3
 import subprocess
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -15,12 +17,15 @@ from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import find_problems
 from letopis.outbox.diagnostics.salvage import salvage
 from letopis.outbox.diagnostics.sqlite_pages import Pages
+from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.store import Message
 from letopis.store.errors import ConfigurationError
 from letopis.store.maintenance.wal_format import scan_wal
 from tests.campaigns.invariants import check
 from tests.support.daemons import letopis, rows
+from tests.support.damage import leaf_pages, with_noise
+from tests.support.relays import until
 
 
 async def outbox_in(folder: Path, *, kept: Sequence[str] = ("one", "two"), times: int = 3, wal: bool = False) -> Path:
@@ -127,6 +132,57 @@ async def test_a_file_whose_identity_is_gone_gets_a_new_one(tmp_path: Path) -> N
     assert done.renewed
     assert done.kept == 8
     assert rows(tmp_path / "new.db", "SELECT epoch FROM letopis_outbox_origin") == [(1,)]
+
+
+@pytest.mark.parametrize("end", ["first", "last"])
+async def test_without_its_row_a_lane_ends_where_an_index_says(tmp_path: Path, end: str) -> None:
+    """The page of the lanes and a page of events at either end are damaged; nothing was ever delivered."""
+    path, store = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path}/history.db"
+    async with History.open(path, store=store, relay=False, watch=False) as history:
+        for turn in range(4):
+            for number in range(12):
+                await history.append(f"chat-{number}", Message.user(f"{number} says {turn} " + "at length " * 30))
+    there = set(rows(path, "SELECT conversation_id, sequence FROM letopis_outbox_log"))
+    events, lanes = leaf_pages(path, "letopis_outbox_events"), leaf_pages(path, "letopis_outbox_lanes")
+    damaged = {*lanes, events[0 if end == "first" else -1]}
+    path.write_bytes(with_noise(path.read_bytes(), damaged, Random(1)))
+
+    done = await salvage(path, tmp_path / "new.db")
+    kept = set(rows(tmp_path / "new.db", "SELECT conversation_id, sequence FROM letopis_outbox_log"))
+    new = rows(tmp_path / "new.db", "SELECT conversation_id, state, delivered FROM letopis_outbox_lanes")
+
+    lost = {(name, sequence) for name, some in done.lost.items() for sequence in some}
+    assert (kept | lost, kept & lost) == (there, set())
+    assert lost and not done.whole
+    assert {name for name, state, _ in new if state == "blocked"} == set(done.lost)
+    assert {delivered for _, _, delivered in new} == {0}
+    async with History.open(tmp_path / "new.db", store=store, watch=False) as history:
+        for name in done.lost:
+            await OutboxAdmin(history.outbox).skip_missing(history.store, name, reason="a disk failed")
+        assert await history.drained(60)
+        assert not (await history.status()).wrong_store
+    verdict = await check([tmp_path / "new.db"], store, drained=True)
+    assert verdict.ok, verdict
+
+
+async def test_without_its_row_a_pruned_lane_goes_on_where_its_first_event_is(tmp_path: Path) -> None:
+    path, store = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path}/history.db"
+    retention = Retention(keep_last=0, keep_for=timedelta(0))
+    async with History.open(path, store=store, watch=False, retention=retention) as history:
+        for turn in range(3):
+            await history.append("chat", Message.user(f"delivered {turn}"))
+        assert await history.drained(60)
+        await until(lambda: not rows(path, "SELECT 1 FROM letopis_outbox_events"))
+    async with History.open(path, store=store, relay=False, watch=False) as history:
+        await history.append("chat", Message.user("pending"))
+    path.write_bytes(with_noise(path.read_bytes(), leaf_pages(path, "letopis_outbox_lanes"), Random(1)))
+
+    done = await salvage(path, tmp_path / "new.db")
+
+    assert (done.kept, done.pending, done.lost) == (1, 1, {})
+    async with History.open(tmp_path / "new.db", store=store, watch=False) as history:
+        assert await history.drained(60)
+        assert len(await history.messages("chat")) == 4
 
 
 async def test_what_is_no_outbox_or_is_there_already_is_refused(tmp_path: Path) -> None:
