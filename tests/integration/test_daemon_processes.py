@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from letopis.console.hosted import HostedConsoles
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.file.outbox_file import OutboxFile
 from tests.support.daemons import DaemonProcess, Ear, ask, letopis, rows, until
@@ -51,6 +55,12 @@ def filled(path: Path, conversation: str = "c1", messages: int = 3) -> Path:
 
     asyncio.run(fill())
     return path
+
+
+async def append_to(path: Path) -> None:
+    outbox = await OutboxFile.open(path)
+    await say(outbox, "c2", 1)
+    await outbox.close()
 
 
 def delivered(path: Path) -> int:
@@ -286,6 +296,44 @@ def test_once_serves_several_and_ends_with_the_worst(tmp_path: Path) -> None:
     assert (fine.returncode, fine.stderr.count("4 delivered, 0 left")) == (Exit.OK, 2)
     assert worse.returncode == Exit.CONFIGURATION
     assert nothing.returncode == Exit.NOTHING
+
+
+def test_outboxes_that_cannot_be_opened_are_told_and_stop_no_other(tmp_path: Path) -> None:
+    """One with a damaged page, one that was cut to nothing; and two files that are no outbox."""
+    fine = filled(tmp_path / "fine.db")
+    damaged, cut = filled(tmp_path / "damaged.db"), filled(tmp_path / "cut.outbox.db")
+    with damaged.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 3_000)
+    cut.write_bytes(b"")
+    (tmp_path / "text.db").write_text("not a database")
+    (tmp_path / "empty.db").write_bytes(b"")
+    pattern = ("--outbox", str(tmp_path / "*.db"))
+    health: dict[str, Any] = {}
+
+    def told() -> bool:
+        health.update(json.loads(ask(daemon.port(), "/healthz/ready")[1]))
+        logged = daemon.said("'damaged.db' cannot be used") and daemon.said("'cut.outbox.db' cannot be used")
+        return bool(logged and health["outboxes"]["unusable"] == 2)
+
+    with DaemonProcess(*pattern, "--store", "history.sqlite", "--listen", "0", folder=tmp_path) as daemon:
+        until(lambda: pending(fine) == 0, "delivered from the third")
+        until(told, "two unusable files")
+        checked = letopis("healthcheck", *pattern, folder=tmp_path)
+        daemon.signal(signal.SIGTERM)
+        daemon.wait()
+    asyncio.run(append_to(fine))
+    once = letopis("relay", "--once", *pattern, "--store", "history.sqlite", folder=tmp_path)
+
+    assert (health["ready"], health["degraded"], sum(health["outboxes"].values())) == (True, True, 3)
+    assert checked.returncode == Exit.FAILED
+    assert "cut.outbox.db" in checked.stderr
+    assert once.returncode not in (Exit.OK, Exit.NOTHING)
+    assert "cut.outbox.db" in once.stderr and "damaged.db" in once.stderr
+    assert pending(fine) == 0
+    assert rows(cut, "SELECT count(*) FROM sqlite_schema") == [(0,)]
+    consoles: Any = SimpleNamespace(_outboxes=pattern[1:])
+    assert set(HostedConsoles.named(consoles)) == {"fine.db", "damaged.db", "cut.outbox.db"}
 
 
 def test_other_verbs_take_one_outbox(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from letopis.console.headers import SecurityHeaders
 from letopis.console.rendering import render_list
 from letopis.console.standalone import check_address
 from letopis.outbox.daemon.daemon import DaemonSettings
-from letopis.outbox.daemon.discovery import find_outboxes, holds_outbox
+from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
 from letopis.outbox.history.history import History
 from letopis.store.errors import ConfigurationError
 
@@ -80,7 +80,7 @@ class HostedConsoles:
         """Return the existing outboxes, by their names in URLs."""
         found: dict[str, Path] = {}
         for match in find_outboxes(self._outboxes):
-            if not match.path.is_file() or (match.matched and not holds_outbox(match.path)):
+            if not match.path.is_file() or (match.matched and not may_be_outbox(match.path)):
                 continue
             name, number = match.path.name, 1
             while name in found:

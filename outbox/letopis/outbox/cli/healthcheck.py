@@ -78,9 +78,9 @@ def _ask(address: ListenAddress) -> str | None:
 
 def _check_files(names: tuple[str, ...]) -> str | None:
     """Return why an outbox is not served, as its file shows, or ``None``."""
-    from letopis.outbox.daemon.discovery import find_outboxes, holds_outbox
+    from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
 
-    paths = [one.path for one in find_outboxes(names) if not one.matched or holds_outbox(one.path)]
+    paths = [one.path for one in find_outboxes(names) if not one.matched or may_be_outbox(one.path)]
     for path in paths:
         if not path.is_file():
             return f"there is no outbox {str(path)!r}"

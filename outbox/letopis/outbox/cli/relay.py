@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from letopis.outbox.cli.interface.command import Verb
-from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
+from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, explain
 from letopis.outbox.cli.interface.options import given_outboxes, settings, with_options
 from letopis.outbox.cli.interface.output import note, printable
 
@@ -260,17 +260,19 @@ async def _run_group(configure: Callable[[], DaemonSettings]) -> int:
 
 async def _all_once(found: DaemonSettings) -> None:
     """Deliver from one outbox after the other; exit with the worst of their codes."""
-    from letopis.outbox.daemon.discovery import find_outboxes, holds_outbox
+    from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
+    from letopis.store.errors import LetopisError
 
-    named = [one for one in find_outboxes(found.outboxes) if not one.matched or holds_outbox(one.path)]
+    named = [one for one in find_outboxes(found.outboxes) if not one.matched or may_be_outbox(one.path)]
     if not named:
         raise CommandExit(Exit.NOTHING, "no outbox matches")
     ends: list[CommandExit] = []
     for one in named:
         try:
             await _once(one.path, found)
-        except CommandExit as ended:
-            ends.append(ended if len(named) == 1 else CommandExit(ended.code, f"{one.path.name}: {ended}"))
+        except (CommandExit, LetopisError) as error:  # of this file: the others are delivered all the same
+            code, line = explain(error)
+            ends.append(CommandExit(code, line if len(named) == 1 else f"{one.path.name}: {line}"))
     if ends:
         for other in ends[1:]:
             note(f"letopis: {printable(str(other))}")

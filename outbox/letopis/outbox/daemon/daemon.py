@@ -16,7 +16,7 @@ from letopis.outbox.alerting.channels import open_channels
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.concurrency.clock import Clock
 from letopis.outbox.config.alerts import AlertSettings
-from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern
+from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern, may_be_outbox
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate
 from letopis.outbox.daemon.http import App, ListenAddress, serve_http
@@ -276,9 +276,12 @@ class Daemon:
                 logger.warning("could not look for outboxes: %s", type(error).__name__)
 
     async def _scan(self, *, first: bool = False) -> None:
-        """Serve new files, and retire those that a pattern matched and that are gone."""
+        """Serve new files, and retire those that a pattern matched and that are gone, or hold no outbox after all."""
         for worker in self.workers:
-            if worker.matched and not worker.path.exists():
+            if worker.matched and (
+                not worker.path.exists()
+                or (worker.problem is not None and not await asyncio.to_thread(may_be_outbox, worker.path))
+            ):
                 await self._fleet.remove(worker)
                 self._retire(worker)
         names = self._settings.outboxes

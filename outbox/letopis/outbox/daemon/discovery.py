@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS, outbox_path
+from letopis.outbox.file.sqlite_errors import code_of
 
 _LOCK_TIMEOUT_SECONDS: Final = 0.5
+OUTBOX_SUFFIX: Final = ".outbox.db"
 NON_OUTBOX_RECHECK_SECONDS: Final = 30.0
 """Time for which a file that was no outbox is not examined again while it stays the same."""
 
@@ -53,23 +55,24 @@ def find_outboxes(names: Iterable[str]) -> list[OutboxMatch]:
     return list(found.values())
 
 
-def holds_outbox(path: Path) -> bool:
-    """Return True if a file is an SQLite database with an outbox of whatever revision; writes nothing.
+def may_be_outbox(path: Path) -> bool:
+    """Return False if a file is readable and no SQLite database, or a database without an outbox; writes nothing.
 
-    A pattern may match any file, and opening one as an outbox would turn it into one.
+    An outbox that cannot be opened, because of its mode or of damage, is not passed over: its events wait for an
+    operator. A name that ends in ``.outbox.db`` always means an outbox.
     """
+    if path.name.endswith(OUTBOX_SUFFIX):
+        return True
     try:
         with closing(
             sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT_SECONDS, isolation_level=None
             )
         ) as connection:
-            row = connection.execute(
-                "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (OUTBOX_MIGRATIONS.version_table,)
-            ).fetchone()
-    except sqlite3.Error:
-        return False
-    return row is not None
+            query = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?"
+            return connection.execute(query, (OUTBOX_MIGRATIONS.version_table,)).fetchone() is not None
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite quotes the file in its errors
+        return not code_of(error).startswith("SQLITE_NOTADB")
 
 
 class OutboxScanner:
@@ -108,7 +111,7 @@ class OutboxScanner:
         signature, until = self._excluded.get(path, ((0, 0), 0.0))
         if signature == _signature(path) and self._monotonic() < until:
             return False
-        if holds_outbox(path):
+        if may_be_outbox(path):
             self._excluded.pop(path, None)
             return True
         self.exclude(path)

@@ -111,7 +111,7 @@ def open_file(path: Path, *, create: bool, now_us: Callable[[], int]) -> OpenedF
     while True:
         try:
             with engine.begin() as connection:
-                current = _is_current(connection, path)
+                current = _is_current(connection, path, create=create)
                 if may_migrate and not current:
                     with ALEMBIC_LOCK:
                         upgrade(connection, OUTBOX_MIGRATIONS)
@@ -130,12 +130,15 @@ def open_file(path: Path, *, create: bool, now_us: Callable[[], int]) -> OpenedF
             raise explained(error, path) or error from error
 
 
-def _is_current(connection: sa.Connection, path: Path) -> bool:
+def _is_current(connection: sa.Connection, path: Path, *, create: bool) -> bool:
     """Return False if the file is to be migrated.
 
     :raises ConfigurationError: it cannot be an outbox of this release.
     """
     found = revision_state(connection, OUTBOX_MIGRATIONS)
+    if found.state is SchemaState.MISSING and not create:
+        # An outbox that was cut to nothing must not look like a new one.
+        check_revision(found, path, connection.exec_driver_sql(TABLES).scalars())
     if found.state is SchemaState.MISSING and sa.inspect(connection).has_table(STORE.version_table):
         raise ConfigurationError(f"{path.name!r} is a history store: give the outbox a file of its own")
     if found.state in (SchemaState.NEWER, SchemaState.FOREIGN):

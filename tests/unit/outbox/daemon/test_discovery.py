@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from letopis.outbox.daemon.discovery import (
     NON_OUTBOX_RECHECK_SECONDS,
     OutboxScanner,
     find_outboxes,
-    holds_outbox,
     is_pattern,
+    may_be_outbox,
 )
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.errors import ConfigurationError
+from tests.support.platforms import posix_only
 from tests.support.relays import Hands
 
 
@@ -71,11 +73,43 @@ async def test_an_outbox_is_told_from_other_files_and_nothing_is_written(tmp_pat
     empty.touch()
     before = {path: path.read_bytes() for path in (other, text, empty)}
 
-    assert holds_outbox(outbox.path)
-    assert [holds_outbox(path) for path in (other, text, empty, tmp_path / "gone.db")] == [False] * 4
+    assert may_be_outbox(outbox.path)
+    assert [may_be_outbox(path) for path in (other, text, empty)] == [False] * 3
     await outbox.close()
     assert {path: path.read_bytes() for path in before} == before
-    assert not (tmp_path / "gone.db").exists()
+
+
+async def test_an_outbox_that_cannot_be_opened_is_not_passed_over(tmp_path: Path) -> None:
+    for name in ("damaged.db", "cut.outbox.db", "text.outbox.db"):
+        await (await OutboxFile.open(tmp_path / name)).close()
+    damaged, cut, text = tmp_path / "damaged.db", tmp_path / "cut.outbox.db", tmp_path / "text.outbox.db"
+    with damaged.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 3_000)  # the page of the schema, behind the header of the file
+    cut.write_bytes(b"")
+    text.write_text("not a database")
+
+    assert [may_be_outbox(path) for path in (damaged, cut, text)] == [True] * 3
+
+
+@posix_only("modes of files")
+def test_an_outbox_of_another_user_is_not_passed_over() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder, path = Path(name), Path(name) / "bot.db"
+        path.write_bytes(b"")
+        assert not may_be_outbox(path)
+        folder.chmod(0o755)
+        path.chmod(0)
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            os.write(write, b"%d" % may_be_outbox(path))
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(read, 1) == b"1"
+        os.close(read)
+        os.close(write)
 
 
 async def test_a_file_that_is_no_outbox_is_examined_again_when_it_changes_or_after_a_while(
@@ -90,9 +124,9 @@ async def test_a_file_that_is_no_outbox_is_examined_again_when_it_changes_or_aft
 
     def holds(path: Path) -> bool:
         examined.append(path.name)
-        return holds_outbox(path)
+        return may_be_outbox(path)
 
-    monkeypatch.setattr("letopis.outbox.daemon.discovery.holds_outbox", holds)
+    monkeypatch.setattr("letopis.outbox.daemon.discovery.may_be_outbox", holds)
     scanner = OutboxScanner(monotonic=hands.monotonic)
 
     [found] = scanner.scan([f"{tmp_path}/*.db"], [])
