@@ -70,7 +70,7 @@ def load_settings(
         message holds the store's URL.
     """
     environ = os.environ if environ is None else environ
-    path = _config_file(config or environ.get("LETOPIS_CONFIG") or None, folder or Path())
+    path = _config_file(config, environ.get("LETOPIS_CONFIG"), folder or Path())
     table = {} if path is None else read_toml(path)
     chosen_outbox, outbox_from = _first(
         (outbox, "--outbox"),
@@ -107,11 +107,13 @@ def move_target(given: str | None, environ: Mapping[str, str] | None = None) -> 
     return _secret(Path(in_secret).expanduser()) if in_secret else in_variable
 
 
-def _config_file(given: str | None, folder: Path) -> Path | None:
-    if given is not None:
-        path = Path(given).expanduser()
-        if not path.is_file():
-            raise ConfigurationError(f"there is no configuration file {str(path)!r}: write one with `letopis init`")
+def _config_file(given: str | None, in_variable: str | None, folder: Path) -> Path | None:
+    if named := given or in_variable:
+        path = Path(named).expanduser()
+        if not os.path.isfile(path):  # noqa: PTH113 - False also for what cannot be a name; a Path would quote it
+            # A variable may hold anything, also the secret that was meant for another one.
+            name = repr(str(path)) if given else "at the path that LETOPIS_CONFIG holds"
+            raise ConfigurationError(f"there is no configuration file {name}: write one with `letopis init`")
         return path
     path = folder / FILE
     return path if path.is_file() else None

@@ -144,6 +144,8 @@ def classify(error: BaseException, *, committing: bool = False) -> Diagnosis:
     )
 
 
+MAX_TRIGGER_TEXT: Final = 200
+"""Characters of a trigger's own words that are told."""
 _MARIADB_NO_SPACE: Final = re.compile(r"(?:error|errno|Errcode):? ?(?:28|122)\b", re.IGNORECASE)
 """The errors 3, 1026 and 1030 have the system's error number in their text only."""
 
@@ -174,12 +176,18 @@ def _refusing_name(error: BaseException) -> str:
         if roots & _MYSQL_DRIVERS and code is not None:
             name = name_of_mariadb(int(code), candidate.args[1] if len(candidate.args) > 1 else None)
         elif "sqlite3" in roots and code is not None:
-            name = name_of_sqlite(code, str(candidate))
+            name = _trigger_text(candidate) or name_of_sqlite(code, str(candidate))
         else:
             name = name_of_postgresql(candidate)
         if name:
             return name
     return ""
+
+
+def _trigger_text(error: BaseException) -> str:
+    """Return the words of an operator's trigger; only those that its definition holds, so never a value."""
+    text = getattr(error, "letopis_trigger_text", None)
+    return f"trigger: {text[:MAX_TRIGGER_TEXT]}" if isinstance(text, str) and text.isprintable() else ""
 
 
 def _unwrapped(error: BaseException) -> BaseException:

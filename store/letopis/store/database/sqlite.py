@@ -14,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -42,6 +42,7 @@ def create_sqlite_engine(url: URL, timeouts: Timeouts, pool_size: int) -> AsyncE
     connect = partial(connect_to_sqlite, path, timeouts.lock)
     engine = create_async_engine(url, async_creator=connect, hide_parameters=True, **pool)
     install_sqlite_events(engine.sync_engine, busy_timeout=timeouts.lock)
+    event.listen(engine.sync_engine, "handle_error", _keep_trigger_text)
     if path != ":memory:":
         evict_connections_to_replaced_file(engine.sync_engine, path)
     return engine
@@ -60,6 +61,20 @@ def install_sqlite_events(sync_engine: sa.Engine, *, busy_timeout: float) -> Non
     event.listen(sync_engine, "begin", _on_sqlite_begin)
 
 
+def _keep_trigger_text(context: ExceptionContext) -> None:
+    """Note the text of a trigger's RAISE on its error, if the schema has it word for word: then no row made it."""
+    error, connection = context.original_exception, context.connection
+    if getattr(error, "sqlite_errorname", None) == "SQLITE_CONSTRAINT_TRIGGER" and connection is not None:
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(_TRIGGER_TEXT, (str(error),))
+            if cursor.fetchone() is not None:
+                error.letopis_trigger_text = str(error)  # type: ignore[attr-defined]
+        finally:
+            cursor.close()
+
+
+_TRIGGER_TEXT: Final = "SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND instr(sql, quote(?))"
 _FILE: Final = "letopis_sqlite_file"
 
 

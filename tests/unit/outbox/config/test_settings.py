@@ -69,6 +69,17 @@ def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "secret", ["s3cr3tpass", "12345:AAHs3cr3tpass", "bot:s3cr3tpass@db/history", "s3cr3tpass" * 40]
+)
+def test_a_secret_in_the_variable_of_the_file_is_not_quoted(secret: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings(environ={"LETOPIS_CONFIG": secret}, folder=tmp_path)
+
+    assert "LETOPIS_CONFIG" in str(refused.value)
+    assert "s3cr3tpass" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("given", "expected"),
     [
         ("history.db", "{folder}/history.db"),
