@@ -13,11 +13,32 @@ from letopis.outbox.cli import cli
 from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.store import ConversationStore, Message
 from letopis.store.database.log_state import LogState
+from letopis.store.relocation.mover import move
 from tests.support.fix_disk import HOG, fill
 from tests.support.moves import identity, run_sql, states
 from tests.support.peers import refused_port
+from tests.support.relays import until
 
 SECRET = "hunter2"
+
+
+async def test_an_idle_relay_finds_out_that_the_history_was_moved_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is pending, so no delivery is refused: the comparison at intervals asks."""
+    monkeypatch.setattr("letopis.outbox.relay.reconcile.RECONCILE_INTERVAL_SECONDS", 0.2)
+    async with History.open(tmp_path / "bot.outbox.db") as history:
+        receipt = await history.append("chat", Message.user("hi"))
+        assert await receipt.saved(timeout=60)
+        await move(f"sqlite:///{tmp_path}/bot.history.db", f"sqlite:///{tmp_path}/new.db")
+
+        async def found_out() -> bool:
+            return "new.db" in (await history.status()).verdict
+
+        await until(found_out, patience=60)
+        found = await history.status()
+
+    assert found.wrong_store and not found.healthy
 
 
 @pytest.fixture
@@ -78,6 +99,11 @@ def test_it_moves_and_says_what_to_do_next(bot: Path, capsys: pytest.CaptureFixt
     told = json.loads(out)
     assert (told["events"], told["messages"], told["conversations"], told["owners"]) == (6, 5, 1, 1)
     assert told["already"] is False and 0 < told["paused_seconds"] <= told["seconds"]
+    # The setting still names the old store.
+    code, out, _ = letopis("status", "--check", capsys=capsys)
+    assert code == Exit.FAILED
+    assert "the history was moved away from this store" in out and "new.db" in out
+    assert "Everything is in the history store" not in out
     # Again is no mistake.
     code, out, err = letopis("move", "--to", "sqlite:///new.db", "--json", capsys=capsys)
     assert code == Exit.OK and json.loads(out)["already"] and "nothing to do" in err

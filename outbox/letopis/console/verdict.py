@@ -67,6 +67,11 @@ def verdict(status: Status, language: Language) -> Verdict:
             "%(count)s conversation has waited too long", "%(count)s conversations have waited too long", overdue
         ) % {"count": language.number(overdue)}
         return Verdict(level="waiting", title=title, text=pending, page="stuck")
+    if status.late:
+        text = _("The oldest event has waited for %(time)s, and the relay made no progress.") % {
+            "time": language.duration(status.oldest_pending_seconds)
+        }
+        return Verdict(level="waiting", title=_("Deliveries are late"), text=f"{pending} {text}", page="stuck")
     if status.incidents:
         text = _("An open incident closes after a quiet minute.")
         return Verdict(level="waiting", title=_("Delivery works again"), text=f"{pending} {text}", page="stuck")

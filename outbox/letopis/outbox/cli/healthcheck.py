@@ -92,6 +92,9 @@ def _check_files(names: tuple[str, ...]) -> str | None:
             return f"the relay of {path.name!r} is configured with another history store"
         if not status.relay.running:
             return f"no relay runs on {path.name!r}"
+        outage = status.breaker.state != "closed" or status.relay.paused_since is not None
+        if status.late and status.lanes.get("ready", 0) and not outage:
+            return f"the relay of {path.name!r} makes no progress: {status.verdict}"
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from letopis.outbox.cli.interface.output import JSON, note, print_json, printabl
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 
 if TYPE_CHECKING:
+    from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.store.relocation.mover import Moved, MoveProgress
 
 
@@ -68,6 +71,8 @@ def move(target: str | None, cancel: bool, as_json: bool) -> None:
 
     with progress("copying", unit="events", as_json=as_json) as report:
         done = anyio.run(work, report)
+    if not done.already:
+        anyio.run(_note_in_outbox, done)
     if as_json:
         print_json(
             {
@@ -87,6 +92,21 @@ def move(target: str | None, cancel: bool, as_json: bool) -> None:
             }
         )
     _advise(done)
+
+
+async def _note_in_outbox(done: Moved) -> None:
+    """Have ``letopis status`` tell where the history is, also if no relay runs that would find out."""
+    from letopis.outbox.cli.interface.locations import with_outbox
+    from letopis.outbox.event_log.bound_store import note_moved
+    from letopis.store.database.store_identity import moved_fault
+    from letopis.store.errors import LetopisError
+
+    async def write(file: OutboxFile) -> None:
+        note = partial(note_moved, fault=moved_fault(done.target), store_id=done.store_id, now_us=file.now_us())
+        await file.write(note)
+
+    with suppress(LetopisError, CommandExit):  # no outbox here: the history is moved all the same
+        await with_outbox(settings(), write)
 
 
 def _cancel(source: object, *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from letopis.outbox.daemon.instrumented_store import Durations
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one
+from letopis.outbox.operations.status import are_late
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.circuit_breaker import Breaker
 
@@ -71,6 +72,13 @@ class OutboxMetrics:
     store_tasks: int = 0
     store_rows: int = 0
 
+    def is_late(self, now_us: int) -> bool:
+        """Return True if its deliveries are late, by the rule of its status."""
+        oldest, progress = (
+            None if us is None else (now_us - us) / 1_000_000 for us in (self.oldest_pending_us, self.progress_us)
+        )
+        return are_late(oldest, progress)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSnapshot:
@@ -86,6 +94,7 @@ class HealthSnapshot:
     :ivar listed: the files, each with its condition and its store, at most ``MAX_LISTED_FILES``.
     :ivar store_tasks: long rewinds and deletions that a store has not finished, of the store with most.
     :ivar store_rows: rows left of them.
+    :ivar late: files whose deliveries are late.
     """
 
     ready: bool
@@ -107,12 +116,16 @@ class HealthSnapshot:
     listed: tuple[OutboxMetrics, ...] = ()
     store_tasks: int = 0
     store_rows: int = 0
+    late: int = 0
 
     @property
     def degraded(self) -> bool:
-        """Whether a store is unavailable, or a file that a pattern matched cannot be used; nothing is lost."""
+        """Whether a store is unavailable or has lost events, deliveries are late, or a matched file cannot be used."""
         unavailable = self.breakers.get("closed", 0) < sum(self.breakers.values())
-        return unavailable or any(self.files.get(one, 0) > 0 for one in FAILED_CONDITIONS)
+        incomplete = self.incidents.get(IncidentKind.HISTORY_INCOMPLETE, 0) > 0
+        return (
+            unavailable or incomplete or self.late > 0 or any(self.files.get(one, 0) > 0 for one in FAILED_CONDITIONS)
+        )
 
     def summary(self) -> str:
         """Return one line for operators."""
@@ -122,6 +135,8 @@ class HealthSnapshot:
         words.append(f"{self.pending} pending")
         if self.pending:
             words.append(f"oldest {self.oldest_pending_seconds:.0f} s")
+        if self.late:
+            words.append(f"deliveries of {self.late} late")
         if blocked := self.lanes.get("blocked", 0):
             words.append(f"{blocked} blocked")
         words.append(f"store unavailable for {self.open_seconds:.0f} s" if self.open_seconds else "store reachable")
@@ -191,6 +206,7 @@ def aggregate(
         # All outboxes of one store report its tasks.
         store_tasks=max((one.store_tasks for one in found), default=0),
         store_rows=max((one.store_rows for one in found), default=0),
+        late=sum(one.is_late(now_us) for one in found),
     )
 
 
@@ -223,6 +239,7 @@ def join_snapshots(several: Sequence[HealthSnapshot]) -> HealthSnapshot:
         listed=tuple(file for one in several for file in one.listed)[:MAX_LISTED_FILES],
         store_tasks=max((one.store_tasks for one in several), default=0),
         store_rows=max((one.store_rows for one in several), default=0),
+        late=sum(one.late for one in several),
     )
 
 

@@ -68,7 +68,7 @@ class HealthApp:
 
     ``/healthz/live`` answers 503 if the loop of a relay is stuck: restart the process. ``/healthz/ready`` answers 503
     during start-up and shutdown, and if an outbox file that was named cannot be used or would be delivered to another
-    store than its own. An unavailable history store is *ready*, with ``degraded`` true: the outbox exists for that. It
+    store than its own. An unavailable history store, or a late delivery, is *ready*, with ``degraded`` true. The answer
     names the outbox files and the destinations of their stores.
 
     No answer holds an id, a name or a text of a user, nor a secret. There is no access control: every client that can
@@ -136,6 +136,7 @@ class HealthApp:
                     "delivering": [_route(one) for one in found.listed],
                     "stores": dict(found.breakers),
                     "pending": found.pending,
+                    "late": found.late,
                     "oldest_pending_seconds": round(found.oldest_pending_seconds, 3),
                 },
             )

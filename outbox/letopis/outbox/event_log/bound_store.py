@@ -12,6 +12,8 @@ from letopis.outbox.event_log.statements import query_one
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from letopis.store.database.faults import StoreFault
+
 _READ: Final = "SELECT store_id, destination FROM letopis_outbox_origin"
 _DELIVERED: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE delivered > 0 LIMIT 1"
 _BIND: Final = (
@@ -21,6 +23,11 @@ _BIND: Final = (
 _NOTE: Final = "UPDATE letopis_outbox_origin SET destination = ? WHERE store_id IS NULL AND destination IS NOT ?"
 _FOLLOW: Final = "UPDATE letopis_outbox_origin SET destination = ? WHERE store_id = ?"
 _REBIND: Final = "UPDATE letopis_outbox_origin SET store_id = ?, destination = ?"
+
+_MOVED: Final = (
+    "UPDATE letopis_outbox_relay SET breaker = 'open', breaker_since = ?, breaker_reason = ?, breaker_detail = ?,"
+    " next_attempt_at = NULL WHERE holder <> '' AND (SELECT store_id FROM letopis_outbox_origin) = ?"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,3 +86,9 @@ def update_destination(connection: sa.Connection, *, store_id: UUID, destination
 def rebind_store(connection: sa.Connection, *, store_id: UUID, destination: str) -> None:
     """Bind the outbox to another store, whatever it is bound to; in an open write transaction."""
     connection.exec_driver_sql(_REBIND, (store_id.bytes, destination))
+
+
+def note_moved(connection: sa.Connection, fault: StoreFault, *, store_id: UUID, now_us: int) -> None:
+    """Have the status tell where the outbox's store was moved, until a relay reports what it finds."""
+    reason = f"{fault.fault_class} {fault.code}"
+    connection.exec_driver_sql(_MOVED, (now_us, reason, fault.reason, store_id.bytes))

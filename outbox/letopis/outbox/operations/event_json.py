@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from letopis.outbox.operations.stuck_lanes import next_attempt
 from letopis.store.model.events import from_microseconds
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def event_summary(entry: PendingEvent) -> dict[str, Any]:
         "behind": entry.behind,
         "state": entry.state,
         "attempts": entry.attempts,
-        "due_at": iso_moment(entry.due_at) if entry.state == "retrying" and entry.due_at else None,
+        "due_at": iso_moment(entry.due_at) if next_attempt(entry.state, entry.due_at) else None,
         "fault_class": entry.fault_class,
         "fault": entry.fault,
     }

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 RELAY_ALIVE_SECONDS: Final = 30.0
 """Time since its last heartbeat for which a relay counts as running: three of its heartbeats."""
+LATE_SECONDS: Final = 30.0
+"""Age of the oldest pending event, and time without progress, from which on deliveries are late."""
 
 
 _RELAY: Final = (
@@ -53,6 +55,12 @@ class _RelayRow(NamedTuple):
     store_rows: int = 0
 
 
+def are_late(oldest_pending_seconds: float | None, last_progress_seconds: float | None) -> bool:
+    """Return True if the oldest pending event is old, and the relay has not progressed for as long, for any reason."""
+    without_progress = last_progress_seconds is None or last_progress_seconds > LATE_SECONDS
+    return (oldest_pending_seconds or 0.0) > LATE_SECONDS and without_progress
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerStatus:
     """Whether the relay delivers to the history store.
@@ -60,7 +68,7 @@ class BreakerStatus:
     :ivar state: ``closed``: it does; ``open`` or ``half_open``: it waits for an unavailable store.
     :ivar reason: fault class and code; ``None`` while closed.
     :ivar detail: the same in a sentence.
-    :ivar next_attempt_at: when the store is tried next, as the relay last reported; ``None`` while closed.
+    :ivar next_attempt_at: when the store is tried next, never in the past; ``None`` while closed or no relay runs.
     """
 
     state: str = "closed"
@@ -145,9 +153,15 @@ class Status:
         return (self.breaker.reason or "").startswith(FaultClass.WRONG_STORE)
 
     @property
+    def late(self) -> bool:
+        """Whether events have been pending for over 30 s in which the relay made no progress."""
+        return are_late(self.oldest_pending_seconds, self.relay.last_progress_seconds)
+
+    @property
     def healthy(self) -> bool:
         """Whether nothing needs an operator, the store takes deliveries, and a relay runs if something is pending."""
         needs_operator = self.lanes.get("blocked", 0) > 0 or bool(self.incidents) or self.wal_bytes > LARGE_WAL_BYTES
+        needs_operator = needs_operator or self.late
         return not needs_operator and self.breaker.state == "closed" and (self.relay.running or self.pending == 0)
 
     @property
@@ -185,6 +199,9 @@ class Status:
             if count := self.lanes.get(state, 0):
                 is_ = "is" if count == 1 else "are"
                 return f"{_conversations(count)} {is_} {what}: see `letopis outbox list`; {pending}."
+        if self.late:
+            seconds = self.oldest_pending_seconds or 0.0
+            return f"Deliveries are late: {pending}, the oldest for {seconds:.0f} s: see the relay's log."
         delivered = (
             f"{_events(self.pending)} being delivered." if self.pending else "Everything is in the history store."
         )
@@ -257,17 +274,20 @@ def status_of(cursor: Any, *, now_us: int) -> Status:
     row = _RelayRow(*(query_one(cursor, _RELAY) or ()))
     path = Path(query_all(cursor, "PRAGMA database_list")[0][2])
     if row.holder:
+        died = ended_without_stopping(row.pid, row.host, row.boot_id, path)
+        seen = row.pid != 0 and lives(row.heartbeat_at, path, now_us=now_us, within=RELAY_ALIVE_SECONDS)
+        running = seen and not died
+        attempt_us = row.next_attempt_at if running else None
         breaker = BreakerStatus(
             state=row.breaker,
             since=from_microseconds(row.breaker_since),
             reason=row.breaker_reason,
             detail=row.breaker_detail,
-            next_attempt_at=None if row.next_attempt_at is None else from_microseconds(row.next_attempt_at),
+            # An attempt whose time has come is being made now.
+            next_attempt_at=None if attempt_us is None else from_microseconds(max(attempt_us, now_us)),
         )
-        died = ended_without_stopping(row.pid, row.host, row.boot_id, path)
-        seen = row.pid != 0 and lives(row.heartbeat_at, path, now_us=now_us, within=RELAY_ALIVE_SECONDS)
         relay = RelayStatus(
-            running=seen and not died,
+            running=running,
             died=died,
             holder=f"{row.holder} (pid {row.pid} on {row.host})" if row.pid else row.holder,
             last_progress_seconds=_seconds(now_us, row.progress_at),

@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.statements import fetch_all
-from letopis.store.model.events import from_microseconds
+from letopis.store.model.events import from_microseconds, to_microseconds, utc_now
 
 STUCK_STATES: Final = ("blocked", "retrying", "paused")
 
@@ -38,7 +38,7 @@ class StuckLane:
     """A conversation that is blocked, paused or being retried, and the event that it waits for.
 
     :ivar state: ``blocked``, ``retrying`` or ``paused``.
-    :ivar due_at: when it is retried; ``None`` if it waits for an operator.
+    :ivar due_at: when it is retried, never in the past; ``None`` if it is due, or waits for an operator.
     :ivar fault: a sentence with class and code.
     :ivar pending: its events that the history store lacks.
     :ivar since: when the oldest of them was appended.
@@ -97,7 +97,7 @@ def _lane(row: Any) -> StuckLane:
         owner_id=row[1],
         state=row[2],
         attempts=row[3],
-        due_at=from_microseconds(row[4]) if row[2] == "retrying" and row[4] else None,
+        due_at=next_attempt(row[2], row[4]),
         fault_class=row[5],
         fault=row[6],
         pending=row[7],
@@ -107,6 +107,11 @@ def _lane(row: Any) -> StuckLane:
         bytes=row[11] or 0,
         appended_at=_moment(row[12]),
     )
+
+
+def next_attempt(state: str, due_us: int) -> datetime | None:
+    """Return when a retrying lane is tried next; ``None`` if it is due, or not retried."""
+    return from_microseconds(due_us) if state == "retrying" and due_us > to_microseconds(utc_now()) else None
 
 
 def _moment(microseconds: int | None) -> datetime | None:

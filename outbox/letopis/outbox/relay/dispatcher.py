@@ -361,6 +361,7 @@ class Dispatcher:
         if compared.fenced:
             return self._fenced()
         self._report_rewinds(compared.rewound)
+        self.binding.recheck()  # it may have been moved away since
         return StepResult(more=True, wait=due.wait)
 
     def _report_rewinds(self, rewound: Mapping[str, Rewound]) -> None:

@@ -117,11 +117,16 @@ def check_not_moved(moved_to: str | None) -> None:
     :raises StoreFault: ``WRONG_STORE``: it was moved; the reason says where to.
     """
     if moved_to is not None:
-        raise StoreFault(
-            fault_class=FaultClass.WRONG_STORE,
-            code="moved",
-            reason=f"the history was moved away from this store, to {moved_to}: deliver there",
-        )
+        raise moved_fault(moved_to)
+
+
+def moved_fault(moved_to: str) -> StoreFault:
+    """Return the fault of a store whose history was moved away."""
+    return StoreFault(
+        fault_class=FaultClass.WRONG_STORE,
+        code="moved",
+        reason=f"the history was moved away from this store, to {moved_to}: deliver there",
+    )
 
 
 def missing_identity_fault() -> StoreFault:

@@ -9,13 +9,16 @@ import json
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from letopis.outbox.alerting.incidents import IncidentKind
 from letopis.outbox.daemon import connection_limit
-from letopis.outbox.daemon.health import HealthSnapshot
+from letopis.outbox.daemon.health import FileCondition, HealthSnapshot, OutboxMetrics, aggregate
 from letopis.outbox.daemon.http import MAX_CONCURRENT_REQUESTS, HealthApp, ListenAddress, parse_address, serve_http
+from letopis.outbox.relay.stats import RelayStats
 from letopis.store.errors import ConfigurationError
 from tests.unit.outbox.daemon.test_prometheus import figures
 
@@ -92,6 +95,28 @@ async def test_a_store_that_is_away_is_ready_and_degraded() -> None:
     found = json.loads(asked.body)
     assert (asked.status, found["ready"], found["degraded"]) == (200, True, True)
     assert found["stores"] == {"closed": 0, "open": 1, "half_open": 0}
+
+
+def test_late_deliveries_and_a_log_with_gaps_are_degraded() -> None:
+    now = 1_000_000_000
+    late = OutboxMetrics(
+        condition=FileCondition.WORKING, pending=1, oldest_pending_us=now - 31_000_000, progress_us=now - 31_000_000
+    )
+    cases = {
+        "late": [late],
+        "progressing": [replace(late, progress_us=now - 1_000_000)],
+        "fresh": [replace(late, oldest_pending_us=now - 1_000_000)],
+        "gaps": [OutboxMetrics(condition=FileCondition.WORKING, incidents={str(IncidentKind.HISTORY_INCOMPLETE): 1})],
+    }
+
+    found = {
+        name: aggregate(
+            files, now_us=now, ready=True, sound=True, breakers=[], relay=RelayStats(), alerts={}, deliveries=[]
+        ).degraded
+        for name, files in cases.items()
+    }
+
+    assert found == {"late": True, "progressing": False, "fresh": False, "gaps": True}
 
 
 async def test_metrics_are_served_in_the_format_that_is_asked_for() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from letopis.console.i18n import language
+from letopis.console.verdict import verdict as console_verdict
 from letopis.outbox import History
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord
+from letopis.outbox.cli.healthcheck import _check_files as check_files
 from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.operations.status import BreakerStatus, RelayStatus, Status, read_status
+from letopis.outbox.operations.stuck_lanes import list_stuck
 from letopis.outbox.relay.relay import Relay
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.messages import Message
@@ -106,6 +112,8 @@ async def test_an_age_is_never_negative_whatever_the_clock(tmp_path: Path) -> No
 
 NOW = datetime(2026, 11, 25, 12, 3, tzinfo=UTC)
 RUNNING = RelayStatus(running=True, holder="bot (pid 1 on host)")
+PROGRESSED = replace(RUNNING, last_progress_seconds=29.0)
+LATE = replace(RUNNING, last_progress_seconds=120.0)
 OUTAGE = BreakerStatus(
     state="open",
     since=NOW,
@@ -123,13 +131,14 @@ def status(
     relay: RelayStatus = RUNNING,
     kinds: tuple[IncidentKind, ...] = (),
     wal_bytes: int = 0,
+    oldest: float | None = None,
 ) -> Status:
     return Status(
         read_at=NOW,
         pending=pending,
         pending_bytes=0,
         wal_bytes=wal_bytes,
-        oldest_pending_seconds=None,
+        oldest_pending_seconds=oldest,
         delivered=0,
         lanes={"blocked": blocked},
         lost=0,
@@ -146,6 +155,13 @@ def status(
     [
         (status(), True, "Everything is in the history store."),
         (status(pending=30), True, "30 events are being delivered."),
+        (status(pending=30, oldest=360.0, relay=PROGRESSED), True, "30 events are being delivered."),
+        (status(pending=30, oldest=29.0, relay=LATE), True, "30 events are being delivered."),
+        (
+            status(pending=42, oldest=360.0, relay=LATE),
+            False,
+            "Deliveries are late: 42 events are pending, nothing is lost, the oldest for 360 s: see the relay's log.",
+        ),
         (
             status(pending=30, breaker=OUTAGE, kinds=(IncidentKind.STORE_DOWN,)),
             False,
@@ -217,6 +233,48 @@ def status(
 )
 def test_the_verdict_is_what_the_figures_say(found: Status, healthy: bool, verdict: str) -> None:
     assert (found.healthy, found.verdict) == (healthy, verdict)
+    shown = console_verdict(found, language("en"))
+    assert (shown.level == "good") == healthy or found.wal_bytes > 0
+    assert ("late" in shown.title) == ("late" in verdict)
+
+
+async def test_a_health_check_fails_while_a_running_relay_delivers_nothing(tmp_path: Path) -> None:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        await history.append("c1", Message.user("hi"))
+        relay = relay_on(history.outbox, ToldStore(lambda _: None))
+        assert await relay.lease.acquire()
+        reasons = []
+        for progressed in (1, history.outbox.now_us()):
+            for what in ("lanes SET owed_since = 1", f"relay SET progress_at = {progressed}"):
+                await history.outbox.write(lambda c, what=what: c.exec_driver_sql(f"UPDATE letopis_outbox_{what}"))
+            reasons.append(await asyncio.to_thread(check_files, (str(tmp_path / "*.outbox.db"),)))
+        await relay.lease.release()
+
+    assert reasons[0] is not None and "makes no progress" in reasons[0]
+    assert reasons[1] is None
+
+
+async def test_a_next_attempt_never_lies_in_the_past(tmp_path: Path) -> None:
+    """A relay that was stopped for a while has reported a past one, and one that ended an attempt that never comes."""
+    told = ToldStore(lambda _: DOWN)
+    async with History.open(tmp_path / "bot.outbox.db", store=told.url, relay=False) as history:
+        await history.append("c1", Message.user("hi"))
+        relay = relay_on(history.outbox, told)
+        assert await relay.lease.acquire()
+        await relay.drain_once()
+        due = "UPDATE letopis_outbox_relay SET next_attempt_at = 1"
+        await history.outbox.write(lambda connection: connection.exec_driver_sql(due))
+        running = await history.status()
+        await relay.lease.release()
+        ended = await history.status()
+        retrying = "UPDATE letopis_outbox_lanes SET state = 'retrying', due_at = 1"
+        await history.outbox.write(lambda connection: connection.exec_driver_sql(retrying))
+        [lane] = await history.outbox.read(lambda connection: list_stuck(connection, limit=5))
+
+    assert running.breaker.next_attempt_at == running.read_at
+    assert running.verdict.endswith("; trying again now.")
+    assert (ended.relay.running, ended.breaker.next_attempt_at) == (False, None)
+    assert (lane.state, lane.due_at) == ("retrying", None)
 
 
 async def test_an_outage_is_an_outage_until_the_next_attempt(tmp_path: Path) -> None:
