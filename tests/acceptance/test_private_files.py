@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +69,34 @@ def test_nothing_is_exported_through_what_was_planted(tmp_path: Path) -> None:
     found = modes(tmp_path)
     assert (found["out.jsonl"], found["other.jsonl"]) == ("0o600", "0o600")
     assert len(found) == 5  # no part of ours is left
+
+
+@posix_only("SIGKILL")
+def test_a_killed_export_leaves_nothing_that_a_later_one_does_not_remove(tmp_path: Path) -> None:
+    """Under any name in the folder; what a living export writes, and what is nobody's, stays."""
+    code = (
+        "import sys, time\nfrom letopis.outbox.cli.interface.output import open_output\n"
+        "with open_output(sys.argv[1], force=False) as stream:\n"
+        "    stream.write(b'secret'); stream.flush(); print('writing', flush=True); time.sleep(600)"
+    )
+    export = [sys.executable, "-c", code, str(tmp_path / "monday.jsonl")]
+    with subprocess.Popen(export, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        killed.stdout.readline()
+        killed.kill()
+    (tmp_path / ".mine.part").touch()
+    assert len(list(tmp_path.iterdir())) == 2
+
+    with open_output(str(tmp_path / "living.jsonl"), force=False) as living:
+        living.write(b"one")
+        with open_output(str(tmp_path / "tuesday.jsonl"), force=False) as stream:
+            stream.write(b"two")
+
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {
+        ".mine.part": b"",
+        "living.jsonl": b"one",
+        "tuesday.jsonl": b"two",
+    }
 
 
 def test_exports_to_one_name_do_not_mix(tmp_path: Path) -> None:

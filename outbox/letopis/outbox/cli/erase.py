@@ -204,3 +204,4 @@ def _tell(work: _Erasure, pending: int, *, waited: bool) -> None:
         note("the history store holds none of the content any more")
     elif not waited:
         note("the relay delivers the erasure (`letopis relay --once` does it now)")
+    note("other outboxes are not erased: what they still hold pending, or retain, stays there; run this with each")

@@ -55,14 +55,6 @@ class IndexProgress:
         return self.head - self.indexed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Stemmed:
-    """The rows of the documents after a position of the log, as they were when they were read."""
-
-    after: int
-    rows: Mapping[Document, Sequence[IndexRow]]
-
-
 async def index_progress(connection: AsyncConnection) -> list[IndexProgress]:
     """Return how far the index has got, by partition."""
     rows = await connection.execute(_PROGRESS)
@@ -119,8 +111,7 @@ class Indexer:
         async with self._turn:  # two tasks of one process would stem the same words
             after, found = await self._shielded(self._next(partition, limit))
             rows = await asyncio.to_thread(self._rows, found.documents)
-            stemmed = _Stemmed(after=after, rows=rows)
-            write = partial(self._transaction, partition, found.events, wait=wait, stemmed=stemmed)
+            write = partial(self._transaction, partition, found.events, wait=wait, after=after, stemmed=rows)
             return await self._shielded(repeat_on_conflict(write)) if found.events else 0
 
     async def _next(self, partition: int, limit: int) -> tuple[int, LogRange]:
@@ -156,7 +147,13 @@ class Indexer:
         return await (run_to_completion(work) if self._embedded else cancel_after_grace(work))
 
     async def _transaction(
-        self, partition: int, limit: int, *, wait: bool, stemmed: _Stemmed | None = None
+        self,
+        partition: int,
+        limit: int,
+        *,
+        wait: bool,
+        after: int | None = None,
+        stemmed: Mapping[Document, Sequence[IndexRow]] = MappingProxyType({}),
     ) -> int | None:
         with translated():
             async with self._engine.begin() as connection:
@@ -166,13 +163,13 @@ class Indexer:
                     if (await connection.execute(_CHECKPOINT, key)).first() is not None:
                         return 0  # another process works on it
                     await connection.execute(_FIRST.values(partition=partition, updated_at=self._now()))
-                after = 0 if row is None else row.position
-                if stemmed is not None and stemmed.after != after:
+                position = 0 if row is None else row.position
+                if after not in (None, position):
                     return None
                 head = (await connection.execute(_HEAD, key)).scalar_one()
-                found = await self._log.read(connection, partition=partition, after=after, upto=head, limit=limit)
+                found = await self._log.read(connection, partition=partition, after=position, upto=head, limit=limit)
                 if found.events:
-                    await self._write(connection, partition, found, {} if stemmed is None else stemmed.rows)
+                    await self._write(connection, partition, found, stemmed)
                 return found.events
 
     async def _write(

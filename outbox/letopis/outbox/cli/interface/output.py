@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO
 
@@ -53,8 +54,8 @@ def open_output(file: str, *, force: bool) -> Iterator[BinaryIO]:
         return
     # For its owner only: these are conversations. Under an unguessable name, so that no link can be placed there, and
     # two exports to one name do not collide; the last one that completes stays.
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    _remove_abandoned_parts(target.parent)
+    part, descriptor = _new_part(target)
     try:
         if hasattr(os, "fchmod"):
             os.fchmod(descriptor, 0o600)
@@ -62,11 +63,48 @@ def open_output(file: str, *, force: bool) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             flush_to_disk(stream.fileno())
-        part.replace(target)
+            if os.name != "nt":
+                part.replace(target)  # while it is locked
+        if os.name == "nt":
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
+def _new_part(target: Path) -> tuple[Path, int]:
+    """Create a part that is locked for as long as its descriptor is open, which the end of the process closes too."""
+    while True:
+        part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600)
+        _lock(descriptor, wait=True)
+        if os.fstat(descriptor).st_nlink:
+            return part, descriptor
+        os.close(descriptor)  # another export took it for an abandoned one before it was locked
+
+
+def _remove_abandoned_parts(folder: Path) -> None:
+    """Delete what killed exports left in a folder: the parts that no process has locked."""
+    with suppress(OSError):  # a folder may be written and not listed
+        for part in [one for one in folder.iterdir() if _PART.fullmatch(one.name)]:
+            with suppress(OSError):  # a living export's, or another user's
+                descriptor = os.open(part, os.O_RDONLY | _NO_LINK)
+                try:
+                    _lock(descriptor, wait=False)
+                    part.unlink()
+                finally:
+                    os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> None:
+    """Lock a file, where the system can; Windows deletes no open file anyway."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
+_PART: Final = re.compile(r"\..{1,100}\.[0-9a-f]{16}\.part", re.DOTALL)
 _before_note: Final[list[Callable[[], None]]] = []
 
 
