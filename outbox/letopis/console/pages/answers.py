@@ -17,6 +17,7 @@ from letopis.outbox.operations.repair import NotRepairable
 from letopis.store.database.faults import StoreFault
 from letopis.store.errors import (
     Closed,
+    ConfigurationError,
     InvalidInput,
     LetopisError,
     OutboxFull,
@@ -32,7 +33,15 @@ Action = Callable[[Visit, Fields], Awaitable[Response]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 FORM_TOKEN: Final = "form_token"  # noqa: S105 - the name of a field
-_UNAVAILABLE: Final = (OutboxUnavailable, OutboxFull, StoreUnavailable, ReadTimeout, StoreFault, Closed)
+_UNAVAILABLE: Final = (
+    OutboxUnavailable,
+    OutboxFull,
+    StoreUnavailable,
+    ReadTimeout,
+    StoreFault,
+    Closed,
+    ConfigurationError,  # a file that holds no outbox any more
+)
 
 
 def page(view: Page) -> Endpoint:

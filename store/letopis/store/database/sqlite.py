@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -65,13 +66,10 @@ def _keep_trigger_text(context: ExceptionContext) -> None:
     """Note the text of a trigger's RAISE on its error, if the schema has it word for word: then no row made it."""
     error, connection = context.original_exception, context.connection
     if getattr(error, "sqlite_errorname", None) == "SQLITE_CONSTRAINT_TRIGGER" and connection is not None:
-        cursor = connection.connection.cursor()
-        try:
+        with suppress(sqlite3.Error), closing(connection.connection.cursor()) as cursor:  # then it is not told
             cursor.execute(_TRIGGER_TEXT, (str(error),))
             if cursor.fetchone() is not None:
                 error.letopis_trigger_text = str(error)  # type: ignore[attr-defined]
-        finally:
-            cursor.close()
 
 
 _TRIGGER_TEXT: Final = "SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND instr(sql, quote(?))"
