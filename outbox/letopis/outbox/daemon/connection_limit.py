@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-REQUEST_HEAD_TIMEOUT_SECONDS: Final = 5.0
-"""Time in which the head of a request has to arrive."""
+REQUEST_TIMEOUT_SECONDS: Final = 10.0
+"""Time in which a request has to arrive, head and body."""
 CONNECTION_TIMEOUT_SECONDS: Final = 30.0
 """Longest life of a connection; each carries one request."""
 MAX_WAITING_PER_CLIENT: Final = 16
-"""Connections of one client without a request in progress; beyond that the oldest is closed for a new one."""
+"""Connections of one client without a complete request; beyond that the oldest is closed for a new one."""
 MAX_WAITING_CONNECTIONS: Final = 64
 """The same for all clients together."""
 
 
-def limited_protocol() -> type[Any]:
+def limited_protocol(connection_seconds: float | None = None) -> type[Any]:
     """Return uvicorn's protocol with a time limit, whose waiting connections make room for others.
 
+    :param connection_seconds: the longest life of a connection, 30 s by default.
     :raises ImportError: the extra ``letopis[daemon]`` is not installed.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -31,8 +32,8 @@ def limited_protocol() -> type[Any]:
             """Start the timers, and close the oldest waiting connections if there are too many."""
             super().connection_made(transport)
             self._timers = (
-                self.loop.call_later(REQUEST_HEAD_TIMEOUT_SECONDS, self._close_if_waiting),
-                self.loop.call_later(CONNECTION_TIMEOUT_SECONDS, transport.abort),
+                self.loop.call_later(REQUEST_TIMEOUT_SECONDS, self._close_if_waiting),
+                self.loop.call_later(connection_seconds or CONNECTION_TIMEOUT_SECONDS, transport.abort),
             )
             self._make_room()
 
@@ -58,7 +59,10 @@ def limited_protocol() -> type[Any]:
 
 
 def _is_waiting(connection: Any) -> bool:
-    return connection.cycle is None and not connection.transport.is_closing()
+    """Return True if the client has not sent its whole request, nor got an answer."""
+    cycle = connection.cycle
+    waits = cycle is None or (cycle.more_body and not cycle.response_started)
+    return waits and not connection.transport.is_closing()
 
 
 def _opened_at(connection: Any) -> float:

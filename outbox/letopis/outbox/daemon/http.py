@@ -28,6 +28,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 LOOPBACK: Final = "127.0.0.1"
 MAX_CONCURRENT_REQUESTS: Final = 32
 """Requests answered at the same time; more get 503. Liveness is always answered and does not count."""
+CLOSE: Final = [("connection", "close")]
+"""A header of every answer: each connection carries one request, so that its time is limited."""
 SHUTDOWN_TIMEOUT_SECONDS: Final = 1
 """Time that open requests have when the daemon ends."""
 
@@ -96,14 +98,13 @@ class HealthApp:
         if scope["type"] != "http":
             return
         if self._console is not None and f"{scope['path']}/".startswith("/console/"):
-            await self._console(scope, receive, _closing(send))
+            await self._console(scope, receive, send)
             return
         status, content_type, body = await self._answer(scope)
         headers = [
             (b"content-type", content_type.encode()),
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", b"no-store"),
-            (b"connection", b"close"),
         ]
         if status == 405:
             headers.append((b"allow", b"GET, HEAD"))
@@ -143,17 +144,6 @@ class HealthApp:
         accept = b", ".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         body, content_type = exposition(found, accept)
         return 200, content_type, body
-
-
-def _closing(send: Send) -> Send:
-    """Return a ``send`` that has the connection closed after the answer: each carries one request."""
-
-    async def sent(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-        await send(message)
-
-    return sent
 
 
 def _route(file: OutboxMetrics) -> dict[str, Any]:
@@ -205,6 +195,7 @@ async def serve_http(
         uvicorn.Config(
             HealthApp(live=live, snapshot=snapshot, console=console),
             http=limited_protocol(),
+            headers=CLOSE,
             ws="none",
             loop="none",
             lifespan="off",

@@ -231,17 +231,31 @@ async def is_live(port: int) -> bool:
     return answer.startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.parametrize("held", [b"", b"GET /healthz/live HT", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+async def listening(_: Any, receive: Any, send: Any) -> None:
+    """An application that reads a request to its end before it answers."""
+    while (await receive()).get("more_body"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        b"",
+        b"GET /healthz/live HT",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"POST /console/ HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n",
+    ],
+)
 async def test_who_holds_connections_keeps_nobody_out(held: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limit, "REQUEST_HEAD_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(connection_limit, "REQUEST_TIMEOUT_SECONDS", 1.0)
 
     async def read() -> HealthSnapshot:
         return figures()
 
-    async with serve_http(parse_address("0"), live=lambda: True, snapshot=read) as bound:
+    async with serve_http(parse_address("0"), live=lambda: True, snapshot=read, console=listening) as bound:
         kept = [await raw(bound.port, held) for _ in range(200)]
         assert await is_live(bound.port)
-        # A head that trickles in is cut off in time all the same.
+        # A request that trickles in is cut off in time all the same.
         begun = asyncio.get_running_loop().time()
         reader, writer = kept[-1]
         while not reader.at_eof() and asyncio.get_running_loop().time() - begun < 10:
