@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from letopis.console.access import Gate
 from letopis.outbox import History, RetryPolicy
 from letopis.store import Message
-from tests.support.console import DESK, PHONE, House, Tab, axe_is_the_one_that_is_named, chromium
+from tests.support.console import DESK, PHONE, READER, House, Tab, axe_is_the_one_that_is_named, chromium
 from tests.support.console_story import (
     HOSTILE_ID,
     REFUSED,
@@ -94,21 +95,22 @@ def test_the_judge_finds_what_is_wrong(browser: Any, house: House) -> None:
 
 @pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
 def test_no_page_has_a_finding_or_scrolls_sideways(browser: Any, house: House, viewport: dict[str, int]) -> None:
-    """Light on the desk and dark on the phone, signed in, in one language each."""
+    """Light on the desk and dark on the phone, in one language each; as nobody, as a reader, as an operator."""
     dark = viewport is PHONE
     scheme = {"color_scheme": "dark" if dark else "light", "locale": "ru-RU" if dark else "en-GB"}
     wrong: dict[str, list[str]] = {}
-    with Tab(browser, house, viewport=viewport, **scheme) as tab:
-        tab.sign_in()
-        [entry] = house.run(house.application.state.console.insight.stuck(limit=1))
-        for page in (*PAGES, f"stuck/{entry.event_id}", "session"):
-            tab.go(page)
-            tab.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-            found = tab.findings()
-            if tab.sideways() > 0:
-                found.append(f"{tab.sideways()} pixels to the side")
-            if found:
-                wrong[page] = found
+    [entry] = house.run(house.application.state.console.insight.stuck(limit=1))
+    event = f"stuck/{entry.event_id}"
+    for user, pages in ((None, ("", "session")), (READER, ("", "stuck", event)), ("Ann", (*PAGES, event, "session"))):
+        with Tab(browser, house, user=user, viewport=viewport, **scheme) as tab:
+            for page in pages:
+                tab.go(page)
+                tab.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+                found = tab.findings()
+                if tab.sideways() > 0:
+                    found.append(f"{tab.sideways()} pixels to the side")
+                if found:
+                    wrong[f"{page} as {user}"] = found
 
     assert wrong == {}
 
@@ -309,12 +311,43 @@ def test_everything_but_live_updates_works_without_scripts(browser: Any, house: 
         assert "1 event was skipped" in tab.text()
 
 
-def test_who_is_not_signed_in_sees_no_buttons(browser: Any, house: House) -> None:
+def test_a_reader_sees_no_buttons(browser: Any, house: House) -> None:
     with Tab(browser, house) as tab:
         for page in ("", "stuck", "integrity"):
             tab.go(page)
             assert tab.page.locator("main button").count() == 0
-        assert tab.page.locator("text=Sign in").count() > 0
+        assert "Read-only" in tab.page.inner_text("header")
+
+
+def test_who_is_not_signed_in_sees_the_form_alone(browser: Any, house: House) -> None:
+    with Tab(browser, house, user=None) as tab:
+        for page in ("", "stuck", "conversation?id=tea"):
+            tab.go(page)
+            assert tab.page.inner_text("h1") == "Sign in"
+            assert "bot.outbox.db" not in tab.page.inner_text("body")
+        tab.sign_in()
+        tab.go("conversation?id=tea")
+        assert "An evening with tea" in tab.text()
+        tab.click("form[action$='session/end'] button")
+        assert tab.page.inner_text("h1") == "Sign in"
+
+
+def test_a_link_signs_in_once(browser: Any, tmp_path: Path) -> None:
+    gate = Gate()
+    with House(tmp_path / "bot.outbox.db", gate=gate, relay=False, watch=False) as house:
+        link = f"session?once={gate.create_link('ann')}"
+        with Tab(browser, house, user=None) as tab:
+            tab.go(link)
+            assert "ann" in tab.page.inner_text("header")
+            assert "once" not in tab.page.url
+        for options in ({"color_scheme": "dark", "locale": "ru-RU", "viewport": PHONE}, {"locale": "en-GB"}):
+            with Tab(browser, house, user=None, **options) as tab:
+                tab.go(link)
+                assert tab.page.locator("form[action$='session/end']").count() == 0
+                assert tab.page.locator("#wrong").count() == 1
+                assert tab.findings() == []
+                assert tab.sideways() <= 0
+                assert ("used already" in tab.text()) == (options["locale"] == "en-GB")
 
 
 def test_each_action_does_what_it_says_and_is_recorded(browser: Any, house: House) -> None:
@@ -425,9 +458,8 @@ def test_an_event_can_be_put_back_and_a_refusal_is_recorded(browser: Any, house:
 
 
 def test_a_class_of_faults_is_retried_or_skipped_at_once(browser: Any, tmp_path: Path) -> None:
-    with House(tmp_path / "bot.outbox.db", relay=False, watch=False) as house, Tab(browser, house) as tab:
+    with House(tmp_path / "bot.outbox.db", relay=False, watch=False) as house, Tab(browser, house, user="Ann") as tab:
         house.run(plant_blocked(house.history, 30))
-        tab.sign_in()
         tab.go("stuck")
         assert tab.page.locator("article").count() == 25
         tab.click("text=Next page")
@@ -446,6 +478,10 @@ def test_a_class_of_faults_is_retried_or_skipped_at_once(browser: Any, tmp_path:
         assert tab.page.locator("tbody tr").count() == 1 + 30 + 1
 
 
+async def settled(house: House) -> bool:
+    return not (await house.history.status()).incidents
+
+
 def test_events_that_are_missing_are_skipped(browser: Any, tmp_path: Path) -> None:
     async def lose_the_second(history: History, insight: Any) -> None:
         await insight.acting(lambda admin: admin.pause_relay(), by="test", via="python")
@@ -456,9 +492,8 @@ def test_events_that_are_missing_are_skipped(browser: Any, tmp_path: Path) -> No
         await insight.acting(lambda admin: admin.resume_relay(), by="test", via="python")
         await until(lambda: is_blocked(history, "gap"))
 
-    with House(tmp_path / "bot.outbox.db") as house, Tab(browser, house) as tab:
+    with House(tmp_path / "bot.outbox.db") as house, Tab(browser, house, user="Eve") as tab:
         house.run(lose_the_second(house.history, house.application.state.console.insight))
-        tab.sign_in("Eve")
         tab.go("stuck")
         lane = tab.page.locator("article", has=tab.page.get_by_role("link", name="gap", exact=True))
         assert lane.locator("summary", has_text="Skip this event").count() == 0
@@ -468,6 +503,7 @@ def test_events_that_are_missing_are_skipped(browser: Any, tmp_path: Path) -> No
             lane.get_by_role("button", name="Skip missing events", exact=True).click()
         assert "1 missing event was skipped." in tab.text()
         house.run(until(lambda: delivered(house, "gap")))
+        house.run(until(lambda: settled(house)))
         tab.go("stuck")
         assert "No conversation is stuck" in tab.text()
         tab.go("conversation?id=gap")

@@ -58,7 +58,7 @@ async def measure(kind: str, url: str, folder: Path, count: int) -> list[Timing]
     await settle(url)
     async with History.open(folder / f"{kind}.outbox.db", store=url, watch=False, relay=False) as history:
         await fill_outbox(history)
-        console = app(history)
+        console = app(history, open_reading=True)
         state = console.state.console
         found = [replace(await timed(console, "", repeats=1), page=", first time")]
         began = time.perf_counter()

@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
-from letopis.console.application import app
+from letopis.console.access import Gate
+from letopis.console.application import app, console_of
 from letopis.console.standalone import Server, bind, server_config
 from letopis.outbox import History
 from letopis.outbox.daemon.http import ListenAddress
@@ -22,7 +23,8 @@ from tests.support.required import program
 
 T = TypeVar("T")
 
-TOKEN: Final = "a token of the tests: 0123456789"
+OPERATORS: Final = ("Ann", "Bea", "Cleo <b>", "Dan", "Eve")
+READER: Final = "Ray"
 AXE: Final = ROOT / "tests" / "support" / "vendor" / "axe.min.js"
 AXE_SHA256: Final = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
 CHROMIUM_OPTIONS: Final = (
@@ -41,9 +43,22 @@ RULES: Final = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-pr
 """What axe-core looks for."""
 
 
+def secret_of(name: str) -> str:
+    """Return the secret of a user's token."""
+    return f"a-secret-of-the-tests-for-{name}"
+
+
+TOKEN: Final = secret_of("Ann")
+TOKENS: Final = (
+    *(f"{name}:operator:{secret_of(name)}" for name in OPERATORS),
+    f"{READER}:reader:{secret_of(READER)}",
+)
+
+
 class House:
     """A history, its console, and the event loop that both run in, in a thread.
 
+    :param gate: of the console; by default one with ``TOKENS``.
     :param options: of the history.
     :param around: wraps the application, for example to mount it.
     """
@@ -52,15 +67,13 @@ class House:
         self,
         path: Path,
         *,
-        token: str | None = TOKEN,
+        gate: Gate | None = None,
         around: Callable[[Any], Any] = lambda application: application,
-        console: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self._path = path
-        self._token = token
+        self._gate = gate
         self._around = around
-        self._console = console or {}
         self._options = options
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="console-house")
@@ -95,7 +108,8 @@ class House:
         try:
             async with History.open(self._path, **self._options) as history:
                 self.history = history
-                self.application = app(history, token=self._token, **self._console)
+                gate = self._gate
+                self.application = app(history, tokens=TOKENS) if gate is None else console_of(history, gate)
                 listener = bind(ListenAddress(host="127.0.0.1", port=0))
                 self.port = listener.getsockname()[1]
                 server = Server(server_config(self._around(self.application)))
@@ -130,11 +144,15 @@ def chromium() -> Iterator[Any]:
 class Tab:
     """One tab, which notes what a page must not do: refused by the policy, errors, requests to elsewhere.
 
+    :param user: who signs in at once; ``None`` for nobody.
     :ivar page: Playwright's.
     """
 
-    def __init__(self, browser: Any, house: House, *, scripts: bool = True, **options: Any) -> None:
+    def __init__(
+        self, browser: Any, house: House, *, user: str | None = READER, scripts: bool = True, **options: Any
+    ) -> None:
         self.house = house
+        self._user = user
         self.context = browser.new_context(
             viewport=options.pop("viewport", DESK), java_script_enabled=scripts, reduced_motion="reduce", **options
         )
@@ -154,6 +172,8 @@ class Tab:
         self._scripts = scripts
 
     def __enter__(self) -> Tab:
+        if self._user is not None:
+            self.sign_in(self._user)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -179,8 +199,7 @@ class Tab:
 
     def sign_in(self, name: str = "Ann") -> None:
         self.go("session")
-        self.page.fill("input[name=token]", TOKEN)
-        self.page.fill("input[name=name]", name)
+        self.page.fill("input[name=token]", secret_of(name))
         self.page.click("main button")
         self.page.wait_for_selector("form[action$='session/end']")
 

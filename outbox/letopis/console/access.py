@@ -4,136 +4,160 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
-
-import orjson
 
 from letopis.store.errors import ConfigurationError
 
 SESSION_SECONDS: Final = 12 * 3600
-"""Time after which an operator has to sign in again."""
-MIN_TOKEN_LENGTH: Final = 16
+"""Time after which a user has to sign in again."""
+MAX_SESSIONS: Final = 100
+"""Sessions of one name at the same time; a further one ends the oldest of them."""
+MIN_SECRET_LENGTH: Final = 16
 MAX_NAME_LENGTH: Final = 80
-MAX_FAILURES: Final = 10
-"""Wrong tokens within :data:`FAILURE_WINDOW_SECONDS` after which signing in is refused for the rest of it."""
-FAILURE_WINDOW_SECONDS: Final = 60.0
-FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-"""Headers by which a proxy reports that the real client is another one."""
+READER: Final = "reader"
+OPERATOR: Final = "operator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """What a user signs in with; its secret is not kept.
+
+    :ivar name: of the user, for the audit log.
+    :ivar role: ``reader`` or ``operator``.
+    """
+
+    name: str
+    role: str
+    digest: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """An operator who has signed in.
+    """A user who has signed in, and the token that every form of the session must carry."""
 
-    :ivar name: as the operator entered it, for the audit log; may be empty.
-    """
-
-    key: str
     name: str
-    expires: int
+    role: str
+    expires: float
+    form_token: str = field(repr=False)
+
+
+def parse_tokens(texts: Iterable[str]) -> tuple[Token, ...]:
+    """Return the tokens that texts of the form ``NAME:ROLE:SECRET`` mean.
+
+    :raises ConfigurationError: one has another form, or has the secret of an earlier one. The message quotes none.
+    """
+    tokens: list[Token] = []
+    for number, text in enumerate(texts, start=1):
+        name, role, secret = (*(part.strip() for part in text.split(":", 2)), "", "")[:3]
+        short = len(secret) < MIN_SECRET_LENGTH
+        if short or role not in (READER, OPERATOR) or not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
+            raise ConfigurationError(
+                f"token {number} of the console must be NAME:ROLE:SECRET, with the role reader or operator and a secret"
+                f" of at least {MIN_SECRET_LENGTH} characters: make one with"
+                " `python -c 'import secrets; print(secrets.token_urlsafe(24))'`"
+            )
+        token = Token(name=name, role=role, digest=_digest(secret))
+        if any(token.digest == earlier.digest for earlier in tokens):
+            raise ConfigurationError(f"token {number} of the console has the secret of an earlier one: make another")
+        tokens.append(token)
+    return tuple(tokens)
 
 
 class Gate:
-    """Knows the token, and creates and checks sessions.
+    """Knows the tokens, and begins, checks and ends sessions.
 
-    Sessions are signed with a key that is generated when the process starts, and are not stored: a restart ends them
-    all.
+    Sessions are kept in memory, by the digest of their cookie: a restart ends them all.
 
-    :param token: ``None`` to allow no actions.
-    :raises ConfigurationError: the token is too short.
+    :param open_reading: whether pages can be read without a session.
     """
 
-    def __init__(self, token: str | None, *, now: Callable[[], float] = time.time) -> None:
-        if token is not None and len(token) < MIN_TOKEN_LENGTH:
-            raise ConfigurationError(
-                f"the token of the console needs at least {MIN_TOKEN_LENGTH} characters: make one with"
-                " `python -c 'import secrets; print(secrets.token_urlsafe(24))'`"
-            )
-        self._digest = None if token is None else hashlib.sha256(token.encode()).digest()
-        self._key = secrets.token_bytes(32)
+    def __init__(
+        self, tokens: Iterable[Token] = (), *, open_reading: bool = False, now: Callable[[], float] = time.time
+    ) -> None:
+        self._tokens = tuple(tokens)
+        self._open_reading = open_reading
+        self._link: tuple[Token, ...] = ()
+        self._sessions: dict[bytes, Session] = {}
         self._now = now
-        self._failures: list[float] = []
 
     @property
-    def closed(self) -> bool:
-        """True if signing in is impossible, because there is no token."""
-        return self._digest is None
+    def has_tokens(self) -> bool:
+        """False if nobody can sign in but by a link."""
+        return bool(self._tokens)
 
-    @property
-    def throttled(self) -> bool:
-        """True if too many wrong tokens were entered recently."""
-        limit = self._now() - FAILURE_WINDOW_SECONDS
-        self._failures = [one for one in self._failures if one > limit]
-        return len(self._failures) >= MAX_FAILURES
+    def require_entrance(self) -> None:
+        """Check that somebody can read.
 
-    def sign_in(self, token: str, name: str) -> str | None:
-        """Return the cookie of a new session; ``None`` if the token is wrong. Takes the same time for every token."""
-        given = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-        # Compare digests, so that the time does not reveal even the length.
-        if self._digest is None or not hmac.compare_digest(given, self._digest):
-            self._failures.append(self._now())
-            return None
-        name = " ".join("".join(one for one in name if one.isprintable()).split())[:MAX_NAME_LENGTH]
-        body = orjson.dumps([secrets.token_urlsafe(12), name, int(self._now()) + SESSION_SECONDS])
-        text = urlsafe_b64encode(body).decode()
-        return f"{text}.{self._sign('session', text)}"
+        :raises ConfigurationError: there are no tokens, and reading is not open.
+        """
+        if not self._tokens and not self._open_reading:
+            raise ConfigurationError(
+                "the console has no token, so nobody can read it: set LETOPIS_CONSOLE_TOKENS or"
+                " LETOPIS_CONSOLE_TOKENS_FILE to tokens of the form NAME:ROLE:SECRET, or open_reading = true in"
+                " [console]. In a terminal and on an address of this machine alone, `letopis console` prints a link"
+                " that signs in"
+            )
+
+    def create_link(self, name: str) -> str:
+        """Return a secret that signs an operator in, once."""
+        secret = secrets.token_urlsafe(32)
+        self._link = (Token(name=name, role=OPERATOR, digest=_digest(secret)),)
+        return secret
+
+    def use_link(self, secret: str) -> str | None:
+        """Return the cookie of a new session; ``None`` if the secret is wrong or was used."""
+        cookie = self._begin(self._link, secret)
+        if cookie is not None:
+            self._link = ()
+        return cookie
+
+    def sign_in(self, secret: str) -> str | None:
+        """Return the cookie of a new session; ``None`` if no token has this secret."""
+        return self._begin(self._tokens, secret)
 
     def session(self, cookie: str | None) -> Session | None:
-        """Return the session of a cookie; ``None`` if the cookie is not ours, or the session is over."""
-        text, dot, signature = (cookie or "").rpartition(".")
-        if not dot or self.closed or not _equal(signature, self._sign("session", text)):
+        """Return the session of a cookie; ``None`` if it has none, or the session is over."""
+        session = self._sessions.get(_digest(cookie or ""))
+        return session if session is not None and session.expires > self._now() else None
+
+    def end(self, cookie: str | None) -> None:
+        """End the session of a cookie: its copies are worthless from now on."""
+        self._sessions.pop(_digest(cookie or ""), None)
+
+    def may_read(self, cookie: str | None) -> bool:
+        """Return True if a request with this cookie may see pages."""
+        return self._open_reading or self.session(cookie) is not None
+
+    def _begin(self, tokens: Iterable[Token], secret: str) -> str | None:
+        # All digests are compared, each in constant time: the time reveals neither a secret nor its length.
+        digest = _digest(secret)
+        matching = [token for token in tokens if hmac.compare_digest(token.digest, digest)]
+        if not matching:
             return None
-        key, name, expires = orjson.loads(urlsafe_b64decode(text))
-        return Session(key=key, name=name, expires=expires) if expires > self._now() else None
-
-    def form_token(self, session: Session) -> str:
-        """Return the token that every form of a session must carry."""
-        return self._sign("form", session.key)
-
-    def is_form_token(self, session: Session, given: str) -> bool:
-        """Return True if a form carried the token of its session."""
-        return _equal(given, self.form_token(session))
-
-    def _sign(self, purpose: str, text: str) -> str:
-        return hmac.new(self._key, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()
+        now = self._now()
+        token, cookie = matching[0], secrets.token_urlsafe(32)
+        self._sessions = {key: session for key, session in self._sessions.items() if session.expires > now}
+        same = [key for key, session in self._sessions.items() if session.name == token.name]
+        if len(same) >= MAX_SESSIONS:
+            del self._sessions[same[0]]
+        self._sessions[_digest(cookie)] = Session(
+            name=token.name, role=token.role, expires=now + SESSION_SECONDS, form_token=secrets.token_hex(32)
+        )
+        return cookie
 
 
-def _equal(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode("utf-8", "surrogateescape"), other.encode())
+def is_form_token(session: Session, given: str) -> bool:
+    """Return True if a form carried the token of its session."""
+    return hmac.compare_digest(_digest(given), _digest(session.form_token))
 
 
-def is_local(client: str | None, headers: Mapping[str, str]) -> bool:
-    """Return True if a request comes from this machine and addresses it by one of its own names.
-
-    The name matters, because another site may let its own name resolve to the loopback address.
-    """
-    if client is None or any(name in headers for name in FORWARDED):
-        return False
-    return _is_loopback(client) and _is_loopback(host_name(headers.get("host", "")))
-
-
-def host_name(host: str) -> str:
-    """Return the name in a ``Host`` header, without the port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _is_loopback(name: str) -> bool:
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def is_same_origin(headers: Mapping[str, str]) -> bool:

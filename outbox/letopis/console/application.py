@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from letopis.outbox.history.history import History
@@ -21,7 +21,7 @@ except ImportError as error:
     raise ImportError("the console needs Starlette and Jinja2: pip install 'letopis[console]'") from error
 
 from letopis.console import assets
-from letopis.console.access import Gate
+from letopis.console.access import Gate, parse_tokens
 from letopis.console.activity import Pulse
 from letopis.console.figures import LogFigures
 from letopis.console.headers import SecurityHeaders
@@ -61,8 +61,8 @@ ROUTES = [
 def app(
     history: History,
     *,
-    token: str | None = None,
-    open_reading: bool = True,
+    tokens: Iterable[str] = (),
+    open_reading: bool = False,
     language: str | None = None,
     home: str | None = None,
 ) -> Starlette:
@@ -71,32 +71,47 @@ def app(
     ::
 
         history = History("bot.outbox.db", store="postgresql://bot@db/history")
-        service = Starlette(routes=[Mount("/history", letopis.console.app(history, token=os.environ["CONSOLE_TOKEN"]))])
+        tokens = os.environ["CONSOLE_TOKENS"].split()
+        service = Starlette(routes=[Mount("/history", letopis.console.app(history, tokens=tokens))])
 
-    Pages can be read without the token from this machine only: the client's address and the ``Host`` header must both
-    be loopback, and no proxy may have forwarded the request. All other readers, and everyone who wants to change
-    something, sign in with the token. Each change is recorded in the outbox's audit log.
+    Users sign in with a token. Only operators can change something; each change is recorded in the outbox's audit log,
+    with the name of the token.
 
     The history is neither opened nor closed here: its first use opens it, and it may be open in another event loop.
 
-    :param token: at least 16 characters; with ``None``, no one can act, and only this machine can read.
-    :param open_reading: ``False`` to require the token on this machine too.
+    :param tokens: each ``NAME:ROLE:SECRET``, with the role ``reader`` or ``operator`` and a secret of at least 16
+        characters.
+    :param open_reading: ``True`` to let everyone read who can send a request, without a token.
     :param language: ``en`` or ``ru`` for readers who have not chosen a language; by default, their browser's.
     :param home: the target of a link beside the console's name.
-    :raises ConfigurationError: the token is too short.
+    :raises ConfigurationError: a token is not valid; or there is none, and ``open_reading`` is not set.
     """
+    gate = Gate(parse_tokens(tokens), open_reading=open_reading)
+    gate.require_entrance()
+    return console_of(history, gate, language=language, home=home)
+
+
+def console_of(
+    history: History,
+    gate: Gate,
+    *,
+    language: str | None = None,
+    home: str | None = None,
+    cookie_path: str | None = None,
+) -> Starlette:
+    """Return the console of a history behind a gate, which several consoles may share."""
     insight = Insight(history)
     state = ConsoleState(
         history=history,
         insight=insight,
-        gate=Gate(token),
+        gate=gate,
         pulse=Pulse(insight),
         figures=LogFigures(insight),
         verifier=Verifier(insight),
         name=insight.path.name,
-        open_reading=open_reading,
         language=language,
         home=home,
+        cookie_path=cookie_path,
     )
 
     @asynccontextmanager

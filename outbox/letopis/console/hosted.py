@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from letopis.console.access import is_local
-from letopis.console.application import app
+from letopis.console.access import Gate
+from letopis.console.application import console_of
 from letopis.console.headers import SecurityHeaders
 from letopis.console.rendering import render_list
-from letopis.console.standalone import check_address
+from letopis.console.visit import SESSION_COOKIE
 from letopis.outbox.daemon.daemon import DaemonSettings
 from letopis.outbox.daemon.discovery import find_outboxes, may_be_outbox
 from letopis.outbox.history.history import History
@@ -29,15 +29,15 @@ MAX_OPEN: Final = 16
 """How many outboxes have their console open; the least recently used one is closed for another."""
 
 
-def hosting(token: str | None) -> Callable[[DaemonSettings], AbstractAsyncContextManager[ASGIApp]]:
+def hosting(gate: Gate) -> Callable[[DaemonSettings], AbstractAsyncContextManager[ASGIApp]]:
     """Return a factory for a relay's consoles, to be called once its settings are known."""
 
     @asynccontextmanager
     async def hosted(settings: DaemonSettings) -> AsyncIterator[ASGIApp]:
         if settings.listen is None:
             raise ConfigurationError("--console needs --listen: it is served there")
-        check_address(settings.listen, token=token)
-        consoles = HostedConsoles(settings.outboxes, store=settings.store, token=token)
+        gate.require_entrance()
+        consoles = HostedConsoles(settings.outboxes, store=settings.store, gate=gate)
         try:
             yield consoles
         finally:
@@ -51,12 +51,13 @@ class HostedConsoles:
 
     :param outboxes: paths and patterns, as given to the relay.
     :param store: the store of all outboxes; ``None`` for the SQLite file beside each.
+    :param gate: of all consoles: whoever signs in to one is signed in to all.
     """
 
-    def __init__(self, outboxes: tuple[str, ...], *, store: str | None, token: str | None) -> None:
+    def __init__(self, outboxes: tuple[str, ...], *, store: str | None, gate: Gate) -> None:
         self._outboxes = outboxes
         self._store = store
-        self._token = token
+        self._gate = gate
         self._open: dict[Path, tuple[History, Starlette]] = {}
         self._lock = asyncio.Lock()
         self._list = SecurityHeaders(self._answer_list)
@@ -102,7 +103,7 @@ class HostedConsoles:
             while len(self._open) >= MAX_OPEN:
                 await self._close(next(iter(self._open)))
             history = History(path, store=self._store, relay=False, watch=False, create=False)
-            console = app(history, token=self._token, home=f"{PREFIX}/")
+            console = console_of(history, self._gate, home=f"{PREFIX}/", cookie_path=f"{PREFIX}/")
             self._open[path] = (history, console)
             return console
 
@@ -118,10 +119,7 @@ class HostedConsoles:
         named = await asyncio.to_thread(self.named)
         if request.url.path.rstrip("/") != PREFIX:
             return PlainTextResponse("there is no such outbox\n", status_code=404)
-        if len(named) == 1:
+        # The first console has the form to sign in for all.
+        if len(named) == 1 or (named and not self._gate.may_read(request.cookies.get(SESSION_COOKIE))):
             return RedirectResponse(f"{PREFIX}/{quote(next(iter(named)))}/", status_code=307)
-        client = None if request.client is None else request.client.host
-        if not is_local(client, request.headers):
-            # File names are shown only to those who may read; each console checks the token itself.
-            return PlainTextResponse("name the outbox: /console/NAME/\n", status_code=404)
         return HTMLResponse(render_list({name: f"{PREFIX}/{quote(name)}/" for name in named}))

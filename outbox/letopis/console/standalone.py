@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,19 +12,20 @@ from typing import Any, Final
 
 import uvicorn
 
-from letopis.console.application import app
-from letopis.console.configuration import read_address, read_token
+from letopis.console.application import console_of
+from letopis.console.configuration import read_address, read_gate
 from letopis.outbox.config.settings import Settings
-from letopis.outbox.daemon.http import ListenAddress
+from letopis.outbox.daemon.connection_limit import limited_protocol
+from letopis.outbox.daemon.http import CLOSE, MAX_CONCURRENT_REQUESTS, ListenAddress
 from letopis.outbox.daemon.signals import on_signals
 from letopis.outbox.history.history import History
-from letopis.store.errors import ConfigurationError
 
 logger = logging.getLogger("letopis.console")
 
 SHUTDOWN_TIMEOUT_SECONDS: Final = 1
 """Time for open requests to finish at shutdown; live streams are cut off."""
-MAX_CONCURRENT_REQUESTS: Final = 64
+CONNECTION_TIMEOUT_SECONDS: Final = 3600.0
+"""Longest life of a connection, for long exports."""
 
 
 async def run(
@@ -34,46 +34,38 @@ async def run(
     *,
     host: str | None,
     port: int | None,
-    token_file: str | None,
-    open_browser: bool,
+    tokens_file: str | None,
+    user: str,
     tell: Callable[[str], None],
+    show_link: Callable[[str], None] | None,
 ) -> None:
     """Serve the console of one outbox until SIGINT or SIGTERM.
 
-    :param host: overrides the settings; likewise ``port`` and ``token_file``.
+    :param host: overrides the settings; likewise ``port`` and ``tokens_file``.
+    :param user: who is signed in by the link.
     :param tell: called with the console's address.
-    :raises ConfigurationError: other machines could reach the console, and there is no token; or a setting is wrong.
+    :param show_link: called with a link that signs in once; ``None`` if there is nobody to see it.
+    :raises ConfigurationError: nobody could read the console, or other machines could reach it and there is no token;
+        or a setting is wrong.
     :raises OSError: the address is not one of this machine, or it is in use.
     """
     folder = settings.file.parent if settings.file else None
-    token = read_token(settings.console, folder, given=token_file)
+    gate = read_gate(settings.console, folder, given=tokens_file)
     address = read_address(settings.console, host=host, port=port)
-    check_address(address, token=token)
+    if show_link is None or not address.loopback:
+        gate.require_entrance()
     history = History(outbox, store=settings.store, relay=False, watch=False, create=False)
-    application = app(history, token=token)
+    application = console_of(history, gate)
     try:
         await history.prepare()
         listener = await asyncio.to_thread(bind, address)
         where = f"http://{ListenAddress(host=address.host, port=listener.getsockname()[1])}/"
-        limits = "read-only, there is no token" if token is None else "actions need the token"
-        tell(f"the console is at {where} ({limits})")
-        if open_browser:
-            await asyncio.to_thread(webbrowser.open, where)
+        tell(f"the console is at {where}")
+        if show_link is not None:
+            await asyncio.to_thread(show_link, f"{where}session?once={gate.create_link(user)}")
         await serve(application, listener)
     finally:
         await history.close()
-
-
-def check_address(address: ListenAddress, *, token: str | None) -> None:
-    """Check that a console on this address is not open to everyone.
-
-    :raises ConfigurationError: other machines could reach the console, and there is no token.
-    """
-    if not address.loopback and token is None:
-        raise ConfigurationError(
-            f"the console would be open to every machine that reaches {address}: set LETOPIS_CONSOLE_TOKEN or"
-            " LETOPIS_CONSOLE_TOKEN_FILE, or leave --host out"
-        )
 
 
 def bind(address: ListenAddress) -> socket.socket:
@@ -119,9 +111,10 @@ def server_config(application: Any) -> uvicorn.Config:
     """Return the server's configuration."""
     return uvicorn.Config(
         application,
+        http=limited_protocol(CONNECTION_TIMEOUT_SECONDS),
+        headers=CLOSE,
         ws="none",
         lifespan="on",
-        limit_concurrency=MAX_CONCURRENT_REQUESTS,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from letopis.console.access import Gate
 from letopis.console.activity import Pulse
@@ -13,15 +13,18 @@ from letopis.console.verification import Verifier
 from letopis.outbox.history.history import History
 from letopis.outbox.history.insight import Insight
 
+MAX_DELAYED_ANSWERS: Final = 8
+
 
 @dataclass(slots=True, kw_only=True)
 class ConsoleState:
     """The state that all pages of one console share.
 
-    :ivar open_reading: whether requests from this machine may read without the token.
     :ivar language: the language of readers who have not chosen one; ``None`` to use their browser's.
     :ivar home: the target of the link beside the name; ``None`` for no link.
     :ivar name: the outbox's name, for display.
+    :ivar cookie_path: where the session cookie is sent; ``None`` for this console only.
+    :ivar delays: one for each wrong token whose answer is being delayed.
     """
 
     history: History
@@ -31,9 +34,10 @@ class ConsoleState:
     figures: LogFigures
     verifier: Verifier
     name: str
-    open_reading: bool = True
     language: str | None = None
     home: str | None = None
+    cookie_path: str | None = None
+    delays: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_DELAYED_ANSWERS))
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from letopis.console.access import SESSION_SECONDS, Session, is_local
+from letopis.console.access import OPERATOR, SESSION_SECONDS, Session, is_form_token
 from letopis.console.i18n import Language, language, preferred
 from letopis.console.rendering import render
 from letopis.console.state import ConsoleState
@@ -30,20 +30,27 @@ _YEAR: Final = 365 * 86_400
 class Visit:
     """One request.
 
-    :ivar session: the operator's session; ``None`` if not signed in.
-    :ivar may_read: whether the reader may see pages.
+    :ivar session: the user's session; ``None`` if not signed in.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.state: ConsoleState = request.app.state.console
-        self.session: Session | None = self.state.gate.session(request.cookies.get(SESSION_COOKIE))
-        client = None if request.client is None else request.client.host
-        self.local = is_local(client, request.headers)
-        self.may_read = self.session is not None or (self.state.open_reading and self.local)
+        self.cookie = request.cookies.get(SESSION_COOKIE)
+        self.session: Session | None = self.state.gate.session(self.cookie)
         self._preferences: dict[str, str] = {}
         self.language: Language = language(self._chosen("lang", LANGUAGE_COOKIE, LANGUAGES) or self._language())
         self.theme = self._chosen("theme", THEME_COOKIE, THEMES) or "auto"
+
+    @property
+    def may_read(self) -> bool:
+        """Whether the user may see pages, at this moment."""
+        return self.state.gate.may_read(self.cookie)
+
+    @property
+    def may_act(self) -> bool:
+        """Whether the user is an operator."""
+        return self.session is not None and self.session.role == OPERATOR
 
     # Where things are.
 
@@ -94,7 +101,7 @@ class Visit:
         :param about: the action, and the details to record if it is refused.
         :raises NotRepairable, InvalidInput: it was refused.
         """
-        by = (self.session.name or None) if self.session is not None else None
+        by = None if self.session is None else self.session.name
         acting = self.state.insight.acting
         try:
             return await acting(work, by=by, via="console")
@@ -105,17 +112,22 @@ class Visit:
             raise
 
     def begin_session(self, cookie: str, response: Response) -> None:
-        """Set the cookie of a session, for this console only."""
+        """Set the cookie of a session."""
         self._set_cookie(response, SESSION_COOKIE, cookie, seconds=SESSION_SECONDS, secret=True)
 
     def end_session(self, response: Response) -> None:
-        """Delete the session cookie."""
+        """End the session, and delete its cookie."""
+        self.state.gate.end(self.cookie)
         self._set_cookie(response, SESSION_COOKIE, "", seconds=0, secret=True)
 
     @property
     def form_token(self) -> str:
         """The token that every form of this session carries; empty without a session."""
-        return "" if self.session is None else self.state.gate.form_token(self.session)
+        return "" if self.session is None else self.session.form_token
+
+    def is_form_token(self, given: str) -> bool:
+        """Return True if a form carried the token of this session."""
+        return self.session is not None and is_form_token(self.session, given)
 
     def _chosen(self, name: str, cookie: str, known: tuple[str, ...]) -> str | None:
         """Return a preference, from this query or an earlier one."""
@@ -138,7 +150,7 @@ class Visit:
             name,
             value,
             max_age=seconds,
-            path=self.url(""),
+            path=(self.state.cookie_path if secret else None) or self.url(""),
             secure=self.request.url.scheme == "https",
             httponly=secret,
             samesite="strict" if secret else "lax",

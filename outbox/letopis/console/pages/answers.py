@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from letopis.console.access import is_same_origin
-from letopis.console.forms import FormRefused, read_form
-from letopis.console.visit import Fields, Visit, field
+from letopis.console.forms import ForeignForm, FormRefused, read_form
+from letopis.console.visit import Fields, Visit
 from letopis.outbox.operations.repair import NotRepairable
 from letopis.store.database.faults import StoreFault
 from letopis.store.errors import (
@@ -32,7 +32,6 @@ Page = Callable[[Visit], Awaitable[Response]]
 Action = Callable[[Visit, Fields], Awaitable[Response]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-FORM_TOKEN: Final = "form_token"  # noqa: S105 - the name of a field
 _UNAVAILABLE: Final = (
     OutboxUnavailable,
     OutboxFull,
@@ -60,8 +59,11 @@ def page(view: Page) -> Endpoint:
     return endpoint
 
 
-def action(view: Action) -> Endpoint:
-    """Answer a POST with the result of ``view``, if it comes from a form of the operator's session."""
+def action(view: Action, *, of_readers: bool = False) -> Endpoint:
+    """Answer a POST with the result of ``view``, if it comes from a form of an operator's session.
+
+    :param of_readers: whether readers may do it too.
+    """
 
     @wraps(view)
     async def endpoint(request: Request) -> Response:
@@ -72,12 +74,13 @@ def action(view: Action) -> Endpoint:
             return problem(visit, 403, _("This form was sent by another site, and nothing was done."))
         if visit.session is None:
             return refused(visit)
+        if not (visit.may_act or of_readers):
+            return problem(visit, 403, _("Readers can change nothing, and nothing was done."))
         try:
-            fields = await read_form(request)
-            if not visit.state.gate.is_form_token(visit.session, field(fields, FORM_TOKEN)):
-                text = _("This form is not from your session, and nothing was done: reload the page.")
-                return problem(visit, 403, text)
-            return await view(visit, fields)
+            return await view(visit, await read_form(request, is_token=visit.is_form_token))
+        except ForeignForm:
+            text = _("This form is not from your session, and nothing was done: reload the page.")
+            return problem(visit, 403, text)
         except FormRefused:
             return problem(visit, 400, _("The form cannot be read, and nothing was done."))
         except LetopisError as error:
@@ -87,10 +90,13 @@ def action(view: Action) -> Endpoint:
 
 
 def refused(visit: Visit) -> Response:
-    """Return the page for a reader who has to sign in, or who cannot."""
-    if visit.state.gate.closed:
-        return visit.render("refused.html", code=403)
-    return visit.render("sign_in.html", code=401, next_page=visit.page, wrong=False)
+    """Return the page for a reader who has to sign in."""
+    return sign_in_page(visit, 401, next_page=visit.page)
+
+
+def sign_in_page(visit: Visit, status: int, *, next_page: str, wrong: str = "") -> Response:
+    """Return the form to sign in, or how to sign in where there are no tokens."""
+    return visit.render("sign_in.html", code=status, next_page=next_page, wrong=wrong)
 
 
 def problem(visit: Visit, status: int, text: str) -> Response:

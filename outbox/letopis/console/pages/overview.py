@@ -84,7 +84,7 @@ async def _follow(visit: Visit) -> AsyncIterator[str]:
     try:
         yield "retry: 1000\n\n"
         last = ""
-        while time.monotonic() < ends_at:
+        while time.monotonic() < ends_at and visit.may_read:
             text = await _fragment(visit)
             yield _event(text) if text != last else ": nothing new\n\n"
             last = text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -17,7 +18,7 @@ from letopis.outbox.cli.interface.output import note
     cls=Verb,
     examples=(
         "letopis console --open",
-        "LETOPIS_CONSOLE_TOKEN_FILE=/run/secrets/letopis-console letopis console --host 10.0.0.5",
+        "LETOPIS_CONSOLE_TOKENS_FILE=/run/secrets/letopis-console letopis console --host 10.0.0.5",
     ),
 )
 @click.option(
@@ -36,26 +37,47 @@ from letopis.outbox.cli.interface.output import note
     help="The port; 0 takes a free one. Default: 8300.",
 )
 @click.option(
-    "--token-file",
+    "--tokens-file",
     metavar="FILE",
-    help="A file that holds the token for actions; LETOPIS_CONSOLE_TOKEN holds the token itself. Without a token the "
-    "console is read-only.",
+    help="A file that holds the tokens that users sign in with, a NAME:ROLE:SECRET on each line; the role is reader or "
+    "operator. LETOPIS_CONSOLE_TOKENS holds the tokens themselves.",
 )
-@click.option("--open", "open_browser", is_flag=True, help="Open the console in the browser.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the console in the browser, signed in.")
 @with_options
-def console(host: str | None, port: int | None, token_file: str | None, open_browser: bool) -> None:
+def console(host: str | None, port: int | None, tokens_file: str | None, open_browser: bool) -> None:
     """Show the outbox and its history in the browser, until interrupted.
 
-    Reading is for this machine. Actions (retry, fix, skip, verify) need the token, and are recorded in the audit log of
-    the outbox. A bot and a relay may have the outbox open. Needs letopis[console].
+    In a terminal, it prints a link that signs you in as an operator, once. Others sign in with a token. Actions (retry,
+    fix, skip, verify) are recorded in the audit log of the outbox. A bot and a relay may have the outbox open. Needs
+    letopis[console].
     """
+    import webbrowser
+
     from letopis.outbox.cli.interface.locations import existing_outbox
+    from letopis.outbox.cli.interface.selection import current_user
 
     found = settings()
     path = existing_outbox(found)
     serving = load_console("standalone")
+    terminal = sys.stderr.isatty()
+
+    def show_link(link: str) -> None:
+        if terminal:  # it must not be in a log
+            note(f"this link signs you in, once: {link}")
+        if open_browser:
+            webbrowser.open(link)
+
     asyncio.run(
-        serving.run(path, found, host=host, port=port, token_file=token_file, open_browser=open_browser, tell=note)
+        serving.run(
+            path,
+            found,
+            host=host,
+            port=port,
+            tokens_file=tokens_file,
+            user=current_user() or "operator",
+            tell=note,
+            show_link=show_link if terminal or open_browser else None,
+        )
     )
 
 

@@ -46,6 +46,11 @@ outbox = {outbox}
 # log_format = "auto"         # text on a terminal, otherwise JSON
 # trace_conversations = false # name conversations on OpenTelemetry spans; needs letopis[otel]
 
+# The page for the browser: `letopis console`, or beside the relay with --console; needs letopis[console]. In a
+# terminal a link signs you in; a service needs tokens, one NAME:ROLE:SECRET per line, with the role reader or operator.
+# [console]
+# tokens_file = "/run/secrets/letopis-console"   # LETOPIS_CONSOLE_TOKENS_FILE
+
 # Where alerts about stuck events go; needs letopis[alerts]. Or LETOPIS_ALERTS.
 # [alerts]
 # channels_file = "/run/secrets/letopis-alerts"   # one address per line: https://..., tgram://...

@@ -221,7 +221,7 @@ def _hosting(found: Settings) -> Any:
     from letopis.outbox.cli.console import load_console
 
     folder = found.file.parent if found.file else None
-    return load_console("hosted").hosting(load_console("configuration").read_token(found.console, folder))
+    return load_console("hosted").hosting(load_console("configuration").read_gate(found.console, folder))
 
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:

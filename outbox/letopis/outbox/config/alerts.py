@@ -10,7 +10,7 @@ from typing import Any
 
 from letopis.outbox.alerting.catalogue import LANGUAGES
 from letopis.outbox.alerting.texts import Style
-from letopis.outbox.config.schema import check_table, read_secret_file
+from letopis.outbox.config.schema import check_table, read_secrets
 from letopis.store.errors import ConfigurationError
 
 
@@ -52,31 +52,17 @@ def load_alerts(
     """
     environ = os.environ if environ is None else environ
     check_table("alerts", table)
-    if table.get("channels") and table.get("channels_file"):
-        raise ConfigurationError("[alerts] channels and channels_file are both set: remove one")
     language = (environ.get("LETOPIS_LANGUAGE") or str(table.get("language", "en"))).strip().lower()
     if language not in LANGUAGES:
         raise ConfigurationError(f"the language of alerts is one of {', '.join(LANGUAGES)}")
     return AlertSettings(
-        channels=tuple(channels) or _channels(table, environ, folder or Path()),
+        channels=tuple(channels)
+        or read_secrets("alerts", "channels", table, variable="LETOPIS_ALERTS", environ=environ, folder=folder),
         private=_private(table, environ) if private is None else private,
         language=language,
         style=table.get("texts", "plain"),
         stuck_after=float(table.get("stuck_after", 300.0)),
     )
-
-
-def _channels(table: Mapping[str, Any], environ: Mapping[str, str], folder: Path) -> tuple[str, ...]:
-    listed, file = environ.get("LETOPIS_ALERTS", ""), environ.get("LETOPIS_ALERTS_FILE", "")
-    if listed.strip() and file:
-        raise ConfigurationError("LETOPIS_ALERTS and LETOPIS_ALERTS_FILE are both set: unset one")
-    if listed.strip():
-        return tuple(listed.split())
-    if file or table.get("channels_file"):
-        path = Path(file).expanduser() if file else folder / Path(str(table["channels_file"])).expanduser()
-        lines = map(str.strip, read_secret_file(path, "alert channels"))
-        return tuple(line for line in lines if line and not line.startswith("#"))
-    return tuple(one.strip() for one in table.get("channels", ()) if one.strip())
 
 
 def _private(table: Mapping[str, Any], environ: Mapping[str, str]) -> bool:

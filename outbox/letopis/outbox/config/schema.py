@@ -63,7 +63,9 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
     "console": {
         "host": _TEXT,
         "port": Option((int,), "a port"),
-        "token_file": _TEXT,
+        "tokens": Option((list,), "a list of tokens in quotes"),
+        "tokens_file": _TEXT,
+        "open_reading": Option((bool,), "true or false"),
     },
     "alerts": {
         "channels": Option((list,), "a list of addresses in quotes"),
@@ -119,6 +121,31 @@ def check_table(name: str, table: Mapping[str, Any], path: Path | None = None) -
         if option.limits and not option.limits[0] <= table[key] <= option.limits[1]:
             least, largest = option.limits
             raise ConfigurationError(f"{place} {key} is between {least:g} and {largest:g} seconds")
+
+
+def read_secrets(
+    name: str, key: str, table: Mapping[str, Any], *, variable: str, environ: Mapping[str, str], folder: Path | None
+) -> tuple[str, ...]:
+    """Return the secrets that ``variable`` or ``variable_FILE`` names, else ``key`` or ``key_file`` of a table.
+
+    :param name: of the table, for messages.
+    :param folder: where a relative file of the table starts.
+    :raises ConfigurationError: two of them exclude each other, or a file cannot be read. No message holds a secret.
+    """
+    if table.get(key) and table.get(f"{key}_file"):
+        raise ConfigurationError(f"[{name}] {key} and {key}_file are both set: remove one")
+    listed, file = environ.get(variable, ""), environ.get(f"{variable}_FILE", "")
+    if listed.strip() and file:
+        raise ConfigurationError(f"{variable} and {variable}_FILE are both set: unset one")
+    if listed.strip():
+        return tuple(listed.split())
+    lines = table.get(key, ())
+    if file or table.get(f"{key}_file"):
+        base = Path() if file else folder or Path()
+        path = base / Path(file or str(table[f"{key}_file"])).expanduser()
+        lines = read_secret_file(path, f"[{name}] {key}")
+    stripped = map(str.strip, lines)
+    return tuple(line for line in stripped if line and not line.startswith("#"))
 
 
 def read_secret_file(path: Path, what: str) -> list[str]:

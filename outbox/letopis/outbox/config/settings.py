@@ -32,7 +32,7 @@ class Settings:
     :ivar retention: how long ``letopis relay`` keeps delivered events in the outbox.
     :ivar alerts: the ``[alerts]`` table, not checked yet, for `load_alerts`; it may hold secrets.
     :ivar daemon: the ``[daemon]`` table.
-    :ivar console: the ``[console]`` table.
+    :ivar console: the ``[console]`` table; it may hold secrets.
     :ivar file: the ``letopis.toml`` that was read, if any.
     """
 
@@ -45,7 +45,7 @@ class Settings:
     file: Path | None = None
     alerts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     daemon: Mapping[str, Any] = field(default_factory=dict)
-    console: Mapping[str, Any] = field(default_factory=dict)
+    console: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def load_settings(

@@ -1,0 +1,386 @@
+"""Who gets into the console: sessions, tokens with names and roles, links, and limits for strangers."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import letopis.console as web
+from letopis.console.access import Gate
+from letopis.console.pages import overview
+from letopis.outbox import History
+from letopis.outbox.daemon import connection_limit
+from letopis.outbox.history.insight import Insight
+from letopis.store import Message
+from letopis.store.errors import ConfigurationError
+from tests.support.console import READER, TOKEN, House, secret_of
+from tests.support.console_client import ACTIONS, PAGES, ask, open_raw, pour, sign_in
+from tests.support.console_story import plant_blocked
+from tests.support.daemons import DaemonProcess, letopis
+
+PLAIN_PROXY = {"host": "127.0.0.1:8300", "connection": "close"}
+"""What nginx sends for ``proxy_pass http://127.0.0.1:8300;`` and nothing else."""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("console")
+    with House(folder / "bot.outbox.db", relay=False, watch=False) as running:
+        running.run(running.history.append("c1", Message.user("hello, this is private"), owner="1"))
+        running.run(plant_blocked(running.history, 3))
+        yield running
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        PLAIN_PROXY,
+        {"host": "localhost"},
+        {"host": "[::1]:8300"},
+        {"host": "evil.example"},
+        {"host": "history.example", "x_forwarded_for": "127.0.0.1", "x_real_ip": "127.0.0.1"},
+        {"cookie": "letopis_console=x"},
+    ],
+)
+def test_no_page_without_a_session(house: House, headers: dict[str, str]) -> None:
+    for page in (*PAGES, "live"):
+        answer = ask(house.port, f"/{page}", **headers)
+        assert answer.code == 401, page
+        assert answer.headers["content-type"].startswith("text/html")
+        for shown in ("this is private", "c1</a>", "many-00", "bot.outbox.db"):
+            assert shown not in answer.text, page
+
+
+def test_with_a_session_every_page_is_shown_behind_a_proxy_too(house: House) -> None:
+    """The control of the test above."""
+    cookie, _ = sign_in(house.port, secret_of(READER))
+    for page in (one for one in PAGES if "version" not in one):
+        assert ask(house.port, f"/{page}", cookie=cookie, **PLAIN_PROXY).code == 200
+    assert "this is private" in ask(house.port, "/conversation?id=c1", cookie=cookie).text
+
+
+def test_a_console_that_nobody_could_read_is_not_made(tmp_path: Path) -> None:
+    history = History(tmp_path / "bot.outbox.db")
+    with pytest.raises(ConfigurationError, match="nobody can read it"):
+        web.app(history)
+    with pytest.raises(ConfigurationError, match="at least 16"):
+        web.app(history, tokens=["Ann:operator:short"])
+
+
+def test_open_reading_reads_and_nothing_else(tmp_path: Path) -> None:
+    gate = Gate(open_reading=True)
+    with House(tmp_path / "bot.outbox.db", gate=gate, relay=False, watch=False) as house:
+        assert ask(house.port, "/", host="history.example").code == 200
+        assert "no tokens" in ask(house.port, "/session").text
+        assert ask(house.port, "/session", {"token": ""}).code == 403
+        for action in ACTIONS:
+            assert ask(house.port, f"/{action}", {"all": "1"}).code == 401
+
+
+def test_a_reader_reads_and_changes_nothing(house: House) -> None:
+    cookie, token = sign_in(house.port, secret_of(READER))
+    form = {"conversation": "many-00", "reason": "x", "subject": "outbox", "event": "x", "form_token": token}
+    insight = Insight(house.history)
+    before = house.run(insight.stuck(limit=10))
+
+    for action in ACTIONS:
+        answer = ask(house.port, f"/{action}", form, cookie=cookie)
+        assert answer.code == 403
+        assert "Readers can change nothing" in answer.text
+    assert house.run(insight.stuck(limit=10)) == before
+    assert ask(house.port, "/session/end", form, cookie=cookie).code == 303
+
+
+def test_the_audit_log_names_the_token_and_no_name_that_is_sent(house: House) -> None:
+    answer = ask(house.port, "/session", {"token": secret_of("Bea"), "name": "somebody else"})
+    token = ask(house.port, "/", cookie=answer.cookie).form_token
+    form = {"conversation": "many-01", "name": "somebody else", "form_token": token}
+    assert ask(house.port, "/stuck/retry", form, cookie=answer.cookie).code == 303
+
+    retried, signed_in = house.run(Insight(house.history).audit(limit=2))
+    assert (signed_in.action, signed_in.actor, signed_in.via) == ("sign_in", "Bea", "console")
+    assert (retried.action, retried.actor, retried.via) == ("retry", "Bea", "console")
+
+
+def test_signing_out_ends_the_session_for_every_copy_of_its_cookie(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "MAX_STREAM_SECONDS", 600.0)
+    cookie, token = sign_in(house.port)
+    other, _ = sign_in(house.port)
+    stolen = cookie
+    assert ask(house.port, "/audit", cookie=stolen).code == 200
+    stream = open_raw(house.port, f"GET /live HTTP/1.1\r\nhost: x\r\ncookie: {stolen}\r\n\r\n".encode())
+    assert b" 200 " in stream.recv(100)
+    signed_out = ask(house.port, "/session/end", {"form_token": token}, cookie=cookie)
+
+    assert signed_out.code == 303
+    assert ask(house.port, "/audit", cookie=stolen).code == 401
+    assert ask(house.port, "/stuck/retry", {"all": "1", "form_token": token}, cookie=stolen).code == 401
+    assert ask(house.port, "/audit", cookie=other).code == 200
+    while stream.recv(65_536):  # the open stream ends too
+        pass
+    stream.close()
+
+
+def test_a_right_token_passes_beside_wrong_ones(house: House) -> None:
+    stopped = threading.Event()
+
+    def guess() -> set[int]:
+        codes = set()
+        while not stopped.is_set():
+            codes.add(ask(house.port, "/session", {"token": "wrong"}).code)
+        return codes
+
+    with ThreadPoolExecutor(12) as guessing:
+        tries = [guessing.submit(guess) for _ in range(12)]
+        try:
+            assert [sign_in(house.port)[0] != "" for _ in range(12)] == [True] * 12
+        finally:
+            stopped.set()
+        codes = set().union(*(one.result() for one in tries))
+    assert 403 in codes
+    assert codes <= {403, 429}
+
+
+def test_a_wrong_token_opens_nothing_and_is_not_logged(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    guess = "a guess of sixteen or more"
+    answer = ask(house.port, "/session", {"token": guess})
+
+    assert (answer.code, answer.cookie) == (403, "")
+    assert "Wrong token." in answer.text
+    assert guess not in answer.text + caplog.text
+    assert "a wrong token was given" in caplog.text
+
+
+def test_a_link_signs_in_once(tmp_path: Path) -> None:
+    gate = Gate()
+    secret = gate.create_link("ann")
+    with House(tmp_path / "bot.outbox.db", gate=gate, relay=False, watch=False) as house:
+        assert ask(house.port, "/").code == 401
+        assert ask(house.port, f"/session?once={secret}x").code == 403
+        first = ask(house.port, f"/session?once={secret}")
+        assert (first.code, first.headers["location"]) == (303, "/")
+        assert ask(house.port, "/", cookie=first.cookie).code == 200
+        again = ask(house.port, f"/session?once={secret}")
+        assert (again.code, again.cookie) == (403, "")
+        [entry] = house.run(Insight(house.history).audit(limit=5))
+        assert (entry.action, entry.actor) == ("sign_in", "ann")
+
+
+class Body:
+    """A form that is sent without an end, in chunks, and counts what is read of it."""
+
+    def __init__(self, start: str, chunk: int = 1024) -> None:
+        self._next = start.encode()
+        self._chunk = chunk
+        self.read = 0
+
+    async def __call__(self) -> dict[str, Any]:
+        body, self._next = self._next, b"x" * self._chunk
+        self.read += len(body)
+        return {"type": "http.request", "body": body, "more_body": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "user", "start", "limit", "code"),
+    [
+        ("/session", None, "token=", 6 * 1024, 400),
+        ("/stuck/fix", None, "data=", 0, 401),
+        ("/stuck/fix", READER, "data=", 0, 403),
+        ("/stuck/fix", "Ann", "data=", 6 * 1024, 403),
+        ("/stuck/fix", "Ann", "form_token=wrong&data=", 6 * 1024, 403),
+        ("/session/end", "Ann", "data=", 6 * 1024, 403),
+        ("/nothing", None, "data=", 0, 404),
+        # The control: with its token, a form may be large.
+        ("/stuck/fix", "Ann", "form_token={}&data=", 34 * 1024**2, 400),
+    ],
+)
+def test_little_is_read_of_a_form_whose_sender_is_not_known(
+    house: House, path: str, user: str | None, start: str, limit: int, code: int
+) -> None:
+    gate = house.application.state.console.gate
+    cookie = gate.sign_in(secret_of(user)) if user else ""
+    session = gate.session(cookie)
+    large = limit > 1024**2
+    body = Body(start.format(session and session.form_token), 1024**2 if large else 1024)
+    codes: list[int] = []
+
+    async def send(message: Any) -> None:
+        codes.extend([message["status"]] if "status" in message else [])
+
+    headers = {"host": "x", "content-type": "application/x-www-form-urlencoded", "cookie": f"letopis_console={cookie}"}
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    house.run(house.application(scope, body, send))
+
+    assert codes == [code]
+    assert body.read <= limit
+    assert (body.read > 32 * 1024**2) == large
+
+
+def test_a_form_that_says_that_it_is_large_is_not_read(house: House) -> None:
+    head = "POST /session HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-www-form-urlencoded\r\n"
+    with open_raw(house.port, f"{head}content-length: 4097\r\n\r\n".encode()) as connection:
+        assert b" 400 " in connection.recv(100)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTT",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx-slow: ",
+        (
+            b"POST /session HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-www-form-urlencoded\r\n"
+            b"content-length: 100\r\n\r\ntoken="
+        ),
+    ],
+)
+def test_half_sent_requests_end_and_keep_nobody_out(house: House, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    """The server of the command; the relay's is tested in ``tests/unit/outbox/daemon/test_http.py``."""
+    assert connection_limit.REQUEST_TIMEOUT_SECONDS <= 10
+    monkeypatch.setattr(connection_limit, "REQUEST_TIMEOUT_SECONDS", 1.0)
+    kept = [open_raw(house.port, sent) for _ in range(100)]
+    try:
+        assert sign_in(house.port)[0]
+        for connection in kept:
+            try:
+                while connection.recv(1024):
+                    pass
+            except ConnectionError:
+                pass  # it was aborted
+    finally:
+        for connection in kept:
+            connection.close()
+
+
+def memory(pid: int) -> int:
+    """Return how many bytes of memory a process has used at most."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) * 1024
+
+
+@contextmanager
+def relay(folder: Path, *names: str, arguments: Sequence[str] = (), **environment: str) -> Iterator[DaemonProcess]:
+    """Run a relay with a console for new outboxes of these names."""
+    for name in names:
+        assert letopis("init", "--outbox", f"{name}.outbox.db", folder=folder).returncode == 0
+        (folder / "letopis.toml").unlink()
+    words = ("--outbox", "*.outbox.db", "--listen", "0", "--console", *arguments)
+    with DaemonProcess(*words, folder=folder, **environment) as running:
+        yield running
+
+
+def test_the_relay_serves_it_beside_its_health(tmp_path: Path) -> None:
+    words = f"Ann:operator:{TOKEN} Ray:reader:{secret_of(READER)}"
+    with relay(tmp_path, "one", "two", LETOPIS_CONSOLE_TOKENS=words) as running:
+        port = running.port()
+        assert ask(port, "/healthz/live").code == 200
+        for path in ("/console", "/console/", "/console/two.outbox.db"):
+            assert ask(port, path, **PLAIN_PROXY).code == 307
+        for name in ("one", "two"):
+            for page in PAGES:
+                assert ask(port, f"/console/{name}.outbox.db/{page}", **PLAIN_PROXY).code == 401
+        assert ask(port, "/console/three.outbox.db/").code == 404
+
+        # Half-sent forms take no memory: twenty of 16 MiB took the process to 510 MB.
+        before = memory(running.pid)
+        chunks = [b"x" * 65_536] * 256
+        with ThreadPoolExecutor(20) as senders:
+            for _ in range(20):
+                senders.submit(pour, port, "/console/two.outbox.db/session", chunks)
+        assert memory(running.pid) - before < 64 * 1024**2
+
+        root = "/console/two.outbox.db"
+        cookie, token = sign_in(port, root=root)
+        answer = ask(port, f"{root}/", cookie=cookie)
+        assert answer.code == 200
+        assert 'href="/console/two.outbox.db/stuck"' in answer.text
+        assert "content-security-policy" in answer.headers
+        listed = ask(port, "/console/", cookie=cookie).text
+        assert re.findall(r'href="([^"]+)"', listed) == ["/console/one.outbox.db/", "/console/two.outbox.db/"]
+        assert ask(port, "/console/one.outbox.db/", cookie=cookie).code == 200  # signed in to all
+        form = {"form_token": token, "reason": "a test"}
+        assert ask(port, f"{root}/relay/pause", form, cookie=cookie).code == 303
+        assert ask(port, f"{root}/session/end", form, cookie=cookie).code == 303
+        assert ask(port, "/console/one.outbox.db/", cookie=cookie).code == 401
+        assert TOKEN not in "".join(running.lines)
+    assert "a test" in letopis("status", "--outbox", "two.outbox.db", folder=tmp_path).stdout
+
+
+def test_the_relay_refuses_a_console_that_nobody_could_read(tmp_path: Path) -> None:
+    assert letopis("init", folder=tmp_path).returncode == 0
+    without = letopis("relay", "--console", folder=tmp_path)
+    closed = letopis("relay", "--console", "--listen", "0", folder=tmp_path)
+    wrong = letopis("relay", "--console", "--listen", "0", folder=tmp_path, LETOPIS_CONSOLE_TOKENS=f"Ann:{TOKEN}")
+
+    assert (without.returncode, closed.returncode, wrong.returncode) == (78, 78, 78)
+    assert "--listen" in without.stderr
+    assert "LETOPIS_CONSOLE_TOKENS" in closed.stderr
+    assert "open_reading = true" in closed.stderr
+    assert TOKEN not in wrong.stderr
+
+
+def test_open_reading_is_said_in_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "console.toml").write_text("[console]\nopen_reading = true\n")
+    with relay(tmp_path, "one", arguments=("--config", "console.toml")) as running:
+        assert ask(running.port(), "/console/one.outbox.db/").code == 200
+
+
+@contextmanager
+def command(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+    """Run ``letopis console`` in a terminal; yield it and what the terminal shows."""
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "letopis.outbox.cli", "console", "--port", "0", *arguments]
+    process = subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    with open(ours, encoding="utf-8") as shown:  # noqa: PTH123  # a descriptor, not a path
+        try:
+            yield process, shown
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_the_command_prints_a_link_on_a_terminal(tmp_path: Path) -> None:
+    assert letopis("init", folder=tmp_path).returncode == 0
+    with command(tmp_path) as (process, shown):
+        port = int(re.findall(r":(\d+)/", shown.readline())[0])
+        assert ask(port, "/").code == 401
+        [path] = re.findall(rf"http://127.0.0.1:{port}(/session\?once=\S+)", shown.readline())
+        first = ask(port, path)
+        assert ask(port, "/", cookie=first.cookie).code == 200
+        assert ask(port, path).code == 403
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+def test_the_command_refuses_to_be_closed_to_all_or_open_to_others(tmp_path: Path) -> None:
+    assert letopis("init", folder=tmp_path).returncode == 0
+    in_a_log = letopis("console", "--port", "0", folder=tmp_path)
+    with command(tmp_path, "--host", "0.0.0.0") as (process, shown):  # noqa: S104 - it is refused
+        code, text = process.wait(timeout=60), shown.readline()
+
+    assert (in_a_log.returncode, code) == (78, 78)
+    assert "LETOPIS_CONSOLE_TOKENS" in in_a_log.stderr
+    assert "LETOPIS_CONSOLE_TOKENS" in text
+    assert "once=" not in in_a_log.stderr + text
