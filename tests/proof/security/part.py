@@ -11,11 +11,13 @@ from importlib.util import find_spec
 from random import Random
 from typing import Final
 
+from letopis.console.access import Gate, parse_tokens
 from tests.acceptance.test_secrets import DSNS
 from tests.proof.options import Options
 from tests.proof.rows import Row
-from tests.proof.security import ids, injection, isolation, modes, planted, redirects, sql_rule
+from tests.proof.security import console, ids, injection, isolation, modes, planted, redirects, sql_rule
 from tests.proof.stores import each, fresh
+from tests.support.console import TOKENS
 
 INJECTED: Final = "ids made to break out of a statement, in every call: nobody else's rows change"
 ISOLATED: Final = "owners whose ids differ in case, accent, space, form or width: read, counted, erased apart"
@@ -58,6 +60,7 @@ def prove(options: Options) -> Iterator[Row]:
     yield from _modes(options)
     yield from _commands(options)
     yield from _requests(options)
+    yield from _console(options)
     yield from _source()
 
 
@@ -133,6 +136,26 @@ def _requests(options: Options) -> Iterator[Row]:
     tried, wrong = redirects.redirected()
     yield _row("alerts that are answered with a redirect: 0 are sent on", "", tried, "requests", wrong, least=10)
     yield _row("the same with redirects followed", "", 1, "requests", redirects.followed(), control=True)
+
+
+def _console(options: Options) -> Iterator[Row]:
+    asked, wrong = console.without_session(options.folder / "console")
+    what = "the console without a session, as proxies, other sites and this machine ask: 0 pages, 0 changes"
+    yield _row(what, "", asked, "requests", wrong, least=100)
+    asked, found = console.without_session(options.folder / "console-open", open_reading=True)
+    yield _row("the same with open_reading", "", asked, "requests", found, control=True)
+    rounds = options.many(20, 3)
+    gate, forgetful = Gate(parse_tokens(TOKENS)), console.Forgetful(parse_tokens(TOKENS))
+    asked, wrong = console.ended(options.folder / "console-ended", rounds, gate=gate)
+    what = "copies of a cookie after signing out, links that were used: 0 are let in"
+    yield _row(what, "", asked, "requests", wrong, least=60)
+    asked, found = console.ended(options.folder / "console-forgetful", 1, gate=forgetful)
+    yield _row("the same where only the browser ends a session", "", asked, "requests", found, control=True)
+    sent, wrong = console.endless(options.folder / "console-endless")
+    what = "forms without an end, to every path: 0 are taken in without their session's token"
+    yield _row(what, "", sent, "forms", wrong, least=20)
+    sent, found = console.endless(options.folder / "console-careless", careless=True)
+    yield _row("the same where a form is read before its token is checked", "", sent, "forms", found, control=True)
 
 
 def _source() -> Iterator[Row]:

@@ -1,0 +1,102 @@
+"""Ask the console without a session, with one that ended, and with endless forms: it shows and takes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from unittest.mock import patch
+
+from letopis.console import forms
+from letopis.console.access import Gate, parse_tokens
+from letopis.store import Message
+from tests.support.console import TOKEN, TOKENS, House
+from tests.support.console_client import ACTIONS, PAGES, ask, pour, sign_in
+
+PRIVATE: Final = "only for those who have a session"
+CHUNK: Final = 65_536
+LARGE_BYTES: Final = 24 * 1024**2
+MOST_BYTES: Final = 8 * 1024**2
+"""More than the operating system holds of a form that nobody reads."""
+SENDERS: Final[dict[str, dict[str, str]]] = {
+    "a plain reverse proxy": {"host": "127.0.0.1:8300", "connection": "close"},
+    "a proxy that tells of its client": {"host": "history.example", "x-forwarded-for": "127.0.0.1"},
+    "this machine": {"host": "localhost"},
+    "a name that resolves to this machine": {"host": "evil.example"},
+    "a page of another site": {"sec-fetch-site": "cross-site", "origin": "https://evil.example"},
+    "a cookie made up": {"cookie": "letopis_console=x"},
+    "a name of one's own": {"remote-user": "root", "x-forwarded-user": "root", "authorization": f"Bearer {TOKEN}x"},
+}
+
+
+class Forgetful(Gate):
+    """A gate that leaves it to the browser to end a session, as one with signed cookies does."""
+
+    def end(self, cookie: str | None) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def served(folder: Path, gate: Gate) -> Iterator[House]:
+    """Serve a console with one conversation."""
+    folder.mkdir(exist_ok=True)
+    with House(folder / "bot.outbox.db", gate=gate, relay=False, watch=False) as house:
+        house.run(house.history.append("c1", Message.user(PRIVATE), owner="1"))
+        yield house
+
+
+def without_session(folder: Path, *, open_reading: bool = False) -> tuple[int, list[str]]:
+    """Ask for every page, and send every form, as each sender; return how many requests were answered otherwise."""
+    count, wrong = 0, []
+    gate = Gate(parse_tokens(TOKENS), open_reading=open_reading)
+    with served(folder, gate) as house:
+        for sender, headers in SENDERS.items():
+            for page in (*PAGES, "live"):
+                answer = ask(house.port, f"/{page}", **headers) if page != "live" or not open_reading else None
+                count += answer is not None
+                if answer is not None and (answer.code != 401 or PRIVATE in answer.text):
+                    wrong.append(f"{sender} gets /{page}: {answer.code}")
+            for action in ACTIONS:
+                count += 1
+                code = ask(house.port, f"/{action}", {"all": "1", "reason": "x"}, **headers).code
+                if code not in (401, 403):
+                    wrong.append(f"{sender} does /{action}: {code}")
+    return count, wrong
+
+
+def ended(folder: Path, rounds: int, *, gate: Gate) -> tuple[int, list[str]]:
+    """Sign out and ask again with a copy of the cookie; use a link twice; return what is let in."""
+    count, wrong = 0, []
+    with served(folder, gate) as house:
+        for _ in range(rounds):
+            cookie, token = sign_in(house.port)
+            ask(house.port, "/session/end", {"form_token": token}, cookie=cookie)
+            secret = gate.create_link("ann")
+            used = ask(house.port, f"/session?once={secret}").cookie
+            for path, given in (("/audit", cookie), ("/conversation?id=c1", cookie), (f"/session?once={secret}", "")):
+                count += 1
+                if ask(house.port, path, cookie=given).code in (200, 303):
+                    wrong.append(f"{path.partition('=')[0]} is answered")
+            if ask(house.port, "/audit", cookie=used).code != 200:
+                wrong.append("a link does not sign in")
+    return count, wrong
+
+
+def endless(folder: Path, *, careless: bool = False) -> tuple[int, list[str]]:
+    """Send forms without an end to each path; return those of which the server took more than it should.
+
+    :param careless: have the form read before its sender is known.
+    """
+    count, wrong = 0, []
+    first = forms.MAX_FORM_BYTES if careless else forms.MAX_FIRST_BYTES
+    with patch.object(forms, "MAX_FIRST_BYTES", first), served(folder, Gate(parse_tokens(TOKENS))) as house:
+        cookie, _ = sign_in(house.port)
+        chunks = [b"form_token=0&data=" + b"x" * CHUNK, *[b"x" * CHUNK] * (LARGE_BYTES // CHUNK)]
+        for path in ("session", "session/end", *ACTIONS):
+            for given in ("", cookie):
+                count += 1
+                took = pour(house.port, f"/{path}", chunks, cookie=given)
+                if took > MOST_BYTES:
+                    wrong.append(f"/{path}: {took:,} bytes are taken of a form that has no token")
+    return count, wrong
