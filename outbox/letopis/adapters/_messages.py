@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar
 from letopis.adapters.formats import openai_chat, to_message, with_own_items
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, RecordedMessage, StoreUnavailable
-from letopis.store.model.messages import Role
-from letopis.store.model.parts import Content
+from letopis.store.model.messages import ROLES, Role
+from letopis.store.model.parts import Content, UnknownPart
 
 T = TypeVar("T")
 _ALL: Final = 2**31 - 1
@@ -58,15 +58,25 @@ def kept(item: Mapping[str, Any], *, provider: str, chat: Mapping[str, Any] | No
     :param chat: the item as a Chat Completions message, to which frameworks can convert most of theirs; ``None`` if
         there is no such form.
     :param text: the content in that case.
-    :raises InvalidInput: the item holds a value that is not JSON.
+    :raises InvalidInput: the item holds a value that is not JSON, or has more than 8 MiB.
     """
     content: Content | None = text
     if chat is not None:
         with suppress(InvalidInput):
-            (message,) = openai_chat.to_messages([chat])
-            role, content = message.role, message.content
+            role, content, _ = openai_chat.understood(chat, "message")
     name = item.get("name")
     return to_message(item, provider=provider, role=role, content=content, name=name if isinstance(name, str) else None)
+
+
+def of_any_shape(item: Mapping[str, Any], provider: str) -> Message:
+    """Return a message that holds an item of no shape that Letopis knows: its text, or all of it as one part.
+
+    :raises InvalidInput: the item holds a value that is not JSON, or has more than 8 MiB.
+    """
+    role: Role = next((one for one in ROLES if one == item.get("role")), "assistant")
+    text = item.get("content")
+    content: Content = text if isinstance(text, str) else (UnknownPart(item),)
+    return to_message(item, provider=provider, role=role, content=content)
 
 
 def items_of(

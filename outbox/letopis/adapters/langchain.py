@@ -29,7 +29,6 @@ try:
         BaseMessage,
         convert_to_messages,
         convert_to_openai_messages,
-        message_to_dict,
         messages_from_dict,
     )
 except ImportError as error:
@@ -121,16 +120,20 @@ def _to_messages(messages: Iterable[BaseMessage]) -> list[Message]:
 def _to_message(message: BaseMessage, field: str) -> Message:
     if not isinstance(message, BaseMessage):
         raise InvalidInput(field, f"must be a message of LangChain, not {type(message).__name__}")
-    item = message_to_dict(message)
-    try:
-        item["data"] = message.model_dump(mode="json")
-    except ValueError as error:  # pydantic's message, which quotes no value
-        raise InvalidInput(field, "holds a value that is not JSON, such as a tool's artifact") from error
     try:
         chat: dict[str, Any] | None = convert_to_openai_messages(message)
     except (ValueError, TypeError, KeyError):
         chat = None
     role, text = _ROLES.get(message.type, "assistant"), _text_of(message.content)
+    try:
+        item = {"type": message.type, "data": dict(message)}
+        return kept(item, provider=_PROVIDER, chat=chat, role=role, text=text)
+    except InvalidInput:
+        pass  # not JSON as it is: Pydantic makes text of dates, for example, but also null of NaN
+    try:
+        item = {"type": message.type, "data": message.model_dump(mode="json")}
+    except ValueError as error:  # pydantic's message, which quotes no value
+        raise InvalidInput(field, "holds a value that is not JSON, such as a tool's artifact") from error
     return kept(item, provider=_PROVIDER, chat=chat, role=role, text=text)
 
 

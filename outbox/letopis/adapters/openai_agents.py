@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from letopis.adapters._messages import newest
+from letopis.adapters._messages import newest, of_any_shape
 from letopis.adapters.formats import openai_responses
+from letopis.adapters.formats._reading import objects
 from letopis.outbox import History
-from letopis.store import InvalidInput
+from letopis.store import InvalidInput, Message
 from letopis.store.cancellation import run_to_completion
 from letopis.store.model.identifiers import Owner
 
@@ -85,12 +86,11 @@ class LetopisSession:
     ) -> None:
         """Append items, all or none. A cancelled run does not interrupt an append that has started.
 
-        :raises InvalidInput: an item is not a Responses item, or is larger than the history's limits; nothing was
-            written.
+        :raises InvalidInput: an item is not a JSON object, or has more than 8 MiB; nothing was written.
         :raises OutboxFull: the outbox has reached its limits; nothing was written.
         :raises LetopisError: as for ``History.append``.
         """
-        messages = openai_responses.to_messages(cast("list[Mapping[str, Any]]", items))
+        messages = _to_messages(items)
         if messages:
             await run_to_completion(self._history.append(self.session_id, *messages, owner=self._owner_of(wrapper)))
 
@@ -113,13 +113,13 @@ class LetopisSession:
             if not items:
                 continue  # nothing that this format can express, such as another provider's reasoning
             if items[:-1]:
-                await self._history.append(self.session_id, *openai_responses.to_messages(items[:-1]))
+                await self._history.append(self.session_id, *_to_messages(items[:-1]))
             return cast("TResponseInputItem", items[-1])
         return None
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
         """Replace all items at once, for ``OpenAIResponsesCompactionSession``, which would otherwise clear and add."""
-        messages = openai_responses.to_messages(cast("list[Mapping[str, Any]]", items))
+        messages = _to_messages(items)
         await self._history.replace(self.session_id, messages, reason="compaction")
         return True
 
@@ -133,3 +133,15 @@ class LetopisSession:
         if not callable(self._owner):
             return self._owner
         return None if wrapper is None else self._owner(wrapper)
+
+
+def _to_messages(items: Iterable[Any]) -> list[Message]:
+    """Convert items; what is no Responses item, such as one that another session has encrypted, is kept as it is."""
+    return [_to_message(item) for item in objects(items, "items")]
+
+
+def _to_message(item: Mapping[str, Any]) -> Message:
+    try:
+        return openai_responses.to_messages([item])[0]
+    except InvalidInput:
+        return of_any_shape(item, openai_responses.PROVIDER)

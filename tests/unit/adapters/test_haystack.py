@@ -117,7 +117,7 @@ def test_rounds_are_those_of_haystacks_own_store(
 
 
 def test_a_wrong_message_writes_nothing(store: LetopisChatMessageStore) -> None:
-    wrong: list[Any] = ["hello", ChatMessage.from_user("x", meta={"a": object()}), ChatMessage.from_user("\x00")]
+    wrong: list[Any] = ["hello", ChatMessage.from_user("x", meta={"a": object()})]
     for one in wrong:
         with pytest.raises(ValueError, match=r"."):
             store.write_messages("chat-1", [ChatMessage.from_user("Hello"), one])

@@ -228,7 +228,7 @@ async def test_a_write_again_has_no_effect(store: LetopisConversationStore, hist
 
 async def test_a_save_that_fails_leaves_nothing(store: LetopisConversationStore, history: History) -> None:
     conversation = await saved(store, 1)
-    conversation.messages += [*turn(2), ModelRequest(parts=[UserPromptPart("x" * 2_000_000, timestamp=THEN)])]
+    conversation.messages += [*turn(2), ModelRequest(parts=[UserPromptPart("x" * 9_000_000, timestamp=THEN)])]
 
     with pytest.raises(InvalidInput):
         await store.save(conversation)

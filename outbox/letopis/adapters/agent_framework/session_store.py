@@ -7,6 +7,7 @@ from typing import Final
 
 from agent_framework import AgentSession, SessionStore
 
+from letopis.adapters._values import from_record, to_record
 from letopis.outbox import History
 from letopis.store import InvalidInput
 from letopis.store.cancellation import run_to_completion
@@ -38,7 +39,7 @@ class LetopisSessionStore(SessionStore):
         """
         self.validate_session_id(session_id)
         record = await self._history.records(conversation=session_id).get(_NAMESPACE, _KEY)
-        return None if record is None else AgentSession.from_dict(record.value)
+        return None if record is None else AgentSession.from_dict(from_record(record.value))
 
     async def set(self, session_id: str, session: AgentSession) -> None:
         """Replace the stored session. The last writer wins.
@@ -48,7 +49,7 @@ class LetopisSessionStore(SessionStore):
         """
         self.validate_session_id(session_id)
         records = self._history.records(conversation=session_id)
-        await run_to_completion(records.put(_NAMESPACE, _KEY, session.to_dict()))
+        await run_to_completion(records.put(_NAMESPACE, _KEY, to_record(session.to_dict())))
 
     async def delete(self, session_id: str) -> None:
         """Delete a session, if there is one; the messages of its conversation stay.

@@ -11,8 +11,11 @@ from typing import Any, Final
 import orjson
 
 from letopis.adapters.formats._call_ids import CallIds
+from letopis.adapters.formats._readable import readable, readable_text
 from letopis.store.errors import InvalidInput
+from letopis.store.model.codec import DEFAULT_LIMITS, encode_value
 from letopis.store.model.conversations import RecordedMessage
+from letopis.store.model.envelope import FORMAT_KEY, is_sealed, seal, unseal
 from letopis.store.model.messages import Message, Role
 from letopis.store.model.parts import (
     Content,
@@ -28,11 +31,11 @@ from letopis.store.model.parts import (
     part_to_json,
 )
 
-FORMAT_KEY: Final = "format"
-"""The key of a message's metadata that holds the rest of the provider's item."""
 _POINTER: Final = "$"
 _MIN_LENGTH: Final = 16
 """The shortest text that a pointer replaces, in characters."""
+_MAX_TEMPLATE_BYTES: Final = DEFAULT_LIMITS.max_bytes - 65_536
+"""The rest is for what adapters add to the message."""
 _BASE64: Final = ";base64,"
 
 Pointer = list[int | str]
@@ -44,16 +47,19 @@ def to_message(
     """Convert a provider's item to a message, with a template of the item in its metadata.
 
     In the template, everything that the content holds is replaced by a pointer into the content, so that nothing is
-    stored twice.
+    stored twice. An item that cannot be stored so is in the metadata as text, and the content is a readable form of it.
 
-    :raises InvalidInput: the item holds a value that is not JSON.
+    :raises InvalidInput: the item holds a value that is not JSON, or has more than 8 MiB.
     """
-    try:
-        template = _template(item, _sources(content), "item")
-        kept = {"provider": provider, "content": _digests(content), "item": template}
-    except (TypeError, RecursionError) as error:  # orjson's, which quote no value
-        raise InvalidInput("item", f"is not JSON that can be stored: {error}") from error
-    return Message(role=role, content=content, name=name, metadata={FORMAT_KEY: kept})
+    if isinstance(content, tuple):
+        content = tuple(map(_as_read_back, content))
+    made = _with_template(item, provider, role, content, name)
+    if made is None:
+        sealed = seal(item)  # before anything else is read, because it may not be JSON
+        content, name = readable(content), None if name is None else readable_text(name)
+        kept = {"provider": provider, "content": _digests(content), **sealed}
+        made = Message(role=role, content=content, name=name, metadata={FORMAT_KEY: kept})
+    return made
 
 
 def native_item(message: Message, provider: str) -> dict[str, Any] | None:
@@ -67,8 +73,8 @@ def native_item(message: Message, provider: str) -> dict[str, Any] | None:
     if kept.get("content") != _digests(message.content):
         return None
     try:
-        item: dict[str, Any] = _filled(kept["item"], message.content)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        item: dict[str, Any] = unseal(kept) if is_sealed(kept) else _filled(kept["item"], message.content)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise InvalidInput(f"metadata.{FORMAT_KEY}", "is not what a converter of Letopis put there") from error
     return item
 
@@ -103,6 +109,25 @@ def with_own_items(
         yield message, own, ids
 
 
+def _with_template(
+    item: Mapping[str, Any], provider: str, role: Role, content: Content | None, name: str | None
+) -> Message | None:
+    """Return the message with a template of its item; ``None`` if the stores or the default limits would refuse it.
+
+    :raises InvalidInput: the item holds a value that is not JSON.
+    """
+    try:
+        template = _template(item, _sources(content), "item")
+    except RecursionError:
+        return None
+    try:
+        kept = {"provider": provider, "content": _digests(content), "item": template}
+        made = Message(role=role, content=content, name=name, metadata={FORMAT_KEY: kept})
+        return made if len(encode_value(made.to_data(), "item", DEFAULT_LIMITS)) <= _MAX_TEMPLATE_BYTES else None
+    except (InvalidInput, TypeError):
+        return None  # what is wrong with the message itself is raised again when it is made with the text
+
+
 def _plain(messages: Iterable[Message | RecordedMessage]) -> Iterator[Message]:
     for place, one in enumerate(messages):
         found = one.message if isinstance(one, RecordedMessage) else one
@@ -126,6 +151,13 @@ def _whole(pieces: Sequence[Message], provider: str) -> Message | None:
     except (KeyError, IndexError):
         return None
     return replace(pieces[0], content=content)
+
+
+def _as_read_back(part: Part) -> Part:
+    """Return a part as it will be read: what a provider has as a block of its own may look like one of ours."""
+    if isinstance(part, UnknownPart) and not isinstance(found := part_from_json(part.value), UnknownPart):
+        return found
+    return part
 
 
 class _Sources:
@@ -161,10 +193,10 @@ def _sources(content: Content | None) -> _Sources:
                 sources.add(part.arguments, [place, "arguments"])
             case ToolResult():
                 sources.add(part.output, [place, "output"])
-            case UnknownPart() if isinstance(part_from_json(part.value), UnknownPart):
+            case UnknownPart():
                 sources.add(part.value, [place])
             case _:
-                pass  # kept in the template: read back, it could be a known part with its keys in another order
+                pass
     return sources
 
 

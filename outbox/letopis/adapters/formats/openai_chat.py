@@ -74,6 +74,15 @@ def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[dict[st
 
 
 def _message(item: Mapping[str, Any], field: str) -> Message:
+    role, content, name = understood(item, field)
+    return to_message(item, provider=PROVIDER, role=role, content=content, name=name)
+
+
+def understood(item: Mapping[str, Any], field: str) -> tuple[Role, Content | None, str | None]:
+    """Return the role, the content and the author's name of an item.
+
+    :raises InvalidInput: it is not one of this format.
+    """
     role = text_in(item, "role", field)
     content: Content | None
     if role in ("tool", "function"):
@@ -86,13 +95,7 @@ def _message(item: Mapping[str, Any], field: str) -> Message:
     else:
         raise InvalidInput(f"{field}.role", f"must be one of {', '.join(ROLES)} or function")
     name = item.get("name")
-    return to_message(
-        item,
-        provider=PROVIDER,
-        role=cast(Role, role),
-        content=content,
-        name=name if isinstance(name, str) and role != "tool" else None,
-    )
+    return cast(Role, role), content, name if isinstance(name, str) and role != "tool" else None
 
 
 def _answer(item: Mapping[str, Any], field: str) -> Content | None:

@@ -15,6 +15,7 @@ from uuid import uuid4
 from google.adk.events.event import Event
 from google.adk.sessions.session import Session
 
+from letopis.adapters._values import from_record, to_record
 from letopis.adapters.google_adk.names import ROOT
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.records import Record
@@ -52,7 +53,8 @@ class SessionRecord:
     @classmethod
     def of(cls, record: Record) -> SessionRecord:
         """Return the contents of a record, without fields that only a newer release knows."""
-        return cls(**{one.name: record.value[one.name] for one in fields(cls)})
+        value = from_record(record.value)
+        return cls(**{one.name: value[one.name] for one in fields(cls)})
 
     @classmethod
     def among(cls, records: Sequence[Record]) -> SessionRecord | None:
@@ -63,9 +65,9 @@ class SessionRecord:
         """Return the record after an event that changed some state."""
         return replace(self, updated=updated, state={**self.state, **state})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Any:
         """Return the record's stored form."""
-        return {
+        value = {
             "app_name": self.app_name,
             "user_id": self.user_id,
             "session_id": self.session_id,
@@ -73,6 +75,7 @@ class SessionRecord:
             "updated": self.updated,
             "state": dict(self.state),
         }
+        return to_record(value)
 
     def marker(self, newest: str) -> str:
         """Return the marker that shows whether a session object has seen the newest event."""

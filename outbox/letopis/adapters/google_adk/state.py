@@ -11,6 +11,7 @@ from typing import Any, Final
 from google.adk.sessions.state import State
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from letopis.adapters._values import from_record, to_record
 from letopis.adapters.google_adk.names import ROOT, app_space, user_space
 from letopis.outbox import History, Records, Transaction
 from letopis.store.model.records import ABSENT, Record
@@ -68,7 +69,7 @@ class Found:
     @property
     def state(self) -> dict[str, Any]:
         """The values of a scope, by key."""
-        return {one.key.removeprefix(_MARK): one.value for one in self.records if one.namespace == STATE}
+        return {one.key.removeprefix(_MARK): from_record(one.value) for one in self.records if one.namespace == STATE}
 
 
 async def read_all(records: Records) -> Found:
@@ -113,7 +114,8 @@ async def put_delta(
         (history.records(space=user_space(app_name, user_id)), delta.user),
     ):
         absent = new and values is delta.session
-        for key, value in values.items():
+        for key, given in values.items():
+            value = to_record(given)
             if absent:
                 await tx.put(scope, STATE, _MARK + key, value, expected=ABSENT, on_exists="keep")
             else:

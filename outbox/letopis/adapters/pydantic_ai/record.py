@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from pydantic import TypeAdapter
 from pydantic_ai.conversation_store import ConversationRecord
 from pydantic_core import to_jsonable_python
 
+from letopis.adapters._values import from_record, to_record
 from letopis.store.model.records import MAX_TAG_BYTES, Tag
 
 NAMESPACE: Final = ("pydantic_ai",)
@@ -25,15 +26,15 @@ def _adapter() -> TypeAdapter[ConversationRecord]:
     return TypeAdapter(ConversationRecord)
 
 
-def to_json(record: ConversationRecord) -> dict[str, Any]:
+def to_json(record: ConversationRecord) -> Any:
     """Return a record in its stored form."""
     dumped = _adapter().dump_python(record, mode="json")
-    return cast("dict[str, Any]", to_jsonable_python(dumped, inf_nan_mode="null"))
+    return to_record(to_jsonable_python(dumped, inf_nan_mode="null"))
 
 
 def from_json(value: Any) -> ConversationRecord:
     """Return the record that :func:`to_json` converted."""
-    return _adapter().validate_python(value)
+    return _adapter().validate_python(from_record(value))
 
 
 def tags_of(scope: str | None) -> Mapping[str, Tag]:

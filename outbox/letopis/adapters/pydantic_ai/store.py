@@ -200,7 +200,7 @@ class LetopisConversationStore(ConversationStore):
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the record.
         """
         stored = await self._stored(conversation_id)
-        if stored is None or stored.value["revision"] != expected_revision:
+        if stored is None or from_json(stored.value).revision != expected_revision:
             raise ConversationConflict(conversation_id)
         await run_to_completion(self._erase(conversation_id, stored))
 
@@ -240,9 +240,9 @@ class LetopisConversationStore(ConversationStore):
             if expected_revision is not None:
                 raise
             stored = None  # on delivery, the history store decides whether it is new
-        if stored is not None and stored.value["revision"] == record.revision:
+        if stored is not None and from_json(stored.value).revision == record.revision:
             return None  # a retry of a completed write
-        if (None if stored is None else stored.value["revision"]) != expected_revision:
+        if (None if stored is None else from_json(stored.value).revision) != expected_revision:
             raise ConversationConflict(conversation_id)
         change = await self._plan(record, new_entries, stored)
         records = self._history.records(conversation=conversation_id)

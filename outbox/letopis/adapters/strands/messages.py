@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from strands.types.session import SessionMessage
 
+from letopis.adapters.formats import readable, with_own_items
 from letopis.adapters.formats import to_message as with_item
-from letopis.adapters.formats import with_own_items
-from letopis.store import File, InvalidInput, Message, RecordedMessage, Text, ToolCall, ToolResult
+from letopis.store import File, Message, RecordedMessage, Text, ToolCall, ToolResult
+from letopis.store.model.envelope import REPLACED_TYPE, seal, unseal
 from letopis.store.model.messages import Role
 from letopis.store.model.parts import Content, Part, Reasoning, UnknownPart
 
@@ -21,14 +22,12 @@ AGENT: Final = "strands.agent"
 """The metadata key of a message's agent."""
 NUMBER: Final = "strands.number"
 """The metadata key of a message's number within its agent."""
-_UPDATED: Final = "strands.session_message"
-"""The type of the part that holds the full replacement after Strands has replaced a message."""
 
 
 def to_message(agent_id: str, given: SessionMessage) -> Message:
     """Convert an agent's message to one that holds all of it in its metadata.
 
-    :raises InvalidInput: the message holds a value that is not JSON.
+    :raises InvalidInput: the message holds a value that is not JSON, or has more than 8 MiB.
     """
     item = given.to_dict()
     content, role = _understood(item)
@@ -42,9 +41,7 @@ def updated_content(given: SessionMessage) -> Content:
     Readers of the history see the replacement. The last part holds all of it, for :func:`from_recorded`.
     """
     item = given.to_dict()
-    content, _ = _understood(item)
-    parts = (Text(content),) if isinstance(content, str) else content
-    return (*parts, UnknownPart({"type": _UPDATED, "item": item}))
+    return (*_parts(readable(_understood(item)[0])), UnknownPart({"type": REPLACED_TYPE, **seal(item)}))
 
 
 def number_of(recorded: RecordedMessage) -> int:
@@ -57,8 +54,8 @@ def from_recorded(recorded: RecordedMessage) -> SessionMessage:
     content = recorded.message.content
     if isinstance(content, tuple) and content and isinstance(content[-1], UnknownPart):
         last = content[-1].value
-        if last.get("type") == _UPDATED:
-            return SessionMessage.from_dict(dict(last["item"]))
+        if last.get("type") == REPLACED_TYPE:
+            return SessionMessage.from_dict(unseal(last))
     ((_, item, _),) = with_own_items([recorded], PROVIDER)
     if item is not None:
         return SessionMessage.from_dict(item)
@@ -71,9 +68,9 @@ def from_recorded(recorded: RecordedMessage) -> SessionMessage:
 def _understood(item: Mapping[str, Any]) -> tuple[Content, Role]:
     """Return the content and role of a message in the history, those of its replacement if it was replaced."""
     message = item["message"] if item.get("redact_message") is None else item["redact_message"]
-    blocks = message.get("content") if isinstance(message, Mapping) else None
+    blocks = message.get("content")
     if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
-        raise InvalidInput("message.content", "must be a list of blocks")
+        blocks = [message]
     parts = tuple(_part(block) for block in blocks)
     if message.get("role") == "assistant":
         role: Role = "assistant"

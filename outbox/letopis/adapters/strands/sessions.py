@@ -9,6 +9,7 @@ from typing import Any, Final
 from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionAgent, SessionMessage
 
+from letopis.adapters._values import from_record, to_record
 from letopis.adapters.strands.messages import AGENT, from_recorded, number_of, to_message, updated_content
 from letopis.outbox import History
 from letopis.store import ABSENT, Filter, RecordConflict, RecordedMessage, StoreUnavailable
@@ -63,7 +64,7 @@ class Sessions:
         if created_at is None:
             raise SessionException(f"Agent {agent.agent_id} in session {session_id} does not exist")
         agent.created_at = created_at
-        await self._history.records(conversation=session_id).put(_AGENTS, agent.agent_id, agent.to_dict())
+        await self._history.records(conversation=session_id).put(_AGENTS, agent.agent_id, to_record(agent.to_dict()))
 
     async def create_message(self, session_id: str, agent_id: str, message: SessionMessage) -> None:
         owner = self._owner(session_id) if callable(self._owner) else self._owner
@@ -96,12 +97,12 @@ class Sessions:
     async def update_multi_agent(self, session_id: str, name: str, state: Mapping[str, Any]) -> None:
         if await self._there_since(session_id, _MULTI_AGENTS, name) is None:
             raise SessionException(f"MultiAgent state {name} in session {session_id} does not exist")
-        await self._history.records(conversation=session_id).put(_MULTI_AGENTS, name, dict(state))
+        await self._history.records(conversation=session_id).put(_MULTI_AGENTS, name, to_record(dict(state)))
 
     async def _create(self, session_id: str, namespace: tuple[str, ...], key: str, value: Any, what: str) -> None:
         records = self._history.records(conversation=session_id, new=self._new)
         try:
-            await records.put(namespace, key, value, expected=ABSENT)
+            await records.put(namespace, key, to_record(value), expected=ABSENT)
         except RecordConflict as error:
             name = session_id if namespace == _SESSION else f"{key} in session {session_id}"
             raise SessionException(f"{what} {name} already exists") from error
@@ -111,7 +112,7 @@ class Sessions:
         record = await self._history.records(conversation=session_id, new=self._new).get(namespace, key)
         if record is None:
             return None
-        value = dict(record.value)
+        value: dict[str, Any] = from_record(record.value)
         self._remember(session_id, namespace, key, value)
         return value
 

@@ -13,6 +13,7 @@ from uuid import UUID
 import orjson
 
 from letopis.store.errors import InvalidInput
+from letopis.store.model.envelope import packed_bytes
 from letopis.store.model.event_types import VOCABULARY, MessageAppended, parse
 from letopis.store.model.events import Event, check_type, now_microseconds, to_microseconds
 from letopis.store.model.identifiers import check_identifier, derived_event_id
@@ -35,7 +36,8 @@ class Limits:
     The defaults stay far below what any of the three stores refuses: MariaDB's ``max_allowed_packet`` (16 MB by
     default) bounds a statement, and its refusal looks like a lost connection.
 
-    :ivar max_bytes: the size of the data, and of the metadata, as JSON in UTF-8; at most 8 MiB.
+    :ivar max_bytes: the size of the data, and of the metadata, as JSON in UTF-8; at most 8 MiB. A large item that an
+        adapter has packed is not counted: those may have 8 MiB whatever this says.
     :ivar max_depth: how deep objects and lists may be nested; at most 200.
     """
 
@@ -86,7 +88,7 @@ def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMIT
         raise InvalidInput("event_id", f"must be a UUID, not {type(event.event_id).__name__}")
     check_whole(event.schema_version, "schema_version", 1, 32_767)
     given = _plain(event.data, "data", limits)
-    data = _dump(given, "data", limits)
+    data = _dump(given, "data", limits, uncounted=packed_bytes(given))
     # Only an empty object may be left out; an empty list is refused.
     about = None if event.metadata == EMPTY else _plain(event.metadata, "metadata", limits)
     metadata = None if about is None else _dump(about, "metadata", limits)
@@ -129,7 +131,7 @@ def encode_message(
     plain = type(message) is Message and len(whole) == 3 and type(text := whole["content"]) is str and "\0" not in text
     if not plain:
         whole = _plain(whole, "data", limits)
-    data = _dump(whole, "data", limits)
+    data = _dump(whole, "data", limits, uncounted=0 if plain else packed_bytes(whole))
     about = None if metadata is EMPTY or metadata == EMPTY else _plain(metadata, "metadata", limits)
     dumped = None if about is None else _dump(about, "metadata", limits)
     return EncodedEvent(
@@ -229,12 +231,12 @@ def _plain(value: Any, field: str, limits: Limits) -> dict[str, Any]:
     return value if isinstance(value, dict) else dict(value)
 
 
-def _dump(value: dict[str, Any], field: str, limits: Limits) -> bytes:
+def _dump(value: dict[str, Any], field: str, limits: Limits, *, uncounted: int = 0) -> bytes:
     try:
         dumped = orjson.dumps(value, default=_as_dict)
     except TypeError as error:  # a lone surrogate: orjson finds it faster than a walk over every character
         raise InvalidInput(_surrogate(value, field) or field, "has a lone surrogate: it is not text") from error
-    if len(dumped) > limits.max_bytes:
+    if len(dumped) - uncounted > limits.max_bytes:
         raise InvalidInput(field, f"is {len(dumped)} bytes of JSON, the limit is {limits.max_bytes}: store a reference")
     return dumped
 

@@ -245,7 +245,7 @@ def test_words_of_other_origin_are_built_from_the_content() -> None:
 
 @every_format
 @pytest.mark.parametrize(
-    "value", [2**70, "\ud800", {1: 2}, b"x", {"x": {1, 2}}], ids=["int", "surrogate", "key", "bytes", "set"]
+    "value", [b"x", {"x": {1, 2}}, {"a": object()}], ids=["bytes", "set", "object"]
 )
 def test_what_is_no_json_is_refused(module: Any, talk: Callable[[Chance], list[Item]], value: Any) -> None:
     unknown = {"type": "hologram", "inner": value}

@@ -1,0 +1,97 @@
+"""Hold the item of a framework as JSON text, for items that the stores or the limits would refuse as values."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+from zlib import compress, decompress
+
+from letopis.store.errors import InvalidInput
+
+FORMAT_KEY: Final = "format"
+"""The key of a message's metadata with the envelope: what a framework's item has beyond the message."""
+REPLACED_TYPE: Final = "letopis.replaced_item"
+"""The type of the last part of an edit that holds a framework's replacement as an envelope."""
+MAX_ITEM_BYTES: Final = 8_388_608
+"""The largest item, as JSON in UTF-8."""
+_JSON: Final = "json"
+_PACKED: Final = "packed"
+_MAX_PLAIN_LENGTH: Final = 65_536
+"""Longer text is compressed: in base64 there is nothing that JSON or a driver would have to escape."""
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+
+R = TypeVar("R")
+
+
+def to_text(item: Any, field: str = "item") -> str:
+    r"""Return what ``json.dumps`` writes, in characters that all stores accept: NUL and surrogates are escaped.
+
+    :raises InvalidInput: the item is not JSON, or is too large.
+    """
+    try:
+        text = _on_a_fresh_stack(lambda: json.dumps(item, ensure_ascii=False, separators=(",", ":")))
+    except (TypeError, ValueError, RecursionError) as error:  # they quote no value
+        raise InvalidInput(field, f"is not JSON that can be stored: {error}") from error
+    text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    if (size := len(text.encode())) > MAX_ITEM_BYTES:
+        raise InvalidInput(
+            field, f"is {size} bytes of JSON, the limit is {MAX_ITEM_BYTES}: keep it in a file and store a reference"
+        )
+    return text
+
+
+def from_text(text: str) -> Any:
+    """Return the item that :func:`to_text` wrote."""
+    return _on_a_fresh_stack(lambda: json.loads(text))
+
+
+def seal(item: Any) -> dict[str, str]:
+    """Return an item as the field of an envelope: its text, compressed if it is long.
+
+    :raises InvalidInput: the item is not JSON, or is too large.
+    """
+    text = to_text(item)
+    if len(text) <= _MAX_PLAIN_LENGTH:
+        return {_JSON: text}
+    return {_PACKED: b64encode(compress(text.encode(), 1)).decode()}
+
+
+def is_sealed(envelope: Mapping[str, Any]) -> bool:
+    """Return True if an envelope holds its item as text."""
+    return _JSON in envelope or _PACKED in envelope
+
+
+def unseal(envelope: Mapping[str, Any]) -> Any:
+    """Return the item that was sealed in an envelope.
+
+    :raises ValueError: the text was changed by something other than Letopis.
+    """
+    if (packed := envelope.get(_PACKED)) is None:
+        return from_text(envelope[_JSON])
+    try:
+        return from_text(decompress(b64decode(packed)).decode())
+    except Exception as error:  # zlib's error is no ValueError
+        raise ValueError("the packed text is damaged") from error
+
+
+def packed_bytes(data: Mapping[str, Any]) -> int:
+    """Return how many bytes of an event's data are a packed item, which :class:`Limits` do not count."""
+    about, content = data.get("metadata"), data.get("content")
+    envelope = about.get(FORMAT_KEY) if isinstance(about, Mapping) else None
+    if envelope is None and isinstance(content, list) and content and isinstance(content[-1], Mapping):
+        envelope = content[-1] if content[-1].get("type") == REPLACED_TYPE else None
+    packed = envelope.get(_PACKED) if isinstance(envelope, Mapping) else None
+    return min(len(packed), 2 * MAX_ITEM_BYTES) if isinstance(packed, str) else 0
+
+
+def _on_a_fresh_stack(work: Callable[[], R]) -> R:
+    """Run something recursive, again on a stack of its own if the caller's is too deep for it."""
+    try:
+        return work()
+    except RecursionError:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(work).result()
