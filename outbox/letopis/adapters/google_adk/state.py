@@ -125,7 +125,7 @@ async def put_delta(
 def _to_json(value: Any) -> Any:
     """Return a value as JSON, or as its ``repr`` if that is not possible, as ADK's own services do."""
     try:
-        return to_jsonable_python(value, inf_nan_mode="null")
+        return to_jsonable_python(value, inf_nan_mode="constants")
     except (PydanticSerializationError, RecursionError):
         logger.warning("a value of the session's state is no JSON and is stored as text")
-        return to_jsonable_python(value, inf_nan_mode="null", serialize_unknown=True)
+        return to_jsonable_python(value, inf_nan_mode="constants", serialize_unknown=True)

@@ -28,8 +28,8 @@ from letopis.store.model.parts import content_from_json
 from letopis.store.transfer.record_lines import MAX_RECORD_LINE_BYTES, RecordLine, parse_record
 from letopis.store.transfer.timestamps import parse_timestamp, render_timestamp
 
-MAX_LINE_BYTES: Final = 8_388_608
-"""The longest accepted line; an event of the largest size fits, even in ``\\u`` escapes."""
+MAX_LINE_BYTES: Final = 12_582_912
+"""The longest accepted line: a message with the largest packed item, of 8 MiB before it is put in base64, fits."""
 
 IMPLIED_NAMESPACE: Final = UUID("5b0b9d0c-0d5e-5f0c-8f57-3f2b4b1c7a10")
 """Namespace of the ids of lines without one; part of the data format, never to change."""

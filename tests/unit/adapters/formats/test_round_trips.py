@@ -244,9 +244,7 @@ def test_words_of_other_origin_are_built_from_the_content() -> None:
 
 
 @every_format
-@pytest.mark.parametrize(
-    "value", [b"x", {"x": {1, 2}}, {"a": object()}], ids=["bytes", "set", "object"]
-)
+@pytest.mark.parametrize("value", [b"x", {"x": {1, 2}}, {"a": object()}], ids=["bytes", "set", "object"])
 def test_what_is_no_json_is_refused(module: Any, talk: Callable[[Chance], list[Item]], value: Any) -> None:
     unknown = {"type": "hologram", "inner": value}
     with pytest.raises(InvalidInput, match="JSON"):

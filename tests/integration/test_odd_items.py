@@ -1,0 +1,248 @@
+"""An item that is kept as text is reached by all that reaches a message: erasure, forks, moves, salvage, exports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from letopis.adapters.formats import openai_responses
+from letopis.outbox import History, Retention
+from letopis.outbox.diagnostics.salvage import salvage
+from letopis.outbox.event_log.retention import Pruner
+from letopis.outbox.relay.relay import Relay
+from letopis.store import ConversationStore, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult, move
+from letopis.store.model.envelope import to_text
+from tests.integration.test_erasure_bytes import assert_gone_soon, holding
+from tests.support.servers.store_pool import migrate
+from tests.support.values.items import TOKEN, VALUES
+
+CHAT = "c1"
+KINDS = {kind.name: kind for kind in VALUES}
+NUL = KINDS["nul"]
+SOME = [KINDS[name].output for name in ("nul", "nan", "64-bits", "depth-300", "1.1-mb")]
+
+
+def _items(messages: Sequence[RecordedMessage]) -> list[str]:
+    return [to_text(one) for one in openai_responses.from_messages(messages)]
+
+
+WANTED = [to_text(one) for one in SOME]
+
+
+async def _append(history: History, items: Sequence[Any]) -> list[str]:
+    messages = openai_responses.to_messages(items)
+    await history.append(CHAT, *messages, owner="42")
+    return [one.id for one in messages]
+
+
+def test_the_content_is_readable() -> None:
+    for kind in VALUES:
+        (message,) = openai_responses.to_messages([kind.output])
+        assert message.role == "tool"
+        assert isinstance(message.content, tuple)
+        (part,) = message.content
+        assert isinstance(part, ToolResult) and part.call_id == f"call-{kind.name}"
+        assert len(json.dumps(message.to_data())) < 9_000_000
+    (message,) = openai_responses.to_messages([NUL.output])
+    assert message.content == (ToolResult("call-nul", f"a\ufffdb {TOKEN}"),)
+    (message,) = openai_responses.to_messages([KINDS["1.1-mb"].output])
+    assert len(str(message.content)) < 70_000
+
+
+def test_a_call_keeps_its_result_when_both_ids_are_odd() -> None:
+    items = [
+        {"type": "function_call", "call_id": "a\0", "name": "look\ud800", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "a\0", "output": "x"},
+    ]
+    call, result = openai_responses.to_messages(items)
+
+    assert call.content == (ToolCall("a\ufffd", "look\ufffd", "{}"),)
+    assert result.content == (ToolResult("a\ufffd", "x"),)
+    assert openai_responses.from_messages([call, result]) == items
+
+
+async def test_what_is_beyond_eight_megabytes_is_refused_and_nothing_written(history: History) -> None:
+    fits, beyond = (
+        {"type": "function_call_output", "call_id": "c", "output": "x" * size} for size in (8_388_500, 8_388_608)
+    )
+    with pytest.raises(InvalidInput, match="8388608"):
+        openai_responses.to_messages([beyond])
+
+    await history.append(CHAT, *openai_responses.to_messages([fits]))
+    assert openai_responses.from_messages(await history.messages(CHAT)) == [fits]
+
+
+async def test_an_append_by_hand_is_refused_as_before(history: History) -> None:
+    for wrong in ("a\0b", "\ud800", "x" * 1_100_000):
+        with pytest.raises(InvalidInput):
+            await history.append(CHAT, Message.user(wrong))
+        with pytest.raises(InvalidInput):
+            await history.append(CHAT, Message.user("x", metadata={"format": {"item": wrong}}))
+    assert len(await history.messages(CHAT)) == 0
+
+
+async def test_an_edit_drops_the_item(history: History) -> None:
+    [message_id] = await _append(history, [NUL.output])
+    await history.edit(CHAT, message_id, [ToolResult("call-nul", "mended")])
+
+    (item,) = openai_responses.from_messages(await history.messages(CHAT))
+    assert item["output"] == "mended"
+
+
+@pytest.mark.parametrize("how", ["redact", "delete", "reset"])
+async def test_no_byte_of_it_is_left(tmp_path: Path, how: str) -> None:
+    path, store = tmp_path / "bot.outbox.db", tmp_path / "bot.history.db"
+    async with History.open(path) as history:
+        [message_id] = await _append(history, [NUL.output])
+        assert await history.drained(timeout=30)
+        # The control: it is where it is looked for, in both files.
+        assert {name.partition(".db")[0] for name in holding(path, store)} == {"bot.outbox", "bot.history"}
+        if how == "redact":
+            await history.redact(CHAT, message_id)
+        elif how == "delete":
+            await history.delete(CHAT)
+        else:
+            await history.reset(CHAT)
+        assert await history.drained(timeout=30)
+        await assert_gone_soon(path, store)
+
+
+async def test_no_byte_of_it_is_left_after_it_was_redacted_while_pending(tmp_path: Path) -> None:
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, relay=False) as history:
+        [message_id] = await _append(history, [NUL.output])
+        await history.redact(CHAT, message_id)
+        await assert_gone_soon(path)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_command_erases_it(letopis: Any, tmp_path: Path) -> None:
+    asyncio.run(_recorded(tmp_path / "bot.outbox.db", [NUL.output]))
+    assert letopis("relay", "--once")[0] == 0
+    assert letopis("history", "erase", CHAT, "--reason", "asked", "--wait", "--yes")[0] == 0
+    assert holding(tmp_path / "bot.outbox.db", tmp_path / "bot.history.db") == []
+
+
+async def test_a_packed_item_is_gone_from_the_rows(history: History) -> None:
+    """Its bytes say nothing to a search, so its whole row is compared."""
+    [message_id] = await _append(history, [KINDS["3-mb"].output])
+    relay = Relay(history.outbox, history.store)
+    while not await history.drained(0):
+        await relay.drain_once()
+    await history.redact(CHAT, message_id)
+    while not await history.drained(0):
+        await relay.drain_once()
+
+    [message] = await history.store.messages(CHAT)
+    assert (message.redacted, message.message.metadata) == (True, {})
+
+
+async def test_a_fork_gives_it_back(bot: History) -> None:
+    await _append(bot, SOME)
+    await bot.fork("c2", of=CHAT)
+
+    assert _items(await bot.messages("c2")) == WANTED
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_a_move_gives_it_back(kind: str, tmp_path: Path, new_store_url: Callable[[str], str]) -> None:
+    source, target = new_store_url("sqlite"), new_store_url(kind)
+    items = [*SOME, KINDS["3-mb"].output]
+    async with History.open(tmp_path / "a.outbox.db", store=source) as history:
+        await _append(history, items)
+        assert await history.drained(timeout=60)
+    await migrate(target)
+    await move(source, target)
+
+    async with ConversationStore.open(target) as store:
+        assert _items(await store.messages(CHAT, last=None)) == [to_text(one) for one in items]
+
+
+async def test_salvage_gives_it_back(tmp_path: Path) -> None:
+    await _recorded(tmp_path / "bot.outbox.db", SOME)
+    done = await salvage(tmp_path / "bot.outbox.db", tmp_path / "new.outbox.db")
+
+    assert (done.lost, done.refused) == ({}, 0)
+    async with History.open(tmp_path / "new.outbox.db", relay=False) as history:
+        assert _items(await history.messages(CHAT)) == WANTED
+
+
+async def test_the_outbox_forgets_it_when_it_is_delivered_and_the_store_gives_it_back(tmp_path: Path) -> None:
+    path, store = tmp_path / "bot.outbox.db", tmp_path / "bot.history.db"
+    async with History.open(path, relay=False) as history:
+        await _append(history, SOME)
+        relay = Relay(history.outbox, history.store)
+        while not await history.drained(0):
+            await relay.drain_once()
+        await history.outbox.write(Pruner(Retention(keep_last=0, keep_for=timedelta(0)), history.outbox.now_us))
+        await assert_gone_soon(path)
+        assert holding(store)
+        assert _items(await history.messages(CHAT)) == WANTED
+
+
+@pytest.mark.usefixtures("elsewhere")
+async def test_exported_and_imported_it_is_the_same(letopis: Any, tmp_path: Path) -> None:
+    items = [*SOME, KINDS["3-mb"].output]
+    await _recorded(tmp_path / "bot.outbox.db", items)
+    assert (await asyncio.to_thread(letopis, "relay", "--once"))[0] == 0
+    assert (await asyncio.to_thread(letopis, "history", "export", "jsonl", "out.jsonl"))[0] == 0
+    for name in ("bot.outbox.db", "bot.history.db"):
+        (tmp_path / name).rename(tmp_path / f"old-{name}")
+    assert (await asyncio.to_thread(letopis, "history", "import", "jsonl", "out.jsonl"))[0] == 0
+
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        assert _items(await history.messages(CHAT)) == [to_text(one) for one in items]
+
+
+async def test_it_is_found_by_what_can_be_read_of_it(bot: History) -> None:
+    message = openai_responses.to_messages([{"role": "user", "content": "What about sorghum\0?"}])
+    await bot.append(CHAT, *message)
+    relay = Relay(bot.outbox, bot.store)
+    while not await bot.drained(0):
+        await relay.drain_once()
+
+    assert [one.message.text for one in await bot.search("sorghum")] == ["What about sorghum\ufffd?"]
+
+
+WORST = ('"' * 4_194_000, "'" * 8_388_000, "\0" * 1_398_000, b64encode(Random(1).randbytes(6_291_000)).decode())
+
+
+async def test_eight_megabytes_of_the_worst_are_delivered_beside_others(tmp_path: Path, store_url: str) -> None:
+    items = [{"type": "function_call_output", "call_id": "c", "output": worst} for worst in WORST]
+    async with History.open(tmp_path / "a.outbox.db", store=store_url) as history:
+        for number in range(20):
+            await history.append(f"other-{number}", Message.user('"' * 200_000))
+        await _append(history, items)
+        assert await history.drained(timeout=120)
+    async with ConversationStore.open(store_url) as store:
+        assert openai_responses.from_messages(await store.messages(CHAT, last=None)) == items
+
+
+async def test_the_sdks_encrypted_session_wraps_ours(history: History) -> None:
+    pytest.importorskip("agents", reason="needs openai-agents")
+    pytest.importorskip("cryptography", reason="needs cryptography")
+    from agents.extensions.memory import EncryptedSession
+
+    from letopis.adapters.openai_agents import LetopisSession
+
+    ours = LetopisSession(CHAT, history)
+    session = EncryptedSession(CHAT, ours, "a key of the test")
+    items: Any = [{"role": "user", "content": "What is tea?"}, *SOME[:3]]
+    await session.add_items(items)
+
+    assert [to_text(one) for one in await session.get_items()] == [to_text(one) for one in items]
+    assert {"__enc__", "v", "kid", "payload"} <= (await ours.get_items())[0].keys()
+    assert to_text(await session.pop_item()) == to_text(items[-1])
+
+
+async def _recorded(path: Path, items: Sequence[Any]) -> None:
+    async with History.open(path, relay=False) as history:
+        await _append(history, items)
