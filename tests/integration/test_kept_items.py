@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
-from letopis.outbox import History
-from tests.support.kept_items import ADAPTERS, kinds_of, tried
-
-UNFIT = {"depth-300", "depth-900"}
-"""What a framework's own serializer may refuse, before any backend sees it."""
+from tests.support.kept_items import ADAPTERS, differences, refusing
+from tests.support.values.items import VALUES
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("framework", ADAPTERS)
 async def test_each_kind_comes_back_as_the_framework_itself_gives_it(
     framework: str, tmp_path: Path, store_url: str
 ) -> None:
-    package, adapter = ADAPTERS[framework]
+    package, _ = ADAPTERS[framework]
     pytest.importorskip(package, reason=f"needs {package}: install the group adapters")
-    subject = adapter(tmp_path)
-    subject.url = store_url
-    theirs = await tried(framework, subject.own)
 
-    async with History.open(tmp_path / "a.outbox.db", store=store_url, own_thread=True) as history:
-        written = await tried(framework, lambda kind: subject.write(history, kind))
-        assert await history.drained(timeout=120)
-    async with History.open(tmp_path / "b.outbox.db", store=store_url, relay=False, own_thread=True) as history:
-        found = await tried(framework, lambda kind: subject.read(history, kind))
+    assert await differences(framework, tmp_path, store_url) == []
 
-    if hasattr(subject, "close"):
-        await asyncio.to_thread(subject.close)
-    refused = {name for name, outcome in written.items() if outcome.startswith("raises")}
-    assert refused <= UNFIT & {name for name, outcome in theirs.items() if outcome.startswith("raises")}, written
-    for kind in kinds_of(framework):
-        if not theirs[kind.name].startswith("raises"):
-            assert found[kind.name] == theirs[kind.name], kind.name
+
+async def test_differences_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: without the text in the envelope, the odd ones are refused."""
+    pytest.importorskip("agents", reason="needs openai-agents: install the group adapters")
+    monkeypatch.setattr("letopis.adapters.formats._native.seal", refusing)
+
+    found = await differences("openai_agents", tmp_path, f"sqlite:///{tmp_path / 'store.db'}")
+
+    assert len(found) == sum(kind.odd for kind in VALUES)

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox import BlockingHistory, History
+from letopis.store import InvalidInput
 from letopis.store.model.envelope import to_text
 from tests.support.values.items import ITEMS, VALUES, Kind
 
 THEN: Final = datetime(2026, 1, 1, tzinfo=UTC)
+UNFIT: Final = frozenset({"depth-300", "depth-900"})
+"""What a framework's own serializer may refuse, before any backend sees it."""
 Outcome = dict[str, str]
 """By kind: what came back, or the class of the error."""
 Deed = Callable[[Kind], Awaitable[Any]]
@@ -32,6 +35,35 @@ async def tried(framework: str, deed: Deed) -> Outcome:
         except Exception as error:  # frameworks raise whatever their serializers do
             found[kind.name] = f"raises {type(error).__name__}"
     return found
+
+
+async def differences(framework: str, folder: Path, url: str) -> list[str]:
+    """Return what is refused, or comes back through a store otherwise than from the framework's own backend.
+
+    A framework may be unable to write something itself, such as deep nesting; then its own backend refuses it too.
+    """
+    subject = ADAPTERS[framework][1](folder)
+    subject.url = url
+    theirs = await tried(framework, subject.own)
+    async with History.open(folder / "a.outbox.db", store=url, own_thread=True) as history:
+        written = await tried(framework, lambda kind: subject.write(history, kind))
+        assert await history.drained(timeout=120)
+    async with History.open(folder / "b.outbox.db", store=url, relay=False, own_thread=True) as history:
+        found = await tried(framework, lambda kind: subject.read(history, kind))
+    await asyncio.to_thread(getattr(subject, "close", lambda: None))
+    problems = []
+    for name, outcome in theirs.items():
+        refuses = outcome.startswith("raises")
+        if written[name].startswith("raises") and not (refuses and name in UNFIT):
+            problems.append(f"{framework}: {name}: {written[name]}")
+        elif not refuses and found[name] != outcome:
+            problems.append(f"{framework}: {name}: comes back as {found[name][:100]!a}, not as {outcome[:100]!a}")
+    return problems
+
+
+def refusing(item: Any) -> Any:
+    """Stand for an envelope that holds no text, for controls."""
+    raise InvalidInput("item", "is not JSON that can be stored")
 
 
 class OpenAIAgents:

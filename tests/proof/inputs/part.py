@@ -9,7 +9,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from tests.proof.inputs import bombs, commands, constructing, corpus, lines, running, threads
+from tests.proof.inputs import bombs, commands, constructing, corpus, kept, lines, running, threads
 from tests.proof.inputs.calls import LEFT_OUT, TABLES
 from tests.proof.inputs.calls import untried as calls_untried
 from tests.proof.inputs.judging import Tally
@@ -22,6 +22,9 @@ CALLS = "every public call, one argument hostile: kept equal in the store, or re
 BLOCKING = "the same, the blocking history from a thread"
 CORPUS = "hostile values at every place of an append: kept equal in the store, or refused by the field's name"
 LINES = "lines of a mutated import file: taken and delivered, or refused by number; twice changes nothing"
+
+
+KEPT = "what tools return, through every adapter: comes back from the store as the framework's own backend gives it"
 
 
 def prove(options: Options) -> Iterator[Row]:
@@ -58,8 +61,11 @@ def prove(options: Options) -> Iterator[Row]:
                 problems=fuzzed.problems,
                 notes=f"{fuzzed.taken:,} taken, {fuzzed.refused:,} refused",
             )
+        if not options.short or store.kind == "sqlite":
+            yield kept.row(KEPT, store.kind, options.folder / f"kept-{store.kind}")
         options.tell(f"{store.kind}: {time.monotonic() - begun:.0f} s")
     yield _control(options)
+    yield kept.row("the same where the envelope holds no text", "sqlite", options.folder / "kept-control", control=True)
     yield from _commands(options, random)
     yield from _bombs(options)
 
