@@ -48,7 +48,7 @@ async def differences(framework: str, folder: Path, url: str) -> list[str]:
     async with History.open(folder / "a.outbox.db", store=url, own_thread=True) as history:
         written = await tried(framework, lambda kind: subject.write(history, kind))
         assert await history.drained(timeout=120)
-    async with History.open(folder / "b.outbox.db", store=url, relay=False, own_thread=True) as history:
+    async with History.open(folder / "b.outbox.db", store=url, relay=False, own_thread=True, read_timeout=60.0) as history:
         found = await tried(framework, lambda kind: subject.read(history, kind))
     await asyncio.to_thread(getattr(subject, "close", lambda: None))
     problems = []
@@ -330,7 +330,7 @@ class Haystack:
         path = f"{like.outbox.path}.blocking.outbox.db"
         if path not in self._opened:
             self.close()
-            self._opened = {path: BlockingHistory.open(path, store=self.url)}
+            self._opened = {path: BlockingHistory.open(path, store=self.url, read_timeout=60.0)}
         return self._opened[path]
 
     def close(self) -> None:
@@ -343,7 +343,7 @@ class Haystack:
         from haystack.dataclasses import ChatMessage, ToolCall
 
         text = kind.value if isinstance(kind.value, str) else "a value"
-        about = {"value": None if isinstance(kind.value, str) else kind.value, "chat_message_id": "1"}
+        about = {"chat_message_id": "1", "value": None if isinstance(kind.value, str) else kind.value}
         origin = ToolCall(tool_name="look", arguments=about, id="c")
         store.write_messages(self._folder + kind.name, [ChatMessage.from_tool(text, origin=origin, meta=about)])
 
