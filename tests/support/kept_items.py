@@ -48,7 +48,9 @@ async def differences(framework: str, folder: Path, url: str) -> list[str]:
     async with History.open(folder / "a.outbox.db", store=url, own_thread=True) as history:
         written = await tried(framework, lambda kind: subject.write(history, kind))
         assert await history.drained(timeout=120)
-    async with History.open(folder / "b.outbox.db", store=url, relay=False, own_thread=True, read_timeout=60.0) as history:
+    async with History.open(
+        folder / "b.outbox.db", store=url, relay=False, own_thread=True, read_timeout=60.0
+    ) as history:
         found = await tried(framework, lambda kind: subject.read(history, kind))
     await asyncio.to_thread(getattr(subject, "close", lambda: None))
     problems = []

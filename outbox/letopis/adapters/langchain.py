@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from letopis.adapters._messages import items_of, kept, missing
@@ -125,11 +126,9 @@ def _to_message(message: BaseMessage, field: str) -> Message:
     except (ValueError, TypeError, KeyError):
         chat = None
     role, text = _ROLES.get(message.type, "assistant"), _text_of(message.content)
-    try:
+    with suppress(InvalidInput):  # not JSON as it is: Pydantic makes text of dates, for example, but also null of NaN
         item = {"type": message.type, "data": dict(message)}
         return kept(item, provider=_PROVIDER, chat=chat, role=role, text=text)
-    except InvalidInput:
-        pass  # not JSON as it is: Pydantic makes text of dates, for example, but also null of NaN
     try:
         item = {"type": message.type, "data": message.model_dump(mode="json")}
     except ValueError as error:  # pydantic's message, which quotes no value
