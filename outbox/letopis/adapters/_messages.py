@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -10,8 +10,10 @@ from letopis.adapters.formats import openai_chat, to_message, with_own_items
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, RecordedMessage, StoreUnavailable
 from letopis.store.model.messages import ROLES, Role
-from letopis.store.model.parts import Content, UnknownPart
+from letopis.store.model.parts import Content, ToolCall, UnknownPart
+from letopis.store.rules.tool_calls import repair_tool_calls
 
+Waits = Callable[[Message, ToolCall], bool]
 T = TypeVar("T")
 _ALL: Final = 2**31 - 1
 """"All", for callers that must pass a number."""
@@ -25,12 +27,16 @@ def missing(module: str, package: str, extra: str) -> ModuleNotFoundError:
 async def newest(
     history: History,
     conversation_id: str,
-    convert: Callable[[Iterable[RecordedMessage]], list[T]],
+    convert: Callable[[Iterable[Message]], list[T]],
     *,
     last: int | None,
     require_complete: bool,
+    waits: Waits,
+    apart: bool = False,
 ) -> list[T]:
     """Return the newest ``last`` converted items, oldest first; all of them with ``None``.
+
+    They are repaired as :func:`fitting` does.
 
     :raises StoreUnavailable: with ``require_complete``: the history store is unreachable, and the outbox does not
         reach back far enough.
@@ -40,16 +46,45 @@ async def newest(
     if last is not None and last >= _ALL:
         last = None
     page = await history.messages(conversation_id, last=last)
-    found = list(page)
-    items = convert(found)
-    while last is not None and len(items) < last and page.next is not None:
+    found = [one.message for one in page]
+    while last is not None and page.next is not None and len(convert(found)) < last:
         # Some messages have no counterpart in this framework.
         page = await history.messages(conversation_id, last=last, before=page.next)
-        found = [*page, *found]
-        items = convert(found)
-    if require_complete and not page.complete and (last is None or len(items) < last):
+        found = [*(one.message for one in page), *found]
+    if require_complete and not page.complete and (last is None or len(convert(found)) < last):
         raise StoreUnavailable("all messages that were asked for")
-    return items if last is None else items[-last:]
+    whole = page.complete and page.next is None
+    return fitting(found, convert, last=last, whole=whole, waits=waits, apart=apart)
+
+
+def answered(message: Message, call: ToolCall) -> bool:
+    """Have every call without a result answered: the framework knows of no call that waits for its result."""
+    del message, call
+    return False
+
+
+def fitting(
+    messages: Sequence[Message],
+    convert: Callable[[Iterable[Message]], list[T]],
+    *,
+    last: int | None,
+    whole: bool,
+    waits: Waits = answered,
+    apart: bool = False,
+) -> list[T]:
+    """Return at most the newest ``last`` converted items, without a call that has no result or the reverse.
+
+    See :func:`letopis.store.rules.tool_calls.repair_tool_calls` for what is repaired. A pair that does not fit is left
+    out.
+
+    :param whole: True if the messages begin with the first one of the conversation.
+    """
+    while True:
+        items = convert(repair_tool_calls(messages, beginning=whole, waits=waits, apart=apart))
+        excess = 0 if last is None else len(items) - last
+        if excess <= 0:
+            return items
+        messages, whole = messages[excess:], False
 
 
 def kept(item: Mapping[str, Any], *, provider: str, chat: Mapping[str, Any] | None, role: Role, text: str) -> Message:

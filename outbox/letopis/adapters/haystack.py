@@ -15,10 +15,11 @@ from dataclasses import replace
 from threading import Lock
 from typing import Any, Final, Self
 
-from letopis.adapters._messages import items_of, kept, missing
+from letopis.adapters._messages import fitting, items_of, kept, missing
 from letopis.outbox import BlockingHistory
 from letopis.store import EventIdReused, InvalidInput, Message, RecordedMessage
 from letopis.store.model.identifiers import Owner, uuid7
+from letopis.store.rules.tool_calls import repair_tool_calls
 
 try:
     from haystack import default_from_dict, default_to_dict  # pyright: ignore[reportMissingImports]
@@ -150,7 +151,8 @@ class LetopisChatMessageStore:
     def retrieve_messages(self, chat_history_id: str, last_k: int | None = None) -> list[ChatMessage]:
         """Return the newest rounds, oldest first: each is a question with everything up to its answer.
 
-        A round is never cut, so tool calls keep their results.
+        A round is never cut, so tool calls keep their results. A call that has none gets one that says
+        ``interrupted``; a result without a call is left out.
 
         :param last_k: how many rounds; by default those of the store.
         :raises ValueError: ``last_k`` is negative.
@@ -160,12 +162,12 @@ class LetopisChatMessageStore:
             raise InvalidInput("last_k", "must be 0 or more")
         if wanted == 0:
             return []
-        history, before, found = self._open(), None, list[RecordedMessage]()
+        history, before, found = self._open(), None, list[Message]()
         while True:
             page = history.messages(chat_history_id, last=None if wanted is None else _PAGE, before=before)
-            found = [*page, *found]
+            found = [*(one.message for one in page), *found]
             before = page.next
-            messages = _from_messages(found)
+            messages = fitting(found, _from_messages, last=None, whole=page.complete and before is None)
             if wanted is None:
                 return messages
             rounds = _rounds(messages)
@@ -198,8 +200,9 @@ class LetopisChatMessageStore:
             return self._opened
 
     def _ids(self, chat_history_id: str) -> set[str]:
-        """Return the ids by which Haystack knows the messages of a conversation."""
-        return {str(one.meta[_ID]) for one in _from_messages(self._open().messages(chat_history_id, last=None))}
+        """Return the ids by which Haystack knows the messages of a conversation, and those that were made up for it."""
+        messages = [one.message for one in self._open().messages(chat_history_id, last=None)]
+        return {str(one.meta[_ID]) for one in _from_messages([*messages, *repair_tool_calls(messages)])}
 
 
 def _rounds(messages: Sequence[ChatMessage]) -> list[list[ChatMessage]]:
@@ -226,7 +229,7 @@ def _to_message(message: ChatMessage, message_id: str) -> Message:
     return replace(made, id=message_id)
 
 
-def _from_messages(messages: Iterable[RecordedMessage]) -> list[ChatMessage]:
+def _from_messages(messages: Iterable[Message | RecordedMessage]) -> list[ChatMessage]:
     found: list[ChatMessage] = []
     for recorded in messages:
         for own, chat in items_of([recorded], _PROVIDER):

@@ -13,13 +13,14 @@ checkpoints, and will remove them in 2.0. This module is for programs that still
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from letopis.adapters._messages import items_of, kept, missing
+from letopis.adapters._messages import fitting, items_of, kept, missing
 from letopis.outbox import BlockingHistory, History
-from letopis.store import InvalidInput, Message, RecordedMessage
+from letopis.store import InvalidInput, Message, Page, RecordedMessage, ToolCall
 from letopis.store.cancellation import run_to_completion
 from letopis.store.model.identifiers import Owner
 from letopis.store.model.messages import Role
@@ -39,6 +40,8 @@ __all__ = ["LetopisChatMessageHistory"]
 
 _PROVIDER: Final = "langchain"
 _ROLES: Final[dict[str, Role]] = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+_calling: Final[deque[str]] = deque(maxlen=10_000)
+"""The messages that this process has added at the end of conversations and that call tools: these may be running."""
 
 
 class LetopisChatMessageHistory(BaseChatMessageHistory):
@@ -46,6 +49,9 @@ class LetopisChatMessageHistory(BaseChatMessageHistory):
 
     Messages come back unchanged. ``add_messages`` is all or nothing. Messages that another program appended to the
     conversation are built from their content.
+
+    What is returned is repaired: a call without a result gets one that says ``interrupted``, and a result without a
+    call is left out. Calls at the end stay if this process has added them, so that their results can follow.
 
     :param session_id: the conversation id.
     :param history: a ``History`` for the asynchronous methods, or a ``BlockingHistory`` for both. It is not closed.
@@ -65,13 +71,13 @@ class LetopisChatMessageHistory(BaseChatMessageHistory):
 
         :raises InvalidInput: ``history`` is not a ``BlockingHistory``.
         """
-        return _from_messages(self._blocking().messages(self._session_id, last=None))
+        return self._repaired(self._blocking().messages(self._session_id, last=None))
 
     async def aget_messages(self) -> list[BaseMessage]:
         """Return all messages, oldest first; while the history store is unreachable, those that the outbox retains."""
         if isinstance(self._history, BlockingHistory):
             return await asyncio.to_thread(lambda: self.messages)
-        return _from_messages(await self._history.messages(self._session_id, last=None))
+        return self._repaired(await self._history.messages(self._session_id, last=None))
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Append messages, all or none; they are durable when this returns.
@@ -82,6 +88,7 @@ class LetopisChatMessageHistory(BaseChatMessageHistory):
         """
         if made := _to_messages(messages):
             self._blocking().append(self._session_id, *made, owner=self._owner)
+            _remember(made[-1])
 
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Append messages, all or none. A cancelled caller does not interrupt an append that has started.
@@ -93,6 +100,7 @@ class LetopisChatMessageHistory(BaseChatMessageHistory):
             await asyncio.to_thread(self.add_messages, messages)
         elif made := _to_messages(messages):
             await run_to_completion(self._history.append(self._session_id, *made, owner=self._owner))
+            _remember(made[-1])
 
     def clear(self) -> None:
         """Take all messages off the path; the log keeps them.
@@ -108,10 +116,24 @@ class LetopisChatMessageHistory(BaseChatMessageHistory):
         else:
             await run_to_completion(self._history.clear(self._session_id))
 
+    def _repaired(self, page: Page[RecordedMessage]) -> list[BaseMessage]:
+        messages = [one.message for one in page]
+
+        def waits(message: Message, call: ToolCall) -> bool:
+            del call
+            return message.id == messages[-1].id and message.id in _calling
+
+        return fitting(messages, _from_messages, last=None, whole=page.complete, waits=waits)
+
     def _blocking(self) -> BlockingHistory:
         if isinstance(self._history, BlockingHistory):
             return self._history
         raise InvalidInput("history", "is asynchronous: use ainvoke and aget_messages, or give a BlockingHistory")
+
+
+def _remember(added: Message) -> None:
+    if isinstance(added.content, tuple) and any(isinstance(part, ToolCall) for part in added.content):
+        _calling.append(added.id)
 
 
 def _to_messages(messages: Iterable[BaseMessage]) -> list[Message]:
@@ -122,7 +144,8 @@ def _to_message(message: BaseMessage, field: str) -> Message:
     if not isinstance(message, BaseMessage):
         raise InvalidInput(field, f"must be a message of LangChain, not {type(message).__name__}")
     try:
-        chat: dict[str, Any] | None = convert_to_openai_messages(message)
+        # A function's result has no call by id, so it cannot lack one.
+        chat: dict[str, Any] | None = None if message.type == "function" else convert_to_openai_messages(message)
     except (ValueError, TypeError, KeyError):
         chat = None
     role, text = _ROLES.get(message.type, "assistant"), _text_of(message.content)

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from letopis.adapters._messages import items_of, kept, missing
+from letopis.adapters._messages import answered, fitting, items_of, kept, missing
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, RecordedMessage, StoreUnavailable
 from letopis.store.cancellation import run_to_completion
 from letopis.store.model.identifiers import Owner
 from letopis.store.model.messages import Role
+from letopis.store.rules.tool_calls import repair_tool_calls
 
 try:
     from llama_index.core.base.llms.types import (  # pyright: ignore[reportMissingImports]
@@ -84,16 +85,24 @@ class LetopisChatStore(AsyncDBChatStore):
 
         LlamaIndex's own store returns the oldest ones, which are no use to a memory.
 
+        The active ones, which a memory passes to a model, are repaired: a call without a result gets one that says
+        ``interrupted``, and a result without a call is left out.
+
         :param status: ``None`` for all.
         """
-        found = await self._read(key, status)
-        end = len(found) - max(0, offset or 0)
-        begin = 0 if limit is None else end - max(0, limit)
-        return _from_messages(found[max(0, begin) : max(0, end)])
+        found, whole = await self._read(key, status)
+        end = max(0, len(found) - max(0, offset or 0))
+        begin = 0 if limit is None else max(0, end - max(0, limit))
+        if status is not MessageStatus.ACTIVE:
+            return _from_messages(found[begin:end])
+        messages = [one.message for one in found[begin:end]]
+        # With an offset, the result may be among those that are left out.
+        waits = answered if end == len(found) else lambda message, call: True
+        return fitting(messages, _from_messages, last=limit, whole=whole and begin == 0, waits=waits)
 
     async def count_messages(self, key: str, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
         """Return how many messages there are."""
-        return await self._history.count(key) if status is None else len(await self._read(key, status))
+        return await self._history.count(key) if status is None else len((await self._read(key, status))[0])
 
     async def add_message(self, key: str, message: ChatMessage, status: MessageStatus = MessageStatus.ACTIVE) -> None:
         """Append a message; see :meth:`add_messages`."""
@@ -156,11 +165,13 @@ class LetopisChatStore(AsyncDBChatStore):
         return await self._drop(key, there, archived, active[: max(0, n)])
 
     async def archive_oldest_messages(self, key: str, n: int) -> list[ChatMessage]:
-        """Archive the ``n`` oldest active messages and return them."""
-        oldest = (await self._read(key, MessageStatus.ACTIVE))[: max(0, n)]
-        if oldest:
-            await self._archive(key, oldest[-1].id)
-        return _from_messages(oldest)
+        """Archive the ``n`` oldest active messages, as :meth:`get_messages` returns them, and return these."""
+        active, whole = await self._read(key, MessageStatus.ACTIVE)
+        shown = repair_tool_calls([one.message for one in active], beginning=whole)[: max(0, n)]
+        ids = {one.id for one in shown}
+        if oldest := [one.id for one in active if one.id in ids]:
+            await self._archive(key, oldest[-1])
+        return _from_messages(shown)
 
     async def get_keys(self) -> list[str]:
         """Return the ids of all conversations that have messages."""
@@ -176,11 +187,11 @@ class LetopisChatStore(AsyncDBChatStore):
         """Return the name of the class."""
         return "LetopisChatStore"
 
-    async def _read(self, key: str, status: MessageStatus | None) -> list[RecordedMessage]:
-        """Return the messages of a status, oldest first."""
+    async def _read(self, key: str, status: MessageStatus | None) -> tuple[list[RecordedMessage], bool]:
+        """Return the messages of a status, oldest first, and True if they begin where the conversation does."""
         if status is not MessageStatus.ACTIVE:
             there, archived = await self._path(key)
-            return [one for one in there if status is None or _is(one, status, archived)]
+            return [one for one in there if status is None or _is(one, status, archived)], False
         # The active ones are the newest: a long conversation is not read to its beginning.
         boundary, found, before = await self._archived_up_to(key), list[RecordedMessage](), None
         while True:
@@ -189,7 +200,8 @@ class LetopisChatStore(AsyncDBChatStore):
             begin = len(ids) - ids[::-1].index(boundary) if boundary in ids else 0
             found = [*page[begin:], *found]
             if begin or (before := page.next) is None:
-                return [one for one in found if _is(one, status, frozenset())]
+                active = [one for one in found if _is(one, status, frozenset())]
+                return active, page.complete and not begin and len(active) == len(found)
 
     async def _path(self, key: str) -> tuple[list[RecordedMessage], frozenset[str]]:
         """Return all messages, and the ids of those that were archived by age."""

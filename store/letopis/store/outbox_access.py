@@ -216,11 +216,19 @@ class OutboxAccess:
         )
 
     async def find_records(
-        self, tags: Mapping[str, Tag], *, limit: int, after: tuple[str, RecordKey] | None = None
+        self,
+        tags: Mapping[str, Tag],
+        *,
+        limit: int,
+        after: tuple[str, RecordKey] | None = None,
+        reverse: bool = False,
+        end: bytes | None = None,
     ) -> list[StoredRecord]:
         """Return the records of all scopes that have the tags, without their values."""
         reader = (await self._runtime.prepared()).records
-        return await self._runtime.connected(lambda connection: reader.find(connection, tags, limit=limit, after=after))
+        return await self._runtime.connected(
+            lambda connection: reader.find(connection, tags, limit=limit, after=after, reverse=reverse, end=end)
+        )
 
     async def record_scopes(self, *, limit: int, after: str = "") -> list[Scope]:
         """Return scopes that hold records, in the order of their names, after the name of one."""

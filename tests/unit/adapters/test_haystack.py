@@ -23,7 +23,7 @@ from haystack_experimental.components.writers import ChatMessageWriter
 
 from letopis.adapters.haystack import LetopisChatMessageStore
 from letopis.outbox import BlockingHistory
-from letopis.store import InvalidInput, Message
+from letopis.store import InvalidInput, Message, ToolResult
 from letopis.store import ToolCall as LetopisToolCall
 from tests.support.peers import refused_port
 
@@ -141,11 +141,13 @@ def test_messages_from_elsewhere_and_edited_ones(store: LetopisChatMessageStore,
     store.write_messages("chat-1", [ChatMessage.from_user("Whaat?")])
     history.edit("chat-1", history.messages("chat-1")[0].id, "What?")
     history.append("chat-1", Message.assistant([LetopisToolCall("c1", "look", '{"at": "tea"}')]))
+    history.append("chat-1", Message.tool(ToolResult("c1", "a cup")))
 
-    asked, called = store.retrieve_messages("chat-1")
+    asked, called, result = store.retrieve_messages("chat-1")
 
     assert (asked.text, called.tool_calls) == ("What?", [ToolCall("look", {"at": "tea"}, id="c1")])
-    assert store.write_messages("chat-1", [asked, called]) == 0
+    assert result.tool_call_result is not None and result.tool_call_result.result == "a cup"
+    assert store.write_messages("chat-1", [asked, called, result]) == 0
 
 
 def test_system_messages_are_skipped(history: BlockingHistory) -> None:

@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from contextvars import ContextVar
+from typing import Any, ClassVar, Final
 
 from agent_framework import HistoryProvider, Message
 
 from letopis.adapters._messages import newest
-from letopis.adapters.agent_framework.messages import from_messages, to_message
+from letopis.adapters.agent_framework.messages import approvals_in, from_messages, to_message
 from letopis.adapters.agent_framework.replays import most_replayed, without_replayed
 from letopis.outbox import History
-from letopis.store import InvalidInput
+from letopis.store import InvalidInput, ToolCall
+from letopis.store import Message as StoredMessage
 from letopis.store.cancellation import run_to_completion
 from letopis.store.model.identifiers import Owner
+
+_given: Final[ContextVar[frozenset[str]]] = ContextVar("letopis_agent_framework_given", default=frozenset())
+"""The calls that the input of the current run gives a result or an approval for."""
+_new: Final[ContextVar[int]] = ContextVar("letopis_agent_framework_new", default=1)
+"""How many of the messages that the current run saves are certainly new."""
 
 
 class LetopisHistoryProvider(HistoryProvider):
@@ -28,12 +35,15 @@ class LetopisHistoryProvider(HistoryProvider):
     come back unchanged, repeated ones included. If a caller passes a whole transcript again, only the new part is
     stored.
 
+    What a run gets is repaired: a call without a result gets one that says ``interrupted``, and a result without a call
+    is left out. A call stays if it waits for an approval, or if the run's input has its result.
+
     Messages that another program appended to the conversation are passed to the model, too.
 
     :param history: not closed by the provider.
     :param owner: the owner of the conversations, or a function that derives it from the session id.
-    :param last: pass only the newest messages to a run, this many; by default all. The first one is never a tool
-        result, so each result has its call.
+    :param last: pass only the newest messages to a run, this many; by default all. A call and its result are
+        both passed, or both left out.
     :param require_complete: ``True`` to raise ``StoreUnavailable`` while the history store is unreachable and the
         outbox alone cannot return all requested messages; by default a run gets those that the outbox retains.
     :param skip_excluded: leave out messages marked ``_excluded``, as the framework's own providers do.
@@ -84,10 +94,14 @@ class LetopisHistoryProvider(HistoryProvider):
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
         del state, kwargs
-        found = await self._read(_checked(session_id), self._last, require_complete=self._require_complete)
-        if self._last is not None:
-            while found and found[0].role == "tool":
-                found.pop(0)  # its call is not among them, and models refuse a result without its call
+        found = await newest(
+            self._history,
+            _checked(session_id),
+            from_messages,
+            last=self._last,
+            require_complete=self._require_complete,
+            waits=_waits,
+        )
         if self._skip_excluded:
             found = [one for one in found if not one.additional_properties.get("_excluded", False)]
         return found
@@ -110,15 +124,37 @@ class LetopisHistoryProvider(HistoryProvider):
         del state, kwargs
         conversation = _checked(session_id)
         given = list(messages)
-        if reach := most_replayed(given):
-            given = without_replayed(await self._read(conversation, reach), given)
+        new = _new.get()
+        if reach := most_replayed(given, new):
+            stored = from_messages(await self._history.messages(conversation, last=reach))
+            given = without_replayed(stored, given, new)
         made = [to_message(one, f"messages[{place}]") for place, one in enumerate(given)]
         if made:
             owner = self._owner(conversation) if callable(self._owner) else self._owner
             await run_to_completion(self._history.append(conversation, *made, owner=owner))
 
-    async def _read(self, conversation: str, last: int | None, *, require_complete: bool = False) -> list[Message]:
-        return await newest(self._history, conversation, from_messages, last=last, require_complete=require_complete)
+    async def before_run(self, *, agent: Any, session: Any, context: Any, state: dict[str, Any]) -> None:
+        """Pass the messages of a session to a run."""
+        contents = [one for message in context.input_messages for one in message.contents]
+        calls = [one.function_call if one.type == "function_approval_response" else one for one in contents]
+        token = _given.set(frozenset(one.call_id for one in calls if one is not None and one.call_id))
+        try:
+            await super().before_run(agent=agent, session=session, context=context, state=state)
+        finally:
+            _given.reset(token)
+
+    async def after_run(self, *, agent: Any, session: Any, context: Any, state: dict[str, Any]) -> None:
+        """Save the messages of a run."""
+        answers = context.response.messages if self.store_outputs and context.response else ()
+        token = _new.set(len(answers) + 1)
+        try:
+            await super().after_run(agent=agent, session=session, context=context, state=state)
+        finally:
+            _new.reset(token)
+
+
+def _waits(message: StoredMessage, call: ToolCall) -> bool:
+    return call.call_id in _given.get() or call.call_id in approvals_in(message)
 
 
 def _checked(session_id: str | None) -> str:

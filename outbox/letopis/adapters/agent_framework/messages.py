@@ -47,6 +47,14 @@ def from_messages(messages: Iterable[Message | RecordedMessage]) -> list[Framewo
     return found
 
 
+def approvals_in(message: Message) -> frozenset[str]:
+    """Return the ids of the calls that a message asks approval for."""
+    parts = message.content if isinstance(message.content, tuple) else ()
+    asked = (part.value for part in parts if isinstance(part, UnknownPart))
+    calls = (one.get("function_call") for one in asked if one.get("type") == "function_approval_request")
+    return frozenset(str(one.get("call_id")) for one in calls if isinstance(one, Mapping))
+
+
 def _role(role: str) -> Role:
     return role if role in ROLES else "user"
 

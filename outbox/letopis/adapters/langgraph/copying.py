@@ -20,16 +20,16 @@ async def copy_thread(checkpoints: CheckpointRecords, source: Target, target: Ta
 
     An interrupted copy has the oldest checkpoints, each complete; copying can be repeated.
     """
-    if source.conversation == target.conversation:
+    if source.thread_id == target.thread_id:
         raise InvalidInput("target_thread_id", "is the thread itself")
     put_into = checkpoints.records(target)
     for kind in _KINDS:
-        async for page in pages(checkpoints.records(source), kind, limit=_AT_ONCE):
-            await put_into.put_many([_copy(one, target, manifest=kind == CHECKPOINTS) for one in page])
+        async for page in pages(checkpoints.records(source), (*source.base, *kind), limit=_AT_ONCE):
+            await put_into.put_many([_copy(one, source, target, manifest=kind == CHECKPOINTS) for one in page])
 
 
-def _copy(record: Record, target: Target, *, manifest: bool) -> RecordPut:
+def _copy(record: Record, source: Target, target: Target, *, manifest: bool) -> RecordPut:
     value = record.value
     if manifest:
         value = replace(Manifest.decode(value), thread_id=target.thread_id).encode()
-    return RecordPut(record.namespace, record.key, value, tags=record.tags)
+    return RecordPut((*target.base, *record.namespace[len(source.base) :]), record.key, value, tags=record.tags)

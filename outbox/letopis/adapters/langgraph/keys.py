@@ -18,6 +18,8 @@ WRITES: Final = (ROOT, "writes")
 VALUES: Final = (ROOT, "values")
 NEW: Final = "letopis_new"
 """The key of ``configurable`` that says that a thread is new."""
+THREADS: Final = "langgraph.threads"
+"""The first label of the records of a thread in a conversation of another name, which may hold several."""
 KIND_TAG: Final = "langgraph"
 RUN_TAG: Final = "langgraph.run"
 _LONGEST_LABEL: Final = 200
@@ -40,19 +42,24 @@ class Target:
     new: bool = False
 
     @property
+    def base(self) -> Namespace:
+        """The namespace above all of the thread's."""
+        return () if self.thread_id == self.conversation else (THREADS, label(self.thread_id))
+
+    @property
     def checkpoints(self) -> Namespace:
         """The namespace of its checkpoints, by id."""
-        return (*CHECKPOINTS, label(self.checkpoint_ns))
+        return (*self.base, *CHECKPOINTS, label(self.checkpoint_ns))
 
     @property
     def values(self) -> Namespace:
         """The namespace of the values of its channels, by content hash."""
-        return (*VALUES, label(self.checkpoint_ns))
+        return (*self.base, *VALUES, label(self.checkpoint_ns))
 
     @property
     def writes(self) -> Namespace:
         """The namespace of its checkpoints' pending writes, by checkpoint, task and number."""
-        return (*WRITES, label(self.checkpoint_ns))
+        return (*self.base, *WRITES, label(self.checkpoint_ns))
 
 
 def write_key(checkpoint_id: str, task_id: str, index: int) -> str:

@@ -62,7 +62,7 @@ class CheckpointListing:
     async def of_thread(self, target: Target) -> AsyncIterator[Whole]:
         """Yield the checkpoints of all namespaces of a thread."""
         records, places = self._checkpoints.records(target), list[_Place]()
-        async for page in pages(records, CHECKPOINTS, values=False):
+        async for page in pages(records, (*target.base, *CHECKPOINTS), values=False):
             places += [_Place(one.key, one.namespace, records) for one in page]
         if target.checkpoint_id is not None:
             places = [one for one in places if one.checkpoint_id == target.checkpoint_id]
@@ -70,16 +70,19 @@ class CheckpointListing:
             yield found
 
     async def everywhere(self) -> AsyncIterator[Whole]:
-        """Yield the checkpoints of all threads of the history. All their ids are read first."""
-        history, places, after = self._checkpoints.history, list[_Place](), None
-        while True:
-            page = await history.find_records({KIND_TAG: "checkpoint"}, limit=READ_AT_ONCE, after=after)
-            places += [_Place(one.key, one.namespace, history.records(one.scope)) for one in page]
+        """Yield the checkpoints of all threads of the history."""
+        history, after = self._checkpoints.history, None
+        size = READ_AT_ONCE if self._left is None or self._wanted else max(1, min(self._left, READ_AT_ONCE))
+        while not self._done:
+            page = await history.find_records(
+                {KIND_TAG: "checkpoint"}, end=self._before, reverse=True, limit=size, after=after
+            )
+            places = [_Place(one.key, one.namespace, history.records(one.scope)) for one in page]
+            async for found in self._of_places(places):
+                yield found
             after = page.next
             if after is None:
-                break
-        async for found in self._of_places(places):
-            yield found
+                return
 
     @property
     def _done(self) -> bool:

@@ -28,7 +28,7 @@ async def delete_thread(checkpoints: CheckpointRecords, target: Target) -> None:
     """Delete everything in a thread. Works while the history store is unavailable."""
     checkpoints.forget(target)
     try:
-        await checkpoints.records(target).delete_where((ROOT,))
+        await checkpoints.records(target).delete_where((*target.base, ROOT))
     except ConversationGone:
         return  # with its records
     checkpoints.forget(target)
@@ -39,7 +39,7 @@ async def prune_thread(checkpoints: CheckpointRecords, target: Target, serde: Se
 
     :raises StoreUnavailable: the history store does not answer; nothing was deleted.
     """
-    for namespace in await checkpoints.records(target).namespaces(CHECKPOINTS):
+    for namespace in await checkpoints.records(target).namespaces((*target.base, *CHECKPOINTS)):
         values, manifests = await _read(checkpoints, target, namespace)
         if manifests:
             latest = max(manifests)
@@ -93,7 +93,7 @@ async def _read(
     """
     records = checkpoints.records(target)
     values = set[str]()
-    async for page in pages(records, (ROOT, "values", *namespace[2:]), values=False):
+    async for page in pages(records, (*namespace[:-2], "values", namespace[-1]), values=False):
         values.update(one.key for one in page)
     manifests: dict[str, Manifest] = {}
     async for page in pages(records, namespace):
@@ -114,7 +114,8 @@ async def _delete(
     """
     if not manifests:
         return
-    where = Target(target.thread_id, target.conversation, next(iter(manifests.values())).checkpoint_ns, None)
+    first = next(iter(manifests.values()))
+    where = Target(first.thread_id, target.conversation, first.checkpoint_ns, None)
     records = checkpoints.records(where)
     # From here on, newly put checkpoints do not rely on the values being deleted.
     checkpoints.forget(where)

@@ -65,7 +65,8 @@ class LetopisSaver(BaseCheckpointSaver[Any]):
 
     :param history: where the checkpoints are stored. It is opened on first use and not closed here.
     :param serde: the serializer, LangGraph's own by default.
-    :param conversation: returns the conversation whose records hold a thread; by default the one with the same id.
+    :param conversation: returns the conversation whose records hold a thread; by default the one with the same id. It
+        may hold several threads, which are kept apart.
     """
 
     def __init__(

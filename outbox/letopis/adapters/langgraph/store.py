@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any, Final
 
 from langgraph.store import base as langgraph
@@ -35,6 +36,8 @@ class LetopisStore(BaseStore):
 
     A put is durable in the outbox when it returns, also while the history store is unavailable. During that time, a get
     of an item that the outbox does not know, and every search, raise ``StoreUnavailable`` instead of returning nothing.
+
+    A search returns the most recently updated items first. It reads all items below the prefix.
 
     Filters compare values as Python does: an item whose value is missing or of another type does not match ``$gt`` and
     the like. There are no vectors: ``query`` and ``index`` have no effect. There is no time to live.
@@ -120,13 +123,13 @@ async def _search(records: Records, op: SearchOp) -> list[SearchItem]:
     wanted = max(0, op.offset) + max(0, op.limit)
     found: list[SearchItem] = []
     after: str | None = None
-    while len(found) < wanted:
+    while True:
         page = await records.list(op.namespace_prefix, limit=_AT_ONCE, after=after)
-        found += [_item(one, SearchItem) for one in page if is_match(one.value["value"], op.filter)]
+        items = [_item(one, SearchItem) for one in page if is_match(one.value["value"], op.filter)]
+        found = nlargest(wanted, [*found, *items], key=lambda item: item.updated_at)
         after = page.next
         if after is None:
-            break
-    return found[max(0, op.offset) : wanted]
+            return found[max(0, op.offset) :]
 
 
 async def _list_namespaces(records: Records, op: ListNamespacesOp) -> list[tuple[str, ...]]:

@@ -16,6 +16,7 @@ from pydantic_ai.conversation_store import (
     ConversationRecord,
     ConversationStore,
 )
+from pydantic_ai.messages import repair_messages
 from pydantic_ai.run import AgentRunResult
 
 from letopis.adapters.pydantic_ai.chain import Chain
@@ -102,14 +103,20 @@ class LetopisConversationStore(ConversationStore):
 
         While the history store is unreachable, it has the newest messages that the outbox retains, as with a ``limit``.
 
+        If the last message calls tools, and the conversation waits for no result, it ends with the results that
+        Pydantic AI's ``repair_messages`` makes up, so that a run can take a new prompt. They are stored with that run.
+
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know the conversation; with
             ``require_complete`` also if it does not hold all messages.
         """
         token = _may_be_partial.set(not self._require_complete)
         try:
-            return await super().load(conversation_id, limit=limit, scope=scope)
+            loaded = await super().load(conversation_id, limit=limit, scope=scope)
         finally:
             _may_be_partial.reset(token)
+        if loaded is not None and loaded.messages and loaded.deferred_tool_requests is None:
+            loaded.messages += repair_messages(loaded.messages[-1:])[1:]
+        return loaded
 
     async def save(
         self, conversation: Conversation | AgentRunResult[Any], *, scope: str | None = None

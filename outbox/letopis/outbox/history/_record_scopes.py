@@ -10,7 +10,7 @@ from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Page
 from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.identifiers import owner_id
-from letopis.store.model.records import Record, RecordKey, Scope, Tag, check_tags
+from letopis.store.model.records import Record, RecordKey, Scope, Tag, check_tags, encode_key
 from letopis.store.read.paging import check_count
 
 if TYPE_CHECKING:
@@ -20,14 +20,23 @@ _FOUND: Final = CursorCodec("found records", "found records")
 _SCOPES: Final = CursorCodec("record scopes", "scopes of records")
 
 
-async def find_records(reads: RecordReads, tags: Mapping[str, Tag], *, limit: int, after: str | None) -> Page[Record]:
+async def find_records(
+    reads: RecordReads,
+    tags: Mapping[str, Tag],
+    *,
+    limit: int,
+    after: str | None,
+    reverse: bool = False,
+    end: str | None = None,
+) -> Page[Record]:
     """Find records as ``History.find_records`` does."""
     wanted = check_tags(tags)
     if not wanted:
         raise InvalidInput("tags", "must name at least one tag")
     check_count(limit, "limit")
     place = None if after is None else _FOUND.decode(after, _read_found)
-    items, following = await reads.find(wanted, limit=limit, after=place)
+    bound = None if end is None else encode_key(end, "end")
+    items, following = await reads.find(wanted, limit=limit, after=place, reverse=bool(reverse), end=bound)
     cursor = None
     if following is not None:
         scope, (namespace, key) = following

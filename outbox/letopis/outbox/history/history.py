@@ -450,15 +450,24 @@ class History:
         return Records(scope_from(scope, conversation=conversation, owner=owner, space=space), self._home, new=new)
 
     async def find_records(
-        self, tags: Mapping[str, Tag], *, limit: int = 100, after: str | None = None
+        self,
+        tags: Mapping[str, Tag],
+        *,
+        end: str | None = None,
+        reverse: bool = False,
+        limit: int = 100,
+        after: str | None = None,
     ) -> Page[Record]:
         """Return the records of all scopes that have all these tags, without their values, pending ones included.
 
+        :param end: only records with lower keys.
+        :param reverse: in the order of the keys, the highest first, instead of by scope and namespace.
         :param after: the ``next`` of the page before.
         :raises StoreUnavailable: the history store does not answer.
         :raises InvalidInput: no tag is named, or an argument cannot be one.
         """
-        return await find_records(self._parts.record_reads, tags, limit=limit, after=after)
+        reads = self._parts.record_reads
+        return await find_records(reads, tags, limit=limit, after=after, reverse=reverse, end=end)
 
     async def record_scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
         """Return the conversations, owners and spaces that have records, pending ones included, in a fixed order.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -178,16 +178,27 @@ class RecordReads:
         return await self._outbox.read(read)
 
     async def find(
-        self, tags: Mapping[str, Tag], *, limit: int, after: tuple[str, RecordKey] | None
+        self,
+        tags: Mapping[str, Tag],
+        *,
+        limit: int,
+        after: tuple[str, RecordKey] | None,
+        reverse: bool = False,
+        end: bytes | None = None,
     ) -> tuple[list[Record], tuple[str, RecordKey] | None]:
         """Return the next records of any scope that have all the tags, without values, and where the next page begins.
 
+        :param reverse: by key, the highest first.
+        :param end: only lower keys.
         :raises StoreUnavailable: the history store does not answer.
         """
         changes, clears = await self._outbox.read(read_pending)
-        found = await self._gateway.read(lambda store: store.outbox_access.find_records(tags, limit=limit, after=after))
+        found = await self._gateway.read(
+            lambda store: store.outbox_access.find_records(tags, limit=limit, after=after, reverse=reverse, end=end)
+        )
         if found is None:
             raise StoreUnavailable(_UNKNOWN_LIST)
+        rank = _highest_key_first if reverse else _by_scope
         pending = {(scope_of(one.lane).name, one.place): one for one in changes}
         merged = {
             (one.scope.name, one.place): stored_record(one)
@@ -200,10 +211,11 @@ class RecordReads:
         }
         bound = (found[-1].scope.name, found[-1].place) if len(found) == limit else None
         for where, one in pending.items():
-            inside = (after is None or where > after) and (bound is None or where <= bound)
+            inside = (after is None or rank(where) > rank(after)) and (bound is None or rank(where) <= rank(bound))
+            inside = inside and (end is None or where[1][1] < end)
             if one.present and inside and has_tags(one.tags, tags):
                 merged[where] = _local_record(one, None, saved=False)
-        ordered = sorted(merged.items(), key=lambda item: item[0])
+        ordered = sorted(merged.items(), key=lambda item: rank(item[0]))
         chosen = ordered[:limit]
         return [one for _, one in chosen], chosen[-1][0] if len(chosen) < len(ordered) else bound
 
@@ -234,6 +246,15 @@ class RecordReads:
         return await self._gateway.read(
             lambda store: store.outbox_access.records(scope, places, origin_id=origin_id, values=values)
         )
+
+
+def _by_scope(where: tuple[str, RecordKey]) -> tuple[Any, ...]:
+    return where
+
+
+def _highest_key_first(where: tuple[str, RecordKey]) -> tuple[Any, ...]:
+    scope, (namespace, key) = where
+    return (*(255 - byte for byte in key), 256), scope, namespace
 
 
 def _decide_pending(

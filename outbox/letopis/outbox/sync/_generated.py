@@ -675,12 +675,20 @@ class BlockingHistory(SyncBase):
             self._portal, self._history.records(scope, conversation=conversation, owner=owner, space=space, new=new)
         )
 
-    def find_records(self, tags: Mapping[str, Tag], *, limit: int = 100, after: str | None = None) -> Page[Record]:
+    def find_records(
+        self,
+        tags: Mapping[str, Tag],
+        *,
+        end: str | None = None,
+        reverse: bool = False,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> Page[Record]:
         """Return the records of all scopes that have all these tags, without their values, pending ones included.
 
         See :meth:`History.find_records`.
         """
-        return self._portal.call(self._history.find_records, tags, limit=limit, after=after)
+        return self._portal.call(self._history.find_records, tags, end=end, reverse=reverse, limit=limit, after=after)
 
     def record_scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
         """Return the conversations, owners and spaces that have records, pending ones included, in a fixed order.

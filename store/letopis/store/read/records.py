@@ -189,9 +189,20 @@ class RecordReader:
         return RecordsView(records=[_record(row, bodies.get(row.record_id)) for row in rows], heads=heads, full=full)
 
     async def find(
-        self, connection: AsyncConnection, tags: Mapping[str, Tag], *, limit: int, after: tuple[str, RecordKey] | None
+        self,
+        connection: AsyncConnection,
+        tags: Mapping[str, Tag],
+        *,
+        limit: int,
+        after: tuple[str, RecordKey] | None,
+        reverse: bool = False,
+        end: bytes | None = None,
     ) -> list[StoredRecord]:
-        """Return records of any scope that have all the tags, by scope, namespace and key; without their values."""
+        """Return records of any scope that have all the tags, by scope, namespace and key; without their values.
+
+        :param reverse: by key, the highest first, and then by scope and namespace.
+        :param end: only lower keys.
+        """
         statement = sa.select(*self._columns)
         for name, value in tags.items():
             tag = record_tags.alias()
@@ -204,17 +215,19 @@ class RecordReader:
                     tag.c.value == encode_tag(value),
                 ),
             )
-        order = (records.c.scope, records.c.namespace, records.c.record_key)
+        order = [records.c.scope, records.c.namespace, records.c.record_key]
+        if end is not None:
+            statement = statement.where(order[2] < end)
         if after is not None:
             scope, (namespace, key) = after
-            statement = statement.where(
-                sa.or_(
-                    order[0] > scope,
-                    sa.and_(order[0] == scope, order[1] > namespace),
-                    sa.and_(order[0] == scope, order[1] == namespace, order[2] > key),
-                )
-            )
-        rows = await connection.execute(statement.order_by(*order).limit(sa.literal_column(str(limit))))
+            beyond = sa.or_(order[0] > scope, sa.and_(order[0] == scope, order[1] > namespace))
+            if reverse:
+                statement = statement.where(sa.or_(order[2] < key, sa.and_(order[2] == key, beyond)))
+            else:
+                same = sa.and_(order[0] == scope, order[1] == namespace, order[2] > key)
+                statement = statement.where(sa.or_(beyond, same))
+        by = [order[2].desc(), *order[:2]] if reverse else order
+        rows = await connection.execute(statement.order_by(*by).limit(sa.literal_column(str(limit))))
         return [_record(row, None) for row in rows]
 
     async def scopes(self, connection: AsyncConnection, *, limit: int, after: str = "") -> list[Scope]:

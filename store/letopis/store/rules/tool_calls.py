@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from letopis.store.model.identifiers import derived_event_id
 from letopis.store.model.messages import EMPTY, Message
-from letopis.store.model.parts import Part, ToolCall, ToolResult
+from letopis.store.model.parts import Data, File, Part, Text, ToolCall, ToolResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,69 @@ def pair_tool_calls(messages: Iterable[Message]) -> PairedMessages:
     for message in messages:
         running.add(message)
     return running.result()
+
+
+def repair_tool_calls(
+    messages: Sequence[Message],
+    *,
+    beginning: bool = True,
+    waits: Callable[[Message, ToolCall], bool] = lambda message, call: False,
+    apart: bool = False,
+) -> list[Message]:
+    """Return messages in their order, but each call with its result, and no result without its call.
+
+    A call without a result gets a made-up one directly after its message. There, too, goes a result recorded before the
+    call, or after another message. Where nothing is wrong, nothing changes. A whole conversation without a user
+    message is not changed: there is no turn to go on with.
+
+    :param beginning: True if the messages include the beginning of the conversation.
+    :param waits: returns True for a call without a result that is left alone; not asked if its id was used again.
+    :param apart: True to leave results that follow their calls where they are, whatever was said in between.
+    """
+    if beginning and not any(message.role == "user" for message in messages):
+        return list(messages)
+    places = {message.id: place for place, message in enumerate(messages)}
+    said_before = list(
+        accumulate((place if _is_said(one) else -1 for place, one in enumerate(messages)), max, initial=-1)
+    )
+    in_place, moved = set[int](), dict[int, list[Message]]()
+    blocks = pair_tool_calls(messages).blocks
+    latest = {call.part.call_id: block for block in blocks for call in block.calls}
+    for block in blocks:
+        at = places[block.message.id]
+        for number, call in enumerate(block.calls):
+            result = call.result
+            where = -1 if result is None else places[result.id]
+            if result is None or (where < at and not beginning):  # that result may belong to an earlier call
+                if latest[call.part.call_id] is not block or not waits(messages[at], call.part):
+                    moved.setdefault(at, []).append(_interrupted(block.message, call.part, number))
+            elif where >= at and (apart or said_before[where] <= at):
+                in_place.update(map(id, result.content or ()))
+            else:
+                moved.setdefault(at, []).append(result)
+    repaired: list[Message] = []
+    for place, message in enumerate(messages):
+        repaired += _with_results(message, in_place)
+        repaired += moved.get(place, ())
+    return repaired
+
+
+def _is_said(message: Message) -> bool:
+    """Return True if no result of an earlier message may follow: it says something, or calls tools itself."""
+    content = message.content
+    if message.role == "tool" or not isinstance(content, tuple):
+        return message.role != "tool" and bool(content)
+    return any(isinstance(part, Text | File | Data | ToolCall) for part in content)
+
+
+def _with_results(message: Message, in_place: set[int]) -> tuple[Message, ...]:
+    """Return a message with those of its results that are in place; nothing if nothing is left of it."""
+    content = message.content if isinstance(message.content, tuple) else ()
+    if all(not isinstance(part, ToolResult) or id(part) in in_place for part in content):
+        return (message,)
+    alone = message.role == "tool"  # its other parts belong to its results
+    parts = [part for part in content if id(part) in in_place or not (alone or isinstance(part, ToolResult))]
+    return (replace(message, content=tuple(parts)),) if parts else ()
 
 
 class _Pairing:
