@@ -229,6 +229,52 @@ async def test_all_threads_are_listed_newest_first(bot: History) -> None:
     assert await listed(config("b"), limit=0) == []
 
 
+async def test_a_list_of_threads_reads_a_page(bot: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the ids of all checkpoints, from wherever it begins."""
+    saver, read, find = LetopisSaver(bot), list[str](), bot.find_records
+    for number in range(30):
+        await put(saver, {"n": number}, config(f"t{number % 7}"), checkpoint_id=f"1f0-{number:02}")
+        if number == 20:
+            await deliver_all(bot)
+
+    async def counted(*given: Any, **options: Any) -> Any:
+        page = await find(*given, **options)
+        read.extend(one.key for one in page)
+        return page
+
+    monkeypatch.setattr(bot, "find_records", counted)
+    for before in (30, 25, 21, 8):
+        read.clear()
+        listed = saver.alist(None, limit=3, before=config(checkpoint_id=f"1f0-{before:02}"))
+        found = [one.checkpoint["channel_values"]["n"] async for one in listed]
+        assert found == [before - 1, before - 2, before - 3]
+        assert len(read) == 3
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_two_threads_in_one_conversation_are_apart(bot: History, delivered: bool) -> None:
+    saver = LetopisSaver(bot, conversation=lambda thread: "one")
+    for thread in ("a", "one", "b/=1"):
+        at = await put(saver, {"said": [*SAID[:4], {"thread": thread}]}, config(thread))
+        await saver.aput_writes(at, [("n", thread)], "task")
+    if delivered:
+        await deliver_all(bot)
+
+    for thread in ("a", "one", "b/=1"):
+        assert (await values_of(saver, config(thread)))["said"][-1] == {"thread": thread}
+        assert await pending(saver, config(thread)) == [("n", thread)]
+        assert len([one async for one in saver.alist(config(thread, ns=None))]) == 1
+    await saver.acopy_thread("a", "c")
+    await saver.aprune(["a"])
+    await saver.adelete_thread("a")
+    assert [await values_of(saver, config(thread)) is None for thread in ("a", "b/=1", "one", "c")] == [
+        *(True, False, False, False)
+    ]
+    await saver.adelete_thread("one")
+    assert [await values_of(saver, config(thread)) is None for thread in ("b/=1", "one", "c")] == [False, True, False]
+    assert {one.config["configurable"]["thread_id"] async for one in saver.alist(None)} == {"b/=1", "c"}
+
+
 async def test_prune_deletes_the_values_that_nobody_names(bot: History) -> None:
     saver, records = LetopisSaver(bot), bot.records(conversation="chat-1")
     at = None

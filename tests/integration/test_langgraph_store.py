@@ -161,6 +161,22 @@ async def test_a_filter_of_numbers_passes_over_what_is_none(history: History) ->
         await store.asearch((), filter={"rank": {"$in": [1]}})
 
 
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_a_search_returns_the_latest_first(bot: History, delivered: bool) -> None:
+    """As the framework's own database stores do: an agent with many memories sees its latest ones."""
+    store = LetopisStore(bot)
+    for number in range(12):
+        await store.aput(("memories",), f"{number:04}", {"n": number})
+    await store.aput(("memories",), "0003", {"n": 3, "again": True})
+    if delivered:
+        await deliver_all(bot)
+
+    found = [one.key for one in await store.asearch(("memories",))]
+    assert found == ["0003", "0011", "0010", "0009", "0008", "0007", "0006", "0005", "0004", "0002"]
+    assert [one.key for one in await store.asearch(("memories",), limit=2, offset=1)] == ["0011", "0010"]
+    assert [one.key for one in await store.asearch(("memories",), limit=1, filter={"n": {"$lt": 3}})] == ["0002"]
+
+
 async def test_many_items_are_searched_page_by_page(history: History) -> None:
     store = LetopisStore(history)
     await store.abatch([PutOp(("many",), f"{number:04}", {"n": number}) for number in range(450)])

@@ -181,9 +181,12 @@ def _settings(given: SessionSettings | dict[str, Any] | None) -> SessionSettings
     from agents.memory import SessionSettings  # pyright: ignore[reportMissingImports]
 
     try:
-        return SessionSettings(**given)
-    except (TypeError, ValueError) as error:  # an unknown name, or pydantic's, which quotes the value
-        raise InvalidInput("session_settings", "must be the SDK's SessionSettings, or a dictionary of them") from error
+        settings = SessionSettings(**given)
+    except ValueError as error:  # pydantic's
+        raise InvalidInput("session_settings", "holds a value that the SDK's SessionSettings refuse") from error
+    if unknown := given.keys() - vars(settings).keys():
+        raise InvalidInput("session_settings", f"has no {min(unknown)!r}: give what the SDK's SessionSettings have")
+    return settings
 
 
 def _marked(messages: list[Message]) -> list[Message]:

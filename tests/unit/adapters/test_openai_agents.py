@@ -91,6 +91,37 @@ async def test_a_message_from_elsewhere_is_popped_item_by_item(session: LetopisS
     assert await session.get_items() == whole[:1]
 
 
+async def test_a_message_of_several_items_loses_one_in_one_append(
+    session: LetopisSession, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill in between would have lost the items before it."""
+    await session.add_items([USER])
+    await history.append("chat-1", Message.assistant([Text("Let me look"), ToolCall("c1", "look", "{}")]))
+    appends, append = list[int](), history.append
+
+    async def counted(conversation_id: str, *what: Any, **given: Any) -> Any:
+        appends.append(len(what))
+        return await append(conversation_id, *what, **given)
+
+    monkeypatch.setattr(history, "append", counted)
+    popped: Any = await session.pop_item()
+
+    assert popped["call_id"] == "c1" and appends == [2]
+    assert await session.get_items() == [USER, {"role": "assistant", "content": "Let me look"}]
+
+
+async def test_settings_may_be_a_dictionary(history: History) -> None:
+    """As the SDK's own sessions take them; a wrong one is refused at once, not in a run."""
+    session = LetopisSession("chat-1", history, session_settings={"limit": 2})
+    await session.add_items([{"role": "user", "content": f"{number}"} for number in range(5)])
+
+    assert session.session_settings == SessionSettings(limit=2)
+    assert [one.get("content") for one in await session.get_items()] == ["3", "4"]
+    for wrong in ({"limits": 2}, {"limit": "many"}):
+        with pytest.raises(InvalidInput, match="session_settings"):
+            LetopisSession("chat-1", history, session_settings=wrong)
+
+
 async def test_a_wrong_item_adds_nothing(session: LetopisSession) -> None:
     with pytest.raises(InvalidInput, match=r"items\[1\]"):
         await session.add_items([USER, "hello"])  # type: ignore[list-item]
