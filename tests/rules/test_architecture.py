@@ -84,6 +84,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "formats",
         "_blocking",
         "_messages",
+        "_values",
         "agent_framework",
         "telegram_core",
         "aiogram",

@@ -14,8 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from letopis.adapters._messages import newest, of_any_shape
-from letopis.adapters.formats import openai_responses
-from letopis.adapters.formats._reading import objects
+from letopis.adapters.formats import objects, openai_responses
 from letopis.outbox import History
 from letopis.store import (
     ConversationRewound,
