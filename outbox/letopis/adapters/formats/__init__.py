@@ -7,5 +7,4 @@ imported.
 from letopis.adapters.formats._native import to_message as to_message
 from letopis.adapters.formats._native import with_own_items as with_own_items
 from letopis.adapters.formats._readable import readable as readable
-from letopis.adapters.formats._readable import readable_text as readable_text
 from letopis.adapters.formats._reading import objects as objects
