@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from letopis.adapters._messages import answered, fitting, items_of, kept, missing
+from letopis.adapters._messages import Waits, answered, fitting, items_of, kept, missing
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message, RecordedMessage, StoreUnavailable
 from letopis.store.cancellation import run_to_completion
@@ -97,7 +97,7 @@ class LetopisChatStore(AsyncDBChatStore):
             return _from_messages(found[begin:end])
         messages = [one.message for one in found[begin:end]]
         # With an offset, the result may be among those that are left out.
-        waits = answered if end == len(found) else lambda message, call: True
+        waits: Waits = answered if end == len(found) else lambda message, call: True
         return fitting(messages, _from_messages, last=limit, whole=whole and begin == 0, waits=waits)
 
     async def count_messages(self, key: str, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:

@@ -215,7 +215,7 @@ class RecordReader:
                     tag.c.value == encode_tag(value),
                 ),
             )
-        order = [records.c.scope, records.c.namespace, records.c.record_key]
+        order: list[sa.ColumnElement[Any]] = [records.c.scope, records.c.namespace, records.c.record_key]
         if end is not None:
             statement = statement.where(order[2] < end)
         if after is not None:
@@ -226,7 +226,7 @@ class RecordReader:
             else:
                 same = sa.and_(order[0] == scope, order[1] == namespace, order[2] > key)
                 statement = statement.where(sa.or_(beyond, same))
-        by = [order[2].desc(), *order[:2]] if reverse else order
+        by: list[sa.ColumnElement[Any]] = [order[2].desc(), *order[:2]] if reverse else order
         rows = await connection.execute(statement.order_by(*by).limit(sa.literal_column(str(limit))))
         return [_record(row, None) for row in rows]
 
