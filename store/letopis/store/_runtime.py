@@ -113,7 +113,9 @@ class StoreRuntime:
         if (components := self._components) is not None:
             return components
         async with self._preparing:
-            return self._components or await self.shielded(self._prepare())
+            if self._components is None:
+                return await self.shielded(self._prepare())
+            return self._components
 
     async def read(self, read: Callable[[Reader, AsyncConnection], Awaitable[T]]) -> T:
         """Return what ``read`` returns; on PostgreSQL each of its statements sees its own moment."""
@@ -213,7 +215,7 @@ class StoreRuntime:
         if self.fast_reader is not None:
             self.fast_reader.use(partitions=partitions, upcasters=self._upcasters)
         # Kept here, because the caller may have been cancelled.
-        self._components = build_components(
+        self._components = components = build_components(
             self.engine,
             self.readers,
             self.dialect,
@@ -224,7 +226,7 @@ class StoreRuntime:
             whole=self.shielded,
             erased=self._wal_truncator.schedule,
         )
-        return self._components
+        return components
 
     @contextmanager
     def _setup(self) -> Iterator[None]:
