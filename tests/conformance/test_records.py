@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from letopis.outbox import History, RecordPut
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.history.records import Records
+from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.outbox.relay.relay import Relay
 from letopis.store import (
     ABSENT,
@@ -24,6 +25,7 @@ from letopis.store import (
     InvalidInput,
     Message,
     OutboxFull,
+    OutboxUnavailable,
     RecordConflict,
     StoreUnavailable,
 )
@@ -264,6 +266,52 @@ async def test_pages_hold_what_is_pending_and_skip_what_is_gone(bot: History) ->
     assert [one.value for one in before] == [24, 23]
     assert [one.value for one in await records.list(CP, tags={"third": True}, start="30")] == [30, 33, 36, 39]
     assert not await records.list(CP, tags={"third": 1})
+
+
+async def test_a_list_beside_writers_claims_no_damage(bot: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value is replaced between the look into the file and the answer of the store, in every attempt."""
+    records = bot.records(conversation=CHAT)
+    for key in "abc":
+        await records.put(CP, key, 0)
+    await deliver(bot)
+    real, rounds = StoreGateway.read, 0
+
+    async def read(self: StoreGateway, *args: Any, **options: Any) -> Any:
+        nonlocal rounds
+        rounds += 1
+        for key in "abcd":
+            await records.put(CP, key, rounds)
+        if rounds % 2:
+            await deliver(bot)
+        return await real(self, *args, **options)
+
+    await records.put(CP, "b", -1)
+    monkeypatch.setattr(StoreGateway, "read", read)
+    for _ in range(6):
+        before = rounds
+        page = await records.list(CP, limit=2)
+        assert [one.key for one in page] == ["a", "b"] and page.complete
+        assert all(before <= max(one.value, 0) <= rounds for one in page)
+        assert before <= await value(records, "c") <= rounds
+
+
+async def test_damage_is_told_where_one_look_into_the_file_shows_it(bot: History) -> None:
+    records = bot.records(conversation=CHAT)
+    await records.put(CP, "a", 1)
+    await records.put(CP, "b", 2)
+    await bot.outbox.write(
+        lambda connection: (
+            connection.exec_driver_sql(
+                "DELETE FROM letopis_outbox_record_bodies"
+                " WHERE position = (SELECT max(position) FROM letopis_outbox_events)"
+            ).rowcount
+        )
+    )
+    assert await value(records, "a") == 1
+    assert [one.key for one in await records.list(CP, values=False)] == ["a", "b"]
+    for read in (records.get(CP, "b"), records.list(CP)):
+        with pytest.raises(OutboxUnavailable, match="value of a record is missing"):
+            await read
 
 
 async def test_while_the_store_is_away_a_record_is_read_or_the_answer_is_an_error(

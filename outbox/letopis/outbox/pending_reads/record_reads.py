@@ -18,7 +18,6 @@ from letopis.outbox.event_log.records.log import StoreLook
 from letopis.outbox.event_log.records.lookups import (
     LocalChange,
     LocalRecords,
-    read_bodies,
     read_pending,
     read_places,
     read_range,
@@ -71,21 +70,18 @@ class RecordReads:
 
         :param new: what the outbox does not know does not exist, if the history store does not answer.
         :raises StoreUnavailable: the history store does not answer, and the outbox does not know a record.
+        :raises OutboxUnavailable: the file lacks the value of a record.
         """
-        for _ in range(_MAX_ATTEMPTS):
-            local = await self._outbox.read(lambda connection: read_places(connection, scope, places, values=values))
-            found: dict[RecordKey, Record | None] = {}
-            asked = [place for place in places if not _decide_pending(scope, local, place, found, values=values)]
-            if asked:
-                view = await self._ask(scope, asked, values=values)
-                if view is None:
-                    _decide_alone(local, asked, found, values=values, new=new)
-                else:
-                    _decide_with(scope, local, view, asked, found, values=values)
-            if len(found) == len(places):
-                return found
-            # A value went between two statements, because a later one replaced it: that one is found now.
-        raise OutboxUnavailable("the value of a record is missing in the outbox file: run `letopis outbox verify`")
+        local = await self._outbox.read(lambda connection: read_places(connection, scope, places, values=values))
+        found: dict[RecordKey, Record | None] = {}
+        asked = [place for place in places if not _decide_pending(scope, local, place, found, values=values)]
+        if asked:
+            view = await self._ask(scope, asked, values=values)
+            if view is None:
+                _decide_alone(local, asked, found, values=values, new=new)
+            else:
+                _decide_with(scope, local, view, asked, found, values=values)
+        return found
 
     async def look(self, scope: Scope, places: Collection[RecordKey]) -> StoreLook | None:
         """Return what the history store holds of records; ``None`` if it does not answer."""
@@ -119,7 +115,9 @@ class RecordReads:
         origin_id = self._outbox.origin.origin_id
         since: Mapping[str, int] | None = None
         for _ in range(_MAX_ATTEMPTS):
-            local = await self._outbox.read(partial(read_range, scope=scope, where=where, since=since))
+            local = await self._outbox.read(
+                partial(read_range, scope=scope, where=where, since=since, values=limit if values else 0)
+            )
             view = await self._gateway.read(
                 lambda store: store.outbox_access.record_page(
                     scope, where, limit=limit, origin_id=origin_id, values=values
@@ -139,37 +137,35 @@ class RecordReads:
             merged = _merge_page(scope, local, view, where)
             chosen = merged[:limit]
             after = chosen[-1].place if len(chosen) < len(merged) else view.records[-1].place if view.full else None
-            wanted = [one.position for one in chosen if isinstance(one, LocalChange)] if values else []
-            bodies = await self._outbox.read(partial(read_bodies, positions=wanted)) if wanted else {}
-            if any(position not in bodies for position in wanted):
+            puts = [one for one in chosen if isinstance(one, LocalChange)]
+            if values and any(one.position not in local.bodies for one in puts):
                 since = None
-                continue  # replaced meanwhile
+                continue  # earlier ones were delivered meanwhile, and are gone from the store already
             return RecordSlice(
                 records=[
-                    _local_record(one, bodies.get(one.position), saved=not local.is_pending(one))
+                    _local_record(one, _value(local, one, values=values), saved=not local.is_pending(one))
                     if isinstance(one, LocalChange)
                     else stored_record(one)
                     for one in chosen
                 ],
                 next=after,
             )
-        raise OutboxUnavailable("the value of a record is missing in the outbox file: run `letopis outbox verify`")
+        raise OutboxUnavailable("the records change faster than they can be read: read them again")
 
     async def _page_alone(self, scope: Scope, where: RecordRange, *, limit: int, values: bool) -> RecordSlice:
         """Return a page of what the file retains; what is gone from it is not known to be gone."""
 
         def read(connection: sa.Connection) -> RecordSlice:
-            local = read_range(connection, scope, where, since={})
+            local = read_range(connection, scope, where, since={}, values=limit if values else 0)
             present = sorted(
                 (one for one in local.changes.values() if one.present), key=lambda one: one.place, reverse=where.reverse
             )
             chosen = present[:limit]
-            bodies = read_bodies(connection, (one.position for one in chosen)) if values else {}
             return RecordSlice(
                 records=[
-                    _local_record(one, bodies.get(one.position), saved=not local.is_pending(one), current=False)
+                    _local_record(one, local.bodies.get(one.position), saved=not local.is_pending(one), current=False)
                     for one in chosen
-                    if not values or one.position in bodies
+                    if not values or local.bodies[one.position] is not None
                 ],
                 next=chosen[-1].place if len(chosen) < len(present) else None,
                 complete=False,
@@ -281,11 +277,21 @@ def _decide_local(
     saved: bool,
     current: bool = True,
 ) -> None:
-    body = local.bodies.get(change.position)
     if not change.present:
         found[change.place] = None
-    elif body is not None or not values:
+    else:
+        body = _value(local, change, values=values)
         found[change.place] = _local_record(change, body, saved=saved, current=current)
+
+
+def _value(local: LocalRecords, change: LocalChange, *, values: bool) -> bytes | None:
+    """Return the value of a put, which was read in one snapshot with it.
+
+    :raises OutboxUnavailable: the file lacks it.
+    """
+    if values and local.bodies[change.position] is None:
+        raise OutboxUnavailable("the value of a record is missing in the outbox file: run `letopis outbox verify`")
+    return local.bodies.get(change.position)
 
 
 def _decide_with(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
@@ -66,14 +67,14 @@ class LocalRecords:
     :ivar delivered: by lane; lanes without a change are left out.
     :ivar pruned: by lane.
     :ivar clears: lane, sequence and prefix.
-    :ivar bodies: by position, as far as they were asked for.
+    :ivar bodies: by position, as far as they were asked for; ``None`` where the file lacks one, which is damage.
     """
 
     changes: Mapping[RecordKey, LocalChange]
     delivered: Mapping[str, int]
     pruned: Mapping[str, int]
     clears: Sequence[tuple[str, int, bytes]] = ()
-    bodies: Mapping[int, bytes] = field(default_factory=dict)
+    bodies: Mapping[int, bytes | None] = field(default_factory=dict)
 
     def is_pending(self, change: LocalChange) -> bool:
         """Return True if a change is not delivered yet."""
@@ -94,7 +95,7 @@ def read_places(
     """Return the newest changes of some records, with their values."""
     lanes = _lanes(connection, {scope.lane(place[0]) for place in places})
     changes: dict[RecordKey, LocalChange] = {}
-    bodies: dict[int, bytes] = {}
+    bodies: dict[int, bytes | None] = {}
     for place in places:
         name = scope.lane(place[0])
         if name not in lanes:
@@ -102,8 +103,8 @@ def read_places(
         row = fetch_one(connection, _OF_KEY, (lanes[name][0], *place))
         if row is not None:
             found = changes[place] = _change(name, row)
-            if values and found.present and (body := _body(connection, found.position)) is not None:
-                bodies[found.position] = body
+            if values and found.present:
+                bodies[found.position] = _body(connection, found.position)
     return LocalRecords(
         changes=changes,
         delivered={name: row[2] for name, row in lanes.items()},
@@ -114,11 +115,17 @@ def read_places(
 
 
 def read_range(
-    connection: sa.Connection, scope: Scope, where: RecordRange, *, since: Mapping[str, int] | None = None
+    connection: sa.Connection,
+    scope: Scope,
+    where: RecordRange,
+    *,
+    since: Mapping[str, int] | None = None,
+    values: int = 0,
 ) -> LocalRecords:
-    """Return the changes of a range of records that are not delivered, without their values.
+    """Return the changes of a range of records that are not delivered.
 
     :param since: after these sequences instead, where the history store holds less than was delivered.
+    :param values: the number of puts, from the beginning of the range, whose values are read with them.
     """
     lanes = _lanes(connection, scope.lanes)
     changes: dict[RecordKey, LocalChange] = {}
@@ -128,11 +135,14 @@ def read_range(
             found = _change(name, row)
             if where.holds(found.place):
                 changes[found.place] = found
+    puts = (place for place in sorted(changes, reverse=where.reverse) if changes[place].present) if values else ()
+    positions = [changes[place].position for place in islice(puts, values)]
     return LocalRecords(
         changes=changes,
         delivered={name: row[2] for name, row in lanes.items()},
         pruned={name: row[3] for name, row in lanes.items()},
         clears=_clears(connection, lanes),
+        bodies={position: _body(connection, position) for position in positions},
     )
 
 
@@ -145,12 +155,6 @@ def read_pending(connection: sa.Connection) -> tuple[list[LocalChange], list[tup
 def pruned_lanes(connection: sa.Connection, lanes: Collection[str]) -> dict[str, int]:
     """Return up to where the file has pruned lanes of records; those that it keeps whole are left out."""
     return {name: row[3] for name, row in _lanes(connection, lanes).items() if row[3]}
-
-
-def read_bodies(connection: sa.Connection, positions: Iterable[int]) -> dict[int, bytes]:
-    """Return the values of puts by position; those that are gone are left out."""
-    found = {position: _body(connection, position) for position in positions}
-    return {position: body for position, body in found.items() if body is not None}
 
 
 def _lanes(connection: sa.Connection, names: Collection[str]) -> dict[str, Sequence[Any]]:
