@@ -664,6 +664,25 @@ async def test_a_message_longer_than_any_limit_of_a_database_is_indexed(store: C
     assert (await store.search("ответ")).complete
 
 
+async def test_a_phrase_is_found_behind_very_many_of_its_words(store: ConversationStore) -> None:
+    """PostgreSQL keeps 256 positions of a word."""
+    outbox = Outbox()
+    outbox.append("a", Message.user("tea " * 256 + "and green tea", id="late"), Message.user("green tea", id="short"))
+    outbox.append("b", Message.user("green " + "and tea " * 300, id="apart"), Message.user("teas, green", id="turned"))
+    await outbox.deliver(store)
+    await indexed(store)
+
+    for query, expected in (
+        ('"green tea"', {"late", "short"}),
+        ("green-tea", {"late", "short"}),
+        ("green-teas", {"late", "short"}),
+        ('"tea tea"', {"late"}),
+        ('tea -"green tea"', {"apart", "turned"}),
+        ('green -"tea tea"', {"short", "apart", "turned"}),
+    ):
+        assert {hit.message.id for hit in await store.search(query)} == expected, query
+
+
 async def test_a_message_that_is_said_twice_under_one_id_is_found_as_it_stands(store: ConversationStore) -> None:
     outbox = Outbox()
     outbox.append("c", Message.user("ответ", id="m"))

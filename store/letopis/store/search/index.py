@@ -33,6 +33,8 @@ _VALUES: Final = tuple(name for name in _COLUMNS if name not in _KEY)
 _GENERATIONS: Final = (GENERATION - 1, GENERATION)
 MAX_RANKED: Final = 5_000
 """Messages that one search ranks: of more that match, those that were indexed last."""
+MAX_POSITIONS: Final = 256
+"""Positions of a word that PostgreSQL keeps in a ``tsvector``."""
 IndexRow = tuple[Any, ...]
 
 
@@ -279,7 +281,11 @@ class SQLiteIndex(Index):
 
 
 class PostgreSQLIndex(Index):
-    """A ``tsvector`` with a GIN index: words with the weight A, stems with D, both with their positions."""
+    """A ``tsvector`` with a GIN index: words with the weight A, stems with D, both with their positions.
+
+    A word with more positions than are kept has a second code. A phrase with such a word may be anywhere: its words are
+    looked up, and the text decides, as it does of every hit.
+    """
 
     async def write(self, connection: AsyncConnection, rows: Sequence[IndexRow]) -> None:
         """Write rows, replacing those of the same messages."""
@@ -299,7 +305,8 @@ class PostgreSQLIndex(Index):
         for position, word in enumerate(there, 1):
             found.setdefault(word.exact_code, []).append(f"{position}A")
             found.setdefault(word.stem_code, []).append(str(position))
-        return " ".join(f"{code}:{','.join(positions)}" for code, positions in found.items())
+        more = (_uncounted(code) for code, positions in found.items() if len(positions) > MAX_POSITIONS)
+        return " ".join([*(f"{code}:{','.join(positions)}" for code, positions in found.items()), *more])
 
     def _nothing(self) -> sa.ColumnElement[Any]:
         return sa.literal_column("CAST('' AS tsvector)")
@@ -307,7 +314,7 @@ class PostgreSQLIndex(Index):
     def _match(
         self, query: Query, scope: Sequence[Sequence[str]]
     ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
-        asked = " & ".join([f"({self._wanted(query)})", *(f"!({_followed(term.codes)})" for term in query.excluded)])
+        asked = " & ".join([f"({self._wanted(query)})", *(f"!{_followed(term.codes)}" for term in query.excluded)])
         condition: sa.ColumnElement[bool] = search.c.document.bool_op("@@")(_query(asked))
         for group in scope:
             condition = sa.and_(condition, search.c.scope.bool_op("@@")(_query(" | ".join(group))))
@@ -320,7 +327,7 @@ class PostgreSQLIndex(Index):
 
     @staticmethod
     def _wanted(query: Query) -> str:
-        return " & ".join(f"({' | '.join(map(_followed, _forms(term)))})" for term in query.wanted)
+        return " & ".join(f"({' | '.join(map(_somewhere, _forms(term)))})" for term in query.wanted)
 
 
 class MariaDBIndex(Index):
@@ -410,3 +417,14 @@ def _query(asked: str) -> sa.ColumnElement[Any]:
 
 def _followed(codes: Sequence[str]) -> str:
     return f"({' <-> '.join(codes)})"
+
+
+def _somewhere(codes: Sequence[str]) -> str:
+    if len(codes) == 1:
+        return codes[0]
+    return f"({_followed(codes)} | {' & '.join(codes)} & ({' | '.join(map(_uncounted, codes))}))"
+
+
+def _uncounted(code: str) -> str:
+    """Return the code of a word in messages that have it more often than positions of it are kept."""
+    return f"x{code}"

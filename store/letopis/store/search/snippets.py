@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +15,11 @@ MAX_LENGTH: Final = 200
 CONTEXT_LENGTH: Final = 40
 """Characters before the first mark."""
 _ELLIPSIS: Final = "…"
+_ZERO_WIDTH_JOINER: Final = "\u200d"
+_JOINS: Final = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff\U000e0020-\U000e007f]")
+"""What is invisible and part of a word or of an emoji: a space in its place would tear them."""
+_CONTINUES: Final = re.compile("[\U0001f3fb-\U0001f3ff]")
+"""Skin tones, which colour the emoji before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +37,9 @@ def snippet(text: str, found: Match, *, length: int = MAX_LENGTH) -> Snippet:
     """Return the part of ``text`` with the most matches; all of it where it is short."""
     start, end = (0, len(text)) if len(text) <= length else _window(text, found, length)
     # Each replaced by one space, so that the marks stay in place.
-    piece = "".join(" " if one.isspace() or not one.isprintable() else one for one in text[start:end])
+    piece = "".join(
+        one if _JOINS.match(one) or (one.isprintable() and not one.isspace()) else " " for one in text[start:end]
+    )
     shift = len(_ELLIPSIS) * (start > 0) - start
     return Snippet(
         text=f"{_ELLIPSIS if start > 0 else ''}{piece}{_ELLIPSIS if end < len(text) else ''}",
@@ -73,6 +82,8 @@ def _next_word_start(text: str, start: int, limit: int) -> int:
     for index in range(start, limit):
         if text[index - 1].isspace():
             return index
+    while start < limit and _is_joined(text, start):
+        start += 1
     return start
 
 
@@ -81,7 +92,19 @@ def _last_word_end(text: str, end: int, least: int) -> int:
     for index in range(end, max(least, end - 30), -1):
         if text[index].isspace():
             return index
+    while end > least and _is_joined(text, end):
+        end -= 1
     return end
+
+
+def _is_joined(text: str, index: int) -> bool:
+    """Return True if a character belongs to the one before it, so that the text must not be cut there."""
+    one = text[index]
+    return (
+        text[index - 1] == _ZERO_WIDTH_JOINER
+        or unicodedata.category(one).startswith("M")
+        or bool(_JOINS.match(one) or _CONTINUES.match(one))
+    )
 
 
 def marked_pieces(text: str, marks: Sequence[tuple[int, int]]) -> list[tuple[str, bool]]:
