@@ -12,6 +12,7 @@ from typing import Any, Final
 import pytest
 
 from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
 from letopis.store.errors import ConversationGone
 from letopis.store.model.messages import Message
 
@@ -93,7 +94,11 @@ def test_without_waiting_the_relay_delivers_it(letopis: Any) -> None:
         (["a1", "--reset", "--yes"], 2, "--reason"),
         (["a1", "--reset", "--reason", "r"], 2, "stdin is not a terminal"),
         (["a1", "nobody", "--reset", "--reason", "r", "--yes"], 3, "no conversation 'nobody'; nothing was erased"),
-        (["--owner", "nobody", "--reset", "--reason", "r", "--yes"], 3, "no conversations of this owner"),
+        (
+            ["--owner", "nobody", "--reset", "--reason", "r", "--yes"],
+            3,
+            "no conversations and no records of this owner",
+        ),
     ],
 )
 def test_a_mistake_erases_nothing(arguments: list[str], code: int, said_of_it: str, letopis: Any) -> None:
@@ -115,6 +120,56 @@ def test_an_owner_is_not_erased_by_half_while_the_store_is_away(letopis: Any) ->
 
     assert code == 75
     assert "nothing was erased" in error
+
+
+def test_the_records_of_an_owner_without_conversations_are_erased(letopis: Any) -> None:
+    async def put() -> None:
+        async with History.open("other.outbox.db", store="sqlite:///bot.history.db") as history:
+            await history.records(owner="42").put(("profile",), "likes", {"said": f"{SECRET} record"})
+            assert await history.drained(30)
+        async with History.open("bot.outbox.db") as history:
+            await history.append("b1", Message.user("hello"), owner="7")
+            assert await history.drained(30)
+
+    asyncio.run(put())
+    arguments = ("history", "erase", "--owner", "42", "--delete", "--reason", "asked", "--wait", "--yes")
+
+    code, out, error = letopis(*arguments)
+
+    assert (code, out) == (0, "")
+    assert "all records of the owner" in error
+    assert not holds(f"{SECRET} record")
+    assert letopis(*arguments)[0] == 3
+
+
+@pytest.mark.usefixtures("said")
+@pytest.mark.parametrize("reached", ["appended", "delivered", "carried out in part"])
+def test_an_erasure_that_was_interrupted_is_completed_by_a_repetition(reached: str, letopis: Any) -> None:
+    """The first run is killed after it has appended, or while the history store erases a long conversation."""
+
+    async def begin() -> None:
+        async with History.open("bot.outbox.db", relay=False) as history:
+            if reached == "carried out in part":
+                for start in range(0, 3_000, 500):
+                    await history.append("a1", *(Message.user(f"{SECRET} {start + n}") for n in range(500)))
+            for name in ("a1", "a2"):
+                await history.delete(name, reason="asked")
+            if reached != "appended":
+                await history.records(owner="42").erase()
+                await Relay(history.outbox, history.store).drain_once()
+
+    asyncio.run(begin())
+    arguments = ("history", "erase", "--owner", "42", "--delete", "--reason", "asked", "--wait", "--yes")
+    code, out, error = letopis(*arguments)
+
+    if reached == "delivered":
+        assert code == 3
+        assert "no erasure pending" in error
+    else:
+        assert (code, out) == (0, "")
+        assert "the history store holds none of the content any more" in error
+    assert not any(holds(f"{SECRET} {one}") for one in ("a1", "a2", "record", "2999"))
+    assert letopis(*arguments)[0] == 3
 
 
 async def append(conversation_id: str) -> None:

@@ -426,14 +426,15 @@ class ConversationStore:
         if one is not None:
             yield one
 
-    async def pending_tasks(self) -> PendingTasks:
+    async def pending_tasks(self, *, owner: str | None = None) -> PendingTasks:
         """Return the long rewinds and deletions that are marked and still to be carried out.
 
         Reads heed a mark at once. Content is out of the database when no task is pending.
 
+        :param owner: count those of one owner's conversations.
         :raises StoreFault: the database failed.
         """
-        return await self._runtime.shielded((await self._runtime.prepared()).steps.pending())
+        return await self._runtime.shielded((await self._runtime.prepared()).steps.pending(owner=owner))
 
     async def run_pending_tasks(self) -> bool:
         """Carry out a part of the pending tasks, for about 0.2 s in one transaction; return False if there are none.

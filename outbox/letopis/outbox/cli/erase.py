@@ -58,7 +58,8 @@ def erase(
 
     The content goes from the log, the search index and this outbox, when the relay has delivered the erasure. Ids,
     times and token counts stay. Backups, and outboxes of other bots, keep theirs. With --owner the history store must
-    be reachable. Exits with 3 if nothing matched, with 2 if confirmation is required and stdin is not a terminal.
+    be reachable; a run that was interrupted is completed by running it again. Exits with 3 if nothing matched and no
+    erasure is pending, with 2 if confirmation is required and stdin is not a terminal.
     """
     import anyio
 
@@ -83,7 +84,7 @@ def erase(
             }
         )
     else:
-        _tell(work, pending, waited=wait)
+        _tell(work, pending, owner, waited=wait)
     if wait and (pending or work.store_rows or work.unerased):
         rows = f", {work.store_rows} rows are left to erase" if work.store_rows else ""
         raise CommandExit(Exit.LATER, f"not complete yet: {pending} events are pending{rows}; the relay continues")
@@ -116,20 +117,24 @@ class _Erasure:
             path, store=found.store, relay=wait, create=False, policy=found.policy, retention=found.retention
         ) as history:
             chosen = await _named(history, names) if owner is None else await _of_owner(history, owner)
-            confirm(_question(chosen, owner, delete=self._delete), yes=yes)
+            records = owner is not None and await _has_records(history, owner)
+            if chosen or records:
+                confirm(_question(chosen, owner, delete=self._delete), yes=yes)
+            elif owner is not None and not await _is_being_erased(history, owner):
+                raise CommandExit(Exit.NOTHING, "no conversations and no records of this owner, and no erasure pending")
             for one in chosen:
                 verb = history.delete if self._delete else history.reset
                 await verb(one.conversation_id, reason=self._reason)
                 self.erased.append(one.conversation_id)
                 self._report(len(self.erased), total=len(chosen))
-            if owner is not None:
+            if owner is not None and (chosen or records):
                 await history.records(owner=owner).erase()
             if wait:
                 await deliver(history, self._report, longest=longest)
-                await self._finish(history, longest)
+                await self._finish(history, owner, longest)
             return (await history.status()).pending
 
-    async def _finish(self, history: History, longest: float | None) -> None:
+    async def _finish(self, history: History, owner: str | None, longest: float | None) -> None:
         """Carry out what the store erases in steps, and wait for the relay to do so here: of very many events."""
         import anyio
 
@@ -138,7 +143,7 @@ class _Erasure:
         with anyio.move_on_after(longest):
             most = 0
             while True:
-                tasks = await history.store.pending_tasks()
+                tasks = await history.store.pending_tasks(owner=owner)
                 self.store_rows, most = tasks.rows, max(most, tasks.rows)
                 self.unerased = await history.outbox.read(count_unerased)
                 if not tasks.tasks:
@@ -169,7 +174,7 @@ async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]
 async def _of_owner(history: History, owner: str) -> list[Conversation]:
     """Return all conversations of an owner that are not deleted yet.
 
-    :raises CommandExit: the history store does not answer, so that some may be missing; or there is none.
+    :raises CommandExit: the history store does not answer, so that some may be missing.
     """
     chosen: list[Conversation] = []
     after: str | None = None
@@ -181,13 +186,33 @@ async def _of_owner(history: History, owner: str) -> list[Conversation]:
             )
         chosen += page
         if (after := page.next) is None:
-            break
-    if not chosen:
-        raise CommandExit(Exit.NOTHING, "no conversations of this owner")
-    return chosen
+            return chosen
+
+
+async def _has_records(history: History, owner: str) -> bool:
+    """Return True if the history store has records of an owner, or the outbox tells anything of them."""
+    from letopis.outbox.event_log.lookups import holds_records_of
+
+    if await history.outbox.read(lambda connection: holds_records_of(connection, owner)):
+        return True
+    after: str | None = None
+    while True:
+        page = await history.records(owner=owner).list(limit=1, after=after, values=False)
+        if len(page) or (after := page.next) is None:
+            return len(page) > 0
+
+
+async def _is_being_erased(history: History, owner: str) -> bool:
+    """Return True if an earlier erasure of what an owner had is not complete."""
+    from letopis.outbox.event_log.lookups import erases_owner
+
+    pending = await history.outbox.read(lambda connection: erases_owner(connection, owner))
+    return pending or (await history.store.pending_tasks(owner=owner)).tasks > 0
 
 
 def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) -> str:
+    if not chosen:
+        return f"Erase the records of owner {printable(owner or '')} for good?"
     messages = sum(one.message_count for one in chosen)
     what = printable(chosen[0].conversation_id) if len(chosen) == 1 else f"{len(chosen)} conversations"
     whose = "" if owner is None else f" of owner {printable(owner)}"
@@ -195,11 +220,12 @@ def _question(chosen: list[Conversation], owner: str | None, *, delete: bool) ->
     return f"Erase {what}{whose}, {messages} messages, for good? {end}"
 
 
-def _tell(work: _Erasure, pending: int, *, waited: bool) -> None:
+def _tell(work: _Erasure, pending: int, owner: str | None, *, waited: bool) -> None:
     for one in work.erased:
         click.echo(printable(one))
     count = len(work.erased)
-    note(f"{count} conversation{'' if count == 1 else 's'} erased")
+    whose = "" if owner is None else ", and all records of the owner"
+    note(f"{count} conversation{'' if count == 1 else 's'} erased{whose}")
     if waited and not pending and not work.store_rows and not work.unerased:
         note("the history store holds none of the content any more")
     elif not waited:

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import Final
 from uuid import UUID
 
+import orjson
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.statements import fetch_all, fetch_one
 from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageAppended
 from letopis.store.model.identifiers import derived_event_id
+from letopis.store.model.records import Scope
 from letopis.store.rules.preconditions import Conflict
 
 # The plus keeps SQLite from reading the whole conversation instead.
@@ -50,6 +52,29 @@ def conversations_of(connection: sa.Connection, message_id: str, *, retained: bo
     """
     statement = _RETAINED_OF if retained else _PENDING_OF
     return [row[0] for row in fetch_all(connection, statement, (MessageAppended.type, message_id, limit))]
+
+
+_ERASING: Final = "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id = ? AND deleted <> 0"
+_ANY_PENDING: Final = (
+    "SELECT 1 FROM letopis_outbox_lanes WHERE owed_since IS NOT NULL AND delivered < head"
+    " AND conversation_id IN (SELECT value FROM json_each(?)) LIMIT 1"
+)
+_HOLDS_RECORDS: Final = (
+    "SELECT 1 FROM letopis_outbox_log WHERE conversation_id = ? AND type <> 'record.cleared' AND data <> '{}' LIMIT 1"
+)
+
+
+def erases_owner(connection: sa.Connection, owner: str) -> bool:
+    """Return True if an erasure of an owner's conversations or records is pending."""
+    names = [row[0] for row in fetch_all(connection, _ERASING, (owner,))]
+    scopes = (Scope.owner(owner), *map(Scope.conversation, names))
+    lanes = orjson.dumps([*names, *(scope.name for scope in scopes)]).decode()
+    return fetch_one(connection, _ANY_PENDING, (lanes,)) is not None
+
+
+def holds_records_of(connection: sa.Connection, owner: str) -> bool:
+    """Return True if the file still tells anything of an owner's records."""
+    return fetch_one(connection, _HOLDS_RECORDS, (Scope.owner(owner).name,)) is not None
 
 
 _HOLDS: Final = "SELECT 1 FROM letopis_outbox_known_ids WHERE event_id = ?"

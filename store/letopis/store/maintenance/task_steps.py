@@ -85,13 +85,16 @@ class TaskSteps:
             sa.select(log_heads.c.closed).where(log_heads.c.partition == sa.bindparam("b_partition"))
         )
 
-    async def pending(self) -> PendingTasks:
-        """Return how much is pending."""
+    async def pending(self, *, owner: str | None = None) -> PendingTasks:
+        """Return how much is pending, in all conversations or in an owner's."""
         statement = sa.select(
             sa.func.count(),
             sa.func.coalesce(sa.func.sum(tasks.c.upto - tasks.c.after), 0),
             sa.func.coalesce(sa.func.sum(sa.case((tasks.c.kind == ERASE, 1), else_=0)), 0),
         ).where(tasks.c.after < tasks.c.upto)
+        if owner is not None:
+            of_it = [conversations.c[name] == tasks.c[name] for name in ("partition", "conversation_id")]
+            statement = statement.where(sa.exists().where(*of_it, conversations.c.owner_id == owner))
         with translated():
             async with self._readers.connect() as connection:
                 await check_connection(connection)
