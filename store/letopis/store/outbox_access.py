@@ -22,7 +22,7 @@ from letopis.store.rules.apply_plan import Origin
 from letopis.store.rules.fold import PathPosition
 from letopis.store.rules.message_figures import LoggedRow
 from letopis.store.rules.preconditions import Conflict, Precondition
-from letopis.store.rules.statistics import PartialStatistics, Period
+from letopis.store.rules.statistics import Erasures, PartialStatistics, Period
 
 T = TypeVar("T")
 
@@ -128,14 +128,27 @@ class OutboxAccess:
         )
 
     async def conversations(
-        self, *, owner: str | None, after: str | None, limit: int, states: Collection[str], oldest_first: bool
-    ) -> Page[Conversation]:
-        """Return a page of conversations as the store's own list does, or the oldest activity first."""
-        return await self._runtime.read(
-            lambda reader, connection: reader.conversations(
+        self,
+        *,
+        owner: str | None,
+        after: str | None,
+        limit: int,
+        states: Collection[str],
+        oldest_first: bool,
+        pending: Collection[str] = (),
+    ) -> tuple[Page[Conversation], dict[str, int]]:
+        """Return a page of conversations as the store's own list does, or the oldest activity first.
+
+        The second value names those of ``pending`` that belong to the owner, with the time of their last activity.
+        """
+
+        async def read(reader: Reader, connection: AsyncConnection) -> tuple[Page[Conversation], dict[str, int]]:
+            page = await reader.conversations(
                 connection, owner=owner, after=after, limit=limit, states=states, oldest_first=oldest_first
             )
-        )
+            return page, {} if owner is None else await reader.owned(connection, owner, pending)
+
+        return await self._runtime.read(read)
 
     async def keep_index(self, limit: int) -> int | None:
         """Read some events into the search index of an SQLite file that was searched before; return how many are left.
@@ -152,11 +165,13 @@ class OutboxAccess:
         finder = (await self._runtime.prepared()).finder
         return await self._runtime.connected(lambda connection: finder.start(connection, conversation))
 
-    async def statistics(self, period: Period, *, origin_id: UUID, lanes: Sequence[str] = ()) -> PartialStatistics:
+    async def statistics(
+        self, period: Period, *, origin_id: UUID, lanes: Sequence[str] = (), erasures: Erasures | None = None
+    ) -> PartialStatistics:
         """Count a period, and return how far lanes of an outbox are counted, to add what lies beyond."""
         reader = (await self._runtime.prepared()).statistics
         return await self._runtime.connected(
-            lambda connection: reader.count(connection, period, origin_id=origin_id, lanes=lanes)
+            lambda connection: reader.count(connection, period, origin_id=origin_id, lanes=lanes, erasures=erasures)
         )
 
     async def heads(self) -> list[int]:

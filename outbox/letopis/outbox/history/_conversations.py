@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -13,10 +14,16 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history._read import HistoryReader
 from letopis.outbox.history.receipts import Receipt
-from letopis.outbox.pending_reads.active_conversation import ActiveConversation, active_alone, merge_active, read_active
+from letopis.outbox.pending_reads.active_conversation import (
+    ActiveConversation,
+    PendingActive,
+    active_alone,
+    merge_active,
+    read_active,
+)
 from letopis.outbox.pending_reads.store_gateway import StoreGateway, is_reachable
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.errors import ConversationGone, InvalidInput
+from letopis.store.errors import ConversationGone, InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.event_types import (
@@ -29,9 +36,10 @@ from letopis.store.model.event_types import (
     ConversationRewound,
     ConversationStarted,
 )
+from letopis.store.model.events import from_microseconds
 from letopis.store.model.identifiers import check_identifier, uuid7
 from letopis.store.read.lineage import Lineage
-from letopis.store.read.paging import DEFAULT_STATES, check_count, check_states
+from letopis.store.read.paging import DEFAULT_STATES, STATES, check_count, check_states
 from letopis.store.read.reader import StoreView
 
 _CURSOR: Final = CursorCodec("owner-conversations", "conversations")
@@ -130,17 +138,24 @@ class Conversations:
 
     async def _active(self, owner: str) -> Conversation | None:
         """Return the conversation that is the owner's active one once all that is pending here is delivered."""
-        marked, unavailable = await self._marked(owner)
-        if marked is not None and not marked.left:
-            found = await self._reader.conversation(marked.conversation_id)
-            if found is not None and found.state == "active":
-                return found.with_changes(active=True)
+        marked, unavailable, pending = await self._marked(owner)
         if marked is None and not unavailable:
             return None
-        return await self._newest(owner, but=None if marked is None else marked.conversation_id)
+        name, moment = (None, None) if marked is None else (marked.conversation_id, marked.left_at)
+        if name is not None and moment is None:
+            found = await self._reader.conversation(name)
+            if found is not None and found.state == "active":
+                return found.with_changes(active=True)
+        left = {one: from_microseconds(at) for one, (_, at) in pending.left.items()}
+        while True:
+            then = None if moment is None else from_microseconds(moment)
+            found = await self._newest(owner, but=name, moment=then, left=left)
+            if found is None or found.state == "active":
+                return None if found is None else found.with_changes(active=True)
+            name, moment = found.conversation_id, pending.left[found.conversation_id][1]  # it has left since, too
 
-    async def _marked(self, owner: str) -> tuple[ActiveConversation | None, bool]:
-        """Return the conversation that was activated last, and whether the store is unavailable."""
+    async def _marked(self, owner: str) -> tuple[ActiveConversation | None, bool, PendingActive]:
+        """Return the conversation that was activated last, whether the store is unavailable, and what is pending."""
         pending = await self._outbox.read(lambda connection: read_active(connection, owner))
         origin_id, lane = self._outbox.origin.origin_id, pending.lane
 
@@ -156,21 +171,42 @@ class Conversations:
 
         found = await self._gateway.read(ask)
         if found is None:
-            return active_alone(pending), True
+            return active_alone(pending), True, pending
         view, head = found
-        return merge_active(pending, view, head=head), False
+        return merge_active(pending, view, head=head), False, pending
 
-    async def _newest(self, owner: str, *, but: str | None) -> Conversation | None:
-        """Return the owner's live conversation with the newest activity, except one."""
+    async def _newest(
+        self, owner: str, *, but: str | None, moment: datetime | None, left: Mapping[str, datetime]
+    ) -> Conversation | None:
+        """Return the owner's live conversation with the newest activity, except one, as the store finds it.
+
+        :param moment: activity after this does not count; ``None`` for all activity.
+        :param left: when conversations were archived or deleted by pending events: until then they were live.
+        """
+        best: tuple[datetime, Conversation] | None = None
         place = None
         while True:
-            page = await self._reader.conversations(owner=owner, after=place, limit=2, states=DEFAULT_STATES)
+            states = DEFAULT_STATES if moment is None else STATES
+            page = await self._reader.conversations(owner=owner, after=place, limit=2, states=states)
             for one in page:
-                if one.conversation_id != but and one.state == "active":
-                    return one.with_changes(active=True)
-            if page.next is None:
-                return None
-            place = page.next
+                live = one.state == "active" or (moment is not None and left.get(one.conversation_id, moment) > moment)
+                if one.conversation_id == but or not live:
+                    continue
+                if moment is None or one.updated_at <= moment:
+                    return one if best is None or best[0] < one.updated_at else best[1]
+                at = await self._active_until(one, moment)
+                if at is not None and (best is None or best[0] < at):
+                    best = at, one
+            if (place := page.next) is None:
+                return None if best is None else best[1]
+
+    async def _active_until(self, conversation: Conversation, moment: datetime) -> datetime | None:
+        """Return the last activity of a conversation up to a moment; ``None`` if it had not begun."""
+        try:
+            then = await self._reader.conversation(conversation.conversation_id, as_of=moment)
+        except StoreUnavailable:
+            return conversation.created_at  # it may have been active since, but that is not known
+        return None if then is None else then.updated_at
 
     async def _owner_of(self, conversation_id: str, owner: str | None = None, *, needed: bool = False) -> str | None:
         """Return the owner of a conversation, so that this outbox knows it too.

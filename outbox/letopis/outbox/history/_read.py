@@ -278,23 +278,24 @@ class HistoryReader:
             updated_at, conversation_id = read_conversations_cursor(after)
             key = ListingKey(updated_at=updated_at, conversation_id=conversation_id)
         pending = await self._outbox.read(lambda connection: read_pending_keys(connection, owner))
-        page = await self._gateway.read(
+        stored = await self._gateway.read(
             lambda store: store.outbox_access.conversations(
-                owner=owner, after=after, limit=limit, states=wanted, oldest_first=oldest_first
+                owner=owner, after=after, limit=limit, states=wanted, oldest_first=oldest_first, pending=pending.keys
             )
         )
-        if page is None:
+        if stored is None:
             retained = await self._outbox.read(
                 lambda connection: read_retained_keys(connection, owner, key, limit + 1, oldest_first=oldest_first)
             )
             listed = merge_list(retained, None, after=key, limit=limit, oldest_first=oldest_first)
         else:
-            listed = merge_list(pending, page, after=key, limit=limit, oldest_first=oldest_first)
+            page, updated = stored
+            listed = merge_list(pending.owned(updated), page, after=key, limit=limit, oldest_first=oldest_first)
         gate = asyncio.Semaphore(MAX_CONCURRENT_CONVERSATIONS)
 
-        async def complete(conversation_id: str, stored: Conversation | None) -> Conversation | None:
-            if stored is not None:
-                return stored
+        async def complete(conversation_id: str, settled: Conversation | None) -> Conversation | None:
+            if settled is not None:
+                return settled
             async with gate:
                 return await self.conversation(conversation_id)
 
@@ -302,7 +303,7 @@ class HistoryReader:
         return Page(
             tuple(one for one in found if one is not None and one.state in wanted),
             next=listed.next,
-            complete=page is not None,
+            complete=stored is not None,
         )
 
     async def events(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+import sqlalchemy as sa
+
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.pending_reads.pending_statistics import (
     LaneRange,
     StaleRead,
     count_messages,
+    pending_erasures,
     pending_lanes,
     pending_ranges,
     retained_lanes,
@@ -18,7 +21,7 @@ from letopis.store.conversation_store import ConversationStore
 from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store
 from letopis.store.model.upcasters import Upcasters
-from letopis.store.rules.statistics import PartialStatistics, Period, Statistics, StatisticsBuilder
+from letopis.store.rules.statistics import Erasures, PartialStatistics, Period, Statistics, StatisticsBuilder
 
 _LANES_PER_READ: Final = 200
 """Lanes that are counted in one read of the file, which other reads wait for."""
@@ -39,8 +42,8 @@ class MessageCounter:
         """Count the messages of a period as ``History.statistics`` does."""
         for _ in range(3):
             # Pending events first: what is delivered after that is recognised by how far its lane has got.
-            pending = await self._outbox.read(lambda connection: pending_lanes(connection, period.owner))
-            counted = await self._count_stored(period, pending)
+            pending, erasures = await self._outbox.read(lambda connection: _pending(connection, period))
+            counted = await self._count_stored(period, pending, erasures)
             if counted is None:
                 break
             counting = counted.counting
@@ -54,18 +57,23 @@ class MessageCounter:
             return counting.result()
         # The store is unavailable, or has lost events that the outbox has pruned: count what the outbox retains.
         retained = await self._outbox.read(lambda connection: retained_lanes(connection, period.owner))
-        counting = StatisticsBuilder(period.by)
+        counting = StatisticsBuilder(period.by, erasures=erasures)
         counting.conversations = len(await self._count_ranges(counting, retained, period))
         return counting.result(complete=False)
 
-    async def _count_stored(self, period: Period, pending: list[LaneRange]) -> PartialStatistics | None:
+    async def _count_stored(
+        self, period: Period, pending: list[LaneRange], erasures: Erasures
+    ) -> PartialStatistics | None:
         # Without the deadline of reads: a count may take longer, and each of its statements has a limit of its own.
         if await self._gateway.read(is_reachable) is None:
             return None
         try:
             with expect_store(self._gateway.bound_to()):
                 return await self._store.outbox_access.statistics(
-                    period, origin_id=self._outbox.origin.origin_id, lanes=[one.conversation_id for one in pending]
+                    period,
+                    origin_id=self._outbox.origin.origin_id,
+                    lanes=[one.conversation_id for one in pending],
+                    erasures=erasures,
                 )
         except StoreFault as fault:
             if fault.fault_class not in UNAVAILABLE_CLASSES:
@@ -84,3 +92,8 @@ class MessageCounter:
                 )
             )
         return names
+
+
+def _pending(connection: sa.Connection, period: Period) -> tuple[list[LaneRange], Erasures]:
+    # What is erased counts in no group, and as before in the sums.
+    return pending_lanes(connection, period.owner), Erasures() if period.by is None else pending_erasures(connection)

@@ -23,12 +23,12 @@ _ACTIVATION: Final = (
 )
 _ORDER: Final = f'$."{ACTIVATION_ORDER_KEY}"'
 _LEAVING: Final = (
-    "SELECT l.conversation_id, max(e.sequence) FROM letopis_outbox_lanes AS l"
+    "SELECT l.conversation_id, max(e.sequence), e.occurred_at FROM letopis_outbox_lanes AS l"
     " JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
     " WHERE l.owner_id = ?1 AND l.owed_since IS NOT NULL AND l.delivered < l.head"
     " AND e.type IN (?2, ?3) GROUP BY l.conversation_id"
 )
-_LEFT: Final = "SELECT max(sequence) FROM letopis_outbox_log WHERE conversation_id = ? AND type IN (?, ?)"
+_LEFT: Final = "SELECT max(sequence), occurred_at FROM letopis_outbox_log WHERE conversation_id = ? AND type IN (?, ?)"
 _LEAVES: Final = (ConversationArchived.type, ConversationDeleted.type)
 
 
@@ -51,11 +51,11 @@ class PendingActive:
 
     :ivar activation: the last one appended here; ``None`` if there was none.
     :ivar left: for each conversation with a pending archive or delete, and for that of ``activation``, the last
-        sequence that archives or deletes it.
+        sequence that archives or deletes it, and when that occurred.
     """
 
     activation: Activation | None
-    left: Mapping[str, int]
+    left: Mapping[str, tuple[int, int]]
 
     @property
     def lane(self) -> str | None:
@@ -67,22 +67,22 @@ class PendingActive:
 class ActiveConversation:
     """The conversation that was activated last.
 
-    :ivar left: whether a pending event has archived or deleted it since, so that another one is active.
+    :ivar left_at: when a pending event has archived or deleted it since, so that another one is active.
     """
 
     conversation_id: str
-    left: bool
+    left_at: int | None
 
 
 def read_active(connection: sa.Connection, owner_id: str) -> PendingActive:
     """Read what is pending about which conversation of an owner is active."""
     cursor = connection.connection.cursor()
     try:
-        left = dict(cursor.execute(_LEAVING, (owner_id, *_LEAVES)).fetchall())
+        left = {row[0]: (row[1], row[2]) for row in cursor.execute(_LEAVING, (owner_id, *_LEAVES)).fetchall()}
         activation = _activation(connection, cursor, owner_id)
         if activation is not None and activation.conversation_id not in left:
-            last = cursor.execute(_LEFT, (activation.conversation_id, *_LEAVES)).fetchone()[0]
-            left[activation.conversation_id] = last or 0
+            last, occurred_at = cursor.execute(_LEFT, (activation.conversation_id, *_LEAVES)).fetchone()
+            left[activation.conversation_id] = (last or 0, occurred_at or 0)
     finally:
         cursor.close()
     return PendingActive(activation=activation, left=left)
@@ -107,7 +107,8 @@ def active_alone(pending: PendingActive) -> ActiveConversation | None:
 
 
 def _active(pending: PendingActive, conversation_id: str, after: int) -> ActiveConversation:
-    return ActiveConversation(conversation_id=conversation_id, left=pending.left.get(conversation_id, 0) > after)
+    sequence, left_at = pending.left.get(conversation_id, (0, 0))
+    return ActiveConversation(conversation_id=conversation_id, left_at=left_at if sequence > after else None)
 
 
 def _activation(connection: sa.Connection, cursor: Any, owner_id: str) -> Activation | None:

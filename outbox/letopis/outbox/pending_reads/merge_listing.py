@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -46,14 +46,24 @@ class ListingKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingKeys:
-    """The conversations in the file that the list needs.
+    """The conversations with pending events, at their places in the list: an owner's and those of unknown owners.
 
-    :ivar known: with their places in the list; of one owner if one is asked for.
-    :ivar unknown: those without a known owner, if one owner is asked for.
+    :ivar unknown: those of unknown owners, if the list is of one owner.
     """
 
-    known: Mapping[str, ListingKey]
-    unknown: frozenset[str]
+    keys: Mapping[str, ListingKey]
+    unknown: frozenset[str] = frozenset()
+
+    def owned(self, updated: Mapping[str, int]) -> dict[str, ListingKey]:
+        """Return the keys of the owner's conversations: delivery moves none of them towards the newest any more.
+
+        :param updated: those that belong to the owner in the history store, with the time of their last activity there.
+        """
+        return {
+            name: replace(key, updated_at=max(key.updated_at, updated.get(name, 0)))
+            for name, key in self.keys.items()
+            if name in updated or name not in self.unknown
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,28 +80,20 @@ class Listing:
 def read_pending_keys(connection: sa.Connection, owner: str | None) -> PendingKeys:
     """Read which conversations have pending events: those of an owner and those without a known owner, or all."""
     rows = _all(connection, _PENDING, (owner,))
-    return PendingKeys(
-        known={
-            row[0]: ListingKey(updated_at=row[1], conversation_id=row[0]) for row in rows if owner is None or not row[2]
-        },
-        unknown=frozenset(row[0] for row in rows if owner is not None and row[2]),
-    )
+    return PendingKeys(keys=_keys(rows), unknown=frozenset(row[0] for row in rows if owner is not None and row[2]))
 
 
 def read_retained_keys(
     connection: sa.Connection, owner: str | None, after: ListingKey | None, limit: int, *, oldest_first: bool = False
-) -> PendingKeys:
+) -> dict[str, ListingKey]:
     """Read the conversations of the file that come next in the list, while the store is unavailable."""
     place = (None, None) if after is None else (after.updated_at, after.conversation_id)
     statement = _OLDEST_RETAINED if oldest_first else _NEWEST_RETAINED
-    rows = _all(connection, statement, (owner, *place, limit))
-    return PendingKeys(
-        known={row[0]: ListingKey(updated_at=row[1], conversation_id=row[0]) for row in rows}, unknown=frozenset()
-    )
+    return _keys(_all(connection, statement, (owner, *place, limit)))
 
 
 def merge_list(
-    pending: PendingKeys,
+    pending: Mapping[str, ListingKey],
     page: Page[Conversation] | None,
     *,
     after: ListingKey | None,
@@ -108,16 +110,13 @@ def merge_list(
         return key > other if oldest_first else key < other
 
     found: dict[ListingKey, Conversation | None] = {
-        key: None for key in pending.known.values() if after is None or follows(key, after)
+        key: None for key in pending.values() if after is None or follows(key, after)
     }
     stored = () if page is None else page.items
     keys = [
         ListingKey(updated_at=to_microseconds(one.updated_at), conversation_id=one.conversation_id) for one in stored
     ]
-    for key, one in zip(keys, stored, strict=True):
-        if key.conversation_id not in pending.known:
-            # Without a known owner, pending events have to be merged with it.
-            found[key] = None if key.conversation_id in pending.unknown else one
+    found |= {key: one for key, one in zip(keys, stored, strict=True) if key.conversation_id not in pending}
     order = sorted(found, reverse=not oldest_first)
     more_stored = page is not None and page.next is not None
     if more_stored:
@@ -130,6 +129,10 @@ def merge_list(
     elif more_stored:
         cursor = keys[-1].cursor
     return Listing(items=tuple((key.conversation_id, found[key]) for key in order), next=cursor)
+
+
+def _keys(rows: Iterable[tuple[Any, ...]]) -> dict[str, ListingKey]:
+    return {row[0]: ListingKey(updated_at=row[1], conversation_id=row[0]) for row in rows}
 
 
 def _all(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:

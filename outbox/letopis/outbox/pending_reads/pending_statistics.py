@@ -9,12 +9,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.lanes import find_lane
+from letopis.outbox.event_log.statements import fetch_all
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.put_back import puts_back
-from letopis.store.rules.statistics import Period, StatisticsBuilder
+from letopis.store.rules.redaction import stripped
+from letopis.store.rules.statistics import Erasures, Period, StatisticsBuilder
 
 _LANES: Final = (
     "SELECT conversation_id, owner_id, pruned, head FROM letopis_outbox_lanes WHERE {conditions}"
@@ -26,6 +28,15 @@ _MESSAGES: Final = (
     " ON s.conversation_id = e.conversation_id AND s.sequence = e.sequence"
     " WHERE e.conversation_id = ? AND e.sequence > ? AND e.sequence <= ? AND e.type = ?"
     " AND (?5 IS NULL OR e.occurred_at >= ?5) AND (?6 IS NULL OR e.occurred_at < ?6)"
+)
+# Only what groups messages is content; roles and tokens stay.
+_ERASURES: Final = (
+    "SELECT l.conversation_id, max(e.sequence), CASE e.type WHEN 'message.redacted'"
+    " THEN json_extract(e.data, '$.message_id') END AS message_id"
+    " FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
+    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND json_valid(e.data)"
+    " AND (e.type IN ('message.redacted', 'conversation.deleted')"
+    " OR e.type = 'conversation.rewound' AND json_extract(e.data, '$.erase') IS TRUE) GROUP BY l.lane, message_id"
 )
 
 
@@ -57,6 +68,14 @@ def pending_lanes(connection: sa.Connection, owner_id: str | None) -> list[LaneR
     if owner_id is not None:
         conditions += " AND coalesce(owner_id, ?1) = ?1"
     return _lanes(connection, conditions, owner_id, alone=False)
+
+
+def pending_erasures(connection: sa.Connection) -> Erasures:
+    """Return what pending events erase."""
+    found = Erasures()
+    for conversation_id, sequence, message_id in fetch_all(connection, _ERASURES):
+        found.setdefault(conversation_id, {})[message_id] = sequence
+    return found
 
 
 def retained_lanes(connection: sa.Connection, owner_id: str | None) -> list[LaneRange]:
@@ -110,6 +129,8 @@ def count_messages(
             while (row := cursor.fetchone()) is not None:
                 counted = True
                 _, data = upcasters.upcast(MessageAppended.type, row[1], _decoded(row[2], row[0]))
+                if counting.erasures.of(one.conversation_id, data.get("message_id"), row[0]):
+                    data = stripped(MessageAppended.type, data)
                 if not puts_back(row[4]):
                     counting.take(data, superseded=bool(row[3]))
             if counted:

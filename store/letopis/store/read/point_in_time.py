@@ -297,8 +297,8 @@ class PointInTimeReader:
             return set()
         everything = {row.m_version for row in rows}
         first = min(everything)
-        # A deletion removes all reactions. Otherwise the reactions since are read, where those are fewer events.
-        if head.deleted or head.version - version > version - first:
+        # A deletion or a reset removes all reactions. Otherwise those since are read, where that takes fewer events.
+        if head.deleted or head.retained or head.version - version > version - first:
             return everything
         since = {
             event.data.get("message_id")

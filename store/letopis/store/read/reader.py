@@ -155,6 +155,15 @@ class Reader:
             next=conversations_cursor(rows[limit - 1].updated_at, rows[limit - 1].conversation_id) if more else None,
         )
 
+    async def owned(self, connection: AsyncConnection, owner: str, names: Collection[str]) -> dict[str, int]:
+        """Return those of some conversations that belong to an owner, with the time of their last activity."""
+        found: dict[str, int] = {}
+        for part in in_batches(names):
+            partitions = sorted({partition_of(name, self._partitions) for name in part})
+            values = {"partitions": partitions, "conversations": part, "owner": owner}
+            found |= {row[0]: row[1] for row in await connection.execute(self._statements.owned, values)}
+        return found
+
     async def messages(
         self, connection: AsyncConnection, conversation_id: str, window: Window
     ) -> Page[RecordedMessage]:

@@ -76,6 +76,11 @@ class ReadStatements:
             .distinct()
             .limit(sa.bindparam("limit"))
         )
+        self.owned = sa.select(conversations.c.conversation_id, conversations.c.updated_at).where(
+            dialect.among(conversations.c.partition, "partitions"),
+            dialect.among(conversations.c.conversation_id, "conversations"),
+            conversations.c.owner_id == sa.bindparam("owner"),
+        )
         self.log = (
             sa.select(*event_columns(events))
             .where(events.c.partition == sa.bindparam("partition"), events.c.position > sa.bindparam("after"))

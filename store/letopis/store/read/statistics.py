@@ -9,7 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.dialects import Dialect
 from letopis.store.database.schema import conversations, events, messages
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
@@ -18,7 +18,7 @@ from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.reader import Reader
 from letopis.store.read.task_marks import erased
 from letopis.store.rules.redaction import stripped
-from letopis.store.rules.statistics import PartialStatistics, Period, StatisticsBuilder
+from letopis.store.rules.statistics import Erasures, PartialStatistics, Period, StatisticsBuilder
 
 MAX_EVENTS_PER_PAGE: Final = 500
 """Events that are held in memory at a time."""
@@ -35,18 +35,25 @@ class StatisticsReader:
         self._statements = dialect.shared(_Statements)
 
     async def count(
-        self, connection: AsyncConnection, period: Period, *, origin_id: UUID | None = None, lanes: Sequence[str] = ()
+        self,
+        connection: AsyncConnection,
+        period: Period,
+        *,
+        origin_id: UUID | None = None,
+        lanes: Sequence[str] = (),
+        erasures: Erasures | None = None,
     ) -> PartialStatistics:
         """Count a period, and return how far lanes of an outbox are counted.
 
+        :param erasures: what the outbox has still to deliver of redactions, resets and deletions.
         :param connection: a connection without a transaction.
         :raises InvalidInput: the key to group by has more than 10,000 values.
         """
         await self._dialect.begin_snapshot(connection)
-        counting = StatisticsBuilder(period.by)
+        counting = StatisticsBuilder(period.by, erasures=erasures)
         named = frozenset(lanes)
         heads = {} if origin_id is None else await self._reader.lane_heads(connection, origin_id, lanes)
-        owned = await self._owned(connection, period.owner, lanes)
+        owned = frozenset(lanes if period.owner is None else await self._reader.owned(connection, period.owner, lanes))
         there: set[str] = set()
         if period.since is None and period.until is None and period.by is None and self._reader.reads_as_stored:
             async for name in self._add_all(connection, period, counting):
@@ -56,6 +63,8 @@ class StatisticsReader:
         async for rows in self._pages(connection, period):
             for row in rows:
                 _, data = self._upcasters.upcast(MessageAppended.type, row.schema_version, _data(row))
+                if counting.erasures.of(row.conversation_id, data.get("message_id")):
+                    data = stripped(MessageAppended.type, data)
                 if row.back is None:
                     counting.take(data, superseded=row.left_at == row.version)
                 if row.conversation_id != last:
@@ -84,18 +93,6 @@ class StatisticsReader:
                     tokens=tokens[row.conversation_id],
                 )
                 yield row.conversation_id
-
-    async def _owned(self, connection: AsyncConnection, owner: str | None, names: Sequence[str]) -> frozenset[str]:
-        if owner is None:
-            return frozenset(names)
-        found: set[str] = set()
-        for part in in_batches(names):
-            rows = await connection.execute(
-                self._statements.owned,
-                {"partitions": self._partitions_of(part), "conversations": part, "owner": owner},
-            )
-            found.update(row.conversation_id for row in rows)
-        return frozenset(found)
 
     async def _pages(self, connection: AsyncConnection, period: Period) -> AsyncIterator[Sequence[sa.Row[Any]]]:
         """Yield the messages of the period, one conversation after the other."""
@@ -185,11 +182,6 @@ class _Statements:
             )
             .where(self._among_partitions, self._among_conversations)
             .group_by(messages.c.conversation_id)
-        )
-        self.owned = sa.select(conversations.c.conversation_id).where(
-            dialect.among(conversations.c.partition, "partitions"),
-            dialect.among(conversations.c.conversation_id, "conversations"),
-            conversations.c.owner_id == sa.bindparam("owner"),
         )
 
     def conversations(self, period: Period) -> sa.Executable:

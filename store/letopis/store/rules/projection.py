@@ -47,7 +47,7 @@ class Projected:
         ``None`` if there is none.
     :ivar released: True if the conversation has ceased to read its parent.
     :ivar activations: the orders of its activations, in order; ``None`` for one without an order.
-    :ivar left: True if it was archived or deleted last, so that it is not the active one any more.
+    :ivar left_at: when it was archived or deleted, if that came last, so that it is not the active one any more.
     :ivar cuts: for stored messages that were not loaded: those after the first version left the path at the second.
     """
 
@@ -61,7 +61,7 @@ class Projected:
     reset_at: int | None = None
     released: bool = False
     activations: list[int | None] = field(default_factory=list)
-    left: bool = False
+    left_at: int | None = None
     cuts: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -160,7 +160,7 @@ class _Projection(MessageSink):
         conflict = self._verdicts.get(item.delivery.sequence)
         if conflict is None:
             if deleted:
-                conflict = Conflict(expected=0, actual=state.version)
+                conflict = Conflict(expected=0, actual=state.version, erased="conversation")
             elif not event.redacted and (item.back or isinstance(body, MessageEdited)):
                 conflict = self._conflict_with_redaction(message_of(event, body))
         if conflict is not None:
@@ -188,7 +188,8 @@ class _Projection(MessageSink):
         redacted = [message.redacted_at for message in self._by_id.get(message_id or "", ())]
         if not redacted or None in redacted:
             return None
-        return Conflict(expected=0, actual=max(version for version in redacted if version is not None))
+        actual = max(version for version in redacted if version is not None)
+        return Conflict(expected=0, actual=actual, erased="message")
 
     def _is_of_redacted(self, event: EncodedEvent, body: Body) -> bool:
         """Return True if an event holds content of a redacted message, superseded or not."""
@@ -197,11 +198,11 @@ class _Projection(MessageSink):
 
     def _note_activity(self, body: Body, event: EncodedEvent) -> None:
         if isinstance(body, ConversationActivated):
-            self.projected.left = False
+            self.projected.left_at = None
             order = None if event.metadata is None else decode(event.metadata).get(ACTIVATION_ORDER_KEY)
             self.projected.activations.append(order if isinstance(order, int) else None)
         elif isinstance(body, ConversationArchived | ConversationDeleted):
-            self.projected.left = True
+            self.projected.left_at = event.occurred_at
 
     def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
         version = self._version

@@ -104,11 +104,24 @@ class _Sums:
             self.answers += role == "assistant"
 
 
-class StatisticsBuilder:
-    """Adds up the data of ``message.appended`` events."""
+class Erasures(dict[str, dict[str | None, int]]):
+    """Where pending events erase messages of conversations, by message id: sequences; ``None`` for all messages."""
 
-    def __init__(self, by: str | None = None) -> None:
+    def of(self, conversation_id: str, message_id: object, sequence: int = 0) -> bool:
+        """Return True if a message is erased that was appended before: in the store, or under a sequence."""
+        found = self.get(conversation_id)
+        return found is not None and max(found.get(None, 0), found.get(str(message_id), 0)) > sequence
+
+
+class StatisticsBuilder:
+    """Adds up the data of ``message.appended`` events.
+
+    :ivar erasures: messages of the history store that are to be counted as they will be without their content.
+    """
+
+    def __init__(self, by: str | None = None, *, erasures: Erasures | None = None) -> None:
         self._by = by
+        self.erasures = erasures or Erasures()
         self._all = _Sums()
         self._groups: dict[str | None, _Sums] = {}
         self.conversations = 0

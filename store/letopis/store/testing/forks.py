@@ -76,6 +76,21 @@ class ForkConformance(StoreConformance):
         assert texts((await store.messages("f", after=0)).items) == ["mine"]
         assert texts((await store.messages("f", before=2)).items) == ["one", "two"]
 
+    async def test_a_redacted_message_keeps_its_reactions_where_a_fork_reads_it(self, store: DestinationStore) -> None:
+        """The parent is reset: what the fork reads of it stays as it was when the fork was made."""
+        outbox = Outbox()
+        outbox.append("p", Message.user("one", id="m"), Message.assistant("two", id="n"))
+        outbox.append("p", *(ReactionAdded(message_id=one, key="like", actor="7") for one in ("m", "n")))
+        outbox.append("p", MessageRedacted(message_id="m"))
+        outbox.append("f", forked("p", 5))
+        await outbox.deliver(store)
+        before = (await store.messages("f")).items
+        outbox.append("p", ConversationRewound(erase=True))
+        await outbox.deliver(store)
+
+        assert (await store.messages("f")).items == before
+        assert [(one.redacted, len(one.reactions)) for one in before] == [(True, 1), (False, 1)]
+
     @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
     async def test_pages_go_on_over_every_seam(self, store: DestinationStore, size: int) -> None:
         """Fork forks of forks, one of them without messages of its own."""

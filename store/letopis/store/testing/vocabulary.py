@@ -342,6 +342,29 @@ class OwnerConformance(VocabularyConformance):
             await outbox.deliver(store)
             assert await self.active(store) == next_
 
+    @pytest.mark.parametrize("together", [True, False])
+    async def test_which_one_becomes_active_does_not_depend_on_when_it_is_delivered(
+        self, store: DestinationStore, outbox: Outbox, together: bool
+    ) -> None:
+        """Activity after an archive or a deletion does not count, and neither does that a successor has left since."""
+        self.start(outbox, "a", "b", "c", "d")
+        steps: list[tuple[str, Any]] = [
+            ("d", self.activated(1)),
+            ("b", Message.user("newest")),
+            ("d", ConversationArchived()),
+            ("a", Message.user("too late")),
+            ("c", Message.user("the newest now")),
+            ("b", ConversationDeleted()),
+            ("a", Message.user("too late again")),
+        ]
+        for name, what in steps:
+            outbox.append(name, what)
+            if not together:
+                await outbox.deliver(store)
+        await outbox.deliver(store)
+
+        assert await self.active(store) == "c"
+
     async def test_deleting_another_conversation_keeps_the_active_one(
         self, store: DestinationStore, outbox: Outbox
     ) -> None:

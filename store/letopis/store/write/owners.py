@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from letopis.store.database.dialects import Dialect, in_batches
-from letopis.store.database.schema import conversations, owners
+from letopis.store.database.schema import conversations, events, owners
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.projection import Projected
 from letopis.store.rules.rows import ConversationRow
@@ -47,16 +48,32 @@ class OwnerStatements:
     """The lookups of owners, compiled once."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self.next_active = (
-            sa.select(conversations.c.conversation_id)
-            .where(
-                conversations.c.owner_id == sa.bindparam("owner"),
-                conversations.c.state == "active",
-                conversations.c.conversation_id != sa.bindparam("conversation"),
-            )
-            .order_by(conversations.c.updated_at.desc(), conversations.c.conversation_id.desc())
+        others = (
+            conversations.c.owner_id == sa.bindparam("owner"),
+            conversations.c.conversation_id != sa.bindparam("conversation"),
+            sa.or_(conversations.c.state == "active", dialect.among(conversations.c.conversation_id, "later")),
+        )
+        updated = conversations.c.updated_at
+        moment: sa.BindParameter[Any] = sa.bindparam("moment")
+        self.newest = (
+            sa.select(updated.label("at"), conversations.c.conversation_id)
+            .where(*others, updated <= moment)
+            .order_by(updated.desc(), conversations.c.conversation_id.desc())
             .limit(1)
         )
+        before = (
+            sa.select(events.c.occurred_at)
+            .where(
+                events.c.partition == conversations.c.partition,
+                events.c.conversation_id == conversations.c.conversation_id,
+                events.c.occurred_at <= moment,
+            )
+            .order_by(events.c.version.desc())
+            .limit(1)
+            .correlate(conversations)
+            .scalar_subquery()
+        )
+        self.newer = sa.select(before.label("at"), conversations.c.conversation_id).where(*others, updated > moment)
         self.locked = dialect.locked(
             sa.select(owners).where(dialect.among(owners.c.owner_id, "owners")).order_by(owners.c.owner_id)
         )
@@ -77,7 +94,7 @@ class Owners:
         concerned: dict[str, list[ConversationRow]] = {}
         for item in projected:
             owner_id = item.row.conversation.owner_id
-            if owner_id is not None and (item.row.number is None or item.activations or item.left):
+            if owner_id is not None and (item.row.number is None or item.activations or item.left_at is not None):
                 concerned.setdefault(owner_id, []).append(item.row)
         names = sorted(concerned, key=str.encode)
         found: dict[str, OwnerRow] = {}
@@ -102,6 +119,7 @@ class Owners:
     async def write(self, projected: Sequence[Projected], rows: Mapping[str, OwnerRow]) -> None:
         """Move the marks of the active conversations, and write the rows of the owners."""
         origin_id = self._transaction.origin.origin_id
+        left: dict[str, list[tuple[int, str]]] = {}
         for item in projected:
             name = item.row.conversation_id
             owner = rows.get(item.row.conversation.owner_id or "")
@@ -109,12 +127,39 @@ class Owners:
                 continue
             for order in item.activations:
                 owner.activate(name, origin_id, order)
-            if item.left and owner.active == name:
-                found = await self._transaction.execute(
-                    self._statements.next_active, owner=owner.owner_id, conversation=name
-                )
-                owner.active, owner.changed = found.scalar(), True
+            if item.left_at is not None:
+                left.setdefault(owner.owner_id, []).append((item.left_at, name))
+        for owner_id, moments in left.items():
+            # In the order in which they left, however many of them are delivered together.
+            for moment, name in sorted(moments):
+                if (owner := rows[owner_id]).active == name:
+                    later = [one for at, one in moments if at > moment]
+                    owner.active, owner.changed = (
+                        await self._next_active(projected, owner_id, name, moment, later),
+                        True,
+                    )
         touched = [owner for owner in rows.values() if owner.new or owner.changed]
         dialect, connection = self._transaction.dialect, self._transaction.connection
         await dialect.insert(connection, owners, [owner.as_row() for owner in touched if owner.new])
         await dialect.overwrite(connection, owners, [owner.as_row() for owner in touched if not owner.new])
+
+    async def _next_active(
+        self, projected: Sequence[Projected], owner_id: str, left: str, moment: int, later: Sequence[str]
+    ) -> str | None:
+        """Return the owner's conversation with the newest activity when the active one left; ``None`` if none is left.
+
+        Activity after that does not count, so that the answer does not depend on when this is delivered.
+
+        :param later: conversations that have left since.
+        """
+        values = {"owner": owner_id, "conversation": left, "moment": moment, "later": list(later)}
+        newest = await self._transaction.execute(self._statements.newest, **values)
+        found: list[tuple[int, str | None]] = [(row.at, row.conversation_id) for row in newest]
+        # The events of this delivery are not in the log yet.
+        fresh = {item.row.conversation_id: item.events for item in projected}
+        for row in await self._transaction.execute(self._statements.newer, **values):
+            events_of = reversed(fresh.get(row.conversation_id, ()))
+            at = next((one.occurred_at for one in events_of if one.occurred_at <= moment), row.at)
+            if at is not None:
+                found.append((at, row.conversation_id))
+        return max(found, default=(0, None))[1]

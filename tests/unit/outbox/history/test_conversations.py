@@ -499,9 +499,10 @@ async def test_on_every_store_it_looks_the_same_before_and_after_the_delivery(
         await history.append("e", Message.user("q", tokens=4), owner="42")
         before = await active(history), await names(history, states=LIVE), await history.statistics(owner="42")
 
+        # When d was deleted, b had the newest activity; e came later.
         assert before == (
-            "e",
-            ["e", "d", "c", "b", "a"],
+            "b",
+            ["b", "e", "d", "c", "a"],
             Statistics(questions=5, answers=1, messages=6, tokens=10, conversations=5),
         )
         await deliver_all(history)
@@ -512,4 +513,4 @@ async def test_on_every_store_it_looks_the_same_before_and_after_the_delivery(
         ) == before
         found = await store.active("42")
         assert found is not None
-        assert (found.conversation_id, found.number) == ("e", 5)
+        assert (found.conversation_id, found.number) == ("b", 2)

@@ -326,8 +326,8 @@ def key(name: str, at: int) -> ListingKey:
     return ListingKey(updated_at=to_microseconds(moment(at)), conversation_id=name)
 
 
-def keys(unknown: frozenset[str] = frozenset(), **at: int) -> PendingKeys:
-    return PendingKeys(known={name: key(name, when) for name, when in at.items()}, unknown=unknown)
+def keys(**at: int) -> dict[str, ListingKey]:
+    return {name: key(name, when) for name, when in at.items()}
 
 
 def test_a_conversation_that_is_delivered_while_the_list_is_read_is_on_it_once() -> None:
@@ -353,9 +353,10 @@ def test_pages_of_a_list_leave_out_what_the_store_has_yet_to_show() -> None:
 
 
 def test_whose_it_is_may_be_known_by_the_store_alone() -> None:
-    page = merge_list(keys(frozenset({"mine"})), Page((listed("mine", 2),)), after=None, limit=2)
+    pending = PendingKeys(keys=keys(mine=9, known=1, theirs=8), unknown=frozenset({"mine", "theirs"}))
+    updated = {"mine": key("mine", 2).updated_at, "known": key("known", 4).updated_at}
 
-    assert page.items == (("mine", None),)
+    assert pending.owned(updated) == keys(mine=9, known=4)  # where they will be once all is delivered, or are already
 
 
 def test_the_active_conversation_is_the_one_activated_last_unless_it_was_left_since() -> None:
@@ -366,8 +367,8 @@ def test_the_active_conversation_is_the_one_activated_last_unless_it_was_left_si
     assert mine.lane == "new"
     assert merge_active(mine, theirs, head=3).conversation_id == "new"  # type: ignore[union-attr]
     assert merge_active(mine, theirs, head=4).conversation_id == "c"  # type: ignore[union-attr]
-    assert merge_active(replace(mine, left={"new": 5}), theirs, head=3).left  # type: ignore[union-attr]
-    assert not merge_active(replace(mine, left={"new": 3}), theirs, head=3).left  # type: ignore[union-attr]
-    assert merge_active(replace(mine, left={"c": 3}), theirs, head=4).left  # type: ignore[union-attr]
+    assert merge_active(replace(mine, left={"new": (5, 50)}), theirs, head=3).left_at == 50  # type: ignore[union-attr]
+    assert merge_active(replace(mine, left={"new": (3, 30)}), theirs, head=3).left_at is None  # type: ignore[union-attr]
+    assert merge_active(replace(mine, left={"c": (3, 30)}), theirs, head=4).left_at == 30  # type: ignore[union-attr]
     assert merge_active(PendingActive(activation=None, left={}), EMPTY_VIEW, head=0) is None
     assert active_alone(mine).conversation_id == "new"  # type: ignore[union-attr]
