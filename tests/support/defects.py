@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final
 from unittest.mock import patch
 from uuid import UUID
@@ -24,6 +24,7 @@ from letopis.outbox.event_log import lanes as outbox_lanes
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.records import log as record_log
+from letopis.outbox.event_log.records import lookups as record_lookups
 from letopis.outbox.event_log.records.changes import PreparedChange
 from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.file.committer import Committer
@@ -31,6 +32,7 @@ from letopis.outbox.history._append import Appender
 from letopis.outbox.history.history import History
 from letopis.outbox.history.records import RecordReceipt, Records
 from letopis.outbox.pending_reads.read_path import ReadPath
+from letopis.outbox.pending_reads.record_reads import RecordReads
 from letopis.outbox.relay import dispatcher, write_back
 from letopis.outbox.relay.dispatcher import Dispatcher
 from letopis.outbox.relay.poison_isolation import PoisonIsolation
@@ -269,6 +271,43 @@ def _() -> Iterable[Replacement]:
         return merge(pending, None, None) if found is None else merge(pending, *found)
 
     yield ReadPath, "read", lambda real: store_first
+
+
+@defect("an outbox trusts its own file about the path")
+def _() -> Iterable[Replacement]:
+    def trusting(real: Any) -> Any:
+        def add(self: UsedIds, row: Any) -> Any:
+            use = self.ids[int.from_bytes(row[0])] = real(self, row)._replace(delivered=False)
+            return use
+
+        return add
+
+    yield UsedIds, "_add_row", trusting
+
+
+@defect("the values of a list of records are read after it")
+def _() -> Iterable[Replacement]:
+    class Torn:
+        def __init__(self, outbox: Any) -> None:
+            self._outbox = outbox
+            self.origin = outbox.origin
+
+        async def read(self, fn: Any) -> Any:
+            local = await self._outbox.read(partial(fn, values=0))
+            await asyncio.sleep(READ_GAP_SECONDS)
+            positions = [one.position for one in local.changes.values() if one.present]
+            bodies = await self._outbox.read(
+                lambda connection: {position: record_lookups._body(connection, position) for position in positions}
+            )
+            return replace(local, bodies=bodies)
+
+    def torn(real: Any) -> Any:
+        async def page(self: RecordReads, *args: Any, **options: Any) -> Any:
+            return await real(RecordReads(Torn(self._outbox), self._gateway), *args, **options)
+
+        return page
+
+    yield RecordReads, "page", torn
 
 
 # --- the relay ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from letopis.store import ConversationStore, InvalidInput
 from tests.proof.options import Options
 from tests.proof.reads.client import Client, Reads
 from tests.proof.reads.restoring import restoring
+from tests.proof.reads.shared import list_records, share
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import each, fresh
 from tests.support.defects import planted
@@ -23,6 +24,10 @@ from tests.support.defects import planted
 PRUNED: Final = "reads while all is delivered, rewound, forked and pruned: what was acknowledged before, once, in order"
 RESTORED: Final = "the same, while the store is put back to an earlier state again and again"
 CONTROL: Final = "the same, with the store read before the outbox"
+SHARED: Final = "two outboxes share conversations: what is saved is shown, each is listed, the active one is one"
+SHARED_CONTROL: Final = "the same, with outboxes that trust their own file about the path"
+RECORDS: Final = "records are listed while eight writers put them"
+RECORDS_CONTROL: Final = "the same, with values that are read after the list"
 CLIENTS: Final = 6
 TIMEOUT_SECONDS: Final = 1_200.0
 """Seconds after which it is not waited for more reads."""
@@ -45,6 +50,30 @@ def prove(options: Options) -> Iterator[Row]:
             path = options.folder / f"{store.kind}-control.db"
             reads, _ = asyncio.run(_read(other.url, path, 20_000, options.seed, defect=True))
         yield row_of(CONTROL, store.kind, count=reads.count, unit="reads", problems=reads.problems, control=True)
+        yield from _shared(store.kind, options)
+
+
+def _shared(kind: str, options: Options) -> Iterator[Row]:
+    """Yield the rows of two outboxes on one store, and of lists of records."""
+    many, few = options.many(3_000, 40), options.many(2_000, 100)
+    for what, defect, control in (
+        (SHARED, None, False),
+        (SHARED_CONTROL, "an outbox trusts its own file about the path", True),
+    ):
+        with fresh(kind, options.folder, f"reads-shared-{control}") as other, planted(*([defect] if defect else [])):
+            folder = options.folder / f"{kind}-shared-{control}"
+            folder.mkdir(parents=True)
+            reads = asyncio.run(share(other.url, folder, many, options.seed, defect=control))
+        least = 0 if control else 3_000
+        yield row_of(what, kind, reads.count, least, "reads", reads.problems, control=control)
+    for what, defect, control in (
+        (RECORDS, None, False),
+        (RECORDS_CONTROL, "the values of a list of records are read after it", True),
+    ):
+        with fresh(kind, options.folder, f"reads-records-{control}") as other, planted(*([defect] if defect else [])):
+            path = options.folder / f"{kind}-records-{control}.db"
+            reads = asyncio.run(list_records(other.url, path, few, defect=control))
+        yield row_of(what, kind, reads.count, 0 if control else 2_000, "lists", reads.problems, control=control)
 
 
 def _row(what: str, kind: str, reads: Reads, least: int, notes: str = "") -> Row:

@@ -10,10 +10,12 @@ from typing import Any, Final
 import orjson
 import sqlalchemy as sa
 
-from letopis.outbox.event_log.effects import erase_delivered
+from letopis.outbox.event_log.effects import erase_delivered, erase_superseded
 from letopis.outbox.event_log.lanes import Lane, find_lane, incarnation_of
+from letopis.outbox.event_log.records.log import erase_scope
 from letopis.outbox.event_log.statements import query_one
 from letopis.store.errors import OutboxUnavailable
+from letopis.store.model.records import Scope
 from letopis.store.rules.preconditions import Conflict
 
 MAX_FAULT_LENGTH: Final = 500
@@ -100,7 +102,8 @@ def acknowledge(
     """Advance lanes to what the history store has confirmed and clear their fault.
 
     Lanes never move back or beyond their head; such requests are returned in ``missed`` because the caller's view was
-    stale. The content of a conversation whose deletion is delivered is erased from the file, long ones in part.
+    stale. The content of a conversation whose deletion is delivered is erased from the file, long ones in part, and so is
+    what the history store has erased through another outbox.
 
     :param delivered: conversation id to the last sequence that the history store holds.
     :param superseded: the conflicts that the history store found, by conversation and sequence.
@@ -124,6 +127,7 @@ def acknowledge(
             raise OutboxUnavailable(
                 f"{cursor.rowcount} of {len(moved)} lanes took their acknowledgement: it will be retried"
             )
+        erased = False
         for conversation_id, conflicts in (superseded or {}).items():
             cursor.executemany(
                 _SUPERSEDE,
@@ -132,7 +136,11 @@ def acknowledge(
                     for sequence, conflict in conflicts.items()
                 ],
             )
-        erased = bool(moved) and erase_delivered(cursor, orjson.dumps(list(moved)).decode())
+            emptied, deleted = erase_superseded(cursor, conversation_id, conflicts)
+            if deleted:
+                erase_scope(cursor, Scope.conversation(conversation_id), now_us)
+            erased = erased or emptied
+        erased = (bool(moved) and erase_delivered(cursor, orjson.dumps(list(moved)).decode())) or erased
         return Acknowledged(
             events=sum(moved.values()), missed=tuple(one for one in delivered if one not in moved), erased=erased
         )

@@ -42,6 +42,9 @@ class Prepared:
     :ivar shown: messages that the writer has read, with the content that they have here, and that this append takes off
         the path: the event that each was read from, by the id of its event here.
     :ivar put_back: ``False`` to refuse messages that have left the path, and not to put them back on it.
+    :ivar on_path: the events of messages that are on the path in the history store; other messages that were delivered,
+        and that no event here took off it, are put back: another outbox may have. ``None`` to trust the file.
+    :ivar ask: True to raise :class:`PathUnknown` instead, so that the history store can be asked.
     """
 
     conversation_id: str
@@ -52,6 +55,8 @@ class Prepared:
     aliases: Mapping[UUID, UUID] = field(default_factory=dict)
     shown: Mapping[UUID, UUID] = field(default_factory=dict)
     put_back: bool = True
+    on_path: Collection[UUID] | None = None
+    ask: bool = False
 
 
 def prepare(

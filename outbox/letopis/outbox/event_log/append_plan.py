@@ -11,7 +11,7 @@ import orjson
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
 from letopis.outbox.event_log.known_path import KnownPath
-from letopis.outbox.event_log.reused_ids import IdUse, UsedIds
+from letopis.outbox.event_log.reused_ids import IdUse, PathUnknown, UsedIds
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse, VersionConflict
 from letopis.store.model.codec import EncodedEvent, decode, encode
 from letopis.store.model.event_types import ConversationActivated, ConversationDeleted, ConversationStarted
@@ -213,6 +213,7 @@ class AppendPlan:
 
         :raises EventIdReused: an id of it holds other content or was erased, or its message has left the path and is
             not to be put back.
+        :raises PathUnknown: the history store has to be asked first.
         :raises ConversationGone: its content was erased with the conversation.
         """
         events, known = prepared.events, self.used.ids
@@ -222,6 +223,7 @@ class AppendPlan:
         found = _Sorted([], [], None if path is None else path.copy())
         # Ids of this append; the plan learns them only once the whole append is accepted.
         own: dict[int, bytes] = {}
+        unknown: dict[UUID, str] = {}
         for event, message_id in zip(events, prepared.message_ids, strict=True):
             event_id, use = self._use_of(event, prepared)
             first = event_id.int if use is None else use.first
@@ -243,11 +245,18 @@ class AppendPlan:
                 continue
             else:
                 reason = None if own[event_id.int] == event.digest else Reuse.OTHER_CONTENT
-            if reason is None and message_id is not None and found.path is not None and found.path.left(first):
-                if prepared.put_back:
+            newest = event_id.int if use is None else self.used.newest.get(first, event_id.int)
+            if reason is None and message_id is not None:
+                left = found.path is not None and found.path.left(first)
+                if not left and use is not None and prepared.on_path is not None and known[newest].delivered:
+                    left = event.event_id not in prepared.on_path
+                    if left and prepared.ask:
+                        unknown[event.event_id] = message_id
+                        continue
+                if left and prepared.put_back:
                     found.put_back(event, first)
                     continue
-                reason = Reuse.OFF_PATH
+                reason = Reuse.OFF_PATH if left else None
             if reason is Reuse.ERASED and lane.deleted > 0:
                 raise ConversationGone(conversation_id=prepared.conversation_id)
             if reason is not None:
@@ -257,7 +266,9 @@ class AppendPlan:
                     message_id=message_id,
                     reason=reason,
                 )
-            found.ids.append(event_id)
+            found.ids.append(UUID(int=newest))
+        if unknown:
+            raise PathUnknown(unknown)
         if prepared.expects is not None and found.new and found.new[0].event_id != events[0].event_id:
             # The event that was to decide for all is there already, or is put back under another id.
             found.new = with_one_leader(found.new)

@@ -18,6 +18,7 @@ from letopis.store.model.event_types import (
     MessageRedacted,
     MessageSent,
 )
+from letopis.store.rules.preconditions import Conflict
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, strip_event, stripped
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ _CONTENT: Final = (
 _OF_MESSAGE: Final = (
     f" AND type IN ({', '.join('?' * len(MESSAGE_CONTENT_TYPES))})"
     " AND iif(json_valid(data), json_extract(data, '$.message_id'), NULL) = ?"
+)
+_MESSAGE_AT: Final = (
+    "SELECT iif(json_valid(data), json_extract(data, '$.message_id'), NULL) FROM letopis_outbox_log"
+    " WHERE conversation_id = ? AND sequence = ?"
 )
 _EMPTY_EVENT: Final = (
     "UPDATE letopis_outbox_events SET data = ?, metadata = ?, digest = ?, redacted = 1 WHERE position = ?"
@@ -176,6 +181,26 @@ def _readable(data: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, Conflict]) -> tuple[bool, bool]:
+    """Erase what the history store erased through another outbox, and told by conflicts.
+
+    Return True if content was erased, and True if the conversation was deleted: :func:`erase_delivered` erases what came
+    before then.
+    """
+    erased = deleted = False
+    for sequence, conflict in conflicts.items():
+        if conflict.erased == "conversation":
+            cursor.execute(_DELETED, (sequence, conversation_id))
+            deleted = deleted or cursor.rowcount == 1
+            erased = erase_content(cursor, conversation_id, None, first=sequence, before=sequence + 1) > 0 or erased
+            drafts.erase(cursor, conversation_id, None)
+        elif conflict.erased == "message":
+            for (message_id,) in query_all(cursor, _MESSAGE_AT, (conversation_id, sequence)):
+                erased = erase_content(cursor, conversation_id, message_id) > 0 or erased
+                drafts.erase(cursor, conversation_id, message_id)
+    return erased, deleted
 
 
 def erase_delivered(cursor: Any, conversation_ids: str | None = None) -> bool:

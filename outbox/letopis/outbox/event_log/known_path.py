@@ -21,7 +21,8 @@ _STEPS: Final = (
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_superseded AS s"
     " WHERE s.conversation_id = e.conversation_id AND s.sequence = e.sequence) ORDER BY sequence"
 )
-_FIRST: Final = f'$."{PUT_BACK_KEY}"'
+PUT_BACK_PATH: Final = f'$."{PUT_BACK_KEY}"'
+"""Where the metadata of an event that puts a message back names the event that appended it first."""
 
 
 class PathStep(NamedTuple):
@@ -106,7 +107,7 @@ class KnownPath:
 
 def read_path(cursor: Any, conversation_id: str) -> KnownPath:
     """Read the path of a conversation."""
-    rows = query_all(cursor, _STEPS, (_FIRST, conversation_id))
+    rows = query_all(cursor, _STEPS, (PUT_BACK_PATH, conversation_id))
     return KnownPath(PathStep(row[0], _first(row[1], row[2]), row[3], row[4] == 1) for row in rows)
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
-from letopis.outbox.event_log.known_path import KnownPath, read_path
+from letopis.outbox.event_log.known_path import PUT_BACK_PATH, KnownPath, read_path
 from letopis.outbox.event_log.statements import query_all, query_one
-from letopis.store.errors import InvalidInput, Reuse
+from letopis.store.errors import InvalidInput, LetopisError, Reuse
 from letopis.store.model.codec import EncodedEvent, decode
 from letopis.store.model.event_types import ConversationRewound, MessageEdited, MessageRedacted
 from letopis.store.rules.put_back import PUT_BACK_KEY, puts_back
 
 _KNOWN: Final = (
-    "SELECT event_id, conversation_id, sequence, iif(redacted, NULL, digest), metadata FROM letopis_outbox_log"
-    " WHERE position = ?"
+    "SELECT e.event_id, l.conversation_id, e.sequence, iif(e.redacted, NULL, e.digest), e.metadata,"
+    " e.type = 'message.appended' AND e.sequence <= l.delivered AND NOT EXISTS ("
+    "SELECT 1 FROM letopis_outbox_superseded AS s WHERE s.event_id = e.event_id)"
+    " FROM letopis_outbox_events AS e JOIN letopis_outbox_lanes AS l ON l.lane = e.lane WHERE {condition}"
+)
+_AT: Final = _KNOWN.format(condition="e.position = ?")
+_NEWEST_PUT_BACK: Final = _KNOWN.format(
+    condition="l.conversation_id = ? AND e.sequence > ? AND e.type = 'message.appended'"
+    " AND iif(json_valid(e.metadata), json_extract(e.metadata, ?), NULL) = ? AND NOT EXISTS ("
+    "SELECT 1 FROM letopis_outbox_superseded AS s WHERE s.event_id = e.event_id) ORDER BY e.sequence DESC LIMIT 1"
 )
 _REWOUND: Final = "SELECT 1 FROM letopis_outbox_log WHERE conversation_id = ? AND type = 'conversation.rewound' LIMIT 1"
 # A message is erased by its redaction or, in a conversation that was reset, with all others.
@@ -27,17 +35,30 @@ _ERASED: Final = (
 )
 
 
+class PathUnknown(LetopisError):
+    """Messages that were delivered are appended again, and only the history store knows whether it still shows them.
+
+    :ivar messages: their ids, by the ids of their events.
+    """
+
+    def __init__(self, messages: dict[UUID, str]) -> None:
+        super().__init__("only the history store knows whether these messages are on the path")
+        self.messages = messages
+
+
 class IdUse(NamedTuple):
     """Where an event id is in use.
 
     :ivar digest: ``None`` where the content was erased.
     :ivar first: the id of the event that appended the message first, as an integer; another one if this puts it back.
+    :ivar delivered: True if it appends a message and the history store has it, and did not set it aside.
     """
 
     conversation_id: str
     sequence: int
     digest: bytes | None
     first: int
+    delivered: bool = False
 
 
 @dataclass(slots=True)
@@ -45,12 +66,14 @@ class UsedIds:
     """The event ids in use among those about to be appended, and those that the appends add.
 
     :ivar ids: by event id, as an integer.
+    :ivar newest: by the id of the event that appended a message first, that of the last one that puts it back.
     :ivar paths: the path of each conversation in which a known message may have left it.
     :ivar erased: conversation and id of each message that is about to be edited or put back, and whose content was
         erased.
     """
 
     ids: dict[int, IdUse] = field(default_factory=dict)
+    newest: dict[int, int] = field(default_factory=dict)
     paths: dict[str, KnownPath] = field(default_factory=dict)
     erased: set[tuple[str, str]] = field(default_factory=set)
 
@@ -62,9 +85,13 @@ class UsedIds:
         """
         found = cls()
         for position in known:
-            for event_id, conversation_id, sequence, digest, metadata in query_all(cursor, _KNOWN, (position,)):
-                used = int.from_bytes(event_id)
-                found.ids[used] = IdUse(conversation_id, sequence, digest, _first(used, metadata))
+            for row in query_all(cursor, _AT, (position,)):
+                use = found._add_row(row)
+                if use.delivered:
+                    values = (use.conversation_id, use.sequence, PUT_BACK_PATH, str(UUID(int=use.first)))
+                    for newer in query_all(cursor, _NEWEST_PUT_BACK, values):
+                        found.newest[use.first] = int.from_bytes(newer[0])
+                        found._add_row(newer)
         if found.ids or len({event.event_id for event in events}) < len(events):
             rewound = {event.conversation_id for event in events if event.type == ConversationRewound.type}
             names = {use.conversation_id for use in found.ids.values()}
@@ -77,6 +104,12 @@ class UsedIds:
                 if query_one(cursor, _ERASED, edited) is not None:
                     found.erased.add(edited)
         return found
+
+    def _add_row(self, row: Sequence[Any]) -> IdUse:
+        event_id, conversation_id, sequence, digest, metadata, delivered = row
+        used = int.from_bytes(event_id)
+        use = self.ids[used] = IdUse(conversation_id, sequence, digest, _first(used, metadata), bool(delivered))
+        return use
 
     def reason(self, event: EncodedEvent, use: IdUse) -> Reuse | None:
         """Return why an event may not be appended under an id in use; ``None`` if it has the same content."""
@@ -100,7 +133,9 @@ class UsedIds:
     def add(self, event: EncodedEvent, sequence: int) -> None:
         """Record an event that is being appended."""
         used = event.event_id.int
-        self.ids[used] = IdUse(event.conversation_id, sequence, event.digest, _first(used, event.metadata))
+        use = self.ids[used] = IdUse(event.conversation_id, sequence, event.digest, _first(used, event.metadata))
+        if use.first != used:
+            self.newest[use.first] = used
 
 
 def _first(event_id: int, metadata: str | None) -> int:

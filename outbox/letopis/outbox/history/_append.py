@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -12,16 +13,28 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.lookups import conflict_of, holds_event, holds_message
+from letopis.outbox.event_log.reused_ids import PathUnknown
 from letopis.outbox.history.caller_transaction import append_in
 from letopis.outbox.history.joint_write import TransactionEnd
 from letopis.outbox.history.receipts import Deliveries, Receipt, check_timeout, receipt_of
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.errors import InvalidInput, NotConfirmed, StoreUnavailable, VersionConflict
+from letopis.store.errors import (
+    ConversationGone,
+    EventIdReused,
+    InvalidInput,
+    NotConfirmed,
+    Reuse,
+    StoreUnavailable,
+    VersionConflict,
+)
 from letopis.store.model.codec import Limits
+from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.event_types import Body, ReactionAdded, ReactionRemoved
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import Message
+from letopis.store.read.lineage import Lineage
+from letopis.store.read.reader import ViewQuery
 from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.reducer import MessageChange
 
@@ -49,7 +62,7 @@ def prepare_append(
 
     :raises InvalidInput: something in it cannot be kept.
     """
-    return prepare(
+    prepared = prepare(
         conversation_id,
         what,
         owner=owner if owner is None or type(owner) is str else owner_id(owner),
@@ -60,6 +73,8 @@ def prepare_append(
         after=after,
         fail_if_types=fail_if_types,
     )
+    prepared.on_path = ()
+    return prepared
 
 
 class Appender:
@@ -72,8 +87,42 @@ class Appender:
         self._limits = limits
 
     async def append(self, prepared: Prepared) -> Receipt:
-        """Append durably."""
-        return receipt_of(await self._outbox.append(prepared), self._deliveries)
+        """Append durably; of messages that were delivered before, ask the history store whether it shows them still."""
+        prepared.ask = prepared.on_path is not None
+        try:
+            appended = await self._outbox.append(prepared)
+        except PathUnknown as unknown:
+            on_path = await self._on_path(prepared.conversation_id, unknown.messages)
+            appended = await self._outbox.append(replace(prepared, on_path=on_path, ask=False))
+        return receipt_of(appended, self._deliveries)
+
+    async def _on_path(self, conversation_id: str, asked: Mapping[UUID, str]) -> Collection[UUID]:
+        """Return those of some events whose messages the store shows, or lacks, so that it will be sent them again.
+
+        While it is unavailable there are none: it decides on delivery.
+
+        :raises EventIdReused: it has erased one of them.
+        :raises ConversationGone: the conversation was deleted.
+        """
+        query = ViewQuery(conversation_id=conversation_id, origin_id=self._outbox.origin.origin_id)
+
+        async def read(lineage: Lineage, connection: AsyncConnection) -> tuple[RecordedMessage, ...]:
+            view = await lineage.reader.head_view(connection, query)
+            if view.conversation is not None and view.conversation.state == "deleted":
+                raise ConversationGone(conversation_id=conversation_id)
+            return await lineage.reader.named(connection, conversation_id, tuple(asked.values()))
+
+        found = await self._gateway.read(lambda store: store.outbox_access.snapshot(read))
+        on_path: list[UUID] = []
+        for event_id, message_id in asked.items() if found is not None else ():
+            there = [one for one in found or () if one.id == message_id]
+            if there and all(one.redacted for one in there):
+                raise EventIdReused(
+                    conversation_id=conversation_id, event_id=event_id, message_id=message_id, reason=Reuse.ERASED
+                )
+            if not there or any(one.on_path for one in there):
+                on_path.append(event_id)
+        return on_path
 
     async def append_confirmed(self, prepared: Prepared, timeout: float | None) -> Receipt:  # noqa: ASYNC109
         """Append after asking the history store, and return once it has said that the append stands."""

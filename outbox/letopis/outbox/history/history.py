@@ -318,9 +318,10 @@ class History:
 
         Concurrent appends share one flush to disk; those of one conversation keep the order of the calls. Appending a
         message again under its id, with the same content, has no effect while it is on the path, and puts it back at
-        the end if it was popped, undone or cleared: as it was appended first, without later edits and reactions. (If
-        its first event came through another outbox, or was pruned here, the history store decides on delivery: one that
-        has left the path is ``superseded`` then.)
+        the end if it was popped, undone or cleared: as it was appended first, without later edits and reactions. Of a
+        message that was delivered, the history store is asked, because another outbox may have taken it off the path;
+        while it does not answer, it decides on delivery. (If the first event came through another outbox alone, or was
+        pruned here, one that has left the path is ``superseded``.)
 
         After a cancellation or an error of the file the append may have taken effect: repeating it with the same
         events is always safe.
@@ -928,7 +929,8 @@ class History:
     async def archive(self, conversation_id: str, *, reason: str | None = None) -> Receipt:
         """Take a conversation out of the everyday list; none of its content is lost.
 
-        If it was active, the owner's live conversation with the newest activity becomes active, if there is one.
+        If it was active, the owner's live conversation with the newest activity until then becomes active, if there is
+        one.
         """
         return await self._parts.conversations.archive(conversation_id, reason=reason)
 

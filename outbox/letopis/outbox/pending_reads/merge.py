@@ -21,6 +21,7 @@ from letopis.store.model.event_types import ConversationStarted
 from letopis.store.model.events import RecordedEvent
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.paging import Window
+from letopis.store.read.point_in_time import without_conversation_content
 from letopis.store.read.reader import EMPTY_VIEW, StoreView
 from letopis.store.rules.fold import Fold, PathPosition
 
@@ -55,6 +56,11 @@ class _Merge:
     @property
     def rows(self) -> Iterable[StoredRow]:
         return self.pending.beyond(self.start, self.upto)
+
+    @property
+    def gone(self) -> bool:
+        """Return True if the conversation was deleted, as far as the file alone tells."""
+        return self.unavailable and self.pending.deleted and self.upto is None
 
     @property
     def seen(self) -> Seen:
@@ -116,6 +122,8 @@ def merge_messages(
     """
     merge = _Merge.of(pending, view, upto)
     view = merge.view
+    if merge.gone:
+        return Page((), complete=False, seen=merge.seen)
     cuts = pending.path_cuts(merge.start, upto)
     whole = bool(cuts) or any(sequence > merge.start for sequence in pending.conflicts)
     rows, more = _rows_of(merge, window, whole=whole)
@@ -153,6 +161,8 @@ def merge_conversation(
     if found is None:
         return None
     found = replace(found, seen=merge.seen)
+    if merge.gone:
+        found = replace(without_conversation_content(found), state="deleted", message_count=0, inherits=False)
     if merge.unavailable and pending.lane is not None:
         return replace(
             found,

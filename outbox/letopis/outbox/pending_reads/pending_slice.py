@@ -7,7 +7,7 @@ that the store's view reports; an event that is not in the slice was delivered b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 from uuid import UUID
 
@@ -28,6 +28,7 @@ _CUTTING: Final = (
 _CONFLICTS: Final = (
     "SELECT sequence, expected, actual FROM letopis_outbox_superseded WHERE conversation_id = ? AND sequence > ?"
 )
+_DELETED: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ? AND deleted > 0"
 _REPAIRED: Final = (
     "SELECT 1 FROM letopis_outbox_log AS e JOIN letopis_outbox_repairs AS r ON r.event_id = e.event_id"
     " WHERE e.conversation_id = ? AND e.sequence = ?"
@@ -45,6 +46,7 @@ class PendingSlice:
     :ivar since: the rows begin after this sequence; a store that holds less needs another slice.
     :ivar rows: in order, up to ``head``: all of them, or the newest if ``left_out``.
     :ivar conflicts: the conflicts by which the history store set events aside, by sequence.
+    :ivar deleted: without a view: the conversation was deleted, here or through another outbox, as the store has told.
     :ivar diverged: the store holds other events under the pending sequences, because the file is a restored backup or
         a copy.
     """
@@ -57,6 +59,7 @@ class PendingSlice:
     rows: tuple[StoredRow, ...] = ()
     left_out: bool = False
     conflicts: Mapping[int, Conflict] = field(default_factory=dict)
+    deleted: bool = False
     diverged: bool = False
 
     @classmethod
@@ -157,7 +160,8 @@ def read_retained(
     connection: sa.Connection, conversation_id: str, *, origin_id: UUID, newest: int | None = None
 ) -> PendingSlice:
     """Read all that the file retains of a conversation, or its newest part, while the store is unavailable."""
-    return read_slice(connection, conversation_id, origin_id=origin_id, since=0, newest=newest)
+    found = read_slice(connection, conversation_id, origin_id=origin_id, since=0, newest=newest)
+    return replace(found, deleted=bool(_all(connection, _DELETED, (conversation_id,))))
 
 
 def superseded_metadata(metadata: Mapping[str, Any], conflict: Conflict) -> Mapping[str, Any]:

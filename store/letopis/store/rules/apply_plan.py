@@ -113,7 +113,7 @@ class StoredEvent:
         if self.conflict is not None or (self.origin_id, self.sequence) == (origin_id, delivery.sequence):
             return self.conflict
         if self.deleted:
-            return Conflict(expected=0, actual=self.version)
+            return Conflict(expected=0, actual=self.version, erased="conversation")
         return None if self.left_at is None else Conflict(expected=self.version, actual=self.left_at)
 
 

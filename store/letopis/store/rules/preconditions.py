@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 from uuid import UUID
 
 import orjson
@@ -81,19 +81,24 @@ class Conflict:
 
     :ivar expected: the version that its writer had seen.
     :ivar actual: the version of the event that came in between.
+    :ivar erased: what that event erased for good, so that the outbox erases it too; ``None`` for nothing.
     """
 
     expected: int
     actual: int
+    erased: Literal["message", "conversation"] | None = None
 
     def to_data(self) -> dict[str, Any]:
         """Return it as the metadata of the event holds it."""
-        return {"expected": self.expected, "actual": self.actual}
+        data: dict[str, Any] = {"expected": self.expected, "actual": self.actual}
+        return data if self.erased is None else {**data, "erased": self.erased}
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Self | None:
         """Return the conflict noted in an event's metadata; ``None`` if there is none."""
         match metadata.get(SUPERSEDED_KEY):
+            case {"expected": int(expected), "actual": int(actual), "erased": ("message" | "conversation") as erased}:
+                return cls(expected=expected, actual=actual, erased=erased)
             case {"expected": int(expected), "actual": int(actual)}:
                 return cls(expected=expected, actual=actual)
         return None

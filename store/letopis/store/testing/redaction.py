@@ -18,6 +18,7 @@ from letopis.store.model.event_types import (
     ConversationAnnotated,
     ConversationDeleted,
     ConversationRenamed,
+    ConversationRewound,
     ConversationStarted,
     MessageEdited,
     MessageFailed,
@@ -25,8 +26,10 @@ from letopis.store.model.event_types import (
     MessageSent,
     ReactionAdded,
 )
+from letopis.store.model.identifiers import uuid7
 from letopis.store.rules.fold import fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY
+from letopis.store.rules.put_back import put_back
 from letopis.store.testing.conformance import StoreConformance
 from letopis.store.testing.destination_store import DestinationStore
 from letopis.store.testing.outbox import Outbox, assert_no_gaps, whole_log
@@ -106,6 +109,27 @@ class RedactionConformance(StoreConformance):
         # The digests are gone, so the content cannot be compared: an operator decides, and nothing comes back.
         [refused] = (await other.deliver(store)).refused
         assert isinstance(refused, HistoryDiverged) and refused.erased
+        await self.assert_gone(store)
+
+    @pytest.mark.parametrize("erases", [MessageRedacted(message_id="m"), ConversationRewound(erase=True)])
+    async def test_what_was_erased_is_not_put_back_and_its_outbox_is_told(
+        self, store: DestinationStore, erases: Any
+    ) -> None:
+        """So is an outbox whose conversation was deleted: it erases what it retains itself."""
+        outbox, other = Outbox(), Outbox("other")
+        [event] = other.append(CHAT, Message.user(SECRET, id="m"))
+        await other.deliver(store)
+        outbox.append(CHAT, erases)
+        await outbox.deliver(store)
+        other.append_encoded(CHAT, [put_back(event, first=event.event_id, event_id=uuid7())])
+        for told in ("message", "conversation"):
+            [applied] = (await other.deliver(store)).applied
+            assert [conflict.erased for conflict in applied.superseded.values()] == [told]
+            [again] = (await store.apply(other.origin, [other.batch(CHAT)])).applied
+            assert again.superseded[applied.head] == applied.superseded[applied.head]
+            outbox.append(CHAT, ConversationDeleted())
+            await outbox.deliver(store)
+            other.append(CHAT, Message.user("anybody?"))
         await self.assert_gone(store)
 
     async def test_a_redacted_message_is_gone_from_every_row_and_its_place_stays(self, store: DestinationStore) -> None:

@@ -353,11 +353,15 @@ def erase_records(cursor: Any, effects: Iterable[Effect], *, now_us: int) -> boo
         deleted = effect.event.type == ConversationDeleted.type
         reset = effect.event.type == ConversationRewound.type and decode(effect.event.data).get("erase") is True
         if deleted or reset:
-            erased = _erase_scope(cursor, Scope.conversation(effect.conversation_id), now_us, always=reset) or erased
+            erased = erase_scope(cursor, Scope.conversation(effect.conversation_id), now_us, always=reset) or erased
     return erased
 
 
-def _erase_scope(cursor: Any, scope: Scope, now_us: int, *, always: bool) -> bool:
+def erase_scope(cursor: Any, scope: Scope, now_us: int, *, always: bool = False) -> bool:
+    """Append what erases the records of a scope, if the file has a lane of them. Return True if it does.
+
+    :param always: also without a lane.
+    """
     changes = prepare_clear(scope, erase=True)
     if not always:
         changes = [one for one in changes if _read_end(cursor, one.event.conversation_id)[2].found]

@@ -1,0 +1,289 @@
+"""What two outboxes that share conversations read and are told, over every store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.relay.relay import Relay
+from letopis.store import (
+    ConversationGone,
+    ConversationStore,
+    EventIdReused,
+    Message,
+    Reuse,
+    StoreUnavailable,
+)
+from tests.support.apart import open_apart
+
+CHAT = "chat-1"
+NOWHERE = "postgresql://127.0.0.1:1/none"
+QUESTION, ANSWER = Message.user("what?", id="q"), Message.assistant("the words", id="m", tokens=7)
+
+REMOVALS: dict[str, Callable[[History], Awaitable[object]]] = {
+    "pop": lambda bot: bot.pop(CHAT),
+    "undo": lambda bot: bot.undo(CHAT),
+    "clear": lambda bot: bot.clear(CHAT),
+    "replace": lambda bot: bot.replace(CHAT, [QUESTION]),
+}
+ERASURES: dict[str, Callable[[History], Awaitable[object]]] = {
+    "redact": lambda bot: bot.redact(CHAT, "m"),
+    "reset": lambda bot: bot.reset(CHAT),
+    "delete": lambda bot: bot.delete(CHAT),
+}
+
+
+@pytest.fixture
+async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
+    """Two outboxes that feed one store, and deliver nothing by themselves."""
+    async with (
+        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
+        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
+    ):
+        yield one, two
+
+
+async def deliver(*histories: History) -> None:
+    for history in histories:
+        await Relay(history.outbox, history.store).drain_once()
+
+
+async def path(history: History) -> list[str]:
+    return [one.id for one in await history.messages(CHAT)]
+
+
+# --- What is answered with `saved` is shown --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through", ["append", "transaction", "outage"])
+@pytest.mark.parametrize("how", REMOVALS)
+async def test_what_another_outbox_took_off_the_path_is_put_back(
+    bots: tuple[History, History], tmp_path: Path, how: str, through: str
+) -> None:
+    one, two = bots
+    first = await two.append(CHAT, QUESTION, ANSWER, owner="42")
+    await deliver(two)
+    await REMOVALS[how](one)
+    await deliver(one)
+
+    if through == "append":
+        again = await two.append(CHAT, ANSWER)
+    elif through == "transaction":
+        async with two.transaction() as transaction:
+            again = await transaction.append(CHAT, ANSWER)
+    else:
+        async with open_apart(tmp_path / "two.outbox.db", store=NOWHERE, relay=False, watch=False) as cut_off:
+            event_ids = (await cut_off.append(CHAT, ANSWER)).event_ids
+        again = await two.append(CHAT, ANSWER)  # while that is pending, it is the answer to a retry
+        assert again.event_ids == event_ids
+    assert again.event_ids != first.event_ids[-1:]
+    assert not await again.saved(0)
+    await deliver(two)
+
+    assert await again.saved(5)
+    expected = ["m"] if how in ("undo", "clear") else ["q", "m"]
+    assert (await path(one), await path(two)) == (expected, expected)
+    # A retry of it finds it there: by its id, and for its own lane.
+    assert (await two.append(CHAT, ANSWER)).event_ids == again.event_ids
+    assert (await two.statistics(owner="42")).tokens == 7
+
+
+async def test_a_message_that_is_shown_is_not_written_again(
+    bots: tuple[History, History], store: ConversationStore
+) -> None:
+    one, two = bots
+    await two.append(CHAT, QUESTION, ANSWER)
+    await deliver(two)
+    count = len(await store.events(CHAT))
+
+    again = await two.append(CHAT, ANSWER)
+    await deliver(two)
+    assert await again.saved(5)
+    assert len(await store.events(CHAT)) == count
+
+    # Where the store cannot be asked it decides on delivery, and an event without effect is all that comes of it.
+    async with two.transaction() as transaction:
+        late = await transaction.append(CHAT, ANSWER)
+    await deliver(two)
+    assert await late.saved(5)
+    assert (await path(one), len(await store.events(CHAT))) == (["q", "m"], count + 1)
+
+    # The acknowledgement of all of it is lost: it goes again, once.
+    await two.outbox.write(
+        lambda connection: (
+            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1").rowcount
+        )
+    )
+    await deliver(two)
+    assert await late.saved(5) and await again.saved(5)
+    assert (await path(two), len(await store.events(CHAT))) == (["q", "m"], count + 1)
+
+
+@pytest.mark.parametrize("how", ERASURES)
+async def test_what_another_outbox_erased_is_refused(bots: tuple[History, History], how: str) -> None:
+    one, two = bots
+    await two.append(CHAT, QUESTION, ANSWER)
+    await deliver(two)
+    await ERASURES[how](one)
+    await deliver(one)
+
+    with pytest.raises(ConversationGone if how == "delete" else EventIdReused) as refused:
+        await two.append(CHAT, Message.user("more"), ANSWER)
+    if isinstance(refused.value, EventIdReused):
+        assert (refused.value.reason, refused.value.message_id) == (Reuse.ERASED, "m")
+    assert "more" not in repr(await two.messages(CHAT))
+
+
+@pytest.mark.parametrize("how", ERASURES)
+async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(bots: tuple[History, History], how: str) -> None:
+    """The store cannot be asked when it is appended again: it decides on delivery, and the outbox obeys it."""
+    one, two = bots
+    await two.append(CHAT, QUESTION, ANSWER)
+    await deliver(two)
+    await ERASURES[how](one)
+    await deliver(one)
+    async with two.transaction() as transaction:
+        late = await transaction.append(CHAT, ANSWER)
+    await deliver(two)
+
+    assert not await late.saved(5)
+    assert await late.superseded(5)
+    assert "the words" not in repr(await two.outbox.read(lambda c: c.exec_driver_sql(_TEXTS).all()))
+    for again in (two.append(CHAT, ANSWER), two.append(CHAT, Message.assistant("other words", id="m"))):
+        with pytest.raises(ConversationGone if how == "delete" else EventIdReused):
+            await again
+
+
+_TEXTS = "SELECT data, metadata FROM letopis_outbox_events"
+
+
+async def test_a_deletion_through_another_outbox_is_obeyed_while_the_store_is_away(
+    bots: tuple[History, History], tmp_path: Path
+) -> None:
+    one, two = bots
+    await two.append(CHAT, QUESTION, ANSWER, owner="42")
+    await two.records(conversation=CHAT).put(("notes",), "a", "the words of a record")
+    await two.append("other", QUESTION, owner="42")
+    await deliver(two)
+    await one.delete(CHAT)
+    await deliver(one)
+    await two.append(CHAT, Message.user("anybody?"))
+    await deliver(two, two)
+
+    async with open_apart(tmp_path / "two.outbox.db", store=NOWHERE, relay=False, watch=False) as cut_off:
+        page = await cut_off.messages(CHAT)
+        assert (page.items, page.complete) == ((), False)
+        assert (await cut_off.messages(CHAT, every=True)).items == ()
+        found = await cut_off.conversation(CHAT)
+        assert found is not None and (found.state, found.message_count) == ("deleted", 0)
+        assert [one.conversation_id for one in await cut_off.conversations(owner="42")] == ["other"]
+        with pytest.raises(StoreUnavailable):
+            await cut_off.records(conversation=CHAT).get(("notes",), "a")
+        with pytest.raises(ConversationGone):
+            await cut_off.append(CHAT, QUESTION)
+    assert "the words" not in repr(await two.outbox.read(lambda c: c.exec_driver_sql(_TEXTS).all()))
+    assert not await two.outbox.read(lambda c: c.exec_driver_sql("SELECT body FROM letopis_outbox_record_bodies").all())
+
+
+# --- Lists -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("newest", ["two", "one"])
+@pytest.mark.parametrize("oldest_first", [False, True])
+async def test_a_conversation_is_on_one_page_of_its_owners_list_while_it_is_delivered(
+    bots: tuple[History, History], newest: str, *, oldest_first: bool
+) -> None:
+    """The second outbox does not know the owner; what moves it in the list is pending there, or comes from the first.
+
+    Before, its place was that of the history store until the delivery, and then before all pages that were read.
+    """
+    one, two = bots
+    now = datetime.now(UTC)
+    for number in range(7):
+        await one.append(f"c{number}", Message.user("q"), owner="42", occurred_at=now + timedelta(seconds=number))
+    await deliver(one)
+    moved, older = now + timedelta(seconds=60), now - timedelta(seconds=60)
+    await two.append("c0", Message.user("more"), occurred_at=moved if newest == "two" else older)
+    if newest == "one":
+        await one.append("c0", Message.user("and more"), occurred_at=moved)
+        await deliver(one)
+
+    found: list[str] = []
+    after = None
+    while True:
+        page = await two.conversations(owner="42", after=after, limit=2, oldest_first=oldest_first)
+        found += [conversation.conversation_id for conversation in page]
+        assert page.complete
+        if (after := page.next) is None:
+            break
+        await deliver(two)
+
+    expected = ["c0", "c6", "c5", "c4", "c3", "c2", "c1"]
+    assert found == (expected[::-1] if oldest_first else expected)
+
+
+# --- The active conversation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delivered", ["at once", "in between", "late"])
+async def test_the_active_conversation_does_not_depend_on_when_the_relay_delivers(
+    bots: tuple[History, History], tmp_path: Path, delivered: str
+) -> None:
+    one, _ = bots
+    active: list[str | None] = []
+
+    async def step(what: Awaitable[object]) -> None:
+        await what
+        if delivered == "at once" or (delivered == "in between" and len(active) % 3 == 1):
+            await deliver(one)
+        found = await one.active("42", create=False)
+        active.append(None if found is None else found.conversation_id)
+
+    for name in ("a", "b", "c", "d"):
+        await one.start("42", conversation_id=name, activate=name == "d")
+    await deliver(one)
+    await step(one.append("b", Message.user("newest")))
+    await step(one.archive("d"))  # b had the newest activity then
+    await step(one.append("a", Message.user("too late")))
+    await step(one.append("c", Message.user("the newest now")))
+    await step(one.delete("b"))
+    await step(one.append("a", Message.user("too late again")))
+    await step(one.archive("c"))
+
+    assert active == ["d", "b", "b", "b", "c", "c", "a"]
+    await deliver(one)
+    for reader in bots:
+        found = await reader.active("42", create=False)
+        assert found is not None and found.conversation_id == "a"
+
+
+# --- Statistics ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ERASURES)
+@pytest.mark.parametrize("delivered", [False, True])
+async def test_what_a_pending_event_erases_is_in_no_group(
+    bots: tuple[History, History], tmp_path: Path, how: str, *, delivered: bool
+) -> None:
+    one, two = bots
+    await two.append(CHAT, Message.user("what?", id="other", metadata={"model": "y"}), owner="42")
+    await deliver(two)
+    await one.append(CHAT, Message.assistant("the words", id="m", tokens=7, metadata={"model": "x"}), owner="42")
+    if delivered:
+        await deliver(one)
+    await ERASURES[how](one)
+    if how == "reset":
+        await one.append(CHAT, Message.user("anew", metadata={"model": "z"}))
+    before = await one.statistics(by="model")
+    async with open_apart(tmp_path / "one.outbox.db", store=NOWHERE, relay=False, watch=False) as cut_off:
+        alone = await cut_off.statistics(by="model")
+    await deliver(one)
+
+    assert before == await one.statistics(by="model") == await one.statistics(by="model", owner="42")
+    groups = {"redact": {None, "y"}, "reset": {None, "z"}, "delete": {None}}[how]
+    assert (set(before.by), set(alone.by)) == (groups, groups - {"y"})
+    assert before.by[None].tokens == 7
