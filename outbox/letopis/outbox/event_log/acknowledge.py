@@ -102,7 +102,7 @@ def acknowledge(
     """Advance lanes to what the history store has confirmed and clear their fault.
 
     Lanes never move back or beyond their head; such requests are returned in ``missed`` because the caller's view was
-    stale. The content of a conversation whose deletion is delivered is erased from the file, long ones in part, and so is
+    stale. The content of a conversation whose deletion is delivered is erased from the file, long ones in part. So is
     what the history store has erased through another outbox.
 
     :param delivered: conversation id to the last sequence that the history store holds.

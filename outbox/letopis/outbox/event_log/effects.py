@@ -186,8 +186,8 @@ def _readable(data: str) -> bool:
 def erase_superseded(cursor: Any, conversation_id: str, conflicts: Mapping[int, Conflict]) -> tuple[bool, bool]:
     """Erase what the history store erased through another outbox, and told by conflicts.
 
-    Return True if content was erased, and True if the conversation was deleted: :func:`erase_delivered` erases what came
-    before then.
+    Return True if content was erased, and True if the conversation was deleted: :func:`erase_delivered` erases then
+    what came before.
     """
     erased = deleted = False
     for sequence, conflict in conflicts.items():
