@@ -427,11 +427,10 @@ class ConversationStore:
             yield one
 
     async def pending_tasks(self, *, owner: str | None = None) -> PendingTasks:
-        """Return the long rewinds and deletions that are marked and still to be carried out.
+        """Return the long rewinds and deletions that are still to be carried out, of all or of one owner.
 
         Reads heed a mark at once. Content is out of the database when no task is pending.
 
-        :param owner: count those of one owner's conversations.
         :raises StoreFault: the database failed.
         """
         return await self._runtime.shielded((await self._runtime.prepared()).steps.pending(owner=owner))
