@@ -160,6 +160,13 @@ class Window:
         )
 
 
+def bounded(window: Window, bound: int | None) -> Window:
+    """Return a window without the messages beyond a version, unless it includes those off the path."""
+    if bound is None or window.every:
+        return window
+    return replace(window, before=bound + 1 if window.before is None else min(window.before, bound + 1))
+
+
 def _depth_of(place: object) -> tuple[int, Any]:
     """Split a place among inherited messages, ``<depth>.<version>``, which is the ``next`` of a page of a fork."""
     depth, dot, version = place.partition(".") if isinstance(place, str) else ("", "", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,6 +11,7 @@ from letopis.store.database.schema import conversations, events, lanes, messages
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.read.paging import WindowShape
 from letopis.store.read.task_marks import any_mark, erased, is_on_path, left_at, message_columns
+from letopis.store.rules.fold import PathPosition
 
 
 def messages_select(shape: WindowShape, *, as_of: bool = False, with_head: bool = False) -> sa.Select[Any]:
@@ -164,6 +166,14 @@ def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Se
     )
     select: sa.Select[Any] = found
     return select
+
+
+def positions_from_rows(rows: Iterable[tuple[str, int, int | None, int]]) -> dict[str, PathPosition]:
+    """Return the positions of messages on the path from rows of :func:`path_select`, by id."""
+    return {
+        name: PathPosition(version=version, on_path=left_at is None, count=count)
+        for name, version, left_at, count in sorted(rows, key=lambda row: (row[2] is None, row[1]))
+    }
 
 
 def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) -> sa.Select[Any]:

@@ -32,12 +32,14 @@ from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import (
     DEFAULT_STATES,
     Window,
+    bounded,
     check_count,
     check_place,
     check_states,
     conversations_cursor,
     read_conversations_cursor,
 )
+from letopis.store.read.queries import positions_from_rows
 from letopis.store.read.records import RecordReader
 from letopis.store.read.statements import ReadStatements
 from letopis.store.rules.fold import PathPosition
@@ -412,21 +414,6 @@ def view_from_row(values: Mapping[Any, Any]) -> StoreView:
         sequence=values["sequence"] or 0,
         version=values["version"],
     )
-
-
-def positions_from_rows(rows: Iterable[tuple[str, int, int | None, int]]) -> dict[str, PathPosition]:
-    """Return the positions of messages on the path from rows of :func:`path_select`, by id."""
-    return {
-        name: PathPosition(version=version, on_path=left_at is None, count=count)
-        for name, version, left_at, count in sorted(rows, key=lambda row: (row[2] is None, row[1]))
-    }
-
-
-def bounded(window: Window, bound: int | None) -> Window:
-    """Return a window without the messages beyond a version, unless it includes those off the path."""
-    if bound is None or window.every:
-        return window
-    return replace(window, before=bound + 1 if window.before is None else min(window.before, bound + 1))
 
 
 def page_of(found: Mapping[int, RecordedMessage], window: Window) -> Page[RecordedMessage]:
