@@ -1,448 +1,705 @@
-"""Run random operations on a real history and on the plain model, with deliveries and outages in between."""
+"""Run a random program on two outboxes of one store and on the plain model, and compare what each read returns.
+
+A program is a list of steps, each a name and some numbers, from which it chooses among what there is. So a shorter list
+of the same steps is a program too.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import uuid
-from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, TypeVar
+import random
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final, NamedTuple
 
-import pytest
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy.engine import make_url
-
-from letopis.outbox import History, Relay, Retention
+from letopis.outbox import Receipt
 from letopis.store import (
-    ConversationActivated,
     ConversationAnnotated,
-    ConversationArchived,
-    ConversationDeleted,
-    ConversationRenamed,
-    ConversationRestored,
-    ConversationRewound,
-    ConversationStore,
     CustomEvent,
     Message,
-    MessageEdited,
-    MessageFailed,
-    MessageRedacted,
-    MessageSent,
-    ReactionAdded,
-    ReactionRemoved,
     RecordedMessage,
-    Timeouts,
+    Seen,
 )
-from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, VersionConflict
-from letopis.store.model.event_types import Body
-from tests.model.plain import Chat, Plain
-from tests.support.gate import Gate
+from letopis.store.errors import (
+    ConversationGone,
+    EventIdReused,
+    InvalidInput,
+    StoreUnavailable,
+    VersionConflict,
+)
+from tests.model.lanes import SAYS, TURNS, Event, Expects, Outbox
+from tests.model.plain import Chat, Said
+from tests.model.reads import KNOWN, WORDS, Bot, Reads, Wrong, view_of
+from tests.model.world import World
 
-T = TypeVar("T")
+KINDS: Final[dict[str, int]] = {
+    "say": 12,
+    "say_several": 3,
+    "say_together": 2,
+    "say_in": 1,
+    "reply": 3,
+    "again": 4,
+    "edit": 4,
+    "redact": 3,
+    "deliver": 3,
+    "react": 4,
+    "unreact": 1,
+    "rewind": 3,
+    "clear": 1,
+    "undo": 2,
+    "pop": 3,
+    "regenerate": 2,
+    "replace": 4,
+    "reset": 1,
+    "archive": 2,
+    "restore": 1,
+    "activate": 2,
+    "delete": 1,
+    "rename": 1,
+    "annotate": 1,
+    "custom": 1,
+    "start": 2,
+    "fork": 3,
+    "look": 3,
+    "answer": 4,
+    "record": 5,
+    "drain": 10,
+    "outage": 1,
+    "back": 3,
+    "restart": 1,
+    "move": 0,
+}
+ANYWHERE: Final = (
+    *("say", "say_together", "again", "answer", "start", "fork", "record"),
+    *("drain", "outage", "back", "restart", "move"),
+)
+"""Steps that do not need a conversation that is there."""
+CHATS: Final = 3
+MOODS: Final = (None, "warm", "cold")
+READ_EVERY: Final = 8
+"""Steps between two comparisons of all that can be read."""
 
-OWNERS = ("anna", "борис")
-TEXTS = st.sampled_from(["hello", "Как дела?", "  ", "a\nb", "🙂", "x" * 300])
-PICK = st.integers(min_value=0, max_value=10_000)
-KEYS = st.sampled_from(["👍", "👎", "rating"])
-ACTORS = st.sampled_from([None, "anna", "mod"])
+
+class Step(NamedTuple):
+    """What to do through an outbox, and numbers to choose by."""
+
+    kind: str
+    box: int
+    a: int
+    b: int
+    c: int
 
 
-class Machine(RuleBasedStateMachine):
-    """One outbox, one store, and the expected state of both.
+class Impossible(Exception):
+    """There is nothing to do a step with."""
 
-    :cvar store_url: of a store that is there and migrated; examples keep apart by their ids.
+
+def program(seed: int) -> list[Step]:
+    """Return the program of a seed."""
+    chance = random.Random(seed)
+    kinds = chance.choices(list(KINDS), list(KINDS.values()), k=chance.randint(20, 60))
+    if chance.random() < 0.05:
+        kinds[chance.randrange(len(kinds))] = "move"
+    return [Step(kind, chance.randrange(2), *(chance.randrange(10_000) for _ in range(3))) for kind in kinds]
+
+
+class Machine(Reads):
+    """One run of a program.
+
+    :ivar did: what was done, in words.
     """
 
-    store_url: ClassVar[str]
+    def __init__(self, world: World, *, prefix: str, known: frozenset[str] = KNOWN) -> None:
+        super().__init__(world, prefix=prefix, known=known)
+        self.messages: dict[str, Message] = {}
+        self.did: list[str] = []
+        self._made = 0
+        self._steps = 0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._stack = ExitStack()
-        self._folder = Path(self._stack.enter_context(TemporaryDirectory()))
-        self._portal: BlockingPortal = self._stack.enter_context(start_blocking_portal("asyncio"))
-        self._prefix = uuid.uuid4().hex[:12]
-        self._ids = itertools.count(1)
-        self.plain = Plain()
-        self.gate: Gate | None = None
-        self.history: History
-        self.relay: Relay
-        self._opened: ExitStack | None = None
-        self.shut = False
-        self.seen: dict[str, tuple[Any, int]] = {}
+    async def run(self, steps: Sequence[Step]) -> None:
+        """Run a program, settle, and compare everything.
 
-    # The house.
-
-    def run(self, work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
-        return self._portal.call(lambda: work(*args, **options))
-
-    @initialize()
-    def begin(self) -> None:
-        self._url = self.store_url
-        if make_url(self.store_url).host is not None:
-            self.gate = Gate(self.store_url)
-            self.run(self.gate.open)
-            self._url = self.gate.url
-        self._open()
-
-    def _open(self) -> None:
-        self._opened = ExitStack()
-        # Nothing is pruned, so that an outage hides nothing of these short histories.
-        store = ConversationStore(self._url, timeouts=Timeouts(connect=1.0, statement=5.0))
-        self._opened.callback(lambda: self.run(store.close))
-        self.history = self._opened.enter_context(
-            self._portal.wrap_async_context_manager(
-                History.open(
-                    self._folder / "bot.outbox.db",
-                    store=store,
-                    relay=False,
-                    watch=False,
-                    retention=Retention(keep_last=10_000),
-                    read_timeout=2.0,
-                )
-            )
-        )
-        self.relay = Relay(self.history.outbox, store)
-
-    def teardown(self) -> None:
+        :raises Wrong: something differs.
+        """
         try:
-            if self._opened is not None:
-                self._let_through()
-                self._dispatcher()
-                self.holds()
+            for step in steps:
+                await self._step(step)
+            await self._settle()
         finally:
-            if self._opened is not None:
-                self._opened.close()
-            if self.gate is not None:
-                self.run(self.gate.shut)
-            self._stack.close()
+            if self.world.down:
+                await self.world.back()
 
-    def _let_through(self) -> None:
-        if self.gate is not None and self.shut:
-            self.run(self.gate.open)
-        self.shut = False
+    async def _step(self, step: Step) -> None:
+        self._steps += 1
+        bot = self.bots[step.box]
+        self.did.append(f"{bot.box.name} {step.kind}")
+        try:
+            if step.kind in ANYWHERE:
+                await getattr(self, f"_{step.kind}")(bot, step.a, step.b, step.c)
+            elif (chat := self._chat(bot, step.a)) is not None:
+                await getattr(self, f"_{step.kind}")(bot, chat, step.b, step.c)
+            else:
+                raise Impossible
+        except Impossible:
+            self.did.pop()
+            return
+        if self._steps % READ_EVERY == 0:
+            for one in self.bots:
+                await self._compare(one, step.c)
+        elif step.kind not in ("outage", "move"):
+            await self._compare(bot, step.c, some=1)
 
-    def _dispatcher(self) -> None:
-        async def drain() -> None:
-            self.relay.breaker.reset() if hasattr(self.relay.breaker, "reset") else None
-            await self.relay.drain()
+    def _note(self, *words: object) -> None:
+        self.did[-1] = " ".join([self.did[-1], *(str(one).removeprefix(f"{self.prefix}-") for one in words)])
 
-        self.run(drain)
-        assert self.run(self.history.drained, 10), "the relay left something behind"
-
-    def chat(self, pick: int) -> Chat | None:
-        living = self.plain.living()
+    def _chat(self, bot: Bot, pick: int) -> Chat | None:
+        living = self.read(bot).living()
         return living[pick % len(living)] if living else None
 
-    def name(self, chat: Chat) -> str:
-        return chat.id
+    def _name(self, bot: Bot, pick: int) -> tuple[str, str | None]:
+        """Return a conversation that may not exist yet, and its owner."""
+        names = {f"{self.prefix}-c{number}": None for number in range(CHATS)} | dict.fromkeys(self.read(bot).chats)
+        name = list(names)[pick % len(names)]
+        there = self.read(bot).chats.get(name)
+        if there is not None:
+            return name, there.owner
+        number = int(name.rsplit("c", 1)[1]) if "-c" in name else 0
+        return name, self._owner(number) if number < 2 else None
 
-    def said(self, chat: Chat, pick: int) -> str:
-        """A message of the conversation, now and then one that is nowhere."""
-        if pick % 11 == 0 or not chat.said:
+    def _target(self, chat: Chat, pick: int) -> str:
+        if pick % 9 == 0 or not chat.said:
             return "nowhere"
         return chat.said[pick % len(chat.said)].id
 
-    def tell(self, chat: Chat, body: Message | Body, **options: Any) -> None:
-        self.run(self.history.append, chat.id, body, owner=chat.owner, **options)
+    def _message(self, pick: int, role: str | None = None) -> tuple[Message, dict[str, Any]]:
+        self._made += 1
+        values: dict[str, Any] = {
+            "message_id": f"{self.prefix}-m{self._made}",
+            "role": role or ("user", "assistant")[pick % 2],
+            "text": f"{WORDS[pick % 3]} {self._made}",
+            "tokens": (None, 0, 7)[pick // 3 % 3],
+            "mood": MOODS[pick // 9 % 3],
+        }
+        message = Message(
+            role=values["role"],
+            content=values["text"],
+            id=values["message_id"],
+            tokens=values["tokens"],
+            metadata={} if values["mood"] is None else {"mood": values["mood"]},
+        )
+        self.messages[message.id] = message
+        return message, values
 
-    # Saying.
+    def _expects(self, bot: Bot, chat: str) -> Expects:
+        version = None if self.down else len(self.lanes.stored[chat])
+        return Expects(sequence=len(bot.box.lanes[chat].events), version=version)
 
-    @rule(owner=st.sampled_from([*OWNERS, None]), text=TEXTS)
-    def begin_chat(self, owner: str | None, text: str) -> None:
-        owner = None if owner is None else f"{self._prefix}-{owner}"
-        chat = self.plain.begin(f"{self._prefix}-{next(self._ids)}", owner)
-        self.say_in(chat, "user", text, None)
+    def _append(
+        self,
+        bot: Bot,
+        chat: str,
+        *kinds: tuple[str, dict[str, Any]],
+        receipt: Receipt | None = None,
+        owner: str | None = None,
+        expects: Expects | None = None,
+    ) -> None:
+        drafts = [Event(chat=chat, kind=kind, values=values) for kind, values in kinds]
+        events = self.lanes.append(bot.box, chat, *drafts, owner=owner, expects=expects)
+        if receipt is not None:
+            if receipt.sequence != events[-1].sequence:
+                raise Wrong("sequence of a receipt", (receipt.sequence, events[-1].sequence))
+            bot.waiting.append((receipt, events))
 
-    def say_in(self, chat: Chat, role: str, text: str, tokens: int | None, **options: Any) -> None:
-        name = f"{self._prefix}-m{next(self._ids)}"
-        self.tell(chat, Message(role=role, content=text, id=name, tokens=tokens), **options)
-        self.plain.say(chat, name, role, text, tokens)
-
-    @rule(
-        pick=PICK, role=st.sampled_from(["user", "assistant", "tool"]), text=TEXTS, tokens=st.none() | st.integers(0, 9)
-    )
-    def say(self, pick: int, role: str, text: str, tokens: int | None) -> None:
-        if (chat := self.chat(pick)) is not None:
-            self.say_in(chat, role, text, tokens)
-
-    @rule(pick=PICK, which=PICK)
-    def say_again(self, pick: int, which: int) -> None:
-        if (chat := self.chat(pick)) is None or not chat.said:
+    async def _refused(self, work: Awaitable[Any], *errors: type[Exception]) -> None:
+        try:
+            done = await work
+        except errors:
             return
-        said = chat.said[which % len(chat.said)]
-        role, text, tokens = chat.first[said.id]
-        again = Message(role=role, content=text, id=said.id, tokens=tokens)  # type: ignore[arg-type]
+        raise Wrong("accepted", f"{done}, and not refused with {[one.__name__ for one in errors]}")
+
+    async def _settle(self) -> None:
+        """Deliver everything, and compare what each outbox and the store read, and what they say of themselves."""
+        self.did.append("A settle")
+        if self.down:
+            await self._back(self.bots[0], 0, 0, 0)
+        for bot in self.bots:
+            await self._drain(bot, 0, 0, 0)
+        for bot in self.bots:
+            await self._compare(bot, 0, whole=True)
+            status = await bot.history.status()
+            if status.pending or status.incidents or status.lanes.get("blocked"):
+                raise Wrong("status", status)
+        plain = self.lanes.read(None)
+        for chat in plain.chats.values():
+            page = await self.world.store.messages(chat.id)
+            self._same("messages of the store", chat, [view_of(one) for one in page], [one.view() for one in chat.path])
+
+    # Say.
+
+    async def _say(self, bot: Bot, a: int, b: int, c: int) -> None:
+        name, owner = self._name(bot, a)
+        message, values = self._message(b)
+        self._note(name, message.id, message.role)
+        work = bot.history.append(name, message, owner=owner)
+        if bot.box.lanes[name].deleted:
+            await self._refused(work, ConversationGone)
+            return
+        try:
+            receipt = await work
+        except ConversationGone:
+            chat = self.lanes.read(None).chats.get(name)
+            if chat is None or not chat.deleted:
+                raise
+            return  # it has learned that another outbox has deleted it
+        self._append(bot, name, ("say", values), receipt=receipt, owner=owner)
+
+    async def _say_several(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        messages = [self._message(b + place) for place in range(2 + c % 2)]
+        more = ConversationAnnotated(metadata={"n": b})
+        self._note(chat.id, *(one.id for one, _ in messages))
+        first, *rest = (one for one, _ in messages)
+        receipt = await bot.history.append(chat.id, first, *rest, more, owner=chat.owner)
+        kinds = [("say", values) for _, values in messages]
+        self._append(bot, chat.id, *kinds, ("annotate", {"metadata": {"n": b}}), receipt=receipt, owner=chat.owner)
+
+    async def _say_together(self, bot: Bot, a: int, b: int, c: int) -> None:
+        chats = [one for one in (self._chat(bot, a), self._chat(bot, b)) if one is not None]
+        if not chats:
+            raise Impossible
+        said = [(chat, *self._message(c + place)) for place, chat in enumerate(chats)]
+        breaks = c % 3 == 0
+        self._note(*(word for chat, one, _ in said for word in (chat.id, one.id)), "rolled back" if breaks else "")
+        receipts = []
+        try:
+            async with bot.history.transaction() as tx:
+                for chat, one, _ in said:
+                    receipts.append(await tx.append(chat.id, one, owner=chat.owner))
+                if breaks:
+                    raise ZeroDivisionError
+        except ZeroDivisionError:
+            return
+        for (chat, _, values), receipt in zip(said, receipts, strict=True):
+            self._append(bot, chat.id, ("say", values), receipt=receipt, owner=chat.owner)
+
+    async def _say_in(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        message, values = self._message(b)
+        self._note(chat.id, message.id)
+        async with bot.history.outbox.engine.connect() as connection, connection.begin():
+            receipt = await bot.history.append_in(connection, chat.id, message, owner=chat.owner)
+        self._append(bot, chat.id, ("say", values), receipt=receipt, owner=chat.owner)
+
+    async def _reply(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        self._made += 1
+        name, text, broken = f"{self.prefix}-m{self._made}", f"{WORDS[b % 3]} {self._made}", c % 3 == 0
+        self._note(chat.id, name, "cut off" if broken else "")
+        try:
+            async with bot.history.reply(chat.id, owner=chat.owner, message_id=name, every=None) as reply:
+                await reply.add(text)
+                if broken:
+                    raise ZeroDivisionError
+        except ZeroDivisionError:
+            pass
+        values = {"message_id": name, "role": "assistant", "text": text, "interrupted": broken}
+        self._append(bot, chat.id, ("say", values), receipt=reply.receipt, owner=chat.owner)
+        await reply.sent(platform_ids={"telegram": c})
+        sent = {"message_id": name, "delivery": "sent", "data": {"platform_ids": {"telegram": c}}}
+        self._append(bot, chat.id, ("deliver", sent))
+
+    async def _again(self, bot: Bot, a: int, b: int, c: int) -> None:
+        """Append a message again, which may have left the path, through this outbox or another."""
+        chat = self._chat(bot, a)
+        known = [] if chat is None or self.down else [one for one in chat.said if one.id in self.messages]
+        if chat is None or not known:
+            raise Impossible
+        said = known[b % len(known)]
+        message, box = self.messages[said.id], bot.box
+        holds, shown = box.holds(chat.id, said.id), any(one.on_path for one in chat.every(said.id))
+        self._note(chat.id, said.id)
         if said.redacted:
-            with pytest.raises(EventIdReused):
-                self.tell(chat, again)
+            if not (holds and box.redacted(chat.id, said.id)) and "again after erasure" in self._known:
+                raise Impossible
+            await self._refused(bot.history.append(chat.id, message, owner=chat.owner), EventIdReused)
             return
-        self.tell(chat, again)
-        self.plain.put_back(chat, said.id)
-
-    @rule(pick=PICK, kept=st.integers(0, 4), text=TEXTS)
-    def replace(self, pick: int, kept: int, text: str) -> None:
-        if (chat := self.chat(pick)) is None:
+        if not holds and self._is_pending(chat.id, said.id, "redact", "reset") and "again after erasure" in self._known:
+            raise Impossible
+        before = len(box.lanes[chat.id].events)
+        receipt = await bot.history.append(chat.id, message, owner=chat.owner)
+        values = {
+            "message_id": said.id,
+            "role": message.role,
+            "text": message.content,
+            "tokens": message.tokens,
+            "mood": message.metadata.get("mood"),
+        }
+        if receipt.sequence > before:
+            kind = "put_back" if holds else "again"
+            self._append(bot, chat.id, (kind, values), receipt=receipt, owner=chat.owner)
+        if shown:
             return
-        # In another order, with something new before it, so that nothing stays in its place.
-        stays = [one for one in chat.own if not one.redacted][-kept:][::-1] if kept else []
-        new = f"{self._prefix}-m{next(self._ids)}"
-        wanted = [
-            Message.user(text, id=new),
-            *(Message(role=one.role, content=one.text, id=one.id, tokens=one.tokens) for one in stays),  # type: ignore[arg-type]
-        ]
-        empty = not chat.path
-        self.run(self.history.replace, chat.id, wanted, owner=chat.owner)
-        if not (empty and not self.shut):
-            self.plain.rewind(chat, None)
-        self.plain.say(chat, new, "user", text, None)
-        for one in stays:
-            self.plain.put_back(chat, one.id, one.text)
+        if receipt.sequence <= before or not holds:
+            # Whether it is back is decided by the store.
+            await self._drain(bot, 0, 0, 0)
+            if await receipt.saved(0) and not await self._shows(bot, chat.id, said.id):
+                self._wrong("saved and not shown", said.id)
 
-    @rule(pick=PICK, which=PICK, text=TEXTS)
-    def edit(self, pick: int, which: int, text: str) -> None:
-        if (chat := self.chat(pick)) is not None:
-            target = self.said(chat, which)
-            known = chat.find(target)
-            try:
-                self.tell(chat, MessageEdited(message_id=target, content=text))
-            except InvalidInput:
-                assert target in chat.erased or (known is not None and known.redacted)
-                return
-            assert target not in chat.erased
-            self.plain.edit(chat, target, text)
+    def _is_pending(self, chat: str, message_id: str | None, *kinds: str) -> bool:
+        """Whether an event of a message, or of the whole conversation, is pending in some outbox."""
+        return any(
+            one.kind in kinds and message_id in (None, one.values.get("message_id", message_id))
+            for box in self.lanes.boxes
+            if chat in box.lanes
+            for one in box.lanes[chat].pending
+        )
 
-    @rule(pick=PICK, which=PICK)
-    def redact(self, pick: int, which: int) -> None:
-        if (chat := self.chat(pick)) is not None:
-            target = self.said(chat, which)
-            self.tell(chat, MessageRedacted(message_id=target))
-            self.plain.redact(chat, target)
+    async def _shows(self, bot: Bot, chat: str, message_id: str) -> bool:
+        return any(one.id == message_id for one in await bot.history.messages(chat, last=None))
 
-    @rule(pick=PICK, which=PICK, number=PICK, fails=st.booleans())
-    def deliver(self, pick: int, which: int, number: int, fails: bool) -> None:
-        if (chat := self.chat(pick)) is None:
+    async def _look(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        page = await bot.history.messages(chat.id, last=5)
+        expects = self._expects(bot, chat.id)
+        if page.seen != Seen(sequence=expects.sequence, version=expects.version):
+            raise Wrong("seen", f"{page.seen}, not {expects}")
+        bot.seen[chat.id] = page.seen
+        self._note(chat.id)
+
+    async def _answer(self, bot: Bot, a: int, b: int, c: int) -> None:
+        names = [chat.id for chat in self.read(bot).living() if chat.id in bot.seen]
+        if not names:
+            raise Impossible
+        name = names[a % len(names)]
+        seen = bot.seen.pop(name)
+        messages = [self._message(b + place, "assistant") for place in range(1 + c % 2)]
+        self._note(name, "after", seen.sequence, seen.version, *(one.id for one, _ in messages))
+        first, *rest = (one for one, _ in messages)
+        work = bot.history.append(name, first, *rest, after=seen)
+        if any(one.kind in TURNS for one in bot.box.lanes[name].events[seen.sequence :]):
+            await self._refused(work, VersionConflict)
             return
-        target = self.said(chat, which)
-        if fails:
-            self.tell(chat, MessageFailed(message_id=target, reason="blocked by the user"))
-            self.plain.deliver(chat, target, "failed", {"reason": "blocked by the user"})
+        receipt = await work
+        expects = Expects(sequence=seen.sequence, version=seen.version)
+        self._append(bot, name, *(("say", values) for _, values in messages), receipt=receipt, expects=expects)
+        if c % 4 == 0:
+            bot.seen[name] = receipt.seen
+
+    # Change messages.
+
+    async def _change(
+        self, bot: Bot, chat: Chat, target: str, work: Awaitable[Receipt], kind: str, values: dict[str, Any]
+    ) -> None:
+        self._note(chat.id, target, *values.values())
+        box = bot.box
+        there = box.holds(chat.id, target) or any(one.id == target for one in chat.said)
+        erased = kind == "edit" and (box.redacted(chat.id, target) or self._reset_here(box, chat, target))
+        if (not there and not self.down) or erased:
+            await self._refused(work, InvalidInput)
+            return
+        receipt = await work
+        self._append(bot, chat.id, (kind, {"message_id": target, **values}), receipt=receipt)
+
+    def _reset_here(self, box: Outbox, chat: Chat, target: str) -> bool:
+        """Whether the outbox has erased its own copy of a message with the delivery of a reset."""
+        lane = box.lanes[chat.id]
+        resets = [one.sequence for one in lane.events[: lane.delivered] if one.kind == "reset" and not one.aside]
+        return any(
+            one.kind in (*SAYS, "put_back") and one.values["message_id"] == target and one.sequence < max(resets)
+            for one in lane.events
+            if resets
+        )
+
+    async def _edit(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        target = self._target(chat, b)
+        self._made += 1
+        text = f"{WORDS[c % 3]} edited {self._made}"
+        await self._change(bot, chat, target, bot.history.edit(chat.id, target, text), "edit", {"text": text})
+
+    async def _redact(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        target = self._target(chat, b)
+        if self._is_pending(chat.id, target, "again") and "again after erasure" in self._known:
+            raise Impossible
+        await self._change(bot, chat, target, bot.history.redact(chat.id, target), "redact", {})
+
+    async def _deliver(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        target, data = self._target(chat, b), {"reason": "blocked"} if c % 3 == 0 else {"platform_ids": {"t": c}}
+        failed = "reason" in data
+        work = bot.history.failed(chat.id, target, **data) if failed else bot.history.sent(chat.id, target, **data)
+        values = {"delivery": "failed" if failed else "sent", "data": data}
+        await self._change(bot, chat, target, work, "deliver", values)
+
+    async def _react(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        target, key, actor = self._target(chat, b), ("👍", "rating")[c % 2], (None, "mod")[c // 2 % 2]
+        value = c % 5 or None
+        work = bot.history.react(chat.id, target, key, actor=actor, value=value)
+        await self._change(bot, chat, target, work, "react", {"key": key, "actor": actor, "value": value})
+
+    async def _unreact(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        target, key, actor = self._target(chat, b), ("👍", "rating")[c % 2], (None, "mod")[c // 2 % 2]
+        work = bot.history.unreact(chat.id, target, key, actor=actor)
+        await self._change(bot, chat, target, work, "unreact", {"key": key, "actor": actor})
+
+    # Change the path.
+
+    async def _rewind(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        path = [one.id for one in chat.path]
+        target = path[b % len(path)] if path else self._target(chat, b)
+        self._note(chat.id, target)
+        work = bot.history.rewind(chat.id, to=target)
+        if target not in path:
+            if self.down:
+                work.close()
+                raise Impossible
+            await self._refused(work, InvalidInput)
+            return
+        self._append(bot, chat.id, ("rewind", {"target": target}), receipt=await work)
+
+    async def _clear(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        self._note(chat.id)
+        self._append(bot, chat.id, ("rewind", {"target": None}), receipt=await bot.history.clear(chat.id))
+
+    async def _cut(
+        self, bot: Bot, chat: Chat, work: Awaitable[Any], target: tuple[str | None] | None, known: bool
+    ) -> Any:
+        """Take the end of the path off, where there is something to take off.
+
+        :param target: the last message that stays; ``None`` if nothing is written.
+        :param known: whether the outbox alone can tell.
+        """
+        self._note(chat.id, *(target or ()))
+        if self.down and not known:
+            await self._refused(work, StoreUnavailable)
+            return None
+        expects = self._expects(bot, chat.id)
+        done = await work
+        if target is not None:
+            self._append(bot, chat.id, ("rewind", {"target": target[0]}), expects=expects)
+        return done
+
+    async def _undo(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        turns, path = 1 + b % 2, chat.path
+        starts = _starts(path)[-turns:]
+        target = None if not starts else (path[starts[0] - 1].id if starts[0] else None,)
+        whole = len(_starts(path)) >= turns and starts[0] > 0
+        done = await self._cut(bot, chat, bot.history.undo(chat.id, turns), target, whole)
+        if not self.down and (done is None) != (target is None):
+            raise Wrong("undo", done)
+
+    async def _pop(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        path = chat.path
+        target = None if not path else (path[-2].id if len(path) > 1 else None,)
+        done = await self._cut(bot, chat, bot.history.pop(chat.id), target, len(path) > 1)
+        if done is not None and done.id != path[-1].id:
+            raise Wrong("pop", done.id)
+
+    async def _regenerate(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        path, starts = chat.path, _starts(chat.path)
+        asked: list[Said] = []
+        for one in path[starts[-1] :] if starts else ():
+            if one.role != "user":
+                break
+            asked.append(one)
+        target = (asked[-1].id,) if asked and asked[-1] is not path[-1] else None
+        known = bool(starts) and starts[-1] > 0
+        done = await self._cut(bot, chat, bot.history.regenerate(chat.id), target, known)
+        if done is not None and [one.id for one in done] != [one.id for one in asked]:
+            raise Wrong("regenerate", done)
+
+    async def _replace(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        page = await bot.history.messages(chat.id, last=None)
+        if [one.id for one in page] != [one.id for one in chat.path]:
+            return  # the comparison tells
+        own = {one.id for one in chat.own}
+        kept = next((place for place, one in enumerate(page) if one.redacted or place == b % 4), len(page))
+        if self.down and any(one.id not in own for one in page[:kept]):
+            raise Impossible
+        back = [one for one in page[kept:] if one.id in own and not one.redacted][: c % 3][::-1]
+        new, values = self._message(c)
+        expects = self._expects(bot, chat.id)
+        self._note(chat.id, "keep", kept, new.id, "back", *(one.id for one in back))
+        wanted = [*(one.message for one in page[:kept]), new, *(one.message for one in back)]
+        receipt = await bot.history.replace(chat.id, wanted, owner=chat.owner)
+        if self.down:
+            back, kept = [*page[:kept], *back], 0
+        kinds: list[tuple[str, dict[str, Any]]] = []
+        if len(page) > kept or self.down:
+            kinds.append(("rewind", {"target": page[kept - 1].id if kept else None}))
+        texts = {one.id: ("put_back", _values(one)) for one in back}
+        kinds += [texts.get(one.id, ("say", values)) for one in wanted[kept:]]
+        self._append(bot, chat.id, *kinds, receipt=receipt, owner=chat.owner, expects=expects)
+
+    # Change conversations.
+
+    async def _put(self, bot: Bot, chat: Chat, work: Awaitable[Receipt], kind: str, **values: Any) -> None:
+        self._note(chat.id, *values.values())
+        owner = chat.owner if kind in ("archive", "restore", "delete", "reset", "activate") else None
+        self._append(bot, chat.id, (kind, values), receipt=await work, owner=owner)
+
+    async def _archive(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        await self._put(bot, chat, bot.history.archive(chat.id), "archive")
+
+    async def _restore(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        await self._put(bot, chat, bot.history.restore(chat.id), "restore")
+
+    async def _activate(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        if chat.owner is None:
+            raise Impossible
+        await self._put(bot, chat, bot.history.activate(chat.id), "activate")
+
+    async def _delete(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        if self._forking(chat.id):
+            raise Impossible
+        await self._put(bot, chat, bot.history.delete(chat.id), "delete")
+
+    async def _reset(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        if self._forking(chat.id):
+            raise Impossible
+        if self._is_pending(chat.id, None, "again") and "again after erasure" in self._known:
+            raise Impossible
+        await self._put(bot, chat, bot.history.reset(chat.id), "reset")
+
+    async def _rename(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        await self._put(bot, chat, bot.history.rename(chat.id, f"title {b}"), "rename", title=f"title {b}")
+
+    async def _annotate(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        metadata = {"xy"[b % 2]: c % 4 or None}
+        await self._put(bot, chat, bot.history.annotate(chat.id, metadata), "annotate", metadata=metadata)
+
+    async def _custom(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
+        await self._put(bot, chat, bot.history.append(chat.id, CustomEvent(name="paid", data={"cents": b})), "touch")
+
+    async def _start(self, bot: Bot, a: int, b: int, c: int) -> None:
+        self._made += 1
+        name, owner, active = f"{self.prefix}-s{self._made}", self._owner(a), b % 2 == 0
+        title, metadata = f"title {b}", {"x": c % 4} if c % 2 else None
+        self._note(name, "of", owner)
+        receipt = await bot.history.start(owner, conversation_id=name, title=title, activate=active, metadata=metadata)
+        kinds: list[tuple[str, dict[str, Any]]] = [("start", {"owner": owner, "title": title})]
+        kinds += [] if metadata is None else [("annotate", {"metadata": metadata})]
+        kinds += [("activate", {})] if active else []
+        self._append(bot, name, *kinds, receipt=receipt, owner=owner)
+
+    async def _fork(self, bot: Bot, a: int, b: int, c: int) -> None:
+        parent = self._chat(bot, a)
+        if parent is None or parent.lost or self._erasing(parent):
+            raise Impossible
+        lane = bot.box.lanes.get(parent.id)
+        if lane is not None and (lane.pending or self.down):
+            point = lane.events[-1]
         else:
-            self.tell(chat, MessageSent(message_id=target, platform_ids={"telegram": number}, file_path="/tmp/x"))  # noqa: S108
-            self.plain.deliver(chat, target, "sent", {"platform_ids": {"telegram": number}, "file_path": "/tmp/x"})  # noqa: S108
+            point = self.lanes.stored[parent.id][-1]
+        if point.kind == "again":
+            raise Impossible
+        path = [one.id for one in parent.path]
+        at = path[b % len(path)] if b % 2 and path else None
+        self._made += 1
+        name, active = f"{self.prefix}-f{self._made}", c % 3 == 0 and parent.owner is not None
+        self._note(name, "of", parent.id, "at", at)
+        receipt = await bot.history.fork(name, of=parent.id, at=at, activate=active)
+        values = {"owner": parent.owner, "title": None, "point": point}
+        kinds: list[tuple[str, dict[str, Any]]] = [("fork", values)]
+        kinds += [("rewind", {"target": at})] if at is not None else []
+        kinds += [("activate", {})] if active else []
+        self._append(bot, name, *kinds, receipt=receipt, owner=parent.owner)
 
-    @rule(pick=PICK, which=PICK, key=KEYS, actor=ACTORS, value=st.none() | st.integers(1, 5))
-    def react(self, pick: int, which: int, key: str, actor: str | None, value: int | None) -> None:
-        if (chat := self.chat(pick)) is not None:
-            target = self.said(chat, which)
-            self.tell(chat, ReactionAdded(message_id=target, key=key, actor=actor, value=value))
-            self.plain.react(chat, target, key, actor, value)
+    def _forking(self, chat: str) -> bool:
+        """Whether a fork that reads a conversation is on its way to the store: it protects nothing yet."""
+        return any(
+            chat in self._lineage(event)
+            for box in self.lanes.boxes
+            for lane in list(box.lanes.values())
+            for event in lane.pending
+            if event.kind == "fork"
+        )
 
-    @rule(pick=PICK, which=PICK, key=KEYS, actor=ACTORS)
-    def unreact(self, pick: int, which: int, key: str, actor: str | None) -> None:
-        if (chat := self.chat(pick)) is not None:
-            target = self.said(chat, which)
-            self.tell(chat, ReactionRemoved(message_id=target, key=key, actor=actor))
-            self.plain.unreact(chat, target, key, actor)
+    def _lineage(self, fork: Event) -> set[str]:
+        names = {fork.values["point"].chat}
+        for box in self.lanes.boxes:
+            for event in box.lanes[fork.values["point"].chat].events[:1]:
+                names |= self._lineage(event) if event.kind == "fork" else set()
+        return names
 
-    @rule(pick=PICK, which=PICK, clear=st.booleans())
-    def rewind(self, pick: int, which: int, clear: bool) -> None:
-        if (chat := self.chat(pick)) is None:
-            return
-        if clear and which % 3 == 0:
-            target = None
-        elif chat.inherited and which % 2:
-            target = chat.inherited[which % len(chat.inherited)].id
-        else:
-            target = self.said(chat, which)
-            if target == "nowhere" and chat.inherited:
-                return  # a fork takes it for an inherited message; see the how-to on forks
-        self.tell(chat, ConversationRewound(to_message_id=target))
-        self.plain.rewind(chat, target)
-
-    @rule(pick=PICK, text=TEXTS)
-    def rename(self, pick: int, text: str) -> None:
-        if (chat := self.chat(pick)) is not None:
-            self.tell(chat, ConversationRenamed(title=text))
-            self.plain.rename(chat, text)
-
-    @rule(pick=PICK, key=st.sampled_from("abc"), value=st.none() | st.integers(0, 3))
-    def annotate(self, pick: int, key: str, value: int | None) -> None:
-        if (chat := self.chat(pick)) is not None:
-            self.tell(chat, ConversationAnnotated(metadata={key: value}))
-            self.plain.annotate(chat, {key: value})
-
-    @rule(pick=PICK, what=st.sampled_from(["archive", "restore", "activate", "custom"]))
-    def put(self, pick: int, what: str) -> None:
-        if (chat := self.chat(pick)) is None:
-            return
-        body: Body
-        match what:
-            case "archive":
-                body = ConversationArchived()
-                self.plain.archive(chat)
-            case "restore":
-                body = ConversationRestored()
-                self.plain.restore(chat)
-            case "activate":
-                body = ConversationActivated()
-                self.plain.activate(chat)
-            case _:
-                body = CustomEvent(name="paid", data={"cents": 5})
-                self.plain.touch(chat)
-        self.tell(chat, body)
-
-    @rule(pick=PICK, sure=st.integers(0, 3))
-    def delete(self, pick: int, sure: int) -> None:
-        if sure == 0 and (chat := self.chat(pick)) is not None:
-            self.tell(chat, ConversationDeleted())
-            self.plain.delete(chat)
-
-    @rule(pick=PICK)
-    def say_to_the_deleted(self, pick: int) -> None:
-        gone = [chat for chat in self.plain.chats.values() if chat.deleted]
-        if gone:
-            chat = gone[pick % len(gone)]
-            with pytest.raises(ConversationGone):
-                self.tell(chat, Message.user("anybody there?"))
-
-    @rule(pick=PICK, which=PICK, cut=st.booleans())
-    def fork(self, pick: int, which: int, cut: bool) -> None:
-        if (parent := self.chat(pick)) is None:
-            return
-        path = parent.path
-        at = path[which % len(path)].id if cut and path else None
-        name = f"{self._prefix}-{next(self._ids)}"
-        self.run(self.history.fork, name, of=parent.id, at=at)
-        self.plain.fork(name, parent, at=at)
-
-    # Turns.
-
-    @rule(pick=PICK)
-    def look(self, pick: int) -> None:
-        if (chat := self.chat(pick)) is not None:
-            page = self.run(self.history.messages, chat.id, last=5)
-            self.seen[chat.id] = (page.seen, chat.turns)
-
-    @rule(pick=PICK, text=TEXTS)
-    def answer(self, pick: int, text: str) -> None:
-        known = [chat for chat in self.plain.living() if chat.id in self.seen]
-        if not known:
-            return
-        chat = known[pick % len(known)]
-        seen, turns = self.seen.pop(chat.id)
-        if turns == chat.turns:
-            self.say_in(chat, "assistant", text, 3, after=seen)
-            return
-        with pytest.raises(VersionConflict):
-            self.tell(chat, Message.assistant(text), after=seen)
+    def _erasing(self, parent: Chat) -> bool:
+        """Whether a conversation, or one that it reads, is about to be erased or was deleted."""
+        names = {parent.id, *(one.id for one in parent.ancestors)}
+        return any(one.deleted for one in parent.ancestors) or any(
+            event.kind in ("delete", "reset")
+            for box in self.lanes.boxes
+            for name in names
+            for event in box.lanes[name].pending
+        )
 
     # The world.
 
-    @precondition(lambda self: not self.shut)
-    @rule()
-    def deliver_all(self) -> None:
-        self._dispatcher()
+    async def _record(self, bot: Bot, a: int, b: int, c: int) -> None:
+        done = await self.records.change(bot.box.name, bot.history, a, b, c, down=self.down)
+        if done is None:
+            raise Impossible
+        self._note(done)
 
-    @precondition(lambda self: not self.shut and self.gate is not None)
-    @rule()
-    def outage(self) -> None:
-        assert self.gate is not None
-        self.run(self.gate.shut)
-        self.shut = True
+    async def _drain(self, bot: Bot, a: int, b: int, c: int) -> None:
+        if self.down:
+            raise Impossible
+        before = [await self._owners_view(bot, owner) for owner in self._owners]
+        await self.world.relays[bot.number].drain()
+        if not await bot.history.drained(0):
+            status = await bot.history.status()
+            raise Wrong("not delivered", f"{status.pending} pending, {status.lanes}")
+        pending = [one for lane in bot.box.lanes.values() for one in lane.pending]
+        unclear = self.lanes.deliver(bot.box)
+        for event in unclear:
+            if await self._shows(bot, event.chat, event.values["message_id"]):
+                event.aside = False
+                back = Event(chat=event.chat, kind="put_back", values=event.values, box=bot.box, time=event.time)
+                self.lanes.stored[event.chat].append(back)
+                back.version = len(self.lanes.stored[event.chat])
+        for receipt, events in bot.waiting:
+            aside = any(one.aside for one in events)
+            if not any(one in unclear for one in events) and await receipt.saved(0) is aside:
+                if not aside and any(one.kind == "again" for one in events):
+                    self._wrong("again, shown and not saved", [one.values for one in events])
+                    continue
+                raise Wrong("saved", f"{not aside} of {[(one.kind, one.values) for one in events]}")
+            if aside and await receipt.saved(0):
+                self._wrong("saved and not shown", [one.values for one in events])
+        bot.waiting.clear()
+        self.records.deliver(bot.box.name)
+        if not any(one.aside for one in pending):
+            after = [await self._owners_view(bot, owner) for owner in self._owners]
+            if before != after:
+                self._wrong("active by delivery", f"{before}, and {after} after it")
 
-    @precondition(lambda self: self.shut)
-    @rule()
-    def back(self) -> None:
-        self._let_through()
+    async def _outage(self, bot: Bot, a: int, b: int, c: int) -> None:
+        if self.down:
+            raise Impossible
+        await self.world.outage()
 
-    @rule()
-    def restart(self) -> None:
-        assert self._opened is not None
-        self._opened.close()
-        self._open()
+    async def _back(self, bot: Bot, a: int, b: int, c: int) -> None:
+        if not self.down:
+            raise Impossible
+        await self.world.back()
 
-    # What holds, at any time.
+    async def _restart(self, bot: Bot, a: int, b: int, c: int) -> None:
+        await self.world.restart(bot.number)
+        bot.waiting.clear()
 
-    @invariant()
-    def holds(self) -> None:
-        if self._opened is None:
-            return
-        for chat in self.plain.chats.values():
-            self.run(self._compare, chat)
-        for owner in OWNERS:
-            self.run(self._compare_owner, f"{self._prefix}-{owner}")
-
-    async def _compare(self, chat: Chat) -> None:
-        found = await self.history.conversation(chat.id)
-        assert found is not None
-        view = (
-            found.owner_id,
-            found.title,
-            found.state,
-            tuple(sorted(found.metadata.items())),
-            found.message_count,
-            found.tokens,
-        )
-        assert view == chat.view(), chat.id
-        if self.shut and any(one.deleted for one in chat.ancestors):
-            return  # what the store keeps of it for its forks is out of reach
-        every = await self.history.messages(chat.id, every=True, last=None)
-        if not chat.inherited:
-            assert [_view(one) for one in every] == [one.view() for one in chat.said], chat.id
-        async with asyncio.timeout(30):
-            # A busy machine takes a slow store for an unavailable one.
-            while not (path := await self.history.messages(chat.id, last=None)).complete and not self.shut:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-        assert [_view(one) for one in path] == [one.view() for one in chat.path], chat.id
-        count = len(chat.path) // 2 + 1
-        last = await self.history.messages(chat.id, last=count)
-        assert [one.id for one in last] == [one.id for one in chat.path][-count:], chat.id
-        backward: list[str] = []
-        before = None
-        while True:
-            page = await self.history.messages(chat.id, last=2, before=before)
-            backward[:0] = [one.id for one in page]
-            before = page.next
-            if before is None:
-                break
-        assert backward == [one.id for one in chat.path], chat.id
-
-    async def _compare_owner(self, owner: str) -> None:
-        listed: list[str] = []
-        after = None
-        numbers: list[int] = []
-        while True:
-            page = await self.history.conversations(owner=owner, limit=3, after=after)
-            listed += [one.conversation_id for one in page]
-            numbers += [one.number for one in page if one.number is not None]
-            after = page.next
-            if after is None:
-                break
-        assert listed in self.plain.listings(owner), owner
-        expected = self.plain.active(owner)
-        if expected is not None:
-            active = await self.history.active(owner)
-            assert active is not None, owner
-            assert active.conversation_id == expected.id, owner
-        assert len(set(numbers)) == len(numbers), owner
+    async def _move(self, bot: Bot, a: int, b: int, c: int) -> None:
+        if self.down:
+            raise Impossible
+        await self.world.move()
+        for one in self.bots:
+            one.waiting.clear()
+        return
 
 
-def _view(one: RecordedMessage) -> tuple[Any, ...]:
-    return (
-        one.id,
-        one.role,
-        one.text,
-        one.message.tokens,
-        one.on_path,
-        one.redacted,
-        one.edited,
-        one.delivery.value,
-        tuple(sorted(one.delivery_data.items(), key=str)),
-        tuple((reaction.key, reaction.actor, reaction.value) for reaction in one.reactions),
-        one.interrupted,
-    )
+def _starts(path: Sequence[Said]) -> list[int]:
+    """Where turns begin: with the first of consecutive user messages."""
+    return [at for at, one in enumerate(path) if one.role == "user" and not (at and path[at - 1].role == "user")]
+
+
+def _values(one: RecordedMessage) -> dict[str, Any]:
+    """What putting a message back says again."""
+    message = one.message
+    return {
+        "message_id": one.id,
+        "role": one.role,
+        "text": one.text,
+        "tokens": message.tokens,
+        "mood": message.metadata.get("mood"),
+        "interrupted": one.interrupted,
+    }

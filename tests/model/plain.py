@@ -22,7 +22,10 @@ class Said:
     role: str
     text: str
     tokens: int | None = None
+    mood: str | None = None
     on_path: bool = True
+    wiped: bool = False
+    """Whether a reset took its content away, which forks keep."""
     edited: bool = False
     delivery: str = "appended"
     delivery_data: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +35,7 @@ class Said:
     @property
     def redacted(self) -> bool:
         """Whether its content was taken away: for every reader, and at every version."""
-        return self.id in self.chat.erased
+        return self.wiped or self.id in self.chat.erased
 
     @property
     def shown(self) -> str:
@@ -86,8 +89,6 @@ class Chat:
     """Whether it was archived or deleted since it was last activated."""
     metadata: dict[str, Any] = field(default_factory=dict)
     said: list[Said] = field(default_factory=list)
-    first: dict[str, tuple[str, str, int | None]] = field(default_factory=dict)
-    """Role, text and tokens of each message as it was said first."""
     tokens: int = 0
     turns: int = 0
     """Events so far that stand against an answer to what was read before them."""
@@ -95,6 +96,8 @@ class Chat:
     """Ids that a redaction has named, also of messages that are nowhere: no edit of them is taken any more."""
     inherited: tuple[Said, ...] = ()
     """What a fork shows of its ancestors."""
+    lost: bool = False
+    """Whether the event that it was forked at is not known."""
     inherits: bool = False
     moments: list[Moment] = field(default_factory=lambda: [Moment()])
 
@@ -178,24 +181,31 @@ class Plain:
         self._touch(chat)
         return chat
 
-    def say(self, chat: Chat, message_id: str, role: str, text: str, tokens: int | None = None) -> None:
-        """Say something; what comes after a deletion is kept by nobody."""
-        if not chat.deleted:
-            chat.said.append(Said(chat=chat, id=message_id, role=role, text=text, tokens=tokens))
-            chat.first[message_id] = (role, text, tokens)
-            chat.tokens += tokens or 0
-        self._done(chat, turn=True)
+    def say(
+        self,
+        chat: Chat,
+        message_id: str,
+        role: str,
+        text: str,
+        tokens: int | None = None,
+        *,
+        aside: bool = False,
+        back: bool = False,
+        **more: Any,
+    ) -> None:
+        """Say something; what comes after a deletion is kept by nobody.
 
-    def put_back(self, chat: Chat, message_id: str, text: str | None = None) -> None:
-        """Say something again: nothing happens while it is on the path, and else it comes to the end, as it was said.
-
-        :param text: another text to put back: the one that was shown.
+        :param aside: the store put it aside, so that it was never on the path.
+        :param back: it was said before: it comes to the end, and changes nothing while it is on the path.
+        :param more: further values of what was said.
         """
-        if any(one.on_path for one in chat.every(message_id)):
-            return
-        role, said, tokens = chat.first[message_id]
-        text = said if text is None else text
-        chat.said.append(Said(chat=chat, id=message_id, role=role, text=text, tokens=tokens))
+        there = back and not aside and any(one.on_path for one in chat.every(message_id))
+        if not chat.deleted and not there:
+            wiped = back and any(one.wiped for one in chat.every(message_id))
+            values = {"role": role, "text": text, "tokens": tokens, "wiped": wiped, **more}
+            chat.said.append(Said(chat=chat, id=message_id, on_path=not aside, **values))
+        if not back:
+            chat.tokens += tokens or 0
         self._done(chat, turn=True)
 
     def edit(self, chat: Chat, message_id: str, text: str) -> None:
@@ -268,6 +278,12 @@ class Plain:
         chat.state = "active"
         self._done(chat)
 
+    def reset(self, chat: Chat) -> None:
+        """Erase it; it goes on, empty, and its forks have their copies."""
+        self.rewind(chat, None)
+        chat.title, chat.metadata = None, {}
+        chat.said = [replace(one, wiped=True, reactions={}) for one in chat.said]
+
     def activate(self, chat: Chat) -> None:
         """Make it its owner's active one."""
         chat.state, chat.left = "active", False
@@ -285,15 +301,30 @@ class Plain:
         chat.inherited, chat.inherits = (), False
         self._done(chat)
 
+    def start(
+        self,
+        chat: Chat,
+        owner: str | None = None,
+        title: str | None = None,
+        *,
+        parent: Chat | None = None,
+        version: int = 0,
+        at: str | None = None,
+    ) -> None:
+        """Name its owner and title, where it has none, and its parent at a version."""
+        chat.owner = chat.owner or owner
+        chat.title = title if chat.title is None else chat.title
+        if parent is not None:
+            chat.parent, chat.inherits, chat.forked_at = parent, True, version
+            chat.inherited = parent.moments[version].path
+            if at is not None:
+                chat.inherited = chat.inherited[: [one.id for one in chat.inherited].index(at) + 1]
+        self._done(chat)
+
     def fork(self, chat_id: str, parent: Chat, *, at: str | None = None, version: int | None = None) -> Chat:
         """Begin a conversation with a copy of what another one showed at a version, up to a message."""
         chat = self.begin(chat_id, parent.owner)
-        chat.parent, chat.inherits = parent, True
-        chat.forked_at = parent.version if version is None else version
-        chat.inherited = parent.moments[chat.forked_at].path
-        if at is not None:
-            chat.inherited = chat.inherited[: [one.id for one in chat.inherited].index(at) + 1]
-        self._done(chat)
+        self.start(chat, parent=parent, version=parent.version if version is None else version, at=at)
         return chat
 
     def needed(self) -> dict[str, int]:

@@ -1,35 +1,46 @@
-"""A history and a plain model of it stay equal, whatever is done, delivered, cut off and restarted in between."""
+"""Histories on two outboxes and a plain model of them stay equal, whatever is done, delivered, cut off and moved."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis.stateful import run_state_machine_as_test
 
-from letopis.store import ConversationStore
-from tests.model.machine import Machine
+from tests.campaigns.model import Campaign
+from tests.support.defects import (
+    ASIDE_COUNTED,
+    LATE_TAKEN,
+    PUT_BACK_DROPPED,
+    REDACTION_LOST,
+    RESET_KEEPS,
+    REWIND_SHORT,
+    planted,
+)
 
-EXAMPLES = int(os.environ.get("LETOPIS_MODEL_EXAMPLES", "6"))
-STEPS = int(os.environ.get("LETOPIS_MODEL_STEPS", "25"))
+SEEDS = {"sqlite": range(8), "postgresql": range(2), "mariadb": range(2)}
+SEEDS_OF_A_CONTROL = range(40)
 
 
 @pytest.mark.timeout(900)
-def test_a_history_does_what_a_plain_model_does(store_url: str) -> None:
-    async def create() -> None:
-        async with ConversationStore.open(store_url, migrate=True):
-            pass
+@pytest.mark.parametrize("kind", SEEDS)
+async def test_random_programs_do_what_a_plain_model_does(kind: str, request: pytest.FixtureRequest) -> None:
+    if kind != "sqlite":
+        request.getfixturevalue(f"{kind}_server")
+    campaign = Campaign(kind)
 
-    asyncio.run(create())
-    machine = type("Run", (Machine,), {"store_url": store_url})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    await campaign.run(SEEDS[kind])
+
+    assert not campaign.failures, "\n".join(map(str, campaign.failures))
+    assert campaign.done == len(SEEDS[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "defect", [ASIDE_COUNTED, LATE_TAKEN, PUT_BACK_DROPPED, REDACTION_LOST, RESET_KEEPS, REWIND_SHORT]
+)
+async def test_the_campaign_finds_a_defect(defect: str) -> None:
+    campaign = Campaign("sqlite", enough=1)
+
+    with planted(defect):
+        await campaign.run(SEEDS_OF_A_CONTROL)
+
+    assert campaign.failures

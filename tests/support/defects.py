@@ -46,7 +46,8 @@ from letopis.store.model import codec
 from letopis.store.model.records import SPACE_LANES, Scope
 from letopis.store.rules import projection
 from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
-from letopis.store.write import applier, lanes, record_lanes
+from letopis.store.rules.statistics import StatisticsBuilder
+from letopis.store.write import applier, lanes, preconditions, record_lanes
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]
 """An owner, the name of one of its attributes, and what makes the defective attribute of the real one."""
@@ -476,6 +477,10 @@ RECORDS_TWICE: Final = "changes of records are applied without a look at the led
 FOREIGN_LANES: Final = "changes of a record go through several lanes"
 HOLLOWED_TOO_SOON: Final = "the value is taken away on which a condition rests"
 PUT_BACK_DROPPED: Final = "a put-back is taken for a duplicate"
+REDACTION_LOST: Final = "a redaction leaves the content in the history store"
+LATE_TAKEN: Final = "an answer that came too late is taken"
+ASIDE_COUNTED: Final = "what was put aside is counted"
+REWIND_SHORT: Final = "a rewind leaves one message too many"
 RESET_KEEPS: Final = "a reset leaves the content of what came before it"
 
 
@@ -538,6 +543,39 @@ def _() -> Iterable[Replacement]:
 @defect(RESET_KEEPS)
 def _() -> Iterable[Replacement]:
     yield projection._Projection, "erase", lambda real: lambda self: None
+
+
+@defect(REDACTION_LOST)
+def _() -> Iterable[Replacement]:
+    yield projection._Projection, "_redact", lambda real: lambda self, message: None
+
+
+@defect(LATE_TAKEN)
+def _() -> Iterable[Replacement]:
+    yield preconditions, "detect_conflicts", lambda real: lambda *_, **__: {}
+
+
+@defect(ASIDE_COUNTED)
+def _() -> Iterable[Replacement]:
+    def take(real: Any) -> Any:
+        return lambda self, data, *, superseded=False: real(self, data)
+
+    yield StatisticsBuilder, "take", take
+
+
+@defect(REWIND_SHORT)
+def _() -> Iterable[Replacement]:
+    """Leave the last message where it is when a path is cut before it."""
+
+    def remove(real: Any) -> Any:
+        def short(self: Any, after: int) -> int:
+            on_path = [one.version for one in self.rows if one.left_at is None]
+            kept = max(after, on_path[-2]) if after and len(on_path) > 2 else after
+            return real(self, kept)  # type: ignore[no-any-return]
+
+        return short
+
+    yield projection._Projection, "_remove_after", remove
 
 
 # --- records --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,251 @@
+"""Run random programs over every public verb through two outboxes, and compare each read with a plain model.
+
+``python -m tests.campaigns.model --seeds 2000 --store all``; what a seed does hangs on the seed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.engine import make_url
+
+from tests.model.machine import Machine, Step, program
+from tests.model.reads import KNOWN, Wrong
+from tests.model.world import World, hasty
+from tests.support.servers import MariaDBServer, PostgresServer, Server
+from tests.support.servers.store_pool import copy_sqlite_store, migrate
+
+STORES: Final = ("sqlite", "postgresql", "mariadb")
+SEEDS_PER_STORE: Final = 20
+STORES_AT_A_TIME: Final = 4
+SHRINKING_RUNS: Final = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A program that something was wrong with.
+
+    :ivar name: what was wrong, in short; a shorter program counts if the same is wrong with it.
+    """
+
+    seed: int
+    name: str
+    detail: str
+    steps: Sequence[Step]
+    did: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        lines = "\n".join(f"  {one}" for one in self.did)
+        return f"seed {self.seed}: {self.detail}\n{lines}"
+
+
+@dataclass
+class Campaign:
+    """Programs on one kind of store.
+
+    :ivar enough: how many failures are enough to stop.
+    :ivar tolerated: how many programs met what is known to be wrong.
+    """
+
+    kind: str
+    known: frozenset[str] = KNOWN
+    shrinks: bool = False
+    enough: int | None = None
+    done: int = 0
+    steps: int = 0
+    tolerated: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+    _runs: int = 0
+
+    async def run(self, seeds: Sequence[int], *, on_failure: Callable[[Failure], None] = lambda _: None) -> None:
+        """Run the programs of these seeds, some of them on each store."""
+        with hasty(), _databases(self.kind) as databases:
+            room = asyncio.Semaphore(STORES_AT_A_TIME)
+
+            async def some(part: Sequence[int]) -> None:
+                async with room:
+                    for failure in await self._some(databases, part):
+                        known = failure.name in {one.name for one in self.failures}
+                        if self.shrinks and failure.steps and not known:
+                            failure = await self._shrunk(databases, failure)
+                        self.failures.append(failure)
+                        on_failure(failure)
+
+            # Waiting for threads takes most of the time, so some run at once.
+            parts = (seeds[start : start + SEEDS_PER_STORE] for start in range(0, len(seeds), SEEDS_PER_STORE))
+            await asyncio.gather(*map(some, parts))
+
+    async def _some(self, databases: Databases, seeds: Sequence[int]) -> list[Failure]:
+        failures: list[Failure] = []
+        left = list(seeds)
+        while left and (self.enough is None or len(self.failures) + len(failures) < self.enough):
+            async with _world(databases) as world:
+                sound = True
+                while left and sound:
+                    seed = left.pop(0)
+                    steps = program(seed)
+                    self.done, self.steps = self.done + 1, self.steps + len(steps)
+                    if self.done % 50 == 0:
+                        print(f"{self.kind}: {self.done} programs", file=sys.stderr, flush=True)
+                    if (failure := await self._try(world, seed, steps)) is not None:
+                        failures.append(failure)
+                        print(f"found {failure.seed}: {failure.name}", file=sys.stderr, flush=True)
+                        sound = False  # the store may keep what was wrong
+                if sound and (problems := await world.problems()):
+                    failures.append(Failure(seed=seeds[0], name="db verify", detail=f"{problems}", steps=()))
+        return failures
+
+    async def _try(self, world: World, seed: int, steps: Sequence[Step]) -> Failure | None:
+        self._runs += 1
+        machine = Machine(world, prefix=f"{seed}.{self._runs}", known=self.known)
+        try:
+            await machine.run(steps)
+        except Exception as error:  # of any kind: the product may raise what it should not
+            name = error.name if isinstance(error, Wrong) else f"{type(error).__name__}"
+            detail = f"{error}" if isinstance(error, Wrong) else traceback.format_exc()
+            return Failure(seed=seed, name=name, detail=detail, steps=steps, did=machine.did)
+        finally:
+            self.tolerated.update(machine.tolerated)
+        return None
+
+    async def _shrunk(self, databases: Databases, failure: Failure) -> Failure:
+        """Leave out steps for as long as the same is wrong."""
+        runs, size = 0, max(1, len(failure.steps) // 2)
+        while size and runs < SHRINKING_RUNS:
+            at = 0
+            while at < len(failure.steps) and runs < SHRINKING_RUNS:
+                async with _world(databases) as world:
+                    shorter = None
+                    while at < len(failure.steps) and runs < SHRINKING_RUNS and shorter is None:
+                        runs += 1
+                        steps = [*failure.steps[:at], *failure.steps[at + size :]]
+                        shorter = await self._try(world, failure.seed, steps)
+                        if shorter is None or shorter.name != failure.name:
+                            at += size
+                if shorter is not None and shorter.name == failure.name:
+                    failure = shorter
+            size //= 2
+        return failure
+
+
+class Databases:
+    """Hands out databases of one kind.
+
+    :param folder: for the files.
+    """
+
+    def __init__(self, folder: Path, server: Server | None) -> None:
+        self.folder = folder
+        self._server = server
+        self._lock = asyncio.Lock()
+        self._files = 0
+
+    async def store(self) -> str:
+        """Return the URL of an empty store."""
+        if self._server is None:
+            template = self.folder / "template.db"
+            async with self._lock:
+                if not template.exists():
+                    await migrate(f"sqlite:///{template.as_posix()}")
+            return copy_sqlite_store(template, self._path())
+        url = self.empty()
+        await migrate(url)
+        return url
+
+    def outboxes(self) -> Path:
+        """Return an empty folder."""
+        return self._path().parent
+
+    def empty(self) -> str:
+        """Return the URL of an empty database."""
+        if self._server is None:
+            return f"sqlite:///{self._path().as_posix()}"
+        return self._server.create_database("letopis_model")
+
+    def drop(self, url: str) -> None:
+        """Drop a database, or the folder of a file."""
+        if self._server is not None:
+            self._server.drop_database(url)
+        else:
+            shutil.rmtree(Path(str(make_url(url).database)).parent)
+
+    def _path(self) -> Path:
+        self._files += 1
+        folder = self.folder / f"store-{self._files}"
+        folder.mkdir()
+        return folder / "history.db"
+
+
+@contextmanager
+def _databases(kind: str) -> Iterator[Databases]:
+    memory = Path("/dev/shm")  # noqa: S108 - nothing here is about a disk
+    folder = Path(tempfile.mkdtemp(prefix="letopis-model-", dir=memory if memory.is_dir() else None))
+    find: dict[str, Callable[[], Server]] = {"postgresql": PostgresServer.find, "mariadb": MariaDBServer.find}
+    server = find[kind]() if kind in find else None
+    try:
+        yield Databases(folder, server)
+    finally:
+        if server is not None:
+            server.close()
+        shutil.rmtree(folder)
+
+
+@asynccontextmanager
+async def _world(databases: Databases) -> AsyncIterator[World]:
+    made = [await databases.store()]
+
+    def empty() -> str:
+        made.append(databases.empty())
+        return made[-1]
+
+    outboxes = databases.outboxes()
+    world = World(made[0], empty, outboxes)
+    await world.open()
+    try:
+        yield world
+    finally:
+        await world.close()
+        shutil.rmtree(outboxes)
+        for url in made:
+            await asyncio.to_thread(databases.drop, url)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the campaign as a command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.model", description=__doc__)
+    parser.add_argument("--store", choices=(*STORES, "all"), default="sqlite")
+    parser.add_argument("--seeds", type=int, default=2000, help="how many programs")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="run this one alone, and shorten its program if it fails")
+    parser.add_argument("--strict", action="store_true", help="tolerate nothing that is known to be wrong")
+    given = parser.parse_args(arguments)
+    seeds = range(given.first, given.first + given.seeds) if given.seed is None else [given.seed]
+    wrong = 0
+    for kind in STORES if given.store == "all" else (given.store,):
+        campaign = Campaign(kind, known=frozenset() if given.strict else KNOWN, shrinks=given.seed is not None)
+        began = time.monotonic()
+        asyncio.run(campaign.run(seeds, on_failure=lambda failure: print(failure, flush=True)))
+        wrong += len(campaign.failures)
+        tolerated = ", ".join(f"{name}: {count}" for name, count in sorted(campaign.tolerated.items()))
+        print(
+            f"{kind}: {campaign.done} programs, {campaign.steps} steps, {len(campaign.failures)} wrong,"
+            f" {time.monotonic() - began:.0f} s" + (f"; known: {tolerated}" if tolerated else ""),
+            flush=True,
+        )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

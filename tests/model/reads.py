@@ -1,0 +1,310 @@
+"""Compare what is read through each of two outboxes with what the model says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import orjson
+
+from letopis.outbox import History, Receipt
+from letopis.outbox.transfer.exporter import Exporter
+from letopis.store import RecordedMessage, Seen
+from tests.model.lanes import SAYS, UNKNOWN, Event, Lanes, Outbox
+from tests.model.plain import Chat, Plain
+from tests.model.record_lanes import RecordModel
+from tests.model.world import World
+
+KNOWN: Final = frozenset(
+    {
+        "active by delivery",
+        "again after erasure",
+        "again, counted twice while pending",
+        "again, shown and not saved",
+        "deleted elsewhere, readable while down",
+        "fork's reactions",
+        "list",
+        "put back, erased elsewhere",
+        "saved and not shown",
+        "statistics of a pending redaction",
+        "statistics of what comes after a deletion elsewhere",
+    }
+)
+"""What is known to be wrong, and is counted instead of failing."""
+
+BOXES: Final = ("A", "B")
+OWNERS: Final = ("anna", "борис")
+WORDS: Final = ("чай", "coffee", "milk")
+
+
+class Wrong(AssertionError):
+    """Something is not as the model says."""
+
+    def __init__(self, name: str, detail: object = "") -> None:
+        super().__init__(f"{name}: {detail}")
+        self.name = name
+
+
+@dataclass
+class Bot:
+    """A history of the world, and the model of its outbox."""
+
+    box: Outbox
+    world: World
+    number: int
+    waiting: list[tuple[Receipt, list[Event]]] = field(default_factory=list)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    compared: dict[str, object] = field(default_factory=dict)
+    """By conversation, what it was read from when it was compared last."""
+
+    @property
+    def history(self) -> History:
+        return self.world.histories[self.number]
+
+
+class Reads:
+    """What two outboxes read, and what they should.
+
+    :ivar tolerated: what is known to be wrong and was met.
+    """
+
+    def __init__(self, world: World, *, prefix: str, known: frozenset[str]) -> None:
+        self.world = world
+        self.prefix = prefix
+        self.lanes = Lanes(*BOXES)
+        self.records = RecordModel(prefix)
+        self.bots = [Bot(box, world, number) for number, box in enumerate(self.lanes.boxes)]
+        self.tolerated: set[str] = set()
+        self._known = known
+
+    @property
+    def down(self) -> bool:
+        return self.world.down
+
+    def _wrong(self, name: str, detail: object = "") -> None:
+        if name not in self._known:
+            raise Wrong(name, detail)
+        self.tolerated.add(name)
+
+    def read(self, bot: Bot) -> Plain:
+        """Return what the model says that an outbox reads."""
+        return self.lanes.read(bot.box, alone=self.down)
+
+    def _owner(self, pick: int) -> str:
+        return f"{self.prefix}-{OWNERS[pick % len(OWNERS)]}"
+
+    @property
+    def _owners(self) -> list[str]:
+        return [self._owner(number) for number in range(len(OWNERS))]
+
+    async def _owners_view(self, bot: Bot, owner: str) -> str | None:
+        active = await bot.history.active(owner, create=False)
+        return None if active is None else active.conversation_id
+
+    async def _compare(self, bot: Bot, pick: int, *, some: int | None = None, whole: bool = False) -> None:
+        plain = self.read(bot)
+        chats = list(plain.chats.values())
+        if some is not None:
+            chats = [chats[(pick + number) % len(chats)] for number in range(min(some, len(chats)))]
+        for chat in chats:
+            now = [self._source(bot, one) for one in (chat, *chat.ancestors)]
+            if now == bot.compared.get(chat.id) and not whole:
+                continue
+            bot.compared[chat.id] = now
+            await (self._compare_alone if self.down else self._compare_chat)(bot, plain, chat, pick)
+        if self.down:
+            return
+        if some is not None:
+            return
+        for owner in self._owners:
+            await self._compare_owner(bot, plain, owner)
+            await self._compare_figures(bot, plain, owner)
+        if wrong := await self.records.compare(bot.box.name, bot.history):
+            raise Wrong("records", wrong)
+        if whole:
+            while await self.world.store.catch_up_search():
+                pass
+            for word in WORDS:
+                await self._compare_search(bot, plain, word)
+
+    def _source(self, bot: Bot, chat: Chat) -> tuple[object, ...]:
+        """What a conversation is read from; while it is the same, so is what is read."""
+        lane = bot.box.lanes.get(chat.id)
+        return self.down, len(self.lanes.stored[chat.id]), lane and (len(lane.events), lane.delivered)
+
+    def _same(self, what: str, chat: Chat | str, found: object, wanted: object, *, repeats: bool = False) -> None:
+        if found != wanted:
+            name = chat if isinstance(chat, str) else chat.id
+            detail = f"{name} reads\n  {found}, not\n  {wanted}"
+            if not repeats:
+                raise Wrong(what, detail)
+            self._wrong("again, counted twice while pending", f"{what}: {detail}")
+
+    async def _compare_chat(self, bot: Bot, plain: Plain, chat: Chat, pick: int) -> None:
+        history = bot.history
+        found = await history.conversation(chat.id)
+        if found is None:
+            raise Wrong("conversation", f"{chat.id} is not there")
+        metadata = tuple(sorted(found.metadata.items()))
+        view = (found.owner_id, found.title, found.state, metadata, found.message_count, found.tokens)
+        self._same("conversation", chat, view, chat.view(), repeats=self._repeats(bot, chat.id))
+        page = await history.messages(chat.id, last=None)
+        if page.complete is chat.lost:
+            raise Wrong("complete", chat.id)
+        if chat.lost:
+            return
+        if self._returns_erased(bot, chat):
+            if [view_of(one) for one in page] != [one.view() for one in chat.path]:
+                self._wrong("put back, erased elsewhere", chat.id)
+            return
+        path = [one.view() for one in chat.path]
+        if (shown := [view_of(one) for one in page]) != path:
+            inherited = len(chat.inherited)
+            if shown[inherited:] == path[inherited:] and any(one.redacted for one in chat.inherited):
+                self._wrong("fork's reactions", f"{shown}, not {path}")
+            else:
+                self._same("messages", chat, shown, path)
+        if not chat.inherits and chat.parent is None and not chat.deleted:
+            every = await history.messages(chat.id, every=True, last=None)
+            # Whether erased messages off the path keep reactions depends on when they were delivered.
+            shown = [view_of(replace(one, reactions=()) if one.redacted and not one.on_path else one) for one in every]
+            said = [replace(one, reactions={}) if one.redacted and not one.on_path else one for one in chat.said]
+            self._same("every message", chat, shown, [one.view() for one in said])
+        ids = [one.id for one in chat.path]
+        repeats = self._repeats(bot, chat.id)
+        match pick % 7:
+            case 0:
+                self._same("count", chat, await history.count(chat.id), len(ids), repeats=repeats)
+            case 1:
+                last = await history.messages(chat.id, last=len(ids) // 2 + 1)
+                self._same("last", chat, [one.id for one in last], ids[-(len(ids) // 2 + 1) :], repeats=repeats)
+                backward: list[str] = []
+                while True:
+                    page = await history.messages(chat.id, last=2, before=page.next if backward else None)
+                    backward[:0] = [one.id for one in page]
+                    if page.next is None:
+                        break
+                self._same("pages", chat, backward, ids, repeats=repeats)
+            case 2:
+                texts = [one.text for one in (await history.context(chat.id)).messages]
+                self._same("context", chat, texts, [one.shown for one in chat.path if not one.redacted])
+            case 3:
+                events = self.lanes.of(bot.box, chat.id)
+                there = {one.values["message_id"] for one in self.lanes.stored[chat.id] if one.kind in SAYS}
+                events = [
+                    one for one in events if one.version or one.kind != "again" or one.values["message_id"] not in there
+                ]
+                self._same("events", chat, len(await history.events(chat.id)), len(events))
+            case 4:
+                lines = [orjson.loads(line) async for line in Exporter(history).of_one(chat.id)]
+                exported = [(line["id"], line["content"]) for line in lines]
+                self._same("export", chat, exported, [(one.id, one.shown) for one in chat.path])
+            case 5 if chat.said and not self._returns_erased(bot, chat):
+                named = chat.every(chat.said[pick // 7 % len(chat.said)].id)
+                target = next((one for one in named if one.on_path), named[-1])
+                one = await history.message(target.id, conversation=chat.id)
+                text = None if one is None else (one.id, one.text, one.on_path)
+                self._same("message", chat, text, (target.id, target.shown, target.on_path))
+            case _:
+                stored = self.lanes.stored[chat.id]
+                whole = not chat.deleted and not any(one.wiped for one in chat.said) and chat.parent is None
+                if stored and whole:
+                    version = pick % len(stored) + 1
+                    then = await history.messages(chat.id, as_of=version, last=None)
+                    wanted = [one.id for one in chat.moments[version].path]
+                    self._same("as_of", chat, [one.id for one in then], wanted)
+
+    def _repeats(self, bot: Bot, chat: str) -> bool:
+        """Whether a message is pending that another outbox has delivered."""
+        stored = {one.values["message_id"] for one in self.lanes.stored[chat] if one.kind in SAYS}
+        return chat in bot.box.lanes and any(
+            one.kind in SAYS and one.values["message_id"] in stored for one in bot.box.lanes[chat].pending
+        )
+
+    def _returns_erased(self, bot: Bot, chat: Chat) -> bool:
+        """Whether a message is to be put back that another outbox has erased."""
+        pending = bot.box.lanes[chat.id].pending if chat.id in bot.box.lanes else []
+        back = {one.values["message_id"] for one in pending if one.kind == "put_back"}
+        return any(one.id in back and one.redacted for one in chat.said)
+
+    async def _compare_alone(self, bot: Bot, plain: Plain, chat: Chat, pick: int) -> None:
+        if chat.lost or chat.deleted or any(one.deleted or one.lost for one in chat.ancestors):
+            return
+        page = await bot.history.messages(chat.id, last=None)
+        if page.complete:
+            raise Wrong("complete while down", chat.id)
+        shown = [view_of(one) for one in page]
+        gone = any(one.kind == "delete" and not one.aside for one in self.lanes.stored[chat.id])
+        if gone and shown:
+            if any(one.aside for one in bot.box.lanes[chat.id].events):
+                self._wrong("deleted elsewhere, readable while down", chat.id)
+            return
+        self._same("messages while down", chat, shown, [one.view() for one in chat.path])
+
+    async def _compare_owner(self, bot: Bot, plain: Plain, owner: str) -> None:
+        listed: list[str] = []
+        after = None
+        while True:
+            page = await bot.history.conversations(owner=owner, limit=3, after=after)
+            listed += [one.conversation_id for one in page]
+            after = page.next
+            if after is None:
+                break
+        mine = [chat for chat in plain.chats.values() if chat.owner == owner and chat.state == "active"]
+        order = [chat.id for chat in sorted(mine, key=lambda chat: -chat.touched)]
+        active = self.lanes.active_of(bot.box, owner, plain)
+        leaders = order if active == UNKNOWN else order[:1] if active is None else [active]
+        orders = [] if active != UNKNOWN else [order]
+        orders += [[leader, *(one for one in order if one != leader)] for leader in leaders] or [[]]
+        if listed not in orders:
+            self._wrong("list", f"{owner}: {listed}, not {orders[0]} (active: {active})")
+        found = await self._owners_view(bot, owner)
+        if found not in ([None, *order] if active == UNKNOWN else [active]):
+            self._wrong("active", f"{owner}: {found}, not {active} of {order}")
+
+    async def _compare_figures(self, bot: Bot, plain: Plain, owner: str) -> None:
+        found = await bot.history.statistics(owner=owner, by="mood")
+        *wanted, moods = self.lanes.figures(bot.box, owner, plain)
+        figures = [found.questions, found.answers, found.messages, found.tokens, found.conversations]
+        late = any(
+            one.kind in SAYS and any(event.kind == "delete" and not event.aside for event in self.lanes.stored[name])
+            for name, lane in bot.box.lanes.items()
+            for one in lane.pending
+        )
+        if figures != wanted and late:
+            self._wrong("statistics of what comes after a deletion elsewhere", f"{owner}: {figures}, not {wanted}")
+            return
+        self._same("statistics", owner, figures, wanted)
+        by = {label: one.messages for label, one in found.by.items() if one.messages}
+        if by != dict(moods):
+            self._wrong("statistics of a pending redaction", f"{owner}: {by}, not {dict(moods)}")
+
+    async def _compare_search(self, bot: Bot, plain: Plain, word: str) -> None:
+        for owner in self._owners:
+            found: list[tuple[str, str]] = []
+            after = None
+            while True:
+                page = await bot.history.search(word, owner=owner, after=after)
+                found += [(one.conversation_id, one.message.id) for one in page]
+                after = page.next
+                if after is None:
+                    break
+            mine = (chat for chat in plain.chats.values() if chat.owner == owner)
+            wanted = [(chat.id, one.id) for chat in mine for one in chat.own if word in one.shown.split()]
+            self._same("search", owner, sorted(found), sorted(wanted))
+
+
+def view_of(one: RecordedMessage) -> tuple[Any, ...]:
+    return (
+        one.id,
+        one.role,
+        one.text,
+        one.message.tokens,
+        one.on_path,
+        one.redacted,
+        one.edited,
+        one.delivery.value,
+        tuple(sorted(one.delivery_data.items(), key=str)),
+        tuple((reaction.key, reaction.actor, reaction.value) for reaction in one.reactions),
+        one.interrupted,
+    )
