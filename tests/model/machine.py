@@ -65,7 +65,6 @@ KINDS: Final[dict[str, int]] = {
     "outage": 1,
     "back": 3,
     "restart": 1,
-    "move": 0,
 }
 ANYWHERE: Final = (
     *("say", "say_together", "again", "answer", "start", "fork", "record"),

@@ -342,17 +342,3 @@ class Plain:
         """The owner's active conversation, if one was activated and not put away since."""
         chat = self._activated.get(owner)
         return None if chat is None or chat.left else chat
-
-    def listings(self, owner: str) -> list[list[str]]:
-        """The orders in which the owner's conversations may be listed: the active one first, then by last activity.
-
-        Where the active one was put away, its successor is the one with the newest activity *when the store learned of
-        that*. The model has no store, so each of the owner's conversations may be it.
-        """
-        mine = [chat for chat in self.chats.values() if chat.owner == owner and chat.state == "active"]
-        order = [chat.id for chat in sorted(mine, key=lambda chat: -chat.touched)]
-        if (active := self.active(owner)) is not None:
-            leaders = [active.id]
-        else:
-            leaders = order[:1] if owner not in self._activated else order
-        return [[leader, *(one for one in order if one != leader)] for leader in leaders] or [[]]
