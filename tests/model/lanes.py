@@ -219,7 +219,8 @@ class Lanes:
                     event.aside = True
                     unclear.append(event)
                 continue
-            if chat.deleted or (event.kind in ("put_back", "edit") and known and all(one.redacted for one in known)):
+            erased = event.kind in ("put_back", "edit") and known and all(one.redacted for one in known)
+            if chat.deleted or (erased and not _emptied(event)):
                 event.aside = True
             stored.append(event)
             event.version = len(stored)
@@ -285,6 +286,14 @@ class Lanes:
                 moods[None if kept is None or kept.redacted else event.values.get("mood")] += 1
             some += there
         return counted["user"], counted["assistant"], counted["messages"], counted["tokens"], some, moods
+
+
+def _emptied(event: Event) -> bool:
+    """Whether its own outbox has erased the content of an event before the delivery: there is nothing to put aside."""
+    return any(
+        one.kind == "redact" and one.values["message_id"] == event.values["message_id"]
+        for one in (event.box.lanes[event.chat].events[event.sequence :] if event.box is not None else ())
+    )
 
 
 def _same(one: Event, other: Event) -> bool:

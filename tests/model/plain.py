@@ -96,6 +96,8 @@ class Chat:
     """Ids that a redaction has named, also of messages that are nowhere: no edit of them is taken any more."""
     inherited: tuple[Said, ...] = ()
     """What a fork shows of its ancestors."""
+    whole: tuple[Said, ...] = ()
+    """What it showed of them when it was forked."""
     lost: bool = False
     """Whether the event that it was forked at is not known."""
     inherits: bool = False
@@ -254,13 +256,21 @@ class Plain:
         self._done(chat)
 
     def rewind(self, chat: Chat, target: str | None) -> None:
-        """Take what comes after a message off the path, or everything; a message that is not on it changes nothing."""
+        """Take what comes after a message off the path, or everything; a message that is not on it changes nothing.
+
+        In a fork, one that it never had of its own names anew where the inherited part ends; all of it stays if that is
+        not there.
+        """
         if target is None:
             chat.inherited, chat.inherits = (), False
             self._cut(chat, 0)
         elif target in (path := [one.id for one in chat.path]):
             # The last one: a fork may inherit an id that its parent has used again.
             self._cut(chat, len(path) - path[::-1].index(target))
+        elif chat.inherits and chat.find(target) is None:
+            self._cut(chat, len(chat.inherited))
+            ids = [one.id for one in chat.whole]
+            chat.inherited = chat.whole[: len(ids) - ids[::-1].index(target)] if target in ids else chat.whole
         self._done(chat, turn=True)
 
     def _cut(self, chat: Chat, length: int) -> None:
@@ -316,7 +326,7 @@ class Plain:
         chat.title = title if chat.title is None else chat.title
         if parent is not None:
             chat.parent, chat.inherits, chat.forked_at = parent, True, version
-            chat.inherited = parent.moments[version].path
+            chat.inherited = chat.whole = parent.moments[version].path
             if at is not None:
                 chat.inherited = chat.inherited[: [one.id for one in chat.inherited].index(at) + 1]
         self._done(chat)
