@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from letopis.adapters.formats import openai_chat, to_message, with_own_items
 from letopis.outbox import History
@@ -108,7 +108,8 @@ def of_any_shape(item: Mapping[str, Any], provider: str) -> Message:
 
     :raises InvalidInput: the item holds a value that is not JSON, or has more than 8 MiB.
     """
-    role: Role = next((one for one in ROLES if one == item.get("role")), "assistant")
+    given = item.get("role")
+    role = cast("Role", given) if given in ROLES else "assistant"
     text = item.get("content")
     content: Content = text if isinstance(text, str) else (UnknownPart(item),)
     return to_message(item, provider=provider, role=role, content=content)

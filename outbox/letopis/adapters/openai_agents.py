@@ -154,7 +154,7 @@ class LetopisSession:
     def _limit(self, limit: int | None) -> int | None:
         if limit is not None or self.session_settings is None:
             return limit
-        return self.session_settings.limit
+        return cast("int | None", self.session_settings.limit)
 
     def _owner_of(self, wrapper: RunContextWrapper[Any] | None) -> Owner | None:
         if not callable(self._owner):
