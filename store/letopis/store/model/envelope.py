@@ -8,7 +8,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
-from zlib import compress, decompress
+from zlib import compress, decompressobj
 
 from letopis.store.errors import InvalidInput
 
@@ -72,10 +72,15 @@ def unseal(envelope: Mapping[str, Any]) -> Any:
     """
     if (packed := envelope.get(_PACKED)) is None:
         return from_text(envelope[_JSON])
+    unpacker = decompressobj()
     try:
-        return from_text(decompress(b64decode(packed)).decode())
+        # Bounded: a packed text that comes from elsewhere may stand for gigabytes.
+        text = unpacker.decompress(b64decode(packed), MAX_ITEM_BYTES)
     except Exception as error:  # zlib's error is no ValueError
         raise ValueError("the packed text is damaged") from error
+    if not unpacker.eof:
+        raise ValueError("the packed text is damaged, or larger than any item")
+    return from_text(text.decode())
 
 
 def packed_bytes(data: Mapping[str, Any]) -> int:
