@@ -72,7 +72,7 @@ def test_with_a_session_every_page_is_shown_behind_a_proxy_too(house: House) -> 
 
 def test_a_console_that_nobody_could_read_is_not_made(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db")
-    with pytest.raises(ConfigurationError, match="nobody can read it"):
+    with pytest.raises(ConfigurationError, match="it has no reader"):
         web.app(history)
     with pytest.raises(ConfigurationError, match="at least 16"):
         web.app(history, tokens=["Ann:operator:short"])

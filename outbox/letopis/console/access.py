@@ -87,17 +87,17 @@ class Gate:
 
     @property
     def has_tokens(self) -> bool:
-        """False if nobody can sign in but by a link."""
+        """False if a link is the only way to sign in."""
         return bool(self._tokens)
 
     def require_entrance(self) -> None:
-        """Check that somebody can read.
+        """Check that there is a way to read.
 
         :raises ConfigurationError: there are no tokens, and reading is not open.
         """
         if not self._tokens and not self._open_reading:
             raise ConfigurationError(
-                "the console has no token, so nobody can read it: set LETOPIS_CONSOLE_TOKENS or"
+                "the console has no token, so it has no reader: set LETOPIS_CONSOLE_TOKENS or"
                 " LETOPIS_CONSOLE_TOKENS_FILE to tokens of the form NAME:ROLE:SECRET, or open_reading = true in"
                 " [console]. In a terminal and on an address of this machine alone, `letopis console` prints a link"
                 " that signs in"

@@ -51,7 +51,7 @@ class HostedConsoles:
 
     :param outboxes: paths and patterns, as given to the relay.
     :param store: the store of all outboxes; ``None`` for the SQLite file beside each.
-    :param gate: of all consoles: whoever signs in to one is signed in to all.
+    :param gate: of all consoles: signing in to one signs in to all.
     """
 
     def __init__(self, outboxes: tuple[str, ...], *, store: str | None, gate: Gate) -> None:

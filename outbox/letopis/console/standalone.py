@@ -44,9 +44,9 @@ async def run(
     :param host: overrides the settings; likewise ``port`` and ``tokens_file``.
     :param user: who is signed in by the link.
     :param tell: called with the console's address.
-    :param show_link: called with a link that signs in once; ``None`` if there is nobody to see it.
-    :raises ConfigurationError: nobody could read the console, or other machines could reach it and there is no token;
-        or a setting is wrong.
+    :param show_link: called with a link that signs in once; ``None`` without a terminal to show it.
+    :raises ConfigurationError: there is no way to read the console, other machines could reach it and there is no
+        token, or a setting is wrong.
     :raises OSError: the address is not one of this machine, or it is in use.
     """
     folder = settings.file.parent if settings.file else None
