@@ -90,7 +90,7 @@ class StoredEvent:
     """What the history store holds under an event id.
 
     :ivar digest: ``None`` if the content was redacted.
-    :ivar version: its place in the conversation.
+    :ivar version: its place in the conversation, or that where its message is on the path.
     :ivar left_at: the version at which the message that it appended left the path; ``None`` while it is on the path.
     :ivar deleted: True if the conversation was deleted.
     """

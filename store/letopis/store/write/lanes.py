@@ -14,7 +14,7 @@ from letopis.store.database.row_mapping import conflict_of
 from letopis.store.database.schema import conversations, events, lanes, messages
 from letopis.store.errors import BatchRefused
 from letopis.store.model.event_types import MessageAppended
-from letopis.store.read.task_marks import erased, left_at
+from letopis.store.read.task_marks import erased, is_on_path, left_at
 from letopis.store.rules.apply_plan import (
     ComparedLane,
     LaneBatch,
@@ -89,6 +89,9 @@ class Lanes:
             dialect.among(events.c.sequence, "sequences"),
         )
         in_place = [messages.c[name] == events.c[name] for name in ("partition", "conversation_id", "version")]
+        again = messages.alias("again")
+        same = [again.c[name] == messages.c[name] for name in ("partition", "conversation_id", "message_id")]
+        shown = sa.select(sa.func.max(again.c.version)).where(*same, is_on_path(again))
         of_it = [conversations.c[name] == events.c[name] for name in ("partition", "conversation_id")]
         self._stored = (
             sa.select(
@@ -100,6 +103,7 @@ class Lanes:
                 events.c.metadata,
                 events.c.version,
                 left_at(messages).label("left_at"),
+                shown.scalar_subquery().label("shown"),
                 conversations.c.state,
             )
             .outerjoin_from(events, messages, sa.and_(*in_place))
@@ -245,7 +249,7 @@ def _stored_event(row: sa.Row[Any]) -> StoredEvent:
         sequence=row.sequence,
         digest=row.digest,
         conflict=conflict_of(row.metadata),
-        version=row.version,
-        left_at=row.left_at,
+        version=row.version if row.shown is None else row.shown,
+        left_at=row.left_at if row.shown is None else None,
         deleted=row.state == "deleted",
     )

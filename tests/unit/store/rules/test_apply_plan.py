@@ -332,7 +332,7 @@ def test_rows_stand_in_the_order_of_the_columns() -> None:
 @pytest.mark.parametrize(
     ("stored", "conflict"),
     [
-        ({"deleted": True}, Conflict(expected=0, actual=7)),
+        ({"deleted": True}, Conflict(expected=0, actual=7, erased="conversation")),
         ({"left_at": 9}, Conflict(expected=7, actual=9)),
         ({"conflict": Conflict(expected=1, actual=2), "deleted": True}, Conflict(expected=1, actual=2)),
         ({}, None),
