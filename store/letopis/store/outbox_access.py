@@ -12,6 +12,7 @@ from letopis.store._runtime import StoreRuntime
 from letopis.store.errors import ConversationGone
 from letopis.store.maintenance.continuity import Continuity
 from letopis.store.model.conversations import Conversation, Page
+from letopis.store.model.messages import EMPTY
 from letopis.store.model.records import RecordKey, RecordRange, Scope, Tag
 from letopis.store.read.activity import ForkSummary
 from letopis.store.read.lineage import Lineage
@@ -166,9 +167,17 @@ class OutboxAccess:
         return await self._runtime.connected(lambda connection: finder.start(connection, conversation))
 
     async def statistics(
-        self, period: Period, *, origin_id: UUID, lanes: Sequence[str] = (), erasures: Erasures | None = None
+        self,
+        period: Period,
+        *,
+        origin_id: UUID,
+        lanes: Mapping[str, Collection[UUID]] = EMPTY,
+        erasures: Erasures | None = None,
     ) -> PartialStatistics:
-        """Count a period, and return how far lanes of an outbox are counted, to add what lies beyond."""
+        """Count a period, and return how far lanes of an outbox are counted, to add what lies beyond.
+
+        :param lanes: the events of the messages that each has still to deliver.
+        """
         reader = (await self._runtime.prepared()).statistics
         return await self._runtime.connected(
             lambda connection: reader.count(connection, period, origin_id=origin_id, lanes=lanes, erasures=erasures)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Final
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -13,6 +15,7 @@ from letopis.outbox.pending_reads.pending_statistics import (
     count_messages,
     pending_erasures,
     pending_lanes,
+    pending_messages,
     pending_ranges,
     retained_lanes,
 )
@@ -43,15 +46,14 @@ class MessageCounter:
         erasures = Erasures()
         for _ in range(3):
             # Pending events first: what is delivered after that is recognised by how far its lane has got.
-            pending, erasures = await self._outbox.read(lambda connection: _pending(connection, period))
-            counted = await self._count_stored(period, pending, erasures)
+            pending, messages, erasures = await self._outbox.read(lambda connection: _pending(connection, period))
+            counted = await self._count_stored(period, messages, erasures)
             if counted is None:
                 break
             counting = counted.counting
             try:
-                names = await self._count_ranges(
-                    counting, pending_ranges(pending, counted.heads, counted.owned, period.owner), period
-                )
+                ranges = pending_ranges(pending, counted.heads, counted.owned, period.owner)
+                names = await self._count_ranges(counting, ranges, period, counted)
             except StaleRead:
                 continue
             counting.conversations += len(names - counted.there)
@@ -63,7 +65,7 @@ class MessageCounter:
         return counting.result(complete=False)
 
     async def _count_stored(
-        self, period: Period, pending: list[LaneRange], erasures: Erasures
+        self, period: Period, messages: Mapping[str, Collection[UUID]], erasures: Erasures
     ) -> PartialStatistics | None:
         # Without the deadline of reads: a count may take longer, and each of its statements has a limit of its own.
         if await self._gateway.read(is_reachable) is None:
@@ -73,7 +75,7 @@ class MessageCounter:
                 return await self._store.outbox_access.statistics(
                     period,
                     origin_id=self._outbox.origin.origin_id,
-                    lanes=[one.conversation_id for one in pending],
+                    lanes=messages,
                     erasures=erasures,
                 )
         except StoreFault as fault:
@@ -81,20 +83,29 @@ class MessageCounter:
                 raise
             return None
 
-    async def _count_ranges(self, counting: StatisticsBuilder, ranges: list[LaneRange], period: Period) -> set[str]:
+    async def _count_ranges(
+        self,
+        counting: StatisticsBuilder,
+        ranges: list[LaneRange],
+        period: Period,
+        counted: PartialStatistics | None = None,
+    ) -> set[str]:
+        stored, deleted = (counted.stored, counted.deleted) if counted is not None else ((), ())
         names: set[str] = set()
         for start in range(0, len(ranges), _LANES_PER_READ):
             part = ranges[start : start + _LANES_PER_READ]
             names.update(
                 await self._outbox.read(
                     lambda connection, part=part: count_messages(  # type: ignore[misc]
-                        connection, counting, part, period, upcasters=self._upcasters
+                        connection, counting, part, period, upcasters=self._upcasters, stored=stored, deleted=deleted
                     )
                 )
             )
         return names
 
 
-def _pending(connection: sa.Connection, period: Period) -> tuple[list[LaneRange], Erasures]:
+def _pending(connection: sa.Connection, period: Period) -> tuple[list[LaneRange], dict[str, list[UUID]], Erasures]:
+    lanes = pending_lanes(connection, period.owner)
     # What is erased counts in no group, and as before in the sums.
-    return pending_lanes(connection, period.owner), Erasures() if period.by is None else pending_erasures(connection)
+    erasures = Erasures() if period.by is None else pending_erasures(connection)
+    return lanes, pending_messages(connection, lanes), erasures

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -13,6 +14,7 @@ from letopis.outbox.event_log.statements import fetch_all
 from letopis.store.errors import OutboxUnavailable
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.identifiers import uuid_of
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.put_back import puts_back
 from letopis.store.rules.redaction import stripped
@@ -23,11 +25,17 @@ _LANES: Final = (
     " ORDER BY conversation_id"
 )
 _MESSAGES: Final = (
-    "SELECT e.sequence, e.schema_version, e.data, s.sequence IS NOT NULL, e.metadata FROM letopis_outbox_log AS e"
+    "SELECT e.sequence, e.schema_version, e.data, s.sequence IS NOT NULL, e.metadata, e.event_id"
+    " FROM letopis_outbox_log AS e"
     " LEFT JOIN letopis_outbox_superseded AS s"
     " ON s.conversation_id = e.conversation_id AND s.sequence = e.sequence"
     " WHERE e.conversation_id = ? AND e.sequence > ? AND e.sequence <= ? AND e.type = ?"
     " AND (?5 IS NULL OR e.occurred_at >= ?5) AND (?6 IS NULL OR e.occurred_at < ?6)"
+)
+_PENDING: Final = (
+    "SELECT l.conversation_id, e.event_id FROM letopis_outbox_lanes AS l"
+    " JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
+    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND e.type = ?"
 )
 # Only what groups messages is content; roles and tokens stay.
 _ERASURES: Final = (
@@ -68,6 +76,15 @@ def pending_lanes(connection: sa.Connection, owner_id: str | None) -> list[LaneR
     if owner_id is not None:
         conditions += " AND coalesce(owner_id, ?1) = ?1"
     return _lanes(connection, conditions, owner_id, alone=False)
+
+
+def pending_messages(connection: sa.Connection, ranges: Iterable[LaneRange]) -> dict[str, list[UUID]]:
+    """Return the events of the messages that lanes have still to deliver, by conversation; none for a lane without."""
+    found: dict[str, list[UUID]] = {one.conversation_id: [] for one in ranges}
+    for conversation_id, event_id in fetch_all(connection, _PENDING, (MessageAppended.type,)):
+        if conversation_id in found:
+            found[conversation_id].append(uuid_of(event_id))
+    return found
 
 
 def pending_erasures(connection: sa.Connection) -> Erasures:
@@ -111,9 +128,13 @@ def count_messages(
     period: Period,
     *,
     upcasters: Upcasters,
+    stored: Collection[UUID] = (),
+    deleted: Collection[str] = (),
 ) -> list[str]:
     """Count the messages of some lanes, and return the conversations that had any.
 
+    :param stored: events that another outbox has delivered, so that they are counted.
+    :param deleted: conversations that another one has deleted, so that messages are put aside.
     :raises StaleRead: events of them were delivered and pruned meanwhile: count the store again.
     :raises OutboxUnavailable: an event is damaged in the file.
     """
@@ -127,12 +148,14 @@ def count_messages(
             )
             counted = False
             while (row := cursor.fetchone()) is not None:
+                if uuid_of(row[5]) in stored:
+                    continue
                 counted = True
                 _, data = upcasters.upcast(MessageAppended.type, row[1], _decoded(row[2], row[0]))
                 if counting.erasures.of(one.conversation_id, data.get("message_id"), row[0]):
                     data = stripped(MessageAppended.type, data)
                 if not puts_back(row[4]):
-                    counting.take(data, superseded=bool(row[3]))
+                    counting.take(data, superseded=bool(row[3]) or one.conversation_id in deleted)
             if counted:
                 found.append(one.conversation_id)
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from letopis.store.database.schema import conversations, events, messages
 from letopis.store.model.codec import decode
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.identifiers import partition_of
+from letopis.store.model.messages import EMPTY
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.reader import Reader
 from letopis.store.read.task_marks import erased
@@ -40,11 +41,12 @@ class StatisticsReader:
         period: Period,
         *,
         origin_id: UUID | None = None,
-        lanes: Sequence[str] = (),
+        lanes: Mapping[str, Collection[UUID]] = EMPTY,
         erasures: Erasures | None = None,
     ) -> PartialStatistics:
         """Count a period, and return how far lanes of an outbox are counted.
 
+        :param lanes: the events of the messages that each has still to deliver.
         :param erasures: what the outbox has still to deliver of redactions, resets and deletions.
         :param connection: a connection without a transaction.
         :raises InvalidInput: the key to group by has more than 10,000 values.
@@ -52,13 +54,33 @@ class StatisticsReader:
         await self._dialect.begin_snapshot(connection)
         counting = StatisticsBuilder(period.by, erasures=erasures)
         named = frozenset(lanes)
-        heads = {} if origin_id is None else await self._reader.lane_heads(connection, origin_id, lanes)
+        heads = {} if origin_id is None else await self._reader.lane_heads(connection, origin_id, [*lanes])
         owned = frozenset(lanes if period.owner is None else await self._reader.owned(connection, period.owner, lanes))
-        there: set[str] = set()
+        there, stored, deleted = set[str](), set[UUID](), set[str]()
+        for name, event_ids in lanes.items():
+            conversation = await self._reader.conversation(connection, name) if event_ids else None
+            if conversation is not None:
+                deleted.update({name} if conversation.state == "deleted" else ())
+                stored.update(await self._reader.digests(connection, name, event_ids))
         if period.since is None and period.until is None and period.by is None and self._reader.reads_as_stored:
-            async for name in self._add_all(connection, period, counting):
-                there.update(named & {name})
-            return PartialStatistics(counting=counting, heads=heads, there=frozenset(there), owned=owned)
+            counted = self._add_all(connection, period, counting)
+        else:
+            counted = self._add_each(connection, period, counting)
+        async for name in counted:
+            there.update(named & {name})
+        return PartialStatistics(
+            counting=counting,
+            heads=heads,
+            there=frozenset(there),
+            owned=owned,
+            stored=frozenset(stored),
+            deleted=frozenset(deleted),
+        )
+
+    async def _add_each(
+        self, connection: AsyncConnection, period: Period, counting: StatisticsBuilder
+    ) -> AsyncIterator[str]:
+        """Count the messages of a period from the log; yield the conversations that have any."""
         last: str | None = None
         async for rows in self._pages(connection, period):
             for row in rows:
@@ -70,9 +92,7 @@ class StatisticsReader:
                 if row.conversation_id != last:
                     last = row.conversation_id
                     counting.conversations += 1
-                    if last in named:
-                        there.add(last)
-        return PartialStatistics(counting=counting, heads=heads, there=frozenset(there), owned=owned)
+                    yield last
 
     async def _add_all(
         self, connection: AsyncConnection, period: Period, counting: StatisticsBuilder

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final, Self
+from uuid import UUID
 
 import orjson
 
@@ -179,9 +180,13 @@ class PartialStatistics:
     :ivar heads: the last applied sequence of the outbox's lanes; unknown lanes are left out.
     :ivar there: which of their conversations were counted already.
     :ivar owned: which of their conversations belong to the owner, as far as the store knows.
+    :ivar stored: which of the events that they have still to deliver another outbox has delivered.
+    :ivar deleted: which of their conversations were deleted.
     """
 
     counting: StatisticsBuilder
     heads: Mapping[str, int]
     there: frozenset[str]
     owned: frozenset[str]
+    stored: frozenset[UUID] = frozenset()
+    deleted: frozenset[str] = frozenset()
