@@ -248,11 +248,11 @@ class AppendPlan:
             newest = event_id.int if use is None else self.used.newest.get(first, event_id.int)
             if reason is None and message_id is not None:
                 left = found.path is not None and found.path.left(first)
-                if not left and use is not None and prepared.on_path is not None and known[newest].delivered:
-                    left = event.event_id not in prepared.on_path
-                    if left and prepared.ask:
+                if use is not None and prepared.on_path is not None and known[newest].delivered:
+                    if prepared.ask:
                         unknown[event.event_id] = message_id
                         continue
+                    left = left or event.event_id not in prepared.on_path
                 if left and prepared.put_back:
                     found.put_back(event, first)
                     continue
