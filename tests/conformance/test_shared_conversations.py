@@ -287,3 +287,130 @@ async def test_what_a_pending_event_erases_is_in_no_group(
     groups = {"redact": {None, "y"}, "reset": {None, "z"}, "delete": {None}}[how]
     assert (set(before.by), set(alone.by)) == (groups, groups - {"y"})
     assert before.by[None].tokens == 7
+
+
+# --- What is pending here, and in the store already -------------------------------------------------------------------
+
+
+async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is_pending(
+    bots: tuple[History, History],
+) -> None:
+    one, two = bots
+    messages = [Message.user(f"words {number}", id=f"m{number}", tokens=3) for number in range(4)]
+    await one.append(CHAT, *messages, owner="42")
+    await deliver(one)
+
+    late = await two.append(CHAT, messages[0], owner="42")
+
+    for _ in range(2):
+        assert [message.id for message in await two.messages(CHAT, last=2)] == ["m2", "m3"]
+        pages, page = [], await two.messages(CHAT, last=2)
+        while True:
+            pages[:0] = [message.id for message in page]
+            if page.next is None:
+                break
+            page = await two.messages(CHAT, last=2, before=page.next)
+        assert pages == ["m0", "m1", "m2", "m3"]
+        forward = await two.messages(CHAT, first=4)
+        assert ([message.id for message in forward], forward.next) == (pages, None)
+        found = await two.conversation(CHAT)
+        assert found is not None
+        assert (found.message_count, found.tokens, await two.count(CHAT)) == (4, 12, 4)
+        statistics = await two.statistics(owner="42")
+        assert (statistics.messages, statistics.tokens, statistics.conversations) == (4, 12, 1)
+        assert [hit.message.id for hit in await two.search("words", owner="42")].count("m0") == 1
+        await deliver(two)
+    assert await late.saved(5)
+
+
+async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_before_it(
+    bots: tuple[History, History],
+) -> None:
+    one, two = bots
+    messages = [Message.user(f"{number}", id=f"m{number}") for number in range(5)]
+    await one.append(CHAT, *messages)
+    await deliver(one)
+
+    await two.append(CHAT, messages[1])
+    await two.rewind(CHAT, to="m1")
+
+    for _ in range(2):
+        assert [message.id for message in await two.messages(CHAT, last=2)] == ["m0", "m1"]
+        assert await two.count(CHAT) == 2
+        await deliver(two)
+
+
+@pytest.mark.parametrize("how", ["redact", "reset"])
+async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_back(
+    bots: tuple[History, History], how: str
+) -> None:
+    one, two = bots
+    await two.append(CHAT, QUESTION, ANSWER, owner="42")
+    await deliver(two)
+    await two.rewind(CHAT, to="q")
+    await two.append(CHAT, ANSWER)
+
+    await ERASURES[how](one)
+    await deliver(one)
+
+    for _ in range(2):
+        assert "m" not in await path(two)
+        assert "the words" not in [message.text for message in await two.messages(CHAT, every=True)]
+        found = await two.message("m", conversation=CHAT)
+        assert found is None or (found.text, found.on_path) == ("", False)
+        assert not list(await two.search("words", owner="42"))
+        assert await two.count(CHAT) == len(await path(two))
+        await deliver(two)
+
+
+async def test_a_message_that_was_put_back_is_saved_when_another_outbox_appends_it_again(
+    bots: tuple[History, History],
+) -> None:
+    one, two = bots
+    await one.append(CHAT, QUESTION, ANSWER)
+    await one.pop(CHAT)
+    await one.append(CHAT, ANSWER)
+    await deliver(one)
+
+    again = await two.append(CHAT, ANSWER)
+    await deliver(two)
+    assert (await again.saved(5), await again.superseded()) == (True, False)
+
+    await one.pop(CHAT)
+    await deliver(one)
+    event = await two.append(CHAT, QUESTION)
+    await deliver(two)
+    assert await event.saved(5)
+
+
+@pytest.mark.parametrize("by", [None, "mood"])
+async def test_a_message_of_a_conversation_that_another_outbox_deleted_counts_as_after_its_delivery(
+    bots: tuple[History, History], by: str | None
+) -> None:
+    one, two = bots
+    await one.append(CHAT, QUESTION, owner="42")
+    await one.delete(CHAT)
+    await deliver(one)
+
+    await two.append(CHAT, ANSWER, owner="42")
+
+    before = await two.statistics(owner="42", by=by)
+    await deliver(two)
+    assert (before.messages, before.tokens) == (1, 7)
+    assert before == await two.statistics(owner="42", by=by)
+
+
+@pytest.mark.parametrize("how", ERASURES)
+async def test_what_was_taken_off_the_path_here_and_erased_elsewhere_is_refused(
+    bots: tuple[History, History], how: str
+) -> None:
+    one, two = bots
+    await two.append(CHAT, QUESTION, ANSWER)
+    await two.rewind(CHAT, to="q")
+    await deliver(two)
+    await ERASURES[how](one)
+    await deliver(one)
+
+    with pytest.raises(ConversationGone if how == "delete" else EventIdReused):
+        await two.append(CHAT, ANSWER)
+    assert await two.drained(0)

@@ -18,6 +18,7 @@ from letopis.store.model.event_types import MessageAppended
 from letopis.store.model.events import RecordedEvent, from_microseconds
 from letopis.store.model.identifiers import uuid_of
 from letopis.store.model.validation import check_number
+from letopis.store.rules.put_back import puts_back
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -113,6 +114,11 @@ class StoredRow:
     def event_id(self) -> UUID:
         """Its id."""
         return uuid_of(self.values[1])
+
+    @property
+    def puts_back(self) -> bool:
+        """``True`` if it puts a message back."""
+        return puts_back(self.values[5])
 
     @property
     def occurred_at(self) -> datetime:

@@ -223,11 +223,10 @@ class _PageMerge:
         conversation = await self._store.conversation(name)
         if not self._is_searched(conversation, local):
             return ()
-        missing = ids - (local.appended() if local is not None else frozenset())
         targets = local.targets() if local is not None else frozenset[str]()
-        places = await self._store.outbox_access.path_of(name, missing | targets) if missing or targets else {}
+        places = await self._store.outbox_access.path_of(name, ids | targets)
         stored = list[RecordedMessage]()
-        for message_id in sorted(missing):
+        for message_id in sorted(ids):
             if message_id in places:
                 version = places[message_id].version
                 stored += await self._store.messages(name, after=version - 1, before=version + 1)

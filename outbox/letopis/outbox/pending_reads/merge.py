@@ -24,6 +24,7 @@ from letopis.store.read.paging import Window
 from letopis.store.read.point_in_time import without_conversation_content
 from letopis.store.read.reader import EMPTY_VIEW, StoreView
 from letopis.store.rules.fold import Fold, PathPosition
+from letopis.store.rules.put_back import PUT_BACK_KEY
 
 
 class AlreadyDelivered(Exception):
@@ -99,9 +100,21 @@ class _Merge:
         )
         for row in rows:
             event = self.event(row)
-            if event.event_id not in there:
-                folding.apply(event, saved=self.saved(row.sequence))
+            if event.event_id in there or self.stored(row) is not None:
+                # It counts, and is shown, only if its message has left the path.
+                event = replace(event, metadata={**event.metadata, PUT_BACK_KEY: str(event.event_id)})
+            folding.apply(event, saved=self.saved(row.sequence))
         return folding
+
+    def stored(self, row: StoredRow) -> PathPosition | None:
+        """Return where the store has the message that a row appends; ``None`` where it does not have it."""
+        places = self.view.places
+        return places.get(str(row.data.get("message_id"))) if places and row.appends else None
+
+    def adds(self, row: StoredRow) -> bool:
+        """Return True unless a row appends a message that is shown already, or was redacted."""
+        stored = self.stored(row)
+        return stored is None or not (stored.on_path or stored.redacted)
 
     def _older(self) -> dict[str, PathPosition]:
         """Assume that the messages that rewinds name and a pruned file does not hold are older ones."""
@@ -261,7 +274,7 @@ def path_bound(pending: PendingSlice, view: StoreView, *, upto: int | None = Non
         there = None if target is None else view.places.get(target)
         if target is None or (there is None and not inside and view.inherits):
             bound = 0
-        elif not inside and there is not None and there.on_path and (bound is None or there.version <= bound):
+        elif there is not None and there.on_path and (bound is None or there.version <= bound):
             bound = there.version
     return bound
 
@@ -295,8 +308,10 @@ def _rows_of(merge: _Merge, window: Window, *, whole: bool) -> tuple[Sequence[St
     for row in reversed(rows) if backward else rows:
         if row.appends:
             place = merge.place(row.sequence)
-            if (window.before is not None and place >= window.before) or (
-                window.after is not None and place <= window.after
+            if (
+                (window.before is not None and place >= window.before)
+                or (window.after is not None and place <= window.after)
+                or not merge.adds(row)
             ):
                 continue
             if room is not None and room <= 0:

@@ -21,6 +21,7 @@ from letopis.store.rules.preconditions import SUPERSEDED_KEY, Conflict
 
 CUTTING: Final = frozenset({ConversationRewound.type, ConversationDeleted.type})
 """Events that take messages off the path which may be in the store alone."""
+_MADE_ID_VERSION: Final = 7
 
 _CUTTING: Final = (
     "SELECT 1 FROM letopis_outbox_log WHERE conversation_id = ? AND sequence > ? AND type IN (?, ?) LIMIT 1"
@@ -79,8 +80,14 @@ class PendingSlice:
 
     @property
     def names(self) -> frozenset[str]:
-        """The ids of the messages to which its rewinds lead."""
-        named = (row.data.get("to_message_id") for row in self.rows if row.type == ConversationRewound.type)
+        """The ids of the messages to which its rewinds lead, or that the store may have already."""
+        named = [row.data.get("to_message_id") for row in self.rows if row.type == ConversationRewound.type]
+        # An event id that was made, and not derived from a chosen id of the message, is of a message that is new.
+        named += [
+            row.data.get("message_id")
+            for row in self.rows
+            if row.appends and (row.event_id.version != _MADE_ID_VERSION or row.puts_back)
+        ]
         return frozenset(one for one in named if isinstance(one, str))
 
     def covers(self, view: StoreView) -> bool:

@@ -86,7 +86,7 @@ class ReadPath:
                     conversation_id=conversation_id,
                     origin_id=origin_id,
                     window=window,
-                    names=pending.names if cuts else (),
+                    names=pending.names,
                     bound=partial(path_bound, pending, upto=upto) if cuts else None,
                     whole=whole,
                 )

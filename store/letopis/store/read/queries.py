@@ -139,10 +139,10 @@ def head_select() -> sa.Select[Any]:
 
 
 def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Select[Any]:
-    """Return the select of positions on the path: id, version, when it was left, how many are on it up to there.
+    """Return the select of positions: id, version, when the path was left, how many are on it up to there, redaction.
 
     :param named: the condition on their ids.
-    :param counted: ``False`` to return 0 as the last: counting reads the index of the whole conversation.
+    :param counted: ``False`` to return 0 as their number: counting reads the index of the whole conversation.
     """
     earlier = messages.alias("earlier")
     count = (
@@ -158,7 +158,10 @@ def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Se
         .label("on_path_count")
     )
     last: Any = count if counted else sa.literal_column("0").label("on_path_count")
-    found: Any = sa.select(messages.c.message_id, messages.c.version, left_at(messages).label("left_at"), last)
+    marked = {column.name: column for column in message_columns(messages)}
+    found: Any = sa.select(
+        *(marked[name] for name in ("message_id", "version", "left_at")), last, marked["redacted_at"]
+    )
     found = found.where(
         messages.c.partition == sa.bindparam("partition"),
         messages.c.conversation_id == sa.bindparam("conversation"),
@@ -168,12 +171,13 @@ def path_select(named: sa.ColumnElement[bool], *, counted: bool = True) -> sa.Se
     return select
 
 
-def positions_from_rows(rows: Iterable[tuple[str, int, int | None, int]]) -> dict[str, PathPosition]:
+def positions_from_rows(rows: Iterable[tuple[str, int, int | None, int, int | None]]) -> dict[str, PathPosition]:
     """Return the positions of messages on the path from rows of :func:`path_select`, by id."""
-    return {
-        name: PathPosition(version=version, on_path=left_at is None, count=count)
-        for name, version, left_at, count in sorted(rows, key=lambda row: (row[2] is None, row[1]))
-    }
+    found: dict[str, PathPosition] = {}
+    for name, version, left, count, redacted_at in sorted(rows, key=lambda row: (row[2] is None, row[1])):
+        redacted = redacted_at is not None and (name not in found or found[name].redacted)
+        found[name] = PathPosition(version=version, on_path=left is None, count=count, redacted=redacted)
+    return found
 
 
 def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) -> sa.Select[Any]:

@@ -42,11 +42,13 @@ class PathPosition:
     """A message that a fold does not hold, to which a rewind may lead.
 
     :ivar count: messages on the path up to and including it.
+    :ivar redacted: True if the content of all messages of the id was taken away.
     """
 
     version: int
     on_path: bool
     count: int
+    redacted: bool = False
 
 
 class Fold:
@@ -141,15 +143,26 @@ class _Messages(MessageSink):
         self._path_end: int | None = None  # stored messages after this version have left the path
 
     def append(self, body: MessageAppended, *, superseded: bool, back: bool) -> bool:
-        places = self._places.setdefault(body.message.id, [])
-        if back and not superseded and any(self.messages[place].on_path for place in places):
-            return False
-        places.append(len(self.messages))
         message = recorded_message(body, self.event, saved=self.saved)
-        if superseded:
+        known = [self.messages[place] for place in self._places.get(message.id, ())]
+        there = self._elsewhere.get(message.id)
+        erased = False
+        if back and not superseded and (known or there is not None):
+            # The store puts new content of a message aside that was redacted.
+            erased = not message.redacted and all(one.redacted for one in (*known, there) if one is not None)
+            if not erased and (any(one.on_path for one in known) or (there is not None and self._stays(there))):
+                return False
+        if erased:
+            message = redacted(message)
+        if superseded or erased:
             message.on_path, message.superseded = False, True
+        self._places.setdefault(message.id, []).append(len(self.messages))
         self.messages.append(message)
-        return True
+        return not erased
+
+    def _stays(self, there: PathPosition) -> bool:
+        """Return True if a stored message is on the path still."""
+        return there.on_path and (self._path_end is None or there.version <= self._path_end)
 
     def change(self, body: MessageChange) -> None:
         has_content = self.event.digest is not None
@@ -173,7 +186,7 @@ class _Messages(MessageSink):
         target = self._elsewhere.get(message_id)
         if target is None:
             return None
-        if not target.on_path or (self._path_end is not None and target.version > self._path_end):
+        if not self._stays(target):
             return count
         self._remove_from(0, after=target.version)
         self._path_end = target.version

@@ -156,7 +156,7 @@ def test_a_pending_rewind_bounds_what_is_read_of_the_store() -> None:
     slice_ = pending((4, back("a")), (5, say("d")))
     places = {"a": PathPosition(version=1, on_path=True, count=1)}
 
-    assert slice_.names == {"a"}
+    assert slice_.names == {"a", "d"}
     assert path_bound(slice_, view("a", "b", "c", places=places)) == 1
     page = merged(slice_, replace(view("a", "b", "c", places=places), messages=(stored(1, "a"),)), last=5)
     assert texts(page) == ["a", "d"]
