@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import Final
 from sqlalchemy.engine import make_url
 
 from tests.model.machine import Machine, Step, program
-from tests.model.reads import KNOWN, Wrong
+from tests.model.reads import Wrong
 from tests.model.world import World, hasty
 from tests.support.servers import MariaDBServer, PostgresServer, Server
 from tests.support.servers.store_pool import copy_sqlite_store, migrate
@@ -56,16 +55,13 @@ class Campaign:
     """Programs on one kind of store.
 
     :ivar enough: how many failures are enough to stop.
-    :ivar tolerated: how many programs met what is known to be wrong.
     """
 
     kind: str
-    known: frozenset[str] = KNOWN
     shrinks: bool = False
     enough: int | None = None
     done: int = 0
     steps: int = 0
-    tolerated: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     _runs: int = 0
 
@@ -117,15 +113,13 @@ class Campaign:
 
     async def _try(self, world: World, seed: int, steps: Sequence[Step]) -> Failure | None:
         self._runs += 1
-        machine = Machine(world, prefix=f"{seed}.{self._runs}", known=self.known)
+        machine = Machine(world, prefix=f"{seed}.{self._runs}")
         try:
             await machine.run(steps)
         except Exception as error:  # of any kind: the product may raise what it should not
             name = error.name if isinstance(error, Wrong) else f"{type(error).__name__}"
             detail = f"{error}" if isinstance(error, Wrong) else traceback.format_exc()
             return Failure(seed=seed, name=name, detail=detail, steps=steps, did=machine.did)
-        finally:
-            self.tolerated.update(machine.tolerated)
         return None
 
     async def _shrunk(self, databases: Databases, failure: Failure) -> Failure:
@@ -237,19 +231,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=2000, help="how many programs")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="run this one alone, and shorten its program if it fails")
-    parser.add_argument("--strict", action="store_true", help="tolerate nothing that is known to be wrong")
     given = parser.parse_args(arguments)
     seeds = range(given.first, given.first + given.seeds) if given.seed is None else [given.seed]
     wrong = 0
     for kind in STORES if given.store == "all" else (given.store,):
-        campaign = Campaign(kind, known=frozenset() if given.strict else KNOWN, shrinks=given.seed is not None)
+        campaign = Campaign(kind, shrinks=given.seed is not None)
         began = time.monotonic()
         asyncio.run(campaign.run(seeds, on_failure=lambda failure: print(failure, flush=True)))
         wrong += len(campaign.failures)
-        tolerated = ", ".join(f"{name}: {count}" for name, count in sorted(campaign.tolerated.items()))
         print(
             f"{kind}: {campaign.done} programs, {campaign.steps} steps, {len(campaign.failures)} wrong,"
-            f" {time.monotonic() - began:.0f} s" + (f"; known: {tolerated}" if tolerated else ""),
+            f" {time.monotonic() - began:.0f} s",
             flush=True,
         )
     return 1 if wrong else 0

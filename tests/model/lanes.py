@@ -49,7 +49,13 @@ class Event:
     expects: Expects | None = None
     version: int | None = None
     aside: bool = False
+    told: bool = False
+    """Whether it was put aside because its message was erased, so that its outbox has erased its own copy."""
     seen: int = 0
+
+    def appends(self, message_id: str) -> bool:
+        """Whether it appends a message, or puts it back."""
+        return self.kind in (*SAYS, "put_back") and self.values["message_id"] == message_id
 
 
 @dataclass(eq=False, slots=True)
@@ -81,14 +87,12 @@ class Outbox:
 
     def holds(self, chat: str, message_id: str) -> bool:
         """Whether a message of a conversation was appended here."""
-        return any(
-            one.kind in (*SAYS, "put_back") and one.values["message_id"] == message_id
-            for one in self.lanes[chat].events
-        )
+        return any(one.appends(message_id) for one in self.lanes[chat].events)
 
     def redacted(self, chat: str, message_id: str) -> bool:
-        """Whether a message was redacted here."""
-        return any(one.kind == "redact" and one.values["message_id"] == message_id for one in self.lanes[chat].events)
+        """Whether a message was redacted here, or it was told that another outbox has redacted it."""
+        named = [one for one in self.lanes[chat].events if one.values.get("message_id") == message_id]
+        return any(one.kind == "redact" or one.told for one in named)
 
 
 class Lanes:
@@ -156,6 +160,8 @@ class Lanes:
                 self._fork(plain, chat, event, box, alone)
             else:
                 play(plain, chat, event)
+        if alone and box is not None:
+            chat.erased |= {one.values["message_id"] for one in box.lanes[name].events if one.told}
         chat.touched = max(one.time for one in events)
         return chat
 
@@ -170,18 +176,16 @@ class Lanes:
 
     # Delivery.
 
-    def deliver(self, box: Outbox) -> list[Event]:
-        """Deliver all that is pending of an outbox; return the messages that were there, and off the path."""
-        unclear: list[Event] = []
+    def deliver(self, box: Outbox) -> None:
+        """Deliver all that is pending of an outbox."""
         marks: dict[str, list[Event]] = {}
         for name, lane in box.lanes.items():
             if pending := lane.pending:
                 self._judge(box, name, pending)
-                marks[name] = self._project(name, pending, unclear)
+                marks[name] = self._project(name, pending)
                 lane.delivered = len(lane.events)
         for name, moves in marks.items():
             self._mark(box, name, moves)
-        return unclear
 
     def _judge(self, box: Outbox, chat: str, pending: Sequence[Event]) -> None:
         """Put aside what came too late for its condition."""
@@ -206,7 +210,7 @@ class Lanes:
             if any(one.box is not box and not one.aside and one.kind in TURNS for one in rivals):
                 event.aside, event.seen = True, seen
 
-    def _project(self, name: str, pending: Sequence[Event], unclear: list[Event]) -> list[Event]:
+    def _project(self, name: str, pending: Sequence[Event]) -> list[Event]:
         stored = self.stored[name]
         moves: list[Event] = []
         plain = Plain()
@@ -214,14 +218,11 @@ class Lanes:
         for event in pending:
             known = chat.every(event.values.get("message_id", ""))
             if event.kind in SAYS and any(_same(one, event) for one in stored):
-                # It is there already; where it has left the path, the store may put it back or aside.
-                if not any(one.on_path for one in known):
-                    event.aside = True
-                    unclear.append(event)
+                # It is there already.
+                event.aside = not any(one.on_path for one in known)
                 continue
-            erased = event.kind in ("put_back", "edit") and known and all(one.redacted for one in known)
-            if chat.deleted or (erased and not _emptied(event)):
-                event.aside = True
+            event.told = not chat.deleted and event.kind in ("put_back", "edit") and _erased(chat, event)
+            event.aside = event.aside or event.told or chat.deleted
             stored.append(event)
             event.version = len(stored)
             if event.kind == "fork":
@@ -276,6 +277,8 @@ class Lanes:
                 gone = gone or (event.kind == "delete" and not event.aside)
                 if event.kind not in SAYS:
                     continue
+                if event.version is None and any(_same(one, event) for one in self.stored[chat.id]):
+                    continue  # it is counted
                 there = True
                 counted["tokens"] += event.values.get("tokens") or 0
                 if event.aside or gone:
@@ -296,6 +299,12 @@ def _emptied(event: Event) -> bool:
     )
 
 
+def _erased(chat: Chat, event: Event) -> bool:
+    """Whether the message of an event was redacted, so that its new content is shown to nobody."""
+    known = chat.every(event.values["message_id"])
+    return bool(known) and all(one.redacted for one in known) and not _emptied(event)
+
+
 def _same(one: Event, other: Event) -> bool:
     return one.kind in SAYS and one.values["message_id"] == other.values["message_id"]
 
@@ -304,12 +313,14 @@ def play(plain: Plain, chat: Chat, event: Event) -> None:
     """Replay an event on the plain model."""
     values: dict[str, Any] = event.values
     if event.kind in SAYS:
-        if any(one.on_path for one in chat.every(values["message_id"])):
+        known = chat.every(values["message_id"])
+        if any(one.on_path for one in known):
             plain.touch(chat)
             return
-        plain.say(chat, **values, aside=event.aside)
+        plain.say(chat, **values, aside=event.aside, back=bool(known))
     elif event.kind == "put_back":
-        plain.say(chat, **values, aside=event.aside, back=True)
+        aside = event.aside or (event.version is None and _erased(chat, event))
+        plain.say(chat, **values, aside=aside, back=True)
     elif event.aside or chat.deleted:
         plain.touch(chat)
     else:
