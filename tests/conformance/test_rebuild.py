@@ -23,6 +23,7 @@ from letopis.store import (
     Message,
     MessageEdited,
     MessageRedacted,
+    ReactionAdded,
     StoreFault,
 )
 from letopis.store.database.engines import create_store_engine
@@ -65,6 +66,21 @@ async def three(store: ConversationStore) -> Outbox:
 
 async def done(store: ConversationStore, **options: Any) -> dict[str, tuple[str, ...]]:
     return {one.conversation_id: one.differences async for one in store.rebuild(**options)}
+
+
+async def test_a_message_that_is_erased_off_the_path_has_no_reactions(store: ConversationStore) -> None:
+    """Whenever they came: a replay knows from the start that its content is gone."""
+    outbox = Outbox()
+    outbox.append("c", Message.user("one", id="1"), Message.user("two", id="2"))
+    outbox.append("c", ReactionAdded(message_id="2", key="like"), ConversationRewound(to_message_id="1"))
+    outbox.append("c", ReactionAdded(message_id="2", key="rating", value=5), ReactionAdded(message_id="1", key="like"))
+    await outbox.deliver(store)
+    outbox.append("c", MessageRedacted(message_id="2"), MessageRedacted(message_id="1"))
+    await outbox.deliver(store)
+
+    every = await store.messages("c", every=True)
+    assert [(one.id, one.text, len(one.reactions)) for one in every] == [("1", "", 1), ("2", "", 0)]
+    assert await done(store, check=True) == {"c": ()}
 
 
 async def test_what_is_as_it_should_be_is_left_alone(store: ConversationStore) -> None:

@@ -247,6 +247,8 @@ class _Projection(MessageSink):
     def _redact(self, message: MessageRow) -> None:
         message.content_version = message.version
         message.erase(self._version)
+        if message.left_at is not None:
+            message.reactions = ()
         # Stored events are stripped also if the message is new here: an edit may have been delivered before it.
         self.projected.redactions.add(message.message_id)
         for place, (event, body) in enumerate(zip(self._events, self._bodies, strict=True)):

@@ -50,7 +50,7 @@ def with_change(message: RecordedMessage, body: MessageChange, *, saved: Saved =
         case MessageSent() | MessageFailed():
             return with_delivery(message, body, redacted=message.redacted)
         case MessageRedacted():
-            return redacted(message)
+            return redacted(message) if message.on_path else replace(redacted(message), reactions=())
         case ReactionAdded() | ReactionRemoved():
             return replace(message, reactions=reacted(message.reactions, body))
 

@@ -172,7 +172,8 @@ def takes_effect(body: MessageChange, *, has_content: bool, redacted: bool, on_p
         case MessageEdited():
             return has_content and not redacted
         case ReactionAdded():
-            # A redacted message off the path was erased by a reset: later reactions to it are not shown to anyone.
+            # A message that is erased off the path has no reactions, so that a replay, which knows only what is left of
+            # it from the start, comes to the same.
             return has_content and (on_path or not redacted)
         case ReactionRemoved():
             return has_content
