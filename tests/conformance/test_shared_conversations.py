@@ -289,6 +289,19 @@ async def test_what_a_pending_event_erases_is_in_no_group(
     assert before.by[None].tokens == 7
 
 
+@pytest.mark.parametrize("how", ERASURES)
+async def test_what_forks_retain_of_an_erased_message_is_in_no_group(bots: tuple[History, History], how: str) -> None:
+    one, _ = bots
+    await one.append(CHAT, Message.assistant("the words", id="m", tokens=7, metadata={"model": "x"}), owner="42")
+    await one.fork("fork", of=CHAT)
+    await deliver(one)
+    await ERASURES[how](one)
+
+    for _ in range(2):
+        assert list((await one.statistics(by="model", owner="42")).by) == [None]
+        await deliver(one)
+
+
 # --- What is pending here, and in the store already -------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from letopis.store.model.identifiers import partition_of
 from letopis.store.model.messages import EMPTY
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.reader import Reader
-from letopis.store.read.task_marks import erased
+from letopis.store.read.task_marks import erased, message_columns
 from letopis.store.rules.redaction import stripped
 from letopis.store.rules.statistics import Erasures, PartialStatistics, Period, StatisticsBuilder
 
@@ -223,6 +223,9 @@ class _Statements:
 
     def messages(self, period: Period, *, whole: bool) -> sa.Executable:
         """Return the select of the messages of whole conversations, or of a range of versions of one."""
+        redacted = next(column for column in message_columns(messages) if column.name == "redacted_at")
+        # Forks may retain the content of an event that is erased in its own conversation.
+        gone = sa.or_(erased(events).is_not(None), redacted.is_not(None), conversations.c.state == "deleted")
         statement = sa.select(
             messages.c.conversation_id,
             messages.c.version,
@@ -230,7 +233,7 @@ class _Statements:
             messages.c.back,
             events.c.schema_version,
             events.c.data,
-            erased(events).label("erased"),
+            sa.case((gone, 1)).label("erased"),
         ).select_from(
             messages.join(
                 events,
@@ -238,6 +241,12 @@ class _Statements:
                     events.c.partition == messages.c.partition,
                     events.c.conversation_id == messages.c.conversation_id,
                     events.c.version == messages.c.version,
+                ),
+            ).join(
+                conversations,
+                sa.and_(
+                    conversations.c.partition == messages.c.partition,
+                    conversations.c.conversation_id == messages.c.conversation_id,
                 ),
             )
         )
