@@ -427,3 +427,35 @@ async def test_what_was_taken_off_the_path_here_and_erased_elsewhere_is_refused(
     with pytest.raises(ConversationGone if how == "delete" else EventIdReused):
         await two.append(CHAT, ANSWER)
     assert await two.drained(0)
+
+
+async def test_a_message_that_was_moved_here_and_is_appended_again_is_saved(bots: tuple[History, History]) -> None:
+    one, two = bots
+    await one.append(CHAT, QUESTION, ANSWER)
+    await deliver(one)
+    shown = await two.messages(CHAT)
+    await two.replace(CHAT, [Message.user("new", id="n"), shown[1].message])
+
+    again = await two.append(CHAT, ANSWER)
+    await deliver(two)
+
+    assert await path(two) == ["n", "m"]
+    assert (await again.saved(5), await again.superseded()) == (True, False)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_redaction_off_the_path_takes_the_reactions_away_whenever_it_is_delivered(
+    bots: tuple[History, History], store: ConversationStore, *, apart: bool
+) -> None:
+    one, _ = bots
+    await one.append(CHAT, QUESTION, ANSWER)
+    await one.rewind(CHAT, to="q")
+    await one.react(CHAT, "m", "like")
+    if apart:
+        await deliver(one)
+    await one.redact(CHAT, "m")
+
+    for _ in range(2):
+        assert [len(message.reactions) for message in await one.messages(CHAT, every=True)] == [0, 0]
+        await deliver(one)
+    assert [len(message.reactions) for message in await store.messages(CHAT, every=True)] == [0, 0]

@@ -328,7 +328,7 @@ class Machine(Reads):
             "mood": message.metadata.get("mood"),
         }
         if receipt.sequence > before:
-            kind = "put_back" if holds else "again"
+            kind = "put_back" if any(one.kind in SAYS for one in holds) else "again"
             self._append(bot, chat.id, (kind, values), receipt=receipt, owner=chat.owner)
         # What the store has put aside stays so: a retry is told the same.
         aside = receipt.sequence <= before and holds[-1].aside
@@ -342,7 +342,8 @@ class Machine(Reads):
     def _is_erased(self, bot: Bot, chat: Chat, message_id: str, holds: Sequence[Event]) -> bool:
         """Whether an outbox knows that a message was erased, or learns it from the store when it appends it again."""
         box = bot.box
-        if box.redacted(chat.id, message_id) or self._reset_here(box, chat, message_id):
+        resets = [one for one in box.lanes[chat.id].events if one.kind == "reset" and not one.aside]
+        if box.redacted(chat.id, message_id) or any(one.sequence > holds[0].sequence for one in resets if holds):
             return True
         stored = self.lanes.read(None).chats.get(chat.id)
         there = [] if stored is None else stored.every(message_id)

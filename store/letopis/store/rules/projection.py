@@ -121,10 +121,12 @@ def conflicts_of_shown(
     """
     sequences = {version: item.delivery.sequence for version, item in zip(projected.versions, decoded, strict=True)}
     left = {row.version: row.left_at for row in projected.messages}
+    names = {row.version: row.message_id for row in projected.messages}
+    back = {row.message_id for row in projected.messages if row.left_at is None}
     conflicts = {}
     for sequence, version in shown.items():
         at = left.get(version) or min((at for after, at in projected.cuts if version > after), default=None)
-        if at is not None and sequences.get(at, 0) < sequence:
+        if at is not None and sequences.get(at, 0) < sequence and names.get(version) not in back:
             conflicts[sequence] = Conflict(expected=version, actual=at)
     return conflicts
 
@@ -248,7 +250,7 @@ class _Projection(MessageSink):
         message.content_version = message.version
         message.erase(self._version)
         if message.left_at is not None:
-            message.reactions = ()
+            message.reactions = ()  # a fold of the log finds it erased before they came
         # Stored events are stripped also if the message is new here: an edit may have been delivered before it.
         self.projected.redactions.add(message.message_id)
         for place, (event, body) in enumerate(zip(self._events, self._bodies, strict=True)):
