@@ -150,8 +150,13 @@ class Machine(Reads):
         self.did[-1] = " ".join([self.did[-1], *(str(one).removeprefix(f"{self.prefix}-") for one in words)])
 
     def _chat(self, bot: Bot, pick: int) -> Chat | None:
-        living = self.read(bot).living()
+        living = [one for one in self.read(bot).living() if not (self.down and self._told_gone(bot, one.id))]
         return living[pick % len(living)] if living else None
+
+    def _told_gone(self, bot: Bot, chat: str) -> bool:
+        """Whether an outbox was told on delivery that another one has deleted a conversation."""
+        gone = any(one.kind == "delete" and not one.aside for one in self.lanes.stored[chat])
+        return gone and any(one.aside for one in bot.box.lanes[chat].events)
 
     def _name(self, bot: Bot, pick: int) -> tuple[str, str | None]:
         """Return a conversation that may not exist yet, and its owner."""
