@@ -33,14 +33,13 @@ from letopis.store.model.event_types import Body, ReactionAdded, ReactionRemoved
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import Message
-from letopis.store.read.lineage import Lineage
-from letopis.store.read.reader import ViewQuery
 from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.reducer import MessageChange
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.pending_reads.store_gateway import StoreGateway
+    from letopis.store.read.lineage import Lineage
 
 RATING_KEY: Final = "rating"
 """The key of the reaction that rates a message."""
@@ -104,6 +103,8 @@ class Appender:
         :raises EventIdReused: it has erased one of them.
         :raises ConversationGone: the conversation was deleted.
         """
+        from letopis.store.read.reader import ViewQuery  # a program that only imports the class does without
+
         query = ViewQuery(conversation_id=conversation_id, origin_id=self._outbox.origin.origin_id)
 
         async def read(lineage: Lineage, connection: AsyncConnection) -> tuple[RecordedMessage, ...]:
