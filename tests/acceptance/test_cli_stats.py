@@ -26,7 +26,7 @@ def bot(elsewhere: None, tmp_path: Path) -> None:
 
 
 async def said(folder: Path) -> None:
-    """Three chats: the last one pending, one archived; the mark has moved by what is pending."""
+    """Three chats: the last one pending, one archived; the mark went to the one that was there by then."""
     async with History.open(folder / "bot.outbox.db") as history:
         await history.start("42", conversation_id="a", title="Tea")
         await history.start("42", conversation_id="b")
@@ -101,12 +101,12 @@ def test_the_list_marks_the_active_one_and_shows_other_states(letopis: Any) -> N
         found = json.loads(letopis("history", "list", "--json", *arguments)[1])["conversations"]
         return [(one["conversation_id"], one["state"], one["active"]) for one in found]
 
-    assert sorted(listed("--owner", "42")) == [("a", "active", False), ("c", "active", True)]
+    assert sorted(listed("--owner", "42")) == [("a", "active", True), ("c", "active", False)]
     assert listed("--owner", "42", "--state", "archived") == [("b", "archived", False)]
     assert len(listed("--state", "all")) == 3
     assert letopis("history", "list", "--state", "deleted")[0] == Exit.NOTHING
     _, out, _ = letopis("history", "list", "--owner", "42", "--state", "all")
     head, *rows = (line.split() for line in out.splitlines())
     assert head[:5] == ["CONVERSATION", "OWNER", "NUMBER", "ACTIVE", "STATE"]
-    assert [row[:5] for row in rows if row[0] == "c"] == [["c", "42", "-", "*", "active"]]
-    assert [row[:4] for row in rows if row[0] == "a"] == [["a", "42", "1", "active"]]
+    assert [row[:5] for row in rows if row[0] == "c"] == [["c", "42", "-", "active", "1"]]
+    assert [row[:4] for row in rows if row[0] == "a"] == [["a", "42", "1", "*"]]

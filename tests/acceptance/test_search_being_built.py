@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from letopis.console.access import Gate
 from letopis.store.model.messages import Message
 from letopis.store.search import finder
 from letopis.store.search.indexer import Indexer
@@ -26,7 +27,7 @@ def test_a_search_says_that_the_index_is_being_built(
     async def busy(*_: Any, **__: Any) -> int:
         return 0
 
-    with House(path, console={"open_reading": True}) as house:
+    with House(path, gate=Gate(open_reading=True)) as house:
         receipts = [house.run(house.history.append("c", Message.user(f"green tea {number}"))) for number in range(5)]
         assert all(house.run(receipt.saved(timeout=60)) for receipt in receipts)
         monkeypatch.setattr(Indexer, "catch_up", busy)

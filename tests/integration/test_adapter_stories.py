@@ -79,13 +79,14 @@ async def test_everything_said_is_kept(framework: str, tmp_path: Path, new_store
     told = await tell(framework, tmp_path, url, on_letopis=True, asks_first=asks_first, resumes=resumes)
 
     print(f"\n{framework} on Letopis: {told}")
-    assert told.kept == told.said
+    # One that resumes may show an answer twice, as the one before the kill may have been shown; it is kept once.
+    once = [words for words, before in zip(told.said, ["", *told.said], strict=False) if not resumes or words != before]
+    assert told.kept == once
     assert told.raised == {}
-    # One that resumes may show an answer twice: nobody knows whether the one before the kill was shown.
     assert len(told.said) in ({2 * TURNS, 2 * TURNS + 1} if resumes else {2 * TURNS + asks_first})
     async with ConversationStore.open(url) as store:
         kept = await store.messages(CONVERSATIONS.get(framework, "chat-1"), last=None)
-        assert len(kept) == (0 if framework in RECORDS else len(told.said))
+        assert len(kept) == (0 if framework in RECORDS else len(once))
 
 
 async def test_what_the_framework_itself_keeps(

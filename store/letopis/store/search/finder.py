@@ -27,8 +27,8 @@ from letopis.store.search.results import MAX_HITS, Hit, SearchPosition, hit_of
 
 MAX_UNINDEXED_EVENTS: Final = 2_000
 """Events beyond the index that one search reads; with more than that, its page is not complete."""
-MAX_UNINDEXED_SECONDS: Final = 0.5
-"""Time after which a search reads no more of them."""
+MAX_UNINDEXED_SECONDS: Final = 1.0
+"""Processor time after which a search reads no more of them: a busy machine finds as much as an idle one."""
 UNINDEXED_EVENTS_PER_READ: Final = 100
 
 
@@ -124,16 +124,17 @@ class Finder:
     ) -> tuple[list[_Candidate], int]:
         """Return hits among the messages that are not indexed as they are now, and how many events were left out."""
         found = list[tuple[Document, Match]]()
-        left, left_out, ends_at = MAX_UNINDEXED_EVENTS, 0, time.monotonic() + MAX_UNINDEXED_SECONDS
+        left, left_out, spent = MAX_UNINDEXED_EVENTS, 0, 0.0
         for one in progress:
             after, partition = one.indexed, one.partition
             while after < one.head and left:
                 size = min(left, UNINDEXED_EVENTS_PER_READ)
                 log = await self._log.read(connection, partition=partition, after=after, upto=one.head, limit=size)
                 # In a thread: stemming words is work for the processor.
-                found += await asyncio.to_thread(_matching, query, scope, partition, log.documents)
-                after = log.last
-                left = left - log.events if log.events and time.monotonic() < ends_at else 0
+                matching, seconds = await asyncio.to_thread(_matching, query, scope, partition, log.documents)
+                found += matching
+                after, spent = log.last, spent + seconds
+                left = left - log.events if log.events and spent < MAX_UNINDEXED_SECONDS else 0
             left_out += one.head - after
         found.sort(key=lambda pair: (pair[0].occurred_at, pair[0].position), reverse=True)
         return [
@@ -179,8 +180,10 @@ class Finder:
 
 def _matching(
     query: Query, scope: SearchScope, partition: int, documents: Sequence[Document]
-) -> list[tuple[Document, Match]]:
-    return [
+) -> tuple[list[tuple[Document, Match]], float]:
+    """Return the documents that match, and the seconds of processor time that this took."""
+    began = time.thread_time()
+    found = [
         (document, fit)
         for document in documents
         if document.position <= scope.bounds[partition]
@@ -188,6 +191,7 @@ def _matching(
         and (scope.owner is None or document.owner_id == scope.owner)
         and (fit := match(query, document.text)) is not None
     ]
+    return found, time.thread_time() - began
 
 
 def _start(progress: Sequence[IndexProgress]) -> SearchPosition:
