@@ -81,7 +81,7 @@ class StatisticsReader:
         self, connection: AsyncConnection, period: Period, counting: StatisticsBuilder
     ) -> AsyncIterator[str]:
         """Count the messages of a period from the log; yield the conversations that have any."""
-        last: str | None = None
+        last = ""
         async for rows in self._pages(connection, period):
             for row in rows:
                 _, data = self._upcasters.upcast(MessageAppended.type, row.schema_version, _data(row))
