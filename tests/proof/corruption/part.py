@@ -228,7 +228,9 @@ class _Proof:
         source = self._files.closed
         truth = _events(self._truth[source])
         delivered = {row[1]: row[4] for row in self._truth[source]["letopis_outbox_lanes"]}
-        pairs = list(product(leaf_pages(source, "letopis_outbox_lanes"), leaf_pages(source, "letopis_outbox_events")))
+        # The newest events first: among them are those that are pending.
+        newest = reversed(leaf_pages(source, "letopis_outbox_events"))
+        pairs = list(product(newest, leaf_pages(source, "letopis_outbox_lanes")))
         for number, pair in enumerate(pairs[: self._options.many(len(pairs), 12)]):
             path = self._put(source, with_noise(source.read_bytes(), pair, chance))
             new = path.with_name("new.outbox.db")
