@@ -299,7 +299,8 @@ class TestCommand:
 
         found = json.loads(out)
         assert code == 0
-        assert set(found) == {"hits", "next", "complete"} and found["complete"] is True
+        assert set(found) == {"hits", "next", "complete", "unindexed"}
+        assert (found["complete"], found["unindexed"]) == (True, 0)
         assert set(found["hits"][0]) == {"conversation_id", "message", "snippet", "marks", "score"}
         assert found["hits"][0]["marks"] == [[0, 6]]
         code, out, _ = letopis("history", "search", "ответы", "--after", found["next"], "--json")
