@@ -94,7 +94,7 @@ async def test_a_count_is_of_one_moment(store: ConversationStore, monkeypatch: p
 
     monkeypatch.setattr(reading.StatisticsReader, "_conversation_pages", interrupted)
     found = await store.outbox_access.statistics(
-        counting.Period(), origin_id=outbox.origin.origin_id, lanes=["a", "d", "nowhere"]
+        counting.Period(), origin_id=outbox.origin.origin_id, lanes={"a": (), "d": (), "nowhere": ()}
     )
 
     assert delivered
