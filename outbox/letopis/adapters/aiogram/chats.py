@@ -198,6 +198,7 @@ class LetopisChats:
         if isinstance(text, Text):
             rendered = text.as_kwargs()
             text, entities = cast("str", rendered["text"]), cast("list[MessageEntity]", rendered["entities"] or [])
+        reply_to: int | None = None
         if isinstance(to, Message):
             bot = bot or to.bot
             if bot is None:
@@ -205,6 +206,8 @@ class LetopisChats:
             key = ChatKey.of_message(bot.id, raw(to))
             language = language or (to.from_user.language_code if to.from_user else None)
             place = key
+            if reply:
+                reply_to = cast("int", to.message_id)
         else:
             bot = bot or self._bots.get(to.key.bot_id)
             if bot is None:
@@ -215,7 +218,7 @@ class LetopisChats:
             bot=bot,
             place=place.call(),
             reply_markup=reply_markup,
-            reply_to=to.message_id if reply and isinstance(to, Message) else None,
+            reply_to=reply_to,
             options=options,
         )
         given = [one.model_dump(exclude_none=True) for one in entities]

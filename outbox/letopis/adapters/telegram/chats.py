@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, timedelta, tzinfo
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from telegram import Message, MessageEntity, Update
 from telegram.ext import Application
@@ -182,6 +182,7 @@ class LetopisChats:
         :raises TelegramError: Telegram refused it, or its outcome is unknown; the history records which.
         """
         message = to.effective_message if isinstance(to, Update) else to if isinstance(to, Message) else None
+        reply_to: int | None = None
         if isinstance(to, ChatHistory):
             key, language = to.key, language or to.language
             place = await self.parts.chats.address(key.owner) or key
@@ -191,11 +192,13 @@ class LetopisChats:
             key = place = ChatKey.of_message(self.parts.bot_id, raw(message))
             user = to.effective_user if isinstance(to, Update) else message.from_user
             language = language or (None if user is None else user.language_code)
+            if reply:
+                reply_to = cast("int", message.message_id)
         transport = PtbTransport(
             bot=self._application.bot,
             place=place.call(),
             reply_markup=reply_markup,
-            reply_to=message.message_id if reply and message is not None else None,
+            reply_to=reply_to,
             options=options,
         )
         given = [raw(one) for one in entities]
