@@ -261,6 +261,23 @@ async def test_the_active_conversation_does_not_depend_on_when_the_relay_deliver
         assert found is not None and found.conversation_id == "a"
 
 
+async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(bots: tuple[History, History]) -> None:
+    one, two = bots
+    await one.start("42", conversation_id="a", activate=True)
+    await one.append("c", QUESTION, owner="42")
+    await two.append("c", ANSWER, owner="42")
+    await two.append("b", QUESTION, owner="42")
+    await deliver(one)
+    await two.archive("a")  # b had the newest activity then
+    await one.append("c", Message.user("too late"))
+    await deliver(one)
+
+    for _ in range(2):
+        found = await two.active("42", create=False)
+        assert found is not None and found.conversation_id == "b"
+        await deliver(two)
+
+
 # --- Statistics ------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +351,23 @@ async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is
         assert [hit.message.id for hit in await two.search("words", owner="42")].count("m0") == 1
         await deliver(two)
     assert await late.saved(5)
+
+
+async def test_the_newest_messages_are_counted_without_those_that_another_outbox_delivered(
+    bots: tuple[History, History],
+) -> None:
+    one, two = bots
+    await one.append(CHAT, QUESTION)
+    await two.append(CHAT, Message.user("between", id="b"))
+    await deliver(one)
+    await two.append(CHAT, QUESTION)
+    await two.append(CHAT, ANSWER)
+
+    assert [message.id for message in await two.messages(CHAT, last=2)] == ["b", "m"]
+    await two.pop(CHAT)
+    for _ in range(2):
+        assert await path(two) == ["q", "b"]
+        await deliver(two)
 
 
 async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_before_it(

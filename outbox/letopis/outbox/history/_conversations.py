@@ -23,7 +23,7 @@ from letopis.outbox.pending_reads.active_conversation import (
 )
 from letopis.outbox.pending_reads.store_gateway import StoreGateway, is_reachable
 from letopis.store.conversation_store import ConversationStore
-from letopis.store.errors import ConversationGone, InvalidInput, StoreUnavailable
+from letopis.store.errors import ConversationGone, InvalidInput
 from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.event_types import (
@@ -43,6 +43,8 @@ from letopis.store.read.paging import DEFAULT_STATES, STATES, check_count, check
 from letopis.store.read.reader import StoreView
 
 _CURSOR: Final = CursorCodec("owner-conversations", "conversations")
+_PAGE: Final = 20
+"""Newest events that are read at a time."""
 
 
 class Conversations:
@@ -201,12 +203,21 @@ class Conversations:
                 return None if best is None else best[1]
 
     async def _active_until(self, conversation: Conversation, moment: datetime) -> datetime | None:
-        """Return the last activity of a conversation up to a moment; ``None`` if it had not begun."""
-        try:
-            then = await self._reader.conversation(conversation.conversation_id, as_of=moment)
-        except StoreUnavailable:
-            return conversation.created_at  # it may have been active since, but that is not known
-        return None if then is None else then.updated_at
+        """Return when the last event of a conversation up to a moment occurred; ``None`` if it had not begun.
+
+        It is the last in the log's order, as for the store, which decides the same on delivery.
+        """
+        before: str | None = None
+        while True:
+            page = await self._reader.events(
+                conversation.conversation_id, after=0, limit=_PAGE, last=_PAGE, before=before
+            )
+            for event in reversed(page):
+                if event.occurred_at <= moment:
+                    return event.occurred_at
+            if (before := page.next) is None:
+                # While the store is away it may have been active since, but that is not known.
+                return None if page.complete else conversation.created_at
 
     async def _owner_of(self, conversation_id: str, owner: str | None = None, *, needed: bool = False) -> str | None:
         """Return the owner of a conversation, so that this outbox knows it too.

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.pending_reads.merge import path_bound
+from letopis.outbox.pending_reads.merge import leaves_too_much_out, path_bound
 from letopis.outbox.pending_reads.pending_slice import PendingSlice, read_retained, read_slice
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.read.paging import Window
@@ -53,9 +53,12 @@ class ReadPath:
             found = await ask(pending)
             if found is None or found[0].sequence < pending.pruned:
                 break
-            if pending.covers(found[0]):
+            if not pending.covers(found[0]):
+                since = found[0].sequence
+            elif leaves_too_much_out(pending, found[0]):
+                newest = None
+            else:
                 return merge(pending, *found)
-            since = found[0].sequence
         origin_id = self._outbox.origin.origin_id
         retained = await self._outbox.read(
             lambda connection: read_retained(connection, conversation_id, origin_id=origin_id, newest=newest)
