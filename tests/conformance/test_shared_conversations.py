@@ -370,6 +370,26 @@ async def test_the_newest_messages_are_counted_without_those_that_another_outbox
         await deliver(two)
 
 
+async def test_a_message_before_a_target_that_another_outbox_delivered_is_put_back(
+    bots: tuple[History, History],
+) -> None:
+    one, two = bots
+    await one.append(CHAT, QUESTION)
+    between = Message.user("between", id="b")
+    await two.append(CHAT, between)
+    await deliver(one)
+    await two.append(CHAT, QUESTION)
+    await two.append(CHAT, ANSWER)
+    await two.rewind(CHAT, to="q")
+    assert await path(two) == ["q"]
+
+    await two.append(CHAT, between)
+
+    for _ in range(2):
+        assert await path(two) == ["q", "b"]
+        await deliver(two)
+
+
 async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_before_it(
     bots: tuple[History, History],
 ) -> None:

@@ -181,8 +181,8 @@ class Reads:
             raise Wrong("complete while down", chat.id)
         shown = [view_of(one) for one in page]
         gone = any(one.kind == "delete" and not one.aside for one in self.lanes.stored[chat.id])
-        if gone and shown:
-            if any(one.aside for one in bot.box.lanes[chat.id].events):
+        if gone:  # another outbox has deleted it; this one erases its copy once it is told
+            if shown and any(one.aside for one in bot.box.lanes[chat.id].events):
                 raise Wrong("deleted elsewhere, readable while down", chat.id)
             return
         self._same("messages while down", chat, shown, [one.view() for one in chat.path])

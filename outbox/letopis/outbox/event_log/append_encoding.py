@@ -44,6 +44,7 @@ class Prepared:
     :ivar put_back: ``False`` to refuse messages that have left the path, and not to put them back on it.
     :ivar on_path: the events of messages that are on the path in the history store; other messages that were delivered,
         and that no event here took off it, are put back: another outbox may have. ``None`` to trust the file.
+    :ivar elsewhere: pending messages that are on the path in the history store, from another outbox.
     :ivar ask: True to raise :class:`PathUnknown` instead, so that the history store can be asked.
     """
 
@@ -56,6 +57,7 @@ class Prepared:
     shown: Mapping[UUID, UUID] = field(default_factory=dict)
     put_back: bool = True
     on_path: Collection[UUID] | None = None
+    elsewhere: Collection[str] = ()
     ask: bool = False
 
 

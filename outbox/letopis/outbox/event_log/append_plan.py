@@ -224,6 +224,7 @@ class AppendPlan:
         # Ids of this append; the plan learns them only once the whole append is accepted.
         own: dict[int, bytes] = {}
         unknown: dict[UUID, str] = {}
+        targets: set[str] = set()
         for event, message_id in zip(events, prepared.message_ids, strict=True):
             event_id, use = self._use_of(event, prepared)
             first = event_id.int if use is None else use.first
@@ -248,6 +249,12 @@ class AppendPlan:
             newest = event_id.int if use is None else self.used.newest.get(first, event_id.int)
             if reason is None and message_id is not None:
                 left = found.path is not None and found.path.left(first)
+                if use is not None and found.path is not None and not known[newest].delivered:
+                    doubtful = found.path.stays_unless(first)
+                    if doubtful and prepared.ask:
+                        targets |= doubtful
+                        continue
+                    left = left or not doubtful.isdisjoint(prepared.elsewhere)
                 if use is not None and prepared.on_path is not None and known[newest].delivered:
                     if prepared.ask:
                         unknown[event.event_id] = message_id
@@ -267,8 +274,8 @@ class AppendPlan:
                     reason=reason,
                 )
             found.ids.append(UUID(int=newest))
-        if unknown:
-            raise PathUnknown(unknown)
+        if unknown or targets:
+            raise PathUnknown(unknown, targets)
         if prepared.expects is not None and found.new and found.new[0].event_id != events[0].event_id:
             # The event that was to decide for all is there already, or is put back under another id.
             found.new = with_one_leader(found.new)

@@ -9,6 +9,7 @@ from uuid import UUID
 from letopis.outbox.event_log.statements import query_all
 from letopis.store.model.codec import EncodedEvent, decode
 from letopis.store.model.event_types import ConversationRewound, MessageAppended
+from letopis.store.model.identifiers import uuid_of
 from letopis.store.rules.put_back import PUT_BACK_KEY
 
 # Superseded events are on no path, and take nothing off it.
@@ -16,13 +17,16 @@ _STEPS: Final = (
     "SELECT iif(type = 'message.appended', iif(json_valid(data), json_extract(data, '$.message_id'), ''), NULL),"
     " event_id, iif(json_valid(metadata), json_extract(metadata, ?), NULL),"
     " iif(json_valid(data), json_extract(data, '$.to_message_id'), NULL),"
-    " iif(json_valid(data), json_extract(data, '$.erase'), NULL) FROM letopis_outbox_log AS e"
+    " iif(json_valid(data), json_extract(data, '$.erase'), NULL),"
+    " sequence > (SELECT delivered FROM letopis_outbox_lanes AS l WHERE l.lane = e.lane) FROM letopis_outbox_log AS e"
     " WHERE conversation_id = ? AND type IN ('message.appended', 'conversation.rewound')"
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_superseded AS s"
     " WHERE s.conversation_id = e.conversation_id AND s.sequence = e.sequence) ORDER BY sequence"
 )
 PUT_BACK_PATH: Final = f'$."{PUT_BACK_KEY}"'
 """Where the metadata of an event that puts a message back names the event that appended it first."""
+_DERIVED: Final = 5
+"""The version of the ids that are derived from a message's id, so that every outbox has the same."""
 
 
 class PathStep(NamedTuple):
@@ -32,12 +36,15 @@ class PathStep(NamedTuple):
     :ivar first: the event that appended the message first, as an integer.
     :ivar target: the last message that stays after a rewind.
     :ivar erase: True if the rewind is a reset, which erases all that came before it.
+    :ivar doubtful: True if the message is pending and its id was chosen: another outbox may have delivered it, and the
+        history store has it in another place then.
     """
 
     message_id: str | None
     first: int = 0
     target: str | None = None
     erase: bool = False
+    doubtful: bool = False
 
 
 class KnownPath:
@@ -47,7 +54,7 @@ class KnownPath:
     fork inherits it. (If it is another outbox's, :meth:`left` may be True for a message that is still read.)
     """
 
-    __slots__ = ("_erased", "_known", "_messages", "_on_path", "_path")
+    __slots__ = ("_doubtful", "_erased", "_known", "_messages", "_on_path", "_path", "_unless")
 
     def __init__(self, steps: Iterable[PathStep] = ()) -> None:
         self._path: list[PathStep] = []
@@ -55,6 +62,8 @@ class KnownPath:
         self._known: set[int] = set()
         self._erased: set[int] = set()
         self._messages: set[str] = set()
+        self._doubtful: set[str] = set()
+        self._unless: dict[int, frozenset[str]] = {}
         for step in steps:
             self.add(step)
 
@@ -63,9 +72,12 @@ class KnownPath:
         if step.message_id is not None:
             self._known.add(step.first)
             self._messages.add(step.message_id)
+            if step.doubtful:
+                self._doubtful.add(step.message_id)
             if step.first not in self._on_path:
                 self._path.append(step)
                 self._on_path.add(step.first)
+                self._unless.pop(step.first, None)
         elif step.target not in self._messages:
             if step.erase:
                 self._erased |= self._known
@@ -76,6 +88,9 @@ class KnownPath:
             if stays:  # otherwise the target is off the path itself, and the rewind does nothing
                 self._on_path.difference_update(one.first for one in self._path[stays:])
                 del self._path[stays:]
+            if step.target in self._doubtful:
+                for one in self._path[: stays - 1]:
+                    self._unless[one.first] = self.stays_unless(one.first) | {step.target}
 
     def add_event(self, event: EncodedEvent, first: int) -> None:
         """Take the step of an event, if it is one.
@@ -92,6 +107,10 @@ class KnownPath:
         """Return True if the message that an event appended first has left the path, and was not put back."""
         return first in self._known and first not in self._on_path
 
+    def stays_unless(self, first: int) -> frozenset[str]:
+        """Return the messages to which a rewind led, and took this one off the path if the store has one of them."""
+        return self._unless.get(first, frozenset())
+
     def erased(self, first: int) -> bool:
         """Return True if a reset erases the content of the message on delivery."""
         return first in self._erased
@@ -102,13 +121,19 @@ class KnownPath:
         other._path, other._on_path = self._path.copy(), self._on_path.copy()
         other._known, other._messages = self._known.copy(), self._messages.copy()
         other._erased = self._erased.copy()
+        other._doubtful, other._unless = self._doubtful.copy(), self._unless.copy()
         return other
 
 
 def read_path(cursor: Any, conversation_id: str) -> KnownPath:
     """Read the path of a conversation."""
     rows = query_all(cursor, _STEPS, (PUT_BACK_PATH, conversation_id))
-    return KnownPath(PathStep(row[0], _first(row[1], row[2]), row[3], row[4] == 1) for row in rows)
+    return KnownPath(
+        PathStep(
+            row[0], _first(row[1], row[2]), row[3], row[4] == 1, bool(row[5]) and uuid_of(row[1]).version == _DERIVED
+        )
+        for row in rows
+    )
 
 
 def _first(event_id: bytes, named: object) -> int:

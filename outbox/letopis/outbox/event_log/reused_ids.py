@@ -39,11 +39,13 @@ class PathUnknown(LetopisError):
     """Messages that were delivered are appended again, and only the history store knows whether it still shows them.
 
     :ivar messages: their ids, by the ids of their events.
+    :ivar targets: pending messages to which a rewind led, and which the store may have from another outbox.
     """
 
-    def __init__(self, messages: dict[UUID, str]) -> None:
+    def __init__(self, messages: dict[UUID, str], targets: set[str]) -> None:
         super().__init__("only the history store knows whether these messages are on the path")
         self.messages = messages
+        self.targets = targets
 
 
 class IdUse(NamedTuple):

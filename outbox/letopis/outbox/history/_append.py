@@ -91,12 +91,14 @@ class Appender:
         try:
             appended = await self._outbox.append(prepared)
         except PathUnknown as unknown:
-            on_path = await self._on_path(prepared.conversation_id, unknown.messages)
-            appended = await self._outbox.append(replace(prepared, on_path=on_path, ask=False))
+            on_path, elsewhere = await self._on_path(prepared.conversation_id, unknown)
+            appended = await self._outbox.append(replace(prepared, on_path=on_path, elsewhere=elsewhere, ask=False))
         return receipt_of(appended, self._deliveries)
 
-    async def _on_path(self, conversation_id: str, asked: Mapping[UUID, str]) -> Collection[UUID]:
+    async def _on_path(self, conversation_id: str, unknown: PathUnknown) -> tuple[Collection[UUID], Collection[str]]:
         """Return those of some events whose messages the store shows, or lacks, so that it will be sent them again.
+
+        And those of some messages that it shows.
 
         While it is unavailable there are none: it decides on delivery.
 
@@ -111,11 +113,13 @@ class Appender:
             view = await lineage.reader.head_view(connection, query)
             if view.conversation is not None and view.conversation.state == "deleted":
                 raise ConversationGone(conversation_id=conversation_id)
-            return await lineage.reader.named(connection, conversation_id, tuple(asked.values()))
+            return await lineage.reader.named(
+                connection, conversation_id, (*unknown.messages.values(), *unknown.targets)
+            )
 
         found = await self._gateway.read(lambda store: store.outbox_access.snapshot(read))
         on_path: list[UUID] = []
-        for event_id, message_id in asked.items() if found is not None else ():
+        for event_id, message_id in unknown.messages.items() if found is not None else ():
             there = [one for one in found or () if one.id == message_id]
             if there and all(one.redacted for one in there):
                 raise EventIdReused(
@@ -123,7 +127,7 @@ class Appender:
                 )
             if not there or any(one.on_path for one in there):
                 on_path.append(event_id)
-        return on_path
+        return on_path, {one.id for one in found or () if one.on_path} & unknown.targets
 
     async def append_confirmed(self, prepared: Prepared, timeout: float | None) -> Receipt:  # noqa: ASYNC109
         """Append after asking the history store, and return once it has said that the append stands."""
