@@ -120,16 +120,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="alternating rounds, 5 by default")
     parser.add_argument("--files", type=int, help="outbox files of the part fleet, 1,000 by default")
     parser.add_argument(
-        "--processes", type=int, default=1, help="processes of its daemon; the figures are of the one above"
-    )
-    parser.add_argument(
         "--minutes", type=float, default=0, help="how long the part fleet goes on after that, with an event a second"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks", metavar="DIR")
     parser.add_argument("--publish", action="store_true", help=f"write {PUBLISHED.relative_to(ROOT)} too")
     given = parser.parse_args()
     scale = QUICK if given.quick else Scale(whole=given.whole)
-    scale = replace(scale, files=given.files, processes=given.processes, minutes=given.minutes)
+    scale = replace(scale, files=given.files, minutes=given.minutes)
     if given.rounds is not None:
         scale = replace(scale, rounds=given.rounds)
     if given.publish and (given.quick or scale.rounds < 5):

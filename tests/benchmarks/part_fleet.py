@@ -35,8 +35,6 @@ async def fleet(bench: Bench) -> None:
     await make_fleet(folder, files)
     total, began = files * EVENTS_PER_FILE, time.monotonic()
     arguments = ("--outbox", str(folder / "*.outbox.db"), "--store", url, "--listen", "0")
-    if bench.scale.processes > 1:
-        arguments += ("--processes", str(bench.scale.processes))
     first = last = 0.0
     peak = threads = unusable = 0.0
     slowest = asked = 0.0

@@ -21,7 +21,6 @@ class Scale:
     :ivar rounds: alternating ones, at least five in a run whose figures are to be shown.
     :ivar factor: what all counts and times are multiplied by.
     :ivar files: outbox files of the part ``fleet``; ``None`` for its own number.
-    :ivar processes: of its daemon.
     :ivar minutes: for which the daemon of the part fleet is watched after its first deliveries.
     """
 
@@ -29,7 +28,6 @@ class Scale:
     factor: float = 1.0
     whole: bool = False
     files: int | None = None
-    processes: int = 1
     minutes: float = 0.0
 
     def count(self, number: int, *, least: int = 1) -> int:

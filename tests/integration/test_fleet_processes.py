@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sqlite3
 from contextlib import closing
@@ -16,9 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from letopis.outbox.cli.interface.exit_codes import Exit
-from letopis.outbox.daemon.share import Share
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.store import ConfigurationError
 from letopis.store.database.urls import normalise_url
 from tests.support.daemons import DaemonProcess, ask, letopis, rows, until
 from tests.support.fleets import EVENTS_PER_FILE, figures_of, make_fleet
@@ -139,95 +136,25 @@ def test_a_hangup_reaches_files_that_are_closed(tmp_path: Path) -> None:
         assert daemon.wait() == Exit.OK
 
 
+def test_two_daemons_with_two_patterns_share_the_files(tmp_path: Path, store: str) -> None:
+    paths = asyncio.run(make_fleet(tmp_path, 16, messages=1))
+    mine = ("--outbox", str(tmp_path / "*[0-4].outbox.db"), "--store", store, "--listen", "0")
+    others = ("--outbox", str(tmp_path / "*[!0-4].outbox.db"), "--store", store, "--listen", "0")
+    with DaemonProcess(*mine, folder=tmp_path) as first, DaemonProcess(*others, folder=tmp_path) as second:
+        until(lambda: pending(paths) == 0, "delivered", patience=120)
+        working = [ready(daemon.port())["outboxes"]["working"] for daemon in (first, second)]
+        half = [path for path in paths if path.name[8] in "01234"]
+
+        assert holders(half) == {first.pid}
+        assert holders([path for path in paths if path not in half]) == {second.pid}
+        assert working == [10, 6]
+        for daemon in (first, second):
+            daemon.signal(signal.SIGTERM)
+            assert daemon.wait() == Exit.OK
+    assert len(stored(store)) == len(set(stored(store))) == 16 * 2
+
+
 async def _append(path: Path) -> None:
     outbox = await OutboxFile.open(path)
     await say(outbox, f"more-{path.name}", 1)
     await outbox.close()
-
-
-class TestProcesses:
-    """Several processes share the files."""
-
-    def test_each_file_is_served_by_one_and_a_killed_one_is_started_again(self, tmp_path: Path, store: str) -> None:
-        paths = asyncio.run(make_fleet(tmp_path, 16, messages=1))
-        arguments = ("--outbox", str(tmp_path / "*.outbox.db"), "--store", store, "--listen", "0", "--processes", "2")
-        with DaemonProcess(*arguments, folder=tmp_path) as daemon:
-            port = daemon.port()
-            until(lambda: pending(paths) == 0 and ready(port)["ready"], "delivered", patience=120)
-            serving = {
-                index: holders([one for one in paths if Share(index=index, count=2).holds(one)]) for index in (0, 1)
-            }
-            assert all(len(one) == 1 for one in serving.values())
-            assert serving[0] != serving[1]
-            assert daemon.pid not in serving[0] | serving[1]
-            until(lambda: ready(port)["outboxes"]["working"] == 16, "all are reported of")
-
-            def delivered() -> float:
-                samples = {one.name: one.samples[0].value for one in parse(ask(port, "/metrics")[1]) if one.samples}
-                return samples["letopis_relay_delivered_events"]
-
-            until(lambda: delivered() == 32, "each process says what it delivered")
-
-            (victim,) = serving[0]
-            os.kill(victim, signal.SIGKILL)
-            for path in paths:
-                asyncio.run(_append(path))
-            until(lambda: pending(paths) == 0, "delivered after the kill", patience=120)
-            until(lambda: ready(port)["ready"], "ready again", patience=60)
-            assert daemon.said("it is started again")
-            survivors = holders(paths)
-            assert victim not in survivors
-            daemon.signal(signal.SIGTERM)
-
-            assert daemon.wait() == Exit.OK
-            assert not any(Path(f"/proc/{pid}").exists() for pid in survivors)
-        assert len(stored(store)) == len(set(stored(store))) == 16 * 4
-
-    def test_they_end_with_the_process_that_started_them(self, tmp_path: Path) -> None:
-        paths = asyncio.run(make_fleet(tmp_path, 4, messages=1))
-        arguments = ("--outbox", str(tmp_path / "*.outbox.db"), "--store", str(tmp_path / "h.db"), "--processes", "2")
-        with DaemonProcess(*arguments, folder=tmp_path) as daemon:
-            until(lambda: pending(paths) == 0, "delivered", patience=120)
-            serving = holders(paths)
-            daemon.signal(signal.SIGKILL)
-            daemon._popen.wait(30)
-            until(lambda: not any(_runs(pid) for pid in serving), "they end", patience=60)
-
-    def test_a_store_without_tables_ends_all_of_them(self, tmp_path: Path, fresh_postgresql_url: str) -> None:
-        asyncio.run(make_fleet(tmp_path, 4, messages=1))
-        arguments = ("--outbox", str(tmp_path / "*.outbox.db"), "--store", fresh_postgresql_url, "--processes", "2")
-        with DaemonProcess(*arguments, folder=tmp_path) as daemon:
-            assert daemon.wait() == Exit.CONFIGURATION
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] != "Z"
-        )
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("text", ["junk", "", "1", "2/2", "-1/2", "0/", "0/2/3", "9" * 5_000 + "/2"])
-def test_what_is_no_share_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="--share is for the processes"):
-        Share.parse(text)
-
-
-def test_a_share_is_read_as_it_is_written() -> None:
-    assert Share.parse(str(Share(index=1, count=3))) == Share(index=1, count=3)
-
-
-def test_shares_part_the_files_and_do_not_depend_on_how_a_path_is_written(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "folder")
-    shares = [Share(index=index, count=3) for index in range(3)]
-    for number in range(60):
-        path = tmp_path / "folder" / f"{number}.db"
-        path.touch()
-        (holder,) = (one for one in shares if one.holds(path))
-        assert holder.holds(tmp_path / "link" / path.name)
-    sizes = [sum(one.holds(path) for path in (tmp_path / "folder").iterdir()) for one in shares]
-    assert min(sizes) > 8
-    assert Share.parse(str(shares[1])) == shares[1]

@@ -83,21 +83,12 @@ CONSOLE: Final = click.option(
     help="auto, the default: text on a terminal, otherwise one JSON object per line.",
 )
 @click.option(
-    "--processes",
-    metavar="N",
-    type=click.IntRange(1, 64),
-    envvar="LETOPIS_PROCESSES",
-    show_envvar=True,
-    help="Processes over which the outboxes are spread; for very many busy ones. Default: 1.",
-)
-@click.option(
     "--trace-conversations",
     is_flag=True,
     envvar="LETOPIS_TRACE_CONVERSATIONS",
     show_envvar=True,
     help="Name the conversations on OpenTelemetry spans (gen_ai.conversation.id). Needs letopis[otel].",
 )
-@click.option("--share", hidden=True)
 @with_options
 def relay(
     once: bool,
@@ -106,9 +97,7 @@ def relay(
     stop_timeout: float | None,
     log_level: str | None,
     log_format: str | None,
-    processes: int | None,
     trace_conversations: bool,
-    share: str | None,
 ) -> None:
     """Deliver pending events to the history store, until interrupted or terminated.
 
@@ -131,7 +120,6 @@ def relay(
                 stop_timeout=stop_timeout,
                 log_level=log_level,
                 log_format=log_format,
-                processes=processes,
                 trace_conversations=trace_conversations,
             )
 
@@ -139,12 +127,6 @@ def relay(
     if once:
         configure_logging(level=found.log_level, style=found.log_format)
         asyncio.run(_all_once(found))
-    elif share is not None:
-        asyncio.run(_run_share(configure, share))
-    elif found.processes > 1:
-        code = asyncio.run(_run_group(configure))
-        if code:
-            raise CommandExit(Exit.CONFIGURATION if code == Exit.CONFIGURATION else Exit.FAILED)
     else:
         asyncio.run(_run(configure))
 
@@ -188,7 +170,6 @@ def _configured(
     stop_timeout: float | None,
     log_level: str | None,
     log_format: str | None,
-    processes: int | None,
     trace_conversations: bool,
 ) -> DaemonSettings:
     """Return the settings of the daemon, read from letopis.toml now."""
@@ -211,7 +192,6 @@ def _configured(
         stop_timeout=float(table.get("stop_timeout", default.stop_timeout)) if stop_timeout is None else stop_timeout,
         log_level=log_level or table.get("log_level", default.log_level),
         log_format=log_format or table.get("log_format", default.log_format),
-        processes=processes or int(table.get("processes", default.processes)),
         trace_conversations=trace_conversations or bool(table.get("trace_conversations", False)),
     )
 
@@ -231,31 +211,6 @@ async def _run(configure: Callable[[], DaemonSettings]) -> None:
     daemon = Daemon(configure)
     with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
         await daemon.run()
-
-
-async def _run_share(configure: Callable[[], DaemonSettings], text: str) -> None:
-    """Run one of several processes: it serves its share, and the process that started it gets the signals."""
-    from dataclasses import replace
-
-    from letopis.outbox.daemon.daemon import Daemon
-    from letopis.outbox.daemon.share import Requests, Share
-    from letopis.outbox.daemon.signals import on_signals
-
-    daemon = Daemon(lambda: replace(configure(), listen=None, console=None), holds=Share.parse(text).holds)
-    Requests(daemon).listen()
-    with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):
-        await daemon.run()
-
-
-async def _run_group(configure: Callable[[], DaemonSettings]) -> int:
-    import sys
-
-    from letopis.outbox.daemon.process_group import ProcessGroup
-    from letopis.outbox.daemon.signals import on_signals
-
-    group = ProcessGroup(configure, [sys.executable, "-m", "letopis.outbox.cli", *sys.argv[1:]])
-    with on_signals({"SIGINT": group.stop, "SIGTERM": group.stop, "SIGHUP": group.reload}):
-        return await group.run()
 
 
 async def _all_once(found: DaemonSettings) -> None:

@@ -54,7 +54,6 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
     "daemon": {
         "listen": Option((str, int), "an address in quotes or a port"),
         "stop_timeout": Option((int, float), "a number of seconds", limits=(0, 3600)),
-        "processes": Option((int,), "a number", limits=(1, 64)),
         "log_level": Option((str,), "text in quotes", choices=tuple(LEVELS)),
         "log_format": Option((str,), "text in quotes", choices=tuple(FORMATS)),
         "trace_conversations": Option((bool,), "true or false"),

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox.alerting.channels import open_channels
@@ -20,16 +19,15 @@ from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern, may_be_ou
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate
 from letopis.outbox.daemon.http import App, ListenAddress, serve_http
-from letopis.outbox.daemon.outbox_worker import OutboxWorker
+from letopis.outbox.daemon.outbox_worker import OutboxWorker, WorkerOptions
 from letopis.outbox.daemon.store_pool import StorePool, probe_all
 from letopis.outbox.daemon.systemd import Notifier
-from letopis.outbox.daemon.worker_options import WorkerOptions
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import configure_logging
 from letopis.store.database import open_files
-from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.database.faults import StoreFault
 from letopis.store.errors import ConfigurationError, LetopisError, OutboxUnavailable
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
@@ -59,7 +57,6 @@ class DaemonSettings:
     :ivar store: of all outboxes, as given, so perhaps with a password; ``None`` for the SQLite file beside each.
     :ivar listen: where to serve HTTP; ``None`` for nowhere.
     :ivar console: makes the ASGI application to be served at ``/console/``, for the time of a block; ``None`` for none.
-    :ivar processes: over which the outboxes are spread.
     :ivar stop_timeout: seconds that the batches in flight have after the first signal.
     :ivar trace_conversations: name the conversations on spans.
     """
@@ -74,7 +71,6 @@ class DaemonSettings:
     stop_timeout: float = 8.0
     log_level: str = "INFO"
     log_format: str = "auto"
-    processes: int = 1
     trace_conversations: bool = False
 
 
@@ -89,7 +85,6 @@ class Daemon:
 
     :param configure: reads the settings; called again by :meth:`reload`, in a thread.
     :param fleet: gives the files their turns.
-    :param holds: tells which files are this process's, where several share them; ``None``: all.
     """
 
     def __init__(
@@ -101,7 +96,6 @@ class Daemon:
         scan_interval: float = SCAN_INTERVAL_SECONDS,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
         fleet: Fleet | None = None,
-        holds: Callable[[Path], bool] | None = None,
     ) -> None:
         self._configure = configure
         self._notifier = notifier or Notifier()
@@ -111,8 +105,7 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
         self._fleet = fleet or Fleet(monotonic=self._clock.monotonic)
-        self._scanner = OutboxScanner(monotonic=self._clock.monotonic, holds=holds)
-        self._alone = holds is None
+        self._scanner = OutboxScanner(monotonic=self._clock.monotonic)
         self._retired = RelayStats()
         self._retired_alerts = {"told": 0, "failed": 0}
         self._reloads: set[asyncio.Task[None]] = set()
@@ -218,7 +211,7 @@ class Daemon:
                 opened += 1
             except (ConfigurationError, OutboxUnavailable) as error:
                 errors.append(error)
-        if self._alone and errors and not opened and not any(map(is_pattern, self._settings.outboxes)):
+        if errors and not opened and not any(map(is_pattern, self._settings.outboxes)):
             raise errors[0]
 
     async def _probe_stores(self) -> None:
@@ -236,7 +229,7 @@ class Daemon:
                 first = first or fault
                 continue
             return
-        if first is not None and (self._alone or first.fault_class is not FaultClass.WRONG_STORE):
+        if first is not None:
             raise first
 
     async def _end(self) -> None:
@@ -410,16 +403,11 @@ class Daemon:
             store=before.store,
             listen=before.listen,
             console=before.console,
-            processes=before.processes,
         )
         for worker in self.workers:
             worker.change(options)
         logger.info("the configuration was read again")
-        fixed = [
-            name
-            for name in ("outboxes", "store", "listen", "processes")
-            if getattr(before, name) != getattr(settings, name)
-        ]
+        fixed = [name for name in ("outboxes", "store", "listen") if getattr(before, name) != getattr(settings, name)]
         if fixed:
             logger.warning("a change of %s takes a restart", " and ".join(fixed))
 

@@ -76,16 +76,10 @@ def may_be_outbox(path: Path) -> bool:
 
 
 class OutboxScanner:
-    """Scans for outbox files repeatedly, without examining every other file each time.
+    """Scans for outbox files repeatedly, without examining every other file each time."""
 
-    :param holds: tells which files are looked for; ``None``: all.
-    """
-
-    def __init__(
-        self, *, monotonic: Callable[[], float] = time.monotonic, holds: Callable[[Path], bool] | None = None
-    ) -> None:
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._holds = holds or (lambda _: True)
         self._excluded: dict[Path, tuple[tuple[int, int], float]] = {}
 
     def scan(self, names: Iterable[str], known: Iterable[Path]) -> list[OutboxMatch]:
@@ -97,7 +91,7 @@ class OutboxScanner:
         return [
             one
             for one in find_outboxes(names)
-            if one.path not in skipped and self._holds(one.path) and (not one.matched or self._is_outbox(one.path))
+            if one.path not in skipped and (not one.matched or self._is_outbox(one.path))
         ]
 
     def exclude(self, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -208,47 +208,6 @@ def aggregate(
         store_rows=max((one.store_rows for one in found), default=0),
         late=sum(one.is_late(now_us) for one in found),
     )
-
-
-def join_snapshots(several: Sequence[HealthSnapshot]) -> HealthSnapshot:
-    """Return the state of several processes together, each of which serves its own files.
-
-    Every process has its own breaker for a store, and is counted with it.
-    """
-    relay = RelayStats()
-    for one in several:
-        add_stats(relay, one.relay)
-    progress = [one.progress_us for one in several if one.progress_us is not None]
-    return HealthSnapshot(
-        ready=bool(several) and all(one.ready for one in several),
-        sound=all(one.sound for one in several),
-        files=_summed(one.files for one in several) or dict.fromkeys(map(str, FileCondition), 0),
-        pending=sum(one.pending for one in several),
-        pending_bytes=sum(one.pending_bytes for one in several),
-        oldest_pending_seconds=max((one.oldest_pending_seconds for one in several), default=0.0),
-        lanes=_summed(one.lanes for one in several),
-        incidents=_summed(one.incidents for one in several),
-        progress_us=min(progress, default=None),
-        wal_bytes=sum(one.wal_bytes for one in several),
-        breakers=_summed(one.breakers for one in several),
-        open_seconds=max((one.open_seconds for one in several), default=0.0),
-        trips=sum(one.trips for one in several),
-        relay=relay,
-        alerts=_summed(one.alerts for one in several),
-        deliveries=_joined(one.deliveries for one in several),
-        listed=tuple(file for one in several for file in one.listed)[:MAX_LISTED_FILES],
-        store_tasks=max((one.store_tasks for one in several), default=0),
-        store_rows=max((one.store_rows for one in several), default=0),
-        late=sum(one.late for one in several),
-    )
-
-
-def _summed(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    summed: dict[str, int] = {}
-    for one in several:
-        for name, count in one.items():
-            summed[name] = summed.get(name, 0) + count
-    return summed
 
 
 def add_stats(total: RelayStats, more: RelayStats) -> None:

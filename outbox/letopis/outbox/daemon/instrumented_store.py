@@ -29,13 +29,6 @@ class Durations:
         self.buckets = [0] * (len(BUCKET_BOUNDS_SECONDS) + 1)
         self.total = 0.0
 
-    @classmethod
-    def of(cls, buckets: list[int], total: float) -> Durations:
-        """Return a histogram with these counts."""
-        made = cls()
-        made.buckets, made.total = list(buckets), total
-        return made
-
     @property
     def count(self) -> int:
         """The number of durations."""

@@ -9,14 +9,16 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from letopis.outbox.alerting.incidents import BreakerView
+from letopis.outbox.alerting import texts
+from letopis.outbox.alerting.channels import Channel
+from letopis.outbox.alerting.incidents import BreakerView, Rules
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
 from letopis.outbox.alerting.transitions import Memory
 from letopis.outbox.daemon.discovery import OutboxMatch
@@ -24,9 +26,8 @@ from letopis.outbox.daemon.health import FileCondition, OutboxMetrics, add_stats
 from letopis.outbox.daemon.polled_watch import PolledWatch
 from letopis.outbox.daemon.store_pool import StoreHandle
 from letopis.outbox.daemon.timetable import Timetable
-from letopis.outbox.daemon.worker_options import WorkerOptions
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
-from letopis.outbox.event_log.retention import Pruner
+from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.file_state import FileState, settled_state, state_of
 from letopis.outbox.file.inspection import read_file
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -56,14 +57,25 @@ RECHECK_SILENCE_SECONDS: Final = 15.0
 """Time for which a holder that was silent for long is observed again, with the file open, before it is taken over."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How outboxes are served, as far as a reload may change it."""
+
+    policy: RetryPolicy
+    retention: Retention
+    channels: tuple[Channel, ...]
+    rules: Rules
+    locale: str
+    style: texts.Style
+
+
 class OutboxWorker:
     """Delivers from one outbox file while it exists, and watches it for lasting problems.
 
     Between its turns the file is closed. The worker then holds the lease's lock, one descriptor, and knows from the
     file's times whether anything was committed. No error of the file ends the daemon or disturbs the other files.
 
-    :param polled: the watches of the files that are open.
-    :param on_pause: called when the relay begins to wait, so that the turn may end.
+    :param on_pause: called when the relay begins to wait.
     :ivar problem: why the file cannot be used at present, in a sentence; ``None`` while it can.
     :ivar timetable: when the next turn is due.
     :ivar read_at: when the metrics were last read, by the monotonic clock.
@@ -162,7 +174,7 @@ class OutboxWorker:
         """Return the metrics without reading the file; ``None`` if something may have been committed since."""
         condition = self.condition
         if condition is FileCondition.UNUSABLE:
-            return OutboxMetrics(condition=FileCondition.UNUSABLE, name=self.path.name)
+            return OutboxMetrics(condition=condition, name=self.path.name)
         if self._last is None or self._relay is not None or self.changed():
             return None
         return replace(self._last, condition=condition, wal_bytes=wal_size(self.path))
@@ -201,9 +213,7 @@ class OutboxWorker:
             return self.timetable.due
         if self.timetable.due or self.timetable.pending:
             return self._may_serve()
-        if self._wrong_store:
-            return False
-        return self.changed() if self.lock.held else self._may_serve()
+        return not self._wrong_store and (self.changed() if self.lock.held else self._may_serve())
 
     def _may_serve(self) -> bool:
         """Take the lock if it is free, now and then; return False if another relay is at work on the file."""
@@ -234,11 +244,7 @@ class OutboxWorker:
     # A turn.
 
     async def open(self) -> None:
-        """Open the file.
-
-        :raises ConfigurationError: it does not exist, or cannot be an outbox.
-        :raises OutboxUnavailable: it cannot be used at present.
-        """
+        """Open the file; raise ConfigurationError or OutboxUnavailable if it cannot be used."""
         try:
             self._outbox = await OutboxFile.open(self.path, create=False, one_thread=True)
         except (ConfigurationError, OutboxUnavailable) as error:
@@ -247,10 +253,7 @@ class OutboxWorker:
         self.problem = None
 
     async def probe(self) -> None:
-        """Check once whether this file may be delivered to its store, and create missing tables.
-
-        :raises StoreFault: it may not, or the store cannot be asked.
-        """
+        """Check that this file may be delivered to its store, and create missing tables; raise StoreFault otherwise."""
         if self._outbox is None:
             return
         store = self.destination.store
@@ -280,10 +283,8 @@ class OutboxWorker:
     @property
     def quiet_for(self) -> float:
         """Seconds for which an open file has had nothing to do; 0 while it has, or may not be closed."""
-        relay, watch = self._relay, self._watch
-        if relay is None or watch is None or relay.pausing_until is None or not watch.looked or watch.telling:
-            return 0.0
-        if self._takes_over:
+        relay = self._relay
+        if relay is None or relay.pausing_until is None or not self.may_rest:
             return 0.0
         if relay.standing_by or relay.idle_since is None:  # another relay works on it, or it waits out an error
             return math.inf
@@ -438,8 +439,7 @@ class OutboxWorker:
         return breaker_view(relay.breaker) if relay is not None and at_work else None
 
     def _report(self, reason: str, *, first: bool) -> None:
-        level = logging.WARNING if first or reason != self.problem else logging.DEBUG
-        self.problem = reason
+        level, self.problem = logging.WARNING if first or reason != self.problem else logging.DEBUG, reason
         logger.log(level, "the outbox %r cannot be used, and is retried: %s", self.path.name, reason)
 
 
