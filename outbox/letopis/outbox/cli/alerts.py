@@ -11,7 +11,7 @@ import click
 from letopis.outbox.cli.interface.command import Verb, VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, print_json, printable
+from letopis.outbox.cli.interface.output import JSON, emit, printable
 
 if TYPE_CHECKING:
     from letopis.outbox.alerting.channels import Channel
@@ -45,7 +45,7 @@ def alerts() -> None:
 )
 @JSON
 @with_options
-def test(channels: tuple[str, ...], private: bool | None, as_json: bool) -> None:
+def test(channels: tuple[str, ...], private: bool | None) -> None:
     """Send a harmless alert to each channel, and print which took it.
 
     Exits with 0 if all did, with 1 if one did not, with 78 if there is none.
@@ -63,11 +63,8 @@ def test(channels: tuple[str, ...], private: bool | None, as_json: bool) -> None
             Exit.CONFIGURATION, "there is no alert channel: set LETOPIS_ALERTS, or channels in [alerts] of letopis.toml"
         )
     results = asyncio.run(_try_all(opened, found.outbox.name, wanted.language))
-    if as_json:
-        print_json({"channels": results})
-    else:
-        for result in results:
-            click.echo(f"{'ok  ' if result['ok'] else 'FAIL'} {printable(result['name'])}{_because(result['error'])}")
+    lines = [f"{'ok  ' if one['ok'] else 'FAIL'} {printable(one['name'])}{_because(one['error'])}" for one in results]
+    emit({"channels": results}, text="\n".join(lines))
     if not all(result["ok"] for result in results):
         raise CommandExit(Exit.FAILED)
 

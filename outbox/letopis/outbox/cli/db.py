@@ -14,7 +14,7 @@ from letopis.outbox.cli.anchor import anchor
 from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.output import JSON, emit, note, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, confirm
 from letopis.outbox.cli.verify import verify_store
@@ -89,15 +89,15 @@ def upgrade(partitions: int) -> None:
 )
 @JSON
 @with_options
-def current(as_json: bool) -> None:
+def current() -> None:
     """Show the revision of the tables."""
     from letopis.store.database.migrations import STORE
 
     url, found = _read_revision()
-    if as_json:
-        print_json({"store": url, "revision": found.revision, "state": found.state, "head": STORE.head})
-    else:
-        click.echo(f"{printable(found.revision or 'none')} ({found.state}; this release needs {STORE.head})")
+    emit(
+        {"store": url, "revision": found.revision, "state": found.state, "head": STORE.head},
+        text=f"{printable(found.revision or 'none')} ({found.state}; this release needs {STORE.head})",
+    )
 
 
 @db.command(
@@ -122,7 +122,7 @@ def check() -> None:
 @YES
 @JSON
 @with_options
-def new_identity(yes: bool, as_json: bool) -> None:
+def new_identity(yes: bool) -> None:
     """Give a copy of a history store an identity of its own.
 
     For a copy made for staging or a test: it then refuses the outboxes of the original, and an outbox must be bound to
@@ -135,10 +135,10 @@ def new_identity(yes: bool, as_json: bool) -> None:
         return await _renewed(yes=yes)
 
     name, before, after = anyio.run(renew)
-    if as_json:
-        print_json({"store": name, "before": str(before.store_id), "id": str(after.store_id)})
-    else:
-        note(f"{name}: is now history store {after.store_id}, it was {before.store_id}")
+    emit(
+        {"store": name, "before": str(before.store_id), "id": str(after.store_id)},
+        text=lambda: note(f"{name}: is now history store {after.store_id}, it was {before.store_id}"),
+    )
 
 
 @db.command(
@@ -155,37 +155,26 @@ def new_identity(yes: bool, as_json: bool) -> None:
 @click.option("--conversation", metavar="ID", help="Only this conversation.")
 @JSON
 @with_options
-def rebuild(check: bool, every: bool, conversation: str | None, as_json: bool) -> None:
+def rebuild(check: bool, every: bool, conversation: str | None) -> None:
     """Rebuild the rows of conversations and messages from the log, while bots and relays keep running.
 
     By default those that an older release built, and those that are missing. If interrupted, run it again to continue.
     """
     import anyio
 
-    with progress("checking" if check else "rebuilding", unit="conversations", as_json=as_json) as report:
+    with progress("checking" if check else "rebuilding", unit="conversations") as report:
         count, differing = anyio.run(_run, check, every, conversation, report)
-    if as_json:
-        print_json(
-            {
-                "conversations": count["conversations"],
-                "events": count["events"],
-                "differing": count["differing"],
-                "written": count["written"],
-                "differences": [
-                    {
-                        "conversation_id": one.conversation_id,
-                        "count": one.difference_count,
-                        "names": list(one.differences),
-                    }
-                    for one in differing
-                ],
-            }
-        )
-    else:
-        for one in differing:
-            more = one.difference_count - len(one.differences)
-            names = ", ".join(one.differences) + (f" and {more} more" if more else "")
-            click.echo(f"{printable(one.conversation_id)}: {names}")
+    differences = [
+        {"conversation_id": one.conversation_id, "count": one.difference_count, "names": list(one.differences)}
+        for one in differing
+    ]
+    emit(
+        {
+            **{key: count[key] for key in ("conversations", "events", "differing", "written")},
+            "differences": differences,
+        },
+        text="\n".join(map(_differences_text, differing)),
+    )
     if conversation is not None and not count["conversations"]:
         raise CommandExit(Exit.NOTHING, f"there is no conversation {conversation!r}, or a newer release built its rows")
     left = count["differing"] - count["written"]
@@ -200,7 +189,7 @@ def rebuild(check: bool, every: bool, conversation: str | None, as_json: bool) -
 )
 @JSON
 @with_options
-def index(as_json: bool) -> None:
+def index() -> None:
     """Bring the search index up to date, while bots and relays keep running.
 
     Searching does so too, in small steps: this is for a large history without an index. If interrupted, run it again to
@@ -208,16 +197,19 @@ def index(as_json: bool) -> None:
     """
     import anyio
 
-    with progress("indexing", unit="events", as_json=as_json) as report:
+    with progress("indexing", unit="events") as report:
         done = anyio.run(_index, report)
-    if as_json:
-        print_json({"events": done})
-    else:
-        note(f"{done} events indexed")
+    emit({"events": done}, text=lambda: note(f"{done} events indexed"))
 
 
 db.add_command(verify_store)
 db.add_command(anchor)
+
+
+def _differences_text(rebuilt: Rebuilt) -> str:
+    more = rebuilt.difference_count - len(rebuilt.differences)
+    names = ", ".join(rebuilt.differences) + (f" and {more} more" if more else "")
+    return f"{printable(rebuilt.conversation_id)}: {names}"
 
 
 def _read_revision() -> tuple[str, Revision]:

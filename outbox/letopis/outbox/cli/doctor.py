@@ -11,7 +11,7 @@ import click
 from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, printable, supports_style
+from letopis.outbox.cli.interface.output import JSON, emit, note, printable, supports_style, wants_json
 
 if TYPE_CHECKING:
     from letopis.outbox.diagnostics.finding import Finding
@@ -28,7 +28,7 @@ COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}
 )
 @JSON
 @with_options
-def doctor(as_json: bool) -> None:
+def doctor() -> None:
     """Diagnose problems and suggest fixes: in the configuration, the outbox, the relay and the history store.
 
     One line per check. Creates and changes nothing. Exits with 1 if a check fails; a warning is not a failure.
@@ -46,17 +46,11 @@ def doctor(as_json: bool) -> None:
         outbox = found.outbox.name
         findings = asyncio.run(examine(found))
     well = healthy(findings)
-    if as_json:
-        checks = [
-            {"check": one.check, "level": one.level, "said": one.said, "hint": one.hint or None} for one in findings
-        ]
-        print_json({"outbox": outbox, "healthy": well, "checks": checks})
-    else:
-        for one in findings:
-            click.echo(_line(one))
+    checks = [{"check": one.check, "level": one.level, "said": one.said, "hint": one.hint or None} for one in findings]
+    emit({"outbox": outbox, "healthy": well, "checks": checks}, text="\n".join(map(_line, findings)))
     if not well:
         raise CommandExit(Exit.FAILED)
-    if not as_json:
+    if not wants_json():
         note("nothing is wrong")
 
 

@@ -9,7 +9,7 @@ import click
 from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.output import JSON, emit, note, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, confirm
 
@@ -52,7 +52,6 @@ def erase(
     wait: bool,
     timeout: float | None,
     yes: bool,
-    as_json: bool,
 ) -> None:
     """Erase conversations, or all those of an owner, for good.
 
@@ -70,21 +69,19 @@ def erase(
             "Give --reset for conversations that go on under their id, such as telegram:4711, or --delete for those"
             " that end."
         )
-    with progress("erasing", unit="conversations", as_json=as_json) as report:
+    with progress("erasing", unit="conversations") as report:
         work = _Erasure(reason=reason, delete=delete, report=report)
         pending = anyio.run(work.run, conversations, owner, wait, timeout, yes)
-    if as_json:
-        print_json(
-            {
-                "erased": work.erased,
-                "how": "delete" if delete else "reset",
-                "owner": owner,
-                "pending": pending,
-                "store_rows": work.store_rows,
-            }
-        )
-    else:
-        _tell(work, pending, owner, waited=wait)
+    emit(
+        {
+            "erased": work.erased,
+            "how": "delete" if delete else "reset",
+            "owner": owner,
+            "pending": pending,
+            "store_rows": work.store_rows,
+        },
+        text=lambda: _tell(work, pending, owner, waited=wait),
+    )
     if wait and (pending or work.store_rows or work.unerased):
         rows = f", {work.store_rows} rows are left to erase" if work.store_rows else ""
         raise CommandExit(Exit.LATER, f"not complete yet: {pending} events are pending{rows}; the relay continues")

@@ -13,7 +13,7 @@ from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.lazy_group import LazyGroup
 from letopis.outbox.cli.interface.message import conversation_json, message_json, minute, say_whether_complete
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, printable, table, truncate
+from letopis.outbox.cli.interface.output import JSON, emit, note, printable, table, truncate, wants_json
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -64,7 +64,7 @@ def history() -> None:
 @click.option("--after", metavar="PLACE", help="Continue where an earlier list ended, at the place that it printed.")
 @JSON
 @with_options
-def list_(owner: str | None, state: str, limit: int, after: str | None, as_json: bool) -> None:
+def list_(owner: str | None, state: str, limit: int, after: str | None) -> None:
     """List conversations, newest activity first.
 
     OWNER is whom the bot named as the owner, NUMBER counts the owner's conversations, and a star under ACTIVE marks the
@@ -87,30 +87,12 @@ def list_(owner: str | None, state: str, limit: int, after: str | None, as_json:
 
     states = ("active", "archived", "deleted") if state == "all" else (state,)
     page = anyio.run(read)
-    if as_json:
-        print_json(
-            {"conversations": [conversation_json(one) for one in page], "next": page.next, "complete": page.complete}
-        )
-    elif page:
-        rows = [
-            (
-                printable(one.conversation_id),
-                printable(one.owner_id or "-"),
-                "-" if one.number is None else str(one.number),
-                "*" if one.active else "",
-                *((one.state,) if state == "all" else ()),
-                str(one.message_count),
-                str(one.pending or "-"),
-                minute(one.updated_at),
-                truncate(one.title or "", 40),
-            )
-            for one in page
-        ]
-        more = ("STATE",) if state == "all" else ()
-        head = ("CONVERSATION", "OWNER", "NUMBER", "ACTIVE", *more, "MESSAGES", "PENDING", "LAST", "TITLE")
-        click.echo(table(head, rows, right=(2, 4 + len(more), 5 + len(more))))
-        if page.next is not None:
-            note(f"there are more: --after {page.next}")
+    emit(
+        {"conversations": [conversation_json(one) for one in page], "next": page.next, "complete": page.complete},
+        text=_conversations_text(page, with_state=state == "all") if page else "",
+    )
+    if page:
+        _note_more(page)
     say_whether_complete(page.complete)
     if not page:
         raise CommandExit(Exit.NOTHING, "no conversations" if owner is None else "no conversations of this owner")
@@ -131,9 +113,7 @@ def list_(owner: str | None, state: str, limit: int, after: str | None, as_json:
 @click.option("--after", metavar="PLACE", help="Continue where an earlier page ended, at the place that it printed.")
 @JSON
 @with_options
-def search(
-    query: str, owner: str | None, conversation: str | None, limit: int, after: str | None, as_json: bool
-) -> None:
+def search(query: str, owner: str | None, conversation: str | None, limit: int, after: str | None) -> None:
     """Search for messages that contain all words of QUERY, in any inflected form, best matches first.
 
     "Words in quotation marks" match as a phrase, and -word excludes a word (put -- before the query). Exits with 3 if
@@ -148,20 +128,16 @@ def search(
             return await source.search(query, owner=owner, conversation=conversation, limit=limit, after=after)
 
     page = anyio.run(find)
-    if as_json:
-        print_json(
-            {
-                "hits": [_hit_json(one) for one in page],
-                "next": page.next,
-                "complete": page.complete,
-                "unindexed": page.unindexed,
-            }
-        )
-    else:
-        for one in page:
-            click.echo(_hit_text(one))
-        if page.next is not None:
-            note(f"there are more: --after {page.next}")
+    emit(
+        {
+            "hits": [_hit_json(one) for one in page],
+            "next": page.next,
+            "complete": page.complete,
+            "unindexed": page.unindexed,
+        },
+        text="\n".join(map(_hit_text, page)),
+    )
+    _note_more(page)
     if page.unindexed:
         note(
             f"the search index is being built: {page.unindexed} events were not searched; search again later, or run"
@@ -187,7 +163,7 @@ def search(
 @click.option("--by", metavar="KEY", help="Also group by this key of the messages' metadata.")
 @JSON
 @with_options
-def stats(owner: str | None, since: str | None, until: str | None, by: str | None, as_json: bool) -> None:
+def stats(owner: str | None, since: str | None, until: str | None, by: str | None) -> None:
     """Count questions, answers and tokens in a period.
 
     Messages that were rewound or deleted later count too: they were answered and paid for.
@@ -204,24 +180,44 @@ def stats(owner: str | None, since: str | None, until: str | None, by: str | Non
             return found
 
     found = anyio.run(count)
-    if as_json:
-        document: dict[str, Any] = {
-            **_figures_json(found),
-            "conversations": found.conversations,
-            "complete": found.complete,
-        }
-        if by is not None:
-            document["by"] = [{"value": value, **_figures_json(one)} for value, one in found.by.items()]
-        print_json(document)
-    else:
-        head = ("CONVERSATIONS", "MESSAGES", "QUESTIONS", "ANSWERS", "TOKENS")
-        total = (found.conversations, found.messages, found.questions, found.answers, found.tokens)
-        click.echo(table(head, [[str(number) for number in total]], right=range(5)))
-        if by is not None:
-            rows = [(_value_text(value), *map(str, _row(one))) for value, one in found.by.items()]
-            click.echo("")
-            click.echo(table((truncate(by, 40), *head[1:]), rows, right=range(1, 5)))
+    head = ("CONVERSATIONS", "MESSAGES", "QUESTIONS", "ANSWERS", "TOKENS")
+    text = table(head, [[str(number) for number in (found.conversations, *_row(found))]], right=range(5))
+    document: dict[str, Any] = {
+        **_figures_json(found),
+        "conversations": found.conversations,
+        "complete": found.complete,
+    }
+    if by is not None:
+        document["by"] = [{"value": value, **_figures_json(one)} for value, one in found.by.items()]
+        rows = [(_value_text(value), *map(str, _row(one))) for value, one in found.by.items()]
+        text += f"\n\n{table((truncate(by, 40), *head[1:]), rows, right=range(1, 5))}"
+    emit(document, text=text)
     say_whether_complete(found.complete)
+
+
+def _note_more(page: Any) -> None:
+    if page.next is not None and not wants_json():
+        note(f"there are more: --after {page.next}")
+
+
+def _conversations_text(page: Any, *, with_state: bool) -> str:
+    rows = [
+        (
+            printable(one.conversation_id),
+            printable(one.owner_id or "-"),
+            "-" if one.number is None else str(one.number),
+            "*" if one.active else "",
+            *((one.state,) if with_state else ()),
+            str(one.message_count),
+            str(one.pending or "-"),
+            minute(one.updated_at),
+            truncate(one.title or "", 40),
+        )
+        for one in page
+    ]
+    more = ("STATE",) if with_state else ()
+    head = ("CONVERSATION", "OWNER", "NUMBER", "ACTIVE", *more, "MESSAGES", "PENDING", "LAST", "TITLE")
+    return table(head, rows, right=(2, 4 + len(more), 5 + len(more)))
 
 
 def _hit_json(found: Hit) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import click
 from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, name_store
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.output import JSON, emit, note, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--cancel", is_flag=True, help="Abandon an unfinished move: the old store takes deliveries again.")
 @JSON
 @with_options
-def move(target: str | None, cancel: bool, as_json: bool) -> None:
+def move(target: str | None, cancel: bool) -> None:
     """Move the history to another store while bots keep running.
 
     The store may be of any kind. Each event is read back and compared. If interrupted, run it again to continue. At the
@@ -54,7 +54,7 @@ def move(target: str | None, cancel: bool, as_json: bool) -> None:
     if cancel:
         if target is not None:
             raise click.UsageError("--cancel takes no --to: it reopens the old store, which --store names")
-        _cancel(source, as_json=as_json)
+        _cancel(source)
         return
     target = move_target(target)
     if target is None:
@@ -69,28 +69,24 @@ def move(target: str | None, cancel: bool, as_json: bool) -> None:
     async def work(report: ProgressReport) -> Moved:
         return await run(source, goal, progress=_Stages(report))
 
-    with progress("copying", unit="events", as_json=as_json) as report:
+    with progress("copying", unit="events") as report:
         done = anyio.run(work, report)
     if not done.already:
         anyio.run(_note_in_outbox, done)
-    if as_json:
-        print_json(
-            {
-                "source": done.source,
-                "target": done.target,
-                "store_id": str(done.store_id),
-                "already": done.already,
-                "events": done.events,
-                "conversations": done.conversations,
-                "messages": done.messages,
-                "lanes": done.lanes,
-                "origins": done.origins,
-                "owners": done.owners,
-                "projections": list(done.projections),
-                "seconds": round(done.seconds, 3),
-                "paused_seconds": round(done.paused, 3),
-            }
-        )
+    counts = ("events", "conversations", "messages", "lanes", "origins", "owners")
+    emit(
+        {
+            "source": done.source,
+            "target": done.target,
+            "store_id": str(done.store_id),
+            "already": done.already,
+            **{name: getattr(done, name) for name in counts},
+            "projections": list(done.projections),
+            "seconds": round(done.seconds, 3),
+            "paused_seconds": round(done.paused, 3),
+        },
+        text="",
+    )
     _advise(done)
 
 
@@ -109,7 +105,7 @@ async def _note_in_outbox(done: Moved) -> None:
         await with_outbox(settings(), write)
 
 
-def _cancel(source: object, *, as_json: bool) -> None:
+def _cancel(source: object) -> None:
     import anyio
 
     from letopis.store.relocation.mover import cancel_move
@@ -118,8 +114,7 @@ def _cancel(source: object, *, as_json: bool) -> None:
         return await cancel_move(source)  # type: ignore[arg-type]  # the URL, whose class is not imported for --help
 
     was = anyio.run(work)
-    if as_json:
-        print_json({"cancelled": was is not None, "target": was})
+    emit({"cancelled": was is not None, "target": was}, text="")
     if was is None:
         raise CommandExit(Exit.NOTHING, "there is no move to abandon: the store takes deliveries")
     note(f"the move to {printable(was)} is abandoned: the store takes deliveries again")

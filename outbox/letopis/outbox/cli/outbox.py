@@ -16,7 +16,7 @@ from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import read_outbox
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.output import JSON, emit, note, printable, wants_json
 from letopis.outbox.cli.interface.selection import (
     YES,
     as_operator,
@@ -66,28 +66,28 @@ outbox.add_command(show)
 @with_selection()
 @JSON
 @with_options
-def retry(as_json: bool) -> None:
+def retry() -> None:
     """Retry blocked and retrying conversations now, with a full set of attempts.
 
     Exits with 3 if none matched. A paused one stays paused.
     """
 
     selection = required_selection()
-    _lanes("retried", _changed(lambda file: as_operator(file).retry(selection)), "will be retried", as_json=as_json)
+    _lanes("retried", _changed(lambda file: as_operator(file).retry(selection)), "will be retried")
 
 
 @outbox.command(examples=("letopis outbox pause --conversation telegram:4711",))
 @with_selection(whole=False)
 @JSON
 @with_options
-def pause(as_json: bool) -> None:
+def pause() -> None:
     """Pause conversations; their events wait in the outbox. Exits with 3 if none matched.
 
     `letopis pause` pauses all delivery.
     """
 
     selection = required_selection()
-    _lanes("paused", _changed(lambda file: as_operator(file).pause(selection)), "paused", as_json=as_json)
+    _lanes("paused", _changed(lambda file: as_operator(file).pause(selection)), "paused")
 
 
 @outbox.command(
@@ -99,11 +99,11 @@ def pause(as_json: bool) -> None:
 @with_selection()
 @JSON
 @with_options
-def resume(as_json: bool) -> None:
+def resume() -> None:
     """Resume paused conversations. Exits with 3 if none matched."""
 
     selection = required_selection()
-    _lanes("resumed", _changed(lambda file: as_operator(file).resume(selection)), "resumed", as_json=as_json)
+    _lanes("resumed", _changed(lambda file: as_operator(file).resume(selection)), "resumed")
 
 
 @outbox.command(
@@ -124,14 +124,14 @@ def resume(as_json: bool) -> None:
 @YES
 @JSON
 @with_options
-def skip(reason: str, missing: bool, yes: bool, as_json: bool) -> None:
+def skip(reason: str, missing: bool, yes: bool) -> None:
     """Skip stuck events: the history gets a tombstone with the reason in place of each.
 
     Only the event that each conversation is waiting on. Exits with 3 if nothing matched, with 2 if confirmation is
     required and stdin is not a terminal.
     """
     if missing:
-        _skip_missing(reason, yes=yes, as_json=as_json)
+        _skip_missing(reason, yes=yes)
         return
     from letopis.outbox.operations.repair import NotRepairable, checked_reason
 
@@ -148,10 +148,10 @@ def skip(reason: str, missing: bool, yes: bool, as_json: bool) -> None:
                 done.append((one, str(error)))
         return done
 
-    _repaired("skipped", _changed(work), as_json=as_json)
+    _repaired("skipped", _changed(work))
 
 
-def _skip_missing(reason: str, *, yes: bool, as_json: bool) -> None:
+def _skip_missing(reason: str, *, yes: bool) -> None:
     from letopis.outbox.cli.interface.locations import store_of
     from letopis.store.conversation_store import ConversationStore
 
@@ -168,10 +168,12 @@ def _skip_missing(reason: str, *, yes: bool, as_json: bool) -> None:
             return await as_operator(file).skip_missing(store, conversation_id, reason=reason)
 
     sequences = _changed(work)
-    if as_json:
-        print_json({"conversation_id": conversation_id, "skipped": list(sequences)})
-    else:
-        note(f"{printable(conversation_id)}: {_tombstones(len(sequences))} put in place of the missing events")
+    emit(
+        {"conversation_id": conversation_id, "skipped": list(sequences)},
+        text=lambda: note(
+            f"{printable(conversation_id)}: {_tombstones(len(sequences))} put in place of the missing events"
+        ),
+    )
 
 
 @outbox.command(
@@ -189,7 +191,7 @@ def _skip_missing(reason: str, *, yes: bool, as_json: bool) -> None:
 @YES
 @JSON
 @with_options
-def fix(file: str | None, metadata_file: str | None, original: bool, reason: str, yes: bool, as_json: bool) -> None:
+def fix(file: str | None, metadata_file: str | None, original: bool, reason: str, yes: bool) -> None:
     """Correct the data of one stuck event, under the same id and in its place; the original is kept.
 
     Name the event by its id, or a --conversation for the event it is waiting on. `letopis outbox show --data` prints
@@ -219,7 +221,7 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
             done = await as_operator(file).fix(entry.event_id, data, metadata=metadata, reason=reason, limits=wide)
         return [(done, None)]
 
-    _repaired("restored" if original else "fixed", _changed(work), as_json=as_json)
+    _repaired("restored" if original else "fixed", _changed(work))
 
 
 @outbox.command(
@@ -306,32 +308,24 @@ def _tombstones(count: int) -> str:
     return "a tombstone" if count == 1 else f"{count} tombstones"
 
 
-def _lanes(word: str, conversations: list[str], said: str, *, as_json: bool) -> None:
+def _lanes(word: str, conversations: list[str], said: str) -> None:
     """Print what a verb did to conversations."""
-    if as_json:
-        print_json({word: conversations})
+    emit({word: conversations}, text="\n".join(map(printable, conversations)))
     if not conversations:
         raise CommandExit(Exit.NOTHING, "nothing matched")
-    if not as_json:
-        for one in conversations:
-            click.echo(printable(one))
+    if not wants_json():
         note(f"{len(conversations)} conversation{'' if len(conversations) == 1 else 's'} {said}")
 
 
-def _repaired(word: str, outcome: Sequence[tuple[PendingEvent, str | None]], *, as_json: bool) -> None:
+def _repaired(word: str, outcome: Sequence[tuple[PendingEvent, str | None]]) -> None:
     """Print what a verb did to events; fail if one was refused."""
     done = [one for one, error in outcome if error is None]
     failed = [(one, error) for one, error in outcome if error is not None]
-    if as_json:
-        print_json(
-            {
-                word: [_named(one) for one in done],
-                "refused": [{**_named(one), "reason": error} for one, error in failed],
-            }
-        )
-    else:
-        for one in done:
-            click.echo(f"{one.event_id}  {printable(one.conversation_id)}")
+    emit(
+        {word: [_named(one) for one in done], "refused": [{**_named(one), "reason": error} for one, error in failed]},
+        text="\n".join(f"{one.event_id}  {printable(one.conversation_id)}" for one in done),
+    )
+    if not wants_json():
         for _, error in failed:
             note(f"letopis: {error}")
         note(f"{len(done)} event{'' if len(done) == 1 else 's'} {word}")

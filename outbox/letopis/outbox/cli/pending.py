@@ -10,7 +10,7 @@ from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import read_outbox
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, printable, write
+from letopis.outbox.cli.interface.output import JSON, emit, note, printable, write
 from letopis.outbox.cli.interface.selection import current_selection, has_selection, required_selection, with_selection
 
 MAX_SHOWN: Final = 200
@@ -31,7 +31,7 @@ MAX_SHOWN: Final = 200
 )
 @JSON
 @with_options
-def list_events(limit: int, as_json: bool) -> None:
+def list_events(limit: int) -> None:
     """List pending events.
 
     Without filters: the event that each blocked, retrying or paused conversation is waiting on, and exit 0 if there is
@@ -57,17 +57,15 @@ def list_events(limit: int, as_json: bool) -> None:
     )
     more = len(found) + len(missing) > limit
     found, missing = found[:limit], missing[: max(0, limit - len(found))]
-    if as_json:
-        print_json(
-            {
-                "outbox": path.name,
-                "events": [event_summary(one) for one in found],
-                "missing": [missing_json(one) for one in missing],
-                "more": more,
-            }
-        )
-    elif found or missing:
-        click.echo(event_table(found, missing))
+    emit(
+        {
+            "outbox": path.name,
+            "events": [event_summary(one) for one in found],
+            "missing": [missing_json(one) for one in missing],
+            "more": more,
+        },
+        text=event_table(found, missing) if found or missing else "",
+    )
     if more:
         note(f"there are more than {limit}: narrow it down, or raise --limit")
     if not (found or missing):
@@ -91,7 +89,7 @@ def list_events(limit: int, as_json: bool) -> None:
 )
 @JSON
 @with_options
-def show(payload: bool, data_only: bool, as_json: bool) -> None:
+def show(payload: bool, data_only: bool) -> None:
     """Show events with the state of their conversation, and their repairs.
 
     Exits with 3 if nothing matched.
@@ -114,10 +112,10 @@ def show(payload: bool, data_only: bool, as_json: bool) -> None:
         write(indented(found[0][0].data))
         return
     more, found = len(found) > MAX_SHOWN, found[:MAX_SHOWN]
-    if as_json:
-        events = [event_details(entry, done, payload=payload) for entry, done in found]
-        print_json({"outbox": path.name, "events": events, "more": more})
-    else:
-        click.echo("\n\n".join(event_text(entry, done, payload=payload) for entry, done in found))
+    events = [event_details(entry, done, payload=payload) for entry, done in found]
+    emit(
+        {"outbox": path.name, "events": events, "more": more},
+        text="\n\n".join(event_text(entry, done, payload=payload) for entry, done in found),
+    )
     if more:
         note(f"there are more than {MAX_SHOWN}: narrow it down")

@@ -9,7 +9,7 @@ import click
 
 from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.output import JSON, emit, note, printable, wants_json
 from letopis.outbox.cli.interface.selection import YES, as_operator, confirm
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @YES
 @JSON
 @with_options
-def rebind(yes: bool, as_json: bool) -> None:
+def rebind(yes: bool) -> None:
     """Bind the outbox to the history store of --store, because its own is gone for good.
 
     Delivered events that the outbox still holds are sent again. Those that it has pruned are lost: they are listed by
@@ -39,14 +39,11 @@ def rebind(yes: bool, as_json: bool) -> None:
     """
     from letopis.outbox.cli.interface.locations import with_outbox
 
-    done = asyncio.run(with_outbox(settings(), lambda file: _rebound(file, yes=yes, as_json=as_json)))
-    if as_json:
-        print_json(_json(done))
-    else:
-        note(f"the outbox is bound to {_place(done)} now")
+    done = asyncio.run(with_outbox(settings(), lambda file: _rebound(file, yes=yes)))
+    emit(_json(done), text=lambda: note(f"the outbox is bound to {_place(done)} now"))
 
 
-async def _rebound(file: OutboxFile, *, yes: bool, as_json: bool) -> Rebound:
+async def _rebound(file: OutboxFile, *, yes: bool) -> Rebound:
     from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.event_log.bound_store import read_binding
     from letopis.outbox.event_log.destination import destination_of
@@ -63,7 +60,7 @@ async def _rebound(file: OutboxFile, *, yes: bool, as_json: bool) -> Rebound:
     store = ConversationStore(url, pool_size=2)
     try:
         ahead = await as_operator(file).rebind(store, dry_run=True)
-        if not as_json:
+        if not wants_json():
             _tell(ahead)
         confirm("Bind the outbox to this store?", yes=yes)
         return await as_operator(file).rebind(store)

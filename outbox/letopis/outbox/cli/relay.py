@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from letopis.outbox.event_log.lanes import LaneCounts
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.relay.relay import Relay
-
-IDLE_STEPS: Final = 3
-"""Steps in a row that deliver nothing, after which nothing more is due."""
-MAX_FRUITLESS_STEPS: Final = 100
-"""Steps in a row that deliver nothing although something is due, after which the rest is left for later."""
 
 LISTEN: Final = click.option(
     "--listen",
@@ -242,34 +237,14 @@ async def _once(path: Path, found: DaemonSettings) -> None:
 
     async with _opened(path, found) as (outbox, relay):
         logger.info("delivering once: %s", relay.route)
-        if not await relay.lease.acquire():
-            left = await outbox.read(count_lanes)
+        delivered = await relay.drain()
+        left = await outbox.read(count_lanes)
+        if relay.standing_by:
             if left.pending:
                 raise CommandExit(Exit.LATER, "another relay runs on this outbox and delivers its pending events")
             return
-        try:
-            left = await _drain(outbox, relay)
-        finally:
-            await relay.lease.release()
-        note(f"{relay.stats.delivered} delivered, {left.pending} left")
+        note(f"{delivered} delivered, {left.pending} left")
         _exit_with(left, relay)
-
-
-async def _drain(outbox: OutboxFile, relay: Relay) -> LaneCounts:
-    """Deliver until nothing is due; return what is left."""
-    from letopis.outbox.event_log.lanes import count_lanes
-
-    idle = 0
-    while True:
-        if await relay.drain_once():
-            idle = 0
-            continue
-        idle += 1
-        left = await outbox.read(count_lanes)
-        due = left.lanes["ready"] > 0
-        if not relay.breaker.closed or idle >= (MAX_FRUITLESS_STEPS if due else IDLE_STEPS):
-            return left
-        await asyncio.sleep(0.05 if due else 0)
 
 
 def _exit_with(left: LaneCounts, relay: Relay) -> None:
@@ -301,20 +276,17 @@ async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[Outb
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.faults import FaultClass, StoreFault
 
-    outbox = await OutboxFile.open(path, create=False)
-    try:
+    async with AsyncExitStack() as stack:
+        outbox = await OutboxFile.open(path, create=False)
+        stack.push_async_callback(outbox.close)
         store = ConversationStore(store_beside(path) if found.store is None else found.store, pool_size=2)
+        stack.push_async_callback(store.close)
         try:
-            try:
-                if (refused := await find_refusal(outbox, store)) is not None:
-                    raise refused
-                await store.prepare()
-            except StoreFault as fault:
-                if fault.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE):
-                    raise
-            chores = (Pruner(found.retention, outbox.now_us),)
-            yield outbox, Relay(outbox, store, policy=found.policy, holder="letopis relay", chores=chores)
-        finally:
-            await store.close()
-    finally:
-        await outbox.close()
+            if (refused := await find_refusal(outbox, store)) is not None:
+                raise refused
+            await store.prepare()
+        except StoreFault as fault:
+            if fault.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE):
+                raise
+        chores = (Pruner(found.retention, outbox.now_us),)
+        yield outbox, Relay(outbox, store, policy=found.policy, holder="letopis relay", chores=chores)

@@ -19,7 +19,7 @@ from letopis.outbox.cli.interface.message import (
     say_whether_complete,
 )
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, write
+from letopis.outbox.cli.interface.output import JSON, emit, note, wants_json, write
 from letopis.outbox.cli.interface.tail import Tail
 
 if TYPE_CHECKING:
@@ -72,7 +72,6 @@ def show(
     as_text: bool,
     follow: bool,
     interval: float,
-    as_json: bool,
 ) -> None:
     """Show the last messages of a conversation, oldest first.
 
@@ -82,12 +81,12 @@ def show(
 
     from letopis.outbox.cli.interface.locations import open_source
 
-    if as_text and as_json:
+    if as_text and wants_json():
         raise click.UsageError("--transcript and --json cannot be given together")
     if follow:
         if before is not None or as_of is not None or as_text:
             raise click.UsageError("--follow shows the present: give it without --before, --as-of and --transcript.")
-        anyio.run(_follow, conversation, 50 if last is None else last, interval, as_json)
+        anyio.run(_follow, conversation, 50 if last is None else last, interval)
         return
     if last is None and not as_text:
         last = 50
@@ -105,28 +104,24 @@ def show(
         say_whether_complete(page.complete)
         there = "is" if as_of is None else "was then"
         raise CommandExit(Exit.NOTHING, f"there {there} no conversation {conversation!r}")
-    if as_json:
-        print_json(
-            {
-                "conversation": None if found is None else conversation_json(found),
-                "messages": [{"conversation_id": one.conversation_id, **message_json(one)} for one in page],
-                "next": page.next,
-                "complete": page.complete,
-            }
-        )
-    elif as_text:
+    if as_text:
         from letopis.store.rules.transcript import transcript
 
         # UTF-8 whatever the terminal: it is usually redirected to a file.
         whole = page.complete and page.next is None
         write(f"{transcript(found, page, whole=whole)}\n".encode())
-        if page.next is not None:
-            note(f"there are earlier ones: --before {page.next}")
     else:
-        for one in page:
-            click.echo(message_text(one))
-        if page.next is not None:
-            note(f"there are earlier ones: --before {page.next}")
+        emit(
+            {
+                "conversation": None if found is None else conversation_json(found),
+                "messages": [{"conversation_id": one.conversation_id, **message_json(one)} for one in page],
+                "next": page.next,
+                "complete": page.complete,
+            },
+            text="\n".join(map(message_text, page)),
+        )
+    if page.next is not None and not wants_json():
+        note(f"there are earlier ones: --before {page.next}")
     if found is not None and found.state == "deleted":
         note(_deleted(found))
     say_whether_complete(page.complete)
@@ -136,13 +131,13 @@ def _deleted(found: Conversation) -> str:
     return f"this conversation was deleted on {minute(found.updated_at)}: its messages are erased, appends are refused"
 
 
-async def _follow(conversation: str, last: int, interval: float, as_json: bool) -> None:
+async def _follow(conversation: str, last: int, interval: float) -> None:
     """Print the last messages, then what is new and what changes, until interrupted or stdout has no reader."""
     import anyio
 
     from letopis.outbox.cli.interface.locations import open_source
 
-    tail = Tail(_whole_state if as_json else _shown_state)
+    tail = Tail(_whole_state if wants_json() else _shown_state)
     complete = True
     async with open_source(settings()) as source:
         while True:
@@ -155,7 +150,8 @@ async def _follow(conversation: str, last: int, interval: float, as_json: bool) 
                     note(_deleted(known))
                     return
             for one in tail.news(found, from_start=from_start):
-                _print(one, as_json=as_json)
+                document = {"conversation_id": one.conversation_id, **message_json(one)}
+                emit(document, text=message_text(one), line=True)
             sys.stdout.flush()
             if answered != complete:
                 complete = answered
@@ -179,16 +175,6 @@ async def _newest(source: Any, conversation: str, last: int, tail: Tail) -> tupl
         page = await source.messages(conversation, last=last, before=page.next)
         found = [*page, *found]
     return found, page.next is None, answered and page.complete
-
-
-def _print(one: RecordedMessage, *, as_json: bool) -> None:
-    if not as_json:
-        click.echo(message_text(one))
-        return
-    import orjson
-
-    document = {"conversation_id": one.conversation_id, **message_json(one)}
-    write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def _shown_state(one: RecordedMessage) -> Hashable:

@@ -11,7 +11,7 @@ from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.follow import INTERVAL
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, format_duration, print_json, printable, write
+from letopis.outbox.cli.interface.output import JSON, emit, format_duration, printable, wants_json
 
 if TYPE_CHECKING:
     from letopis.outbox.operations.status import Status
@@ -42,7 +42,7 @@ _AGES: Final = ("oldest_pending_seconds", "verdict", "wal_bytes")
 )
 @JSON
 @with_options
-def status(check: bool, watch: bool, interval: float, as_json: bool) -> None:
+def status(check: bool, watch: bool, interval: float) -> None:
     """Show what is pending, blocked and delivered.
 
     Reads only the outbox file: creates nothing, changes nothing, and needs no history store.
@@ -53,13 +53,10 @@ def status(check: bool, watch: bool, interval: float, as_json: bool) -> None:
     if watch:
         if check:
             raise click.UsageError("--watch does not end, so --check has nothing to say: give one of them.")
-        _watch(path, seconds=interval, as_json=as_json)
+        _watch(path, seconds=interval)
         return
     found = _read(path)
-    if as_json:
-        print_json(_document(path, found))
-    else:
-        click.echo(_status_text(path.name, found))
+    emit(_document(path, found), text=_status_text(path.name, found))
     if check and not found.healthy:
         raise CommandExit(Exit.FAILED)
 
@@ -76,7 +73,7 @@ def _document(path: Path, found: Status) -> dict[str, Any]:
     return {"outbox": path.name, **found.to_json()}
 
 
-def _watch(path: Path, *, seconds: float, as_json: bool) -> None:
+def _watch(path: Path, *, seconds: float) -> None:
     """Show the status until interrupted."""
     from letopis.outbox.cli.interface.follow import FollowedScreen, repeat
 
@@ -88,13 +85,11 @@ def _watch(path: Path, *, seconds: float, as_json: bool) -> None:
         found = _read(path)
         document = _document(path, found)
         key = _without_ages(document)
-        if not as_json:
+        if not wants_json():
             title = f"{printable(path.name)}, every {seconds:g} s, {found.read_at:%H:%M:%S}Z (Ctrl-C ends)"
             screen.show(_status_text(path.name, found), title=title, key=key)
         elif key != printed:
-            import orjson
-
-            write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+            emit(document, text="", line=True)
         printed = key
 
     repeat(step, seconds=seconds)

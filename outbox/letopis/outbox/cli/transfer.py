@@ -15,7 +15,7 @@ import click
 from letopis.outbox.cli.interface.command import Verb, VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, open_output, print_json, printable
+from letopis.outbox.cli.interface.output import JSON, emit, note, open_output, printable
 from letopis.outbox.cli.interface.progress import BYTES, ProgressReport, can_redraw, progress
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def export() -> None:
 )
 @JSON
 @with_options
-def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None, as_json: bool) -> None:
+def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None) -> None:
     """Append the messages and records of a JSON Lines FILE ("-" is stdin) to the outbox.
 
     A line that was imported before changes nothing, so a file may be imported again. A line that is refused is reported
@@ -79,7 +79,7 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None, as
     with (
         _reading(file) as (stream, size),
         SeenKeys() as count,
-        progress("checking" if dry_run else "importing", size, unit=BYTES, as_json=as_json) as report,
+        progress("checking" if dry_run else "importing", size, unit=BYTES) as report,
     ):
         lines = read_lines(stream, count=count)
         if dry_run:
@@ -88,7 +88,16 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None, as
             counts, pending = try_out(_counted(lines, report), _tell), None
         else:
             counts, pending = anyio.run(_import, lines, wait, timeout, report)
-    _report(counts, pending, dry_run=dry_run, as_json=as_json)
+    emit(
+        {
+            "dry_run": dry_run,
+            "imported": counts.imported,
+            "already_there": counts.known,
+            "refused": counts.refused,
+            "pending": pending,
+        },
+        text=lambda: _report(counts, pending, dry_run=dry_run),
+    )
     if counts.refused:
         raise CommandExit(Exit.FAILED)
     if wait and pending:
@@ -129,18 +138,7 @@ def _tell(refused: Refused) -> None:
     note(one_line(f"line {refused.number}: {refused.reason}"))
 
 
-def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "dry_run": dry_run,
-                "imported": counts.imported,
-                "already_there": counts.known,
-                "refused": counts.refused,
-                "pending": pending,
-            }
-        )
-        return
+def _report(counts: ImportCounts, pending: int | None, *, dry_run: bool) -> None:
     words = "can be imported" if dry_run else "imported"
     note(f"{counts.imported} {words}, {counts.known} already there, {counts.refused} refused")
     if pending:

@@ -11,7 +11,7 @@ import click
 from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
 from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, note, print_json, printable
+from letopis.outbox.cli.interface.output import JSON, emit, note, printable, wants_json
 from letopis.outbox.cli.interface.progress import ProgressReport, progress, unseen
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ STATEMENT_TIMEOUT_SECONDS: Final = 86_400.0
 @click.option("--alone", is_flag=True, help="Do not compare with the history store.")
 @JSON
 @with_options
-def verify_outbox(alone: bool, as_json: bool) -> None:
+def verify_outbox(alone: bool) -> None:
     """Check that the outbox file still holds what was appended.
 
     Reads all of it: the WAL, the structure, each event's digest, each conversation's counters; and compares it with the
@@ -49,7 +49,7 @@ def verify_outbox(alone: bool, as_json: bool) -> None:
     from letopis.store.database.urls import normalise_url, safe_url
 
     path = existing_outbox(settings())
-    with progress("checking", unit="events", as_json=as_json) as report:
+    with progress("checking", unit="events") as report:
         found = list(find_problems(path, checked=lambda done, total: report(done, total=total)))
     compared = False
     if not alone and (kept := read_reference(path)) is not None:
@@ -61,7 +61,7 @@ def verify_outbox(alone: bool, as_json: bool) -> None:
                 f"the history store {printable(safe_url(url))} was not compared: it cannot be reached, or does not"
                 " exist yet; name another with --store"
             )
-    _report(path.name, found, as_json=as_json, compared=compared)
+    _report(path.name, found, compared=compared)
 
 
 @click.command(
@@ -78,7 +78,7 @@ def verify_outbox(alone: bool, as_json: bool) -> None:
 )
 @JSON
 @with_options
-def verify_store(anchor: str | None, as_json: bool) -> None:
+def verify_store(anchor: str | None) -> None:
     """Check that the history store still holds what was written.
 
     Reads all of it: each event's digest, gaps in positions, versions and sequences, and whether the rows of
@@ -103,17 +103,17 @@ def verify_store(anchor: str | None, as_json: bool) -> None:
     try:
         check = None if anchor is None else open_anchor(anchor)
     except InvalidInput as error:
-        _report(safe_url(url), [f"the anchor {error.reason}"], as_json=as_json, anchor=None)
+        _report(safe_url(url), [f"the anchor {error.reason}"], anchor=None)
         return
-    with progress("checking", unit="events", as_json=as_json) as report:
+    with progress("checking", unit="events") as report:
         found = anyio.run(problems_of_store, url, report, check)
     if check is None:
-        _report(safe_url(url), found, as_json=as_json)
+        _report(safe_url(url), found)
         return
-    if not as_json:
+    if not wants_json():
         for line in comparison_lines(check):
             click.echo(line)
-    _report(safe_url(url), found, as_json=as_json, anchor=comparison_json(check))
+    _report(safe_url(url), found, anchor=comparison_json(check))
 
 
 @click.command(
@@ -126,7 +126,7 @@ def verify_store(anchor: str | None, as_json: bool) -> None:
 )
 @JSON
 @with_options
-def salvage(damaged: str, to: str, as_json: bool) -> None:
+def salvage(damaged: str, to: str) -> None:
     """Recover all events with a valid checksum from a damaged outbox into a new one.
 
     Prints how many were recovered, and the lost ones by conversation and sequence. The damaged file is not changed; no
@@ -137,7 +137,15 @@ def salvage(damaged: str, to: str, as_json: bool) -> None:
     from letopis.outbox.diagnostics.salvage import salvage as run
 
     done = anyio.run(run, damaged, to)
-    _print_salvaged(done, printable(to), as_json=as_json)
+    emit(
+        {
+            "outbox": printable(to),
+            "origin_id": str(done.origin_id),
+            **{name: getattr(done, name) for name in ("renewed", "kept", "pending", "let_go", "refused", "gone")},
+            "lost": [{"conversation_id": one, "sequences": list(what)} for one, what in done.lost.items()],
+        },
+        text=lambda: _tell_salvaged(done, printable(to)),
+    )
     if not done.whole:
         raise CommandExit(Exit.FAILED)
 
@@ -224,34 +232,18 @@ async def problems_of_store(url: URL, report: ProgressReport = unseen, anchor: A
     return found
 
 
-def _report(name: str, found: list[str], *, as_json: bool, **more: Any) -> None:
-    if as_json:
-        print_json({"name": name, "sound": not found, "problems": found[:MAX_LISTED], "count": len(found), **more})
-    else:
-        for one in found[:MAX_LISTED]:
-            click.echo(one_line(printable(one)))
+def _report(name: str, found: list[str], **more: Any) -> None:
+    emit(
+        {"name": name, "sound": not found, "problems": found[:MAX_LISTED], "count": len(found), **more},
+        text="\n".join(one_line(printable(problem)) for problem in found[:MAX_LISTED]),
+    )
     if found:
         raise CommandExit(Exit.FAILED, f"{printable(name)}: {len(found)} problem{'' if len(found) == 1 else 's'} found")
-    if not as_json:
+    if not wants_json():
         note(f"{printable(name)}: no problems found")
 
 
-def _print_salvaged(done: Salvaged, to: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "outbox": to,
-                "origin_id": str(done.origin_id),
-                "renewed": done.renewed,
-                "kept": done.kept,
-                "pending": done.pending,
-                "let_go": done.let_go,
-                "refused": done.refused,
-                "gone": done.gone,
-                "lost": [{"conversation_id": one, "sequences": list(what)} for one, what in done.lost.items()],
-            }
-        )
-        return
+def _tell_salvaged(done: Salvaged, to: str) -> None:
     for conversation_id, sequences in done.lost.items():
         click.echo(f"{printable(conversation_id)}  {', '.join(map(str, sequences))}")
     note(f"{done.kept} events recovered to {to}, {done.pending} of them pending; {done.lost_count} lost")

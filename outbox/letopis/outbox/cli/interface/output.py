@@ -16,15 +16,40 @@ import click
 
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON (stable, documented schema).")
-"""The option of every verb that prints data."""
+_META: Final = "letopis.outbox.cli.interface.output"
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
+def _keep(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[_META] = value
+
+
+JSON = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_keep, help="Print JSON (stable, documented schema)."
+)
+"""The option of every verb that prints data; :func:`emit` follows it."""
+
+
+def wants_json() -> bool:
+    """Return True if the running command was given ``--json``."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_META))
+
+
+def emit(value: Any, *, text: str | Callable[[], object], line: bool = False) -> None:
+    """Print ``value`` on stdout if the command was given ``--json``, otherwise ``text``.
+
+    :param text: what to print on stdout, if anything; or a function that prints.
+    :param line: print JSON on one line, for one of many documents.
+    """
     import orjson
 
-    write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    if wants_json():
+        indented = orjson.OPT_APPEND_NEWLINE if line else orjson.OPT_APPEND_NEWLINE | orjson.OPT_INDENT_2
+        write(orjson.dumps(value, option=indented))
+    elif callable(text):
+        text()
+    elif text:
+        click.echo(text)
 
 
 def write(data: bytes) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol, TextIO
 
-from letopis.outbox.cli.interface.output import before_note, terminal_width
+from letopis.outbox.cli.interface.output import before_note, terminal_width, wants_json
 
 REDRAW_SECONDS: Final = 0.2
 """Least time between two drawings of the line."""
@@ -151,12 +151,9 @@ def can_redraw(stream: TextIO) -> bool:
 
 
 @contextmanager
-def progress(title: str, total: int | None = None, *, unit: str, as_json: bool = False) -> Iterator[ProgressReport]:
-    """Show how far the ``with`` block is, as it reports: on a terminal, and never where the output is for programs.
-
-    :param as_json: the command was given ``--json``.
-    """
-    if as_json or not can_redraw(sys.stderr):
+def progress(title: str, total: int | None = None, *, unit: str) -> Iterator[ProgressReport]:
+    """Show how far the ``with`` block is, as it reports: on a terminal, and never where the output is for programs."""
+    if wants_json() or not can_redraw(sys.stderr):
         yield unseen
         return
     line = ProgressLine(title, total, unit, stream=sys.stderr)
