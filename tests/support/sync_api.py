@@ -36,10 +36,10 @@ _FACES: Final = {f"Blocking{name}" for name in TWINS}
 ATTRIBUTES: Final = {Reply: {"conversation_id": "str", "message_id": "str", "event_id": "UUID"}}
 
 BESIDE: Final = {
-    # `append_in` and `finish_in` take asyncio's connections and sessions, and the properties belong to an event loop:
-    # a caller that has one uses `History` there. `open` prepares, and the twin of `close` ends the portal too.
-    History: {"append_in", "close", "finish_in", "outbox", "prepare", "relay", "store"},
-    Transaction: {"connection"},
+    # `append_in` takes asyncio's connections and sessions, and the properties belong to an event loop: a caller that
+    # has one uses `History` there. `open` prepares, and the twin of `close` ends the portal too.
+    History: {"append_in", "close", "outbox", "prepare", "relay", "store"},
+    Transaction: {"connection", "session"},
 }
 """What has no twin, and why."""
 

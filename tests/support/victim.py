@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from letopis.outbox import History, Receipt, Relay
 from letopis.outbox.event_log.append_encoding import prepare
@@ -372,11 +371,8 @@ def stream(outbox: str, store: str, report: Connection, *, seed: int, count: int
     asyncio.run(live())
 
 
-def finish_reply(outbox: str, report: Connection, at: str, own: bool) -> None:
-    """Finish a streamed reply together with a row of the bot's own; send the place ``at`` there, and wait.
-
-    :param own: in a session of the bot's own instead of a transaction of the history.
-    """
+def finish_reply(outbox: str, report: Connection, at: str) -> None:
+    """Finish a streamed reply together with a row of the bot's own; send the place ``at`` there, and wait."""
     spend = sa.text("UPDATE balance SET credits = credits - 1")
 
     async def reached(place: str) -> None:
@@ -394,16 +390,10 @@ def finish_reply(outbox: str, report: Connection, at: str, own: bool) -> None:
                 while reply.kept < len("hello there"):  # noqa: ASYNC110 - there is nothing to wait for
                     await asyncio.sleep(0.01)
                 await reached("draft")
-                if own:
-                    async with AsyncSession(history.outbox.engine) as session, session.begin():
-                        await session.execute(spend)
-                        await history.finish_in(session, reply)
-                        await reached("finished")
-                else:
-                    async with history.transaction() as tx:
-                        await tx.execute(spend)
-                        await tx.finish(reply)
-                        await reached("finished")
+                async with history.transaction() as tx:
+                    await tx.execute(spend)
+                    await tx.finish(reply)
+                    await reached("finished")
                 await reached("committed")
 
     asyncio.run(live())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,8 +15,7 @@ from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.lookups import conflict_of, holds_event, holds_message
 from letopis.outbox.event_log.reused_ids import PathUnknown
-from letopis.outbox.history.caller_transaction import append_in
-from letopis.outbox.history.joint_write import TransactionEnd
+from letopis.outbox.history.joint_write import append_in
 from letopis.outbox.history.receipts import Deliveries, Receipt, check_timeout, receipt_of
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import (
@@ -169,9 +169,8 @@ class Appender:
 
     async def append_in(self, connection: AsyncConnection | AsyncSession, prepared: Prepared) -> Receipt:
         """Append in the caller's transaction."""
-        end = TransactionEnd()
-        appended = await append_in(self._outbox, connection, prepared, end=end)
-        return receipt_of(appended, self._deliveries, void=end.rolled_back)
+        appended = await append_in(self._outbox, connection, prepared)
+        return receipt_of(appended, self._deliveries, void=asyncio.Event())  # whose end is not heard of
 
     async def write(
         self, conversation_id: str, *bodies: Body, owner: str | None = None, after: After | None = None

@@ -63,8 +63,8 @@ class Parts:
         self.store = store
         self.relay = relay
         self.limits = limits
-        self.deliveries = Deliveries(outbox)
         self.gateway = StoreGateway(store, breaker=self.breaker, bound_to=outbox.probe.store_id, deadline=read_timeout)
+        self.deliveries = Deliveries(outbox, self.gateway)
         gateway = self.gateway
         self.appender = Appender(outbox=outbox, gateway=gateway, deliveries=self.deliveries, limits=limits)
         path = ReadPath(outbox, gateway)

@@ -11,19 +11,15 @@ from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.concurrency.callbacks import call_with_timeout
 from letopis.outbox.drafts.completion import find_abandoned, run_maintenance
 from letopis.outbox.drafts.writer_lock import WriterLock
 from letopis.outbox.event_log import drafts
-from letopis.outbox.event_log.append_encoding import Prepared, prepare
-from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history._append import Appender
-from letopis.outbox.history.caller_transaction import append_in
-from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
-from letopis.outbox.history.receipts import Deliveries, Receipt
+from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, LetopisError
@@ -115,26 +111,6 @@ class Replies:
             raise
         finally:
             self._forget_settled(reply)
-
-    async def finish_in(
-        self,
-        connection: AsyncConnection | AsyncSession,
-        reply: Reply,
-        *,
-        tokens: int | None,
-        usage: Mapping[str, Any] | None,
-        metadata: Mapping[str, Any] | None,
-    ) -> Receipt:
-        """Finish a reply in the caller's transaction as ``History.finish_in`` does."""
-        if not isinstance(reply, Reply):
-            raise InvalidInput("reply", f"must be what history.reply() gives, not {type(reply).__name__}")
-        end = TransactionEnd()
-
-        async def write(prepared: Prepared, companion: CompanionWrite) -> Appended:
-            return await append_in(self._outbox, connection, prepared, end=end, companion=companion, task=task)
-
-        task = asyncio.current_task()
-        return await reply._finish_within(self._outbox, write, end, tokens=tokens, usage=usage, metadata=metadata)
 
     async def unconfirmed(self, *, owner: str | None) -> tuple[Unconfirmed, ...]:
         """Return unconfirmed replies as ``History.unconfirmed`` does."""

@@ -72,7 +72,7 @@ _BOUNDS: Final = Bounds()
 _RULES: Final = Rules()
 
 
-@at_home(besides=("append_in", "close", "finish_in"))
+@at_home(besides=("append_in", "close"))
 class History:
     """A conversation history that never silently loses a message.
 
@@ -382,10 +382,11 @@ class History:
     ) -> Receipt:
         """Append in a transaction of your own, on your own connection or session on the outbox file.
 
-        The append takes effect with your commit, which also wakes the relay; a rollback leaves nothing. Wait for the
-        receipt's ``saved()`` after the commit only. ``history.outbox.engine`` begins its transactions correctly; with
-        another engine, a transaction that reads before its first write may be refused. Parameters as for
-        :meth:`append`.
+        The append takes effect with your commit, which the relay notices within a quarter of a second; a rollback, of
+        the transaction or of a savepoint, leaves nothing. Wait for the receipt's ``saved()`` after the commit only: it
+        looks for the event, and does not hear of a rollback. ``history.outbox.engine`` begins its transactions
+        correctly; with another engine, a transaction that reads before its first write may be refused. For ORM rows
+        beside appends, ``tx.session()`` of :meth:`transaction` needs none of this. Parameters as for :meth:`append`.
 
         :raises InvalidInput: also if the connection is not on this file, or not in a transaction, or the outbox is open
             in another event loop.
@@ -638,28 +639,6 @@ class History:
             )
 
         return HomeBlock(self._find_home, make, holds=False)
-
-    async def finish_in(
-        self,
-        connection: AsyncConnection | AsyncSession,
-        reply: Reply,
-        *,
-        tokens: int | None = None,
-        usage: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Receipt:
-        """Finish a reply in a transaction of your own, on a connection or session as for :meth:`append_in`.
-
-        The message and your own rows commit together or not at all. After a rollback, of the transaction or of a
-        savepoint around this, the reply is unfinished, its draft is kept, and it can be finished again. Parameters as
-        for ``Reply.finish``.
-
-        :raises InvalidInput: as for ``Reply.finish`` and :meth:`append_in`, or the reply belongs to another history.
-        :raises OutboxUnavailable: as for :meth:`append_in`.
-        :raises LetopisError: as for ``Reply.finish``.
-        """
-        await self._home.open_here("finish_in")
-        return await self._parts.replies.finish_in(connection, reply, tokens=tokens, usage=usage, metadata=metadata)
 
     async def unconfirmed(self, *, owner: Owner | None = None) -> tuple[Unconfirmed, ...]:
         """Return the replies that were neither confirmed as sent nor as failed, the oldest first.

@@ -1,28 +1,39 @@
-"""Write an append in a transaction that is open on a SQLAlchemy connection, and track how that transaction ends."""
+"""Write an append in a transaction that is open on a SQLAlchemy connection, ours or the caller's."""
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.file.identity import file_id_of
 from letopis.outbox.file.sqlite_errors import translate
+from letopis.store.cancellation import run_to_completion
 from letopis.store.database.sqlite_connection import SQLiteConnection
-from letopis.store.errors import LetopisError
+from letopis.store.errors import InvalidInput, LetopisError
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
 
 T = TypeVar("T")
 
+# Changes nothing, and makes SQLite begin a write: no other writer can append before this transaction ends.
+_LOCK: Final = "UPDATE letopis_outbox_origin SET epoch = epoch WHERE false"
+_SYNCHRONOUS_FULL: Final = 2
+_CHECKED_FILE: Final = "letopis_outbox_place"
+
 
 class TransactionEnd:
-    """How a transaction ends, as far as that is known.
+    """How a transaction of ours ends, as far as that is known.
 
     :ivar rolled_back: set once it is rolled back, so that its receipts are void.
     :ivar ended: set once it is over, committed or not.
@@ -37,6 +48,69 @@ class TransactionEnd:
 
 CompanionWrite = Callable[[Any, Appended], None]
 """What is written together with an append, on the same DBAPI cursor."""
+
+
+async def append_in(outbox: OutboxFile, given: AsyncConnection | AsyncSession, prepared: Prepared) -> Appended:
+    """Write an append in the caller's transaction, which is begun here if it has not begun.
+
+    Nothing here hears of its end: the relay notices the commit as it does one of another process, and a receipt looks
+    for its event.
+
+    :raises InvalidInput: the connection is not on this outbox file, does not flush its commits, or commits each
+        statement separately.
+    :raises OutboxUnavailable: another writer holds the file, or the transaction read before it wrote and another writer
+        committed in between.
+    """
+    if isinstance(given, AsyncSession):
+        try:
+            connection = await given.connection()
+        except UnboundExecutionError as error:
+            raise InvalidInput("connection", "is a session without an engine: bind it to the outbox file") from error
+    elif isinstance(given, AsyncConnection):
+        connection = given
+    else:
+        raise InvalidInput("connection", f"must be an AsyncConnection or AsyncSession, not {type(given).__name__}")
+    if connection.dialect.name != "sqlite":
+        raise InvalidInput("connection", f"is on {connection.dialect.name}: it must be on this outbox file")
+    try:
+        await connection.run_sync(_check_file, outbox)
+        driver = driver_of(connection)
+        if isinstance(driver, SQLiteConnection) and driver.in_transaction:
+            await driver.run(_lock)  # one hop instead of three
+        else:
+            await connection.exec_driver_sql(_LOCK)
+    except (DBAPIError, sqlite3.Error) as error:
+        raise translate(error) or error from error
+    if not is_open(connection):
+        raise InvalidInput("connection", "commits each statement separately: begin a transaction on it")
+    # A caller that is cancelled here may commit all the same: that commits the whole append, never half of one.
+    appended = await run_to_completion(write(outbox, connection, prepared))
+    if appended.erased:
+        outbox.truncate_wal()
+    return appended
+
+
+def _lock(driver: sqlite3.Connection) -> None:
+    driver.execute(_LOCK)
+
+
+def _check_file(connection: sa.Connection, outbox: OutboxFile) -> None:
+    if connection.info.get(_CHECKED_FILE) == outbox.file_id:
+        return
+    files = {row[1]: row[2] for row in connection.exec_driver_sql("PRAGMA database_list")}
+    try:
+        here = bool(files.get("main")) and file_id_of(Path(files["main"])) == outbox.file_id
+    except OSError:
+        here = False
+    if not here:
+        raise InvalidInput(
+            "connection", f"is not on this outbox file ({outbox.path.name!r}): use an engine on its path"
+        )
+    if connection.exec_driver_sql("PRAGMA synchronous").scalar_one() < _SYNCHRONOUS_FULL:
+        raise InvalidInput(
+            "connection", "does not flush its commits to disk: set PRAGMA synchronous=FULL on its engine"
+        )
+    connection.info[_CHECKED_FILE] = outbox.file_id
 
 
 async def write(

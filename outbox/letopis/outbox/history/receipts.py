@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -15,11 +16,15 @@ import sqlalchemy as sa
 
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_plan import Appended
+from letopis.store.database.faults import StoreFault
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 from letopis.store.model.conversations import Saved, Seen
+from letopis.store.model.records import is_record_lane
 
 if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.pending_reads.store_gateway import StoreGateway
+    from letopis.store.conversation_store import ConversationStore
 
 logger = logging.getLogger("letopis.outbox.history")
 
@@ -75,10 +80,10 @@ class Receipt:
         """Wait until the history store holds the events, at most ``timeout`` seconds; with 0, look once.
 
         Return True once it does. Return False after ``timeout``, and at once if waiting cannot help: an operator has to
-        unblock the conversation or has skipped the event, the transaction was rolled back, or the history store has set
-        the event aside, so that no conversation shows it (see :meth:`superseded`). False does not mean lost: the events
-        stay in the outbox and are delivered when possible. Of a skipped event the outbox keeps the content, and the
-        history a tombstone.
+        unblock the conversation or has skipped the event, the transaction was rolled back (after ``append_in`` that is
+        known once another event has taken the place), or the history store has set the event aside, so that no
+        conversation shows it (see :meth:`superseded`). False does not mean lost: the events stay in the outbox and are
+        delivered when possible. Of a skipped event the outbox keeps the content, and the history a tombstone.
 
         Without a relay, here or in another process, nothing is ever delivered: give a timeout.
 
@@ -91,9 +96,11 @@ class Receipt:
         return await self._delivered(timeout) is True
 
     async def _delivered(self, timeout: float | None) -> bool | None:  # noqa: ASYNC109 - the answer is None, no error
-        return await self._deliveries.wait(
-            self.conversation_id, self.sequence, self._last, event_ids=self.event_ids, timeout=timeout
-        )
+        return await self._deliveries.wait(self._place, event_ids=self.event_ids, timeout=timeout)
+
+    @property
+    def _place(self) -> _Place:
+        return _Place(self.conversation_id, self.sequence, self._last, joined=self._void is not None)
 
     @property
     def seen(self) -> Seen:
@@ -126,7 +133,7 @@ class Receipt:
         """
         if self._void is not None and self._void.is_set():
             return Saved.PENDING
-        return await self._deliveries.state(self.conversation_id, self.sequence, self._last)
+        return await self._deliveries.state(self._place)
 
 
 def check_timeout(value: object) -> float | None:
@@ -155,23 +162,40 @@ def receipt_of(appended: Appended, deliveries: Deliveries, *, void: asyncio.Even
     )
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """One receipt that waits."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the last event of an append is, if it was committed.
+
+    :ivar joined: whether it was written in a transaction with other things, so that it may have been rolled back, the
+        whole of it or a savepoint. Only the id then tells the event from another one in its place.
+    """
 
     conversation_id: str
     sequence: int
     event_id: UUID
+    joined: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """One receipt that waits."""
+
+    place: _Place
     answer: asyncio.Future[bool | None]
     event_ids: tuple[UUID, ...] = ()
+
+
+_Look = tuple[Saved | None, bool]
+"""How far the event of a receipt has got, ``None`` if it was rolled back; and whether the store shows the append."""
 
 
 @at_home(besides=("close",))
 class Deliveries:
     """Tells receipts what was delivered, by any relay, with one poll of the file for all that wait."""
 
-    def __init__(self, outbox: OutboxFile) -> None:
+    def __init__(self, outbox: OutboxFile, gateway: StoreGateway) -> None:
         self._outbox = outbox
+        self._gateway = gateway
         self._home = outbox.home
         self._waiters: set[_Waiter] = set()
         self._polling: asyncio.Task[None] | None = None
@@ -179,9 +203,7 @@ class Deliveries:
 
     async def wait(
         self,
-        conversation_id: str,
-        sequence: int,
-        event_id: UUID,
+        place: _Place,
         *,
         event_ids: tuple[UUID, ...],
         timeout: float | None,  # noqa: ASYNC109 - the answer is None, no error
@@ -195,10 +217,9 @@ class Deliveries:
         if self._closed:
             raise Closed("the history is closed")
         answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(conversation_id, sequence, event_id, answer, event_ids)
+        waiter = _Waiter(place, answer, event_ids)
         if timeout is not None and timeout <= 0:  # one look, which takes longer than no time
-            found = await self._outbox.read(lambda connection: _read(connection, (waiter,)))
-            state, stands = found.get(waiter, (Saved.PENDING, False))
+            state, stands = (await self._look((waiter,))).get(waiter, (Saved.PENDING, False))
             return stands if state is Saved.SAVED else None
         self._waiters.add(waiter)
         if self._polling is None or self._polling.done():
@@ -212,12 +233,11 @@ class Deliveries:
             self._waiters.discard(waiter)
             answer.cancel()
 
-    async def state(self, conversation_id: str, sequence: int, event_id: UUID) -> Saved:
-        """Return how far an event has got."""
-        answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(conversation_id, sequence, event_id, answer)
-        found = await self._outbox.read(lambda connection: _read(connection, (waiter,)))
-        return found[waiter][0] if waiter in found else Saved.PENDING
+    async def state(self, place: _Place) -> Saved:
+        """Return how far an event has got; one that was rolled back stays pending."""
+        waiter = _Waiter(place, asyncio.get_running_loop().create_future())
+        state, _ = (await self._look((waiter,))).get(waiter, (Saved.PENDING, False))
+        return state or Saved.PENDING
 
     async def close(self) -> None:
         """Refuse all waiting receipts."""
@@ -229,6 +249,14 @@ class Deliveries:
             if not waiter.answer.done():
                 waiter.answer.set_exception(Closed("the history was closed before the events were saved"))
 
+    async def _look(self, waiters: Sequence[_Waiter]) -> dict[_Waiter, _Look]:
+        """Return what is known of the events of some receipts."""
+        found, unknown = await self._outbox.read(lambda connection: _read(connection, waiters))
+        for waiter in unknown:
+            if (held := await self._gateway.read(partial(_held, place=waiter.place))) is not None:
+                found[waiter] = (Saved.SAVED, True) if held else (None, False)
+        return found
+
     async def _poll(self) -> None:
         pause = POLL_MIN_SECONDS
         while self._waiters:
@@ -236,8 +264,8 @@ class Deliveries:
             waiters = tuple(self._waiters)
             begun = time.monotonic()
             try:
-                found = await self._outbox.read(lambda connection, these=waiters: _read(connection, these))  # type: ignore[misc]
-            except OutboxUnavailable as error:
+                found = await self._look(waiters)
+            except (OutboxUnavailable, StoreFault) as error:
                 logger.warning("cannot see what was delivered: %s", error)
                 found = {}
             for waiter, (state, stands) in found.items():
@@ -254,29 +282,40 @@ class Deliveries:
                 continue  # another process may have delivered
 
 
-def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> dict[_Waiter, tuple[Saved, bool]]:
-    """Return how far the events of each waiter have got, and whether the store shows all events of the same append."""
+async def _held(store: ConversationStore, *, place: _Place) -> bool:
+    return place.event_id in await store.outbox_access.digests(place.conversation_id, (place.event_id,))
+
+
+def _read(connection: sa.Connection, waiters: Iterable[_Waiter]) -> tuple[dict[_Waiter, _Look], list[_Waiter]]:
+    """Return what the file tells of each waiter's event, and the waiters of whose event only the store knows."""
     by_place: dict[tuple[str, int], list[_Waiter]] = {}
     for waiter in waiters:
-        by_place.setdefault((waiter.conversation_id, waiter.sequence), []).append(waiter)
-    found: dict[_Waiter, tuple[Saved, bool]] = {}
+        by_place.setdefault((waiter.place.conversation_id, waiter.place.sequence), []).append(waiter)
+    found: dict[_Waiter, _Look] = {}
+    unknown: list[_Waiter] = []
     cursor = connection.connection.cursor()
     try:
         cursor.execute(_DELIVERED, (orjson.dumps(list(by_place)).decode(),))
         for conversation_id, delivered, state, sequence, event_id in cursor.fetchall():
             for waiter in by_place[conversation_id, sequence]:
-                if event_id != waiter.event_id.bytes and _skipped(cursor, waiter):
+                mine = event_id == waiter.place.event_id.bytes
+                if not mine and _skipped(cursor, waiter):
                     found[waiter] = (Saved.BLOCKED, False)
-                elif event_id is not None and event_id != waiter.event_id.bytes:
-                    continue  # its transaction was rolled back, and another event has its place
+                elif not mine and event_id is not None:
+                    found[waiter] = (None, False)  # it was rolled back, and another event has its place
                 elif sequence <= delivered:
-                    # An event that is no longer in the file was pruned, as delivered events are.
-                    found[waiter] = (Saved.SAVED, not _any_superseded(cursor, waiter.event_ids))
+                    # An event that is no longer in the file was pruned, as delivered events are; or it was rolled back,
+                    # and the event that took its place was pruned.
+                    stands = not _any_superseded(cursor, waiter.event_ids)
+                    if mine or not stands or not waiter.place.joined or is_record_lane(conversation_id):
+                        found[waiter] = (Saved.SAVED, stands)
+                    else:
+                        unknown.append(waiter)
                 elif event_id is not None:
                     found[waiter] = (Saved.BLOCKED if state == "blocked" else Saved.PENDING, True)
     finally:
         cursor.close()
-    return found
+    return found, unknown
 
 
 def _any_superseded(cursor: Any, event_ids: Iterable[UUID]) -> bool:
@@ -284,7 +323,7 @@ def _any_superseded(cursor: Any, event_ids: Iterable[UUID]) -> bool:
 
 
 def _skipped(cursor: Any, waiter: _Waiter) -> bool:
-    return cursor.execute(_SKIPPED, (waiter.event_id.bytes,)).fetchone() is not None
+    return cursor.execute(_SKIPPED, (waiter.place.event_id.bytes,)).fetchone() is not None
 
 
 def is_drained(connection: sa.Connection) -> bool | None:

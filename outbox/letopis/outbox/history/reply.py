@@ -6,21 +6,20 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import orjson
 import sqlalchemy as sa
 
-from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN
+from letopis.outbox.concurrency.fair_lock import TRANSACTION_TOKEN, current_caller
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.drafts.completion import FINAL_REFUSALS, Completion, complete, discard, settle
 from letopis.outbox.drafts.content import DraftContent
 from letopis.outbox.event_log import drafts
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.history.caller_transaction import holds_here
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
 from letopis.outbox.telemetry.tracing import appending
@@ -43,18 +42,9 @@ _IN_LOG: Final = (
     " UNION ALL SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ? AND pruned >= ?"
 )
 _INSIDE_TRANSACTION: Final = (
-    "this task holds a transaction on the outbox, and would wait for itself: finish the reply with it"
-    " (tx.finish(reply), history.finish_in(connection, reply))"
+    "this task holds a transaction on the outbox, and would wait for itself: finish the reply with tx.finish(reply)"
 )
 _OPEN_TRANSACTION: Final = "the reply is finished in a transaction that is open: end that first"
-
-
-@dataclass(frozen=True, slots=True)
-class _Joined:
-    """A message that was appended in a transaction whose end is not known yet."""
-
-    receipt: Receipt
-    end: TransactionEnd
 
 
 @at_home()
@@ -101,7 +91,7 @@ class Reply:
         self._started_us = self._outbox.now_us()
         self._ending = asyncio.Lock()
         self._receipt: Receipt | None = None
-        self._joined: _Joined | None = None
+        self._joined: tuple[Receipt, TransactionEnd] | None = None  # in a transaction whose end is not known yet
         self._interrupted = False
         self._over = False
         self._settled = False
@@ -161,8 +151,8 @@ class Reply:
 
         From then on it waits to be confirmed by :meth:`sent` or :meth:`failed`, unless the reply was begun with
         ``confirm=False``. Calling it again returns the same receipt. A cancellation does not stop it. If it is refused,
-        the reply stays open and may be finished again. Inside a transaction, use ``tx.finish`` or
-        ``History.finish_in``.
+        the reply stays open and may be finished again. Inside a transaction, use
+        ``tx.finish``.
 
         :param tokens: of the message, as in ``Message``.
         :param usage: of the message, as in ``Message``.
@@ -240,7 +230,7 @@ class Reply:
                     completion.prepared, lambda cursor, done: settle(cursor, self._outbox, completion, done)
                 )
                 receipt = receipt_of(appended, self._deliveries, void=end.rolled_back)
-                self._joined = _Joined(receipt, end)
+                self._joined = receipt, end
                 return receipt
 
         return await run_to_completion(finish())
@@ -318,7 +308,7 @@ class Reply:
         return {"conversation_id": self.conversation_id, "message_id": self.message_id}
 
     def _would_wait_for_itself(self) -> bool:
-        return self._receipt is None and self._joined is None and holds_here(self._outbox)
+        return self._receipt is None and self._joined is None and self._outbox.gate.holder is current_caller()
 
     def _check_open(self) -> None:
         if self._interrupted or (self._over and self._receipt is None):
@@ -330,13 +320,13 @@ class Reply:
         The file is asked, not the code that committed, so that a savepoint that was rolled back and a commit with an
         unknown outcome are seen as they are.
         """
-        joined = self._joined
-        if joined is None:
+        if self._joined is None:
             return True
-        over = joined.end.ended.is_set()
-        values = (self.event_id.bytes, self.conversation_id, joined.receipt.sequence)
+        receipt, end = self._joined
+        over = end.ended.is_set()
+        values = (self.event_id.bytes, self.conversation_id, receipt.sequence)
         if await self._outbox.read(lambda connection: connection.exec_driver_sql(_IN_LOG, values).first()) is not None:
-            self._receipt, self._kept, self._joined = joined.receipt, self._content.characters, None
+            self._receipt, self._kept, self._joined = receipt, self._content.characters, None
             await self._stop_saving()
         elif over:
             self._joined = None

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_condition import After
@@ -89,6 +89,32 @@ class Transaction:
     async def scalar(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Any:
         """Run a statement and return the first column of its first row, or ``None``."""
         return await self._run(self._connection.scalar(statement, parameters))
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Open an ORM session in this transaction for the time of a block.
+
+        ::
+
+            async with history.transaction() as tx, tx.session() as session:
+                session.add(Order(owner="42"))
+                await tx.append("chat-1", Message.assistant("Ordered."))
+
+        What was added is flushed at the end of the block, and commits and rolls back with the transaction. The session
+        works in a savepoint: its ``commit()`` keeps what was written so far for the transaction's commit, its
+        ``rollback()`` takes back what was written since, appends of this transaction included.
+
+        :raises Closed: the outbox is open in another event loop, where the session would belong.
+        """
+        session = AsyncSession(self.connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
+        async with session:
+            try:
+                yield session
+                await run_to_completion(session.commit())
+            except DBAPIError:
+                if not is_open(self._connection):
+                    await self._connection.invalidate()  # otherwise the next statement would be committed on its own
+                raise
 
     async def append(
         self,

@@ -23,6 +23,7 @@ from letopis.outbox.file.opening import read_snapshot
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.history.receipts import Deliveries
 from letopis.outbox.history.transaction import transaction
+from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import Closed, ConfigurationError, OutboxUnavailable
 from letopis.store.model.codec import DEFAULT_LIMITS
@@ -484,6 +485,11 @@ TAKEN_AWAY: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+def deliveries_of(outbox: OutboxFile) -> Deliveries:
+    store = ConversationStore(outbox.path.with_suffix(".history.db"))
+    return Deliveries(outbox, StoreGateway(store, breaker=lambda: None))
+
+
 @posix_only("Windows removes no open file")
 @pytest.mark.parametrize("how", TAKEN_AWAY)
 @pytest.mark.parametrize("again", [False, True], ids=["a new file", "a file that was closed before"])
@@ -494,7 +500,7 @@ async def test_nothing_is_acknowledged_into_a_file_that_nobody_will_find(tmp_pat
         await (await OutboxFile.open(path)).close()
     outbox = await OutboxFile.open(path)
     await outbox.append(prepare("c1", [Message.user("hi")]))
-    deliveries = Deliveries(outbox)
+    deliveries = deliveries_of(outbox)
     take_away(path)
     left = sorted(one.name for one in tmp_path.iterdir())
 
@@ -515,7 +521,7 @@ async def test_what_is_taken_away_in_the_middle_of_a_transaction_is_noticed_at_i
     outbox = await OutboxFile.open(path)
 
     async def torn() -> None:
-        async with transaction(outbox, Deliveries(outbox), DEFAULT_LIMITS) as running:
+        async with transaction(outbox, deliveries_of(outbox), DEFAULT_LIMITS) as running:
             await running.append("c1", Message.user("hi"))
             path.with_name("bot.db-wal").unlink()
 
@@ -574,7 +580,7 @@ async def test_a_transaction_that_cannot_connect_says_so_in_our_words(
 
     monkeypatch.setattr("letopis.store.database.sqlite._set_sqlite", refuse)
     with pytest.raises(OutboxUnavailable, match="input/output"):
-        async with transaction(outbox, Deliveries(outbox), DEFAULT_LIMITS):
+        async with transaction(outbox, deliveries_of(outbox), DEFAULT_LIMITS):
             pass
     await outbox.close()
 

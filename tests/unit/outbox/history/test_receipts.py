@@ -9,6 +9,7 @@ import textwrap
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from letopis.outbox.relay.relay import Relay
 from letopis.store.errors import Closed
 from letopis.store.model.conversations import Saved
 from letopis.store.model.messages import Message
+from tests.support.pruning import prune
 
 
 async def test_the_relay_in_the_process_makes_it_true(tmp_path: Path) -> None:
@@ -218,6 +220,23 @@ async def test_a_skipped_event_that_was_put_back_is_saved_again(history: History
     assert await receipt.saved(timeout=20)
 
 
+async def test_what_only_the_store_knows_is_pending_while_it_is_away(history: History, monkeypatch: Any) -> None:
+    async with history.outbox.engine.begin() as connection:
+        receipt = await history.append_in(connection, "c1", Message.user("kept"))
+    await Relay(history.outbox, history.store).drain()
+    await prune(history, keep_last=0)
+
+    async def away(ask: object) -> None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(history._parts.gateway, "read", away)
+        assert not await receipt.saved(timeout=0)
+        assert await receipt.state() is Saved.PENDING
+    assert await receipt.saved(timeout=20)
+    assert await receipt.state() is Saved.SAVED
+
+
 async def test_what_the_caller_rolled_back_is_never_called_saved(history: History) -> None:
     """A receipt of ``append_in`` did not hear of a rollback: it waited for ever, and said "saved" once the event that
     took its place had been delivered and pruned."""
@@ -227,6 +246,8 @@ async def test_what_the_caller_rolled_back_is_never_called_saved(history: Histor
         taken_back = await history.append_in(connection, "c1", Message.user("never"))
         await connection.rollback()
         closed = await history.append_in(connection, "c1", Message.user("never either"))
+    for receipt in (taken_back, closed):
+        assert not await receipt.saved(timeout=0)
     await history.append("c1", Message.user("other"))
     await Relay(history.outbox, history.store).drain()
     await history.outbox.write(Pruner(Retention(keep_last=0, keep_for=timedelta(0)), history.outbox.now_us))

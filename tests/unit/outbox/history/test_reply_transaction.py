@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from letopis.outbox import BlockingHistory, History, Receipt, Reply
 from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
@@ -118,9 +117,7 @@ async def test_what_would_wait_for_itself_is_refused_at_once(history: History) -
                 await reply.finish()
             with pytest.raises(OutboxUnavailable, match=r"tx\.finish"):
                 await reply.sent()
-        async with AsyncSession(history.outbox.engine) as session, session.begin():
-            await session.execute(SPEND)
-            await history.finish_in(session, reply)
+            await tx.finish(reply)
             with pytest.raises(Closed, match="end that first"):
                 await reply.finish()
     assert time.monotonic() - begun < 5
@@ -147,29 +144,20 @@ async def test_a_reply_whose_block_lies_in_the_transaction(history: History) -> 
     assert reply.receipt is None or reply.receipt.sequence == 2
 
 
-@pytest.mark.parametrize("how", ["commit", "rollback", "savepoint"])
-async def test_in_a_session_of_the_callers_own(history: History, how: str) -> None:
+async def test_a_savepoint_that_is_rolled_back_leaves_the_reply_finishable(history: History) -> None:
     async with history.reply(CHAT, every=0) as reply:
         await reply.add("hello")
-        async with AsyncSession(history.outbox.engine) as session:
-            await session.execute(SPEND)
-            if how == "savepoint":
-                savepoint = await session.begin_nested()
-                await history.finish_in(session, reply, tokens=3)
-                await savepoint.rollback()
-                await session.commit()
-            else:
-                await history.finish_in(session, reply, tokens=3)
-                await (session.commit() if how == "commit" else session.rollback())
-        if how != "commit":
-            assert await texts(history) == []
-            for _ in range(100):
-                if await reply._resolve():
-                    break
-                await asyncio.sleep(0.01)
-            await reply.add(" again")
-    assert await texts(history) == [("hello" if how == "commit" else "hello again", False)]
-    assert await balance(history) == (10 if how == "rollback" else 9)
+        async with history.transaction() as tx:
+            await tx.execute(SPEND)
+            with pytest.raises(Boom):  # noqa: PT012
+                async with tx.session() as session:
+                    await session.execute(SPEND)
+                    await tx.finish(reply)
+                    raise Boom
+        assert await texts(history) == []
+        await reply.add(" again")
+    assert await texts(history) == [("hello again", False)]
+    assert await balance(history) == 9
 
 
 async def test_what_is_no_reply_of_this_history_is_refused(history: History, tmp_path: Path) -> None:
@@ -183,8 +171,6 @@ async def test_what_is_no_reply_of_this_history_is_refused(history: History, tmp
             await tx.finish(reply)
         with pytest.raises(InvalidInput, match=r"history\.reply\(\)"):
             await tx.finish("hello")  # type: ignore[arg-type]
-        with pytest.raises(InvalidInput, match=r"history\.reply\(\)"):
-            await history.finish_in(tx.connection, "hello")  # type: ignore[arg-type]
 
 
 async def test_a_reply_that_nobody_confirms_is_on_no_list(history: History) -> None:
@@ -212,13 +198,12 @@ def test_without_asyncio(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", ["finished", "committed", "draft"])
-@pytest.mark.parametrize("own", [False, True])
-async def test_killed_between_finish_and_commit(tmp_path: Path, at: str, *, own: bool) -> None:
+async def test_killed_between_finish_and_commit(tmp_path: Path, at: str) -> None:
     """SIGKILL: the reply and the row are both there, or neither; what was kept of the reply is interrupted then."""
     path = tmp_path / "bot.outbox.db"
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=victim.finish_reply, args=(str(path), theirs, at, own), daemon=True)
+    process = context.Process(target=victim.finish_reply, args=(str(path), theirs, at), daemon=True)
     process.start()
     theirs.close()
     heard: Any = await asyncio.to_thread(lambda: ours.recv() if ours.poll(60) else None)

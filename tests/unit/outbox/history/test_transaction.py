@@ -19,16 +19,20 @@ from typing import Any
 import anyio
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import letopis.outbox.history.transaction as transaction_module
 from letopis.outbox import History, Receipt
 from letopis.outbox.event_log.append import append_events
+from letopis.outbox.file.change_watcher import FileWatcher
 from letopis.store.errors import EventIdReused, InvalidInput, OutboxFull, OutboxUnavailable
 from letopis.store.model.conversations import Saved
 from letopis.store.model.event_types import MessageEdited, MessageSent
 from letopis.store.model.messages import Message
 from tests.support.platforms import posix_only
+from tests.support.pruning import prune
 
 own = sa.MetaData()
 purse = sa.Table("purse", own, sa.Column("owner", sa.Text, primary_key=True), sa.Column("left", sa.Integer))
@@ -225,6 +229,7 @@ async def test_a_transaction_cancelled_at_a_random_moment_is_whole_or_not_at_all
 BOT = """
     import asyncio, os, sys
     import sqlalchemy as sa
+    from sqlalchemy.orm import DeclarativeBase, mapped_column
     from letopis.outbox import History
     from letopis.store.model.messages import Message
 
@@ -238,6 +243,17 @@ BOT = """
                 async with history.outbox.engine.begin() as connection:
                     await connection.execute(sa.text("UPDATE purse SET n = n + 1"))
                     await history.append_in(connection, "c1", Message.user("paid"))
+                async with history.transaction() as tx, tx.session() as session:
+                    (await session.get(Purse, 1)).n += 1
+                    await tx.append("c1", Message.user("paid"))
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Purse(Base):
+        __tablename__ = "purse"
+        id = mapped_column(sa.Integer, primary_key=True)
+        n = mapped_column(sa.Integer)
 
     import letopis.outbox.history.history
     for line in sys.stdin:  # warm: each victim is forked before it has opened anything
@@ -255,8 +271,8 @@ async def test_a_crash_never_shows_one_without_the_other(tmp_path: Path) -> None
     chance = random.Random(3)
     path = tmp_path / "bot.outbox.db"
     async with History.open(path, relay=False) as history, history.transaction() as tx:
-        await tx.execute(sa.text("CREATE TABLE purse (n INTEGER)"))
-        await tx.execute(sa.text("INSERT INTO purse VALUES (0)"))
+        await tx.execute(sa.text("CREATE TABLE purse (id INTEGER PRIMARY KEY, n INTEGER)"))
+        await tx.execute(sa.text("INSERT INTO purse VALUES (1, 0)"))
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(BOT), str(path)],
         stdin=subprocess.PIPE,
@@ -287,6 +303,105 @@ async def test_a_crash_never_shows_one_without_the_other(tmp_path: Path) -> None
 
     assert [paid for paid, _ in seen] == [messages for _, messages in seen]
     assert seen[-1][0] > 30, "too little was paid to show anything"
+
+
+# A session in the transaction, for the bot's ORM rows.
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    what: Mapped[str]
+
+
+async def orders(history: History) -> list[str]:
+    return list(await history.outbox.read(lambda connection: connection.scalars(sa.select(Order.what)).all()))
+
+
+@pytest.fixture
+async def shop(history: History) -> History:
+    async with history.transaction() as tx:
+        await tx.execute(sa.schema.CreateTable(Order.metadata.tables["orders"]))
+    return history
+
+
+async def test_rows_of_a_session_commit_with_the_transaction(shop: History) -> None:
+    async with shop.transaction() as tx:
+        async with tx.session() as session:
+            session.add(Order(what="tea"))
+            receipt = await tx.append("c1", Message.assistant("Ordered."))
+            await session.commit()  # as a function of the bot's may that knows of no transaction around it
+            found = (await session.scalars(sa.select(Order))).one()
+            found.what = "green tea"
+        assert await tx.scalar(sa.select(Order.what)) == "green tea"
+        assert not await receipt.saved(timeout=0)
+        assert await orders(shop) == []
+
+    assert await orders(shop) == ["green tea"]
+    assert await said(shop) == ["Ordered."]
+    assert await receipt.saved(timeout=20)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+async def test_rows_of_a_session_roll_back_with_the_transaction(shop: History, inside: bool) -> None:
+    receipts: list[Receipt] = []
+
+    async def fall_over() -> None:
+        async with shop.transaction() as tx:
+            async with tx.session() as session:
+                session.add(Order(what="tea"))
+                await session.commit()
+                receipts.append(await tx.append("c1", Message.assistant("Ordered.")))
+                if inside:
+                    raise Oops
+            raise Oops
+
+    with pytest.raises(Oops):
+        await fall_over()
+
+    assert await orders(shop) == []
+    assert await said(shop) == []
+    assert not await receipts[0].saved()
+
+
+async def test_a_session_that_fails_takes_back_its_own_part_alone(shop: History) -> None:
+    """The receipt of an append in a savepoint that was rolled back said "saved" once the event that took its place had
+    been delivered and pruned."""
+    async with shop.transaction() as tx:
+        await tx.execute(pay())
+        with pytest.raises(IntegrityError):  # noqa: PT012
+            async with tx.session() as session:
+                session.add(Order(id=1, what="tea"))
+                await session.flush()
+                lost = await tx.append("c1", Message.assistant("Ordered."))
+                await session.execute(sa.insert(Order), [{"id": 1, "what": "twice"}])
+        kept = await tx.append("c1", Message.assistant("Sold out."))
+
+    assert lost.sequence == kept.sequence
+    assert await left(shop) == 9
+    assert await orders(shop) == []
+    assert await said(shop) == ["Sold out."]
+    assert await kept.saved(timeout=20)
+    async with asyncio.timeout(20):
+        assert not await lost.saved()
+        await prune(shop, keep_last=0)
+        assert not await lost.saved()
+    assert await lost.state() is Saved.PENDING
+    assert await kept.saved(timeout=20)
+
+
+async def test_append_in_takes_the_session_of_a_transaction(shop: History) -> None:
+    async with shop.transaction() as tx, tx.session() as session:
+        session.add(Order(what="tea"))
+        await shop.append_in(session, "c1", Message.assistant("Ordered."))
+
+    assert await orders(shop) == ["tea"]
+    assert await said(shop) == ["Ordered."]
 
 
 # The caller's own connection or session.
@@ -351,12 +466,18 @@ async def test_rows_are_fetched_from_the_cursor_of_an_engine_of_the_bots_own(his
     assert await said(history) == ["two"]
 
 
+def watching(history: History) -> FileWatcher:
+    """What tells a relay of this process that the file has changed."""
+    outbox = history.outbox
+    return FileWatcher(outbox.path, outbox.appended, file_id=outbox.file_id)
+
+
 @pytest.mark.parametrize("as_session", [False, True])
 async def test_the_bell_rings_after_the_callers_commit_and_not_before(tmp_path: Path, as_session: bool) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history, watching(history):
         other = sqlite3.connect(history.outbox.path)
-        seen = history.outbox.appended.generation
         async with AsyncSession(history.outbox.engine) if as_session else history.outbox.engine.connect() as own:
+            seen = history.outbox.appended.generation
             await history.append_in(own, "c1", Message.user("hi"))
             await asyncio.sleep(0.02)
             assert history.outbox.appended.generation == seen
