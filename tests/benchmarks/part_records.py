@@ -33,7 +33,7 @@ PAGE: Final = 100
 VALUE: Final = {"state": "x" * 1_000}
 BODY: Final = orjson.dumps(VALUE)
 SPACE: Final = "bench"
-_TABLES: Final = ("records", "record_parts", "record_tags", "record_lanes", "record_ledger")
+_TABLES: Final = ("records", "record_parts", "record_tags", "record_ledger")
 
 Once = Callable[[], Awaitable[object]]
 

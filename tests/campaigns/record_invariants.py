@@ -26,7 +26,8 @@ from letopis.store.model.codec import digest_of
 TURNS: Final = "turns"
 """Begins the conversations each message of which is committed together with a record that names it in a tag."""
 MESSAGE_TAG: Final = "message"
-_SPACE: Final = "\x01s:"
+MARK: Final = "\x01"
+_SPACE: Final = f"{MARK}s:"
 
 Place = tuple[str, str, str]
 """Scope, namespace and key of a record."""
@@ -321,9 +322,13 @@ async def read_record_store(engine: AsyncEngine) -> RecordStore:
         async def rows(statement: str) -> Sequence[Sequence[Any]]:
             return (await connection.execute(sa.text(statement))).all()
 
-        heads = await rows("SELECT origin_id, lane, sequence, floor FROM letopis_record_lanes")
+        heads = [
+            head
+            for head in await rows("SELECT origin_id, conversation_id, sequence, floor FROM letopis_lanes")
+            if head[1].startswith(MARK)
+        ]
         entries = await rows(
-            "SELECT origin_id, lane, sequence, event_id, digest, superseded FROM letopis_record_ledger"
+            "SELECT origin_id, conversation_id, sequence, event_id, digest, superseded FROM letopis_record_ledger"
         )
         records = await rows("SELECT record_id, scope, namespace, record_key, revision, body FROM letopis_records")
         parts = await rows("SELECT record_id, body FROM letopis_record_parts ORDER BY record_id, part")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -18,6 +20,8 @@ from letopis.store.model.records import (
     Scope,
     encode_namespace,
 )
+from letopis.store.read.records import RecordsView
+from letopis.store.rules.apply_plan import LaneBatch
 from letopis.store.testing.outbox import Outbox
 from letopis.store.testing.record_changes import CP, clear, delete, hollow, put
 from letopis.store.testing.records import LANE, RecordConformance
@@ -45,8 +49,21 @@ async def test_the_contract_notices_a_store_that_does_not_look_at_its_ledger(sto
 
 
 async def values(store: ConversationStore, scope: Scope = SCOPE, where: RecordRange | None = None) -> dict[str, bytes]:
-    page = await store.outbox_access.record_page(scope, where or RecordRange(), limit=100, origin_id=UUID(int=0))
-    return {one.place[1].decode(): one.body or b"" for one in page.records}
+    found = await page(store, where or RecordRange(), scope=scope)
+    return {one.place[1].decode(): one.body or b"" for one in found.records}
+
+
+async def page(
+    store: ConversationStore,
+    where: RecordRange,
+    *,
+    scope: Scope = SCOPE,
+    limit: int = 100,
+    origin_id: UUID = UUID(int=0),  # noqa: B008 - immutable
+) -> RecordsView:
+    return await store.outbox_access.read_records(
+        lambda reader, connection: reader.page(connection, scope, where, limit=limit, origin_id=origin_id)
+    )
 
 
 async def count(store_url: str, table: sa.Table) -> int:
@@ -246,15 +263,11 @@ async def test_pages_go_both_ways_and_stay_between_their_bounds(store: Conversat
     outbox.append_encoded(lane, [put(lane, key, key.encode()) for key in keys])
     outbox.append_encoded(lane, [put(lane, "deeper", b"1", namespace=encode_namespace(("cp", "sub")))])
     await outbox.deliver(store)
-    access, origin = store.outbox_access, outbox.origin.origin_id
+    origin = outbox.origin.origin_id
 
-    newest = await access.record_page(
-        SCOPE, RecordRange(prefix=CP, exact=True, reverse=True), limit=1, origin_id=origin
-    )
-    before = await access.record_page(
-        SCOPE, RecordRange(prefix=CP, exact=True, reverse=True, end=b"010"), limit=2, origin_id=origin
-    )
-    third = await access.record_page(SCOPE, RecordRange(prefix=CP, after=(CP, b"027")), limit=9, origin_id=origin)
+    newest = await page(store, RecordRange(prefix=CP, exact=True, reverse=True), limit=1, origin_id=origin)
+    before = await page(store, RecordRange(prefix=CP, exact=True, reverse=True, end=b"010"), limit=2, origin_id=origin)
+    third = await page(store, RecordRange(prefix=CP, after=(CP, b"027")), limit=9, origin_id=origin)
 
     assert [one.place[1] for one in newest.records] == [b"029"] and newest.full
     assert [one.place[1] for one in before.records] == [b"009", b"008"]
@@ -288,3 +301,42 @@ async def test_a_history_that_was_closed_for_a_move_takes_no_records(store: Conv
     await run_there(store_url, "UPDATE letopis_log_heads SET closed = 0")
     await outbox.deliver(store)
     assert await values(store) == {"a": b"1"}
+
+
+async def test_a_lane_is_trimmed_without_a_delivery(store: ConversationStore, store_url: str) -> None:
+    outbox, lane = Outbox(), SCOPE.name
+    outbox.append_encoded(lane, [put(lane, f"{number}", b"1") for number in range(4)])
+    await outbox.deliver(store)
+    pruned = [LaneBatch(conversation_id=lane, deliveries=(), pruned=3)]
+
+    assert await store.outbox_access.untrimmed(outbox.origin.origin_id, {lane: 3}) == {lane: 3}
+    result = await store.apply(outbox.origin, pruned)
+
+    assert [(one.head, one.inserted, one.duplicates) for one in result.applied] == [(4, 0, 0)]
+    assert await count(store_url, record_ledger) == 1
+    assert await store.outbox_access.untrimmed(outbox.origin.origin_id, {lane: 3}) == {}
+    # What an outbox says of a lane that is not known, or beyond what is applied, trims nothing.
+    await store.apply(Outbox().origin, pruned)
+    await store.apply(outbox.origin, [LaneBatch(conversation_id=lane, deliveries=(), pruned=9)])
+    assert await count(store_url, record_ledger) == 0
+    assert (await outbox.deliver(store)).applied == ()
+
+
+async def test_a_conversation_and_its_records_are_in_one_partition(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'partitions.db'}"
+    store = ConversationStore(url, partitions=16)
+    try:
+        for number in range(12):
+            outbox, name = Outbox(), f"chat-{number}"
+            lane = Scope.conversation(name).name
+            outbox.append(name, Message.user("hello"))
+            outbox.append_encoded(lane, [put(lane, "a", b"1")])
+            await outbox.deliver(store)
+    finally:
+        await store.close()
+    with sqlite3.connect(tmp_path / "partitions.db") as raw:
+        kept = dict(raw.execute("SELECT conversation_id, partition FROM letopis_conversations").fetchall())
+        beside = dict(raw.execute("SELECT substr(scope, 4), partition FROM letopis_records").fetchall())
+        ledger = dict(raw.execute("SELECT substr(conversation_id, 4), partition FROM letopis_record_ledger").fetchall())
+    raw.close()
+    assert len(set(kept.values())) > 1 and kept == beside == ledger

@@ -620,7 +620,7 @@ async def test_a_quiet_lane_keeps_no_ledger_of_what_its_outbox_has_pruned(bot: H
     relay._dispatcher.schedule_reconcile()
     await relay.drain()  # there is nothing to deliver any more
     assert await asked(store_url, ledger) == 3
-    assert await asked(store_url, "SELECT max(floor) FROM letopis_record_lanes") == 28
+    assert await asked(store_url, "SELECT max(floor) FROM letopis_lanes") == 28
     await records.put(CP, "a", "last")
     await deliver(bot)
     assert await value(records, "a") == "last" and await asked(store_url, ledger) == 4

@@ -22,20 +22,20 @@ import pytest
 
 from letopis.outbox import History, Retention
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
-from letopis.outbox.diagnostics.check_records import record_problems as outbox_problems
+from letopis.outbox.diagnostics.integrity import record_problems as outbox_problems
 from letopis.outbox.event_log.acknowledge import acknowledge, rewind_lane
 from letopis.outbox.event_log.lanes import next_batch
-from letopis.outbox.event_log.records import log as record_log
 from letopis.outbox.event_log.retention import Pruner
 from letopis.store import ABSENT, ConversationStore, LetopisError
 from letopis.store.database.engines import create_store_engine
-from letopis.store.maintenance.record_integrity import record_problems
+from letopis.store.maintenance.integrity import record_problems
 from letopis.store.model.records import SPACE_LANES, Scope
-from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
-from letopis.store.write import record_lanes
+from letopis.store.rules.apply_plan import LaneBatch
+from tests.support.defects import HOLLOWED_TOO_SOON, RECORDS_TWICE, planted
 
 KEYS = [(("a",), "1"), (("a",), "2"), (("a", "b"), "1"), (("c",), "1")]
 PREFIXES: list[tuple[str, ...]] = [(), ("a",), ("a", "b")]
+
 SEEDS = 8
 STEPS = 70
 HOUR = timedelta(hours=1)
@@ -123,7 +123,7 @@ class Run:
         if self.backup is None:
             return
         with sqlite3.connect(self.backup) as raw:
-            held = dict(raw.execute("SELECT lane, sequence FROM letopis_record_lanes").fetchall())
+            held = dict(raw.execute("SELECT conversation_id, sequence FROM letopis_lanes").fetchall())
         lanes = await self.bot.outbox.read(
             lambda connection: connection.exec_driver_sql(
                 "SELECT conversation_id, pruned FROM letopis_outbox_lanes"
@@ -211,11 +211,7 @@ async def test_a_random_history_reads_as_its_model(tmp_path: Path, seed: int) ->
 @contextmanager
 def without_ledger() -> Iterator[None]:
     """A store that takes each delivery as new."""
-
-    def all_fresh(lane: LaneBatch, head: int) -> ComparedLane:
-        return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
-
-    with patch.object(record_lanes, "compare_with_head", all_fresh):
+    with planted(RECORDS_TWICE):
         yield
 
 
@@ -234,14 +230,7 @@ def foreign_lanes() -> Iterator[None]:
 @contextmanager
 def eager_hollowing() -> Iterator[None]:
     """An outbox that takes away the value on which a condition rests."""
-    note = record_log._note
-
-    def eager(cursor: Any, change: Any, lane: int, before: Any, **places: int) -> None:
-        if before is not None and before[3]:
-            record_log._hollow(cursor, before[1])
-        note(cursor, change, lane, before, **places)
-
-    with patch.object(record_log, "_note", eager):
+    with planted(HOLLOWED_TOO_SOON):
         yield
 
 

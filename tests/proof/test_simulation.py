@@ -200,8 +200,8 @@ def ledgers(folder: Path) -> tuple[OutboxLedger, sqlite3.Connection, sqlite3.Con
     )
     store.executescript(
         "CREATE TABLE letopis_messages (conversation_id, version, left_at);"
-        "CREATE TABLE letopis_record_lanes (origin_id, lane, sequence);"
-        "CREATE TABLE letopis_record_ledger (origin_id, lane, sequence, event_id, digest, superseded);"
+        "CREATE TABLE letopis_lanes (origin_id, conversation_id, sequence);"
+        "CREATE TABLE letopis_record_ledger (origin_id, conversation_id, sequence, event_id, digest, superseded);"
         "CREATE TABLE letopis_records (partition, record_id, scope, namespace, record_key, revision, body);"
         "CREATE TABLE letopis_record_parts (partition, record_id, part, body)"
     )

@@ -41,8 +41,8 @@ class World:
     def apply(self, sequence: int, value: bytes | None = None) -> None:
         """Apply a put as a store does, with another value on demand."""
         body = event_id(sequence) if value is None else value
-        self.store.execute("DELETE FROM letopis_record_lanes")
-        self.store.execute("INSERT INTO letopis_record_lanes VALUES (?, ?, ?)", (ORIGIN, LANE, sequence))
+        self.store.execute("DELETE FROM letopis_lanes")
+        self.store.execute("INSERT INTO letopis_lanes VALUES (?, ?, ?)", (ORIGIN, LANE, sequence))
         entry = (ORIGIN, LANE, sequence, event_id(sequence), b"d", 0)
         self.store.execute("INSERT INTO letopis_record_ledger VALUES (?, ?, ?, ?, ?, ?)", entry)
         self.show(sequence, body)
@@ -60,8 +60,8 @@ class World:
 def world() -> Iterator[World]:
     with closing(sqlite3.connect(":memory:")) as store:
         store.executescript(
-            "CREATE TABLE letopis_record_lanes (origin_id, lane, sequence);"
-            "CREATE TABLE letopis_record_ledger (origin_id, lane, sequence, event_id, digest, superseded);"
+            "CREATE TABLE letopis_lanes (origin_id, conversation_id, sequence);"
+            "CREATE TABLE letopis_record_ledger (origin_id, conversation_id, sequence, event_id, digest, superseded);"
             "CREATE TABLE letopis_records (partition, record_id, scope, namespace, record_key, revision, body);"
             "CREATE TABLE letopis_record_parts (partition, record_id, part, body)"
         )
@@ -81,7 +81,7 @@ def test_one_put_after_the_other_is_right(world: World) -> None:
         (lambda world: world.apply(2, b"other"), "not the one that was put"),
         (lambda world: world.show(2, event_id(2)), "not applied just now"),
         (lambda world: world.store.execute("DELETE FROM letopis_records"), "nobody has deleted it"),
-        (lambda world: world.store.execute("UPDATE letopis_record_lanes SET sequence = 0"), "goes back from 1 to 0"),
+        (lambda world: world.store.execute("UPDATE letopis_lanes SET sequence = 0"), "goes back from 1 to 0"),
         (lambda world: world.store.execute("UPDATE letopis_record_ledger SET superseded = 1"), "superseded"),
         (lambda world: (world.apply(2), world.show(1, event_id(1))), "put last is not there"),
     ],

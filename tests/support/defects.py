@@ -19,7 +19,7 @@ from uuid import UUID
 from letopis.outbox.alerting import transitions
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, RetryTimers
-from letopis.outbox.event_log import append, retention
+from letopis.outbox.event_log import append, effects, retention
 from letopis.outbox.event_log import lanes as outbox_lanes
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.event_log.append_plan import Appended
@@ -27,6 +27,7 @@ from letopis.outbox.event_log.records import log as record_log
 from letopis.outbox.event_log.records import lookups as record_lookups
 from letopis.outbox.event_log.records.changes import PreparedChange
 from letopis.outbox.event_log.reused_ids import UsedIds
+from letopis.outbox.event_log.statements import query_one
 from letopis.outbox.file.committer import Committer
 from letopis.outbox.history._append import Appender
 from letopis.outbox.history.history import History
@@ -43,11 +44,11 @@ from letopis.store.database import sqlite
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import Reuse, SequenceGap
 from letopis.store.model import codec
-from letopis.store.model.records import SPACE_LANES, Scope
+from letopis.store.model.records import SPACE_LANES, Scope, is_record_lane
 from letopis.store.rules import projection
 from letopis.store.rules.apply_plan import ComparedLane, LaneBatch
 from letopis.store.rules.statistics import StatisticsBuilder
-from letopis.store.write import applier, lanes, preconditions, record_lanes
+from letopis.store.write import applier, lanes, preconditions
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]
 """An owner, the name of one of its attributes, and what makes the defective attribute of the real one."""
@@ -523,10 +524,15 @@ def _() -> Iterable[Replacement]:
 def _() -> Iterable[Replacement]:
     """Take each delivery as new."""
 
-    def compare(lane: LaneBatch, head: int) -> ComparedLane:
-        return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
+    def compare(real: Any) -> Any:
+        def all_fresh(lane: LaneBatch, head: int) -> ComparedLane:
+            if not is_record_lane(lane.conversation_id):
+                return real(lane, head)  # type: ignore[no-any-return]
+            return ComparedLane(lane=lane, head=head, known=(), fresh=lane.deliveries)
 
-    yield record_lanes, "compare_with_head", lambda real: compare
+        return all_fresh
+
+    yield lanes, "compare_with_head", compare
 
 
 @defect(PUT_BACK_DROPPED)
@@ -595,14 +601,15 @@ def _() -> Iterable[Replacement]:
 @defect(HOLLOWED_TOO_SOON)
 def _() -> Iterable[Replacement]:
     def note(real: Any) -> Any:
-        def eager(cursor: Any, change: Any, lane: int, before: Any, **places: int) -> None:
+        def eager(cursor: Any, change: Any, *, lane: int, **more: Any) -> bool:
+            before = query_one(cursor, record_log._NEWEST, (lane, *change.place)) if change.key else None
             if before is not None and before[3]:
                 record_log._hollow(cursor, before[1])
-            real(cursor, change, lane, before, **places)
+            return real(cursor, change, lane=lane, **more)  # type: ignore[no-any-return]
 
         return eager
 
-    yield record_log, "_note", note
+    yield effects, "note_change", note
 
 
 # --- the alerts -----------------------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ from letopis.store.read.activity import ActivityReader
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.point_in_time import PointInTimeReader
 from letopis.store.read.reader import Reader
-from letopis.store.read.records import RecordReader
 from letopis.store.read.statistics import StatisticsReader
 from letopis.store.search.finder import Finder
 from letopis.store.search.index import index_for
@@ -60,7 +59,6 @@ class StoreComponents:
     lineage: Lineage
     activity: ActivityReader
     statistics: StatisticsReader
-    records: RecordReader
     finder: Finder
     indexer: Indexer
     projector_context: ProjectorContext
@@ -177,7 +175,6 @@ def build_components(
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),
         statistics=StatisticsReader(dialect, partitions=partitions, upcasters=upcasters, reader=reader),
-        records=reader.records,
         projector_context=ProjectorContext(
             engine=engine, readers=readers, dialect=dialect, reader=reader, partitions=partitions, now=now
         ),

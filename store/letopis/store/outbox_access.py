@@ -13,13 +13,11 @@ from letopis.store.errors import ConversationGone
 from letopis.store.maintenance.continuity import Continuity
 from letopis.store.model.conversations import Conversation, Page
 from letopis.store.model.messages import EMPTY
-from letopis.store.model.records import RecordKey, RecordRange, Scope, Tag
 from letopis.store.read.activity import ForkSummary
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import check_count
 from letopis.store.read.reader import Reader, StoreView, ViewQuery
-from letopis.store.read.records import RecordsView, StoredRecord
-from letopis.store.rules.apply_plan import Origin
+from letopis.store.read.records import RecordReader
 from letopis.store.rules.fold import PathPosition
 from letopis.store.rules.message_figures import LoggedRow
 from letopis.store.rules.preconditions import Conflict, Precondition
@@ -221,59 +219,14 @@ class OutboxAccess:
         activity = (await self._runtime.prepared()).activity
         return await self._runtime.read(lambda _, connection: activity.forks(connection, conversation_id, limit=limit))
 
-    async def records(
-        self, scope: Scope, places: Collection[RecordKey], *, origin_id: UUID, values: bool = True
-    ) -> RecordsView:
-        """Return records by key, with how far the outbox's lanes of them had got, all at one moment."""
-        reader = (await self._runtime.prepared()).records
-        return await self._runtime.snapshot(
-            lambda _, connection: reader.get(connection, scope, places, origin_id=origin_id, values=values)
-        )
+    async def read_records(self, ask: Callable[[RecordReader, AsyncConnection], Awaitable[T]]) -> T:
+        """Return what ``ask`` returns of records, all of it read in one snapshot."""
+        return await self._runtime.snapshot(lambda lineage, connection: ask(lineage.reader.records, connection))
 
-    async def record_page(
-        self, scope: Scope, where: RecordRange, *, limit: int, origin_id: UUID, values: bool = True
-    ) -> RecordsView:
-        """Return the next records of a range, with how far the outbox's lanes of the scope had got."""
-        reader = (await self._runtime.prepared()).records
-        return await self._runtime.snapshot(
-            lambda _, connection: reader.page(connection, scope, where, limit=limit, origin_id=origin_id, values=values)
-        )
-
-    async def find_records(
-        self,
-        tags: Mapping[str, Tag],
-        *,
-        limit: int,
-        after: tuple[str, RecordKey] | None = None,
-        reverse: bool = False,
-        end: bytes | None = None,
-    ) -> list[StoredRecord]:
-        """Return the records of all scopes that have the tags, without their values."""
-        reader = (await self._runtime.prepared()).records
-        return await self._runtime.connected(
-            lambda connection: reader.find(connection, tags, limit=limit, after=after, reverse=reverse, end=end)
-        )
-
-    async def record_scopes(self, *, limit: int, after: str = "") -> list[Scope]:
-        """Return scopes that hold records, in the order of their names, after the name of one."""
-        reader = (await self._runtime.prepared()).records
-        return await self._runtime.connected(lambda connection: reader.scopes(connection, limit=limit, after=after))
-
-    async def trim_records(self, origin: Origin, pruned: Mapping[str, int]) -> int:
-        """Trim the ledgers of an outbox's record lanes to what it has pruned; return how many lanes that concerned.
-
-        A delivery does so, too; this is for lanes that have none any more.
-
-        :param pruned: by lane: up to here the outbox can send nothing again.
-        :raises StoreFault: the database failed, or is not the origin's.
-        """
-        components = await self._runtime.prepared()
-        wanted = await self._runtime.connected(
-            lambda connection: components.records.untrimmed(connection, origin.origin_id, pruned)
-        )
-        if wanted:
-            await self._runtime.shielded(components.applier.trim_records(origin, wanted))
-        return len(wanted)
+    async def untrimmed(self, origin_id: UUID, pruned: Mapping[str, int]) -> dict[str, int]:
+        """Return those of ``pruned`` whose ledger reaches back further: an outbox's lanes of records."""
+        rows = await self._runtime.read(lambda reader, connection: reader.lanes(connection, origin_id, list(pruned)))
+        return {name: pruned[name] for name, row in rows.items() if row.floor < min(pruned[name], row.sequence)}
 
     async def try_out(self, conversation_id: str) -> None:
         """Apply an ordinary event in the partition of a conversation, and roll it back.

@@ -117,7 +117,7 @@ MOMENTS: Final = (
     Moment(
         name="a record is put: written, before the local commit",
         who=Who.BOT,
-        function="letopis.outbox.event_log.records.log:RecordAppend.run",
+        function="letopis.outbox.event_log.effects:note_change",
         side=Side.AFTER,
         most=2 * ROUNDS,
         shows=lambda left: left.changes == left.changes_answered,
@@ -172,7 +172,7 @@ MOMENTS: Final = (
     Moment(
         name="apply: records are written, their heads are not",
         who=Who.RELAY,
-        function="letopis.store.write.record_lanes:RecordLanes._advance",
+        function="letopis.store.write.lanes:Lanes.advance",
         side=Side.BEFORE,
         most=2,
         shows=lambda left: left.changes_applied == 0,

@@ -12,12 +12,12 @@ from uuid import UUID
 
 from tests.campaigns.record_invariants import Place, scope_of
 
-_HEADS: Final = "SELECT origin_id, lane, sequence FROM letopis_record_lanes"
+_HEADS: Final = "SELECT origin_id, conversation_id, sequence FROM letopis_lanes WHERE conversation_id < char(2)"
 _ENTRIES: Final = (
     "SELECT sequence, event_id, digest, superseded FROM letopis_record_ledger"
-    " WHERE origin_id = ? AND lane = ? AND sequence > ? ORDER BY sequence"
+    " WHERE origin_id = ? AND conversation_id = ? AND sequence > ? ORDER BY sequence"
 )
-_SUPERSEDED: Final = "SELECT lane, sequence FROM letopis_record_ledger WHERE superseded LIMIT 1"
+_SUPERSEDED: Final = "SELECT conversation_id, sequence FROM letopis_record_ledger WHERE superseded LIMIT 1"
 _ROWS: Final = "SELECT scope, namespace, record_key, revision FROM letopis_records"
 _BODY: Final = (
     "SELECT coalesce(r.body, p.body) FROM letopis_records AS r LEFT JOIN letopis_record_parts AS p"

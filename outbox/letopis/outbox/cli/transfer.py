@@ -194,10 +194,10 @@ async def _export(
 ) -> Exporter:
     from letopis.outbox.cli.interface.locations import open_source
     from letopis.outbox.transfer.exporter import Exporter, Incomplete
-    from letopis.outbox.transfer.record_source import records_of
+    from letopis.outbox.transfer.record_source import RecordSource
 
     async with open_source(settings(), read_timeout=PAGE_TIMEOUT_SECONDS) as source:
-        flow = Exporter(source, records_of(source) if records else None)
+        flow = Exporter(source, RecordSource(source) if records else None)
         total = None
         lines = flow.of_one(conversation) if conversation is not None else flow.of_all(owner=owner)
         try:

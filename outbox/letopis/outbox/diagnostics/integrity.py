@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -11,7 +12,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.outbox.diagnostics.check_records import record_differences, record_problems
 from letopis.outbox.diagnostics.reference import UNREADABLE, ReferenceLog, stored_epoch, stored_heads
 from letopis.outbox.event_log.schema import metadata
 from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
@@ -20,12 +20,13 @@ from letopis.outbox.file.sqlite_errors import error_name
 from letopis.store.database.dialects import in_batches
 from letopis.store.database.migrations import SchemaState, revision_state
 from letopis.store.database.schema import events as stored_events
+from letopis.store.database.schema import lanes, record_ledger
 from letopis.store.database.store_identity import read_identity
 from letopis.store.maintenance.continuity import count_log
 from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, Checked, unheard, wal_problem
 from letopis.store.model.codec import INTEGER_MAX, decode, digest_of
 from letopis.store.model.identifiers import derived_event_id
-from letopis.store.model.records import is_record_lane
+from letopis.store.model.records import lane_subject, shown_lane
 
 EVENT_COLUMNS: Final = (
     "e.event_id, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest, e.redacted"
@@ -57,6 +58,20 @@ _ID_WITHOUT_EVENT: Final = (
     "SELECT count(*) FROM letopis_outbox_event_ids AS i WHERE i.position > (SELECT indexed FROM letopis_outbox_origin)"
     " OR NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e"
     " WHERE e.position = i.position AND e.event_id = i.event_id)"
+)
+_PUTS: Final = (
+    "SELECT l.conversation_id, e.sequence, e.data, b.size, b.body FROM letopis_outbox_events AS e"
+    " JOIN letopis_outbox_lanes AS l ON l.lane = e.lane"
+    " LEFT JOIN letopis_outbox_record_bodies AS b ON b.position = e.position"
+    " WHERE e.type = 'record.put' AND e.redacted = 0"
+)
+_STRAY_VALUES: Final = (
+    "SELECT count(*) FROM letopis_outbox_record_bodies AS b"
+    " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e WHERE e.position = b.position)"
+)
+_LOOSE_RECORDS: Final = (
+    "SELECT count(*) FROM letopis_outbox_records AS r WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e"
+    " WHERE e.lane = r.lane AND e.sequence = r.sequence AND e.position = r.position)"
 )
 _ORIGIN: Final = "SELECT count(*) FROM letopis_outbox_origin"
 _DERIVED: Final = 5  # the UUID version of an id that derives from a message id
@@ -126,7 +141,7 @@ def incomplete_lanes(connection: sa.Connection) -> Iterator[str]:
     """Yield the conversations that lack events which they should hold."""
     for conversation_id, first, last, there in connection.exec_driver_sql(_HOLES).fetchall():
         if there or last >= first:
-            yield f"conversation {conversation_id!r} should hold events {first} to {last}, and {there} are there"
+            yield f"{lane_subject(conversation_id)} should hold events {first} to {last}, and {there} are there"
 
 
 def is_intact(row: Sequence[Any]) -> bool:
@@ -167,6 +182,22 @@ def _lanes(connection: sa.Connection) -> Iterator[str]:
         yield "the file has lost its identity"
 
 
+def record_problems(connection: sa.Connection) -> Iterator[str]:
+    """the values of records"""
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(_PUTS)
+        while (row := cursor.fetchone()) is not None:
+            lane, sequence, data, size, body = row
+            if body is None:
+                yield f"{shown_lane(lane)}: the value of event {sequence} is missing"
+            elif len(body) != size or sha256(body).hexdigest() != decode(data).get("sha256"):
+                yield f"{shown_lane(lane)}: the value of event {sequence} is not what was put"
+    if count := connection.exec_driver_sql(_STRAY_VALUES).scalar_one():
+        yield f"{count} values of records belong to no event"
+    if count := connection.exec_driver_sql(_LOOSE_RECORDS).scalar_one():
+        yield f"{count} records are not found in the log"
+
+
 def _rest(connection: sa.Connection) -> Iterator[str]:
     """the other tables"""
     # Reading every row reveals invalid UTF-8.
@@ -196,51 +227,50 @@ async def differences(kept: ReferenceLog, engine: AsyncEngine) -> AsyncIterator[
             held = stored.get(conversation_id, 0)
             if held > head:
                 yield (
-                    f"conversation {conversation_id!r}: the history store holds {held} events of this outbox,"
+                    f"{lane_subject(conversation_id)}: the history store holds {held} events of this outbox,"
                     f" which ends at {head}"
                 )
             if held < delivered:
-                yield f"conversation {conversation_id!r}: {delivered} count as delivered, the history store has {held}"
+                yield f"{lane_subject(conversation_id)}: {delivered} count as delivered, the history store has {held}"
         for conversation_id in stored.keys() - kept.lanes.keys():
-            yield f"conversation {conversation_id!r}: the history store has it from this outbox, which lacks it"
+            yield f"{lane_subject(conversation_id)}: the history store has it from this outbox, which lacks it"
         if (log := await count_log(connection, 0, newest=0, length=INTEGER_MAX)).missing:
             yield str(log)
         async for problem in _contradicted(kept, connection, stored):
-            yield problem
-        async for problem in record_differences(kept, connection, stored):
             yield problem
 
 
 async def _contradicted(
     kept: ReferenceLog, connection: AsyncConnection, heads: Mapping[str, int]
 ) -> AsyncIterator[str]:
-    one = stored_events
     seen = set[tuple[str, int]]()
-    statement = sa.select(one.c.conversation_id, one.c.sequence, one.c.event_id, one.c.digest, one.c.occurred_at).where(
-        one.c.origin_id == kept.origin_id
-    )
-    async for row in await connection.stream(statement):
-        ours = kept.events.get((row.conversation_id, row.sequence))
-        if ours is None:
-            continue
-        seen.add((row.conversation_id, row.sequence))
-        changed = row.digest is not None and not ours[3] and bytes(row.digest) != ours[1]
-        if changed or ours[0] != row.event_id.bytes or ours[2] != row.occurred_at:
-            yield f"event {row.sequence} of conversation {row.conversation_id!r} differs in the history store"
+    for log in (stored_events, record_ledger):
+        key = (log.c.conversation_id, log.c.sequence, log.c.event_id, log.c.digest)
+        occurred = log.c.occurred_at if log is stored_events else sa.null().label("occurred_at")
+        async for row in await connection.stream(sa.select(*key, occurred).where(log.c.origin_id == kept.origin_id)):
+            ours = kept.events.get((row.conversation_id, row.sequence))
+            if ours is None:
+                continue
+            seen.add((row.conversation_id, row.sequence))
+            changed = row.digest is not None and not ours[3] and bytes(row.digest) != ours[1]
+            if changed or ours[0] != row.event_id.bytes or row.occurred_at not in (None, ours[2]):
+                yield f"event {row.sequence} of {lane_subject(row.conversation_id)} differs in the history store"
+    trimmed = sa.select(lanes.c.conversation_id, lanes.c.floor).where(lanes.c.origin_id == kept.origin_id)
+    floors = {row[0]: row[1] for row in await connection.execute(trimmed.where(lanes.c.floor > 0))}
     # An event that another outbox delivered too is stored under that one, or under an earlier sequence of this one.
     missing = {
         UUID(bytes=event[0]): place
         for place, event in kept.events.items()
-        if not is_record_lane(place[0])
-        and place not in seen
-        and place[1] <= min(kept.lanes.get(place[0], (0, 0))[1], heads.get(place[0], 0))
+        if place not in seen
+        and floors.get(place[0], 0) < place[1] <= min(kept.lanes.get(place[0], (0, 0))[1], heads.get(place[0], 0))
     }
+    log = stored_events
     for part in in_batches(missing):
-        elsewhere = sa.select(one.c.event_id).where(
-            one.c.conversation_id.in_({missing[event_id][0] for event_id in part}), one.c.event_id.in_(part)
+        elsewhere = sa.select(log.c.event_id).where(
+            log.c.conversation_id.in_({missing[event_id][0] for event_id in part}), log.c.event_id.in_(part)
         )
         there = set((await connection.execute(elsewhere)).scalars())
         for event_id in part:
             if event_id not in there:
                 conversation_id, sequence = missing[event_id]
-                yield f"event {sequence} of conversation {conversation_id!r} counts as delivered, and no log has it"
+                yield f"event {sequence} of {lane_subject(conversation_id)} counts as delivered, and no log has it"

@@ -18,7 +18,7 @@ from letopis.outbox.file.inspection import OUTBOX_MIGRATIONS
 from letopis.outbox.file.opening import open_read_only
 from letopis.store.database.dialects import in_batches
 from letopis.store.database.migrations import SchemaState, revision_state
-from letopis.store.database.schema import lanes, origins, record_lanes
+from letopis.store.database.schema import lanes, origins
 
 _LANES: Final = "SELECT conversation_id, head, delivered FROM letopis_outbox_lanes ORDER BY lane DESC LIMIT ?"
 _EVENTS: Final = (
@@ -83,16 +83,11 @@ async def stored_heads(
 
     :param conversations: only these.
     """
+    known = sa.select(lanes.c.conversation_id, lanes.c.sequence).where(lanes.c.origin_id == origin_id)
+    statements = [known]
+    if conversations is not None:
+        statements = [known.where(lanes.c.conversation_id.in_(part)) for part in in_batches(conversations)]
     found: dict[str, int] = {}
-    for name, sequence, origin in (
-        (lanes.c.conversation_id, lanes.c.sequence, lanes.c.origin_id),
-        (record_lanes.c.lane, record_lanes.c.sequence, record_lanes.c.origin_id),
-    ):
-        known = sa.select(name, sequence).where(origin == origin_id)
-        if conversations is None:
-            statements = [known]
-        else:
-            statements = [known.where(name.in_(part)) for part in in_batches(conversations)]
-        for statement in statements:
-            found.update({row[0]: row[1] for row in (await connection.execute(statement)).all()})
+    for statement in statements:
+        found.update({row[0]: row[1] for row in (await connection.execute(statement)).all()})
     return found

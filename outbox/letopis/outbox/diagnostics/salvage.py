@@ -18,7 +18,7 @@ from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages, TableRow
 from letopis.outbox.event_log.append_statements import INSERT_EVENTS
 from letopis.outbox.event_log.event_ids import index_event_ids
-from letopis.outbox.event_log.records.rebuild import rebuild_records
+from letopis.outbox.event_log.records.log import rebuild_records
 from letopis.outbox.file.inspection import outbox_path
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.errors import ConfigurationError

@@ -10,12 +10,11 @@ from typing import Any, Final
 import orjson
 import sqlalchemy as sa
 
+from letopis.outbox.event_log.append import erase_records
 from letopis.outbox.event_log.effects import erase_delivered, erase_superseded
 from letopis.outbox.event_log.lanes import Lane, find_lane, incarnation_of
-from letopis.outbox.event_log.records.log import erase_scope
 from letopis.outbox.event_log.statements import query_one
 from letopis.store.errors import OutboxUnavailable
-from letopis.store.model.records import Scope
 from letopis.store.rules.preconditions import Conflict
 
 MAX_FAULT_LENGTH: Final = 500
@@ -138,7 +137,7 @@ def acknowledge(
             )
             emptied, deleted = erase_superseded(cursor, conversation_id, conflicts)
             if deleted:
-                erase_scope(cursor, Scope.conversation(conversation_id), now_us)
+                erase_records(cursor, conversation_id, now_us=now_us)
             erased = erased or emptied
         erased = (bool(moved) and erase_delivered(cursor, orjson.dumps(list(moved)).decode())) or erased
         return Acknowledged(

@@ -11,7 +11,7 @@ import orjson
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.append_encoding import Prepared
-from letopis.outbox.event_log.append_plan import Appended, AppendPlan, LaneEnd, event_row
+from letopis.outbox.event_log.append_plan import ERASES_RECORDS, Appended, AppendPlan, LaneEnd, event_row
 from letopis.outbox.event_log.append_statements import (
     INSERT_EVENTS,
     INSERT_LANES,
@@ -21,16 +21,18 @@ from letopis.outbox.event_log.append_statements import (
 from letopis.outbox.event_log.effects import apply_effects
 from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, newest_position, write_index
 from letopis.outbox.event_log.lanes import Lane
-from letopis.outbox.event_log.records.log import erase_records
+from letopis.outbox.event_log.records.changes import prepare_clear, together
+from letopis.outbox.event_log.records.log import KnownRecords
 from letopis.outbox.event_log.reused_ids import UsedIds
-from letopis.outbox.event_log.statements import query_all
+from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.store.errors import LetopisError, OutboxUnavailable
 from letopis.store.model.codec import EncodedEvent
+from letopis.store.model.records import Scope, scope_of
 
 # The file's counters and, beside them, the lanes that are there: always at least one row.
 _LANE: Final = (
     "SELECT o.indexed, (SELECT max(position) FROM letopis_outbox_events), l.lane, l.conversation_id, l.head,"
-    " l.owner_id, l.pruned, l.deleted, l.owed_since{more}"
+    " l.owner_id, l.pruned, l.deleted, l.owed_since, l.delivered{more}"
     " FROM letopis_outbox_origin AS o LEFT JOIN letopis_outbox_lanes AS l ON l.conversation_id "
 )
 _LANES: Final = _LANE.format(more="") + "IN (SELECT value FROM json_each(?))"  # noqa: S608 - ours
@@ -40,6 +42,7 @@ _POSITION_OF_ONE: Final = (
     " (SELECT position FROM letopis_outbox_events WHERE position > o.indexed AND event_id = ?1)"
 )
 _LANE_AND_EVENT: Final = _LANE.format(more=_POSITION_OF_ONE) + "= ?2"
+_IS_LANE: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ?"
 _LAST_LANE: Final = "SELECT coalesce(max(lane), 0) FROM letopis_outbox_lanes"
 _SINCE: Final = "SELECT sequence, type FROM letopis_outbox_log WHERE conversation_id = ? AND sequence > ?"
 
@@ -72,7 +75,7 @@ def append_events(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> l
             cursor.executemany(INSERT_LANES, new)
         if plan.position - plan.indexed >= MAX_UNINDEXED_EVENTS:
             write_index(cursor, indexed=plan.indexed, newest=plan.position)
-    if plan.effects and (apply_effects(cursor, plan.effects) | erase_records(cursor, plan.effects, now_us=now_us)):
+    if plan.effects and apply_effects(cursor, plan.effects):
         outcomes = [replace(one, erased=True) if isinstance(one, Appended) else one for one in outcomes]
     return outcomes
 
@@ -85,13 +88,33 @@ def insert_event(connection: sa.Connection, lane: Lane, event: EncodedEvent, seq
         cursor.execute(INSERT_EVENTS, row)
 
 
+def erase_records(cursor: Any, conversation_id: str, *, now_us: int) -> None:
+    """Append what erases the records of a conversation, if the file has a lane of them."""
+    scope = Scope.conversation(conversation_id)
+    if query_one(cursor, _IS_LANE, (scope.name,)) is not None:
+        append_events(cursor, [together(scope, prepare_clear(scope, erase=True), trusting=True)], now_us=now_us)
+
+
+def _lane_names(appends: Sequence[Prepared]) -> set[str]:
+    """Return the lanes on which a plan depends: with a record its conversation, and the other way round."""
+    names = set[str]()
+    for one in appends:
+        if not one.changes:
+            names.add(one.conversation_id)
+            names.update(Scope.conversation(one.conversation_id).name for e in one.events if e.type in ERASES_RECORDS)
+        for item in one.changes:
+            lane = item.event.conversation_id
+            names.update(name for name in (lane, scope_of(lane).conversation_id) if name is not None)
+    return names
+
+
 def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> AppendPlan:
     """Read from the file what the plan of ``appends`` depends on."""
     events = [event for one in appends for event in one.events]
     conditional = [one for one in appends if one.expects is not None]
-    names = {one.conversation_id for one in appends}
+    names = _lane_names(appends)
     aliases = [alias for one in appends if one.aliases for alias in one.aliases.values()]
-    alone = len(events) == 1 and not aliases
+    alone = len(events) == len(names) == 1 and not aliases
     if alone:
         rows = query_all(cursor, _LANE_AND_EVENT, (events[0].event_id.bytes, events[0].conversation_id))
     else:
@@ -100,16 +123,17 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
         raise OutboxUnavailable("the outbox file has lost its identity: restore it from a backup, or salvage it")
     indexed, newest = rows[0][:2]
     if alone:
-        known = [position for position in rows[0][9:] if position is not None]
+        known = [position for position in rows[0][10:] if position is not None]
     else:
         ids = [*(event.event_id for event in events), *aliases]
         known = find_positions(cursor, [event_id.bytes for event_id in ids], indexed=indexed)
-    lanes = {row[3]: LaneEnd(row[3], row[2], True, *row[4:9]) for row in rows if row[2] is not None}
+    lanes = {row[3]: LaneEnd(row[3], row[2], True, *row[4:10]) for row in rows if row[2] is not None}
     return AppendPlan(
         lanes=lanes,
         used=UsedIds.read(cursor, known, events),
         now_us=now_us,
         since=_find_since(cursor, conditional) if conditional else {},
+        records=KnownRecords.read(cursor, appends, {name: lane.key for name, lane in lanes.items()}),
         indexed=indexed,
         position=max(indexed, newest or 0),
         # Lanes that are deleted leave no event behind, so that their numbers may be used again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from letopis.outbox.event_log.append_condition import After, condition
@@ -25,6 +25,10 @@ from letopis.store.model.events import Event
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import EMPTY, Message
 from letopis.store.rules.preconditions import PRECONDITION_KEY, Precondition
+
+if TYPE_CHECKING:
+    from letopis.outbox.event_log.records.changes import PreparedChange
+    from letopis.store.read.records import RecordsView
 
 _UUID_LENGTH: Final = 36
 
@@ -46,6 +50,10 @@ class Prepared:
         and that no event here took off it, are put back: another outbox may have. ``None`` to trust the file.
     :ivar elsewhere: pending messages that are on the path in the history store, from another outbox.
     :ivar ask: True to raise :class:`PathUnknown` instead, so that the history store can be asked.
+    :ivar changes: the events as changes of records, which may be of several lanes; see
+        :func:`letopis.outbox.event_log.records.changes.together`.
+    :ivar view: what the history store held of records with conditions.
+    :ivar trusting: whether the store may decide a condition that the file cannot.
     """
 
     conversation_id: str
@@ -59,6 +67,9 @@ class Prepared:
     on_path: Collection[UUID] | None = None
     elsewhere: Collection[str] = ()
     ask: bool = False
+    changes: tuple[PreparedChange, ...] = ()
+    view: RecordsView | None = None
+    trusting: bool = False
 
 
 def prepare(

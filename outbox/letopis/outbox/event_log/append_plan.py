@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -11,15 +11,33 @@ import orjson
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
 from letopis.outbox.event_log.known_path import KnownPath
+from letopis.outbox.event_log.records.changes import PreparedChange, prepare_clear, together
+from letopis.outbox.event_log.records.log import KnownRecords
 from letopis.outbox.event_log.reused_ids import IdUse, PathUnknown, UsedIds
-from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse, VersionConflict
+from letopis.store.errors import (
+    ConversationGone,
+    EventIdReused,
+    InvalidInput,
+    RecordConflict,
+    Reuse,
+    VersionConflict,
+)
 from letopis.store.model.codec import EncodedEvent, decode, encode
-from letopis.store.model.event_types import ConversationActivated, ConversationDeleted, ConversationStarted
+from letopis.store.model.event_types import (
+    ConversationActivated,
+    ConversationDeleted,
+    ConversationRewound,
+    ConversationStarted,
+)
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import uuid7
+from letopis.store.model.records import ANY, RECORD_PUT, Condition, Scope, scope_of
 from letopis.store.rules.preconditions import Precondition, with_one_leader
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
 from letopis.store.rules.put_back import put_back
+
+ERASES_RECORDS: Final = (ConversationDeleted.type, ConversationRewound.type)
+"""Events that may erase the records of their conversation."""
 
 
 def event_row(event: EncodedEvent, *, position: int, lane: int, sequence: int, now_us: int) -> tuple[Any, ...]:
@@ -48,6 +66,8 @@ class Appended:
     :ivar owner_id: the conversation's owner as far as this outbox knows.
     :ivar written: the number of events that were not there before.
     :ivar erased: ``True`` if content was taken out of the file, so that the WAL has to be truncated.
+    :ivar revisions: of each record that was changed, as far as this outbox knows; where the sequence is 0, nothing was
+        written, because the record stays as it was.
     """
 
     conversation_id: str
@@ -57,6 +77,7 @@ class Appended:
     owner_id: str | None
     written: int
     erased: bool = False
+    revisions: tuple[UUID | None, ...] = ()
 
 
 @dataclass(slots=True)
@@ -78,6 +99,7 @@ class LaneEnd:
     pruned: int = 0
     deleted: int = 0
     pending_since: int | None = None
+    delivered: int = 0
     touched: bool = False
 
 
@@ -117,6 +139,7 @@ class AppendPlan:
     :ivar indexed: the position up to which event ids are indexed.
     :ivar position: the last position given out, in whatever conversation; raised by each event.
     :ivar last_lane: the highest key of a lane; raised by each new lane.
+    :ivar records: what is known of records that conditions name; ``None`` where no change has a condition.
     """
 
     lanes: dict[str, LaneEnd]
@@ -126,6 +149,7 @@ class AppendPlan:
     position: int
     last_lane: int
     since: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    records: KnownRecords | None = None
     event_rows: list[tuple[Any, ...]] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
 
@@ -136,7 +160,11 @@ class AppendPlan:
         :raises InvalidInput: the conversation has another owner, or an edited message was erased.
         :raises ConversationGone: the conversation was deleted.
         :raises VersionConflict: the writer had not seen an event that is there.
+        :raises RecordConflict: a record is not as expected.
+        :raises StoreUnavailable: only the history store can tell whether it is.
         """
+        if prepared.changes:
+            return self._add_changes(prepared)
         conversation_id = prepared.conversation_id
         lane = self.lanes.get(conversation_id) or LaneEnd(conversation_id, self.last_lane + 1)
         events = self._sort(lane, prepared)
@@ -171,10 +199,9 @@ class AppendPlan:
             self.used.paths[conversation_id] = events.path
         if new:
             lane.owner_id = owner_id
-            lane.touched = True
-            if conversation_id not in self.lanes:
-                self.lanes[conversation_id] = lane
-                self.last_lane = lane.key
+            self._touch(lane)
+            for event in new:
+                self._erase_records(event)
         return Appended(
             conversation_id=conversation_id,
             event_ids=tuple(events.ids),
@@ -183,6 +210,90 @@ class AppendPlan:
             owner_id=owner_id,
             written=len(new),
         )
+
+    def _touch(self, lane: LaneEnd) -> None:
+        lane.touched = True
+        if lane.conversation_id not in self.lanes:
+            self.lanes[lane.conversation_id] = lane
+            self.last_lane = lane.key
+
+    def _add_changes(self, prepared: Prepared) -> Appended:
+        """Plan changes of records, in their order; they may be of several lanes."""
+        known = None if self.records is None else self.records.copy()
+        heads: dict[str, int] = {}
+        outcomes: list[tuple[int, UUID | None]] = []
+        new: list[tuple[PreparedChange, int]] = []
+        for item in prepared.changes:
+            change, name = item.change, item.event.conversation_id
+            revision = change.event_id if change.type == RECORD_PUT else None
+            use = self.used.ids.get(change.event_id.int)
+            if use is not None:  # the writer runs its work again when a commit ended in an error that told nothing
+                outcomes.append((use.sequence, revision))
+                continue
+            conversation = self.lanes.get(scope_of(name).conversation_id or "")
+            if conversation is not None and conversation.deleted > 0 and not (change.erases and prepared.trusting):
+                raise ConversationGone(conversation_id=conversation.conversation_id)
+            lane = self.lanes.get(name) or LaneEnd(name, 0)
+            if known is not None and change.expected is not ANY:
+                other = known.differs(name, change, prepared, delivered=lane.delivered)
+                if not isinstance(other, bool):
+                    if not change.keep:
+                        expected = None if isinstance(change.expected, Condition) else change.expected
+                        raise RecordConflict(expected=expected, actual=other)
+                    outcomes.append((0, other))
+                    continue
+            sequence = heads[name] = heads.get(name, lane.head) + 1
+            if known is not None:
+                known.add(name, change, sequence)
+            outcomes.append((sequence, revision))
+            new.append((item, sequence))
+        self.records = known
+        for item, sequence in new:
+            self._add_change(item, sequence)
+        return Appended(
+            conversation_id=prepared.conversation_id,
+            event_ids=tuple([item.event.event_id for item in prepared.changes]),
+            sequences=tuple([sequence for sequence, _ in outcomes]),
+            message_ids=(),
+            owner_id=None,
+            written=len(new),
+            revisions=tuple([revision for _, revision in outcomes]),
+        )
+
+    def _add_change(self, item: PreparedChange, sequence: int) -> None:
+        event, name = item.event, item.event.conversation_id
+        lane = self.lanes.get(name) or LaneEnd(name, self.last_lane + 1)
+        self._touch(lane)
+        lane.head = sequence
+        self.position += 1
+        self.used.add(event, sequence)
+        self.event_rows.append(
+            event_row(event, position=self.position, lane=lane.key, sequence=sequence, now_us=self.now_us)
+        )
+        self.effects.append(
+            Effect(
+                conversation_id=name,
+                owner_id=None,
+                sequence=sequence,
+                event=event,
+                change=replace(item.change, sequence=sequence),
+                lane=lane.key,
+                position=self.position,
+            )
+        )
+
+    def _erase_records(self, event: EncodedEvent) -> None:
+        """Plan what erases the records of a conversation that is deleted or reset.
+
+        A reset erases in the records' own lane, where what comes after it is kept, and always: another outbox may have
+        put some. What a deletion leaves in the history store, the deletion erases there.
+        """
+        if event.type not in ERASES_RECORDS:
+            return
+        scope = Scope.conversation(event.conversation_id)
+        deleted = event.type == ConversationDeleted.type and scope.name in self.lanes
+        if deleted or decode(event.data).get("erase") is True:
+            self._add_changes(together(scope, prepare_clear(scope, erase=True), trusting=True))
 
     def new_lane_rows(self) -> list[tuple[Any, ...]]:
         """Return the values of the lanes that the plan begins: key, id, owner, head, time."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from letopis.outbox.event_log import drafts
+from letopis.outbox.event_log.records.log import note_change
 from letopis.outbox.event_log.statements import fetch_all, query_all, query_one
 from letopis.store.model.codec import INTEGER_MAX, EncodedEvent, decode
 from letopis.store.model.event_types import (
@@ -19,6 +20,7 @@ from letopis.store.model.event_types import (
     MessageSent,
 )
 from letopis.store.rules.preconditions import Conflict
+from letopis.store.rules.record_plan import RecordChange
 from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, strip_event, stripped
 
 if TYPE_CHECKING:
@@ -81,6 +83,9 @@ class Effect:
     """An event that was just appended.
 
     :ivar order: the order of an activation; otherwise 0.
+    :ivar change: what the event does to a record, if it is of a lane of records.
+    :ivar lane: the key of that lane.
+    :ivar position: of that event.
     """
 
     conversation_id: str
@@ -88,6 +93,9 @@ class Effect:
     sequence: int
     event: EncodedEvent
     order: int = 0
+    change: RecordChange | None = None
+    lane: int = 0
+    position: int = 0
 
 
 def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
@@ -99,6 +107,10 @@ def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
     erased = False
     for effect in effects:
         name, event = effect.conversation_id, effect.event
+        if effect.change is not None:
+            noted = note_change(cursor, effect.change, lane=effect.lane, name=name, position=effect.position)
+            erased = noted or erased
+            continue
         match event.type:
             case MessageSent.type | MessageFailed.type:
                 data = decode(event.data)

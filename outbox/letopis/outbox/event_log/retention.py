@@ -166,14 +166,18 @@ def prune_bodies(cursor: Any, *, most: int = MAX_RETAINED_BODY_BYTES) -> int:
         total -= size
         upto[lane] = sequence
     pruned = 0
-    index_event_ids(cursor)
     for lane, last in upto.items():
         [(first,)] = query_all(cursor, _PRUNED, (lane,))
-        cursor.execute(_PRUNE, (last, lane))
-        cursor.execute(_DELETE_IDS, (lane, first, last))
-        cursor.execute(_DELETE, (lane, first, last))
-        pruned += last - first
+        pruned += _prune_lane(cursor, lane, first, last)
     return pruned
+
+
+def _prune_lane(cursor: Any, lane: int, first: int, last: int) -> int:
+    index_event_ids(cursor)
+    cursor.execute(_PRUNE, (last, lane))
+    cursor.execute(_DELETE_IDS, (lane, first, last))
+    cursor.execute(_DELETE, (lane, first, last))
+    return last - first
 
 
 class Pruner:
@@ -205,11 +209,7 @@ class Pruner:
                     if young is not None:
                         upto = young[0] - 1
                 if upto > pruned:
-                    index_event_ids(cursor)
-                    cursor.execute(_PRUNE, (upto, lane))
-                    cursor.execute(_DELETE_IDS, (lane, pruned, upto))
-                    cursor.execute(_DELETE, (lane, pruned, upto))
-                    left -= upto - pruned
+                    left -= _prune_lane(cursor, lane, pruned, upto)
                     self.pruned += upto - pruned
                 if left <= 0:
                     return True  # this lane may have more

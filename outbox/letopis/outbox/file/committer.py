@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 from letopis.outbox.event_log.append import append_events
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.event_log.records.log import RecordAppend
 from letopis.outbox.file.sqlite_errors import is_busy, is_conflict, is_full, sqlite_error, translate
 from letopis.outbox.file.wal_checkpoint import WalCheckpoint
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS, WriteGate
@@ -124,7 +123,7 @@ class Committer:
         """
         if len(members) > 1:
             return self._commit_alone(members)
-        if isinstance(members[0], Prepared | RecordAppend) or not self._gate.reserve.release():
+        if isinstance(members[0], Prepared) or not self._gate.reserve.release():
             return [_ours(error)]
         logger.warning(
             "the disk of the outbox is full: its reserve was deleted, so that deliveries can be acknowledged"
@@ -137,7 +136,7 @@ class Committer:
         connection = self._connect()
         driver = _driver(connection)
         transaction: sqlite3.Connection | sa.RootTransaction
-        if all(isinstance(one, Prepared | RecordAppend) for one in members):
+        if all(isinstance(one, Prepared) for one in members):
             # What SQLAlchemy does around a transaction costs as much as the rows of an append.
             driver.execute("BEGIN IMMEDIATE")
             transaction = driver
@@ -190,8 +189,6 @@ class Committer:
         return [
             next(results)
             if isinstance(one, Prepared)
-            else _put(one, cursor)
-            if isinstance(one, RecordAppend)
             else self._run_apart(connection, one)
             if len(members) > 1
             else one(connection)
@@ -238,14 +235,6 @@ class Committer:
             transaction.rollback()
         except Exception:  # a connection that cannot roll back is of no further use; closing it rolls back
             self.disconnect()
-
-
-def _put(one: RecordAppend, cursor: sqlite3.Cursor) -> Any:
-    """Return what changes of records come to, or why they are refused: they undo what they wrote themselves."""
-    try:
-        return one.run(cursor)
-    except LetopisError as refused:
-        return refused
 
 
 def _driver(connection: sa.Connection) -> sqlite3.Connection:

@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError
 
 from letopis.outbox.concurrency.signal import Signal
 from letopis.outbox.event_log.append_encoding import Prepared
-from letopis.outbox.event_log.records.log import RecordAppend
 from letopis.outbox.file.committer import Committer, Member
 from letopis.outbox.file.write_gate import WriteGate
 from letopis.store.database.wal_truncation import WalTruncator
@@ -142,8 +141,6 @@ class Writer:
             if isinstance(request.member, Prepared):
                 appended = True
                 erased = erased or outcome.erased
-            elif isinstance(request.member, RecordAppend):
-                appended = True
             else:
                 changed = True
             if not request.answer.done():

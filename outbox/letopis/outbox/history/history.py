@@ -22,10 +22,9 @@ from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.retention import Retention
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.history._append import RATING_KEY, prepare_append
-from letopis.outbox.history._record_scopes import find_records, list_scopes, scope_from
 from letopis.outbox.history.context import ending_with, read_context, read_transcript
 from letopis.outbox.history.receipts import POLL_MAX_SECONDS, POLL_MIN_SECONDS, Receipt, check_timeout, is_drained
-from letopis.outbox.history.records import Records
+from letopis.outbox.history.records import Records, scope_from
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction, transaction
 from letopis.outbox.history.unconfirmed import OnUnconfirmed, Unconfirmed
@@ -468,8 +467,7 @@ class History:
         :raises StoreUnavailable: the history store does not answer.
         :raises InvalidInput: no tag is named, or an argument cannot be one.
         """
-        reads = self._parts.record_reads
-        return await find_records(reads, tags, limit=limit, after=after, reverse=reverse, end=end)
+        return await self._parts.record_reads.find(tags, limit=limit, after=after, reverse=reverse, end=end)
 
     async def record_scopes(self, *, limit: int = 100, after: str | None = None) -> Page[Scope]:
         """Return the conversations, owners and spaces that have records, pending ones included, in a fixed order.
@@ -480,7 +478,7 @@ class History:
         :raises StoreUnavailable: the history store does not answer.
         :raises InvalidInput: an argument cannot be one.
         """
-        return await list_scopes(self._parts.record_reads, limit=limit, after=after)
+        return await self._parts.record_reads.scopes(limit=limit, after=after)
 
     async def sent(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
@@ -16,19 +16,18 @@ from letopis.outbox.event_log.records.changes import (
     prepare_clear,
     prepare_delete,
     prepare_put,
+    together,
 )
-from letopis.outbox.event_log.records.log import ChangeWritten, RecordAppend, StoreLook
-from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
+from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Page, Saved
-from letopis.store.model.cursor import CursorCodec
+from letopis.store.model.identifiers import owner_id
 from letopis.store.model.records import (
     ANY,
     Condition,
     Namespace,
     Record,
-    RecordKey,
     RecordRange,
     Scope,
     Tag,
@@ -43,10 +42,10 @@ if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history._sharing import SharedAccess
     from letopis.outbox.pending_reads.record_reads import RecordReads
+    from letopis.store.read.records import RecordsView
 
 OnExists = Literal["raise", "keep"]
 
-_CURSOR: Final = CursorCodec("records", "records")
 _PREPARED_IN_THREAD_BYTES: Final = 256 * 1024
 """Size from which a value is hashed in a thread: below it takes less than a millisecond."""
 
@@ -239,9 +238,10 @@ class Records:
                 prepare_delete(self.scope, one.namespace, one.key, expected=one.revision, keep=True) for one in page
             ]
             if changes:
-                written = await self._outbox.write(self._work(changes, trusting=True))
-                newest = {one.lane: one for one in written if not one.kept}
-                receipts += (record_receipt(one, self._deliveries) for one in newest.values())
+                appended = await self._outbox.append(together(self.scope, changes, trusting=True))
+                written = zip(changes, record_receipts(changes, appended, self._deliveries), strict=True)
+                # The last of each lane stands for the others.
+                receipts += {item.event.conversation_id: one for item, one in written if not one.kept}.values()
             after = page.next
             if after is None:
                 return _together(receipts)
@@ -251,9 +251,7 @@ class Records:
 
         :raises LetopisError: as for :meth:`put`.
         """
-        receipts = await self._write(prepare_clear(self.scope, erase=True))
-        self._outbox.truncate_wal()
-        return _together(receipts)
+        return _together(await self._write(prepare_clear(self.scope, erase=True)))
 
     async def list(
         self,
@@ -291,15 +289,12 @@ class Records:
             exact=start is not None or end is not None,
             start=None if start is None else encode_key(start, "start"),
             end=None if end is None else encode_key(end, "end"),
-            after=None if after is None else _CURSOR.decode(after, read_cursor),
             reverse=bool(reverse),
         )
         page = await self._reads.page(
-            self.scope, where, limit=limit, values=values, incomplete=incomplete, new=self.new
+            self.scope, where, limit=limit, values=values, after=after, incomplete=incomplete, new=self.new
         )
-        items = tuple(one for one in page.records if has_tags(one.tags, wanted))
-        following = None if page.next is None else _CURSOR.encode(*(part.decode() for part in page.next))
-        return Page(items=items, next=following, complete=page.complete)
+        return replace(page, items=tuple(record for record in page if has_tags(record.tags, wanted)))
 
     async def namespaces(self, prefix: Sequence[str] = ()) -> Sequence[Namespace]:
         """Return the namespaces that hold a record, in order; their records are read without values.
@@ -316,20 +311,12 @@ class Records:
                 return tuple(found)
 
     async def _write(self, changes: Sequence[PreparedChange]) -> Sequence[RecordReceipt]:
-        conditional = [one.place for one in changes if one.expected is not ANY]
-        look: StoreLook | None = None
+        conditional = [item.change.place for item in changes if item.change.expected is not ANY]
+        view: RecordsView | None = None
         if conditional and not await self._reads.is_pending(self.scope, conditional):
-            look = await self._reads.look(self.scope, conditional)
-        written = await self._outbox.write(self._work(changes, look=look, trusting=self.new and look is None))
-        return [record_receipt(one, self._deliveries) for one in written]
-
-    def _work(
-        self, changes: Sequence[PreparedChange], *, look: StoreLook | None = None, trusting: bool = False
-    ) -> RecordAppend:
-        outbox = self._outbox
-        return RecordAppend(
-            changes, now_us=outbox.now_us, look=look, trusting=trusting, check_room=outbox.gate.check_space
-        )
+            view = await self._reads.ask(self.scope, conditional, values=False)
+        prepared = together(self.scope, changes, view=view, trusting=self.new and view is None)
+        return record_receipts(changes, await self._outbox.append(prepared), self._deliveries)
 
 
 def _together(receipts: Sequence[RecordReceipt]) -> RecordReceipt:
@@ -384,28 +371,38 @@ async def prepare_puts(scope: Scope, puts: Sequence[RecordPut]) -> Sequence[Prep
     return prepared
 
 
-def record_receipt(
-    written: ChangeWritten, deliveries: Deliveries, *, void: asyncio.Event | None = None
-) -> RecordReceipt:
-    """Return the receipt of a change."""
-    if written.kept:
-        return RecordReceipt(revision=written.revision, kept=True)
-    appended = Appended(
-        conversation_id=written.lane,
-        event_ids=(written.event_id,),
-        sequences=(written.sequence,),
-        message_ids=(),
-        owner_id=None,
-        written=1,
-    )
-    return RecordReceipt(revision=written.revision, _receipt=receipt_of(appended, deliveries, void=void))
+def record_receipts(
+    changes: Sequence[PreparedChange], appended: Appended, deliveries: Deliveries, *, void: asyncio.Event | None = None
+) -> Sequence[RecordReceipt]:
+    """Return the receipt of each change of an append."""
+    receipts = []
+    for item, sequence, revision in zip(changes, appended.sequences, appended.revisions, strict=True):
+        event_id = item.event.event_id
+        receipt = Receipt(
+            conversation_id=item.event.conversation_id,
+            event_ids=(event_id,),
+            message_ids=(),
+            sequence=sequence,
+            _last=event_id,
+            _deliveries=deliveries,
+            _void=void,
+        )
+        kept = sequence == 0
+        receipts.append(RecordReceipt(revision=revision, kept=kept, _receipt=None if kept else receipt))
+    return receipts
 
 
-def read_cursor(namespace: str, key: str) -> RecordKey:
-    """Return the key that a cursor holds.
+def scope_from(scope: Scope | None, *, conversation: str | None, owner: str | int | None, space: str | None) -> Scope:
+    """Return the one scope that is named.
 
-    :raises TypeError: it holds none.
+    :raises InvalidInput: none or several are named, or the name cannot be one.
     """
-    if not isinstance(namespace, str) or not isinstance(key, str):
-        raise TypeError
-    return namespace.encode(), key.encode()
+    if scope is not None and not isinstance(scope, Scope):
+        raise InvalidInput("scope", f"must be the scope of a record, not {type(scope).__name__}")
+    if sum(value is not None for value in (scope, conversation, owner, space)) != 1:
+        raise InvalidInput("scope", "name one of conversation=, owner= and space=, or give the scope of a record")
+    if scope is not None:
+        return scope.check()
+    if conversation is not None:
+        return Scope.conversation(conversation)
+    return Scope.space(space) if space is not None else Scope.owner(owner_id(owner) or "")

@@ -19,12 +19,11 @@ from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_condition import After
 from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.event_log.records.changes import PreparedChange, prepare_delete
-from letopis.outbox.event_log.records.log import RecordAppend
+from letopis.outbox.event_log.records.changes import PreparedChange, prepare_delete, together
 from letopis.outbox.file.sqlite_errors import is_busy, translate
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.history._append import prepare_append
-from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, run_on, write
+from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
 from letopis.outbox.history.records import (
     OnExists,
@@ -33,7 +32,7 @@ from letopis.outbox.history.records import (
     Records,
     are_put_into,
     prepare_puts,
-    record_receipt,
+    record_receipts,
 )
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.telemetry.tracing import appending
@@ -188,11 +187,9 @@ class Transaction:
         return records.scope
 
     async def _change(self, records: Records, changes: Sequence[PreparedChange]) -> RecordReceipt:
-        outbox = self._outbox
-        work = RecordAppend(changes, now_us=outbox.now_us, trusting=True, check_room=outbox.gate.check_room)
-        self._appended = True
-        [written] = await run_to_completion(run_on(self.connection, work.run))
-        return record_receipt(written, self._deliveries, void=self._end.rolled_back)
+        appended = await run_to_completion(self._write(together(records.scope, changes, trusting=True)))
+        [receipt] = record_receipts(changes, appended, self._deliveries, void=self._end.rolled_back)
+        return receipt
 
     async def finish(
         self,

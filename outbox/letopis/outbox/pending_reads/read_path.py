@@ -17,10 +17,34 @@ from letopis.outbox.pending_reads.store_gateway import StoreGateway
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import StoreView, ViewQuery
 
+P = TypeVar("P")
+S = TypeVar("S")
 T = TypeVar("T")
 V = TypeVar("V")
 
 _MAX_ATTEMPTS: Final = 4
+
+
+async def overlay(
+    take: Callable[[S | None], Awaitable[P]],
+    ask: Callable[[P], Awaitable[V | None]],
+    behind: Callable[[P, V], S | None],
+) -> tuple[P, V] | None:
+    """Return what is pending, and a view of the store that was read after it; ``None`` if the store does not answer.
+
+    If the store holds less than had been delivered, as after a restore, what is pending is taken again from there on.
+
+    :param behind: returns from where, or ``None`` if the two are complete.
+    """
+    since: S | None = None
+    for _ in range(_MAX_ATTEMPTS):
+        pending = await take(since)
+        view = await ask(pending)
+        if view is None:
+            return None
+        if (since := behind(pending, view)) is None:
+            return pending, view
+    return None
 
 
 class ReadPath:
@@ -40,25 +64,33 @@ class ReadPath:
     ) -> T:
         """Read the pending slice, then call ``ask``, and return what ``merge`` makes of the two.
 
-        If the store holds less than had been delivered, as after a restore, another slice is read from there on. If
-        that is no longer in the file, or the store does not answer, ``merge`` gets all that the file retains, and no
-        view.
+        If the store lacks what is no longer in the file, or does not answer, ``merge`` gets all that the file retains,
+        and no view.
 
         :param newest: messages of the slice that are enough, as for :func:`read_slice`.
         :raises OutboxUnavailable: the outbox file cannot be read.
         """
-        since: int | None = None
-        for _ in range(0 if self._gateway.unavailable else _MAX_ATTEMPTS):
-            pending = await self._pending(conversation_id, since, newest)
+
+        enough = newest
+
+        async def take(since: int | None) -> PendingSlice:
+            return await self._pending(conversation_id, since, enough)
+
+        async def complete(pending: PendingSlice) -> tuple[StoreView, V] | None:
             found = await ask(pending)
-            if found is None or found[0].sequence < pending.pruned:
-                break
+            return None if found is None or found[0].sequence < pending.pruned else found
+
+        def behind(pending: PendingSlice, found: tuple[StoreView, V]) -> int | None:
+            nonlocal enough
             if not pending.covers(found[0]):
-                since = found[0].sequence
-            elif leaves_too_much_out(pending, found[0]):
-                newest = None
-            else:
-                return merge(pending, *found)
+                return found[0].sequence
+            if leaves_too_much_out(pending, found[0]):
+                enough = None
+                return pending.since
+            return None
+
+        if not self._gateway.unavailable and (read := await overlay(take, complete, behind)) is not None:
+            return merge(read[0], *read[1])
         origin_id = self._outbox.origin.origin_id
         retained = await self._outbox.read(
             lambda connection: read_retained(connection, conversation_id, origin_id=origin_id, newest=newest)

@@ -6,15 +6,14 @@ starts over and overwrites the existing record.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.event_log.records.changes import decode_body
-from letopis.outbox.event_log.records.log import StoreLook
 from letopis.outbox.event_log.records.lookups import (
     LocalChange,
     LocalRecords,
@@ -23,8 +22,11 @@ from letopis.outbox.event_log.records.lookups import (
     read_range,
 )
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.pending_reads.read_path import overlay
 from letopis.outbox.pending_reads.store_gateway import StoreGateway
-from letopis.store.errors import OutboxUnavailable, StoreUnavailable
+from letopis.store.errors import InvalidInput, OutboxUnavailable, StoreUnavailable
+from letopis.store.model.conversations import Page
+from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.events import from_microseconds
 from letopis.store.model.records import (
     Record,
@@ -32,28 +34,24 @@ from letopis.store.model.records import (
     RecordRange,
     Scope,
     Tag,
+    check_tags,
     decode_namespace,
+    encode_key,
     has_tags,
+    read_place,
     scope_of,
 )
-from letopis.store.read.records import RecordsView, StoredRecord
+from letopis.store.read.paging import check_count
+from letopis.store.read.records import RecordReader, RecordsView, StoredRecord
+
+T = TypeVar("T")
 
 _MAX_ATTEMPTS: Final = 4
+_CURSOR: Final = CursorCodec("records", "records")
+_FOUND: Final = CursorCodec("found records", "found records")
+_SCOPES: Final = CursorCodec("record scopes", "scopes of records")
 _UNKNOWN: Final = "the record"
 _UNKNOWN_LIST: Final = "the whole list of records"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordSlice:
-    """A page of records.
-
-    :ivar next: the record after which the next page begins; ``None`` at the end.
-    :ivar complete: ``False`` if the history store could not be asked.
-    """
-
-    records: Sequence[Record]
-    next: RecordKey | None
-    complete: bool = True
 
 
 class RecordReads:
@@ -66,30 +64,36 @@ class RecordReads:
     async def get(
         self, scope: Scope, places: Collection[RecordKey], *, values: bool = True, new: bool = False
     ) -> dict[RecordKey, Record | None]:
-        """Return records by key; ``None`` for those that are not there.
-
-        :param new: what the outbox does not know does not exist, if the history store does not answer.
-        :raises StoreUnavailable: the history store does not answer, and the outbox does not know a record.
-        :raises OutboxUnavailable: the file lacks the value of a record.
-        """
+        """Return records by key, as ``Records.get_many`` does; ``None`` for those that are not there."""
         local = await self._outbox.read(lambda connection: read_places(connection, scope, places, values=values))
+        asked = [place for place in places if local.tells(place, local.delivered) is None]
+        view = await self.ask(scope, asked, values=values) if asked else None
         found: dict[RecordKey, Record | None] = {}
-        asked = [place for place in places if not _decide_pending(scope, local, place, found, values=values)]
-        if asked:
-            view = await self._ask(scope, asked, values=values)
-            if view is None:
-                _decide_alone(local, asked, found, values=values, new=new)
+        for place in places:
+            if place not in asked or view is not None:
+                # What is pending is not asked for; the store may have it meanwhile.
+                record = _newest(local, place, view if place in asked else None)
+                found[place] = None if record is None else _record(local, record, values=values)
+                continue
+            # What was put here last. That a record is gone is not known: another outbox may have put it.
+            change = local.changes.get(place)
+            if change is not None and change.present:
+                found[place] = _record(local, change, values=values, current=False)
+            elif new:
+                found[place] = None
             else:
-                _decide_with(scope, local, view, asked, found, values=values)
+                raise StoreUnavailable(_UNKNOWN)
         return found
 
-    async def look(self, scope: Scope, places: Collection[RecordKey]) -> StoreLook | None:
+    async def ask(self, scope: Scope, places: Collection[RecordKey], *, values: bool) -> RecordsView | None:
         """Return what the history store holds of records; ``None`` if it does not answer."""
-        view = await self._ask(scope, places, values=False)
-        if view is None:
-            return None
-        held = {one.place: one.revision for one in view.records}
-        return StoreLook(revisions={place: held.get(place) for place in places}, heads=view.heads)
+        origin_id = self._outbox.origin.origin_id
+        return await self._read(
+            lambda reader, connection: reader.get(connection, scope, places, origin_id=origin_id, values=values)
+        )
+
+    async def _read(self, ask: Callable[[RecordReader, AsyncConnection], Awaitable[T]]) -> T | None:
+        return await self._gateway.read(lambda store: store.outbox_access.read_records(ask))
 
     async def is_pending(self, scope: Scope, places: Collection[RecordKey]) -> bool:
         """Return True if the newest change of each record is pending, so that the file alone tells what it is."""
@@ -103,94 +107,63 @@ class RecordReads:
         *,
         limit: int,
         values: bool = True,
+        after: str | None = None,
         incomplete: bool = False,
         new: bool = False,
-    ) -> RecordSlice:
-        """Return the next records of a range; fewer than ``limit`` does not mean the end.
+    ) -> Page[Record]:
+        """Return the next records of a range, as ``Records.list`` does.
 
-        :param incomplete: return what the outbox alone holds, if the history store does not answer.
-        :param new: likewise, and that is all there is.
-        :raises StoreUnavailable: the history store does not answer.
+        :param new: if the history store does not answer, what the outbox holds is all there is.
         """
-        origin_id = self._outbox.origin.origin_id
-        since: Mapping[str, int] | None = None
-        for _ in range(_MAX_ATTEMPTS):
-            local = await self._outbox.read(
-                partial(read_range, scope=scope, where=where, since=since, values=limit if values else 0)
-            )
-            view = await self._gateway.read(
-                lambda store: store.outbox_access.record_page(
-                    scope, where, limit=limit, origin_id=origin_id, values=values
+        origin_id, puts = self._outbox.origin.origin_id, limit if values else 0
+        where = where if after is None else replace(where, after=_CURSOR.decode(after, read_place))
+
+        async def take(since: Mapping[str, int] | None) -> LocalRecords:
+            return await self._outbox.read(partial(read_range, scope=scope, where=where, since=since, values=puts))
+
+        async def ask(_: LocalRecords) -> RecordsView | None:
+            return await self._read(
+                lambda reader, connection: reader.page(
+                    connection, scope, where, limit=limit, origin_id=origin_id, values=values
                 )
             )
-            if view is None:
-                if incomplete or new:
-                    alone = await self._page_alone(scope, where, limit=limit, values=values)
-                    return replace(alone, complete=new)
+
+        for _ in range(_MAX_ATTEMPTS):
+            read = await overlay(take, ask, _behind)
+            if read is None and not (incomplete or new):
                 raise StoreUnavailable(_UNKNOWN_LIST)
-            if since is None and any(view.heads.get(name, 0) < local.delivered[name] for name in local.delivered):
-                since = view.heads  # a restored store: what it lacks is still in the file
-                continue
-            for name, pruned in local.pruned.items():
-                if view.heads.get(name, 0) < pruned:
-                    raise StoreUnavailable(_UNKNOWN_LIST)
-            merged = _merge_page(scope, local, view, where)
+            local, view = read or (await take({}), RecordsView(records=()))
+            merged = _merge_page(local, view, where)
             chosen = merged[:limit]
-            after = chosen[-1].place if len(chosen) < len(merged) else view.records[-1].place if view.full else None
-            puts = [one for one in chosen if isinstance(one, LocalChange)]
-            if values and any(one.position not in local.bodies for one in puts):
-                since = None
+            last = chosen[-1].place if len(chosen) < len(merged) else view.records[-1].place if view.full else None
+            if values and any(isinstance(one, LocalChange) and one.position not in local.bodies for one in chosen):
                 continue  # earlier ones were delivered meanwhile, and are gone from the store already
-            return RecordSlice(
-                records=[
-                    _local_record(one, _value(local, one, values=values), saved=not local.is_pending(one))
-                    if isinstance(one, LocalChange)
-                    else stored_record(one)
-                    for one in chosen
-                ],
-                next=after,
-            )
+            current = read is not None
+            records = [_record(local, one, values=values, current=current) for one in chosen]
+            following = None if last is None else _CURSOR.encode(*(part.decode() for part in last))
+            return Page(items=tuple(records), next=following, complete=current or new)
         raise OutboxUnavailable("the records change faster than they can be read: read them again")
-
-    async def _page_alone(self, scope: Scope, where: RecordRange, *, limit: int, values: bool) -> RecordSlice:
-        """Return a page of what the file retains; what is gone from it is not known to be gone."""
-
-        def read(connection: sa.Connection) -> RecordSlice:
-            local = read_range(connection, scope, where, since={}, values=limit if values else 0)
-            present = sorted(
-                (one for one in local.changes.values() if one.present), key=lambda one: one.place, reverse=where.reverse
-            )
-            chosen = present[:limit]
-            return RecordSlice(
-                records=[
-                    _local_record(one, local.bodies.get(one.position), saved=not local.is_pending(one), current=False)
-                    for one in chosen
-                    if not values or local.bodies[one.position] is not None
-                ],
-                next=chosen[-1].place if len(chosen) < len(present) else None,
-                complete=False,
-            )
-
-        return await self._outbox.read(read)
 
     async def find(
         self,
         tags: Mapping[str, Tag],
         *,
         limit: int,
-        after: tuple[str, RecordKey] | None,
+        after: str | None,
         reverse: bool = False,
-        end: bytes | None = None,
-    ) -> tuple[list[Record], tuple[str, RecordKey] | None]:
-        """Return the next records of any scope that have all the tags, without values, and where the next page begins.
-
-        :param reverse: by key, the highest first.
-        :param end: only lower keys.
-        :raises StoreUnavailable: the history store does not answer.
-        """
+        end: str | None = None,
+    ) -> Page[Record]:
+        """Find records as ``History.find_records`` does."""
+        if not (wanted := check_tags(tags)):
+            raise InvalidInput("tags", "must name at least one tag")
+        check_count(limit, "limit")
+        begin = None if after is None else _FOUND.decode(after, _read_found)
+        below = None if end is None else encode_key(end, "end")
         changes, clears = await self._outbox.read(read_pending)
-        found = await self._gateway.read(
-            lambda store: store.outbox_access.find_records(tags, limit=limit, after=after, reverse=reverse, end=end)
+        found = await self._read(
+            lambda reader, connection: reader.find(
+                connection, wanted, limit=limit, after=begin, reverse=bool(reverse), end=below
+            )
         )
         if found is None:
             raise StoreUnavailable(_UNKNOWN_LIST)
@@ -207,21 +180,22 @@ class RecordReads:
         }
         bound = (found[-1].scope.name, found[-1].place) if len(found) == limit else None
         for where, one in pending.items():
-            inside = (after is None or rank(where) > rank(after)) and (bound is None or rank(where) <= rank(bound))
-            inside = inside and (end is None or where[1][1] < end)
-            if one.present and inside and has_tags(one.tags, tags):
-                merged[where] = _local_record(one, None, saved=False)
+            inside = (begin is None or rank(where) > rank(begin)) and (bound is None or rank(where) <= rank(bound))
+            inside = inside and (below is None or where[1][1] < below)
+            if one.present and inside and has_tags(one.tags, wanted):
+                merged[where] = stored_record(one, saved=False)
         ordered = sorted(merged.items(), key=lambda item: rank(item[0]))
         chosen = ordered[:limit]
-        return [one for _, one in chosen], chosen[-1][0] if len(chosen) < len(ordered) else bound
+        last = chosen[-1][0] if len(chosen) < len(ordered) else bound
+        cursor = None if last is None else _FOUND.encode(last[0], *(part.decode() for part in last[1]))
+        return Page(items=tuple([one for _, one in chosen]), next=cursor)
 
-    async def scopes(self, *, limit: int, after: str = "") -> tuple[list[Scope], str | None]:
-        """Return the next scopes that may hold a record, by name, and after which the next page begins.
-
-        :raises StoreUnavailable: the history store does not answer.
-        """
+    async def scopes(self, *, limit: int, after: str | None) -> Page[Scope]:
+        """List scopes as ``History.record_scopes`` does."""
+        check_count(limit, "limit")
+        begin = "" if after is None else _SCOPES.decode(after, _read_name)
         changes, _ = await self._outbox.read(read_pending)
-        found = await self._gateway.read(lambda store: store.outbox_access.record_scopes(limit=limit, after=after))
+        found = await self._read(lambda reader, connection: reader.scopes(connection, limit=limit, after=begin))
         if found is None:
             raise StoreUnavailable(_UNKNOWN_LIST)
         bound = found[-1].name if len(found) == limit else None
@@ -229,19 +203,23 @@ class RecordReads:
         names |= {
             name
             for one in changes
-            if one.present and (name := scope_of(one.lane).name) > after and (bound is None or name <= bound)
+            if one.present and (name := scope_of(one.lane).name) > begin and (bound is None or name <= bound)
         }
         chosen = sorted(names)
         if len(chosen) > limit:
             chosen = chosen[:limit]
             bound = chosen[-1]
-        return [Scope(name) for name in chosen], bound
+        return Page(items=tuple(map(Scope, chosen)), next=None if bound is None else _SCOPES.encode(bound))
 
-    async def _ask(self, scope: Scope, places: Collection[RecordKey], *, values: bool) -> RecordsView | None:
-        origin_id = self._outbox.origin.origin_id
-        return await self._gateway.read(
-            lambda store: store.outbox_access.records(scope, places, origin_id=origin_id, values=values)
-        )
+
+def _read_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError
+    return name
+
+
+def _read_found(scope: object, namespace: object, key: object) -> tuple[str, RecordKey]:
+    return _read_name(scope), read_place(namespace, key)
 
 
 def _by_scope(where: tuple[str, RecordKey]) -> tuple[Any, ...]:
@@ -253,132 +231,68 @@ def _highest_key_first(where: tuple[str, RecordKey]) -> tuple[Any, ...]:
     return (*(255 - byte for byte in key), 256), scope, namespace
 
 
-def _decide_pending(
-    scope: Scope, local: LocalRecords, place: RecordKey, found: dict[RecordKey, Record | None], *, values: bool
-) -> bool:
-    """Decide a record whose newest change is pending. Return True if there is nothing left to ask."""
-    change = local.changes.get(place)
-    if change is not None and local.is_pending(change):
-        _decide_local(local, change, found, values=values, saved=False)
-        return True
-    lane = scope.lane(place[0])
-    if local.cleared(lane, place, local.delivered.get(lane, 0)):
-        found[place] = None
-        return True
-    return False
+def _newest(local: LocalRecords, place: RecordKey, view: RecordsView | None) -> StoredRecord | None:
+    """Return a record as its newest change has it, of those in the file and, if it does not tell, the store's.
 
-
-def _decide_local(
-    local: LocalRecords,
-    change: LocalChange,
-    found: dict[RecordKey, Record | None],
-    *,
-    values: bool,
-    saved: bool,
-    current: bool = True,
-) -> None:
-    if not change.present:
-        found[change.place] = None
-    else:
-        body = _value(local, change, values=values)
-        found[change.place] = _local_record(change, body, saved=saved, current=current)
-
-
-def _value(local: LocalRecords, change: LocalChange, *, values: bool) -> bytes | None:
-    """Return the value of a put, which was read in one snapshot with it.
-
-    :raises OutboxUnavailable: the file lacks it.
+    :param view: ``None`` if the file alone tells.
+    :raises StoreUnavailable: the store lacks what this outbox has pruned, so that it tells nothing.
     """
-    if values and local.bodies[change.position] is None:
-        raise OutboxUnavailable("the value of a record is missing in the outbox file: run `letopis outbox verify`")
-    return local.bodies.get(change.position)
+    heads = local.delivered if view is None else view.heads
+    if (told := local.tells(place, heads)) is not None:
+        return told[0]
+    lane = local.scope.lane(place[0])
+    if view is None or heads.get(lane, 0) < local.pruned.get(lane, 0):
+        raise StoreUnavailable(_UNKNOWN)
+    return next((record for record in view.records if record.place == place), None)
 
 
-def _decide_with(
-    scope: Scope,
-    local: LocalRecords,
-    view: RecordsView,
-    asked: Sequence[RecordKey],
-    found: dict[RecordKey, Record | None],
-    *,
-    values: bool,
-) -> None:
-    stored = {one.place: one for one in view.records}
-    for place in asked:
-        lane = scope.lane(place[0])
-        head = view.heads.get(lane, 0)
-        change = local.changes.get(place)
-        if change is not None and change.sequence > head:
-            _decide_local(local, change, found, values=values, saved=False)
-        elif local.cleared(lane, place, head):
-            found[place] = None
-        elif head < local.pruned.get(lane, 0):
-            raise StoreUnavailable(_UNKNOWN)  # a store that lacks what this outbox has pruned tells nothing
-        else:
-            found[place] = stored_record(stored[place]) if place in stored else None
+def _behind(local: LocalRecords, view: RecordsView) -> Mapping[str, int] | None:
+    """Return the heads of a store that lacks what was delivered: it is still in the file.
+
+    :raises StoreUnavailable: it is not.
+    """
+    if any(view.heads.get(name, 0) < pruned for name, pruned in local.pruned.items()):
+        raise StoreUnavailable(_UNKNOWN_LIST)
+    return view.heads if any(view.heads.get(name, 0) < since for name, since in local.since.items()) else None
 
 
-def _decide_alone(
-    local: LocalRecords, asked: Sequence[RecordKey], found: dict[RecordKey, Record | None], *, values: bool, new: bool
-) -> None:
-    """Answer from the retained tail what was put there last. That a record is gone is not known: another may be."""
-    for place in asked:
-        change = local.changes.get(place)
-        if change is None or not change.present:
-            if not new:
-                raise StoreUnavailable(_UNKNOWN)
-            found[place] = None
-            continue
-        _decide_local(local, change, found, values=values, saved=True, current=False)
-
-
-def _merge_page(
-    scope: Scope, local: LocalRecords, view: RecordsView, where: RecordRange
-) -> list[LocalChange | StoredRecord]:
+def _merge_page(local: LocalRecords, view: RecordsView, where: RecordRange) -> list[StoredRecord]:
     """Return the store's page with the pending changes in it and over it, as far as the page reaches."""
-
-    def stands(one: StoredRecord) -> bool:
-        lane = scope.lane(one.place[0])
-        return one.place not in changes and not local.cleared(lane, one.place, view.heads.get(lane, 0))
-
-    changes = {
-        place: change for place, change in local.changes.items() if change.sequence > view.heads.get(change.lane, 0)
-    }
     bound = view.records[-1].place if view.full else None
-    merged: list[LocalChange | StoredRecord] = [one for one in view.records if stands(one)]
-    for place, change in changes.items():
+    merged = [record for record in view.records if local.tells(record.place, view.heads) is None]
+    for place, change in local.changes.items():
         beyond = bound is not None and (place < bound if where.reverse else place > bound)
-        if change.present and not beyond:
+        if change.present and not beyond and change.sequence > view.heads.get(change.lane, 0):
             merged.append(change)
-    return sorted(merged, key=lambda one: one.place, reverse=where.reverse)
+    return sorted(merged, key=lambda record: record.place, reverse=where.reverse)
 
 
-def stored_record(one: StoredRecord) -> Record:
-    """Convert a record of the history store."""
+def _record(local: LocalRecords, found: StoredRecord, *, values: bool, current: bool = True) -> Record:
+    """Convert a record of the file or of the store.
+
+    :raises OutboxUnavailable: the file lacks the value of a put, which was read in one snapshot with it.
+    """
+    if not isinstance(found, LocalChange):
+        return stored_record(found)
+    body = local.bodies.get(found.position)
+    if values and body is None:
+        raise OutboxUnavailable("the value of a record is missing in the outbox file: run `letopis outbox verify`")
+    # Of a store that answers, it is not in there.
+    return stored_record(replace(found, body=body), saved=not (current or local.is_pending(found)), current=current)
+
+
+def stored_record(found: StoredRecord, *, saved: bool = True, current: bool = True) -> Record:
+    """Convert a record of the history store, or a change of the file."""
     return Record(
-        scope=one.scope,
-        namespace=decode_namespace(one.place[0]),
-        key=one.place[1].decode(),
-        value=None if one.body is None else decode_body(one.media, one.body),
-        media=one.media,
-        revision=one.revision,
-        size=one.size,
-        updated_at=from_microseconds(one.updated_at),
-        tags=dict(one.tags),
-    )
-
-
-def _local_record(change: LocalChange, body: bytes | None, *, saved: bool, current: bool = True) -> Record:
-    return Record(
-        scope=scope_of(change.lane),
-        namespace=decode_namespace(change.place[0]),
-        key=change.place[1].decode(),
-        value=None if body is None else decode_body(change.media, body),
-        media=change.media,
-        revision=change.revision,
-        size=change.size,
-        updated_at=from_microseconds(change.updated_at),
-        tags=dict(change.tags),
+        scope=found.scope,
+        namespace=decode_namespace(found.place[0]),
+        key=found.place[1].decode(),
+        value=None if found.body is None else decode_body(found.media, found.body),
+        media=found.media,
+        revision=found.revision,
+        size=found.size,
+        updated_at=from_microseconds(found.updated_at),
+        tags=dict(found.tags),
         saved=saved,
         current=current,
     )

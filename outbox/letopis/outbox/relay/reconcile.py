@@ -33,6 +33,7 @@ from letopis.store.database.store_identity import expected_store_id
 from letopis.store.errors import LetopisError, OriginSuperseded
 from letopis.store.maintenance.continuity import LogCount
 from letopis.store.model.records import is_record_lane
+from letopis.store.rules.apply_plan import LaneBatch
 
 T = TypeVar("T")
 
@@ -176,7 +177,10 @@ class Reconciler:
             return
         origin = replace(self._outbox.origin, store_id=expected_store_id())
         try:
-            await self._store.outbox_access.trim_records(origin, pruned)
+            untrimmed = await self._store.outbox_access.untrimmed(origin.origin_id, pruned)
+            batch = [LaneBatch(conversation_id=name, deliveries=(), pruned=upto) for name, upto in untrimmed.items()]
+            if batch:
+                await self._store.apply(origin, batch)
         except (StoreFault, OriginSuperseded) as error:  # the next comparison tries again, and deliveries report it
             logger.debug("ledgers of records could not be trimmed: %s", error, extra=log_context())
 

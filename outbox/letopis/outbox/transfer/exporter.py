@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
-from letopis.outbox.transfer.record_source import RecordSource
+from letopis.outbox.transfer.record_source import RecordSource, all_items
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.records import Scope
@@ -14,6 +14,8 @@ from letopis.store.read.paging import DEFAULT_STATES
 from letopis.store.transfer.jsonl import render_line
 from letopis.store.transfer.record_lines import render_record
 from letopis.store.transfer.seen_keys import SeenKeys
+
+T = TypeVar("T")
 
 PAGE: Final = 500
 EXPORTED_STATES: Final = ("active", "archived")
@@ -140,32 +142,28 @@ class Exporter:
             ) from error
 
     async def _listed(self, owner: str | None) -> AsyncIterator[Conversation]:
-        after: str | None = None
-        while True:
-            page = await self.source.conversations(owner=owner, after=after, limit=PAGE, states=EXPORTED_STATES)
-            _whole(page)
-            for found in page:
-                yield found
-            if (after := page.next) is None:
-                return
+        async def read(after: str | None) -> Page[Conversation]:
+            return _whole(await self.source.conversations(owner=owner, after=after, limit=PAGE, states=EXPORTED_STATES))
+
+        async for found in all_items(read):
+            yield found
 
     async def _lines(self, found: Conversation, count: SeenKeys) -> AsyncIterator[bytes]:
         self.conversations += 1
-        after: str | None = None
-        while True:
-            page = await self.source.messages(found.conversation_id, first=PAGE, after=after)
-            _whole(page)
-            for message in page:
-                # A fork is exported with what it inherits, so that the export does not depend on the parent.
-                said = replace(message, conversation_id=found.conversation_id)
-                yield render_line(said, owner=found.owner_id, count=count)
-                self.lines += 1
-            if (after := page.next) is None:
-                return
+
+        async def read(after: str | None) -> Page[RecordedMessage]:
+            return _whole(await self.source.messages(found.conversation_id, first=PAGE, after=after))
+
+        async for message in all_items(read):
+            # A fork is exported with what it inherits, so that the export does not depend on the parent.
+            said = replace(message, conversation_id=found.conversation_id)
+            yield render_line(said, owner=found.owner_id, count=count)
+            self.lines += 1
 
 
-def _whole(page: Page[Conversation] | Page[RecordedMessage]) -> None:
+def _whole(page: Page[T]) -> Page[T]:
     if not page.complete:
         raise Incomplete(
             "the history store cannot be read, so older messages would be missing: `letopis db check` says why it is so"
         )
+    return page

@@ -308,9 +308,8 @@ def _first_use(item: _Item, seen: SeenKeys, counts: ImportCounts) -> _Item | Ref
 
 
 def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> RecordItem | Refused:
-    change = item.change
-    place = b"\1".join((item.line.scope.name.encode(), *change.place))
-    whole = place + change.event.digest
+    place = b"\1".join((item.line.scope.name.encode(), *item.prepared.change.place))
+    whole = place + item.prepared.event.digest
     if seen.seen(whole):
         counts.known += 1
     elif seen.seen(place):

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
+from uuid import UUID
 
-from letopis.outbox.event_log.records.changes import PreparedChange, prepare_put
-from letopis.outbox.event_log.records.log import ChangeWritten, RecordAppend, StoreLook
+from letopis.outbox.event_log.append_plan import Appended
+from letopis.outbox.event_log.records.changes import PreparedChange, prepare_put, together
 from letopis.outbox.event_log.records.lookups import LocalRecords, read_places
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.conversation_store import ConversationStore
@@ -16,7 +17,9 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store
 from letopis.store.errors import ConversationGone, InvalidInput
 from letopis.store.model.events import to_microseconds
-from letopis.store.model.records import ABSENT, Media, Scope, Tag
+from letopis.store.model.records import ABSENT, Media, RecordKey, Scope, Tag
+from letopis.store.read.records import RecordsView
+from letopis.store.rules.record_plan import RecordChange
 from letopis.store.transfer.jsonl import Refused
 from letopis.store.transfer.record_lines import RecordLine
 
@@ -28,7 +31,7 @@ class RecordItem:
     """One line with a record, encoded."""
 
     line: RecordLine
-    change: PreparedChange
+    prepared: PreparedChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +49,13 @@ class TakenRecords:
 def check_record(line: RecordLine) -> RecordItem | Refused:
     """Return a line encoded for storage, or why it is refused."""
     try:
-        change = prepare_put(
-            line.scope, line.namespace, line.key, line.value, expected=ABSENT, keep=True, tags=line.tags
-        )
+        item = prepare_put(line.scope, line.namespace, line.key, line.value, expected=ABSENT, keep=True, tags=line.tags)
     except InvalidInput as error:
         return Refused(number=line.number, reason=str(error), size=line.size)
     if line.put_at is not None:
-        change = replace(change, event=replace(change.event, occurred_at=to_microseconds(line.put_at)))
-    return RecordItem(line, change)
+        put_at = to_microseconds(line.put_at)
+        item = PreparedChange(replace(item.event, occurred_at=put_at), replace(item.change, occurred_at=put_at))
+    return RecordItem(line, item)
 
 
 class RecordImporter:
@@ -79,62 +81,49 @@ class RecordImporter:
         imported, known, refused = 0, 0, list[Refused]()
         for scope, mine in scopes.items():
             try:
-                written = await self._append(scope, mine)
+                appended = await self._append(scope, mine)
             except ConversationGone as error:
                 refused += [Refused(number=one.line.number, reason=str(error), size=one.line.size) for one in mine]
                 continue
-            for item, change in zip(mine, written, strict=True):
-                if not change.kept:
+            for item, sequence, revision in zip(mine, appended.sequences, appended.revisions, strict=True):
+                if sequence:
                     imported += 1
-                elif await self._is_same(scope, item, change):
+                elif await self._is_same(scope, item, revision):
                     known += 1
                 else:
                     refused.append(Refused(number=item.line.number, reason=_OTHER, size=item.line.size))
         return TakenRecords(imported, known, refused)
 
-    async def _append(self, scope: Scope, items: Sequence[RecordItem]) -> Sequence[ChangeWritten]:
-        outbox = self._outbox
-        work = RecordAppend(
-            [item.change for item in items],
-            now_us=outbox.now_us,
-            look=await self._look(scope, items),
-            trusting=True,
-            check_room=outbox.gate.check_space,
-        )
-        return await outbox.write(work)
+    async def _append(self, scope: Scope, items: Sequence[RecordItem]) -> Appended:
+        changes = [item.prepared for item in items]
+        view = await self._ask(scope, [item.change.place for item in changes], values=False)
+        return await self._outbox.append(together(scope, changes, view=view, trusting=True))
 
-    async def _look(self, scope: Scope, items: Sequence[RecordItem]) -> StoreLook | None:
-        """Return what the store holds of the records; ``None`` if it does not answer."""
+    async def _ask(self, scope: Scope, places: Sequence[RecordKey], *, values: bool) -> RecordsView | None:
+        """Return what the store holds of records; ``None`` if it does not answer."""
         if not self._answers:
             return None
-        places = [item.change.place for item in items]
+        origin_id = self._outbox.origin.origin_id
         try:
             with expect_store(self._outbox.probe.store_id()):
-                view = await self._store.outbox_access.records(
-                    scope, places, origin_id=self._outbox.origin.origin_id, values=False
+                return await self._store.outbox_access.read_records(
+                    lambda reader, connection: reader.get(connection, scope, places, origin_id=origin_id, values=values)
                 )
         except StoreFault:
             self._answers = False
             return None
-        held = {one.place: one.revision for one in view.records}
-        return StoreLook(revisions={place: held.get(place) for place in places}, heads=view.heads)
 
-    async def _is_same(self, scope: Scope, item: RecordItem, there: ChangeWritten) -> bool:
+    async def _is_same(self, scope: Scope, item: RecordItem, revision: UUID | None) -> bool:
         """Return True if an existing record has the value and the tags of a line, or if that is unknown."""
-        change = item.change
+        change = item.prepared.change
         read = partial(read_places, scope=scope, places=[change.place], values=True)
         local: LocalRecords = await self._outbox.read(read)
         held = local.changes.get(change.place)
-        if held is not None and held.revision == there.revision and held.position in local.bodies:
+        if held is not None and held.revision == revision and held.position in local.bodies:
             return _equal(change, held.media, held.tags, local.bodies[held.position])
-        try:
-            view = await self._store.outbox_access.records(
-                scope, [change.place], origin_id=self._outbox.origin.origin_id
-            )
-        except StoreFault:
-            return True
-        return all(_equal(change, one.media, one.tags, one.body) for one in view.records)
+        view = await self._ask(scope, [change.place], values=True)
+        return view is None or all(_equal(change, one.media, one.tags, one.body) for one in view.records)
 
 
-def _equal(change: PreparedChange, media: Media, tags: Mapping[str, Tag], body: bytes | None) -> bool:
-    return (change.media, dict(change.tags or {}), change.event.body) == (media, dict(tags), body)
+def _equal(change: RecordChange, media: Media, tags: Mapping[str, Tag], body: bytes | None) -> bool:
+    return (change.media, dict(change.tags), change.body) == (media, dict(tags), body)

@@ -2,90 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Final, TypeVar
 from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.outbox.history.history import History
 from letopis.outbox.pending_reads.record_reads import stored_record
 from letopis.store.conversation_store import ConversationStore
+from letopis.store.model.conversations import Page
 from letopis.store.model.records import Record, RecordRange, Scope
+from letopis.store.read.records import RecordReader, RecordsView
+
+T = TypeVar("T")
 
 _PAGE: Final = 200
-_NOBODY: Final = UUID(int=0)
+_NO_OUTBOX: Final = UUID(int=0)
 
 
-class RecordSource(Protocol):
-    """Where records are read from."""
-
-    def scopes(self) -> AsyncIterator[Scope]:
-        """Yield the scopes that have records.
-
-        :raises StoreUnavailable: the history store does not answer.
-        """
-        ...
-
-    def records(self, scope: Scope) -> AsyncIterator[Record]:
-        """Yield the records of a scope with their values, in order.
-
-        :raises StoreUnavailable: the history store does not answer.
-        """
-        ...
+async def all_items(read: Callable[[str | None], Awaitable[Page[T]]]) -> AsyncIterator[T]:
+    """Yield the items of all pages that ``read(after)`` returns."""
+    after: str | None = None
+    while True:
+        page = await read(after)
+        for item in page:
+            yield item
+        if (after := page.next) is None:
+            return
 
 
-class HistoryRecords:
-    """The records of a history, pending ones included."""
+class RecordSource:
+    """The records of a history, with what is pending, or of a history store alone.
 
-    def __init__(self, history: History) -> None:
-        self._history = history
+    Its methods raise ``StoreUnavailable`` or a ``StoreFault`` while the store does not answer.
+    """
+
+    def __init__(self, source: History | ConversationStore) -> None:
+        self._source = source
 
     async def scopes(self) -> AsyncIterator[Scope]:
-        """See :class:`RecordSource`."""
-        after: str | None = None
-        while True:
-            page = await self._history.record_scopes(limit=_PAGE, after=after)
-            for scope in page:
+        """Yield the scopes that have records."""
+        if isinstance(source := self._source, History):
+            async for scope in all_items(lambda after: source.record_scopes(limit=_PAGE, after=after)):
                 yield scope
-            if (after := page.next) is None:
-                return
-
-    async def records(self, scope: Scope) -> AsyncIterator[Record]:
-        """See :class:`RecordSource`."""
-        after: str | None = None
-        while True:
-            page = await self._history.records(scope).list(limit=_PAGE, after=after)
-            for record in page:
-                yield record
-            if (after := page.next) is None:
-                return
-
-
-class StoreRecords:
-    """The records of a history store alone."""
-
-    def __init__(self, store: ConversationStore) -> None:
-        self._access = store.outbox_access
-
-    async def scopes(self) -> AsyncIterator[Scope]:
-        """See :class:`RecordSource`."""
+            return
         after = ""
-        while found := await self._access.record_scopes(limit=_PAGE, after=after):
+        while found := await source.outbox_access.read_records(partial(_scopes, after=after)):
             for scope in found:
                 yield scope
             after = found[-1].name
 
     async def records(self, scope: Scope) -> AsyncIterator[Record]:
-        """See :class:`RecordSource`."""
-        where = RecordRange()
-        while True:
-            view = await self._access.record_page(scope, where, limit=_PAGE, origin_id=_NOBODY)
-            for one in view.records:
-                yield stored_record(one)
-            if not view.full:
-                return
-            where = RecordRange(after=view.records[-1].place)
+        """Yield the records of a scope with their values, in order."""
+        if isinstance(source := self._source, History):
+            async for record in all_items(lambda after: source.records(scope).list(limit=_PAGE, after=after)):
+                yield record
+            return
+        where: RecordRange | None = RecordRange()
+        while where is not None:
+            view = await source.outbox_access.read_records(partial(_records, scope=scope, where=where))
+            for found in view.records:
+                yield stored_record(found)
+            where = RecordRange(after=view.records[-1].place) if view.full else None
 
 
-def records_of(source: History | ConversationStore) -> RecordSource:
-    """Return the records beside the messages of a source."""
-    return HistoryRecords(source) if isinstance(source, History) else StoreRecords(source)
+async def _scopes(reader: RecordReader, connection: AsyncConnection, *, after: str) -> list[Scope]:
+    return await reader.scopes(connection, limit=_PAGE, after=after)
+
+
+async def _records(
+    reader: RecordReader, connection: AsyncConnection, *, scope: Scope, where: RecordRange
+) -> RecordsView:
+    return await reader.page(connection, scope, where, limit=_PAGE, origin_id=_NO_OUTBOX)

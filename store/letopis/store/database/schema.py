@@ -36,6 +36,15 @@ Name: Final = (
 """A name that Letopis defines: an event type, a role, a state."""
 
 
+LaneName: Final = (
+    sa.String(264)
+    .with_variant(sa.String(264, collation="C"), "postgresql")
+    .with_variant(sa.String(264, collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
+)
+"""The name of a lane or a scope of records: an id or, for records, one with a mark before it and, for a space, a number
+behind it."""
+
+
 class LongText(sa.types.TypeDecorator[str]):
     """Text of any length: MariaDB's own TEXT ends at 64 KiB.
 
@@ -154,12 +163,15 @@ origins: Final = _table(
 lanes: Final = _table(
     "letopis_lanes",
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("conversation_id", Identifier, primary_key=True),
+    # A lane of records has a name that begins with U+0001.
+    sa.Column("conversation_id", LaneName, primary_key=True),
     sa.Column("origin_id", Uuid16(), primary_key=True),
     sa.Column("sequence", Counter, nullable=False),
     # Sequences up to it that the log does not have, because another place held the same event already.
     sa.Column("duplicates", Counter, nullable=False),
-    comment="How far each outbox has got in each conversation: what makes a delivery take effect once.",
+    # The ledger of a lane of records begins after it: its outbox can send nothing again from before.
+    sa.Column("floor", Counter, nullable=False),
+    comment="How far each outbox has got in each lane: what makes a delivery take effect once.",
 )
 
 conversations: Final = _table(
@@ -298,12 +310,6 @@ tasks: Final = _table(
     comment="What events did to very many rows: heeded by readers at once, carried out in steps.",
 )
 
-RecordLane: Final = (
-    sa.String(264)
-    .with_variant(sa.String(264, collation="C"), "postgresql")
-    .with_variant(sa.String(264, collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
-)
-"""The name of a record lane or its scope: an id with a mark before it and, for a space, a number behind it."""
 RecordKey: Final = sa.LargeBinary(512).with_variant(sa.VARBINARY(512), "mysql", "mariadb")
 """A namespace or a key, encoded: bytes compare alike on all three, and a prefix is one range."""
 Value: Final = MediumBlob()
@@ -314,7 +320,7 @@ records: Final = _table(
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     # Derived from scope, namespace and key, so that what belongs to a record has a short key.
     sa.Column("record_id", Uuid16(), primary_key=True),
-    sa.Column("scope", RecordLane, nullable=False),
+    sa.Column("scope", LaneName, nullable=False),
     sa.Column("namespace", RecordKey, nullable=False),
     sa.Column("record_key", RecordKey, nullable=False),
     sa.Column("revision", Uuid16(), nullable=False),
@@ -347,21 +353,10 @@ record_tags: Final = _table(
     comment="The tags of records, to find them across scopes.",
 )
 
-record_lanes: Final = _table(
-    "letopis_record_lanes",
-    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("lane", RecordLane, primary_key=True),
-    sa.Column("origin_id", Uuid16(), primary_key=True),
-    sa.Column("sequence", Counter, nullable=False),
-    # The ledger begins after it: its outbox can send nothing again from before.
-    sa.Column("floor", Counter, nullable=False),
-    comment="How far each outbox has got in each lane of records, as letopis_lanes for conversations.",
-)
-
 record_ledger: Final = _table(
     "letopis_record_ledger",
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("lane", RecordLane, primary_key=True),
+    sa.Column("conversation_id", LaneName, primary_key=True),
     sa.Column("origin_id", Uuid16(), primary_key=True),
     sa.Column("sequence", Counter, primary_key=True, autoincrement=False),
     sa.Column("event_id", Uuid16(), nullable=False),

@@ -12,10 +12,22 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from letopis.store.database.schema import conversations, events, lanes, log_heads, metadata, origins, owners
-from letopis.store.maintenance.record_integrity import record_problems
+from letopis.store.database.schema import (
+    conversations,
+    events,
+    lanes,
+    log_heads,
+    metadata,
+    origins,
+    owners,
+    record_ledger,
+    record_parts,
+    record_tags,
+    records,
+)
 from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.codec import decode, digest_of
+from letopis.store.model.records import FIRST_CONVERSATION_ID, Scope, lane_subject
 from letopis.store.rules.redaction import is_stripped
 
 PAGE_ROWS: Final = 500
@@ -27,6 +39,8 @@ STRUCTURE_CHECK: Final = f"PRAGMA integrity_check({MAX_NAMED_PROBLEMS})"
 """SQLite's check of a whole file; see :func:`structure_problems`."""
 UNREADABLE_ERRORS: Final = (SQLAlchemyError, ValueError, TypeError, OverflowError)
 """Raised by rows that cannot be what was written."""
+
+_LANE_KEY: Final = ("partition", "conversation_id", "origin_id")
 
 Checked = Callable[[int, int], None]
 """Takes how many events of how many were compared."""
@@ -187,26 +201,30 @@ async def _sequences(connection: AsyncConnection) -> AsyncIterator[str]:
 
 
 async def _lanes(connection: AsyncConnection) -> AsyncIterator[str]:
-    last = (
-        sa.select(
-            events.c.partition,
-            events.c.conversation_id,
-            events.c.origin_id,
-            sa.func.max(events.c.sequence).label("last"),
-            sa.func.count().label("held"),
+    for log in (events, record_ledger):
+        last = (
+            sa.select(
+                *(log.c[name] for name in _LANE_KEY),
+                sa.func.min(log.c.sequence).label("first"),
+                sa.func.max(log.c.sequence).label("last"),
+                sa.func.count().label("held"),
+            )
+            .group_by(*(log.c[name] for name in _LANE_KEY))
+            .subquery()
         )
-        .group_by(events.c.partition, events.c.conversation_id, events.c.origin_id)
-        .subquery()
-    )
-    same = _same_lane(lanes, last)
-    held = sa.func.coalesce(last.c.held, 0)
-    # Without duplicates, the last sequence shows an event that was put in another's place, too.
-    moved = sa.and_(lanes.c.duplicates == 0, lanes.c.sequence != last.c.last)
-    differ = sa.or_(lanes.c.sequence.is_(None), lanes.c.sequence != held + lanes.c.duplicates, moved)
-    for left, right, kind in ((last, lanes, "lane"), (lanes, last, "events")):
-        wrong = sa.select(left.c.conversation_id).select_from(left.outerjoin(right, same)).where(differ)
-        for (conversation_id,) in await _first_rows(connection, wrong):
-            yield f"conversation {conversation_id!r}: the counter of an outbox does not match its {kind}"
+        own = lanes.c.conversation_id < FIRST_CONVERSATION_ID
+        own = own if log is record_ledger else sa.not_(own)
+        there = sa.select(lanes).where(own).subquery()
+        held = sa.func.coalesce(last.c.held, 0)
+        # Without duplicates, the last sequence shows an event that was put in another's place, too.
+        moved = sa.and_(there.c.duplicates == 0, there.c.sequence != last.c.last)
+        counted = held + there.c.duplicates + there.c.floor
+        differ = sa.or_(there.c.sequence.is_(None), there.c.sequence != counted, last.c.first <= there.c.floor, moved)
+        for left, right, kind in ((last, there, "lane"), (there, last, "events")):
+            same = _same_lane(there, last)
+            wrong = sa.select(left.c.conversation_id).select_from(left.outerjoin(right, same)).where(differ)
+            for (name,) in await _first_rows(connection, wrong):
+                yield f"{lane_subject(name)}: the counter of an outbox does not match its {kind}"
     known = sa.select(origins.c.origin_id)
     unknown = sa.select(sa.func.count()).select_from(lanes).where(lanes.c.origin_id.not_in(known))
     if count := (await connection.execute(unknown)).scalar_one():
@@ -214,7 +232,7 @@ async def _lanes(connection: AsyncConnection) -> AsyncIterator[str]:
 
 
 def _same_lane(one: Any, other: Any) -> sa.ColumnElement[bool]:
-    return sa.and_(*(one.c[name] == other.c[name] for name in ("partition", "conversation_id", "origin_id")))
+    return sa.and_(*(one.c[name] == other.c[name] for name in _LANE_KEY))
 
 
 async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
@@ -242,6 +260,45 @@ async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
     )
     for (owner_id,) in await _first_rows(connection, lost):
         yield f"the active conversation of owner {owner_id!r} does not exist"
+
+
+async def record_problems(connection: AsyncConnection) -> AsyncIterator[str]:
+    """Yield the problems of records: values that are not whole, rows that belong to nothing."""
+    async for problem in _values(connection):
+        yield problem
+    for table in (record_parts, record_tags):
+        same = sa.and_(records.c.partition == table.c.partition, records.c.record_id == table.c.record_id)
+        strays = (
+            sa.select(sa.func.count()).select_from(table.outerjoin(records, same)).where(records.c.record_id.is_(None))
+        )
+        if count := (await connection.execute(strays)).scalar_one():
+            yield f"{count} rows of {table.name} belong to no record"
+
+
+async def _values(connection: AsyncConnection) -> AsyncIterator[str]:
+    length = sa.func.length if connection.dialect.name != "postgresql" else sa.func.octet_length
+    parts = (
+        sa.select(
+            record_parts.c.partition,
+            record_parts.c.record_id,
+            sa.func.count().label("held"),
+            sa.func.sum(length(record_parts.c.body)).label("octets"),
+        )
+        .group_by(record_parts.c.partition, record_parts.c.record_id)
+        .subquery()
+    )
+    same = sa.and_(parts.c.partition == records.c.partition, parts.c.record_id == records.c.record_id)
+    inline = sa.and_(
+        records.c.parts == 0,
+        sa.or_(records.c.body.is_(None), length(records.c.body) != records.c.size, parts.c.held.is_not(None)),
+    )
+    apart = sa.and_(
+        records.c.parts > 0,
+        sa.or_(sa.func.coalesce(parts.c.held, 0) != records.c.parts, parts.c.octets != records.c.size),
+    )
+    wrong = sa.select(records.c.scope).select_from(records.outerjoin(parts, same)).where(sa.or_(inline, apart))
+    for row in await _first_rows(connection, wrong):
+        yield f"records of {Scope(row.scope)}: a value is not whole"
 
 
 async def _other_tables(connection: AsyncConnection) -> AsyncIterator[str]:

@@ -32,6 +32,8 @@ SPACE_LANES: Final = 16
 
 _MARK: Final = "\x01"
 """Begins the name of each record lane. No conversation id can, because identifiers hold no control characters."""
+FIRST_CONVERSATION_ID: Final = "\x02"
+"""Sorts after the names of all lanes of records, and before all ids of conversations."""
 _CONVERSATION: Final = f"{_MARK}c:"
 _OWNER: Final = f"{_MARK}o:"
 _SPACE: Final = f"{_MARK}s:"
@@ -136,8 +138,8 @@ class Scope:
         return f"{self.name}:{sha256(namespace).digest()[0] % SPACE_LANES}"
 
     def partition(self, partitions: int) -> int:
-        """Return the log partition in which its rows are."""
-        return partition_of(self.name, partitions)
+        """Return the log partition in which its rows are: that of its conversation or owner."""
+        return partition_of(self.name[3:], partitions)
 
     def __str__(self) -> str:
         return " ".join(self.named)
@@ -154,9 +156,19 @@ def scope_of(lane: str) -> Scope:
     return Scope(lane.rpartition(":")[0]) if scope.in_lanes else scope
 
 
+def lane_partition(name: str, partitions: int) -> int:
+    """Return the log partition of a lane, of a conversation or of records."""
+    return scope_of(name).partition(partitions) if is_record_lane(name) else partition_of(name, partitions)
+
+
 def shown_lane(name: str) -> str:
     """Return a lane's name as people may read it: without the mark of a record lane."""
     return f"records of {scope_of(name)}" if is_record_lane(name) else name
+
+
+def lane_subject(name: str) -> str:
+    """Return a lane's name as the subject of a sentence."""
+    return shown_lane(name) if is_record_lane(name) else f"conversation {name!r}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +271,16 @@ def encode_key(key: object, field_name: str = "key") -> bytes:
     if not 0 < len(encoded) <= MAX_KEY_BYTES:
         raise InvalidInput(field_name, f"is {len(encoded)} bytes in UTF-8, it must be 1 to {MAX_KEY_BYTES}")
     return encoded
+
+
+def read_place(namespace: object, key: object) -> RecordKey:
+    """Return the namespace and key that a cursor holds.
+
+    :raises TypeError: it holds none.
+    """
+    if not isinstance(namespace, str) or not isinstance(key, str):
+        raise TypeError
+    return namespace.encode(), key.encode()
 
 
 def check_tags(tags: object, field_name: str = "tags") -> dict[str, Tag]:

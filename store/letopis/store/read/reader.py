@@ -27,7 +27,7 @@ from letopis.store.model.conversations import Conversation, Page, RecordedMessag
 from letopis.store.model.event_types import MessageAppended, MessageEdited, MessageFailed, MessageSent, read
 from letopis.store.model.events import RecordedEvent
 from letopis.store.model.identifiers import check_identifier, partition_of
-from letopis.store.model.records import is_record_lane
+from letopis.store.model.records import is_record_lane, lane_partition
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.read.paging import (
     DEFAULT_STATES,
@@ -116,7 +116,7 @@ class Reader:
     def __init__(self, dialect: Dialect, *, partitions: int, upcasters: Upcasters) -> None:
         self._partitions = partitions
         self._upcasters = upcasters
-        self.records = RecordReader(dialect, partitions=partitions)
+        self.records = RecordReader(dialect, self.lanes, partitions=partitions)
         self.reads_as_stored = upcasters is NO_UPCASTERS
         """Whether messages are returned as they were appended, with no upcaster in between."""
         self._statements = dialect.shared(ReadStatements)
@@ -324,20 +324,22 @@ class Reader:
             raise InvalidInput("origin_id", f"must be a UUID, not {type(origin_id).__name__}")
         if isinstance(conversation_ids, str) or not isinstance(conversation_ids, Collection):
             raise InvalidInput("conversation_ids", f"must be a sequence of ids, not {type(conversation_ids).__name__}")
-        of_records = [name for name in conversation_ids if isinstance(name, str) and is_record_lane(name)]
-        heads = await self.records.heads(connection, origin_id, of_records) if of_records else {}
-        others = [name for name in conversation_ids if not (isinstance(name, str) and is_record_lane(name))]
-        for part in in_batches(dict.fromkeys(check_identifier(name, "conversation_id") for name in others)):
-            rows = await connection.execute(
-                self._statements.lane_heads,
-                {
-                    "partitions": sorted({partition_of(name, self._partitions) for name in part}),
-                    "conversations": part,
-                    "origin": origin_id,
-                },
-            )
-            heads.update({row.conversation_id: row.sequence for row in rows})
-        return heads
+        for name in conversation_ids:
+            if not (isinstance(name, str) and is_record_lane(name)):
+                check_identifier(name, "conversation_id")
+        found = await self.lanes(connection, origin_id, conversation_ids)
+        return {name: row.sequence for name, row in found.items()}
+
+    async def lanes(
+        self, connection: AsyncConnection, origin_id: UUID, names: Collection[str]
+    ) -> dict[str, sa.Row[Any]]:
+        """Return the sequence and the floor of an origin's lanes, by name; unknown lanes are left out."""
+        found: dict[str, sa.Row[Any]] = {}
+        for part in in_batches(dict.fromkeys(names)):
+            partitions = sorted({lane_partition(name, self._partitions) for name in part})
+            values = {"partitions": partitions, "conversations": part, "origin": origin_id}
+            found |= {row.conversation_id: row for row in await connection.execute(self._statements.lanes, values)}
+        return found
 
     async def log(self, connection: AsyncConnection, *, partition: int, after: int, limit: int) -> list[RecordedEvent]:
         """Return the next events of a log partition, by position."""

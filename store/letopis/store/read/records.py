@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
-from letopis.store.database.schema import record_lanes, record_parts, record_tags, records
+from letopis.store.database.schema import record_parts, record_tags, records
 from letopis.store.model.records import (
     MAX_VALUE_BYTES,
     Media,
@@ -22,10 +22,10 @@ from letopis.store.model.records import (
     Tag,
     encode_tag,
     range_end,
-    scope_of,
 )
 from letopis.store.rules.record_plan import record_id
 
+ReadLanes = Callable[[AsyncConnection, UUID, Collection[str]], Awaitable[Mapping[str, sa.Row[Any]]]]
 _HELD: Final = (
     "record_id",
     "scope",
@@ -74,7 +74,8 @@ class RecordsView:
 class RecordReader:
     """Reads records; each method expects a snapshot."""
 
-    def __init__(self, dialect: Dialect, *, partitions: int) -> None:
+    def __init__(self, dialect: Dialect, lanes: ReadLanes, *, partitions: int) -> None:
+        self._lanes = lanes
         self._partitions = partitions
         self._columns = [records.c[name] for name in _HELD]
         self._by_id = sa.select(*self._columns).where(
@@ -93,36 +94,6 @@ class RecordReader:
             )
             .order_by(record_parts.c.part)
         )
-        self._heads = sa.select(record_lanes.c.lane, record_lanes.c.sequence, record_lanes.c.floor).where(
-            dialect.among(record_lanes.c.partition, "partitions"),
-            dialect.among(record_lanes.c.lane, "lanes"),
-            record_lanes.c.origin_id == sa.bindparam("origin"),
-        )
-
-    async def heads(self, connection: AsyncConnection, origin_id: UUID, lanes: Collection[str]) -> dict[str, int]:
-        """Return the last applied sequence of an outbox's record lanes; unknown lanes are left out."""
-        return {row.lane: row.sequence for row in await self._lanes(connection, origin_id, lanes)}
-
-    async def untrimmed(
-        self, connection: AsyncConnection, origin_id: UUID, pruned: Mapping[str, int]
-    ) -> dict[str, int]:
-        """Return those of an outbox's lanes whose ledger reaches back to before what the outbox has pruned."""
-        rows = await self._lanes(connection, origin_id, pruned)
-        return {row.lane: pruned[row.lane] for row in rows if row.floor < min(pruned[row.lane], row.sequence)}
-
-    async def _lanes(self, connection: AsyncConnection, origin_id: UUID, lanes: Collection[str]) -> list[Any]:
-        found: list[Any] = []
-        for part in in_batches(dict.fromkeys(lanes)):
-            rows = await connection.execute(
-                self._heads,
-                {
-                    "partitions": sorted({scope_of(name).partition(self._partitions) for name in part}),
-                    "lanes": part,
-                    "origin": origin_id,
-                },
-            )
-            found += rows.all()
-        return found
 
     async def get(
         self,
@@ -144,7 +115,7 @@ class RecordReader:
         if values:
             bodies = {row.record_id: bytes(row.body) for row in rows if not row.parts}
             bodies |= await self._bodies(connection, partition, [row for row in rows if row.parts])
-        heads = await self.heads(connection, origin_id, {scope.lane(place[0]) for place in places})
+        heads = await self._heads(connection, origin_id, {scope.lane(place[0]) for place in places})
         return RecordsView(records=[_record(row, bodies.get(row.record_id)) for row in rows], heads=heads)
 
     async def page(
@@ -185,7 +156,7 @@ class RecordReader:
             full = full or kept < len(rows)
             rows = rows[:kept]
             bodies = await self._bodies(connection, partition, rows)
-        heads = await self.heads(connection, origin_id, scope.lanes)
+        heads = await self._heads(connection, origin_id, scope.lanes)
         return RecordsView(records=[_record(row, bodies.get(row.record_id)) for row in rows], heads=heads, full=full)
 
     async def find(
@@ -235,6 +206,9 @@ class RecordReader:
         statement = sa.select(records.c.scope).distinct().where(records.c.scope > after).order_by(records.c.scope)
         rows = await connection.execute(statement.limit(limit))
         return [Scope(row.scope) for row in rows]
+
+    async def _heads(self, connection: AsyncConnection, origin_id: UUID, names: Collection[str]) -> dict[str, int]:
+        return {name: row.sequence for name, row in (await self._lanes(connection, origin_id, names)).items()}
 
     async def _bodies(
         self, connection: AsyncConnection, partition: int, rows: Sequence[sa.Row[Any]]

@@ -93,7 +93,7 @@ class ReadStatements:
             events.c.conversation_id == sa.bindparam("conversation"),
             dialect.among(events.c.event_id, "ids"),
         )
-        self.lane_heads = sa.select(lanes.c.conversation_id, lanes.c.sequence).where(
+        self.lanes = sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.floor).where(
             dialect.among(lanes.c.partition, "partitions"),
             dialect.among(lanes.c.conversation_id, "conversations"),
             lanes.c.origin_id == sa.bindparam("origin"),

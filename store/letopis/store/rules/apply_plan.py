@@ -39,7 +39,7 @@ class SequencedEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneBatch:
-    """The events that one lane delivers: at least one, with consecutive sequences.
+    """The events that one lane delivers, with consecutive sequences; none if only ``pruned`` is told.
 
     :ivar pruned: up to here the outbox has pruned the lane, and can send nothing again; what is kept for a comparison
         may go.
@@ -51,9 +51,9 @@ class LaneBatch:
     pruned: int = 0
 
     def __post_init__(self) -> None:
-        if not self.deliveries:
+        if not (self.deliveries or self.pruned):
             raise InvalidInput("deliveries", "must not be empty")
-        for sequence, delivery in enumerate(self.deliveries, self.deliveries[0].sequence):
+        for sequence, delivery in enumerate(self.deliveries, self.deliveries[0].sequence if self.deliveries else 0):
             if delivery.sequence != sequence or sequence < 1:
                 raise InvalidInput("deliveries", f"must have consecutive sequences from 1, {sequence} is missing")
             if delivery.event.conversation_id != self.conversation_id:
@@ -130,13 +130,18 @@ class ComparedLane:
     known: tuple[SequencedEvent, ...]
     fresh: tuple[SequencedEvent, ...]
 
+    @property
+    def end(self) -> int:
+        """The head of the lane once the delivery is applied."""
+        return self.fresh[-1].sequence if self.fresh else self.head
+
 
 def compare_with_head(lane: LaneBatch, head: int) -> ComparedLane:
     """Split a delivery at the lane's head.
 
     :raises SequenceGap: events between the head and the first delivered one are missing.
     """
-    first = lane.deliveries[0].sequence
+    first = lane.deliveries[0].sequence if lane.deliveries else head + 1
     if first > head + 1:
         raise SequenceGap(conversation_id=lane.conversation_id, head=head, first=first)
     known = max(0, head + 1 - first)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 from letopis.store.errors import HistoryDiverged, InvalidInput
@@ -17,6 +17,7 @@ from letopis.store.model.records import (
     MAX_VALUE_BYTES,
     RECORD_DELETED,
     RECORD_PUT,
+    RECORD_TYPES,
     RECORDS_CLEARED,
     Condition,
     Expected,
@@ -26,11 +27,13 @@ from letopis.store.model.records import (
     Tag,
     check_tags,
     range_end,
-    scope_of,
 )
 from letopis.store.rules.apply_plan import ComparedLane, SequencedEvent
+from letopis.store.rules.preconditions import Conflict
 
 SCHEMA_VERSION: Final = 1
+SUPERSEDED: Final = Conflict(expected=0, actual=0)
+"""The conflict of a change whose condition did not hold: a record has no versions to name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +106,7 @@ def decode_change(delivery: SequencedEvent) -> RecordChange:
     if digest_of(event.conversation_id, event.type, event.schema_version, event.data, event.metadata) != event.digest:
         raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
     empty = RecordChange(sequence=delivery.sequence, event_id=event.event_id, type=event.type)
-    if event.type not in (RECORD_PUT, RECORD_DELETED, RECORDS_CLEARED) or event.schema_version != SCHEMA_VERSION:
+    if event.type not in RECORD_TYPES or event.schema_version != SCHEMA_VERSION:
         return empty
     try:
         data = decode(event.data)
@@ -111,31 +114,22 @@ def decode_change(delivery: SequencedEvent) -> RecordChange:
         raise InvalidInput("data", "is no JSON object") from error
     if event.redacted and "namespace" not in data:
         return replace(empty, type="")  # erased: it has no effect any more
-    prefix, key = _bytes(data, "namespace"), b""
-    if event.type == RECORDS_CLEARED:
-        return RecordChange(
-            sequence=delivery.sequence,
-            event_id=event.event_id,
-            type=event.type,
-            prefix=prefix,
-            erases=data.get("erase") is True,
-        )
-    key = _bytes(data, "key")
-    if not key:
+    prefix, cleared = _bytes(data, "namespace"), event.type == RECORDS_CLEARED
+    key = b"" if cleared else _bytes(data, "key")
+    if not (key or cleared):
         raise InvalidInput("data.key", "is missing")
     size, checksum, media = data.get("size", 0), data.get("sha256"), data.get("media", Media.JSON.value)
     if event.type == RECORD_PUT:
         _check_body(event, size, checksum)
     if not isinstance(size, int) or media not in list(Media):
         raise InvalidInput("data.media", "is none that this release knows")
-    return RecordChange(
-        sequence=delivery.sequence,
-        event_id=event.event_id,
-        type=event.type,
+    return replace(
+        empty,
         prefix=prefix,
         key=key,
         expected=_expected(data.get("expected")),
         keep=data.get("keep") is True,
+        erases=cleared and data.get("erase") is True,
         media=Media(media),
         size=size,
         tags=check_tags(data.get("tags"), "data.tags"),
@@ -252,6 +246,12 @@ class LedgerEntry:
     digest: bytes | None
     superseded: bool
 
+    @classmethod
+    def of(cls, row: Any) -> Self:
+        """Return the entry of a row of the table."""
+        digest = None if row.digest is None else bytes(row.digest)
+        return cls(event_id=row.event_id, digest=digest, superseded=bool(row.superseded))
+
 
 def check_known_changes(compared: ComparedLane, ledger: Mapping[int, LedgerEntry], *, floor: int) -> set[int]:
     """Check that each change up to the head is the one that was applied; return the sequences that were superseded.
@@ -273,9 +273,3 @@ def check_known_changes(compared: ComparedLane, ledger: Mapping[int, LedgerEntry
         if found.superseded:
             superseded.add(delivery.sequence)
     return superseded
-
-
-def conversations_of(lanes: Iterable[str]) -> Sequence[str]:
-    """Return the conversations whose records lanes carry, each once and sorted."""
-    found = {scope_of(lane).conversation_id for lane in lanes}
-    return sorted(name for name in found if name is not None)

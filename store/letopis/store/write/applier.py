@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy.exc import IntegrityError
@@ -17,20 +17,20 @@ from letopis.store.database.fault_classification import translated
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import InvalidInput
 from letopis.store.model.identifiers import check_identifier
-from letopis.store.model.records import Scope, is_record_lane, scope_of
+from letopis.store.model.records import is_record_lane
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.projections.inline import InlineProjections
 from letopis.store.rules.apply_plan import ApplyResult, LaneApplied, LaneBatch, Origin, SequencedEvent, TableRow
 from letopis.store.rules.decoding import DecodedEvent, decode_events
 from letopis.store.rules.projection import conflicts_of_shown, project_events
-from letopis.store.rules.record_plan import conversations_of
-from letopis.store.write.lanes import Comparison, Lanes
-from letopis.store.write.loading import LoadedLane, Loader
+from letopis.store.rules.record_plan import RecordChange, decode_change
+from letopis.store.write.lanes import AcceptedLane, Lanes
+from letopis.store.write.loading import Loader
 from letopis.store.write.log import LogWriter
-from letopis.store.write.record_lanes import AppliedRecords, RecordLanes
+from letopis.store.write.records import RecordWriter
 from letopis.store.write.redaction import Eraser
 from letopis.store.write.registration import Registration
-from letopis.store.write.row_writer import Erasure, ProjectedLane, RowWriter
+from letopis.store.write.row_writer import Erasure, RowWriter
 from letopis.store.write.transaction import ApplyTransaction
 
 logger = logging.getLogger("letopis.store.apply")
@@ -52,7 +52,7 @@ class DecodedBatch:
 
     def __init__(self, upcasters: Upcasters) -> None:
         self._upcasters = upcasters
-        self._decoded: dict[int, DecodedEvent] = {}
+        self._decoded: dict[int, DecodedEvent | RecordChange] = {}
 
     async def decode(self, batch: Sequence[LaneBatch]) -> None:
         """Decode a batch in small parts. Events that cannot be decoded are left out: they may not be needed."""
@@ -61,7 +61,7 @@ class DecodedBatch:
             for start in range(0, len(lane.deliveries), _DECODED_BETWEEN_YIELDS):
                 part = lane.deliveries[start : start + _DECODED_BETWEEN_YIELDS]
                 try:
-                    decoded = decode_events(part, self._upcasters)
+                    decoded = self._decode(part)
                 except InvalidInput:
                     continue
                 self._decoded.update(zip(map(id, part), decoded, strict=True))
@@ -70,8 +70,8 @@ class DecodedBatch:
                     count = 0
                     await asyncio.sleep(0)
 
-    def of(self, deliveries: Sequence[SequencedEvent]) -> tuple[DecodedEvent, ...]:
-        """Return decoded events of the batch.
+    def of(self, deliveries: Sequence[SequencedEvent]) -> tuple[Any, ...]:
+        """Return decoded events of one lane of the batch.
 
         :raises StoreFault: ``POISON``: one of them cannot be applied.
         """
@@ -79,21 +79,18 @@ class DecodedBatch:
         if len(found) == len(deliveries):
             return found
         try:
-            return decode_events(deliveries, self._upcasters)  # raises the error of the one that was left out
+            return self._decode(deliveries)  # raises the error of the one that was left out
         except InvalidInput as error:
             raise StoreFault(fault_class=FaultClass.POISON, code="invalid", reason=str(error)) from error
 
+    def _decode(self, deliveries: Sequence[SequencedEvent]) -> tuple[DecodedEvent | RecordChange, ...]:
+        if is_record_lane(deliveries[0].event.conversation_id):
+            return tuple(decode_change(delivery) for delivery in deliveries)
+        return decode_events(deliveries, self._upcasters)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
-    """A batch that is applied and not committed.
 
-    :ivar recorded: the rows that were added to the log.
-    """
-
-    result: ApplyResult
-    recorded: list[TableRow]
-    erasure: Erasure
+Applied = tuple[ApplyResult, list[TableRow], Erasure]
+"""The result of a batch that is not committed yet, the rows that it added to the log, and what it erased."""
 
 
 class Applier:
@@ -131,7 +128,7 @@ class Applier:
         self._loader = Loader(dialect, eraser)
         self._rows = RowWriter(dialect, eraser)
         self._log = LogWriter(dialect)
-        self._records = RecordLanes(dialect)
+        self._records = RecordWriter(dialect)
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a batch; see :meth:`letopis.store.conversation_store.ConversationStore.apply`."""
@@ -142,34 +139,15 @@ class Applier:
             if not is_record_lane(name):
                 check_identifier(name, "conversation_id")
         decoded = DecodedBatch(self._upcasters)
-        await decoded.decode([lane for lane in batch if not is_record_lane(lane.conversation_id)])
+        await decoded.decode(batch)
         async with self.write_lock:
-            applied = await self._apply_with_retries(origin, batch, decoded)
-        erasure = applied.erasure
+            result, _, erasure = await self._apply_with_retries(origin, batch, decoded)
         if erasure.released:
             await self._erase_released()
         if erasure.content or erasure.released or not self._erasures_recovered:
             self._erasures_recovered = True
             self._erased()
-        return applied.result
-
-    async def trim_records(self, origin: Origin, pruned: Mapping[str, int]) -> None:
-        """Trim the ledgers of record lanes to what their outbox has pruned, in one transaction.
-
-        :raises StoreFault: the database failed, or is not the origin's.
-        """
-        async with self.write_lock:
-            with translated():
-                async with self._engine.connect() as connection:
-                    await self._dialect.begin_apply(connection)
-                    transaction = self._transaction(connection, origin)
-                    await self._registration.register(transaction)
-                    await self._records.trim(transaction, pruned)
-                    # A log that was closed for a move changes no more.
-                    partitions = {scope_of(name).partition(self._partitions) for name in pruned}
-                    await self._log.append(transaction, (), (), more=partitions)
-                    with translated(committing=True):
-                        await connection.commit()
+        return result
 
     async def _apply_with_retries(self, origin: Origin, batch: Sequence[LaneBatch], decoded: DecodedBatch) -> Applied:
         for attempt in range(1, MAX_ATTEMPTS):
@@ -189,7 +167,7 @@ class Applier:
             async with self._engine.connect() as connection:
                 await self._dialect.begin_apply(connection)
                 applied = await self.run_phases(connection, origin, batch, decoded, optimistic=optimistic)
-                await self._inline.apply(connection, applied.recorded)
+                await self._inline.apply(connection, applied[1])
                 with translated(committing=True):
                     await connection.commit()
         return applied
@@ -209,32 +187,24 @@ class Applier:
 
         :param optimistic: see :meth:`Lanes.compare`.
         """
-        transaction = self._transaction(connection, origin)
-        await self._registration.register(transaction)
-        of_records = [lane for lane in batch if is_record_lane(lane.conversation_id)]
-        events = [lane for lane in batch if not is_record_lane(lane.conversation_id)] if of_records else batch
-        compared = await self._lanes.compare(transaction, events, decoded.of, optimistic=optimistic)
-        beside = conversations_of(lane.conversation_id for lane in of_records)
-        projected = await _project(await self._loader.load(transaction, compared.accepted, also=beside))
-        erasure = await self._rows.write(transaction, projected)
-        records = await self._records.apply(transaction, of_records) if of_records else None
-        if deleted := [one.lane.conversation_id for one in projected if one.result.deleted]:
-            await self._records.erase(transaction, [Scope.conversation(name).name for name in deleted])
-        await self._lanes.advance(transaction, compared.accepted)
-        more = frozenset[int]() if records is None else records.advanced
-        recorded = await self._log.append(transaction, compared.accepted, projected, more=more)
-        if records is not None and records.erased:
-            erasure = replace(erasure, content=True)
-        return Applied(result=_result(compared, projected, records), recorded=recorded, erasure=erasure)
-
-    def _transaction(self, connection: AsyncConnection, origin: Origin) -> ApplyTransaction:
-        return ApplyTransaction(
+        transaction = ApplyTransaction(
             connection=connection,
             dialect=self._dialect,
             origin=origin,
             partitions=self._partitions,
             now=self._now(),
         )
+        await self._registration.register(transaction)
+        accepted, refused = await self._lanes.compare(transaction, batch, decoded.of, optimistic=optimistic)
+        fresh = await self._loader.load(transaction, accepted)
+        await _project(fresh)
+        erasure = await self._rows.write(transaction, fresh)
+        deleted = {lane.conversation_id for lane in fresh if lane.result.deleted}
+        if await self._records.write(transaction, accepted, deleted=deleted):
+            erasure = replace(erasure, content=True)
+        await self._lanes.advance(transaction, accepted)
+        recorded = await self._log.append(transaction, accepted, fresh)
+        return ApplyResult(applied=tuple(map(_applied, accepted)), refused=tuple(refused)), recorded, erasure
 
     async def _erase_released(self) -> None:
         """Erase what deleted conversations retained for forks that have ceased to read it; the next apply retries."""
@@ -248,50 +218,32 @@ class Applier:
             logger.info("content that deleted conversations retained for their forks is erased later: %s", fault)
 
 
-async def _project(loaded: Sequence[LoadedLane]) -> list[ProjectedLane]:
+async def _project(lanes: Sequence[AcceptedLane]) -> None:
     """Assign versions to the fresh events and project them."""
-    projected = []
     count = 0
-    for one in loaded:
-        count += len(one.lane.fresh)
+    for lane in lanes:
+        count += len(lane.fresh)
         if count >= _PROJECTED_BETWEEN_YIELDS:
             count = 0
             await asyncio.sleep(0)
-        result = project_events(
-            one.row,
-            one.lane.fresh,
-            one.targets,
-            verdicts=one.conflicts,
-            retain=one.retained,
-            unloaded=one.unloaded,
+        lane.result = project_events(
+            lane.row,
+            lane.fresh,
+            lane.targets,
+            verdicts=lane.verdicts,
+            retain=lane.retained,
+            unloaded=lane.unloaded,
         )
-        projected.append(ProjectedLane(lane=one.lane, result=result))
-    return projected
 
 
-def _result(compared: Comparison, projected: Sequence[ProjectedLane], records: AppliedRecords | None) -> ApplyResult:
-    superseded = {
-        one.lane.conversation_id: {
-            **conflicts_of_shown(one.result, one.lane.fresh, one.lane.shown),
-            **one.result.superseded,
-        }
-        for one in projected
-    }
-    applied = [] if records is None else records.applied
-    refused = [] if records is None else records.refused
-    return ApplyResult(
-        applied=(
-            *applied,
-            *(
-                LaneApplied(
-                    conversation_id=lane.conversation_id,
-                    head=max(lane.compared.head, lane.compared.lane.deliveries[-1].sequence),
-                    inserted=len(lane.fresh),
-                    duplicates=len(lane.compared.lane.deliveries) - len(lane.fresh),
-                    superseded={**lane.conflicts, **superseded.get(lane.conversation_id, {})},
-                )
-                for lane in compared.accepted
-            ),
-        ),
-        refused=(*compared.refused, *refused),
+def _applied(lane: AcceptedLane) -> LaneApplied:
+    superseded = lane.conflicts
+    if lane.fresh:
+        superseded |= conflicts_of_shown(lane.result, lane.fresh, lane.shown) | lane.result.superseded
+    return LaneApplied(
+        conversation_id=lane.conversation_id,
+        head=lane.compared.end,
+        inserted=lane.inserted,
+        duplicates=len(lane.compared.lane.deliveries) - lane.inserted,
+        superseded=superseded,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,9 +11,10 @@ import sqlalchemy as sa
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.row_mapping import conflict_of
-from letopis.store.database.schema import conversations, events, lanes, messages
+from letopis.store.database.schema import conversations, events, lanes, messages, record_ledger
 from letopis.store.errors import BatchRefused
 from letopis.store.model.event_types import MessageAppended
+from letopis.store.model.records import Scope, is_record_lane, scope_of
 from letopis.store.read.task_marks import erased, is_on_path, left_at
 from letopis.store.rules.apply_plan import (
     ComparedLane,
@@ -28,29 +29,52 @@ from letopis.store.rules.apply_plan import (
 )
 from letopis.store.rules.decoding import DecodedEvent
 from letopis.store.rules.preconditions import Conflict
+from letopis.store.rules.projection import Projected, Unloaded
+from letopis.store.rules.record_plan import SUPERSEDED, LedgerEntry, RecordChange, check_known_changes
+from letopis.store.rules.rows import ConversationRow, MessageRow
 from letopis.store.write.transaction import ApplyTransaction, of_conversation, of_conversations
 
-Decode = Callable[[Sequence[SequencedEvent]], tuple[DecodedEvent, ...]]
-_NO_HEAD: Final = (0, 0)
+Decode = Callable[[Sequence[SequencedEvent]], tuple[Any, ...]]
+"""Decodes events of one lane: to :class:`RecordChange` where it is one of records, otherwise :class:`DecodedEvent`."""
+_NO_HEAD: Final = (0, 0, 0)
 
 
 @dataclass(slots=True, kw_only=True)
 class AcceptedLane:
-    """A lane whose delivery does not contradict what is stored.
+    """A lane whose delivery does not contradict what is stored; each phase of an apply adds what it finds.
 
     :ivar fresh: the events to write; may be empty.
+    :ivar changes: likewise, of a lane of records.
     :ivar conflicts: those of the delivered events that are stored already, by sequence.
     :ivar shown: the versions of messages that other outboxes have delivered and that are on the path before this
         delivery, by the sequence under which this one appends them too.
     :ivar duplicates: how many sequences of the lane have no event of their own, as the same one was there already.
+    :ivar floor: up to here the ledger of a lane of records is trimmed.
+    :ivar trims: True if that is further than before.
+    :ivar gone: True if the conversation of a lane of records was deleted.
+    :ivar row: the conversation; like all below, loaded if there are fresh events.
+    :ivar targets: the stored messages that the events may change; without those that ``unloaded`` counts.
+    :ivar verdicts: the conflicts of events that came too late, by sequence.
+    :ivar retained: forks read the conversation up to this version.
+    :ivar result: what the fresh events come to.
     """
 
     compared: ComparedLane
     partition: int
-    fresh: tuple[DecodedEvent, ...]
     conflicts: dict[int, Conflict]
-    shown: dict[int, int]
-    duplicates: int
+    fresh: tuple[DecodedEvent, ...] = ()
+    changes: tuple[RecordChange, ...] = ()
+    shown: dict[int, int] = field(default_factory=dict)
+    duplicates: int = 0
+    floor: int = 0
+    trims: bool = False
+    gone: bool = False
+    row: ConversationRow = field(init=False)
+    targets: list[MessageRow] = field(init=False)
+    unloaded: Unloaded | None = field(init=False)
+    verdicts: dict[int, Conflict] = field(init=False)
+    retained: int = 0
+    result: Projected = field(init=False)
 
     @property
     def conversation_id(self) -> str:
@@ -62,13 +86,20 @@ class AcceptedLane:
         """The parameters of :func:`of_conversation`."""
         return {"partition": self.partition, "conversation": self.conversation_id}
 
+    @property
+    def inserted(self) -> int:
+        """How many of its events are new."""
+        return len(self.fresh) + len(self.changes)
 
-@dataclass(slots=True, kw_only=True)
-class Comparison:
-    """The lanes of a batch after the comparison: each is accepted or refused."""
+    @property
+    def moves(self) -> bool:
+        """Whether its row changes."""
+        return self.trims or bool(self.compared.fresh)
 
-    accepted: list[AcceptedLane]
-    refused: list[BatchRefused]
+    @property
+    def scope(self) -> Scope:
+        """What the records of a lane of records belong to."""
+        return scope_of(self.conversation_id)
 
 
 class Lanes:
@@ -76,7 +107,7 @@ class Lanes:
 
     def __init__(self, dialect: Dialect) -> None:
         self._heads = dialect.locked(
-            sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.duplicates)
+            sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.duplicates, lanes.c.floor)
             .where(
                 *of_conversations(dialect, lanes),
                 lanes.c.origin_id == sa.bindparam("origin"),
@@ -113,11 +144,16 @@ class Lanes:
                 dialect.among(events.c.event_id, "ids"),
             )
         )
+        self._ledger = sa.select(record_ledger).where(
+            *of_conversation(record_ledger),
+            record_ledger.c.origin_id == sa.bindparam("origin"),
+            record_ledger.c.sequence.between(sa.bindparam("first"), sa.bindparam("last")),
+        )
 
     async def compare(
         self, transaction: ApplyTransaction, batch: Sequence[LaneBatch], decode: Decode, *, optimistic: bool
-    ) -> Comparison:
-        """Lock the lanes and find out which events of each are new.
+    ) -> tuple[list[AcceptedLane], list[BatchRefused]]:
+        """Lock the lanes and find out which events of each are new; return those accepted and those refused.
 
         :param optimistic: do not look up the ids of events beyond the lane's head. If another outbox has delivered one
             of them, an insert will fail, and the batch is applied again without this.
@@ -134,26 +170,32 @@ class Lanes:
             [
                 (one.lane.conversation_id, delivery.event.event_id)
                 for one in compared
+                if not is_record_lane(one.lane.conversation_id)
                 for delivery in (one.known if optimistic else (*one.known, *one.fresh))
             ],
         )
         accepted = []
         for one in compared:
-            known = stored.get(one.lane.conversation_id, {})
+            name = one.lane.conversation_id
+            _, duplicates, floor = heads.get(name, _NO_HEAD)
             try:
-                found = await self._accept(transaction, one, known, decode, optimistic=optimistic)
+                if is_record_lane(name):
+                    found = await self._accept_changes(transaction, one, floor, decode)
+                else:
+                    known = stored.get(name, {})
+                    found = await self._accept(transaction, one, known, decode, optimistic=optimistic)
             except BatchRefused as refusal:
                 refused.append(refusal)
             else:
-                found.duplicates += heads.get(found.conversation_id, _NO_HEAD)[1]
+                found.duplicates += duplicates
                 accepted.append(found)
-        return Comparison(accepted=accepted, refused=refused)
+        return accepted, refused
 
     async def _lock_heads(
         self, transaction: ApplyTransaction, batch: Sequence[LaneBatch]
-    ) -> dict[str, tuple[int, int]]:
-        """Return the head of each lane that is there, and its duplicates."""
-        heads: dict[str, tuple[int, int]] = {}
+    ) -> dict[str, tuple[int, int, int]]:
+        """Return the head of each lane that is there, its duplicates and its floor."""
+        heads: dict[str, tuple[int, int, int]] = {}
         # Sorted as a whole, because the lookups of one batch are several statements.
         names = sorted((lane.conversation_id for lane in batch), key=transaction.lock_order)
         for part in in_batches(names):
@@ -163,7 +205,7 @@ class Lanes:
                 conversations=part,
                 origin=transaction.origin.origin_id,
             )
-            heads.update({row.conversation_id: (row.sequence, row.duplicates) for row in rows})
+            heads.update({row.conversation_id: (row.sequence, row.duplicates, row.floor) for row in rows})
         return heads
 
     async def _find_stored(
@@ -214,6 +256,34 @@ class Lanes:
             duplicates=len(compared.fresh) - len(fresh),
         )
 
+    async def _accept_changes(
+        self, transaction: ApplyTransaction, compared: ComparedLane, floor: int, decode: Decode
+    ) -> AcceptedLane:
+        """Compare a lane of records with its ledger."""
+        name, known = compared.lane.conversation_id, dict[int, LedgerEntry]()
+        partition = transaction.partition(name)
+        if compared.known:
+            rows = await transaction.execute(
+                self._ledger,
+                partition=partition,
+                conversation=name,
+                origin=transaction.origin.origin_id,
+                first=compared.known[0].sequence,
+                last=compared.known[-1].sequence,
+            )
+            known = {row.sequence: LedgerEntry.of(row) for row in rows}
+        superseded = check_known_changes(compared, known, floor=floor)
+        # Never beyond what is applied here: a restored store is sent again what it lacks.
+        trimmed = max(floor, min(compared.lane.pruned, compared.head))
+        return AcceptedLane(
+            compared=compared,
+            partition=partition,
+            conflicts=dict.fromkeys(sorted(superseded), SUPERSEDED),
+            changes=decode(compared.fresh),
+            floor=trimmed,
+            trims=trimmed > floor,
+        )
+
     async def _find_places(
         self, transaction: ApplyTransaction, conversation_id: str, doubtful: Sequence[SequencedEvent]
     ) -> dict[int, UUID]:
@@ -234,9 +304,9 @@ class Lanes:
         """Write the new heads of the lanes."""
         new, old = list[TableRow](), list[TableRow]()
         for lane in sorted(accepted, key=lambda lane: transaction.lock_order(lane.conversation_id)):
-            if lane.compared.fresh:
-                head = lane.compared.fresh[-1].sequence
-                row = (lane.partition, lane.conversation_id, transaction.origin.origin_id, head, lane.duplicates)
+            if lane.moves:
+                key = (lane.partition, lane.conversation_id, transaction.origin.origin_id)
+                row = (*key, lane.compared.end, lane.duplicates, lane.floor)
                 (old if lane.compared.head else new).append(row)
         await transaction.dialect.insert(transaction.connection, lanes, new)
         await transaction.dialect.overwrite(transaction.connection, lanes, old)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
@@ -14,8 +13,6 @@ from letopis.store.model.event_types import ConversationStarted
 from letopis.store.read.descendants import NewFork
 from letopis.store.read.task_marks import message_columns
 from letopis.store.rules.decoding import target_ids
-from letopis.store.rules.preconditions import Conflict
-from letopis.store.rules.projection import Unloaded
 from letopis.store.rules.reducer import ConversationState
 from letopis.store.rules.rows import ConversationRow, MessageRow
 from letopis.store.write.lanes import AcceptedLane
@@ -23,23 +20,6 @@ from letopis.store.write.preconditions import ConflictLookup
 from letopis.store.write.redaction import Eraser
 from letopis.store.write.removed_messages import RemovalBudget, RemovalStatements, erases
 from letopis.store.write.transaction import ApplyTransaction, of_conversations
-
-
-@dataclass(slots=True, kw_only=True)
-class LoadedLane:
-    """A lane with fresh events, and the stored values that a projection of them needs.
-
-    :ivar targets: the stored messages that the events may change; without those that ``unloaded`` counts.
-    :ivar conflicts: the conflicts of events that came too late, by sequence.
-    :ivar retained: forks read the conversation up to this version.
-    """
-
-    lane: AcceptedLane
-    row: ConversationRow
-    targets: list[MessageRow]
-    unloaded: Unloaded | None
-    conflicts: dict[int, Conflict]
-    retained: int
 
 
 class Loader:
@@ -61,44 +41,34 @@ class Loader:
             dialect.among(messages.c.message_id, "ids"),
         )
 
-    async def load(
-        self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane], *, also: Collection[str] = ()
-    ) -> list[LoadedLane]:
-        """Lock the conversations of the lanes with fresh events, and load their rows, targets and conflicts.
+    async def load(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> list[AcceptedLane]:
+        """Lock the conversations of the lanes with fresh events, load what these depend on, and return these lanes.
 
-        :param also: conversations to lock only, so that they are not deleted meanwhile.
+        Those of lanes with records are locked too, so that they are not deleted meanwhile.
         """
         fresh = [lane for lane in accepted if lane.fresh]
+        beside = [(lane, name) for lane in accepted if lane.changes and (name := lane.scope.conversation_id)]
         forks = _new_forks(fresh)
-        rows = await self._lock_conversations(transaction, fresh, forks, also)
+        rows = await self._lock_conversations(transaction, fresh, forks, {name for _, name in beside})
+        for lane, name in beside:
+            lane.gone = name in rows and rows[name].conversation.state == "deleted"
         targets = await self._load_targets(transaction, fresh)
         budget = RemovalBudget(transaction.connection, self._removals)
-        loaded = []
         for lane in fresh:
             name = lane.conversation_id
-            row = rows.get(name) or _new_row(lane)
-            changed, unloaded = await budget.load(lane, row.conversation, targets.get(name, []))
-            retained = 0
+            lane.row = rows.get(name) or _new_row(lane)
+            lane.targets, lane.unloaded = await budget.load(lane, lane.row.conversation, targets.get(name, []))
             if any(erases(item.body) for item in lane.fresh):
-                retained = await self._eraser.retained(transaction.connection, lane.partition, name, new=forks)
-            loaded.append(
-                LoadedLane(
-                    lane=lane,
-                    row=row,
-                    targets=changed,
-                    unloaded=unloaded,
-                    conflicts={} if row.new else await self._conflicts.find(transaction, lane),
-                    retained=retained,
-                )
-            )
-        return loaded
+                lane.retained = await self._eraser.retained(transaction.connection, lane.partition, name, new=forks)
+            lane.verdicts = {} if lane.row.new else await self._conflicts.find(transaction, lane)
+        return fresh
 
     async def _lock_conversations(
         self,
         transaction: ApplyTransaction,
         fresh: Sequence[AcceptedLane],
         forks: Sequence[NewFork],
-        also: Collection[str],
+        also: set[str],
     ) -> dict[str, ConversationRow]:
         found: dict[str, ConversationRow] = {}
         # A fork's parent too: its deletion must not erase it before the fork is seen to read it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
@@ -11,7 +11,6 @@ from letopis.store.database.log_state import check_counters
 from letopis.store.database.schema import events, log_heads
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.write.lanes import AcceptedLane
-from letopis.store.write.row_writer import ProjectedLane
 from letopis.store.write.transaction import ApplyTransaction
 
 
@@ -26,29 +25,22 @@ class LogWriter:
         )
 
     async def append(
-        self,
-        transaction: ApplyTransaction,
-        accepted: Sequence[AcceptedLane],
-        projected: Sequence[ProjectedLane],
-        *,
-        more: Collection[int] = (),
+        self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane], projected: Sequence[AcceptedLane]
     ) -> list[TableRow]:
         """Write the events and return their rows.
 
-        :param more: partitions in which other lanes advance, which a closed log does not allow either.
-
         All writers share the counter of a partition, so that it is locked last and held only until the commit.
         """
-        # Also if all that is fresh to a lane is in the log already: a closed log lets no lane advance.
-        wanted = sorted({*more, *(lane.partition for lane in accepted if lane.compared.fresh)})
+        # Also if nothing of a lane is new to the log: a closed log lets no lane change.
+        wanted = sorted({lane.partition for lane in accepted if lane.moves})
         if not wanted:
             return []
         found = (await transaction.execute(self._heads, partitions=wanted)).all()
         heads: dict[int, int] = {row.partition: row.position for row in found}
         check_counters([row.closed for row in found], expected=len(wanted))
         recorded, origin_id, now = list[TableRow](), transaction.origin.origin_id, transaction.now
-        for one in projected:
-            lane, result = one.lane, one.result
+        for lane in projected:
+            result = lane.result
             position = heads[lane.partition]
             for decoded, event, version in zip(lane.fresh, result.events, result.versions, strict=True):
                 position += 1

@@ -9,20 +9,11 @@ from letopis.store.database.dialects import Dialect
 from letopis.store.database.schema import conversations, messages
 from letopis.store.read.task_marks import write_marks
 from letopis.store.rules.apply_plan import TableRow
-from letopis.store.rules.projection import Projected
 from letopis.store.write.lanes import AcceptedLane
 from letopis.store.write.owners import Owners, OwnerStatements
 from letopis.store.write.redaction import Eraser
 from letopis.store.write.removed_messages import removal_tasks
 from letopis.store.write.transaction import ApplyTransaction
-
-
-@dataclass(slots=True, kw_only=True)
-class ProjectedLane:
-    """A lane with fresh events, and what they come to."""
-
-    lane: AcceptedLane
-    result: Projected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +35,7 @@ class RowWriter:
         self._eraser = eraser
         self._owners = OwnerStatements(dialect)
 
-    async def write(self, transaction: ApplyTransaction, projected: Sequence[ProjectedLane]) -> Erasure:
+    async def write(self, transaction: ApplyTransaction, projected: Sequence[AcceptedLane]) -> Erasure:
         """Write what a batch makes of its conversations, messages and owners."""
         results = [one.result for one in projected]
         owners = Owners(transaction, self._owners)
@@ -53,29 +44,29 @@ class RowWriter:
         await owners.write(results, rows)
         return await self._erase(transaction, projected)
 
-    async def _write_rows(self, transaction: ApplyTransaction, projected: Sequence[ProjectedLane]) -> None:
+    async def _write_rows(self, transaction: ApplyTransaction, projected: Sequence[AcceptedLane]) -> None:
         new_rows, old_rows = list[TableRow](), list[TableRow]()
         new_messages, old_messages = list[TableRow](), list[TableRow]()
-        for one in sorted(projected, key=lambda one: transaction.lock_order(one.lane.conversation_id)):
+        for one in sorted(projected, key=lambda one: transaction.lock_order(one.conversation_id)):
             row = one.result.row
             (new_rows if row.new else old_rows).append(row.as_row())
             for message in one.result.messages:
                 rows = new_messages if message.new else old_messages
-                rows.append(message.as_row(one.lane.partition, row.conversation_id))
+                rows.append(message.as_row(one.partition, row.conversation_id))
         dialect, connection = transaction.dialect, transaction.connection
         await dialect.insert(connection, conversations, new_rows)
         await dialect.overwrite(connection, conversations, old_rows)
         await dialect.insert(connection, messages, new_messages)
         await dialect.overwrite(connection, messages, old_messages)
 
-    async def _erase(self, transaction: ApplyTransaction, projected: Sequence[ProjectedLane]) -> Erasure:
+    async def _erase(self, transaction: ApplyTransaction, projected: Sequence[AcceptedLane]) -> Erasure:
         """Take the content of redacted messages and erased conversations out of stored events, or mark it as erased."""
         content = released = False
         connection, now = transaction.connection, transaction.now
         for one in projected:
             result, retained = one.result, one.result.row.retained
-            place, before = (connection, one.lane.partition, one.lane.conversation_id), result.versions.start - 1
-            await write_marks(connection, transaction.dialect, removal_tasks(one.lane.partition, result, now))
+            place, before = (connection, one.partition, one.conversation_id), result.versions.start - 1
+            await write_marks(connection, transaction.dialect, removal_tasks(one.partition, result, now))
             everything = result.deleted or result.reset_at is not None
             if everything and result.cuts:
                 await self._eraser.mark_erased(*place, after=retained, upto=before, now=now)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect
-from letopis.store.model.identifiers import partition_of
+from letopis.store.model.records import lane_partition
 from letopis.store.rules.apply_plan import Origin
 
 
@@ -39,8 +39,8 @@ class ApplyTransaction:
     now: int
 
     def partition(self, conversation_id: str) -> int:
-        """Return the log partition of a conversation."""
-        return partition_of(conversation_id, self.partitions)
+        """Return the log partition of a conversation, or of a lane of records."""
+        return lane_partition(conversation_id, self.partitions)
 
     def partitions_of(self, conversation_ids: Iterable[str]) -> list[int]:
         """Return the log partitions of conversations, sorted."""

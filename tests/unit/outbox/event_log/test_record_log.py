@@ -12,10 +12,12 @@ import sqlalchemy as sa
 
 from letopis.outbox import History
 from letopis.outbox.concurrency.clock import Clock, RetryTimers
+from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.outbox.event_log.lanes import count_lanes, next_batch
+from letopis.outbox.event_log.records.changes import prepare_clear, prepare_put, together
 from letopis.outbox.event_log.retention import prune_bodies
-from letopis.outbox.history.records import Records
-from letopis.store import Message, OutboxFull
+from letopis.outbox.history.records import RecordPut, Records
+from letopis.store import ABSENT, ConversationRewound, Message, OutboxFull, RecordConflict
 
 CP = ("cp",)
 MIB = 1024 * 1024
@@ -108,3 +110,42 @@ async def test_a_replaced_value_goes_and_the_event_stays_comparable(bot: History
     assert await sql(bot, "SELECT body FROM letopis_outbox_record_bodies") == [(b'"second"',)]
     await records.delete(CP, "a")
     assert await sql(bot, "SELECT body FROM letopis_outbox_record_bodies") == []
+
+
+@pytest.mark.parametrize("put_first", [True, False])
+async def test_a_reset_and_a_put_of_one_commit_keep_their_order(bot: History, put_first: bool) -> None:
+    await bot.append("chat-1", Message.user("hello"))
+    records = bot.records(conversation="chat-1")
+    put = together(records.scope, [prepare_put(records.scope, CP, "a", 1)])
+    reset = prepare("chat-1", [ConversationRewound(erase=True)])
+
+    await asyncio.gather(*map(bot.outbox.append, (put, reset) if put_first else (reset, put)))
+
+    assert await keys(records) == ([] if put_first else ["a"])
+
+
+async def test_conditions_of_one_commit_see_each_other(bot: History) -> None:
+    scope = bot.records(space="app").scope
+
+    def put(value: int) -> Prepared:
+        return together(scope, [prepare_put(scope, CP, "a", value, expected=ABSENT)], trusting=True)
+
+    appends = [put(1), put(2), together(scope, prepare_clear(scope, CP)), put(3)]
+    outcomes = await asyncio.gather(*map(bot.outbox.append, appends), return_exceptions=True)
+
+    assert [isinstance(outcome, RecordConflict) for outcome in outcomes] == [False, True, False, False]
+    assert await sql(bot, "SELECT body FROM letopis_outbox_record_bodies ORDER BY position DESC") == [(b"3",), (b"1",)]
+
+
+async def test_changes_of_several_lanes_are_written_all_or_none(bot: History) -> None:
+    records = bot.records(space="app", new=True)
+    puts = [RecordPut((f"{number}",), "a", number, ABSENT) for number in range(40)]
+
+    with pytest.raises(RecordConflict):
+        await records.put_many([*puts, puts[0]])
+    assert await sql(bot, "SELECT count(*) FROM letopis_outbox_lanes") == [(0,)]
+    receipts = await records.put_many(puts)
+
+    assert len({receipt.revision for receipt in receipts}) == 40
+    [(lanes,)] = await sql(bot, "SELECT count(*) FROM letopis_outbox_lanes WHERE head > 0 AND owed_since IS NOT NULL")
+    assert isinstance(lanes, int) and 1 < lanes <= 16

@@ -39,7 +39,7 @@ tokens = (
     .with_variant(postgresql.TSVECTOR(), "postgresql")
     .with_variant(mysql.LONGTEXT(charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
 )
-record_lane = (
+lane_name = (
     sa.String(264)
     .with_variant(sa.String(264, collation="C"), "postgresql")
     .with_variant(mysql.VARCHAR(264, charset="utf8mb4", collation="utf8mb4_nopad_bin"), "mysql", "mariadb")
@@ -125,11 +125,12 @@ def create_tables() -> None:
     create(
         "letopis_lanes",
         key("partition", sa.Integer()),
-        key("conversation_id", identifier),
+        key("conversation_id", lane_name),
         key("origin_id", uuid16),
         required("sequence", sa.BigInteger()),
         required("duplicates", sa.BigInteger()),
-        comment="How far each outbox has got in each conversation: what makes a delivery take effect once.",
+        required("floor", sa.BigInteger()),
+        comment="How far each outbox has got in each lane: what makes a delivery take effect once.",
     )
     create(
         "letopis_conversations",
@@ -241,7 +242,7 @@ def create_record_tables() -> None:
         "letopis_records",
         key("partition", sa.Integer()),
         key("record_id", uuid16),
-        required("scope", record_lane),
+        required("scope", lane_name),
         required("namespace", record_key),
         required("record_key", record_key),
         required("revision", uuid16),
@@ -270,18 +271,9 @@ def create_record_tables() -> None:
         comment="The tags of records, to find them across scopes.",
     )
     create(
-        "letopis_record_lanes",
-        key("partition", sa.Integer()),
-        key("lane", record_lane),
-        key("origin_id", uuid16),
-        required("sequence", sa.BigInteger()),
-        required("floor", sa.BigInteger()),
-        comment="How far each outbox has got in each lane of records, as letopis_lanes for conversations.",
-    )
-    create(
         "letopis_record_ledger",
         key("partition", sa.Integer()),
-        key("lane", record_lane),
+        key("conversation_id", lane_name),
         key("origin_id", uuid16),
         key("sequence", sa.BigInteger()),
         required("event_id", uuid16),
@@ -368,7 +360,7 @@ def downgrade() -> None:
     if op.get_context().dialect.name == "sqlite":
         op.execute("DROP TABLE letopis_search_words")
     tables = (
-        "record_ledger record_lanes record_tags record_parts records"
+        "record_ledger record_tags record_parts records"
         " tasks search checkpoints owners messages events conversations lanes origins log_heads store"
     )
     for table in tables.split():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import orjson
 
+from letopis.outbox.event_log.append_encoding import Prepared
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import EncodedEvent, Limits, encode_value
 from letopis.store.model.events import now_microseconds
@@ -24,41 +25,43 @@ from letopis.store.model.records import (
     Condition,
     Expected,
     Media,
-    RecordKey,
     Scope,
-    Tag,
     check_tags,
     encode_key,
     encode_namespace,
 )
-from letopis.store.rules.record_plan import change_event
+from letopis.store.rules.record_plan import RecordChange, change_event
+
+if TYPE_CHECKING:
+    from letopis.store.read.records import RecordsView
 
 _VALUE_LIMITS: Final = Limits(max_depth=200)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PreparedChange:
-    """A change of a record that is checked and encoded; nothing in it depends on the outbox file.
+    """A change of a record that is checked and encoded, and its event; its sequence is not known yet."""
 
-    :ivar prefix: the encoded namespace, or the prefix that a clear removes.
-    :ivar key: empty for a clear.
-    :ivar keep: a change that finds another record than it expects is not written, and is no conflict.
-    """
-
-    scope: Scope
     event: EncodedEvent
-    prefix: bytes
-    key: bytes = b""
-    expected: Expected = ANY
-    keep: bool = False
-    erases: bool = False
-    media: Media = Media.JSON
-    tags: Mapping[str, Tag] | None = None
+    change: RecordChange
 
-    @property
-    def place(self) -> RecordKey:
-        """The namespace and key."""
-        return self.prefix, self.key
+
+def together(
+    scope: Scope, changes: Sequence[PreparedChange], *, view: RecordsView | None = None, trusting: bool = False
+) -> Prepared:
+    """Return changes of a scope as one append.
+
+    :param view: what the history store held of the records with conditions; ``None`` if it could not be asked.
+    :param trusting: write a conditional change of a record that the file does not know: the store will decide.
+    """
+    return Prepared(
+        conversation_id=scope.name,
+        events=tuple(item.event for item in changes),
+        message_ids=(),
+        changes=tuple(changes),
+        view=view,
+        trusting=trusting,
+    )
 
 
 def prepare_put(
@@ -71,61 +74,30 @@ def prepare_put(
     keep: bool = False,
     tags: object = None,
 ) -> PreparedChange:
-    """Return the put of a value.
-
-    :param keep: with ``ABSENT``: a record that is there stays, and that is no error.
-    :raises InvalidInput: one of the stores would refuse or change something in it; nothing was written.
-    """
+    """Return the put of a value; ``keep`` is ``on_exists="keep"`` of ``Records.put``."""
     prefix, name = encode_namespace(namespace), encode_key(key)
     condition, found = check_expected(expected), check_tags(tags)
     if keep and condition is not ABSENT:
         raise InvalidInput("on_exists", "needs expected=ABSENT")
     media, body = encode_body(value)
-    data: dict[str, Any] = {
-        "namespace": prefix.decode(),
-        "key": name.decode(),
-        "media": media.value,
-        "size": len(body),
-        "sha256": sha256(body).hexdigest(),
-    }
+    data: dict[str, Any] = {"media": media.value, "size": len(body), "sha256": sha256(body).hexdigest()}
     if found:
         data["tags"] = found
-    if condition is not ANY:
-        data["expected"] = _written(condition)
-    if keep:
-        data["keep"] = True
-    event = _event(scope.lane(prefix), RECORD_PUT, data, body)
-    return PreparedChange(
-        scope=scope,
-        event=event,
-        prefix=prefix,
-        key=name,
-        expected=condition,
-        keep=keep,
-        media=media,
-        tags=found or None,
+    change = _change(
+        RECORD_PUT, prefix, name, expected=condition, keep=keep, media=media, size=len(body), tags=found, body=body
     )
+    return _prepared(scope.lane(prefix), change, data)
 
 
 def prepare_delete(
     scope: Scope, namespace: object, key: object, *, expected: object = ANY, keep: bool = False
 ) -> PreparedChange:
-    """Return the deletion of a record.
-
-    :param keep: a record that is not as expected stays, and that is no error.
-    :raises InvalidInput: the namespace, the key or the condition cannot be one.
-    """
+    """Return the deletion of a record; with ``keep`` one that is not as expected stays, and that is no error."""
     prefix, name = encode_namespace(namespace), encode_key(key)
     condition = check_expected(expected)
     if condition is ABSENT:
         raise InvalidInput("expected", "cannot be ABSENT: there would be nothing to delete")
-    data: dict[str, Any] = {"namespace": prefix.decode(), "key": name.decode()}
-    if condition is not ANY:
-        data["expected"] = _written(condition)
-    if keep:
-        data["keep"] = True
-    event = _event(scope.lane(prefix), RECORD_DELETED, data)
-    return PreparedChange(scope=scope, event=event, prefix=prefix, key=name, expected=condition, keep=keep)
+    return _prepared(scope.lane(prefix), _change(RECORD_DELETED, prefix, name, expected=condition, keep=keep), {})
 
 
 def prepare_clear(scope: Scope, prefix: object = (), *, erase: bool = False) -> list[PreparedChange]:
@@ -135,20 +107,14 @@ def prepare_clear(scope: Scope, prefix: object = (), *, erase: bool = False) -> 
     :raises InvalidInput: the prefix cannot be one.
     """
     encoded = encode_namespace(prefix, "prefix")
-    data: dict[str, Any] = {"namespace": encoded.decode()}
-    if erase:
-        data["erase"] = True
     return [
-        PreparedChange(scope=scope, event=_event(lane, RECORDS_CLEARED, data), prefix=encoded, erases=erase)
+        _prepared(lane, _change(RECORDS_CLEARED, encoded, erases=erase), {"erase": True} if erase else {})
         for lane in scope.lanes
     ]
 
 
 def encode_body(value: Any) -> tuple[Media, bytes]:
-    """Return the stored form of a value: bytes unchanged, anything else as JSON with its keys in order.
-
-    :raises InvalidInput: JSON cannot hold it, or it is too large.
-    """
+    """Return the stored form of a value: bytes unchanged, anything else as JSON with its keys in order."""
     if isinstance(value, bytes | bytearray | memoryview):
         media, body = Media.BYTES, bytes(value)
     else:
@@ -164,20 +130,34 @@ def decode_body(media: Media, body: bytes) -> Any:
 
 
 def check_expected(value: object) -> Expected:
-    """Return the condition of a change.
-
-    :raises InvalidInput: it is none.
-    """
+    """Return the condition of a change, or raise InvalidInput."""
     if isinstance(value, Condition | UUID):
         return value
     raise InvalidInput("expected", f"must be ANY, ABSENT or the revision of a record, not {type(value).__name__}")
 
 
-def _written(expected: Expected) -> str:
-    return expected.value if isinstance(expected, Condition) else str(expected)
-
-
-def _event(lane: str, name: str, data: Mapping[str, Any], body: bytes | None = None) -> EncodedEvent:
-    return change_event(
-        lane, name, event_id=uuid7(), occurred_at=now_microseconds(), data=orjson.dumps(data), body=body
+def _change(name: str, prefix: bytes, key: bytes = b"", **more: Any) -> RecordChange:
+    return RecordChange(
+        sequence=0, event_id=uuid7(), type=name, prefix=prefix, key=key, occurred_at=now_microseconds(), **more
     )
+
+
+def _prepared(lane: str, change: RecordChange, more: Mapping[str, Any]) -> PreparedChange:
+    data: dict[str, Any] = {"namespace": change.prefix.decode()}
+    if change.key:
+        data["key"] = change.key.decode()
+    data |= more
+    if change.expected is not ANY:
+        expected = change.expected
+        data["expected"] = expected.value if isinstance(expected, Condition) else str(expected)
+    if change.keep:
+        data["keep"] = True
+    event = change_event(
+        lane,
+        change.type,
+        event_id=change.event_id,
+        occurred_at=change.occurred_at,
+        data=orjson.dumps(data),
+        body=change.body,
+    )
+    return PreparedChange(event, change)

@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
-from uuid import UUID
 
 import orjson
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.statements import fetch_all, fetch_one
 from letopis.store.model.identifiers import uuid_of
-from letopis.store.model.records import Media, RecordKey, RecordRange, Scope, Tag, range_end
+from letopis.store.model.records import Media, RecordKey, RecordRange, Scope, range_end, scope_of
+from letopis.store.read.records import StoredRecord
 
 _LANES: Final = (
     "SELECT lane, conversation_id, delivered, pruned FROM letopis_outbox_lanes"
@@ -42,22 +42,16 @@ _BODY: Final = "SELECT body FROM letopis_outbox_record_bodies WHERE position = ?
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LocalChange:
+class LocalChange(StoredRecord):
     """The newest change of a record that the file holds.
 
     :ivar present: a put; ``False`` for a deletion.
     """
 
-    place: RecordKey
     lane: str
     sequence: int
     position: int
-    revision: UUID
     present: bool
-    media: Media
-    size: int
-    tags: Mapping[str, Tag]
-    updated_at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +60,16 @@ class LocalRecords:
 
     :ivar delivered: by lane; lanes without a change are left out.
     :ivar pruned: by lane.
+    :ivar since: the changes after these sequences were read, by lane.
     :ivar clears: lane, sequence and prefix.
     :ivar bodies: by position, as far as they were asked for; ``None`` where the file lacks one, which is damage.
     """
 
+    scope: Scope
     changes: Mapping[RecordKey, LocalChange]
     delivered: Mapping[str, int]
     pruned: Mapping[str, int]
+    since: Mapping[str, int] = field(default_factory=dict)
     clears: Sequence[tuple[str, int, bytes]] = ()
     bodies: Mapping[int, bytes | None] = field(default_factory=dict)
 
@@ -80,13 +77,17 @@ class LocalRecords:
         """Return True if a change is not delivered yet."""
         return change.sequence > self.delivered[change.lane]
 
-    def cleared(self, lane: str, place: RecordKey, after: int) -> bool:
-        """Return True if a prefix of a record was cleared after a sequence."""
-        for name, sequence, prefix in self.clears:
-            end = range_end(prefix)
-            if name == lane and sequence > after and place[0] >= prefix and (end is None or place[0] < end):
-                return True
-        return False
+    def tells(self, place: RecordKey, heads: Mapping[str, int]) -> tuple[LocalChange | None] | None:
+        """Return what a record is after the heads of its lanes, ``None`` within if it is gone; otherwise ``None``."""
+        lane, change = self.scope.lane(place[0]), self.changes.get(place)
+        head = heads.get(lane, 0)
+        if change is not None and change.sequence > head:
+            return (change if change.present else None,)
+        cleared = any(
+            name == lane and sequence > head and RecordRange(prefix=prefix).holds(place)
+            for name, sequence, prefix in self.clears
+        )
+        return (None,) if cleared else None
 
 
 def read_places(
@@ -106,6 +107,7 @@ def read_places(
             if values and found.present:
                 bodies[found.position] = _body(connection, found.position)
     return LocalRecords(
+        scope=scope,
         changes=changes,
         delivered={name: row[2] for name, row in lanes.items()},
         pruned={name: row[3] for name, row in lanes.items()},
@@ -129,18 +131,20 @@ def read_range(
     """
     lanes = _lanes(connection, scope.lanes)
     changes: dict[RecordKey, LocalChange] = {}
-    for name, (key, _, delivered, _) in lanes.items():
-        after = delivered if since is None else min(delivered, since.get(name, 0))
-        for row in fetch_all(connection, _UNDER, (key, where.prefix, range_end(where.prefix), after)):
+    begins = {name: row[2] if since is None else min(row[2], since.get(name, 0)) for name, row in lanes.items()}
+    for name, (key, *_) in lanes.items():
+        for row in fetch_all(connection, _UNDER, (key, where.prefix, range_end(where.prefix), begins[name])):
             found = _change(name, row)
             if where.holds(found.place):
                 changes[found.place] = found
     puts = (place for place in sorted(changes, reverse=where.reverse) if changes[place].present) if values else ()
     positions = [changes[place].position for place in islice(puts, values)]
     return LocalRecords(
+        scope=scope,
         changes=changes,
         delivered={name: row[2] for name, row in lanes.items()},
         pruned={name: row[3] for name, row in lanes.items()},
+        since=begins,
         clears=_clears(connection, lanes),
         bodies={position: _body(connection, position) for position in positions},
     )
@@ -178,6 +182,7 @@ def _body(connection: sa.Connection, position: int) -> bytes | None:
 def _change(lane: str, row: Sequence[Any]) -> LocalChange:
     namespace, key, sequence, position, event_id, present, media, size, tags, occurred_at = row
     return LocalChange(
+        scope=scope_of(lane),
         place=(namespace, key),
         lane=lane,
         sequence=sequence,
