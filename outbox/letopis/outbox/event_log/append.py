@@ -27,7 +27,7 @@ from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.store.errors import LetopisError, OutboxUnavailable
 from letopis.store.model.codec import EncodedEvent
-from letopis.store.model.records import Scope, scope_of
+from letopis.store.model.records import RECORD_TYPES, Scope, scope_of
 
 # The file's counters and, beside them, the lanes that are there: always at least one row.
 _LANE: Final = (
@@ -42,6 +42,7 @@ _POSITION_OF_ONE: Final = (
     " (SELECT position FROM letopis_outbox_events WHERE position > o.indexed AND event_id = ?1)"
 )
 _LANE_AND_EVENT: Final = _LANE.format(more=_POSITION_OF_ONE) + "= ?2"
+_WITH_RECORDS: Final = RECORD_TYPES | ERASES_RECORDS
 _IS_LANE: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ?"
 _LAST_LANE: Final = "SELECT coalesce(max(lane), 0) FROM letopis_outbox_lanes"
 _SINCE: Final = "SELECT sequence, type FROM letopis_outbox_log WHERE conversation_id = ? AND sequence > ?"
@@ -95,13 +96,12 @@ def erase_records(cursor: Any, conversation_id: str, *, now_us: int) -> None:
         append_events(cursor, [together(scope, prepare_clear(scope, erase=True), trusting=True)], now_us=now_us)
 
 
-def _lane_names(appends: Sequence[Prepared]) -> set[str]:
-    """Return the lanes on which a plan depends: with a record its conversation, and the other way round."""
+def _lanes_beside(appends: Sequence[Prepared]) -> set[str]:
+    """Return the lanes of records of appends, and what is beside a lane: its conversation, or the other way round."""
     names = set[str]()
     for one in appends:
         if not one.changes:
-            names.add(one.conversation_id)
-            names.update(Scope.conversation(one.conversation_id).name for e in one.events if e.type in ERASES_RECORDS)
+            names.add(Scope.conversation(one.conversation_id).name)
         for item in one.changes:
             lane = item.event.conversation_id
             names.update(name for name in (lane, scope_of(lane).conversation_id) if name is not None)
@@ -112,7 +112,10 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
     """Read from the file what the plan of ``appends`` depends on."""
     events = [event for one in appends for event in one.events]
     conditional = [one for one in appends if one.expects is not None]
-    names = _lane_names(appends)
+    names = {one.conversation_id for one in appends if not one.changes}
+    with_records = not _WITH_RECORDS.isdisjoint([event.type for event in events])
+    if with_records:
+        names |= _lanes_beside(appends)
     aliases = [alias for one in appends if one.aliases for alias in one.aliases.values()]
     alone = len(events) == len(names) == 1 and not aliases
     if alone:
@@ -133,7 +136,7 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
         used=UsedIds.read(cursor, known, events),
         now_us=now_us,
         since=_find_since(cursor, conditional) if conditional else {},
-        records=KnownRecords.read(cursor, appends, {name: lane.key for name, lane in lanes.items()}),
+        records=KnownRecords.read(cursor, appends, lanes) if with_records else None,
         indexed=indexed,
         position=max(indexed, newest or 0),
         # Lanes that are deleted leave no event behind, so that their numbers may be used again.

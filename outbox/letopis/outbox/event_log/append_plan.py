@@ -36,7 +36,7 @@ from letopis.store.rules.preconditions import Precondition, with_one_leader
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
 from letopis.store.rules.put_back import put_back
 
-ERASES_RECORDS: Final = (ConversationDeleted.type, ConversationRewound.type)
+ERASES_RECORDS: Final = frozenset({ConversationDeleted.type, ConversationRewound.type})
 """Events that may erase the records of their conversation."""
 
 
@@ -184,11 +184,13 @@ class AppendPlan:
         ):
             owner_id = _settle_owner(lane, prepared, new)
         since = self.since.get(conversation_id)
+        effective: list[EncodedEvent] = []
         for event in new:
             sequence = lane.head = lane.head + 1
             self.position += 1
             if EFFECT_VERSIONS.get(event.type) == event.schema_version:
                 event = self._add_effect(lane, owner_id, event)
+                effective.append(event)
             if since is not None:
                 since.append((sequence, event.type))
             self.used.add(event, sequence)
@@ -200,7 +202,7 @@ class AppendPlan:
         if new:
             lane.owner_id = owner_id
             self._touch(lane)
-            for event in new:
+            for event in effective:
                 self._erase_records(event)
         return Appended(
             conversation_id=conversation_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,13 @@ async def keys(records: Records) -> list[str]:
         ).all()
     )
     return [row[0].decode() for row in rows]
+
+
+async def in_one_commit(history: History, appends: Sequence[Prepared]) -> Sequence[object]:
+    """Append while the writer is busy with another append, so that all are written together."""
+    busy = prepare("busy", [Message.user("hello")])
+    _, *outcomes = await asyncio.gather(*map(history.outbox.append, (busy, *appends)), return_exceptions=True)
+    return outcomes
 
 
 async def test_delivered_values_beyond_the_budget_are_pruned_oldest_first_and_pending_ones_never(bot: History) -> None:
@@ -119,7 +126,7 @@ async def test_a_reset_and_a_put_of_one_commit_keep_their_order(bot: History, pu
     put = together(records.scope, [prepare_put(records.scope, CP, "a", 1)])
     reset = prepare("chat-1", [ConversationRewound(erase=True)])
 
-    await asyncio.gather(*map(bot.outbox.append, (put, reset) if put_first else (reset, put)))
+    await in_one_commit(bot, (put, reset) if put_first else (reset, put))
 
     assert await keys(records) == ([] if put_first else ["a"])
 
@@ -131,7 +138,7 @@ async def test_conditions_of_one_commit_see_each_other(bot: History) -> None:
         return together(scope, [prepare_put(scope, CP, "a", value, expected=ABSENT)], trusting=True)
 
     appends = [put(1), put(2), together(scope, prepare_clear(scope, CP)), put(3)]
-    outcomes = await asyncio.gather(*map(bot.outbox.append, appends), return_exceptions=True)
+    outcomes = await in_one_commit(bot, appends)
 
     assert [isinstance(outcome, RecordConflict) for outcome in outcomes] == [False, True, False, False]
     assert await sql(bot, "SELECT body FROM letopis_outbox_record_bodies ORDER BY position DESC") == [(b"3",), (b"1",)]

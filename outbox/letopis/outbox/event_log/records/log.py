@@ -32,6 +32,7 @@ from letopis.store.rules.record_plan import SCHEMA_VERSION, RecordChange, decode
 
 if TYPE_CHECKING:
     from letopis.outbox.event_log.append_encoding import Prepared
+    from letopis.outbox.event_log.append_plan import LaneEnd
 
 _NEWEST: Final = (
     "SELECT sequence, position, event_id, present, conditional FROM letopis_outbox_records"
@@ -81,21 +82,21 @@ class KnownRecords:
     clears: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, cursor: Any, appends: Iterable[Prepared], keys: Mapping[str, int]) -> KnownRecords | None:
+    def read(cls, cursor: Any, appends: Iterable[Prepared], lanes: Mapping[str, LaneEnd]) -> KnownRecords | None:
         """Return what the file tells; ``None`` where no change has a condition.
 
-        :param keys: of the lanes that are there, by name.
+        :param lanes: those that are there, by name.
         """
         changes = [item for prepared in appends for item in prepared.changes]
         if all(item.change.expected is ANY for item in changes):
             return None
         found = cls()
-        for name in {item.event.conversation_id for item in changes} & keys.keys():
-            found.clears[name] = query_all(cursor, _CLEARED, (keys[name],))
+        for name in {item.event.conversation_id for item in changes} & lanes.keys():
+            found.clears[name] = query_all(cursor, _CLEARED, (lanes[name].key,))
         for item in changes:
             name, place = item.event.conversation_id, item.change.place
-            if item.change.expected is not ANY and name in keys:
-                row = query_one(cursor, _NEWEST, (keys[name], *place))
+            if item.change.expected is not ANY and name in lanes:
+                row = query_one(cursor, _NEWEST, (lanes[name].key, *place))
                 if row is not None:
                     found.newest[name, place] = (row[0], uuid_of(row[2]) if row[3] else None)
         return found
