@@ -50,6 +50,7 @@ class AppendLimit(Subject):
             "data": event.data,
             "metadata": event.metadata,
             "digest": event.digest,
+            "salt": event.salt,
             "occurred_at": event.occurred_at,
             "appended_at": event.occurred_at,
         }

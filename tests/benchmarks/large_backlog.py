@@ -68,7 +68,9 @@ async def make(path: Path, *, events: int, per_conversation: int = 100) -> int:
                     event_id = uuid7()
                     name = f"chat-{number}"
                     data = found["data"].replace(message_id, str(event_id))
-                    digest = digest_of(name, found["type"], found["schema_version"], data, found["metadata"])
+                    digest = digest_of(
+                        name, found["type"], found["schema_version"], data, found["metadata"], found["salt"]
+                    )
                     changed = {
                         "lane": lane,
                         "sequence": sequence,

@@ -59,12 +59,12 @@ async def objections_to(history: History, path: Path) -> tuple[str, ...]:
     receipt = await history.append("probe", Message.user("kept"))
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute(
-            "SELECT conversation_id, type, schema_version, data, metadata, digest, sequence"
+            "SELECT conversation_id, type, schema_version, data, metadata, salt, digest, sequence"
             " FROM letopis_outbox_log WHERE event_id = ?",
             (receipt.event_ids[-1].bytes,),
         ).fetchall()
     if len(rows) != 1:
         found.append("the event is not in the file under its id when append has returned")
-    elif digest_of(*rows[0][:5]) != rows[0][5]:
+    elif digest_of(*rows[0][:6]) != rows[0][6]:
         found.append("the digest is not that of the content")
     return tuple(found)

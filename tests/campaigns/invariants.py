@@ -399,7 +399,7 @@ def read_outbox(path: Path) -> OutboxState:
             " WHERE conversation_id > char(2)"  # lanes of records are checked by `record_problems`
         ).fetchall()
         rows = connection.execute(
-            "SELECT conversation_id, sequence, event_id, digest, type, schema_version, data, metadata, redacted"
+            "SELECT conversation_id, sequence, event_id, digest, type, schema_version, data, metadata, redacted, salt"
             " FROM letopis_outbox_log WHERE conversation_id > char(2) ORDER BY position"
         )
         events = [
@@ -408,7 +408,7 @@ def read_outbox(path: Path) -> OutboxState:
                 row[1],
                 UUID(bytes=row[2]),
                 row[3],
-                digest_of(row[0], row[4], row[5], row[6], row[7]),
+                row[3] if row[9] is None else digest_of(row[0], *row[4:8], row[9]),
                 bool(row[8]),
                 bool(row[8]) and _is_bare(row[6], row[7]),
                 row[4],
@@ -451,7 +451,7 @@ async def read_store(url: str) -> StoreState:
             stream = await connection.stream(
                 sa.text(
                     f"SELECT {partition}, {position}, conversation_id, version, event_id, origin_id, sequence, {key},"
-                    " digest, schema_version, data, metadata"
+                    " digest, schema_version, data, metadata, salt"
                     f" FROM letopis_events ORDER BY {partition}, {position}"
                 )
             )
@@ -488,10 +488,10 @@ def _stored(row: Sequence[Any]) -> StoredEvent:
         origin_id=_uuid(row[5]),
         sequence=row[6],
         type=row[7],
-        digest=None if row[8] is None else bytes(row[8]),
-        content=digest_of(row[2], row[7], row[9], row[10], row[11]),
+        digest=None if row[12] is None else bytes(row[8]),
+        content=bytes(row[8]) if row[12] is None else digest_of(row[2], row[7], *row[9:12], bytes(row[12])),
         message_id=json.loads(row[10]).get("message_id") if row[7].startswith("message.") else None,
-        bare=row[8] is None and _is_bare(row[10], row[11]),
+        bare=row[12] is None and _is_bare(row[10], row[11]),
         resets=rewound and bool(json.loads(row[10]).get("erase")),
         noted=_noted(row[11]),
         to_message_id=json.loads(row[10]).get("to_message_id") if rewound else None,

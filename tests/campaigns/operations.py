@@ -286,7 +286,7 @@ class Operations:
         """What only a damaged or a later writer would send under a known name."""
         type_name = self._chance.choice(("message.edited", "message.appended", "conversation.annotated"))
         encoded = encode(Event(type="custom.x", data={"message_id": 5}), conversation_id=known.name)
-        digest = digest_of(known.name, type_name, 1, encoded.data, encoded.metadata)
+        digest = digest_of(known.name, type_name, 1, encoded.data, encoded.metadata, encoded.salt or b"")
         self._put(known, replace(encoded, type=type_name, digest=digest), self._outbox())
 
     # --- how it is put together ------------------------------------------------------------------------------------

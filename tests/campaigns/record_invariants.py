@@ -283,12 +283,12 @@ def read_record_outbox(path: Path) -> RecordOutbox:
         ).fetchall()
         rows = connection.execute(
             "SELECT l.conversation_id, l.position, l.sequence, l.event_id, l.type, l.data, l.digest, l.schema_version,"
-            " l.metadata, l.redacted, b.body FROM letopis_outbox_log AS l"
+            " l.metadata, l.salt, l.redacted, b.body FROM letopis_outbox_log AS l"
             " LEFT JOIN letopis_outbox_record_bodies AS b ON b.position = l.position"
             " WHERE l.conversation_id < char(2) ORDER BY l.conversation_id, l.sequence"
         )
         changes: dict[str, list[Change]] = defaultdict(list)
-        for lane, position, sequence, event_id, kind, data, digest, version, metadata, redacted, body in rows:
+        for lane, position, sequence, event_id, kind, data, digest, version, metadata, salt, redacted, body in rows:
             changes[lane].append(
                 Change(
                     position,
@@ -297,7 +297,7 @@ def read_record_outbox(path: Path) -> RecordOutbox:
                     kind,
                     json.loads(data),
                     digest,
-                    digest_of(lane, kind, version, data, metadata),
+                    digest if salt is None else digest_of(lane, kind, version, data, metadata, salt),
                     bool(redacted),
                     None if body is None else sha256(body).hexdigest(),
                 )

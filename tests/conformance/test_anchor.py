@@ -21,17 +21,21 @@ from letopis.store import (
     MessageRedacted,
     move,
 )
-from letopis.store.database.schema import conversations, events, lanes, log_heads
+from letopis.store.database.schema import conversations, events, lanes, log_heads, tasks
 from letopis.store.maintenance.anchor import AnchorCheck, PartitionComparison, make_anchor
 from letopis.store.maintenance.anchor_format import Anchor, dump, load
 from letopis.store.maintenance.integrity import find_problems
 from letopis.store.model.codec import digest_of
+from letopis.store.read.task_marks import ERASE, LEAVE, RESET
+from letopis.store.rules.redaction import ARRIVED_ERASED_KEY, strip_event
 from letopis.store.testing.outbox import Outbox
 from tests.support.damage import damage
 
 BLOCK = 4
 NOW = datetime(2026, 11, 27, 9, 0, tzinfo=UTC)
 CHATS = ("a", "b", "c")
+SALT = b"0123456789abcdef"
+NO_CAUSE = "event 7 of partition 0 was erased, and no event of its conversation says so"
 
 Forgery = Callable[[AsyncConnection], Awaitable[None]]
 
@@ -74,8 +78,8 @@ async def row_at(connection: AsyncConnection, position: int) -> dict[str, Any]:
 async def put(connection: AsyncConnection, position: int, values: Mapping[str, Any]) -> None:
     """Change an event, and let its digest fit."""
     row = {**await row_at(connection, position), **values}
-    digest = digest_of(row["conversation_id"], row["type"], row["schema_version"], row["data"], row["metadata"])
-    changed = sa.update(events).where(events.c.position == position).values({**values, "digest": digest})
+    digest = digest_of(row["conversation_id"], row["type"], row["schema_version"], row["data"], row["metadata"], SALT)
+    changed = sa.update(events).where(events.c.position == position).values({**values, "digest": digest, "salt": SALT})
     assert (await connection.execute(changed)).rowcount == 1
 
 
@@ -129,7 +133,7 @@ async def test_a_redaction_is_named_and_its_block_counted(store: ConversationSto
 
     found, [partition] = await compared(store, anchor)
     assert found == []
-    assert (partition.redacted, partition.content_not_compared, partition.unchanged) == (1, 3, True)
+    assert (partition.redacted, partition.unchanged) == (1, True)
     again = await anchor_of(store)
     assert (await compared(store, again))[1][0].redacted == 0
     assert [block.redacted for block in again.partitions[0].blocks] == [0, 1, 0, 0]
@@ -148,7 +152,7 @@ async def test_what_is_erased_is_named(
 
     found, [partition] = await compared(store, anchor)
     assert found == []
-    assert (partition.redacted, partition.content_not_compared) == (4, 0)
+    assert partition.redacted == 4
     assert await plain_problems(store) == []
 
 
@@ -221,11 +225,10 @@ async def test_an_owner_who_was_replaced_is_found(store: ConversationStore) -> N
     await forge(store, lambda connection: put(connection, 5, {"data": '{"owner_id":"somebody else"}'}))
 
     assert await plain_problems(store) == []
-    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 are not those of the anchor"]
 
 
 async def test_an_owner_who_was_replaced_after_a_redaction_is_found(store: ConversationStore) -> None:
-    """No digest of its own protects what is left of a redacted event."""
     outbox = await filled(store)
     outbox.append("b", ConversationRewound(erase=True))
     await outbox.deliver(store)
@@ -234,7 +237,7 @@ async def test_an_owner_who_was_replaced_after_a_redaction_is_found(store: Conve
     await forge(store, lambda connection: connection.execute(forged))
 
     assert await plain_problems(store) == []
-    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 are not those of the anchor"]
 
 
 async def test_an_event_in_another_conversation_is_found(store: ConversationStore) -> None:
@@ -311,13 +314,13 @@ async def test_an_event_that_was_put_between_is_found(store: ConversationStore) 
 
 
 async def test_content_that_passes_for_redacted_is_found(store: ConversationStore) -> None:
-    """A digest that was removed does not let content through."""
+    """A salt that was removed does not let content through."""
     await filled(store)
     data = '{"message_id":"b-1","role":"user","content":"b says something else"}'
-    forged = sa.update(events).where(events.c.position == 7).values(data=data, digest=None)
+    forged = sa.update(events).where(events.c.position == 7).values(data=data, salt=None)
     await forge(store, lambda connection: connection.execute(forged))
 
-    assert await plain_problems(store) == ["event 7 of partition 0 is redacted, and holds content"]
+    assert await plain_problems(store) == ["event 7 of partition 0 is not what was written", NO_CAUSE]
 
 
 async def test_content_that_came_back_is_found(store: ConversationStore) -> None:
@@ -339,6 +342,72 @@ async def test_a_redacted_event_that_got_a_digest_is_found(store: ConversationSt
     await forge(store, lambda connection: put(connection, 7, {"sequence": 3}))
 
     assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
+
+
+STRIPPED = '{"message_id":"b-1","role":"user","content":""}'
+
+
+async def test_erasure_by_hand_lacks_its_cause(store: ConversationStore) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+    forged = sa.update(events).where(events.c.position == 7).values(data=STRIPPED, salt=None)
+    await forge(store, lambda connection: connection.execute(forged))
+
+    assert await plain_problems(store) == [NO_CAUSE]
+    assert (await compared(store, anchor))[0] == []  # it is as an erasure leaves it
+
+
+async def test_erasure_by_hand_that_claims_to_have_arrived_so_is_found(store: ConversationStore) -> None:
+    await filled(store)
+    anchor = await anchor_of(store)
+    marked = f'{{"{ARRIVED_ERASED_KEY}":true}}'
+    forged = sa.update(events).where(events.c.position == 7).values(data=STRIPPED, salt=None, metadata=marked)
+    await forge(store, lambda connection: connection.execute(forged))
+
+    assert await plain_problems(store) == []
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 are not those of the anchor"]
+
+
+async def test_content_beside_a_redaction_is_compared(store: ConversationStore) -> None:
+    outbox = await filled(store)
+    anchor = await anchor_of(store)
+    outbox.append("b", MessageRedacted(message_id="b-0"))
+    await outbox.deliver(store)
+    assert await plain_problems(store) == (await compared(store, anchor))[0] == []
+    data = '{"message_id":"b-1","role":"user","content":"b says something else"}'
+    await forge(store, lambda connection: put(connection, 7, {"data": data}))
+
+    assert (await compared(store, anchor))[0] == ["partition 0 of the log: events 5 to 8 have other content"]
+
+
+async def test_message_that_its_outbox_erased_before_the_delivery_says_so(store: ConversationStore) -> None:
+    outbox = Outbox()
+    outbox.append("a", Message.user("secret", id="m"))
+    outbox.lanes["a"] = [strip_event(event) for event in outbox.lanes["a"]]
+    await outbox.deliver(store)  # its redaction is still to come
+
+    assert await plain_problems(store) == []
+    [*_, event] = await store.events("a")
+    assert (event.digest, event.metadata) == (None, {ARRIVED_ERASED_KEY: True})
+
+
+@pytest.mark.parametrize("kind", [LEAVE, ERASE, RESET])
+async def test_task_that_no_event_asked_for_is_found(store: ConversationStore, kind: str) -> None:
+    await filled(store)
+    task = {"partition": 0, "conversation_id": "b", "kind": kind, "version": 4, "after": 0, "upto": 4, "created_at": 1}
+    await forge(store, lambda connection: connection.execute(sa.insert(tasks).values(**task)))
+
+    assert await plain_problems(store) == [f"conversation 'b' has a task '{kind}' that no event of it asked for"]
+
+
+async def test_content_that_is_retained_without_an_erasure_is_found(store: ConversationStore) -> None:
+    await filled(store)
+    planted = sa.update(conversations).where(conversations.c.conversation_id == "b").values(retained=3)
+    await forge(store, lambda connection: connection.execute(planted))
+
+    assert await plain_problems(store) == [
+        "conversation 'b' retains content for forks, and no event of it has erased any"
+    ]
 
 
 async def test_only_so_many_places_are_named(store: ConversationStore) -> None:

@@ -34,7 +34,7 @@ async def test_an_event_whose_content_was_redacted_is_still_recognised(
     outbox.append(ONLY, *said(2))
     await outbox.deliver(store)
     async with store._engine.begin() as connection:
-        await connection.execute(sa.update(events_table).values(digest=None, data="{}"))
+        await connection.execute(sa.update(events_table).values(salt=None, data="{}"))
 
     assert (await store.apply(outbox.origin, [outbox.batch(ONLY)])).applied == (applied(2, 0, 2),)
 
@@ -53,7 +53,9 @@ async def test_every_event_is_stored_byte_for_byte(store: ConversationStore, cou
     assert [(row.event_id, row.data, row.metadata, row.digest) for row in rows] == [
         (event.event_id, event.data, event.metadata, event.digest) for event in encoded
     ]
-    assert all(digest_of(ONLY, row.type, row.schema_version, row.data, row.metadata) == row.digest for row in rows)
+    assert all(
+        digest_of(ONLY, row.type, row.schema_version, row.data, row.metadata, row.salt) == row.digest for row in rows
+    )
     assert {message.text for message in await store.messages(ONLY)} == {content}
 
 

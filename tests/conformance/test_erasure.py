@@ -62,7 +62,7 @@ async def test_the_rows_of_redacted_events_hold_no_metadata(store: ConversationS
     outbox.append(CHAT, MessageRedacted(message_id="m"))
     await outbox.deliver(store)
 
-    stripped = [row for row in await log(store_url) if row["digest"] is None]
+    stripped = [row for row in await log(store_url) if row["salt"] is None]
     assert [(row["version"], row["metadata"]) for row in stripped] == [(3, None), (4, None), (5, None), (6, None)]
 
 
@@ -75,7 +75,7 @@ async def test_the_rows_of_a_deleted_conversation_are_empty(store: ConversationS
     other.append(CHAT, Message.user(SECRET, id="late", tokens=3))
     await other.deliver(store)
 
-    assert all(row["digest"] is row["metadata"] is None for row in (await log(store_url))[:-2])
+    assert all(row["salt"] is row["metadata"] is None for row in (await log(store_url))[:-2])
     [late] = [row for row in await rows(store_url, "letopis_messages") if row["message_id"] == "late"]
     assert late["left_at"] == late["version"] == late["redacted_at"]
 

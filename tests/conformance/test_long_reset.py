@@ -57,13 +57,23 @@ async def take(store: ConversationStore, told: Told) -> Outbox:
 
 async def rows(store: ConversationStore, *names: str) -> dict[str, list[Any]]:
     """All that is held of conversations, but for what differs in each run."""
-    apart = ("event_id", "origin_id", "position", "occurred_at", "recorded_at", "created_at", "updated_at", "digest")
+    apart = (
+        "event_id",
+        "origin_id",
+        "position",
+        "occurred_at",
+        "recorded_at",
+        "created_at",
+        "updated_at",
+        "digest",
+        "salt",
+    )
     found = {}
     async with store._runtime.readers.connect() as connection:
         for table in (conversations, messages, events):
             columns: list[Any] = [column for column in table.c if column.name not in apart]
             if table is events:
-                columns.append(events.c.digest.is_(None).label("erased"))
+                columns.append(events.c.salt.is_(None).label("erased"))
             select = sa.select(*columns).where(table.c.conversation_id.in_(names))
             found[table.name] = sorted(tuple(row) for row in (await connection.execute(select.order_by(*columns[:3]))))
     return found

@@ -258,7 +258,7 @@ async def test_a_log_with_a_hole_is_not_built_upon(store: ConversationStore, eng
     [
         ("type = x'00'", "has a value of another type"),
         ("occurred_at = 'then'", "has a value of another type"),
-        ("digest = 'text'", "has a value of another type"),
+        ("salt = 'text'", "has a value of another type"),
         ("metadata = 5", "is not the JSON that was written"),
         ("metadata = '{\"letopis.puts_back\": '", "is not the JSON that was written"),
     ],

@@ -260,7 +260,7 @@ async def test_a_byte_that_is_flipped_in_the_target_is_mended_before_it_opens(
     await run_sql(
         target,
         "UPDATE letopis_events SET data = REPLACE(data, 'message 1', 'message 7')",
-        "UPDATE letopis_events SET digest = NULL WHERE conversation_id = 'big' AND version = 2",
+        "UPDATE letopis_events SET salt = NULL WHERE conversation_id = 'big' AND version = 2",
         "DELETE FROM letopis_events WHERE conversation_id = 'big' AND version = 3",
         "UPDATE letopis_messages SET content_version = content_version + 1",
         "UPDATE letopis_owners SET next_number = 1",

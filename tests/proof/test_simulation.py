@@ -25,6 +25,8 @@ from tests.proof.simulation.plan import PROFILES, plan_of
 from tests.proof.simulation.world import Result
 from tests.support.defects import DEFECTS
 
+SALT = b"s" * 16
+
 
 def live(work: Coroutine[Any, Any, Any], *, seed: int = 7) -> Any:
     """Run a coroutine in a virtual loop."""
@@ -191,7 +193,7 @@ def ledgers(folder: Path) -> tuple[OutboxLedger, sqlite3.Connection, sqlite3.Con
         "CREATE TABLE letopis_outbox_relay (incarnation);"
         "CREATE TABLE letopis_outbox_lanes (conversation_id, head, delivered, pruned, state, attempts);"
         "CREATE TABLE letopis_outbox_events (position INTEGER PRIMARY KEY, conversation_id, sequence, event_id, digest,"
-        " type, schema_version, data, metadata);"
+        " type, schema_version, data, metadata, salt);"
         "CREATE VIEW letopis_outbox_log AS SELECT * FROM letopis_outbox_events"
     )
     store.execute(
@@ -216,11 +218,11 @@ def ledgers(folder: Path) -> tuple[OutboxLedger, sqlite3.Connection, sqlite3.Con
 
 
 def append(outbox: sqlite3.Connection, sequence: int) -> None:
-    digest = digest_of("a", "t", 1, "{}", None)
-    row = ("a", sequence, bytes([sequence]) * 16, digest, "t", 1, "{}", None)
+    digest = digest_of("a", "t", 1, "{}", None, SALT)
+    row = ("a", sequence, bytes([sequence]) * 16, digest, "t", 1, "{}", None, SALT)
     outbox.execute(
         "INSERT INTO letopis_outbox_events (conversation_id, sequence, event_id, digest, type, schema_version, data,"
-        " metadata) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        " metadata, salt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         row,
     )
     outbox.execute("UPDATE letopis_outbox_lanes SET head = ?", (sequence,))
@@ -228,7 +230,7 @@ def append(outbox: sqlite3.Connection, sequence: int) -> None:
 
 
 def store_one(store: sqlite3.Connection, position: int, sequence: int) -> None:
-    digest = digest_of("a", "t", 1, "{}", None)
+    digest = digest_of("a", "t", 1, "{}", None, SALT)
     row = (position, "a", position, bytes([sequence]) * 16, b"o" * 16, sequence, digest, "t", "{}", None)
     store.execute("INSERT INTO letopis_events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
     store.commit()

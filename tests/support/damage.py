@@ -87,7 +87,7 @@ async def _swap(connection: AsyncConnection, one: sa.RowMapping, other: sa.RowMa
         await connection.execute(
             sa.update(events)
             .where(events.c.conversation_id == row["conversation_id"], events.c.version == row["version"])
-            .values({name: source[name] for name in ("data", "metadata", "digest", "occurred_at")})
+            .values({name: source[name] for name in ("data", "metadata", "digest", "salt", "occurred_at")})
         )
 
 

@@ -120,8 +120,10 @@ class OutboxAccess:
             lambda reader, connection: reader.conversations_of(connection, message_id, limit=limit)
         )
 
-    async def digests(self, conversation_id: str, event_ids: Collection[UUID]) -> dict[UUID, bytes | None]:
-        """Return the digests of those events of a conversation that the store holds; ``None`` for an erased one."""
+    async def digests(
+        self, conversation_id: str, event_ids: Collection[UUID]
+    ) -> dict[UUID, tuple[bytes, bytes | None]]:
+        """Return digest and salt of those events of a conversation that the store holds; an erased one has no salt."""
         return await self._runtime.read(
             lambda reader, connection: reader.digests(connection, conversation_id, event_ids)
         )

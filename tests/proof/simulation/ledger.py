@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from letopis.store.model.codec import digest_of
+from letopis.store.model.codec import EncodedEvent, digest_of
 from tests.campaigns.invariants import Ack
 from tests.campaigns.paths import ReplayedPath
 from tests.proof.simulation.driver import connect
@@ -18,7 +18,7 @@ from tests.proof.simulation.record_ledger import Changes, StoredRecords
 from tests.proof.simulation.weather import BAD
 
 _NEW: Final = (
-    "SELECT position, conversation_id, sequence, event_id, digest, type, schema_version, data, metadata"
+    "SELECT position, conversation_id, sequence, event_id, digest, type, schema_version, data, metadata, salt"
     " FROM letopis_outbox_log WHERE position > ? ORDER BY position"
 )
 _LANES: Final = "SELECT conversation_id, head, delivered, pruned, state, attempts FROM letopis_outbox_lanes"
@@ -91,8 +91,7 @@ class StoreLedger:
             said = self.outboxes[origin].events.get((name, sequence))
             if said is None:
                 raise Broken(f"{where}: stored, and no outbox has said it")
-            erased = digest is None and sequence < self.outboxes[origin].resets[name]
-            if said != (event_id, digest) and not (erased and said[0] == event_id):
+            if said != (event_id, digest):
                 raise Broken(f"{where}: stored as another event than sequence {sequence} of its outbox")
             self._follow(name, version, *content)
         self._compare_paths(moved)
@@ -154,6 +153,7 @@ class OutboxLedger:
     store: StoreLedger
     say: Callable[[str], None]
     events: dict[tuple[str, int], tuple[bytes, bytes]] = field(default_factory=dict)
+    salts: dict[tuple[str, int], bytes | None] = field(default_factory=dict)
     places: dict[tuple[str, bytes], int] = field(default_factory=dict)
     bad: set[tuple[str, int]] = field(default_factory=set)
     batches: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -213,7 +213,7 @@ class OutboxLedger:
 
     def _appended(self) -> None:
         for row in self._look.execute(_NEW, (self._position,)).fetchall():
-            position, name, sequence, event_id, digest, *content = row
+            position, name, sequence, event_id, digest, *content, salt = row
             head = self.lanes[name].head
             while (name, head + 1) in self.events:
                 head += 1
@@ -221,9 +221,10 @@ class OutboxLedger:
                 raise Broken(f"{name!r}: sequence {sequence} is given out after {head}: used twice, or left out")
             if self.places.get((name, event_id), 0) > self.lanes[name].pruned:  # what is forgotten may be said again
                 raise Broken(f"{name!r}: event {UUID(bytes=event_id)} was appended twice")
-            if digest_of(name, *content) != digest:
+            if salt is not None and digest_of(name, *content, salt) != digest:
                 raise Broken(f"{name!r} sequence {sequence}: the content does not match its digest")
             self.events[name, sequence] = (event_id, digest)
+            self.salts[name, sequence] = salt
             self.places[name, event_id] = sequence
             if name < _RECORD_LANES:
                 self.changes.add(name, position, sequence, event_id, digest, content[2])
@@ -260,7 +261,7 @@ class OutboxLedger:
         if now.state != before.state:
             self.say(f"lane {name} {before.state} -> {now.state} at {now.delivered}")
 
-    def acknowledged(self, ack: Ack, digest: bytes | None = None) -> None:
+    def acknowledged(self, ack: Ack, said: EncodedEvent | None = None) -> None:
         """Check that what a bot was told is true.
 
         :raises Broken: it is not.
@@ -270,5 +271,6 @@ class OutboxLedger:
             raise Broken(f"{ack.conversation_id!r}: event {ack.event_id} was acknowledged, and is in no file")
         if ack.sequence is not None and place != ack.sequence:
             raise Broken(f"{ack.conversation_id!r}: acknowledged as sequence {ack.sequence}, written as {place}")
-        if digest is not None and self.events[ack.conversation_id, place][1] != digest:
+        where = (ack.conversation_id, place)
+        if said is not None and not said.has_content_of(self.events[where][1], self.salts[where] or b""):
             raise Broken(f"{ack.conversation_id!r} sequence {place}: acknowledged with other content than it has")

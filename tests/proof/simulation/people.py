@@ -235,7 +235,7 @@ class Bot:
         *others, last = receipt.event_ids
         acks = [*(Ack(name, event_id) for event_id in others), Ack(name, last, receipt.sequence)]
         for ack, message in zip(acks, messages, strict=True):
-            place.ledger.acknowledged(ack, encode_message(message, conversation_id=name).digest)
+            place.ledger.acknowledged(ack, encode_message(message, conversation_id=name))
         place.acks += acks
         place.say(f"ack {name} {receipt.sequence} {last}")
         self._said.append((name, messages[-1], receipt.sequence))

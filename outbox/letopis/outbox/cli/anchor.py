@@ -99,7 +99,6 @@ def comparison_json(check: AnchorCheck) -> dict[str, Any]:
                 "head": one.head,
                 "unchanged": one.unchanged,
                 "redacted": one.redacted,
-                "content_not_compared": one.content_not_compared,
             }
             for one in check.partitions
         ],
@@ -109,8 +108,7 @@ def comparison_json(check: AnchorCheck) -> dict[str, Any]:
 def _redactions(one: PartitionComparison) -> str:
     if not one.redacted:
         return ""
-    beside = f"; the content of {one.content_not_compared} events beside them was not compared"
-    return f", but for {one.redacted} redacted since{beside if one.content_not_compared else ''}"
+    return f", but for {one.redacted} redacted since"
 
 
 async def _make(url: URL, report: ProgressReport) -> Anchor:

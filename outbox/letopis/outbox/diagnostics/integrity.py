@@ -27,9 +27,11 @@ from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, Checked, unh
 from letopis.store.model.codec import INTEGER_MAX, decode, digest_of
 from letopis.store.model.identifiers import derived_event_id
 from letopis.store.model.records import lane_subject, shown_lane
+from letopis.store.rules.redaction import is_stripped
 
 EVENT_COLUMNS: Final = (
-    "e.event_id, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest, e.redacted"
+    "e.event_id, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest, e.salt,"
+    " e.redacted"
 )
 _EVENTS: Final = (
     f"SELECT {EVENT_COLUMNS} FROM letopis_outbox_events AS e JOIN letopis_outbox_lanes AS l ON l.lane = e.lane"  # noqa: S608
@@ -72,6 +74,13 @@ _STRAY_VALUES: Final = (
 _LOOSE_RECORDS: Final = (
     "SELECT count(*) FROM letopis_outbox_records AS r WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e"
     " WHERE e.lane = r.lane AND e.sequence = r.sequence AND e.position = r.position)"
+)
+# Tombstones of lost events come later than those behind them.
+_DISORDERED: Final = (
+    "SELECT DISTINCT l.conversation_id FROM (SELECT lane, position,"
+    " lag(position) OVER (PARTITION BY lane ORDER BY sequence) AS before"
+    " FROM letopis_outbox_events WHERE type <> 'event.skipped') AS e"
+    " JOIN letopis_outbox_lanes AS l ON l.lane = e.lane WHERE e.position < e.before"
 )
 _ORIGIN: Final = "SELECT count(*) FROM letopis_outbox_origin"
 _DERIVED: Final = 5  # the UUID version of an id that derives from a message id
@@ -146,19 +155,24 @@ def incomplete_lanes(connection: sa.Connection) -> Iterator[str]:
 
 def is_intact(row: Sequence[Any]) -> bool:
     """Return True if a row of ``EVENT_COLUMNS`` is an event that matches its digest."""
-    event_id, conversation_id, sequence, type_name, schema_version, data, metadata, digest, redacted = row
+    event_id, conversation_id, sequence, type_name, schema_version, data, metadata, digest, salt, redacted = row
     if not (isinstance(event_id, bytes) and len(event_id) == 16 and isinstance(sequence, int) and sequence > 0):
         return False
     if not (isinstance(conversation_id, str) and isinstance(type_name, str) and isinstance(schema_version, int)):
         return False
     if not (isinstance(data, str) and (metadata is None or isinstance(metadata, str)) and redacted in (0, 1)):
         return False
-    if digest_of(conversation_id, type_name, schema_version, data, metadata) != digest:
+    if not (isinstance(digest, bytes) and (isinstance(salt, bytes) or (salt is None and redacted))):
         return False
     try:
         content = decode(data)
         decode(metadata)
     except ValueError:
+        return False
+    if salt is None:
+        if not is_stripped(type_name, data, metadata):
+            return False
+    elif digest_of(conversation_id, type_name, schema_version, data, metadata, salt) != digest:
         return False
     found = UUID(bytes=event_id)
     message_id = content.get("message_id")
@@ -170,6 +184,8 @@ def is_intact(row: Sequence[Any]) -> bool:
 def _lanes(connection: sa.Connection) -> Iterator[str]:
     """the counters of conversations"""
     yield from incomplete_lanes(connection)
+    for (conversation_id,) in connection.exec_driver_sql(_DISORDERED).fetchmany(MAX_NAMED_PROBLEMS):
+        yield f"the events of conversation {conversation_id!r} are not in the order in which they were appended"
     if stray := connection.exec_driver_sql(_STRAYS).scalar_one():
         yield f"{stray} events belong to no known conversation"
     if count := connection.exec_driver_sql(_WITHOUT_SINCE).scalar_one():
@@ -252,7 +268,7 @@ async def _contradicted(
             if ours is None:
                 continue
             seen.add((row.conversation_id, row.sequence))
-            changed = row.digest is not None and not ours[3] and bytes(row.digest) != ours[1]
+            changed = row.digest is not None and bytes(row.digest) != ours[1]
             if changed or ours[0] != row.event_id.bytes or row.occurred_at not in (None, ours[2]):
                 yield f"event {row.sequence} of {lane_subject(row.conversation_id)} differs in the history store"
     trimmed = sa.select(lanes.c.conversation_id, lanes.c.floor).where(lanes.c.origin_id == kept.origin_id)

@@ -53,7 +53,7 @@ class _Event:
 
     @property
     def appended_at(self) -> int:
-        return int(self.values[9])
+        return int(self.values[10])
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ def _found(pages: Pages) -> _Found:
     for row in rows:
         if (event := _event(row, names)) is None:
             continue
-        if not is_intact((*event.values[:8], event.values[10])):
+        if not is_intact((*event.values[:9], event.values[11])):
             found.refused += 1
         else:
             events[event.position] = event
@@ -253,16 +253,16 @@ def _weigh_indexes(
 
 def _event(row: TableRow, names: Mapping[int, Sequence[str]]) -> _Event | None:
     """Return the event of a row, under that name of its lane which fits its digest."""
-    if len(row.values) not in (11, 12) or row.values[0] is not None or row.rowid <= 0:
+    if len(row.values) not in (12, 13) or row.values[0] is not None or row.rowid <= 0:
         return None
-    values = (*row.values[1:], *((0,) if len(row.values) == 11 else ()))
+    values = (*row.values[1:], *((0,) if len(row.values) == 12 else ()))
     if not (isinstance(values[0], bytes) and isinstance(values[7], bytes) and len(values[7]) == 32):
         return None
     key = values[1]
-    if not (isinstance(key, int) and all(isinstance(one, int) and abs(one) < 1 << 53 for one in values[8:])):
+    if not (isinstance(key, int) and all(isinstance(one, int) and abs(one) < 1 << 53 for one in values[9:])):
         return None
     tried = [_Event(row.rowid, key, (values[0], name, *values[2:])) for name in names.get(key, ("",))]
-    return next((one for one in tried if is_intact((*one.values[:8], one.values[10]))), tried[0])
+    return next((one for one in tried if is_intact((*one.values[:9], one.values[11]))), tried[0])
 
 
 def _lane(row: TableRow) -> tuple[str, _Lane] | None:

@@ -52,6 +52,7 @@ def event_row(event: EncodedEvent, *, position: int, lane: int, sequence: int, n
         event.data,
         event.metadata,
         event.digest,
+        event.salt,
         event.occurred_at,
         now_us,
     )
@@ -335,7 +336,7 @@ class AppendPlan:
             return _Sorted([events[0]], [events[0].event_id], None)
         found = _Sorted([], [], None if path is None else path.copy())
         # Ids of this append; the plan learns them only once the whole append is accepted.
-        own: dict[int, bytes] = {}
+        own: dict[int, EncodedEvent] = {}
         unknown: dict[UUID, str] = {}
         targets: set[str] = set()
         for event, message_id in zip(events, prepared.message_ids, strict=True):
@@ -354,11 +355,11 @@ class AppendPlan:
                 found.put_back(event, shown.int)
                 continue
             elif event_id.int not in own:
-                own[event_id.int] = event.digest
+                own[event_id.int] = event
                 found.add(event, first)
                 continue
             else:
-                reason = None if own[event_id.int] == event.digest else Reuse.OTHER_CONTENT
+                reason = self.used.other_content(event, own[event_id.int])
             newest = event_id.int if use is None else self.used.newest.get(first, event_id.int)
             if reason is None and message_id is not None:
                 left = found.path is not None and found.path.left(first)

@@ -6,7 +6,7 @@ from typing import Final
 
 INSERT_EVENTS: Final = (
     "INSERT INTO letopis_outbox_events (position, event_id, lane, sequence, type, schema_version, data, metadata,"
-    " digest, occurred_at, appended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " digest, salt, occurred_at, appended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 INSERT_LANES: Final = (
     "INSERT INTO letopis_outbox_lanes (lane, conversation_id, owner_id, head, delivered, pruned, state, attempts,"

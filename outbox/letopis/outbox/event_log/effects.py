@@ -60,7 +60,7 @@ _REDACTION: Final = (
     " AND iif(json_valid(data), json_extract(data, '$.message_id'), NULL) = ? LIMIT 1"
 )
 _CONTENT: Final = (
-    "SELECT {key}, event_id, type, schema_version, data, metadata, digest, occurred_at FROM {table}"
+    "SELECT {key}, event_id, type, schema_version, data, metadata, digest, salt, occurred_at FROM {table}"
     " WHERE conversation_id = ? AND sequence >= ? AND sequence < ?"
 )
 # A damaged event belongs to no message, and must not keep the others from being erased.
@@ -73,9 +73,9 @@ _MESSAGE_AT: Final = (
     " WHERE conversation_id = ? AND sequence = ?"
 )
 _EMPTY_EVENT: Final = (
-    "UPDATE letopis_outbox_events SET data = ?, metadata = ?, digest = ?, redacted = 1 WHERE position = ?"
+    "UPDATE letopis_outbox_events SET data = ?, metadata = ?, salt = NULL, redacted = 1 WHERE position = ?"
 )
-_EMPTY_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = ?, metadata = ?, digest = ? WHERE repair_id = ?"
+_EMPTY_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = ?, metadata = ?, salt = NULL WHERE repair_id = ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,10 +178,11 @@ def erase_content(
                     data=row[4],
                     metadata=row[5],
                     digest=row[6],
-                    occurred_at=row[7],
+                    salt=row[7],
+                    occurred_at=row[8],
                 )
             )
-            emptied.append((left.data, left.metadata, left.digest, row[0]))
+            emptied.append((left.data, left.metadata, row[0]))
         cursor.executemany(update, emptied)
         done += len(emptied)
     return done

@@ -47,7 +47,7 @@ _PENDING_LANES: Final = SELECT_LANE + (
 )
 _LANE_OF: Final = SELECT_LANE + " WHERE conversation_id = ?"
 SELECT_EVENT: Final = (
-    "SELECT sequence, event_id, type, schema_version, data, metadata, digest, occurred_at, redacted"
+    "SELECT sequence, event_id, type, schema_version, data, metadata, digest, salt, occurred_at, redacted"
     " FROM letopis_outbox_log"
 )
 _NEXT: Final = SELECT_EVENT + " WHERE lane = ? AND sequence > ? ORDER BY sequence LIMIT ?"
@@ -352,7 +352,7 @@ def lane_of(row: Sequence[Any]) -> Lane:
 
 def sequenced_event(conversation_id: str, row: Sequence[Any]) -> SequencedEvent:
     """Return the event of a row of the log, from its sequence on."""
-    sequence, event_id, type_name, schema_version, data, metadata, digest, occurred_at, redacted = row
+    sequence, event_id, type_name, schema_version, data, metadata, digest, salt, occurred_at, redacted = row
     return SequencedEvent(
         sequence=sequence,
         event=EncodedEvent(
@@ -363,6 +363,7 @@ def sequenced_event(conversation_id: str, row: Sequence[Any]) -> SequencedEvent:
             data=data,
             metadata=metadata,
             digest=digest,
+            salt=salt,
             occurred_at=occurred_at,
             redacted=bool(redacted),
         ),

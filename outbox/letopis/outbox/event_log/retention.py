@@ -87,7 +87,7 @@ class StoredRow:
 
         :raises OutboxUnavailable: it is damaged in the file.
         """
-        _, event_id, name, schema_version, data, metadata, digest, occurred_at, redacted = self.values
+        _, event_id, name, schema_version, data, metadata, digest, salt, occurred_at, _ = self.values
         read_data, read_metadata = _decoded(data, self.sequence), _decoded(metadata, self.sequence)
         return RecordedEvent(
             conversation_id=conversation_id,
@@ -98,7 +98,7 @@ class StoredRow:
             schema_version=schema_version,
             data=read_data,
             metadata=read_metadata,
-            digest=None if redacted else digest,
+            digest=None if salt is None else digest,
             occurred_at=from_microseconds(occurred_at),
         )
 
@@ -123,7 +123,7 @@ class StoredRow:
     @property
     def occurred_at(self) -> datetime:
         """When it occurred."""
-        return from_microseconds(self.values[7])
+        return from_microseconds(self.values[8])
 
     @property
     def appends(self) -> bool:

@@ -15,7 +15,7 @@ from letopis.store.model.event_types import ConversationRewound, MessageEdited, 
 from letopis.store.rules.put_back import PUT_BACK_KEY, puts_back
 
 _KNOWN: Final = (
-    "SELECT e.event_id, l.conversation_id, e.sequence, iif(e.redacted, NULL, e.digest), e.metadata,"
+    "SELECT e.event_id, l.conversation_id, e.sequence, e.digest, e.salt, e.metadata,"
     " e.type = 'message.appended' AND e.sequence <= l.delivered AND NOT EXISTS ("
     "SELECT 1 FROM letopis_outbox_superseded AS s WHERE s.event_id = e.event_id)"
     " FROM letopis_outbox_events AS e JOIN letopis_outbox_lanes AS l ON l.lane = e.lane WHERE {condition}"
@@ -51,14 +51,15 @@ class PathUnknown(LetopisError):
 class IdUse(NamedTuple):
     """Where an event id is in use.
 
-    :ivar digest: ``None`` where the content was erased.
+    :ivar salt: ``None`` where the content was erased.
     :ivar first: the id of the event that appended the message first, as an integer; another one if this puts it back.
     :ivar delivered: True if it appends a message and the history store has it, and did not set it aside.
     """
 
     conversation_id: str
     sequence: int
-    digest: bytes | None
+    digest: bytes
+    salt: bytes | None
     first: int
     delivered: bool = False
 
@@ -108,18 +109,23 @@ class UsedIds:
         return found
 
     def _add_row(self, row: Sequence[Any]) -> IdUse:
-        event_id, conversation_id, sequence, digest, metadata, delivered = row
+        event_id, conversation_id, sequence, digest, salt, metadata, delivered = row
         used = int.from_bytes(event_id)
-        use = self.ids[used] = IdUse(conversation_id, sequence, digest, _first(used, metadata), bool(delivered))
+        use = self.ids[used] = IdUse(conversation_id, sequence, digest, salt, _first(used, metadata), bool(delivered))
         return use
 
     def reason(self, event: EncodedEvent, use: IdUse) -> Reuse | None:
         """Return why an event may not be appended under an id in use; ``None`` if it has the same content."""
         if use.conversation_id != event.conversation_id:
             return Reuse.OTHER_CONTENT
-        if use.digest is None:
+        return self.other_content(event, use)
+
+    @staticmethod
+    def other_content(event: EncodedEvent, known: IdUse | EncodedEvent) -> Reuse | None:
+        """Return why an event is not the one that is known under its id; ``None`` if it has the same content."""
+        if known.salt is None:
             return Reuse.ERASED
-        return None if use.digest == event.digest else Reuse.OTHER_CONTENT
+        return None if event.has_content_of(known.digest, known.salt) else Reuse.OTHER_CONTENT
 
     def check_edits(self, events: Iterable[EncodedEvent]) -> None:
         """Refuse edits of erased messages, which would never be read.
@@ -135,7 +141,9 @@ class UsedIds:
     def add(self, event: EncodedEvent, sequence: int) -> None:
         """Record an event that is being appended."""
         used = event.event_id.int
-        use = self.ids[used] = IdUse(event.conversation_id, sequence, event.digest, _first(used, event.metadata))
+        use = self.ids[used] = IdUse(
+            event.conversation_id, sequence, event.digest, event.salt, _first(used, event.metadata)
+        )
         if use.first != used:
             self.newest[use.first] = used
 

@@ -48,6 +48,8 @@ events: Final = sa.Table(
     sa.Column("data", sa.Text, nullable=False),
     sa.Column("metadata", sa.Text),
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    # Erased with the content, while the digest stays.
+    sa.Column("salt", sa.LargeBinary(16)),
     sa.Column("occurred_at", sa.Integer, nullable=False),
     sa.Column("appended_at", sa.Integer, nullable=False),
     # 1: its content was erased by a redaction or a deletion, after it was appended.
@@ -206,6 +208,7 @@ repairs: Final = sa.Table(
     sa.Column("data", sa.Text, nullable=False),
     sa.Column("metadata", sa.Text),
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("salt", sa.LargeBinary(16)),
     sa.Column("occurred_at", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("repaired_by", sa.Text),

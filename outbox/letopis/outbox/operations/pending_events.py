@@ -18,7 +18,7 @@ PENDING: Final = (
     " FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
 )
 _EVENT: Final = (
-    "SELECT e.event_id, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest,"
+    "SELECT e.event_id, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest, e.salt,"
     " e.occurred_at, e.appended_at, l.owner_id, l.state, l.attempts, l.due_at, l.fault_class, l.fault,"
     " e.sequence = l.delivered + 1 AS front, l.head - e.sequence AS behind"
     f"{PENDING} WHERE l.owed_since IS NOT NULL AND l.delivered < l.head"
@@ -37,7 +37,7 @@ _VALUE: Final = (
     " WHERE e.conversation_id = ? AND e.sequence = ?"
 )
 _REPAIR: Final = (
-    "SELECT verb, conversation_id, sequence, event_id, type, schema_version, data, metadata, digest, occurred_at,"
+    "SELECT verb, conversation_id, sequence, event_id, type, schema_version, data, metadata, digest, salt, occurred_at,"
     " reason, repaired_by, repaired_at FROM letopis_outbox_repairs"
 )
 
@@ -80,6 +80,7 @@ class PendingEvent:
     data: str
     metadata: str | None
     digest: bytes
+    salt: bytes | None
     occurred_at: int
     appended_at: int
     state: str
@@ -112,6 +113,7 @@ class Repair:
     data: str
     metadata: str | None
     digest: bytes
+    salt: bytes | None
     occurred_at: int
     reason: str
     repaired_by: str | None

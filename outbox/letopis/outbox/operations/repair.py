@@ -54,13 +54,13 @@ Verb = Literal["fix", "skip", "restore"]
 
 _KEEP: Final = (
     "INSERT INTO letopis_outbox_repairs (verb, conversation_id, sequence, event_id, type, schema_version, data,"
-    " metadata, digest, occurred_at, reason, repaired_by, repaired_at)"
-    " VALUES (:verb, :conversation_id, :sequence, :event_id, :type, :schema_version, :data, :metadata, :digest,"
+    " metadata, digest, salt, occurred_at, reason, repaired_by, repaired_at)"
+    " VALUES (:verb, :conversation_id, :sequence, :event_id, :type, :schema_version, :data, :metadata, :digest, :salt,"
     " :occurred_at, :reason, :repaired_by, :repaired_at)"
 )
 _REPLACE: Final = (
     "UPDATE letopis_outbox_events SET event_id = :event_id, type = :type, schema_version = :schema_version,"
-    " data = :data, metadata = :metadata, digest = :digest, redacted = 0"
+    " data = :data, metadata = :metadata, digest = :digest, salt = :salt, redacted = 0"
     " WHERE position = (SELECT position FROM letopis_outbox_event_ids WHERE event_id = :old_id)"
 )
 _REPLACE_ID: Final = "UPDATE letopis_outbox_event_ids SET event_id = :event_id WHERE event_id = :old_id"
@@ -203,7 +203,7 @@ def fix(
     encoded = encode(event, conversation_id=old.conversation_id, limits=limits)
     if old.type == MessageAppended.type and event.data["message_id"] != _message_id(old.data, event.data["message_id"]):
         raise InvalidInput("data.message_id", "must stay as it was: other events may point at the message")
-    if encoded.digest == old.digest:
+    if old.salt is not None and encoded.has_content_of(old.digest, old.salt):
         raise InvalidInput("data", "is the same as before: correct what the fault names, or retry")
     _replace(connection, old, encoded, "fix", reason, now_us=now_us, by=by)
     return old
@@ -226,6 +226,7 @@ def restore(
         data=first.data,
         metadata=first.metadata,
         digest=first.digest,
+        salt=first.salt,
         occurred_at=first.occurred_at,
     )
     _replace(connection, present, original, "restore", reason, now_us=now_us, by=by)
@@ -317,7 +318,8 @@ def _erase_again(connection: sa.Connection, new: EncodedEvent) -> None:
 
 def _follow_owner(connection: sa.Connection, old: PendingEvent, new: EncodedEvent) -> None:
     """Give the lane the owner that the history store will receive, so that a later append can repeat it."""
-    if digest_of(old.conversation_id, old.type, old.schema_version, old.data, old.metadata) != old.digest:
+    content = (old.conversation_id, old.type, old.schema_version, old.data, old.metadata)
+    if old.salt is None or digest_of(*content, old.salt) != old.digest:
         return  # damaged: its owner is not known
     before, after = (
         _decoded(data, "data").get("owner_id") if type_ == ConversationStarted.type else None

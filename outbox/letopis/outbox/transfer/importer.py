@@ -20,7 +20,7 @@ from letopis.store.database.faults import StoreFault
 from letopis.store.database.store_identity import expect_store
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse
-from letopis.store.model.codec import DEFAULT_LIMITS, Limits
+from letopis.store.model.codec import DEFAULT_LIMITS, EncodedEvent, Limits, digest_of
 from letopis.store.transfer.jsonl import Line, Refused
 from letopis.store.transfer.record_lines import RecordLine
 from letopis.store.transfer.seen_keys import SeenKeys
@@ -197,14 +197,16 @@ class Importer:
         for item in items:
             if item.event_id not in held.event_ids:
                 asked.setdefault(item.line.conversation_id, set()).add(item.event_id)
-        there: dict[UUID, bytes | None] = {}
+        there: dict[UUID, tuple[bytes, bytes | None]] = {}
         for conversation_id, wanted in asked.items():
             there |= await self._query_store(conversation_id, wanted, pruned=held.pruned.get(conversation_id))
         rest: list[_Item] = []
         for item in items:
             if item.event_id not in there:
                 rest.append(item)
-            elif there[item.event_id] in (None, item.prepared.events[0].digest):  # None: redacted since
+                continue
+            digest, salt = there[item.event_id]
+            if salt is None or item.prepared.events[0].has_content_of(digest, salt):  # None: redacted since
                 self.counts.known += 1
             else:
                 refused.append(_reused_id(item))
@@ -212,7 +214,7 @@ class Importer:
 
     async def _query_store(
         self, conversation_id: str, wanted: Collection[UUID], *, pruned: int | None
-    ) -> dict[UUID, bytes | None]:
+    ) -> dict[UUID, tuple[bytes, bytes | None]]:
         """Return the events that the store holds, with their digests.
 
         :param pruned: events of the conversation that the outbox has pruned; ``None`` if it does not know it.
@@ -294,7 +296,7 @@ def _owned(item: _Item) -> tuple[bytes, bytes]:
 
 def _first_use(item: _Item, seen: SeenKeys, counts: ImportCounts) -> _Item | Refused:
     event = item.prepared.events[0]
-    whole = event.event_id.bytes + event.digest
+    whole = event.event_id.bytes + _content(event)
     if seen.seen(whole):
         counts.known += 1
     elif seen.seen(event.event_id.bytes):
@@ -309,7 +311,7 @@ def _first_use(item: _Item, seen: SeenKeys, counts: ImportCounts) -> _Item | Ref
 
 def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> RecordItem | Refused:
     place = b"\1".join((item.line.scope.name.encode(), *item.prepared.change.place))
-    whole = place + item.prepared.event.digest
+    whole = place + _content(item.prepared.event)
     if seen.seen(whole):
         counts.known += 1
     elif seen.seen(place):
@@ -320,6 +322,11 @@ def _first_put(item: RecordItem, seen: SeenKeys, counts: ImportCounts) -> Record
         seen.add(whole)
         counts.imported += 1
     return item
+
+
+def _content(event: EncodedEvent) -> bytes:
+    """Return what distinguishes an event's content from other content in one import; it is not kept."""
+    return digest_of(event.conversation_id, event.type, event.schema_version, event.data, event.metadata, b"")
 
 
 def _draw(source: Iterator[Line | RecordLine | Refused]) -> list[Line | RecordLine | Refused]:

@@ -119,6 +119,7 @@ class MediumBlob(sa.types.TypeDecorator[bytes]):
 
 
 Digest: Final = sa.LargeBinary(32).with_variant(sa.BINARY(32), "mysql", "mariadb")
+Salt: Final = sa.LargeBinary(16).with_variant(sa.BINARY(16), "mysql", "mariadb")
 Timestamp: Final = sa.BigInteger()
 """UTC microseconds since 1970."""
 Counter: Final = sa.BigInteger()
@@ -219,7 +220,9 @@ events: Final = _table(
     sa.Column("schema_version", sa.SmallInteger, nullable=False),
     sa.Column("data", Json, nullable=False),
     sa.Column("metadata", Json),
-    sa.Column("digest", Digest),
+    sa.Column("digest", Digest, nullable=False),
+    # Erased with the content, while the digest stays.
+    sa.Column("salt", Salt),
     sa.Column("occurred_at", Timestamp, nullable=False),
     sa.Column("recorded_at", Timestamp, nullable=False),
     sa.Index("uq_letopis_events_version", "partition", "conversation_id", "version", unique=True),

@@ -19,13 +19,6 @@ from letopis.store.maintenance.integrity import MAX_NAMED_PROBLEMS, Checked, unh
 
 PAGE_EVENTS: Final = 1_000
 """Events of a page, rounded to whole blocks."""
-_REDACTED: Final = events.c.digest.is_(None)
-_COLUMNS: Final = (
-    *(column for column in events.columns if column.name not in {"data", "metadata"}),
-    # Content is hashed by its digest; only what is left of redacted events is read.
-    sa.case((_REDACTED, events.c.data)).label("data"),
-    sa.case((_REDACTED, events.c.metadata)).label("metadata"),
-)
 _HEADS: Final = sa.select(log_heads.c.partition, log_heads.c.position).order_by(log_heads.c.partition)
 
 
@@ -36,7 +29,6 @@ class PartitionComparison:
     :ivar position: up to which the anchor goes.
     :ivar head: the position given out last; ``None`` if the partition is gone.
     :ivar redacted: events whose content was redacted since the anchor was made.
-    :ivar content_not_compared: other events whose content could not be compared, because they share a block with those.
     :ivar unchanged: whether nothing else has changed.
     """
 
@@ -44,7 +36,6 @@ class PartitionComparison:
     position: int
     head: int | None
     redacted: int = 0
-    content_not_compared: int = 0
     unchanged: bool = True
 
 
@@ -128,14 +119,12 @@ class AnchorCheck:
         identities, contents = list[int](), list[int]()
         number = 0
         async for block in _blocks(connection, compared.partition, upto, size, report=report):
-            wanted, events_in_block = anchored.blocks[number], min(size, upto - number * size)
+            wanted = anchored.blocks[number]
             if block.identity != wanted.identity:
                 identities.append(number)
-            elif block.redacted > wanted.redacted:
-                compared.redacted += block.redacted - wanted.redacted
-                compared.content_not_compared += events_in_block - block.redacted
             elif block.content != wanted.content:
                 contents.append(number)
+            compared.redacted += max(0, block.redacted - wanted.redacted)
             number += 1
         for numbers, what in ((identities, "are not those of the anchor"), (contents, "have other content")):
             ranges = [f"{first * size + 1} to {min((last + 1) * size, upto)}" for first, last in _runs(numbers)]
@@ -163,7 +152,7 @@ async def _blocks(
     page = max(1, PAGE_EVENTS // size) * size
     for after in range(0, upto, page):
         last = min(after + page, upto)
-        statement = sa.select(*_COLUMNS).where(
+        statement = sa.select(events).where(
             events.c.partition == partition, events.c.position > after, events.c.position <= last
         )
         rows = (await connection.execute(statement.order_by(events.c.position))).all()

@@ -12,7 +12,8 @@ from uuid import UUID
 import orjson
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import digest_of
+from letopis.store.model.codec import decode
+from letopis.store.rules.redaction import internal_metadata, stripped
 
 FORMAT: Final = 1
 """The version of the document and of what is hashed."""
@@ -66,10 +67,10 @@ def block_of(rows: Iterable[Any]) -> AnchorBlock:
     """Return the digests of rows of the log, in the order of their positions.
 
     The identity hashes a line per event: a JSON list of position, conversation id, version, event id, origin id,
-    sequence, type, schema version, and the two times in microseconds. The content hashes an event's digest after a byte
-    1; of a redacted event, which has none, the digest of what is left after a byte 0.
+    sequence, type, schema version, the two times in microseconds, and what an erasure leaves of data and metadata. The
+    content hashes the events' digests, which an erasure leaves too.
 
-    :param rows: each with the columns of the log; ``data`` and ``metadata`` are read of redacted events only.
+    :param rows: each with the columns of the log.
     """
     identity, content, redacted = sha256(), sha256(), 0
     for row in rows:
@@ -86,19 +87,22 @@ def block_of(rows: Iterable[Any]) -> AnchorBlock:
                     row.schema_version,
                     row.occurred_at,
                     row.recorded_at,
+                    *_lasting(row),
                 ],
                 default=repr,  # of another type than was written: it differs, whatever it is
-                option=orjson.OPT_APPEND_NEWLINE,
+                option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS,
             )
         )
-        if row.digest is None:
-            redacted += 1
-            content.update(b"\0")
-            content.update(digest_of(row.conversation_id, row.type, row.schema_version, row.data, row.metadata))
-        else:
-            content.update(b"\1")
-            content.update(bytes(row.digest))
+        redacted += row.salt is None
+        content.update(bytes(row.digest))
     return AnchorBlock(identity.hexdigest(), content.hexdigest(), redacted)
+
+
+def _lasting(row: Any) -> tuple[Any, str | None]:
+    try:
+        return stripped(row.type, decode(row.data)), internal_metadata(row.metadata)
+    except ValueError:
+        return row.data, row.metadata  # damaged, so that it differs
 
 
 def dump(anchor: Anchor) -> bytes:

@@ -30,7 +30,7 @@ class RebuildStatements:
         self.locked_row: Any = dialect.locked(self.row)
         # A pending task counts as carried out.
         self.events = (
-            sa.select(*(_digest() if column.name == "digest" else column for column in events.c))
+            sa.select(*(_salt() if column.name == "salt" else column for column in events.c))
             .where(*_of(events), events.c.version > sa.bindparam("after"))
             .order_by(events.c.version)
             .limit(sa.bindparam("limit"))
@@ -58,9 +58,9 @@ class RebuildStatements:
         )
 
 
-def _digest() -> sa.ColumnElement[Any]:
+def _salt() -> sa.ColumnElement[Any]:
     kept = sa.or_(erased(events).is_(None), events.c.type == ConversationDeleted.type)
-    return sa.case((kept, events.c.digest)).label("digest")
+    return sa.case((kept, events.c.salt)).label("salt")
 
 
 def _page_of_messages(columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:

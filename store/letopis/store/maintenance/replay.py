@@ -124,7 +124,7 @@ class ConversationReplay:
             self.unredacted.update(self._events_of_message.pop(message_id, ()))
         deleted = self.row is not None and self.row.conversation.state == "deleted"
         for found, event, item in zip(page, projected.events, decoded, strict=True):
-            if found.digest is None:
+            if found.salt is None:
                 continue
             if found.type != ConversationDeleted.type:
                 self._with_content.append(found.version)
@@ -169,7 +169,7 @@ class ConversationReplay:
         if any(not isinstance(getattr(found, name), kind) for name, kind in _TYPES.items()):
             raise _damaged(f"event {found.version} of a conversation has a value of another type")
         body = read(found.type, *self._upcasters.upcast(found.type, found.schema_version, data))
-        if found.digest is None and isinstance(body, MessageEdited):
+        if found.salt is None and isinstance(body, MessageEdited):
             self._empty_edits.add(found.version)
         event = EncodedEvent(
             conversation_id=self.conversation_id,
@@ -178,9 +178,10 @@ class ConversationReplay:
             schema_version=found.schema_version,
             data=found.data,
             metadata=found.metadata,
-            digest=found.digest or b"",
+            digest=found.digest,
+            salt=found.salt,
             occurred_at=found.occurred_at,
-            redacted=found.digest is None,
+            redacted=found.salt is None,
         )
         # Conflicts are looked up by version: sequences belong to an outbox, not to the conversation.
         return DecodedEvent(
@@ -210,7 +211,8 @@ _TYPES: Final = {
     "type": str,
     "schema_version": int,
     "metadata": str | None,
-    "digest": bytes | None,
+    "digest": bytes,
+    "salt": bytes | None,
     "occurred_at": int,
 }
 """What columns of an event hold, beside its data."""

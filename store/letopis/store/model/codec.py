@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +28,7 @@ TRACEPARENT: Final = "traceparent"
 """The key of an event's metadata that names the trace it was appended in (W3C Trace Context)."""
 RESERVED: Final = "letopis."
 """The prefix of Letopis' own keys in an event's metadata; refused in a caller's metadata."""
+SALT_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +60,11 @@ class EncodedEvent:
 
     :ivar data: JSON with its keys in the order given.
     :ivar metadata: the same; ``None`` when empty.
-    :ivar digest: SHA-256 over conversation id, type, schema version, data and metadata, with sorted keys; *not* over
-        the time, so that a later retry has the same digest.
+    :ivar digest: SHA-256 over the salt, conversation id, type, schema version, data and metadata, with sorted keys;
+        *not* over the time, so that a later retry has the same content. It stays when the content is erased.
+    :ivar salt: 16 random bytes, without which nobody can try texts; ``None`` once the content was erased.
     :ivar occurred_at: UTC microseconds since 1970.
-    :ivar redacted: True if the content was taken away after the append; then the digest is of what is left.
+    :ivar redacted: True if the content was taken away after the append.
     :ivar body: the value of a record, which its data names by size and checksum; ``None`` for all other events.
     """
 
@@ -72,9 +75,19 @@ class EncodedEvent:
     data: str
     metadata: str | None
     digest: bytes
+    salt: bytes | None
     occurred_at: int
     redacted: bool = False
     body: bytes | None = None
+
+    @property
+    def intact(self) -> bool:
+        """Whether the content matches the digest; erased content has none to match."""
+        return self.salt is None or self.has_content_of(self.digest, self.salt)
+
+    def has_content_of(self, digest: bytes, salt: bytes) -> bool:
+        """Return True if the content is that of another event, of which the digest and the salt are known."""
+        return digest_of(self.conversation_id, self.type, self.schema_version, self.data, self.metadata, salt) == digest
 
 
 def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMITS) -> EncodedEvent:
@@ -98,6 +111,7 @@ def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMIT
         for name in ("message_id", "owner_id"):
             if (value := event.data.get(name)) is not None:
                 check_identifier(value, f"data.{name}")
+    salt = os.urandom(SALT_BYTES)
     return EncodedEvent(
         conversation_id=conversation_id,
         event_id=event.event_id,
@@ -105,7 +119,8 @@ def encode(event: Event, *, conversation_id: str, limits: Limits = DEFAULT_LIMIT
         schema_version=event.schema_version,
         data=data.decode(),
         metadata=None if metadata is None else metadata.decode(),
-        digest=_digest(conversation_id, event.type, event.schema_version, _sorted(given), about),
+        digest=_digest(conversation_id, event.type, event.schema_version, _sorted(given), about, salt),
+        salt=salt,
         occurred_at=to_microseconds(event.occurred_at),
     )
 
@@ -134,6 +149,7 @@ def encode_message(
     data = _dump(whole, "data", limits, uncounted=0 if plain else packed_bytes(whole))
     about = None if metadata is EMPTY or metadata == EMPTY else _plain(metadata, "metadata", limits)
     dumped = None if about is None else _dump(about, "metadata", limits)
+    salt = os.urandom(SALT_BYTES)
     return EncodedEvent(
         conversation_id=conversation_id,
         event_id=message.event_id or derived_event_id(conversation_id, message.id),
@@ -142,8 +158,9 @@ def encode_message(
         data=data.decode(),
         metadata=None if dumped is None else dumped.decode(),
         digest=_digest(
-            conversation_id, _APPENDED, MessageAppended.schema_version, data if plain else _sorted(whole), about
+            conversation_id, _APPENDED, MessageAppended.schema_version, data if plain else _sorted(whole), about, salt
         ),
+        salt=salt,
         occurred_at=now_microseconds() if occurred_at is None else to_microseconds(occurred_at),
     )
 
@@ -162,13 +179,19 @@ def encode_value(value: Any, field: str, limits: Limits) -> bytes:
 
 
 def digest_of(
-    conversation_id: str, type_name: str, schema_version: int, data: bytes | str, metadata: bytes | str | None
+    conversation_id: str,
+    type_name: str,
+    schema_version: int,
+    data: bytes | str,
+    metadata: bytes | str | None,
+    salt: bytes,
 ) -> bytes:
-    """Return the SHA-256 of an event's content. The trace and Letopis' own keys in its metadata are left out.
+    """Return the SHA-256 of a salt and an event's content, without the trace and Letopis' own keys of its metadata.
 
-    A message appended again in another trace, after another read or with its keys in another order has the same digest.
+    A message appended again in another trace, after another read or with its keys in another order has the same digest
+    under the same salt.
     """
-    return _digest(conversation_id, type_name, schema_version, _canonical(data), metadata)
+    return _digest(conversation_id, type_name, schema_version, _canonical(data), metadata, salt)
 
 
 def _digest(
@@ -177,12 +200,13 @@ def _digest(
     schema_version: int,
     data: bytes,
     metadata: Mapping[str, Any] | bytes | str | None,
+    salt: bytes,
 ) -> bytes:
     """Return the digest of canonical data, and of metadata as values or as they are stored."""
     about = b"" if metadata is None else _canonical(metadata, without_internal_keys=True)
     # Ids and types hold no control characters and compact JSON no raw line feed, so the parts cannot run together.
     return sha256(
-        b"%s\n%s\n%d\n%s\n%s" % (conversation_id.encode(), type_name.encode(), schema_version, data, about)
+        b"%s%s\n%s\n%d\n%s\n%s" % (salt, conversation_id.encode(), type_name.encode(), schema_version, data, about)
     ).digest()
 
 

@@ -136,7 +136,7 @@ class RecordedEvent:
     :ivar origin_id: the outbox that it came through.
     :ivar sequence: its place in the conversation in that outbox.
     :ivar recorded_at: when the history store recorded it; ``None`` while pending.
-    :ivar digest: SHA-256 of the content; ``None`` where the content was redacted.
+    :ivar digest: SHA-256 of a salt and the content; ``None`` where the content was redacted.
     """
 
     conversation_id: str

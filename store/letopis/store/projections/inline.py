@@ -98,6 +98,7 @@ def _event(row: TableRow) -> RecordedEvent:
         data,
         metadata,
         digest,
+        salt,
         occurred_at,
         recorded_at,
     ) = row
@@ -110,7 +111,7 @@ def _event(row: TableRow) -> RecordedEvent:
         schema_version=schema_version,
         data=decode(data),
         metadata=decode(metadata),
-        digest=digest,
+        digest=None if salt is None else digest,
         occurred_at=from_microseconds(occurred_at),
         version=version,
         partition=partition,

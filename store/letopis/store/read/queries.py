@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from letopis.store.database.schema import conversations, events, lanes, messages
 from letopis.store.model.event_types import MessageAppended
 from letopis.store.read.paging import WindowShape
-from letopis.store.read.task_marks import any_mark, erased, is_on_path, left_at, message_columns
+from letopis.store.read.task_marks import any_mark, erased, is_on_path, left_at, message_columns, shown_digest
 from letopis.store.rules.fold import PathPosition
 
 
@@ -93,7 +93,7 @@ def plain_select(shape: WindowShape, *, with_head: bool = False) -> sa.Select[An
     e = events.alias("e")
     more = sa.or_(
         m.c.more,
-        e.c.digest.is_(None),
+        e.c.salt.is_(None),
         e.c.type != MessageAppended.type,
         e.c.schema_version != MessageAppended.schema_version,
     )
@@ -206,13 +206,13 @@ def whole(page: sa.Select[Any], *, with_head: bool = False, past: bool = False) 
         e.c.type.label("e_type"),
         e.c.schema_version.label("e_schema_version"),
         e.c.data.label("e_data"),
-        e.c.digest.label("e_digest"),
+        shown_digest(e).label("e_digest"),
         e.c.occurred_at.label("e_occurred_at"),
         e.c.recorded_at.label("e_recorded_at"),
         c.c.type.label("c_type"),
         c.c.schema_version.label("c_schema_version"),
         c.c.data.label("c_data"),
-        c.c.digest.label("c_digest"),
+        shown_digest(c).label("c_digest"),
         d.c.type.label("d_type"),
         d.c.schema_version.label("d_schema_version"),
         d.c.data.label("d_data"),

@@ -305,12 +305,12 @@ class Reader:
 
     async def digests(
         self, connection: AsyncConnection, conversation_id: str, event_ids: Collection[UUID]
-    ) -> dict[UUID, bytes | None]:
-        """Return the digests of those events that are there; ``None`` for an erased one."""
-        found: dict[UUID, bytes | None] = {}
+    ) -> dict[UUID, tuple[bytes, bytes | None]]:
+        """Return digest and salt of those events that are there; an erased one has no salt."""
+        found: dict[UUID, tuple[bytes, bytes | None]] = {}
         for part in in_batches(event_ids):
             rows = await connection.execute(self._statements.digests, {**self.key(conversation_id), "ids": part})
-            found.update({row.event_id: row.digest if row.erased is None else None for row in rows})
+            found.update({row.event_id: (row.digest, row.salt) for row in rows})
         return found
 
     async def lane_heads(

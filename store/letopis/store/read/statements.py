@@ -88,7 +88,9 @@ class ReadStatements:
             .limit(sa.bindparam("limit"))
         )
         self.head = sa.select(log_heads.c.position).where(log_heads.c.partition == sa.bindparam("partition"))
-        self.digests = sa.select(events.c.event_id, events.c.digest, erased(events).label("erased")).where(
+        self.digests = sa.select(
+            events.c.event_id, events.c.digest, sa.case((erased(events).is_(None), events.c.salt)).label("salt")
+        ).where(
             events.c.partition == sa.bindparam("partition"),
             events.c.conversation_id == sa.bindparam("conversation"),
             dialect.among(events.c.event_id, "ids"),

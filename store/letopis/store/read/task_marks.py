@@ -140,8 +140,14 @@ def erased(e: Any) -> sa.ColumnElement[Any]:
 
 
 def event_columns(e: Any) -> list[sa.ColumnElement[Any]]:
-    """Return the columns of a table of events, and as ``erased`` the column of :func:`erased`."""
-    return [*e.c, erased(e).label("erased")]
+    """Return the columns of a table of events as they are read, and as ``erased`` the column of :func:`erased`."""
+    columns = (shown_digest(e).label("digest") if one.name == "digest" else one for one in e.c if one.name != "salt")
+    return [*columns, erased(e).label("erased")]
+
+
+def shown_digest(e: Any) -> sa.ColumnElement[Any]:
+    """Return the digest of an event; NULL where the content was erased."""
+    return sa.case((e.c.salt.is_not(None), e.c.digest))
 
 
 def _covering(kind: str, table: Any, pick: Any) -> sa.ColumnElement[Any]:

@@ -139,8 +139,8 @@ async def copy_rows(
 
 
 async def copy_redacted(source: Endpoint, target: Endpoint, part: TableSlice) -> AsyncIterator[int]:
-    """Copy the events without a digest again: a redaction, the one change to stored events, removes it."""
-    redacted = replace(part, where=(*part.where, events.c.digest.is_(None)))
+    """Copy the events without a salt again: a redaction, the one change to stored events, removes it."""
+    redacted = replace(part, where=(*part.where, events.c.salt.is_(None)))
     after: RowKey | None = None
     while True:
         wanted, last = await _page(source, redacted, after)
@@ -187,16 +187,17 @@ _COLUMN_INDEXES: Final = {column.name: index for index, column in enumerate(even
 
 
 def _check_digests(rows: Mapping[RowKey, CopiedRow], source: str) -> None:
-    """Compare each event with its digest. A redacted event has none and was only compared byte by byte.
+    """Compare each event with its digest. A redacted event has no salt and was only compared byte by byte.
 
     :raises MoveFailed: an event is not what was appended, already in the source.
     """
-    conversation, kind, version, data, metadata, digest = (
-        _COLUMN_INDEXES[name] for name in ("conversation_id", "type", "schema_version", "data", "metadata", "digest")
+    conversation, kind, version, data, metadata, digest, salt = (
+        _COLUMN_INDEXES[name]
+        for name in ("conversation_id", "type", "schema_version", "data", "metadata", "digest", "salt")
     )
     for row in rows.values():
-        held = row[digest]
-        if held is not None and held != digest_of(row[conversation], row[kind], row[version], row[data], row[metadata]):
+        content = (row[conversation], row[kind], row[version], row[data], row[metadata])
+        if row[salt] is not None and row[digest] != digest_of(*content, row[salt]):
             raise MoveFailed(
                 f"event {row[_COLUMN_INDEXES['position']]} of partition {row[_COLUMN_INDEXES['partition']]} is not "
                 f"what was appended: run `letopis db verify` on {source}, and restore it from a backup"

@@ -89,7 +89,7 @@ class ApplyResult:
 class StoredEvent:
     """What the history store holds under an event id.
 
-    :ivar digest: ``None`` if the content was redacted.
+    :ivar salt: ``None`` if the content was redacted.
     :ivar version: its place in the conversation, or that where its message is on the path.
     :ivar left_at: the version at which the message that it appended left the path; ``None`` while it is on the path.
     :ivar deleted: True if the conversation was deleted.
@@ -98,7 +98,8 @@ class StoredEvent:
     event_id: UUID
     origin_id: UUID
     sequence: int
-    digest: bytes | None
+    digest: bytes
+    salt: bytes | None
     conflict: Conflict | None = None
     version: int = 0
     left_at: int | None = None
@@ -189,7 +190,7 @@ def select_new(compared: ComparedLane, stored: Mapping[UUID, StoredEvent]) -> tu
     :raises HistoryDiverged: an id is stored, or delivered twice, with other content; or the stored content was erased,
         so that the delivered content would be lost.
     """
-    seen: dict[UUID, bytes] = {}
+    seen: dict[UUID, EncodedEvent] = {}
     remaining = []
     for delivery in compared.fresh:
         event = delivery.event
@@ -197,20 +198,23 @@ def select_new(compared: ComparedLane, stored: Mapping[UUID, StoredEvent]) -> tu
         if found is not None:
             if not _has_same_content(delivery, found):
                 raise _diverged(compared.lane, delivery)
-            if found.digest is None and not (found.deleted or delivery.event.redacted):
+            if found.salt is None and not (found.deleted or delivery.event.redacted):
                 raise _diverged(compared.lane, delivery, erased=True)
         elif (before := seen.get(event.event_id)) is not None:
-            if before != event.digest:
+            if not _has_same_content(delivery, before):
                 raise _diverged(compared.lane, delivery)
         else:
-            seen[event.event_id] = event.digest
+            seen[event.event_id] = event
             remaining.append(delivery)
     return tuple(remaining)
 
 
-def _has_same_content(delivery: SequencedEvent, found: StoredEvent) -> bool:
-    # Redacted content, here or there, cannot be compared any more; the id has to do.
-    return found.digest is None or delivery.event.redacted or found.digest == delivery.event.digest
+def _has_same_content(delivery: SequencedEvent, found: StoredEvent | EncodedEvent) -> bool:
+    event = delivery.event
+    if event.digest == found.digest:
+        return True  # the same event, erased or not
+    # Erased content, here or there, cannot be compared under another salt: the id has to do.
+    return event.salt is None or found.salt is None or event.has_content_of(found.digest, found.salt)
 
 
 def _diverged(lane: LaneBatch, delivery: SequencedEvent, *, erased: bool = False) -> HistoryDiverged:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import RESERVED, decode, digest_of
+from letopis.store.model.codec import RESERVED, decode
 from letopis.store.model.event_types import (
     Body,
     ConversationDeleted,
@@ -22,7 +22,7 @@ from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.apply_plan import SequencedEvent
 from letopis.store.rules.preconditions import Precondition
 from letopis.store.rules.put_back import is_put_back
-from letopis.store.rules.redaction import message_of
+from letopis.store.rules.redaction import is_stripped, message_of
 from letopis.store.rules.reducer import MessageChange
 from letopis.store.rules.rows import MessageRow
 
@@ -52,9 +52,11 @@ def decode_events(deliveries: Iterable[SequencedEvent], upcasters: Upcasters) ->
     for delivery in deliveries:
         event = delivery.event
         type_name, schema_version, metadata = event.type, event.schema_version, event.metadata
-        if digest_of(event.conversation_id, type_name, schema_version, event.data, metadata) != event.digest:
+        if not event.intact:
             raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
         try:
+            if event.salt is None and not is_stripped(type_name, event.data, metadata):
+                raise InvalidInput("salt", "is missing, and the content is not: the event was damaged")
             data = decode(event.data)
             ours = decode(metadata) if metadata is not None and _INTERNAL_KEYS in metadata else None
         except ValueError as error:

@@ -24,7 +24,7 @@ from letopis.store.model.event_types import (
 from letopis.store.rules.decoding import DecodedEvent
 from letopis.store.rules.preconditions import Conflict, with_conflict
 from letopis.store.rules.recorded_messages import reacted
-from letopis.store.rules.redaction import message_of, strip_event
+from letopis.store.rules.redaction import mark_arrived_erased, message_of, strip_event
 from letopis.store.rules.reducer import MessageChange, MessageSink, reduce_event, takes_effect
 from letopis.store.rules.rows import ConversationRow, MessageRow
 
@@ -159,6 +159,8 @@ class _Projection(MessageSink):
         state, body, event = self._row.conversation, item.body, item.delivery.event
         self._version = self.projected.first + len(self._events)
         deleted = state.state == "deleted"
+        if event.salt is None:
+            event = mark_arrived_erased(event)
         conflict = self._verdicts.get(item.delivery.sequence)
         if conflict is None:
             if deleted:

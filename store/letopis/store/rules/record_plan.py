@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -9,7 +10,7 @@ from typing import Any, Final, Self
 from uuid import UUID
 
 from letopis.store.errors import HistoryDiverged, InvalidInput
-from letopis.store.model.codec import EncodedEvent, decode, digest_of
+from letopis.store.model.codec import SALT_BYTES, EncodedEvent, decode, digest_of
 from letopis.store.model.records import (
     ABSENT,
     ANY,
@@ -84,6 +85,7 @@ def change_event(
     body: bytes | None = None,
 ) -> EncodedEvent:
     """Return the event of a change. Its digest covers the value through the checksum in its data."""
+    salt = os.urandom(SALT_BYTES)
     return EncodedEvent(
         conversation_id=lane,
         event_id=event_id,
@@ -91,7 +93,8 @@ def change_event(
         schema_version=SCHEMA_VERSION,
         data=data.decode(),
         metadata=None,
-        digest=digest_of(lane, type_name, SCHEMA_VERSION, data, None),
+        digest=digest_of(lane, type_name, SCHEMA_VERSION, data, None, salt),
+        salt=salt,
         occurred_at=occurred_at,
         body=body,
     )
@@ -103,7 +106,7 @@ def decode_change(delivery: SequencedEvent) -> RecordChange:
     :raises InvalidInput: the event was damaged after it was appended, or is none that this release writes.
     """
     event = delivery.event
-    if digest_of(event.conversation_id, event.type, event.schema_version, event.data, event.metadata) != event.digest:
+    if not event.intact or (event.salt is None and event.data != "{}"):
         raise InvalidInput("digest", "does not match the content: the event was damaged after it was appended")
     empty = RecordChange(sequence=delivery.sequence, event_id=event.event_id, type=event.type)
     if event.type not in RECORD_TYPES or event.schema_version != SCHEMA_VERSION:

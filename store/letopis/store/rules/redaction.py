@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import RESERVED, EncodedEvent, decode, digest_of
+from letopis.store.model.codec import RESERVED, EncodedEvent, decode
 from letopis.store.model.event_types import Body, MessageAppended
 from letopis.store.model.identifiers import check_identifier
 from letopis.store.rules.reducer import MessageChange
@@ -38,6 +38,8 @@ _EMPTIED: Final[Mapping[str, Mapping[str, Any]]] = {
     "conversation.annotated": {"metadata": {}},
 }
 
+ARRIVED_ERASED_KEY: Final = f"{RESERVED}arrived_erased"
+"""The key of an event's metadata that says that its outbox had erased it before its delivery."""
 MESSAGE_CONTENT_TYPES: Final = ("message.appended", "message.edited", "message.sent", "message.failed")
 """The types of the events that hold a message's content, and are stripped when it is redacted."""
 
@@ -81,16 +83,20 @@ def message_of(event: EncodedEvent, body: Body) -> str | None:
 
 
 def strip_event(event: EncodedEvent) -> EncodedEvent:
-    """Return an event without its content; Letopis' own keys of its metadata stay. Idempotent."""
+    """Return an event without its content and salt; digest and Letopis' own keys of its metadata stay. Idempotent."""
     data = orjson.dumps(stripped(event.type, decode(event.data))).decode()
-    metadata = internal_metadata(event.metadata)
-    return replace(
-        event,
-        data=data,
-        metadata=metadata,
-        digest=digest_of(event.conversation_id, event.type, event.schema_version, data, metadata),
-        redacted=True,
-    )
+    return replace(event, data=data, metadata=internal_metadata(event.metadata), salt=None, redacted=True)
+
+
+def mark_arrived_erased(event: EncodedEvent) -> EncodedEvent:
+    """Return an erased event with the note that it was delivered so: its cause may come later."""
+    metadata = {**decode(event.metadata), ARRIVED_ERASED_KEY: True}
+    return replace(event, metadata=orjson.dumps(metadata).decode())
+
+
+def arrived_erased(metadata: str | None) -> bool:
+    """Return True if an event was erased before its delivery."""
+    return metadata is not None and ARRIVED_ERASED_KEY in decode(metadata)
 
 
 def internal_metadata(metadata: str | None) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from uuid import UUID, uuid4
 
 from letopis.store import Event, Message
-from letopis.store.model.codec import EncodedEvent, digest_of, encode
+from letopis.store.model.codec import SALT_BYTES, EncodedEvent, digest_of, encode
 from letopis.store.model.event_types import Body
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin, SequencedEvent
 from letopis.store.testing.destination_store import DestinationStore
@@ -68,8 +68,9 @@ class Outbox:
 
 def with_text(event: EncodedEvent, data: str) -> EncodedEvent:
     """Return the event with other data under the same id and the digest of that data."""
-    digest = digest_of(event.conversation_id, event.type, event.schema_version, data, event.metadata)
-    return replace(event, data=data, digest=digest)
+    salt = event.salt or bytes(SALT_BYTES)
+    digest = digest_of(event.conversation_id, event.type, event.schema_version, data, event.metadata, salt)
+    return replace(event, data=data, digest=digest, salt=salt)
 
 
 async def whole_log(store: DestinationStore, partition: int = 0) -> list[tuple[int, str, int, UUID]]:

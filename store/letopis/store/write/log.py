@@ -57,7 +57,8 @@ class LogWriter:
                         event.schema_version,
                         event.data,
                         event.metadata,
-                        None if event.redacted else event.digest,
+                        event.digest,
+                        event.salt,
                         event.occurred_at,
                         now,
                     )

@@ -26,7 +26,7 @@ _MAX_IDS_IN_STATEMENT: Final = 20
 """Up to this many messages the database finds by their ids; for more, all events are read."""
 _DATA: Final = list(events.c.keys()).index("data")
 _METADATA: Final = list(events.c.keys()).index("metadata")
-_DIGEST: Final = list(events.c.keys()).index("digest")
+_SALT: Final = list(events.c.keys()).index("salt")
 
 
 class Eraser:
@@ -40,7 +40,7 @@ class Eraser:
             *of_conversation(events),
             events.c.version > sa.bindparam("after"),
             events.c.version <= sa.bindparam("upto"),
-            events.c.digest.is_not(None),
+            events.c.salt.is_not(None),
         )
         self._all = sa.select(events).where(*at).order_by(events.c.version)
         self._of_messages = self._all.where(events.c.type.in_(MESSAGE_CONTENT_TYPES))
@@ -224,5 +224,5 @@ def _stripped_row(row: sa.Row[Any], data: Mapping[str, Any]) -> TableRow:
     values = list(row)
     values[_DATA] = orjson.dumps(stripped(row.type, data)).decode()
     values[_METADATA] = internal_metadata(row.metadata)
-    values[_DIGEST] = None
+    values[_SALT] = None
     return tuple(values)

@@ -53,7 +53,18 @@ def moment(number: int) -> datetime:
 def row(sequence: int, body: Body) -> StoredRow:
     data = orjson.dumps(body.to_data()).decode()
     at = to_microseconds(moment(sequence))
-    values = (sequence, UUID(int=sequence).bytes, body.type, body.schema_version, data, None, b"digest", at, False)
+    values = (
+        sequence,
+        UUID(int=sequence).bytes,
+        body.type,
+        body.schema_version,
+        data,
+        None,
+        b"digest",
+        b"salt",
+        at,
+        False,
+    )
     return StoredRow(sequence, body.type, values)
 
 

@@ -46,6 +46,15 @@ def test_what_is_accepted_comes_back_equal(data: dict[str, Any], metadata: dict[
     assert "\0" not in encoded.data
 
 
+def salt_of(encoded: EncodedEvent) -> bytes:
+    assert encoded.salt is not None
+    return encoded.salt
+
+
+def same(one: EncodedEvent, other: EncodedEvent) -> bool:
+    return one.has_content_of(other.digest, salt_of(other))
+
+
 def turned(value: Any) -> Any:
     """The same value with the keys of every object in the opposite order."""
     if isinstance(value, dict):
@@ -59,9 +68,9 @@ def test_equal_content_has_an_equal_digest_whatever_the_order_of_its_keys(
 ) -> None:
     encoded, other = custom(data, metadata), custom(turned(data), turned(metadata))
 
-    assert other.digest == encoded.digest
+    assert same(other, encoded) and other.salt != encoded.salt and other.digest != encoded.digest
     for one in (encoded, other):
-        assert digest_of("chat-1", "custom.x", 1, one.data, one.metadata) == encoded.digest
+        assert digest_of("chat-1", "custom.x", 1, one.data, one.metadata, salt_of(encoded)) == encoded.digest
 
 
 @given(objects)
@@ -81,14 +90,16 @@ def test_a_message_keeps_the_order_of_its_keys() -> None:
         '"metadata":{"z":1,"a":{"type":"object","properties":{"b":1,"a":2},"additionalProperties":false}}}'
     )
     assert encoded.metadata == '{"y":1,"b":2}'
-    assert encoded.digest == digest_of("chat-1", "message.appended", 1, encoded.data, encoded.metadata)
+    assert encoded.digest == digest_of(
+        "chat-1", "message.appended", 1, encoded.data, encoded.metadata, salt_of(encoded)
+    )
 
 
 def test_the_digest_is_of_the_content_and_not_of_the_time() -> None:
     encoded = custom({"n": 1}, {"m": 1})
     later = custom({"n": 1}, {"m": 1}, occurred_at=datetime(2030, 1, 1, tzinfo=UTC))
 
-    assert later.digest == encoded.digest and later.event_id != encoded.event_id
+    assert same(later, encoded) and later.event_id != encoded.event_id
     others = [
         custom({"n": 2}, {"m": 1}),
         custom({"n": 1}, {"m": 2}),
@@ -99,7 +110,8 @@ def test_the_digest_is_of_the_content_and_not_of_the_time() -> None:
         encode(Event(type="custom.y", data={"n": 1}, metadata={"m": 1}), conversation_id="chat-1"),
         encode(Event(type="custom.x", data={"n": 1}, metadata={"m": 1}), conversation_id="chat-2"),
     ]
-    assert len({encoded.digest, *(other.digest for other in others)}) == 9
+    everything = [encoded, *others]
+    assert [same(one, other) for one in everything for other in everything].count(True) == 9
 
 
 def test_the_digest_is_part_of_the_format() -> None:
@@ -107,9 +119,10 @@ def test_the_digest_is_part_of_the_format() -> None:
     encoded = encode(Event.of(Message.user("hi", id="m-1"), conversation_id="chat-1"), conversation_id="chat-1")
 
     assert encoded.data == '{"content":"hi","message_id":"m-1","role":"user"}'
-    assert encoded.digest.hex() == "81b5f56e1630e953cb7ed9c0b636f531fff3a75bf58b760e9251cecbccf8825f"
-    assert digest_of("chat-1", "message.appended", 1, encoded.data.encode(), None) == encoded.digest
-    assert digest_of("c", "a.b", 1, "{}", "{}") == digest_of("c", "a.b", 1, b"{}", b"{}")
+    salted = digest_of("chat-1", "message.appended", 1, encoded.data, None, bytes(range(16)))
+    assert salted.hex() == "c70a0f753c996a0ade606ed33d173816013f24cc6d4ecf214e27cb6cdf46fd88"
+    assert digest_of("chat-1", "message.appended", 1, encoded.data.encode(), None, salt_of(encoded)) == encoded.digest
+    assert digest_of("c", "a.b", 1, "{}", "{}", b"s") == digest_of("c", "a.b", 1, b"{}", b"{}", b"s")
 
 
 def test_any_kind_of_mapping_is_an_object() -> None:
@@ -158,7 +171,7 @@ def test_subclasses_of_text_and_numbers_are_taken_by_value() -> None:
 
     assert encoded.data == ('{"rain":{"w":"rain","l":[3,[21.5]],"key":"quiet","t":true},"deep":{"x":3}}')
     assert encoded.metadata == '{"m":"rain"}'
-    assert encoded.digest == custom(decode(encoded.data), {"m": "rain"}).digest
+    assert same(encoded, custom(decode(encoded.data), {"m": "rain"}))
 
 
 def test_a_key_that_would_be_there_twice_is_refused() -> None:
@@ -184,7 +197,7 @@ def test_the_fields_of_a_message_are_taken_by_value() -> None:
     encoded, other = (encode_message(one, conversation_id="c") for one in (message, plain))
 
     assert type(message.role) is type(message.id) is str
-    assert (encoded.data, encoded.digest, encoded.event_id) == (other.data, other.digest, other.event_id)
+    assert (encoded.data, encoded.event_id) == (other.data, other.event_id) and same(encoded, other)
 
 
 @pytest.mark.parametrize("beyond", [2**63, 10**400])
@@ -345,10 +358,22 @@ def test_ids_and_numbers_pass_unchanged() -> None:
 def test_the_trace_in_which_an_event_was_appended_is_no_part_of_its_content() -> None:
     trace = '"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"'
 
-    assert digest_of("c", "a.b", 1, "{}", "{" + trace + "}") == digest_of("c", "a.b", 1, "{}", None)
-    assert digest_of("c", "a.b", 1, "{}", '{"k":1,' + trace + "}") == digest_of("c", "a.b", 1, "{}", '{"k":1}')
-    assert digest_of("c", "a.b", 1, "{}", '{"k":2,' + trace + "}") != digest_of("c", "a.b", 1, "{}", '{"k":1}')
-    assert digest_of("c", "a.b", 1, "{}", trace) != digest_of("c", "a.b", 1, "{}", None)
+    def digest(metadata: str | None) -> bytes:
+        return digest_of("c", "a.b", 1, "{}", metadata, b"salt")
+
+    assert digest("{" + trace + "}") == digest(None)
+    assert digest('{"k":1,' + trace + "}") == digest('{"k":1}')
+    assert digest('{"k":2,' + trace + "}") != digest('{"k":1}')
+    assert digest(trace) != digest(None)
+
+
+def test_a_digest_tells_nothing_of_the_content_without_its_salt() -> None:
+    said = encode_message(Message.user("yes", id="m"), conversation_id="c")
+    guessed = encode_message(Message.user("yes", id="m"), conversation_id="c")
+
+    assert guessed.digest != said.digest and len(salt_of(said)) == 16
+    assert guessed.has_content_of(said.digest, salt_of(said))
+    assert not guessed.has_content_of(said.digest, b"")
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800b", "x" * 2_000_000])
@@ -368,4 +393,6 @@ def test_a_message_of_words_alone_is_encoded_as_any_event_is(text: str) -> None:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     event = Event.of(message, conversation_id="c", occurred_at=moment)
 
-    assert encode_message(message, conversation_id="c", occurred_at=moment) == encode(event, conversation_id="c")
+    found, wanted = encode_message(message, conversation_id="c", occurred_at=moment), encode(event, conversation_id="c")
+    assert same(found, wanted)
+    assert found == replace(wanted, salt=found.salt, digest=found.digest)

@@ -290,4 +290,4 @@ def test_the_note_of_a_conflict_leaves_the_order_of_the_callers_keys() -> None:
 
     assert noted.metadata is not None and noted.metadata.startswith('{"z":1,"a":{"y":1,"b":2},')
     assert SUPERSEDED_KEY in noted.metadata
-    assert digest_of("c", "custom.x", 1, noted.data, noted.metadata) == event.digest
+    assert digest_of("c", "custom.x", 1, noted.data, noted.metadata, event.salt or b"") == event.digest

@@ -124,6 +124,9 @@ def event(kind: str = RECORD_PUT, *, value: bytes = b'{"n":1}', **more: Any) -> 
     return change_event(LANE, kind, event_id=THERE, occurred_at=7, data=orjson.dumps(data), body=body)
 
 
+EVENT = event()
+
+
 def decoded(given: EncodedEvent) -> RecordChange:
     return decode_change(SequencedEvent(sequence=3, event=given))
 
@@ -186,11 +189,11 @@ def compared(*events: EncodedEvent) -> ComparedLane:
 
 
 def entry(**more: Any) -> LedgerEntry:
-    return LedgerEntry(**{"event_id": THERE, "digest": event().digest, "superseded": False, **more})
+    return LedgerEntry(**{"event_id": THERE, "digest": EVENT.digest, "superseded": False, **more})
 
 
 def test_known_changes_are_those_of_the_ledger() -> None:
-    lane = compared(event())
+    lane = compared(EVENT)
 
     assert check_known_changes(lane, {1: entry()}, floor=0) == set()
     assert check_known_changes(lane, {1: entry(superseded=True)}, floor=0) == {1}

@@ -24,6 +24,7 @@ TABLES = (
         data TEXT NOT NULL,
         metadata TEXT,
         digest BLOB NOT NULL,
+        salt BLOB,
         occurred_at INTEGER NOT NULL,
         appended_at INTEGER NOT NULL,
         redacted INTEGER DEFAULT '0' NOT NULL,
@@ -176,6 +177,7 @@ TABLES = (
         data TEXT NOT NULL,
         metadata TEXT,
         digest BLOB NOT NULL,
+        salt BLOB,
         occurred_at INTEGER NOT NULL,
         reason TEXT NOT NULL,
         repaired_by TEXT,
@@ -233,7 +235,7 @@ TABLES = (
     """
     CREATE VIEW letopis_outbox_log AS
     SELECT e.position, e.event_id, e.lane, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata,
-        e.digest, e.occurred_at, e.appended_at, e.redacted
+        e.digest, e.salt, e.occurred_at, e.appended_at, e.redacted
     FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e ON e.lane = l.lane
     """,
     """

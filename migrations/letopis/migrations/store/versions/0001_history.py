@@ -34,6 +34,7 @@ uuid16 = (
     .with_variant(mysql.BINARY(16), "mysql", "mariadb")
 )
 digest = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+salt = sa.LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
 tokens = (
     sa.Text()
     .with_variant(postgresql.TSVECTOR(), "postgresql")
@@ -168,7 +169,8 @@ def create_tables() -> None:
         required("schema_version", sa.SmallInteger()),
         required("data", json),
         sa.Column("metadata", json),
-        sa.Column("digest", digest),
+        required("digest", digest),
+        sa.Column("salt", salt),
         required("occurred_at", sa.BigInteger()),
         required("recorded_at", sa.BigInteger()),
         comment="The log. Rows are never changed but by redaction.",

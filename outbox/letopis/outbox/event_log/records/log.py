@@ -17,7 +17,7 @@ import orjson
 from letopis.outbox.event_log.lanes import sequenced_event
 from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.store.errors import InvalidInput, StoreUnavailable
-from letopis.store.model.codec import decode, digest_of
+from letopis.store.model.codec import decode
 from letopis.store.model.identifiers import uuid_of
 from letopis.store.model.records import (
     ANY,
@@ -28,7 +28,7 @@ from letopis.store.model.records import (
     RecordRange,
     range_end,
 )
-from letopis.store.rules.record_plan import SCHEMA_VERSION, RecordChange, decode_change, meets
+from letopis.store.rules.record_plan import RecordChange, decode_change, meets
 
 if TYPE_CHECKING:
     from letopis.outbox.event_log.append_encoding import Prepared
@@ -58,15 +58,15 @@ _CLEAR_UNDER: Final = (
     "DELETE FROM letopis_outbox_records WHERE lane = ?1 AND namespace >= ?2 AND (?3 IS NULL OR namespace < ?3)"
 )
 _INSERT_CLEAR: Final = "INSERT INTO letopis_outbox_record_clears (position, lane, sequence, prefix) VALUES (?, ?, ?, ?)"
-_TO_ERASE: Final = "SELECT position, type FROM letopis_outbox_events WHERE lane = ? AND sequence < ? AND data <> '{}'"
+_TO_ERASE: Final = "SELECT position FROM letopis_outbox_events WHERE lane = ? AND sequence < ? AND data <> '{}'"
 _ERASE: Final = (
-    "UPDATE letopis_outbox_events SET data = '{}', metadata = NULL, digest = ?, redacted = 1 WHERE position = ?"
+    "UPDATE letopis_outbox_events SET data = '{}', metadata = NULL, salt = NULL, redacted = 1 WHERE position = ?"
 )
-_REPAIRS: Final = "SELECT repair_id, type FROM letopis_outbox_repairs WHERE conversation_id = ? AND data <> '{}'"
-_ERASE_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = '{}', metadata = NULL, digest = ? WHERE repair_id = ?"
+_REPAIRS: Final = "SELECT repair_id FROM letopis_outbox_repairs WHERE conversation_id = ? AND data <> '{}'"
+_ERASE_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = '{}', metadata = NULL, salt = NULL WHERE repair_id = ?"
 _EVENTS: Final = (
     "SELECT position, lane, conversation_id, sequence, event_id, type, schema_version, data, metadata, digest,"
-    " occurred_at, redacted FROM letopis_outbox_log WHERE type LIKE 'record.%' ORDER BY position"
+    " salt, occurred_at, redacted FROM letopis_outbox_log WHERE type LIKE 'record.%' ORDER BY position"
 )
 
 
@@ -191,16 +191,12 @@ def _clear(cursor: Any, change: RecordChange, lane: int, name: str, position: in
     cursor.execute(_INSERT_CLEAR, (position, lane, change.sequence, change.prefix))
     if change.erases:
         # Pending changes stay pending, without effect.
-        for erased, type_name in query_all(cursor, _TO_ERASE, (lane, change.sequence)):
-            cursor.execute(_DELETE_BODY, (erased,))
-            cursor.execute(_ERASE, (_empty_digest(name, type_name), erased))
-        for repair_id, type_name in query_all(cursor, _REPAIRS, (name,)):
-            cursor.execute(_ERASE_REPAIR, (_empty_digest(name, type_name), repair_id))
+        for erased in query_all(cursor, _TO_ERASE, (lane, change.sequence)):
+            cursor.execute(_DELETE_BODY, erased)
+            cursor.execute(_ERASE, erased)
+        for repair_id in query_all(cursor, _REPAIRS, (name,)):
+            cursor.execute(_ERASE_REPAIR, repair_id)
     return change.erases
-
-
-def _empty_digest(name: str, type_name: str) -> bytes:
-    return digest_of(name, type_name, SCHEMA_VERSION, b"{}", None)
 
 
 def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> None:

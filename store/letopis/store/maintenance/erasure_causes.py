@@ -1,0 +1,121 @@
+"""Check that what was erased has its cause in the log; read in pages and change nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.store.database.row_mapping import conflict_of
+from letopis.store.database.schema import conversations, events, tasks
+from letopis.store.model.codec import decode
+from letopis.store.model.event_types import ConversationDeleted, ConversationRewound, MessageAppended, MessageRedacted
+from letopis.store.read.task_marks import ERASE, LEAVE, RESET
+from letopis.store.rules.redaction import MESSAGE_CONTENT_TYPES, arrived_erased
+
+_PAGE_ROWS: Final = 500
+_ERASING: Final = (MessageRedacted.type, ConversationDeleted.type, ConversationRewound.type)
+
+
+@dataclass(slots=True)
+class _Erasures:
+    """What the log of one conversation says of erasures.
+
+    :ivar redacted: ids of messages that were redacted.
+    :ivar rewinds: versions that took messages off the path; ``resets`` erased all that came before them.
+    :ivar reset: ids of messages that a reset erased.
+    """
+
+    redacted: set[str] = field(default_factory=set)
+    rewinds: set[int] = field(default_factory=set)
+    resets: set[int] = field(default_factory=set)
+    deleted: bool = False
+    reset: set[str] = field(default_factory=set)
+
+    def erase(self, version: int) -> bool:
+        """Return True if everything at a version was erased."""
+        return self.deleted or version < max(self.resets, default=0)
+
+
+_NOTHING: Final = _Erasures()
+
+
+async def erasure_problems(connection: AsyncConnection) -> AsyncIterator[str]:
+    """Yield erased events, pending tasks and retained content that no event of their conversation has asked for.
+
+    An event that its outbox erased before the delivery says so: the redaction may come later. Events that cannot be
+    read are left to the check of the log.
+    """
+    found = await _erasures(connection)
+    async for row in _rows(connection, events.c.salt.is_(None)):
+        data, known = _decoded(row), found.get(row.conversation_id, _NOTHING)
+        if data is None or _is_asked_for(row, data, known):
+            continue
+        yield f"event {row.position} of partition {row.partition} was erased, and no event of its conversation says so"
+    for task in await connection.execute(sa.select(tasks).where(tasks.c.after < tasks.c.upto)):
+        known = found.get(task.conversation_id, _NOTHING)
+        asked = {ERASE: known.erase(task.upto), RESET: task.version in known.resets}
+        asked[LEAVE] = known.deleted or task.version in known.rewinds
+        if not asked.get(task.kind, True):
+            yield f"conversation {task.conversation_id!r} has a task {task.kind!r} that no event of it asked for"
+    retained = sa.select(conversations.c.conversation_id).where(conversations.c.retained > 0)
+    for (name,) in await connection.execute(retained):
+        if not (known := found.get(name, _NOTHING)).deleted and not known.resets:
+            yield f"conversation {name!r} retains content for forks, and no event of it has erased any"
+
+
+def _is_asked_for(row: Any, data: Mapping[str, Any], known: _Erasures) -> bool:
+    message_id = data.get("message_id") if row.type in MESSAGE_CONTENT_TYPES else None
+    if known.erase(row.version):
+        if row.type == MessageAppended.type:
+            known.reset.add(str(message_id))
+        return True
+    return message_id in known.redacted or message_id in known.reset or arrived_erased(row.metadata)
+
+
+async def _erasures(connection: AsyncConnection) -> dict[str, _Erasures]:
+    found: dict[str, _Erasures] = defaultdict(_Erasures)
+    async for row in _rows(connection, events.c.type.in_(_ERASING)):
+        if (data := _decoded(row)) is None or conflict_of(row.metadata) is not None:
+            continue
+        known = found[row.conversation_id]
+        if row.type == MessageRedacted.type:
+            known.redacted.add(str(data.get("message_id")))
+        elif row.type == ConversationDeleted.type:
+            known.deleted = True
+        else:
+            known.rewinds.add(row.version)
+            if data.get("erase") is True:
+                known.resets.add(row.version)
+    return found
+
+
+async def _rows(connection: AsyncConnection, condition: sa.ColumnElement[bool]) -> AsyncIterator[sa.Row[Any]]:
+    """Yield the events that fulfil a condition, in the order of the log."""
+    place = (-1, 0)
+    while True:
+        rows = (
+            await connection.execute(
+                sa.select(events)
+                .where(condition, sa.tuple_(events.c.partition, events.c.position) > sa.tuple_(*map(sa.literal, place)))
+                .order_by(events.c.partition, events.c.position)
+                .limit(_PAGE_ROWS)
+            )
+        ).all()
+        for row in rows:
+            yield row
+        if len(rows) < _PAGE_ROWS:
+            return
+        place = (rows[-1].partition, rows[-1].position)
+
+
+def _decoded(row: sa.Row[Any]) -> Mapping[str, Any] | None:
+    try:
+        decode(row.metadata)
+        return decode(row.data)
+    except ValueError:
+        return None

@@ -1,0 +1,60 @@
+"""What `letopis outbox verify` finds in events that somebody has changed by hand."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from letopis.outbox import History
+from letopis.outbox.diagnostics.integrity import find_problems
+from letopis.store import Message
+
+_DAMAGED = "event {} of conversation 'a' is not what was appended"
+
+
+@pytest.fixture
+async def file(tmp_path: Path) -> Path:
+    """An outbox with three pending events of one conversation, and two of another."""
+    path = tmp_path / "bot.outbox.db"
+    async with History.open(path, store="postgresql://127.0.0.1:1/none", relay=False) as history:
+        for chat, number in (("a", 1), ("a", 2), ("b", 1), ("a", 3), ("b", 2)):
+            await history.append(chat, Message.user(f"words {number}"))
+    return path
+
+
+def change(path: Path, *statements: str) -> list[str]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    return list(find_problems(path))
+
+
+def of_a(sequence: int) -> str:
+    return f"sequence = {sequence} AND lane = (SELECT lane FROM letopis_outbox_lanes WHERE conversation_id = 'a')"
+
+
+async def test_find_problems_of_a_whole_file_finds_nothing(file: Path) -> None:
+    assert change(file) == []
+
+
+async def test_find_problems_finds_pending_events_that_were_swapped(file: Path) -> None:
+    found = change(
+        file,
+        f"UPDATE letopis_outbox_events SET sequence = -3 WHERE {of_a(3)}",
+        f"UPDATE letopis_outbox_events SET sequence = 3 WHERE {of_a(2)}",
+        f"UPDATE letopis_outbox_events SET sequence = 2 WHERE {of_a(-3)}",
+    )
+    assert found == ["the events of conversation 'a' are not in the order in which they were appended"]
+
+
+async def test_find_problems_finds_the_last_pending_event_that_was_removed(file: Path) -> None:
+    [problem] = change(file, f"DELETE FROM letopis_outbox_events WHERE {of_a(4)}")
+    assert problem == "conversation 'a' should hold events 1 to 4, and 3 are there"
+
+
+async def test_find_problems_finds_an_erasure_that_left_content(file: Path) -> None:
+    found = change(file, f"UPDATE letopis_outbox_events SET salt = NULL, redacted = 1 WHERE {of_a(3)}")
+    assert found == [_DAMAGED.format(3)]
