@@ -167,10 +167,10 @@ def build_components(
     )
     return StoreComponents(
         applier=applier,
-        conflicts=ConflictLookup(dialect),
+        conflicts=dialect.shared(ConflictLookup),
         trial=Trial(engine, dialect, applier, partitions=partitions),
         reader=reader,
-        activity=ActivityReader(dialect),
+        activity=dialect.shared(ActivityReader),
         lineage=Lineage(reader, PointInTimeReader(dialect, reader=reader, upcasters=upcasters)),
         finder=Finder(dialect, index, reader, partitions=partitions, upcasters=upcasters),
         indexer=Indexer(engine, dialect, index, upcasters=upcasters, now=now),

@@ -105,7 +105,7 @@ class Rebuilder:
         self._upcasters = upcasters
         self._whole = whole
         self._statements = dialect.shared(RebuildStatements)
-        self._owner_statements = OwnerStatements(dialect)
+        self._owner_statements = dialect.shared(OwnerStatements)
         self._eraser = eraser
         self._erased = erased
         self._retains_too_much = False  # a conversation whose row was lost may retain more than its forks read

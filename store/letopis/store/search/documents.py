@@ -50,15 +50,8 @@ class LogRange:
     long: Mapping[str, int] = field(default_factory=dict)
 
 
-class LogRanges:
-    """Reads ranges of the log over connections that it is given.
-
-    Each statement looks up keys of one table: PostgreSQL plans a join of them badly on tables that have grown since its
-    statistics were made.
-    """
-
-    def __init__(self, dialect: Dialect, upcasters: Upcasters) -> None:
-        self._upcasters = upcasters
+class _Statements:
+    def __init__(self, dialect: Dialect) -> None:
         columns = (
             events.c.position,
             events.c.conversation_id,
@@ -67,7 +60,7 @@ class LogRanges:
             events.c.schema_version,
             events.c.occurred_at,
         )
-        self._events = (
+        self.events = (
             sa.select(*columns, sa.case((events.c.type.in_(_CONTENT_TYPES), events.c.data)).label("data"))
             .where(
                 events.c.partition == sa.bindparam("partition"),
@@ -77,7 +70,7 @@ class LogRanges:
             .order_by(events.c.position)
             .limit(sa.bindparam("limit"))
         )
-        self._at = sa.select(*columns, events.c.data).where(
+        self.at = sa.select(*columns, events.c.data).where(
             events.c.partition == sa.bindparam("partition"),
             dialect.among(events.c.conversation_id, "conversations"),
             dialect.among(events.c.version, "keys"),
@@ -93,21 +86,32 @@ class LogRanges:
             messages.c.partition == sa.bindparam("partition"),
             dialect.among(messages.c.conversation_id, "conversations"),
         )
-        self._appended = state.where(dialect.among(messages.c.version, "keys"))
-        self._named = state.where(dialect.among(messages.c.message_id, "keys"))
-        # What a rewind removes from the path beyond that, the steps of its task remove from the index too.
-        self._left = state.where(dialect.among(messages.c.left_at, "keys")).limit(MAX_ROWS_PER_TRANSACTION)
-        self._owners = sa.select(
-            conversations.c.conversation_id, conversations.c.owner_id, conversations.c.state
-        ).where(
+        self.appended = state.where(dialect.among(messages.c.version, "keys"))
+        self.named = state.where(dialect.among(messages.c.message_id, "keys"))
+        self.left = state.where(dialect.among(messages.c.left_at, "keys"))
+        self.owners = sa.select(conversations.c.conversation_id, conversations.c.owner_id, conversations.c.state).where(
             conversations.c.partition == sa.bindparam("partition"),
             dialect.among(conversations.c.conversation_id, "conversations"),
         )
 
+
+class LogRanges:
+    """Reads ranges of the log over connections that it is given.
+
+    Each statement looks up keys of one table: PostgreSQL plans a join of them badly on tables that have grown since its
+    statistics were made.
+    """
+
+    def __init__(self, dialect: Dialect, upcasters: Upcasters) -> None:
+        self._upcasters = upcasters
+        self._statements = dialect.shared(_Statements)
+        # What a rewind removes from the path beyond that, the steps of its task remove from the index too.
+        self._left = self._statements.left.limit(MAX_ROWS_PER_TRANSACTION)
+
     async def read(self, connection: AsyncConnection, *, partition: int, after: int, upto: int, limit: int) -> LogRange:
         """Return what the next events of a partition mean: after a position, up to another, at most ``limit``."""
         bounds = {"partition": partition, "after": after, "upto": upto, "limit": limit}
-        rows: Sequence[Any] = (await connection.execute(self._events, bounds)).all()
+        rows: Sequence[Any] = (await connection.execute(self._statements.events, bounds)).all()
         if not rows:
             return LogRange(last=after, events=0, documents=(), gone={})
         lookup = _Lookup(connection, partition)
@@ -120,10 +124,10 @@ class LogRanges:
         rewinds = {(row.conversation_id, row.version) for row in rows if row.type == ConversationRewound.type}
         states = {
             key: row
-            for row in await lookup.rows(self._appended, appended)
+            for row in await lookup.rows(self._statements.appended, appended)
             if (key := (row.conversation_id, row.version)) in appended
         }
-        for row in await lookup.rows(self._named, named):
+        for row in await lookup.rows(self._statements.named, named):
             if (row.conversation_id, row.message_id) in named:
                 states[row.conversation_id, row.version] = row
         gone: dict[str, set[int] | None] = {
@@ -132,7 +136,7 @@ class LogRanges:
         for row in await lookup.rows(self._left, rewinds):
             # It may have left the path by another rewind: it is gone all the same.
             _add(gone, row.conversation_id, row.version)
-        found = await lookup.rows(self._owners, ((name, None) for name, _ in states))
+        found = await lookup.rows(self._statements.owners, ((name, None) for name, _ in states))
         owners = {row.conversation_id: row.owner_id for row in found if row.state != "deleted"}
         present = {}
         for key, row in states.items():
@@ -147,7 +151,9 @@ class LogRanges:
             for version in (first, row.content_version)
             if (name, version) not in events_at
         }
-        events_at.update({(row.conversation_id, row.version): row for row in await lookup.rows(self._at, missing)})
+        events_at.update(
+            {(row.conversation_id, row.version): row for row in await lookup.rows(self._statements.at, missing)}
+        )
         documents = (
             Document(
                 partition=partition,

@@ -43,6 +43,17 @@ class _Candidate:
     score: float
 
 
+def _at_select(dialect: Dialect) -> sa.Select[Any]:
+    return whole(
+        sa.select(messages).where(
+            dialect.among(messages.c.partition, "partitions"),
+            dialect.among(messages.c.conversation_id, "conversations"),
+            dialect.among(messages.c.version, "versions"),
+            is_on_path(messages),
+        )
+    )
+
+
 class Finder:
     """Searches one history store over connections that it is given."""
 
@@ -53,14 +64,7 @@ class Finder:
         self._reader = reader
         self._partitions = partitions
         self._log = LogRanges(dialect, upcasters)
-        self._at = whole(
-            sa.select(messages).where(
-                dialect.among(messages.c.partition, "partitions"),
-                dialect.among(messages.c.conversation_id, "conversations"),
-                dialect.among(messages.c.version, "versions"),
-                is_on_path(messages),
-            )
-        )
+        self._at = dialect.shared(_at_select)
 
     async def start(self, connection: AsyncConnection, conversation: str | None) -> str:
         """Return the ``next`` of a page without hits, at which a search that begins now goes on."""

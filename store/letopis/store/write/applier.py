@@ -123,12 +123,12 @@ class Applier:
         self._erased = erased
         self._erasures_recovered = False  # True once erasures of a process that died have been completed
         self.write_lock: AbstractAsyncContextManager[Any] = asyncio.Lock() if serial else nullcontext()
-        self._registration = Registration(dialect)
-        self._lanes = Lanes(dialect)
+        self._registration = dialect.shared(Registration)
+        self._lanes = dialect.shared(Lanes)
         self._loader = Loader(dialect, eraser)
         self._rows = RowWriter(dialect, eraser)
-        self._log = LogWriter(dialect)
-        self._records = RecordWriter(dialect)
+        self._log = dialect.shared(LogWriter)
+        self._records = dialect.shared(RecordWriter)
 
     async def apply(self, origin: Origin, batch: Sequence[LaneBatch]) -> ApplyResult:
         """Apply a batch; see :meth:`letopis.store.conversation_store.ConversationStore.apply`."""

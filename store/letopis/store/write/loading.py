@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -22,24 +23,29 @@ from letopis.store.write.removed_messages import RemovalBudget, RemovalStatement
 from letopis.store.write.transaction import ApplyTransaction, of_conversations
 
 
+def _conversations_select(dialect: Dialect) -> sa.Select[Any]:
+    return dialect.locked(
+        sa.select(conversations)
+        .where(*of_conversations(dialect, conversations))
+        .order_by(conversations.c.partition, conversations.c.conversation_id)
+    )
+
+
+def _targets_select(dialect: Dialect) -> sa.Select[Any]:
+    return sa.select(*message_columns(messages)).where(
+        *of_conversations(dialect, messages), dialect.among(messages.c.message_id, "ids")
+    )
+
+
 class Loader:
     """Loads conversations and messages; the statements are compiled once."""
 
     def __init__(self, dialect: Dialect, eraser: Eraser) -> None:
         self._eraser = eraser
-        self._conflicts = ConflictLookup(dialect)
-        self._removals = RemovalStatements()
-        self._conversations = dialect.locked(
-            sa.select(conversations)
-            .where(
-                *of_conversations(dialect, conversations),
-            )
-            .order_by(conversations.c.partition, conversations.c.conversation_id)
-        )
-        self._targets = sa.select(*message_columns(messages)).where(
-            *of_conversations(dialect, messages),
-            dialect.among(messages.c.message_id, "ids"),
-        )
+        self._conflicts = dialect.shared(ConflictLookup)
+        self._removals = dialect.shared(RemovalStatements)
+        self._conversations = dialect.shared(_conversations_select)
+        self._targets = dialect.shared(_targets_select)
 
     async def load(self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane]) -> list[AcceptedLane]:
         """Lock the conversations of the lanes with fresh events, load what these depend on, and return these lanes.

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.store.database.dialects import Dialect
 from letopis.store.database.row_mapping import message_row
 from letopis.store.database.schema import messages, tasks
 from letopis.store.model.event_types import Body, ConversationDeleted, ConversationRewound
@@ -22,7 +23,7 @@ from letopis.store.write.transaction import of_conversation
 class RemovalStatements:
     """The selects of removed messages, compiled once."""
 
-    def __init__(self) -> None:
+    def __init__(self, _: Dialect) -> None:
         beyond = (*of_conversation(messages), messages.c.version > sa.bindparam("after"))
         self.path = sa.select(messages).where(*beyond, is_on_path(messages)).limit(sa.bindparam("limit"))
         # Marks are rare: without one there is no need to look for marks of each row.

@@ -33,7 +33,7 @@ class RowWriter:
 
     def __init__(self, dialect: Dialect, eraser: Eraser) -> None:
         self._eraser = eraser
-        self._owners = OwnerStatements(dialect)
+        self._owners = dialect.shared(OwnerStatements)
 
     async def write(self, transaction: ApplyTransaction, projected: Sequence[AcceptedLane]) -> Erasure:
         """Write what a batch makes of its conversations, messages and owners."""
