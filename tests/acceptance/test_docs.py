@@ -103,16 +103,10 @@ def test_the_code_of_the_front_pages_runs(page: Path, tmp_path: Path) -> None:
 
 
 def test_the_tutorial_shows_what_is_seen(tmp_path: Path) -> None:
-    for attempt in range(3):
-        folder = tmp_path / f"{attempt}"
-        folder.mkdir()
-        steps = list(pages.follow(FIRST_BOT, folder))
-        wrong = [str(step) for step in steps if not step.holds]
-        if not any("[pending]" in one for one in wrong):
-            break  # on a very busy machine the bot may end before its first delivery
+    steps = list(pages.follow(FIRST_BOT, tmp_path))
 
     assert len(steps) > 6
-    assert wrong == []
+    assert [str(step) for step in steps if not step.holds] == []
 
 
 def test_a_page_that_shows_something_else_is_noticed(tmp_path: Path) -> None:
