@@ -47,8 +47,6 @@ PAGES = (
 )
 TODAY = datetime.now(UTC)
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:

@@ -51,7 +51,6 @@ def run(folder: Path, source: str, *words: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_the_store_of_the_guide_passes(tmp_path: Path) -> None:
     [block, _] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 

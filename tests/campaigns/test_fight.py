@@ -12,7 +12,6 @@ from tests.support.platforms import posix_only
 
 @pytest.mark.slow
 @posix_only("Windows has no SIGSTOP")
-@pytest.mark.timeout(200)
 async def test_relays_that_fight_for_one_file_lose_double_and_reorder_nothing(tmp_path: Path) -> None:
     report = await run(tmp_path, seconds=20, seed=5)
 

@@ -22,7 +22,6 @@ from tests.support.servers import ServerUnavailable
         pytest.param(14.0, Rules(hold=3, resolve_after=3, stuck_after=10), 1, id="beyond the hold: told once"),
     ],
 )
-@pytest.mark.timeout(240)
 async def test_a_real_outage_of_eight_relays(tmp_path: Path, outage: float, rules: Rules, expect: int) -> None:
     try:
         report = await run(tmp_path, outage=outage, rules=rules, expect=expect, pace=0.25)

@@ -24,6 +24,8 @@ from letopis.store import (
 from letopis.store.outbox_access import OutboxAccess
 from tests.support.peers import refused_port
 
+pytestmark = pytest.mark.same_sql
+
 CHAT = "chat-1"
 
 

@@ -32,7 +32,6 @@ PAIRS = (
     ("sqlite", "sqlite"),
 )
 
-pytestmark = pytest.mark.timeout(300)
 each_pair = pytest.mark.parametrize(("kind", "other"), PAIRS)
 New = Callable[[str], str]
 

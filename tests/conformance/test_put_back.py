@@ -14,6 +14,8 @@ from letopis.store.model.event_types import ConversationRewound
 from letopis.store.rules.fold import fold
 from letopis.store.rules.put_back import PUT_BACK_KEY
 
+pytestmark = pytest.mark.same_sql
+
 CHAT = "chat-1"
 
 

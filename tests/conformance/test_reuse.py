@@ -19,6 +19,8 @@ from letopis.store import (
     Saved,
 )
 
+pytestmark = pytest.mark.same_sql
+
 CHAT = "chat-1"
 
 

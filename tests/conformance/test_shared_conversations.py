@@ -20,6 +20,8 @@ from letopis.store import (
 )
 from tests.support.apart import open_apart
 
+pytestmark = pytest.mark.same_sql
+
 CHAT = "chat-1"
 NOWHERE = "postgresql://127.0.0.1:1/none"
 QUESTION, ANSWER = Message.user("what?", id="q"), Message.assistant("the words", id="m", tokens=7)

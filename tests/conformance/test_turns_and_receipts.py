@@ -13,6 +13,8 @@ from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdde
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import ViewQuery
 
+pytestmark = pytest.mark.same_sql
+
 CHAT = "chat-1"
 
 

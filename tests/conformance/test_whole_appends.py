@@ -15,6 +15,8 @@ from letopis.store.model.event_types import ConversationRewound
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from tests.support.defects import IN_PARTS, planted
 
+pytestmark = pytest.mark.same_sql
+
 CHAT = "chat-1"
 MANY = 520
 """More than one batch holds, and than a lane's share beside others."""

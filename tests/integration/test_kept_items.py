@@ -11,7 +11,6 @@ from tests.support.values.items import VALUES
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("framework", ADAPTERS)
 async def test_each_kind_comes_back_as_the_framework_itself_gives_it(
     framework: str, tmp_path: Path, store_url: str

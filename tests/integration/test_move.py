@@ -457,7 +457,6 @@ _TRANSACTIONS: Final = 200
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("other", ["sqlite", "postgresql", "mariadb"])
 async def test_ten_kills_lose_nothing_double_nothing_and_keep_the_order(other: str, new_store_url: New) -> None:
     """Moves are killed at random moments until each is through, ten times in all; bots write all the time."""

@@ -6,7 +6,6 @@ import asyncio
 import random
 import signal
 import sqlite3
-import statistics
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.relay.lease import SILENCE_SECONDS
 from letopis.store.conversation_store import ConversationStore
 from tests.campaigns.invariants import check
 from tests.support.relays import drained, figures, relay_on, say, sql, until
@@ -21,26 +21,30 @@ from tests.support.relays import drained, figures, relay_on, say, sql, until
 RELAY = """
 import asyncio, sys
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.relay.relay import Relay
+from letopis.outbox.relay import relay
 from letopis.store.conversation_store import ConversationStore
 
-async def main(outbox, store, batch):
+async def main(outbox, store, batch, leisure):
+    relay.MAX_IDLE_SECONDS = leisure = float(leisure)
     file = await OutboxFile.open(outbox)
     async with ConversationStore.open(store) as history:
-        relay = Relay(file, history, batch=int(batch), holder="test process")
+        found = relay.Relay(file, history, batch=int(batch), idle_poll=leisure, holder="test process")
         print("ready", flush=True)
-        await relay.run()
+        await found.run()
 
 asyncio.run(main(*sys.argv[1:]))
 """
 
 
+COUNT = "SELECT count(*) FROM letopis_messages"
+
+
 class Process:
     """A relay in a process of its own."""
 
-    def __init__(self, outbox: OutboxFile, store: Path, *, batch: int = 500) -> None:
+    def __init__(self, outbox: OutboxFile, store: Path, *, batch: int = 500, leisure: float = 0.25) -> None:
         self._popen = subprocess.Popen(
-            [sys.executable, "-c", RELAY, str(outbox.path), f"sqlite:///{store}", str(batch)],
+            [sys.executable, "-c", RELAY, str(outbox.path), f"sqlite:///{store}", str(batch), str(leisure)],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -110,7 +114,9 @@ async def test_a_relay_that_is_killed_again_and_again_loses_and_doubles_nothing(
     assert kills >= 4
 
 
-async def test_a_standby_takes_over_within_two_seconds_of_a_kill(outbox: OutboxFile, tmp_path: Path) -> None:
+async def test_a_standby_takes_over_from_one_that_was_killed_before_its_silence_counts(
+    outbox: OutboxFile, tmp_path: Path
+) -> None:
     store = tmp_path / "history.db"
     relays = {one.pid: one for one in [await Process(outbox, store).ready() for _ in range(2)]}
     waits = []
@@ -132,7 +138,7 @@ async def test_a_standby_takes_over_within_two_seconds_of_a_kill(outbox: OutboxF
     for one in relays.values():
         one.kill()
 
-    assert max(waits) < 2
+    assert max(waits) < SILENCE_SECONDS / 2
 
 
 async def test_a_holder_that_was_stopped_wakes_up_to_find_itself_replaced(outbox: OutboxFile, tmp_path: Path) -> None:
@@ -165,24 +171,16 @@ async def test_a_holder_that_was_stopped_wakes_up_to_find_itself_replaced(outbox
     assert verdict.stored == 458
 
 
-async def test_a_relay_elsewhere_is_woken_within_milliseconds(outbox: OutboxFile, tmp_path: Path) -> None:
-    """From commit here to the row in the store there, while the file is busy; with room for a shared machine."""
+async def test_a_relay_elsewhere_is_woken_by_each_commit(outbox: OutboxFile, tmp_path: Path) -> None:
+    """From commit here to the row in the store there, while the file is busy; `tests/benchmarks` measures how long."""
     store = tmp_path / "history.db"
-    relay = await Process(outbox, store).ready()
+    relay = await Process(outbox, store, leisure=600).ready()
     await say(outbox, "warm up")
     await drained(outbox)
     reader = sqlite3.connect(store, isolation_level=None)
-    delays = []
     for number in range(1, 101):
         await asyncio.sleep(0.01)
         await say(outbox, "a")
-        start = time.perf_counter()
-        while reader.execute("SELECT count(*) FROM letopis_messages").fetchone()[0] < number + 1:
-            await asyncio.sleep(0.0005)
-            assert time.perf_counter() - start < 10
-        delays.append(time.perf_counter() - start)
+        await until(lambda number=number: reader.execute(COUNT).fetchone()[0] > number)
     reader.close()
     relay.kill()
-
-    assert statistics.median(delays) < 0.1  # a relay that only polls at leisure takes 0.125
-    assert statistics.quantiles(delays, n=100)[98] < 0.5

@@ -19,7 +19,6 @@ SEEDS = {"sqlite": range(8), "postgresql": range(2), "mariadb": range(2)}
 SEEDS_OF_A_CONTROL = range(40)
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", SEEDS)
 async def test_random_programs_do_what_a_plain_model_does(kind: str, request: pytest.FixtureRequest) -> None:
     if kind != "sqlite":
@@ -33,7 +32,6 @@ async def test_random_programs_do_what_a_plain_model_does(kind: str, request: py
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "defect", [ASIDE_COUNTED, LATE_TAKEN, PUT_BACK_DROPPED, REDACTION_LOST, RESET_KEEPS, REWIND_SHORT]
 )
