@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from letopis.outbox import History
+from letopis.outbox import BlockingHistory, History
+from letopis.outbox.cli.interface.locations import open_source
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore
 from tests.support.peers import refused_port
 from tests.support.relays import Hands
+
+READ_TIMEOUT_SECONDS: Final = 60.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_reads() -> Iterator[None]:
+    """Have a history wait for a slow store unless its test says how long: a busy machine is no outage."""
+    openers = (History.__init__, History.open.__func__, BlockingHistory.open.__func__, open_source.__wrapped__)  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        for opener in openers:
+            patch.setitem(opener.__kwdefaults__, "read_timeout", READ_TIMEOUT_SECONDS)
+        yield
 
 
 @pytest.fixture

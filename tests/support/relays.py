@@ -229,7 +229,7 @@ async def lane(outbox: OutboxFile, conversation_id: str) -> Lane:
     return found
 
 
-async def until(true: Callable[[], Any], *, patience: float = 15.0) -> None:
+async def until(true: Callable[[], Any], *, patience: float = 60.0) -> None:
     """Wait until ``true()``, which may be a coroutine function, says so."""
     async with asyncio.timeout(patience):
         while True:
@@ -241,7 +241,7 @@ async def until(true: Callable[[], Any], *, patience: float = 15.0) -> None:
             await asyncio.sleep(0.005)
 
 
-async def drained(outbox: OutboxFile, *, patience: float = 30.0) -> None:
+async def drained(outbox: OutboxFile, *, patience: float = 60.0) -> None:
     """Wait until nothing is pending."""
 
     async def nothing() -> bool:

@@ -246,9 +246,9 @@ async def test_a_large_backlog_is_read_in_bounded_memory(outbox: OutboxFile) -> 
     def batch(connection: sa.Connection) -> tuple[DueBatches, float, int]:
         tracemalloc.start()
         try:
-            start = time.perf_counter()
+            start = time.thread_time()
             found = next_batch(connection, waits=WAITS)
-            return found, time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+            return found, time.thread_time() - start, tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 

@@ -26,6 +26,7 @@ from letopis.store.model.conversations import Saved
 from letopis.store.model.event_types import ConversationStarted, MessageAppended
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
+from tests.support.fix_outbox import READ_TIMEOUT_SECONDS
 from tests.support.peers import refused_port, silent
 from tests.support.resources import open_descriptors, own_threads
 
@@ -168,7 +169,8 @@ async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path
     async with History.open(tmp_path / "up.outbox.db") as history:
         await history.append("c", Message.user("warm"))
         assert await history.drained(timeout=20)
-        usual = await latencies(lambda n: history.append("c", Message.user(str(n))), 200)
+        async with lag_of_the_loop() as calm:
+            usual = await latencies(lambda n: history.append("c", Message.user(str(n))), 200)
 
     async with (
         silent() as port,
@@ -179,7 +181,7 @@ async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path
         await history.append("c", Message.user("first"))
         started = time.monotonic()
         page = await history.messages("c", last=5)
-        assert time.monotonic() - started < 2.5, "the first read waits for its deadline, and no longer"
+        assert time.monotonic() - started < 8, "the first read waits for its deadline, not for a login"
         assert [one.text for one in page] == ["first"]
         async with lag_of_the_loop() as lags:
             down = await latencies(lambda n: history.append("c", Message.user(str(n))), 200)
@@ -194,10 +196,10 @@ async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path
         assert not listed.complete
         assert found is not None
         assert (found.message_count, found.pending) == (201, 202)
-        # The median, since this machine has other guests.
+        # The median, and beside what was usual, since this machine has other guests.
         assert down[100] < 3 * usual[100] + 0.002
-        assert reads[25] < 0.05
-        assert sorted(lags)[int(len(lags) * 0.95)] < 0.02
+        assert reads[25] < 0.25, "half of what a read would wait for the store"
+        assert sorted(lags)[int(len(lags) * 0.95)] < 3 * sorted(calm)[int(len(calm) * 0.95)] + 0.02
         closing = time.monotonic()
     assert time.monotonic() - closing < 12
 
@@ -234,7 +236,7 @@ async def test_a_refused_port_is_no_reason_to_wait(tmp_path: Path) -> None:
         started = time.monotonic()
         pages = [await history.messages("c1") for _ in range(20)]
 
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < READ_TIMEOUT_SECONDS / 2
         assert all([one.text for one in page] == ["hi"] for page in pages)
         events = await history.events("c1")
         assert [event.type for event in events] == ["conversation.started", "message.appended"]

@@ -212,7 +212,7 @@ async def test_a_read_during_delivery_misses_nothing_and_doubles_nothing(history
 
     async def look() -> int:
         looks = 0
-        while not stop.is_set():
+        while not stop.is_set() and looks < 200:
             before = said
             found = [int(one.text) for one in await history.messages("c1", last=None)]
             assert found == list(range(len(found)))

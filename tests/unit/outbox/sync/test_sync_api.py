@@ -620,8 +620,7 @@ def test_ctrl_c_at_random_moments_leaves_nothing_half_done(history: BlockingHist
     before = signal.signal(signal.SIGINT, interrupt)
     presser.start()
     try:
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
+        while rolled_back < 50:
             name = f"m{len(kept) + rolled_back}"
             try:
                 armed = True
@@ -642,7 +641,6 @@ def test_ctrl_c_at_random_moments_leaves_nothing_half_done(history: BlockingHist
 
     with history.transaction() as tx:  # the lock is free
         rows = [name for (name,) in tx.execute(sa.text("SELECT name FROM sums"))]
-    assert rolled_back > 5
     assert set(kept) <= set(rows)
     assert rows == texts(history, "c1")
     until(lambda: not history._portal._blocks)
