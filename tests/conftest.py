@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sqlite3
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import settings
 from tests.support.opens import WIRE
 from tests.support.required import fail_if_required, required
 from tests.support.servers import MariaDBServer, PostgresServer, Server
+from tests.support.servers.base import DATABASE_PREFIX, RUN
 from tests.support.servers.mariadb import describe as describe_mariadb
 from tests.support.servers.postgresql import describe as describe_postgresql
 from tests.support.servers.postgresql import in_own_loop
@@ -38,14 +40,27 @@ settings.register_profile("letopis", deadline=None)
 settings.load_profile("letopis")
 
 
-def pytest_configure() -> None:
-    """Heed SIGINT, which some tests send: a shell that starts the run in the background has it ignored.
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the run, whose workers and other processes inherit the name.
+
+    Heed SIGINT, which some tests send: a shell that starts the run in the background has it ignored.
 
     Let the programs that tests start keep their bytecode, or each of hundreds compiles the whole package.
     """
+    if not hasattr(config, "workerinput"):
+        os.environ[RUN] = uuid.uuid4().hex[:10]
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Drop the databases that an interrupted run has left; own servers have ended with theirs."""
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    for server in filter(None, (PostgresServer.running(), MariaDBServer.running())):
+        for url in server.databases(f"{DATABASE_PREFIX}_{os.environ[RUN]}_"):
+            server.drop_database(url)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +19,8 @@ import pymysql
 import pytest
 from sqlalchemy.engine import make_url
 
+from tests.support.daemons import until
+from tests.support.paths import ROOT
 from tests.support.platforms import linux_only
 from tests.support.required import missing
 from tests.support.servers import (
@@ -165,3 +169,43 @@ def test_without_a_local_server_postgresql_is_started(monkeypatch: pytest.Monkey
         assert server.version()
         folder = server.log.parent
     assert not Path(folder).exists()
+
+
+INTERRUPTED = """
+import os, threading
+import pytest
+from pathlib import Path
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_it(kind, request, new_store_url):
+    pool = request.getfixturevalue(f"{kind}_stores")
+    Path(__file__).with_name(kind).write_text(" ".join((pool.take(), new_store_url(kind))))
+    threading.Event().wait(600)
+"""
+
+
+@linux_only("it signals a group of processes")
+@pytest.mark.parametrize("signalled", ["controller", "all"])
+def test_an_interrupted_run_leaves_no_database(
+    signalled: str, postgresql_server: PostgresServer, mariadb_server: MariaDBServer, tmp_path: Path
+) -> None:
+    (tmp_path / "test_some.py").write_text(INTERRUPTED)
+    arguments = ("-p", "tests.conftest", "-p", "no:cacheprovider", "-n", "2", f"--rootdir={tmp_path}")
+    command = (sys.executable, "-m", "pytest", *arguments, str(tmp_path / "test_some.py"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    marks = [tmp_path / "postgresql", tmp_path / "mariadb"]
+    until(lambda: run.poll() is not None or all(mark.exists() and mark.read_text() for mark in marks), "it runs")
+    made = [url for mark in marks for url in mark.read_text().split()]
+    there = set(postgresql_server.databases("letopis")) | set(mariadb_server.databases("letopis"))
+    assert len(made) == 4
+    assert set(made) <= there
+
+    if signalled == "all":
+        os.killpg(run.pid, signal.SIGINT)
+    else:
+        run.send_signal(signal.SIGINT)
+
+    assert run.wait(120) != 0
+    left = set(postgresql_server.databases("letopis")) | set(mariadb_server.databases("letopis"))
+    assert not left & set(made)

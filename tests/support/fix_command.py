@@ -18,7 +18,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be in an empty folder, with nothing of Letopis in the environment."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
-        if name.startswith("LETOPIS_") and name != "LETOPIS_TEST_REQUIRE":
+        if name.startswith("LETOPIS_") and not name.startswith("LETOPIS_TEST_"):
             monkeypatch.delenv(name)
 
 

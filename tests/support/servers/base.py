@@ -6,9 +6,13 @@ import os
 import uuid
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from sqlalchemy.engine import URL, make_url
+
+DATABASE_PREFIX: Final = "letopis_test"
+RUN: Final = "LETOPIS_TEST_RUN"
+"""Names the run of tests that makes databases, in it and in its processes."""
 
 
 class ServerUnavailable(Exception):
@@ -43,9 +47,9 @@ class Server(ABC):
         """The URL of the database of this name, which need not exist."""
         return self._url.set(database=name).render_as_string(hide_password=False)
 
-    def create_database(self, prefix: str = "letopis_test") -> str:
+    def create_database(self, prefix: str = DATABASE_PREFIX) -> str:
         """Create an empty database of a name that no other run uses, and return its URL."""
-        name = f"{prefix}_{os.getpid()}_{uuid.uuid4().hex[:10]}"
+        name = f"{prefix}_{os.environ.get(RUN) or os.getpid()}_{uuid.uuid4().hex[:10]}"
         self._create_database(name)
         return self.database_url(name)
 
@@ -55,6 +59,10 @@ class Server(ABC):
         if not name or name == self._url.database:
             raise ValueError(f"not a database of a test run: {name!r}")
         self._drop_database(name)
+
+    @abstractmethod
+    def databases(self, start: str) -> list[str]:
+        """The URLs of the databases whose names begin like this."""
 
     @abstractmethod
     def version(self) -> str:

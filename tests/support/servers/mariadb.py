@@ -29,8 +29,8 @@ class MariaDBServer(Server):
     """A MariaDB that answers; ``with MariaDBServer.find() as server: server.url``."""
 
     @classmethod
-    def find(cls) -> MariaDBServer:
-        """The server of `LETOPIS_TEST_MARIADB`, else the local one, else an own one, started.
+    def running(cls) -> MariaDBServer | None:
+        """The server of `LETOPIS_TEST_MARIADB`, else the local one if it answers.
 
         A server named in the environment that does not answer is an error, not a reason to take another.
         """
@@ -47,7 +47,12 @@ class MariaDBServer(Server):
         with contextlib.suppress(pymysql.Error):
             local.version()
             return local
-        return cls.own().start()
+        return None
+
+    @classmethod
+    def find(cls) -> MariaDBServer:
+        """The server that runs, else an own one, started."""
+        return cls.running() or cls.own().start()
 
     @classmethod
     def own(cls, *, settings: Mapping[str, str] | None = None) -> OwnMariaDBServer:
@@ -75,6 +80,10 @@ class MariaDBServer(Server):
                 self._run(f"KILL CONNECTION {int(connection_id)}")
                 cut += 1
         return cut
+
+    def databases(self, start: str) -> list[str]:
+        names = "SELECT schema_name FROM information_schema.schemata WHERE LEFT(schema_name, CHAR_LENGTH(%s)) = %s"
+        return [self.database_url(name) for (name,) in self._run(names, start, start)]
 
     def _create_database(self, name: str) -> None:
         self._run(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")

@@ -38,8 +38,8 @@ class PostgresServer(Server):
     """A PostgreSQL that answers; ``with PostgresServer.find() as server: server.url``."""
 
     @classmethod
-    def find(cls) -> PostgresServer:
-        """The server of `LETOPIS_TEST_POSTGRESQL`, else the local one, else an own one, started.
+    def running(cls) -> PostgresServer | None:
+        """The server of `LETOPIS_TEST_POSTGRESQL`, else the local one if it answers.
 
         A server named in the environment that does not answer is an error, not a reason to take another.
         """
@@ -55,7 +55,12 @@ class PostgresServer(Server):
         with contextlib.suppress(OSError, asyncpg.PostgresError):
             local.version()
             return local
-        return cls.own().start()
+        return None
+
+    @classmethod
+    def find(cls) -> PostgresServer:
+        """The server that runs, else an own one, started."""
+        return cls.running() or cls.own().start()
 
     @classmethod
     def own(cls, *, settings: Mapping[str, str] | None = None, auth: str = "trust") -> OwnPostgresServer:
@@ -85,6 +90,10 @@ class PostgresServer(Server):
                 name,
             )
         )
+
+    def databases(self, start: str) -> list[str]:
+        rows = self._run("fetch", "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", start)
+        return [self.database_url(name) for (name,) in rows]
 
     def _create_database(self, name: str) -> None:
         self._run("execute", f'CREATE DATABASE "{name}" TEMPLATE template0 ENCODING "UTF8"')
