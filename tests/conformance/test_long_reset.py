@@ -203,7 +203,7 @@ async def test_a_fork_of_a_fork_reads_what_was_reset(
 
     async def same() -> None:
         assert [(one.id, one.text) for one in await store.messages("g")] == reads
-        await carried_out(store, "p", "f", "g")
+        await carried_out(store, "p", "f", "g", each=3)
         assert [(one.id, one.text) for one in await store.messages("g")] == reads
 
     outbox.append("f", between)
@@ -220,7 +220,7 @@ async def test_a_fork_of_a_fork_reads_what_was_reset(
 
     outbox.append("g", RESET, Message.user("hello as well", id="n2"))
     await outbox.deliver(store)
-    await carried_out(store, "p", "f", "g")
+    await carried_out(store, "p", "f", "g", each=3)
     assert "words" not in await held(store, "p") + await held(store, "g")
     if between != ConversationRewound():  # what a clear left is there for time travel
         assert "words" not in await held(store, "f")
