@@ -266,3 +266,8 @@ def hold_handover(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, async
 
     monkeypatch.setattr(mover, "commit_handover", held_back)
     return reached, go
+
+
+async def open_ones(*urls: str) -> list[str]:
+    """Which of the stores take deliveries under the identity of the first."""
+    return await open_under((await identity(urls[0]))[0], *urls)
