@@ -347,7 +347,7 @@ async def test_an_apply_to_another_conversation_does_not_wait(new_store_url: Any
             await connection.execute(of_a)
             rebuilding = asyncio.create_task(done(store, every=True))
             outbox.append("b", Message.user("3"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await outbox.deliver(store)
             assert not rebuilding.done()
             await connection.rollback()

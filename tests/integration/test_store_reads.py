@@ -85,7 +85,7 @@ async def explained(store: ConversationStore, read: Callable[[], Awaitable[objec
 
 async def traced(kept: SQLiteFastReader, read: Callable[[], Awaitable[object]], ran: list[tuple[str, Any]]) -> None:
     """Add what a read runs on the connection that is kept for reading."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not kept.supports(Window(last=1)):  # noqa: ASYNC110 - what is awaited is a thread
             await asyncio.sleep(0.01)
     said: list[str] = []

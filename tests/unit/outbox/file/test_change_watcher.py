@@ -32,7 +32,7 @@ async def test_a_commit_of_another_connection_rings_the_bell(outbox: OutboxFile)
     async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
         seen = signal.generation
         touch(other)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await signal.wait(after=seen)
     other.close()
 
@@ -120,7 +120,7 @@ async def test_a_file_that_was_replaced_is_noticed(outbox: OutboxFile, tmp_path:
         other = tmp_path / "restored.db"
         other.write_bytes(b"")
         other.replace(outbox.path)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await signal.wait(after=seen)
 
         assert watch.replaced
@@ -131,7 +131,7 @@ async def test_a_file_that_is_gone_is_noticed(outbox: OutboxFile) -> None:
     async with FileWatcher(outbox.path, signal, file_id=outbox.file_id) as watch:
         seen = signal.generation
         outbox.path.unlink()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await signal.wait(after=seen)
 
         assert watch.replaced
@@ -146,7 +146,7 @@ async def test_a_path_with_signs_of_its_own_is_watched(tmp_path: Path) -> None:
     other = elsewhere(file.path)
     async with FileWatcher(file.path, signal, file_id=file.file_id) as watch:
         touch(other)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await signal.wait(after=0)
     other.close()
     await file.close()

@@ -418,6 +418,7 @@ def test_a_process_ends_soon_with_a_history_open(tmp_path: Path, ending: str) ->
 
         asyncio.run(main())
     """
+    started = time.time()
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "bot.outbox.db"), ending],
         capture_output=True,
@@ -427,8 +428,9 @@ def test_a_process_ends_soon_with_a_history_open(tmp_path: Path, ending: str) ->
     ended = time.time()
 
     assert process.returncode == 0, process.stderr
-    # Two seconds, and what a busy machine takes to start and end an interpreter.
-    assert ended - float(process.stdout.split()[0]) < 4
+    # Four seconds, and on a busy machine as much as all that came before took.
+    said = float(process.stdout.split()[0])
+    assert ended - said < 4 + (said - started)
 
 
 async def test_an_owner_is_text_or_a_number(tmp_path: Path) -> None:

@@ -482,7 +482,7 @@ async def test_the_bell_rings_after_the_callers_commit_and_not_before(tmp_path: 
             await asyncio.sleep(0.02)
             assert history.outbox.appended.generation == seen
             await own.commit()
-            await asyncio.wait_for(history.outbox.appended.wait(after=seen), 5)
+            await asyncio.wait_for(history.outbox.appended.wait(after=seen), 60)
             assert other.execute("SELECT count(*) FROM letopis_outbox_events").fetchone() == (2,)
             await history.append_in(own, "c1", Message.user("no"))
             seen = history.outbox.appended.generation

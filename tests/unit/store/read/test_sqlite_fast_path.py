@@ -49,7 +49,7 @@ async def kept(tmp_path: Path) -> AsyncIterator[tuple[ConversationStore, SQLiteF
         await outbox.deliver(store)
         there = store._runtime.fast_reader
         assert there is not None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not there.supports(Window(last=1)):  # noqa: ASYNC110 - what is awaited is a thread
                 await asyncio.sleep(0.01)
         yield store, there, outbox
