@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -21,10 +21,12 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.model.event_types import ConversationDeleted, MessageEdited
 from letopis.store.model.events import Event
 from letopis.store.model.messages import Message
-from tests.support.daemons import DaemonProcess, letopis, until
+from tests.support import daemons
+from tests.support.daemons import DaemonProcess, until
 from tests.support.platforms import linux_only, posix_only
 
 TIMEOUT_SECONDS = 60.0
+Command = Callable[..., tuple[int, str, str]]
 
 
 def append(folder: Path, *what: Message | Event, conversation: str = "c1") -> None:
@@ -125,12 +127,13 @@ class TestWatch:
 
         assert (code, error) == (1, "")
 
-    def test_it_has_nothing_to_check(self, tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("elsewhere")
+    def test_it_has_nothing_to_check(self, tmp_path: Path, letopis: Command) -> None:
         append(tmp_path, Message.user("one"))
-        done = letopis("status", "--watch", "--check", folder=tmp_path)
+        code, _, error = letopis("status", "--watch", "--check")
 
-        assert done.returncode == 2
-        assert "--watch does not end" in done.stderr
+        assert code == 2
+        assert "--watch does not end" in error
 
 
 @posix_only("SIGINT of a process group means something else on Windows")
@@ -152,11 +155,12 @@ class TestFollow:
         assert [said.count(word) for word in ("second", "third", "[edited]")] == [1, 2, 1]
         assert (code, error.strip().splitlines()[-1]) == (130, "letopis: interrupted")
 
-    def test_as_json_a_message_is_a_line(self, tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("elsewhere")
+    def test_as_json_a_message_is_a_line(self, tmp_path: Path, letopis: Command) -> None:
         append(tmp_path, Message.user("first", id="m1"))
         with Running("history", "show", "c1", "--follow", "--interval", "0.1", "--json", folder=tmp_path) as shown:
             shown.says(lambda said: said.count("\n") == 1)
-            assert letopis("relay", "--once", folder=tmp_path).returncode == 0
+            assert letopis("relay", "--once")[0] == 0
             said = shown.says(lambda said: '"saved":"saved"' in said)
 
         first, second = (json.loads(line) for line in said.splitlines())
@@ -184,37 +188,41 @@ class TestFollow:
         assert "Traceback" not in error
         assert "Exception" not in error
 
-    def test_it_is_about_the_present(self, tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("elsewhere")
+    def test_it_is_about_the_present(self, tmp_path: Path, letopis: Command) -> None:
         append(tmp_path, Message.user("first"))
 
-        assert letopis("history", "show", "c1", "--follow", "--as-of", "1", folder=tmp_path).returncode == 2
-        assert letopis("history", "show", "nobody", "--follow", folder=tmp_path).returncode == 3
+        assert letopis("history", "show", "c1", "--follow", "--as-of", "1")[0] == 2
+        assert letopis("history", "show", "nobody", "--follow")[0] == 3
 
 
+@pytest.mark.usefixtures("elsewhere")
 @linux_only("a lock is free when the process that held it has ended: asked for by flock")
-def test_a_relay_that_was_killed_is_not_called_running(tmp_path: Path) -> None:
+def test_a_relay_that_was_killed_is_not_called_running(tmp_path: Path, letopis: Command) -> None:
+    def status() -> Any:
+        return json.loads(letopis("status", "--json")[1])
+
     append(tmp_path, Message.user("one"))
     with DaemonProcess(folder=tmp_path) as daemon:
         daemon.works()
-        until(lambda: json.loads(letopis("status", "--json", folder=tmp_path).stdout)["pending"] == 0, "delivered")
-        alive = json.loads(letopis("status", "--json", folder=tmp_path).stdout)["relay"]
+        until(lambda: status()["pending"] == 0, "delivered")
+        alive = status()["relay"]
         daemon.signal(signal.SIGKILL)
         daemon.wait()
     append(tmp_path, Message.user("two"))
-    done = letopis("status", "--json", folder=tmp_path)
-    text = letopis("status", folder=tmp_path).stdout
+    found = status()
+    _, text, _ = letopis("status")
 
     assert (alive["running"], alive["died"]) == (True, False)
-    found = json.loads(done.stdout)
     assert (found["relay"]["running"], found["relay"]["died"], found["healthy"]) == (False, True, False)
     assert found["relay"]["last_progress_seconds"] < 30
     assert "not running: it ended without stopping, and its lock is free" in text
     assert text.startswith(
         "The relay has died; 1 event is pending, nothing is lost: start the bot, or `letopis relay`."
     )
-    assert letopis("healthcheck", folder=tmp_path).returncode == 1
-    assert letopis("relay", "--once", folder=tmp_path).returncode == 0
-    assert json.loads(letopis("status", "--json", folder=tmp_path).stdout)["relay"]["died"] is False
+    assert letopis("healthcheck")[0] == 1
+    assert letopis("relay", "--once")[0] == 0
+    assert status()["relay"]["died"] is False
 
 
 class Terminal:
@@ -242,22 +250,16 @@ class Terminal:
 
 
 @pytest.fixture
-def on_terminal(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+def on_terminal(elsewhere: None, letopis: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run the command with a terminal as stderr; return its exit code, stdout and what the terminal got."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         terminal = Terminal()
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("LETOPIS_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "letopis.outbox.cli", *arguments],
-            cwd=tmp_path,
-            env=clean | {"TERM": "xterm"},
-            stdout=subprocess.PIPE,
-            stderr=terminal.slave,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-        return done.returncode, done.stdout.decode(), terminal.read()
+        with os.fdopen(os.dup(terminal.slave), "w") as stderr, monkeypatch.context() as patch:
+            patch.setenv("TERM", "xterm")
+            patch.setattr(sys, "stderr", stderr)
+            code, out, _ = letopis(*arguments)
+        return code, out, terminal.read()
 
     return call
 
@@ -269,9 +271,7 @@ LINES = "".join(
 
 
 @posix_only("terminals are ptys")
-def test_every_long_verb_shows_how_far_it_is_on_a_terminal(
-    tmp_path: Path, on_terminal: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_every_long_verb_shows_how_far_it_is_on_a_terminal(tmp_path: Path, on_terminal: Command) -> None:
     (tmp_path / "in.jsonl").write_text(LINES)
 
     def shown(*arguments: str) -> str:
@@ -300,21 +300,21 @@ def test_every_long_verb_shows_how_far_it_is_on_a_terminal(
 
 @posix_only("terminals are ptys")
 def test_progress_is_erased_and_never_in_the_way_of_a_program(
-    tmp_path: Path, on_terminal: Callable[..., tuple[int, str, str]]
+    tmp_path: Path, on_terminal: Command, letopis: Command
 ) -> None:
     (tmp_path / "in.jsonl").write_text(LINES + "{}\n")
 
     code, _, terminal = on_terminal("history", "import", "jsonl", "in.jsonl")
     as_json = on_terminal("history", "import", "jsonl", "in.jsonl", "--json")
-    piped = letopis("history", "import", "jsonl", "in.jsonl", folder=tmp_path)
+    piped = letopis("history", "import", "jsonl", "in.jsonl")[2]
 
     assert code == 1
     assert "line 13: " in terminal.replace("\r\n", "\n").splitlines()[0]
     assert "1 line was NOT imported" in terminal
     assert "importing" not in as_json[2]
     assert json.loads(as_json[1])["already_there"] == 12
-    assert "importing" not in piped.stderr
-    assert "\r" not in piped.stderr
+    assert "importing" not in piped
+    assert "\r" not in piped
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def completions(tmp_path: Path) -> Callable[..., list[str]]:
     def complete(shell: str, *words: str) -> list[str]:
         given = {"COMP_WORDS": " ".join(("letopis", *words)), "_LETOPIS_COMPLETE": f"{shell}_complete"}
         given["COMP_CWORD"] = words[-1] if shell == "fish" else str(len(words))
-        done = letopis(folder=tmp_path, **given)
+        done = daemons.letopis(folder=tmp_path, **given)
         assert done.stderr == ""
         return done.stdout.splitlines()
 
@@ -341,7 +341,7 @@ def test_completion_of_verbs_and_options(completions: Callable[..., list[str]]) 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_gets_its_script(shell: str, tmp_path: Path) -> None:
-    done = letopis(folder=tmp_path, _LETOPIS_COMPLETE=f"{shell}_source")
+    done = daemons.letopis(folder=tmp_path, _LETOPIS_COMPLETE=f"{shell}_source")
 
     assert done.returncode == 0, done.stderr
     assert f"_LETOPIS_COMPLETE={shell}_complete" in done.stdout

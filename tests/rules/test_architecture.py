@@ -212,6 +212,11 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
                 yield (whole if whole in names() else base), node.lineno
 
 
+@cache
+def imported_by(module: Module) -> tuple[tuple[str, int], ...]:
+    return tuple(imported(module.tree))
+
+
 def test_there_is_code_to_look_at() -> None:
     """The rules below would all hold for an empty list."""
     assert {"letopis.store", "letopis.outbox", "letopis.migrations"} <= {module.package for module in modules()}
@@ -221,7 +226,7 @@ def test_the_packages_import_one_way() -> None:
     wrong = [
         f"{module.name}:{line} imports {target}"
         for module in modules()
-        for target, line in imported(module.tree)
+        for target, line in imported_by(module)
         if target.startswith((".", "letopis"))
         and ".".join(target.split(".")[:2]) not in MAY_IMPORT[module.package] | {module.package}
     ]
@@ -238,7 +243,7 @@ def imports_of(package: str) -> Iterator[tuple[Module, str, int]]:
     """Each import of a module of the same package, with its line."""
     for module in modules():
         if module.package == package:
-            for target, line in imported(module.tree):
+            for target, line in imported_by(module):
                 if target in names() and target.startswith(package):
                     yield module, target, line
 
@@ -282,7 +287,7 @@ def test_what_is_private_to_a_room_stays_in_it() -> None:
     wrong = [
         f"{module.name}:{line} imports {target}"
         for module in modules()
-        for target, line in imported(module.tree)
+        for target, line in imported_by(module)
         if target in names()
         and any(part.startswith("_") for part in target.split(".")[2:])
         and module.name != module.package
@@ -298,7 +303,7 @@ def test_migrations_know_only_the_tables() -> None:
         f"{module.name}:{line} imports {target}"
         for module in modules()
         if module.package == "letopis.migrations"
-        for target, line in imported(module.tree)
+        for target, line in imported_by(module)
         if target.startswith("letopis.")
         and not target.startswith("letopis.migrations")
         and (target not in MIGRATIONS_MAY_IMPORT or ".versions." in module.name)
@@ -349,7 +354,7 @@ def test_names_say_what_a_module_holds() -> None:
 
 
 def test_imports_are_absolute() -> None:
-    wrong = [f"{module.name}:{line}" for module in modules() for name, line in imported(module.tree) if name[0] == "."]
+    wrong = [f"{module.name}:{line}" for module in modules() for name, line in imported_by(module) if name[0] == "."]
 
     assert not wrong
 
