@@ -39,7 +39,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param)
     pool = None if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_stores")
     url = f"sqlite:///{(folder / 'store.db').as_posix()}" if pool is None else pool.take()
-    history = History(folder / "bot.outbox.db", store=url, own_thread=True, read_timeout=30.0)
+    history = History(folder / "bot.outbox.db", store=url, own_thread=True)
     yield LetopisConversationStore(history)
     asyncio.run(history.close())
     if pool is not None:

@@ -56,7 +56,7 @@ async def answered(*_: Any) -> None:
 @pytest.fixture
 async def history(tmp_path: Path) -> AsyncIterator[History]:
     """A history that delivers nothing, served in a thread of its own, as Strands needs it."""
-    history = History(tmp_path / "bot.outbox.db", relay=False, own_thread=True, read_timeout=30)
+    history = History(tmp_path / "bot.outbox.db", relay=False, own_thread=True)
     yield history
     await history.close()
 
@@ -671,7 +671,7 @@ async def strands_dies(path: str) -> None:
         """Look."""
         return die()
 
-    history = History(path, relay=False, own_thread=True, read_timeout=30)
+    history = History(path, relay=False, own_thread=True)
     await asyncio.to_thread(strands_agent(history, strands_model(True), [look]), "hi")
 
 
@@ -689,7 +689,7 @@ async def adk_dies(path: str) -> None:
         """Look."""
         return die()
 
-    history = History(path, relay=False, own_thread=True, read_timeout=30)
+    history = History(path, relay=False, own_thread=True)
     await adk_ask(adk_runner(history, True, [look]), types.Part(text="hi"))
 
 
@@ -709,7 +709,7 @@ async def framework_dies(path: str) -> None:
         """Look."""
         return die()
 
-    history = History(path, relay=False, own_thread=True, read_timeout=30)
+    history = History(path, relay=False, own_thread=True)
     agent = framework_agent(LetopisHistoryProvider(history), [look], each=True)
     await agent.run("hi", session=AgentSession(session_id="chat-1"))
 
@@ -728,7 +728,7 @@ async def langchain_dies(path: str) -> None:
 
     from letopis.adapters.langchain import LetopisChatMessageHistory
 
-    chat = LetopisChatMessageHistory("chat-1", History(path, relay=False, read_timeout=30))
+    chat = LetopisChatMessageHistory("chat-1", History(path, relay=False))
     call = AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "c1", "type": "tool_call"}])
     await chat.aadd_messages([HumanMessage("hi"), call])
     die()
