@@ -1,8 +1,9 @@
-"""The SQLite files of tests are those that the migration makes."""
+"""The databases of tests are those that the migration makes."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore
 from letopis.store.database.migrations import upgrade
+from tests.support.servers.postgresql import in_own_loop
+from tests.support.servers.store_pool import MariaDBPool, PostgresPool, StorePool, migrate
 
 
 async def create(folder: Path) -> tuple[list[str], bytes]:
@@ -41,3 +44,24 @@ async def test_a_file_from_the_template_is_one_from_the_migration(
     assert len(migrated) > 60
     assert replayed == migrated
     assert second != third
+
+
+@pytest.mark.parametrize("pool", [PostgresPool, MariaDBPool])
+def test_a_database_from_the_template_is_one_from_the_migration(
+    pool: type[StorePool], request: pytest.FixtureRequest, new_store_url: Callable[[str], str]
+) -> None:
+    kind = "postgresql" if pool is PostgresPool else "mariadb"
+    stores = pool(request.getfixturevalue(f"{kind}_server"))
+    urls = [new_store_url(kind) for _ in range(3)]
+    for url in urls[:2]:  # recorded, if it is the first of the run, and replayed
+        in_own_loop(migrate(url))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("letopis.store._components.upgrade", upgrade)
+        in_own_loop(migrate(urls[2]))
+    (replayed, found), (migrated, wanted) = (stores._describe(url) for url in urls[1:])
+
+    assert replayed == migrated
+    assert [(table, len(rows)) for table, rows in found.items()] == [
+        (table, len(rows)) for table, rows in wanted.items()
+    ]
+    assert found["letopis_store"] != wanted["letopis_store"]
