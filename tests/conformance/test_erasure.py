@@ -29,6 +29,7 @@ from letopis.store.model.event_types import (
     ConversationStarted,
     MessageEdited,
     MessageRedacted,
+    ReactionAdded,
 )
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from letopis.store.testing.redaction import CHAT, SECRET, RedactionConformance, assert_is_the_fold, said, whole
@@ -110,6 +111,25 @@ async def test_what_is_redacted_is_not_kept_for_a_fork_though_all_is_erased_in_t
 
     await assert_gone(store_url)
     assert [one.text for one in await store.messages("fork")] == ["shared", ""]
+
+
+@pytest.mark.parametrize("end", [ConversationDeleted(), ConversationRewound(erase=True)])
+async def test_the_rows_of_messages_off_the_path_are_erased_too(
+    store: ConversationStore, store_url: str, end: ConversationDeleted | ConversationRewound
+) -> None:
+    """They are not loaded, as those on the path are."""
+    outbox = Outbox()
+    outbox.append(CHAT, Message.user("stays", id="s"), Message.user("popped", id="m"))
+    outbox.append(CHAT, ReactionAdded(message_id="m", key="like", value=SECRET))
+    outbox.append(CHAT, ConversationRewound(to_message_id="s"))
+    await outbox.deliver(store)
+    assert SECRET in repr(await rows(store_url, "letopis_messages"))
+    outbox.append(CHAT, end)
+    await outbox.deliver(store)
+
+    await assert_gone(store_url)
+    async for rebuilt in store.rebuild(check=True):
+        assert rebuilt.differences == ()
 
 
 async def test_what_a_fork_reads_is_kept_until_it_is_gone_too(store: ConversationStore, store_url: str) -> None:
