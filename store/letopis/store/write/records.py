@@ -119,7 +119,7 @@ class RecordWriter:
                 origin,
                 change.sequence,
                 change.event_id,
-                None if change.sequence < plan.erased_to else delivery.event.digest,
+                delivery.event.digest,
                 int(change.sequence in plan.superseded),
             )
             for change, delivery in zip(lane.changes, lane.compared.fresh, strict=True)
