@@ -120,6 +120,14 @@ def proof(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Break the core a line at a time, and count what no test notices; words after `--` go to the mutants."""
+    install(session)
+    session.install("coverage")  # not locked: says which test runs which line, and nothing else needs it
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure Letopis beside its peers and the limits; words after `--` go to the benchmark."""
     install(session)
