@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -65,7 +65,7 @@ def room_of(path: str) -> str:
 
 
 def run(
-    mutants: Sequence[Mutant], tests: Callable[[Mutant], list[str]], *, jobs: int, seconds: float
+    mutants: Iterable[Mutant], tests: Callable[[Mutant], list[str]], *, jobs: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Judge mutants until the time is over."""
     end = time.monotonic() + seconds
@@ -86,7 +86,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="no mutant starts later than this")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", metavar="DIR")
     parser.add_argument("--again", nargs="+", metavar="FILE", help="run tests on the survivors of the last run")
-    parser.add_argument("--keep", action="store_true", help="do not measure anew what the tests of the last run reach")
+    parser.add_argument("--keep", action="store_true", help="go on with the last run")
     parser.add_argument("--nearest", action="store_true", help=f"measure anew and write {NEAREST.name}")
     parser.add_argument("--publish", action="store_true", help=f"write the last run into {PUBLISHED.relative_to(ROOT)}")
     given = parser.parse_args()
@@ -118,14 +118,19 @@ def main() -> int:
             _tell(verdict)
     else:
         tests = partial(choose, measured=measured, nearest=json.loads(NEAREST.read_text(encoding="utf-8")))
-        controls = list(run(planted(), tests, jobs=given.jobs, seconds=given.minutes * 60))
+        last = json.loads(kept.read_text(encoding="utf-8")) if given.keep and kept.exists() else {}
+        controls = last.get("controls") or list(run(planted(), tests, jobs=given.jobs, seconds=given.minutes * 60))
         for one in controls:
             _tell(one)
         found = rooms_of(given.room)
         parts = [{"room": name, "possible": len(many), "mutants": []} for name, many in found.items()]
         report = report_of(parts, versions={}, seed=given.seed, controls=controls)
         by_room = {part["room"]: part["mutants"] for part in parts}
-        wanted = sample(found, given.count, given.seed)
+        for part in last.get("parts", ()):
+            by_room[part["room"]] += part["mutants"]
+        done = {(one["path"], one["line"], one["diff"]) for many in by_room.values() for one in many}
+        drawn = sample(found, given.count, given.seed)
+        wanted = (one for one in drawn if _name(one) not in done and one.compiles((ROOT / one.path).read_text("utf-8")))
         for verdict in run(wanted, tests, jobs=given.jobs, seconds=given.minutes * 60):
             by_room[room_of(verdict["path"])].append(verdict)
             _tell(verdict)

@@ -26,11 +26,15 @@ ROOMS: Final = {
 NEAREST: Final = Path(__file__).with_name("nearest.json")
 CANDIDATES: Final = (
     *("unit/outbox/event_log", "unit/outbox/relay", "unit/outbox/retry", "unit/outbox/pending_reads"),
-    *("unit/outbox/history", "unit/outbox/operations", "unit/outbox/file/test_writer.py"),
-    *("unit/store/rules", "unit/store/model", "unit/store/read", "conformance"),
+    *("unit/outbox/history", "unit/outbox/operations", "unit/store/rules", "unit/store/model", "unit/store/write"),
+    *("conformance/test_apply.py", "conformance/test_chosen_reads.py", "conformance/test_erasure.py"),
+    *("conformance/test_forks.py", "conformance/test_projection.py", "conformance/test_put_back.py"),
+    *("conformance/test_rebuild.py", "conformance/test_record_lanes.py", "conformance/test_records.py"),
+    *("conformance/test_replace.py", "conformance/test_reset.py", "conformance/test_shared_conversations.py"),
+    *("conformance/test_statistics.py", "conformance/test_tasks.py", "conformance/test_two_writers.py"),
+    *("integration/test_record_delivery.py", "integration/test_records_anywhere.py", "integration/test_reconcile.py"),
     *("integration/test_relay.py", "integration/test_relay_backlog.py", "integration/test_relay_stores.py"),
-    *("integration/test_reconcile.py", "integration/test_records_anywhere.py", "integration/test_record_delivery.py"),
-    *("integration/test_store_tasks.py", "integration/test_wrong_store.py", "integration/test_store_reads.py"),
+    "integration/test_store_tasks.py",
 )
 """Where tests that are near a room may be."""
 MAX_FILES: Final = 8

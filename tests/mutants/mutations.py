@@ -86,14 +86,22 @@ class Mutant:
         changed = difflib.unified_diff(old, new, n=0, lineterm="")
         return "\n".join(f"{line[0]} {line[1:].strip()}" for line in list(changed)[3:])
 
+    def compiles(self, text: str) -> bool:
+        """Return False for the rare change that is no Python."""
+        try:
+            compile(self.source(text), self.path, "exec")
+        except SyntaxError:
+            return False
+        return True
+
     def line(self, text: str) -> int:
         return text.count("\n", 0, self.start) + 1
 
 
 def mutants_of(path: str, text: str) -> list[Mutant]:
-    """Return all mutants of a module that compile, in the order of their places."""
+    """Return all mutants of a module, in the order of their places."""
     found = {(one.start, one.end, one.new): one for one in _Finder(path, text).all()}
-    return [found[key] for key in sorted(found) if _compiles(found[key].source(text))]
+    return [found[key] for key in sorted(found)]
 
 
 def sample(rooms: Mapping[str, Sequence[Mutant]], count: int, seed: int) -> list[Mutant]:
@@ -102,14 +110,6 @@ def sample(rooms: Mapping[str, Sequence[Mutant]], count: int, seed: int) -> list
     queues = [chance.sample(found, len(found)) for _, found in sorted(rooms.items())]
     rounds = (queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue))
     return list(islice(rounds, count))
-
-
-def _compiles(source: str) -> bool:
-    try:
-        compile(source, "mutant", "exec")
-    except (SyntaxError, ValueError):
-        return False
-    return True
 
 
 class _Finder:

@@ -31,12 +31,12 @@ from tests.mutants.lines import MAX_FILES, QUIET, OnSQLite, file_of
 from tests.mutants.mutations import Mutant
 from tests.support.reports import ROOT
 
-BUDGET_SECONDS: Final = 20.0
+BUDGET_SECONDS: Final = 10.0
 """Tests of a mutant cost this much processor time at most, by what they cost without it."""
 _PER_FILE_SECONDS: Final = BUDGET_SECONDS / 4
-_CPU_SECONDS: Final = 120
+_CPU_SECONDS: Final = 40
 """A mutant that needs more processor time than this hangs."""
-_WALL_SECONDS: Final = 600.0
+_WALL_SECONDS: Final = 300.0
 _OURS: Final = ("letopis", "tests", "conftest", "__main__")
 
 

@@ -1,0 +1,35 @@
+"""An apply says that it erased content, so that the SQLite file's WAL is truncated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from letopis.store import ConversationDeleted, ConversationRewound, ConversationStore, Message, MessageRedacted
+from letopis.store.model.event_types import Body
+from letopis.store.testing.outbox import Outbox
+
+
+@pytest.mark.parametrize(
+    ("body", "erased"),
+    [
+        (ConversationDeleted(), 1),
+        (ConversationRewound(erase=True), 1),
+        (MessageRedacted(message_id="m"), 1),
+        (ConversationRewound(), 0),
+    ],
+)
+async def test_apply_tells_once_that_content_was_erased(
+    body: Body, erased: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, told = Outbox(), list[None]()
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        outbox.append("a", Message.user("erased", id="m"))
+        await outbox.deliver(store)
+        monkeypatch.setattr((await store._runtime.prepared()).applier, "_erased", lambda: told.append(None))
+        outbox.append("a", body)
+        outbox.append("b", Message.user("what else is in the delivery"))
+        await outbox.deliver(store)
+
+    assert len(told) == erased
