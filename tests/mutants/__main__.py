@@ -2,6 +2,7 @@
 
     python -m tests.mutants                          # 400 mutants, an hour at most on two idle cores
     python -m tests.mutants --count 30 --room retry  # some of it
+    python -m tests.mutants --keep                   # go on with a run that was cut off
     python -m tests.mutants --again tests/unit/outbox/retry/test_policy.py  # on the survivors of the last run
     python -m tests.mutants --nearest                # measure which test files look at which module, and end
     python -m tests.mutants --publish                # write the last run into the documentation, and end

@@ -34,7 +34,7 @@ CANDIDATES: Final = (
     *("conformance/test_statistics.py", "conformance/test_tasks.py", "conformance/test_two_writers.py"),
     *("integration/test_record_delivery.py", "integration/test_records_anywhere.py", "integration/test_reconcile.py"),
     *("integration/test_relay.py", "integration/test_relay_backlog.py", "integration/test_relay_stores.py"),
-    "integration/test_store_tasks.py",
+    *("integration/test_store_tasks.py", "integration/test_wrong_store.py"),
 )
 """Where tests that are near a room may be."""
 MAX_FILES: Final = 8
