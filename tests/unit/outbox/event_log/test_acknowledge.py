@@ -196,6 +196,16 @@ async def test_what_was_pruned_blocks_the_lane_as_far_back_as_the_file_reaches(o
     assert "3 events" in (stuck.fault or "")
 
 
+async def test_a_rewind_that_is_recorded_already_changes_nothing(outbox: OutboxFile) -> None:
+    """A relay compares again and again; the loss is told once."""
+    await say(outbox, "a", 9)
+    await ack(outbox, {"a": 8})
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET pruned = 5")
+    found = [await outbox.write(partial(rewind_lane, conversation_id="a", head=2, now_us=NOW)) for _ in range(2)]
+
+    assert [(one.events, one.lost) for one in found] == [(3, 3), (0, 0)]
+
+
 @pytest.mark.parametrize("pruned", [0, 5])
 async def test_a_rewind_leaves_a_paused_lane_paused(outbox: OutboxFile, pruned: int) -> None:
     """An operator paused it; that its events have to be sent again does not resume it."""

@@ -246,6 +246,16 @@ def test_a_jumping_clock_neither_stretches_nor_multiplies_the_wait() -> None:
     assert breaker.remaining() == 0
 
 
+def test_next_attempt_is_when_the_wait_ends() -> None:
+    hands, breaker = made()
+    assert breaker.next_attempt_us is None
+    breaker.trip(DOWN, [])
+    due = breaker.next_attempt_us
+    hands.advance(breaker.remaining())
+
+    assert due == breaker.next_attempt_us == int(hands.wall.timestamp()) * 1_000_000
+
+
 def test_the_reason_follows_what_the_store_says_last() -> None:
     hands, breaker = made()
     breaker.trip(DOWN, [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,19 @@ async def test_erase_released_tells_whether_it_stripped_an_event(
             answers = [await applier._eraser.erase_released(connection, now=1) for _ in range(2)]
 
     assert answers == [True, False]
+
+
+async def test_what_a_fork_read_that_begins_and_ends_with_its_parent_is_stripped(tmp_path: Path) -> None:
+    outbox = Outbox()
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        outbox.append("parent", Message.user("secret"))
+        await outbox.deliver(store)
+        outbox.append("fork", ConversationStarted(forked_from={"conversation_id": "parent", "version": 1}))
+        outbox.append("fork", ConversationDeleted())
+        outbox.append("parent", ConversationDeleted())
+        await outbox.deliver(store)
+    with closing(sqlite3.connect(tmp_path / "history.db")) as connection:
+        stored = connection.execute("SELECT data FROM letopis_events").fetchall()
+
+    assert len(stored) == 4
+    assert "secret" not in repr(stored)

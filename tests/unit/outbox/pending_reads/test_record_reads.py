@@ -1,0 +1,53 @@
+"""Records that are found by their tags are in one order, stored and pending ones together, on pages of any size."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letopis.outbox import History
+from letopis.store import ConversationStore
+from tests.support.relays import deliver_all
+
+CP = ("cp",)
+TAGS = {"run": "r"}
+
+
+@pytest.fixture
+async def bot(tmp_path: Path) -> AsyncIterator[History]:
+    async with (
+        ConversationStore.open(tmp_path / "history.db") as store,
+        History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened,
+    ):
+        yield opened
+
+
+async def found(bot: History, limit: int, **order: Any) -> list[str]:
+    """The keys of all pages, in their order."""
+    keys, after = list[str](), None
+    while True:
+        page = await bot.find_records(TAGS, limit=limit, after=after, **order)
+        assert len(page.items) <= limit and len(keys) < 20
+        keys += [one.key for one in page]
+        if (after := page.next) is None:
+            return keys
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+async def test_find_merges_pending_records_in_either_order(bot: History, limit: int) -> None:
+    one, two = bot.records(conversation="one"), bot.records(conversation="two")
+    for records, key in ((one, "1"), (one, "4"), (two, "5"), (one, "gone")):
+        await records.put(CP, key, 0, tags=TAGS)
+    await deliver_all(bot)
+    for records, key in ((two, "2"), (one, "3")):
+        await records.put(CP, key, 0, tags=TAGS)
+    await one.delete(CP, "gone")
+    await two.put(CP, "6", 0, tags={"run": "other"})
+
+    assert await found(bot, limit) == ["1", "3", "4", "2", "5"]
+    assert await found(bot, limit, reverse=True) == ["5", "4", "3", "2", "1"]
+    assert await found(bot, limit, reverse=True, end="4") == ["3", "2", "1"]
+    assert await found(bot, limit, end="3") == ["1", "2"]
