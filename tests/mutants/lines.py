@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
@@ -39,7 +38,13 @@ CANDIDATES: Final = (
 """Where tests that are near a room may be."""
 MAX_FILES: Final = 8
 """Test files of a module; each covers lines that those before it cover least."""
-_SERVERS: Final = re.compile("postgresql|mariadb")
+_SERVERS: Final = ("postgresql", "mariadb")
+
+
+def _needs_server(item: pytest.Item) -> bool:
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
+    return any(name in values or any(name in one for one in fixtures) for name in _SERVERS)
 
 
 class OnSQLite:
@@ -50,7 +55,7 @@ class OnSQLite:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if not _SERVERS.search(f"{item.name}{item.fixturenames}")]  # type: ignore[attr-defined]
+        items[:] = [item for item in items if not _needs_server(item)]
         items.sort(key=lambda item: self._order.get(item.nodeid, 0))
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from letopis.outbox.retry import fault_attribution
 from letopis.outbox.retry.fault_attribution import FaultAttribution
 from letopis.store.database.faults import FaultClass, StoreFault
 
@@ -171,13 +168,3 @@ def charged_three_times(*conversation_ids: str) -> FaultAttribution:
         attribution.record_store_fault(conversation_ids)
         attribution.record_success(["c"])
     return attribution
-
-
-def test_no_more_conversations_are_charged_than_are_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fault_attribution, "_MAX_TRACKED_CONVERSATIONS", 2)
-    attribution = FaultAttribution()
-    for name in ("a", "b", "c", "a"):
-        attribution.charge(name)
-
-    charges = [attribution.failures_while_others_succeeded(name) for name in ("a", "b", "c")]
-    assert charges == [2, 1, 0]
