@@ -1,0 +1,47 @@
+"""When the active conversation leaves, the next one is chosen by activity before that."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from letopis.store import ConversationArchived, ConversationStarted, ConversationStore, Event, Message
+from letopis.store.model.event_types import Body, ConversationActivated
+from letopis.store.testing.outbox import Outbox
+
+
+def at(second: int, what: Message | Body) -> Event:
+    return Event.of(what, conversation_id="", occurred_at=datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("before", "together", "active"),
+    [
+        (3, [8, 30], "c"),  # c had activity at 10; what b says at 30 is too late
+        (3, [15, 30], "b"),
+        (12, [30], "b"),
+        (3, [30], "c"),
+    ],
+)
+async def test_next_active_conversation_had_the_newest_activity_when_the_other_left(
+    before: int, together: list[int], active: str, tmp_path: Path
+) -> None:
+    outbox = Outbox()
+    async with ConversationStore.open(tmp_path / "history.db") as store:
+        for number, name in enumerate("abc"):
+            outbox.append(name, at(number, ConversationStarted(owner_id="42")))
+        outbox.append("a", at(3, ConversationActivated()))
+        outbox.append("b", at(before, Message.user("before")))
+        outbox.append("c", at(10, Message.user("activity")))
+        await outbox.deliver(store)
+        outbox.append("a", at(20, ConversationArchived()))
+        outbox.append("b", *(at(second, Message.user("together")) for second in together))
+        await outbox.deliver(store)
+    with closing(sqlite3.connect(tmp_path / "history.db")) as connection:
+        found = connection.execute("SELECT active_conversation_id FROM letopis_owners").fetchall()
+
+    assert found == [(active,)]
