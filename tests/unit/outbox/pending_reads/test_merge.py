@@ -279,6 +279,12 @@ def test_places_go_on_where_the_store_ends() -> None:
     page = merged(slice_, there)
 
     assert [place_of(slice_, there, one) for one in page] == [1, 11, 12]
+    assert there.conversation is not None
+    of_store = replace(there, conversation=replace(there.conversation, version=10))
+    listed = merge_conversation(slice_, of_store, upcasters=NO_UPCASTERS)
+    alone = merge_conversation(slice_, None, upcasters=NO_UPCASTERS)
+    assert listed is not None and alone is not None
+    assert (listed.version, alone.version) == (10, 1)
     assert texts(merged(slice_, replace(there, messages=()), last=1, before=12)) == ["b"]
     assert texts(merged(slice_, replace(there, messages=()), first=5, after=11)) == ["c"]
 
