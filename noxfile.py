@@ -133,7 +133,7 @@ def bench(session: nox.Session) -> None:
     install(session)
     # Not locked: the newest of each is what is to be compared with.
     session.install(*nox.project.dependency_groups(_project(), "bench"))
-    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session

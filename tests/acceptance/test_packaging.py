@@ -125,6 +125,7 @@ def test_the_sdist_can_be_tested_and_documented(sdist_names: frozenset[str]) -> 
         "requirements/dev.txt",
         "requirements/test.txt",
         "tests/conftest.py",
+        "benchmarks/__main__.py",
         "tests/support/servers/postgresql.py",
         "docs/conf.py",
         "docs/index.md",
@@ -134,7 +135,7 @@ def test_the_sdist_can_be_tested_and_documented(sdist_names: frozenset[str]) -> 
 
 
 def test_the_sdist_holds_nothing_of_the_workplace(sdist_names: frozenset[str]) -> None:
-    allowed = {"store", "outbox", "migrations", "tests", "docs", "deploy", "requirements", ".ci"}
+    allowed = {"store", "outbox", "migrations", "tests", "benchmarks", "docs", "deploy", "requirements", ".ci"}
     folders = {name.split("/")[0] for name in sdist_names if "/" in name}
 
     assert folders <= allowed

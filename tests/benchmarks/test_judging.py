@@ -13,20 +13,20 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import peers
+from benchmarks.append_limit import AppendLimit
+from benchmarks.figures import Durability, Figure, percentile
+from benchmarks.judging import Figures, NotComparable, ahead, at_least, at_most, below, compare, unequal
+from benchmarks.letopis_subject import Letopis
+from benchmarks.page import page, section
+from benchmarks.peers import PEERS
+from benchmarks.plotting import Bar, bars, rounded
+from benchmarks.subjects import Missed, Seat, in_rounds, warm_up
+from benchmarks.table import judge
+from benchmarks.witness import Witness, watching
 from letopis.outbox.event_log import append_encoding
 from letopis.store.model.codec import Limits, encode_message
 from letopis.store.model.messages import Message
-from tests.benchmarks import peers
-from tests.benchmarks.append_limit import AppendLimit
-from tests.benchmarks.figures import Durability, Figure, percentile
-from tests.benchmarks.judging import Figures, NotComparable, ahead, at_least, at_most, below, compare, unequal
-from tests.benchmarks.letopis_subject import Letopis
-from tests.benchmarks.page import page, section
-from tests.benchmarks.peers import PEERS
-from tests.benchmarks.plotting import Bar, bars, rounded
-from tests.benchmarks.subjects import Missed, Seat, in_rounds, warm_up
-from tests.benchmarks.table import judge
-from tests.benchmarks.witness import Witness, watching
 
 FULL = Durability.of_sqlite("wal", 2)
 NORMAL = Durability.of_sqlite("wal", 1)

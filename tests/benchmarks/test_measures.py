@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import large_backlog as backlog
-from tests.benchmarks import listening as wake
+from benchmarks import large_backlog as backlog
+from benchmarks import listening as wake
 
 
 @pytest.mark.slow

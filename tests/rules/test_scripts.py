@@ -33,7 +33,8 @@ def exists(module: str, name: str) -> bool:
 def test_strings_import_what_exists() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}: from {module} import {name}"
-        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for folder in ("tests", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
         if path != Path(__file__)
         for module, name in imports(path.read_text(encoding="utf-8"))
         if not exists(module, name)

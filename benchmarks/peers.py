@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import NAMESPACE_OID, UUID, uuid5
 
-from tests.benchmarks.subjects import Missed, Subject
+from benchmarks.subjects import Missed, Subject
 
 
 class Peer(Subject):

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from sqlalchemy.engine import make_url
 
-from tests.benchmarks.backlogs import Backlog
-from tests.benchmarks.figures import Durability, Figure
-from tests.benchmarks.parts import Bench
-from tests.benchmarks.peers import TxOutbox
-from tests.benchmarks.raw_loops import raw_loop
-from tests.benchmarks.raw_rows import rows_after
-from tests.benchmarks.subjects import TEXT, Missed
+from benchmarks.backlogs import Backlog
+from benchmarks.figures import Durability, Figure
+from benchmarks.parts import Bench
+from benchmarks.peers import TxOutbox
+from benchmarks.raw_loops import raw_loop
+from benchmarks.raw_rows import rows_after
+from benchmarks.subjects import TEXT, Missed
 from tests.support.servers import ServerUnavailable
 
 KINDS: Final = ("postgresql", "mariadb", "sqlite")

@@ -7,15 +7,15 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Final
 
+from benchmarks.backlogs import Backlog
+from benchmarks.figures import Figure
+from benchmarks.filling import fill
+from benchmarks.letopis_subject import Letopis
+from benchmarks.part_read import _letopis, _rounds
+from benchmarks.parts import Bench
+from benchmarks.subjects import Seat, in_rounds, warm_up
+from benchmarks.witness import Witness, watching
 from letopis.outbox import History
-from tests.benchmarks.backlogs import Backlog
-from tests.benchmarks.figures import Figure
-from tests.benchmarks.filling import fill
-from tests.benchmarks.letopis_subject import Letopis
-from tests.benchmarks.part_read import _letopis, _rounds
-from tests.benchmarks.parts import Bench
-from tests.benchmarks.subjects import Seat, in_rounds, warm_up
-from tests.benchmarks.witness import Witness, watching
 from tests.support.servers import ServerUnavailable
 
 OUTBOX: Final = 20_000

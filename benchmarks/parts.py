@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.benchmarks.figures import Figure, Missing, Result
+from benchmarks.figures import Figure, Missing, Result
 from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.figures import Figure
-from tests.benchmarks.judging import Condition, Figures, Verdict, ahead, at_least, at_most, below
+from benchmarks.figures import Figure
+from benchmarks.judging import Condition, Figures, Verdict, ahead, at_least, at_most, below
 
 KINDS = ("postgresql", "mariadb", "sqlite")
 

@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
+from benchmarks.backlogs import Backlog
+from benchmarks.bare_reads import bare_read
+from benchmarks.figures import Figure, percentile
+from benchmarks.filling import Filled, fill
+from benchmarks.parts import Bench
+from benchmarks.peers import PEERS
+from benchmarks.subjects import TEXT, Missed, Subject
+from benchmarks.witness import Witness, watching
 from letopis.outbox import History
 from letopis.store import Message
-from tests.benchmarks.backlogs import Backlog
-from tests.benchmarks.bare_reads import bare_read
-from tests.benchmarks.figures import Figure, percentile
-from tests.benchmarks.filling import Filled, fill
-from tests.benchmarks.parts import Bench
-from tests.benchmarks.peers import PEERS
-from tests.benchmarks.subjects import TEXT, Missed, Subject
-from tests.benchmarks.witness import Witness, watching
 from tests.support.servers import ServerUnavailable
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")

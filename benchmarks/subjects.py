@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from tests.benchmarks.figures import Durability, Figure, percentile
-from tests.benchmarks.witness import Witness, watching
+from benchmarks.figures import Durability, Figure, percentile
+from benchmarks.witness import Witness, watching
 
 TEXT = ("what a person says, " * 60)[:900]
 """Of one message: with what a store writes around it, 1 KB of JSON."""

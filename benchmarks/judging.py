@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.figures import Figure
+from benchmarks.figures import Figure
 
 
 class NotComparable(Exception):

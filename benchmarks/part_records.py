@@ -15,15 +15,15 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from benchmarks.figures import Figure, percentile
+from benchmarks.parts import Bench
+from benchmarks.subjects import TEXT
 from letopis.outbox import History
 from letopis.outbox.history.records import RecordPut
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Message
 from letopis.store.model.records import Scope, encode_namespace, range_end
 from letopis.store.rules.record_plan import record_id
-from tests.benchmarks.figures import Figure, percentile
-from tests.benchmarks.parts import Bench
-from tests.benchmarks.subjects import TEXT
 from tests.support.servers import ServerUnavailable
 
 KINDS: Final = ("sqlite", "postgresql", "mariadb")

@@ -10,7 +10,7 @@ from sqlite3 import dbapi2
 from typing import Any, Final
 from weakref import WeakSet
 
-from tests.benchmarks.figures import Durability
+from benchmarks.figures import Durability
 
 _LOOKS: Final = 32
 """Connections of which the last settings are read when they are closed; after that it is known."""

@@ -7,13 +7,13 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from benchmarks.backlogs import Backlog
+from benchmarks.parts import Bench
+from benchmarks.raw_rows import names_of
+from benchmarks.subjects import TEXT
 from letopis.outbox.event_log.append_encoding import Prepared, prepare
 from letopis.store import ConversationStore, Message
 from letopis.store.database.schema import conversations, events, log_heads, messages
-from tests.benchmarks.backlogs import Backlog
-from tests.benchmarks.parts import Bench
-from tests.benchmarks.raw_rows import names_of
-from tests.benchmarks.subjects import TEXT
 
 SLICE: Final = 500_000
 """Messages made by one statement, so that it ends within the time that a store gives one."""

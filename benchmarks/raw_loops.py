@@ -12,10 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from benchmarks.bare_reads import connect_asyncmy
+from benchmarks.figures import Durability
+from benchmarks.raw_rows import HEAD, REWRITTEN, TABLES, Batch, keys_of, names_of, values_of, with_bytes
 from letopis.store import ConversationStore
-from tests.benchmarks.bare_reads import connect_asyncmy
-from tests.benchmarks.figures import Durability
-from tests.benchmarks.raw_rows import HEAD, REWRITTEN, TABLES, Batch, keys_of, names_of, values_of, with_bytes
 
 
 class RawLoop(ABC):

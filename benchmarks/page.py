@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from tests.benchmarks.figures import Figure
-from tests.benchmarks.judging import Figures, Verdict, unequal
-from tests.benchmarks.plotting import Bar, bars, rounded
-from tests.benchmarks.table import judge
+from benchmarks.figures import Figure
+from benchmarks.judging import Figures, Verdict, unequal
+from benchmarks.plotting import Bar, bars, rounded
+from benchmarks.table import judge
 from tests.support.reports import made_on, table
 
 _PLOTS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
@@ -69,7 +69,7 @@ def page(report: Mapping[str, Any]) -> str:
             " what slows the machine down slows both."
         ),
         "",
-        "`python -m tests.benchmarks --publish` measures again and writes this page; nothing in it is written by hand.",
+        "`python -m benchmarks --publish` measures again and writes this page; nothing in it is written by hand.",
     ]
     return "\n".join(lines) + "\n"
 

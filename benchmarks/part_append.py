@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final
 
-from tests.benchmarks.append_limit import AppendLimit
-from tests.benchmarks.letopis_subject import Letopis
-from tests.benchmarks.parts import Bench
-from tests.benchmarks.peers import PEERS
-from tests.benchmarks.subjects import Missed, Seat, Subject, in_rounds, warm_up
-from tests.benchmarks.witness import Witness, watching
+from benchmarks.append_limit import AppendLimit
+from benchmarks.letopis_subject import Letopis
+from benchmarks.parts import Bench
+from benchmarks.peers import PEERS
+from benchmarks.subjects import Missed, Seat, Subject, in_rounds, warm_up
+from benchmarks.witness import Witness, watching
 
 FULL: Final = ("WAL", "FULL")
 CROWD: Final = 64

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
+from benchmarks.subjects import Subject
 from letopis.outbox import History
 from letopis.store import InvalidInput, Message
 from letopis.store.model.codec import digest_of
-from tests.benchmarks.subjects import Subject
 
 
 class Letopis(Subject):

@@ -8,13 +8,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from benchmarks.figures import Durability
+from benchmarks.subjects import TEXT
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.limits import Bounds
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Message
-from tests.benchmarks.figures import Durability
-from tests.benchmarks.subjects import TEXT
 
 
 class Backlog:

@@ -6,13 +6,13 @@ import asyncio
 import time
 from typing import Final
 
+from benchmarks.backlogs import Backlog
+from benchmarks.figures import Figure, percentile
+from benchmarks.lag import measured_lag
+from benchmarks.letopis_subject import Letopis
+from benchmarks.parts import Bench
+from benchmarks.subjects import pace
 from letopis.outbox.relay.relay import Relay
-from tests.benchmarks.backlogs import Backlog
-from tests.benchmarks.figures import Figure, percentile
-from tests.benchmarks.lag import measured_lag
-from tests.benchmarks.letopis_subject import Letopis
-from tests.benchmarks.parts import Bench
-from tests.benchmarks.subjects import pace
 
 CROWD: Final = 64
 

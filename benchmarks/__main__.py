@@ -1,9 +1,9 @@
 """Run the benchmark: all of it, or the parts that are named.
 
-    python -m tests.benchmarks                          # everything, at most ten minutes on two cores
-    python -m tests.benchmarks --part append read       # some of it
-    python -m tests.benchmarks --quick                  # small counts: whether it works, not how fast it is
-    python -m tests.benchmarks --publish                # everything, and the page of the documentation
+    python -m benchmarks                          # everything, at most ten minutes on two cores
+    python -m benchmarks --part append read       # some of it
+    python -m benchmarks --quick                  # small counts: whether it works, not how fast it is
+    python -m benchmarks --publish                # everything, and the page of the documentation
 
 Exits with 0 if every row that was measured is reached; a quick run if every part ended.
 """
@@ -19,24 +19,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from tests.benchmarks.figures import Figure, Result
-from tests.benchmarks.judging import Figures
-from tests.benchmarks.page import page, verdict_table
-from tests.benchmarks.part_append import append, peers
-from tests.benchmarks.part_daemon import daemon
-from tests.benchmarks.part_drain import drain
-from tests.benchmarks.part_fleet import fleet
-from tests.benchmarks.part_growth import growth
-from tests.benchmarks.part_loop import loop
-from tests.benchmarks.part_read import overlay, read
-from tests.benchmarks.part_records import records
-from tests.benchmarks.part_small import disk, imports, start
-from tests.benchmarks.part_transaction import transaction
-from tests.benchmarks.part_wake import wake
-from tests.benchmarks.parts import QUICK, Part, Scale, run_part
-from tests.benchmarks.peers import PEERS
-from tests.benchmarks.plotting import rounded
-from tests.benchmarks.table import judge
+from benchmarks.figures import Figure, Result
+from benchmarks.judging import Figures
+from benchmarks.page import page, verdict_table
+from benchmarks.part_append import append, peers
+from benchmarks.part_daemon import daemon
+from benchmarks.part_drain import drain
+from benchmarks.part_fleet import fleet
+from benchmarks.part_growth import growth
+from benchmarks.part_loop import loop
+from benchmarks.part_read import overlay, read
+from benchmarks.part_records import records
+from benchmarks.part_small import disk, imports, start
+from benchmarks.part_transaction import transaction
+from benchmarks.part_wake import wake
+from benchmarks.parts import QUICK, Part, Scale, run_part
+from benchmarks.peers import PEERS
+from benchmarks.plotting import rounded
+from benchmarks.table import judge
 from tests.support.reports import ROOT, report_of, write
 
 PARTS: Final[Mapping[str, Part]] = {
@@ -110,7 +110,7 @@ def figures_of(report: Mapping[str, Any]) -> list[Figure]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks",
+        prog="python -m benchmarks",
         description=(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -9,11 +9,11 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final
 
+from benchmarks.subjects import TEXT, Subject
 from letopis.outbox.event_log.schema import events, lanes
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import Message
 from letopis.store.model.codec import encode_message
-from tests.benchmarks.subjects import TEXT, Subject
 
 GROUP: Final = 512
 _EVENT_COLUMNS: Final = [one.name for one in events.columns if one.name not in ("position", "redacted")]

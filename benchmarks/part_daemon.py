@@ -6,11 +6,11 @@ import asyncio
 import time
 from typing import Final
 
+from benchmarks.figures import Figure, percentile
+from benchmarks.parts import Bench
+from benchmarks.subjects import TEXT
 from letopis.outbox import History
 from letopis.store import Message
-from tests.benchmarks.figures import Figure, percentile
-from tests.benchmarks.parts import Bench
-from tests.benchmarks.subjects import TEXT
 from tests.campaigns.processes import Place, Relay
 
 RATE: Final = 2_000

@@ -16,11 +16,11 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from benchmarks.backlogs import Backlog
 from letopis.outbox import History
 from letopis.store import ConversationStore, Message
 from letopis.store.read.lineage import Lineage
 from letopis.store.read.paging import Window
-from tests.benchmarks.backlogs import Backlog
 from tests.support.resources import open_descriptors, own_threads
 
 CONVERSATIONS = 8

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from benchmarks import large_backlog
+from benchmarks.backlogs import Backlog
+from benchmarks.figures import Figure, percentile
+from benchmarks.parts import Bench
 from letopis.store.database.schema import metadata
-from tests.benchmarks import large_backlog
-from tests.benchmarks.backlogs import Backlog
-from tests.benchmarks.figures import Figure, percentile
-from tests.benchmarks.parts import Bench
 from tests.campaigns.processes import LETOPIS
 from tests.support.servers import ServerUnavailable
 

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from benchmarks.figures import Figure
+from benchmarks.parts import Bench
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore
-from tests.benchmarks.figures import Figure
-from tests.benchmarks.parts import Bench
 from tests.support.daemons import DaemonProcess, ask, letopis
 from tests.support.fleets import EVENTS_PER_FILE, ProcessFigures, cpu_share, figures_of, make_fleet
 from tests.support.relays import say

@@ -8,14 +8,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from benchmarks import listening
+from benchmarks.figures import Figure, percentile
+from benchmarks.parts import Bench
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Message
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
-from tests.benchmarks import listening
-from tests.benchmarks.figures import Figure, percentile
-from tests.benchmarks.parts import Bench
 
 
 async def wake(bench: Bench) -> None:

@@ -6,13 +6,13 @@ import time
 
 import sqlalchemy as sa
 
+from benchmarks.figures import Durability, Figure, percentile
+from benchmarks.letopis_subject import objections_to
+from benchmarks.parts import Bench
+from benchmarks.subjects import TEXT
+from benchmarks.witness import Witness, watching
 from letopis.outbox import History
 from letopis.store import Message
-from tests.benchmarks.figures import Durability, Figure, percentile
-from tests.benchmarks.letopis_subject import objections_to
-from tests.benchmarks.parts import Bench
-from tests.benchmarks.subjects import TEXT
-from tests.benchmarks.witness import Witness, watching
 
 _CREDITS = sa.table("credits", sa.column("owner", sa.Text), sa.column("amount", sa.Integer))
 _SPEND = sa.insert(_CREDITS).values(owner=sa.bindparam("owner"), amount=1)
