@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -98,42 +99,10 @@ def test_what_was_pruned_is_neither_lost_nor_wrong() -> None:
     assert world.problems() == []
 
 
-def _go_back(world: World) -> None:
-    world.rows[PLACE] = (event_id(2), sha(2))
-
-
-def _lose_the_row(world: World) -> None:
-    world.rows.clear()
-
-
-def _change_the_value(world: World) -> None:
-    world.rows[PLACE] = (event_id(3), sha(9))
-
-
-def _invent_a_record(world: World) -> None:
-    world.rows["\x01s:app", "cp/", "b"] = (event_id(9), sha(9))
-
-
 def _resurrect(world: World) -> None:
     world.changes[2] = clear(3)
     world.acks = world.acks[:2]
-    _go_back(world)
-
-
-def _forget_a_change(world: World) -> None:
-    del world.ledger[2]
-
-
-def _apply_twice(world: World) -> None:
-    world.ledger[3] = world.ledger[2]
-
-
-def _apply_another(world: World) -> None:
-    world.ledger[3] = Entry(event_id(3), b"x" * 32, superseded=False)
-
-
-def _count_too_much(world: World) -> None:
-    world.lane = world.lane._replace(delivered=4)
+    world.rows[PLACE] = (event_id(2), sha(2))
 
 
 def _trim_too_much(world: World) -> None:
@@ -141,67 +110,44 @@ def _trim_too_much(world: World) -> None:
     del world.ledger[1]
 
 
-def _supersede_in_silence(world: World) -> None:
-    world.ledger[1] = world.ledger[1]._replace(superseded=True)
+def _change(things: Any, place: Any, **fields: object) -> None:
+    things[place] = things[place]._replace(**fields)
 
 
-def _damage_the_value(world: World) -> None:
-    world.changes[3] = world.changes[3]._replace(body=sha(9))
+DAMAGES: dict[str, tuple[Callable[[World], object], str]] = {
+    "goes back": (lambda it: it.rows.update({PLACE: (event_id(2), sha(2))}), "the last change is another one"),
+    "loses the row": (lambda it: it.rows.clear(), "the last change is another one"),
+    "changes the value": (lambda it: it.rows.update({PLACE: (event_id(3), sha(9))}), "not the one that was put"),
+    "invents a record": (
+        lambda it: it.rows.update({("\x01s:app", "cp/", "b"): (event_id(9), sha(9))}),
+        "nobody has put it",
+    ),
+    "resurrects": (_resurrect, "the last change is another one"),
+    "forgets a change": (lambda it: it.ledger.pop(2), "the ledger has 2 changes"),
+    "applies twice": (lambda it: it.ledger.update({3: it.ledger[2]}), "was applied 2 times"),
+    "applies another": (lambda it: _change(it.ledger, 3, digest=b"x" * 32), "another change than was appended"),
+    "counts too much": (lambda it: setattr(it, "lane", it.lane._replace(delivered=4)), "the outbox counts 4 delivered"),
+    "trims too much": (_trim_too_much, "could send 1 again"),
+    "supersedes in silence": (lambda it: _change(it.ledger, 1, superseded=True), "the outbox is not told"),
+    "damages the value": (lambda it: _change(it.changes, 3, body=sha(9)), "not what was put"),
+    "damages the content": (lambda it: _change(it.changes, 3, content=b"x" * 32), "does not match its digest"),
+    "drops a change": (lambda it: it.changes.pop(1), "keeps 3 changes"),
+    "loses an acknowledged change": (lambda it: it.acks.append(RecordAck(LANE, event_id(5), 5, sha(5))), "is LOST"),
+    "acknowledges another value": (lambda it: _change(it.acks, 3, sha256=sha(9)), "another value than"),
+    "acknowledges another place": (lambda it: _change(it.acks, 3, sequence=3), "acknowledged at 3"),
+    "keeps a record without its message": (
+        lambda it: it.changes.__setitem__(3, put(4, tags={"message": UUID(int=7).hex})),
+        "which is not there",
+    ),
+    "keeps a message without its record": (
+        lambda it: it.turns.add(UUID(int=7)),
+        "not the record that was put with it",
+    ),
+}
 
 
-def _damage_the_content(world: World) -> None:
-    world.changes[3] = world.changes[3]._replace(content=b"x" * 32)
-
-
-def _drop_a_change(world: World) -> None:
-    del world.changes[1]
-
-
-def _lose_an_acknowledged_change(world: World) -> None:
-    world.acks.append(RecordAck(LANE, event_id(5), 5, sha(5)))
-
-
-def _acknowledge_another_value(world: World) -> None:
-    world.acks[3] = world.acks[3]._replace(sha256=sha(9))
-
-
-def _acknowledge_another_place(world: World) -> None:
-    world.acks[3] = world.acks[3]._replace(sequence=3)
-
-
-def _keep_a_record_without_its_message(world: World) -> None:
-    world.changes[3] = put(4, tags={"message": UUID(int=7).hex})
-
-
-def _keep_a_message_without_its_record(world: World) -> None:
-    world.turns = {UUID(int=7)}
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (_go_back, "the last change is another one"),
-        (_lose_the_row, "the last change is another one"),
-        (_change_the_value, "not the one that was put"),
-        (_invent_a_record, "nobody has put it"),
-        (_resurrect, "the last change is another one"),
-        (_forget_a_change, "the ledger has 2 changes"),
-        (_apply_twice, "was applied 2 times"),
-        (_apply_another, "another change than was appended"),
-        (_count_too_much, "the outbox counts 4 delivered"),
-        (_trim_too_much, "could send 1 again"),
-        (_supersede_in_silence, "the outbox is not told"),
-        (_damage_the_value, "not what was put"),
-        (_damage_the_content, "does not match its digest"),
-        (_drop_a_change, "keeps 3 changes"),
-        (_lose_an_acknowledged_change, "is LOST"),
-        (_acknowledge_another_value, "another value than"),
-        (_acknowledge_another_place, "acknowledged at 3"),
-        (_keep_a_record_without_its_message, "which is not there"),
-        (_keep_a_message_without_its_record, "not the record that was put with it"),
-    ],
-)
-def test_what_is_broken_is_found(damage: Callable[[World], None], words: str) -> None:
+@pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES)
+def test_what_is_broken_is_found(damage: Callable[[World], object], words: str) -> None:
     world = World()
     damage(world)
 
