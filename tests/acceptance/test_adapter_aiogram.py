@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +12,11 @@ from aiogram import Dispatcher
 from aiogram.types import Message
 from aiohttp import web
 
-from letopis.outbox import History
 from letopis.store.model.conversations import Delivery
-from tests.acceptance.test_howto_adapters import code_of, names_of
+from tests.acceptance.test_howto_adapters import names_of
 from tests.support.aiogram_bots import bot_at, polling, until
-from tests.support.bot_api import TOKEN, bot_api
-from tests.support.paths import ROOT
+from tests.support.bot_api import bot_api
+from tests.support.bot_examples import run_example
 
 CHAT = "tg:7000:1001"
 PAGE = "aiogram.md"
@@ -29,9 +24,7 @@ PAGE = "aiogram.md"
 
 async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = names_of(PAGE)
-    for place in (1, 2, 3):
-        exec(compile(code_of(PAGE, place), PAGE, "exec"), names)  # noqa: S102 - our own page
+    names = names_of(PAGE, 1, 2, 3)
     names["ask_model"] = ask_model
     chats, dispatcher = names["chats"], names["dp"]
 
@@ -65,21 +58,4 @@ async def ask_model(messages: object) -> str:
 
 @pytest.mark.slow
 async def test_the_example(tmp_path: Path) -> None:
-    with bot_api() as api:
-        given = {"BOT_TOKEN": TOKEN, "TELEGRAM_API": api.url, "LETOPIS_OUTBOX": str(tmp_path / "bot.outbox.db")}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI", "LETOPIS"))}
-        script = ROOT / "docs" / "examples" / "aiogram_bot.py"
-        running = subprocess.Popen([sys.executable, script], env={**environment, **given}, stderr=subprocess.PIPE)
-        try:
-            api.say("What is tea?")
-            await until(api, lambda: api.texts() == ["You said: What is tea?"], 60)
-            running.send_signal(signal.SIGINT)
-            _, told = running.communicate(timeout=60)
-        finally:
-            running.kill()
-            running.wait()
-
-    assert running.returncode == 0, told.decode()
-    async with History.open(tmp_path / "bot.outbox.db") as history:
-        assert [one.text for one in await history.messages(CHAT)] == ["What is tea?", "You said: What is tea?"]
-        assert await history.unconfirmed() == ()
+    await run_example("aiogram_bot.py", tmp_path, CHAT)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +13,10 @@ pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip insta
 
 from telegram.ext import CommandHandler, MessageHandler, filters
 
-from letopis.outbox import History
 from letopis.store.model.conversations import Delivery
-from tests.acceptance.test_howto_adapters import code_of, names_of
+from tests.acceptance.test_howto_adapters import names_of
 from tests.support.bot_api import TOKEN, BotApi, bot_api
-from tests.support.paths import ROOT
+from tests.support.bot_examples import run_example
 from tests.support.telegram_bots import on, polling
 
 CHAT = "tg:7000:1001"
@@ -41,9 +36,7 @@ async def ask_model(messages: Any) -> str:
 async def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BOT_TOKEN", TOKEN)
-    names = names_of(PAGE)
-    for place in (1, 2, 3):
-        exec(compile(code_of(PAGE, place), PAGE, "exec"), names)  # noqa: S102 - our own page
+    names = names_of(PAGE, 1, 2, 3)
     names["ask_model"] = ask_model
     chats = names["chats"]
 
@@ -92,22 +85,4 @@ async def test_the_guide_to_pyrogram(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 async def test_the_example(tmp_path: Path) -> None:
-    with bot_api() as api:
-        given = {"BOT_TOKEN": TOKEN, "TELEGRAM_API": api.url, "LETOPIS_OUTBOX": str(tmp_path / "bot.outbox.db")}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI", "LETOPIS"))}
-        script = ROOT / "docs" / "examples" / "ptb_bot.py"
-        running = subprocess.Popen([sys.executable, script], env={**environment, **given}, stderr=subprocess.PIPE)
-        try:
-            api.say("What is tea?")
-            await until(api, lambda: api.texts() == ["You said: What is tea?"], 60)
-            running.send_signal(signal.SIGINT)
-            _, told = running.communicate(timeout=60)
-        finally:
-            running.kill()
-            running.wait()
-
-    assert running.returncode == 0, told.decode()
-    assert TOKEN.partition(":")[2] not in told.decode()
-    async with History.open(tmp_path / "bot.outbox.db") as history:
-        assert [one.text for one in await history.messages(CHAT)] == ["What is tea?", "You said: What is tea?"]
-        assert await history.unconfirmed() == ()
+    await run_example("ptb_bot.py", tmp_path, CHAT)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from letopis.store import Message
 from tests.support.paths import ROOT
 
 HOWTO = ROOT / "docs" / "howto"
 LINES = 20
 """How many lines a bot takes at most to get a history."""
+SAID = ["What is tea?", "answer to What is tea?", "And coffee?", "answer to And coffee?"]
+"""Of the conversation that each guide is put through."""
 
 
 def code_of(page: str, place: int = 0) -> str:
@@ -23,91 +29,181 @@ def code_of(page: str, place: int = 0) -> str:
     return block
 
 
-def names_of(page: str) -> dict[str, Any]:
-    """Run the first block of a guide, which is short, and return what it defines."""
+def names_of(page: str, *more: int) -> dict[str, Any]:
+    """Run the first block of a guide, which is short, and others; return what they define."""
     code = code_of(page)
     assert len([line for line in code.splitlines() if line.strip()]) < LINES
     names: dict[str, Any] = {}
-    exec(compile(code, page, "exec"), names)  # noqa: S102 - our own page
+    for place in (0, *more):
+        go_on(page, place, names)
     return names
+
+
+def go_on(page: str, place: int, names: dict[str, Any]) -> None:
+    """Run another block of a guide."""
+    exec(compile(code_of(page, place), page, "exec"), names)  # noqa: S102 - our own page
 
 
 async def nothing(_: str) -> None:
     """Think of nothing."""
 
 
-async def test_openai_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("agents", reason="needs openai-agents: pip install 'letopis[openai-agents]'")
-    from tests.support.bots.openai_agents import FakeModel
-
+@pytest.fixture
+def bot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
+    """Be in an empty folder; return a function that returns the module of a framework's bot, if it is installed."""
     monkeypatch.chdir(tmp_path)
+
+    def module_of(needs: str, name: str) -> Any:
+        pytest.importorskip(needs, reason=f"needs {needs}: install the group adapters")
+        return importlib.import_module(f"tests.support.bots.{name}")
+
+    return module_of
+
+
+async def texts(history: Any, conversation_id: str = "chat-1") -> list[str]:
+    return [one.text for one in await history.messages(conversation_id)]
+
+
+async def ready(history: Any) -> None:
+    """Have the history store created, which takes a slow machine longer than a read waits."""
+    await history.append("warm-up", Message.user("hello"))
+    assert await history.drained(timeout=60)
+
+
+async def test_openai_agents(bot: Any) -> None:
+    model = bot("agents", "openai_agents").FakeModel(nothing)
     names = names_of("openai-agents.md")
-    names["agent"].model = FakeModel(nothing)
+    names["agent"].model = model
     history = names["history"]
 
-    assert await names["answer"]("chat-1", "42", "What is tea?") == "answer to What is tea?"
-    await names["answer"]("chat-1", "42", "And coffee?")
+    assert await names["answer"]("chat-1", "42", SAID[0]) == SAID[1]
+    await names["answer"]("chat-1", "42", SAID[2])
 
-    exec(compile(code_of("openai-agents.md", 1), "page", "exec"), names)  # noqa: S102 - our own page
+    go_on("openai-agents.md", 1, names)
     assert len(await names["session"].get_items()) == 4
     assert [chat.conversation_id for chat in await history.conversations(owner="42")] == ["chat-1"]
     await history.close()
 
 
-async def test_langchain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("langchain_core", reason="needs langchain-core: pip install 'letopis[langchain]'")
-    from tests.support.bots.langchain import FakeModel
-
-    monkeypatch.chdir(tmp_path)
+async def test_langchain(bot: Any) -> None:
+    model = bot("langchain_core", "langchain").FakeModel(thinks=nothing)
     names = names_of("langchain.md")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated
-        chain = names["chain_of"](FakeModel(thinks=nothing))
+        chain = names["chain_of"](model)
     asked = {"configurable": {"session_id": "chat-1"}}
 
-    assert (await chain.ainvoke({"question": "What is tea?"}, asked)).content == "answer to What is tea?"
-    await chain.ainvoke({"question": "And coffee?"}, asked)
+    assert (await chain.ainvoke({"question": SAID[0]}, asked)).content == SAID[1]
+    await chain.ainvoke({"question": SAID[2]}, asked)
 
-    assert [message.text for message in await names["history"].messages("chat-1")] == [
-        "What is tea?",
-        "answer to What is tea?",
-        "And coffee?",
-        "answer to And coffee?",
-    ]
+    assert await texts(names["history"]) == SAID
     await names["history"].close()
 
 
-async def test_llama_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("llama_index.core", reason="needs llama-index-core: pip install 'letopis[llama-index]'")
-    from tests.support.bots.llama_index import FakeModel
-
-    monkeypatch.chdir(tmp_path)
+async def test_llama_index(bot: Any) -> None:
+    model = bot("llama_index.core", "llama_index").FakeModel
     names = names_of("llama-index.md")
 
-    assert await names["answer"](FakeModel(nothing), "chat-1", "What is tea?") == "answer to What is tea?"
-    await names["answer"](FakeModel(nothing), "chat-1", "And coffee?")
+    assert await names["answer"](model(nothing), "chat-1", SAID[0]) == SAID[1]
+    await names["answer"](model(nothing), "chat-1", SAID[2])
 
-    assert [message.content for message in await names["store"].get_messages("chat-1", limit=2)] == [
-        "And coffee?",
-        "answer to And coffee?",
-    ]
+    assert [message.content for message in await names["store"].get_messages("chat-1", limit=2)] == SAID[2:]
     await names["history"].close()
 
 
-def test_haystack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("haystack_experimental", reason="needs haystack-experimental, of the group adapters")
-    from tests.support.bots.haystack import FakeModel
+def test_haystack(bot: Any) -> None:
+    model = bot("haystack_experimental", "haystack").FakeModel(lambda _: None)
+    names = names_of("haystack.md", 1)
+    names["pipeline"] = names["pipeline_of"](model)
 
-    monkeypatch.chdir(tmp_path)
-    names = names_of("haystack.md")
-    exec(compile(code_of("haystack.md", 1), "page", "exec"), names)  # noqa: S102 - our own page
-    names["pipeline"] = names["pipeline_of"](FakeModel(lambda _: None))
+    assert names["answer"](names["pipeline"], "chat-1", SAID[0]) == SAID[1]
+    names["answer"](names["pipeline"], "chat-1", SAID[2])
 
-    assert names["answer"](names["pipeline"], "chat-1", "What is tea?") == "answer to What is tea?"
-    names["answer"](names["pipeline"], "chat-1", "And coffee?")
-
-    assert [message.text for message in names["store"].retrieve_messages("chat-1", 1)] == [
-        "And coffee?",
-        "answer to And coffee?",
-    ]
+    assert [message.text for message in names["store"].retrieve_messages("chat-1", 1)] == SAID[2:]
     names["store"].close()
+
+
+async def test_agent_framework(bot: Any) -> None:
+    model = bot("agent_framework", "agent_framework").FakeModel(nothing)
+    page = "agent-framework.md"
+    names = names_of(page)
+    history, agent = names["history"], names["agent_of"](model)
+
+    assert await names["answer"](agent, "chat-1", SAID[0]) == SAID[1]
+    await names["answer"](agent, "chat-1", SAID[2])
+
+    assert await texts(history) == SAID
+    assert [one.text for one in model.asked[1]][-3:] == SAID[:3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental
+        go_on(page, 1, names)
+    assert await names["answer_with_state"](agent, "chat-1", "And milk?") == "answer to And milk?"
+    session = await names["sessions"].get("chat-1")
+    assert session.session_id == "chat-1" and len(await history.messages("chat-1")) == 6
+    go_on(page, 2, names)
+    assert await names["storage"].get_latest(workflow_name="flow") is None
+    await history.close()
+
+
+async def test_google_adk(bot: Any) -> None:
+    model = bot("google.adk", "google_adk").FakeModel(model="fake", thinks=nothing)
+    page = "google-adk.md"
+    names = names_of(page)
+    history = names["history"]
+    await ready(history)
+
+    assert await names["answer"](model, "42", "chat-1", SAID[0]) == SAID[1]
+    await names["answer"](model, "42", "chat-1", SAID[2])
+
+    assert await texts(history, "adk/shop/42/chat-1") == SAID
+    go_on(page, 2, names)
+    assert await names["newest_sessions"]("42") == (["chat-1"], None)
+    go_on(page, 1, names)
+    await names["by_chat"].create_session(
+        app_name="shop", user_id="42", session_id="chat-2", state={"user:name": "Ada"}
+    )
+    assert [chat.conversation_id for chat in await history.conversations(owner="shop:42")] == ["chat-2"]
+    space = history.records(space="google_adk.user/shop/42")
+    assert len(await space.list()) == 1
+    await space.erase()
+    assert await names["service"].get_user_state(app_name="shop", user_id="42") == {}
+    await history.close()
+
+
+async def test_pydantic_ai(bot: Any) -> None:
+    model = bot("pydantic_ai", "pydantic_ai").fake_model(nothing)
+    page = "pydantic-ai.md"
+    names = names_of(page)
+    history = names["history"]
+    await ready(history)
+
+    assert await names["answer"](model, "chat-1", "42", SAID[0]) == SAID[1]
+    await names["answer"](model, "chat-1", "42", SAID[2])
+
+    assert await texts(history) == SAID
+    assert [chat.conversation_id for chat in await history.conversations(owner="42")] == ["chat-1"]
+    go_on(page, 1, names)
+    branched = await names["regenerate"]("chat-1", 3)
+    assert [message.parts[0].content for message in branched.messages][-1] == SAID[2]
+    assert len(await history.messages("chat-1")) == 3
+    go_on(page, 2, names)
+    assert await names["careful"].load("chat-1") == branched
+    await history.close()
+
+
+def test_strands(bot: Any) -> None:
+    model = bot("strands", "strands").FakeModel(nothing)
+    page = "strands.md"
+    names = names_of(page)
+
+    assert names["answer"](model, "chat-1", SAID[0]).strip() == SAID[1]
+    names["answer"](model, "chat-1", SAID[2])
+
+    assert asyncio.run(texts(names["history"])) == SAID
+    assert [one["content"][0]["text"] for one in model.asked[1]] == SAID[:3]
+    if hasattr(importlib.import_module("strands.session"), "SnapshotSessionManager"):
+        go_on(page, 1, names)
+        names["answer_from_snapshot"](model, "chat-2", SAID[0])
+        names["answer_from_snapshot"](model, "chat-2", SAID[2])
+        assert [one["content"][0]["text"] for one in model.asked[3]] == SAID[:3]
+    asyncio.run(names["history"].close())

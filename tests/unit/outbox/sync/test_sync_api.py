@@ -41,15 +41,12 @@ from letopis.store.errors import Closed, ConfigurationError, EventIdReused, Inva
 from letopis.store.model.conversations import Saved
 from letopis.store.model.messages import Message
 from letopis.store.model.parts import Reasoning
-from tests.acceptance.test_docs import blocks
-from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
 from tests.support.resources import open_descriptors, own_threads
 from tests.support.sync_api import BESIDE, NARROWER, ONLY_HERE, OUTBOX, ROOM, TWINS, public, written
 
 POSIX = posix_only("Windows has no POSIX signals and no fork")
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-PAGE = ROOT / "docs" / "howto" / "without-asyncio.md"
 SOON = 20.0
 
 
@@ -685,37 +682,6 @@ def test_a_forked_child_is_told_and_ends_and_the_parent_goes_on(tmp_path: Path) 
 
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["True", "True", "True", "7", "['hi', 'x'] True"]
-
-
-# What the page shows.
-
-
-def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
-    """One after the other in one folder and one process, which is quicker than a process each."""
-    names = []
-    for number, block in enumerate(blocks(PAGE), start=1):
-        names.append(f"block{number}.py")
-        (tmp_path / names[-1]).write_text(block, encoding="utf-8")
-    run = "import runpy, sys\nfor name in sys.argv[1:]:\n    runpy.run_path(name)\n    print('---')"
-
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", run, *names],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert done.stdout.split("---\n") == [
-        "user What is tea?\nassistant A leaf.\nin the history store: True\n",
-        "True\n",
-        "Tea is a leaf.\n",
-        "chat-1\n",
-        "True\n",
-        "",
-    ]
 
 
 # The portal on its own.

@@ -1,0 +1,89 @@
+"""How-to pages are right: their code runs as it stands, and prints what they say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from letopis.adapters import formats
+from tests.support.pages import blocks
+from tests.support.paths import ROOT
+
+HOWTO = ROOT / "docs" / "howto"
+PAGES = {
+    "event-loops-and-threads.md": [
+        *("['What is tea?']\n", "3\n", "['first run', 'second run']\n", "True\n", "1 True\n", "1\n"),
+    ],
+    "ids-and-retries.md": None,
+    "langgraph.md": None,
+    "projections.md": ["chat-1 5\n"],
+    "provider-formats.md": None,
+    "rebuild.md": [""],
+    "without-asyncio.md": [
+        "user What is tea?\nassistant A leaf.\nin the history store: True\n",
+        *("True\n", "Tea is a leaf.\n", "chat-1\n", "True\n"),
+    ],
+}
+"""What each program of a page prints; ``None`` if the page shows it."""
+SHOWS_A_PART = {"ids-and-retries.md"}
+"""Whose second block is no program."""
+
+
+def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "bot.py").write_text(code, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "-W", "error", "bot.py"], cwd=folder, capture_output=True, text=True, timeout=90, check=False
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_of_a_page_print_what_it_says(page: str, tmp_path: Path) -> None:
+    """All of them in one folder and one process, which is quicker than a process each."""
+    if page == "langgraph.md":
+        pytest.importorskip("langgraph.graph", reason="needs langgraph: pip install --group adapters")
+    found = list(blocks((HOWTO / page).read_text(encoding="utf-8")))
+    programs = [one.body for one in found if one.language == "python"]
+    names = [f"block{number}.py" for number in range(1 if page in SHOWS_A_PART else len(programs))]
+    for name, program in zip(names, programs, strict=False):
+        (tmp_path / name).write_text(program, encoding="utf-8")
+
+    done = run(f"import runpy\nfor name in {names}:\n    runpy.run_path(name)\n    print('---')", tmp_path)
+
+    # An old release of a framework warns of what is deprecated in itself, and quotes the line.
+    lines = done.stderr.splitlines()
+    others = [line for line in lines if "DeprecationWarning" not in line and not line.startswith("  ")]
+    assert (done.returncode, others if page == "langgraph.md" else lines) == (0, []), done.stderr
+    shown = PAGES[page]
+    expected = [one.body for one in found if one.language == "text"] if shown is None else shown
+    assert done.stdout.split("---\n") == [*expected, ""]
+
+
+def test_langgraph_says_what_to_install(tmp_path: Path) -> None:
+    done = run("import sys\nsys.modules['langgraph'] = None\nimport letopis.adapters.langgraph", tmp_path)
+
+    assert done.returncode != 0
+    assert "pip install 'letopis[langgraph]'" in done.stderr.splitlines()[-1]
+
+
+def test_langgraph_is_imported_by_its_adapter_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys, letopis, letopis.store, letopis.outbox, letopis.adapters\n"
+        "from letopis import History\nHistory('bot.outbox.db')\n"
+        "print(sorted(name for name in sys.modules if name.startswith(('langgraph', 'langchain'))))"
+    )
+
+    assert run(code, tmp_path).stdout == "[]\n"
+
+
+def test_every_format_is_in_the_guide_and_in_the_reference() -> None:
+    (folder,) = formats.__path__
+    names = sorted(path.stem for path in Path(folder).glob("[a-z]*.py"))
+    guide = (HOWTO / "provider-formats.md").read_text(encoding="utf-8")
+    reference = (ROOT / "docs" / "reference" / "adapters.md").read_text(encoding="utf-8")
+
+    assert names == ["anthropic", "gemini", "openai_chat", "openai_responses"]
+    assert [name for name in names if f"| `{name}` |" not in guide] == []
+    assert [name for name in names if f"letopis.adapters.formats.{name}\n" not in reference] == []
