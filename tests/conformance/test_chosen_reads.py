@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, Filter, InvalidInput, Message, StoreUnavailable
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.parts import File, Text, ToolCall, ToolResult, UnknownPart
 from letopis.store.rules.filter import is_equal_json
+from tests.conformance.talk import deliver
 from tests.support.peers import refused_port
 
 CHAT = "chat-1"
@@ -35,21 +34,6 @@ FILTERS = (
     Filter(id_prefix="é_"),
     Filter(roles=["user"], id_prefix="m", metadata={"agent": "a"}),
 )
-
-
-@pytest.fixture
-async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
-    """Two outboxes that feed one store, and deliver nothing by themselves."""
-    async with (
-        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
-    ):
-        yield one, two
-
-
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain_once()
 
 
 def some(count: int, *, first: int = 0) -> list[Message]:

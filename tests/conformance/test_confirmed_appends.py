@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
 from letopis.store import (
     ConversationGone,
     ConversationStore,
@@ -22,6 +21,7 @@ from letopis.store import (
     VersionConflict,
 )
 from letopis.store.outbox_access import OutboxAccess
+from tests.conformance.talk import deliver, path
 from tests.support.peers import refused_port
 
 pytestmark = pytest.mark.same_sql
@@ -37,14 +37,6 @@ async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[
         History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
     ):
         yield one, two
-
-
-async def deliver(history: History) -> None:
-    await Relay(history.outbox, history.store).drain_once()
-
-
-async def path(history: History) -> list[str]:
-    return [one.id for one in await history.messages(CHAT)]
 
 
 async def test_it_returns_once_the_store_lets_it_stand(bots: tuple[History, History], store: ConversationStore) -> None:

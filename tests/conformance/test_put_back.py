@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, EventIdReused, Message, MessageAppended, Reuse
 from letopis.store.model.event_types import ConversationRewound
 from letopis.store.rules.fold import fold
 from letopis.store.rules.put_back import PUT_BACK_KEY
+from tests.conformance.talk import deliver, path
 
 pytestmark = pytest.mark.same_sql
 
 CHAT = "chat-1"
-
-
-@pytest.fixture
-async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
-    """Two outboxes that feed one store, and deliver nothing by themselves."""
-    async with (
-        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
-    ):
-        yield one, two
-
-
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain_once()
-
-
-async def path(history: History) -> list[str]:
-    return [one.id for one in await history.messages(CHAT)]
 
 
 async def take_back(history: History, how: str) -> None:

@@ -7,31 +7,15 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, EventIdReused, InvalidInput, Message, VersionConflict
+from tests.conformance.talk import deliver, prune_all
 
 CHAT = "chat-1"
-
-
-@pytest.fixture
-async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
-    """Two outboxes that feed one store, and deliver nothing by themselves."""
-    async with (
-        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
-    ):
-        yield one, two
-
-
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain_once()
 
 
 async def path(history: History, conversation: str = CHAT) -> list[tuple[str, str]]:
@@ -109,13 +93,6 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[Hi
     for refused in (Message.user("other words", id="y"), *said("x")):
         with pytest.raises(EventIdReused):
             await bot.replace(CHAT, [Message.user("n"), refused])
-
-
-def prune_all(connection: object) -> None:
-    cursor = connection.connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute("DELETE FROM letopis_outbox_events")
-    cursor.execute("UPDATE letopis_outbox_lanes SET pruned = head")
-    cursor.close()
 
 
 async def test_edited_messages_come_as_they_are_shown(bots: tuple[History, History]) -> None:

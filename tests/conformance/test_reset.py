@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
 from letopis.store import (
     ConversationDeleted,
     ConversationGone,
@@ -23,6 +22,7 @@ from letopis.store import (
 )
 from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from tests.campaigns.invariants import check
+from tests.conformance.talk import deliver
 from tests.conformance.test_erasure import CHAT, SECRET, assert_gone, assert_is_the_fold, assert_there, rows, said
 
 
@@ -30,10 +30,6 @@ from tests.conformance.test_erasure import CHAT, SECRET, assert_gone, assert_is_
 async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
     async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
         yield opened
-
-
-async def deliver(history: History) -> None:
-    await Relay(history.outbox, history.store).drain_once()
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from letopis.outbox import BlockingHistory, History
-from letopis.outbox.relay.relay import Relay
 from letopis.store import (
     ConversationStore,
     EventIdReused,
@@ -18,24 +16,11 @@ from letopis.store import (
     Reuse,
     Saved,
 )
+from tests.conformance.talk import deliver, prune_all
 
 pytestmark = pytest.mark.same_sql
 
 CHAT = "chat-1"
-
-
-@pytest.fixture
-async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
-    """Two outboxes that feed one store, and deliver nothing by themselves."""
-    async with (
-        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
-    ):
-        yield one, two
-
-
-async def deliver(history: History) -> None:
-    await Relay(history.outbox, history.store).drain_once()
 
 
 async def test_a_redacted_id_is_refused(bots: tuple[History, History]) -> None:
@@ -155,13 +140,6 @@ async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(
     await deliver(bot)
     assert not await erased.saved(5)
     assert await erased.state() is Saved.BLOCKED
-
-
-def prune_all(connection: object) -> None:
-    cursor = connection.connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute("DELETE FROM letopis_outbox_events")
-    cursor.execute("UPDATE letopis_outbox_lanes SET pruned = head")
-    cursor.close()
 
 
 async def test_an_event_that_its_own_lane_sends_again_is_no_reuse(

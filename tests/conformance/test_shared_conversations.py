@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
 from letopis.store import (
     ConversationGone,
     ConversationStore,
@@ -18,6 +17,7 @@ from letopis.store import (
     Reuse,
     StoreUnavailable,
 )
+from tests.conformance.talk import deliver, path
 from tests.support.apart import open_apart
 
 pytestmark = pytest.mark.same_sql
@@ -37,25 +37,6 @@ ERASURES: dict[str, Callable[[History], Awaitable[object]]] = {
     "reset": lambda bot: bot.reset(CHAT),
     "delete": lambda bot: bot.delete(CHAT),
 }
-
-
-@pytest.fixture
-async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
-    """Two outboxes that feed one store, and deliver nothing by themselves."""
-    async with (
-        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
-    ):
-        yield one, two
-
-
-async def deliver(*histories: History) -> None:
-    for history in histories:
-        await Relay(history.outbox, history.store).drain_once()
-
-
-async def path(history: History) -> list[str]:
-    return [one.id for one in await history.messages(CHAT)]
 
 
 # --- What is answered with `saved` is shown --------------------------------------------------------------------------

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from letopis.outbox import History
-from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, InvalidInput, Message, ReactionAdded
 from letopis.store.read.paging import Window
 from letopis.store.read.reader import ViewQuery
+from tests.conformance.talk import deliver
 
 pytestmark = pytest.mark.same_sql
 
@@ -22,10 +22,6 @@ CHAT = "chat-1"
 async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
     async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
         yield history
-
-
-async def deliver(history: History) -> None:
-    await Relay(history.outbox, history.store).drain_once()
 
 
 async def talk(history: History, roles: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,16 +19,6 @@ pytestmark = pytest.mark.same_sql
 CHAT = "chat-1"
 MANY = 520
 """More than one batch holds, and than a lane's share beside others."""
-
-
-@pytest.fixture
-async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
-    """Two outboxes that feed one store, and deliver nothing by themselves."""
-    async with (
-        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
-    ):
-        yield one, two
 
 
 async def deliver(*histories: History) -> None:
