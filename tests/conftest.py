@@ -134,18 +134,6 @@ def mariadb_server() -> Iterator[MariaDBServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def postgresql_url(postgresql_server: PostgresServer) -> Iterator[str]:
-    """One database for the whole run, shared by the tests that ask for it."""
-    yield from _database(postgresql_server)
-
-
-@pytest.fixture(scope="session")
-def mariadb_url(mariadb_server: MariaDBServer) -> Iterator[str]:
-    """One database for the whole run, shared by the tests that ask for it."""
-    yield from _database(mariadb_server)
-
-
 @pytest.fixture
 def new_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
     """A function from a kind of store to the URL of a fresh, empty database, dropped after the test.
@@ -220,9 +208,3 @@ def fresh_postgresql_url(new_store_url: Callable[[str], str]) -> str:
 def fresh_mariadb_url(new_store_url: Callable[[str], str]) -> str:
     """The URL of a fresh, empty MariaDB database of this test alone."""
     return new_store_url("mariadb")
-
-
-def _database(server: Server) -> Iterator[str]:
-    url = server.create_database()
-    yield url
-    server.drop_database(url)

@@ -80,6 +80,11 @@ def planted(*names: str) -> Iterator[None]:
         yield
 
 
+def around(defective: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return what makes of a real function one that is given the real one first."""
+    return lambda real: lambda *given, **named: defective(real, *given, **named)
+
+
 def plant(*names: str) -> None:
     """Plant defects for as long as this process lives."""
     _planted_for_good.enter_context(planted(*names))
@@ -135,51 +140,42 @@ def _() -> Iterable[Replacement]:
 def _() -> Iterable[Replacement]:
     writing = set[asyncio.Task[Any]]()
 
-    def write(real: Any) -> Any:
-        async def early(self: Records, changes: Sequence[PreparedChange]) -> Sequence[RecordReceipt]:
-            while len(writing) >= APPENDS_IN_FLIGHT:
-                await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
-            task = asyncio.create_task(real(self, changes))
-            writing.add(task)
-            task.add_done_callback(writing.discard)
-            return [
-                RecordReceipt(
-                    revision=one.event.event_id,
-                    _receipt=_EarlyReceipt(one.event.conversation_id, (one.event.event_id,)),  # type: ignore[arg-type]
-                )
-                for one in changes
-            ]
+    async def write(real: Any, self: Records, changes: Sequence[PreparedChange]) -> Sequence[RecordReceipt]:
+        while len(writing) >= APPENDS_IN_FLIGHT:
+            await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(real(self, changes))
+        writing.add(task)
+        task.add_done_callback(writing.discard)
+        return [
+            RecordReceipt(
+                revision=one.event.event_id,
+                _receipt=_EarlyReceipt(one.event.conversation_id, (one.event.event_id,)),  # type: ignore[arg-type]
+            )
+            for one in changes
+        ]
 
-        return early
-
-    yield Records, "_write", write
+    yield Records, "_write", around(write)
 
 
 @defect("an append that fails is answered as if it were written")
 def _() -> Iterable[Replacement]:
     values: dict[Committer, list[Any]] = {}
 
-    def run(real: Any) -> Any:
-        def noted(self: Committer, *args: Any, **options: Any) -> list[Any]:
-            values[self] = real(self, *args, **options)
+    def run(real: Any, self: Committer, *args: Any, **options: Any) -> list[Any]:
+        values[self] = real(self, *args, **options)
+        return values[self]
+
+    def transact(real: Any, self: Committer, members: Any, **options: Any) -> list[Any]:
+        values.pop(self, None)
+        try:
+            return real(self, members, **options)  # type: ignore[no-any-return]
+        except Exception:
+            if self not in values:
+                raise
             return values[self]
 
-        return noted
-
-    def transact(real: Any) -> Any:
-        def swallowed(self: Committer, members: Any, **options: Any) -> list[Any]:
-            values.pop(self, None)
-            try:
-                return real(self, members, **options)  # type: ignore[no-any-return]
-            except Exception:
-                if self not in values:
-                    raise
-                return values[self]
-
-        return swallowed
-
-    yield Committer, "_run", run
-    yield Committer, "_transact", transact
+    yield Committer, "_run", around(run)
+    yield Committer, "_transact", around(transact)
 
 
 @defect("text is not checked before it is appended")
@@ -193,29 +189,23 @@ def _() -> Iterable[Replacement]:
 
 @defect("content is not compared where an event id is known")
 def _() -> Iterable[Replacement]:
-    def reason(real: Any) -> Any:
-        def found(used: UsedIds, event: Any, use: Any) -> Reuse | None:
-            reuse: Reuse | None = real(used, event, use)
-            return None if reuse is Reuse.OTHER_CONTENT else reuse
+    def reason(real: Any, used: UsedIds, event: Any, use: Any) -> Reuse | None:
+        reuse: Reuse | None = real(used, event, use)
+        return None if reuse is Reuse.OTHER_CONTENT else reuse
 
-        return found
-
-    yield UsedIds, "reason", reason
+    yield UsedIds, "reason", around(reason)
 
 
 @defect("sequences are counted by what is still kept")
 def _() -> Iterable[Replacement]:
-    def read(real: Any) -> Any:
-        def counted(cursor: Any, appends: Any, **given: Any) -> Any:
-            plan = real(cursor, appends, **given)
-            for name, lane in plan.lanes.items():
-                cursor.execute("SELECT max(sequence) FROM letopis_outbox_log WHERE conversation_id = ?", (name,))
-                lane.head = cursor.fetchone()[0] or 0
-            return plan
+    def read(real: Any, cursor: Any, appends: Any, **given: Any) -> Any:
+        plan = real(cursor, appends, **given)
+        for name, lane in plan.lanes.items():
+            cursor.execute("SELECT max(sequence) FROM letopis_outbox_log WHERE conversation_id = ?", (name,))
+            lane.head = cursor.fetchone()[0] or 0
+        return plan
 
-        return counted
-
-    yield append, "_read_plan", read
+    yield append, "_read_plan", around(read)
 
 
 @defect("what is not delivered is let go as well")
@@ -224,15 +214,12 @@ def _() -> Iterable[Replacement]:
         assert "min(delivered, head - ?)" in real
         return real.replace("min(delivered, head - ?)", "head - ?")
 
-    def prune(real: Any) -> Any:
-        def unchecked(self: retention.Pruner, connection: Any) -> bool:
-            connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")  # the table would refuse it
-            return real(self, connection)  # type: ignore[no-any-return]
-
-        return unchecked
+    def prune(real: Any, self: retention.Pruner, connection: Any) -> bool:
+        connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")  # the table would refuse it
+        return real(self, connection)  # type: ignore[no-any-return]
 
     yield retention, "_PAGE", page
-    yield retention.Pruner, "__call__", prune
+    yield retention.Pruner, "__call__", around(prune)
 
 
 def plant_weak_durability(file_name: str, pragmas: Sequence[str]) -> None:
@@ -277,14 +264,11 @@ def _() -> Iterable[Replacement]:
 
 @defect("an outbox trusts its own file about the path")
 def _() -> Iterable[Replacement]:
-    def trusting(real: Any) -> Any:
-        def add(self: UsedIds, row: Any) -> Any:
-            use = self.ids[int.from_bytes(row[0])] = real(self, row)._replace(delivered=False)
-            return use
+    def trusting(real: Any, self: UsedIds, row: Any) -> Any:
+        use = self.ids[int.from_bytes(row[0])] = real(self, row)._replace(delivered=False)
+        return use
 
-        return add
-
-    yield UsedIds, "_add_row", trusting
+    yield UsedIds, "_add_row", around(trusting)
 
 
 @defect("the values of a list of records are read after it")
@@ -303,13 +287,10 @@ def _() -> Iterable[Replacement]:
             )
             return replace(local, bodies=bodies)
 
-    def torn(real: Any) -> Any:
-        async def page(self: RecordReads, *args: Any, **options: Any) -> Any:
-            return await real(RecordReads(Torn(self._outbox), self._gateway), *args, **options)
+    async def torn(real: Any, self: RecordReads, *args: Any, **options: Any) -> Any:
+        return await real(RecordReads(Torn(self._outbox), self._gateway), *args, **options)
 
-        return page
-
-    yield RecordReads, "page", torn
+    yield RecordReads, "page", around(torn)
 
 
 # --- the relay ------------------------------------------------------------------------------------------------------
@@ -317,60 +298,48 @@ def _() -> Iterable[Replacement]:
 
 @defect("written off before it is delivered")
 def _() -> Iterable[Replacement]:
-    def deliver(real: Any) -> Any:
-        async def early(self: Dispatcher, due: Any) -> Any:
-            await self._write_back(due, SendResult(delivered=_newest(due.batches)), [])
-            return await real(self, due)
+    async def deliver(real: Any, self: Dispatcher, due: Any) -> Any:
+        await self._write_back(due, SendResult(delivered=_newest(due.batches)), [])
+        return await real(self, due)
 
-        return early
-
-    yield Dispatcher, "_deliver", deliver
+    yield Dispatcher, "_deliver", around(deliver)
 
 
 @defect("written off by the count of what was sent, not by what was taken")
 def _() -> Iterable[Replacement]:
-    def send(real: Any) -> Any:
-        async def counted(self: PoisonIsolation, batches: Any, **options: Any) -> SendResult:
-            sent: SendResult = await real(self, batches, **options)
-            if sent.fault is None:
-                sent.delivered.update(_newest(batches))
-            return sent
+    async def send(real: Any, self: PoisonIsolation, batches: Any, **options: Any) -> SendResult:
+        sent: SendResult = await real(self, batches, **options)
+        if sent.fault is None:
+            sent.delivered.update(_newest(batches))
+        return sent
 
-        return counted
-
-    yield PoisonIsolation, "send", send
+    yield PoisonIsolation, "send", around(send)
 
 
 @defect("newer events of a conversation are sent first")
 def _() -> Iterable[Replacement]:
-    def send(real: Any) -> Any:
-        async def reversed_(self: PoisonIsolation, batches: Any, **options: Any) -> SendResult:
-            for one in batches:
-                if len(one.deliveries) > 1:
-                    half = LaneBatch(conversation_id=one.conversation_id, deliveries=one.deliveries[1:])
-                    await self._apply_once([half])
-            return await real(self, batches, **options)  # type: ignore[no-any-return]
+    async def send(real: Any, self: PoisonIsolation, batches: Any, **options: Any) -> SendResult:
+        for one in batches:
+            if len(one.deliveries) > 1:
+                half = LaneBatch(conversation_id=one.conversation_id, deliveries=one.deliveries[1:])
+                await self._apply_once([half])
+        return await real(self, batches, **options)  # type: ignore[no-any-return]
 
-        return reversed_
-
-    yield PoisonIsolation, "send", send
+    yield PoisonIsolation, "send", around(send)
     yield from DEFECTS[GAPS_TAKEN]()
 
 
 @defect("a conversation goes on behind the event that is refused")
 def _() -> Iterable[Replacement]:
-    def narrow(real: Any) -> Any:
-        async def past(self: PoisonIsolation, lane: LaneBatch, fault: Any, sent: SendResult) -> bool:
-            going_on: bool = await real(self, lane, fault, sent)
-            place = sent.undecided[-1][0].sequence if sent.undecided else 0
-            rest = tuple(one for one in lane.deliveries if one.sequence > place)
-            if place and rest:
-                await self._try([LaneBatch(conversation_id=lane.conversation_id, deliveries=rest)], sent)
-            return going_on
+    async def narrow(real: Any, self: PoisonIsolation, lane: LaneBatch, fault: Any, sent: SendResult) -> bool:
+        going_on: bool = await real(self, lane, fault, sent)
+        place = sent.undecided[-1][0].sequence if sent.undecided else 0
+        rest = tuple(one for one in lane.deliveries if one.sequence > place)
+        if place and rest:
+            await self._try([LaneBatch(conversation_id=lane.conversation_id, deliveries=rest)], sent)
+        return going_on
 
-        return past
-
-    yield PoisonIsolation, "_find_failing_event", narrow
+    yield PoisonIsolation, "_find_failing_event", around(narrow)
     yield from DEFECTS[GAPS_TAKEN]()
 
 
@@ -393,16 +362,13 @@ def _() -> Iterable[Replacement]:
 
 @defect("the answer to a commit taken for final")
 def _() -> Iterable[Replacement]:
-    def once(real: Any) -> Any:
-        async def final(self: PoisonIsolation, lanes: Any) -> Any:
-            found = await real(self, lanes)
-            if isinstance(found, StoreFault) and found.fault_class is FaultClass.UNKNOWN_OUTCOME:
-                return StoreFault(fault_class=FaultClass.POISON, code=found.code, reason=found.reason)
-            return found
+    async def once(real: Any, self: PoisonIsolation, lanes: Any) -> Any:
+        found = await real(self, lanes)
+        if isinstance(found, StoreFault) and found.fault_class is FaultClass.UNKNOWN_OUTCOME:
+            return StoreFault(fault_class=FaultClass.POISON, code=found.code, reason=found.reason)
+        return found
 
-        return final
-
-    yield PoisonIsolation, "_apply_once", once
+    yield PoisonIsolation, "_apply_once", around(once)
 
 
 @defect("the store is not asked again once it was away")
@@ -439,14 +405,11 @@ def _() -> Iterable[Replacement]:
 def _() -> Iterable[Replacement]:
     """Deliver two events at a time, wherever an append ends."""
 
-    def next_batch(real: Any) -> Any:
-        def short(connection: Any, **limits: Any) -> Any:
-            return real(connection, **{**limits, "max_events": min(2, limits.get("max_events", 2))})
-
-        return short
+    def next_batch(real: Any, connection: Any, **limits: Any) -> Any:
+        return real(connection, **{**limits, "max_events": min(2, limits.get("max_events", 2))})
 
     yield outbox_lanes, "_rest_of_append", lambda real: lambda *_: []
-    yield dispatcher, "next_batch", next_batch
+    yield dispatcher, "next_batch", around(next_batch)
 
 
 @defect("waits go by the wall clock alone")
@@ -500,24 +463,18 @@ def _() -> Iterable[Replacement]:
 
 @defect("an apply is not one transaction")
 def _() -> Iterable[Replacement]:
-    def begin(real: Any) -> Any:
-        def alone(self: applier.Applier, engine: Any, *args: Any, **options: Any) -> None:
-            real(self, engine.execution_options(sqlite_begin="AUTOCOMMIT"), *args, **options)
+    def begin(real: Any, self: applier.Applier, engine: Any, *args: Any, **options: Any) -> None:
+        real(self, engine.execution_options(sqlite_begin="AUTOCOMMIT"), *args, **options)
 
-        return alone
-
-    yield applier.Applier, "__init__", begin
+    yield applier.Applier, "__init__", around(begin)
 
 
 @defect(GAPS_TAKEN)
 def _() -> Iterable[Replacement]:
-    def compare(real: Any) -> Any:
-        def lenient(lane: LaneBatch, head: int) -> ComparedLane:
-            return real(lane, max(head, lane.deliveries[0].sequence - 1))  # type: ignore[no-any-return]
+    def compare(real: Any, lane: LaneBatch, head: int) -> ComparedLane:
+        return real(lane, max(head, lane.deliveries[0].sequence - 1))  # type: ignore[no-any-return]
 
-        return lenient
-
-    yield lanes, "compare_with_head", compare
+    yield lanes, "compare_with_head", around(compare)
 
 
 @defect(RECORDS_TWICE)
@@ -537,13 +494,10 @@ def _() -> Iterable[Replacement]:
 
 @defect(PUT_BACK_DROPPED)
 def _() -> Iterable[Replacement]:
-    def append(real: Any) -> Any:
-        def known(self: Any, body: Any, *, superseded: bool, back: bool) -> bool:
-            return not back and real(self, body, superseded=superseded, back=back)
+    def append(real: Any, self: Any, body: Any, *, superseded: bool, back: bool) -> bool:
+        return not back and real(self, body, superseded=superseded, back=back)
 
-        return known
-
-    yield projection._Projection, "append", append
+    yield projection._Projection, "append", around(append)
 
 
 @defect(RESET_KEEPS)
@@ -573,15 +527,12 @@ def _() -> Iterable[Replacement]:
 def _() -> Iterable[Replacement]:
     """Leave the last message where it is when a path is cut before it."""
 
-    def remove(real: Any) -> Any:
-        def short(self: Any, after: int) -> int:
-            on_path = [one.version for one in self.rows if one.left_at is None]
-            kept = max(after, on_path[-2]) if after and len(on_path) > 2 else after
-            return real(self, kept)  # type: ignore[no-any-return]
+    def remove(real: Any, self: Any, after: int) -> int:
+        on_path = [one.version for one in self.rows if one.left_at is None]
+        kept = max(after, on_path[-2]) if after and len(on_path) > 2 else after
+        return real(self, kept)  # type: ignore[no-any-return]
 
-        return short
-
-    yield projection._Projection, "_remove_after", remove
+    yield projection._Projection, "_remove_after", around(remove)
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -600,16 +551,13 @@ def _() -> Iterable[Replacement]:
 
 @defect(HOLLOWED_TOO_SOON)
 def _() -> Iterable[Replacement]:
-    def note(real: Any) -> Any:
-        def eager(cursor: Any, change: Any, *, lane: int, **more: Any) -> bool:
-            before = query_one(cursor, record_log._NEWEST, (lane, *change.place)) if change.key else None
-            if before is not None and before[3]:
-                record_log._hollow(cursor, before[1])
-            return real(cursor, change, lane=lane, **more)  # type: ignore[no-any-return]
+    def note(real: Any, cursor: Any, change: Any, *, lane: int, **more: Any) -> Any:
+        before = query_one(cursor, record_log._NEWEST, (lane, *change.place)) if change.key else None
+        if before is not None and before[3]:
+            record_log._hollow(cursor, before[1])
+        return real(cursor, change, lane=lane, **more)
 
-        return eager
-
-    yield effects, "note_change", note
+    yield effects, "note_change", around(note)
 
 
 # --- the alerts -----------------------------------------------------------------------------------------------------
