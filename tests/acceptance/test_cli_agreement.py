@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
-from contextlib import closing
 from typing import Any, Final
 
 import pytest
@@ -14,6 +12,7 @@ from letopis.outbox.cli.interface.render import code_first
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.model.messages import Message
+from tests.support.sqlite_rows import change
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -62,17 +61,10 @@ def outbox(elsewhere: None) -> None:
     asyncio.run(fill())
 
 
-def change(statements: list[str]) -> None:
-    with closing(sqlite3.connect("bot.outbox.db")) as connection:
-        for statement in statements:
-            connection.execute(statement)
-        connection.commit()
-
-
 @pytest.mark.usefixtures("outbox")
 @pytest.mark.parametrize("state", STATES)
 def test_they_never_contradict_each_other(state: str, letopis: Any) -> None:
-    change(STATES[state])
+    change("bot.outbox.db", *STATES[state])
 
     status = json.loads(letopis("status", "--json")[1])
     code, out, error = letopis("outbox", "list", "--json")
@@ -99,7 +91,7 @@ def test_they_never_contradict_each_other(state: str, letopis: Any) -> None:
 
 @pytest.mark.usefixtures("outbox")
 def test_what_is_lost_is_listed_although_its_event_is_nowhere(letopis: Any) -> None:
-    change(STATES["lost"])
+    change("bot.outbox.db", *STATES["lost"])
 
     listed = json.loads(letopis("outbox", "list", "--json")[1])
     table = letopis("outbox", "list")[1]
@@ -116,7 +108,7 @@ def test_what_is_lost_is_listed_although_its_event_is_nowhere(letopis: Any) -> N
 
 @pytest.mark.usefixtures("outbox")
 def test_the_code_of_a_fault_comes_first_and_nothing_is_cut_in_a_pipe(letopis: Any) -> None:
-    change(STATES["blocked"])
+    change("bot.outbox.db", *STATES["blocked"])
 
     lines = letopis("outbox", "list")[1].splitlines()
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,17 +12,16 @@ import anyio
 import orjson
 import pytest
 
-from letopis.outbox.cli import cli
-from letopis.outbox.cli.interface.exit_codes import run
 from letopis.store import ConversationStarted, ConversationStore, Message, MessageRedacted
 from letopis.store.testing.outbox import Outbox
+from tests.support.sqlite_rows import change
 
 
 @pytest.fixture
-def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def history(elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store of two conversations, one of them with a redacted message."""
-    monkeypatch.chdir(tmp_path)
     path = tmp_path / "history.db"
+    monkeypatch.setenv("LETOPIS_STORE", str(path))
 
     async def fill() -> None:
         async with ConversationStore.open(path) as store:
@@ -40,31 +36,20 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return path
 
 
-def letopis(capfdbinary: pytest.CaptureFixture[bytes], store: Path, *words: str) -> tuple[int, str, str]:
-    code = run(cli, ["--store", str(store), "db", *words])
-    said = capfdbinary.readouterr()
-    return code, said.out.decode(), said.err.decode()
-
-
-def change(path: Path, statement: str) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        assert connection.execute(statement).rowcount > 0
-
-
-def test_an_anchor_is_written_and_confirmed(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    code, out, err = letopis(capfdbinary, history, "anchor", "--out", "one.json")
+def test_an_anchor_is_written_and_confirmed(history: Path, letopis: Any) -> None:
+    code, out, err = letopis("db", "anchor", "--out", "one.json")
     assert (code, out) == (0, "")
     assert "anchored 5 events" in err
     assert Path("one.json").stat().st_mode & 0o777 == (0o600 if os.name == "posix" else 0o666)
     assert b"secret" not in Path("one.json").read_bytes()
 
-    code, out, err = letopis(capfdbinary, history, "verify", "--anchor", "one.json")
+    code, out, err = letopis("db", "verify", "--anchor", "one.json")
     assert (code, out) == (0, "partition 0: unchanged up to position 5\n")
     assert "no problems found" in err
 
 
-def test_without_a_file_it_is_printed(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    code, out, _ = letopis(capfdbinary, history, "anchor")
+def test_without_a_file_it_is_printed(history: Path, letopis: Any) -> None:
+    code, out, _ = letopis("db", "anchor")
     printed = json.loads(out)
 
     assert code == 0
@@ -77,19 +62,19 @@ def test_without_a_file_it_is_printed(history: Path, capfdbinary: pytest.Capture
     assert (len(identity), len(content), redacted) == (64, 64, 1)
 
 
-def test_a_file_is_replaced_only_when_asked(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_a_file_is_replaced_only_when_asked(history: Path, letopis: Any) -> None:
     Path("one.json").write_text("mine", encoding="utf-8")
 
-    code, _, err = letopis(capfdbinary, history, "anchor", "--out", "one.json")
+    code, _, err = letopis("db", "anchor", "--out", "one.json")
     assert code == 1
     assert "one.json exists" in err
     assert Path("one.json").read_text(encoding="utf-8") == "mine"
-    assert letopis(capfdbinary, history, "anchor", "--out", "one.json", "--force")[0] == 0
-    assert letopis(capfdbinary, history, "verify", "--anchor", "one.json")[0] == 0
+    assert letopis("db", "anchor", "--out", "one.json", "--force")[0] == 0
+    assert letopis("db", "verify", "--anchor", "one.json")[0] == 0
 
 
-def test_the_json_says_how_each_partition_compares(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    letopis(capfdbinary, history, "anchor", "--out", "one.json")
+def test_the_json_says_how_each_partition_compares(history: Path, letopis: Any) -> None:
+    letopis("db", "anchor", "--out", "one.json")
 
     async def go_on() -> None:
         async with ConversationStore.open(history) as store:
@@ -98,28 +83,28 @@ def test_the_json_says_how_each_partition_compares(history: Path, capfdbinary: p
             await outbox.deliver(store)
 
     anyio.run(go_on)
-    code, out, _ = letopis(capfdbinary, history, "verify", "--anchor", "one.json", "--json")
+    code, out, _ = letopis("db", "verify", "--anchor", "one.json", "--json")
     said = json.loads(out)
     assert (code, said["sound"], said["count"]) == (0, True, 0)
     assert said["anchor"]["made_at"] == json.loads(Path("one.json").read_bytes())["made_at"]
     assert said["anchor"]["partitions"] == [
         {"partition": 0, "position": 5, "head": 6, "unchanged": True, "redacted": 1}
     ]
-    assert letopis(capfdbinary, history, "verify", "--anchor", "one.json")[1] == (
+    assert letopis("db", "verify", "--anchor", "one.json")[1] == (
         "partition 0: unchanged up to position 5, but for 1 redacted since\n"
     )
-    assert "anchor" not in json.loads(letopis(capfdbinary, history, "verify", "--json")[1])
+    assert "anchor" not in json.loads(letopis("db", "verify", "--json")[1])
 
 
-def test_a_change_is_named_and_fails(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    letopis(capfdbinary, history, "anchor", "--out", "one.json")
+def test_a_change_is_named_and_fails(history: Path, letopis: Any) -> None:
+    letopis("db", "anchor", "--out", "one.json")
     change(history, "UPDATE letopis_events SET recorded_at = 0 WHERE position = 4")
 
-    assert letopis(capfdbinary, history, "verify")[0] == 0
-    code, out, err = letopis(capfdbinary, history, "verify", "--anchor", "one.json")
+    assert letopis("db", "verify")[0] == 0
+    code, out, err = letopis("db", "verify", "--anchor", "one.json")
     assert (code, out) == (1, "partition 0 of the log: events 1 to 5 are not those of the anchor\n")
     assert "1 problem found" in err
-    code, out, _ = letopis(capfdbinary, history, "verify", "--anchor", "one.json", "--json")
+    code, out, _ = letopis("db", "verify", "--anchor", "one.json", "--json")
     said = json.loads(out)
     assert (code, said["sound"], said["anchor"]["partitions"][0]["unchanged"]) == (1, False, False)
 
@@ -150,10 +135,8 @@ def changed(document: dict[str, Any], **values: Any) -> bytes:
         ("another store", "is of history store 00000000-0000-0000-0000-000000000000"),
     ],
 )
-def test_what_is_no_anchor_of_this_store_is_refused(
-    history: Path, capfdbinary: pytest.CaptureFixture[bytes], what: str, said: str
-) -> None:
-    document = json.loads(letopis(capfdbinary, history, "anchor")[1])
+def test_what_is_no_anchor_of_this_store_is_refused(history: Path, letopis: Any, what: str, said: str) -> None:
+    document = json.loads(letopis("db", "anchor")[1])
     [partition] = document["partitions"]
     [[identity, content, redacted]] = partition["blocks"]
 
@@ -182,27 +165,27 @@ def test_what_is_no_anchor_of_this_store_is_refused(
     elif what != "a missing file":
         Path("given.json").write_bytes(given[what])
 
-    code, out, err = letopis(capfdbinary, history, "verify", "--anchor", "given.json")
+    code, out, err = letopis("db", "verify", "--anchor", "given.json")
     assert code == 1
     assert f"the anchor {said}" in out
     assert "1 problem found" in err
-    code, out, _ = letopis(capfdbinary, history, "verify", "--anchor", "given.json", "--json")
+    code, out, _ = letopis("db", "verify", "--anchor", "given.json", "--json")
     found = json.loads(out)
     assert (code, found["sound"], found["count"]) == (1, False, 1)
 
 
-def test_no_store_is_made(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    code, out, err = letopis(capfdbinary, tmp_path / "no.db", "anchor", "--out", str(tmp_path / "one.json"))
+def test_no_store_is_made(tmp_path: Path, letopis: Any) -> None:
+    code, out, err = letopis("--store", str(tmp_path / "no.db"), "db", "anchor", "--out", str(tmp_path / "one.json"))
 
     assert (code, out) == (78, "")
     assert "there is no such file" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_of_another_release_is_refused(history: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_a_store_of_another_release_is_refused(history: Path, letopis: Any) -> None:
     change(history, "UPDATE letopis_version SET version_num = '9999'")
 
-    code, _, err = letopis(capfdbinary, history, "anchor", "--out", "one.json")
+    code, _, err = letopis("db", "anchor", "--out", "one.json")
     assert code == 78
     assert "9999" in err
     assert not Path("one.json").exists()

@@ -32,6 +32,7 @@ from letopis.store.errors import ConfigurationError, OutboxUnavailable
 from letopis.store.model.messages import Message
 from tests.support.paths import ROOT
 from tests.support.platforms import posix_only
+from tests.support.sqlite_rows import rows
 
 SECRET = "hunter2-correct-horse"
 
@@ -50,11 +51,6 @@ def filled(path: str = "bot.outbox.db", *, conversations: int = 1, messages: int
         await outbox.close()
 
     asyncio.run(fill())
-
-
-def rows(path: str, statement: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(statement).fetchall()
 
 
 def poison(conversation_id: str) -> None:

@@ -6,11 +6,9 @@ import asyncio
 import io
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from letopis.outbox.history.history import History
 from letopis.store.model.messages import Message
 from tests.support.platforms import posix_only
 from tests.support.relays import QUICK, until
+from tests.support.sqlite_rows import change, rows
 
 BODY = "what nobody else may read"
 HOSTILE = "chat\u202eevil\u2028next"
@@ -71,17 +70,6 @@ def outbox(tmp_path: Path) -> Path:
         f" fault_class = 'unclassified', fault = 'odd' WHERE conversation_id = '{HOSTILE}'",
     )
     return path
-
-
-def change(path: Path, statement: str) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(statement)
-        connection.commit()
-
-
-def rows(path: Path, statement: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(statement).fetchall()
 
 
 def stuck(path: Path) -> str:

@@ -22,7 +22,8 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.urls import normalise_url
 from letopis.store.errors import InvalidInput, LetopisError
 from letopis.store.model.messages import Message
-from tests.support.daemons import DaemonProcess, ask, letopis, rows, until
+from tests.support.daemons import DaemonProcess, ask, letopis, until
+from tests.support.sqlite_rows import rows
 
 PASSWORD = "pa55w0rd-of-the-store"
 OTHER = "sec0nd-secret-in-an-option"

@@ -19,9 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from letopis.console.hosted import HostedConsoles
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.file.outbox_file import OutboxFile
-from tests.support.daemons import DaemonProcess, Ear, ask, letopis, rows, until
+from tests.support.daemons import DaemonProcess, Ear, ask, letopis, until
 from tests.support.platforms import posix_only
 from tests.support.relays import say
+from tests.support.sqlite_rows import rows
 
 pytestmark = posix_only("Windows has no POSIX signals")
 

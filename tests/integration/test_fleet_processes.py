@@ -17,10 +17,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.database.urls import normalise_url
-from tests.support.daemons import DaemonProcess, ask, letopis, rows, until
+from tests.support.daemons import DaemonProcess, ask, letopis, until
 from tests.support.fleets import EVENTS_PER_FILE, figures_of, make_fleet
 from tests.support.platforms import posix_only
 from tests.support.relays import say
+from tests.support.sqlite_rows import rows
 
 pytestmark = posix_only("the figures of a process come from /proc")
 

@@ -21,8 +21,8 @@ from letopis.outbox.relay.relay import Relay
 from letopis.store import ConversationStore, InvalidInput, Message, RecordedMessage, ToolCall, ToolResult, move
 from letopis.store.model.envelope import to_text
 from tests.integration.test_erasure_bytes import assert_gone_soon, holding
-from tests.support.daemons import rows
 from tests.support.servers.store_pool import migrate
+from tests.support.sqlite_rows import rows
 from tests.support.values.items import TOKEN, VALUES
 
 CHAT = "c1"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -154,12 +154,3 @@ def letopis(*arguments: str, folder: Path, **environment: str) -> subprocess.Com
         timeout=TIMEOUT_SECONDS,
         check=False,
     )
-
-
-def rows(path: Path, statement: str) -> Sequence[tuple[Any, ...]]:
-    """Run a statement on an SQLite file."""
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect(path, timeout=20)) as connection:
-        return connection.execute(statement).fetchall()

@@ -34,6 +34,7 @@ from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.model.events import to_microseconds, utc_now
 from tests.support.platforms import posix_only
 from tests.support.relays import end, say, until
+from tests.support.sqlite_rows import rows
 from tests.support.store_changes import copied, put_back
 
 FILES = 6
@@ -102,11 +103,6 @@ async def fleet(folder: Path, **settings: Any) -> AsyncIterator[Daemon]:
 
 def status(path: Path) -> Status:
     return read_file(path, lambda cursor: status_of(cursor, now_us=to_microseconds(utc_now())))
-
-
-def rows(path: Path, statement: str) -> list[Any]:
-    with closing(sqlite3.connect(path, timeout=20)) as connection:
-        return connection.execute(statement).fetchall()
 
 
 def delivered(daemon: Daemon, files: int = FILES) -> Callable[[], Any]:

@@ -1,0 +1,25 @@
+"""Read and change the rows of a SQLite file beneath the library."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+
+def rows(path: Path | str, statement: str) -> list[tuple[Any, ...]]:
+    """Return the rows of a statement."""
+    with closing(sqlite3.connect(path, timeout=20)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def change(path: Path | str, *statements: str) -> None:
+    """Run statements in one transaction.
+
+    :raises AssertionError: one of them that should change rows changes none.
+    """
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in statements:
+            done = connection.execute(statement)
+            assert done.rowcount or not statement.startswith(("UPDATE", "DELETE")), statement
