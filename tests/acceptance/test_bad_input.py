@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -46,15 +46,15 @@ from tests.support.values.places import Case, Place, cases, plain
 CASES: Final = tuple(cases())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One call of ``append``, and what must be found afterwards."""
 
-    conversation_id: Any
     what: Sequence[Any]
-    options: Mapping[str, Any] = field(default_factory=dict)
     found: Callable[[Found], Any]
     expected: Callable[[], Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    conversation_id: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,101 +79,52 @@ class Found:
 
 def attempt(case: Case, number: int) -> Attempt:
     """Build the call; building it may refuse the value already."""
-    return _ATTEMPTS[case.place](f"case-{number}", case.value)
-
-
-def _in_message(name: str) -> Callable[[str, Any], Attempt]:
-    def build(conversation_id: str, value: Any) -> Attempt:
-        return Attempt(
-            conversation_id=conversation_id,
-            what=(Message.user("words", **{name: value}),),
-            found=lambda found: plain(getattr(found.message, name)),
-            expected=lambda: plain(value),
-        )
-
-    return build
-
-
-def _in_event(name: str) -> Callable[[str, Any], Attempt]:
-    def build(conversation_id: str, value: Any) -> Attempt:
-        fields = {"type": "custom.tried", name: value}
-        return Attempt(
-            conversation_id=conversation_id,
-            what=(Event(**fields),),
-            found=lambda found: plain(getattr(found.event, name)),
-            expected=lambda: plain(value),
-        )
-
-    return build
-
-
-def _as_option(name: str, found: Callable[[Found], Any]) -> Callable[[str, Any], Attempt]:
-    def build(conversation_id: str, value: Any) -> Attempt:
-        return Attempt(
-            conversation_id=conversation_id,
-            what=(Message.user("words"),),
-            options={name: value},
-            found=found,
-            # A platform gives numbers, which are kept as text.
-            expected=lambda: str(value) if type(value) is int else plain(value),
-        )
-
-    return build
-
-
-def _conversation_id(conversation_id: str, value: Any) -> Attempt:
+    made = _ATTEMPTS[case.place](case.value)
+    if case.place != "conversation_id":
+        return replace(made, conversation_id=f"case-{number}")
     # The words tell which case it was: two ids that a store takes for the same would show here.
-    return Attempt(
-        conversation_id=value,
-        what=(Message.user(f"of {conversation_id}"),),
-        found=lambda found: (found.message.content, found.conversation.conversation_id),
-        expected=lambda: (f"of {conversation_id}", value),
+    words = f"of case-{number}"
+    return replace(made, what=(Message.user(words),), expected=lambda: (words, case.value))
+
+
+Build = Callable[[Any], Attempt]
+
+
+def _said(message: Message, found: Callable[[Found], Any], expected: Any) -> Attempt:
+    return Attempt((message,), found, lambda: expected)
+
+
+def _in_message(name: str) -> Build:
+    return lambda value: Attempt(
+        (Message.user("words", **{name: value}),), lambda it: plain(getattr(it.message, name)), lambda: plain(value)
     )
 
 
-def _message_id(conversation_id: str, value: Any) -> Attempt:
+def _in_event(name: str) -> Build:
+    def build(value: Any) -> Attempt:
+        fields = {"type": "custom.tried", name: value}
+        return Attempt((Event(**fields),), lambda it: plain(getattr(it.event, name)), lambda: plain(value))
+
+    return build
+
+
+def _as_option(name: str, found: Callable[[Found], Any]) -> Build:
+    # A platform gives numbers, which are kept as text.
+    return lambda value: Attempt(
+        (Message.user("words"),), found, lambda: str(value) if type(value) is int else plain(value), {name: value}
+    )
+
+
+def _message_id(value: Any) -> Attempt:
     message = Message.user("words", id=value)
+    return _said(message, lambda it: it.message.id, value or message.id)
+
+
+def _parts(value: Any) -> Attempt:
     return Attempt(
-        conversation_id=conversation_id,
-        what=(message,),
-        found=lambda found: found.message.id,
-        expected=lambda: value or message.id,
-    )
-
-
-def _role(conversation_id: str, value: Any) -> Attempt:
-    return Attempt(
-        conversation_id=conversation_id,
-        what=(Message(role=value, content="words"),),
-        found=lambda found: found.message.role,
-        expected=lambda: value,
-    )
-
-
-def _content(conversation_id: str, value: Any) -> Attempt:
-    return Attempt(
-        conversation_id=conversation_id,
-        what=(Message.user(value),),
-        found=lambda found: (found.message.content, found.event.data["content"]),
-        expected=lambda: (value, value),
-    )
-
-
-def _part_text(conversation_id: str, value: Any) -> Attempt:
-    return Attempt(
-        conversation_id=conversation_id,
-        what=(Message.user([Text(value)]),),
-        found=lambda found: found.message.content,
-        expected=lambda: (Text(value),),
-    )
-
-
-def _parts(conversation_id: str, value: Any) -> Attempt:
-    return Attempt(
-        conversation_id=conversation_id,
-        what=(Message.user(value),),
-        found=lambda found: ([_part(part) for part in found.message.content], list(found.event.data["content"])),
-        expected=lambda: (
+        (Message.user(value),),
+        lambda it: ([_part(part) for part in it.message.content], list(it.event.data["content"])),
+        lambda: (
             [_part(part) for part in value or ()],
             [part_to_json(part) for part in value or () if isinstance(part, Part)],
         ),
@@ -185,36 +136,27 @@ def _part(part: Any) -> Any:
     return type(part), plain(part_to_json(part)) if isinstance(part, Part) else part
 
 
-def _title(conversation_id: str, value: Any) -> Attempt:
-    return Attempt(
-        conversation_id=conversation_id,
-        what=(ConversationRenamed(title=value),),
-        found=lambda found: found.conversation.title,
-        expected=lambda: value,
-    )
+def _platform_id(value: Any) -> Attempt:
+    message, ids = Message.assistant("words"), {"telegram": value, value: 1}
+    sent = MessageSent(message_id=message.id, platform_ids=ids)
+    return Attempt((message, sent), lambda it: it.messages[0].delivery_data, lambda: {"platform_ids": ids})
 
 
-def _platform_id(conversation_id: str, value: Any) -> Attempt:
-    message = Message.assistant("words")
-    return Attempt(
-        conversation_id=conversation_id,
-        what=(message, MessageSent(message_id=message.id, platform_ids={"telegram": value, value: 1})),
-        found=lambda found: found.messages[0].delivery_data,
-        expected=lambda: {"platform_ids": {"telegram": value, value: 1}},
-    )
+def _keyed(build: Build) -> Build:
+    return lambda value: build({value: "value"})
 
 
-def _keyed(build: Callable[[str, Any], Attempt]) -> Callable[[str, Any], Attempt]:
-    return lambda conversation_id, value: build(conversation_id, {value: "value"})
-
-
-_ATTEMPTS: Final[Mapping[Place, Callable[[str, Any], Attempt]]] = {
-    "conversation_id": _conversation_id,
-    "owner": _as_option("owner", lambda found: found.conversation.owner_id),
+_ATTEMPTS: Final[Mapping[Place, Build]] = {
+    "conversation_id": lambda value: Attempt(
+        (), lambda it: (it.message.content, it.conversation.conversation_id), tuple, conversation_id=value
+    ),
+    "owner": _as_option("owner", lambda it: it.conversation.owner_id),
     "message_id": _message_id,
-    "role": _role,
-    "content": _content,
-    "part_text": _part_text,
+    "role": lambda value: _said(Message(role=value, content="words"), lambda it: it.message.role, value),
+    "content": lambda value: _said(
+        Message.user(value), lambda it: (it.message.content, it.event.data["content"]), (value, value)
+    ),
+    "part_text": lambda value: _said(Message.user([Text(value)]), lambda it: it.message.content, (Text(value),)),
     "parts": _parts,
     "name": _in_message("name"),
     "tokens": _in_message("tokens"),
@@ -222,14 +164,16 @@ _ATTEMPTS: Final[Mapping[Place, Callable[[str, Any], Attempt]]] = {
     "external_ids": _in_message("external_ids"),
     "metadata": _in_message("metadata"),
     "metadata_key": _keyed(_in_message("metadata")),
-    "event_metadata": _as_option("metadata", lambda found: plain(found.event.metadata)),
+    "event_metadata": _as_option("metadata", lambda it: plain(it.event.metadata)),
     "event_id": _in_event("event_id"),
     "type": _in_event("type"),
     "schema_version": _in_event("schema_version"),
     "data": _in_event("data"),
     "data_key": _keyed(_in_event("data")),
-    "occurred_at": _as_option("occurred_at", lambda found: found.event.occurred_at),
-    "title": _title,
+    "occurred_at": _as_option("occurred_at", lambda it: it.event.occurred_at),
+    "title": lambda value: Attempt(
+        (ConversationRenamed(title=value),), lambda it: it.conversation.title, lambda: value
+    ),
     "platform_id": _platform_id,
 }
 
