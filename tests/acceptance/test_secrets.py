@@ -22,49 +22,23 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.urls import normalise_url
 from letopis.store.errors import InvalidInput, LetopisError
 from letopis.store.model.messages import Message
+from tests.proof.security import planted
 from tests.support.daemons import DaemonProcess, ask, letopis, until
 from tests.support.sqlite_rows import rows
-
-PASSWORD = "pa55w0rd-of-the-store"
-OTHER = "sec0nd-secret-in-an-option"
-TOKEN = "t0ken-of-the-channel"
-BODY = "tell-nobody: my card is 4111-1111"
-NAME = "an-eyes-only-name"
-SECRETS = (PASSWORD, OTHER, TOKEN, BODY, "4111", NAME)
-
-RTL, ESC, CSI, LINE = "‮", "\x1b", "\x9b", "\u2028"
-HOSTILE = f"poison{RTL}{LINE}user ERROR forged"
-"""The worst that an id may hold; control characters are refused."""
-
-DSNS = {
-    "user and password": f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h",
-    "percent-encoded": f"postgresql://bot:{PASSWORD.replace('-', '%2D')}@127.0.0.1:1/h",
-    "no user": f"postgresql://:{PASSWORD}@127.0.0.1:1/h",
-    "an option": f"postgresql://127.0.0.1:1/h?user=bot&password={PASSWORD}",
-    "the key of a certificate": f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h?sslpassword={OTHER}",
-    "an option that is not known": f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h?passphrase={OTHER}",
-    "an option given twice": f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h?password={OTHER}",
-    "MariaDB": f"mysql://bot:{PASSWORD}@127.0.0.1:1/h",
-    "MariaDB's own option": f"mariadb://127.0.0.1:1/h?user=bot&passwd={PASSWORD}",
-    "a slash in it": f"postgresql://bot:a/{PASSWORD}@127.0.0.1:1/h",
-    "a colon in it": f"postgresql://bot:a:{PASSWORD}@127.0.0.1:1/h",
-    "an at sign in it": f"postgresql://bot:a@{PASSWORD}@127.0.0.1:1/h",
-    "an at sign and a slash in it": f"postgresql://bot:a@b/{PASSWORD}@127.0.0.1:1/h",
-    "an at sign and a question mark in it": f"postgresql://bot:a@b/h?{PASSWORD}@127.0.0.1:1/h=1",
-    "a bracket in it": f"postgresql://bot:[{PASSWORD}@127.0.0.1:1/h",
-    "a port that is none": f"postgresql://bot:{PASSWORD}@127.0.0.1:{OTHER}/h",
-    "no kind of database": f"oracle://bot:{PASSWORD}@127.0.0.1:1/h",
-    "no kind at all": f"bot:{PASSWORD}@127.0.0.1:1/h",
-    "one slash": f"postgresql:/bot:{PASSWORD}@127.0.0.1:1/h",
-    "no database": f"postgresql://bot:{PASSWORD}@127.0.0.1:1",
-    "SQLite with a server": f"sqlite://bot:{PASSWORD}@h/x.db",
-}
-
-
-def leaks(text: str, secrets: tuple[str, ...] = SECRETS) -> list[str]:
-    """The secrets and the bytes that could forge a line or move a cursor, found in a text."""
-    found = [secret for secret in secrets if secret in text]
-    return found + [ascii(sign) for sign in (RTL, ESC, CSI, LINE, "\x00", "\x07") if sign in text]
+from tests.support.values.secrets import (
+    BODY,
+    CSI,
+    DSNS,
+    ESC,
+    HOSTILE,
+    NAME,
+    OTHER,
+    PASSWORD,
+    RTL,
+    SECRETS,
+    TOKEN,
+    leaks,
+)
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
@@ -90,39 +64,14 @@ def test_no_error_of_a_url_shows_its_secrets(dsn: str) -> None:
     assert leaks(shown) == []
 
 
-@pytest.mark.parametrize("verb", [("relay", "--once"), ("db", "check"), ("doctor", "--json")], ids=" ".join)
-@pytest.mark.parametrize("place", ["option", "environment", "file", "toml"])
-def test_no_command_shows_the_password_wherever_it_comes_from(
-    tmp_path: Path, verb: tuple[str, ...], place: str
-) -> None:
-    dsn = f"postgresql://bot:{PASSWORD}@127.0.0.1:1/h?sslpassword={OTHER}"
+def test_no_command_shows_a_password_wherever_it_comes_from(tmp_path: Path) -> None:
     _outbox(tmp_path, "c1")
-    (tmp_path / "secret").write_text(dsn)
-    (tmp_path / "secret").chmod(0o600)
-    match place:
-        case "option":
-            done = letopis(*verb, "--store", dsn, folder=tmp_path)
-        case "environment":
-            done = letopis(*verb, folder=tmp_path, LETOPIS_STORE=dsn)
-        case "file":
-            done = letopis(*verb, folder=tmp_path, LETOPIS_STORE_FILE="secret")
-        case _:
-            (tmp_path / "letopis.toml").write_text(f'store = "{dsn}"\n')
-            done = letopis(*verb, folder=tmp_path)
+    names = ["the key of a certificate", "a slash in it", "a port that is none", "no kind at all", "one slash"]
 
-    assert done.returncode != 0
-    assert done.stdout + done.stderr
-    assert leaks(done.stdout + done.stderr) == []
+    runs, found = planted.commands(tmp_path, names)
 
-
-@pytest.mark.parametrize("name", ["a slash in it", "a port that is none", "no kind at all", "one slash"])
-def test_no_command_shows_a_url_that_it_cannot_read(tmp_path: Path, name: str) -> None:
-    _outbox(tmp_path, "c1")
-
-    done = letopis("relay", "--once", "--debug", "--store", DSNS[name], folder=tmp_path)
-
-    assert done.returncode != 0
-    assert leaks(done.stdout + done.stderr) == []
+    assert runs == len(names) * 16
+    assert found == []
 
 
 @pytest.mark.parametrize("sign", ["\n", ESC, "\x00", "\x07", CSI])

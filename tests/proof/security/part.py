@@ -12,12 +12,12 @@ from random import Random
 from typing import Final
 
 from letopis.console.access import Gate, parse_tokens
-from tests.acceptance.test_secrets import DSNS
 from tests.proof.options import Options
 from tests.proof.rows import Row
 from tests.proof.security import console, ids, injection, isolation, modes, planted, redirects, sql_rule
 from tests.proof.stores import each, fresh
 from tests.support.console import TOKENS
+from tests.support.values.secrets import DSNS
 
 INJECTED: Final = "ids made to break out of a statement, in every call: nobody else's rows change"
 ISOLATED: Final = "owners whose ids differ in case, accent, space, form or width: read, counted, erased apart"

@@ -19,10 +19,10 @@ from letopis.store.model.codec import encode
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import uuid7
 from letopis.store.rules.apply_plan import LaneBatch, Origin, SequencedEvent
-from tests.acceptance.test_secrets import BODY, DSNS, HOSTILE, NAME, OTHER, PASSWORD, leaks
 from tests.proof.inputs.commands import here
 from tests.proof.inputs.running import BLOCK_AT_ONCE
 from tests.proof.security.injection import heard
+from tests.support.values.secrets import BODY, DSNS, HOSTILE, NAME, OTHER, PASSWORD, leaks
 
 _SQLITE: Final = f"""
 CREATE TRIGGER quote BEFORE INSERT ON letopis_events WHEN NEW.conversation_id LIKE 'poison%'
@@ -65,17 +65,28 @@ class Collector:
 
 
 def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
-    """Run verbs with URLs that hold passwords, wherever they come from."""
+    """Run verbs with URLs that hold passwords, by option, environment, file and ``letopis.toml``."""
     before, runs, found = Path.cwd(), 0, []
+    secret, toml = folder / "secret", folder / "letopis.toml"
     os.chdir(folder)
     try:
         for name in names:
             dsn = DSNS[name]
             for words in (("status",), ("doctor", "--json"), ("relay", "--once", "--debug"), ("db", "check")):
-                for arguments, environment in (((*words, "--store", dsn), {}), (words, {"LETOPIS_STORE": dsn})):
+                for arguments, environment, in_file, in_toml in (
+                    ((*words, "--store", dsn), {}, "", ""),
+                    (words, {"LETOPIS_STORE": dsn}, "", ""),
+                    (words, {"LETOPIS_STORE_FILE": "secret"}, dsn, ""),
+                    (words, {}, "", f'store = "{dsn}"\n'),
+                ):
+                    secret.write_text(in_file, encoding="utf-8")
+                    secret.chmod(0o600)
+                    toml.write_text(in_toml, encoding="utf-8")
                     runs += 1
                     said = here(arguments, environment)
                     found += [f"{name}, {' '.join(words)}: {one}" for one in leaks(said.out + said.err)]
+                    if words[0] in ("relay", "db") and (not said.code or not said.out + said.err):
+                        found.append(f"{name}, {' '.join(words)}: ended with {said.code} and said nothing")
     finally:
         os.chdir(before)
     return runs, found
