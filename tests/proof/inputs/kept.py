@@ -11,7 +11,7 @@ from pathlib import Path
 from letopis.adapters.formats import _native
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import fresh
-from tests.support.kept_items import ADAPTERS, differences, kinds_of, refusing
+from tests.support.adapters import ADAPTERS, differences, kinds_of, refusing
 
 
 def row(what: str, store: str, folder: Path, *, control: bool = False) -> Row:

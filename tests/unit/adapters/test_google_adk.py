@@ -439,9 +439,3 @@ async def test_the_runner(service: LetopisSessionService, history: History) -> N
     assert roles == ["user", "assistant", "tool", "assistant"]
     await runner.rewind_async(user_id=USER, session_id="s1", rewind_before_invocation_id=found.events[0].invocation_id)
     assert (await loaded(service)).events[-1].actions.rewind_before_invocation_id == found.events[0].invocation_id
-
-
-def test_it_wants_a_history() -> None:
-    wrong: Any = "bot.outbox.db"
-    with pytest.raises(InvalidInput, match="history"):
-        LetopisSessionService(wrong)

@@ -109,16 +109,3 @@ async def test_an_asynchronous_history_says_so(history: History) -> None:
     for call in (lambda: chat.messages, lambda: chat.add_messages(MESSAGES), chat.clear):
         with pytest.raises(InvalidInput, match="BlockingHistory"):
             call()
-    with pytest.raises(InvalidInput, match="history"):
-        LetopisChatMessageHistory("chat-1", "bot.outbox.db")  # type: ignore[arg-type]
-
-
-async def test_a_cancelled_caller_does_not_interrupt_what_is_added(history: History) -> None:
-    chat = LetopisChatMessageHistory("chat-1", history)
-    adding = asyncio.ensure_future(chat.aadd_messages(MESSAGES))
-    await asyncio.sleep(0)
-    adding.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await adding
-
-    assert await chat.aget_messages() == MESSAGES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -183,16 +182,6 @@ async def test_without_the_store_the_newest_are_active(alone: History) -> None:
     assert await store.get_messages("chat-1") == numbered(2, 3)
 
 
-async def test_a_cancelled_caller_does_not_interrupt_what_is_added(store: LetopisChatStore) -> None:
-    adding = asyncio.ensure_future(store.add_messages("chat-1", MESSAGES))
-    await asyncio.sleep(0)
-    adding.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await adding
-
-    assert await store.get_messages("chat-1") == MESSAGES
-
-
 def test_the_synchronous_methods_of_a_memory(tmp_path: Path) -> None:
     """They run an event loop each."""
     history = History(tmp_path / "bot.outbox.db", relay=False, own_thread=True)
@@ -203,9 +192,3 @@ def test_the_synchronous_methods_of_a_memory(tmp_path: Path) -> None:
 
     assert memory.get() == numbered(0, 1)
     asyncio.run(history.close())
-
-
-def test_it_wants_a_history(tmp_path: Path) -> None:
-    wrong: Any = "bot.outbox.db"
-    with pytest.raises(InvalidInput, match="history"):
-        LetopisChatStore(wrong)

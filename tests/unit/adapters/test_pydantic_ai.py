@@ -465,9 +465,7 @@ async def test_a_run_that_fails_costs_nothing(store: LetopisConversationStore) -
     assert (await loaded(store)).messages == turns(1)
 
 
-async def test_it_wants_a_history(history: History) -> None:
+async def test_an_unknown_confirmation_is_refused(history: History) -> None:
     wrong: Any = "bot.outbox.db"
-    with pytest.raises(InvalidInput, match="history"):
-        LetopisConversationStore(wrong)
     with pytest.raises(InvalidInput, match="confirm"):
         LetopisConversationStore(history, confirm=wrong)

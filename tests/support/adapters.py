@@ -1,0 +1,378 @@
+"""Give each framework's own backend and Letopis the same items, and return what each gives back, as JSON text."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from letopis.outbox import BlockingHistory, History
+from letopis.store import InvalidInput
+from letopis.store.model.envelope import to_text
+from tests.support.values.items import ITEMS, VALUES, Kind
+
+THEN: Final = datetime(2026, 1, 1, tzinfo=UTC)
+UNFIT: Final = frozenset({"depth-300", "depth-900"})
+"""What a framework's own serializer may refuse, before any backend sees it."""
+Outcome = dict[str, str]
+"""By kind: what came back, or the class of the error."""
+Deed = Callable[[Kind], Awaitable[Any]]
+
+
+def kinds_of(framework: str) -> Sequence[Kind]:
+    """Return what this framework is given: OpenAI's items of odd shapes belong to its own API."""
+    return (*VALUES, *ITEMS) if framework == "openai_agents" else VALUES
+
+
+async def tried(framework: str, deed: Deed) -> Outcome:
+    """Do something with each kind, and note what comes of it."""
+    found: Outcome = {}
+    for kind in kinds_of(framework):
+        try:
+            found[kind.name] = to_text(await deed(kind))
+        except Exception as error:  # frameworks raise whatever their serializers do
+            found[kind.name] = f"raises {type(error).__name__}"
+    return found
+
+
+async def differences(framework: str, folder: Path, url: str) -> list[str]:
+    """Return what is refused, or comes back through a store otherwise than from the framework's own backend.
+
+    A framework may be unable to write something itself, such as deep nesting; then its own backend refuses it too.
+    """
+    subject = ADAPTERS[framework][1](folder)
+    subject.url = url
+    theirs = await tried(framework, subject.own)
+    async with History.open(folder / "a.outbox.db", store=url, own_thread=True) as history:
+        written = await tried(framework, lambda kind: subject.write(history, kind))
+        assert await history.drained(timeout=120)
+    async with History.open(
+        folder / "b.outbox.db", store=url, relay=False, own_thread=True, read_timeout=60.0
+    ) as history:
+        found = await tried(framework, lambda kind: subject.read(history, kind))
+    await subject.close()
+    problems = [] if theirs["text"][:6] != "raises" else [f"{framework}: its own backend {theirs['text']}"]
+    for name, outcome in theirs.items():
+        refuses = outcome.startswith("raises")
+        if written[name].startswith("raises") and not (refuses and name in UNFIT):
+            problems.append(f"{framework}: {name}: {written[name]}")
+        elif not refuses and found[name] != outcome:
+            problems.append(f"{framework}: {name}: comes back as {found[name][:100]!a}, not as {outcome[:100]!a}")
+    return problems
+
+
+def refusing(item: Any) -> Any:
+    """Stand for an envelope that holds no text, for controls."""
+    raise InvalidInput("item", "is not JSON that can be stored")
+
+
+class Subject:
+    """A framework's own backend, and Letopis in the place of it.
+
+    :ivar url: of the store; for histories of its own, where a framework blocks.
+    """
+
+    url: str
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def theirs(self, name: str) -> Any:
+        """Return the framework's own backend."""
+        raise NotImplementedError
+
+    def ours(self, history: History, name: str) -> Any:
+        """Return the adapter."""
+        raise NotImplementedError
+
+    async def put(self, backend: Any, kind: Kind) -> None:
+        """Have a backend keep an item, in a conversation of its kind's name."""
+        raise NotImplementedError
+
+    async def got(self, backend: Any, kind: Kind) -> Any:
+        """Return what a backend gives back."""
+        raise NotImplementedError
+
+    async def own(self, kind: Kind) -> Any:
+        """Return what comes back from the framework's own backend."""
+        backend = self.theirs(kind.name)
+        await self.put(backend, kind)
+        return await self.got(backend, kind)
+
+    async def write(self, history: History, kind: Kind) -> None:
+        """Keep an item through Letopis."""
+        await self.put(self.ours(history, kind.name), kind)
+
+    async def read(self, history: History, kind: Kind) -> Any:
+        """Return what comes back through Letopis."""
+        return await self.got(self.ours(history, kind.name), kind)
+
+    async def close(self) -> None:
+        """End what is left open."""
+
+
+def _text(kind: Kind) -> str:
+    return kind.value if isinstance(kind.value, str) else "a value"
+
+
+class OpenAIAgents(Subject):
+    def theirs(self, name: str) -> Any:
+        from agents import SQLiteSession
+
+        self._session = SQLiteSession(name, self.folder / "own.db")
+        return self._session
+
+    def ours(self, history: History, name: str) -> Any:
+        from letopis.adapters.openai_agents import LetopisSession
+
+        return LetopisSession(name, history)
+
+    async def put(self, backend: Any, kind: Kind) -> None:
+        await backend.add_items([kind.output if kind in VALUES else kind.value])
+
+    async def got(self, backend: Any, kind: Kind) -> Any:
+        return await backend.get_items()
+
+    async def own(self, kind: Kind) -> Any:
+        found = await super().own(kind)
+        self._session.close()
+        return found
+
+
+class Strands(Subject):
+    def theirs(self, name: str) -> Any:
+        from strands.session import FileSessionManager
+
+        return FileSessionManager(name, str(self.folder / "own"))
+
+    def ours(self, history: History, name: str) -> Any:
+        from letopis.adapters.strands import LetopisSessionRepository
+
+        return LetopisSessionRepository(history)
+
+    async def put(self, backend: Any, kind: Kind) -> None:
+        await asyncio.to_thread(self._put, backend, kind)
+
+    async def got(self, backend: Any, kind: Kind) -> Any:
+        return await asyncio.to_thread(self._got, backend, kind)
+
+    def _put(self, repository: Any, kind: Kind) -> None:
+        from strands.session import FileSessionManager
+        from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+        if not isinstance(repository, FileSessionManager):  # which has made its session itself
+            repository.create_session(Session(session_id=kind.name, session_type=SessionType.AGENT))
+        times = {"created_at": THEN.isoformat(), "updated_at": THEN.isoformat()}
+        agent = SessionAgent("bot", state={"value": kind.value}, conversation_manager_state={}, **times)
+        repository.create_agent(kind.name, agent)
+        result = {"toolUseId": "c", "status": "success", "content": [{"json": kind.value}]}
+        message: Any = {"role": "user", "content": [{"toolResult": result}]}
+        repository.create_message(kind.name, "bot", SessionMessage(message=message, message_id=0, **times))
+
+    def _got(self, repository: Any, kind: Kind) -> Any:
+        (message,) = repository.list_messages(kind.name, "bot")
+        return [message.to_dict(), repository.read_agent(kind.name, "bot").state]
+
+
+class GoogleADK(Subject):
+    def ours(self, history: History, name: str) -> Any:
+        from letopis.adapters.google_adk import LetopisSessionService
+
+        return LetopisSessionService(history)
+
+    async def put(self, backend: Any, kind: Kind) -> None:
+        from google.adk.events.event import Event
+        from google.adk.events.event_actions import EventActions
+        from google.genai import types
+
+        response = types.FunctionResponse(id="c", name="look", response={"result": kind.value})
+        event = Event(
+            id="e1",
+            author="bot",
+            timestamp=THEN.timestamp(),
+            content=types.Content(role="user", parts=[types.Part(function_response=response)]),
+            actions=EventActions(state_delta={"value": kind.value}),
+        )
+        session = await backend.create_session(app_name="app", user_id="u", session_id=kind.name)
+        await backend.append_event(session, event)
+
+    async def got(self, backend: Any, kind: Kind) -> Any:
+        session = await backend.get_session(app_name="app", user_id="u", session_id=kind.name)
+        events = [one.model_dump(mode="json", exclude_none=True) for one in session.events]
+        return [events, session.state]
+
+    async def own(self, kind: Kind) -> Any:
+        from google.adk.sessions import InMemorySessionService
+        from google.adk.sessions.sqlite_session_service import SqliteSessionService
+
+        # Its SQLite makes null of NaN in the state, but not of infinity; the service in memory keeps both.
+        found = []
+        for service in (SqliteSessionService(str(self.folder / "own.db")), InMemorySessionService()):
+            await self.put(service, kind)
+            found.append(await self.got(service, kind))
+        return [found[0][0], found[1][1]]
+
+
+class AgentFramework(Subject):
+    def theirs(self, name: str) -> Any:
+        from agent_framework import InMemoryHistoryProvider
+
+        self._state = dict[str, Any]()
+        return InMemoryHistoryProvider()
+
+    def ours(self, history: History, name: str) -> Any:
+        from letopis.adapters.agent_framework import LetopisHistoryProvider
+
+        self._state = {}
+        return LetopisHistoryProvider(history)
+
+    async def put(self, backend: Any, kind: Kind) -> None:
+        from agent_framework import Content, Message
+
+        content = Content("function_result", call_id="c", result=kind.value)
+        message = Message("tool", [content], additional_properties={"value": kind.value})
+        await backend.save_messages(kind.name, [message], state=self._state)
+
+    async def got(self, backend: Any, kind: Kind) -> Any:
+        return [one.to_dict() for one in await backend.get_messages(kind.name, state=self._state)]
+
+
+class PydanticAI(Subject):
+    def theirs(self, name: str) -> Any:
+        from pydantic_ai.conversation_store import InMemoryConversationStore
+
+        return InMemoryConversationStore()
+
+    def ours(self, history: History, name: str) -> Any:
+        from letopis.adapters.pydantic_ai import LetopisConversationStore
+
+        return LetopisConversationStore(history)
+
+    async def put(self, backend: Any, kind: Kind) -> None:
+        from pydantic_ai.conversation import Conversation
+        from pydantic_ai.messages import ModelRequest, ToolReturnPart
+
+        part = ToolReturnPart("look", kind.value, tool_call_id="c", timestamp=THEN)
+        await backend.save(Conversation(conversation_id=kind.name, messages=[ModelRequest([part], timestamp=THEN)]))
+
+    async def got(self, backend: Any, kind: Kind) -> Any:
+        from pydantic_ai.messages import ModelMessagesTypeAdapter
+
+        found = await backend.load(kind.name)
+        return ModelMessagesTypeAdapter.dump_python(found.messages, mode="json")
+
+
+class LangChain(Subject):
+    def theirs(self, name: str) -> Any:
+        from langchain_core.chat_history import InMemoryChatMessageHistory
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated
+            return InMemoryChatMessageHistory()
+
+    def ours(self, history: History, name: str) -> Any:
+        from letopis.adapters.langchain import LetopisChatMessageHistory
+
+        return LetopisChatMessageHistory(name, history)
+
+    async def put(self, backend: Any, kind: Kind) -> None:
+        from langchain_core.messages import ToolMessage
+
+        await backend.aadd_messages([ToolMessage(_text(kind), tool_call_id="c", artifact=kind.value)])
+
+    async def got(self, backend: Any, kind: Kind) -> Any:
+        return [dict(one) for one in await backend.aget_messages()]
+
+
+class LlamaIndex(Subject):
+    def theirs(self, name: str) -> Any:
+        from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
+
+        self._store = SQLAlchemyChatStore("memory", f"sqlite+aiosqlite:///{self.folder / 'own.db'}")
+        return self._store
+
+    def ours(self, history: History, name: str) -> Any:
+        from letopis.adapters.llama_index import LetopisChatStore
+
+        return LetopisChatStore(history)
+
+    async def put(self, backend: Any, kind: Kind) -> None:
+        from llama_index.core.base.llms.types import ChatMessage
+
+        about = {"tool_call_id": "c", "value": kind.value}
+        await backend.add_message(kind.name, ChatMessage(_text(kind), role="tool", additional_kwargs=about))
+
+    async def got(self, backend: Any, kind: Kind) -> Any:
+        return [one.model_dump(mode="json") for one in await backend.get_messages(kind.name)]
+
+    async def own(self, kind: Kind) -> Any:
+        try:
+            return await super().own(kind)
+        finally:
+            assert self._store._async_engine is not None
+            await self._store._async_engine.dispose()
+
+
+class Haystack(Subject):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._opened: dict[str, BlockingHistory] = {}
+
+    def theirs(self, name: str) -> Any:
+        from haystack_experimental.chat_message_stores.in_memory import InMemoryChatMessageStore
+
+        return InMemoryChatMessageStore()
+
+    def ours(self, history: History, name: str) -> Any:
+        """Return an adapter on a blocking history of the same store, and deliver what an earlier one has."""
+        from letopis.adapters.haystack import LetopisChatMessageStore
+
+        path = f"{history.outbox.path}.blocking.outbox.db"
+        if path not in self._opened:
+            self._close()
+            self._opened = {path: BlockingHistory.open(path, store=self.url, read_timeout=60.0)}
+        return LetopisChatMessageStore(self._opened[path])
+
+    async def put(self, backend: Any, kind: Kind) -> None:
+        from haystack.dataclasses import ChatMessage, ToolCall
+
+        about = {"chat_message_id": "1", "value": None if isinstance(kind.value, str) else kind.value}
+        message = ChatMessage.from_tool(
+            _text(kind), origin=ToolCall(tool_name="look", arguments=about, id="c"), meta=about
+        )
+        await asyncio.to_thread(backend.write_messages, f"{self.folder}{kind.name}", [message])
+
+    async def got(self, backend: Any, kind: Kind) -> Any:
+        found = await asyncio.to_thread(backend.retrieve_messages, f"{self.folder}{kind.name}")
+        return [one.to_dict() for one in found]
+
+    async def write(self, history: History, kind: Kind) -> None:
+        await self.put(await asyncio.to_thread(self.ours, history, kind.name), kind)
+
+    async def read(self, history: History, kind: Kind) -> Any:
+        return await self.got(await asyncio.to_thread(self.ours, history, kind.name), kind)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        for one in self._opened.values():
+            assert one.drained(timeout=60)
+            one.close()
+        self._opened = {}
+
+
+ADAPTERS: Final[dict[str, tuple[str, Callable[[Path], Subject]]]] = {
+    "openai_agents": ("agents", OpenAIAgents),
+    "strands": ("strands", Strands),
+    "google_adk": ("google.adk", GoogleADK),
+    "agent_framework": ("agent_framework", AgentFramework),
+    "pydantic_ai": ("pydantic_ai", PydanticAI),
+    "langchain": ("langchain_core", LangChain),
+    "llama_index": ("llama_index.core", LlamaIndex),
+    "haystack": ("haystack_experimental", Haystack),
+}
+"""By framework: the package that it needs, and how to use its backend and ours."""
