@@ -65,7 +65,6 @@ def test_no_error_of_a_url_shows_its_secrets(dsn: str) -> None:
 
 
 def test_no_command_shows_a_password_wherever_it_comes_from(tmp_path: Path) -> None:
-    _outbox(tmp_path, "c1")
     names = ["the key of a certificate", "a slash in it", "a port that is none", "no kind at all", "one slash"]
 
     runs, found = planted.commands(tmp_path, names)

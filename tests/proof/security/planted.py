@@ -65,9 +65,13 @@ class Collector:
 
 
 def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
-    """Run verbs with URLs that hold passwords, by option, environment, file and ``letopis.toml``."""
+    """Run verbs with URLs that hold passwords, by option, environment, file and ``letopis.toml``.
+
+    In a folder with an outbox: without one, they end before they look at the URL.
+    """
     before, runs, found = Path.cwd(), 0, []
     secret, toml = folder / "secret", folder / "letopis.toml"
+    asyncio.run(_waiting(folder / "bot.outbox.db"))
     os.chdir(folder)
     try:
         for name in names:
@@ -90,6 +94,11 @@ def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
     finally:
         os.chdir(before)
     return runs, found
+
+
+async def _waiting(path: Path) -> None:
+    async with History.open(path, relay=False, watch=False) as history:
+        await history.append("c1", Message.user(BODY, name=NAME, metadata={"token": OTHER}))
 
 
 async def faults(kind: str, url: str, folder: Path) -> tuple[int, list[str]]:
