@@ -14,8 +14,8 @@ from aiohttp import web
 
 from letopis.store.model.conversations import Delivery
 from tests.acceptance.test_howto_adapters import names_of
-from tests.support.aiogram_bots import bot_at, polling, until
-from tests.support.bot_api import bot_api
+from tests.support.aiogram_bots import bot_at, polling
+from tests.support.bot_api import bot_api, until
 from tests.support.bot_examples import run_example
 
 CHAT = "tg:7000:1001"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,12 @@ from telegram.ext import CommandHandler, MessageHandler, filters
 
 from letopis.store.model.conversations import Delivery
 from tests.acceptance.test_howto_adapters import names_of
-from tests.support.bot_api import TOKEN, BotApi, bot_api
+from tests.support.bot_api import TOKEN, bot_api, until
 from tests.support.bot_examples import run_example
 from tests.support.telegram_bots import on, polling
 
 CHAT = "tg:7000:1001"
 PAGE = "python-telegram-bot.md"
-
-
-async def until(api: BotApi, condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait without blocking the loop."""
-    await asyncio.to_thread(api.wait, condition, seconds)
 
 
 async def ask_model(messages: Any) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -21,16 +19,6 @@ from letopis.outbox.cli.interface.exit_codes import Exit, run
 from letopis.outbox.history.history import History
 from letopis.store.model.messages import Message
 from tests.support.demo_transcript import PAGES, comparable, transcript_of
-
-
-@pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
-    """What a command does to logging ends with its test."""
-    logger = logging.getLogger("letopis")
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    yield
-    logger.handlers[:], level, logger.propagate = before
-    logger.setLevel(level)
 
 
 def test_the_command_tells_its_story_and_ends_well(tmp_path: Path) -> None:

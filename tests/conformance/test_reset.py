@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from letopis.outbox import History
@@ -24,12 +21,6 @@ from letopis.store.testing.outbox import Outbox, assert_no_gaps
 from tests.campaigns.invariants import check
 from tests.conformance.talk import deliver
 from tests.conformance.test_erasure import CHAT, SECRET, assert_gone, assert_is_the_fold, assert_there, rows, said
-
-
-@pytest.fixture
-async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from letopis.outbox import History
@@ -16,12 +13,6 @@ from tests.conformance.talk import deliver
 pytestmark = pytest.mark.same_sql
 
 CHAT = "chat-1"
-
-
-@pytest.fixture
-async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
-        yield history
 
 
 async def talk(history: History, roles: str) -> None:

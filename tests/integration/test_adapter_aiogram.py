@@ -36,9 +36,8 @@ from tests.support.aiogram_bots import (
     polling,
     recorded_by_the_default_hook,
     recorded_by_the_session,
-    until,
 )
-from tests.support.bot_api import BOT_ID, BotApi, bot_api
+from tests.support.bot_api import BOT_ID, BotApi, until
 from tests.support.child import command
 from tests.support.paths import ROOT
 from tests.support.peers import refused_port
@@ -65,13 +64,6 @@ class Bench:
 
     async def texts(self, conversation_id: str = CHAT) -> list[str]:
         return [one.text for one in await self.history.messages(conversation_id)]
-
-
-@pytest.fixture
-def api() -> Iterator[BotApi]:
-    """A Bot API server."""
-    with bot_api() as running:
-        yield running
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,11 @@ from telegram.ext import (
 from letopis.adapters.telegram import LetopisChats, LetopisPersistence, unrecorded
 from letopis.outbox import History
 from letopis.store import Delivery, InvalidInput, OutboxFull
-from tests.support.bot_api import BOT_ID, TOKEN, BotApi, bot_api
+from tests.support.bot_api import BOT_ID, TOKEN, BotApi, until
 from tests.support.telegram_bots import on, polling
 
 CHAT = f"tg:{BOT_ID}:1001"
 Context = ContextTypes.DEFAULT_TYPE
-
-
-@pytest.fixture
-def api() -> Iterator[BotApi]:
-    """A Telegram."""
-    with bot_api() as made:
-        yield made
 
 
 @pytest.fixture
@@ -58,11 +51,6 @@ async def base(tmp_path: Path) -> AsyncIterator[History]:
 def chats(base: History, tmp_path: Path) -> LetopisChats:
     """The chats of a bot."""
     return LetopisChats(base, files=tmp_path / "files")
-
-
-async def until(api: BotApi, condition: Callable[[], bool]) -> None:
-    """Wait without blocking the loop."""
-    await asyncio.to_thread(api.wait, condition)
 
 
 def answering(chats: LetopisChats, api: BotApi, **options: Any) -> Any:

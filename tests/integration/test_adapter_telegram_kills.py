@@ -15,20 +15,13 @@ import pytest
 pytest.importorskip("telegram.ext", reason="needs python-telegram-bot: pip install 'letopis[telegram]'")
 
 from letopis.outbox import History
-from tests.support.bot_api import BOT_ID, BotApi, bot_api
+from tests.support.bot_api import BOT_ID, BotApi, until
 from tests.support.child import command
 from tests.support.paths import ROOT
 from tests.support.telegram_bots import answering, recorded_by_a_handler, recorded_by_the_queue
 
 pytestmark = pytest.mark.slow
 CHAT = f"tg:{BOT_ID}:1001"
-
-
-@pytest.fixture
-def api() -> Iterator[BotApi]:
-    """A Telegram that outlives the bot."""
-    with bot_api() as made:
-        yield made
 
 
 @contextmanager
@@ -40,11 +33,6 @@ def process(bot: Callable[..., Any], api: BotApi, folder: Path, **how: bool) -> 
     finally:
         running.kill()
         running.wait()
-
-
-async def until(api: BotApi, condition: Callable[[], bool]) -> None:
-    """Wait without blocking the loop."""
-    await asyncio.to_thread(api.wait, condition, 60)
 
 
 async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from letopis.adapters.aiogram import ChatHistory, LetopisChats
 from letopis.adapters.telegram_core.chats import Chats
 from letopis.adapters.telegram_core.incoming import IncomingRecorder
 from letopis.outbox import History
-from tests.support.bot_api import BOT_ID, TOKEN, BotApi
+from tests.support.bot_api import BOT_ID, TOKEN
 
 
 def bot_at(url: str, **options: Any) -> Bot:
@@ -38,11 +38,6 @@ async def polling(dispatcher: Dispatcher, bot: Bot, **options: Any) -> AsyncIter
         if not task.done():
             await dispatcher.stop_polling()
         await task
-
-
-async def until(api: BotApi, condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait, without blocking the loop, until a condition on the server is true."""
-    await asyncio.to_thread(api.wait, condition, seconds)
 
 
 # Bots that are killed. A slow disk makes the moment between the receipt and the record long enough.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
@@ -349,3 +350,8 @@ def _refusal(payload: Mapping[str, Any]) -> str | None:
             if not 1 <= len(button.get("callback_data", "-").encode()) <= _MAX_DATA:
                 return "BUTTON_DATA_INVALID"
     return None
+
+
+async def until(api: BotApi, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait, without blocking the loop, until a condition on a server is true."""
+    await asyncio.to_thread(api.wait, condition, seconds)

@@ -21,6 +21,7 @@ from tests.campaigns.states import Ack
 from tests.proof.power.cuts import NotHere, run
 from tests.support.child import call
 from tests.support.daemons import letopis
+from tests.support.fix_disk import fill
 from tests.support.victim import HISTORY, OUTBOX
 
 MEBIBYTES: Final = 16
@@ -84,19 +85,6 @@ class _Bot:
         read = await self._history.messages("chat-0", last=5)
         if not read:
             self._filled.problems.append("nothing can be read on the full disk")
-
-
-def fill(disk: Path) -> Path:
-    """Take the disk's space to the last byte, as another program would."""
-    hog = disk / "hog"
-    with hog.open("ab", buffering=0) as file:
-        for piece in (65536, 4096, 1):
-            try:
-                while True:
-                    file.write(bytes(piece))
-            except OSError:
-                continue
-    return hog
 
 
 async def on_a_full_disk(folder: Path, commands: Sequence[tuple[str, ...]]) -> Filled:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -49,14 +48,9 @@ class Told(Notifier):
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def logging_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon sets logging up for its process: here that would hide records from the tests."""
     monkeypatch.setattr("letopis.outbox.daemon.daemon.configure_logging", lambda **_: None)
-    logger = logging.getLogger("letopis")
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    yield
-    logger.handlers[:], level, logger.propagate = before
-    logger.setLevel(level)
 
 
 async def made(path: Path, *conversations: str, messages: int = 2) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,13 +18,6 @@ from letopis.store.model.event_types import ConversationRenamed, ConversationSta
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import derived_event_id
 from letopis.store.model.messages import Message
-
-
-@pytest.fixture
-async def outbox(tmp_path: Path) -> AsyncIterator[OutboxFile]:
-    opened = await OutboxFile.open(tmp_path / "bot.outbox.db")
-    yield opened
-    await opened.close()
 
 
 async def rows(outbox: OutboxFile, conversation_id: str = "c1") -> list[tuple[int, str, dict[str, Any]]]:

@@ -37,13 +37,6 @@ LANES = "SELECT conversation_id, head FROM letopis_outbox_lanes"
 SEQUENCES = "SELECT conversation_id, sequence FROM letopis_outbox_log ORDER BY conversation_id, sequence"
 
 
-@pytest.fixture
-async def outbox(tmp_path: Path) -> AsyncIterator[OutboxFile]:
-    opened = await OutboxFile.open(tmp_path / "bot.outbox.db")
-    yield opened
-    await opened.close()
-
-
 def said(text: str = "hi", conversation_id: str = "c1") -> Prepared:
     return prepare(conversation_id, [Message.user(text)])
 

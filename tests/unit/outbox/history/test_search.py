@@ -261,11 +261,7 @@ class TestCommand:
     """letopis history search."""
 
     @pytest.fixture(autouse=True)
-    def said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        for name in ("LETOPIS_OUTBOX", "LETOPIS_STORE", "LETOPIS_STORE_FILE", "LETOPIS_CONFIG"):
-            monkeypatch.delenv(name, raising=False)
-
+    def said(self, elsewhere: None, tmp_path: Path) -> None:
         async def say_all() -> None:
             async with opened(tmp_path) as history:
                 await history.append("chat-1", Message.user("Где мой ответ?", id="m-1"), owner="42")
