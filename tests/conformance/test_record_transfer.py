@@ -16,7 +16,7 @@ from letopis.outbox.history.records import Records
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import ImportCounts, Importer, try_out
-from letopis.outbox.transfer.record_source import records_of
+from letopis.outbox.transfer.record_source import RecordSource
 from letopis.store import ConversationStore, Message, Record, move
 from letopis.store.transfer.jsonl import Refused, read_lines
 from letopis.store.transfer.seen_keys import SeenKeys
@@ -71,7 +71,7 @@ async def everything(history: History) -> dict[tuple[str, ...], Record]:
 
 
 async def export(source: Any, *, records: bool = True, one: str | None = None, owner: str | None = None) -> bytes:
-    flow = Exporter(source, records_of(source) if records else None)
+    flow = Exporter(source, RecordSource(source) if records else None)
     lines = flow.of_all(owner=owner) if one is None else flow.of_one(one)
     return b"".join([line async for line in lines])
 

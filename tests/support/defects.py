@@ -21,11 +21,10 @@ from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.outbox.concurrency.clock import MICROSECONDS_PER_SECOND, Deadline, RetryTimers
 from letopis.outbox.event_log import append, effects, retention
 from letopis.outbox.event_log import lanes as outbox_lanes
-from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.event_log.append_encoding import PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.records import log as record_log
 from letopis.outbox.event_log.records import lookups as record_lookups
-from letopis.outbox.event_log.records.changes import PreparedChange
 from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.event_log.statements import query_one
 from letopis.outbox.file.committer import Committer

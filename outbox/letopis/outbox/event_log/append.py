@@ -11,12 +11,13 @@ import orjson
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.append_encoding import Prepared
-from letopis.outbox.event_log.append_plan import ERASES_RECORDS, Appended, AppendPlan, LaneEnd, event_row
+from letopis.outbox.event_log.append_plan import ERASES_RECORDS, Appended, AppendPlan, LaneEnd
 from letopis.outbox.event_log.append_statements import (
     INSERT_EVENTS,
     INSERT_LANES,
     MOVE_PENDING_LANES,
     MOVE_SETTLED_LANES,
+    event_row,
 )
 from letopis.outbox.event_log.effects import apply_effects
 from letopis.outbox.event_log.event_ids import MAX_UNINDEXED_EVENTS, find_positions, newest_position, write_index
@@ -136,7 +137,9 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
         used=UsedIds.read(cursor, known, events),
         now_us=now_us,
         since=_find_since(cursor, conditional) if conditional else {},
-        records=KnownRecords.read(cursor, appends, lanes) if with_records else None,
+        records=KnownRecords.read(cursor, appends, {name: lane.key for name, lane in lanes.items()})
+        if with_records
+        else None,
         indexed=indexed,
         position=max(indexed, newest or 0),
         # Lanes that are deleted leave no event behind, so that their numbers may be used again.

@@ -27,10 +27,18 @@ from letopis.store.model.messages import EMPTY, Message
 from letopis.store.rules.preconditions import PRECONDITION_KEY, Precondition
 
 if TYPE_CHECKING:
-    from letopis.outbox.event_log.records.changes import PreparedChange
     from letopis.store.read.records import RecordsView
+    from letopis.store.rules.record_plan import RecordChange
 
 _UUID_LENGTH: Final = 36
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChange:
+    """A change of a record that is checked and encoded, and its event; its sequence is not known yet."""
+
+    event: EncodedEvent
+    change: RecordChange
 
 
 @dataclass(slots=True, kw_only=True)

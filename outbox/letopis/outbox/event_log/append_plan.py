@@ -8,17 +8,17 @@ from uuid import UUID
 
 import orjson
 
-from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange
+from letopis.outbox.event_log.append_statements import event_row
 from letopis.outbox.event_log.effects import EFFECT_VERSIONS, Effect
 from letopis.outbox.event_log.known_path import KnownPath
-from letopis.outbox.event_log.records.changes import PreparedChange, prepare_clear, together
+from letopis.outbox.event_log.records.changes import prepare_clear, together
 from letopis.outbox.event_log.records.log import KnownRecords
 from letopis.outbox.event_log.reused_ids import IdUse, PathUnknown, UsedIds
 from letopis.store.errors import (
     ConversationGone,
     EventIdReused,
     InvalidInput,
-    RecordConflict,
     Reuse,
     VersionConflict,
 )
@@ -31,31 +31,13 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import uuid7
-from letopis.store.model.records import ANY, RECORD_PUT, Condition, Scope, scope_of
+from letopis.store.model.records import ANY, RECORD_PUT, Scope, scope_of
 from letopis.store.rules.preconditions import Precondition, with_one_leader
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
 from letopis.store.rules.put_back import put_back
 
 ERASES_RECORDS: Final = frozenset({ConversationDeleted.type, ConversationRewound.type})
 """Events that may erase the records of their conversation."""
-
-
-def event_row(event: EncodedEvent, *, position: int, lane: int, sequence: int, now_us: int) -> tuple[Any, ...]:
-    """Return the row of an event, in the order of ``INSERT_EVENTS``."""
-    return (
-        position,
-        event.event_id.bytes,
-        lane,
-        sequence,
-        event.type,
-        event.schema_version,
-        event.data,
-        event.metadata,
-        event.digest,
-        event.salt,
-        event.occurred_at,
-        now_us,
-    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -238,12 +220,9 @@ class AppendPlan:
                 raise ConversationGone(conversation_id=conversation.conversation_id)
             lane = self.lanes.get(name) or LaneEnd(name, 0)
             if known is not None and change.expected is not ANY:
-                other = known.differs(name, change, prepared, delivered=lane.delivered)
-                if not isinstance(other, bool):
-                    if not change.keep:
-                        expected = None if isinstance(change.expected, Condition) else change.expected
-                        raise RecordConflict(expected=expected, actual=other)
-                    outcomes.append((0, other))
+                kept = known.kept(name, change, prepared, delivered=lane.delivered)
+                if kept is not None:
+                    outcomes.append((0, kept[0]))
                     continue
             sequence = heads[name] = heads.get(name, lane.head) + 1
             if known is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from letopis.store.model.codec import EncodedEvent
 
 INSERT_EVENTS: Final = (
     "INSERT INTO letopis_outbox_events (position, event_id, lane, sequence, type, schema_version, data, metadata,"
@@ -16,3 +19,21 @@ INSERT_LANES: Final = (
 # SQLite would write even if the value were the same. An UPSERT is slower.
 MOVE_PENDING_LANES: Final = "UPDATE letopis_outbox_lanes SET owner_id = ?, head = ? WHERE lane = ?"
 MOVE_SETTLED_LANES: Final = "UPDATE letopis_outbox_lanes SET owner_id = ?, head = ?, owed_since = ? WHERE lane = ?"
+
+
+def event_row(event: EncodedEvent, *, position: int, lane: int, sequence: int, now_us: int) -> tuple[Any, ...]:
+    """Return the row of an event, in the order of ``INSERT_EVENTS``."""
+    return (
+        position,
+        event.event_id.bytes,
+        lane,
+        sequence,
+        event.type,
+        event.schema_version,
+        event.data,
+        event.metadata,
+        event.digest,
+        event.salt,
+        event.occurred_at,
+        now_us,
+    )

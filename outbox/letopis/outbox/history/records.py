@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID
 
 from letopis.outbox.concurrency.home_loop import at_home
+from letopis.outbox.event_log.append_encoding import PreparedChange
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.records.changes import (
-    PreparedChange,
     prepare_clear,
     prepare_delete,
     prepare_put,

@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.concurrency.home_loop import at_home
 from letopis.outbox.event_log.append_condition import After
-from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.event_log.records.changes import PreparedChange, prepare_delete, together
+from letopis.outbox.event_log.records.changes import prepare_delete, together
 from letopis.outbox.file.sqlite_errors import is_busy, translate
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.history._append import prepare_append

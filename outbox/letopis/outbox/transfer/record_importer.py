@@ -8,8 +8,9 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
+from letopis.outbox.event_log.append_encoding import PreparedChange
 from letopis.outbox.event_log.append_plan import Appended
-from letopis.outbox.event_log.records.changes import PreparedChange, prepare_put, together
+from letopis.outbox.event_log.records.changes import prepare_put, together
 from letopis.outbox.event_log.records.lookups import LocalRecords, read_places
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.conversation_store import ConversationStore

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import orjson
 
-from letopis.outbox.event_log.append_encoding import Prepared
+from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange
 from letopis.store.errors import InvalidInput
-from letopis.store.model.codec import EncodedEvent, Limits, encode_value
+from letopis.store.model.codec import Limits, encode_value
 from letopis.store.model.events import now_microseconds
 from letopis.store.model.identifiers import uuid7
 from letopis.store.model.records import (
@@ -36,14 +35,6 @@ if TYPE_CHECKING:
     from letopis.store.read.records import RecordsView
 
 _VALUE_LIMITS: Final = Limits(max_depth=200)
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedChange:
-    """A change of a record that is checked and encoded, and its event; its sequence is not known yet."""
-
-    event: EncodedEvent
-    change: RecordChange
 
 
 def together(

@@ -16,7 +16,7 @@ import orjson
 
 from letopis.outbox.event_log.lanes import sequenced_event
 from letopis.outbox.event_log.statements import query_all, query_one
-from letopis.store.errors import InvalidInput, StoreUnavailable
+from letopis.store.errors import InvalidInput, RecordConflict, StoreUnavailable
 from letopis.store.model.codec import decode
 from letopis.store.model.identifiers import uuid_of
 from letopis.store.model.records import (
@@ -32,7 +32,6 @@ from letopis.store.rules.record_plan import RecordChange, decode_change, meets
 
 if TYPE_CHECKING:
     from letopis.outbox.event_log.append_encoding import Prepared
-    from letopis.outbox.event_log.append_plan import LaneEnd
 
 _NEWEST: Final = (
     "SELECT sequence, position, event_id, present, conditional FROM letopis_outbox_records"
@@ -82,21 +81,21 @@ class KnownRecords:
     clears: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, cursor: Any, appends: Iterable[Prepared], lanes: Mapping[str, LaneEnd]) -> KnownRecords | None:
+    def read(cls, cursor: Any, appends: Iterable[Prepared], keys: Mapping[str, int]) -> KnownRecords | None:
         """Return what the file tells; ``None`` where no change has a condition.
 
-        :param lanes: those that are there, by name.
+        :param keys: of the lanes that are there, by name.
         """
         changes = [item for prepared in appends for item in prepared.changes]
         if all(item.change.expected is ANY for item in changes):
             return None
         found = cls()
-        for name in {item.event.conversation_id for item in changes} & lanes.keys():
-            found.clears[name] = query_all(cursor, _CLEARED, (lanes[name].key,))
+        for name in {item.event.conversation_id for item in changes} & keys.keys():
+            found.clears[name] = query_all(cursor, _CLEARED, (keys[name],))
         for item in changes:
             name, place = item.event.conversation_id, item.change.place
-            if item.change.expected is not ANY and name in lanes:
-                row = query_one(cursor, _NEWEST, (lanes[name].key, *place))
+            if item.change.expected is not ANY and name in keys:
+                row = query_one(cursor, _NEWEST, (keys[name], *place))
                 if row is not None:
                     found.newest[name, place] = (row[0], uuid_of(row[2]) if row[3] else None)
         return found
@@ -114,11 +113,12 @@ class KnownRecords:
         else:
             self.newest[lane, change.place] = (sequence, change.event_id if change.type == RECORD_PUT else None)
 
-    def differs(self, lane: str, change: RecordChange, prepared: Prepared, *, delivered: int) -> UUID | bool | None:
-        """Return what a record has in place of the expected revision; ``False`` if it is as expected.
+    def kept(self, lane: str, change: RecordChange, prepared: Prepared, *, delivered: int) -> tuple[UUID | None] | None:
+        """Return the revision that stays because it is not the expected one; ``None`` if the change is to be written.
 
-        Where nothing is known and the append trusts the store to decide, it is as expected.
+        Where nothing is known and the append trusts the store to decide, it is.
 
+        :raises RecordConflict: the record is not as expected, and the change does not allow for that.
         :raises StoreUnavailable: only the history store can tell.
         """
         view, place = prepared.view, change.place
@@ -135,10 +135,14 @@ class KnownRecords:
         elif view is not None:
             found = next((record.revision for record in view.records if record.place == place), None)
         elif prepared.trusting:
-            return False
+            return None
         else:
             raise StoreUnavailable("whether the record is as expected")
-        return False if meets(change.expected, found) else found
+        if meets(change.expected, found):
+            return None
+        if not change.keep:
+            raise RecordConflict(expected=change.expected if isinstance(change.expected, UUID) else None, actual=found)
+        return (found,)
 
 
 def note_change(cursor: Any, change: RecordChange, *, lane: int, name: str, position: int) -> bool:
