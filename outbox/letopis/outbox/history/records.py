@@ -344,10 +344,7 @@ def _pairs(keys: object) -> Sequence[tuple[Sequence[str], str]]:
 
 
 async def prepare_puts(scope: Scope, puts: Sequence[RecordPut]) -> Sequence[PreparedChange]:
-    """Check and encode puts; large values in a thread.
-
-    :raises InvalidInput: one of them cannot be stored unchanged.
-    """
+    """Check and encode puts; large values in a thread."""
     if not isinstance(puts, Sequence) or not all(isinstance(one, RecordPut) for one in puts):
         raise InvalidInput("puts", "must be a sequence of RecordPut")
     if not puts:
@@ -393,10 +390,7 @@ def record_receipts(
 
 
 def scope_from(scope: Scope | None, *, conversation: str | None, owner: str | int | None, space: str | None) -> Scope:
-    """Return the one scope that is named.
-
-    :raises InvalidInput: none or several are named, or the name cannot be one.
-    """
+    """Return the one scope that is named, as ``History.records`` takes it."""
     if scope is not None and not isinstance(scope, Scope):
         raise InvalidInput("scope", f"must be the scope of a record, not {type(scope).__name__}")
     if sum(value is not None for value in (scope, conversation, owner, space)) != 1:

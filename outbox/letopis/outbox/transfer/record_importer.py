@@ -71,11 +71,7 @@ class RecordImporter:
         self._answers = True
 
     async def take(self, items: Iterable[RecordItem]) -> TakenRecords:
-        """Append the records of some lines, and tell what became of each.
-
-        :raises OutboxFull: the outbox takes no more.
-        :raises OutboxUnavailable: likewise.
-        """
+        """Append the records of some lines, and tell what became of each."""
         scopes: dict[Scope, list[RecordItem]] = {}
         for item in items:
             scopes.setdefault(item.line.scope, []).append(item)

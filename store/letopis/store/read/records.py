@@ -169,11 +169,7 @@ class RecordReader:
         reverse: bool = False,
         end: bytes | None = None,
     ) -> list[StoredRecord]:
-        """Return records of any scope that have all the tags, by scope, namespace and key; without their values.
-
-        :param reverse: by key, the highest first, and then by scope and namespace.
-        :param end: only lower keys.
-        """
+        """Return records without their values, as ``History.find_records`` does."""
         statement = sa.select(*self._columns)
         for name, value in tags.items():
             tag = record_tags.alias()

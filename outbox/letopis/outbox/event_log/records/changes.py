@@ -92,11 +92,7 @@ def prepare_delete(
 
 
 def prepare_clear(scope: Scope, prefix: object = (), *, erase: bool = False) -> list[PreparedChange]:
-    """Return what removes all records under a prefix: one change a lane of the scope.
-
-    :param erase: also what the lanes' events and the ledger tell of them.
-    :raises InvalidInput: the prefix cannot be one.
-    """
+    """Return what removes all records under a prefix, or erases all traces of them: one change a lane of the scope."""
     encoded = encode_namespace(prefix, "prefix")
     return [
         _prepared(lane, _change(RECORDS_CLEARED, encoded, erases=erase), {"erase": True} if erase else {})
