@@ -242,7 +242,7 @@ async def test_the_receipt_tells_the_other_bot_that_the_conversation_was_deleted
     late = await bot.append(CHAT, Message.user("and here", id="b"))
     await deliver_all(bot)
 
-    assert await late.superseded(timeout=5)
+    assert await late.superseded(timeout=60)
     assert (await bot.messages(CHAT)).items == ()
     assert (await bot.conversation(CHAT)) is not None
 

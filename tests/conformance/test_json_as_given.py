@@ -68,7 +68,7 @@ async def test_reads_give_the_same_bytes_before_and_after_delivery(store_url: st
     assert [orjson.dumps(orjson.loads(text)).decode() for (text,) in texts] == [text for (text,) in texts]
 
     async with History.open(path, store=store_url) as history:
-        assert await history.drained(10)
+        assert await history.drained(60)
         assert prefix(await history.messages(CHAT)) == expected
         assert prefix((await history.context(CHAT, last=3)).messages) == expected
         [hit] = await history.search("rains", owner="42")
@@ -88,14 +88,14 @@ async def test_a_retry_in_another_order_is_the_same_message_and_the_first_order_
     async with History.open(tmp_path / "a.outbox.db", store=store_url) as history:
         await history.append(CHAT, *said(GIVEN))
         await history.append(CHAT, *said(turned(GIVEN)))
-        assert await history.drained(10)
+        assert await history.drained(60)
         await history.append(CHAT, *said(turned(GIVEN)))
         assert prefix(await history.messages(CHAT)) == prefix(said(GIVEN))
         with pytest.raises(EventIdReused):
             await history.append(CHAT, *said({**GIVEN, "more": 1}))
     async with History.open(tmp_path / "b.outbox.db", store=store_url) as other:
         await other.append(CHAT, *said(turned(GIVEN)))
-        assert await other.drained(10)
+        assert await other.drained(60)
 
     async with ConversationStore.open(store_url) as store:
         assert prefix(await store.messages(CHAT)) == prefix(said(GIVEN))
@@ -106,7 +106,7 @@ async def test_a_retry_in_another_order_is_the_same_message_and_the_first_order_
 async def test_an_export_keeps_the_order_and_so_does_its_import(store_url: str, tmp_path: Path) -> None:
     async with History.open(tmp_path / "a.outbox.db") as history:
         await history.append(CHAT, *said(GIVEN), Message.assistant(None, id="silent"), Message.developer("Be brief."))
-        assert await history.drained(10)
+        assert await history.drained(60)
         expected = prefix(await history.messages(CHAT))
         lines = b"".join([line async for line in Exporter(history).of_all()])
 
@@ -114,7 +114,7 @@ async def test_an_export_keeps_the_order_and_so_does_its_import(store_url: str, 
         with SeenKeys() as count, Importer(outbox=history.outbox, store=history.store, tell=print) as intake:
             counts = await intake.take(read_lines(io.BytesIO(lines), count=count))
         assert (counts.imported, counts.refused) == (5, 0)
-        assert await history.drained(10)
+        assert await history.drained(60)
         assert prefix(await history.messages(CHAT)) == expected
         assert b"".join([line async for line in Exporter(history).of_all()]) == lines
 
@@ -126,7 +126,7 @@ async def test_a_rebuild_and_a_move_keep_the_order(store_url: str, tmp_path: Pat
         await history.annotate(CHAT, annotated)
         pending = await history.conversation(CHAT)
         await history.annotate(CHAT, {"a": None})
-        assert await history.drained(10)
+        assert await history.drained(60)
     assert pending is not None
     assert orjson.dumps(dict(pending.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None, "a": 1})
 

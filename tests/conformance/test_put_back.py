@@ -53,7 +53,7 @@ async def test_the_same_content_is_put_back(
     assert await path(bot) == expected
 
     await deliver(bot)
-    assert await again.saved(5)
+    assert await again.saved(60)
     assert not await again.superseded(5)
     assert [(await bot.messages(CHAT))[-2].text, await path(bot), await path(reader)] == [
         "the words",
@@ -104,7 +104,7 @@ async def test_it_comes_and_goes_as_often_as_asked(bots: tuple[History, History]
         assert await path(bot) == ["m"], number
         if number % 2:
             await deliver(bot)
-            assert await receipt.saved(5)
+            assert await receipt.saved(60)
         popped = await bot.pop(CHAT)
         assert popped is not None and popped.id == "m"
         assert await path(bot) == []
@@ -163,7 +163,7 @@ async def test_a_put_back_that_races_with_a_rewind_of_another_outbox(
     await two.clear(CHAT)
     await deliver(*((two, one) if first == "rewind" else (one, two)))
 
-    assert await again.saved(5)
+    assert await again.saved(60)
     expected = ["m"] if first == "rewind" else []
     assert (await path(one), await path(two)) == (expected, expected)
     found = await store.conversation(CHAT)
@@ -186,7 +186,7 @@ async def test_two_put_backs_show_it_once(bots: tuple[History, History], store: 
     again = [await bot.append(CHAT, message) for bot in bots]
     await deliver(one, two)
     for receipt in (*twins, *again):
-        assert await receipt.saved(5)
+        assert await receipt.saved(60)
     assert (await path(one), await path(two)) == (["m"], ["m"])
     found = await store.conversation(CHAT)
     assert found is not None
@@ -205,7 +205,7 @@ async def test_erased_content_does_not_come_back(bots: tuple[History, History], 
     await deliver(two)
     await deliver(one)
     assert not await again.saved(5)
-    assert await again.superseded(5)
+    assert await again.superseded(60)
     assert await path(two) == []
     assert "secret" not in repr(await store.events(CHAT))
 
@@ -231,7 +231,7 @@ async def test_a_lost_acknowledgement_puts_nothing_back_twice(
         )
     )
     await deliver(bot)
-    assert await again.saved(5)
+    assert await again.saved(60)
     assert [event.type for event in await store.events(CHAT)].count(MessageAppended.type) == 2
     assert await path(bot) == ["m"]
 

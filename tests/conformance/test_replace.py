@@ -58,7 +58,7 @@ async def test_it_becomes_the_whole_path(
     last = await bot.replace(CHAT, [Message.system("summary", id="s"), *said("d")], owner=42)
     assert last is not None
     await deliver(bot)
-    assert await last.saved(5)
+    assert await last.saved(60)
     assert await path(bot) == await path(other) == [("s", "summary"), *shown("d")]
     found = await store.conversation(CHAT)
     assert found is not None
@@ -85,7 +85,7 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[Hi
         assert receipt is not None
         assert await path(bot) == shown(*names)
         await deliver(bot)
-        assert await receipt.saved(5)
+        assert await receipt.saved(60)
         assert await path(bot) == await path(other) == shown(*names)
         await bot.outbox.write(prune_all)
     await other.redact(CHAT, "x")
@@ -143,7 +143,7 @@ async def test_of_two_outboxes_one_wins_whole(bots: tuple[History, History]) -> 
     again = await one.replace(CHAT, said("b", "x3"))
     assert again is not None
     await deliver(one)
-    assert await again.saved(5)
+    assert await again.saved(60)
     assert await path(two) == shown("b", "x3")
 
 

@@ -53,7 +53,7 @@ async def test_all_is_erased_and_the_name_stays_usable(
             await bot.append(CHAT, Message.user(SECRET, id=message_id))
     await deliver(bot)
 
-    assert await reset.saved(5) and await anew.saved(5)
+    assert await reset.saved(60) and await anew.saved(60)
     await expect()
     await assert_gone(store_url)
     kept = await bot.outbox.read(

@@ -67,7 +67,7 @@ async def test_what_another_outbox_took_off_the_path_is_put_back(
     assert not await again.saved(0)
     await deliver(two)
 
-    assert await again.saved(5)
+    assert await again.saved(60)
     expected = ["m"] if how in ("undo", "clear") else ["q", "m"]
     assert (await path(one), await path(two)) == (expected, expected)
     # A retry of it finds it there: by its id, and for its own lane.
@@ -85,14 +85,14 @@ async def test_a_message_that_is_shown_is_not_written_again(
 
     again = await two.append(CHAT, ANSWER)
     await deliver(two)
-    assert await again.saved(5)
+    assert await again.saved(60)
     assert len(await store.events(CHAT)) == count
 
     # Where the store cannot be asked it decides on delivery, and an event without effect is all that comes of it.
     async with two.transaction() as transaction:
         late = await transaction.append(CHAT, ANSWER)
     await deliver(two)
-    assert await late.saved(5)
+    assert await late.saved(60)
     assert (await path(one), len(await store.events(CHAT))) == (["q", "m"], count + 1)
 
     # The acknowledgement of all of it is lost: it goes again, once.
@@ -102,7 +102,7 @@ async def test_a_message_that_is_shown_is_not_written_again(
         )
     )
     await deliver(two)
-    assert await late.saved(5) and await again.saved(5)
+    assert await late.saved(60) and await again.saved(60)
     assert (await path(two), len(await store.events(CHAT))) == (["q", "m"], count + 1)
 
 
@@ -134,7 +134,7 @@ async def test_what_was_erased_meanwhile_is_told_and_leaves_the_file(bots: tuple
     await deliver(two)
 
     assert not await late.saved(5)
-    assert await late.superseded(5)
+    assert await late.superseded(60)
     assert "the words" not in repr(await two.outbox.read(lambda c: c.exec_driver_sql(_TEXTS).all()))
     for again in (two.append(CHAT, ANSWER), two.append(CHAT, Message.assistant("other words", id="m"))):
         with pytest.raises(ConversationGone if how == "delete" else EventIdReused):
@@ -333,7 +333,7 @@ async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is
         assert (statistics.messages, statistics.tokens, statistics.conversations) == (4, 12, 1)
         assert [hit.message.id for hit in await two.search("words", owner="42")].count("m0") == 1
         await deliver(two)
-    assert await late.saved(5)
+    assert await late.saved(60)
 
 
 async def test_the_newest_messages_are_counted_without_those_that_another_outbox_delivered(
@@ -430,7 +430,7 @@ async def test_a_message_that_was_put_back_is_saved_when_another_outbox_appends_
     await deliver(one)
     event = await two.append(CHAT, QUESTION)
     await deliver(two)
-    assert await event.saved(5)
+    assert await event.saved(60)
 
 
 @pytest.mark.parametrize("by", [None, "mood"])

@@ -385,7 +385,7 @@ async def test_the_receipt_tells_and_the_reads_agree_before_and_after(
 
     await deliver_all(bot, batch=batch)
 
-    assert await receipt.superseded(timeout=5)
+    assert await receipt.superseded(timeout=60)
     assert not await receipt.saved(timeout=5)
     assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival"]
     assert order(await bot.messages(CHAT, every=True)) == order(await store.messages(CHAT, every=True))
@@ -440,13 +440,13 @@ async def test_what_the_store_has_lost_it_judges_anew(bot: History, store: Conve
     """A restored backup without the rival: the verdict of before says nothing any more."""
     receipt = await a_lost_turn(bot, store)
     await deliver_all(bot)
-    assert await receipt.superseded(timeout=5)
+    assert await receipt.superseded(timeout=60)
 
     await bot.outbox.write(lambda connection: rewind_lane(connection, CHAT, 2, now_us=bot.outbox.now_us()))
     assert not await receipt.superseded(timeout=0.1)
     await deliver_all(bot)
 
-    assert await receipt.superseded(timeout=5)  # this store had lost nothing
+    assert await receipt.superseded(timeout=60)  # this store had lost nothing
 
 
 async def test_a_copy_that_lives_on_keeps_its_conditions(

@@ -78,7 +78,7 @@ async def test_a_put_back_at_the_beginning_shares_the_verdict(bots: tuple[Histor
     replaced = await one.append(CHAT, first, second, after=page)
     await deliver(one)
 
-    assert await replaced.superseded(5)
+    assert await replaced.superseded(60)
     assert await path(one) == await path(two) == ["x"]
 
 
@@ -93,7 +93,7 @@ async def test_a_message_that_is_there_shares_its_old_verdict_with_no_new_one(bo
     late = await one.append(CHAT, first, second, after=page)
     await deliver(one)
 
-    assert await late.superseded(5)
+    assert await late.superseded(60)
     assert await path(one) == await path(two) == ["m-0", "x"]
 
 
@@ -114,7 +114,7 @@ async def test_what_another_outbox_has_said_is_not_saved_behind_a_rewind(
     after = await one.append(CHAT, Message.user("after", id="after"))
     await deliver(one)
 
-    assert await after.saved(5)
+    assert await after.saved(60)
     assert (await again.saved(5), await again.superseded(5)) == (False, True)
     assert await path(one) == await path(two) == ["after"]
     # The answer is the same when the acknowledgement was lost.
@@ -125,7 +125,7 @@ async def test_what_another_outbox_has_said_is_not_saved_behind_a_rewind(
     )
     assert result
     await deliver(one)
-    assert await again.superseded(5)
+    assert await again.superseded(60)
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
 
 
@@ -139,7 +139,7 @@ async def test_what_is_still_shown_is_saved(bots: tuple[History, History]) -> No
     again = await one.append(CHAT, message)
     await deliver(one)
 
-    assert await again.saved(5) and not await again.superseded(5)
+    assert await again.saved(60) and not await again.superseded(5)
     assert await path(one) == await path(two) == ["m-0", "later"]
 
 
@@ -152,9 +152,9 @@ async def test_a_replacement_shows_what_was_set_aside_before(bots: tuple[History
     await deliver(two)
     again = await one.append(CHAT, first, Message.user("here", id="here"))
     await deliver(one)
-    assert await again.superseded(5) and await path(one) == ["here"]
+    assert await again.superseded(60) and await path(one) == ["here"]
     replaced = await one.replace(CHAT, [second, first])
     assert replaced is not None and await path(one) == ["m-1", "m-0"]
     await deliver(one)
-    assert await replaced.saved(5)
+    assert await replaced.saved(60)
     assert await path(one) == await path(two) == ["m-1", "m-0"]

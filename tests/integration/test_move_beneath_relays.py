@@ -76,7 +76,7 @@ async def test_a_bot_appends_and_reads_through_the_pause(
         assert fault is not None
         assert fault.code == "moved"
         assert "postgresql://" in str(fault)
-        assert await first.saved(timeout=10)  # what was saved before stays so
+        assert await first.saved(timeout=60)  # what was saved before stays so
         assert not await waiting.saved(timeout=0.2)
         assert await dump(old) == before
 

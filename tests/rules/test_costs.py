@@ -53,7 +53,7 @@ def test_a_run_fails_for_what_costs_three_times_the_limit(
     monkeypatch.setattr(fix_costs, "TABLE", table)
     monkeypatch.setattr(fix_costs, "LIMIT_SECONDS", limit)
 
-    assert run(tmp_path) == code
+    assert run(tmp_path, "-m", "not slow") == code
     lines = [line for line in capsys.readouterr().out.splitlines() if " costs " in line]
     assert len(lines) == (said is not None)
     assert all(line.startswith(said or "") for line in lines)

@@ -105,7 +105,7 @@ async def test_a_receipt_of_an_append_that_was_pruned_is_true(history: History) 
     )
     await history.outbox.write(lambda connection: connection.exec_driver_sql("DELETE FROM letopis_outbox_events"))
 
-    assert await receipt.saved(timeout=10)
+    assert await receipt.saved(timeout=60)
 
 
 async def test_the_receipt_of_a_repeated_append_is_the_first_one(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ async def test_a_receipt_speaks_of_all_its_events(history: History) -> None:
     await Relay(history.outbox, history.store, batch=3).drain_once()
     assert not await receipt.saved(timeout=0.05)
     await Relay(history.outbox, history.store, batch=3).drain_once()
-    assert await receipt.saved(timeout=10)
+    assert await receipt.saved(timeout=60)
 
 
 async def test_a_cancelled_wait_leaves_nothing_behind(history: History) -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def lines(history: History) -> list[dict[str, Any]]:
-    assert await history.drained(10)
+    assert await history.drained(60)
     return [json.loads(line) async for line in Exporter(history).of_all()]
 
 
