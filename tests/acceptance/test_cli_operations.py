@@ -174,9 +174,8 @@ class TestNewOrigin:
         with closing(sqlite3.connect("bot.outbox.db")) as connection:
             connection.execute("UPDATE letopis_outbox_lanes SET delivered = 2")
             connection.execute(
-                "INSERT INTO letopis_outbox_incidents (incident_id, kind, conversation_id, state, events,"
-                " conversations, ran, number, repeats, mark, opened_at, changed_at, revision)"
-                " VALUES (x'01', 'conversation_blocked', 'c0', 'firing', 1, 1, 0, 1, 0, 4, 0, 0, 1)"
+                "INSERT INTO letopis_outbox_incidents (incident_id, kind, conversation_id, state, escalations, mark,"
+                " opened_at, revision) VALUES (x'01', 'conversation_blocked', 'c0', 'firing', 0, 4, 0, 1)"
             )
             connection.commit()
 

@@ -564,15 +564,15 @@ def _() -> Iterable[Replacement]:
 
 @defect("each failure is an alert")
 def _() -> Iterable[Replacement]:
-    def open_(real: Any) -> Any:
-        return lambda kind, memory, seen, rules: real(kind, memory, seen, replace(rules, hold=0.0))
+    def fire(real: Any) -> Any:
+        return lambda incident, memory, rules: real(incident, memory, replace(rules, hold=0.0))
 
-    yield transitions, "_open_wide", open_
+    yield transitions, "_fired", fire
 
 
 @defect("no alerts")
 def _() -> Iterable[Replacement]:
-    yield AlertMonitor, "_tell_in_background", lambda real: lambda self: None
+    yield AlertMonitor, "_notify_in_background", lambda real: lambda self: None
 
 
 @defect("operators are told, and that they were is not recorded")

@@ -13,7 +13,7 @@ from letopis.console.access import OPERATOR, SESSION_SECONDS, Session, is_form_t
 from letopis.console.i18n import Language, language, preferred
 from letopis.console.rendering import render
 from letopis.console.state import ConsoleState
-from letopis.outbox.alerting.catalogue import LANGUAGES
+from letopis.outbox.alerting.language import LANGUAGES
 from letopis.outbox.operations.admin import OutboxAdmin
 from letopis.outbox.operations.repair import NotRepairable
 from letopis.store.errors import InvalidInput

@@ -29,7 +29,6 @@ class Words:
                 "deleted": _("deleted"),
                 "pending": _("watched"),
                 "firing": _("open"),
-                "notified": _("open, notified"),
                 "resolved": _("over"),
             },
         )
@@ -74,16 +73,16 @@ class Words:
             kind, {"channel": _("operators' channel"), "user": _("user"), "conversation": _("the user of conversation")}
         )
 
-    def notice(self, about: str, state: str) -> str:
+    def notification(self, about: str, state: str) -> str:
         """Return the state of a notification."""
         _ = self._language.gettext
         recovered = about == "recovered"
         return _of(
             state,
             {
-                "telling": _("being notified"),
-                "waiting": _("could not be notified yet"),
-                "told": _("notified that it is over") if recovered else _("notified"),
+                "sending": _("being notified"),
+                "retrying": _("could not be notified yet"),
+                "sent": _("notified that it is over") if recovered else _("notified"),
                 "failed": _("could not be notified"),
             },
         )

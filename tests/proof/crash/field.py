@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from letopis.outbox import History, Relay
 from letopis.outbox.alerting.channels import AppriseChannel
+from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.monitor import AlertMonitor
 from letopis.store import ConversationStore, Message
 from tests.campaigns.invariants import Ack, Verdict, examine, read_outbox, read_whole_store, with_records
@@ -256,7 +257,7 @@ class Field:
                 return [f"{len(self._alerts(since))} alerts in {TIMEOUT_SECONDS:g} s"]
             await watching.observe_once()
             await asyncio.sleep(mortals.LOOK_INTERVAL_SECONDS)
-        await self._look_on(watching)
+        await self._look_on(self._watching(mortals.REMINDED_ALREADY))
         alerts = len(self._alerts(since))
         return [] if alerts == told + 1 else [f"a flood: {alerts} alerts where {told + 1} had to be"]
 
@@ -272,10 +273,8 @@ class Field:
         ends = len(self._alerts(since, recovered=True))
         return [] if ends == 1 else [f"told {ends} times that it is over"]
 
-    def _watching(self) -> AlertMonitor:
-        return AlertMonitor(
-            self.bot.outbox, channels=(AppriseChannel(self._hook.url, private=True),), rules=mortals.RULES
-        )
+    def _watching(self, rules: Rules = mortals.RULES) -> AlertMonitor:
+        return AlertMonitor(self.bot.outbox, channels=(AppriseChannel(self._hook.url, private=True),), rules=rules)
 
     async def _look_on(self, watching: AlertMonitor) -> None:
         for _ in range(LOOKS):

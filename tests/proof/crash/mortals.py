@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,8 +21,10 @@ from tests.proof.crash.planted import plant
 from tests.support import victim
 from tests.support.defects import DUPLICATES_TAKEN, planted
 
-RULES: Final = Rules(silent_after=0.1, repeat=(0.4, 3600.0), resolve_after=0.1)
-"""Operators who are alerted and reminded soon, so that a test need not wait for an hour."""
+RULES: Final = Rules(silent_after=0.1, repeat_interval=0.4, resolve_after=0.1)
+"""Operators who are alerted and reminded soon, so that a test need not wait for a day."""
+REMINDED_ALREADY: Final = replace(RULES, repeat_interval=3600.0)
+"""No further reminder is due, however slow the machine is."""
 BATCH_EVENTS: Final = 4
 LOOK_INTERVAL_SECONDS: Final = 0.02
 

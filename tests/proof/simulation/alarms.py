@@ -71,10 +71,10 @@ class Alarms:
         """The operators were alerted."""
         self._once(f"operators {alert.key}", f"operators, {alert.title}")
         kind = str(alert.facts["kind"])
-        self.say(f"alert {kind} {alert.facts['why']} recovered={alert.recovered}")
+        self.say(f"alert {kind} reminder={alert.facts['reminder']} recovered={alert.recovered}")
         if alert.recovered:
             self.over[kind] += 1
-        elif alert.facts["why"] == "repeat":
+        elif alert.facts["reminder"]:
             self.repeats += 1
         else:
             self.alerts[kind] += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from letopis.outbox.alerting.catalogue import language_of
+from letopis.outbox.alerting.language import language_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

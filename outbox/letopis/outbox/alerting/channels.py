@@ -41,16 +41,12 @@ class Alert:
 
 
 class AlertFailed(LetopisError):
-    """A channel did not take an alert; the message names the channel and no secret.
+    """A channel did not take an alert; the message names the channel and no secret."""
 
-    :ivar unsure: True if it may have arrived nevertheless.
-    """
-
-    def __init__(self, channel: str, code: str, *, unsure: bool = False) -> None:
+    def __init__(self, channel: str, code: str) -> None:
         super().__init__(f"{channel} did not take the alert [{code}]")
         self.channel = channel
         self.code = code
-        self.unsure = unsure
 
 
 class Channel(Protocol):
@@ -133,8 +129,7 @@ def open_channels(urls: Iterable[str], *, private: bool = False) -> tuple[Channe
     :param private: allow addresses that are posted to without TLS.
     :raises ConfigurationError: an address that Apprise does not know, or Apprise is not installed.
     """
-    channels = (AppriseChannel(url, private=private) for url in dict.fromkeys(urls))
-    return tuple(channels)
+    return tuple(AppriseChannel(url, private=private) for url in dict.fromkeys(urls))
 
 
 def _webhook_for_apprise(url: str) -> str:

@@ -6,7 +6,7 @@ was when the change was decided: of two processes that decide the same one wins,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -36,11 +36,11 @@ MAX_NEW_INCIDENTS: Final = 200
 _MAX_OPEN: Final = 1_000
 _RETENTION: Final = timedelta(days=30)
 
+_PENDING_LANES: Final = "FROM letopis_outbox_lanes WHERE owed_since IS NOT NULL AND delivered < head"
 # While an operator holds the relay back nothing can be delivered, as from a lane that is paused.
 _PENDING: Final = (
-    "SELECT count(*), coalesce(sum(head - delivered), 0), coalesce(sum(state IN ('ready', 'retrying')"
-    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_hold)), 0)"
-    " FROM letopis_outbox_lanes WHERE owed_since IS NOT NULL AND delivered < head"
+    "SELECT coalesce(sum(head - delivered), 0), coalesce(sum(state IN ('ready', 'retrying')"  # noqa: S608
+    f" AND NOT EXISTS (SELECT 1 FROM letopis_outbox_hold)), 0) {_PENDING_LANES}"
 )
 _RELAY: Final = (
     "SELECT incarnation, heartbeat_at, progress_at, delivered_total, breaker, breaker_since,"
@@ -69,47 +69,48 @@ _LATE: Final = (
     " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND l.state IN ('ready', 'retrying') AND e.position <= ?"
     f"{_WITHOUT_INCIDENT} ORDER BY l.owed_since LIMIT {MAX_NEW_INCIDENTS}"
 )
-INCIDENT_COLUMNS: Final = (
-    "i.incident_id, i.kind, i.conversation_id, i.owner_id, i.state, i.reason, i.events, i.conversations, i.ran,"
-    " i.number, i.repeats, i.why, i.mark, i.outcome, i.opened_at, i.changed_at, i.notified_at, i.resolved_at,"
-    " i.revision"
+_STORED: Final = (
+    "incident_id", "kind", "conversation_id", "state", "reason", "escalations", "mark", "outcome", "opened_at",
+    "resolved_at", "revision",
+)  # fmt: skip
+_COMPUTED: Final = ("owner_id", "events", "conversations")
+WIDTH: Final = len(_STORED) + len(_COMPUTED)
+"""Columns of an incident; a statement may select others behind them."""
+# SQLite runs a subquery that names nothing from outside once a statement, and only if it is needed.
+SELECT_INCIDENT: Final = (
+    f"SELECT {', '.join(f'i.{column}' for column in _STORED)}, l.owner_id, CASE WHEN i.conversation_id IS NOT NULL"  # noqa: S608
+    f" THEN coalesce(l.head - l.delivered, 0) ELSE (SELECT coalesce(sum(head - delivered), 0) {_PENDING_LANES}) END,"
+    f" CASE WHEN i.conversation_id IS NULL THEN (SELECT count(*) {_PENDING_LANES}) ELSE (SELECT count(*)"
+    " FROM letopis_outbox_incidents WHERE kind = 'conversation_blocked' AND resolved_at IS NULL) END"
 )
-_OPEN_WIDE: Final = (
-    f"SELECT {INCIDENT_COLUMNS} FROM letopis_outbox_incidents i"  # noqa: S608
-    " WHERE i.resolved_at IS NULL AND i.kind <> 'conversation_blocked'"
-)
-# Those that were changed longest ago, besides those in which something must change now.
-_OPEN_LANES: Final = (
-    f"SELECT {INCIDENT_COLUMNS}, {_LANE} FROM letopis_outbox_incidents i"  # noqa: S608
-    " LEFT JOIN letopis_outbox_lanes l ON l.conversation_id = i.conversation_id"
-    " WHERE i.resolved_at IS NULL AND i.kind = 'conversation_blocked'"
-)
-_OPEN_SOME: Final = f"{_OPEN_LANES} ORDER BY i.changed_at LIMIT {_MAX_OPEN}"
-_OPEN_CHANGED: Final = (
-    f"{_OPEN_LANES} AND (l.conversation_id IS NULL OR l.delivered >= i.mark"
-    f" OR (l.state = 'blocked' AND i.reason IS NOT {_REASON})) LIMIT {_MAX_OPEN}"
+JOIN_LANE: Final = " LEFT JOIN letopis_outbox_lanes l ON l.conversation_id = i.conversation_id"
+_FROM_OPEN: Final = f" FROM letopis_outbox_incidents i{JOIN_LANE} WHERE i.resolved_at IS NULL"
+_IN_ORDER: Final = " ORDER BY i.kind = 'conversation_blocked', i.opened_at LIMIT ?"
+# Those about a conversation, which may be many, only where something must change.
+_OPEN_AND_CHANGED: Final = (
+    f"{SELECT_INCIDENT}, {_LANE}{_FROM_OPEN} AND (i.kind <> 'conversation_blocked'"
+    " OR l.conversation_id IS NULL OR l.delivered >= i.mark"
+    f" OR (l.state = 'blocked' AND i.reason IS NOT {_REASON})){_IN_ORDER}"
 )
 _OPEN: Final = (
-    f"SELECT {INCIDENT_COLUMNS} FROM letopis_outbox_incidents i WHERE i.resolved_at IS NULL"  # noqa: S608
-    " ORDER BY i.kind = 'conversation_blocked', i.opened_at LIMIT ?"
+    f"{SELECT_INCIDENT}, (SELECT min(told_at) FROM letopis_outbox_notifications n"  # noqa: S608
+    f" WHERE n.incident_id = i.incident_id){_FROM_OPEN}{_IN_ORDER}"
 )
-_OPEN_OF_KIND: Final = (
-    f"SELECT {INCIDENT_COLUMNS} FROM letopis_outbox_incidents i WHERE i.resolved_at IS NULL AND i.kind = ?"  # noqa: S608
-)
+_INCOMPLETE: Final = f"{SELECT_INCIDENT}{_FROM_OPEN} AND i.kind = 'history_incomplete'"
 _INSERT: Final = (
-    "INSERT INTO letopis_outbox_incidents (incident_id, kind, conversation_id, owner_id, state, reason, events,"
-    " conversations, ran, number, repeats, why, mark, outcome, opened_at, changed_at, notified_at, resolved_at,"
-    " revision) SELECT :incident_id, :kind, :conversation_id, :owner_id, :state, :reason, :events, :conversations,"
-    " :ran, :number, :repeats, :why, :mark, :outcome, :opened_at, :changed_at, :notified_at, :resolved_at, :revision"
-    " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_incidents WHERE kind = :kind"
-    " AND coalesce(conversation_id, '') = coalesce(:conversation_id, '') AND resolved_at IS NULL)"
+    f"INSERT INTO letopis_outbox_incidents ({', '.join(_STORED)}) VALUES ({', '.join(f':{name}' for name in _STORED)})"  # noqa: S608
+    " ON CONFLICT (kind, coalesce(conversation_id, '')) WHERE resolved_at IS NULL DO NOTHING"
 )
 _UPDATE: Final = (
-    "UPDATE letopis_outbox_incidents SET owner_id = :owner_id, state = :state, reason = :reason, events = :events,"
-    " conversations = :conversations, ran = :ran, number = :number, repeats = :repeats, why = :why, mark = :mark,"
-    " outcome = :outcome, changed_at = :changed_at, resolved_at = :resolved_at, revision = :revision"
-    " WHERE incident_id = :incident_id AND revision = :before"
+    "UPDATE letopis_outbox_incidents SET state = :state, reason = :reason, escalations = :escalations, mark = :mark,"
+    " outcome = :outcome, resolved_at = :resolved_at, revision = revision + 1"
+    " WHERE incident_id = :incident_id AND revision = :revision"
 )
+_PRUNE: Final = [
+    f"DELETE FROM letopis_outbox_{table} WHERE incident_id IN (SELECT incident_id FROM letopis_outbox_incidents"  # noqa: S608
+    " WHERE resolved_at < ? ORDER BY resolved_at LIMIT ?)"
+    for table in ("notifications", "incidents")
+]
 
 
 def read_observation(connection: sa.Connection, *, now: datetime, late_before: int) -> Observation:
@@ -119,17 +120,11 @@ def read_observation(connection: sa.Connection, *, now: datetime, late_before: i
 
     :param late_before: lanes whose oldest pending event lies at or before this position are late; 0 for none.
     """
-    conversations, events, deliverable = connection.exec_driver_sql(_PENDING).one()
+    events, deliverable = connection.exec_driver_sql(_PENDING).one()
     relay = connection.exec_driver_sql(_RELAY).one_or_none()
     blocked = connection.exec_driver_sql(_BLOCKED).all()
     late = connection.exec_driver_sql(_LATE, (late_before,)).all() if late_before and deliverable else ()
-    incidents = {row[0]: incident_from_row(row) for row in connection.exec_driver_sql(_OPEN_WIDE)}
-    lanes: dict[str, LaneView] = {}
-    for statement in (_OPEN_SOME, _OPEN_CHANGED):
-        for row in connection.exec_driver_sql(statement):
-            incidents[row[0]] = incident_from_row(row)
-            if row[WIDTH] is not None:
-                lanes[row[WIDTH]] = _lane_of(row[WIDTH:])
+    incidents = connection.exec_driver_sql(_OPEN_AND_CHANGED, (_MAX_OPEN,)).all()
     return Observation(
         now=now,
         breaker=None
@@ -139,13 +134,12 @@ def read_observation(connection: sa.Connection, *, now: datetime, late_before: i
         if relay is None
         else RelayView(incarnation=relay[0], heartbeat_at=relay[1], progress_at=relay[2], delivered=relay[3]),
         events=events,
-        conversations=conversations,
         deliverable=deliverable,
         newest=connection.exec_driver_sql(NEWEST_POSITION).scalar_one(),
         blocked=tuple(_lane_of(row) for row in blocked),
         late=tuple(_lane_of(row) for row in late),
-        open=tuple(incidents.values()),
-        lanes=lanes,
+        open=tuple(incident_from_row(row[:WIDTH]) for row in incidents),
+        lanes={row[WIDTH]: _lane_of(row[WIDTH:]) for row in incidents if row[WIDTH] is not None},
     )
 
 
@@ -156,12 +150,13 @@ def write_changes(connection: sa.Connection, changes: Iterable[Change]) -> tuple
     """
     stored = []
     for change in changes:
-        values = _values(change.after)
-        if change.before is None:
-            done = connection.exec_driver_sql(_INSERT, values)
-        else:
-            done = connection.exec_driver_sql(_UPDATE, {**values, "before": change.before.revision})
-        if done.rowcount == 1:
+        incident = change.after
+        values = {
+            name: to_microseconds(value) if isinstance(value := getattr(incident, name), datetime) else value
+            for name in _STORED
+        }
+        values |= {"incident_id": incident.incident_id.bytes, "kind": str(incident.kind), "state": str(incident.state)}
+        if connection.exec_driver_sql(_INSERT if change.before is None else _UPDATE, values).rowcount == 1:
             stored.append(change)
     return tuple(stored)
 
@@ -195,87 +190,45 @@ def record_incomplete(connection: sa.Connection, what: str | None, *, now_us: in
 
     :param what: what is missing, in words; ``None`` where nothing is.
     """
-    now = from_microseconds(now_us)
-    row = connection.exec_driver_sql(_OPEN_OF_KIND, (IncidentKind.HISTORY_INCOMPLETE,)).one_or_none()
+    row = connection.exec_driver_sql(_INCOMPLETE).one_or_none()
     if (row is None) == (what is None):
         return False
-    if row is None:
-        before = None
-        after = IncidentRecord(
-            incident_id=uuid7(),
-            kind=IncidentKind.HISTORY_INCOMPLETE,
-            state=IncidentState.FIRING,
-            reason=what,
-            number=1,
-            why="opened",
-            opened_at=now,
-            changed_at=now,
-        )
+    now, before = from_microseconds(now_us), None if row is None else incident_from_row(row)
+    if before is not None:
+        after = replace(before, state=IncidentState.RESOLVED, outcome="saved", resolved_at=now)
     else:
-        before = incident_from_row(row)
-        after = replace(
-            before,
-            state=IncidentState.RESOLVED,
-            outcome="saved",
-            changed_at=now,
-            resolved_at=now,
-            revision=before.revision + 1,
-        )
+        kind, state = IncidentKind.HISTORY_INCOMPLETE, IncidentState.FIRING
+        after = IncidentRecord(incident_id=uuid7(), kind=kind, state=state, reason=what, opened_at=now)
     return bool(write_changes(connection, (Change(before=before, after=after),)))
 
 
 def prune_incidents(connection: sa.Connection, *, now: datetime) -> int:
     """Delete a few incidents that were resolved a month ago, with their notifications; return how many."""
-    old = connection.exec_driver_sql(
-        "SELECT incident_id FROM letopis_outbox_incidents WHERE resolved_at IS NOT NULL AND resolved_at < ?"
-        " ORDER BY resolved_at LIMIT ?",
-        (to_microseconds(now - _RETENTION), MAX_NEW_INCIDENTS),
-    ).all()
-    for (incident_id,) in old:
-        connection.exec_driver_sql("DELETE FROM letopis_outbox_notices WHERE incident_id = ?", (incident_id,))
-        connection.exec_driver_sql("DELETE FROM letopis_outbox_incidents WHERE incident_id = ?", (incident_id,))
-    return len(old)
+    values = (to_microseconds(now - _RETENTION), MAX_NEW_INCIDENTS)
+    return [connection.exec_driver_sql(statement, values).rowcount for statement in _PRUNE][-1]
+
+
+def incident_from_row(row: Any) -> IncidentRecord:
+    """Return the incident of a row that ``SELECT_INCIDENT`` gives, perhaps followed by ``notified_at``."""
+    values = dict(zip((*_STORED, *_COMPUTED, "notified_at"), row, strict=False))
+    for name in {"opened_at", "notified_at", "resolved_at"} & values.keys():
+        values[name] = _moment(values[name])
+    return IncidentRecord(
+        **{
+            **values,
+            "incident_id": UUID(bytes=values["incident_id"]),
+            "kind": IncidentKind(values["kind"]),
+            "state": IncidentState(values["state"]),
+        }
+    )
 
 
 def _moment(microseconds: int | None) -> datetime | None:
     return None if microseconds is None else from_microseconds(microseconds)
 
 
-_FIELDS: Final = tuple(column.strip().removeprefix("i.") for column in INCIDENT_COLUMNS.split(","))
-WIDTH: Final = len(_FIELDS)
-_READERS: Final[dict[str, Callable[[Any], Any]]] = {
-    "incident_id": lambda value: UUID(bytes=value),
-    "kind": IncidentKind,
-    "state": IncidentState,
-    "ran": lambda value: value / 1_000_000,
-    **dict.fromkeys(("opened_at", "changed_at", "notified_at", "resolved_at"), _moment),
-}
-
-
-def incident_from_row(row: Any) -> IncidentRecord:
-    """Return the incident whose columns, in the order of ``INCIDENT_COLUMNS``, begin ``row``."""
-    values = dict(zip(_FIELDS, row, strict=False))
-    for name, read in _READERS.items():
-        values[name] = read(values[name])
-    return IncidentRecord(**values)
-
-
-def _values(incident: IncidentRecord) -> dict[str, Any]:
-    values: dict[str, Any] = {name: getattr(incident, name) for name in _FIELDS}
-    for name, value in values.items():
-        if isinstance(value, datetime):
-            values[name] = to_microseconds(value)
-    return {
-        **values,
-        "incident_id": incident.incident_id.bytes,
-        "kind": str(incident.kind),
-        "state": str(incident.state),
-        "ran": round(incident.ran * 1_000_000),
-    }
-
-
 def _lane_of(row: Any) -> LaneView:
-    conversation_id, owner_id, blocked, reason, head, delivered, owed_since = row
+    conversation_id, owner_id, blocked, reason, head, delivered, since = row
     return LaneView(
         conversation_id=conversation_id,
         owner_id=owner_id,
@@ -283,5 +236,5 @@ def _lane_of(row: Any) -> LaneView:
         reason=reason,
         head=head,
         delivered=delivered,
-        since=from_microseconds(owed_since),
+        since=from_microseconds(since),
     )

@@ -5,49 +5,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
-
-import sqlalchemy as sa
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from letopis.outbox.alerting import texts
 from letopis.outbox.alerting.alert_message import build_alert
-from letopis.outbox.alerting.channels import Channel
+from letopis.outbox.alerting.channels import Alert, Channel
 from letopis.outbox.alerting.incident_table import prune_incidents, read_observation, write_changes
-from letopis.outbox.alerting.incidents import (
-    BreakerView,
-    Change,
-    IncidentKind,
-    IncidentRecord,
-    IncidentState,
-    Rules,
-)
+from letopis.outbox.alerting.incidents import BreakerView, Change, IncidentRecord, IncidentState, Rules
 from letopis.outbox.alerting.notification_table import (
     claim,
-    close_unheard,
-    notified_conversations,
     pending_for_channel,
     pending_for_users,
     record_outcome,
 )
 from letopis.outbox.alerting.notifications import (
+    NOTIFICATION_POLICY,
     Callback,
+    Incident,
     NotificationKind,
     PendingNotification,
-    RetryBudget,
     build_incident,
-    group_is_due,
 )
 from letopis.outbox.alerting.transitions import Memory, evaluate, late_before, tick
-from letopis.outbox.concurrency.callbacks import call_with_timeout
+from letopis.outbox.concurrency.callbacks import CallOutcome, call_with_timeout
 from letopis.outbox.retry.circuit_breaker import Breaker
+from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import Closed, LetopisError
 from letopis.store.model.events import from_microseconds, utc_now
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from letopis.outbox.file.outbox_file import OutboxFile
 
 T = TypeVar("T")
 
@@ -59,43 +54,31 @@ _MIN_PAUSE_FACTOR: Final = 20
 _PRUNE_EVERY_LOOKS: Final = 500
 
 
-class WatchedFile(Protocol):
-    """The part of an `OutboxFile` that is needed here."""
-
-    path: Path
-
-    async def read(self, fn: Callable[[sa.Connection], T]) -> T:
-        """Run ``fn`` in a read transaction."""
-        ...
-
-    async def write(self, fn: Callable[[sa.Connection], T]) -> T:
-        """Run ``fn`` in a write transaction, and return once it is committed."""
-        ...
-
-
 class AlertMonitor:
     """Watches an outbox file, stores its incidents, and notifies each recipient once.
 
     It runs in the bot, whether the relay is in the bot too, in a daemon, or dead; and in the daemon, for its operators.
     Any number of processes may watch one file: each notification is sent by one of them.
 
-    A callback or channel cannot disturb the caller: each call has a deadline, is retried within its budget, and its
-    errors end in the log. Not promised: that a notification arrives when the process dies while sending it; it is not
+    A callback or channel cannot disturb the caller: each call has a deadline, is retried by a policy, and its errors
+    end in the log. Not promised: that a notification arrives when the process dies while sending it; it is not
     sent again (operators are reminded).
 
-    :ivar told: notifications that arrived.
+    :ivar memory: what the next monitor of this process on the same file is to know.
+    :ivar looks: how often it has looked at the file.
+    :ivar sent: notifications that arrived.
     :ivar failed: calls that failed; each may have succeeded when retried.
     """
 
     def __init__(
         self,
-        outbox: WatchedFile,
+        outbox: OutboxFile,
         *,
         on_stuck: Callback | None = None,
         on_recovered: Callback | None = None,
         channels: Sequence[Channel] = (),
         rules: Rules = Rules(),  # noqa: B008  # frozen
-        budget: RetryBudget = RetryBudget(),  # noqa: B008  # frozen
+        policy: RetryPolicy = NOTIFICATION_POLICY,
         breaker: Callable[[], BreakerView | None] | None = None,
         locale: str | None = None,
         style: texts.Style = "plain",
@@ -112,19 +95,20 @@ class AlertMonitor:
             function runs in a thread, since it may block). Without it this process notifies no user.
         :param on_recovered: called with an `Incident` for each user for whom ``on_stuck`` was called.
         :param channels: the operators; see `open_channels`.
+        :param policy: for retries of a notification that failed; its waits are their bounds, without jitter.
         :param breaker: of a relay in this process, see `breaker_view`; returns ``None`` while that relay does not hold
             the lease, and then the row counts that the holder keeps in the file.
         :param locale: the language of texts where the caller asks for no other.
         :param interval: seconds between two looks.
         :param call_timeout: seconds that a callback or channel has.
-        :param memory: of an earlier monitor of this process on the same file.
+        :param memory: that of an earlier monitor of this process on the same file.
         """
         self._outbox = outbox
         self._on_stuck = on_stuck
         self._on_recovered = on_recovered
         self._channels = tuple(channels)
         self._rules = rules
-        self._budget = budget
+        self._policy = policy
         self._breaker = breaker
         self._locale = locale
         self._style: texts.Style = style
@@ -133,11 +117,11 @@ class AlertMonitor:
         self._gate = asyncio.Semaphore(calls_at_once)
         self._now = now
         self._monotonic = monotonic
-        self._memory = memory or Memory()
-        self._looks = 0
+        self.memory = memory or Memory()
+        self.looks = 0
         self._users_after = 0.0
         self._sending: set[asyncio.Task[None]] = set()
-        self.told = 0
+        self.sent = 0
         self.failed = 0
 
     def change(self, *, channels: Sequence[Channel], rules: Rules, locale: str | None, style: texts.Style) -> None:
@@ -148,17 +132,7 @@ class AlertMonitor:
         self._style = style
 
     @property
-    def memory(self) -> Memory:
-        """What the next monitor of this process on the same file is to know."""
-        return self._memory
-
-    @property
-    def looked(self) -> bool:
-        """Whether it has looked at the file at least once."""
-        return self._looks > 0
-
-    @property
-    def telling(self) -> bool:
+    def sending(self) -> bool:
         """Whether notifications are being sent."""
         return bool(self._sending)
 
@@ -169,7 +143,7 @@ class AlertMonitor:
                 started = self._monotonic()
                 try:
                     await self._observe()
-                    self._tell_in_background()
+                    self._notify_in_background()
                 except Closed:
                     return
                 except Exception as error:  # a monitor that dies would be the silence that it is there to notice
@@ -189,12 +163,12 @@ class AlertMonitor:
         :raises LetopisError: the outbox cannot be read or written.
         """
         await self._observe()
-        await self._tell_users()
+        await self._notify_users()
         for channel in self._channels:
-            await self._tell_channel(channel)
+            await self._notify_channel(channel)
 
     async def _observe(self) -> None:
-        memory = tick(self._memory, monotonic=self._monotonic(), rules=self._rules)
+        memory = tick(self.memory, monotonic=self._monotonic(), rules=self._rules)
         now, late = self._now(), late_before(memory, self._rules)
         seen = await self._outbox.read(lambda connection: read_observation(connection, now=now, late_before=late))
         own = self._breaker() if self._breaker is not None else None
@@ -206,18 +180,16 @@ class AlertMonitor:
             for change in await self._write(lambda connection: write_changes(connection, changes)):
                 self._log(change)
         # Only now: a look that could not be stored is forgotten, so that the next one comes to the same.
-        self._memory = memory
-        self._looks += 1
-        if self._looks % _PRUNE_EVERY_LOOKS == 0:
-            await self._outbox.write(
-                lambda connection: (close_unheard(connection, now=now), prune_incidents(connection, now=now))
-            )
+        self.memory = memory
+        self.looks += 1
+        if self.looks % _PRUNE_EVERY_LOOKS == 0:
+            await self._outbox.write(lambda connection: prune_incidents(connection, now=now))
 
-    def _tell_in_background(self) -> None:
+    def _notify_in_background(self) -> None:
         """Start each recipient's notifications that are not still being sent; the next look must not wait for them."""
         busy = {task.get_name() for task in self._sending}
-        jobs: list[tuple[str, Callable[[], Awaitable[None]]]] = [("users", self._tell_users)]
-        jobs += [(channel.recipient, partial(self._tell_channel, channel)) for channel in self._channels]
+        jobs: list[tuple[str, Callable[[], Awaitable[None]]]] = [("users", self._notify_users)]
+        jobs += [(channel.recipient, partial(self._notify_channel, channel)) for channel in self._channels]
         for name, job in jobs:
             if name not in busy:
                 task = asyncio.create_task(self._guarded(job), name=name)
@@ -230,99 +202,82 @@ class AlertMonitor:
         except Closed:
             return
         except Exception as error:  # the next look starts it again
-            logger.warning("could not tell of an incident: %s", _describe(error), extra={"action": "tell"})
+            logger.warning("could not notify of an incident: %s", _describe(error), extra={"action": "notify"})
 
-    async def _tell_users(self) -> None:
+    async def _notify_users(self) -> None:
         started = self._monotonic()
         if self._on_stuck is None or started < self._users_after:
             return
-        now, late = self._now(), late_before(self._memory, self._rules)
-        longest = timedelta(seconds=self._budget.cap)
+        now, late = self._now(), late_before(self.memory, self._rules)
         pending = await self._outbox.read(
-            lambda connection: pending_for_users(connection, now=now, longest=longest, late_before=late)
+            lambda connection: pending_for_users(connection, now=now, policy=self._policy, late_before=late)
         )
         # As for a look: what takes long, in an outage with very many users, is done less often.
         self._users_after = started + _MIN_PAUSE_FACTOR * (self._monotonic() - started)
-        for outcome in await asyncio.gather(*map(self._tell_user, pending), return_exceptions=True):
+        for outcome in await asyncio.gather(*map(self._notify_user, pending), return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _tell_user(self, pending: PendingNotification) -> None:
+    async def _notify_user(self, pending: PendingNotification) -> None:
+        stuck = pending.notification.kind is NotificationKind.STUCK
+        callback, name = (self._on_stuck, "on_stuck") if stuck else (self._on_recovered, "on_recovered")
         async with self._gate:
             # Claimed one by one, just before: a process that dies loses only what it was sending.
-            if not await self._claim((pending,)):
+            if not await self._claim([pending]):
                 return
-            stuck = pending.kind is NotificationKind.STUCK
-            callback = self._on_stuck if stuck else self._on_recovered
             if callback is None:  # the bot does not announce recoveries
-                await self._record((pending,), told=True)
+                await self._record([pending], told=True)
                 return
-            incident = build_incident(
-                pending, locale=self._locale, style=self._style, promise=self._on_recovered is not None
-            )
-            outcome = await call_with_timeout(callback, incident, seconds=self._call_timeout)
-            name = "on_stuck" if stuck else "on_recovered"
-            await self._settle((pending,), told=outcome.done, what=name, error=outcome.error)
+            promise = self._on_recovered is not None
+            incident = build_incident(pending, locale=self._locale, style=self._style, promise=promise)
+            await self._settle([pending], await self._call(callback, incident), to=name)
 
-    async def _tell_channel(self, channel: Channel) -> None:
-        now, longest = self._now(), timedelta(seconds=self._budget.cap)
-        pending, (told, last) = await self._outbox.read(
-            lambda connection: (
-                pending_for_channel(connection, channel.recipient, now=now, longest=longest),
-                notified_conversations(connection, channel.recipient),
+    async def _notify_channel(self, channel: Channel) -> None:
+        now, repeat = self._now(), timedelta(seconds=self._rules.repeat_interval)
+        pending = await self._outbox.read(
+            lambda connection: pending_for_channel(
+                connection, channel.recipient, now=now, policy=self._policy, repeat=repeat
             )
         )
-        blocked = IncidentKind.CONVERSATION_BLOCKED
-        groups: list[tuple[PendingNotification, ...]] = [(one,) for one in pending if one.incident.kind is not blocked]
-        grouped = [one for one in pending if one.incident.kind is blocked]
-        if group_is_due(last=last, now=now, interval=timedelta(seconds=self._rules.group_interval)):
-            groups.append(tuple(one for one in grouped if one.kind is NotificationKind.STUCK))
-        groups.append(tuple(one for one in grouped if one.kind is NotificationKind.RECOVERED))
-        for group in groups:
-            if group and (claimed := await self._claim(group)):
-                alert = build_alert(
-                    claimed, outbox=self._outbox.path.name, told=told, now=self._now(), locale=self._locale
-                )
-                outcome = await call_with_timeout(channel.send, alert, seconds=self._call_timeout)
-                await self._settle(claimed, told=outcome.done, what=channel.name, error=outcome.error)
+        for _, group in groupby(sorted(pending, key=_subject), key=_subject):
+            if claimed := await self._claim(list(group)):
+                alert = build_alert(claimed, outbox=self._outbox.path.name, now=self._now(), locale=self._locale)
+                await self._settle(claimed, await self._call(channel.send, alert), to=channel.name)
 
-    async def _claim(self, pending: Iterable[PendingNotification]) -> tuple[PendingNotification, ...]:
+    async def _call(self, function: Callable[[Any], Any], argument: Incident | Alert) -> CallOutcome:
+        return await call_with_timeout(function, argument, seconds=self._call_timeout)
+
+    async def _claim(self, pending: Sequence[PendingNotification]) -> tuple[PendingNotification, ...]:
         now = self._now()
         return await self._write(lambda connection: claim(connection, pending, now=now))
 
-    async def _settle(
-        self, sent: Sequence[PendingNotification], *, told: bool | None, what: str, error: str | None
-    ) -> None:
-        if told:
-            self.told += len(sent)
+    async def _settle(self, sent: Sequence[PendingNotification], outcome: CallOutcome, *, to: str) -> None:
+        if outcome.done:
+            self.sent += len(sent)
         else:
             self.failed += 1
-            for one in sent:
-                delay = self._budget.delay(one.attempts)
-                logger.warning(
-                    "%s failed (%s), %s",
-                    what,
-                    error or "no answer in time",
-                    f"next attempt in {delay.total_seconds():.0f} s" if delay else "given up",
-                    extra=_context(one.incident, action="tell", attempt=one.attempts),
-                )
-        await self._record(sent, told=told)
+            for due in sent:
+                attempt, error = due.notification.attempts, outcome.error or "no answer in time"
+                wait = f"next attempt in {self._policy.bound(attempt):.0f} s"
+                context = _context(due.incident, action="notify", attempt=attempt)
+                after = wait if attempt <= self._policy.attempts else "given up"
+                logger.warning("%s failed (%s), %s", to, error, after, extra=context)
+        await self._record(sent, told=outcome.done)
 
     async def _record(self, sent: Sequence[PendingNotification], *, told: bool | None) -> None:
         now = self._now()
-        await self._write(lambda connection: record_outcome(connection, sent, told=told, now=now, budget=self._budget))
+        await self._write(lambda connection: record_outcome(connection, sent, told=told, now=now, policy=self._policy))
 
     async def _write(self, fn: Callable[[sa.Connection], T]) -> T:
         return await run_to_completion(self._outbox.write(fn))
 
     def _log(self, change: Change) -> None:
-        incident = change.after
-        if not change.state_changed:
-            return
+        before, incident = change.before, change.after
         context = _context(incident, action="incident", events=incident.events, reason=incident.reason)
-        if incident.state is IncidentState.FIRING:
+        fired = before is not None and before.state is IncidentState.FIRING
+        if incident.state is IncidentState.FIRING and not fired:
             logger.error("stuck: %s", incident.kind, extra=context)
-        elif incident.state is IncidentState.RESOLVED and change.before is not None and change.before.fires:
+        elif incident.state is IncidentState.RESOLVED and fired:
             logger.info("recovered: %s", incident.kind, extra=context)
 
 
@@ -333,6 +288,11 @@ def breaker_view(breaker: Breaker) -> BreakerView:
         since=from_microseconds(breaker.since_us),
         reason=None if breaker.outage is None else str(breaker.outage),
     )
+
+
+def _subject(pending: PendingNotification) -> tuple[str, str]:
+    """Return what decides which notifications of one look share a message."""
+    return pending.incident.kind, pending.notification.kind
 
 
 def _context(incident: IncidentRecord, **more: Any) -> dict[str, Any]:

@@ -7,204 +7,155 @@ reminder. These are functions for `OutboxFile.read` and `OutboxFile.write`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from letopis.outbox.alerting.incident_table import INCIDENT_COLUMNS, MAX_NEW_INCIDENTS, WIDTH, incident_from_row
-from letopis.outbox.alerting.incidents import IncidentRecord
+from letopis.outbox.alerting.incident_table import (
+    JOIN_LANE,
+    MAX_NEW_INCIDENTS,
+    SELECT_INCIDENT,
+    WIDTH,
+    incident_from_row,
+)
 from letopis.outbox.alerting.notifications import (
-    CLAIM_TIMEOUT,
     Notification,
     NotificationKind,
     NotificationState,
     PendingNotification,
-    RetryBudget,
-    next_kind,
+    next_notification,
 )
+from letopis.outbox.event_log.statements import fetch_all, iterate
+from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.model.events import from_microseconds, to_microseconds
 
-_USERS: Final = {"low": "user:", "high": "user;"}
-"""Between these lie the recipients that are users; a channel's begin with ``channel:``."""
-_NOTIFICATION: Final = (
-    "n.recipient, n.word, n.number, n.state, n.reached, n.attempts, n.due_at, n.changed_at, n.conversation_id,"
-    " n.owner_id"
-)
 # Who is notified of a conversation: its owner, and without one the conversation itself.
-_RECIPIENT: Final = (
+_USER: Final = (
     "CASE WHEN {0}.owner_id IS NULL THEN 'user:conversation:' || {0}.conversation_id"
     " ELSE 'user:owner:' || {0}.owner_id END"
 )
-_LANE_RECIPIENT: Final = _RECIPIENT.format("l")
-_INCIDENT_RECIPIENT: Final = _RECIPIENT.format("i")
-# Told of a global incident, and not yet of its end: one more notification would be one too many.
-_KNOWS_ALREADY: Final = (
-    "SELECT 1 FROM letopis_outbox_notices o JOIN letopis_outbox_incidents w ON w.incident_id = o.incident_id"
-    " WHERE o.recipient = {0} AND o.closed_at IS NULL AND w.kind <> 'conversation_blocked'"
-    " AND (w.resolved_at IS NULL OR (o.word = 'stuck' AND o.reached > 0))"
+_IS_USER: Final = "n.recipient >= 'user:' AND n.recipient < 'user;'"
+# Who may get another notification. The index is of these.
+_ACTIVE: Final = "(n.kind = 'stuck' OR n.state = 'retrying')"
+_COLUMNS: Final = ("kind", "escalations", "number", "state", "told_at", "attempts", "changed_at", "revision")
+_FIRING: Final = f" FROM letopis_outbox_incidents i{JOIN_LANE} WHERE i.resolved_at IS NULL AND i.state = 'firing'"
+# A user knows of one problem that concerns all until they have heard of its end, and is told of no other one.
+_INFORMED: Final = (
+    "SELECT n.recipient FROM letopis_outbox_notifications n JOIN letopis_outbox_incidents g"
+    " ON g.incident_id = n.incident_id WHERE n.kind = 'stuck' AND g.kind <> 'conversation_blocked'"
+    " AND (g.resolved_at IS NULL OR n.told_at IS NOT NULL)"
 )
-_NEW_ALERTS: Final = (
-    f"SELECT {INCIDENT_COLUMNS} FROM letopis_outbox_incidents i WHERE i.resolved_at IS NULL AND i.number > 0"  # noqa: S608
-    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notices n WHERE n.incident_id = i.incident_id AND n.recipient = ?)"
-    f" ORDER BY i.kind = 'conversation_blocked', i.opened_at LIMIT {MAX_NEW_INCIDENTS}"
+# CROSS JOIN: SQLite would sometimes read all events up to a position, and look up the lane of each; and without the +
+# all lanes by name, for the few that have something pending. No reply waits in a lane of records, so only operators are
+# notified; the names of these lanes sort before all ids.
+_WAITING: Final = (
+    " letopis_outbox_lanes p CROSS JOIN letopis_outbox_events e ON e.lane = p.lane AND e.sequence = p.delivered + 1"
+    " WHERE p.owed_since IS NOT NULL AND p.delivered < p.head AND e.position <= :position"
+    " AND +p.conversation_id > char(2)"
+)
+_NEW_TO_CHANNEL: Final = (
+    f"{SELECT_INCIDENT}, :recipient, i.conversation_id, NULL, NULL{_FIRING}"  # noqa: S608
+    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notifications n WHERE n.incident_id = i.incident_id"
+    " AND n.recipient = :recipient) ORDER BY i.kind = 'conversation_blocked', i.opened_at"
+)
+_NEW_OF_CONVERSATIONS: Final = (
+    f"{SELECT_INCIDENT}, {_USER.format('l')}, i.conversation_id, l.owed_since, NULL{_FIRING}"  # noqa: S608
+    " AND l.delivered < l.head AND l.conversation_id > char(2)"
+    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notifications n"
+    f" WHERE n.incident_id = i.incident_id AND {_IS_USER})"
+    f" AND {_USER.format('l')} NOT IN ({_INFORMED}) ORDER BY i.opened_at"
+)
+_NEW_OF_ALL: Final = (
+    f"{SELECT_INCIDENT}, {_USER.format('p')} AS recipient, p.conversation_id, min(p.owed_since) AS since,"  # noqa: S608
+    " sum(p.head - p.delivered)"
+    " FROM (SELECT * FROM letopis_outbox_incidents WHERE resolved_at IS NULL AND state = 'firing'"
+    f" AND kind IN ('store_down', 'relay_silent') ORDER BY kind DESC LIMIT 1) i{JOIN_LANE} CROSS JOIN{_WAITING}"
+    f" AND p.state IN ('ready', 'retrying') AND recipient NOT IN ({_INFORMED}) GROUP BY recipient ORDER BY since"
 )
 _SENT: Final = (
-    f"SELECT {INCIDENT_COLUMNS}, {_NOTIFICATION} FROM letopis_outbox_notices n"  # noqa: S608
-    " JOIN letopis_outbox_incidents i ON i.incident_id = n.incident_id"
-    " WHERE n.closed_at IS NULL AND n.recipient >= :low AND n.recipient < :high"
+    f"{SELECT_INCIDENT}, n.recipient, n.conversation_id, NULL, NULL, {', '.join(f'n.{name}' for name in _COLUMNS)}"
+    " FROM letopis_outbox_notifications n"
+    f" JOIN letopis_outbox_incidents i ON i.incident_id = n.incident_id{JOIN_LANE} WHERE {_ACTIVE}"
+    " AND (i.resolved_at IS NULL OR n.told_at IS NOT NULL)"
 )
-# While an incident is open there is something to say only when a notification is retried or a further alert is due: all
-# others, which may be many, are not read.
-_SENT_TO_CHANNEL: Final = f"{_SENT} AND (i.resolved_at IS NOT NULL OR n.state = 'waiting' OR n.number < i.number)"
+# While an incident is open, most who were notified of it, who may be many, get nothing more, and are not read.
+_SENT_TO_CHANNEL: Final = (
+    f"{_SENT} AND n.recipient = :recipient AND (i.resolved_at IS NOT NULL OR n.state = 'retrying'"
+    " OR n.escalations < i.escalations OR abs(:now - n.changed_at) >= :repeat)"
+)
 _SENT_TO_USERS: Final = (
-    f"{_SENT} AND CASE WHEN i.resolved_at IS NULL THEN n.state = 'waiting' ELSE i.kind = 'conversation_blocked' END"
+    f"{_SENT} AND {_IS_USER}"
+    " AND CASE WHEN i.resolved_at IS NULL THEN n.state = 'retrying' ELSE i.kind = 'conversation_blocked' END"
 )
-_ENDED_FOR_ALL: Final = (
-    "SELECT DISTINCT i.mark FROM letopis_outbox_notices n JOIN letopis_outbox_incidents i"
-    " ON i.incident_id = n.incident_id WHERE n.closed_at IS NULL AND n.recipient >= 'user:' AND n.recipient < 'user;'"
+_ENDS: Final = (
+    "SELECT DISTINCT i.mark FROM letopis_outbox_notifications n JOIN letopis_outbox_incidents i"  # noqa: S608
+    f" ON i.incident_id = n.incident_id WHERE {_ACTIVE} AND n.told_at IS NOT NULL AND {_IS_USER}"
     " AND i.resolved_at IS NOT NULL AND i.kind <> 'conversation_blocked'"
 )
-_NEW_FOR_CONVERSATIONS: Final = (
-    f"SELECT {INCIDENT_COLUMNS}, {_INCIDENT_RECIPIENT}, l.owed_since, l.head - l.delivered"  # noqa: S608
-    " FROM letopis_outbox_incidents i JOIN letopis_outbox_lanes l ON l.conversation_id = i.conversation_id"
-    " WHERE i.resolved_at IS NULL AND i.number > 0 AND i.kind = 'conversation_blocked' AND l.delivered < l.head"
-    # No reply waits in a lane of records, so only operators are notified. The names of these lanes sort before all ids.
-    " AND l.conversation_id > char(2)"
-    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notices n WHERE n.incident_id = i.incident_id"
-    " AND n.recipient >= 'user:' AND n.recipient < 'user;')"
-    f" AND NOT EXISTS ({_KNOWS_ALREADY.format(_INCIDENT_RECIPIENT)})"
-    f" ORDER BY i.opened_at LIMIT {MAX_NEW_INCIDENTS}"
-)
-# CROSS JOIN: SQLite would sometimes read all events up to a position, and look up the lane of each.
-_NEW_FOR_ALL: Final = (
-    f"SELECT {_LANE_RECIPIENT}, l.conversation_id, l.owner_id, min(l.owed_since), sum(l.head - l.delivered)"  # noqa: S608
-    " FROM letopis_outbox_lanes l CROSS JOIN letopis_outbox_events e"
-    " ON e.lane = l.lane AND e.sequence = l.delivered + 1"
-    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head"
-    " AND l.state IN ('ready', 'retrying') AND e.position <= :before AND l.conversation_id > char(2)"
-    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notices n WHERE n.incident_id = :incident"
-    f" AND n.recipient = {_LANE_RECIPIENT}) AND NOT EXISTS ({_KNOWS_ALREADY.format(_LANE_RECIPIENT)})"
-    f" GROUP BY 1 ORDER BY 4 LIMIT {MAX_NEW_INCIDENTS}"
-)
-# Without the recipients with an event still pending that was pending when the incident ended. A conversation with an
-# incident of its own that they were notified of has its own recovery.
+# All but those with an event still pending that was pending at the end. A conversation whose own incident a user was
+# notified of has its own recovery.
 _RECOVERED_FOR_ALL: Final = (
-    f"{_SENT} AND i.resolved_at IS NOT NULL AND i.kind <> 'conversation_blocked' AND i.mark = :mark"  # noqa: S608
-    f" AND n.recipient NOT IN (SELECT {_LANE_RECIPIENT} FROM letopis_outbox_lanes l CROSS JOIN letopis_outbox_events e"
-    " ON e.lane = l.lane AND e.sequence = l.delivered + 1"
-    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND e.position <= :mark"
-    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_incidents w JOIN letopis_outbox_notices o"
-    f" ON o.incident_id = w.incident_id AND o.recipient = {_LANE_RECIPIENT} AND o.reached > 0"
-    " WHERE w.kind = 'conversation_blocked' AND coalesce(w.conversation_id, '') = l.conversation_id"
-    " AND w.resolved_at IS NULL))"
+    f"{_SENT} AND {_IS_USER} AND i.resolved_at IS NOT NULL AND i.kind <> 'conversation_blocked' AND i.mark = :position"  # noqa: S608
+    f" AND n.recipient NOT IN (SELECT {_USER.format('p')} FROM{_WAITING} AND p.conversation_id NOT IN ("
+    "SELECT i.conversation_id FROM letopis_outbox_incidents i JOIN letopis_outbox_notifications n"
+    " ON n.incident_id = i.incident_id WHERE i.resolved_at IS NULL AND i.kind = 'conversation_blocked'"
+    f" AND n.told_at IS NOT NULL AND {_IS_USER}))"
 )
-_CLAIM_NEW: Final = (
-    "INSERT INTO letopis_outbox_notices (incident_id, recipient, conversation_id, owner_id, word, number, state,"
-    " reached, attempts, due_at, changed_at) SELECT :incident_id, :recipient, :conversation_id, :owner_id, 'stuck',"
-    " :number, 'telling', 1, 1, :now, :now"
-    " WHERE EXISTS (SELECT 1 FROM letopis_outbox_incidents WHERE incident_id = :incident_id AND resolved_at IS NULL)"
-    " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notices WHERE incident_id = :incident_id"
-    " AND recipient = :recipient)"
-)
-_CLAIM_NEXT: Final = (
-    "UPDATE letopis_outbox_notices SET word = :word, number = :number, state = 'telling', attempts = :attempts,"
-    " reached = CASE WHEN :word = 'stuck' THEN max(reached, 1) ELSE reached END, changed_at = :now"
-    " WHERE incident_id = :incident_id AND recipient = :recipient AND closed_at IS NULL AND word = :old_word"
-    " AND number = :old_number AND state = :old_state AND attempts = :old_attempts AND changed_at = :old_changed_at"
-    " AND (SELECT resolved_at IS NULL FROM letopis_outbox_incidents WHERE incident_id = :incident_id)"
-    " = (:word = 'stuck')"
+_CLAIM: Final = (
+    "INSERT INTO letopis_outbox_notifications (incident_id, recipient, conversation_id, kind, escalations, number,"
+    " state, told_at, attempts, changed_at, revision) SELECT incident_id, :recipient, :conversation_id, :kind,"
+    " :escalations, :number, 'sending', :told_at, :attempts, :now, 1 FROM letopis_outbox_incidents"
+    " WHERE incident_id = :incident_id AND (resolved_at IS NULL) = (:kind = 'stuck')"
+    " ON CONFLICT (incident_id, recipient) DO UPDATE SET kind = excluded.kind, escalations = excluded.escalations,"
+    " number = excluded.number, state = excluded.state, told_at = excluded.told_at, attempts = excluded.attempts,"
+    " changed_at = excluded.changed_at, revision = revision + 1 WHERE revision = :revision"
 )
 _RECORD: Final = (
-    "UPDATE letopis_outbox_notices SET state = :state, reached = :reached, due_at = :due_at, changed_at = :now,"
-    " closed_at = :closed_at WHERE incident_id = :incident_id AND recipient = :recipient AND word = :word"
-    " AND number = :number AND attempts = :attempts AND state = 'telling'"
-)
-_NOTIFIED: Final = (
-    "UPDATE letopis_outbox_incidents SET state = 'notified', notified_at = :now, changed_at = :now,"
-    " revision = revision + 1 WHERE incident_id = :incident_id AND state = 'firing'"
-)
-_CLOSE: Final = (
-    "UPDATE letopis_outbox_notices SET closed_at = :now WHERE closed_at IS NULL AND incident_id IN"
-    " (SELECT incident_id FROM letopis_outbox_incidents WHERE resolved_at IS NOT NULL)"
-    " AND ((word = 'stuck' AND state <> 'telling' AND reached = 0)"
-    " OR (word = 'recovered' AND state = 'telling' AND NOT (changed_at > :stale AND changed_at <= :now)))"
-)
-_GLOBAL: Final = (
-    f"SELECT {INCIDENT_COLUMNS} FROM letopis_outbox_incidents i"  # noqa: S608
-    " WHERE i.resolved_at IS NULL AND i.kind IN ('relay_silent', 'store_down') AND i.number > 0 ORDER BY i.kind DESC"
-)
-_NOTIFIED_CONVERSATIONS: Final = (
-    "SELECT count(*), max(n.changed_at) FROM letopis_outbox_notices n JOIN letopis_outbox_incidents i"
-    " ON i.incident_id = n.incident_id WHERE n.recipient = ? AND n.closed_at IS NULL AND n.reached > 0"
-    " AND i.kind = 'conversation_blocked' AND i.resolved_at IS NULL"
+    "UPDATE letopis_outbox_notifications SET state = :state, told_at = :told_at, changed_at = :now,"
+    " revision = revision + 1"
+    " WHERE incident_id = :incident_id AND recipient = :recipient AND revision = :revision + 1"
 )
 
 
 def pending_for_channel(
-    connection: sa.Connection, recipient: str, *, now: datetime, longest: timedelta
-) -> tuple[PendingNotification, ...]:
+    connection: sa.Connection, recipient: str, *, now: datetime, policy: RetryPolicy, repeat: timedelta
+) -> list[PendingNotification]:
     """Return the notifications due to an operators' channel; reads only.
 
-    :param longest: the longest wait between two attempts.
+    :param policy: for retries of a notification that failed.
+    :param repeat: how long after the last alert about an incident a reminder is due.
     """
-    found = [
-        _new(
-            incident,
-            recipient,
-            conversation_id=incident.conversation_id,
-            owner_id=incident.owner_id,
-            since=incident.opened_at,
-            events=incident.events,
-        )
-        for incident in map(incident_from_row, connection.exec_driver_sql(_NEW_ALERTS, (recipient,)))
-    ]
-    values = {"low": recipient, "high": f"{recipient}!"}
-    return (*found, *_further(connection, _SENT_TO_CHANNEL, values, now=now, longest=longest, again=True))
+    new = _pending(connection, _NEW_TO_CHANNEL, {"recipient": recipient}, now=now, policy=policy, repeat=repeat)
+
+    def further(repeat: timedelta) -> list[PendingNotification]:
+        values = {"recipient": recipient, "now": to_microseconds(now), "repeat": repeat // timedelta(microseconds=1)}
+        return _pending(connection, _SENT_TO_CHANNEL, values, now=now, policy=policy, repeat=repeat)
+
+    sent = further(repeat)
+    if any(pending.notification.reminder for pending in sent):
+        # So that conversations that were blocked at different times are soon reminded of in one message.
+        sent = further(repeat / 2)
+    return [*new, *sent]
 
 
 def pending_for_users(
-    connection: sa.Connection, *, now: datetime, longest: timedelta, late_before: int
-) -> tuple[PendingNotification, ...]:
+    connection: sa.Connection, *, now: datetime, policy: RetryPolicy, late_before: int
+) -> list[PendingNotification]:
     """Return the notifications due to users; reads only.
 
     :param late_before: a user is notified of a global incident if an event of theirs up to this position is pending.
     """
-    found = [
-        _new(
-            incident := incident_from_row(row),
-            row[WIDTH],
-            conversation_id=incident.conversation_id,
-            owner_id=incident.owner_id,
-            since=from_microseconds(row[WIDTH + 1]) if row[WIDTH + 1] else incident.opened_at,
-            events=row[WIDTH + 2],
-        )
-        for row in connection.exec_driver_sql(_NEW_FOR_CONVERSATIONS)
+    wanted: list[tuple[str, dict[str, Any]]] = [(_NEW_OF_CONVERSATIONS, {}), (_SENT_TO_USERS, {})]
+    if late_before:
+        wanted.append((_NEW_OF_ALL, {"position": late_before}))
+    wanted += [(_RECOVERED_FOR_ALL, {"position": position}) for (position,) in fetch_all(connection, _ENDS)]
+    return [
+        pending
+        for statement, values in wanted
+        for pending in _pending(connection, statement, values, now=now, policy=policy, repeat=None)
     ]
-    chosen: set[str] = set()  # one notification per user, also when the store is down and the relay silent
-    for incident in map(incident_from_row, connection.exec_driver_sql(_GLOBAL).all() if late_before else ()):
-        new = {"incident": incident.incident_id.bytes, "before": late_before}
-        for recipient, conversation_id, owner_id, since, events in connection.exec_driver_sql(_NEW_FOR_ALL, new):
-            if recipient not in chosen:
-                chosen.add(recipient)
-                moment = from_microseconds(since) if since else incident.opened_at
-                found.append(
-                    _new(
-                        incident,
-                        recipient,
-                        conversation_id=conversation_id,
-                        owner_id=owner_id,
-                        since=moment,
-                        events=events,
-                    )
-                )
-    found.extend(_further(connection, _SENT_TO_USERS, _USERS, now=now, longest=longest, again=False))
-    for mark in connection.exec_driver_sql(_ENDED_FOR_ALL).scalars().all():
-        values = {**_USERS, "mark": mark}
-        found.extend(_further(connection, _RECOVERED_FOR_ALL, values, now=now, longest=longest, again=False))
-    return tuple(found)
 
 
 def claim(
@@ -215,30 +166,20 @@ def claim(
     The others were claimed by another process, or are no longer true.
     """
     claimed = []
-    for one in pending:
-        values: dict[str, Any] = {
-            "incident_id": one.incident.incident_id.bytes,
-            "recipient": one.recipient,
-            "conversation_id": one.conversation_id,
-            "owner_id": one.owner_id,
-            "word": str(one.kind),
-            "number": one.number,
-            "attempts": one.attempts,
+    for due in pending:
+        following = due.notification
+        values = {
+            **_key(due),
+            "conversation_id": due.conversation_id,
+            "kind": str(following.kind),
+            "escalations": following.escalations,
+            "number": following.number,
+            "told_at": to_microseconds(following.told_at or now),
+            "attempts": following.attempts,
             "now": to_microseconds(now),
         }
-        if one.previous is None:
-            done = connection.exec_driver_sql(_CLAIM_NEW, values)
-        else:
-            values |= {
-                "old_word": str(one.previous.kind),
-                "old_number": one.previous.number,
-                "old_state": str(one.previous.state),
-                "old_attempts": one.previous.attempts,
-                "old_changed_at": to_microseconds(one.previous.changed_at),
-            }
-            done = connection.exec_driver_sql(_CLAIM_NEXT, values)
-        if done.rowcount == 1:
-            claimed.append(one)
+        if connection.exec_driver_sql(_CLAIM, values).rowcount == 1:
+            claimed.append(due)
     return tuple(claimed)
 
 
@@ -248,113 +189,71 @@ def record_outcome(
     *,
     told: bool | None,
     now: datetime,
-    budget: RetryBudget,
+    policy: RetryPolicy,
 ) -> None:
     """Store what became of claimed notifications, in the caller's write transaction.
 
-    :param told: ``None`` when that is not known: it is retried, and counts as heard.
+    :param told: ``None`` when that is not known: it is retried, and counts as told.
     """
-    stamp = to_microseconds(now)
-    for one in sent:
-        delay = None if told else budget.delay(one.attempts)
-        failed = NotificationState.FAILED if delay is None else NotificationState.WAITING
-        before = one.previous is not None and one.previous.reached
-        connection.exec_driver_sql(
-            _RECORD,
-            {
-                "incident_id": one.incident.incident_id.bytes,
-                "recipient": one.recipient,
-                "word": str(one.kind),
-                "number": one.number,
-                "attempts": one.attempts,
-                "state": str(NotificationState.TOLD if told else failed),
-                "reached": before or (one.kind is NotificationKind.STUCK and told is not False),
-                "due_at": stamp if delay is None else to_microseconds(now + delay),
-                "now": stamp,
-                "closed_at": stamp if one.kind is NotificationKind.RECOVERED and delay is None else None,
-            },
-        )
-        if told and one.kind is NotificationKind.STUCK:
-            connection.exec_driver_sql(_NOTIFIED, {"incident_id": one.incident.incident_id.bytes, "now": stamp})
+    for due in sent:
+        retries = due.notification.attempts <= policy.attempts
+        failed = NotificationState.RETRYING if retries else NotificationState.FAILED
+        told_at = due.notification.told_at or (None if told is False else now)
+        values = {
+            **_key(due),
+            "state": str(NotificationState.SENT if told else failed),
+            "told_at": None if told_at is None else to_microseconds(told_at),
+            "now": to_microseconds(now),
+        }
+        connection.exec_driver_sql(_RECORD, values)
 
 
-def close_unheard(connection: sa.Connection, *, now: datetime) -> int:
-    """Close the notifications of resolved incidents whose recovery will not be announced; return how many.
-
-    Their recipients were never reached, or the process died while it announced the recovery.
-    """
-    return connection.exec_driver_sql(
-        _CLOSE, {"now": to_microseconds(now), "stale": to_microseconds(now - CLAIM_TIMEOUT)}
-    ).rowcount
+def _key(pending: PendingNotification) -> dict[str, Any]:
+    return {
+        "incident_id": pending.incident.incident_id.bytes,
+        "recipient": pending.recipient,
+        "revision": pending.notification.revision,
+    }
 
 
-def notified_conversations(connection: sa.Connection, recipient: str) -> tuple[int, datetime | None]:
-    """Return how many conversations that are still stuck a channel was notified of, and when last; reads only."""
-    count, last = connection.exec_driver_sql(_NOTIFIED_CONVERSATIONS, (recipient,)).one()
-    return count, None if last is None else from_microseconds(last)
-
-
-def _new(
-    incident: IncidentRecord,
-    recipient: str,
-    *,
-    conversation_id: str | None,
-    owner_id: str | None,
-    since: datetime,
-    events: int,
-) -> PendingNotification:
-    return PendingNotification(
-        incident=incident,
-        recipient=recipient,
-        kind=NotificationKind.STUCK,
-        previous=None,
-        conversation_id=conversation_id,
-        owner_id=owner_id,
-        since=since,
-        events=events,
-    )
-
-
-def _further(
+def _pending(
     connection: sa.Connection,
     statement: str,
     values: dict[str, Any],
     *,
     now: datetime,
-    longest: timedelta,
-    again: bool,
-) -> Iterator[PendingNotification]:
-    """Yield a limited number of notifications to recipients that were notified before."""
-    left = MAX_NEW_INCIDENTS
-    with closing(connection.exec_driver_sql(statement, values)) as rows:
-        for row in rows:
-            incident, previous = incident_from_row(row), _notification_from_row(row[WIDTH:])
-            kind = next_kind(incident, previous, now=now, longest=longest, again=again)
-            if kind is None:
-                continue
-            yield PendingNotification(
+    policy: RetryPolicy,
+    repeat: timedelta | None,
+) -> list[PendingNotification]:
+    """Return a limited number of notifications that are due."""
+    pending: list[PendingNotification] = []
+    for row in iterate(connection, statement, values):
+        incident = incident_from_row(row[:WIDTH])
+        recipient, conversation_id, since, events, *sent = row[WIDTH:]
+        following = next_notification(
+            incident, _notification(sent) if sent else None, now=now, policy=policy, repeat=repeat
+        )
+        if following is None:
+            continue
+        pending.append(
+            PendingNotification(
                 incident=incident,
-                recipient=previous.recipient,
-                kind=kind,
-                previous=previous,
-                conversation_id=row[WIDTH + 8],
-                owner_id=row[WIDTH + 9],
-                since=incident.opened_at,
-                events=incident.events,
+                recipient=recipient,
+                notification=following,
+                conversation_id=conversation_id,
+                since=from_microseconds(since) if since else incident.opened_at,
+                events=incident.events if events is None else events,
             )
-            left -= 1
-            if not left:
-                return
+        )
+        if len(pending) == MAX_NEW_INCIDENTS:
+            break
+    return pending
 
 
-def _notification_from_row(row: Any) -> Notification:
-    return Notification(
-        recipient=row[0],
-        kind=NotificationKind(row[1]),
-        number=row[2],
-        state=NotificationState(row[3]),
-        reached=bool(row[4]),
-        attempts=row[5],
-        due_at=from_microseconds(row[6]),
-        changed_at=from_microseconds(row[7]),
-    )
+def _notification(row: list[Any]) -> Notification:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    values |= {"kind": NotificationKind(values["kind"]), "state": NotificationState(values["state"])}
+    values["changed_at"] = from_microseconds(values["changed_at"])
+    if values["told_at"] is not None:
+        values["told_at"] = from_microseconds(values["told_at"])
+    return Notification(**values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -11,9 +11,12 @@ from uuid import UUID
 
 from letopis.outbox.alerting import texts
 from letopis.outbox.alerting.incidents import LATE, IncidentKind, IncidentRecord, IncidentState, fault_class
+from letopis.outbox.retry.policy import RetryPolicy
 
 CLAIM_TIMEOUT: Final = timedelta(minutes=2)
 """A process that has been notifying a recipient for longer is taken for dead; the recipient is not notified again."""
+NOTIFICATION_POLICY: Final = RetryPolicy(base=5.0, factor=2.0, cap=3_600.0, jitter="none", attempts=32)
+"""A notification that fails is retried after 5 s, 10 s ... up to an hour, for about a day."""
 
 
 class NotificationKind(StrEnum):
@@ -26,120 +29,89 @@ class NotificationKind(StrEnum):
 class NotificationState(StrEnum):
     """How far a notification has come."""
 
-    TELLING = "telling"
+    SENDING = "sending"
     """A process is sending it, or died while it was."""
-    WAITING = "waiting"
-    """It failed and will be retried."""
-    TOLD = "told"
+    RETRYING = "retrying"
+    SENT = "sent"
     FAILED = "failed"
-    """Its retry budget is spent."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryBudget:
-    """How often a notification is attempted, and the seconds between; the default is about 20 minutes."""
-
-    attempts: int = 9
-    base: float = 5.0
-    factor: float = 2.0
-    cap: float = 600.0
-
-    def delay(self, attempts: int) -> timedelta | None:
-        """Return the wait after this many attempts, ``None`` when there is to be no other."""
-        if attempts >= self.attempts:
-            return None
-        return timedelta(seconds=min(self.cap, self.base * self.factor ** (attempts - 1)))
+    """It is not retried any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notification:
-    """The last notification of one recipient about an incident, as stored.
+    """The last notification of one recipient about an incident, as stored, or the one that is to follow it.
 
-    :ivar number: the incident's alert that it was about.
-    :ivar reached: True if the recipient was notified of the incident, or may have been when a call timed out.
-    :ivar due_at: when a failed one is retried.
+    :ivar escalations: the incident's, as it tells.
+    :ivar number: 1, and one more for each reminder since that escalation.
+    :ivar told_at: when the recipient was first notified of the incident, or may have been when a call timed out.
+    :ivar attempts: at this notification, this one included.
+    :ivar revision: as stored: a claim is for this one only.
     """
 
-    recipient: str
-    kind: NotificationKind
-    number: int
-    state: NotificationState
-    reached: bool
-    attempts: int
-    due_at: datetime
+    kind: NotificationKind = NotificationKind.STUCK
+    escalations: int = 0
+    number: int = 1
+    state: NotificationState = NotificationState.SENDING
+    told_at: datetime | None = None
+    attempts: int = 1
     changed_at: datetime
+    revision: int = 0
+
+    @property
+    def reminder(self) -> bool:
+        """True if the recipient should know all of it already."""
+        return self.kind is NotificationKind.STUCK and self.number > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingNotification:
     """One thing to tell one recipient.
 
-    :ivar previous: their last one, if any.
+    :ivar conversation_id: the conversation, or the recipient's longest pending one.
     :ivar since: when the recipient's oldest pending event was appended, for display.
     :ivar events: the recipient's pending events.
     """
 
     incident: IncidentRecord
     recipient: str
-    kind: NotificationKind
-    previous: Notification | None
+    notification: Notification
     conversation_id: str | None
-    owner_id: str | None
     since: datetime
     events: int
 
-    @property
-    def attempts(self) -> int:
-        """Which attempt at this notification it is, from 1."""
-        last = self.previous
-        retried = (
-            last is not None
-            and last.state is NotificationState.WAITING
-            and (last.kind, last.number) == (self.kind, self.number)
-        )
-        return last.attempts + 1 if last is not None and retried else 1
 
-    @property
-    def number(self) -> int:
-        """Which alert it is."""
-        if self.kind is NotificationKind.STUCK or self.previous is None:
-            return self.incident.number
-        return self.previous.number
+def next_notification(
+    incident: IncidentRecord,
+    last: Notification | None,
+    *,
+    now: datetime,
+    policy: RetryPolicy,
+    repeat: timedelta | None,
+) -> Notification | None:
+    """Return the notification that this recipient gets now, if any.
 
+    A pending incident notifies no one, and a recovery is announced to exactly those who were notified of the incident.
+    A wall clock that was set back delays no retry, and a reminder by its interval at most.
 
-def next_kind(
-    incident: IncidentRecord, previous: Notification | None, *, now: datetime, longest: timedelta, again: bool
-) -> NotificationKind | None:
-    """Return which notification this recipient gets now, if any.
-
-    A pending incident notifies no one, nothing is repeated, and a recovery is announced to exactly those who were
-    notified of the incident.
-
-    :param previous: the recipient's last notification.
-    :param longest: the longest wait between two attempts, so that a clock that jumped back delays no longer.
-    :param again: this recipient wants further alerts too: reminders, and that it got worse.
+    :param last: the recipient's last notification.
+    :param repeat: after this long the recipient is reminded, and wants to know that it got worse; ``None`` for users.
     """
-    if incident.state is IncidentState.PENDING:
+    firing = incident.state is IncidentState.FIRING
+    if last is None:
+        return Notification(escalations=incident.escalations, changed_at=now) if firing else None
+    age = now - last.changed_at
+    following = replace(last, state=NotificationState.SENDING, attempts=1, changed_at=now)
+    stuck, waits = last.kind is NotificationKind.STUCK, timedelta(seconds=policy.bound(last.attempts))
+    if firing and repeat and last.escalations < incident.escalations:
+        return replace(following, escalations=incident.escalations, number=1)
+    if last.state is NotificationState.RETRYING and firing is stuck:
+        return None if timedelta() <= age < waits else replace(following, attempts=last.attempts + 1)
+    if firing:
+        return replace(following, number=last.number + 1) if repeat and abs(age) >= repeat else None
+    sending = last.state is NotificationState.SENDING and timedelta() <= age < CLAIM_TIMEOUT  # its outcome decides
+    if not stuck or last.told_at is None or sending:
         return None
-    resolved = incident.state is IncidentState.RESOLVED
-    if previous is None:
-        return None if resolved else NotificationKind.STUCK
-    due = previous.state is NotificationState.WAITING and not now < previous.due_at <= now + longest
-    if previous.kind is NotificationKind.RECOVERED:
-        return NotificationKind.RECOVERED if due and resolved else None
-    if not resolved:
-        return NotificationKind.STUCK if due or (again and previous.number < incident.number) else None
-    if previous.state is NotificationState.TELLING and previous.changed_at <= now < previous.changed_at + CLAIM_TIMEOUT:
-        return None  # its outcome decides
-    return NotificationKind.RECOVERED if previous.reached else None
-
-
-def group_is_due(*, last: datetime | None, now: datetime, interval: timedelta) -> bool:
-    """Return True if an alert about blocked conversations may go out now, and need not wait for others to join it.
-
-    :param last: when the last one went out, if a conversation of it is still stuck.
-    """
-    return last is None or not last <= now < last + interval
+    return replace(following, kind=NotificationKind.RECOVERED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +128,7 @@ class Incident:
     :ivar since: when the recipient's oldest pending event was appended; when recovered, the incident's start.
     :ivar events: the recipient's pending events.
     :ivar reason: a sentence of ours with fault class and code, no driver text; ``late`` for events pending too long.
-    :ivar notified_at: when the first recipient was notified.
+    :ivar notified_at: when the recipient was notified of it before.
     :ivar resolved_at: when it was over.
     :ivar outcome: ``saved``, or ``skipped`` when an operator left an event out of the history; ``None`` before.
     """
@@ -187,7 +159,7 @@ class Incident:
         """True if it will not resolve without an operator."""
         if self.kind is IncidentKind.CONVERSATION_BLOCKED:
             return self.reason != LATE
-        return fault_class(self.reason) != "away"
+        return fault_class(self.reason) != "unavailable"
 
     def text(self, locale: str | None = None) -> str:
         """Return what to tell the user.
@@ -211,18 +183,18 @@ def build_incident(pending: PendingNotification, *, locale: str | None, style: t
 
     :param promise: the bot announces recoveries.
     """
-    incident = pending.incident
+    incident, (_, kind, name) = pending.incident, pending.recipient.split(":", 2)
     return Incident(
-        key=f"{incident.incident_id}/{pending.recipient}/{pending.kind}",
+        key=f"{incident.incident_id}/{pending.recipient}/{pending.notification.kind}",
         incident_id=incident.incident_id,
         kind=incident.kind,
         state=incident.state,
         conversation_id=pending.conversation_id,
-        owner_id=pending.owner_id,
+        owner_id=name if kind == "owner" else None,
         since=pending.since,
         events=pending.events,
         reason=incident.reason,
-        notified_at=incident.notified_at,
+        notified_at=pending.notification.told_at,
         resolved_at=incident.resolved_at,
         outcome=incident.outcome,
         locale=locale,

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Final
 
-from letopis.outbox.alerting.catalogue import catalogue, language_of
+from letopis.outbox.alerting.language import catalogue, language_of
 from letopis.store.database.faults import FaultClass
 
 _REASON: Final = re.compile(r"\[([^\[\]]*)\]\s*$")
@@ -24,13 +24,13 @@ def reason_in(reason: str, locale: str | None) -> str:
     language = language_of(locale)
     if language == "en":
         return reason
-    found = _REASON.search(reason)
-    words = found[1].split() if found else reason.split()
+    match = _REASON.search(reason)
+    words = match[1].split() if match else reason.split()
     name, code = words[0] if words else "", words[1] if len(words) > 1 else ""
     text = _described(name, code, language)
     if (refused := _REFUSED.search(reason)) is not None:
         text = f"{text} ({_phrases(language)[refused[1]]} {refused[2]})"
-    return f"{text} [{found[1]}]" if found else text
+    return f"{text} [{match[1]}]" if match else text
 
 
 def _described(name: str, code: str, language: str) -> str:

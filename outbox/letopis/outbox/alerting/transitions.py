@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from itertools import pairwise
+from datetime import timedelta
 
 from letopis.outbox.alerting.incidents import (
     LATE,
@@ -26,227 +25,173 @@ from letopis.store.model.identifiers import uuid7
 class Memory:
     """What a process carries from one observation to the next; a new process starts with an empty one.
 
-    All times are seconds on the monotonic clock.
+    Names that end in ``_at`` are readings of ``watched``, which no wall clock and no pause of the process moves.
 
     :ivar monotonic: the clock at the last observation.
-    :ivar ran: seconds watched so far.
-    :ivar elapsed: seconds since the observation before.
+    :ivar watched: seconds watched so far; ``elapsed``: those since the observation before.
     :ivar samples: (seconds watched, newest position): an event at or before the position is at least that old.
-    :ivar heard: seconds watched when a relay last showed life; ``None`` before the first time.
-    :ivar dead: seconds without a sign of life while something was deliverable.
-    :ivar stalled: seconds without progress while something was deliverable and the store not known to be down.
-    :ivar steady: seconds with the store up and the relay at work, without a break.
-    :ivar held: seconds counted for a pending outage.
-    :ivar calm: seconds since the cause of an open incident went away, by kind.
+    :ivar alive_at: when a relay last showed life; ``None`` before the first time.
+    :ivar progress_at: when a relay last delivered, or had no store to deliver to.
+    :ivar idle_at: when nothing was deliverable last.
+    :ivar troubled_at: by kind, when the cause of such an incident was last there, or not known to be gone.
+    :ivar outage_seconds: how long the store of a pending incident has been down.
     """
 
     monotonic: float | None = None
-    ran: float = 0.0
+    watched: float = 0.0
     elapsed: float = 0.0
     samples: tuple[tuple[float, int], ...] = ()
     relay: RelayView | None = None
-    heard: float | None = None
-    dead: float = 0.0
-    stalled: float = 0.0
-    steady: float = 0.0
-    held: float = 0.0
-    calm: Mapping[IncidentKind, float] = field(default_factory=dict)
+    alive_at: float | None = None
+    progress_at: float = 0.0
+    idle_at: float = 0.0
+    troubled_at: Mapping[IncidentKind, float] = field(default_factory=dict)
+    outage_seconds: float = 0.0
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which something was deliverable, and no relay showed life, or none delivered."""
+        return self.watched - max(self.idle_at, min(self.alive_at or 0.0, self.progress_at))
 
 
 def tick(memory: Memory, *, monotonic: float, rules: Rules) -> Memory:
     """Return the memory at the start of a new observation; call it first, with the monotonic clock."""
     passed = 0.0 if memory.monotonic is None else monotonic - memory.monotonic
     elapsed = min(max(passed, 0.0), rules.longest_step)
-    return replace(memory, monotonic=monotonic, elapsed=elapsed, ran=memory.ran + elapsed)
+    return replace(memory, monotonic=monotonic, elapsed=elapsed, watched=memory.watched + elapsed)
 
 
 def late_before(memory: Memory, rules: Rules) -> int:
     """Return the position up to which every event is known to be at least ``stuck_after`` old; 0 if none is."""
-    return max((position for ran, position in memory.samples if ran <= memory.ran - rules.stuck_after), default=0)
+    return max((position for at, position in memory.samples if at <= memory.watched - rules.stuck_after), default=0)
 
 
 def evaluate(memory: Memory, seen: Observation, rules: Rules) -> tuple[Memory, tuple[Change, ...]]:
     """Return the next memory and the incidents that change. Neither holds before the changes are stored."""
     memory = _note_relay(memory, seen, rules)
-    open_incidents = {(incident.kind, incident.conversation_id): incident for incident in seen.open}
-    changes: list[Change] = []
     down = _store_is_down(memory, seen, rules)
-    silent = seen.deliverable > 0 and max(memory.dead, memory.stalled) >= rules.silent_after
-    found: dict[IncidentKind, IncidentRecord | None] = {}
-    for kind, bad in ((IncidentKind.STORE_DOWN, down), (IncidentKind.RELAY_SILENT, silent)):
-        before = after = open_incidents.get((kind, None))
-        if before is not None:
-            memory, after = _follow_global(before, bad, memory, seen, rules)
-        else:
-            memory = replace(memory, calm={key: value for key, value in memory.calm.items() if key is not kind})
-            if bad and (kind is IncidentKind.STORE_DOWN or rules.watch_relay):
-                after = _open_wide(kind, memory, seen, rules)
-        if after is not None and after is not before:
-            changes.append(Change(before=before, after=after))
-        found[kind] = after
-
-    store = found[IncidentKind.STORE_DOWN]
-    pending = store is not None and store.state is IncidentState.PENDING
-    troubled = bool(down) or silent or any(incident is not None and incident.fires for incident in found.values())
+    silent = seen.deliverable > 0 and memory.silence >= rules.silent_after
+    trouble = {IncidentKind.STORE_DOWN: down, IncidentKind.RELAY_SILENT: silent}
+    incidents = {incident.kind: incident for incident in seen.open if incident.kind in trouble}
+    outage = incidents.get(IncidentKind.STORE_DOWN)
+    lasted = memory.outage_seconds + (memory.elapsed if down else 0.0)
     memory = replace(
-        memory, steady=0.0 if troubled else memory.steady + memory.elapsed, held=memory.held if pending else 0.0
+        memory,
+        troubled_at={
+            kind: memory.troubled_at.get(kind, 0.0) if bad is False else memory.watched for kind, bad in trouble.items()
+        },
+        outage_seconds=lasted if outage is not None and outage.state is IncidentState.PENDING else 0.0,
     )
-    if not (down and (store is None or pending)):
-        changes.extend(Change(before=None, after=_open_lane(lane, seen)) for lane in seen.blocked)
-    if memory.steady >= rules.stuck_after:
-        changes.extend(Change(before=None, after=_open_lane(lane, seen)) for lane in seen.late if not lane.blocked)
+    changes: list[Change] = []
+    for kind, bad in trouble.items():
+        before = after = incidents.get(kind)
+        if before is not None:
+            after = _follow_global(before, bad, memory, seen, rules)
+        elif bad and (kind is IncidentKind.STORE_DOWN or rules.watch_relay):
+            after = _open_global(kind, memory, seen, rules)
+        if after is not None and after != before:
+            changes.append(Change(before=before, after=after))
+            incidents[kind] = after
+
+    # A short outage may be what blocks them.
+    outage = incidents.get(IncidentKind.STORE_DOWN)
+    stuck = () if down and (outage is None or outage.state is IncidentState.PENDING) else seen.blocked
+    if memory.watched - max(memory.troubled_at.values()) >= rules.stuck_after:
+        stuck += tuple(lane for lane in seen.late if not lane.blocked)
+    changes.extend(Change(before=None, after=_open_lane(lane)) for lane in stuck)
     for incident in seen.open:
         if incident.kind is IncidentKind.CONVERSATION_BLOCKED:
-            after = _follow_lane(incident, seen.lanes.get(incident.conversation_id or ""), seen.now, rules)
-        elif incident.kind is IncidentKind.HISTORY_INCOMPLETE:
-            after = _remind(incident, _touched(incident, seen.now), worse=False, now=seen.now, rules=rules)
-        else:
-            continue
-        if after is not incident:
-            changes.append(Change(before=incident, after=after))
+            followed = _follow_lane(incident, seen.lanes.get(incident.conversation_id or ""), seen)
+            if followed != incident:
+                changes.append(Change(before=incident, after=followed))
     return memory, tuple(changes)
 
 
 def _note_relay(memory: Memory, seen: Observation, rules: Rules) -> Memory:
-    """Count how long no relay has shown life or progress, and note how old the events are by now."""
-    before, after = memory.relay, seen.relay
-    lives = moves = False
+    before, after, watched = memory.relay, seen.relay, memory.watched
+    alive = progressed = False
     if before is not None and after is not None:
-        lives = (before.incarnation, before.heartbeat_at) != (after.incarnation, after.heartbeat_at)
-        moves = (before.progress_at, before.delivered) != (after.progress_at, after.delivered)
+        progressed = (before.progress_at, before.delivered) != (after.progress_at, after.delivered)
+        alive = progressed or (before.incarnation, before.heartbeat_at) != (after.incarnation, after.heartbeat_at)
     elif after is not None:
-        lives = memory.elapsed > 0  # the first relay ever; at the first look it may be the row of a dead one
-    heard = memory.ran if lives or moves else memory.heard
-    waits = seen.deliverable > 0
-    refused = seen.breaker is not None and seen.breaker.state != "closed"
-    dead = 0.0 if lives or moves or not waits else memory.dead + memory.elapsed
-    stalled = 0.0 if moves or refused or not waits else memory.stalled + memory.elapsed
-    samples = _pruned((*memory.samples, (memory.ran, seen.newest)), memory.ran - rules.stuck_after)
-    return replace(memory, relay=after, heard=heard, dead=dead, stalled=stalled, samples=samples)
-
-
-def _pruned(samples: tuple[tuple[float, int], ...], limit: float) -> tuple[tuple[float, int], ...]:
-    """Drop the samples older than the last one at or before ``limit``."""
-    first = 0
-    for index, (_, (ran, _)) in enumerate(pairwise(samples), start=1):
-        if ran <= limit:
-            first = index
-    return samples[first:]
+        alive = watched > 0  # the first relay ever; at the first look it may be the row of a dead one
+    unavailable = seen.breaker is not None and seen.breaker.state != "closed"
+    old = [sample for sample in memory.samples if sample[0] <= watched - rules.stuck_after]
+    return replace(
+        memory,
+        relay=after,
+        samples=(*old[-1:], *memory.samples[len(old) :], (watched, seen.newest)),
+        alive_at=watched if alive else memory.alive_at,
+        progress_at=watched if progressed or unavailable else memory.progress_at,
+        idle_at=memory.idle_at if seen.deliverable else watched,
+    )
 
 
 def _store_is_down(memory: Memory, seen: Observation, rules: Rules) -> bool | None:
     """Return True if the store is down; ``None`` when no relay that would know has shown life lately."""
-    known = seen.live or (memory.heard is not None and memory.ran - memory.heard < rules.silent_after)
+    known = seen.live or (memory.alive_at is not None and memory.watched - memory.alive_at < rules.silent_after)
     if seen.breaker is None or not known:
         return None
     if seen.breaker.state == "closed":
         return False
-    return seen.events > 0 or fault_class(seen.breaker.reason) != "away"
+    return seen.events > 0 or fault_class(seen.breaker.reason) != "unavailable"
 
 
-def _open_wide(kind: IncidentKind, memory: Memory, seen: Observation, rules: Rules) -> IncidentRecord:
-    reason, since, hold = None, seen.now - timedelta(seconds=max(memory.dead, memory.stalled)), 0.0
+def _open_global(kind: IncidentKind, memory: Memory, seen: Observation, rules: Rules) -> IncidentRecord:
+    reason, since = None, seen.now - timedelta(seconds=memory.silence)
     if kind is IncidentKind.STORE_DOWN and seen.breaker is not None:
         reason, since = seen.breaker.reason, seen.breaker.since or seen.now
-        hold = rules.hold if fault_class(reason) == "away" else 0.0
-    incident = IncidentRecord(
-        incident_id=uuid7(),
-        kind=kind,
-        reason=reason,
-        events=seen.events,
-        conversations=seen.conversations,
-        opened_at=since,
-        changed_at=seen.now,
-    )
-    return incident if hold > 0 else _fired(incident, seen.now)
+    incident = IncidentRecord(incident_id=uuid7(), kind=kind, reason=reason, opened_at=since, events=seen.events)
+    return _fired(incident, memory, rules)
 
 
-def _open_lane(lane: LaneView, seen: Observation) -> IncidentRecord:
-    incident = IncidentRecord(
+def _fired(incident: IncidentRecord, memory: Memory, rules: Rules) -> IncidentRecord:
+    """Return a pending incident as firing, unless it is an outage that may still be a short one."""
+    may_be_short = incident.kind is IncidentKind.STORE_DOWN and fault_class(incident.reason) == "unavailable"
+    if may_be_short and memory.outage_seconds < rules.hold:
+        return incident
+    return replace(incident, state=IncidentState.FIRING)
+
+
+def _open_lane(lane: LaneView) -> IncidentRecord:
+    return IncidentRecord(
         incident_id=uuid7(),
         kind=IncidentKind.CONVERSATION_BLOCKED,
         conversation_id=lane.conversation_id,
         owner_id=lane.owner_id,
+        state=IncidentState.FIRING,
         reason=lane.reason if lane.blocked else LATE,
         events=lane.head - lane.delivered,
-        conversations=1,
         mark=lane.head,
         opened_at=lane.since,
-        changed_at=seen.now,
     )
-    return _fired(incident, seen.now)
 
 
-def _fired(incident: IncidentRecord, now: datetime) -> IncidentRecord:
-    return replace(incident, state=IncidentState.FIRING, number=1, why="opened", changed_at=now)
+def _resolved(incident: IncidentRecord, seen: Observation) -> IncidentRecord:
+    return replace(incident, state=IncidentState.RESOLVED, outcome=incident.outcome or "saved", resolved_at=seen.now)
 
 
-def _resolved(incident: IncidentRecord, now: datetime) -> IncidentRecord:
-    outcome = incident.outcome or "saved"
-    return replace(_touched(incident, now), state=IncidentState.RESOLVED, outcome=outcome, resolved_at=now)
-
-
-def _touched(incident: IncidentRecord, now: datetime) -> IncidentRecord:
-    return replace(incident, changed_at=now, revision=incident.revision + 1)
+def _with_reason(incident: IncidentRecord, reason: str | None) -> IncidentRecord:
+    """Return an incident with the reason that it has now; one of another class is worth a further alert."""
+    escalated = incident.state is IncidentState.FIRING and fault_class(reason) != fault_class(incident.reason)
+    return replace(incident, reason=reason, escalations=incident.escalations + escalated)
 
 
 def _follow_global(
     incident: IncidentRecord, bad: bool | None, memory: Memory, seen: Observation, rules: Rules
-) -> tuple[Memory, IncidentRecord]:
-    """Return the memory and the next state of the incident; the same object when nothing has to be stored."""
-    calm = 0.0 if bad else memory.calm.get(incident.kind, 0.0) + (memory.elapsed if bad is False else 0.0)
-    memory = replace(memory, calm={**memory.calm, incident.kind: calm})
-    if bad is False and calm >= rules.resolve_after:
-        over = _resolved(incident, seen.now)
-        return memory, replace(over, mark=seen.newest, events=seen.events, conversations=seen.conversations)
-    reason = incident.reason
-    if bad and incident.kind is IncidentKind.STORE_DOWN and seen.breaker is not None:
-        # Between faults that need an operator a store is often merely unavailable: neither that nor its end is news.
-        reason = (
-            incident.reason if fault_class(seen.breaker.reason) == "away" and incident.fires else seen.breaker.reason
-        )
-    fresh = _touched(incident, seen.now)
-    fresh = replace(fresh, reason=reason, events=seen.events, conversations=seen.conversations)
-    if incident.state is IncidentState.PENDING:
-        # Two processes count the same seconds, so the greater count is taken and not the sum; stored, so that a bot
-        # that restarts all the time still gets there.
-        held = max(incident.ran, memory.held + (memory.elapsed if bad else 0.0))
-        memory = replace(memory, held=held)
-        if bad and held >= (rules.hold if fault_class(reason) == "away" else 0.0):
-            return memory, replace(_fired(fresh, seen.now), ran=0.0)
-        return memory, replace(fresh, ran=held) if held > incident.ran else incident
-    worse = bool(bad) and fault_class(reason) not in {fault_class(incident.reason), "away"}
-    if bad is False:
-        return memory, incident
-    return memory, _remind(incident, fresh, worse=worse, now=seen.now, rules=rules)
-
-
-def _follow_lane(incident: IncidentRecord, lane: LaneView | None, now: datetime, rules: Rules) -> IncidentRecord:
-    """Return the next state of a conversation's incident; the same object when nothing has to be stored."""
-    if lane is None or (lane.delivered >= incident.mark and not lane.blocked):
-        return replace(_resolved(incident, now), events=lane.head - lane.delivered if lane else 0)
-    fresh = replace(
-        _touched(incident, now),
-        reason=lane.reason if lane.blocked else incident.reason,
-        events=lane.head - lane.delivered,
-        mark=lane.head if lane.delivered >= incident.mark else incident.mark,
-        owner_id=lane.owner_id,
-    )
-    worse = lane.blocked and fault_class(fresh.reason) != fault_class(incident.reason)
-    return _remind(incident, fresh, worse=worse, now=now, rules=rules)
-
-
-def _remind(
-    incident: IncidentRecord, fresh: IncidentRecord, *, worse: bool, now: datetime, rules: Rules
 ) -> IncidentRecord:
-    """Make the next alert of an incident that has fired due: as a reminder, or because it got worse."""
-    # After a wall clock was set back, times in its future count for nothing: a reminder must not wait until then.
-    first = incident.notified_at if incident.notified_at is not None and incident.notified_at <= now else None
-    repeats = rules.reminders_after(now - (first or incident.changed_at))
-    if first is not None and now >= incident.changed_at:
-        repeats = max(repeats, incident.repeats)  # one was due before the first notification arrived
-    if worse or repeats > incident.repeats:
-        return replace(fresh, number=incident.number + 1, repeats=repeats, why="worse" if worse else "repeat")
-    fresh = replace(fresh, repeats=repeats)
-    changed = (fresh.repeats, fresh.mark, fresh.reason) != (incident.repeats, incident.mark, incident.reason)
-    return fresh if changed or now < incident.changed_at else incident
+    if bad is False and memory.watched - memory.troubled_at[incident.kind] >= rules.resolve_after:
+        return replace(_resolved(incident, seen), mark=seen.newest)
+    if bad and incident.kind is IncidentKind.STORE_DOWN and seen.breaker is not None:
+        reason = seen.breaker.reason
+        # Between faults that need an operator a store is often merely unavailable: neither that nor its end is news.
+        if incident.state is IncidentState.PENDING or fault_class(reason) != "unavailable":
+            incident = _with_reason(incident, reason)
+    return _fired(incident, memory, rules) if bad and incident.state is IncidentState.PENDING else incident
+
+
+def _follow_lane(incident: IncidentRecord, lane: LaneView | None, seen: Observation) -> IncidentRecord:
+    if lane is None or (lane.delivered >= incident.mark and not lane.blocked):
+        return _resolved(incident, seen)
+    followed = _with_reason(incident, lane.reason) if lane.blocked else incident
+    return replace(followed, mark=lane.head) if lane.delivered >= incident.mark else followed

@@ -70,8 +70,8 @@ def test(channels: tuple[str, ...], private: bool | None) -> None:
 
 
 async def _try_all(channels: Sequence[Channel], outbox: str, language: str) -> list[dict[str, Any]]:
+    from letopis.outbox.alerting.alert_message import trial_alert
     from letopis.outbox.alerting.channels import Alert
-    from letopis.outbox.alerting.texts import trial_alert
     from letopis.outbox.concurrency.callbacks import call_with_timeout
     from letopis.store.model.identifiers import uuid7
 

@@ -19,8 +19,8 @@ _abandoned: Final[set[asyncio.Future[Any]]] = set()
 class CallOutcome:
     """The outcome of a call.
 
-    :ivar done: ``True`` if it returned, ``False`` if it raised, ``None`` if it may have done its work: it did not end
-        in time, or raised an error with a true ``unsure``.
+    :ivar done: ``True`` if it returned, ``False`` if it raised, ``None`` if it did not end in time, so that it may have
+        done its work.
     :ivar error: the text of an error of ours; of any other only the type, because its text may quote anything.
     """
 
@@ -51,7 +51,7 @@ async def call_with_timeout(fn: Callable[..., Any], *args: Any, seconds: float) 
     if error is None:
         return CallOutcome(done=True)
     text = str(error) if isinstance(error, LetopisError) else type(error).__name__
-    return CallOutcome(done=None if getattr(error, "unsure", False) is True else False, error=text)
+    return CallOutcome(done=False, error=text)
 
 
 async def run_in_daemon_thread(fn: Callable[..., Any], *args: Any, name: str = "letopis-call") -> Any:

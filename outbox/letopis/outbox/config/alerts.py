@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from letopis.outbox.alerting.catalogue import LANGUAGES
+from letopis.outbox.alerting.language import LANGUAGES
 from letopis.outbox.alerting.texts import Style
 from letopis.outbox.config.schema import check_table, read_secrets
 from letopis.store.errors import ConfigurationError

@@ -107,7 +107,7 @@ class Daemon:
         self._fleet = fleet or Fleet(monotonic=self._clock.monotonic)
         self._scanner = OutboxScanner(monotonic=self._clock.monotonic)
         self._retired = RelayStats()
-        self._retired_alerts = {"told": 0, "failed": 0}
+        self._retired_alerts = {"sent": 0, "failed": 0}
         self._reloads: set[asyncio.Task[None]] = set()
         self._reload_lock = asyncio.Lock()
         self._reload_failed = False

@@ -90,7 +90,7 @@ class HealthSnapshot:
     :ivar breakers: number of stores by the state of their breaker.
     :ivar open_seconds: since the first breaker that is not closed opened.
     :ivar relay: totals since the process began, including files that are no longer served.
-    :ivar alerts: ``told`` and ``failed`` since the process began.
+    :ivar alerts: ``sent`` and ``failed`` since the process began.
     :ivar listed: the files, each with its condition and its store, at most ``MAX_LISTED_FILES``.
     :ivar store_tasks: long rewinds and deletions that a store has not finished, of the store with most.
     :ivar store_rows: rows left of them.

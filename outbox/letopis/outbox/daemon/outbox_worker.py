@@ -150,7 +150,7 @@ class OutboxWorker:
         """How many notifications of operators arrived, and how many calls failed."""
         watch = self._watch
         return {
-            "told": self._notified + (0 if watch is None else watch.told),
+            "sent": self._notified + (0 if watch is None else watch.sent),
             "failed": self._failed + (0 if watch is None else watch.failed),
         }
 
@@ -295,7 +295,7 @@ class OutboxWorker:
     def may_rest(self) -> bool:
         """Whether the turn may end as soon as the batch in flight is done."""
         watch = self._watch
-        return watch is not None and watch.looked and not watch.telling and not self._takes_over
+        return watch is not None and watch.looks > 0 and not watch.sending and not self._takes_over
 
     @property
     def _takes_over(self) -> bool:
@@ -414,7 +414,7 @@ class OutboxWorker:
             self._memory = self._relay.memory
         self._past_relays, self._relay = self.stats, None
         if self._watch is not None:
-            self._notified += self._watch.told
+            self._notified += self._watch.sent
             self._failed += self._watch.failed
             self._observed, self._watch = self._watch.memory, None
         await self._close()

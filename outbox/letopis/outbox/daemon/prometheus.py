@@ -54,7 +54,7 @@ METRICS: Final = (
     Metric("letopis_incidents_open", "gauge", "kind", lambda f: f.incidents,
            "Open incidents, by kind."),
     Metric("letopis_alerts_total", "counter", "outcome", lambda f: f.alerts,
-           "Notifications of operators by this process: told, or a failed call."),
+           "Notifications of operators by this process: sent, or a failed call."),
     Metric("letopis_relay_delivered_events_total", "counter", "", lambda f: f.relay.delivered,
            "Events that the history store accepted and that were acknowledged."),
     Metric("letopis_relay_duplicates_absorbed_total", "counter", "", lambda f: f.relay.duplicates,

@@ -137,29 +137,18 @@ incidents: Final = sa.Table(
     sa.Column("incident_id", Id16, primary_key=True),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("conversation_id", sa.Text),
-    sa.Column("owner_id", sa.Text),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
-    sa.Column("events", sa.Integer, nullable=False),
-    sa.Column("conversations", sa.Integer, nullable=False),
-    # Microseconds that processes have watched it in its present state: no clock jump adds to it, no restart resets it.
-    sa.Column("ran", sa.Integer, nullable=False),
-    # The alert that operators are due: 1 once it fires, one more for each repeat and escalation; and its reason.
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("repeats", sa.Integer, nullable=False),
-    sa.Column("why", sa.Text),
+    # Raised when the fault becomes another one that needs an operator: that is worth a further alert.
+    sa.Column("escalations", sa.Integer, nullable=False),
     # For a conversation the sequence whose delivery ends it, otherwise the position up to which events are part of it.
     sa.Column("mark", sa.Integer, nullable=False),
     sa.Column("outcome", sa.Text),
     sa.Column("opened_at", sa.Integer, nullable=False),
-    sa.Column("changed_at", sa.Integer, nullable=False),
-    sa.Column("notified_at", sa.Integer),
     sa.Column("resolved_at", sa.Integer),
     # Raised by each change: an UPDATE names the revision it was decided on, so two processes never both win.
     sa.Column("revision", sa.Integer, nullable=False),
-    sa.CheckConstraint(
-        "state IN ('pending', 'firing', 'notified', 'resolved')", name="ck_letopis_outbox_incidents_state"
-    ),
+    sa.CheckConstraint("state IN ('pending', 'firing', 'resolved')", name="ck_letopis_outbox_incidents_state"),
     # At most one open incident per key, whichever process raises it.
     sa.Index(
         "uq_letopis_outbox_incidents_open",
@@ -171,27 +160,35 @@ incidents: Final = sa.Table(
     sa.Index("ix_letopis_outbox_incidents_resolved", "resolved_at", sqlite_where=sa.text("resolved_at IS NOT NULL")),
 )
 
-notices: Final = sa.Table(
-    "letopis_outbox_notices",
+notifications: Final = sa.Table(
+    "letopis_outbox_notifications",
     metadata,
     # One row per incident and recipient, so that a restart or a second process notifies no recipient twice.
     sa.Column("incident_id", Id16, primary_key=True),
     sa.Column("recipient", sa.Text, primary_key=True),
     sa.Column("conversation_id", sa.Text),
-    sa.Column("owner_id", sa.Text),
-    sa.Column("word", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    # What it told: the incident's escalations, and which alert since the last of these.
+    sa.Column("escalations", sa.Integer, nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
-    # 0 no, 1 perhaps (the process died or the call timed out), 2 yes: who was notified is notified of the end.
-    sa.Column("reached", sa.Integer, nullable=False),
+    # When the recipient was first notified, or may have been (the process died or the call timed out): they, and no
+    # others, are notified of the end.
+    sa.Column("told_at", sa.Integer),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("due_at", sa.Integer, nullable=False),
     sa.Column("changed_at", sa.Integer, nullable=False),
-    # Set once no notification is left for this recipient.
-    sa.Column("closed_at", sa.Integer),
-    sa.CheckConstraint("word IN ('stuck', 'recovered')", name="ck_letopis_outbox_notices_word"),
-    sa.CheckConstraint("state IN ('telling', 'waiting', 'told', 'failed')", name="ck_letopis_outbox_notices_state"),
-    sa.Index("ix_letopis_outbox_notices_open", "recipient", sqlite_where=sa.text("closed_at IS NULL")),
+    # Raised by each claim and each outcome, as that of an incident.
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.CheckConstraint("kind IN ('stuck', 'recovered')", name="ck_letopis_outbox_notifications_kind"),
+    sa.CheckConstraint(
+        "state IN ('sending', 'retrying', 'sent', 'failed')", name="ck_letopis_outbox_notifications_state"
+    ),
+    # Of those who may get another notification.
+    sa.Index(
+        "ix_letopis_outbox_notifications_active",
+        "recipient",
+        sqlite_where=sa.text("kind = 'stuck' OR state = 'retrying'"),
+    ),
 )
 
 repairs: Final = sa.Table(

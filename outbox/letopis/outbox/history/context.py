@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import tzinfo
 from typing import TYPE_CHECKING, Final, Protocol
 
-from letopis.outbox.alerting.catalogue import language_of
+from letopis.outbox.alerting.language import language_of
 from letopis.store.errors import InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.messages import INSTRUCTIONS

@@ -10,18 +10,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
-from letopis.outbox.alerting.alert_message import build_alert
 from letopis.outbox.alerting.channels import Alert, AlertFailed, AppriseChannel, open_channels
-from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, IncidentState
-from letopis.outbox.alerting.notifications import NotificationKind, PendingNotification
 from letopis.outbox.config.alerts import AlertSettings, load_alerts
 from letopis.store.errors import ConfigurationError
 
@@ -90,7 +86,6 @@ async def test_a_channel_that_refuses_or_redirects_is_an_error_without_its_addre
         await channel.send(ALERT)
 
     assert SECRET not in str(failed.value)
-    assert not failed.value.unsure
     assert [path.partition("?")[0] for path, *_ in site.asked] == [f"/{SECRET}"], "once, and to no other place"
 
 
@@ -172,77 +167,6 @@ def test_apprise_is_imported_only_where_it_is_used() -> None:
     code = "import sys, letopis.outbox.alerting.monitor; sys.exit('apprise' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def errand(
-    name: str | None, *, number: int = 1, kind: IncidentKind = IncidentKind.CONVERSATION_BLOCKED, **changes: Any
-) -> PendingNotification:
-    incident = IncidentRecord(
-        incident_id=UUID(int=len(name or "")),
-        kind=kind,
-        conversation_id=name,
-        state=IncidentState.FIRING,
-        reason="the data was refused [poison 22021]",
-        events=2,
-        conversations=7,
-        number=number,
-        why="opened",
-        opened_at=START,
-        changed_at=START,
-    )
-    return PendingNotification(
-        incident=replace(incident, **changes),
-        recipient="channel:x",
-        kind=NotificationKind.RECOVERED if changes.get("state") is IncidentState.RESOLVED else NotificationKind.STUCK,
-        previous=None,
-        conversation_id=name,
-        owner_id=None,
-        since=START,
-        events=2,
-    )
-
-
-def test_an_alert_about_one_thing_has_a_key_of_its_own() -> None:
-    now, away = START + timedelta(minutes=31), "it cannot be reached [unavailable refused]"
-    alerts = [
-        build_alert([one], outbox="bot.outbox.db", told=0, now=now, locale="en")
-        for one in (
-            errand(None, kind=IncidentKind.STORE_DOWN, reason=away),
-            errand(None, kind=IncidentKind.STORE_DOWN, reason=away, number=2, why="repeat"),
-            errand(
-                None,
-                kind=IncidentKind.STORE_DOWN,
-                reason=away,
-                state=IncidentState.RESOLVED,
-                resolved_at=START + timedelta(minutes=30),
-            ),
-        )
-    ]
-
-    assert len({alert.key for alert in alerts}) == 3
-    assert [alert.title for alert in alerts] == [
-        "Letopis: The history store is down",
-        "Letopis: still: The history store is down",
-        "Letopis: The history store is back",
-    ]
-    assert "for 31 minutes" in alerts[0].text
-    assert "It lasted 30 minutes." in alerts[2].text
-    assert alerts[0].facts["conversations"] == 7
-    assert json.loads(json.dumps(dict(alerts[0].facts)))["kind"] == "store_down"
-
-
-def test_an_alert_about_several_conversations_names_some_of_them() -> None:
-    group = [errand("c" * number) for number in range(1, 9)]
-    first = build_alert(group, outbox="b", told=0, now=START, locale="ru")
-    again = build_alert(list(reversed(group)), outbox="b", told=0, now=START, locale="ru")
-    later = build_alert(group[:1], outbox="b", told=20, now=START, locale="ru")
-
-    assert first.title == "Letopis: 8 разговоров не сохраняются"
-    assert "16 сообщений в 8 разговорах" in first.text
-    assert first.text.count("\n- ") == 6
-    assert "- и ещё 3" in first.text
-    assert first.key == again.key
-    assert later.title == "Letopis: 21 разговор не сохраняется"
 
 
 def test_settings_come_from_the_command_line_then_the_environment_then_the_file(tmp_path: Path) -> None:

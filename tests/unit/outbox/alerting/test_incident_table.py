@@ -1,4 +1,4 @@
-"""Incidents and notices in the outbox file: what is kept, and that only one of two processes notifies."""
+"""Incidents and notifications in the outbox file: what is kept, and that only one of two processes notifies."""
 
 from __future__ import annotations
 
@@ -28,22 +28,25 @@ from letopis.outbox.alerting.incidents import (
 )
 from letopis.outbox.alerting.notification_table import (
     claim,
-    close_unheard,
-    notified_conversations,
     pending_for_channel,
     pending_for_users,
     record_outcome,
 )
-from letopis.outbox.alerting.notifications import CLAIM_TIMEOUT, NotificationKind, PendingNotification, RetryBudget
+from letopis.outbox.alerting.notifications import (
+    CLAIM_TIMEOUT,
+    NotificationKind,
+    PendingNotification,
+)
 from letopis.outbox.alerting.transitions import Memory, evaluate, tick
 from letopis.outbox.event_log import schema
+from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.model.events import to_microseconds
 from letopis.store.model.identifiers import uuid7
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
-LONGEST = timedelta(minutes=10)
+DAY = timedelta(days=1)
 CHANNEL = "channel:0123456789ab"
-BUDGET = RetryBudget(attempts=3)
+POLICY = RetryPolicy(base=5, cap=600, jitter="none", attempts=2)
 
 
 @pytest.fixture
@@ -119,10 +122,7 @@ def fire(
         kind=kind,
         conversation_id=name,
         state=IncidentState.FIRING,
-        number=1,
-        why="opened",
         opened_at=START,
-        changed_at=START,
     )
     case = replace(case, **values)  # type: ignore[arg-type]
     assert len(write_changes(connection, [Change(before=None, after=case)])) == 1
@@ -132,24 +132,28 @@ def fire(
 def end(connection: sa.Connection, case: IncidentRecord, *, mark: int = 0) -> IncidentRecord:
     """Keep that an incident, whatever became of it meanwhile, is over."""
     (now,) = (one for one in open_incidents(connection) if one.incident_id == case.incident_id)
-    over = replace(
-        now, state=IncidentState.RESOLVED, resolved_at=START, mark=mark or now.mark, revision=now.revision + 1
-    )
+    over = replace(now, state=IncidentState.RESOLVED, resolved_at=START, mark=mark or now.mark)
     assert len(write_changes(connection, [Change(before=now, after=over)])) == 1
     return over
 
 
-def users(connection: sa.Connection, *, late_before: int = 0, now: datetime = START) -> tuple[PendingNotification, ...]:
-    return pending_for_users(connection, now=now, longest=LONGEST, late_before=late_before)
+def users(connection: sa.Connection, *, late_before: int = 0, now: datetime = START) -> list[PendingNotification]:
+    return pending_for_users(connection, now=now, policy=POLICY, late_before=late_before)
 
 
-def operators(connection: sa.Connection, *, now: datetime = START) -> tuple[PendingNotification, ...]:
-    return pending_for_channel(connection, CHANNEL, now=now, longest=LONGEST)
+def operators(connection: sa.Connection, *, now: datetime = START) -> list[PendingNotification]:
+    return pending_for_channel(connection, CHANNEL, now=now, policy=POLICY, repeat=DAY)
 
 
-def tell(connection: sa.Connection, pending: tuple[PendingNotification, ...], *, told: bool | None = True) -> None:
-    assert claim(connection, pending, now=START) == pending
-    record_outcome(connection, pending, told=told, now=START, budget=BUDGET)
+def kind_of(pending: PendingNotification) -> NotificationKind:
+    return pending.notification.kind
+
+
+def tell(
+    connection: sa.Connection, pending: list[PendingNotification], *, told: bool | None = True, now: datetime = START
+) -> None:
+    assert list(claim(connection, pending, now=now)) == pending
+    record_outcome(connection, pending, told=told, now=now, policy=POLICY)
 
 
 def test_an_incident_comes_back_as_it_was_kept(connection: sa.Connection) -> None:
@@ -157,16 +161,26 @@ def test_an_incident_comes_back_as_it_was_kept(connection: sa.Connection) -> Non
         connection,
         IncidentKind.CONVERSATION_BLOCKED,
         "a",
-        owner_id="1",
         reason="poison",
-        events=3,
-        conversations=1,
-        ran=12.5,
-        repeats=2,
+        escalations=2,
         mark=7,
     )
 
-    assert open_incidents(connection) == (case,)
+    assert open_incidents(connection) == (replace(case, conversations=1),)
+
+
+def test_an_incident_is_shown_with_what_is_pending_now(connection: sa.Connection) -> None:
+    for name, owner in (("a", "1"), ("b", "2")):
+        add_lane(connection, name, owner=owner, head=3, delivered=1, state="blocked", fault="x [poison 1]")
+        fire(connection, IncidentKind.CONVERSATION_BLOCKED, name, mark=3)
+    add_lane(connection, "c", head=5)
+    fire(connection)
+    shown = [(one.conversation_id, one.owner_id, one.events, one.conversations) for one in open_incidents(connection)]
+    assert shown == [(None, None, 9, 3), ("a", "1", 2, 2), ("b", "2", 2, 2)]
+
+    set_lane(connection, "a", owner_id="9", delivered=2)
+    (a,) = (one for one in open_incidents(connection) if one.conversation_id == "a")
+    assert (a.owner_id, a.events) == ("9", 1)
 
 
 def test_a_key_has_one_open_incident(connection: sa.Connection) -> None:
@@ -180,12 +194,12 @@ def test_a_key_has_one_open_incident(connection: sa.Connection) -> None:
 
 def test_a_change_that_was_decided_on_something_else_is_not_kept(connection: sa.Connection) -> None:
     case = fire(connection)
-    one = Change(before=case, after=replace(case, number=2, why="repeat", revision=1))
-    other = Change(before=case, after=replace(case, state=IncidentState.RESOLVED, resolved_at=START, revision=1))
+    one = Change(before=case, after=replace(case, escalations=1))
+    other = Change(before=case, after=replace(case, state=IncidentState.RESOLVED, resolved_at=START))
 
     assert write_changes(connection, [one]) == (one,)
     assert write_changes(connection, [other]) == ()
-    assert open_incidents(connection) == (one.after,)
+    assert open_incidents(connection) == (replace(one.after, revision=1),)
 
 
 def test_a_look_shows_what_is_owed_and_what_is_blocked(connection: sa.Connection) -> None:
@@ -196,7 +210,7 @@ def test_a_look_shows_what_is_owed_and_what_is_blocked(connection: sa.Connection
     add_lane(connection, "rest", head=2, state="paused")
     seen = read_observation(connection, now=START, late_before=0)
 
-    assert (seen.events, seen.conversations, seen.deliverable, seen.newest) == (9, 4, 1, 9)
+    assert (seen.events, seen.deliverable, seen.newest) == (9, 1, 9)
     assert {(lane.conversation_id, lane.owner_id, lane.reason) for lane in seen.blocked} == {
         ("bad", "1", "the data was refused [poison 22021]"),
         ("odd", None, "no code here [poison]"),
@@ -244,7 +258,7 @@ def test_a_claim_is_given_once(connection: sa.Connection) -> None:
 
     assert claim(connection, [one], now=START) == (one,)
     assert claim(connection, [one], now=START) == ()
-    assert operators(connection) == ()
+    assert operators(connection) == []
 
 
 def test_an_incident_that_is_over_cannot_be_claimed(connection: sa.Connection) -> None:
@@ -259,27 +273,23 @@ def test_an_incident_that_is_over_cannot_be_claimed(connection: sa.Connection) -
 def test_whoever_heard_of_it_hears_the_end_and_then_nothing(connection: sa.Connection) -> None:
     case = fire(connection)
     tell(connection, operators(connection))
-    (case_now,) = open_incidents(connection)
-    assert (case_now.state, case_now.notified_at) == (IncidentState.NOTIFIED, START)
-    assert operators(connection) == ()
+    assert [one.notified_at for one in open_incidents(connection)] == [START]
+    assert operators(connection) == []
 
     end(connection, case)
     (one,) = operators(connection)
-    assert one.kind is NotificationKind.RECOVERED
-    tell(connection, (one,))
-    assert operators(connection) == ()
-    assert close_unheard(connection, now=START) == 0
+    assert kind_of(one) is NotificationKind.RECOVERED
+    tell(connection, [one])
+    assert operators(connection) == []
 
 
 def test_whoever_was_not_reached_does_not_hear_the_end(connection: sa.Connection) -> None:
     case = fire(connection)
     tell(connection, operators(connection), told=False)
-    assert open_incidents(connection)[0].state is IncidentState.FIRING
+    assert open_incidents(connection)[0].notified_at is None
     end(connection, case)
 
-    assert operators(connection) == ()
-    assert close_unheard(connection, now=START) == 1
-    assert close_unheard(connection, now=START) == 0
+    assert operators(connection) == []
 
 
 def test_whoever_was_perhaps_reached_hears_the_end(connection: sa.Connection) -> None:
@@ -287,7 +297,7 @@ def test_whoever_was_perhaps_reached_hears_the_end(connection: sa.Connection) ->
     tell(connection, operators(connection), told=None)
     end(connection, case)
 
-    assert [one.kind for one in operators(connection)] == [NotificationKind.RECOVERED]
+    assert [kind_of(one) for one in operators(connection)] == [NotificationKind.RECOVERED]
 
 
 def test_a_process_that_dies_while_it_tells_is_not_repeated_but_the_end_is_told(connection: sa.Connection) -> None:
@@ -295,24 +305,47 @@ def test_a_process_that_dies_while_it_tells_is_not_repeated_but_the_end_is_told(
     claim(connection, operators(connection), now=START)
     end(connection, case)
 
-    assert operators(connection, now=START + CLAIM_TIMEOUT / 2) == ()
-    assert [one.kind for one in operators(connection, now=START + CLAIM_TIMEOUT)] == [NotificationKind.RECOVERED]
+    assert operators(connection, now=START + CLAIM_TIMEOUT / 2) == []
+    assert [kind_of(one) for one in operators(connection, now=START + CLAIM_TIMEOUT)] == [NotificationKind.RECOVERED]
 
 
-def test_a_failed_notice_is_tried_again_after_its_wait_and_not_for_ever(connection: sa.Connection) -> None:
+def test_an_outcome_that_comes_after_the_next_claim_changes_nothing(connection: sa.Connection) -> None:
+    """A process was stopped while it sent the first alert, and another one died while it sent the reminder."""
+    case = fire(connection)
+    pending = operators(connection)
+    claim(connection, pending, now=START)
+    tomorrow = START + DAY
+    assert len(claim(connection, operators(connection, now=tomorrow), now=tomorrow)) == 1
+    record_outcome(connection, pending, told=False, now=tomorrow, policy=POLICY)
+    end(connection, case)
+
+    assert [kind_of(one) for one in operators(connection, now=tomorrow + CLAIM_TIMEOUT)] == [NotificationKind.RECOVERED]
+
+
+def test_a_failed_notification_is_retried_after_its_wait_and_not_for_ever(connection: sa.Connection) -> None:
     fire(connection)
     tell(connection, operators(connection), told=False)
-    assert operators(connection) == ()
 
     moment = START
-    for attempt in (2, 3):
-        moment += timedelta(seconds=30)
+    for attempt, seconds in ((2, 5), (3, 10)):
+        assert operators(connection, now=moment + timedelta(seconds=seconds - 1)) == []
+        moment += timedelta(seconds=seconds)
         (one,) = operators(connection, now=moment)
-        assert one.attempts == attempt
-        claim(connection, [one], now=moment)
-        record_outcome(connection, [one], told=False, now=moment, budget=BUDGET)
+        assert (one.notification.attempts, one.notification.number) == (attempt, 1)
+        tell(connection, [one], told=False, now=moment)
 
-    assert operators(connection, now=moment + timedelta(days=1)) == ()
+    assert operators(connection, now=moment + timedelta(hours=23)) == []
+    (one,) = operators(connection, now=moment + DAY)
+    assert (one.notification.attempts, one.notification.number) == (1, 2), "the reminder has retries of its own"
+
+
+def test_a_notification_that_failed_before_its_incident_escalated_is_a_new_one(connection: sa.Connection) -> None:
+    case = fire(connection)
+    tell(connection, operators(connection), told=False)
+    write_changes(connection, [Change(before=case, after=replace(case, escalations=1))])
+
+    (one,) = operators(connection)
+    assert (one.notification.attempts, one.notification.number, one.notification.reminder) == (1, 1, False)
 
 
 def test_a_reminder_reaches_operators_and_no_user(connection: sa.Connection) -> None:
@@ -320,19 +353,41 @@ def test_a_reminder_reaches_operators_and_no_user(connection: sa.Connection) -> 
     case = fire(connection)
     tell(connection, operators(connection))
     tell(connection, users(connection, late_before=position))
-    (now,) = open_incidents(connection)
-    write_changes(
-        connection, [Change(before=now, after=replace(now, number=2, why="repeat", revision=now.revision + 1))]
-    )
+    tomorrow = START + DAY
+    assert operators(connection, now=tomorrow - timedelta(seconds=1)) == []
 
-    (one,) = operators(connection)
-    assert (one.kind, one.number, one.attempts, one.incident.incident_id) == (
-        NotificationKind.STUCK,
-        2,
-        1,
-        case.incident_id,
-    )
-    assert users(connection, late_before=position) == ()
+    (one,) = operators(connection, now=tomorrow)
+    assert (one.incident.incident_id, one.notification.number, one.notification.attempts) == (case.incident_id, 2, 1)
+    assert one.notification.reminder
+    assert users(connection, late_before=position, now=tomorrow) == []
+    tell(connection, [one], now=tomorrow)
+    assert operators(connection, now=tomorrow + timedelta(hours=23)) == []
+
+
+def test_a_reminder_is_about_all_that_is_stuck_for_half_a_day(connection: sa.Connection) -> None:
+    for hours, name in ((0, "a"), (8, "b"), (18, "c")):
+        add_lane(connection, name, state="blocked", fault="x [poison 1]")
+        fire(connection, IncidentKind.CONVERSATION_BLOCKED, name, mark=1)
+        tell(connection, operators(connection), now=START + timedelta(hours=hours))
+    pending = operators(connection, now=START + DAY)
+    assert [one.conversation_id for one in pending] == ["a", "b"]
+
+    tell(connection, pending, now=START + DAY)
+    pending = operators(connection, now=START + timedelta(hours=42))
+    assert [one.conversation_id for one in pending] == ["a", "b", "c"], "and from now on together"
+
+
+def test_what_gets_worse_reaches_operators_at_once_and_no_user(connection: sa.Connection) -> None:
+    position = add_lane(connection, "a", owner="1")
+    case = fire(connection)
+    tell(connection, operators(connection))
+    tell(connection, users(connection, late_before=position))
+    assert write_changes(connection, [Change(before=case, after=replace(case, escalations=1))])
+
+    assert [(one.notification.number, one.notification.reminder) for one in operators(connection)] == [(1, False)]
+    assert users(connection, late_before=position) == []
+    tell(connection, operators(connection))
+    assert operators(connection) == []
 
 
 def test_an_outage_reaches_each_user_once_whose_messages_are_late(connection: sa.Connection) -> None:
@@ -346,14 +401,14 @@ def test_an_outage_reaches_each_user_once_whose_messages_are_late(connection: sa
     fire(connection, IncidentKind.RELAY_SILENT)
     pending = users(connection, late_before=late)
 
-    assert {(one.recipient, one.owner_id, one.events) for one in pending} == {
-        ("user:owner:1", "1", 3),
-        ("user:owner:2", "2", 1),
-        ("user:conversation:nobody's", None, 1),
+    assert {(one.recipient, one.events) for one in pending} == {
+        ("user:owner:1", 3),
+        ("user:owner:2", 1),
+        ("user:conversation:nobody's", 1),
     }
     assert len(pending) == 3, "also with two incidents at once"
     tell(connection, pending)
-    assert users(connection, late_before=late) == ()
+    assert users(connection, late_before=late) == []
 
 
 def test_users_hear_of_the_end_once_their_own_messages_have_arrived(connection: sa.Connection) -> None:
@@ -364,16 +419,16 @@ def test_users_hear_of_the_end_once_their_own_messages_have_arrived(connection: 
     tell(connection, users(connection, late_before=late))
     add_lane(connection, "c", owner="2")
     end(connection, case, mark=late)
-    assert users(connection) == ()
+    assert users(connection) == []
 
     set_lane(connection, "b", delivered=1)
-    assert [one.owner_id for one in users(connection)] == ["2"], "what came after the end is another story"
+    assert [one.recipient for one in users(connection)] == ["user:owner:2"], "what came after the end is another story"
     set_lane(connection, "a1", delivered=1)
-    assert [one.owner_id for one in users(connection)] == ["2"]
+    assert [one.recipient for one in users(connection)] == ["user:owner:2"]
     set_lane(connection, "a2", delivered=1)
     tell(connection, users(connection))
 
-    assert users(connection) == ()
+    assert users(connection) == []
 
 
 def test_a_user_who_knows_of_the_outage_is_not_told_of_one_conversation_too(connection: sa.Connection) -> None:
@@ -381,14 +436,14 @@ def test_a_user_who_knows_of_the_outage_is_not_told_of_one_conversation_too(conn
     outage = fire(connection)
     tell(connection, users(connection, late_before=late))
     set_lane(connection, "a", state="blocked", fault="x [poison 1]", fault_class="poison")
-    blocked = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "a", owner_id="1", mark=1)
+    blocked = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "a", mark=1)
     end(connection, outage, mark=late)
-    assert users(connection, late_before=late) == (), "they wait for the same reply still"
+    assert users(connection, late_before=late) == [], "they wait for the same reply still"
     assert [one.incident.incident_id for one in operators(connection)] == [blocked.incident_id]
 
     set_lane(connection, "a", state="ready", delivered=1)
     end(connection, blocked)
-    assert [(one.kind, one.incident.kind) for one in users(connection)] == [
+    assert [(kind_of(one), one.incident.kind) for one in users(connection)] == [
         (NotificationKind.RECOVERED, IncidentKind.STORE_DOWN)
     ]
 
@@ -396,18 +451,18 @@ def test_a_user_who_knows_of_the_outage_is_not_told_of_one_conversation_too(conn
 def test_a_user_who_knows_of_a_conversation_hears_its_own_end(connection: sa.Connection) -> None:
     """The end of the outage does not wait for a conversation that was blocked before, nor the other way round."""
     bad = add_lane(connection, "bad", owner="1", state="blocked", fault="x [poison 1]")
-    blocked = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "bad", owner_id="1", mark=1)
+    blocked = fire(connection, IncidentKind.CONVERSATION_BLOCKED, "bad", mark=1)
     tell(connection, users(connection))
     late = add_lane(connection, "a", owner="1")
     outage = fire(connection)
     (one,) = users(connection, late_before=late)
     assert (one.incident.incident_id, one.events) == (outage.incident_id, 1)
-    tell(connection, (one,))
+    tell(connection, [one])
     end(connection, outage, mark=max(bad, late))
     set_lane(connection, "a", delivered=1)
     (one,) = users(connection)
     assert one.incident.incident_id == outage.incident_id
-    tell(connection, (one,))
+    tell(connection, [one])
 
     set_lane(connection, "bad", delivered=1, state="ready")
     end(connection, blocked)
@@ -420,7 +475,7 @@ def test_one_who_gets_an_owner_meanwhile_is_not_told_twice(connection: sa.Connec
     tell(connection, users(connection))
     set_lane(connection, "a", owner_id="1")
 
-    assert users(connection) == ()
+    assert users(connection) == []
 
 
 def test_many_who_wait_do_not_keep_the_others_waiting(connection: sa.Connection) -> None:
@@ -431,11 +486,11 @@ def test_many_who_wait_do_not_keep_the_others_waiting(connection: sa.Connection)
     case = fire(connection)
     for _ in range(2):
         tell(connection, users(connection, late_before=late))
-    assert users(connection, late_before=late) == ()
+    assert users(connection, late_before=late) == []
     end(connection, case, mark=late)
     set_lane(connection, "last", delivered=1)
 
-    assert [one.owner_id for one in users(connection)] == ["last"]
+    assert [one.recipient for one in users(connection)] == ["user:owner:last"]
 
 
 def test_a_user_who_was_not_reached_in_one_outage_hears_of_the_next(connection: sa.Connection) -> None:
@@ -448,27 +503,24 @@ def test_a_user_who_was_not_reached_in_one_outage_hears_of_the_next(connection: 
     assert [one.incident.incident_id for one in users(connection, late_before=late)] == [second.incident_id]
 
 
-def test_what_a_dead_process_was_telling_of_an_end_is_closed(connection: sa.Connection) -> None:
+def test_a_process_that_dies_while_it_tells_of_an_end_is_not_repeated(connection: sa.Connection) -> None:
     incident = fire(connection)
     tell(connection, operators(connection))
     end(connection, incident)
     claim(connection, operators(connection), now=START)
 
-    assert close_unheard(connection, now=START + CLAIM_TIMEOUT / 2) == 0
-    assert operators(connection, now=START + CLAIM_TIMEOUT) == ()
-    assert close_unheard(connection, now=START + CLAIM_TIMEOUT) == 1
+    assert operators(connection, now=START + CLAIM_TIMEOUT) == []
+    assert operators(connection, now=START + DAY) == []
 
 
-def test_a_channel_knows_of_how_many_conversations_it_was_told(connection: sa.Connection) -> None:
-    assert notified_conversations(connection, CHANNEL) == (0, None)
-    for name in "abc":
-        add_lane(connection, name, state="blocked", fault="x [poison 1]")
-        case = fire(connection, IncidentKind.CONVERSATION_BLOCKED, name, mark=1)
+def test_an_end_that_could_not_be_told_is_retried_and_then_left(connection: sa.Connection) -> None:
+    incident = fire(connection)
     tell(connection, operators(connection))
-    assert notified_conversations(connection, CHANNEL) == (3, START)
-    end(connection, case)
+    end(connection, incident)
+    for hours in range(3):
+        tell(connection, operators(connection, now=START + timedelta(hours=hours)), told=False, now=START)
 
-    assert notified_conversations(connection, CHANNEL) == (2, START)
+    assert operators(connection, now=START + DAY) == []
 
 
 def test_what_is_long_over_is_forgotten(connection: sa.Connection) -> None:
@@ -479,7 +531,7 @@ def test_what_is_long_over_is_forgotten(connection: sa.Connection) -> None:
 
     assert prune_incidents(connection, now=START + timedelta(days=29)) == 0
     assert prune_incidents(connection, now=START + timedelta(days=31)) == 1
-    assert connection.scalar(sa.select(sa.func.count()).select_from(schema.notices)) == 0
+    assert connection.scalar(sa.select(sa.func.count()).select_from(schema.notifications)) == 0
     assert len(open_incidents(connection)) == 1
 
 
@@ -491,11 +543,11 @@ from letopis.outbox.alerting.incident_table import read_observation, write_chang
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.alerting.transitions import Memory, evaluate, tick
 from letopis.outbox.alerting.notification_table import pending_for_channel, claim, record_outcome, pending_for_users
-from letopis.outbox.alerting.notifications import RetryBudget
+from letopis.outbox.alerting.notifications import NOTIFICATION_POLICY as policy
 
 path, start = sys.argv[1], float(sys.argv[2])
 engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30}, isolation_level="AUTOCOMMIT")
-longest = timedelta(minutes=10)
+day = timedelta(days=1)
 memory, told, opened = Memory(), 0, 0
 
 def write(connection, fn):
@@ -512,13 +564,12 @@ with engine.connect() as connection:
         memory = tick(memory, monotonic=time.monotonic(), rules=Rules())
         memory, changes = evaluate(memory, read_observation(connection, now=now, late_before=0), Rules())
         opened += len(write(connection, lambda: write_changes(connection, changes)))
-        pendings = (*pending_for_channel(connection, "channel:x", now=now, longest=longest),
-                   *pending_for_users(connection, now=now, longest=longest, late_before=0))
+        pendings = (*pending_for_channel(connection, "channel:x", now=now, policy=policy, repeat=day),
+                   *pending_for_users(connection, now=now, policy=policy, late_before=0))
         for pending in pendings:
             if write(connection, lambda: claim(connection, [pending], now=now)):
                 told += 1
-                budget = RetryBudget()
-                write(connection, lambda: record_outcome(connection, [pending], told=True, now=now, budget=budget))
+                write(connection, lambda: record_outcome(connection, [pending], told=True, now=now, policy=policy))
 print(opened, told)
 """
 

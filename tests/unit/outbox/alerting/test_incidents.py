@@ -26,18 +26,19 @@ from letopis.outbox.alerting.incidents import (
 )
 from letopis.outbox.alerting.notifications import (
     CLAIM_TIMEOUT,
+    NOTIFICATION_POLICY,
     Incident,
     Notification,
     NotificationKind,
     NotificationState,
-    RetryBudget,
-    group_is_due,
-    next_kind,
+    PendingNotification,
+    build_incident,
+    next_notification,
 )
 from letopis.outbox.alerting.transitions import Memory, evaluate, late_before, tick
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
-LONGEST = timedelta(seconds=600)
+DAY = timedelta(days=1)
 AWAY = BreakerView(state="open", reason="the server does not answer [unavailable 08006]")
 REFUSED = BreakerView(state="open", reason="the table is missing [misconfigured 42P01]")
 REFUSES_ALL = BreakerView(state="open", reason="so it is the history store: it breaks a constraint (x) [poison 23514]")
@@ -61,9 +62,11 @@ class World:
     events: int = 0
     newest: int = 0
     lanes: dict[str, LaneView] = field(default_factory=dict)
-    turns: list[tuple[IncidentKind, IncidentState]] = field(default_factory=list)
-    notifies: bool = False
-    """Whether recipients are notified at once."""
+    states: list[tuple[UUID, IncidentState]] = field(default_factory=list)
+
+    @property
+    def turns(self) -> list[tuple[IncidentKind, IncidentState]]:
+        return [(self.cases[incident].kind, state) for incident, state in self.states]
 
     @property
     def now(self) -> datetime:
@@ -74,7 +77,9 @@ class World:
         return [case for case in self.cases.values() if case.state is not IncidentState.RESOLVED]
 
     def alerts(self, kind: IncidentKind) -> list[int]:
-        return [case.number for case in self.cases.values() if case.kind is kind and case.number]
+        """How many alerts each incident of a kind was worth, reminders aside."""
+        fired = {incident for incident, state in self.states if state is IncidentState.FIRING}
+        return [1 + case.escalations for key, case in self.cases.items() if case.kind is kind and key in fired]
 
     def lane(
         self, name: str, *, head: int = 1, delivered: int = 0, blocked: bool = False, reason: str | None = None
@@ -102,7 +107,6 @@ class World:
                 incarnation=1, heartbeat_at=self.beats, progress_at=self.delivered, delivered=self.delivered
             ),
             events=self.events + sum(lane.head - lane.delivered for lane in owing.values()),
-            conversations=len(owing) + (1 if self.events else 0),
             deliverable=sum(not lane.blocked for lane in owing.values()) + (1 if self.events else 0),
             newest=self.newest,
             blocked=tuple(lane for lane in owing.values() if lane.blocked and lane.conversation_id not in known),
@@ -117,11 +121,8 @@ class World:
         for change in changes:
             assert change.before is None or self.cases[change.after.incident_id] == change.before
             self.cases[change.after.incident_id] = change.after
-            if change.state_changed:
-                self.turns.append((change.after.kind, change.after.state))
-            if self.notifies and change.after.state is IncidentState.FIRING:
-                told = replace(change.after, state=IncidentState.NOTIFIED, notified_at=self.now)
-                self.cases[told.incident_id] = replace(told, revision=told.revision + 1)
+            if change.before is None or change.before.state is not change.after.state:
+                self.states.append((change.after.incident_id, change.after.state))
 
     def run(self, seconds: float, *, step: float = 5.0, beat: bool = True, progress: bool = False) -> None:
         """Let time pass, and look every few seconds."""
@@ -135,7 +136,7 @@ class World:
 
 def test_an_outage_shorter_than_the_hold_is_heard_of_by_nobody() -> None:
     world = World(events=10)
-    world.look()
+    world.run(60, progress=True)
     world.breaker = AWAY
     world.run(20)
     world.breaker, world.events = WELL, 0
@@ -196,44 +197,6 @@ def test_a_breaker_that_flaps_is_one_incident() -> None:
     assert [state for _, state in world.turns] == [IncidentState.PENDING, IncidentState.FIRING]
 
 
-def test_operators_are_reminded_after_one_four_and_24_hours_and_then_daily() -> None:
-    world = World(events=10, breaker=AWAY, notifies=True)
-    reminded: list[float] = []
-    world.look()
-    for _ in range(3 * 24 * 120):
-        before = world.alerts(IncidentKind.STORE_DOWN)
-        world.run(30, step=30)
-        if world.alerts(IncidentKind.STORE_DOWN) != before:
-            reminded.append(world.seconds / 3600)
-
-    # Not earlier than said, and not later than two looks after.
-    assert [round(hours, 1) for hours in reminded] == [0.0, 1.0, 4.0, 24.0, 48.0]
-    assert [case.why for case in world.cases.values()] == ["repeat"]
-
-
-def test_operators_who_were_never_reached_are_tried_every_hour() -> None:
-    world = World(events=10, breaker=AWAY)
-    world.look()
-    world.run(5 * 3_600 + 300, step=30)
-
-    assert world.alerts(IncidentKind.STORE_DOWN) == [6]
-
-
-def test_a_reminder_that_is_the_first_to_arrive_is_not_followed_by_another_one_too_early() -> None:
-    world = World(events=10, breaker=AWAY)
-    world.look()
-    world.run(3_600 + 60, step=30)
-    assert world.alerts(IncidentKind.STORE_DOWN) == [2]
-    (incident,) = world.open
-    told = replace(incident, state=IncidentState.NOTIFIED, notified_at=world.now, repeats=1, revision=9)
-    world.cases[told.incident_id] = told
-    world.run(3_600 + 60, step=30)
-
-    assert world.alerts(IncidentKind.STORE_DOWN) == [2]
-    world.run(3 * 3_600, step=30)
-    assert world.alerts(IncidentKind.STORE_DOWN) == [3]
-
-
 def test_another_fault_that_needs_a_person_is_told_of_at_once_and_only_once() -> None:
     world = World(events=10, breaker=AWAY)
     world.run(60)
@@ -241,8 +204,6 @@ def test_another_fault_that_needs_a_person_is_told_of_at_once_and_only_once() ->
     world.breaker = REFUSED
     world.run(60)
     assert world.alerts(IncidentKind.STORE_DOWN) == [2]
-    assert [case.why for case in world.cases.values()] == ["worse"]
-
     for breaker in (AWAY, REFUSED, AWAY, REFUSED):
         world.breaker = breaker
         world.run(120)
@@ -262,47 +223,25 @@ def test_a_clock_that_jumps_neither_fires_nor_hides(jump: float) -> None:
     assert world.alerts(IncidentKind.STORE_DOWN) == [1], "and hides none"
 
 
-@pytest.mark.parametrize("notifies", [True, False])
-@pytest.mark.parametrize("jump", [-3 * 86_400.0, 3 * 86_400.0, 365 * 86_400.0])
-def test_a_clock_that_jumps_brings_one_reminder_at_most_and_stops_none(jump: float, notifies: bool) -> None:
-    world = World(events=10, breaker=AWAY, notifies=notifies)
-    world.run(60)
-    world.jump = jump
-    world.run(60)
-    early = world.alerts(IncidentKind.STORE_DOWN)[0] - 1
-    assert early <= 1, "however far it jumped"
-    world.jump = 0.0
-    world.run(60)
-    before = world.alerts(IncidentKind.STORE_DOWN)[0]
-    assert before - 1 - early <= 1
-    world.run(3_660, step=30)
-
-    assert world.alerts(IncidentKind.STORE_DOWN) == [before + 1], "set right, it is time after an hour as ever"
-
-
 def test_a_process_that_was_stopped_has_watched_nothing_meanwhile() -> None:
-    world = World(events=10)
-    world.look()
-    world.breaker = AWAY
+    world = World(newest=1)
+    world.lane("a")
     world.look()
     world.seconds += 6 * 3_600
     world.look()
 
-    assert world.alerts(IncidentKind.STORE_DOWN) == [1]
+    assert world.open == [], "six hours of sleep make no event late and no relay silent"
+
+
+def test_a_process_that_starts_goes_on_with_the_incident_and_counts_anew() -> None:
+    world = World(events=10, breaker=AWAY)
+    world.run(25)
+    world.memory = Memory()
     world.look()
-    assert world.alerts(IncidentKind.STORE_DOWN) == [1], "six hours of sleep are no reason for a reminder"
+    world.run(25)
+    assert [state for _, state in world.turns] == [IncidentState.PENDING]
+    world.run(5)
 
-
-def test_a_process_that_starts_goes_on_where_the_last_one_ended() -> None:
-    """A bot that is restarted every 20 seconds would else never say a word."""
-    world = World(events=10)
-    world.breaker = AWAY
-    for _ in range(3):
-        world.memory = Memory()
-        world.look()
-        world.run(15)
-
-    assert world.alerts(IncidentKind.STORE_DOWN) == [1]
     assert [state for _, state in world.turns] == [IncidentState.PENDING, IncidentState.FIRING]
 
 
@@ -389,7 +328,7 @@ def test_a_conversation_that_is_late_and_then_blocked_is_told_of_again() -> None
     world.run(5, progress=True)
 
     assert world.alerts(IncidentKind.CONVERSATION_BLOCKED) == [2]
-    assert [(case.why, case.reason) for case in world.open] == [("worse", "poison")]
+    assert [case.reason for case in world.open] == ["poison"]
 
 
 def test_time_without_a_store_makes_no_conversation_late() -> None:
@@ -464,116 +403,155 @@ def test_an_outage_whose_relay_dies_stays_as_it_is() -> None:
     [
         ("the service is unavailable [misconfigured 42P01]", "misconfigured"),
         ("poison 22021", "poison"),
-        ("a related sentence [unavailable 08006]", "away"),
-        ("unclassified", "away"),
+        ("a related sentence [unavailable 08006]", "unavailable"),
+        ("unclassified", "unavailable"),
         (LATE, "late"),
-        (None, "away"),
-        ("", "away"),
+        (None, "unavailable"),
+        ("", "unavailable"),
     ],
 )
 def test_the_class_of_a_reason(reason: str | None, expected: str) -> None:
     assert fault_class(reason) == expected
 
 
-def notice(**changes: object) -> Notification:
+def a_notification(**changes: object) -> Notification:
     base = Notification(
-        recipient="user:owner:1",
         kind=NotificationKind.STUCK,
+        escalations=0,
         number=1,
-        state=NotificationState.TOLD,
-        reached=True,
+        state=NotificationState.SENT,
+        told_at=START,
         attempts=1,
-        due_at=START,
         changed_at=START,
+        revision=2,
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def an_incident(state: IncidentState, number: int = 1) -> IncidentRecord:
+def an_incident(state: IncidentState, escalations: int = 0) -> IncidentRecord:
     return IncidentRecord(
         incident_id=UUID(int=1),
         kind=IncidentKind.STORE_DOWN,
         state=state,
-        number=number,
+        escalations=escalations,
         opened_at=START,
-        changed_at=START,
     )
 
 
+def next_at(
+    seconds: float, incident: IncidentRecord, previous: Notification | None, *, operator: bool = True
+) -> NotificationKind | None:
+    now, repeat = START + timedelta(seconds=seconds), DAY if operator else None
+    following = next_notification(incident, previous, now=now, policy=NOTIFICATION_POLICY, repeat=repeat)
+    return None if following is None else following.kind
+
+
+RETRYING, SENDING, FAILED = NotificationState.RETRYING, NotificationState.SENDING, NotificationState.FAILED
+STUCK, RECOVERED = NotificationKind.STUCK, NotificationKind.RECOVERED
+CLAIMED = CLAIM_TIMEOUT.total_seconds()
+
+
 @pytest.mark.parametrize(
-    ("state", "given_before", "again", "expected"),
+    ("state", "seconds", "previous", "expected"),
     [
-        (IncidentState.PENDING, None, True, None),
-        (IncidentState.FIRING, None, True, NotificationKind.STUCK),
-        (IncidentState.FIRING, notice(), True, None),
-        (IncidentState.FIRING, notice(state=NotificationState.WAITING), True, NotificationKind.STUCK),
-        (
-            IncidentState.FIRING,
-            notice(state=NotificationState.WAITING, due_at=START + timedelta(seconds=60)),
-            True,
-            None,
-        ),
-        (
-            IncidentState.FIRING,
-            notice(state=NotificationState.WAITING, due_at=START + timedelta(days=1)),
-            True,
-            NotificationKind.STUCK,
-        ),
-        (IncidentState.FIRING, notice(state=NotificationState.FAILED), True, None),
-        (IncidentState.FIRING, notice(state=NotificationState.TELLING), True, None),
-        (IncidentState.RESOLVED, None, True, None),
-        (IncidentState.RESOLVED, notice(), True, NotificationKind.RECOVERED),
-        (IncidentState.RESOLVED, notice(state=NotificationState.FAILED, reached=False), True, None),
-        (
-            IncidentState.RESOLVED,
-            notice(state=NotificationState.FAILED, reached=True),
-            True,
-            NotificationKind.RECOVERED,
-        ),
-        (IncidentState.RESOLVED, notice(state=NotificationState.TELLING, reached=True), True, None),
-        (
-            IncidentState.RESOLVED,
-            notice(state=NotificationState.TELLING, reached=True, changed_at=START - CLAIM_TIMEOUT),
-            True,
-            NotificationKind.RECOVERED,
-        ),
-        (IncidentState.RESOLVED, notice(kind=NotificationKind.RECOVERED), True, None),
-        (
-            IncidentState.RESOLVED,
-            notice(kind=NotificationKind.RECOVERED, state=NotificationState.WAITING),
-            True,
-            NotificationKind.RECOVERED,
-        ),
+        (IncidentState.PENDING, 0, None, None),
+        (IncidentState.FIRING, 0, None, STUCK),
+        (IncidentState.FIRING, 60, a_notification(), None),
+        (IncidentState.FIRING, 4, a_notification(state=RETRYING), None),
+        (IncidentState.FIRING, 5, a_notification(state=RETRYING), STUCK),
+        (IncidentState.FIRING, 39, a_notification(state=RETRYING, attempts=4), None),
+        (IncidentState.FIRING, 40, a_notification(state=RETRYING, attempts=4), STUCK),
+        (IncidentState.FIRING, -60, a_notification(state=RETRYING, attempts=4), STUCK),
+        (IncidentState.FIRING, 60, a_notification(state=FAILED), None),
+        (IncidentState.FIRING, 600, a_notification(state=SENDING), None),
+        (IncidentState.RESOLVED, 0, None, None),
+        (IncidentState.RESOLVED, 0, a_notification(), RECOVERED),
+        (IncidentState.RESOLVED, 60, a_notification(state=FAILED, told_at=None), None),
+        (IncidentState.RESOLVED, 60, a_notification(state=FAILED), RECOVERED),
+        (IncidentState.RESOLVED, 0, a_notification(state=SENDING), None),
+        (IncidentState.RESOLVED, CLAIMED - 1, a_notification(state=SENDING), None),
+        (IncidentState.RESOLVED, CLAIMED, a_notification(state=SENDING), RECOVERED),
+        (IncidentState.RESOLVED, -1, a_notification(state=SENDING), RECOVERED),
+        (IncidentState.RESOLVED, 60, a_notification(kind=RECOVERED), None),
+        (IncidentState.RESOLVED, 60, a_notification(kind=RECOVERED, state=RETRYING), RECOVERED),
     ],
 )
 def test_what_a_recipient_is_told_next(
-    state: IncidentState, given_before: Notification | None, again: bool, expected: NotificationKind | None
+    state: IncidentState, seconds: float, previous: Notification | None, expected: NotificationKind | None
 ) -> None:
-    assert next_kind(an_incident(state), given_before, now=START, longest=LONGEST, again=again) is expected
+    assert next_at(seconds, an_incident(state), previous) is expected
+    assert next_at(seconds, an_incident(state), previous, operator=False) is expected
 
 
-def test_only_operators_hear_a_reminder() -> None:
-    second = an_incident(IncidentState.NOTIFIED, number=2)
+@pytest.mark.parametrize("state", [NotificationState.SENT, FAILED, SENDING])
+@pytest.mark.parametrize(("seconds", "due"), [(86_399, False), (86_400, True), (-86_399, False), (-86_400, True)])
+def test_only_operators_are_reminded_and_once_a_day_whatever_the_clock_does(
+    seconds: float, state: NotificationState, due: bool
+) -> None:
+    firing, sent = an_incident(IncidentState.FIRING), a_notification(state=state)
 
-    assert next_kind(second, notice(), now=START, longest=LONGEST, again=True) is NotificationKind.STUCK
-    assert next_kind(second, notice(), now=START, longest=LONGEST, again=False) is None
-
-
-@pytest.mark.parametrize(("ago", "expected"), [(None, True), (60, False), (901, True), (-3_600, True)])
-def test_blocked_conversations_wait_for_each_other(ago: float | None, expected: bool) -> None:
-    last = None if ago is None else START - timedelta(seconds=ago)
-
-    assert group_is_due(last=last, now=START, interval=timedelta(seconds=900)) is expected
+    assert next_at(seconds, firing, sent) is (STUCK if due else None)
+    assert next_at(seconds, firing, sent, operator=False) is None
 
 
-def test_the_budget_doubles_its_waits_and_ends() -> None:
-    budget = RetryBudget(attempts=5, base=5, factor=2, cap=30)
+def test_only_operators_learn_that_it_got_worse() -> None:
+    worse = an_incident(IncidentState.FIRING, escalations=1)
 
-    assert [budget.delay(n) for n in range(1, 7)] == [
-        *(timedelta(seconds=seconds) for seconds in (5, 10, 20, 30)),
-        None,
-        None,
-    ]
+    assert next_at(60, worse, a_notification()) is STUCK
+    assert next_at(60, worse, a_notification(escalations=1)) is None
+    assert next_at(60, worse, a_notification(), operator=False) is None
+
+
+FIRING, RESOLVED = IncidentState.FIRING, IncidentState.RESOLVED
+
+
+@pytest.mark.parametrize(
+    ("incident", "last", "expected"),
+    [
+        (an_incident(FIRING), None, (0, 1, 1, False)),
+        (an_incident(FIRING, 3), None, (3, 1, 1, False)),
+        (an_incident(FIRING), a_notification(state=RETRYING, attempts=3), (0, 1, 4, False)),
+        (an_incident(FIRING), a_notification(attempts=3), (0, 2, 1, True)),
+        (an_incident(FIRING), a_notification(number=2, state=RETRYING), (0, 2, 2, True)),
+        (an_incident(FIRING, 1), a_notification(number=2), (1, 1, 1, False)),
+        (an_incident(FIRING, 1), a_notification(number=2, state=RETRYING, attempts=3), (1, 1, 1, False)),
+        (an_incident(RESOLVED), a_notification(number=2, state=RETRYING, attempts=3), (0, 2, 1, False)),
+        (an_incident(RESOLVED, 1), a_notification(number=2, kind=RECOVERED, state=RETRYING), (0, 2, 2, False)),
+    ],
+)
+def test_what_follows_says_which_alert_and_which_attempt_it_is(
+    incident: IncidentRecord, last: Notification | None, expected: tuple[int, int, int, bool]
+) -> None:
+    now = START + DAY
+    following = next_notification(incident, last, now=now, policy=NOTIFICATION_POLICY, repeat=DAY)
+
+    assert following is not None
+    assert (following.escalations, following.number, following.attempts, following.reminder) == expected
+    assert (following.state, following.changed_at) == (SENDING, now)
+    assert (following.told_at, following.revision) == ((START, 2) if last else (None, 0))
+
+
+def test_a_callback_is_given_whom_it_is_about_and_since_when_they_know() -> None:
+    for recipient, owner in (("user:owner:a:b", "a:b"), ("user:conversation:c", None)):
+        pending = PendingNotification(
+            incident=an_incident(FIRING),
+            recipient=recipient,
+            notification=a_notification(),
+            conversation_id="c",
+            since=START,
+            events=3,
+        )
+        built = build_incident(pending, locale="ru", style="plain", promise=True)
+        assert (built.owner_id, built.conversation_id, built.events, built.notified_at) == (owner, "c", 3, START)
+        assert built.key == f"{UUID(int=1)}/{recipient}/stuck"
+
+
+def test_a_notification_that_fails_is_retried_for_about_a_day() -> None:
+    waits = [NOTIFICATION_POLICY.bound(retry) for retry in range(1, NOTIFICATION_POLICY.attempts + 1)]
+
+    assert waits[:4] == [5, 10, 20, 40]
+    assert max(waits) == 3_600
+    assert 23 <= sum(waits) / 3_600 < 24
 
 
 def test_an_incident_says_the_truth_in_both_languages() -> None:
@@ -581,7 +559,7 @@ def test_an_incident_says_the_truth_in_both_languages() -> None:
         key="k",
         incident_id=UUID(int=1),
         kind=IncidentKind.STORE_DOWN,
-        state=IncidentState.NOTIFIED,
+        state=IncidentState.FIRING,
         conversation_id="a",
         owner_id="1",
         since=START,
@@ -608,31 +586,26 @@ def test_an_incident_says_the_truth_in_both_languages() -> None:
 class People:
     """Who was notified of what, kept as in the file; what really arrived is `heard`, by recipient and subject."""
 
-    notices: dict[tuple[str, UUID], Notification] = field(default_factory=dict)
+    notifications: dict[tuple[str, UUID], Notification] = field(default_factory=dict)
     heard: dict[tuple[str, IncidentKind, str | None], list[NotificationKind]] = field(default_factory=dict)
 
     def tell(self, world: World, recipient: str, *, again: bool, works: bool) -> None:
         """Tell a recipient what is due, as a process does that has just claimed it."""
         for one in list(world.cases.values()):
             key = (recipient, one.incident_id)
-            before = self.notices.get(key)
-            word = next_kind(one, before, now=world.now, longest=LONGEST, again=again)
-            if word is None:
+            before = self.notifications.get(key)
+            following = next_notification(
+                one, before, now=world.now, policy=NOTIFICATION_POLICY, repeat=DAY if again else None
+            )
+            if following is None:
                 continue
-            reached = before.reached if before else False
-            self.notices[key] = notice(
-                recipient=recipient,
-                kind=word,
-                number=one.number,
-                state=NotificationState.TOLD if works else NotificationState.WAITING,
-                reached=reached or (works and word is NotificationKind.STUCK),
-                due_at=world.now,
+            self.notifications[key] = replace(
+                following,
+                state=NotificationState.SENT if works else NotificationState.RETRYING,
+                told_at=following.told_at or (world.now if works else None),
             )
             if works:
-                self.heard.setdefault((recipient, one.kind, one.conversation_id), []).append(word)
-            if works and word is NotificationKind.STUCK and one.state is IncidentState.FIRING:
-                told = replace(one, state=IncidentState.NOTIFIED, notified_at=world.now, revision=one.revision + 1)
-                world.cases[one.incident_id] = told
+                self.heard.setdefault((recipient, one.kind, one.conversation_id), []).append(following.kind)
 
 
 STEPS = st.lists(

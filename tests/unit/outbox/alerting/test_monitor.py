@@ -20,13 +20,15 @@ from letopis.outbox.alerting.channels import Alert, AlertFailed
 from letopis.outbox.alerting.incident_table import note_skipped, open_incidents
 from letopis.outbox.alerting.incidents import BreakerView, IncidentKind, IncidentState, Rules
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
-from letopis.outbox.alerting.notifications import Incident, RetryBudget
+from letopis.outbox.alerting.notifications import Incident
 from letopis.outbox.concurrency.callbacks import call_with_timeout
 from letopis.outbox.event_log.append_encoding import prepare
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.relay import Relay
+from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store import ConversationStore, Message
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.errors import OutboxUnavailable
 
 START = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 
@@ -282,10 +284,26 @@ async def test_many_blocked_conversations_are_one_alert(town: Town) -> None:
     await town.say("one more", "x")
     await town.outbox.write(lambda connection: connection.execute(block).rowcount)
     await town.run(60)
-    assert len(town.pager.alerts) == 1, "it waits for others to join it"
-    await town.run(900)
     assert len(town.pager.alerts) == 2
     assert "31 conversations are stuck" in town.pager.alerts[1].title
+    assert [line for line in town.pager.alerts[1].text.splitlines() if line.startswith("- ")] == ["- 'one more'"]
+
+
+async def test_what_is_stuck_is_reminded_of_once_a_day_in_one_message(town: Town) -> None:
+    """All of it, although it began at different times."""
+    block = sa.text("UPDATE letopis_outbox_lanes SET state = 'blocked', fault_class = 'poison'")
+    for name in ("a", "b"):
+        await town.say(name)
+        await town.outbox.write(lambda connection: connection.execute(block).rowcount)
+        await town.run(3_600, step=900)
+    assert [alert.facts["reminder"] for alert in town.pager.alerts] == [False, False]
+    await town.run(2 * 86_400, step=3_600)
+
+    assert [(alert.facts["reminder"], alert.facts["conversations"]) for alert in town.pager.alerts[2:]] == [
+        (True, 2)
+    ] * 2
+    assert town.pager.alerts[2].title == "Letopis: still: 2 conversations are stuck"
+    assert len({alert.key for alert in town.pager.alerts}) == 4
 
 
 async def test_the_bot_notices_that_the_relay_is_dead_and_that_it_is_back(town: Town) -> None:
@@ -298,7 +316,8 @@ async def test_the_bot_notices_that_the_relay_is_dead_and_that_it_is_back(town: 
     assert await town.outbox.read(open_incidents) == ()
     await town.run(40)
     (case,) = await town.outbox.read(open_incidents)
-    assert (case.kind, case.state) == (IncidentKind.RELAY_SILENT, IncidentState.NOTIFIED)
+    assert (case.kind, case.state) == (IncidentKind.RELAY_SILENT, IncidentState.FIRING)
+    assert case.notified_at is not None
     await town.run(300)
     assert town.pager.words == ["stuck"]
     assert town.bot.heard == [("stuck", "1", IncidentKind.RELAY_SILENT)]
@@ -381,12 +400,73 @@ async def test_a_channel_is_tried_only_so_often(town: Town) -> None:
     town.pager.broken = True
     town.store.fault = REFUSED
     await town.say("a", "1")
-    town.watches = [town.watch(channels=[town.pager], budget=RetryBudget(attempts=3))]
+    town.watches = [town.watch(channels=[town.pager], policy=RetryPolicy(base=5, jitter="none", attempts=2))]
     await town.run(5 * 60)
     assert town.pager.tried == 3
-    await town.run(3_600, step=30)
+    await town.run(86_400 + 600, step=300)
 
-    assert town.pager.tried == 6, "the reminder has a budget of its own"
+    assert town.pager.tried == 6, "the reminder has retries of its own"
+
+
+class Failing:
+    """An outbox file that cannot be written to at times."""
+
+    def __init__(self, outbox: OutboxFile) -> None:
+        self.path, self.read, self.outbox = outbox.path, outbox.read, outbox
+        self.broken = False
+
+    async def write(self, fn: Any) -> Any:
+        if self.broken:
+            raise OutboxUnavailable("the disk is full")
+        return await self.outbox.write(fn)
+
+
+async def test_an_outage_in_which_the_file_cannot_be_written_is_told_of_once_it_can(town: Town) -> None:
+    failing = Failing(town.outbox)
+    watch = AlertMonitor(
+        failing, channels=[town.pager], rules=town.rules, now=town.time.now, monotonic=town.time.monotonic
+    )
+    await town.run(10, says=[("a", "1")])
+    town.store.fault = AWAY
+    await town.say("a", "1")
+    failing.broken = True
+    town.watches = [watch]
+    with pytest.raises(OutboxUnavailable):
+        await town.run(10)
+    for _ in range(12):
+        town.time.seconds += 5
+        with pytest.raises(OutboxUnavailable):
+            await watch.observe_once()
+    assert town.pager.alerts == []
+    failing.broken = False
+    await town.run(60)
+
+    assert town.pager.words == ["stuck"]
+
+
+async def test_an_alert_whose_outcome_cannot_be_written_is_not_sent_again_and_its_end_is_told(town: Town) -> None:
+    failing = Failing(town.outbox)
+
+    async def send(alert: Alert) -> None:
+        town.pager.alerts.append(alert)
+        failing.broken = not alert.recovered
+
+    town.pager.send = send  # type: ignore[method-assign]
+    town.store.fault = REFUSED
+    await town.say("a", "1")
+    watch = AlertMonitor(
+        failing, channels=[town.pager], rules=town.rules, now=town.time.now, monotonic=town.time.monotonic
+    )
+    town.watches = [watch]
+    with pytest.raises(OutboxUnavailable):
+        await town.run(10)
+    failing.broken = False
+    await town.run(10 * 60)
+    assert town.pager.words == ["stuck"]
+    town.store.fault = None
+    await town.run(5 * 60)
+
+    assert town.pager.words == ["stuck", "recovered"]
 
 
 async def test_a_bot_that_announces_no_recovery_tells_of_the_next_outage_too(town: Town) -> None:
@@ -400,7 +480,7 @@ async def test_a_bot_that_announces_no_recovery_tells_of_the_next_outage_too(tow
         await town.run(4 * 60)
 
     assert town.bot.of("1") == ["stuck", "stuck"]
-    assert town.watches[0].told == 2
+    assert town.watches[0].sent == 2
     assert "I will tell you" not in town.bot.incidents[0].text("en")
 
 
@@ -541,9 +621,9 @@ async def test_what_is_being_told_when_the_watch_ends_is_told_to_the_end(town: T
         await asyncio.wait([running])
 
     assert ended.is_set()
-    assert watch.told == 1
-    state = sa.text("SELECT state FROM letopis_outbox_notices")
-    assert await town.outbox.read(lambda connection: connection.execute(state).scalar_one()) == "told"
+    assert watch.sent == 1
+    state = sa.text("SELECT state FROM letopis_outbox_notifications")
+    assert await town.outbox.read(lambda connection: connection.execute(state).scalar_one()) == "sent"
 
 
 async def test_incidents_are_logged_with_their_context(town: Town, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import gettext
 import io
+import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from letopis.outbox.alerting import catalogue as languages
-from letopis.outbox.alerting import reasons, texts, times
-from letopis.outbox.alerting.incidents import IncidentKind
+from letopis.outbox.alerting import alert_message, language, reasons, texts
+from letopis.outbox.alerting.alert_message import build_alert, in_conversations, messages, trial_alert
+from letopis.outbox.alerting.channels import Alert
+from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, IncidentState
+from letopis.outbox.alerting.language import LANGUAGES, duration, language_of, moment
+from letopis.outbox.alerting.notifications import (
+    Notification,
+    NotificationKind,
+    PendingNotification,
+)
 from letopis.store.database import fault_rules
 from letopis.store.database.faults import FaultClass
+from letopis.store.model.identifiers import uuid7
 from tests.support.paths import ROOT
 
 pytest.importorskip("babel", reason="needs babel: the group pages")
@@ -28,17 +38,62 @@ SINCE = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 SEED = "⚠️ Не удалось сохранить ответ в историю мультичата. Попробуйте позже."
 
 
-def catalogue(language: str) -> Catalog:
-    path = languages.LOCALES / language / "LC_MESSAGES" / f"{languages.DOMAIN}.po"
+def catalogue(code: str) -> Catalog:
+    path = language.LOCALES / code / "LC_MESSAGES" / f"{language.DOMAIN}.po"
     with path.open("rb") as file:
-        return read_po(file, locale=language, abort_invalid=True)
+        return read_po(file, locale=code, abort_invalid=True)
+
+
+def some_pending(
+    kind: IncidentKind,
+    *,
+    reason: str | None = None,
+    names: tuple[str | None, ...] = (None,),
+    recovered: bool = False,
+    reminder: bool = False,
+    seconds: float = 1_860,
+    events: int = 22,
+    conversations: int = 5,
+) -> list[PendingNotification]:
+    """Return what one channel is to be told about incidents that began at `SINCE`."""
+    notification = Notification(
+        kind=NotificationKind.RECOVERED if recovered else NotificationKind.STUCK,
+        number=1 + reminder,
+        changed_at=SINCE,
+    )
+    return [
+        PendingNotification(
+            incident=IncidentRecord(
+                incident_id=uuid7(),
+                kind=kind,
+                conversation_id=name,
+                state=IncidentState.RESOLVED if recovered else IncidentState.FIRING,
+                reason=reason,
+                events=events,
+                conversations=conversations,
+                opened_at=SINCE,
+                resolved_at=SINCE + timedelta(seconds=seconds) if recovered else None,
+            ),
+            recipient="channel:x",
+            notification=notification,
+            conversation_id=name,
+            since=SINCE,
+            events=events,
+        )
+        for name in names
+    ]
+
+
+def an_alert(kind: IncidentKind, *, locale: str | None, seconds: float = 1_860, **changes: Any) -> Alert:
+    pending = some_pending(kind, seconds=seconds, **changes)
+    return build_alert(pending, outbox="bot.outbox.db", now=SINCE + timedelta(seconds=seconds), locale=locale)
 
 
 def said_in_the_code() -> set[object]:
     """What the modules of alerts say, and what the store says of each kind of fault."""
     found = [
         one
-        for module in (times, texts, reasons)
+        for module in (language, texts, alert_message, reasons)
         for one in extract_from_file("python", str(Path(module.__file__ or "")))
     ]
     said = {tuple(said[:2]) if isinstance(said, tuple) else said for _, said, _, _ in found}
@@ -50,9 +105,9 @@ def texts_of(catalogue: gettext.GNUTranslations) -> dict[object, str]:
     return {key: text for key, text in vars(catalogue)["_catalog"].items() if key}
 
 
-@pytest.mark.parametrize("language", languages.LANGUAGES)
-def test_every_text_has_a_translation_and_every_translation_a_text(language: str) -> None:
-    found = catalogue(language)
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_every_text_has_a_translation_and_every_translation_a_text(code: str) -> None:
+    found = catalogue(code)
     kept = {message.id if isinstance(message.id, str) else tuple(message.id) for message in found if message.id}
 
     assert kept == said_in_the_code()
@@ -65,13 +120,13 @@ def test_every_text_has_a_translation_and_every_translation_a_text(language: str
             assert not list(message.check(found)), message.id
 
 
-@pytest.mark.parametrize("language", languages.LANGUAGES)
-def test_the_compiled_catalogue_is_that_of_the_text_file(language: str) -> None:
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_the_compiled_catalogue_is_that_of_the_text_file(code: str) -> None:
     """Run `pybabel compile -d outbox/letopis/outbox/alerting/locales -D letopis` after a change."""
     compiled = io.BytesIO()
-    write_mo(compiled, catalogue(language))
+    write_mo(compiled, catalogue(code))
     compiled.seek(0)
-    path = languages.LOCALES / language / "LC_MESSAGES" / f"{languages.DOMAIN}.mo"
+    path = language.LOCALES / code / "LC_MESSAGES" / f"{language.DOMAIN}.mo"
     with path.open("rb") as file:
         shipped = gettext.GNUTranslations(file)
     fresh = gettext.GNUTranslations(compiled)
@@ -95,7 +150,7 @@ def test_the_compiled_catalogue_is_that_of_the_text_file(language: str) -> None:
     ],
 )
 def test_the_language_of_a_locale(locale: str | None, expected: str) -> None:
-    assert languages.language_of(locale) == expected
+    assert language_of(locale) == expected
 
 
 @pytest.mark.parametrize(
@@ -112,7 +167,7 @@ def test_the_language_of_a_locale(locale: str | None, expected: str) -> None:
     ],
 )
 def test_counts(count: int, russian: str, english: str) -> None:
-    assert (texts.messages(count, "ru"), texts.messages(count, "en")) == (russian, english)
+    assert (messages(count, "ru"), messages(count, "en")) == (russian, english)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +175,7 @@ def test_counts(count: int, russian: str, english: str) -> None:
     [(1, "в 1 разговоре"), (3, "в 3 разговорах"), (12, "в 12 разговорах"), (101, "в 101 разговоре")],
 )
 def test_counts_of_conversations(count: int, russian: str) -> None:
-    assert texts.in_conversations(count, "ru") == russian
+    assert in_conversations(count, "ru") == russian
 
 
 @pytest.mark.parametrize(
@@ -148,7 +203,7 @@ def test_counts_of_conversations(count: int, russian: str) -> None:
     ],
 )
 def test_durations(seconds: float, russian: str, english: str) -> None:
-    assert (times.duration(seconds, "ru"), times.duration(seconds, "en")) == (russian, english)
+    assert (duration(seconds, "ru"), duration(seconds, "en")) == (russian, english)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +219,7 @@ def test_durations(seconds: float, russian: str, english: str) -> None:
 def test_a_moment_is_the_time_of_the_day_and_the_day_if_it_is_another_one(
     now: datetime, russian: str, english: str
 ) -> None:
-    assert (times.moment(SINCE, now=now, locale="ru"), times.moment(SINCE, now=now, locale="en")) == (russian, english)
+    assert (moment(SINCE, now=now, locale="ru"), moment(SINCE, now=now, locale="en")) == (russian, english)
 
 
 def test_the_default_says_that_the_reply_is_kept() -> None:
@@ -184,74 +239,111 @@ def test_nothing_is_promised_that_nobody_will_do() -> None:
 
 
 @pytest.mark.parametrize("locale", ["ru", "en"])
-@pytest.mark.parametrize("kind", ["store_down", "conversation_blocked", "relay_silent"])
+@pytest.mark.parametrize("kind", IncidentKind)
 @pytest.mark.parametrize("recovered", [False, True])
-def test_an_operator_learns_what_since_when_and_what_to_do(locale: str, kind: str, recovered: bool) -> None:
-    title = texts.operator_title(kind, count=3, recovered=recovered, locale=locale)
-    body = texts.operator_body(
-        kind,
-        outbox="bot.outbox.db",
-        since=SINCE,
-        seconds=1_860,
-        reasons=["the table is missing [misconfigured 42P01]"],
-        events=22,
-        waiting=5,
-        recovered=recovered,
-        locale=locale,
-    )
+def test_an_operator_learns_what_since_when_and_what_to_do(locale: str, kind: IncidentKind, recovered: bool) -> None:
+    names = tuple("abcde") if kind is IncidentKind.CONVERSATION_BLOCKED else (None,)
+    events = 22 // len(names)
+    reason = "the table is missing [misconfigured 42P01]"
 
-    assert title.startswith("Letopis: ")
-    assert title != texts.operator_title(kind, count=3, recovered=not recovered, locale=locale)
-    assert title != texts.operator_title(kind, count=3, recovered=recovered, still=True, locale=locale)
-    assert "bot.outbox.db" in body
-    assert times.duration(1_860, locale) in body
-    assert texts.messages(22, locale) in body
-    assert texts.in_conversations(5, locale) in body
-    assert ("letopis" in body.replace("bot.outbox.db", "")) is not recovered
-    assert ("42P01" in body) is not recovered
+    def alert(*, recovered: bool = recovered, reminder: bool = False) -> Alert:
+        return an_alert(
+            kind,
+            recovered=recovered,
+            reminder=reminder,
+            reason=reason,
+            names=names,
+            events=events,
+            locale=locale,
+        )
+
+    shown = alert()
+    assert shown.title.startswith("Letopis: ")
+    assert shown.title != alert(recovered=not recovered).title
+    assert (shown.title != alert(reminder=True).title) is not recovered
+    assert "bot.outbox.db" in shown.text
+    assert duration(1_860, locale) in shown.text
+    assert messages(events * len(names), locale) in shown.text
+    assert in_conversations(5, locale) in shown.text
+    assert ("letopis" in shown.text.replace("bot.outbox.db", "")) is not recovered
+    assert ("42P01" in shown.text) is not recovered
+    assert (shown.facts["state"], shown.facts["events"]) == ("resolved" if recovered else "firing", events * len(names))
 
 
 @pytest.mark.parametrize("locale", ["ru", "en"])
 def test_a_store_that_refuses_is_not_called_down(locale: str) -> None:
     reason = "so it is the history store: the event breaks a constraint (constraint t.x) [poison 23514]"
-    down = texts.operator_title("store_down", locale=locale)
-    refuses = texts.operator_title("store_down", reason=reason, locale=locale)
-    takes = texts.operator_title("store_down", reason=reason, recovered=True, locale=locale)
-    body = texts.operator_body(
-        "store_down", outbox="o", since=SINCE, seconds=1, reasons=[reason], events=2, waiting=1, locale=locale
-    )
+    alerts = [
+        an_alert(IncidentKind.STORE_DOWN, reason=reason, recovered=recovered, locale=locale)
+        for reason in (reason, None)
+        for recovered in (False, True)
+    ]
 
-    assert len({down, refuses, takes, texts.operator_title("store_down", recovered=True, locale=locale)}) == 4
-    assert "t.x" in body
-    assert "letopis doctor" in body
+    assert len({alert.title for alert in alerts}) == 4
+    assert "t.x" in alerts[0].text
+    assert "letopis doctor" in alerts[0].text
 
 
 def test_an_end_with_nothing_left_says_so() -> None:
-    body = texts.operator_body(
-        "store_down", outbox="b", since=SINCE, seconds=60, reasons=(), events=0, waiting=0, recovered=True, locale="en"
-    )
+    alert = an_alert(IncidentKind.STORE_DOWN, recovered=True, seconds=60, events=0, conversations=0, locale="en")
 
-    assert body == "Outbox: b\nIt lasted 1 minute.\nEverything is delivered."
+    assert alert.text == "Outbox: bot.outbox.db\nIt lasted 1 minute.\nEverything is delivered."
 
 
 def test_an_id_cannot_forge_a_line_or_a_direction() -> None:
-    listed = texts.operator_list(["чат 7", "a\u202eb", "x" * 300, "new\nline\x1b[31m"], 3, "ru")
+    names = ("чат 7", "a\u202eb", "x" * 300, "new\nline\x1b[31m", "e", "f", "g", "h")
+    alert = an_alert(IncidentKind.CONVERSATION_BLOCKED, names=names, locale="ru")
 
-    assert listed.splitlines() == [
+    assert [line for line in alert.text.splitlines() if line.startswith("- ")] == [
         "- 'чат 7'",
         "- 'a\\u202eb'",
         f"- '{'x' * 79}…'",
         "- 'new\\nline\\x1b[31m'",
+        "- 'e'",
         "- и ещё 3",
     ]
 
 
+def test_an_alert_and_each_that_follows_have_keys_of_their_own() -> None:
+    alerts = [
+        an_alert(IncidentKind.STORE_DOWN, reminder=reminder, recovered=recovered, locale="en")
+        for reminder, recovered in ((False, False), (True, False), (False, True))
+    ]
+
+    assert [alert.key.partition("/")[2] for alert in alerts] == [
+        "0.1/channel:x/stuck",
+        "0.2/channel:x/stuck",
+        "0.1/channel:x/recovered",
+    ]
+    assert all(alert.key.startswith(alert.facts["incidents"][0]) for alert in alerts)
+    assert [alert.title for alert in alerts] == [
+        "Letopis: The history store is down",
+        "Letopis: still: The history store is down",
+        "Letopis: The history store is back",
+    ]
+    assert json.loads(json.dumps(dict(alerts[0].facts)))["kind"] == "store_down"
+
+
+def test_an_alert_about_several_conversations_counts_all_and_names_some() -> None:
+    names = tuple("c" * number for number in range(1, 9))
+    pending = some_pending(IncidentKind.CONVERSATION_BLOCKED, names=names, events=2, conversations=21)
+    first, again = (
+        build_alert(group, outbox="b", now=SINCE, locale="ru") for group in (pending, list(reversed(pending)))
+    )
+
+    assert first.title == "Letopis: 21 разговор не сохраняется"
+    assert "16 сообщений в 8 разговорах" in first.text
+    assert first.text.count("\n- ") == 6
+    assert "- и ещё 3" in first.text
+    assert first.key == again.key
+
+
 def test_the_trial_alert_says_that_nothing_is_wrong() -> None:
-    assert texts.trial_alert("bot.outbox.db", "en") == (
+    assert trial_alert("bot.outbox.db", "en") == (
         "Letopis: test alert",
         "Alerts of the outbox bot.outbox.db arrive here. Nothing is wrong.",
     )
-    assert "Всё в порядке" in texts.trial_alert("b", "ru")[1]
+    assert "Всё в порядке" in trial_alert("b", "ru")[1]
 
 
 def reasons_of_the_store() -> list[str]:
@@ -282,19 +374,10 @@ NAMES = {
 """Words that are the same in every language, besides commands and codes."""
 
 
-def russian_alert(reason: str, kind: str = "store_down", *, seconds: float = 1_860) -> str:
-    title = texts.operator_title(kind, count=5, reason=reason, still=True, locale="ru")
-    body = texts.operator_body(
-        kind,
-        outbox="o",
-        since=SINCE,
-        seconds=seconds,
-        reasons=[reason],
-        events=22,
-        waiting=5,
-        locale="ru_RU.UTF-8",
-    )
-    return f"{title}\n{body}\n{texts.operator_list(['7'], 3, 'ru')}"
+def russian_alert(reason: str, kind: IncidentKind = IncidentKind.STORE_DOWN, *, seconds: float = 1_860) -> str:
+    names = ("7", "8") if kind is IncidentKind.CONVERSATION_BLOCKED else (None,)
+    alert = an_alert(kind, reason=reason, names=names, reminder=True, seconds=seconds, locale="ru_RU.UTF-8")
+    return f"{alert.title}\n{alert.text}".replace("bot.outbox.db", "o")
 
 
 def english_in(text: str) -> list[str]:
@@ -335,7 +418,7 @@ def test_a_known_code_is_said_in_russian_as_exactly_as_in_english(code: str) -> 
     assert rule is not None
     said = reasons.reason_in(f"whatever [{rule.fault_class} {code}]", "ru")
 
-    assert said == f"{languages.catalogue('ru').gettext(rule.reason)} [{rule.fault_class} {code}]"
+    assert said == f"{language.catalogue('ru').gettext(rule.reason)} [{rule.fault_class} {code}]"
     assert english_in(said) == []
 
 
@@ -391,9 +474,7 @@ def test_a_whole_russian_alert() -> None:
         "С 12:00 UTC, уже 31 минуту.\n"
         "Причина: соединение с хранилищем истории потеряно [unavailable disconnected]\n"
         "Ждут доставки: 22 сообщения в 5 разговорах. Ничего не потеряно.\n"
-        "Попытки повторяются автоматически; подробности: `letopis status`.\n"
-        "- '7'\n"
-        "- и ещё 3"
+        "Попытки повторяются автоматически; подробности: `letopis status`."
     )
 
 
@@ -402,8 +483,12 @@ def test_what_has_only_begun_is_said_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [("history_incomplete", "[incomplete log]"), ("conversation_blocked", "gone [lost]")]
+    ("kind", "reason"),
+    [
+        (IncidentKind.HISTORY_INCOMPLETE, "[incomplete log]"),
+        (IncidentKind.CONVERSATION_BLOCKED, "gone [lost]"),
+    ],
 )
-def test_an_alert_about_a_loss_does_not_say_that_nothing_is_lost(kind: str, reason: str) -> None:
+def test_an_alert_about_a_loss_does_not_say_that_nothing_is_lost(kind: IncidentKind, reason: str) -> None:
     assert "Ничего не потеряно" not in russian_alert(reason, kind)
-    assert "Ничего не потеряно" in russian_alert("refused [poison 23514]", kind="conversation_blocked")
+    assert "Ничего не потеряно" in russian_alert("refused [poison 23514]", kind=IncidentKind.CONVERSATION_BLOCKED)

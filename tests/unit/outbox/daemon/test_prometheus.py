@@ -40,7 +40,7 @@ def figures(**changes: Any) -> HealthSnapshot:
         "sound": True,
         "breakers": [breaker],
         "relay": RelayStats(delivered=7, faults=Counter({"unavailable": 3})),
-        "alerts": {"told": 2, "failed": 1},
+        "alerts": {"sent": 2, "failed": 1},
         "deliveries": [{"ok": durations}, {"ok": durations, "poison": durations}],
     }
     files = [
@@ -130,7 +130,7 @@ def test_labels_are_few_and_known_beforehand() -> None:
     assert {one.label for one in METRICS} == {"", "version", "state", "kind", "outcome", "class"}
     known = {"working", "standby", "unusable", "ready", "retrying", "blocked", "paused", "closed", "open", "half_open"}
     known |= {"store_down", "conversation_blocked", "relay_silent", "history_incomplete"}
-    known |= {"told", "failed", "ok", "given_up", "error"}
+    known |= {"sent", "failed", "ok", "given_up", "error"}
     known |= {str(one) for one in FaultClass}
     body, _ = exposition(figures())
     values = {

@@ -174,9 +174,8 @@ async def test_incidents_come_with_who_was_told(tmp_path: Path) -> None:
                 incident_id=uuid7(),
                 kind=IncidentKind.CONVERSATION_BLOCKED,
                 conversation_id=name,
-                state=IncidentState.RESOLVED if ended else IncidentState.NOTIFIED,
+                state=IncidentState.RESOLVED if ended else IncidentState.FIRING,
                 opened_at=NOON,
-                changed_at=NOON,
                 resolved_at=NOON if ended else None,
             )
             for name, ended in (("c1", False), ("c2", True))
@@ -184,21 +183,21 @@ async def test_incidents_come_with_who_was_told(tmp_path: Path) -> None:
         changes = [Change(before=None, after=one) for one in records]
         await history.outbox.write(lambda connection: write_changes(connection, changes))
         told = [
-            (records[0].incident_id.bytes, name, "stuck", 1, "told", 2, 1, 0, 0)
+            (records[0].incident_id.bytes, name, "stuck", 0, 1, "sent", 0, 1, 0, 1)
             for name in ("channel:abc", "user:owner:42", "user:conversation:c1")
         ]
         statement = (
-            "INSERT INTO letopis_outbox_notices"
-            " (incident_id, recipient, word, number, state, reached, attempts, due_at, changed_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            "INSERT INTO letopis_outbox_notifications"
+            " (incident_id, recipient, kind, escalations, number, state, told_at, attempts, changed_at, revision)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         )
         await history.outbox.write(lambda connection: connection.exec_driver_sql(statement, told) and None)
         [first, second] = await Insight(history).incidents()
 
     assert (first.incident.conversation_id, second.incident.conversation_id) == ("c1", "c2")
-    assert [(one.kind, one.name, one.state, one.reached) for one in first.recipients] == [
-        ("channel", "abc", "told", True),
-        ("conversation", "c1", "told", True),
-        ("user", "42", "told", True),
+    assert [(one.kind, one.name, one.about, one.state) for one in first.recipients] == [
+        ("channel", "abc", "stuck", "sent"),
+        ("conversation", "c1", "stuck", "sent"),
+        ("user", "42", "stuck", "sent"),
     ]
-    assert (first.told, second.told, second.recipients) == (3, 0, ())
+    assert (first.recipient_count, second.recipient_count, second.recipients) == (3, 0, ())

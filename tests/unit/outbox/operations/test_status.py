@@ -144,9 +144,7 @@ def status(
         lost=0,
         breaker=breaker or BreakerStatus(),
         relay=relay,
-        incidents=tuple(
-            IncidentRecord(incident_id=uuid7(), kind=kind, opened_at=NOW, changed_at=NOW) for kind in kinds
-        ),
+        incidents=tuple(IncidentRecord(incident_id=uuid7(), kind=kind, opened_at=NOW) for kind in kinds),
     )
 
 

@@ -53,24 +53,16 @@ TABLES = (
         incident_id BLOB NOT NULL,
         kind TEXT NOT NULL,
         conversation_id TEXT,
-        owner_id TEXT,
         state TEXT NOT NULL,
         reason TEXT,
-        events INTEGER NOT NULL,
-        conversations INTEGER NOT NULL,
-        ran INTEGER NOT NULL,
-        number INTEGER NOT NULL,
-        repeats INTEGER NOT NULL,
-        why TEXT,
+        escalations INTEGER NOT NULL,
         mark INTEGER NOT NULL,
         outcome TEXT,
         opened_at INTEGER NOT NULL,
-        changed_at INTEGER NOT NULL,
-        notified_at INTEGER,
         resolved_at INTEGER,
         revision INTEGER NOT NULL,
         PRIMARY KEY (incident_id),
-        CONSTRAINT ck_letopis_outbox_incidents_state CHECK (state IN ('pending', 'firing', 'notified', 'resolved'))
+        CONSTRAINT ck_letopis_outbox_incidents_state CHECK (state IN ('pending', 'firing', 'resolved'))
     )
     """,
     """
@@ -110,25 +102,29 @@ TABLES = (
     "CREATE INDEX ix_letopis_outbox_lanes_blocked ON letopis_outbox_lanes (conversation_id) WHERE state = 'blocked'",
     "CREATE INDEX ix_letopis_outbox_lanes_erased ON letopis_outbox_lanes (erased) WHERE erased < abs(deleted)",
     """
-    CREATE TABLE letopis_outbox_notices (
+    CREATE TABLE letopis_outbox_notifications (
         incident_id BLOB NOT NULL,
         recipient TEXT NOT NULL,
         conversation_id TEXT,
-        owner_id TEXT,
-        word TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        escalations INTEGER NOT NULL,
         number INTEGER NOT NULL,
         state TEXT NOT NULL,
-        reached INTEGER NOT NULL,
+        told_at INTEGER,
         attempts INTEGER NOT NULL,
-        due_at INTEGER NOT NULL,
         changed_at INTEGER NOT NULL,
-        closed_at INTEGER,
+        revision INTEGER NOT NULL,
         PRIMARY KEY (incident_id, recipient),
-        CONSTRAINT ck_letopis_outbox_notices_word CHECK (word IN ('stuck', 'recovered')),
-        CONSTRAINT ck_letopis_outbox_notices_state CHECK (state IN ('telling', 'waiting', 'told', 'failed'))
+        CONSTRAINT ck_letopis_outbox_notifications_kind CHECK (kind IN ('stuck', 'recovered')),
+        CONSTRAINT ck_letopis_outbox_notifications_state
+        CHECK (state IN ('sending', 'retrying', 'sent', 'failed'))
     )
     """,
-    "CREATE INDEX ix_letopis_outbox_notices_open ON letopis_outbox_notices (recipient) WHERE closed_at IS NULL",
+    """
+    CREATE INDEX ix_letopis_outbox_notifications_active
+    ON letopis_outbox_notifications (recipient)
+    WHERE kind = 'stuck' OR state = 'retrying'
+    """,
     """
     CREATE TABLE letopis_outbox_origin (
         only INTEGER NOT NULL CONSTRAINT ck_letopis_outbox_origin_only CHECK (only = 1),
@@ -346,7 +342,7 @@ def downgrade() -> None:
     op.execute("DROP VIEW letopis_outbox_log")
     tables = (
         "record_clears record_bodies records audit"
-        " unconfirmed superseded owners drafts repairs relay origin notices lanes incidents hold event_ids events"
+        " unconfirmed superseded owners drafts repairs relay origin notifications lanes incidents hold event_ids events"
     )
     for table in tables.split():
         op.drop_table(f"letopis_outbox_{table}")

@@ -1,15 +1,31 @@
-"""Format times and durations the way people say them."""
+"""Find the catalogue of a language, and format times and durations in it."""
 
 from __future__ import annotations
 
+import gettext as gettext_module
 from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
 from typing import Final
 
-from letopis.outbox.alerting.catalogue import catalogue, language_of
-
+LOCALES: Final = Path(__file__).parent / "locales"
+DOMAIN: Final = "letopis"
+LANGUAGES: Final = ("en", "ru")
 MINUTE: Final = 60
 HOUR: Final = 3_600
 DAY: Final = 86_400
+
+
+def language_of(locale: str | None) -> str:
+    """Return the language of a locale as platforms give it (``ru``, ``ru-RU``, ``ru_RU.UTF-8``); ``en`` if unknown."""
+    language = (locale or "").replace("_", "-").split("-")[0].split(".")[0].strip().lower()
+    return language if language in LANGUAGES else "en"
+
+
+@cache
+def catalogue(language: str) -> gettext_module.NullTranslations:
+    """Return the catalogue of a language; texts that it lacks stay English."""
+    return gettext_module.translation(DOMAIN, LOCALES, languages=[language], fallback=True)
 
 
 def duration(seconds: float, locale: str | None = None) -> str:
@@ -17,10 +33,10 @@ def duration(seconds: float, locale: str | None = None) -> str:
 
     In Russian it is the accusative, as after "for" and "after": ``1 минуту``.
     """
-    found = catalogue(language_of(locale))
-    ngettext = found.ngettext
+    translations = catalogue(language_of(locale))
+    ngettext = translations.ngettext
     if seconds < 1:
-        return found.gettext("less than a second")
+        return translations.gettext("less than a second")
     whole = rounded(seconds)
     if whole < MINUTE:
         return ngettext("%(count)d second", "%(count)d seconds", whole) % {"count": whole}
