@@ -155,11 +155,14 @@ class PostgreSQL(Dialect):
         return f"INSERT INTO {table.name} ({', '.join(_names(table))}) SELECT * FROM {_unnest(table)}"  # noqa: S608
 
     def _overwrite(self, table: sa.Table) -> str:
-        names = ", ".join(_names(table))
+        names = _names(table)
+        conditions = [f"t.{name} = v.{name}" for name in _keys(table)]
+        if "partition" in names:
+            # A join alone names no partition: each part of a divided table would be locked and scanned.
+            conditions.append(f"t.partition = ANY(${names.index('partition') + 1})")
         return (
             f"UPDATE {table.name} AS t SET {', '.join(f'{name} = v.{name}' for name in _values(table))} "  # noqa: S608
-            f"FROM {_unnest(table)} AS v ({names}) "
-            f"WHERE {' AND '.join(f't.{name} = v.{name}' for name in _keys(table))}"
+            f"FROM {_unnest(table)} AS v ({', '.join(names)}) WHERE {' AND '.join(conditions)}"
         )
 
     async def insert(self, connection: AsyncConnection, table: sa.Table, rows: Sequence[TableRow]) -> None:
