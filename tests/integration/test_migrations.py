@@ -27,7 +27,7 @@ from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store import ConversationStore, FaultClass, StoreFault
 from letopis.store.database.engines import create_store_engine
 from letopis.store.database.migrations import STORE, Revision, SchemaState, hold_alembic_lock, revision_state, upgrade
-from letopis.store.database.schema import metadata, store
+from letopis.store.database.schema import metadata, search, store
 from tests.support.next_release import NEXT, NextRelease, next_store_tables, write_next_release
 from tests.support.paths import ROOT
 
@@ -104,12 +104,17 @@ def differences(connection: sa.Connection, expected: sa.MetaData = metadata) -> 
     return list(compare_metadata(MigrationContext.configure(connection, opts=options), expected))
 
 
+def described_tables(dialect: str) -> list[sa.Table]:
+    """The tables that the code describes as they are on one of the databases."""
+    return [table for table in metadata.tables.values() if table.info["not_on"] != dialect]
+
+
 def described(connection: sa.Connection) -> list[Any]:
     """All that the database says of our tables, beyond what SQLAlchemy reflects."""
     match connection.dialect.name:
         case "sqlite":
             told: list[Any] = []
-            for table in metadata.tables:
+            for table in (one.name for one in described_tables("sqlite")):
                 told += [(table, *row) for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")]
                 for index in connection.exec_driver_sql(f"PRAGMA index_list({table})").all():
                     columns = connection.exec_driver_sql(f"PRAGMA index_xinfo({index.name})").all()
@@ -145,13 +150,30 @@ async def test_the_migrations_make_what_the_code_describes(
     await migrated(empty_database_url)
     other = new_store_url(request.node.callspec.params["empty_database_url"])
     async with connected(other) as connection:
-        await connection.run_sync(metadata.create_all)
+        await connection.run_sync(metadata.create_all, tables=described_tables(connection.dialect.name))
         expected = await connection.run_sync(described)
 
     async with connected(empty_database_url) as connection:
         assert await connection.run_sync(differences) == []
         assert await connection.run_sync(described) == expected
     assert await tables(empty_database_url) == OURS
+
+
+async def test_the_search_table_of_sqlite_has_a_row_number_beside_what_the_code_describes(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'history.db'}"
+    await migrated(url)
+    async with connected(url) as connection:
+        columns = (await connection.exec_driver_sql("PRAGMA table_info(letopis_search)")).all()
+        keys = [
+            [row.name for row in (await connection.exec_driver_sql(f"PRAGMA index_info({index.name})")).all()]
+            for index in (await connection.exec_driver_sql("PRAGMA index_list(letopis_search)")).all()
+            if index.unique
+        ]
+
+    (number, *others) = [(row.name, row.type, bool(row.notnull)) for row in columns]
+    assert number[:2] == ("id", "INTEGER")
+    assert others == [(column.name, str(column.type.compile()), True) for column in search.columns]
+    assert keys == [[column.name for column in search.primary_key.columns]]
 
 
 async def test_a_difference_would_be_found(empty_database_url: str) -> None:

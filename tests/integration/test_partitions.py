@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import PostgreSQL
 from letopis.store.database.engines import create_store_engine
-from letopis.store.database.schema import conversations, events, lanes, log_heads, messages
+from letopis.store.database.schema import conversations, events, lanes, log_heads, messages, metadata
 from letopis.store.rules.apply_plan import TableRow
-from tests.support.native_partitions import make_divided_store
+from tests.support.native_partitions import DIVIDED, make_divided_store
 
 OF_THIS_CONNECTION = sa.text(
     "SELECT relation::regclass::text FROM pg_locks"
     " WHERE pid = pg_backend_pid() AND mode = 'RowExclusiveLock' AND relation::regclass::text LIKE 'letopis%'"
 )
+
+DIVIDED_TABLES = {
+    "postgresql": "SELECT relname FROM pg_class WHERE relkind = 'p'",
+    "mariadb": "SELECT table_name FROM information_schema.tables WHERE create_options LIKE '%partitioned%'"
+    " AND table_schema = database()",
+}
 
 
 @asynccontextmanager
@@ -59,3 +66,21 @@ async def test_an_overwrite_locks_the_partitions_of_its_rows(fresh_postgresql_ur
 
         found = await connection.execute(sa.select(log_heads.c.partition, log_heads.c.position).order_by("partition"))
         assert [tuple(row) for row in found if row.position] == [(2, 7), (5, 8), (11, 9)]
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+async def test_every_table_with_partitions_can_be_divided(kind: str, new_store_url: Callable[[str], str]) -> None:
+    url = new_store_url(kind)
+    await make_divided_store(url)
+    async with connected(url) as connection:
+        divided = await connection.execute(sa.text(DIVIDED_TABLES[kind]))
+
+        assert sorted(divided.scalars()) == sorted(DIVIDED)
+        assert "letopis_search" in DIVIDED
+
+
+def test_every_unique_key_of_a_table_with_partitions_holds_them() -> None:
+    for table in metadata.tables.values():
+        if "partition" in table.columns:
+            for key in (table.primary_key, *(index for index in table.indexes if index.unique)):
+                assert "partition" in key.columns, f"{table.name}: {key.name}"

@@ -12,10 +12,8 @@ from letopis.store.database.engines import create_store_engine
 from letopis.store.database.schema import metadata
 
 PARTITIONS: Final = 16
-DIVIDED: Final = tuple(
-    sorted(table.name for table in metadata.tables.values() if "partition" in table.primary_key.columns)
-)
-"""The tables that the database divides."""
+DIVIDED: Final = tuple(sorted(table.name for table in metadata.tables.values() if "partition" in table.columns))
+"""The tables that the database divides; it refuses one with a unique key that lacks ``partition``."""
 
 
 async def make_divided_store(url: str, *, partitions: int = PARTITIONS) -> None:

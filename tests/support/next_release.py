@@ -174,6 +174,7 @@ def _copied(metadata: sa.MetaData) -> sa.MetaData:
     copy = sa.MetaData(naming_convention=metadata.naming_convention)
     for table in metadata.tables.values():
         copied = table.to_metadata(copy)
+        copied.info.update(table.info)
         information = {index.name: index.info for index in table.indexes}  # SQLAlchemy does not copy it
         for index in copied.indexes:
             index.info.update(information[index.name])

@@ -127,8 +127,8 @@ Codes: Final = LongText("ascii", tsvector=True)
 """Codes of words, for a full-text index; see :mod:`letopis.store.search.analysis`."""
 
 
-def _table(name: str, *columns: sa.schema.SchemaItem, comment: str) -> sa.Table:
-    return sa.Table(name, metadata, *columns, comment=comment)
+def _table(name: str, *columns: sa.schema.SchemaItem, comment: str, not_on: str | None = None) -> sa.Table:
+    return sa.Table(name, metadata, *columns, comment=comment, info={"not_on": not_on})
 
 
 store: Final = _table(
@@ -276,12 +276,11 @@ checkpoints: Final = _table(
 
 search: Final = _table(
     "letopis_search",
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), sa.Identity(), primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     # The rules that made the codes; a new generation is indexed beside the old one.
-    sa.Column("generation", sa.Integer, nullable=False),
-    sa.Column("partition", sa.Integer, nullable=False),
-    sa.Column("conversation_id", Identifier, nullable=False),
-    sa.Column("version", Counter, nullable=False),
+    sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("conversation_id", Identifier, primary_key=True),
+    sa.Column("version", Counter, primary_key=True, autoincrement=False),
     sa.Column("content_version", Counter, nullable=False),
     # Of the event that appended the message, not of a later edit: pages end at it.
     sa.Column("position", Counter, nullable=False),
@@ -289,15 +288,12 @@ search: Final = _table(
     # The owner and the words; both empty if it must no longer be found.
     sa.Column("scope", Codes, nullable=False),
     sa.Column("document", Codes, nullable=False),
-    sa.Index("uq_letopis_search_message", "generation", "partition", "conversation_id", "version", unique=True),
-    # On SQLite the virtual table letopis_search_words, which triggers maintain.
-    sa.Index(
-        "ix_letopis_search_words",
-        "scope",
-        "document",
-        info={"not_on": "sqlite"},
-    ).ddl_if(dialect=("postgresql", "mysql", "mariadb")),  # type: ignore[arg-type]  # the stub lacks the tuple
+    sa.Index("ix_letopis_search_words", "scope", "document"),
+    # Of a word that is in very many messages, the newest are ranked.
+    sa.Index("ix_letopis_search_newest", "occurred_at", "position"),
     comment="The full-text index: one row a message that is on the path, as codes of its words.",
+    # There the migration makes it with a row number, which the virtual table letopis_search_words refers to.
+    not_on="sqlite",
 )
 
 tasks: Final = _table(

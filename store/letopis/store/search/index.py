@@ -18,8 +18,8 @@ from letopis.store.search.analysis import GENERATION, Word, scope_code, words
 from letopis.store.search.query import Query, Term
 
 _COLUMNS: Final = (
-    "generation",
     "partition",
+    "generation",
     "conversation_id",
     "version",
     "content_version",
@@ -28,11 +28,11 @@ _COLUMNS: Final = (
     "scope",
     "document",
 )
-_KEY: Final = ("generation", "partition", "conversation_id", "version")
+_KEY: Final = ("partition", "generation", "conversation_id", "version")
 _VALUES: Final = tuple(name for name in _COLUMNS if name not in _KEY)
 _GENERATIONS: Final = (GENERATION - 1, GENERATION)
 MAX_RANKED: Final = 5_000
-"""Messages that one search ranks: of more that match, those that were indexed last."""
+"""Messages that one search ranks: of more that match, the newest."""
 MAX_POSITIONS: Final = 256
 """Positions of a word that PostgreSQL keeps in a ``tsvector``."""
 IndexRow = tuple[Any, ...]
@@ -117,8 +117,8 @@ class Index(ABC):
                 scope = (scope_code("c", one.conversation_id), scope_code("o", one.owner_id))
                 made.append(
                     (
-                        GENERATION,
                         one.partition,
+                        GENERATION,
                         one.conversation_id,
                         one.version,
                         one.content_version,
@@ -154,7 +154,7 @@ class Index(ABC):
             .select_from(self._source())
             .where(condition, _checked(search.c.generation == GENERATION), _within(where.bounds))
             # A common word may be in half of all messages, and to rank them all takes seconds.
-            .order_by(self._id().desc())
+            .order_by(*self._newest_first())
             .limit(max(MAX_RANKED, limit))
         )
         if where.conversation is not None:
@@ -224,9 +224,8 @@ class Index(ABC):
     def _source(self) -> sa.FromClause:
         return search
 
-    def _id(self) -> sa.ColumnElement[int]:
-        """Return the column that rises with each row that is added."""
-        return search.c.id
+    def _newest_first(self) -> tuple[sa.ColumnElement[Any], ...]:
+        return search.c.occurred_at.desc(), search.c.position.desc()
 
     @abstractmethod
     def _match(
@@ -259,10 +258,10 @@ class SQLiteIndex(Index):
             )
 
     def _source(self) -> sa.FromClause:
-        return self._WORDS.join(search, search.c.id == self._WORDS.c.rowid)
+        return self._WORDS.join(search, sa.literal_column("letopis_search.id") == self._WORDS.c.rowid)
 
-    def _id(self) -> sa.ColumnElement[int]:
-        return self._WORDS.c.rowid  # FTS5 yields rows backwards without sorting them
+    def _newest_first(self) -> tuple[sa.ColumnElement[Any], ...]:
+        return (self._WORDS.c.rowid.desc(),)  # by the order of indexing: FTS5 yields it without sorting
 
     def _match(
         self, query: Query, scope: Sequence[Sequence[str]]

@@ -47,7 +47,6 @@ lane_name = (
 )
 record_key = sa.LargeBinary(512).with_variant(mysql.VARBINARY(512), "mysql", "mariadb")
 value = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
-row_id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 INSERT = "INSERT INTO letopis_search_words(rowid, scope, document) VALUES (new.id, new.scope, new.document);"
 DELETE = (
@@ -89,7 +88,6 @@ def upgrade() -> None:
     create_index("uq_letopis_events_event_id", "letopis_events", "event_id", "partition", "conversation_id")
     create_index("ix_letopis_messages_message_id", "letopis_messages", "message_id", "conversation_id", "partition")
     create_index("ix_letopis_conversations_forked", "letopis_conversations", "forked_from_id")
-    create_index("uq_letopis_search_message", "letopis_search", "generation", "partition", "conversation_id", "version")
     create_full_text_index()
     insert_log_heads()
     # The database generates the identity, so that printed SQL gives each database that runs it one of its own.
@@ -212,11 +210,10 @@ def create_tables() -> None:
     )
     create(
         "letopis_search",
-        sa.Column("id", row_id, sa.Identity(), nullable=False, info={"key": True}),
-        required("generation", sa.Integer()),
-        required("partition", sa.Integer()),
-        required("conversation_id", identifier),
-        required("version", sa.BigInteger()),
+        key("partition", sa.Integer()),
+        key("generation", sa.Integer()),
+        key("conversation_id", identifier),
+        key("version", sa.BigInteger()),
         required("content_version", sa.BigInteger()),
         required("position", sa.BigInteger()),
         required("occurred_at", sa.BigInteger()),
@@ -288,10 +285,16 @@ def create_record_tables() -> None:
 
 def create(table: str, *columns: sa.Column[Any], comment: str) -> None:
     """Create a table that is not there yet."""
+    names = [column.name for column in columns if column.info.get("key")]
+    keys: list[sa.SchemaItem] = [sa.PrimaryKeyConstraint(*names, name=f"pk_{table}")]
+    if table == "letopis_search" and op.get_context().dialect.name == "sqlite":
+        # The full-text index refers to rows by a number that VACUUM does not change.
+        keys = [sa.Column("id", sa.Integer(), primary_key=True), sa.UniqueConstraint(*names, name=f"uq_{table}")]
+        columns = tuple(sa.Column(column.name, column.type, nullable=False) for column in columns)
     op.create_table(
         table,
+        *keys,
         *columns,
-        sa.PrimaryKeyConstraint(*(one.name for one in columns if one.info.get("key")), name=f"pk_{table}"),
         comment=comment,
         if_not_exists=True,
         **{
@@ -326,6 +329,7 @@ def create_full_text_index() -> None:
         if sqlite3.sqlite_version_info >= (3, 42):
             op.execute(SQLITE_SECURE_DELETE)
         return
+    create_index("ix_letopis_search_newest", "letopis_search", "occurred_at", "position")
     op.create_index(
         "ix_letopis_search_words",
         "letopis_search",
