@@ -50,17 +50,22 @@ async def test_it_takes_in_every_event_once_and_goes_on_where_it_was(store: Conv
 
 async def test_each_partition_is_read_on_its_own(empty_database_url: str) -> None:
     await make_table(empty_database_url)
-    async with ConversationStore.open(empty_database_url, migrate=True, partitions=3) as store:
+    async with ConversationStore.open(empty_database_url, migrate=True, partitions=16) as store:
         outbox = Outbox()
-        for name in ("a", "b", "c", "d", "e"):
-            await say(store, outbox, 3, name)
-        projector = store.projector(Seen(), batch=2)
+        names = [f"chat-{number}" for number in range(30)]
+        outbox.append("chat-0", *(Message.user("x") for _ in range(3)))
+        for name in names:
+            outbox.append(name, Message.user("x"))
+        await outbox.deliver(store)
 
-        assert await projector.catch_up() == 15
+        assert await store.projector(Seen(), batch=2).step() < 33
+        projector = store.projector(Seen(), batch=2)  # goes on where the other one stopped, in each partition
+        await projector.catch_up()
 
-        expected = [(one, position) for one in range(3) for position in range(1, await store.head(one) + 1)]
+        expected = [(one, position) for one in range(16) for position in range(1, await store.head(one) + 1)]
+        assert len(expected) == 33
         assert [(partition, position) for partition, position, _ in await rows_of(empty_database_url)] == expected
-        assert len(await projector.progress()) == 3
+        assert len(await projector.progress()) == 16
 
 
 async def test_two_processes_run_one_projection_while_events_come(store: ConversationStore, store_url: str) -> None:

@@ -1,9 +1,10 @@
-"""A subscription yields every event of a partition once and in order, whatever writes meanwhile."""
+"""A subscription yields every event once and each partition in order, whatever writes meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from uuid import UUID
 
@@ -20,7 +21,7 @@ WRITERS = 16
 ROUNDS = 12
 
 
-async def take(store: ConversationStore, count: int, from_position: int = 0) -> list[RecordedEvent]:
+async def take(store: ConversationStore, count: int, from_position: int | Mapping[int, int] = 0) -> list[RecordedEvent]:
     seen: list[RecordedEvent] = []
     async with aclosing(store.subscribe(from_position, batch=7, poll=0.002)) as events:
         async for event in events:
@@ -156,7 +157,67 @@ async def test_a_subscription_equals_the_events_of_the_conversation(store: Conve
 
 
 async def test_a_partition_that_is_not_there_is_refused(store: ConversationStore) -> None:
-    for options in ({"partition": 1}, {"partition": -1}, {"batch": 0}, {"from_position": -1}):
+    for options in (
+        {"partition": 1},
+        {"partition": -1},
+        {"batch": 0},
+        {"from_position": -1},
+        {"from_position": {0: -1}},
+        {"from_position": {1: 0}},
+        {"from_position": {1: 0}, "partition": 0},
+    ):
         with pytest.raises(InvalidInput):
             async for _ in store.subscribe(**options):
                 pass
+
+
+PARTITIONS = 16
+CHATS = [f"chat-{number}" for number in range(60)]
+
+
+async def test_every_partition_is_followed_unless_one_is_asked_for(empty_database_url: str) -> None:
+    outbox = Outbox()
+    for chat in CHATS:
+        outbox.append(chat, *(Message.user(str(number)) for number in range(3)))
+    async with ConversationStore.open(empty_database_url, migrate=True, partitions=PARTITIONS) as store:
+        with anyio.fail_after(60):
+            follower = asyncio.ensure_future(take(store, 3 * len(CHATS)))
+            await outbox.deliver(store)
+            seen = await follower
+
+        assert {event.event_id for event in seen} == {
+            event.event_id for lane in outbox.lanes.values() for event in lane
+        }
+        for partition in range(PARTITIONS):
+            positions = [event.position for event in seen if event.partition == partition]
+            assert positions == list(range(1, await store.head(partition) + 1))
+        assert len({event.partition for event in seen}) == PARTITIONS
+        only = [event async for event in _until_head(store, partition=5)]
+        assert only == [event for event in seen if event.partition == 5]
+
+
+async def test_a_subscription_goes_on_from_the_position_of_each_partition(empty_database_url: str) -> None:
+    outbox = Outbox()
+    for chat in CHATS:
+        outbox.append(chat, *(Message.user(str(number)) for number in range(3)))
+    total = 3 * len(CHATS)
+    async with ConversationStore.open(empty_database_url, migrate=True, partitions=PARTITIONS) as store:
+        await outbox.deliver(store)
+        with anyio.fail_after(60):
+            first = await take(store, total // 2)
+            last = {event.partition: event.position for event in first if event.partition is not None}
+            rest = await take(store, total - len(first), {key: value for key, value in last.items() if value})
+
+        ids = [event.event_id for event in (*first, *rest)]
+        assert len(ids) == len(set(ids)) == total
+        with pytest.raises(InvalidInput, match="by partition"):
+            await take(store, 1, from_position=3)
+
+
+async def _until_head(store: ConversationStore, *, partition: int) -> AsyncIterator[RecordedEvent]:
+    head = await store.head(partition)
+    async with aclosing(store.subscribe(partition=partition, poll=0.002)) as events:
+        async for event in events:
+            yield event
+            if event.position == head:
+                return

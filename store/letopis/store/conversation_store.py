@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -16,14 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.fault_classification import translated
 from letopis.store.database.store_identity import StoreIdentity, expect_store, read_identity, renew_identity
 from letopis.store.database.timeouts import Timeouts
-from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
 from letopis.store.model.events import RecordedEvent, utc_now
 from letopis.store.model.identifiers import check_identifier, partition_of
 from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.projections.base import EVENTS_PER_BATCH, Projection, check_inline_projections
 from letopis.store.read.paging import DEFAULT_STATES, AsOf, Window, check_as_of, check_count, check_place
-from letopis.store.read.polling import follow
+from letopis.store.read.polling import check_partition, check_start, follow
 from letopis.store.read.task_marks import PendingTasks
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin
 from letopis.store.rules.statistics import Period, Statistics
@@ -285,26 +284,31 @@ class ConversationStore:
         return counted.counting.result()
 
     async def subscribe(
-        self, from_position: int = 0, *, partition: int = 0, batch: int = 500, poll: float = 0.25
+        self,
+        from_position: int | Mapping[int, int] = 0,
+        *,
+        partition: int | None = None,
+        batch: int = 500,
+        poll: float = 0.25,
     ) -> AsyncGenerator[RecordedEvent, None]:
-        """Yield the events of a log partition after a position, then new ones as they come, without end or gap.
+        """Yield the events after a position, then new ones as they come, without end or gap.
 
-        No connection is held between two batches. After a fault, subscribe again from the last position seen.
+        Each partition of the log comes in the order of its positions, and so does each conversation; there is no order
+        between partitions. No connection is held between two batches. After a fault, subscribe again from the last
+        position seen in each partition, as ``event.partition`` and ``event.position`` name them.
 
+        :param from_position: the last position that was seen: of the only partition that is followed, or by partition;
+            those left out are followed from their beginning.
+        :param partition: follow this one alone; by default all.
+        :param batch: how many events of a partition one read returns at most.
         :param poll: seconds between two polls while there is nothing new.
         :raises StoreFault: the database failed.
-        :raises InvalidInput: there is no such partition, or a number is out of bounds.
+        :raises InvalidInput: there is no such partition, a number is out of bounds, or one position is given for
+            several partitions.
         """
         check_count(batch, "batch")
-        check_place(from_position, "from_position")
-        await self._check_partition(partition)
-
-        def fetch(position: int) -> Awaitable[Sequence[RecordedEvent]]:
-            return self._runtime.read(
-                lambda reader, connection: reader.log(connection, partition=partition, after=position, limit=batch)
-            )
-
-        async for event in follow(fetch, after=from_position, batch=batch, poll=poll):
+        after = check_start(from_position, partition, await self.partitions())
+        async for event in follow(self._runtime.read, after, batch=batch, poll=poll):
             yield event
 
     async def log(self, *, after: int | str = 0, limit: int = 500, partition: int = 0) -> Page[RecordedEvent]:
@@ -316,7 +320,7 @@ class ConversationStore:
         """
         start = check_place(after, "after") or 0
         check_count(limit, "limit")
-        await self._check_partition(partition)
+        check_partition(partition, await self.partitions())
         found = await self._runtime.read(
             lambda reader, connection: reader.log(connection, partition=partition, after=start, limit=limit + 1)
         )
@@ -327,8 +331,8 @@ class ConversationStore:
 
         :raises InvalidInput: there is no such partition.
         """
-        await self._check_partition(partition)
-        return await self._runtime.read(lambda reader, connection: reader.head(connection, partition))
+        check_partition(partition, await self.partitions())
+        return (await self._runtime.read(lambda reader, connection: reader.heads(connection, (partition,))))[partition]
 
     async def partitions(self) -> int:
         """Return how many partitions the log has."""
@@ -443,8 +447,3 @@ class ConversationStore:
         :raises StoreFault: the database failed; what was done before stays, and the rest stays pending.
         """
         return await self._runtime.shielded((await self._runtime.prepared()).steps.step())
-
-    async def _check_partition(self, partition: int) -> None:
-        count = await self.partitions()
-        if not isinstance(partition, int) or not 0 <= partition < count:
-            raise InvalidInput("partition", f"must be from 0 to {count - 1}")

@@ -185,8 +185,9 @@ class OutboxAccess:
 
     async def heads(self) -> list[int]:
         """Return the last position of each partition of the log."""
-        partitions = (await self._runtime.prepared()).partitions
-        return await self._runtime.read(lambda reader, connection: _heads(reader, connection, partitions))
+        partitions = range((await self._runtime.prepared()).partitions)
+        heads = await self._runtime.read(lambda reader, connection: reader.heads(connection, partitions))
+        return list(heads.values())
 
     async def positions_at(self, moments: Sequence[int], *, partition: int, head: int, floor: int = 0) -> list[int]:
         """Return the last position of a partition that was recorded before each moment, in UTC microseconds.
@@ -237,7 +238,3 @@ class OutboxAccess:
         """
         trial = (await self._runtime.prepared()).trial
         await self._runtime.shielded(trial.run(conversation_id))
-
-
-async def _heads(reader: Reader, connection: AsyncConnection, partitions: int) -> list[int]:
-    return [await reader.head(connection, partition) for partition in range(partitions)]

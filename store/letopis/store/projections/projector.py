@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -100,8 +101,9 @@ class Projector:
             written, and the next step repeats it.
         """
         context, done = await self._context(), 0
-        for partition in range(context.partitions):
-            applied, fresh = await self._shielded(self._step(context, partition))
+        for partition in await self._shielded(self._partitions_behind(context)):
+            step = repeat_on_conflict(partial(self._transaction, context, partition))
+            applied, fresh = await self._shielded(step)
             done += applied
             if fresh and has_effects(self._projection):
                 await self._projection.effects(fresh)
@@ -139,9 +141,9 @@ class Projector:
             found = []
             with translated():
                 async with context.readers.connect() as connection:
-                    for partition in range(context.partitions):
+                    heads = await context.reader.heads(connection, range(context.partitions))
+                    for partition, head in heads.items():
                         own, others = await self._find(checkpoints.read, connection, partition)
-                        head = await context.reader.head(connection, partition)
                         first = max(others) if others else head
                         found.append(
                             Progress(
@@ -186,26 +188,25 @@ class Projector:
 
         await self._shielded(retire())
 
-    async def _step(self, context: ProjectorContext, partition: int) -> tuple[int, list[RecordedEvent]]:
+    async def _partitions_behind(self, context: ProjectorContext) -> list[int]:
+        """Return the partitions that have more; read without a lock, which on SQLite is the whole file."""
+        name, partitions = self._projection.name, range(context.partitions)
+        with translated():
+            async with context.readers.connect() as connection:
+                heads = await context.reader.heads(connection, partitions)
+                found = await Checkpoints(context.dialect).read(connection, [name], partitions)
+        own = {one.partition: one.position for one in found if one.version == self._projection.version}
+        return [partition for partition, head in heads.items() if own.get(partition, -1) < head]
+
+    async def _transaction(self, context: ProjectorContext, partition: int) -> tuple[int, list[RecordedEvent]]:
         """Return how many events one transaction applied, and those of them that were not replayed."""
         checkpoints = Checkpoints(context.dialect)
-        with translated():
-            # Without a lock first: on SQLite a lock is the whole file.
-            async with context.readers.connect() as connection:
-                own, _ = await self._find(checkpoints.read, connection, partition)
-                if own is not None and own.position >= await context.reader.head(connection, partition):
-                    return 0, []
-        return await repeat_on_conflict(lambda: self._transaction(context, checkpoints, partition))
-
-    async def _transaction(
-        self, context: ProjectorContext, checkpoints: Checkpoints, partition: int
-    ) -> tuple[int, list[RecordedEvent]]:
         with translated():
             async with context.engine.connect() as connection:
                 await context.dialect.begin_apply(connection)
                 own, others = await self._find(checkpoints.lock, connection, partition)
                 if own is None:
-                    head = await context.reader.head(connection, partition)
+                    head = (await context.reader.heads(connection, (partition,)))[partition]
                     key = (self._projection.name, self._projection.version, partition)
                     own = Checkpoint.first(key, replay_to=max(others) if others else head)
                 own.replay_to = max([own.replay_to, *others])

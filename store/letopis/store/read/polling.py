@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from typing import Final, NoReturn
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import anyio
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.faults import FaultClass, StoreFault
+from letopis.store.errors import InvalidInput
 from letopis.store.model.events import RecordedEvent
+from letopis.store.read.paging import check_place
+
+if TYPE_CHECKING:
+    from letopis.store.read.reader import Reader
 
 logger = logging.getLogger("letopis.store")
 
 MAX_BACKOFF_SECONDS: Final = 60.0
 """Seconds between two attempts while the store keeps failing."""
-
-Fetch = Callable[[int], Awaitable[Sequence[RecordedEvent]]]
-"""Returns the events after a position, at most one batch, in order."""
 
 
 async def repeat(
@@ -44,19 +48,69 @@ async def repeat(
         await anyio.sleep(seconds)
 
 
-async def follow(fetch: Fetch, *, after: int, batch: int, poll: float) -> AsyncGenerator[RecordedEvent, None]:
-    """Yield the events after a position, then wait for more, without end.
+async def follow(
+    read: Callable[[Callable[[Reader, AsyncConnection], Awaitable[Any]]], Awaitable[Any]],
+    after: Mapping[int, int],
+    *,
+    batch: int,
+    poll: float,
+) -> AsyncGenerator[RecordedEvent, None]:
+    """Yield the events of partitions after a position of each, then wait for more, without end.
 
     Nothing is missed, because positions are assigned under a lock that is held until the commit: when one can be read,
     all before it can.
 
+    :param read: runs a read of the store over a connection.
+    :param after: positions by partition.
     :param poll: seconds between two polls while there is nothing new.
     """
+    positions = dict(after)
     while True:
-        found = await fetch(after)
-        for event in found:
-            if event.position is not None:
-                after = event.position
-            yield event
-        if len(found) < batch:
+        idle = True
+        # One statement however many partitions there are: most of them have nothing new.
+        heads: dict[int, int] = await read(lambda reader, connection: reader.heads(connection, positions))
+        for partition, head in heads.items():
+            start = positions[partition]
+            if head <= start:
+                continue
+            found: list[RecordedEvent] = await read(partial(_log, partition=partition, after=start, limit=batch))
+            for event in found:
+                idle = False
+                positions[partition] = event.position or 0
+                yield event
+        if idle:
             await anyio.sleep(poll)
+
+
+def _log(reader: Reader, connection: AsyncConnection, **parameters: int) -> Awaitable[list[RecordedEvent]]:
+    return reader.log(connection, **parameters)
+
+
+def check_partition(partition: object, count: int) -> int:
+    """Return ``partition`` if a log of ``count`` partitions has it.
+
+    :raises InvalidInput: it has not.
+    """
+    if not isinstance(partition, int) or not 0 <= partition < count:
+        raise InvalidInput("partition", f"must be from 0 to {count - 1}")
+    return partition
+
+
+def check_start(from_position: object, partition: int | None, count: int) -> dict[int, int]:
+    """Return the position after which each partition is followed, by partition.
+
+    :param partition: the only one to follow; ``None`` for all.
+    :param count: how many the log has.
+    :raises InvalidInput: there is no such partition or position, or one position is given for several partitions.
+    """
+    followed = range(count) if partition is None else (check_partition(partition, count),)
+    if isinstance(from_position, Mapping):
+        given = dict(from_position)
+    elif from_position == 0 or len(followed) == 1:
+        given = dict.fromkeys(followed, from_position)
+    else:
+        raise InvalidInput("from_position", f"must be given by partition, as the log has {count}")
+    for number in given:
+        if number not in followed:
+            raise InvalidInput("from_position", f"names partition {number!r}, which is not followed")
+    return {number: check_place(given.get(number, 0), "from_position") or 0 for number in followed}

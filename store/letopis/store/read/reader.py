@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from letopis.store.database.dialects import Dialect, in_batches
+from letopis.store.database.log_state import LogState, check_counters
 from letopis.store.database.row_mapping import (
     PlainRow,
     appended_event,
@@ -346,9 +347,11 @@ class Reader:
         rows = await connection.execute(self._statements.log, {"partition": partition, "after": after, "limit": limit})
         return [recorded_event(row) for row in rows]
 
-    async def head(self, connection: AsyncConnection, partition: int) -> int:
-        """Return the last position assigned in a partition."""
-        return int((await connection.execute(self._statements.head, {"partition": partition})).scalar_one())
+    async def heads(self, connection: AsyncConnection, partitions: Collection[int]) -> dict[int, int]:
+        """Return the last position assigned in each partition, by partition, sorted."""
+        rows = (await connection.execute(self._statements.heads, {"partitions": list(partitions)})).all()
+        check_counters([LogState.OPEN] * len(rows), expected=len(partitions))
+        return {row.partition: row.position for row in rows}
 
     def key(self, conversation_id: str) -> dict[str, Any]:
         """Return the parameters that bind a conversation in a statement."""

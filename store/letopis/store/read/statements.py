@@ -87,7 +87,11 @@ class ReadStatements:
             .order_by(events.c.position)
             .limit(sa.bindparam("limit"))
         )
-        self.head = sa.select(log_heads.c.position).where(log_heads.c.partition == sa.bindparam("partition"))
+        self.heads = (
+            sa.select(log_heads.c.partition, log_heads.c.position)
+            .where(dialect.among(log_heads.c.partition, "partitions"))
+            .order_by(log_heads.c.partition)
+        )
         self.digests = sa.select(
             events.c.event_id, events.c.digest, sa.case((erased(events).is_(None), events.c.salt)).label("salt")
         ).where(

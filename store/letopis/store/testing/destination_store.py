@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -75,9 +75,14 @@ class DestinationStore(Protocol):
         ...
 
     def subscribe(
-        self, from_position: int = 0, *, partition: int = 0, batch: int = 500, poll: float = 0.25
+        self,
+        from_position: int | Mapping[int, int] = 0,
+        *,
+        partition: int | None = None,
+        batch: int = 500,
+        poll: float = 0.25,
     ) -> AsyncGenerator[RecordedEvent, None]:
-        """Yield the events of a partition, in the order of their positions, without end."""
+        """Yield the events of a partition, or of all, in the order of their positions in each, without end."""
         ...
 
     async def statistics(
