@@ -10,11 +10,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from letopis.store import ConversationActivated, ConversationStarted, ConversationStore
 from letopis.store.database.dialects import PostgreSQL
 from letopis.store.database.engines import create_store_engine
-from letopis.store.database.schema import conversations, events, lanes, log_heads, messages, metadata
+from letopis.store.database.schema import conversations, events, lanes, log_heads, messages, metadata, owners
+from letopis.store.model.identifiers import partition_of
 from letopis.store.rules.apply_plan import TableRow
-from tests.support.native_partitions import DIVIDED, make_divided_store
+from letopis.store.testing.outbox import Outbox
+from tests.support.hot_statements import OWNER, faults_of, hot_statements, noted
+from tests.support.native_partitions import DIVIDED, PARTITIONS, make_divided_store
 
 OF_THIS_CONNECTION = sa.text(
     "SELECT relation::regclass::text FROM pg_locks"
@@ -84,3 +88,73 @@ def test_every_unique_key_of_a_table_with_partitions_holds_them() -> None:
         if "partition" in table.columns:
             for key in (table.primary_key, *(index for index in table.indexes if index.unique)):
                 assert "partition" in key.columns, f"{table.name}: {key.name}"
+
+
+def parts_of(plan: object) -> set[str]:
+    """The parts of divided tables that a plan has read or locked."""
+    found: set[str] = set()
+    match plan:
+        case dict():
+            found = set().union(*map(parts_of, plan.values()))
+            if "Relation Name" in plan and plan.get("Actual Loops", 1):
+                found.add(plan["Relation Name"])
+        case list():
+            found = set().union(*map(parts_of, plan))
+    return found
+
+
+async def test_a_hot_statement_touches_one_partition_of_a_table(fresh_postgresql_url: str) -> None:
+    await make_divided_store(fresh_postgresql_url)
+    async with ConversationStore.open(fresh_postgresql_url) as store:
+        statements = {one.text: one for one in await hot_statements(store)}
+    seen: set[str] = set()
+    async with connected(fresh_postgresql_url) as connection:
+        for statement in statements.values():
+            if not statement.text.startswith(("SELECT", "UPDATE", "INSERT")):
+                continue
+            planned = (
+                "EXPLAIN (FORMAT JSON, ANALYZE) " if statement.text.startswith("SELECT") else "EXPLAIN (FORMAT JSON) "
+            )
+            found = await connection.exec_driver_sql(planned + statement.text, statement.parameters)
+            parts = {part for part in parts_of(found.scalar_one()) if part[-1].isdigit()}
+            tables = [part.rstrip("0123456789").rstrip("_") for part in parts]
+            assert len(tables) == len(set(tables)), (statement.text, parts)
+            seen.update(tables)
+            await connection.rollback()
+
+    assert {"letopis_owners", "letopis_conversations", "letopis_events", "letopis_messages", "letopis_lanes"} <= seen
+
+
+async def test_a_scatter_is_seen(fresh_postgresql_url: str) -> None:
+    """The control: the list of an owner reads each partition."""
+    await make_divided_store(fresh_postgresql_url)
+    async with ConversationStore.open(fresh_postgresql_url) as store:
+        with noted(store) as statements:
+            await store.conversations(owner=OWNER)
+    async with connected(fresh_postgresql_url) as connection:
+        (statement,) = [one for one in statements if "letopis_conversations" in one.text]
+        found = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement.text}", statement.parameters)
+
+        assert len(parts_of(found.scalar_one())) == PARTITIONS
+        assert faults_of(statement) == ["names no partition of letopis_conversations"]
+
+
+async def test_a_row_of_an_owner_names_two_partitions(empty_database_url: str) -> None:
+    outbox = Outbox()
+    for number in range(40):
+        outbox.append(f"chat-{number}", ConversationStarted(owner_id=f"owner-{number % 4}"), ConversationActivated())
+    async with ConversationStore.open(empty_database_url, migrate=True, partitions=PARTITIONS) as store:
+        await outbox.deliver(store)
+        active = await store.active("owner-3")
+        assert active is not None and active.active and active.conversation_id == "chat-39"
+        assert [one.active for one in await store.conversations(owner="owner-3")] == [True, *[False] * 9]
+        assert {one.conversation_id for one in await store.conversations() if one.active} == {
+            f"chat-{number}" for number in range(36, 40)
+        }
+    async with connected(empty_database_url) as connection:
+        rows = (await connection.execute(sa.select(owners))).all()
+
+    assert len(rows) == 4
+    for row in rows:
+        assert row.partition == partition_of(row.owner_id, PARTITIONS)
+        assert row.active_partition == partition_of(row.active_conversation_id, PARTITIONS)

@@ -182,6 +182,7 @@ def build_components(
             engine,
             readers,
             dialect,
+            partitions=partitions,
             upcasters=upcasters,
             eraser=eraser,
             erased=truncate_wal,

@@ -57,6 +57,19 @@ PlainRow = tuple[int, UUID | bytes, UUID | bytes, int, str, int, int]
 """Version, event id, origin id, sequence, data, and the times it occurred and was recorded, in microseconds."""
 
 
+def plain_row(row: sa.Row[Any]) -> PlainRow:
+    """Return the columns of a whole row that a plain message needs."""
+    return (
+        row.m_version,
+        row.e_event_id,
+        row.e_origin_id,
+        row.e_sequence,
+        row.e_data,
+        row.e_occurred_at,
+        row.e_recorded_at,
+    )
+
+
 def plain_messages(conversation_id: str, rows: Iterable[PlainRow]) -> dict[int, RecordedMessage]:
     """Return messages that have not changed since they were appended, by version.
 
@@ -133,8 +146,11 @@ def unreadable_message(values: Mapping[Any, Any], data: Mapping[str, Any]) -> Me
     )
 
 
-def recorded_conversation(values: Mapping[Any, Any]) -> Conversation:
-    """Return the conversation in a row that includes its owner's ``active_conversation_id``."""
+def recorded_conversation(values: Mapping[Any, Any], *, active: bool) -> Conversation:
+    """Return the conversation in a row.
+
+    :param active: whether its owner's row names it.
+    """
     return Conversation(
         conversation_id=values["conversation_id"],
         owner_id=values["owner_id"],
@@ -147,7 +163,7 @@ def recorded_conversation(values: Mapping[Any, Any]) -> Conversation:
         created_at=from_microseconds(values["created_at"]),
         updated_at=from_microseconds(values["updated_at"]),
         metadata=decode_object(values["metadata"]),
-        active=values["active_conversation_id"] == values["conversation_id"],
+        active=active,
         forked_from=fork_of(values),
         inherits=bool(values["inherits"]),
         inherited_to=values["inherited_to"],

@@ -1,7 +1,7 @@
 """Describe the tables of the history store, the same on SQLite, PostgreSQL and MariaDB.
 
-Every key of a conversation's tables starts with ``partition``, so these can be partitioned or distributed without
-change; ``letopis_owners`` and ``letopis_origins`` are small. Times are UTC microseconds since 1970. Identifiers compare
+Every key of a conversation's tables and of the owners' starts with ``partition``, so these can be partitioned or
+distributed without change; ``letopis_origins`` is small. Times are UTC microseconds since 1970. Identifiers compare
 byte by byte. Payloads are JSON text.
 """
 
@@ -253,8 +253,12 @@ messages: Final = _table(
 
 owners: Final = _table(
     "letopis_owners",
+    # Of the owner's id, as a conversation's partition is of its own.
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("owner_id", Identifier, primary_key=True),
     sa.Column("active_conversation_id", Identifier),
+    # The conversation's, so that a join names it.
+    sa.Column("active_partition", sa.Integer),
     sa.Column("next_number", Counter, nullable=False),
     # The outbox that moved the marker last, and its order there: earlier activations have no effect.
     sa.Column("activated_by", Uuid16()),

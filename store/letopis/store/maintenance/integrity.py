@@ -260,7 +260,10 @@ async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
     )
     for (owner_id,) in await _first_rows(connection, twice):
         yield f"two conversations of owner {owner_id!r} have the same number"
-    is_active = conversations.c.conversation_id == owners.c.active_conversation_id
+    is_active = sa.and_(
+        conversations.c.partition == owners.c.active_partition,
+        conversations.c.conversation_id == owners.c.active_conversation_id,
+    )
     lost = (
         sa.select(owners.c.owner_id)
         .select_from(owners.outerjoin(conversations, is_active))

@@ -18,6 +18,7 @@ from letopis.store.database.schema import conversations, messages, owners
 from letopis.store.maintenance.rebuild_statements import RebuildStatements
 from letopis.store.maintenance.replay import ConversationReplay
 from letopis.store.maintenance.task_steps import TaskSteps
+from letopis.store.model.identifiers import partition_of
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.reducer import PROJECTION_RULES
@@ -90,6 +91,7 @@ class Rebuilder:
         readers: AsyncEngine,
         dialect: Dialect,
         *,
+        partitions: int,
         upcasters: Upcasters,
         eraser: Eraser,
         erased: Callable[[], None],
@@ -102,6 +104,7 @@ class Rebuilder:
         self._engine = engine
         self._readers = readers
         self._dialect = dialect
+        self._partitions = partitions
         self._upcasters = upcasters
         self._whole = whole
         self._statements = dialect.shared(RebuildStatements)
@@ -298,7 +301,8 @@ class Rebuilder:
 
     async def _assign_number(self, connection: AsyncConnection, row: ConversationRow, owner_id: str) -> None:
         """Give a conversation whose row was lost its owner's next number: no event says which one it had."""
-        found = (await connection.execute(self._owner_statements.locked, {"owners": [owner_id]})).first()
+        values = {"partitions": [partition_of(owner_id, self._partitions)], "owners": [owner_id]}
+        found = (await connection.execute(self._owner_statements.locked, values)).first()
         if found is None:
             highest = (await connection.execute(self._statements.highest_number, {"owner": owner_id})).scalar()
             owner = OwnerRow(owner_id=owner_id, number=(highest or 0) + 1)
@@ -313,7 +317,7 @@ class Rebuilder:
         row.number = owner.number
         owner.number += 1
         write = self._dialect.insert if found is None else self._dialect.overwrite
-        await write(connection, owners, [owner.as_row()])
+        await write(connection, owners, [owner.as_row(self._partitions)])
 
 
 def _pages(values: list[T]) -> Iterator[list[T]]:

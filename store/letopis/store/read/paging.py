@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from letopis.store.errors import InvalidInput
 from letopis.store.model.codec import INTEGER_MAX, INTEGER_MIN
+from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.cursor import CursorCodec
 from letopis.store.model.events import to_microseconds
 from letopis.store.model.identifiers import check_identifier
@@ -250,3 +251,15 @@ def check_as_of(value: object) -> AsOf:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INTEGER_MAX:
         raise InvalidInput("as_of", "must be a version, which is a whole number from 0, or an aware datetime")
     return value
+
+
+def page_of(found: Mapping[int, RecordedMessage], window: Window) -> Page[RecordedMessage]:
+    """Return messages of a window, given by version, as its page; one beyond the limit shows that there are more."""
+    order = sorted(found, reverse=window.last is not None)
+    place = None
+    if window.limit is not None and len(order) > window.limit:
+        del order[window.limit :]
+        place = str(order[-1])
+    if window.last is not None:
+        order.reverse()
+    return Page(tuple([found[version] for version in order]), next=place)

@@ -30,9 +30,9 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.model.events import RecordedEvent, from_microseconds, to_microseconds
 from letopis.store.model.upcasters import Upcasters
-from letopis.store.read.paging import AsOf, Window, WindowShape
+from letopis.store.read.paging import AsOf, Window, WindowShape, page_of
 from letopis.store.read.queries import messages_select
-from letopis.store.read.reader import Reader, page_of
+from letopis.store.read.reader import Reader
 from letopis.store.read.task_marks import event_columns, is_on_path, left_at
 from letopis.store.rules.fold import Fold
 from letopis.store.rules.preconditions import SUPERSEDED_KEY

@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.log_state import LogState, check_counters
 from letopis.store.database.row_mapping import (
-    PlainRow,
     appended_event,
     decode_object,
     is_plain,
     plain_messages,
+    plain_row,
     recorded_conversation,
     recorded_event,
     unreadable_message,
@@ -38,6 +38,7 @@ from letopis.store.read.paging import (
     check_place,
     check_states,
     conversations_cursor,
+    page_of,
     read_conversations_cursor,
 )
 from letopis.store.read.queries import positions_from_rows
@@ -129,7 +130,7 @@ class Reader:
         """Return a conversation, or ``None`` where there is none."""
         key = self.key(conversation_id)
         row = (await connection.execute(self._statements.conversation, key)).first()
-        return None if row is None else recorded_conversation(row._mapping)
+        return None if row is None else (await self._with_markers(connection, [row]))[0]
 
     async def conversations(
         self,
@@ -151,7 +152,7 @@ class Reader:
             owned=owner is not None, going_on=after is not None, oldest_first=oldest_first
         )
         rows = (await connection.execute(statement, parameters)).all()
-        items = tuple(recorded_conversation(row._mapping) for row in rows[:limit])
+        items = tuple(await self._with_markers(connection, rows[:limit]))
         more = len(rows) > limit
         return Page(
             items,
@@ -259,7 +260,7 @@ class Reader:
         """Return the view without messages."""
         parameters = {**self.key(query.conversation_id), "origin": query.origin_id}
         row = (await connection.execute(self._statements.view, parameters)).first()
-        return EMPTY_VIEW if row is None else view_from_row(row._mapping)
+        return EMPTY_VIEW if row is None else _head_view(row, (await self._with_markers(connection, [row]))[0])
 
     async def view(self, connection: AsyncConnection, query: ViewQuery) -> StoreView:
         """Return the view with messages, over a connection in a snapshot."""
@@ -277,14 +278,43 @@ class Reader:
 
     async def active_view(self, connection: AsyncConnection, owner: str, *, origin_id: UUID) -> StoreView:
         """Return the view of an owner's active conversation, without messages."""
-        parameters = {"owner": check_identifier(owner, "owner"), "origin": origin_id}
-        row = (await connection.execute(self._statements.active_view, parameters)).first()
-        return EMPTY_VIEW if row is None else view_from_row(row._mapping)
+        row = await self._active_row(connection, owner, self._statements.view, origin=origin_id)
+        return EMPTY_VIEW if row is None else _head_view(row, recorded_conversation(row._mapping, active=True))
 
     async def active(self, connection: AsyncConnection, owner: str) -> Conversation | None:
         """Return an owner's active conversation; ``None`` where there is none."""
-        row = (await connection.execute(self._statements.active, {"owner": check_identifier(owner, "owner")})).first()
-        return None if row is None else recorded_conversation(row._mapping)
+        row = await self._active_row(connection, owner, self._statements.conversation)
+        return None if row is None else recorded_conversation(row._mapping, active=True)
+
+    async def _active_row(
+        self, connection: AsyncConnection, owner: str, select: sa.Select[Any], **parameters: Any
+    ) -> sa.Row[Any] | None:
+        """Return the row of an owner's active conversation: two reads, as a join may look into each partition."""
+        check_identifier(owner, "owner")
+        name, before = (await self._markers(connection, [owner])).get(owner), None
+        while name is not None and name != before:
+            row: sa.Row[Any] | None = (await connection.execute(select, {**self.key(name), **parameters})).first()
+            if row is not None and row.owner_id == owner and row.state != "deleted":
+                return row
+            # It left between the two reads, and its owner's row names another one since.
+            name, before = (await self._markers(connection, [owner])).get(owner), name
+        return None
+
+    async def _with_markers(self, connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> list[Conversation]:
+        """Return the conversations in rows; which are the active ones of their owners is read here."""
+        marked = await self._markers(connection, {row.owner_id for row in rows} - {None})
+        return [
+            recorded_conversation(row._mapping, active=marked.get(row.owner_id) == row.conversation_id) for row in rows
+        ]
+
+    async def _markers(self, connection: AsyncConnection, owners: Collection[str]) -> dict[str, str | None]:
+        """Return the active conversation of each owner that has a row."""
+        found: dict[str, str | None] = {}
+        for part in in_batches(owners):
+            values = {"partitions": sorted({partition_of(owner, self._partitions) for owner in part}), "owners": part}
+            rows = await connection.execute(self._statements.markers, values)
+            found |= {row.owner_id: row.active_conversation_id for row in rows}
+        return found
 
     async def path_of(
         self, connection: AsyncConnection, conversation_id: str, message_ids: Collection[str], *, counted: bool = True
@@ -361,7 +391,7 @@ class Reader:
     def _plain_messages(self, conversation_id: str, rows: Iterable[sa.Row[Any]]) -> dict[int, RecordedMessage]:
         if not self.reads_as_stored:
             return {}
-        return plain_messages(conversation_id, (_plain_row(row) for row in rows if is_plain(row)))
+        return plain_messages(conversation_id, (plain_row(row) for row in rows if is_plain(row)))
 
     def message(self, row: sa.Row[Any], conversation_id: str) -> RecordedMessage:
         """Return the message that a row of a window's select holds."""
@@ -411,41 +441,11 @@ def plain_view(page: Page[RecordedMessage], head: Any) -> StoreView:
     )
 
 
-def view_from_row(values: Mapping[Any, Any]) -> StoreView:
-    """Return the view, without messages, that a row of a conversation and a lane holds."""
-    return StoreView(
-        conversation=recorded_conversation(values),
-        messages=(),
-        sequence=values["sequence"] or 0,
-        version=values["version"],
-    )
-
-
-def page_of(found: Mapping[int, RecordedMessage], window: Window) -> Page[RecordedMessage]:
-    """Return messages of a window, given by version, as its page; one beyond the limit shows that there are more."""
-    order = sorted(found, reverse=window.last is not None)
-    place = None
-    if window.limit is not None and len(order) > window.limit:
-        del order[window.limit :]
-        place = str(order[-1])
-    if window.last is not None:
-        order.reverse()
-    return Page(tuple([found[version] for version in order]), next=place)
+def _head_view(row: sa.Row[Any], conversation: Conversation) -> StoreView:
+    return StoreView(conversation=conversation, messages=(), sequence=row.sequence or 0, version=row.version)
 
 
 def _remember(names: set[str], name: str) -> None:
     if len(names) >= MAX_REMEMBERED_CONVERSATIONS:
         names.clear()
     names.add(name)
-
-
-def _plain_row(row: sa.Row[Any]) -> PlainRow:
-    return (
-        row.m_version,
-        row.e_event_id,
-        row.e_origin_id,
-        row.e_sequence,
-        row.e_data,
-        row.e_occurred_at,
-        row.e_recorded_at,
-    )

@@ -31,9 +31,9 @@ from letopis.store.model.conversations import Page, RecordedMessage
 from letopis.store.model.identifiers import uuid_of
 from letopis.store.model.upcasters import Upcasters
 from letopis.store.read.lineage import own_messages
-from letopis.store.read.paging import Window
+from letopis.store.read.paging import Window, page_of
 from letopis.store.read.queries import head_select, whole
-from letopis.store.read.reader import EMPTY_VIEW, Reader, StoreView, ViewQuery, page_of, plain_view
+from letopis.store.read.reader import EMPTY_VIEW, Reader, StoreView, ViewQuery, plain_view
 from letopis.store.read.task_marks import message_columns
 
 T = TypeVar("T")

@@ -20,47 +20,25 @@ class ReadStatements:
     """The selects of a reader, each built and compiled once."""
 
     def __init__(self, dialect: Dialect) -> None:
-        of_owner = conversations.outerjoin(owners, owners.c.owner_id == conversations.c.owner_id)
-        self.conversation = (
-            sa.select(conversations, owners.c.active_conversation_id)
-            .select_from(of_owner)
-            .where(
-                conversations.c.partition == sa.bindparam("partition"),
-                conversations.c.conversation_id == sa.bindparam("conversation"),
-            )
+        of_it = (
+            conversations.c.partition == sa.bindparam("partition"),
+            conversations.c.conversation_id == sa.bindparam("conversation"),
         )
-        of_active = owners.join(
-            conversations,
-            sa.and_(
-                conversations.c.owner_id == owners.c.owner_id,
-                conversations.c.conversation_id == owners.c.active_conversation_id,
-            ),
+        self.conversation = sa.select(conversations).where(*of_it)
+        # A statement of its own, as no conversation names the partition of its owner.
+        self.markers = sa.select(owners.c.owner_id, owners.c.active_conversation_id).where(
+            dialect.among(owners.c.partition, "partitions"), dialect.among(owners.c.owner_id, "owners")
         )
         lane = sa.and_(
             lanes.c.partition == conversations.c.partition,
             lanes.c.conversation_id == conversations.c.conversation_id,
             lanes.c.origin_id == sa.bindparam("origin"),
         )
-        self.active = (
-            sa.select(conversations, owners.c.active_conversation_id)
-            .select_from(of_active)
-            .where(owners.c.owner_id == sa.bindparam("owner"))
-        )
-        self.active_view = (
-            sa.select(conversations, owners.c.active_conversation_id, lanes.c.sequence)
-            .select_from(of_active.outerjoin(lanes, lane))
-            .where(owners.c.owner_id == sa.bindparam("owner"))
-        )
         named = dialect.among(messages.c.message_id, "ids")
         self.path_of, self.places_of = path_select(named), path_select(named, counted=False)
         self._among_states = dialect.among(conversations.c.state, "states")
         self.view = (
-            sa.select(conversations, owners.c.active_conversation_id, lanes.c.sequence)
-            .select_from(of_owner.outerjoin(lanes, lane))
-            .where(
-                conversations.c.partition == sa.bindparam("partition"),
-                conversations.c.conversation_id == sa.bindparam("conversation"),
-            )
+            sa.select(conversations, lanes.c.sequence).select_from(conversations.outerjoin(lanes, lane)).where(*of_it)
         )
         self._among_types = dialect.among(events.c.type, "types")
         self.named = whole(
@@ -114,11 +92,7 @@ class ReadStatements:
         :param going_on: those after a place in the list.
         """
         updated, name = conversations.c.updated_at, conversations.c.conversation_id
-        statement = (
-            sa.select(conversations, owners.c.active_conversation_id)
-            .select_from(conversations.outerjoin(owners, owners.c.owner_id == conversations.c.owner_id))
-            .where(self._among_states)
-        )
+        statement = sa.select(conversations).where(self._among_states)
         if owned:
             statement = statement.where(conversations.c.owner_id == sa.bindparam("owner"))
         # The first condition is what an index can use; MariaDB makes no range of a comparison of pairs.

@@ -75,7 +75,7 @@ def other_slices(partitions: int) -> tuple[TableSlice, ...]:
     """
     return (
         TableSlice(table=origins, key=(origins.c.origin_id,)),
-        TableSlice(table=owners, key=(owners.c.owner_id,)),
+        TableSlice(table=owners, key=(owners.c.partition, owners.c.owner_id)),
         TableSlice(
             table=checkpoints,
             key=(checkpoints.c.name, checkpoints.c.version, checkpoints.c.partition),

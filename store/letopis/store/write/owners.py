@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from letopis.store.database.dialects import Dialect, in_batches
 from letopis.store.database.schema import conversations, events, owners
+from letopis.store.model.identifiers import partition_of
 from letopis.store.rules.apply_plan import TableRow
 from letopis.store.rules.projection import Projected
 from letopis.store.rules.rows import ConversationRow
@@ -39,9 +40,14 @@ class OwnerRow:
             return
         self.active, self.by, self.order, self.changed = conversation_id, origin_id, order, True
 
-    def as_row(self) -> TableRow:
-        """Return the values in the order of the table's columns."""
-        return (self.owner_id, self.active, self.number, self.by, self.order)
+    def as_row(self, partitions: int) -> TableRow:
+        """Return the values in the order of the table's columns.
+
+        :param partitions: how many the log has.
+        """
+        active_partition = None if self.active is None else partition_of(self.active, partitions)
+        partition = partition_of(self.owner_id, partitions)
+        return (partition, self.owner_id, self.active, active_partition, self.number, self.by, self.order)
 
 
 class OwnerStatements:
@@ -75,7 +81,9 @@ class OwnerStatements:
         )
         self.newer = sa.select(before.label("at"), conversations.c.conversation_id).where(*others, updated > moment)
         self.locked = dialect.locked(
-            sa.select(owners).where(dialect.among(owners.c.owner_id, "owners")).order_by(owners.c.owner_id)
+            sa.select(owners)
+            .where(dialect.among(owners.c.partition, "partitions"), dialect.among(owners.c.owner_id, "owners"))
+            .order_by(owners.c.partition, owners.c.owner_id)
         )
 
 
@@ -96,10 +104,11 @@ class Owners:
             owner_id = item.row.conversation.owner_id
             if owner_id is not None and (item.row.number is None or item.activations or item.left_at is not None):
                 concerned.setdefault(owner_id, []).append(item.row)
-        names = sorted(concerned, key=str.encode)
+        names = sorted(concerned, key=self._transaction.lock_order)
         found: dict[str, OwnerRow] = {}
         for part in in_batches(names):
-            for row in await self._transaction.execute(self._statements.locked, owners=part):
+            partitions = self._transaction.partitions_of(part)
+            for row in await self._transaction.execute(self._statements.locked, partitions=partitions, owners=part):
                 found[row.owner_id] = OwnerRow(
                     owner_id=row.owner_id,
                     active=row.active_conversation_id,
@@ -140,8 +149,9 @@ class Owners:
                     )
         touched = [owner for owner in rows.values() if owner.new or owner.changed]
         dialect, connection = self._transaction.dialect, self._transaction.connection
-        await dialect.insert(connection, owners, [owner.as_row() for owner in touched if owner.new])
-        await dialect.overwrite(connection, owners, [owner.as_row() for owner in touched if not owner.new])
+        count = self._transaction.partitions
+        await dialect.insert(connection, owners, [owner.as_row(count) for owner in touched if owner.new])
+        await dialect.overwrite(connection, owners, [owner.as_row(count) for owner in touched if not owner.new])
 
     async def _next_active(
         self, projected: Sequence[Projected], owner_id: str, left: str, moment: int, later: Sequence[str]

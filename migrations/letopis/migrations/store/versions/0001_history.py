@@ -191,8 +191,10 @@ def create_tables() -> None:
     )
     create(
         "letopis_owners",
+        key("partition", sa.Integer()),
         key("owner_id", identifier),
         sa.Column("active_conversation_id", identifier),
+        sa.Column("active_partition", sa.Integer()),
         required("next_number", sa.BigInteger()),
         sa.Column("activated_by", uuid16),
         sa.Column("activated_order", sa.BigInteger()),

@@ -1,0 +1,116 @@
+"""Run the ways that a message takes, and note the statements that they execute."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+
+from letopis.store import (
+    ConversationActivated,
+    ConversationStarted,
+    ConversationStore,
+    Message,
+    MessageEdited,
+    MessageRedacted,
+)
+from letopis.store.database.schema import metadata
+from letopis.store.model.records import Scope
+from letopis.store.read.paging import Window
+from letopis.store.read.reader import ViewQuery
+from letopis.store.testing.outbox import Outbox
+from letopis.store.testing.record_changes import CP, put
+
+CHAT, OWNER = "chat-1", "anna"
+DIVIDED: Final = frozenset(table.name for table in metadata.tables.values() if "partition" in table.columns)
+HARMLESS: Final = frozenset(
+    {"min", "max", "count", "coalesce", "unnest", "any"}  # functions without a state of the server
+    | {"in", "values", "and", "or", "not", "exists", "from", "join", "when", "as", "v", "varchar"}
+)
+"""What may stand before a parenthesis."""
+PARTITION_OF: Final = r"(?:\b{0}\.partition (?:=|IN )|= {0}\.partition\b)"
+
+
+class Statement(NamedTuple):
+    """A statement as the driver gets it."""
+
+    text: str
+    parameters: Any
+
+
+@contextmanager
+def noted(store: ConversationStore) -> Iterator[list[Statement]]:
+    """Note the statements of a store that goes over its pool alone."""
+    statements: list[Statement] = []
+    engine = store._runtime.engine.sync_engine
+
+    def note(_connection: Any, _cursor: Any, text: str, parameters: Any, *_: Any) -> None:
+        statements.append(Statement(text, parameters))
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+
+
+async def hot_statements(store: ConversationStore) -> list[Statement]:
+    """Return the statements of deliveries to one conversation that is known, and of the reads of it."""
+    store._runtime.fast_reader = None  # it executes the same statements past the pool
+    outbox = Outbox()
+    scope = Scope.conversation(CHAT).name
+    outbox.append(
+        CHAT,
+        ConversationStarted(owner_id=OWNER),
+        ConversationActivated(),
+        *(Message.user(f"m {n}", id=f"m-{n}") for n in range(3)),
+    )
+    outbox.append_encoded(scope, [put(scope, "a", b"1")])
+    await outbox.deliver(store)
+    with noted(store) as statements:
+        for bodies in (
+            [Message.user("a turn", id="m-9"), Message.assistant("its answer")],
+            [MessageEdited(message_id="m-1", content="corrected")],
+            [MessageRedacted(message_id="m-2")],
+        ):
+            outbox.append(CHAT, *bodies)
+            await outbox.deliver(store)
+        outbox.append_encoded(scope, [put(scope, "a", b"2")])
+        await outbox.deliver(store)
+        origin = outbox.origin.origin_id
+        window = Window(last=50)
+        await store.messages(CHAT, last=50)
+        await store.messages(CHAT, first=50)
+        await store.messages(CHAT, last=5, every=True)
+        await store.events(CHAT)
+        await store.conversation(CHAT)
+        await store.active(OWNER)
+        await store.outbox_access.view(ViewQuery(conversation_id=CHAT, origin_id=origin, window=window))
+        await store.outbox_access.view(ViewQuery(conversation_id=CHAT, origin_id=origin, names=("m-1",)))
+        await store.outbox_access.active_view(OWNER, origin_id=origin)
+        await store.lane_heads(origin, [CHAT])
+        await store.log(partition=0)
+        await store.outbox_access.records(Scope.conversation(CHAT), [(CP, b"a")], origin_id=origin)
+    return statements
+
+
+def faults_of(statement: Statement) -> list[str]:
+    """Return what keeps an engine from sending a statement to one partition."""
+    text = re.sub(r"'[^']*'", "", re.sub(r'["`]', "", statement.text))
+    if text.startswith("PRAGMA"):
+        return []
+    called = {name.lower() for name in re.findall(r"\b(\w+)\s*\(", text)} - HARMLESS - metadata.tables.keys()
+    found = [f"calls {name}()" for name in sorted(called)]
+    if text.startswith("INSERT"):
+        return found
+    if text.startswith("UPDATE"):
+        (table,) = re.findall(r"^UPDATE (letopis_\w+)", text)
+        named = re.search(r"\bWHERE .*\bpartition = ", text, re.DOTALL)
+        return found if table not in DIVIDED or named else [*found, f"names no partition of {table}"]
+    for table, alias in re.findall(r"\b(?:FROM|JOIN)\s+(letopis_\w+)(?:\s+AS\s+(\w+))?", text):
+        if table in DIVIDED and not re.search(PARTITION_OF.format(alias or table), text):
+            found.append(f"names no partition of {alias or table}")
+    return found
