@@ -83,6 +83,7 @@ class ToldStore:
         self.pings = 0
         self.continuity = ToldContinuity()
         self.outbox_access = self
+        self.known_partitions = 1
         self.trials = 0
         self.before: Callable[[], Awaitable[None]] = _at_once
         """Awaited before a batch is looked at."""

@@ -87,6 +87,11 @@ class StoreRuntime:
         return self._components is not None
 
     @property
+    def known_partitions(self) -> int:
+        """How many partitions the log has; 1 until the store was prepared."""
+        return 1 if self._components is None else self._components.partitions
+
+    @property
     def setup_seconds(self) -> float:
         """Seconds spent so far on loading code and on creating or migrating an embedded store."""
         began = self._setup_began

@@ -40,6 +40,11 @@ class OutboxAccess:
         self.continuity = Continuity(runtime.engine, lambda look: runtime.read(lambda _, connection: look(connection)))
 
     @property
+    def known_partitions(self) -> int:
+        """How many partitions the log has; 1 until the store was prepared."""
+        return self._runtime.known_partitions
+
+    @property
     def setup_seconds(self) -> float:
         """Seconds spent so far on loading code and on creating or migrating an embedded store: it is not down then."""
         return self._runtime.setup_seconds

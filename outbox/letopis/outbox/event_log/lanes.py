@@ -13,8 +13,8 @@ from letopis.outbox.concurrency.clock import RetryTimers
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
 from letopis.outbox.event_log.statements import fetch_all, fetch_one, query_all, query_one
 from letopis.store.model.codec import EncodedEvent
-from letopis.store.model.identifiers import uuid_of
-from letopis.store.model.records import RECORD_PUT, is_record_lane
+from letopis.store.model.identifiers import partition_of, uuid_of
+from letopis.store.model.records import RECORD_PUT, is_record_lane, scope_of
 from letopis.store.rules.apply_plan import LaneBatch, SequencedEvent
 from letopis.store.rules.preconditions import batch_of
 
@@ -131,7 +131,7 @@ class DueBatches:
     :ivar broken: lanes whose next event is not in the file, so that they cannot be delivered.
     :ivar wait: seconds until the first waiting lane that was read is due; ``None`` if none waits.
     :ivar incarnation: the relay that held the lease when this was read; outcomes are fenced by it.
-    :ivar full: ``True`` if a limit was reached, so that more may be due.
+    :ivar full: ``True`` if a limit was reached or another partition is due, so that more may be due.
     :ivar bound: the history store to deliver to.
     """
 
@@ -170,16 +170,22 @@ def next_batch(
     max_lanes: int = MAX_LANES,
     per_lane: int = MAX_EVENTS_PER_LANE,
     exclude: Collection[str] = (),
+    partitions: int = 1,
 ) -> DueBatches:
     """Read the next batch: the longest pending lanes first, each with a share, so that a long one starves no other.
+
+    All its lanes are of one partition of the store, that of the longest pending one: deliveries to different partitions
+    do not wait for each other.
 
     Memory is bounded by the limits, whatever the backlog. A single event larger than ``max_bytes`` is still delivered,
     alone. Nothing is due while the operator has paused the relay.
 
     :param exclude: conversations to leave out.
+    :param partitions: how many partitions the log of the store has.
     """
     with closing(connection.connection.cursor()) as cursor:
         lanes: list[Lane] = []
+        partition: int | None = None
         counted, full = 0, False
         wait: float | None = None
         paused = query_one(cursor, _PAUSED) is not None
@@ -191,6 +197,12 @@ def next_batch(
             if lane.state == "retrying" and (left := waits.remaining(lane.conversation_id, lane.due_at_us)) > 0:
                 wait = left if wait is None else min(wait, left)
                 continue
+            if partitions > 1:
+                own = _partition_of(lane.conversation_id, partitions)
+                partition = own if partition is None else partition
+                if own != partition:
+                    full = True
+                    continue
             lanes.append(lane)
             counted += min(lane.pending, TARGET_EVENTS_PER_LANE)
             if len(lanes) >= max_lanes or counted >= max_events:
@@ -207,6 +219,10 @@ def next_batch(
             full=full,
             bound=binding_of(cursor),
         )
+
+
+def _partition_of(lane: str, partitions: int) -> int:
+    return scope_of(lane).partition(partitions) if is_record_lane(lane) else partition_of(lane, partitions)
 
 
 def _read_batches(

@@ -173,7 +173,13 @@ class Dispatcher:
         return await self._deliver(due) if self.breaker.closed else StepResult(more=True)
 
     async def _claim(self, *, limit: int, exclude: frozenset[str] = frozenset()) -> DueBatches:
-        read = partial(next_batch, waits=self.retries.timers, max_events=limit, exclude=exclude)
+        read = partial(
+            next_batch,
+            waits=self.retries.timers,
+            max_events=limit,
+            exclude=exclude,
+            partitions=self._store.outbox_access.known_partitions,
+        )
         return await self._outbox.read(read)
 
     async def _check(self, due: DueBatches) -> StepResult | None:

@@ -23,6 +23,7 @@ from letopis.outbox.event_log.lanes import (
 )
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.store.model.conversations import Seen
+from letopis.store.model.identifiers import partition_of
 from letopis.store.model.messages import Message
 from tests.support.relays import lane, say, sql
 
@@ -51,6 +52,23 @@ async def test_what_was_said_comes_back_as_it_was_said(outbox: OutboxFile) -> No
     assert [one.sequence for one in batch.deliveries] == [1, 2, 3]
     assert [one.event for one in batch.deliveries[1:]] == list(prepared.events)
     assert batch.deliveries[0].event.type == "conversation.started"
+
+
+async def test_a_batch_is_of_one_partition(outbox: OutboxFile) -> None:
+    names = [f"chat-{number}" for number in range(40)]
+    for name in names:
+        await say(outbox, name)
+    expected = [name for name in names if partition_of(name, 16) == partition_of("chat-0", 16)]
+
+    found = await due(outbox, partitions=16)
+    following = await due(outbox, partitions=16, exclude=sizes(found).keys())
+
+    assert list(sizes(found)) == expected and found.full
+    other = partition_of(next(name for name in names if name not in expected), 16)
+    assert list(sizes(following)) == [
+        name for name in names if name not in expected and partition_of(name, 16) == other
+    ]
+    assert list(sizes(await due(outbox))) == names
 
 
 async def test_the_oldest_debt_goes_first(outbox: OutboxFile) -> None:

@@ -20,6 +20,7 @@ from letopis.outbox.retry.circuit_breaker import Breaker, BreakerState
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.store.database.faults import FaultClass
 from letopis.store.errors import Closed, InvalidInput, OriginSuperseded, OutboxUnavailable
+from letopis.store.model.identifiers import partition_of
 from letopis.store.rules.apply_plan import LaneBatch
 from tests.support.relays import (
     DOWN,
@@ -65,6 +66,23 @@ async def test_one_step_delivers_what_is_due_and_acknowledges_it(outbox: OutboxF
     assert store.held("a") == 4
     assert (await lane(outbox, "a")).delivered == 4
     assert relay.stats.delivered == 4
+
+
+async def test_a_batch_is_of_one_partition_of_the_store(outbox: OutboxFile) -> None:
+    store = ToldStore()
+    store.known_partitions = 16
+    relay = relay_on(outbox, store)
+    names = [f"c{number}" for number in range(40)]
+    for name in names:
+        await say(outbox, name)
+
+    while await relay.drain_once():
+        pass
+
+    assert sum(map(store.held, names)) == 80
+    of_batches = [{partition_of(lane.conversation_id, 16) for lane in batch} for batch in store.batches]
+    assert all(len(partitions) == 1 for partitions in of_batches)
+    assert len(of_batches) == len({partition_of(name, 16) for name in names})
 
 
 async def test_run_delivers_what_is_appended_while_it_runs(outbox: OutboxFile) -> None:
