@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,11 @@ from tests.support.servers.postgresql import in_own_loop
 
 Rows = Mapping[str, Sequence[Sequence[Any]]]
 
+# Without the parts of divided tables, whose rows those have.
+_POSTGRESQL_TABLES: Final = (
+    "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
+    " AND relnamespace = 'public'::regnamespace"
+)
 # All that a test could change about a database and leave behind, a line each.
 _POSTGRESQL_SCHEMA: Final = """
 WITH public AS (SELECT oid FROM pg_namespace WHERE nspname = 'public'),
@@ -67,10 +72,14 @@ SELECT string_agg(line, E'\\n' ORDER BY line COLLATE "C") FROM lines
 
 
 class StorePool(ABC):
-    """Databases of one server that hold a migrated, empty store."""
+    """Databases of one server that hold a migrated, empty store.
 
-    def __init__(self, server: Server) -> None:
+    :param make: makes the store in an empty database; by default the migrations alone.
+    """
+
+    def __init__(self, server: Server, make: Callable[[str], Awaitable[None]] | None = None) -> None:
         self._server = server
+        self._make = make or migrate
         self._free: list[str] = []
         self._schema = ""
         self._rows: Rows = {}
@@ -80,7 +89,7 @@ class StorePool(ABC):
         if self._free:
             return self._free.pop()
         url = self._server.create_database()
-        in_own_loop(migrate(url))
+        in_own_loop(self._make(url))
         if not self._rows:
             self._schema, self._rows = self._describe(url)
         return url
@@ -115,7 +124,7 @@ class PostgresPool(StorePool):
             connection = await asyncpg.connect(url, timeout=10)
             try:
                 rows = {}
-                for (name,) in await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
+                for (name,) in await connection.fetch(_POSTGRESQL_TABLES):
                     rows[name] = [tuple(row) for row in await connection.fetch(f'SELECT * FROM "{name}"')]
                 return await connection.fetchval(_POSTGRESQL_SCHEMA), rows
             finally:

@@ -86,6 +86,11 @@ async def whole_log(store: DestinationStore, partition: int = 0) -> list[tuple[i
     return log
 
 
+async def log_size(store: DestinationStore) -> int:
+    """Return how many events the log holds, in all partitions."""
+    return sum([await store.head(partition) for partition in range(await store.partitions())])
+
+
 async def assert_no_gaps(store: DestinationStore) -> None:
     """Check that positions count from 1 to the head, and versions from 1 in every conversation."""
     versions: dict[str, int] = {}
