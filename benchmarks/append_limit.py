@@ -22,7 +22,8 @@ _INSERT: Final = (
 )
 _UPSERT: Final = (
     f"INSERT INTO {lanes.name} (lane, conversation_id, owner_id, head, delivered, pruned, state, attempts, due_at,"
-    " owed_since) VALUES (?, ?, NULL, ?, 0, 0, 'ready', 0, 0, ?) ON CONFLICT (lane) DO UPDATE SET head = excluded.head"
+    " pending_since) VALUES (?, ?, NULL, ?, 0, 0, 'ready', 0, 0, ?)"
+    " ON CONFLICT (lane) DO UPDATE SET head = excluded.head"
 )
 
 _Job = tuple[str, tuple[Any, ...], "asyncio.Future[None]"]

@@ -38,7 +38,7 @@ class _Grown(Letopis):
         await made.owe(conversations=max(1, self._events // 100), each=100)
         await made.close()
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("UPDATE letopis_outbox_lanes SET delivered = head, owed_since = NULL")
+            connection.execute("UPDATE letopis_outbox_lanes SET delivered = head, pending_since = NULL")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         await super().open(folder)
 

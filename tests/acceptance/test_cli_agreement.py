@@ -24,7 +24,7 @@ RELAY: Final = (
 )
 RUNS: Final = RELAY.format("closed", "NULL")
 STATES: Final = {
-    "nothing": ["UPDATE letopis_outbox_lanes SET delivered = head, owed_since = NULL", RUNS],
+    "nothing": ["UPDATE letopis_outbox_lanes SET delivered = head, pending_since = NULL", RUNS],
     "pending": [RUNS],
     "no relay": [],
     "outage": [RELAY.format("open", "'unavailable disconnected'")],
@@ -40,7 +40,7 @@ STATES: Final = {
         RUNS,
         "DELETE FROM letopis_outbox_events",
         (
-            "UPDATE letopis_outbox_lanes SET delivered = head, pruned = head, owed_since = NULL, state = 'blocked',"
+            "UPDATE letopis_outbox_lanes SET delivered = head, pruned = head, pending_since = NULL, state = 'blocked',"
             " fault_class = 'lost', fault = 'gone [lost]'"
         ),
     ],

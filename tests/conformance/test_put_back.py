@@ -227,7 +227,7 @@ async def test_a_lost_acknowledgement_puts_nothing_back_twice(
     await deliver(bot)
     await bot.outbox.write(
         lambda connection: (
-            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1").rowcount
+            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1").rowcount
         )
     )
     await deliver(bot)

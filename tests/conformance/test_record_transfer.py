@@ -245,7 +245,7 @@ async def test_a_move_takes_records_and_their_ledger_along(
         # What was delivered before the move is not applied again, and lanes go on.
         await moved.outbox.write(
             lambda connection: connection.exec_driver_sql(
-                "UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1"
+                "UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1"
             )
         )
         await scopes(moved)["of the owner"].put(("name",), "of the owner", "anew")

@@ -153,7 +153,7 @@ async def test_an_event_that_its_own_lane_sends_again_is_no_reuse(
     # The acknowledgement was lost: all of it goes again.
     await bot.outbox.write(
         lambda connection: (
-            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1").rowcount
+            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1").rowcount
         )
     )
     await deliver(bot)

@@ -98,7 +98,7 @@ async def test_a_message_that_is_shown_is_not_written_again(
     # The acknowledgement of all of it is lost: it goes again, once.
     await two.outbox.write(
         lambda connection: (
-            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1").rowcount
+            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1").rowcount
         )
     )
     await deliver(two)

@@ -120,7 +120,7 @@ async def test_what_another_outbox_has_said_is_not_saved_behind_a_rewind(
     # The answer is the same when the acknowledgement was lost.
     result: Any = await one.outbox.write(
         lambda connection: (
-            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, owed_since = 1").rowcount
+            connection.exec_driver_sql("UPDATE letopis_outbox_lanes SET delivered = 0, pending_since = 1").rowcount
         )
     )
     assert result

@@ -39,7 +39,7 @@ from tests.support.damage import leaf_pages, with_noise
 UNREADABLE: Final = (sqlite3.Error, ValueError, OverflowError)
 NOT_READ: Final = {
     "letopis_outbox_events": (10,),  # appended_at
-    "letopis_outbox_lanes": (7, 8, 9, 10, 11),  # attempts, due_at, owed_since, fault_class, fault
+    "letopis_outbox_lanes": (7, 8, 9, 10, 11),  # attempts, due_at, pending_since, fault_class, fault
     "letopis_outbox_origin": (3, 4, 5, 7),  # device, inode, created_at, destination
     "letopis_outbox_relay": tuple(range(17)),
     "letopis_store": (2, 4),  # created_at, moved_at

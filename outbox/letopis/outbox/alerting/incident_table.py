@@ -36,11 +36,11 @@ MAX_NEW_INCIDENTS: Final = 200
 _MAX_OPEN: Final = 1_000
 _RETENTION: Final = timedelta(days=30)
 
-_PENDING_LANES: Final = "FROM letopis_outbox_lanes WHERE owed_since IS NOT NULL AND delivered < head"
+_PENDING_LANES: Final = "FROM letopis_outbox_lanes WHERE pending_since IS NOT NULL AND delivered < head"
 # While an operator holds the relay back nothing can be delivered, as from a lane that is paused.
 _PENDING: Final = (
     "SELECT coalesce(sum(head - delivered), 0), coalesce(sum(state IN ('ready', 'retrying')"  # noqa: S608
-    f" AND NOT EXISTS (SELECT 1 FROM letopis_outbox_hold)), 0) {_PENDING_LANES}"
+    f" AND NOT EXISTS (SELECT 1 FROM letopis_outbox_pause)), 0) {_PENDING_LANES}"
 )
 _RELAY: Final = (
     "SELECT incarnation, heartbeat_at, progress_at, delivered_total, breaker, breaker_since,"
@@ -52,7 +52,7 @@ _REASON: Final = (
     " ELSE l.fault || ' [' || l.fault_class || ']' END"
 )
 _LANE: Final = (
-    f"l.conversation_id, l.owner_id, l.state = 'blocked', {_REASON}, l.head, l.delivered, coalesce(l.owed_since, 0)"
+    f"l.conversation_id, l.owner_id, l.state = 'blocked', {_REASON}, l.head, l.delivered, coalesce(l.pending_since, 0)"
 )
 _WITHOUT_INCIDENT: Final = (
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_incidents i WHERE i.kind = 'conversation_blocked'"
@@ -60,14 +60,15 @@ _WITHOUT_INCIDENT: Final = (
 )
 _BLOCKED: Final = (
     f"SELECT {_LANE} FROM letopis_outbox_lanes l WHERE l.state = 'blocked'"  # noqa: S608
-    f"{_WITHOUT_INCIDENT} ORDER BY l.owed_since LIMIT {MAX_NEW_INCIDENTS}"
+    f"{_WITHOUT_INCIDENT} ORDER BY l.pending_since LIMIT {MAX_NEW_INCIDENTS}"
 )
-# An age is never taken from owed_since, which is a wall clock's: a position seen long ago is certainly old.
+# An age is never taken from pending_since, which is a wall clock's: a position seen long ago is certainly old.
 _LATE: Final = (
     f"SELECT {_LANE} FROM letopis_outbox_lanes l CROSS JOIN letopis_outbox_events e"  # noqa: S608
     " ON e.lane = l.lane AND e.sequence = l.delivered + 1"
-    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND l.state IN ('ready', 'retrying') AND e.position <= ?"
-    f"{_WITHOUT_INCIDENT} ORDER BY l.owed_since LIMIT {MAX_NEW_INCIDENTS}"
+    " WHERE l.pending_since IS NOT NULL AND l.delivered < l.head AND l.state IN ('ready', 'retrying')"
+    " AND e.position <= ?"
+    f"{_WITHOUT_INCIDENT} ORDER BY l.pending_since LIMIT {MAX_NEW_INCIDENTS}"
 )
 _STORED: Final = (
     "incident_id", "kind", "conversation_id", "state", "reason", "escalations", "mark", "outcome", "opened_at",

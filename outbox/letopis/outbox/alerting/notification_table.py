@@ -52,7 +52,7 @@ _INFORMED: Final = (
 # notified; the names of these lanes sort before all ids.
 _WAITING: Final = (
     " letopis_outbox_lanes p CROSS JOIN letopis_outbox_events e ON e.lane = p.lane AND e.sequence = p.delivered + 1"
-    " WHERE p.owed_since IS NOT NULL AND p.delivered < p.head AND e.position <= :position"
+    " WHERE p.pending_since IS NOT NULL AND p.delivered < p.head AND e.position <= :position"
     " AND +p.conversation_id > char(2)"
 )
 _NEW_TO_CHANNEL: Final = (
@@ -61,14 +61,14 @@ _NEW_TO_CHANNEL: Final = (
     " AND n.recipient = :recipient) ORDER BY i.kind = 'conversation_blocked', i.opened_at"
 )
 _NEW_OF_CONVERSATIONS: Final = (
-    f"{SELECT_INCIDENT}, {_USER.format('l')}, i.conversation_id, l.owed_since, NULL{_FIRING}"  # noqa: S608
+    f"{SELECT_INCIDENT}, {_USER.format('l')}, i.conversation_id, l.pending_since, NULL{_FIRING}"  # noqa: S608
     " AND l.delivered < l.head AND l.conversation_id > char(2)"
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_notifications n"
     f" WHERE n.incident_id = i.incident_id AND {_IS_USER})"
     f" AND {_USER.format('l')} NOT IN ({_INFORMED}) ORDER BY i.opened_at"
 )
 _NEW_OF_ALL: Final = (
-    f"{SELECT_INCIDENT}, {_USER.format('p')} AS recipient, p.conversation_id, min(p.owed_since) AS since,"  # noqa: S608
+    f"{SELECT_INCIDENT}, {_USER.format('p')} AS recipient, p.conversation_id, min(p.pending_since) AS since,"  # noqa: S608
     " sum(p.head - p.delivered)"
     " FROM (SELECT * FROM letopis_outbox_incidents WHERE resolved_at IS NULL AND state = 'firing'"
     f" AND kind IN ('store_down', 'relay_silent') ORDER BY kind DESC LIMIT 1) i{JOIN_LANE} CROSS JOIN{_WAITING}"

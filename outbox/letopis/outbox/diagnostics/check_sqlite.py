@@ -31,7 +31,7 @@ MAX_AHEAD_SECONDS: Final = 60.0
 _PENDING: Final = (
     f"SELECT {EVENT_COLUMNS} FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e"  # noqa: S608
     " ON e.lane = l.lane AND e.sequence > l.delivered"
-    f" WHERE l.owed_since IS NOT NULL AND l.delivered < l.head LIMIT {MAX_COMPARED_EVENTS}"
+    f" WHERE l.pending_since IS NOT NULL AND l.delivered < l.head LIMIT {MAX_COMPARED_EVENTS}"
 )
 
 

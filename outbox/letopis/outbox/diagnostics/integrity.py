@@ -50,7 +50,7 @@ _STRAYS: Final = (
     "SELECT count(*) FROM letopis_outbox_events AS e"
     " WHERE NOT EXISTS (SELECT 1 FROM letopis_outbox_lanes AS l WHERE l.lane = e.lane)"
 )
-_WITHOUT_SINCE: Final = "SELECT count(*) FROM letopis_outbox_lanes WHERE delivered < head AND owed_since IS NULL"
+_WITHOUT_SINCE: Final = "SELECT count(*) FROM letopis_outbox_lanes WHERE delivered < head AND pending_since IS NULL"
 _WITHOUT_ID: Final = (
     "SELECT count(*) FROM letopis_outbox_events AS e, letopis_outbox_origin AS o WHERE e.position <= o.indexed"
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_event_ids AS i"

@@ -60,7 +60,7 @@ _RESTART_LANES: Final = (
 )
 _COUNT: Final = (
     "SELECT count(*), coalesce(sum(head - delivered), 0), coalesce(sum(state = 'paused'), 0)"
-    " FROM letopis_outbox_lanes WHERE owed_since IS NOT NULL AND delivered < head"
+    " FROM letopis_outbox_lanes WHERE pending_since IS NOT NULL AND delivered < head"
 )
 
 

@@ -31,7 +31,7 @@ DAMAGED: Final = (
 )
 _LANE: Final = (
     "INSERT INTO letopis_outbox_lanes (lane, conversation_id, owner_id, head, delivered, pruned, state, attempts,"
-    " due_at, owed_since, fault_class, fault, deleted) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?)"
+    " due_at, pending_since, fault_class, fault, deleted) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?)"
 )
 _REDACTED: Final = "UPDATE letopis_outbox_events SET redacted = 1 WHERE position = ?"
 _ORIGIN: Final = "UPDATE letopis_outbox_origin SET origin_id = ?, epoch = ?, store_id = ?, destination = ?"

@@ -20,14 +20,14 @@ from letopis.store.rules.preconditions import Conflict
 MAX_FAULT_LENGTH: Final = 500
 
 _POSITION: Final = "SELECT delivered, head FROM letopis_outbox_lanes WHERE conversation_id = ?"
-# `owed_since` is the age of the oldest pending event. It never falls behind the moment at which a rewound lane became
-# pending again, and never lies in the future of a clock that was set back.
+# `pending_since` is the age of the oldest pending event. It never falls behind the moment at which a rewound lane
+# became pending again, and never lies in the future of a clock that was set back.
 _ACKNOWLEDGE: Final = (
     "UPDATE letopis_outbox_lanes SET delivered = :sequence,"
     " state = CASE state WHEN 'paused' THEN 'paused' ELSE 'ready' END,"
     " attempts = 0, due_at = 0, fault_class = NULL, fault = NULL,"
-    " owed_since = CASE WHEN :sequence < head THEN coalesce((SELECT"
-    " min(:now, max(coalesce(letopis_outbox_lanes.owed_since, 0), appended_at)) FROM letopis_outbox_events AS e"
+    " pending_since = CASE WHEN :sequence < head THEN coalesce((SELECT"
+    " min(:now, max(coalesce(letopis_outbox_lanes.pending_since, 0), appended_at)) FROM letopis_outbox_events AS e"
     " WHERE e.lane = letopis_outbox_lanes.lane AND e.sequence = :sequence + 1), :now) END"
     " WHERE conversation_id = :conversation_id AND delivered < :sequence AND head >= :sequence"
 )
@@ -52,7 +52,7 @@ _CLEAR_FAULT: Final = (
 )
 _REWIND: Final = (
     "UPDATE letopis_outbox_lanes SET delivered = max(:head, pruned), attempts = 0, due_at = 0,"
-    " owed_since = CASE WHEN max(:head, pruned) < head THEN :now END,"
+    " pending_since = CASE WHEN max(:head, pruned) < head THEN :now END,"
     " state = CASE WHEN state = 'paused' THEN 'paused' WHEN pruned > :head THEN 'blocked' ELSE 'ready' END,"
     " fault_class = CASE WHEN pruned > :head THEN :fault_class END,"
     " fault = CASE WHEN pruned > :head THEN :fault END"
@@ -60,7 +60,7 @@ _REWIND: Final = (
 )
 _UNBLOCK_RECOVERED: Final = (
     "UPDATE letopis_outbox_lanes SET state = 'ready', attempts = 0, due_at = 0, fault_class = NULL, fault = NULL,"
-    " delivered = max(delivered, :upto), owed_since = CASE WHEN :upto < head THEN coalesce(owed_since, :now) END"
+    " delivered = max(delivered, :upto), pending_since = CASE WHEN :upto < head THEN coalesce(pending_since, :now) END"
     " WHERE conversation_id = :conversation_id AND state = 'blocked' AND fault_class = 'lost'"
 )
 

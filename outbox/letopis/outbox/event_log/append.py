@@ -33,7 +33,7 @@ from letopis.store.model.records import RECORD_TYPES, Scope, scope_of
 # The file's counters and, beside them, the lanes that are there: always at least one row.
 _LANE: Final = (
     "SELECT o.indexed, (SELECT max(position) FROM letopis_outbox_events), l.lane, l.conversation_id, l.head,"
-    " l.owner_id, l.pruned, l.deleted, l.owed_since, l.delivered{more}"
+    " l.owner_id, l.pruned, l.deleted, l.pending_since, l.delivered{more}"
     " FROM letopis_outbox_origin AS o LEFT JOIN letopis_outbox_lanes AS l ON l.conversation_id "
 )
 _LANES: Final = _LANE.format(more="") + "IN (SELECT value FROM json_each(?))"  # noqa: S608 - ours

@@ -39,11 +39,11 @@ MAX_MEASURED_EVENTS: Final = 10_000
 """Pending events that :func:`count_lanes` measures exactly."""
 
 SELECT_LANE: Final = (
-    "SELECT conversation_id, owner_id, head, delivered, pruned, state, attempts, due_at, owed_since, fault_class,"
+    "SELECT conversation_id, owner_id, head, delivered, pruned, state, attempts, due_at, pending_since, fault_class,"
     " fault, lane FROM letopis_outbox_lanes"
 )
 _PENDING_LANES: Final = SELECT_LANE + (
-    " WHERE owed_since IS NOT NULL AND delivered < head AND state IN ('ready', 'retrying') ORDER BY owed_since"
+    " WHERE pending_since IS NOT NULL AND delivered < head AND state IN ('ready', 'retrying') ORDER BY pending_since"
 )
 _LANE_OF: Final = SELECT_LANE + " WHERE conversation_id = ?"
 SELECT_EVENT: Final = (
@@ -57,7 +57,7 @@ _VALUE: Final = (
     " WHERE e.lane = ? AND e.sequence = ?"
 )
 _BODY: Final = "SELECT body FROM letopis_outbox_record_bodies WHERE position = ?"
-_PAUSED: Final = "SELECT 1 FROM letopis_outbox_hold"
+_PAUSED: Final = "SELECT 1 FROM letopis_outbox_pause"
 _INCARNATION: Final = "SELECT incarnation FROM letopis_outbox_relay"
 _DELIVERED: Final = (
     "SELECT conversation_id, delivered FROM letopis_outbox_lanes"
@@ -68,8 +68,8 @@ _DELIVERED_OF: Final = (
     " WHERE conversation_id IN (SELECT value FROM json_each(?)) AND delivered > 0"
 )
 _COUNT_PENDING: Final = (
-    "SELECT state, count(*), sum(head - delivered), min(owed_since) FROM letopis_outbox_lanes"
-    " WHERE owed_since IS NOT NULL AND delivered < head GROUP BY state"
+    "SELECT state, count(*), sum(head - delivered), min(pending_since) FROM letopis_outbox_lanes"
+    " WHERE pending_since IS NOT NULL AND delivered < head GROUP BY state"
 )
 _COUNT_BLOCKED: Final = (
     "SELECT count(*), coalesce(sum(fault_class = 'lost'), 0) FROM letopis_outbox_lanes WHERE state = 'blocked'"
@@ -80,7 +80,7 @@ _MEASURE_PENDING: Final = (
     " + coalesce((SELECT b.size FROM letopis_outbox_record_bodies AS b WHERE b.position = e.position), 0)"
     " AS octets FROM letopis_outbox_lanes AS l"
     " JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
-    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head LIMIT ?)"
+    " WHERE l.pending_since IS NOT NULL AND l.delivered < l.head LIMIT ?)"
 )
 _LOST: Final = (
     "SELECT l.conversation_id, coalesce((SELECT min(e.sequence) - 1 FROM letopis_outbox_events AS e"

@@ -40,7 +40,7 @@ _CONVERSATIONS_OF: Final = (
     " AND iif(json_valid(e.data), json_extract(e.data, '$.message_id'), NULL) = ? LIMIT ?"
 )
 _PENDING_OF: Final = _CONVERSATIONS_OF.format(
-    start="l.delivered", lanes="l.owed_since IS NOT NULL AND l.delivered < l.head"
+    start="l.delivered", lanes="l.pending_since IS NOT NULL AND l.delivered < l.head"
 )
 _RETAINED_OF: Final = _CONVERSATIONS_OF.format(start="l.pruned", lanes="true")
 
@@ -56,7 +56,7 @@ def conversations_of(connection: sa.Connection, message_id: str, *, retained: bo
 
 _ERASING: Final = "SELECT conversation_id FROM letopis_outbox_lanes WHERE owner_id = ? AND deleted <> 0"
 _ANY_PENDING: Final = (
-    "SELECT 1 FROM letopis_outbox_lanes WHERE owed_since IS NOT NULL AND delivered < head"
+    "SELECT 1 FROM letopis_outbox_lanes WHERE pending_since IS NOT NULL AND delivered < head"
     " AND conversation_id IN (SELECT value FROM json_each(?)) LIMIT 1"
 )
 _HOLDS_RECORDS: Final = (

@@ -20,7 +20,7 @@ _DELIVERED: Final = (
 )
 # A lane with no event left to send would look delivered: it is set back by the events that were lost.
 _SET_BACK: Final = (
-    "UPDATE letopis_outbox_lanes SET delivered = ?1, pruned = ?1, owed_since = ?2"
+    "UPDATE letopis_outbox_lanes SET delivered = ?1, pruned = ?1, pending_since = ?2"
     " WHERE conversation_id = ?3 AND delivered = head"
     " AND state IN ('blocked', 'paused')"
 )

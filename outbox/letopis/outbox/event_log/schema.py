@@ -83,7 +83,7 @@ lanes: Final = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("due_at", sa.Integer, nullable=False),
     # Since when something is pending. It is not written again by an append to a pending lane, which spares its index.
-    sa.Column("owed_since", sa.Integer),
+    sa.Column("pending_since", sa.Integer),
     sa.Column("fault_class", sa.Text),
     sa.Column("fault", sa.Text),
     # The sequence of the event that deleted the conversation, 0 while it lives: nothing is appended after it. Below
@@ -93,11 +93,11 @@ lanes: Final = sa.Table(
     sa.Column("erased", sa.Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("conversation_id", name="uq_letopis_outbox_lanes_conversation_id"),
     sa.CheckConstraint("delivered <= head AND pruned <= delivered", name="ck_letopis_outbox_lanes_order"),
-    sa.CheckConstraint("delivered = head OR owed_since IS NOT NULL", name="ck_letopis_outbox_lanes_owed"),
+    sa.CheckConstraint("delivered = head OR pending_since IS NOT NULL", name="ck_letopis_outbox_lanes_pending"),
     sa.CheckConstraint("state IN ('ready', 'retrying', 'blocked', 'paused')", name="ck_letopis_outbox_lanes_state"),
     # Pending lanes, oldest first: the only ones that the relay reads. Its condition names no column that changes with
     # each append, so queries name it beside `delivered < head`.
-    sa.Index("ix_letopis_outbox_lanes_owed", "owed_since", sqlite_where=sa.text("owed_since IS NOT NULL")),
+    sa.Index("ix_letopis_outbox_lanes_pending", "pending_since", sqlite_where=sa.text("pending_since IS NOT NULL")),
     # Lanes that wait for an operator, including those that lost events and have none pending.
     sa.Index("ix_letopis_outbox_lanes_blocked", "conversation_id", sqlite_where=sa.text("state = 'blocked'")),
     # Lanes with content to erase.
@@ -235,14 +235,16 @@ audit: Final = sa.Table(
     sqlite_autoincrement=True,
 )
 
-hold: Final = sa.Table(
-    "letopis_outbox_hold",
+pause: Final = sa.Table(
+    "letopis_outbox_pause",
     metadata,
     # One row while an operator pauses the relay, otherwise none.
-    sa.Column("only", sa.Integer, sa.CheckConstraint("only = 1", name="ck_letopis_outbox_hold_only"), primary_key=True),
+    sa.Column(
+        "only", sa.Integer, sa.CheckConstraint("only = 1", name="ck_letopis_outbox_pause_only"), primary_key=True
+    ),
     sa.Column("since", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text),
-    sa.Column("held_by", sa.Text),
+    sa.Column("paused_by", sa.Text),
 )
 
 owners: Final = sa.Table(

@@ -17,7 +17,7 @@ _USED: Final = (
 )
 _PENDING: Final = (
     "SELECT coalesce(sum(head - delivered), 0) FROM letopis_outbox_lanes"
-    " WHERE owed_since IS NOT NULL AND delivered < head"
+    " WHERE pending_since IS NOT NULL AND delivered < head"
 )
 
 

@@ -332,7 +332,7 @@ def is_drained(connection: sa.Connection) -> bool | None:
     try:
         cursor.execute(
             "SELECT count(*), coalesce(sum(state IN ('blocked', 'paused')), 0) FROM letopis_outbox_lanes"
-            " WHERE owed_since IS NOT NULL AND delivered < head"
+            " WHERE pending_since IS NOT NULL AND delivered < head"
         )
         [(pending, stuck)] = cursor.fetchall()
     finally:

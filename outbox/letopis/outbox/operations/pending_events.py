@@ -21,12 +21,12 @@ _EVENT: Final = (
     "SELECT e.event_id, l.conversation_id, e.sequence, e.type, e.schema_version, e.data, e.metadata, e.digest, e.salt,"
     " e.occurred_at, e.appended_at, l.owner_id, l.state, l.attempts, l.due_at, l.fault_class, l.fault,"
     " e.sequence = l.delivered + 1 AS front, l.head - e.sequence AS behind"
-    f"{PENDING} WHERE l.owed_since IS NOT NULL AND l.delivered < l.head"
+    f"{PENDING} WHERE l.pending_since IS NOT NULL AND l.delivered < l.head"
 )
 _MISSING: Final = (
     "SELECT l.conversation_id, l.owner_id, l.state, l.attempts, l.fault_class, l.fault"
     " FROM letopis_outbox_lanes AS l"
-    " WHERE (l.state = 'blocked' OR (l.state IN ('retrying', 'paused') AND l.owed_since IS NOT NULL"
+    " WHERE (l.state = 'blocked' OR (l.state IN ('retrying', 'paused') AND l.pending_since IS NOT NULL"
     " AND l.delivered < l.head))"
     " AND NOT EXISTS (SELECT 1 FROM letopis_outbox_events AS e WHERE e.lane = l.lane AND e.sequence = l.delivered + 1)"
     " ORDER BY l.conversation_id LIMIT ?"

@@ -12,13 +12,13 @@ from letopis.store.model.events import from_microseconds
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-_READ: Final = "SELECT since, reason, held_by FROM letopis_outbox_hold"
+_READ: Final = "SELECT since, reason, paused_by FROM letopis_outbox_pause"
 # The first moment stays: operators ask since when the relay is paused.
 _PAUSE: Final = (
-    "INSERT INTO letopis_outbox_hold (only, since, reason, held_by) VALUES (1, ?, ?, ?)"
-    " ON CONFLICT (only) DO UPDATE SET reason = excluded.reason, held_by = excluded.held_by"
+    "INSERT INTO letopis_outbox_pause (only, since, reason, paused_by) VALUES (1, ?, ?, ?)"
+    " ON CONFLICT (only) DO UPDATE SET reason = excluded.reason, paused_by = excluded.paused_by"
 )
-_RESUME: Final = "DELETE FROM letopis_outbox_hold"
+_RESUME: Final = "DELETE FROM letopis_outbox_pause"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,7 +160,7 @@ def skip_missing(
         insert_event(connection, lane, _tombstone(conversation_id, body, occurred_at=occurred_at), sequence, now_us)
     connection.exec_driver_sql(
         "UPDATE letopis_outbox_lanes SET delivered = ?1, pruned = min(pruned, ?1),"
-        " owed_since = CASE WHEN ?1 < head THEN coalesce(owed_since, ?2) END WHERE conversation_id = ?3",
+        " pending_since = CASE WHEN ?1 < head THEN coalesce(pending_since, ?2) END WHERE conversation_id = ?3",
         (start, now_us, conversation_id),
     )
     _update(connection, _READY, [conversation_id])

@@ -16,11 +16,12 @@ STUCK_STATES: Final = ("blocked", "retrying", "paused")
 
 _STUCK: Final = (
     " FROM letopis_outbox_lanes AS l WHERE l.state <> 'ready'"
-    " AND (l.state = 'blocked' OR (l.owed_since IS NOT NULL AND l.delivered < l.head))"
+    " AND (l.state = 'blocked' OR (l.pending_since IS NOT NULL AND l.delivered < l.head))"
 )
 _LIST: Final = (
     "SELECT s.conversation_id, s.owner_id, s.state, s.attempts, s.due_at, s.fault_class, s.fault, s.head - s.delivered,"  # noqa: S608
-    " s.owed_since, e.event_id, e.type, length(CAST(e.data AS BLOB)) + coalesce(length(CAST(e.metadata AS BLOB)), 0),"
+    " s.pending_since, e.event_id, e.type,"
+    " length(CAST(e.data AS BLOB)) + coalesce(length(CAST(e.metadata AS BLOB)), 0),"
     f" e.appended_at FROM (SELECT l.*{_STUCK}"
     " AND l.conversation_id > ?1 AND (?2 IS NULL OR l.state = ?2) AND (?3 IS NULL OR l.fault_class = ?3)"
     " ORDER BY l.conversation_id LIMIT ?4) AS s"

@@ -25,7 +25,7 @@ _ORDER: Final = f'$."{ACTIVATION_ORDER_KEY}"'
 _LEAVING: Final = (
     "SELECT l.conversation_id, max(e.sequence), e.occurred_at FROM letopis_outbox_lanes AS l"
     " JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
-    " WHERE l.owner_id = ?1 AND l.owed_since IS NOT NULL AND l.delivered < l.head"
+    " WHERE l.owner_id = ?1 AND l.pending_since IS NOT NULL AND l.delivered < l.head"
     " AND e.type IN (?2, ?3) GROUP BY l.conversation_id"
 )
 _LEFT: Final = "SELECT max(sequence), occurred_at FROM letopis_outbox_log WHERE conversation_id = ? AND type IN (?, ?)"

@@ -20,7 +20,8 @@ _KEYS: Final = (
     " AND l.conversation_id > char(2)"
 )
 _PENDING: Final = (
-    f"{_KEYS} WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND (?1 IS NULL OR coalesce(l.owner_id, ?1) = ?1)"
+    f"{_KEYS} WHERE l.pending_since IS NOT NULL AND l.delivered < l.head"
+    " AND (?1 IS NULL OR coalesce(l.owner_id, ?1) = ?1)"
 )
 _RETAINED: Final = (
     f"{_KEYS} WHERE (?1 IS NULL OR l.owner_id = ?1)"

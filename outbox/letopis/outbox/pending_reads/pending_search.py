@@ -169,7 +169,7 @@ def snapshot(
     :param retained: include delivered events that the file retains.
     :param queued: positions of events whose messages are wanted too.
     """
-    conditions, values = ["true" if retained else "l.owed_since IS NOT NULL AND l.delivered < l.head"], list[str]()
+    conditions, values = ["true" if retained else "l.pending_since IS NOT NULL AND l.delivered < l.head"], list[str]()
     if conversation is not None:
         conditions.append("l.conversation_id = ?")
         values.append(conversation)

@@ -35,14 +35,14 @@ _MESSAGES: Final = (
 _PENDING: Final = (
     "SELECT l.conversation_id, e.event_id FROM letopis_outbox_lanes AS l"
     " JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
-    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND e.type = ?"
+    " WHERE l.pending_since IS NOT NULL AND l.delivered < l.head AND e.type = ?"
 )
 # Only what groups messages is content; roles and tokens stay.
 _ERASURES: Final = (
     "SELECT l.conversation_id, max(e.sequence), CASE e.type WHEN 'message.redacted'"
     " THEN json_extract(e.data, '$.message_id') END AS message_id"
     " FROM letopis_outbox_lanes AS l JOIN letopis_outbox_events AS e ON e.lane = l.lane AND e.sequence > l.delivered"
-    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND json_valid(e.data)"
+    " WHERE l.pending_since IS NOT NULL AND l.delivered < l.head AND json_valid(e.data)"
     " AND (e.type IN ('message.redacted', 'conversation.deleted')"
     " OR e.type = 'conversation.rewound' AND json_extract(e.data, '$.erase') IS TRUE) GROUP BY l.lane, message_id"
 )
@@ -72,7 +72,7 @@ def pending_lanes(connection: sa.Connection, owner_id: str | None) -> list[LaneR
 
     Their ``start`` is a placeholder until :func:`pending_ranges` takes it from the store.
     """
-    conditions = "owed_since IS NOT NULL AND delivered < head"
+    conditions = "pending_since IS NOT NULL AND delivered < head"
     if owner_id is not None:
         conditions += " AND coalesce(owner_id, ?1) = ?1"
     return _lanes(connection, conditions, owner_id, alone=False)

@@ -85,7 +85,7 @@ def add_lane(
             state=state,
             attempts=0,
             due_at=0,
-            owed_since=stamp if delivered < head else None,
+            pending_since=stamp if delivered < head else None,
             fault_class="poison" if fault else None,
             fault=fault,
         )

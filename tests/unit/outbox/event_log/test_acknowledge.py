@@ -51,7 +51,7 @@ async def test_what_did_not_move_is_reported(outbox: OutboxFile) -> None:
 async def test_the_age_of_what_is_owed_follows_the_oldest_event(outbox: OutboxFile) -> None:
     await say(outbox, "a", 3)
     await sql(outbox, "UPDATE letopis_outbox_events SET appended_at = 1000 + sequence")
-    await sql(outbox, "UPDATE letopis_outbox_lanes SET owed_since = 1001")
+    await sql(outbox, "UPDATE letopis_outbox_lanes SET pending_since = 1001")
     await ack(outbox, {"a": 2})
 
     assert (await lane(outbox, "a")).pending_since_us == 1003

@@ -208,10 +208,11 @@ async def test_owed_lanes_are_found_by_their_index(outbox: OutboxFile) -> None:
     plan = await sql(
         outbox,
         "EXPLAIN QUERY PLAN SELECT conversation_id FROM letopis_outbox_lanes"
-        " WHERE owed_since IS NOT NULL AND delivered < head AND state IN ('ready', 'retrying') ORDER BY owed_since",
+        " WHERE pending_since IS NOT NULL AND delivered < head AND state IN ('ready', 'retrying')"
+        " ORDER BY pending_since",
     )
 
-    assert "ix_letopis_outbox_lanes_owed" in plan[0][3]
+    assert "ix_letopis_outbox_lanes_pending" in plan[0][3]
     assert not any("TEMP B-TREE" in row[3] for row in plan)
 
 

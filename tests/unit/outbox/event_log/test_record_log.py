@@ -154,5 +154,7 @@ async def test_changes_of_several_lanes_are_written_all_or_none(bot: History) ->
     receipts = await records.put_many(puts)
 
     assert len({receipt.revision for receipt in receipts}) == 40
-    [(lanes,)] = await sql(bot, "SELECT count(*) FROM letopis_outbox_lanes WHERE head > 0 AND owed_since IS NOT NULL")
+    [(lanes,)] = await sql(
+        bot, "SELECT count(*) FROM letopis_outbox_lanes WHERE head > 0 AND pending_since IS NOT NULL"
+    )
     assert isinstance(lanes, int) and 1 < lanes <= 16

@@ -547,7 +547,7 @@ class TestMissing:
         store = ToldStore()
         await say(outbox, "a", 3)
         await relay_on(outbox, store).drain()
-        await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = 1, owed_since = 1")
+        await sql(outbox, "UPDATE letopis_outbox_lanes SET delivered = 1, pending_since = 1")
         await say(outbox, "a", 3)
         held = [event_id for event_id, _ in store.lanes["a"]]
         await sql(outbox, f"DELETE FROM letopis_outbox_events WHERE sequence IN ({', '.join(map(str, gone))})")
@@ -579,7 +579,7 @@ async def test_a_repair_that_came_too_late_doubles_nothing(history: History) -> 
     await outbox.write(  # as when the acknowledgement was lost
         lambda connection: (
             connection.exec_driver_sql(
-                "UPDATE letopis_outbox_lanes SET delivered = 1, owed_since = 1, state = 'paused'"
+                "UPDATE letopis_outbox_lanes SET delivered = 1, pending_since = 1, state = 'paused'"
             ).rowcount
         )
     )

@@ -243,7 +243,7 @@ async def test_a_health_check_fails_while_a_running_relay_delivers_nothing(tmp_p
         assert await relay.lease.acquire()
         reasons = []
         for progressed in (1, history.outbox.now_us()):
-            for what in ("lanes SET owed_since = 1", f"relay SET progress_at = {progressed}"):
+            for what in ("lanes SET pending_since = 1", f"relay SET progress_at = {progressed}"):
                 await history.outbox.write(lambda c, what=what: c.exec_driver_sql(f"UPDATE letopis_outbox_{what}"))
             reasons.append(await asyncio.to_thread(check_files, (str(tmp_path / "*.outbox.db"),)))
         await relay.lease.release()

@@ -40,11 +40,11 @@ TABLES = (
     ) WITHOUT ROWID
     """,
     """
-    CREATE TABLE letopis_outbox_hold (
-        only INTEGER NOT NULL CONSTRAINT ck_letopis_outbox_hold_only CHECK (only = 1),
+    CREATE TABLE letopis_outbox_pause (
+        only INTEGER NOT NULL CONSTRAINT ck_letopis_outbox_pause_only CHECK (only = 1),
         since INTEGER NOT NULL,
         reason TEXT,
-        held_by TEXT,
+        paused_by TEXT,
         PRIMARY KEY (only)
     )
     """,
@@ -86,7 +86,7 @@ TABLES = (
         state TEXT NOT NULL,
         attempts INTEGER NOT NULL,
         due_at INTEGER NOT NULL,
-        owed_since INTEGER,
+        pending_since INTEGER,
         fault_class TEXT,
         fault TEXT,
         deleted INTEGER DEFAULT '0' NOT NULL,
@@ -94,11 +94,14 @@ TABLES = (
         PRIMARY KEY (lane),
         CONSTRAINT uq_letopis_outbox_lanes_conversation_id UNIQUE (conversation_id),
         CONSTRAINT ck_letopis_outbox_lanes_order CHECK (delivered <= head AND pruned <= delivered),
-        CONSTRAINT ck_letopis_outbox_lanes_owed CHECK (delivered = head OR owed_since IS NOT NULL),
+        CONSTRAINT ck_letopis_outbox_lanes_pending CHECK (delivered = head OR pending_since IS NOT NULL),
         CONSTRAINT ck_letopis_outbox_lanes_state CHECK (state IN ('ready', 'retrying', 'blocked', 'paused'))
     )
     """,
-    "CREATE INDEX ix_letopis_outbox_lanes_owed ON letopis_outbox_lanes (owed_since) WHERE owed_since IS NOT NULL",
+    (
+        "CREATE INDEX ix_letopis_outbox_lanes_pending ON letopis_outbox_lanes (pending_since)"
+        " WHERE pending_since IS NOT NULL"
+    ),
     "CREATE INDEX ix_letopis_outbox_lanes_blocked ON letopis_outbox_lanes (conversation_id) WHERE state = 'blocked'",
     "CREATE INDEX ix_letopis_outbox_lanes_erased ON letopis_outbox_lanes (erased) WHERE erased < abs(deleted)",
     """
@@ -342,7 +345,8 @@ def downgrade() -> None:
     op.execute("DROP VIEW letopis_outbox_log")
     tables = (
         "record_clears record_bodies records audit"
-        " unconfirmed superseded owners drafts repairs relay origin notifications lanes incidents hold event_ids events"
+        " unconfirmed superseded owners drafts repairs relay origin notifications lanes incidents pause event_ids"
+        " events"
     )
     for table in tables.split():
         op.drop_table(f"letopis_outbox_{table}")

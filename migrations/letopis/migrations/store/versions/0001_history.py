@@ -288,7 +288,7 @@ def create_record_tables() -> None:
 def create(table: str, *columns: sa.Column[Any], comment: str) -> None:
     """Create a table that is not there yet."""
     names = [column.name for column in columns if column.info.get("key")]
-    keys: list[sa.SchemaItem] = [sa.PrimaryKeyConstraint(*names, name=f"pk_{table}")]
+    keys: list[Any] = [sa.PrimaryKeyConstraint(*names, name=f"pk_{table}")]
     if table == "letopis_search" and op.get_context().dialect.name == "sqlite":
         # The full-text index refers to rows by a number that VACUUM does not change.
         keys = [sa.Column("id", sa.Integer(), primary_key=True), sa.UniqueConstraint(*names, name=f"uq_{table}")]

@@ -31,12 +31,12 @@ _PENDING: Final = (
     "SELECT r.namespace, r.record_key, r.sequence, r.position, r.event_id, r.present, r.media, r.size, r.tags,"
     " r.occurred_at, l.conversation_id FROM letopis_outbox_lanes AS l JOIN letopis_outbox_records AS r"
     " ON r.lane = l.lane AND r.sequence > l.delivered"
-    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND l.conversation_id < char(2)"
+    " WHERE l.pending_since IS NOT NULL AND l.delivered < l.head AND l.conversation_id < char(2)"
 )
 _PENDING_CLEARS: Final = (
     "SELECT l.conversation_id, c.sequence, c.prefix FROM letopis_outbox_lanes AS l"
     " JOIN letopis_outbox_record_clears AS c ON c.lane = l.lane AND c.sequence > l.delivered"
-    " WHERE l.owed_since IS NOT NULL AND l.delivered < l.head AND l.conversation_id < char(2)"
+    " WHERE l.pending_since IS NOT NULL AND l.delivered < l.head AND l.conversation_id < char(2)"
 )
 _BODY: Final = "SELECT body FROM letopis_outbox_record_bodies WHERE position = ?"
 
