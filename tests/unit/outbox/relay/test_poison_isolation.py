@@ -11,12 +11,14 @@ from uuid import UUID, uuid4
 import orjson
 import pytest
 
-from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES, PoisonIsolation
+from letopis.outbox.event_log.append_encoding import prepare
+from letopis.outbox.relay.poison_isolation import MAX_UNAVAILABLE_TRIES, PoisonIsolation, _middle
 from letopis.outbox.relay.send_result import SendResult
 from letopis.outbox.retry.fault_attribution import FaultAttribution
+from letopis.store import Message, Seen
 from letopis.store.database.faults import FaultClass, StoreFault
 from letopis.store.errors import Closed, OriginSuperseded
-from letopis.store.model.codec import encode
+from letopis.store.model.codec import EncodedEvent, encode
 from letopis.store.model.events import Event
 from letopis.store.rules.apply_plan import ApplyResult, LaneBatch, Origin, SequencedEvent
 from tests.support.relays import DOWN, POISON, ToldStore, fault
@@ -470,3 +472,18 @@ async def test_the_most_suspicious_conversation_goes_last() -> None:
     await made(store, attribution=attribution).send([batch("worse", 1), batch("bad", 1), batch("sound", 1)])
 
     assert [lanes[0].conversation_id for lanes in store.batches] == ["sound", "bad", "worse"]
+
+
+@pytest.mark.parametrize(
+    ("appends", "middle"), [((3, 1), 3), ((1, 3), 1), ((2, 2, 3), 2), ((4,), 2), ((-5,), 2), ((3, -2), 3)]
+)
+def test_events_are_divided_between_two_appends_as_near_to_the_middle_as_can_be(
+    appends: tuple[int, ...], middle: int
+) -> None:
+    """The numbers are of events; negative ones have no condition, and each may be sent without the others."""
+    events = list[EncodedEvent]()
+    for number in appends:
+        messages = [Message.user("x") for _ in range(abs(number))]
+        events += prepare("c", messages, after=Seen(sequence=1, version=1) if number > 0 else None).events
+
+    assert _middle([SequencedEvent(sequence=place, event=one) for place, one in enumerate(events, 1)]) == middle
