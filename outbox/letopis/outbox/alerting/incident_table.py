@@ -211,7 +211,7 @@ def prune_incidents(connection: sa.Connection, *, now: datetime) -> int:
 
 def incident_from_row(row: Any) -> IncidentRecord:
     """Return the incident of a row that ``SELECT_INCIDENT`` gives, perhaps followed by ``notified_at``."""
-    values = dict(zip((*_STORED, *_COMPUTED, "notified_at"), row, strict=False))
+    values: dict[str, Any] = dict(zip((*_STORED, *_COMPUTED, "notified_at"), row, strict=False))
     for name in {"opened_at", "notified_at", "resolved_at"} & values.keys():
         values[name] = _moment(values[name])
     return IncidentRecord(
