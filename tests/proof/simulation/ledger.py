@@ -11,6 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from letopis.store.model.codec import EncodedEvent, digest_of
+from letopis.store.rules.put_back import puts_back
 from tests.campaigns.invariants import Ack
 from tests.campaigns.paths import ReplayedPath
 from tests.proof.simulation.driver import connect
@@ -154,6 +155,7 @@ class OutboxLedger:
     say: Callable[[str], None]
     events: dict[tuple[str, int], tuple[bytes, bytes]] = field(default_factory=dict)
     salts: dict[tuple[str, int], bytes | None] = field(default_factory=dict)
+    put_back: set[tuple[str, int]] = field(default_factory=set)
     places: dict[tuple[str, bytes], int] = field(default_factory=dict)
     bad: set[tuple[str, int]] = field(default_factory=set)
     batches: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -232,6 +234,8 @@ class OutboxLedger:
                 self.bad.add((name, sequence))
             if content[3] is not None and (expects := json.loads(content[3]).get("letopis.expects")) is not None:
                 self.batches[name, sequence] = expects.get("turn", str(UUID(bytes=event_id)))
+            if puts_back(content[3]):
+                self.put_back.add((name, sequence))
             if content[0] == "conversation.rewound" and json.loads(content[2]).get("erase"):
                 self.resets[name] = sequence
             self._position = position
@@ -260,6 +264,10 @@ class OutboxLedger:
             raise Broken(f"{where}: sequence {now.delivered + 1} is charged {now.attempts} attempts, and is innocent")
         if now.state != before.state:
             self.say(f"lane {name} {before.state} -> {now.state} at {now.delivered}")
+
+    def may_put_back(self, name: str, first: int, again: int) -> bool:
+        """Return True if an event is delivered, and a later one puts its message back."""
+        return first <= self.lanes[name].delivered and (name, again) in self.put_back
 
     def acknowledged(self, ack: Ack, said: EncodedEvent | None = None) -> None:
         """Check that what a bot was told is true.

@@ -354,7 +354,8 @@ class Bot:
         with suppress(*REFUSED):
             receipt = await history.append(name, message, owner=f"owner of {name}")
             self._acknowledged(receipt, [message])
-            if receipt.sequence != sequence:
+            # One that was delivered may have left the path since: while the store is away, it is put back.
+            if receipt.sequence != sequence and not self._place.ledger.may_put_back(name, sequence, receipt.sequence):
                 raise Broken(f"{name!r}: appended again, sequence {sequence} has become {receipt.sequence}")
             if message.event_id is not None:
                 return  # its id was not the caller's
