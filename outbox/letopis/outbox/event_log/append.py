@@ -28,7 +28,7 @@ from letopis.outbox.event_log.reused_ids import UsedIds
 from letopis.outbox.event_log.statements import query_all, query_one
 from letopis.store.errors import LetopisError, OutboxUnavailable
 from letopis.store.model.codec import EncodedEvent
-from letopis.store.model.records import RECORD_TYPES, Scope, scope_of
+from letopis.store.model.records import RECORD_TYPES, Scope, conversation_of
 
 # The file's counters and, beside them, the lanes that are there: always at least one row.
 _LANE: Final = (
@@ -105,7 +105,9 @@ def _lanes_beside(appends: Sequence[Prepared]) -> set[str]:
             names.add(Scope.conversation(one.conversation_id).name)
         for item in one.changes:
             lane = item.event.conversation_id
-            names.update(name for name in (lane, scope_of(lane).conversation_id) if name is not None)
+            names.add(lane)
+            if (conversation_id := conversation_of(lane)) is not None:
+                names.add(conversation_id)
     return names
 
 
@@ -137,9 +139,7 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
         used=UsedIds.read(cursor, known, events),
         now_us=now_us,
         since=_find_since(cursor, conditional) if conditional else {},
-        records=KnownRecords.read(cursor, appends, {name: lane.key for name, lane in lanes.items()})
-        if with_records
-        else None,
+        records=KnownRecords.read(cursor, appends, lanes) if with_records else None,
         indexed=indexed,
         position=max(indexed, newest or 0),
         # Lanes that are deleted leave no event behind, so that their numbers may be used again.

@@ -31,7 +31,7 @@ from letopis.store.model.event_types import (
 )
 from letopis.store.model.events import Event
 from letopis.store.model.identifiers import uuid7
-from letopis.store.model.records import ANY, RECORD_PUT, Scope, scope_of
+from letopis.store.model.records import ANY, RECORD_PUT, Scope, conversation_of
 from letopis.store.rules.preconditions import Precondition, with_one_leader
 from letopis.store.rules.projection import ACTIVATION_ORDER_KEY
 from letopis.store.rules.put_back import put_back
@@ -215,7 +215,7 @@ class AppendPlan:
             if use is not None:  # the writer runs its work again when a commit ended in an error that told nothing
                 outcomes.append((use.sequence, revision))
                 continue
-            conversation = self.lanes.get(scope_of(name).conversation_id or "")
+            conversation = self.lanes.get(conversation_of(name) or "")
             if conversation is not None and conversation.deleted > 0 and not (change.erases and prepared.trusting):
                 raise ConversationGone(conversation_id=conversation.conversation_id)
             lane = self.lanes.get(name) or LaneEnd(name, 0)
@@ -258,7 +258,7 @@ class AppendPlan:
                 owner_id=None,
                 sequence=sequence,
                 event=event,
-                change=replace(item.change, sequence=sequence),
+                change=item.change,
                 lane=lane.key,
                 position=self.position,
             )

@@ -108,7 +108,14 @@ def apply_effects(cursor: Any, effects: Iterable[Effect]) -> bool:
     for effect in effects:
         name, event = effect.conversation_id, effect.event
         if effect.change is not None:
-            noted = note_change(cursor, effect.change, lane=effect.lane, name=name, position=effect.position)
+            noted = note_change(
+                cursor,
+                effect.change,
+                lane=effect.lane,
+                name=name,
+                sequence=effect.sequence,
+                position=effect.position,
+            )
             erased = noted or erased
             continue
         match event.type:

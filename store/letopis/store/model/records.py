@@ -112,7 +112,7 @@ class Scope:
     @property
     def conversation_id(self) -> str | None:
         """The conversation, if it is one."""
-        return self.name.removeprefix(_CONVERSATION) if self.name.startswith(_CONVERSATION) else None
+        return conversation_of(self.name)
 
     @property
     def named(self) -> tuple[str, str]:
@@ -154,6 +154,11 @@ def scope_of(lane: str) -> Scope:
     """Return the scope that a record lane belongs to."""
     scope = Scope(lane)
     return Scope(lane.rpartition(":")[0]) if scope.in_lanes else scope
+
+
+def conversation_of(lane: str) -> str | None:
+    """Return the conversation whose records a lane carries."""
+    return lane.removeprefix(_CONVERSATION) if lane.startswith(_CONVERSATION) else None
 
 
 def lane_partition(name: str, partitions: int) -> int:

@@ -81,21 +81,21 @@ class KnownRecords:
     clears: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, cursor: Any, appends: Iterable[Prepared], keys: Mapping[str, int]) -> KnownRecords | None:
+    def read(cls, cursor: Any, appends: Iterable[Prepared], lanes: Mapping[str, Any]) -> KnownRecords | None:
         """Return what the file tells; ``None`` where no change has a condition.
 
-        :param keys: of the lanes that are there, by name.
+        :param lanes: the ends of those that are there, by name.
         """
         changes = [item for prepared in appends for item in prepared.changes]
         if all(item.change.expected is ANY for item in changes):
             return None
         found = cls()
-        for name in {item.event.conversation_id for item in changes} & keys.keys():
-            found.clears[name] = query_all(cursor, _CLEARED, (keys[name],))
+        for name in {item.event.conversation_id for item in changes} & lanes.keys():
+            found.clears[name] = query_all(cursor, _CLEARED, (lanes[name].key,))
         for item in changes:
             name, place = item.event.conversation_id, item.change.place
-            if item.change.expected is not ANY and name in keys:
-                row = query_one(cursor, _NEWEST, (keys[name], *place))
+            if item.change.expected is not ANY and name in lanes:
+                row = query_one(cursor, _NEWEST, (lanes[name].key, *place))
                 if row is not None:
                     found.newest[name, place] = (row[0], uuid_of(row[2]) if row[3] else None)
         return found
@@ -145,13 +145,13 @@ class KnownRecords:
         return (found,)
 
 
-def note_change(cursor: Any, change: RecordChange, *, lane: int, name: str, position: int) -> bool:
+def note_change(cursor: Any, change: RecordChange, *, lane: int, name: str, sequence: int, position: int) -> bool:
     """Note a change whose event is written. Return True if content was erased.
 
     :param name: of the lane.
     """
     if change.type == RECORDS_CLEARED:
-        return _clear(cursor, change, lane, name, position)
+        return _clear(cursor, change, lane, name, sequence, position)
     before = query_one(cursor, _NEWEST, (lane, *change.place))
     conditional = change.expected is not ANY
     # A put on whose revision a later condition may rest keeps its body, and so does one that had a condition itself:
@@ -166,7 +166,7 @@ def note_change(cursor: Any, change: RecordChange, *, lane: int, name: str, posi
         (
             lane,
             *change.place,
-            change.sequence,
+            sequence,
             position,
             change.event_id.bytes,
             int(change.type == RECORD_PUT),
@@ -185,17 +185,17 @@ def _hollow(cursor: Any, position: int) -> None:
     cursor.execute(_HOLLOW, (position,))
 
 
-def _clear(cursor: Any, change: RecordChange, lane: int, name: str, position: int) -> bool:
+def _clear(cursor: Any, change: RecordChange, lane: int, name: str, sequence: int, position: int) -> bool:
     """Note that all under a prefix is gone, and hollow the puts there."""
     bounds = (lane, change.prefix, range_end(change.prefix))
     for before, present, conditional in query_all(cursor, _UNDER, bounds):
         if present and not conditional:
             _hollow(cursor, before)
     cursor.execute(_CLEAR_UNDER, bounds)
-    cursor.execute(_INSERT_CLEAR, (position, lane, change.sequence, change.prefix))
+    cursor.execute(_INSERT_CLEAR, (position, lane, sequence, change.prefix))
     if change.erases:
         # Pending changes stay pending, without effect.
-        for erased in query_all(cursor, _TO_ERASE, (lane, change.sequence)):
+        for erased in query_all(cursor, _TO_ERASE, (lane, sequence)):
             cursor.execute(_DELETE_BODY, erased)
             cursor.execute(_ERASE, erased)
         for repair_id in query_all(cursor, _REPAIRS, (name,)):
@@ -223,4 +223,4 @@ def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> None:
         except InvalidInput:
             continue
         if change.type in RECORD_TYPES and (change.type != RECORD_PUT or change.body is not None):
-            note_change(cursor, change, lane=lane, name=name, position=position)
+            note_change(cursor, change, lane=lane, name=name, sequence=change.sequence, position=position)
