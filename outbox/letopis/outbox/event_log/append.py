@@ -45,6 +45,7 @@ _POSITION_OF_ONE: Final = (
 _LANE_AND_EVENT: Final = _LANE.format(more=_POSITION_OF_ONE) + "= ?2"
 _WITH_RECORDS: Final = RECORD_TYPES | ERASES_RECORDS
 _IS_LANE: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ?"
+_LANE_BESIDE: Final = _LANE.format(more="") + "= ?"
 _LAST_LANE: Final = "SELECT coalesce(max(lane), 0) FROM letopis_outbox_lanes"
 _SINCE: Final = "SELECT sequence, type FROM letopis_outbox_log WHERE conversation_id = ? AND sequence > ?"
 
@@ -120,9 +121,11 @@ def _read_plan(cursor: Any, appends: Sequence[Prepared], *, now_us: int) -> Appe
     if with_records:
         names |= _lanes_beside(appends)
     aliases = [alias for one in appends if one.aliases for alias in one.aliases.values()]
-    alone = len(events) == len(names) == 1 and not aliases
+    alone = len(events) == 1 and not aliases
     if alone:
         rows = query_all(cursor, _LANE_AND_EVENT, (events[0].event_id.bytes, events[0].conversation_id))
+        for name in names - {events[0].conversation_id} if with_records else ():
+            rows += query_all(cursor, _LANE_BESIDE, (name,))
     else:
         rows = query_all(cursor, _LANES, (orjson.dumps(list(names)).decode(),))
     if not rows:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _UUID_LENGTH: Final = 36
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PreparedChange:
     """A change of a record that is checked and encoded, and its event; its sequence is not known yet."""
 

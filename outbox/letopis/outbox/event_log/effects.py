@@ -78,7 +78,7 @@ _EMPTY_EVENT: Final = (
 _EMPTY_REPAIR: Final = "UPDATE letopis_outbox_repairs SET data = ?, metadata = ?, salt = NULL WHERE repair_id = ?"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Effect:
     """An event that was just appended.
 

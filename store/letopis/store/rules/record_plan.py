@@ -37,7 +37,7 @@ SUPERSEDED: Final = Conflict(expected=0, actual=0)
 """The conflict of a change whose condition did not hold: a record has no versions to name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RecordChange:
     """One event of a record lane, decoded.
 
