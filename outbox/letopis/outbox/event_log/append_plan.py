@@ -143,8 +143,7 @@ class AppendPlan:
         :raises InvalidInput: the conversation has another owner, or an edited message was erased.
         :raises ConversationGone: the conversation was deleted.
         :raises VersionConflict: the writer had not seen an event that is there.
-        :raises RecordConflict: a record is not as expected.
-        :raises StoreUnavailable: only the history store can tell whether it is.
+        :raises RecordConflict: a record is not as expected; ``StoreUnavailable`` if only the history store can tell.
         """
         if prepared.changes:
             return self._add_changes(prepared)

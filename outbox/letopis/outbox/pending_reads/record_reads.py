@@ -232,11 +232,7 @@ def _highest_key_first(where: tuple[str, RecordKey]) -> tuple[Any, ...]:
 
 
 def _newest(local: LocalRecords, place: RecordKey, view: RecordsView | None) -> StoredRecord | None:
-    """Return a record as its newest change has it, of those in the file and, if it does not tell, the store's.
-
-    :param view: ``None`` if the file alone tells.
-    :raises StoreUnavailable: the store lacks what this outbox has pruned, so that it tells nothing.
-    """
+    """Return a record as the file tells it after the heads of a view; otherwise as the view does."""
     heads = local.delivered if view is None else view.heads
     if (told := local.tells(place, heads)) is not None:
         return told[0]
@@ -247,10 +243,7 @@ def _newest(local: LocalRecords, place: RecordKey, view: RecordsView | None) -> 
 
 
 def _behind(local: LocalRecords, view: RecordsView) -> Mapping[str, int] | None:
-    """Return the heads of a store that lacks what was delivered: it is still in the file.
-
-    :raises StoreUnavailable: it is not.
-    """
+    """Return the heads of a store that lacks what was delivered, if that is still in the file."""
     if any(view.heads.get(name, 0) < pruned for name, pruned in local.pruned.items()):
         raise StoreUnavailable(_UNKNOWN_LIST)
     return view.heads if any(view.heads.get(name, 0) < since for name, since in local.since.items()) else None
@@ -268,10 +261,7 @@ def _merge_page(local: LocalRecords, view: RecordsView, where: RecordRange) -> l
 
 
 def _record(local: LocalRecords, found: StoredRecord, *, values: bool, current: bool = True) -> Record:
-    """Convert a record of the file or of the store.
-
-    :raises OutboxUnavailable: the file lacks the value of a put, which was read in one snapshot with it.
-    """
+    """Convert a record of the file or of the store."""
     if not isinstance(found, LocalChange):
         return stored_record(found)
     body = local.bodies.get(found.position)

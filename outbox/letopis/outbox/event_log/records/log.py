@@ -117,9 +117,6 @@ class KnownRecords:
         """Return the revision that stays because it is not the expected one; ``None`` if the change is to be written.
 
         Where nothing is known and the append trusts the store to decide, it is.
-
-        :raises RecordConflict: the record is not as expected, and the change does not allow for that.
-        :raises StoreUnavailable: only the history store can tell.
         """
         view, place = prepared.view, change.place
         held = None if view is None else view.heads.get(lane, 0)
@@ -206,9 +203,7 @@ def _clear(cursor: Any, change: RecordChange, lane: int, name: str, sequence: in
 def rebuild_records(cursor: Any, bodies: Mapping[str, bytes]) -> None:
     """Note all changes of records that the file holds, in their order; its tables of records are empty.
 
-    A put whose value was not found is not noted: the history store will refuse it, and its lane waits for an operator.
-
-    :param bodies: values that were found, by their SHA-256 in hexadecimal.
+    A put whose value is not among ``bodies``, by SHA-256, is not noted: the history store will refuse it.
     """
     for position, lane, name, *columns in query_all(cursor, _EVENTS):
         found = sequenced_event(name, columns)
