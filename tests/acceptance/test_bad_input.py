@@ -315,7 +315,7 @@ SETTINGS: Final = (
     (RetryPolicy, "base"),
     (RetryPolicy, "attempts"),
     (Rules, "hold"),
-    (Rules, "repeat"),
+    (Rules, "repeat_interval"),
 )
 
 

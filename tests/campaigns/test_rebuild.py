@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -36,7 +37,11 @@ def test_the_seed_decides_the_operations() -> None:
         operations = Operations(seed)
         for _ in range(300):
             operations.make()
-        return [outbox.lanes for outbox in operations.outboxes]
+        return [
+            (name, [replace(event, salt=None, digest=b"") for event in lane])
+            for outbox in operations.outboxes
+            for name, lane in outbox.lanes.items()
+        ]
 
     assert made(5) == made(5)
     assert made(5) != made(6)

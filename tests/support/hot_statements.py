@@ -93,7 +93,9 @@ async def hot_statements(store: ConversationStore) -> list[Statement]:
         await store.outbox_access.active_view(OWNER, origin_id=origin)
         await store.lane_heads(origin, [CHAT])
         await store.log(partition=0)
-        await store.outbox_access.records(Scope.conversation(CHAT), [(CP, b"a")], origin_id=origin)
+        await store.outbox_access.read_records(
+            lambda reader, connection: reader.get(connection, Scope.conversation(CHAT), [(CP, b"a")], origin_id=origin)
+        )
     return statements
 
 

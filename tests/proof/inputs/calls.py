@@ -187,6 +187,7 @@ TABLES: Final[Mapping[str, Mapping[str, Arguments]]] = {
 """The classes with methods that a program calls, and arguments of each method that are in order."""
 
 LEFT_OUT: Final[Mapping[str, str]] = {
+    "EncodedEvent.has_content_of": "takes a digest and a salt that a file or a store holds",
     "OutboxAdmin.*": "what the command calls; the arguments of its verbs are tried in `commands`",
     "Timeouts.*": "called by the engines with what they checked",
     "Rules.*": "called by the monitor with times of its own",

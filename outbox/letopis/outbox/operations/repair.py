@@ -216,7 +216,7 @@ def restore(
     reason = checked_reason(reason)
     present = _front(connection, event_id)
     first = next((one for one in list_repairs(connection, present) if one.verb != "restore"), None)
-    if first is None or (first.event_id == present.event_id and first.digest == present.digest):
+    if first is None or first.salt is None or (first.event_id == present.event_id and first.digest == present.digest):
         raise NotRepairable(f"event {event_id} is as it was appended: there is nothing to put back")
     original = EncodedEvent(
         conversation_id=first.conversation_id,

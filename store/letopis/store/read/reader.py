@@ -338,11 +338,9 @@ class Reader:
         self, connection: AsyncConnection, conversation_id: str, event_ids: Collection[UUID]
     ) -> dict[UUID, tuple[bytes, bytes | None]]:
         """Return digest and salt of those events that are there; an erased one has no salt."""
-        found: dict[UUID, tuple[bytes, bytes | None]] = {}
-        for part in in_batches(event_ids):
-            rows = await connection.execute(self._statements.digests, {**self.key(conversation_id), "ids": part})
-            found.update({row.event_id: (row.digest, row.salt) for row in rows})
-        return found
+        statement, key = self._statements.digests, self.key(conversation_id)
+        parts = [await connection.execute(statement, {**key, "ids": part}) for part in in_batches(event_ids)]
+        return {row.event_id: (row.digest, row.salt) for rows in parts for row in rows}
 
     async def lane_heads(
         self, connection: AsyncConnection, origin_id: UUID, conversation_ids: Sequence[str]

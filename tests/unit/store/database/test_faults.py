@@ -67,7 +67,7 @@ async def fault_of(work: Coroutine[Any, Any, Any], *, committing: bool = False) 
 @pytest.fixture(params=["postgresql", "mariadb"])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     server = request.getfixturevalue(f"{request.param}_server")
-    url = request.getfixturevalue(f"{request.param}_url")
+    url = request.getfixturevalue("new_store_url")(request.param)
     engine = create_store_engine(url, timeouts=Timeouts(connect=5, statement=10, lock=1), pool_size=3)
     bench = Bench(request.param, url, engine, server.execute)
     await bench.make_table()
