@@ -13,8 +13,8 @@ from aiogram.types import Message
 
 from letopis.adapters.aiogram import ChatHistory, LetopisChats
 from letopis.outbox import History
-from tests.support.aiogram_bots import bot_at, polling, until
-from tests.support.bot_api import BotApi, bot_api
+from tests.support.aiogram_bots import bot_at, polling
+from tests.support.bot_api import BotApi, bot_api, until
 from tests.support.story import Bot, Thinks, answer_to
 
 DEFAULT = "a handler that saves to PostgreSQL after it has answered"

@@ -59,7 +59,7 @@ class Prepared:
     :ivar elsewhere: pending messages that are on the path in the history store, from another outbox.
     :ivar ask: True to raise :class:`PathUnknown` instead, so that the history store can be asked.
     :ivar changes: the events as changes of records, which may be of several lanes; see
-        ``together``.
+        the function ``together``.
     :ivar view: what the history store held of records with conditions.
     :ivar trusting: whether the store may decide a condition that the file cannot.
     """
