@@ -73,10 +73,11 @@ def seen_in(path: Path) -> Seen:
         names = [
             name
             for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
-            if not name.startswith("letopis_search_words")
+            if not name.lower().startswith("letopis_search_words")
         ]
         return {
-            name: connection.execute(f'SELECT * FROM "{name}" ORDER BY {_order(connection, name)}').fetchall()
+            # As SQLite compares names: a bit can change a letter's case.
+            name.lower(): connection.execute(f'SELECT * FROM "{name}" ORDER BY {_order(connection, name)}').fetchall()
             for name in names
         }
 
