@@ -281,7 +281,7 @@ def _lane(row: TableRow) -> tuple[str, _Lane] | None:
             None | str(),
             None | str(),
             *rest,
-        ) if state in STATES and 0 <= pruned <= delivered <= head and len(rest) <= 1:
+        ) if state in STATES and 0 <= pruned <= delivered <= head and len(rest) <= 2:  # deleted, erased
             deleted = rest[0] if rest and isinstance(rest[0], int) and abs(rest[0]) <= head else 0
             return name, _Lane(owner, head, delivered, pruned, state == "paused", deleted)
         case _:
