@@ -14,6 +14,8 @@ from tests.support.native_partitions import PARTITIONS, make_divided_store
 from tests.support.servers import MariaDBServer, PostgresServer
 from tests.support.servers.store_pool import MariaDBPool, PostgresPool, StorePool
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def divided_postgresql(postgresql_server: PostgresServer) -> Iterator[StorePool]:
