@@ -18,6 +18,7 @@ from letopis.store import (
     ConversationStarted,
     ConversationStore,
     Message,
+    MessageEdited,
     MessageRedacted,
     move,
 )
@@ -365,6 +366,27 @@ async def test_message_that_its_outbox_erased_before_the_delivery_says_so(store:
     assert await plain_problems(store) == []
     [*_, event] = await store.events("a")
     assert (event.digest, event.metadata) == (None, {ARRIVED_ERASED_KEY: True})
+
+
+@pytest.mark.parametrize("how", ["erased before its delivery", "reset", "reset, and read by a fork"])
+async def test_late_edit_of_an_erased_message_has_its_cause(store: ConversationStore, how: str) -> None:
+    outbox, other = Outbox(), Outbox("another")
+    outbox.append("a", Message.user("secret", id="m"))
+    if how == "erased before its delivery":
+        outbox.lanes["a"] = [strip_event(event) for event in outbox.lanes["a"]]
+    await outbox.deliver(store)
+    if how.endswith("fork"):
+        outbox.append("f", ConversationStarted(forked_from={"conversation_id": "a", "version": 1}))
+        await outbox.deliver(store)
+    if how.startswith("reset"):
+        outbox.append("a", ConversationRewound(erase=True))
+        await outbox.deliver(store)
+    other.append("a", MessageEdited(message_id="m", content="the secret again"))
+    await other.deliver(store)
+
+    [*_, edit] = await store.events("a")
+    assert edit.digest is None
+    assert await plain_problems(store) == []
 
 
 @pytest.mark.parametrize("kind", [LEAVE, ERASE, RESET])

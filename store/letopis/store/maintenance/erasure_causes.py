@@ -27,14 +27,12 @@ class _Erasures:
 
     :ivar redacted: ids of messages that were redacted.
     :ivar rewinds: versions that took messages off the path; ``resets`` erased all that came before them.
-    :ivar reset: ids of messages that a reset erased.
     """
 
     redacted: set[str] = field(default_factory=set)
     rewinds: set[int] = field(default_factory=set)
     resets: set[int] = field(default_factory=set)
     deleted: bool = False
-    reset: set[str] = field(default_factory=set)
 
     def erase(self, version: int) -> bool:
         """Return True if everything at a version was erased."""
@@ -53,7 +51,10 @@ async def erasure_problems(connection: AsyncConnection) -> AsyncIterator[str]:
     found = await _erasures(connection)
     async for row in _rows(connection, events.c.salt.is_(None)):
         data, known = _decoded(row), found.get(row.conversation_id, _NOTHING)
-        if data is None or _is_asked_for(row, data, known):
+        if data is None or known.erase(row.version) or arrived_erased(row.metadata):
+            continue
+        message_id = data.get("message_id") if row.type in MESSAGE_CONTENT_TYPES else None
+        if message_id in known.redacted or (message_id and await _was_erased(connection, row, message_id, known)):
             continue
         yield f"event {row.position} of partition {row.partition} was erased, and no event of its conversation says so"
     for task in await connection.execute(sa.select(tasks).where(tasks.c.after < tasks.c.upto)):
@@ -68,13 +69,19 @@ async def erasure_problems(connection: AsyncConnection) -> AsyncIterator[str]:
             yield f"conversation {name!r} retains content for forks, and no event of it has erased any"
 
 
-def _is_asked_for(row: Any, data: Mapping[str, Any], known: _Erasures) -> bool:
-    message_id = data.get("message_id") if row.type in MESSAGE_CONTENT_TYPES else None
-    if known.erase(row.version):
-        if row.type == MessageAppended.type:
-            known.reset.add(str(message_id))
-        return True
-    return message_id in known.redacted or message_id in known.reset or arrived_erased(row.metadata)
+async def _was_erased(connection: AsyncConnection, row: sa.Row[Any], message_id: str, known: _Erasures) -> bool:
+    """Return True if a message was erased before an event of it came: by a reset, or in its outbox."""
+    appended = sa.and_(
+        events.c.partition == row.partition,
+        events.c.conversation_id == row.conversation_id,
+        events.c.type == MessageAppended.type,
+    )
+    async for one in _rows(connection, appended):
+        if known.erase(one.version) or arrived_erased(one.metadata):
+            data = _decoded(one)
+            if data is not None and data.get("message_id") == message_id:
+                return True
+    return False
 
 
 async def _erasures(connection: AsyncConnection) -> dict[str, _Erasures]:
