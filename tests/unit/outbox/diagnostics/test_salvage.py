@@ -79,6 +79,20 @@ async def test_a_changed_letter_is_noticed_and_the_event_named_as_lost(tmp_path:
     ) == [("one", "ready", None), ("two", "blocked", "damaged")]
 
 
+async def test_the_row_of_a_lane_is_salvaged_with_all_it_says(tmp_path: Path) -> None:
+    path, store = await outbox_in(tmp_path), f"sqlite:///{tmp_path}/history.db"
+    async with History.open(path, store=store, watch=False) as history:
+        assert await history.drained(20)
+    async with History.open(path, store=store, relay=False, watch=False) as history:
+        await history.append("two", Message.user("two goes on"))
+
+    done = await salvage(path, tmp_path / "new.db")
+
+    assert (done.kept, done.pending, done.lost) == (9, 1, {})
+    said = "SELECT conversation_id, owner_id, head, delivered, pruned, state FROM letopis_outbox_lanes ORDER BY 1"
+    assert rows(tmp_path / "new.db", said) == rows(path, said)
+
+
 async def test_what_was_salvaged_is_delivered_to_the_store_that_had_a_part_of_it(tmp_path: Path) -> None:
     path, store = await outbox_in(tmp_path), f"sqlite:///{tmp_path}/history.db"
     async with History.open(path, store=store, watch=False) as history:
