@@ -1,7 +1,7 @@
 """Measure what the number of partitions gains and costs on PostgreSQL, with tables that it divides and without.
 
-    python -m tests.benchmarks.partition_counts             # 1, 8, 16 and 64 partitions, some minutes
-    python -m tests.benchmarks.partition_counts 1 16        # some of them
+    python -m benchmarks.partition_counts             # 1, 8, 16 and 64 partitions, some minutes
+    python -m benchmarks.partition_counts 1 16        # some of them
 
 Prints milliseconds of processor time, the client's and the server's, of one call each; and how many events a second
 some processes deliver side by side, one event a commit, with the share of samples that waited for a lock.
