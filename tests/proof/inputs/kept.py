@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from letopis.adapters.formats import _native
+from letopis.store import ConversationStore
 from tests.proof.rows import Row, row_of
 from tests.proof.stores import fresh
 from tests.support.adapters import ADAPTERS, differences, kinds_of, refusing
@@ -26,6 +27,7 @@ def row(what: str, store: str, folder: Path, *, control: bool = False) -> Row:
         with fresh(store, below, "kept") as other:
             if other.missing:
                 return Row(what=what, where=store, control=control, missing=other.missing)
+            asyncio.run(_migrate(other.url))
             with _without_text() if control else nullcontext():
                 problems += asyncio.run(differences(name, below, other.url))
     return row_of(
@@ -37,6 +39,12 @@ def row(what: str, store: str, folder: Path, *, control: bool = False) -> Row:
         notes=f"through {len(installed)} adapters",
         control=control,
     )
+
+
+async def _migrate(url: str) -> None:
+    """Give a server the tables that its operator would give it."""
+    async with ConversationStore.open(url, migrate=True):
+        return
 
 
 def _is_installed(package: str) -> bool:
