@@ -108,7 +108,10 @@ class Lanes:
     def append(
         self, box: Outbox, chat: str, *drafts: Event, owner: str | None = None, expects: Expects | None = None
     ) -> list[Event]:
-        """Append events to a lane, after the one that begins the conversation or names its owner, where it is due."""
+        """Append events to a lane, after the one that begins the conversation or names its owner, where it is due.
+
+        A retry adds nothing itself and may name the owner.
+        """
         self.clock += 1
         lane, events = box.lanes[chat], list(drafts)
         for place, event in enumerate(events):
@@ -117,7 +120,7 @@ class Lanes:
                 event.expects = Expects(sequence=expects.sequence, version=expects.version, leader=leader)
         named = [one.values["owner"] for one in events if one.kind in ("start", "fork") and one.values["owner"]]
         settled = lane.owner or owner or next(iter(named), None)
-        begins = events[0].kind in ("start", "fork")
+        begins = bool(events) and events[0].kind in ("start", "fork")
         if (settled != lane.owner and not named) or (not lane.events and not begins):
             started = Event(chat=chat, kind="start", values={"owner": owner, "title": None})
             events.insert(1 if begins else 0, started)

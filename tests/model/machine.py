@@ -335,6 +335,8 @@ class Machine(Reads):
         if receipt.sequence > before:
             kind = "put_back" if any(one.kind in SAYS for one in holds) else "again"
             self._append(bot, chat.id, (kind, values), receipt=receipt, owner=chat.owner)
+        else:
+            self._append(bot, chat.id, owner=chat.owner)
         # What the store has put aside stays so: a retry is told the same.
         aside = receipt.sequence <= before and holds[-1].aside
         if not said.redacted and not aside and not await self._shows(bot, chat.id, said.id):

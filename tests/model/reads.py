@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -129,7 +130,7 @@ class Reads:
             # Whether erased messages off the path keep reactions depends on when they were delivered.
             shown = [view_of(replace(one, reactions=()) if one.redacted and not one.on_path else one) for one in every]
             said = [replace(one, reactions={}) if one.redacted and not one.on_path else one for one in chat.said]
-            self._same("every message", chat, shown, [one.view() for one in said])
+            self._same("every message", chat, _once(shown), _once([one.view() for one in said]))
         ids = [one.id for one in chat.path]
         match pick % 7:
             case 0:
@@ -229,6 +230,19 @@ class Reads:
             mine = (chat for chat in plain.chats.values() if chat.owner == owner)
             wanted = [(chat.id, one.id) for chat in mine for one in chat.own if word in one.shown.split()]
             self._same("search", owner, sorted(found), sorted(wanted))
+
+
+def _once(views: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Leave out what an erased message off the path repeats: appended again, it is a row of its own once delivered."""
+    kept: list[tuple[Any, ...]] = []
+    erased: set[str] = set()
+    for view in views:
+        name, on_path, redacted = view[0], view[4], view[5]
+        if on_path or not redacted or name not in erased:
+            kept.append(view)
+        if redacted and not on_path:
+            erased.add(name)
+    return kept
 
 
 def view_of(one: RecordedMessage) -> tuple[Any, ...]:
