@@ -1,4 +1,4 @@
-"""What is in deploy/ is what its pages promise: a unit that systemd takes, and an image that does not run as root."""
+"""What is in deploy/ is what its pages promise: systemd, Kubernetes and Compose take it, and nothing runs as root."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from letopis.outbox.cli.interface.exit_codes import Exit
 from letopis.outbox.daemon.daemon import UNAVAILABLE_STOP_TIMEOUT_SECONDS, DaemonSettings
@@ -20,6 +22,8 @@ from tests.support.paths import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "letopis-relay.service"
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+KUBERNETES_VERSION = "1.31"
 
 
 @pytest.fixture
@@ -107,3 +111,100 @@ def test_the_image_copies_what_a_build_needs() -> None:
 
     assert copied == allowed
     assert all((ROOT / name).exists() for name in copied)
+
+
+# Kubernetes and Compose.
+
+
+def _documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((KUBERNETES / name).read_text(encoding="utf-8")))
+
+
+def _pods() -> dict[str, dict[str, Any]]:
+    return {
+        "bot": _documents("bot.yaml")[0]["spec"]["template"]["spec"],
+        "migrate": _documents("migrate.yaml")[0]["spec"]["template"]["spec"],
+    }
+
+
+@pytest.mark.parametrize("name", ["bot.yaml", "migrate.yaml", "network-policy.yaml"])
+def test_kubernetes_takes_the_manifests(name: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate: requirements/dev.txt")
+
+    for document in _documents(name):
+        validate.validate(document, KUBERNETES_VERSION, strict=True)
+        with pytest.raises(validate.ValidationError):
+            validate.validate({**document, "spec": {"replicas": "many"}}, KUBERNETES_VERSION, strict=True)
+
+
+def test_the_kustomization_names_every_manifest() -> None:
+    (found,) = _documents("kustomization.yaml")
+
+    assert sorted(found["resources"]) == sorted({one.name for one in KUBERNETES.iterdir()} - {"kustomization.yaml"})
+
+
+@pytest.mark.parametrize("pod", ["bot", "migrate"])
+def test_no_container_of_the_manifests_is_root_or_writes_its_image(pod: str) -> None:
+    spec = _pods()[pod]
+    containers = [*spec.get("initContainers", ()), *spec["containers"]]
+    (uid,) = re.findall(r"^ARG UID=(\d+)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert {spec["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup")} == {int(uid)}
+    for container in containers:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "cpu" not in container["resources"]["limits"]
+
+
+def test_the_outbox_outlives_its_pod() -> None:
+    stateful = _documents("bot.yaml")[0]["spec"]
+    (claim,) = stateful["volumeClaimTemplates"]
+    spec = _pods()["bot"]
+
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    assert stateful["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert {"name": claim["metadata"]["name"], "mountPath": "/var/lib/letopis"} in container["volumeMounts"]
+
+
+def test_the_pod_leaves_time_for_a_drain_and_a_stop() -> None:
+    spec = _pods()["bot"]
+    (relay,) = spec["initContainers"]
+    drain = relay["lifecycle"]["preStop"]["exec"]["command"]
+    stop = DaemonSettings(outboxes=()).stop_timeout + UNAVAILABLE_STOP_TIMEOUT_SECONDS + 3 * CANCEL_CLEANUP_SECONDS
+
+    assert relay["restartPolicy"] == "Always"
+    assert spec["terminationGracePeriodSeconds"] > int(drain[drain.index("--drain") + 1]) + stop
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [("vendor.compose-spec", "deploy/compose.yaml"), ("vendor.github-workflows", ".github/workflows/*.yml")],
+)
+def test_compose_and_workflows_are_what_their_schemas_say(schema: str, pattern: str, tmp_path: Path) -> None:
+    pytest.importorskip("check_jsonschema", reason="needs check-jsonschema: requirements/dev.txt")
+    files = sorted(ROOT.glob(pattern))
+    broken = tmp_path / "broken.yml"
+    broken.write_text("services: {bot: {image: 1}}\njobs: {}\n")
+
+    def check(*paths: Path) -> int:
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, paths)]
+        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
+    assert files
+    assert check(*files) == 0
+    assert check(broken) == 1
+
+
+def test_compose_keeps_the_outbox_and_lets_only_this_machine_in() -> None:
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+    relay, bot = compose["services"]["relay"], compose["services"]["bot"]
+
+    assert "outbox:/var/lib/letopis" in relay["volumes"]
+    assert "outbox:/var/lib/letopis" in bot["volumes"]
+    assert all(port.startswith("127.0.0.1:") for port in relay["ports"])
+    assert "--console" in relay["command"]
