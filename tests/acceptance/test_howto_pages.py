@@ -22,6 +22,7 @@ PAGES = {
     "projections.md": ["chat-1 5\n"],
     "provider-formats.md": None,
     "rebuild.md": [""],
+    "which-verb-removes-what.md": None,
     "without-asyncio.md": [
         "user What is tea?\nassistant A leaf.\nin the history store: True\n",
         *("True\n", "Tea is a leaf.\n", "chat-1\n", "True\n"),

@@ -8,9 +8,11 @@ from typing import Final
 
 import pytest
 
-from letopis.outbox import BlockingHistory, History
+from letopis.outbox import History
 from letopis.outbox.cli.interface.locations import open_source
 from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.history.options import Options
+from letopis.outbox.sync._generated import BlockingOptions
 from letopis.store import ConversationStore
 from tests.support.peers import refused_port
 from tests.support.relays import Hands
@@ -21,7 +23,7 @@ READ_TIMEOUT_SECONDS: Final = 60.0
 @pytest.fixture(scope="session", autouse=True)
 def patient_reads() -> Iterator[None]:
     """Have a history wait for a slow store unless its test says how long: a busy machine is no outage."""
-    openers = (History.__init__, History.open.__func__, BlockingHistory.open.__func__, open_source.__wrapped__)  # type: ignore[attr-defined]
+    openers = (Options.__init__, BlockingOptions.__init__, open_source.__wrapped__)  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         for opener in openers:
             patch.setitem(opener.__kwdefaults__, "read_timeout", READ_TIMEOUT_SECONDS)
@@ -52,7 +54,7 @@ def hands() -> Hands:
 @pytest.fixture
 async def history(tmp_path: Path) -> AsyncIterator[History]:
     """A history that delivers nothing by itself."""
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as opened:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as opened:
         yield opened
 
 
@@ -60,12 +62,12 @@ async def history(tmp_path: Path) -> AsyncIterator[History]:
 async def alone(tmp_path: Path) -> AsyncIterator[History]:
     """A history whose store cannot be reached."""
     url = f"postgresql://nobody@127.0.0.1:{await refused_port()}/nowhere"
-    async with History.open(tmp_path / "bot.outbox.db", store=url, relay=False) as opened:
+    async with History(tmp_path / "bot.outbox.db", store=url, relay=False) as opened:
         yield opened
 
 
 @pytest.fixture
 async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
     """A history on each kind of store that delivers nothing by itself."""
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False) as opened:
+    async with History(tmp_path / "bot.outbox.db", store=store, relay=False) as opened:
         yield opened

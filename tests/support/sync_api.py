@@ -15,7 +15,7 @@ from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any, Final, get_overloads
 
-from letopis.outbox import History, Receipt, RecordReceipt, Records, Reply, Transaction
+from letopis.outbox import AllRecords, Chat, History, Receipt, RecordReceipt, Records, Reply, Transaction
 from tests.support.paths import ROOT
 
 OUTBOX: Final = ROOT / "outbox" / "letopis" / "outbox" / "sync"
@@ -24,6 +24,8 @@ TWINS: Final = {
     "Receipt": Receipt,
     "RecordReceipt": RecordReceipt,
     "Records": Records,
+    "AllRecords": AllRecords,
+    "Chat": Chat,
     "Transaction": Transaction,
     "Reply": Reply,
     "History": History,
@@ -33,26 +35,25 @@ TWINS: Final = {
 _FACES: Final = {f"Blocking{name}" for name in TWINS}
 
 # Set in `__init__`, so that the class itself does not tell of them.
-ATTRIBUTES: Final = {Reply: {"conversation_id": "str", "message_id": "str", "event_id": "UUID"}}
+ATTRIBUTES: Final = {
+    Chat: {"conversation_id": "str"},
+    Reply: {"conversation_id": "str", "message_id": "str", "event_id": "UUID"},
+}
 
 BESIDE: Final = {
     # `append_in` takes asyncio's connections and sessions, and the properties belong to an event loop: a caller that
-    # has one uses `History` there. `open` prepares, and the twin of `close` ends the portal too.
+    # has one uses `History` there. `BlockingHistory` is prepared when it is made, and its `close` ends the portal too.
     History: {"append_in", "close", "outbox", "prepare", "relay", "store"},
     Transaction: {"connection", "session"},
 }
 """What has no twin, and why."""
 
 NARROWER: Final = {
-    ("open", "store"): "str | URL | os.PathLike[str] | None",
     ("finish", "reply"): "BlockingReply",
     ("put", "records"): "BlockingRecords",
     ("delete_record", "records"): "BlockingRecords",
 }
 """Annotations that differ from those of the asynchronous API."""
-
-ONLY_HERE: Final = {("open", "inside_loop")}
-"""Parameters that the asynchronous API does not have."""
 
 _ABOUT: Final = {
     "Receipt": """What ``BlockingHistory.append`` gives back: a :class:`Receipt` whose methods wait.
@@ -61,19 +62,25 @@ _ABOUT: Final = {
     """,
     "RecordReceipt": "What ``BlockingRecords.put`` gives back: a :class:`RecordReceipt` whose methods wait.",
     "Records": "The records of one scope: :class:`Records` whose methods wait. Any number of threads may use it.",
+    "AllRecords": "What frameworks keep beside the messages: :class:`AllRecords` whose methods wait.",
+    "Chat": "One conversation of a history: a :class:`Chat` whose methods wait. Any number of threads may use it.",
     "Transaction": "An open transaction: a :class:`Transaction` whose methods wait. Used by one thread at a time.",
     "Reply": "A reply that is being written: a :class:`Reply` whose methods wait. Used by one thread at a time.",
-    "History": """A :class:`History` whose methods wait, for programs without asyncio. Open it with :meth:`open`.
+    "History": """A :class:`History` whose methods wait, for programs without asyncio, open as soon as it is made.
 
     ::
 
-        history = BlockingHistory.open("bot.outbox.db")
-        history.append("chat-1", Message.user("What is tea?"))
-        history.close()
+        with BlockingHistory("bot.outbox.db") as history:
+            history.append("chat-1", Message.user("What is tea?"))
 
-    Use it as a context manager, or close it. Any number of threads may use it, except forked children; threads that run
-    an event loop only with ``inside_loop="block"``. A thread whose wait is interrupted, as by Ctrl-C, cancels what it
-    waited for: the file stays consistent, and an append may have taken effect.
+    Use it as a context manager, or close it. Options as for :class:`History`; ``inside_loop="block"`` allows calls in
+    threads that run an event loop, and each blocks that loop. The store is named by URL or path. Any number of threads
+    may use it, except forked children. A thread whose wait is interrupted, as by Ctrl-C, cancels what it waited for:
+    the file stays consistent, and an append may have taken effect.
+
+    :raises InEventLoop: this thread runs an event loop and may not block it, or the outbox is open in that loop.
+    :raises ConfigurationError: the path, the URL or an option is wrong.
+    :raises OutboxUnavailable: the file cannot be used at present.
     """,
 }
 _BY_WHOM: Final = (
@@ -100,6 +107,19 @@ def __repr__(self) -> str:
 _FACE: Final = '''P = ParamSpec("P")
 
 
+@dataclass(frozen=True, slots=True)
+class BlockingOptions(Options):
+    """What ``BlockingHistory(...)`` is given."""
+
+    store: str | URL | os.PathLike[str] | None = None
+    inside_loop: InsideLoop = "refuse"
+
+    def __post_init__(self) -> None:
+        Options.__post_init__(self)
+        if isinstance(self.store, ConversationStore):
+            raise ConfigurationError("a ConversationStore belongs to an event loop: give its URL or path")
+
+
 class SyncBase:
     """What the synchronous classes share: the portal that they call through."""
 
@@ -119,6 +139,13 @@ class SyncBase:
 
 '''
 _AS_CONTEXT: Final = '''
+@keywords_of(BlockingOptions)
+def __init__(self, options: BlockingOptions) -> None:
+    given = {option.name: getattr(options, option.name) for option in fields(Options)}
+    history = self._history = History(**given)
+    super().__init__(Portal(inside_loop=options.inside_loop))
+    self._portal.open(lambda: history, home_loop=lambda: history._home.home_loop)
+
 def close(self) -> None:
     """Close the history as the end of an ``async with`` block closes a :class:`History`. Idempotent."""
     self._portal.close()
@@ -130,25 +157,19 @@ def __enter__(self) -> Self:
 def __exit__(self, *_: object) -> None:
     self.close()
 '''
-_OPEN_BODY: Final = """
-if isinstance(store, ConversationStore):
-    raise ConfigurationError("a ConversationStore belongs to an event loop: give its URL or path")
-portal = Portal(inside_loop=inside_loop)
-"""
-_OPEN_ALSO: Final = """
-:param inside_loop: ``block`` to allow calls in threads that run an event loop. Each blocks that loop.
-:raises InEventLoop: this thread runs an event loop and may not block it, or the outbox is open in that loop.
-"""
-
 ROOM: Final = "_generated"
 _JOB: Final = "Offer the history to programs without asyncio, each method one call into an event loop of its own."
 _IMPORTS: Final = (
     "from collections.abc import Awaitable, Callable",
     "from contextlib import AbstractContextManager",
+    "from dataclasses import dataclass, fields",
+    "from letopis.outbox.history.options import Options, keywords_of, with_keywords",
     "from letopis.outbox.sync.portal import Block, InsideLoop, Portal",
     "from letopis.store.conversation_store import ConversationStore",
     "from letopis.store.errors import ConfigurationError",
+    "from sqlalchemy.engine import URL",
     "from typing import ParamSpec, Self, overload",
+    "import os",
 )
 
 
@@ -187,16 +208,16 @@ def public(subject: type[Any]) -> Iterator[tuple[str, Any, ModuleType]]:
     beside = {name for part in subject.__mro__ for name in BESIDE.get(part, ())}
     for part in reversed(subject.__mro__):
         for name, value in vars(part).items():
-            if name.startswith("_") or name in seen | beside or part is object:
+            if (name.startswith("_") and name != "__call__") or name in seen | beside or part is object:
                 continue
-            if isinstance(value, FunctionType | property | classmethod):
+            if isinstance(value, FunctionType | property):
                 seen.add(name)
                 yield name, value, importlib.import_module(_plain(value).__module__)
 
 
 def _plain(value: Any) -> Any:
-    """The function of a method, property or class method: it knows the module that it is written in."""
-    return value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    """The function of a method or property: it knows the module that it is written in."""
+    return value.fget if isinstance(value, property) else value
 
 
 def definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef:
@@ -206,10 +227,10 @@ def definition(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef:
     return node
 
 
-def said(node: ast.FunctionDef | ast.AsyncFunctionDef, name: str, subject: str, also: str = "") -> str:
-    """The first paragraph of a docstring, what is to be said here also, and where the rest is."""
+def said(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """The first paragraph of a docstring; the rest is told by the asynchronous class."""
     first = (ast.get_docstring(node) or "").split("\n\n")[0].replace("an ``async with``", "a ``with``")
-    return textwrap.indent(f'"""{first}\n\nSee :meth:`{subject}.{name}`.\n{also}"""', "    ")
+    return textwrap.indent(f'"""{first}"""', "    ")
 
 
 def twin_of(annotation: str) -> tuple[str, str]:
@@ -278,15 +299,8 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
     returns, made = twin_of(ast.unparse(result))
     names.of(ast.parse(returns), module)
     given = passed(arguments)
-    mark = ""
-    if isinstance(value, classmethod):
-        mark = "@classmethod\n"
-        body = textwrap.indent(_OPEN_BODY.strip(), "    ")
-        body += f"\n    opened = {subject}({given})"
-        body += "\n    return cls(portal, portal.open(lambda: opened, home_loop=lambda: opened._home.home_loop))"
-        arguments.kwonlyargs.append(ast.arg("inside_loop", ast.parse("InsideLoop", mode="eval").body))
-        arguments.kw_defaults.append(ast.Constant("refuse"))
-    elif is_block:
+    mark = "@with_keywords\n" if arguments.kwarg else ""
+    if is_block:
         body = f"    return Block(self._portal, lambda: {inner}.{name}({given}), lambda found: {made})"
     elif isinstance(value, property):
         mark = "@property\n"
@@ -299,13 +313,10 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
         body = body_of(f"{inner}.{name}({given})", made)  # makes an object, and waits for nothing
     else:
         raise NotImplementedError(f"teach {__name__} what {subject}.{name} is on this side: it is not async")
-    if isinstance(value, classmethod):
-        returns = "Self"
-    elif is_block:
+    if is_block:
         returns = f"AbstractContextManager[{returns}]"
     signature = f"def {name}({ast.unparse(arguments)}) -> {returns}"
-    also = _OPEN_ALSO if isinstance(value, classmethod) else ""
-    return f"{overloads(function, names)}{mark}{signature}:\n{said(node, name, subject, also)}\n{body}\n"
+    return f"{overloads(function, names)}{mark}{signature}:\n{said(node)}\n{body}\n"
 
 
 def overloads(function: Any, names: Names) -> str:
@@ -321,13 +332,13 @@ def overloads(function: Any, names: Names) -> str:
 
 def sources(subject: str) -> ModuleType:
     """The module that a class is written in, which its ``__module__`` need not name."""
-    return next(module for _, _, module in public(TWINS[subject]))
+    return [module for _, _, module in public(TWINS[subject])][-1]
 
 
 def attribute(subject: str, name: str, annotation: str) -> str:
     """The twin of an attribute."""
     return (
-        f'@property\ndef {name}(self) -> {annotation}:\n    """See :class:`{subject}`."""\n'
+        f'@property\ndef {name}(self) -> {annotation}:\n    """As of the :class:`{subject}`."""\n'
         f"    return self._{subject.lower()}.{name}\n"
     )
 
@@ -346,7 +357,7 @@ def face(subject: str, names: Names) -> str:
     if subject == "Receipt":
         begin += _AS_VALUE
     if subject == "History":
-        begin += _AS_CONTEXT
+        begin = begin[: begin.index("def __init__")] + _AS_CONTEXT
     return f"class Blocking{subject}(SyncBase):\n" + textwrap.indent("\n".join((begin, *parts)), "    ")
 
 

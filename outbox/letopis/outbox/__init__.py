@@ -12,6 +12,8 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.event_log.retention import Retention
     from letopis.outbox.file.limits import Bounds
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.outbox.history.all_records import AllRecords
+    from letopis.outbox.history.chat import Chat
     from letopis.outbox.history.history import History
     from letopis.outbox.history.receipts import Receipt
     from letopis.outbox.history.records import RecordPut, RecordReceipt, Records
@@ -25,6 +27,8 @@ if typing.TYPE_CHECKING:
     from letopis.outbox.relay.relay import Relay
     from letopis.outbox.retry.policy import RetryPolicy
     from letopis.outbox.sync._generated import (
+        BlockingAllRecords,
+        BlockingChat,
         BlockingHistory,
         BlockingReceipt,
         BlockingRecordReceipt,
@@ -35,6 +39,9 @@ if typing.TYPE_CHECKING:
 
 __all__ = (
     "Alert",
+    "AllRecords",
+    "BlockingAllRecords",
+    "BlockingChat",
     "BlockingHistory",
     "BlockingReceipt",
     "BlockingRecordReceipt",
@@ -43,6 +50,7 @@ __all__ = (
     "BlockingTransaction",
     "Bounds",
     "Channel",
+    "Chat",
     "History",
     "Incident",
     "NotRepairable",
@@ -66,6 +74,9 @@ __all__ = (
 
 ROOMS = {
     "Alert": "alerting.channels",
+    "AllRecords": "history.all_records",
+    "BlockingAllRecords": "sync._generated",
+    "BlockingChat": "sync._generated",
     "BlockingHistory": "sync._generated",
     "BlockingReceipt": "sync._generated",
     "BlockingRecordReceipt": "sync._generated",
@@ -74,6 +85,7 @@ ROOMS = {
     "BlockingTransaction": "sync._generated",
     "Bounds": "file.limits",
     "Channel": "alerting.channels",
+    "Chat": "history.chat",
     "History": "history.history",
     "Incident": "alerting.notifications",
     "NotRepairable": "operations.repair",

@@ -22,7 +22,7 @@ from letopis.store.model.codec import (
 )
 from letopis.store.model.event_types import Body, MessageAppended
 from letopis.store.model.events import Event
-from letopis.store.model.identifiers import check_identifier
+from letopis.store.model.identifiers import Owner, check_identifier, owner_id
 from letopis.store.model.messages import EMPTY, Message
 from letopis.store.rules.preconditions import PRECONDITION_KEY, Precondition
 
@@ -84,13 +84,14 @@ def prepare(
     conversation_id: str,
     what: Sequence[Message | Body | Event],
     *,
-    owner: str | None = None,
+    owner: Owner | None = None,
     metadata: Mapping[str, Any] | None = None,
     occurred_at: datetime | None = None,
     expected: After | None = None,
     after: After | None = None,
     fail_if_types: Collection[str] | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    on_path: Collection[UUID] | None = None,
 ) -> Prepared:
     """Check and encode what is to be appended, without touching the file.
 
@@ -99,8 +100,6 @@ def prepare(
     :raises InvalidInput: one of the stores would refuse or change something in it; nothing was written.
     """
     conversation_id = check_identifier(conversation_id, "conversation_id")
-    if owner is not None:
-        owner = check_identifier(owner, "owner")
     if not what:
         raise InvalidInput("event", "there is nothing to append")
     expects = None
@@ -141,9 +140,10 @@ def prepare(
         conversation_id=conversation_id,
         events=tuple(encoded),
         message_ids=tuple(message_ids),
-        owner_id=owner,
+        owner_id=owner_id(owner),
         expects=expects,
         aliases=aliases,
+        on_path=on_path,
     )
 
 

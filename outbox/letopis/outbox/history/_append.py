@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -30,9 +29,7 @@ from letopis.store.errors import (
 from letopis.store.model.codec import Limits
 from letopis.store.model.conversations import RecordedMessage
 from letopis.store.model.event_types import Body, ReactionAdded, ReactionRemoved
-from letopis.store.model.events import Event
-from letopis.store.model.identifiers import Owner, check_identifier, owner_id
-from letopis.store.model.messages import Message
+from letopis.store.model.identifiers import check_identifier
 from letopis.store.rules.preconditions import Conflict, Precondition
 from letopis.store.rules.reducer import MessageChange
 
@@ -40,40 +37,6 @@ if TYPE_CHECKING:
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.pending_reads.store_gateway import StoreGateway
     from letopis.store.read.lineage import Lineage
-
-RATING_KEY: Final = "rating"
-"""The key of the reaction that rates a message."""
-
-
-def prepare_append(
-    conversation_id: str,
-    what: Sequence[Message | Body | Event],
-    *,
-    limits: Limits,
-    owner: Owner | None,
-    metadata: Mapping[str, Any] | None,
-    occurred_at: datetime | None,
-    expected: After | None,
-    after: After | None,
-    fail_if_types: Collection[str] | None,
-) -> Prepared:
-    """Check and encode what ``History.append`` was given.
-
-    :raises InvalidInput: something in it cannot be kept.
-    """
-    prepared = prepare(
-        conversation_id,
-        what,
-        owner=owner if owner is None or type(owner) is str else owner_id(owner),
-        metadata=metadata,
-        occurred_at=occurred_at,
-        limits=limits,
-        expected=expected,
-        after=after,
-        fail_if_types=fail_if_types,
-    )
-    prepared.on_path = ()
-    return prepared
 
 
 class Appender:

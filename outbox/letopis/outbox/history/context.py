@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import tzinfo
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from letopis.outbox.alerting.language import language_of
 from letopis.store.errors import InvalidInput, StoreUnavailable
 from letopis.store.model.conversations import Page, RecordedMessage
+from letopis.store.model.identifiers import check_identifier
 from letopis.store.model.messages import INSTRUCTIONS
 from letopis.store.rules.context_window import Context, FittedWindow, WindowBudget, fit_window, is_visible
 from letopis.store.rules.transcript import transcript
@@ -51,6 +52,17 @@ async def read_transcript(
         return ""
     whole = page.complete and page.next is None
     return transcript(found, page, locale="ru" if language_of(locale) == "ru" else "en", tz=tz, whole=whole)
+
+
+async def read_window(reader: HistoryReader, conversation_id: str, budget: WindowBudget, until: str | None) -> Context:
+    """Return the window that ``History.context`` returns."""
+
+    async def read(**window: Any) -> Page[RecordedMessage]:
+        return await reader.messages(conversation_id, **window)
+
+    if until is None:
+        return await read_context(read, budget)
+    return await read_context(read, budget, ending_with(check_identifier(until, "until")))
 
 
 def ending_with(message_id: str) -> Cut:

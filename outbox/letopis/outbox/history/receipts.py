@@ -124,7 +124,7 @@ class Receipt:
         return await self._delivered(timeout) is False
 
     async def state(self) -> Saved:
-        """Return how far the events have got: saved, pending or blocked; blocked also if an operator skipped the last.
+        """Return how far the events have got: saved, pending or blocked, or blocked if an operator skipped the last.
 
         Events that the history store has set aside count as saved: see :meth:`superseded`. Events of a transaction that
         was rolled back stay pending.
@@ -340,3 +340,24 @@ def is_drained(connection: sa.Connection) -> bool | None:
     if not pending:
         return True
     return None if pending == stuck else False
+
+
+async def wait_until_drained(outbox: OutboxFile, timeout: float | None) -> bool:  # noqa: ASYNC109
+    """Wait until nothing is pending, as ``History.drained`` does."""
+    timeout = check_timeout(timeout)
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout is None else loop.time() + timeout
+    pause = POLL_MIN_SECONDS
+    while True:
+        seen = outbox.changed.generation
+        done = await outbox.read(is_drained)
+        if done is not False:
+            return done is True
+        left = pause if deadline is None else min(pause, deadline - loop.time())
+        if left <= 0:
+            return False
+        try:
+            async with asyncio.timeout(left):
+                await outbox.changed.wait(after=seen)
+        except TimeoutError:
+            pause = min(pause * 1.5, POLL_MAX_SECONDS)

@@ -22,7 +22,6 @@ from letopis.outbox.history.receipts import Deliveries, Receipt
 from letopis.store.cancellation import run_to_completion
 from letopis.store.errors import InvalidInput
 from letopis.store.model.conversations import Page, Saved
-from letopis.store.model.identifiers import owner_id
 from letopis.store.model.records import (
     ANY,
     Condition,
@@ -387,16 +386,3 @@ def record_receipts(
         kept = sequence == 0
         receipts.append(RecordReceipt(revision=revision, kept=kept, _receipt=None if kept else receipt))
     return receipts
-
-
-def scope_from(scope: Scope | None, *, conversation: str | None, owner: str | int | None, space: str | None) -> Scope:
-    """Return the one scope that is named, as ``History.records`` takes it."""
-    if scope is not None and not isinstance(scope, Scope):
-        raise InvalidInput("scope", f"must be the scope of a record, not {type(scope).__name__}")
-    if sum(value is not None for value in (scope, conversation, owner, space)) != 1:
-        raise InvalidInput("scope", "name one of conversation=, owner= and space=, or give the scope of a record")
-    if scope is not None:
-        return scope.check()
-    if conversation is not None:
-        return Scope.conversation(conversation)
-    return Scope.space(space) if space is not None else Scope.owner(owner_id(owner) or "")

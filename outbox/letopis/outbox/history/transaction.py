@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -16,14 +15,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.concurrency.home_loop import at_home
-from letopis.outbox.event_log.append_condition import After
-from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange
+from letopis.outbox.event_log.append_encoding import Prepared, PreparedChange, prepare
 from letopis.outbox.event_log.append_plan import Appended
 from letopis.outbox.event_log.records.changes import prepare_delete, together
 from letopis.outbox.file.sqlite_errors import is_busy, translate
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
-from letopis.outbox.history._append import prepare_append
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
+from letopis.outbox.history.options import AppendOptions, with_keywords
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
 from letopis.outbox.history.records import (
     OnExists,
@@ -41,7 +39,6 @@ from letopis.store.errors import Closed, InvalidInput, OutboxUnavailable
 from letopis.store.model.codec import Limits
 from letopis.store.model.event_types import Body
 from letopis.store.model.events import Event
-from letopis.store.model.identifiers import Owner
 from letopis.store.model.messages import Message
 from letopis.store.model.records import ANY, Condition, Scope, Tag
 
@@ -115,17 +112,13 @@ class Transaction:
                     await self._connection.invalidate()  # otherwise the next statement would be committed on its own
                 raise
 
+    @with_keywords
     async def append(
         self,
         conversation_id: str,
         what: Message | Body | Event,
         *more: Message | Body | Event,
-        owner: Owner | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        occurred_at: datetime | None = None,
-        expected: After | None = None,
-        after: After | None = None,
-        fail_if_types: Collection[str] | None = None,
+        **options: Unpack[AppendOptions],
     ) -> Receipt:
         """Append as ``History.append`` does; the events are durable once the transaction has committed.
 
@@ -135,17 +128,7 @@ class Transaction:
         :raises LetopisError: as for ``History.append``.
         """
         with appending(conversation_id, (what, *more)):
-            prepared = prepare_append(
-                conversation_id,
-                (what, *more),
-                limits=self._limits,
-                owner=owner,
-                metadata=metadata,
-                occurred_at=occurred_at,
-                expected=expected,
-                after=after,
-                fail_if_types=fail_if_types,
-            )
+            prepared = prepare(conversation_id, (what, *more), limits=self._limits, on_path=(), **options)
             appended = await run_to_completion(self._write(prepared))
             return receipt_of(appended, self._deliveries, void=self._end.rolled_back)
 

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import pytest
 import sqlalchemy as sa
 
-from letopis.outbox import BlockingHistory, History, Retention
+from letopis.outbox import BlockingHistory, History, Retention, Transaction
 from letopis.outbox.concurrency.home_loop import LoopEnded
 from letopis.outbox.history._sharing import REGISTRY
+from letopis.outbox.history.options import AppendOptions, Options
 from letopis.outbox.sync.portal import InEventLoop
 from letopis.store import ConversationStore
 from letopis.store.errors import Closed, ConfigurationError, InvalidInput, OutboxUnavailable
@@ -163,9 +164,16 @@ async def test_a_first_use_that_is_cancelled_leaves_nothing_open(tmp_path: Path)
     assert own_threads() == threads
 
 
-def test_the_class_and_its_block_take_the_same_options() -> None:
-    parameters = [list(inspect.signature(one).parameters.values()) for one in (History.__init__, History.open)]
-    assert parameters[0][1:] == parameters[1]
+def test_the_options_are_those_of_the_dataclass() -> None:
+    assert inspect.signature(History).parameters == inspect.signature(Options).parameters
+    with pytest.raises(TypeError, match="ralay"):
+        History("bot.outbox.db", ralay=False)  # type: ignore[call-arg]
+
+
+def test_an_append_shows_its_keywords_wherever_it_is_made() -> None:
+    shown = [list(inspect.signature(one).parameters)[-6:] for one in (History.append, History.append_in)]
+    assert shown == [list(AppendOptions.__annotations__)] * 2
+    assert list(inspect.signature(Transaction.append).parameters)[-6:] == shown[0]
 
 
 # Closing.
@@ -246,7 +254,7 @@ async def test_every_kind_of_call_works_from_another_loop(tmp_path: Path) -> Non
 
     async def foreign() -> list[str]:
         asked = await history.append("c1", Message.user("hi", id="m1"), owner="42")
-        await history.edit("c1", "m1", "hi!")
+        await history.chat("c1").edit("m1", "hi!")
         async with history.transaction() as tx:
             await tx.execute(sa.text("CREATE TABLE mine (n INTEGER)"))
             await tx.append("c1", Message.assistant("in it"))
@@ -698,11 +706,11 @@ async def test_one_that_was_forgotten_does_not_keep_the_others_from_closing(tmp_
 
 async def test_it_blocks_the_loop_where_that_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InEventLoop, match='inside_loop="block"'):
-        BlockingHistory.open(tmp_path / "bot.outbox.db")
+        BlockingHistory(tmp_path / "bot.outbox.db")
     with pytest.raises(ConfigurationError, match="inside_loop"):
-        BlockingHistory.open(tmp_path / "bot.outbox.db", inside_loop="perhaps")  # type: ignore[arg-type]
+        BlockingHistory(tmp_path / "bot.outbox.db", inside_loop="perhaps")  # type: ignore[arg-type]
 
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", inside_loop="block") as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", inside_loop="block") as history:
         receipt = history.append("c1", Message.user("hi"))
         with history.transaction() as tx:
             tx.append("c1", Message.user("in it"))
@@ -716,12 +724,10 @@ async def test_it_does_not_wait_for_the_loop_that_it_blocks(tmp_path: Path) -> N
     history = History(tmp_path / "bot.outbox.db", relay=False)
     await history.append("c1", Message.user("hi"))
     with pytest.raises(InEventLoop, match="own_thread=True"):
-        BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False, inside_loop="block")
+        BlockingHistory(tmp_path / "bot.outbox.db", relay=False, inside_loop="block")
     await history.close()
 
-    blocking = await asyncio.to_thread(
-        lambda: BlockingHistory.open(tmp_path / "b.db", relay=False, inside_loop="block")
-    )
+    blocking = await asyncio.to_thread(lambda: BlockingHistory(tmp_path / "b.db", relay=False, inside_loop="block"))
     assert blocking.messages("c1").items == ()
     blocking.close()
 
@@ -729,7 +735,7 @@ async def test_it_does_not_wait_for_the_loop_that_it_blocks(tmp_path: Path) -> N
 async def test_both_apis_share_a_loop_that_neither_blocks(tmp_path: Path) -> None:
     history = History(tmp_path / "bot.outbox.db", own_thread=True)
     await history.append("c1", Message.user("a"))
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", inside_loop="block") as blocking:
+    with BlockingHistory(tmp_path / "bot.outbox.db", inside_loop="block") as blocking:
         assert len(REGISTRY.outboxes) == 1
         with blocking.transaction() as tx:
             tx.append("c1", Message.user("b"))
@@ -747,7 +753,7 @@ async def test_it_shares_the_outbox_of_a_loop_in_another_thread(tmp_path: Path) 
     await history.append("c1", Message.user("a"))
 
     def synchronous() -> None:
-        with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as blocking:
+        with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as blocking:
             assert len(REGISTRY.outboxes) == 1
             with blocking.transaction() as tx:
                 tx.append("c1", Message.user("b"))

@@ -23,12 +23,18 @@ import pytest
 import sqlalchemy as sa
 
 from letopis.outbox import (
+    AllRecords,
+    BlockingAllRecords,
+    BlockingChat,
     BlockingHistory,
     BlockingReceipt,
+    BlockingRecords,
     BlockingReply,
     BlockingTransaction,
+    Chat,
     History,
     Receipt,
+    Records,
     Reply,
     Transaction,
     Unconfirmed,
@@ -43,7 +49,7 @@ from letopis.store.model.messages import Message
 from letopis.store.model.parts import Reasoning
 from tests.support.platforms import posix_only
 from tests.support.resources import open_descriptors, own_threads
-from tests.support.sync_api import BESIDE, NARROWER, ONLY_HERE, OUTBOX, ROOM, TWINS, public, written
+from tests.support.sync_api import BESIDE, NARROWER, OUTBOX, ROOM, TWINS, public, written
 
 POSIX = posix_only("Windows has no POSIX signals and no fork")
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -52,7 +58,7 @@ SOON = 20.0
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[BlockingHistory]:
-    with BlockingHistory.open(tmp_path / "bot.outbox.db") as opened:
+    with BlockingHistory(tmp_path / "bot.outbox.db") as opened:
         yield opened
 
 
@@ -88,7 +94,7 @@ def differences(subject: type[Any], face: type[Any]) -> list[str]:
             wrong.append(f"{name} has no twin")
         elif not isinstance(value, property):
             there, here = (inspect.signature(getattr(cls, name)).parameters for cls in (subject, face))
-            for parameter in {one for one in there.keys() | here.keys() if (name, one) not in ONLY_HERE}:
+            for parameter in there.keys() | here.keys():
                 one, other = there.get(parameter), here.get(parameter)
                 if one is None or other is None or (one.kind, one.default) != (other.kind, other.default):
                     wrong.append(f"{name}({parameter}): {one} is {other} here")
@@ -100,8 +106,6 @@ def differences(subject: type[Any], face: type[Any]) -> list[str]:
             promised = str(inspect.signature(getattr(subject, name)).return_annotation)
             for manager in ("AbstractAsyncContextManager[", "AsyncIterator["):
                 promised = promised.replace(manager, "AbstractContextManager[")
-            if name == "open":
-                promised, returned = "", {"Self": ""}.get(returned, returned)  # usable at once, and a block as well
             if promised != returned:
                 wrong.append(f"{name} returns {returned} and not {promised}")
     # The fields of a dataclass, and what is set in `__init__`, are properties here.
@@ -114,6 +118,9 @@ def differences(subject: type[Any], face: type[Any]) -> list[str]:
     ("subject", "face"),
     [
         (History, BlockingHistory),
+        (Chat, BlockingChat),
+        (AllRecords, BlockingAllRecords),
+        (Records, BlockingRecords),
         (Receipt, BlockingReceipt),
         (Transaction, BlockingTransaction),
         (Reply, BlockingReply),
@@ -122,6 +129,11 @@ def differences(subject: type[Any], face: type[Any]) -> list[str]:
 def test_every_method_has_its_twin_with_the_same_parameters(subject: type[Any], face: type[Any]) -> None:
     assert differences(subject, face) == [], "run `python -m tests.support.sync_api`"
     assert all(hasattr(subject, name) for name in BESIDE.get(subject, ())), "what is left out exists"
+
+
+def test_the_constructors_take_the_same_options() -> None:
+    theirs, ours = (inspect.signature(cls).parameters for cls in (History, BlockingHistory))
+    assert {**ours, "store": theirs["store"], "inside_loop": None} == {**theirs, "inside_loop": None}
 
 
 def test_a_method_without_a_twin_is_noticed() -> None:
@@ -174,15 +186,15 @@ def test_the_api_is_what_the_script_writes() -> None:
 def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Callable[[str], str], kind: str) -> None:
     url = new_store_url(kind)
     asyncio.run(stored(url, migrate=True))
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", store=url) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", store=url) as history:
         first = history.append("c1", Message.user("What is tea?", id="m-1"), owner="42")
         history.append("c1", Message.assistant("A leaf.", id="m-2", tokens=3), after=first)
-        history.sent("c1", "m-2", platform_ids={"telegram": 1})
-        history.edit("c1", "m-2", "A drink.")
-        history.rename("c1", "Tea")
-        history.annotate("c1", {"model": "small"})
-        history.react("c1", "m-2", "like", actor="42")
-        history.rate("c1", "m-2", 5, actor="42")
+        history.chat("c1").sent("m-2", platform_ids={"telegram": 1})
+        history.chat("c1").edit("m-2", "A drink.")
+        history.chat("c1").rename("Tea")
+        history.chat("c1").annotate({"model": "small"})
+        history.chat("c1").react("m-2", "like", actor="42")
+        history.chat("c1").react("m-2", "rating", value=5, actor="42")
         with history.reply("c1") as reply:
             reply.add(Reasoning("It is also a meal."))
             reply.add("And a ")
@@ -190,7 +202,7 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Cal
             receipt = reply.finish(tokens=4)
             reply.sent()
         history.append("c1", Message.user("enough", id="m-4"))
-        popped = history.pop("c1")
+        popped = history.chat("c1").pop()
         started = history.start("42", title="Coffee")
         with history.transaction() as tx:
             tx.execute(sa.text("CREATE TABLE credits (left_over INTEGER)"))
@@ -202,7 +214,7 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Cal
         assert first.saved(SOON) and not first.superseded(SOON) and first.state() is Saved.SAVED
         assert history.drained(SOON)
         assert (history.status().pending, history.unconfirmed()) == (0, ())
-        found = history.conversation("c1")
+        found = history.chat("c1").conversation()
         messages = history.messages("c1")
         assert popped is not None and popped.text == "enough"
         assert [one.text for one in messages] == ["What is tea?", "A drink.", "And a meal."]
@@ -213,7 +225,7 @@ def test_a_bot_without_asyncio_says_and_reads(tmp_path: Path, new_store_url: Cal
         assert active is not None and active.conversation_id == started.conversation_id
         assert {one.conversation_id for one in history.conversations(owner="42")} == {"c1", started.conversation_id}
         assert {one.conversation_id for one in history.conversations()} == {"c1", started.conversation_id}
-        assert len(history.events(started.conversation_id)) == 3
+        assert len(history.chat(started.conversation_id).events()) == 3
         assert [hit.message.text for hit in history.search("meal")] == ["And a meal."]
 
     assert asyncio.run(stored(url)) == ["What is tea?", "A drink.", "And a meal."]
@@ -341,7 +353,7 @@ def test_a_reply_that_is_broken_off_is_kept(history: BlockingHistory) -> None:
 
 
 def test_callbacks_are_plain_functions_that_may_be_slow_and_use_the_history(tmp_path: Path) -> None:
-    with BlockingHistory.open(tmp_path / "bot.outbox.db") as history, history.reply("c1", owner="42") as reply:
+    with BlockingHistory(tmp_path / "bot.outbox.db") as history, history.reply("c1", owner="42") as reply:
         reply.add("was it sent?")
     ready, told = threading.Event(), threading.Event()
     box: list[BlockingHistory] = []
@@ -352,7 +364,7 @@ def test_callbacks_are_plain_functions_that_may_be_slow_and_use_the_history(tmp_
             box[0].failed(one.conversation_id, one.message_id, reason="not known")
         told.set()
 
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", on_unconfirmed=confirm) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", on_unconfirmed=confirm) as history:
         box.append(history)
         history.append("c1", Message.user("not held up"))
         assert history.unconfirmed()
@@ -371,7 +383,7 @@ def test_a_thread_with_an_event_loop_is_told_to_use_the_other_one(history: Block
         for wrong in (lambda: history.append("c1", Message.user("x")), receipt.saved, history.transaction().__enter__):
             with pytest.raises(InEventLoop, match="cannot be used inside a running event loop"):
                 wrong()
-        with pytest.raises(InEventLoop), BlockingHistory.open(tmp_path / "other.db"):
+        with pytest.raises(InEventLoop), BlockingHistory(tmp_path / "other.db"):
             pytest.fail("opened in an event loop")
 
     asyncio.run(within())
@@ -380,7 +392,7 @@ def test_a_thread_with_an_event_loop_is_told_to_use_the_other_one(history: Block
 
 
 def test_an_async_callback_is_told_instead_of_hanging(tmp_path: Path) -> None:
-    with BlockingHistory.open(tmp_path / "bot.outbox.db") as history, history.reply("c1") as reply:
+    with BlockingHistory(tmp_path / "bot.outbox.db") as history, history.reply("c1") as reply:
         reply.add("x")
     got: list[BaseException] = []
     box: list[BlockingHistory] = []
@@ -393,7 +405,7 @@ def test_an_async_callback_is_told_instead_of_hanging(tmp_path: Path) -> None:
         except BaseException as error:
             got.append(error)
 
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", on_unconfirmed=callback) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", on_unconfirmed=callback) as history:
         box.append(history)
         ready.set()
         until(lambda: got)
@@ -404,7 +416,7 @@ def test_an_async_callback_is_told_instead_of_hanging(tmp_path: Path) -> None:
 def test_after_the_block_everything_says_closed_and_nothing_is_left(tmp_path: Path) -> None:
     threads, descriptors = own_threads(), None
     for _ in range(3):
-        with BlockingHistory.open(tmp_path / "bot.outbox.db") as history:
+        with BlockingHistory(tmp_path / "bot.outbox.db") as history:
             receipt = history.append("c1", Message.user("hi"))
         if descriptors is None:
             descriptors = open_descriptors()
@@ -418,11 +430,11 @@ def test_after_the_block_everything_says_closed_and_nothing_is_left(tmp_path: Pa
 
 def test_an_opening_that_fails_leaves_no_thread(tmp_path: Path) -> None:
     threads = own_threads()
-    with pytest.raises(ConfigurationError), BlockingHistory.open(tmp_path / "missing.db", create=False):
+    with pytest.raises(ConfigurationError), BlockingHistory(tmp_path / "missing.db", create=False):
         pytest.fail("opened")
     store: Any = ConversationStore(tmp_path / "h.db")
     with pytest.raises(ConfigurationError, match="URL or path"):
-        BlockingHistory.open(tmp_path / "bot.db", store=store)
+        BlockingHistory(tmp_path / "bot.db", store=store)
 
     assert own_threads() == threads
 
@@ -444,7 +456,7 @@ def test_closing_frees_whoever_waits_in_another_thread(tmp_path: Path) -> None:
         thread.start()
         return thread
 
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as history:
         receipt = history.append("c1", Message.user("hi"))
         closing = threading.Event()
 
@@ -473,14 +485,14 @@ def test_closing_frees_whoever_waits_in_another_thread(tmp_path: Path) -> None:
     assert {name: type(error) for name, error in outcomes.items()} == dict.fromkeys(
         ("wait", "transaction", "reply"), Closed
     )
-    with BlockingHistory.open(tmp_path / "bot.outbox.db") as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db") as history:
         assert texts(history, "c1") == ["hi"]
         assert [(one.text, one.interrupted) for one in history.messages("c2")] == [("so far", True)]
 
 
 def test_a_history_may_be_opened_and_closed_without_a_block(tmp_path: Path) -> None:
     threads = own_threads()
-    history = BlockingHistory.open(tmp_path / "bot.outbox.db")
+    history = BlockingHistory(tmp_path / "bot.outbox.db")
     history.append("c1", Message.user("hi"))
     history.close()
     history.close()
@@ -490,7 +502,7 @@ def test_a_history_may_be_opened_and_closed_without_a_block(tmp_path: Path) -> N
     with pytest.raises(Closed), history:
         pytest.fail("entered a history that is closed")
     assert own_threads() == threads
-    with BlockingHistory.open(tmp_path / "bot.outbox.db") as again:
+    with BlockingHistory(tmp_path / "bot.outbox.db") as again:
         assert texts(again, "c1") == ["hi"]
 
 
@@ -499,7 +511,7 @@ def test_a_program_that_does_not_close_its_history_ends(tmp_path: Path) -> None:
         from letopis.outbox import BlockingHistory
         from letopis.store import Message
 
-        history = BlockingHistory.open("bot.outbox.db")
+        history = BlockingHistory("bot.outbox.db")
         history.append("c1", Message.user("hi")).saved(20)
         block = history.transaction()
         tx = block.__enter__()
@@ -515,7 +527,7 @@ def test_a_program_that_does_not_close_its_history_ends(tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stdout) == (0, "")
-    with BlockingHistory.open(tmp_path / "bot.outbox.db") as again:
+    with BlockingHistory(tmp_path / "bot.outbox.db") as again:
         assert texts(again, "c1") == ["hi"]
 
 
@@ -537,7 +549,7 @@ def interrupt_when(true: Callable[[], bool]) -> threading.Thread:
 
 @POSIX
 def test_ctrl_c_cancels_what_is_waited_for(tmp_path: Path) -> None:
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as history:
         receipt = history.append("c1", Message.user("hi"))
         waiters = history._history._parts.deliveries._waiters
         presser = interrupt_when(lambda: bool(waiters))
@@ -653,7 +665,7 @@ def test_a_forked_child_is_told_and_ends_and_the_parent_goes_on(tmp_path: Path) 
             from letopis.store import Message
             from letopis.store.errors import Closed
 
-            with BlockingHistory.open("bot.outbox.db") as history:
+            with BlockingHistory("bot.outbox.db") as history:
                 receipt = history.append("c1", Message.user("hi"))
                 with history.reply("c1") as reply:
                     reply.add("x")

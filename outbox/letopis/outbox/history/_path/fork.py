@@ -67,14 +67,14 @@ class Forker:
         activate: bool,
     ) -> Receipt:
         """Begin a fork as ``History.fork`` does."""
-        check_identifier(of, "of")
+        check_identifier(of, "conversation_id")
         if conversation_id is not None:
-            check_identifier(conversation_id, "conversation_id")
+            check_identifier(conversation_id, "fork_id")
         if isinstance(at, bool) or not isinstance(at, int | str | None):
             raise InvalidInput("at", "must be a version, the id of a message, or None for now")
         parent = await self._reader.conversation(of)
         if parent is None:
-            raise self._unknown(InvalidInput("of", "there is no such conversation"))
+            raise self._unknown(InvalidInput("conversation_id", "there is no such conversation"))
         if parent.state == "deleted":
             raise ConversationGone(conversation_id=of)
         point = await self._at_version(of, at) if isinstance(at, int) else await self._fork_point(parent)
@@ -89,7 +89,7 @@ class Forker:
             bodies.append(ConversationActivated())
         name = str(uuid7()) if conversation_id is None else conversation_id
         if conversation_id is not None and await self._reader.conversation(name) is not None:
-            raise InvalidInput("conversation_id", "is in use already: a fork needs a new id")
+            raise InvalidInput("fork_id", "is in use already: a fork needs a new id")
         return await self._appender.write(name, *bodies, owner=started.owner_id)
 
     async def _fork_point(self, parent: Conversation) -> ForkPoint:
@@ -105,7 +105,7 @@ class Forker:
             return ForkPoint(conversation_id=name, version=page[-1].version, event_id=page[-1].event_id)
         if head is not None and head.event_id is not None:
             return ForkPoint(conversation_id=name, event_id=head.event_id)
-        raise self._unknown(InvalidInput("of", "the conversation is empty"))
+        raise self._unknown(InvalidInput("conversation_id", "the conversation is empty"))
 
     async def _at_version(self, name: str, version: int) -> ForkPoint:
         if not 1 <= version <= INTEGER_MAX:

@@ -1,0 +1,177 @@
+"""Name what a history and an append are given, once for all who take it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from datetime import datetime
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypedDict, TypeVar
+
+from sqlalchemy.engine import URL
+
+from letopis.outbox.alerting.channels import Channel
+from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox.alerting.notifications import Callback
+from letopis.outbox.alerting.texts import Style
+from letopis.outbox.event_log.append_condition import After
+from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.file.limits import Bounds
+from letopis.outbox.history.unconfirmed import OnUnconfirmed
+from letopis.outbox.retry.policy import RetryPolicy
+from letopis.store.conversation_store import ConversationStore
+from letopis.store.errors import ConfigurationError
+from letopis.store.model.codec import DEFAULT_LIMITS, Limits
+from letopis.store.model.events import utc_now
+from letopis.store.model.identifiers import Owner
+from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
+from letopis.store.model.validation import check_number
+
+P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+V = TypeVar("V")
+
+DEFAULT_PAGE_SIZE: Final = 50
+"""Messages of a page if the caller does not ask for a number."""
+_BOUNDS: Final = Bounds()
+_POLICY: Final = RetryPolicy()
+_RETENTION: Final = Retention()
+_RULES: Final = Rules()
+
+
+class AppendOptions(TypedDict, total=False):
+    """The keywords of an append; ``History.append`` tells what each is."""
+
+    owner: Owner | None
+    metadata: Mapping[str, Any] | None
+    occurred_at: datetime | None
+    expected: After | None
+    after: After | None
+    fail_if_types: Collection[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``History(...)`` is given, by keyword but for the path.
+
+    :param path: the outbox, a file on a local disk, created with mode 0600. It may be the bot's own SQLite
+        database.
+    :param store: the history store, by URL or path; by default an SQLite file beside the outbox (``bot.outbox.db`` and
+        ``bot.history.db``). Your own :class:`ConversationStore` is not closed, and belongs to one event loop. The first
+        delivery binds the outbox to its store; a relay with another store delivers nothing.
+    :param relay: ``False`` if another process delivers, for example ``letopis relay``.
+    :param watch: ``False`` to send no notifications of stuck messages, for a program that only reads.
+    :param create: ``False`` to refuse an outbox that does not exist.
+    :param policy: how events that the store refuses are retried before they block their conversation.
+    :param retention: how long delivered events stay readable in the outbox.
+    :param limits: how large and how deep an event may be.
+    :param max_events: events in the outbox beyond which appends raise ``OutboxFull``.
+    :param max_bytes: bytes of the outbox beyond which appends raise ``OutboxFull``.
+    :param min_free_bytes: bytes of the outbox's disk that appends leave free, for delivering what is pending.
+    :param upcasters: how older versions of your own events are read.
+    :param on_stuck: called with an ``Incident`` once for each user whose messages are stuck, in this process, also
+        if another process delivers or none does.
+    :param on_recovered: called with the same ``Incident`` once the messages are saved.
+    :param on_unconfirmed: called once after opening with a tuple of ``Unconfirmed``: the replies whose process
+        ended before it confirmed them. See :meth:`reply`.
+    :param channels: addresses of operators to notify: ``https://`` is a webhook, others are for Apprise (extra
+        ``letopis[alerts]``). The result of ``open_channels`` is accepted too.
+    :param rules: thresholds for incidents and alerts, in seconds.
+    :param locale: the language of the texts of incidents.
+    :param style: ``plain``, or ``seed`` for the older sentence.
+    :param read_timeout: seconds that a read waits for the store before it is answered from the outbox.
+    :param own_thread: keep the outbox open in an event loop and a thread of its own, for programs whose loops come and
+        go or are blocked. Each call then crosses two threads, and callbacks run there.
+    :param now: the clock.
+    """
+
+    path: str | os.PathLike[str]
+    _: KW_ONLY
+    store: str | URL | os.PathLike[str] | ConversationStore | None = None
+    relay: bool = True
+    watch: bool = True
+    create: bool = True
+    policy: RetryPolicy = _POLICY
+    retention: Retention = _RETENTION
+    limits: Limits = DEFAULT_LIMITS
+    max_events: int | None = _BOUNDS.max_events
+    max_bytes: int | None = _BOUNDS.max_bytes
+    min_free_bytes: int | None = _BOUNDS.min_free_bytes
+    upcasters: Upcasters = NO_UPCASTERS
+    on_stuck: Callback | None = None
+    on_recovered: Callback | None = None
+    on_unconfirmed: OnUnconfirmed | None = None
+    channels: Iterable[str | Channel] = ()
+    rules: Rules = _RULES
+    locale: str | None = None
+    style: Style = "plain"
+    read_timeout: float = 3.0
+    own_thread: bool = False
+    now: Callable[[], datetime] = utc_now
+
+    def __post_init__(self) -> None:
+        _check_callback("on_stuck", self.on_stuck)
+        _check_callback("on_recovered", self.on_recovered)
+        _check_callback("on_unconfirmed", self.on_unconfirmed, takes="a tuple of Unconfirmed")
+        _check_callback("now", self.now, takes="nothing and returns the time")
+        for name, kind in (
+            ("policy", RetryPolicy),
+            ("retention", Retention),
+            ("limits", Limits),
+            ("upcasters", Upcasters),
+            ("rules", Rules),
+        ):
+            option = getattr(self, name)
+            if not isinstance(option, kind):
+                raise ConfigurationError(f"{name} must be {kind.__name__}(...), not {type(option).__name__}")
+        check_number(self.read_timeout, "read_timeout")
+        if isinstance(self.channels, str) or not isinstance(self.channels, Iterable):
+            raise ConfigurationError(f"channels must be a list of addresses, not {type(self.channels).__name__}")
+        object.__setattr__(self, "channels", tuple(self.channels))  # read again by each opening
+        _ = self.bounds
+
+    @property
+    def bounds(self) -> Bounds:
+        """The limits of the outbox, checked."""
+        return Bounds(max_events=self.max_events, max_bytes=self.max_bytes, min_free_bytes=self.min_free_bytes)
+
+
+def with_keywords(function: F) -> F:
+    """Show the keywords of an append in the signature of a function that takes them as ``**options``."""
+    signature = inspect.signature(function)
+    *before, _ = signature.parameters.values()
+    kinds = {name: getattr(kind, "__forward_arg__", kind) for name, kind in AppendOptions.__annotations__.items()}
+    named = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in kinds.items()
+    ]
+    vars(function)["__signature__"] = signature.replace(parameters=[*before, *named])
+    return function
+
+
+def keywords_of(
+    options: Callable[P, V],
+) -> Callable[[Callable[[T, V], None]], Callable[Concatenate[T, P], None]]:
+    """Decorate an ``__init__`` that takes a value: it takes what makes that value, and type checkers check it."""
+
+    def decorate(method: Callable[[T, V], None]) -> Callable[Concatenate[T, P], None]:
+        @wraps(method)
+        def make(self: T, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            method(self, options(*args, **kwargs))
+
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        signature = inspect.signature(options)
+        given = signature.replace(parameters=[own, *signature.parameters.values()])
+        vars(make)["__signature__"] = given
+        return make
+
+    return decorate
+
+
+def _check_callback(name: str, callback: object, *, takes: str = "an Incident") -> None:
+    # Otherwise it would show when the first user is to be notified.
+    if callback is not None and not callable(callback):
+        raise ConfigurationError(f"{name} must be a function that takes {takes}, not {type(callback).__name__}")
