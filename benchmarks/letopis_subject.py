@@ -25,7 +25,7 @@ class Letopis(Subject):
 
     async def open(self, folder: Path) -> None:
         self.path = folder / "bot.outbox.db"
-        self.history = await self._stack.enter_async_context(History.open(self.path, relay=False, watch=False))
+        self.history = await self._stack.enter_async_context(History(self.path, relay=False, watch=False))
         self._objections = await objections_to(self.history, self.path)
 
     async def say(self, chat: str, text: str) -> None:

@@ -31,7 +31,7 @@ async def daemon(bench: Bench) -> None:
     rates: list[float] = []
     relay.ensure()
     try:
-        async with History.open(place.outbox, store=url, relay=False, watch=False) as history:
+        async with History(place.outbox, store=url, relay=False, watch=False) as history:
             warm = await history.append("warm-up", Message.user(TEXT))
             if not await warm.saved(timeout=30):
                 raise RuntimeError(f"the daemon does not deliver:\n{relay.tail()}")

@@ -122,7 +122,7 @@ async def _read(bench: Bench) -> None:
             )
             stack.push_async_callback(filled.store.close)
             history = await stack.enter_async_context(
-                History.open(bench.new_folder() / "bot.outbox.db", store=filled.store, relay=False, watch=False)
+                History(bench.new_folder() / "bot.outbox.db", store=filled.store, relay=False, watch=False)
             )
             asks[f"growth.read.{key}"] = f"last 50, {count:,} messages in the history", _letopis(history, "chat")
         await _rounds(bench, asks, seconds=bench.scale.seconds(0.4))

@@ -54,7 +54,7 @@ async def _sizes(bench: Bench, kind: str) -> None:
             await bare.open()
             stack.push_async_callback(bare.close)
             history = await stack.enter_async_context(
-                History.open(
+                History(
                     bench.new_folder() / "bot.outbox.db", store=filled.store, relay=False, watch=False, read_timeout=30
                 )
             )
@@ -81,7 +81,7 @@ async def _overlay(bench: Bench, kind: str) -> None:
     try:
         await backlog.owe(conversations=2, each=200)
         await backlog.drain()
-        async with History.open(
+        async with History(
             backlog.outbox.path, store=backlog.store, relay=False, watch=False, read_timeout=30
         ) as history:
             for _ in range(PENDING // 50):
@@ -125,7 +125,7 @@ async def _peers(bench: Bench) -> None:
         await backlog.owe(conversations=1, each=count)
         await backlog.drain()
         history = await stack.enter_async_context(
-            History.open(backlog.outbox.path, store=backlog.store, relay=False, watch=False)
+            History(backlog.outbox.path, store=backlog.store, relay=False, watch=False)
         )
         asks["read.letopis"] = "Letopis", _letopis(history, "chat-0")
         await _rounds(bench, asks, seconds=bench.scale.seconds(0.3))

@@ -222,7 +222,7 @@ async def _made(url: str) -> str:
 async def _operations(bench: Bench, kind: str, url: str) -> None:
     async with AsyncExitStack() as stack:
         path = bench.new_folder() / "bot.outbox.db"
-        history = await stack.enter_async_context(History.open(path, store=url, relay=False, watch=False))
+        history = await stack.enter_async_context(History(path, store=url, relay=False, watch=False))
         ours = history.records(space=SPACE)
         keys = [f"{number:04}" for number in range(bench.scale.count(HELD, least=PAGE))]
         for start in range(0, len(keys), PAGE):
@@ -299,7 +299,7 @@ async def _append(bench: Bench) -> None:
         files = {}
         for which in ("with", "without"):
             path = bench.new_folder() / "bot.outbox.db"
-            files[which] = await stack.enter_async_context(History.open(path, relay=False, watch=False))
+            files[which] = await stack.enter_async_context(History(path, relay=False, watch=False))
         keys = [f"{number:04}" for number in range(bench.scale.count(HELD, least=PAGE))]
         await files["with"].records(space=SPACE).put_many([RecordPut(CHECKPOINTS, key, VALUE) for key in keys])
         samples: dict[str, list[float]] = {"with": [], "without": []}
@@ -328,7 +328,7 @@ async def _bytes(bench: Bench, kind: str, url: str) -> None:
     """Put one key many times while nothing is delivered, then deliver."""
     path = bench.new_folder() / "bot.outbox.db"
     puts = bench.scale.count(10_000, least=200)
-    async with History.open(path, store=url, relay=False, watch=False) as history:
+    async with History(path, store=url, relay=False, watch=False) as history:
         ours = history.records(space=SPACE)
         await ours.put(MEMORY, "other", VALUE)
         await _drain(history)

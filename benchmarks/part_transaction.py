@@ -28,7 +28,7 @@ async def transaction(bench: Bench) -> None:
     with watching() as add:
         witness = Witness(folder)
         add(witness)
-        async with History.open(path, relay=False, watch=False) as history:
+        async with History(path, relay=False, watch=False) as history:
             objections = await objections_to(history, path)
             async with history.transaction() as tx:
                 await tx.execute(sa.text("CREATE TABLE credits (id INTEGER PRIMARY KEY, owner TEXT, amount INTEGER)"))

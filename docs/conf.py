@@ -73,7 +73,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!letopis\.).*"),
     ("py:.*", r"letopis\..*\.T"),
-    # What only `History.open` makes.
+    # What only `History` makes.
     ("py:class", r"letopis\.outbox\.history\._opening\.Parts"),
     # What only the daemon gives its relays.
     ("py:class", r"letopis\.outbox\.relay\.(lease_lock\.LeaseLock|relay\.Watch|relay_memory\.RelayMemory)"),

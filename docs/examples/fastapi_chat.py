@@ -83,7 +83,7 @@ async def answer(conversation: str, question_id: str, user: str) -> AsyncIterato
                 await reply.add(piece)
                 yield piece
     except EventIdReused:  # asked again, and answered already
-        found = await history.message(answer_id, conversation=conversation)
+        found = await history.chat(conversation).message(answer_id)
         yield found.text if found is not None else ""
 
 

@@ -189,7 +189,7 @@ async def test_hostile_values_are_kept_equal_or_refused_by_name(store_url: str, 
     complaints: list[str] = []
     async with (
         ConversationStore.open(store_url, migrate=True) as store,
-        History.open(tmp_path / "bot.outbox.db", store=store) as history,
+        History(tmp_path / "bot.outbox.db", store=store) as history,
     ):
         attempts = [(case, number) for number, case in enumerate(CASES)]
         for case, number in attempts:
@@ -357,7 +357,7 @@ def test_an_object_that_is_no_dict_may_lie_inside_another() -> None:
 async def test_arguments_of_reads_and_waits_are_refused_by_name(tmp_path: Path) -> None:
     async with (
         ConversationStore.open(tmp_path / "history.db") as store,
-        History.open(tmp_path / "bot.outbox.db", store=store) as history,
+        History(tmp_path / "bot.outbox.db", store=store) as history,
     ):
         receipt = await history.append("c", Message.user("words"))
         for value in ("5", [5], math.nan, object()):
@@ -370,9 +370,9 @@ async def test_arguments_of_reads_and_waits_are_refused_by_name(tmp_path: Path) 
                 with pytest.raises(InvalidInput, match="states"):
                     await lists(states=states)  # type: ignore[arg-type]
         with pytest.raises(InvalidInput, match="locale"):
-            await history.transcript("c", locale=7)  # type: ignore[arg-type]
+            await history.chat("c").transcript(locale=7)  # type: ignore[arg-type]
         with pytest.raises(InvalidInput, match="tz"):
-            await history.transcript("c", tz="UTC")  # type: ignore[arg-type]
+            await history.chat("c").transcript(tz="UTC")  # type: ignore[arg-type]
         for ids in (5, "m", [5], ["\ud800"], [["m"]]):
             with pytest.raises(InvalidInput, match="message_id"):
                 await store.outbox_access.path_of("c", ids)  # type: ignore[arg-type]
@@ -385,7 +385,7 @@ async def test_arguments_of_reads_and_waits_are_refused_by_name(tmp_path: Path) 
 @pytest.mark.parametrize("path", [7, None, b"x.db", "a\ud800.db", "x" * 256, object()], ids=named)
 async def test_a_path_that_is_none_is_refused_by_name(path: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"path|text|file"):
-        async with History.open(path, store=tmp_path / "history.db"):
+        async with History(path, store=tmp_path / "history.db"):
             pass
     with pytest.raises(ConfigurationError, match=r"path|text"):
         ConversationStore(path)

@@ -26,7 +26,7 @@ def said(elsewhere: None) -> None:
     """Conversations of two owners, delivered, with a word that is to be gone."""
 
     async def say() -> None:
-        async with History.open("bot.outbox.db") as history:
+        async with History("bot.outbox.db") as history:
             for name, owner in (("a1", "42"), ("a2", "42"), ("b1", "7")):
                 await history.append(name, Message.user(f"{SECRET} {name}"), owner=owner)
             await history.records(owner="42").put(("profile",), "likes", {"said": f"{SECRET} record"})
@@ -124,10 +124,10 @@ def test_an_owner_is_not_erased_by_half_while_the_store_is_away(letopis: Any) ->
 
 def test_the_records_of_an_owner_without_conversations_are_erased(letopis: Any) -> None:
     async def put() -> None:
-        async with History.open("other.outbox.db", store="sqlite:///bot.history.db") as history:
+        async with History("other.outbox.db", store="sqlite:///bot.history.db") as history:
             await history.records(owner="42").put(("profile",), "likes", {"said": f"{SECRET} record"})
             assert await history.drained(30)
-        async with History.open("bot.outbox.db") as history:
+        async with History("bot.outbox.db") as history:
             await history.append("b1", Message.user("hello"), owner="7")
             assert await history.drained(30)
 
@@ -148,12 +148,12 @@ def test_an_erasure_that_was_interrupted_is_completed_by_a_repetition(reached: s
     """The first run is killed after it has appended, or while the history store erases a long conversation."""
 
     async def begin() -> None:
-        async with History.open("bot.outbox.db", relay=False) as history:
+        async with History("bot.outbox.db", relay=False) as history:
             if reached == "carried out in part":
                 for start in range(0, 3_000, 500):
                     await history.append("a1", *(Message.user(f"{SECRET} {start + n}") for n in range(500)))
             for name in ("a1", "a2"):
-                await history.delete(name, reason="asked")
+                await history.chat(name).delete(reason="asked")
             if reached != "appended":
                 await history.records(owner="42").erase()
                 await Relay(history.outbox, history.store).drain_once()
@@ -173,5 +173,5 @@ def test_an_erasure_that_was_interrupted_is_completed_by_a_repetition(reached: s
 
 
 async def append(conversation_id: str) -> None:
-    async with History.open("bot.outbox.db", relay=False) as history:
+    async with History("bot.outbox.db", relay=False) as history:
         await history.append(conversation_id, Message.user("again"))

@@ -308,7 +308,7 @@ async def _with_a_pruned_outbox() -> None:
     lines[3]["content"] = "changed"
     lines.append(line("c1", "new", id="20"))
     write("changed.jsonl", *lines)
-    async with History.open("bot.outbox.db", retention=Retention(keep_last=0, keep_for=_no_time())) as history:
+    async with History("bot.outbox.db", retention=Retention(keep_last=0, keep_for=_no_time())) as history:
         assert await _take(history.outbox, history.store, "in.jsonl") == (20, 0, [])
         assert await history.drained(30)
         for _ in range(600):
@@ -319,7 +319,7 @@ async def _with_a_pruned_outbox() -> None:
         assert await _take(history.outbox, history.store, "changed.jsonl") == (1, 19, [4])
         assert await history.drained(30)
 
-    async with History.open("bot.outbox.db", relay=False, store="postgresql://bot@127.0.0.1:1/h") as history:
+    async with History("bot.outbox.db", relay=False, store="postgresql://bot@127.0.0.1:1/h") as history:
         with pytest.raises(Exception, match="cannot be reached"):
             await _take(history.outbox, history.store, "changed.jsonl")
 
@@ -568,8 +568,8 @@ class TestListAndShow:
         assert "there are earlier ones: --before" in saved[2]
 
     def test_show_tells_what_was_redacted_from_what_is_empty(self, letopis: Any) -> None:
-        with BlockingHistory.open(Path("bot.outbox.db"), relay=False) as history:
-            history.redact("c1", "1")
+        with BlockingHistory(Path("bot.outbox.db"), relay=False) as history:
+            history.chat("c1").redact("1")
 
         shown = letopis("history", "show", "c1")[1]
         found = json.loads(letopis("history", "show", "c1", "--json")[1])
@@ -580,9 +580,9 @@ class TestListAndShow:
 
     def test_show_says_that_a_conversation_was_deleted(self, letopis: Any) -> None:
         async def delete() -> None:
-            async with History.open("bot.outbox.db") as history:
+            async with History("bot.outbox.db") as history:
                 await history.append("gone", Message.user("a secret"))
-                assert await (await history.delete("gone")).saved(timeout=20)
+                assert await (await history.chat("gone").delete()).saved(timeout=20)
 
         asyncio.run(delete())
         code, out, err = letopis("history", "show", "gone")

@@ -27,7 +27,7 @@ async def test_an_idle_relay_finds_out_that_the_history_was_moved_away(
 ) -> None:
     """Nothing is pending, so no delivery is refused: the comparison at intervals asks."""
     monkeypatch.setattr("letopis.outbox.relay.reconcile.RECONCILE_INTERVAL_SECONDS", 0.2)
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         receipt = await history.append("chat", Message.user("hi"))
         assert await receipt.saved(timeout=60)
         await move(f"sqlite:///{tmp_path}/bot.history.db", f"sqlite:///{tmp_path}/new.db")
@@ -47,7 +47,7 @@ def bot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
 
     async def talk() -> None:
-        async with History.open("bot.outbox.db") as history:
+        async with History("bot.outbox.db") as history:
             for number in range(5):
                 await history.append("chat", Message.user(f"{number}"), owner="42")
             assert await history.drained(timeout=30)

@@ -357,7 +357,7 @@ class TestExport:
 
 async def test_beside_a_bot_with_its_relay_a_skip_takes_effect_at_once(letopis: Any, tmp_path: Path) -> None:
     """Another process repairs the file while the bot runs, and the bot's own relay continues without help."""
-    async with History.open(tmp_path / "bot.outbox.db", policy=QUICK) as history:
+    async with History(tmp_path / "bot.outbox.db", policy=QUICK) as history:
         await (await history.append("good", Message.user("hello"))).saved(timeout=30)
         change(
             tmp_path / "bot.history.db",
@@ -377,4 +377,4 @@ async def test_beside_a_bot_with_its_relay_a_skip_takes_effect_at_once(letopis: 
         assert done.returncode == 0, done.stderr
         assert await after.saved(timeout=30)
         assert [one.message.text for one in await history.messages("bad")] == ["after"]
-        assert [one.type for one in await history.events("bad")][1] == "event.skipped"
+        assert [one.type for one in await history.chat("bad").events()][1] == "event.skipped"

@@ -27,7 +27,7 @@ def bot(elsewhere: None, tmp_path: Path) -> None:
 
 async def said(folder: Path) -> None:
     """Three chats: the last one pending, one archived; the mark went to the one that was there by then."""
-    async with History.open(folder / "bot.outbox.db") as history:
+    async with History(folder / "bot.outbox.db") as history:
         await history.start("42", conversation_id="a", title="Tea")
         await history.start("42", conversation_id="b")
         for hour, message in enumerate(
@@ -40,8 +40,8 @@ async def said(folder: Path) -> None:
             event = replace(Event.of(message, conversation_id="a"), occurred_at=DAY + timedelta(hours=hour))
             await history.append("a", event)
         assert await history.drained(20)
-    async with History.open(folder / "bot.outbox.db", relay=False) as history:
-        await history.archive("b")
+    async with History(folder / "bot.outbox.db", relay=False) as history:
+        await history.chat("b").archive()
         await history.append("c", Message.user("q"), owner="42")
 
 

@@ -52,7 +52,7 @@ def bot(store: str | None, *said: str, relay: bool = True, path: str = "bot.outb
     """A bot that says something and ends; with its own relay all of it is delivered."""
 
     async def talk() -> None:
-        async with History.open(path, store=store, relay=relay) as history:
+        async with History(path, store=store, relay=relay) as history:
             for text in said:
                 await history.append("c", Message.user(text))
             if relay:
@@ -166,7 +166,7 @@ class TestRelay:
         bot(right, "one")
 
         async def talk() -> None:
-            async with History.open("bot.outbox.db", store=wrong) as history:
+            async with History("bot.outbox.db", store=wrong) as history:
 
                 async def told() -> bool:
                     status = await history.status()

@@ -183,7 +183,7 @@ def test_an_answer_that_was_regenerated_or_overtaken_is_shown_when_asked(
     async def tell() -> None:
         history = house.history
         await history.append("again", Message.user("What is oolong?"), Message.assistant("A fruit."), owner="48")
-        [question] = await history.regenerate("again")
+        [question] = await history.chat("again").regenerate()
         await history.append("again", Message.assistant("A tea."), after=await history.messages("again"))
         assert question.text == "What is oolong?"
         # Another outbox answers while this one cannot deliver: the history store takes one of the two answers.
@@ -193,7 +193,7 @@ def test_an_answer_that_was_regenerated_or_overtaken_is_shown_when_asked(
         insight = house.application.state.console.insight
         await insight.acting(lambda admin: admin.pause_relay(), by="test", via="python")
         late = await history.append("race", Message.assistant("Green, too late."), after=seen)
-        async with History.open(tmp_path / "other.outbox.db", store=history.store.url) as other:
+        async with History(tmp_path / "other.outbox.db", store=history.store.url) as other:
             there = await other.messages("race")
             assert await (await other.append("race", Message.assistant("Black, in time."), after=there)).saved(20)
         await insight.acting(lambda admin: admin.resume_relay(), by="test", via="python")
@@ -286,7 +286,7 @@ def test_hostile_messages_do_nothing(browser: Any, house: House) -> None:
             tab.page.wait_for_timeout(50)
             assert tab.page.evaluate("window.hacked") is None
             assert tab.page.locator("main script, main b, main img").count() == 0
-    assert house.run(house.history.conversation(HOSTILE_ID)) is not None
+    assert house.run(house.history.chat(HOSTILE_ID).conversation()) is not None
 
 
 def test_everything_but_live_updates_works_without_scripts(browser: Any, house: House) -> None:
@@ -419,7 +419,7 @@ def test_each_action_does_what_it_says_and_is_recorded(browser: Any, house: Hous
 
 
 async def delivered(house: House, name: str) -> bool:
-    found = await house.history.conversation(name)
+    found = await house.history.chat(name).conversation()
     return found is not None and found.pending == 0
 
 

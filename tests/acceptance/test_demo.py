@@ -72,7 +72,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(
 
 
 async def test_its_check_finds_what_is_missing_doubled_or_out_of_order(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         for word in ("a", "b", "c"):
             await history.append("c1", Message.user(word))
         assert await history.drained(30)

@@ -38,7 +38,7 @@ async def test_a_link_to_nothing_becomes_a_private_outbox_and_store(tmp_path: Pa
     target.mkdir()
     for name in ("bot.outbox.db", "history.db"):
         (tmp_path / name).symlink_to(target / name)
-    async with History.open(tmp_path / "bot.outbox.db", store=tmp_path / "history.db") as history:
+    async with History(tmp_path / "bot.outbox.db", store=tmp_path / "history.db") as history:
         receipt = await history.append("chat-1", Message.user("secret"))
         assert await receipt.saved(60)
         DiskReserve(tmp_path / "bot.outbox.db", watermark=None, reserve=4096).restore()

@@ -32,17 +32,17 @@ async def fill(history: History) -> None:
     await history.append("chat-1", Message.user("What is tea?"), owner="42", occurred_at=FIRST)
     reply = Message.assistant("A leaf.", tokens=7, metadata={"model": "large"})
     await history.append("chat-1", reply, occurred_at=SECOND)
-    await history.edit("chat-1", reply.id, "A leaf in hot water.")
-    await history.sent("chat-1", reply.id)
-    await history.rate("chat-1", reply.id, 5, actor="42")
-    await history.rate("chat-1", reply.id, 2, actor="43")
-    await history.react("chat-1", reply.id, "👍", actor="42")
+    await history.chat("chat-1").edit(reply.id, "A leaf in hot water.")
+    await history.chat("chat-1").sent(reply.id)
+    await history.chat("chat-1").react(reply.id, "rating", value=5, actor="42")
+    await history.chat("chat-1").react(reply.id, "rating", value=2, actor="43")
+    await history.chat("chat-1").react(reply.id, "👍", actor="42")
     await history.append("chat-1", Message.user("And this?"), Message.assistant("Gone.", tokens=100))
-    await history.undo("chat-1")
-    await history.rename("chat-1", "Tea")
+    await history.chat("chat-1").undo()
+    await history.chat("chat-1").rename("Tea")
     call = Message.assistant([ToolCall("c1", "weather", {})], tokens=5, metadata={"model": "small"})
     await history.append("chat-2", call, owner="42", occurred_at=SECOND)
-    await history.failed("chat-2", call.id, reason="too long")
+    await history.chat("chat-2").failed(call.id, reason="too long")
     assert await history.drained(timeout=30)
 
 
@@ -61,7 +61,7 @@ async def run(url: str, statements: list[str]) -> list[list[tuple[Any, ...]]]:
 
 
 async def test_each_query_answers_what_it_says(store_url: str, tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", store=store_url) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store_url) as history:
         await fill(history)
         url = history.store.url
     kind = NAMES[url.get_backend_name()]
@@ -84,7 +84,7 @@ async def test_each_query_answers_what_it_says(store_url: str, tmp_path: Path) -
 
 async def test_the_view_shows_the_current_content(fresh_postgresql_url: str, tmp_path: Path) -> None:
     await migrate(fresh_postgresql_url)
-    async with History.open(tmp_path / "bot.outbox.db", store=fresh_postgresql_url) as history:
+    async with History(tmp_path / "bot.outbox.db", store=fresh_postgresql_url) as history:
         await fill(history)
         url = history.store.url.render_as_string(hide_password=False)
 
@@ -105,7 +105,7 @@ async def test_the_view_shows_the_current_content(fresh_postgresql_url: str, tmp
 
 
 async def test_what_an_outbox_owes(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("chat-1", Message.user("What is tea?"), owner="42")
 
     (query,) = [one for one in queries("the outbox") if "letopis_outbox_lanes" in one]

@@ -56,7 +56,7 @@ async def measure(kind: str, url: str, folder: Path, count: int) -> list[Timing]
             pass
         print(f"{kind}: indexed for search in {time.perf_counter() - began:.0f} s", flush=True)
     await settle(url)
-    async with History.open(folder / f"{kind}.outbox.db", store=url, watch=False, relay=False) as history:
+    async with History(folder / f"{kind}.outbox.db", store=url, watch=False, relay=False) as history:
         await fill_outbox(history)
         console = app(history, open_reading=True)
         state = console.state.console

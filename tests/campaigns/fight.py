@@ -82,7 +82,7 @@ async def run(folder: Path, *, seconds: float, seed: int) -> Report:
     fenced = 0
     try:
         async with (
-            History.open(outbox, store=url, relay=False, watch=False) as bot,
+            History(outbox, store=url, relay=False, watch=False) as bot,
             ConversationStore.open(url) as thiefs,
         ):
             probe = Probe(outbox)

@@ -103,7 +103,7 @@ async def run(
             through = make_url(url).set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
             bots = [
                 await stack.enter_async_context(
-                    History.open(
+                    History(
                         folder / f"bot-{number}.outbox.db",
                         store=through,
                         watch=number == 0,

@@ -15,7 +15,7 @@ from letopis.store import ConversationStore
 async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
     """Two outboxes that feed one store, and deliver nothing by themselves."""
     async with (
-        History.open(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
+        History(tmp_path / "one.outbox.db", store=store, relay=False, watch=False) as one,
+        History(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
     ):
         yield one, two

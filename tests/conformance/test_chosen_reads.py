@@ -87,17 +87,17 @@ async def test_a_filter_wants_the_same_of_pending_and_stored_messages(
     if stage != "stored":
         await bot.append(CHAT, *messages[60:])
     if stage == "changed":
-        await bot.rewind(CHAT, to=messages[70].id)
-        await bot.redact(CHAT, *(one.id for one in messages[5:70:7]))
+        await bot.chat(CHAT).rewind(to=messages[70].id)
+        await bot.chat(CHAT).redact(*(one.id for one in messages[5:70:7]))
         await bot.append(CHAT, *messages[80:85], *some(9, first=200))
     if stage == "fork":
-        await bot.fork("child", of=CHAT, at=messages[75].id)
+        await bot.chat(CHAT).fork("child", at=messages[75].id)
         await bot.append("child", *some(20, first=300))
     whole = await everything(bot)
     for where in FILTERS:
         wanted = [one.id for one in whole if where.matches(one)]
         assert [one.id for one in await everything(bot, where=where)] == wanted
-        assert await bot.count(CHAT, where=where) == len(wanted)
+        assert await bot.chat(CHAT).count(where=where) == len(wanted)
         assert [one.id for one in await bot.messages(CHAT, last=4, where=where)] == wanted[-4:]
         assert [one.id for one in await bot.messages(CHAT, first=4, where=where)] == wanted[:4]
         assert [one.id for one in await bot.messages(CHAT, first=3, offset=2, where=where)] == wanted[2:5]
@@ -107,12 +107,12 @@ async def test_a_filter_wants_the_same_of_pending_and_stored_messages(
         wanted = [one.id for one in whole if where.matches(one)]
         assert await in_pages(bot, 7, newest=True, where=where) == wanted
         assert await in_pages(bot, 7, newest=False, where=where) == wanted
-    assert await bot.count(CHAT) == len(whole)
+    assert await bot.chat(CHAT).count() == len(whole)
     assert [one.id for one in await bot.messages(CHAT, first=10, offset=5)] == [one.id for one in whole[5:15]]
     assert [one.id for one in await bot.messages(CHAT, last=10, offset=5)] == [one.id for one in whole[-15:-5]]
     if stage == "fork":
         child = list(await bot.messages("child", last=None))
-        assert await bot.count("child") == len(child) == 96
+        assert await bot.chat("child").count() == len(child) == 96
         where = Filter(roles=["user"])
         assert list(await bot.messages("child", last=None, where=where)) == where.of(child)
         assert list(await bot.messages("child", last=5, where=where)) == where.of(child)[-5:]
@@ -164,7 +164,7 @@ async def test_messages_are_chosen_by_the_types_of_their_parts(
         ([], []),
     ):
         assert [one.id for one in await everything(bot, where=Filter(parts=parts))] == wanted
-        assert await bot.count(CHAT, where=Filter(parts=parts)) == len(wanted)
+        assert await bot.chat(CHAT).count(where=Filter(parts=parts)) == len(wanted)
     assert [one.id for one in await everything(bot, where=Filter(parts=["text"], roles=["user"]))] == ["text"]
 
 
@@ -195,8 +195,8 @@ async def test_wrong_filters_and_numbers_are_refused(bots: tuple[History, Histor
         with pytest.raises(InvalidInput):
             await bot.messages(CHAT, **options)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput):
-        await bot.count(CHAT, where="user")  # type: ignore[arg-type]
-    assert await bot.count(CHAT) == 0
+        await bot.chat(CHAT).count(where="user")  # type: ignore[arg-type]
+    assert await bot.chat(CHAT).count() == 0
     # There is no number of messages that is too large.
     await bot.append(CHAT, Message.user("x"))
     for many in (10_001, 10**12, 2**63, 10**30):
@@ -214,30 +214,30 @@ async def test_one_message_by_its_id(bots: tuple[History, History], *, delivered
     await bot.append("chat-2", Message.user("elsewhere", id="x"), Message.user("twice", id="2"))
     if delivered:
         await deliver(bot)
-    await bot.edit(CHAT, "1", "edited")
-    await bot.rewind(CHAT, to="1")
+    await bot.chat(CHAT).edit("1", "edited")
+    await bot.chat(CHAT).rewind(to="1")
     for name in (CHAT, None):
-        found = await bot.message("1", conversation=name)
+        found = await bot.chat(name).message("1")
         assert found is not None
         assert (found.text, found.on_path, found.conversation_id) == ("edited", True, CHAT)
-        gone = await bot.message(made.id, conversation=name)
+        gone = await bot.chat(name).message(made.id)
         assert gone is not None
         assert (gone.text, gone.on_path) == ("made", False)
     assert await bot.message("nowhere") is None
-    assert await bot.message("x", conversation=CHAT) is None
+    assert await bot.chat(CHAT).message("x") is None
     with pytest.raises(InvalidInput, match="several conversations"):
         await bot.message("2")
-    twice = await bot.message("2", conversation="chat-2")
+    twice = await bot.chat("chat-2").message("2")
     assert twice is not None and twice.text == "twice"
     await bot.append(CHAT, Message.assistant("two", id="2"))  # put back: the one that is shown
-    back = await bot.message("2", conversation=CHAT)
+    back = await bot.chat(CHAT).message("2")
     assert back is not None and back.on_path
 
     if delivered:
         await deliver(bot)
         seen = await other.message("1")
         assert seen is not None and seen.text == "edited"
-        await bot.delete("chat-2")
+        await bot.chat("chat-2").delete()
         assert await bot.message("x") is None
         assert (await bot.message("2")) is not None  # no longer ambiguous
         await deliver(bot)
@@ -249,20 +249,20 @@ async def test_one_message_by_its_id(bots: tuple[History, History], *, delivered
 
 async def test_while_the_store_is_away_what_cannot_be_known_is_not_answered(tmp_path: Path) -> None:
     url = f"postgresql://bot@127.0.0.1:{await refused_port()}/history"
-    async with History.open(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as bot:
+    async with History(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as bot:
         await bot.append(CHAT, Message.user("one", id="1"), Message.assistant("two", id="2"))
         for name in (CHAT, None):
-            found = await bot.message("1", conversation=name)
+            found = await bot.chat(name).message("1")
             assert found is not None and found.text == "one"
             with pytest.raises(StoreUnavailable):
-                await bot.message("nowhere", conversation=name)
+                await bot.chat(name).message("nowhere")
         with pytest.raises(StoreUnavailable):
-            await bot.count(CHAT)
+            await bot.chat(CHAT).count()
         with pytest.raises(StoreUnavailable):
-            await bot.count(CHAT, where=Filter(roles=["user"]))
+            await bot.chat(CHAT).count(where=Filter(roles=["user"]))
         page = await bot.messages(CHAT, where=Filter(roles=["user"]))
         assert ([one.id for one in page], page.complete) == (["1"], False)
-        events = await bot.events(CHAT, last=2)
+        events = await bot.chat(CHAT).events(last=2)
         assert ([one.type for one in events], events.complete) == (["message.appended"] * 2, False)
         listed = await bot.conversations(oldest_first=True)
         assert ([one.conversation_id for one in listed], listed.complete) == ([CHAT], False)
@@ -275,26 +275,26 @@ async def test_the_newest_events_come_in_pages(bots: tuple[History, History], st
     if stage != "pending":
         await deliver(bot)
     if stage != "stored":
-        await bot.rename(CHAT, "title")
+        await bot.chat(CHAT).rename("title")
         await bot.append(CHAT, *some(5, first=50))
-        await bot.rename(CHAT, "other")
-    whole = [one.event_id for one in await bot.events(CHAT)]
+        await bot.chat(CHAT).rename("other")
+    whole = [one.event_id for one in await bot.chat(CHAT).events()]
     renamed = {"conversation.renamed", "conversation.started"}
-    chosen = [one.event_id for one in await bot.events(CHAT) if one.type in renamed]
+    chosen = [one.event_id for one in await bot.chat(CHAT).events() if one.type in renamed]
     for types, expected in ((None, whole), (renamed, chosen), ({"custom.none"}, [])):
         for size in (1, 4, 100):
             backward: list[Any] = []
             forward: list[Any] = []
             place: str | None = None
             while True:
-                page = await bot.events(CHAT, last=size, before=place, types=types)
+                page = await bot.chat(CHAT).events(last=size, before=place, types=types)
                 assert len(page) <= size
                 backward[:0] = [one.event_id for one in page]
                 if (place := page.next) is None:
                     break
             after: str | int = 0
             while True:
-                page = await bot.events(CHAT, limit=size, after=after, types=types)
+                page = await bot.chat(CHAT).events(limit=size, after=after, types=types)
                 forward += [one.event_id for one in page]
                 if page.next is None:
                     break
@@ -303,7 +303,7 @@ async def test_the_newest_events_come_in_pages(bots: tuple[History, History], st
             assert forward == expected, (types, size)
     for options in ({"before": 3}, {"last": 0}, {"types": "x"}, {"types": ["Wrong"]}, {"last": 1, "before": "x"}):
         with pytest.raises(InvalidInput):
-            await bot.events(CHAT, **options)  # type: ignore[arg-type]
+            await bot.chat(CHAT).events(**options)  # type: ignore[arg-type]
 
 
 async def test_conversations_come_oldest_first(bots: tuple[History, History]) -> None:

@@ -33,8 +33,8 @@ CHAT = "chat-1"
 async def bots(tmp_path: Path, store: ConversationStore) -> AsyncIterator[tuple[History, History]]:
     """Two outboxes that feed one store: the first with a relay, the second delivers when told to."""
     async with (
-        History.open(tmp_path / "one.outbox.db", store=store, watch=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
+        History(tmp_path / "one.outbox.db", store=store, watch=False) as one,
+        History(tmp_path / "two.outbox.db", store=store, relay=False, watch=False) as two,
     ):
         yield one, two
 
@@ -96,7 +96,7 @@ async def test_of_many_at_once_one_stands(
     bots: tuple[History, History], tmp_path: Path, store: ConversationStore
 ) -> None:
     one, _ = bots
-    async with History.open(tmp_path / "three.outbox.db", store=store, watch=False) as three:
+    async with History(tmp_path / "three.outbox.db", store=store, watch=False) as three:
         await one.append(CHAT, Message.user("what?", id="q"))
         assert await one.drained(60)
         for number in range(4):
@@ -147,7 +147,7 @@ async def test_a_deleted_conversation_refuses(bots: tuple[History, History]) -> 
     await one.append(CHAT, Message.user("what?", id="q"))
     assert await one.drained(60)
     page = await one.messages(CHAT)
-    await two.delete(CHAT)
+    await two.chat(CHAT).delete()
     await deliver(two)
     with pytest.raises(ConversationGone):
         await one.append(CHAT, Message.assistant("late"), expected=page, confirm="store")
@@ -166,7 +166,7 @@ async def test_without_a_delivery_it_is_written_and_not_confirmed(bots: tuple[Hi
 
 async def test_while_the_store_is_away_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     url = f"postgresql://bot@127.0.0.1:{await refused_port()}/history"
-    async with History.open(tmp_path / "bot.outbox.db", store=url, watch=False) as bot:
+    async with History(tmp_path / "bot.outbox.db", store=url, watch=False) as bot:
         await bot.append(CHAT, Message.user("what?", id="q"))
         page = await bot.messages(CHAT)
         for _ in range(2):

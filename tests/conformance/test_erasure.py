@@ -173,12 +173,12 @@ async def test_what_is_redacted_while_it_is_pending_never_leaves(
     bot: History, store: ConversationStore, store_url: str, batch: int
 ) -> None:
     await bot.append(CHAT, Message.user(SECRET, id="m", tokens=3), Message.user("stays", id="s"))
-    await bot.edit(CHAT, "m", SECRET)
+    await bot.chat(CHAT).edit("m", SECRET)
     await bot.append(CHAT, MessageRedacted(message_id="m"))
     with pytest.raises(InvalidInput, match="erased"):
-        await bot.edit(CHAT, "m", SECRET)
-    await bot.sent(CHAT, "m", platform_ids={"n": 1}, file_path=SECRET)
-    await bot.failed(CHAT, "s", reason="no")
+        await bot.chat(CHAT).edit("m", SECRET)
+    await bot.chat(CHAT).sent("m", platform_ids={"n": 1}, file_path=SECRET)
+    await bot.chat(CHAT).failed("s", reason="no")
     before = [(one.id, one.content, one.redacted, one.message.tokens) for one in await bot.messages(CHAT)]
     kept = await bot.outbox.read(
         lambda connection: connection.exec_driver_sql("SELECT data, metadata FROM letopis_outbox_events").all()
@@ -225,7 +225,7 @@ async def test_a_deletion_leaves_the_outbox_once_it_is_delivered(
     assert SECRET not in repr(kept)
     assert [row[1] for row in kept] == [1, 1, 0]
     await assert_gone(store_url)
-    found = await bot.conversation(CHAT)
+    found = await bot.chat(CHAT).conversation()
     assert found is not None and found.state == "deleted"
     verdict = await check([bot.outbox.path], store_url, drained=True)
     assert verdict.ok, verdict
@@ -244,7 +244,7 @@ async def test_the_receipt_tells_the_other_bot_that_the_conversation_was_deleted
 
     assert await late.superseded(timeout=60)
     assert (await bot.messages(CHAT)).items == ()
-    assert (await bot.conversation(CHAT)) is not None
+    assert (await bot.chat(CHAT).conversation()) is not None
 
 
 async def test_a_damaged_event_does_not_keep_the_others_from_being_erased(bot: History) -> None:

@@ -60,14 +60,14 @@ async def test_reads_give_the_same_bytes_before_and_after_delivery(store_url: st
     expected = prefix(said(GIVEN))
     assert expected != prefix(said(turned(GIVEN)))
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, store=store_url, relay=False) as history:
+    async with History(path, store=store_url, relay=False) as history:
         await history.append(CHAT, *said(GIVEN), ConversationActivated(), owner="42", metadata=GIVEN)
         assert prefix(await history.messages(CHAT)) == expected
     with closing(sqlite3.connect(path)) as file:
         texts = file.execute("SELECT data FROM letopis_outbox_events WHERE type = 'message.appended'").fetchall()
     assert [orjson.dumps(orjson.loads(text)).decode() for (text,) in texts] == [text for (text,) in texts]
 
-    async with History.open(path, store=store_url) as history:
+    async with History(path, store=store_url) as history:
         assert await history.drained(60)
         assert prefix(await history.messages(CHAT)) == expected
         assert prefix((await history.context(CHAT, last=3)).messages) == expected
@@ -85,7 +85,7 @@ async def test_a_retry_in_another_order_is_the_same_message_and_the_first_order_
     store_url: str, tmp_path: Path
 ) -> None:
     """Pending, delivered, and from another outbox."""
-    async with History.open(tmp_path / "a.outbox.db", store=store_url) as history:
+    async with History(tmp_path / "a.outbox.db", store=store_url) as history:
         await history.append(CHAT, *said(GIVEN))
         await history.append(CHAT, *said(turned(GIVEN)))
         assert await history.drained(60)
@@ -93,7 +93,7 @@ async def test_a_retry_in_another_order_is_the_same_message_and_the_first_order_
         assert prefix(await history.messages(CHAT)) == prefix(said(GIVEN))
         with pytest.raises(EventIdReused):
             await history.append(CHAT, *said({**GIVEN, "more": 1}))
-    async with History.open(tmp_path / "b.outbox.db", store=store_url) as other:
+    async with History(tmp_path / "b.outbox.db", store=store_url) as other:
         await other.append(CHAT, *said(turned(GIVEN)))
         assert await other.drained(60)
 
@@ -104,13 +104,13 @@ async def test_a_retry_in_another_order_is_the_same_message_and_the_first_order_
 
 
 async def test_an_export_keeps_the_order_and_so_does_its_import(store_url: str, tmp_path: Path) -> None:
-    async with History.open(tmp_path / "a.outbox.db") as history:
+    async with History(tmp_path / "a.outbox.db") as history:
         await history.append(CHAT, *said(GIVEN), Message.assistant(None, id="silent"), Message.developer("Be brief."))
         assert await history.drained(60)
         expected = prefix(await history.messages(CHAT))
         lines = b"".join([line async for line in Exporter(history).of_all()])
 
-    async with History.open(tmp_path / "b.outbox.db", store=store_url) as history:
+    async with History(tmp_path / "b.outbox.db", store=store_url) as history:
         with SeenKeys() as count, Importer(outbox=history.outbox, store=history.store, tell=print) as intake:
             counts = await intake.take(read_lines(io.BytesIO(lines), count=count))
         assert (counts.imported, counts.refused) == (5, 0)
@@ -121,11 +121,11 @@ async def test_an_export_keeps_the_order_and_so_does_its_import(store_url: str, 
 
 async def test_a_rebuild_and_a_move_keep_the_order(store_url: str, tmp_path: Path) -> None:
     annotated = {"z": GIVEN, "reviewer": NULL, "a": 1}
-    async with History.open(tmp_path / "bot.outbox.db", store=store_url) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store_url) as history:
         await history.append(CHAT, *said(GIVEN))
-        await history.annotate(CHAT, annotated)
-        pending = await history.conversation(CHAT)
-        await history.annotate(CHAT, {"a": None})
+        await history.chat(CHAT).annotate(annotated)
+        pending = await history.chat(CHAT).conversation()
+        await history.chat(CHAT).annotate({"a": None})
         assert await history.drained(60)
     assert pending is not None
     assert orjson.dumps(dict(pending.metadata)) == orjson.dumps({"z": GIVEN, "reviewer": None, "a": 1})
@@ -155,7 +155,7 @@ async def test_a_draft_keeps_the_order_and_so_does_the_message_that_it_becomes(t
     given = {Key.Z: 1, **GIVEN}
     plain = orjson.dumps({"z": 1, **GIVEN})
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, relay=False) as history, History.open(path, relay=False) as next_one:
+    async with History(path, relay=False) as history, History(path, relay=False) as next_one:
         block = history.reply(CHAT, metadata=given, every=0)
         reply = await block.__aenter__()
         await reply.add(ToolCall("c", "weather", given))

@@ -19,13 +19,13 @@ CHAT = "chat-1"
 async def take_back(history: History, how: str) -> None:
     match how:
         case "pop":
-            await history.pop(CHAT)
+            await history.chat(CHAT).pop()
         case "undo":
-            await history.undo(CHAT)
+            await history.chat(CHAT).undo()
         case "clear":
-            await history.clear(CHAT)
+            await history.chat(CHAT).rewind(to=None)
         case "rewind":
-            await history.rewind(CHAT, to="first")
+            await history.chat(CHAT).rewind(to="first")
 
 
 @pytest.mark.parametrize("delivered", [False, True])
@@ -60,7 +60,7 @@ async def test_the_same_content_is_put_back(
         expected,
         expected,
     ]
-    found = await bot.conversation(CHAT)
+    found = await bot.chat(CHAT).conversation()
     assert found is not None
     assert (found.message_count, found.tokens) == (len(expected), 7)
     counted = await bot.statistics()
@@ -116,9 +116,9 @@ async def test_rewinds_lead_to_a_message_that_was_put_back(bots: tuple[History, 
     bot, _ = bots
     first, second = Message.user("1", id="1"), Message.assistant("2", id="2")
     await bot.append(CHAT, first, second)
-    await bot.clear(CHAT)
+    await bot.chat(CHAT).rewind(to=None)
     await bot.append(CHAT, second, first, Message.user("3", id="3"))
-    await bot.rewind(CHAT, to="2")
+    await bot.chat(CHAT).rewind(to="2")
     assert await path(bot) == ["2"]
     await deliver(bot)
     assert await path(bot) == ["2"]
@@ -129,11 +129,11 @@ async def test_a_pending_put_back_can_be_rewound_to(bots: tuple[History, History
     bot, _ = bots
     first = Message.user("the words", id="first")
     await bot.append(CHAT, first)
-    await bot.clear(CHAT)
+    await bot.chat(CHAT).rewind(to=None)
     await deliver(bot)
     await bot.append(CHAT, first, Message.user("after", id="after"))
 
-    await bot.rewind(CHAT, to="first")
+    await bot.chat(CHAT).rewind(to="first")
 
     assert await path(bot) == ["first"]
     await deliver(bot)
@@ -160,7 +160,7 @@ async def test_a_put_back_that_races_with_a_rewind_of_another_outbox(
     await one.pop(CHAT)
     await deliver(one)
     again = await one.append(CHAT, message)
-    await two.clear(CHAT)
+    await two.chat(CHAT).rewind(to=None)
     await deliver(*((two, one) if first == "rewind" else (one, two)))
 
     assert await again.saved(60)
@@ -179,9 +179,9 @@ async def test_two_put_backs_show_it_once(bots: tuple[History, History], store: 
     message = Message.user("words", id="m", tokens=3)
     twins = [await bot.append(CHAT, message) for bot in bots]
     await deliver(one, two)
-    await one.clear(CHAT)
+    await one.chat(CHAT).rewind(to=None)
     await deliver(one)
-    await two.clear(CHAT)
+    await two.chat(CHAT).rewind(to=None)
     await deliver(two)
     again = [await bot.append(CHAT, message) for bot in bots]
     await deliver(one, two)
@@ -198,10 +198,10 @@ async def test_erased_content_does_not_come_back(bots: tuple[History, History], 
     one, two = bots
     message = Message.user("secret", id="m")
     await one.append(CHAT, message)
-    await one.clear(CHAT)
+    await one.chat(CHAT).rewind(to=None)
     await deliver(one)
     again = await one.append(CHAT, message)
-    await two.redact(CHAT, "m")
+    await two.chat(CHAT).redact("m")
     await deliver(two)
     await deliver(one)
     assert not await again.saved(5)
@@ -210,7 +210,7 @@ async def test_erased_content_does_not_come_back(bots: tuple[History, History], 
     assert "secret" not in repr(await store.events(CHAT))
 
     await one.append(CHAT, Message.user("other", id="n"))
-    await one.redact(CHAT, "n")
+    await one.chat(CHAT).redact("n")
     with pytest.raises(EventIdReused) as refused:
         await one.append(CHAT, Message.user("other", id="n"))
     assert refused.value.reason is Reuse.ERASED
@@ -222,7 +222,7 @@ async def test_a_lost_acknowledgement_puts_nothing_back_twice(
     bot, _ = bots
     message = Message.user("words", id="m")
     await bot.append(CHAT, message)
-    await bot.clear(CHAT)
+    await bot.chat(CHAT).rewind(to=None)
     again = await bot.append(CHAT, message)
     await deliver(bot)
     await bot.outbox.write(
@@ -242,11 +242,11 @@ async def test_the_rebuilt_rows_are_the_same(bots: tuple[History, History], stor
     await one.append(CHAT, message)
     await two.append(CHAT, Message.user("other", id="other"))
     await deliver(one, two)
-    await one.clear(CHAT)
+    await one.chat(CHAT).rewind(to=None)
     await one.append(CHAT, message)
     await deliver(one)
     await two.append(CHAT, message)
-    await two.redact(CHAT, "m")
+    await two.chat(CHAT).redact("m")
     await deliver(two)
     assert [found.differences async for found in store.rebuild(check=True)] == [()]
 
@@ -255,7 +255,7 @@ async def test_a_pending_reset_lets_nothing_come_back(bots: tuple[History, Histo
     bot, _ = bots
     await bot.append(CHAT, Message.user("secret", id="m"), Message.user("popped", id="p"))
     await bot.pop(CHAT)
-    await bot.reset(CHAT)
+    await bot.chat(CHAT).reset()
     for message in (Message.user("secret", id="m"), Message.user("popped", id="p")):
         with pytest.raises(EventIdReused) as refused:
             await bot.append(CHAT, message)
@@ -264,7 +264,7 @@ async def test_a_pending_reset_lets_nothing_come_back(bots: tuple[History, Histo
         await bot.replace(CHAT, [Message.user("new", id="n"), Message.user("popped", id="p")])
     assert await path(bot) == []
     await bot.append(CHAT, Message.user("new", id="n"))
-    await bot.clear(CHAT)
+    await bot.chat(CHAT).rewind(to=None)
     await bot.append(CHAT, Message.user("new", id="n"))
     await deliver(bot)
     assert await path(bot) == ["n"]

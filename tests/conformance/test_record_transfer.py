@@ -36,7 +36,7 @@ VALUES: dict[str, Any] = {
 
 @pytest.fixture
 async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
+    async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
         yield opened
 
 
@@ -97,7 +97,7 @@ async def test_records_move_with_all_that_they_are(
     if delivered:
         assert await export(bot.store) == raw
 
-    async with History.open(tmp_path / "new.outbox.db", store=tmp_path / "new.db", relay=False, watch=False) as new:
+    async with History(tmp_path / "new.outbox.db", store=tmp_path / "new.db", relay=False, watch=False) as new:
         counts, refused = await import_into(new, raw)
         assert (counts.imported, counts.known, refused) == (1 + 5 + len(VALUES), 0, [])
         await deliver(new)
@@ -152,13 +152,13 @@ async def test_without_the_store_what_it_holds_stays(bot: History, store: Conver
         b'{"record":{"space":"app"},"namespace":["a"],"key":"new","value":"new"}\n'
     )
     path = tmp_path / "other.outbox.db"
-    async with History.open(path, store=NOWHERE, relay=False, watch=False, read_timeout=0.5) as away:
+    async with History(path, store=NOWHERE, relay=False, watch=False, read_timeout=0.5) as away:
         counts, refused = await import_into(away, raw)
         assert (counts.imported, refused) == (2, [])
         await away.outbox.write(
             lambda connection: connection.exec_driver_sql("UPDATE letopis_outbox_origin SET destination = NULL")
         )
-    async with History.open(path, store=store, relay=False, watch=False) as back:
+    async with History(path, store=store, relay=False, watch=False) as back:
         await deliver(back)
         assert [one.value for one in await back.records(space="app").list()] == ["first", "new"]
 
@@ -202,7 +202,7 @@ async def test_a_file_from_before_and_one_that_is_wrong(bot: History) -> None:
 async def test_records_of_a_deleted_conversation_are_refused(bot: History) -> None:
     await fill(bot)
     raw = await export(bot, one=CHAT)
-    await bot.delete(CHAT)
+    await bot.chat(CHAT).delete()
     counts, refused = await import_into(bot, raw)
     assert (counts.imported, counts.known, len(refused)) == (0, 1, 1 + len(VALUES))
 
@@ -216,7 +216,7 @@ async def test_scopes_are_listed_in_pages(bot: History) -> None:
             found = []
             after: str | None = None
             while True:
-                page = await bot.record_scopes(limit=limit, after=after)
+                page = await bot.records.scopes(limit=limit, after=after)
                 found += [str(one) for one in page]
                 after = page.next
                 if after is None:
@@ -241,7 +241,7 @@ async def test_a_move_takes_records_and_their_ledger_along(
         after = await everything(moved)
         assert content(after) == content(before)
         assert [one.revision for one in after.values()] == [one.revision for one in before.values()]
-        assert len(await moved.find_records({"run": "r1", "n": 1})) == len(VALUES)
+        assert len(await moved.records.find({"run": "r1", "n": 1})) == len(VALUES)
         # What was delivered before the move is not applied again, and lanes go on.
         await moved.outbox.write(
             lambda connection: connection.exec_driver_sql(

@@ -38,7 +38,7 @@ CP = ("cp",)
 
 @pytest.fixture
 async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History]:
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
+    async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened:
         yield opened
 
 
@@ -99,17 +99,17 @@ async def test_records_are_in_no_list_statistics_window_or_search(bot: History, 
         assert (await bot.statistics(owner="42")).messages == 1
         assert [one.message.text for one in await bot.search("hello")] == ["hello"]
         assert not (await bot.search("words")).items
-        assert [one.type for one in await bot.events(CHAT)] == ["conversation.started", "message.appended"]
+        assert [one.type for one in await bot.chat(CHAT).events()] == ["conversation.started", "message.appended"]
 
     for scope in (records, memory, bot.records(space="app"), bot.records(conversation="only records")):
         await scope.put(CP, "a", "hello words")
     await expect()
     # What a condition has seen is not made old by a record.
     await bot.append(CHAT, Message.assistant("good", id="answer"), expected=seen)
-    await bot.pop(CHAT)
+    await bot.chat(CHAT).pop()
     await deliver(bot)
     assert [one.conversation_id for one in await bot.conversations()] == [CHAT]
-    assert await bot.conversation("only records") is None
+    assert await bot.chat("only records").conversation() is None
     assert await store.conversation("only records") is None
 
 
@@ -159,7 +159,7 @@ async def test_the_late_loser_of_two_outboxes_is_told_and_reads_the_winner(
     mine = bot.records(conversation=CHAT)
     base = await mine.put(CP, "a", "base")
     await deliver(bot)
-    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+    async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
         theirs = other.records(conversation=CHAT)
         won = await theirs.put(CP, "a", "theirs", expected=base.revision)  # type: ignore[arg-type]
         lost = await mine.put(CP, "a", "mine", expected=base.revision)  # type: ignore[arg-type]
@@ -318,13 +318,13 @@ async def test_while_the_store_is_away_a_record_is_read_or_the_answer_is_an_erro
     tmp_path: Path, store: ConversationStore
 ) -> None:
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, store=store, relay=False, watch=False) as bot:
+    async with History(path, store=store, relay=False, watch=False) as bot:
         records = bot.records(conversation=CHAT)
         await records.put(CP, "put", 1)
         await records.put(CP, "gone", 1)
         await records.delete(CP, "gone")
         await deliver(bot)
-    async with History.open(path, store=NOWHERE, relay=False, watch=False, read_timeout=1.0) as away:
+    async with History(path, store=NOWHERE, relay=False, watch=False, read_timeout=1.0) as away:
         records = away.records(conversation=CHAT)
         found = await records.get(CP, "put")
         assert found is not None and (found.value, found.saved, found.current) == (1, True, False)
@@ -342,7 +342,7 @@ async def test_while_the_store_is_away_a_record_is_read_or_the_answer_is_an_erro
         await records.delete_where()
         assert await value(records, "unknown to all") is None
         await records.put(CP, "last", 1)
-    async with History.open(path, store=store, relay=False, watch=False) as bot:
+    async with History(path, store=store, relay=False, watch=False) as bot:
         await deliver(bot)
         assert [one.key for one in await bot.records(conversation=CHAT).list()] == ["last"]
 
@@ -356,7 +356,7 @@ async def test_records_go_with_their_conversation(bot: History, store_url: str, 
     await others.put(CP, "a", "kept")
     if not together:
         await deliver(bot)
-    await getattr(bot, verb)(CHAT)
+    await getattr(bot.chat(CHAT), verb)()
     assert await value(records, "a") is None
     if verb == "reset":
         await records.put(CP, "b", "anew")
@@ -443,7 +443,7 @@ async def test_records_are_found_by_their_tags_in_all_scopes(bot: History) -> No
             found = []
             after: str | None = None
             while True:
-                page = await bot.find_records({"run": "r1"}, limit=limit, after=after)
+                page = await bot.records.find({"run": "r1"}, limit=limit, after=after)
                 found += [(str(one.scope), one.namespace, one.key) for one in page]
                 after = page.next
                 if after is None:
@@ -455,17 +455,17 @@ async def test_records_are_found_by_their_tags_in_all_scopes(bot: History) -> No
                 ("space app", CP, "r1"),
                 ("space app", ("new",), "r1"),
             ]
-        [one] = await bot.find_records({"run": "r1", "n": 2})
+        [one] = await bot.records.find({"run": "r1", "n": 2})
         assert (await bot.records(one.scope).get(one.namespace, one.key)).value == 2  # type: ignore[union-attr]
-        assert not await bot.find_records({"n": "2"}) and not await bot.find_records({"n": True})
+        assert not await bot.records.find({"n": "2"}) and not await bot.records.find({"n": True})
 
     await expect()
     await deliver(bot)
     await expect()
     await scopes[1].delete_where()
-    assert {str(one.scope) for one in await bot.find_records({"run": "r1"})} == {"conversation one", "space app"}
+    assert {str(one.scope) for one in await bot.records.find({"run": "r1"})} == {"conversation one", "space app"}
     with pytest.raises(InvalidInput):
-        await bot.find_records({})
+        await bot.records.find({})
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -474,7 +474,7 @@ async def test_no_update_of_two_outboxes_is_lost(
 ) -> None:
     """Each adds one to what it reads, on condition: the sum is the number of changes that were not put aside."""
     draw = random.Random(seed)
-    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+    async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
         both = (bot, other)
         base = await bot.records(space="app").put(CP, "n", 0)
         await deliver(bot)
@@ -541,7 +541,7 @@ async def test_a_record_that_changes_while_others_are_deleted_stays(
     bot: History, store: ConversationStore, tmp_path: Path
 ) -> None:
     """It may not have the tag any more; who changed it has not asked for its deletion."""
-    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+    async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
         mine, theirs = bot.records(space="app"), other.records(space="app")
         for key in ("a", "b"):
             await mine.put(CP, key, 1, tags={"old": True})
@@ -597,10 +597,10 @@ async def test_conditions_that_cannot_hold_are_refused_by_name(bot: History, tmp
     # In one append a later condition sees the earlier change.
     await records.put_many([RecordPut(CP, "c", 1, ABSENT), RecordPut(CP, "c", 2)])
     await bot.append(CHAT, Message.user("hello"))
-    await bot.delete(CHAT)
+    await bot.chat(CHAT).delete()
     with pytest.raises(ConversationGone):
         await records.put(CP, "a", 3, expected=second.revision)  # type: ignore[arg-type]
-    async with History.open(tmp_path / "full.outbox.db", relay=False, watch=False, max_events=1) as full:
+    async with History(tmp_path / "full.outbox.db", relay=False, watch=False, max_events=1) as full:
         mine = full.records(space="app")
         await mine.put(CP, "a", 1, expected=ABSENT)
         with pytest.raises(OutboxFull):

@@ -88,7 +88,7 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[Hi
         assert await receipt.saved(60)
         assert await path(bot) == await path(other) == shown(*names)
         await bot.outbox.write(prune_all)
-    await other.redact(CHAT, "x")
+    await other.chat(CHAT).redact("x")
     await deliver(other)
     for refused in (Message.user("other words", id="y"), *said("x")):
         with pytest.raises(EventIdReused):
@@ -98,7 +98,7 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[Hi
 async def test_edited_messages_come_as_they_are_shown(bots: tuple[History, History]) -> None:
     bot, _ = bots
     await bot.append(CHAT, *said("a", "b"))
-    await bot.edit(CHAT, "b", "edited")
+    await bot.chat(CHAT).edit("b", "edited")
     messages = [one.message for one in await bot.messages(CHAT)]
     await bot.replace(CHAT, messages[::-1])
     assert await path(bot) == [("b", "edited"), *shown("a")]
@@ -111,8 +111,8 @@ async def test_edited_messages_come_as_they_are_shown(bots: tuple[History, Histo
 async def test_refusals_write_nothing(bots: tuple[History, History]) -> None:
     bot, _ = bots
     await bot.append(CHAT, *said("a", "b"))
-    await bot.redact(CHAT, "a")
-    before = await bot.events(CHAT)
+    await bot.chat(CHAT).redact("a")
+    before = await bot.chat(CHAT).events()
     for messages in (
         said("n", "n"),
         "text",
@@ -125,7 +125,7 @@ async def test_refusals_write_nothing(bots: tuple[History, History]) -> None:
     for messages in (said("new", "a"), [Message.user("other", id="b")]):
         with pytest.raises(EventIdReused):
             await bot.replace(CHAT, messages)
-    assert await bot.events(CHAT) == before
+    assert await bot.chat(CHAT).events() == before
 
 
 async def test_of_two_outboxes_one_wins_whole(bots: tuple[History, History]) -> None:
@@ -176,11 +176,11 @@ VICTIM = """
     from letopis.store import Message
 
     async def main():
-        async with History.open(sys.argv[1], store=sys.argv[2], relay=False, watch=False) as history:
+        async with History(sys.argv[1], store=sys.argv[2], relay=False, watch=False) as history:
             number = 0
             while True:
                 number += 1
-                await history.replace("chat-1", [Message.user(f"{number}", id=f"{number}-{i}") for i in range(40)])
+                await history.chat("chat-1").replace([Message.user(f"{number}", id=f"{number}-{i}") for i in range(40)])
                 print(number, flush=True)
 
     asyncio.run(main())
@@ -204,7 +204,7 @@ async def test_a_kill_in_the_middle_leaves_all_or_nothing(tmp_path: Path) -> Non
             confirmed = int(rest)
         child.stdout.close()
         child.wait()
-        async with History.open(file, store=tmp_path / "history.db", relay=False, watch=False) as history:
+        async with History(file, store=tmp_path / "history.db", relay=False, watch=False) as history:
             found = await history.messages(CHAT, last=None)
             assert len(found) == 40
             numbers = {int(one.text) for one in found}

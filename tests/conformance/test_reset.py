@@ -29,20 +29,20 @@ async def test_all_is_erased_and_the_name_stays_usable(
 ) -> None:
     await bot.append(CHAT, Message.user(SECRET, id="a"), Message.assistant(SECRET, id="b", tokens=7), owner="42")
     await bot.append(CHAT, Message.user(SECRET, id="popped"))
-    await bot.pop(CHAT)
-    await bot.rename(CHAT, SECRET)
-    await bot.annotate(CHAT, {"note": SECRET})
-    await bot.react(CHAT, "a", "like", value=SECRET)
+    await bot.chat(CHAT).pop()
+    await bot.chat(CHAT).rename(SECRET)
+    await bot.chat(CHAT).annotate({"note": SECRET})
+    await bot.chat(CHAT).react("a", "like", value=SECRET)
     if not together:
         await deliver(bot)
         await assert_there(store_url)
-    reset = await bot.reset(CHAT, reason="asked")
+    reset = await bot.chat(CHAT).reset(reason="asked")
     anew = await bot.append(CHAT, Message.user("hello again", id="c"))
 
     async def expect() -> None:
         assert [one.text for one in await bot.messages(CHAT)] == ["hello again"]
         assert SECRET not in repr(await bot.messages(CHAT, every=True))
-        found = await bot.conversation(CHAT)
+        found = await bot.chat(CHAT).conversation()
         assert found is not None
         assert (found.state, found.title, dict(found.metadata)) == ("active", None, {})
         assert (found.owner_id, found.message_count, found.tokens) == ("42", 1, 7)
@@ -79,7 +79,7 @@ async def test_a_second_outbox_goes_on_and_its_late_edits_are_nobodys(
 ) -> None:
     await bot.append(CHAT, Message.user(SECRET, id="a"))
     await deliver(bot)
-    await bot.reset(CHAT)
+    await bot.chat(CHAT).reset()
     await deliver(bot)
     other = Outbox("other")
     other.append(CHAT, MessageEdited(message_id="a", content=SECRET), Message.user("from another", id="o"))
@@ -118,15 +118,15 @@ async def test_a_fork_keeps_what_it_reads_until_it_is_gone(store: ConversationSt
 async def test_twice_and_then_deleted(bot: History, store: ConversationStore, store_url: str) -> None:
     for round_ in range(2):
         await bot.append(CHAT, Message.user(SECRET, id=f"m-{round_}"))
-        await bot.reset(CHAT)
+        await bot.chat(CHAT).reset()
     await bot.append(CHAT, Message.user("last", id="last"))
     await deliver(bot)
     await assert_gone(store_url)
     await assert_is_the_fold(store)
-    await bot.delete(CHAT)
+    await bot.chat(CHAT).delete()
     await deliver(bot)
     with pytest.raises(ConversationGone):
-        await bot.reset(CHAT)
+        await bot.chat(CHAT).reset()
     with pytest.raises(ConversationGone):
         await bot.append(CHAT, Message.user("x"))
     assert not await store.messages(CHAT, every=True)
@@ -134,12 +134,12 @@ async def test_twice_and_then_deleted(bot: History, store: ConversationStore, st
 
 async def test_the_rows_are_remade_as_they_are(bot: History, store: ConversationStore, store_url: str) -> None:
     await bot.append(CHAT, Message.user(SECRET, id="a"), Message.user(SECRET, id="b"))
-    await bot.redact(CHAT, "b")
+    await bot.chat(CHAT).redact("b")
     await deliver(bot)
-    await bot.pop(CHAT)
-    await bot.reset(CHAT)
+    await bot.chat(CHAT).pop()
+    await bot.chat(CHAT).reset()
     await bot.append(CHAT, Message.user("anew", id="c"))
-    await bot.react(CHAT, "c", "like")
+    await bot.chat(CHAT).react("c", "like")
     await deliver(bot)
     before = {table: await rows(store_url, table) for table in ("letopis_messages", "letopis_conversations")}
     async for rebuilt in store.rebuild(check=True):
@@ -149,6 +149,6 @@ async def test_the_rows_are_remade_as_they_are(bot: History, store: Conversation
 
 async def test_what_is_wrong_is_refused(bot: History) -> None:
     with pytest.raises(InvalidInput, match="no such conversation"):
-        await bot.reset("nowhere")
+        await bot.chat("nowhere").reset()
     with pytest.raises(InvalidInput, match="to_message_id cannot be given"):
         ConversationRewound(to_message_id="a", erase=True)

@@ -26,13 +26,13 @@ CHAT = "chat-1"
 async def test_a_redacted_id_is_refused(bots: tuple[History, History]) -> None:
     bot, _ = bots
     await bot.append(CHAT, Message.user("secret", id="m"))
-    await bot.redact(CHAT, "m")
+    await bot.chat(CHAT).redact("m")
     for text in ("secret", "other"):
         with pytest.raises(EventIdReused, match="erased") as refused:
             await bot.append(CHAT, Message.user(text, id="m"))
         assert refused.value.reason is Reuse.ERASED
     await deliver(bot)
-    for edit in (bot.edit(CHAT, "m", "new"), bot.append(CHAT, MessageEdited(message_id="m", content="new"))):
+    for edit in (bot.chat(CHAT).edit("m", "new"), bot.append(CHAT, MessageEdited(message_id="m", content="new"))):
         with pytest.raises(InvalidInput, match="erased"):
             await edit
 
@@ -70,7 +70,7 @@ async def test_a_redacted_id_from_a_second_outbox_waits_for_a_person(
 ) -> None:
     one, two = bots
     await one.append(CHAT, Message.user("secret", id="m"))
-    await one.redact(CHAT, "m")
+    await one.chat(CHAT).redact("m")
     await deliver(one)
 
     late = await two.append(CHAT, Message.user("secret", id="m"))
@@ -93,8 +93,8 @@ async def test_an_edit_of_what_another_outbox_redacted_is_put_aside(
     one, two = bots
     await one.append(CHAT, Message.user("secret", id="m"))
     await deliver(one)
-    edit = await two.edit(CHAT, "m", "new words")
-    await one.redact(CHAT, "m")
+    edit = await two.chat(CHAT).edit("m", "new words")
+    await one.chat(CHAT).redact("m")
     await deliver(one)
     await deliver(two)
 
@@ -133,7 +133,7 @@ async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(
     assert not await late.saved(5)
     assert await late.superseded(60)
 
-    await bot.redact(CHAT, "first")
+    await bot.chat(CHAT).redact("first")
     await deliver(bot)
     await bot.outbox.write(prune_all)
     erased = await bot.append(CHAT, Message.user("before", id="first"))
@@ -148,7 +148,7 @@ async def test_an_event_that_its_own_lane_sends_again_is_no_reuse(
     bot, _ = bots
     said = await bot.append(CHAT, Message.user("first", id="first"), Message.user("m", id="m"))
     await bot.pop(CHAT)
-    await bot.redact(CHAT, "first")
+    await bot.chat(CHAT).redact("first")
     await deliver(bot)
     # The acknowledgement was lost: all of it goes again.
     await bot.outbox.write(
@@ -167,21 +167,21 @@ async def test_an_event_that_its_own_lane_sends_again_is_no_reuse(
 async def test_sent_and_failed_of_an_unknown_message_are_refused(bots: tuple[History, History]) -> None:
     bot, _ = bots
     await bot.append(CHAT, Message.user("first", id="first"))
-    for call in (bot.sent(CHAT, "nowhere"), bot.failed(CHAT, "nowhere")):
+    for call in (bot.chat(CHAT).sent("nowhere"), bot.chat(CHAT).failed("nowhere")):
         with pytest.raises(InvalidInput, match="no message of this conversation"):
             await call
-    await bot.sent(CHAT, "first")
+    await bot.chat(CHAT).sent("first")
 
 
 def test_the_synchronous_face_refuses_the_same(tmp_path: Path) -> None:
-    with BlockingHistory.open(tmp_path / "bot.outbox.db") as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db") as history:
         message = Message.user("the words", id="m")
         history.append(CHAT, message)
         with pytest.raises(EventIdReused, match="other content"):
             history.append(CHAT, Message.user("other words", id="m"))
         with pytest.raises(InvalidInput):
-            history.sent(CHAT, "nowhere")
-        history.reset(CHAT)
+            history.chat(CHAT).sent("nowhere")
+        history.chat(CHAT).reset()
         again = history.append(CHAT, Message.user("anew", id="n"))
         assert again.saved(60)
         assert [one.text for one in history.messages(CHAT)] == ["anew"]

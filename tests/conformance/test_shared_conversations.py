@@ -28,13 +28,13 @@ QUESTION, ANSWER = Message.user("what?", id="q"), Message.assistant("the words",
 
 REMOVALS: dict[str, Callable[[History], Awaitable[object]]] = {
     "pop": lambda bot: bot.pop(CHAT),
-    "undo": lambda bot: bot.undo(CHAT),
-    "clear": lambda bot: bot.clear(CHAT),
+    "undo": lambda bot: bot.chat(CHAT).undo(),
+    "clear": lambda bot: bot.chat(CHAT).rewind(to=None),
     "replace": lambda bot: bot.replace(CHAT, [QUESTION]),
 }
 ERASURES: dict[str, Callable[[History], Awaitable[object]]] = {
-    "redact": lambda bot: bot.redact(CHAT, "m"),
-    "reset": lambda bot: bot.reset(CHAT),
+    "redact": lambda bot: bot.chat(CHAT).redact("m"),
+    "reset": lambda bot: bot.chat(CHAT).reset(),
     "delete": lambda bot: bot.delete(CHAT),
 }
 
@@ -161,7 +161,7 @@ async def test_a_deletion_through_another_outbox_is_obeyed_while_the_store_is_aw
         page = await cut_off.messages(CHAT)
         assert (page.items, page.complete) == ((), False)
         assert (await cut_off.messages(CHAT, every=True)).items == ()
-        found = await cut_off.conversation(CHAT)
+        found = await cut_off.chat(CHAT).conversation()
         assert found is not None and (found.state, found.message_count) == ("deleted", 0)
         assert [one.conversation_id for one in await cut_off.conversations(owner="42")] == ["other"]
         with pytest.raises(StoreUnavailable):
@@ -230,12 +230,12 @@ async def test_the_active_conversation_does_not_depend_on_when_the_relay_deliver
         await one.start("42", conversation_id=name, activate=name == "d")
     await deliver(one)
     await step(one.append("b", Message.user("newest")))
-    await step(one.archive("d"))  # b had the newest activity then
+    await step(one.chat("d").archive())  # b had the newest activity then
     await step(one.append("a", Message.user("too late")))
     await step(one.append("c", Message.user("the newest now")))
     await step(one.delete("b"))
     await step(one.append("a", Message.user("too late again")))
-    await step(one.archive("c"))
+    await step(one.chat("c").archive())
 
     assert active == ["d", "b", "b", "b", "c", "c", "a"]
     await deliver(one)
@@ -251,7 +251,7 @@ async def test_late_events_of_another_outbox_are_no_activity_before_an_archive(b
     await two.append("c", ANSWER, owner="42")
     await two.append("b", QUESTION, owner="42")
     await deliver(one)
-    await two.archive("a")  # b had the newest activity then
+    await two.chat("a").archive()  # b had the newest activity then
     await one.append("c", Message.user("too late"))
     await deliver(one)
 
@@ -293,7 +293,7 @@ async def test_what_a_pending_event_erases_is_in_no_group(
 async def test_what_forks_retain_of_an_erased_message_is_in_no_group(bots: tuple[History, History], how: str) -> None:
     one, _ = bots
     await one.append(CHAT, Message.assistant("the words", id="m", tokens=7, metadata={"model": "x"}), owner="42")
-    await one.fork("fork", of=CHAT)
+    await one.chat(CHAT).fork("fork")
     await deliver(one)
     await ERASURES[how](one)
 
@@ -326,7 +326,7 @@ async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is
         assert pages == ["m0", "m1", "m2", "m3"]
         forward = await two.messages(CHAT, first=4)
         assert ([message.id for message in forward], forward.next) == (pages, None)
-        found = await two.conversation(CHAT)
+        found = await two.chat(CHAT).conversation()
         assert found is not None
         assert (found.message_count, found.tokens, await two.count(CHAT)) == (4, 12, 4)
         statistics = await two.statistics(owner="42")
@@ -363,7 +363,7 @@ async def test_a_message_before_a_target_that_another_outbox_delivered_is_put_ba
     await deliver(one)
     await two.append(CHAT, QUESTION)
     await two.append(CHAT, ANSWER)
-    await two.rewind(CHAT, to="q")
+    await two.chat(CHAT).rewind(to="q")
     assert await path(two) == ["q"]
 
     await two.append(CHAT, between)
@@ -382,7 +382,7 @@ async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_be
     await deliver(one)
 
     await two.append(CHAT, messages[1])
-    await two.rewind(CHAT, to="m1")
+    await two.chat(CHAT).rewind(to="m1")
 
     for _ in range(2):
         assert [message.id for message in await two.messages(CHAT, last=2)] == ["m0", "m1"]
@@ -397,7 +397,7 @@ async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_
     one, two = bots
     await two.append(CHAT, QUESTION, ANSWER, owner="42")
     await deliver(two)
-    await two.rewind(CHAT, to="q")
+    await two.chat(CHAT).rewind(to="q")
     await two.append(CHAT, ANSWER)
 
     await ERASURES[how](one)
@@ -456,7 +456,7 @@ async def test_what_was_taken_off_the_path_here_and_erased_elsewhere_is_refused(
 ) -> None:
     one, two = bots
     await two.append(CHAT, QUESTION, ANSWER)
-    await two.rewind(CHAT, to="q")
+    await two.chat(CHAT).rewind(to="q")
     await deliver(two)
     await ERASURES[how](one)
     await deliver(one)
@@ -486,11 +486,11 @@ async def test_a_redaction_off_the_path_takes_the_reactions_away_whenever_it_is_
 ) -> None:
     one, _ = bots
     await one.append(CHAT, QUESTION, ANSWER)
-    await one.rewind(CHAT, to="q")
-    await one.react(CHAT, "m", "like")
+    await one.chat(CHAT).rewind(to="q")
+    await one.chat(CHAT).react("m", "like")
     if apart:
         await deliver(one)
-    await one.redact(CHAT, "m")
+    await one.chat(CHAT).redact("m")
 
     for _ in range(2):
         assert [len(message.reactions) for message in await one.messages(CHAT, every=True)] == [0, 0]

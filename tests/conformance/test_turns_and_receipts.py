@@ -40,19 +40,19 @@ async def test_consecutive_user_messages_are_one_turn(bot: History, *, delivered
     context = await bot.context(CHAT, last=4, keep_system=False)
     assert [one.id for one in context.messages] == ["u8"]
 
-    await bot.undo(CHAT)
+    await bot.chat(CHAT).undo()
     assert await path(bot) == "s0 u1 u2 a3 u4 u5 u6 a7"
-    assert [one.id for one in await bot.regenerate(CHAT)] == ["u4", "u5", "u6"]
-    await bot.undo(CHAT)
+    assert [one.id for one in await bot.chat(CHAT).regenerate()] == ["u4", "u5", "u6"]
+    await bot.chat(CHAT).undo()
     assert await path(bot) == "s0 u1 u2 a3"
-    await bot.undo(CHAT, 7)
+    await bot.chat(CHAT).undo(7)
     assert await path(bot) == "s0"
-    assert await bot.undo(CHAT) is None
+    assert await bot.chat(CHAT).undo() is None
 
 
 async def test_a_long_question_is_read_to_its_beginning(bot: History) -> None:
     await talk(bot, "ua" + "u" * 150 + "a")
-    await bot.undo(CHAT)
+    await bot.chat(CHAT).undo()
     assert await path(bot) == "u0 a1"
     await talk_on(bot, 150)
     context = await bot.context(CHAT, turns=1)
@@ -70,7 +70,7 @@ async def test_receipts_name_all_messages(bot: History) -> None:
     assert (receipt.message_ids, receipt.message_id) == (("1", "2"), "2")
     again = await bot.append(CHAT, Message.user("1", id="1"))
     assert again.message_ids == ("1",)
-    renamed = await bot.rename(CHAT, "title")
+    renamed = await bot.chat(CHAT).rename("title")
     assert (renamed.message_ids, renamed.message_id) == ((), None)
     made = Message.user("x")
     assert (await bot.append(CHAT, made)).message_ids == (made.id,)
@@ -81,7 +81,7 @@ async def test_without_a_wait_a_receipt_tells_what_is_known(bot: History) -> Non
     assert (await receipt.saved(0), await receipt.superseded(0)) == (False, False)
     await deliver(bot)
     assert (await receipt.saved(0), await receipt.superseded(0)) == (True, False)
-    await bot.clear(CHAT)
+    await bot.chat(CHAT).rewind(to=None)
     await deliver(bot)
     await bot.outbox.write(prune_all)
     again = await bot.append(CHAT, Message.user("hello", id="m"))
@@ -103,15 +103,15 @@ async def test_many_messages_are_redacted_at_once(bot: History, store: Conversat
     await talk(bot, "uauaua")
     if delivered:
         await deliver(bot)
-    before = await bot.events(CHAT)
+    before = await bot.chat(CHAT).events()
     with pytest.raises(InvalidInput):
-        await bot.redact(CHAT, "u0", ["a1"])  # type: ignore[arg-type]
+        await bot.chat(CHAT).redact("u0", ["a1"])  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="'nowhere'"):
-        await bot.redact(CHAT, "u0", "nowhere", "a1")
+        await bot.chat(CHAT).redact("u0", "nowhere", "a1")
     assert [one.text for one in await bot.messages(CHAT)] == ["u0", "a1", "u2", "a3", "u4", "a5"]
-    assert len(await bot.events(CHAT)) == len(before)
+    assert len(await bot.chat(CHAT).events()) == len(before)
 
-    receipt = await bot.redact(CHAT, "u0", "a3", "u0", "a5", by="42")
+    receipt = await bot.chat(CHAT).redact("u0", "a3", "u0", "a5", by="42")
     assert len(receipt.event_ids) == 3
     expected = [("u0", ""), ("a1", "a1"), ("u2", "u2"), ("a3", ""), ("u4", "u4"), ("a5", "")]
     assert [(one.id, one.text) for one in await bot.messages(CHAT)] == expected
@@ -124,10 +124,10 @@ async def test_pop_reads_two_messages_and_counts_nothing(bot: History, store: Co
     await talk(bot, "ua" * 20)
     await deliver(bot)
     for place in range(39, 30, -1):
-        popped = await bot.pop(CHAT)
+        popped = await bot.chat(CHAT).pop()
         assert popped is not None and popped.id == f"{'ua'[place % 2]}{place}"
     assert len(await bot.messages(CHAT)) == 31
-    found = await bot.conversation(CHAT)
+    found = await bot.chat(CHAT).conversation()
     assert found is not None and found.message_count == 31
 
     # The positions that pending rewinds ask for cost a look-up each: counting would read the whole conversation.

@@ -49,8 +49,8 @@ async def pair(tmp_path: Path, store_url: str) -> AsyncIterator[tuple[History, H
     async with ConversationStore.open(store_url, migrate=True):
         pass
     async with AsyncExitStack() as stack:
-        one = await stack.enter_async_context(History.open(tmp_path / "one.outbox.db", store=store_url))
-        two = await stack.enter_async_context(History.open(tmp_path / "two.outbox.db", store=store_url))
+        one = await stack.enter_async_context(History(tmp_path / "one.outbox.db", store=store_url))
+        two = await stack.enter_async_context(History(tmp_path / "two.outbox.db", store=store_url))
         yield one, two
 
 
@@ -106,7 +106,7 @@ async def test_free_appends_arrive_and_strict_turns_conflict_exactly_once(pair: 
             assert order(every) == order(await one.messages(CHAT, every=True))
             [aside] = [message for message in every if message.superseded]
             assert (aside.id, aside.text, aside.on_path) == (late, "so", False)
-    assert await one.conversation(CHAT) == await two.conversation(CHAT)
+    assert await one.chat(CHAT).conversation() == await two.chat(CHAT).conversation()
 
 
 async def test_of_many_rounds_each_has_one_winner(pair: tuple[History, History]) -> None:
@@ -389,7 +389,7 @@ async def test_the_receipt_tells_and_the_reads_agree_before_and_after(
     assert not await receipt.saved(timeout=5)
     assert [message.id for message in await bot.messages(CHAT)] == ["q", "rival"]
     assert order(await bot.messages(CHAT, every=True)) == order(await store.messages(CHAT, every=True))
-    found = await bot.conversation(CHAT)
+    found = await bot.chat(CHAT).conversation()
     assert found is not None and (found.message_count, found.pending) == (2, 0)
     # The next turn, on a new reading, stands.
     after = await bot.append(CHAT, Message.assistant("so", id="so"), after=await bot.messages(CHAT))
@@ -420,7 +420,7 @@ async def test_a_lost_turn_is_aside_while_the_store_is_away_too(
         newest = await cut_off.messages(CHAT, last=2)
         assert [message.id for message in newest] == ["q", "so"]
         assert [message.id for message in await cut_off.messages(CHAT, last=1)] == ["so"]
-        found = await cut_off.conversation(CHAT)
+        found = await cut_off.chat(CHAT).conversation()
         assert found is not None and found.message_count == 2
 
 
@@ -453,7 +453,7 @@ async def test_a_copy_that_lives_on_keeps_its_conditions(
     tmp_path: Path, store: ConversationStore, store_url: str
 ) -> None:
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, store=store, relay=False) as bot:
+    async with History(path, store=store, relay=False) as bot:
         await a_lost_turn(bot, store)
         await deliver_all(bot)
         page = await bot.messages(CHAT)
@@ -464,7 +464,7 @@ async def test_a_copy_that_lives_on_keeps_its_conditions(
 
     await assign_new_origin(path)
 
-    async with History.open(path, store=store, relay=False) as reborn:
+    async with History(path, store=store, relay=False) as reborn:
         expected = ["q", "rival", "so", *(message.id for message in more)]
         assert [message.id for message in await reborn.messages(CHAT)] == expected
         await deliver_all(reborn)

@@ -70,7 +70,7 @@ async def test_a_put_back_at_the_beginning_shares_the_verdict(bots: tuple[Histor
     one, two = bots
     first, second = said("m", 2)
     await one.append(CHAT, first)
-    await one.clear(CHAT)
+    await one.chat(CHAT).rewind(to=None)
     await deliver(one)
     page = await one.messages(CHAT)
     await two.append(CHAT, Message.user("the other's", id="x"))
@@ -107,7 +107,7 @@ async def test_what_another_outbox_has_said_is_not_saved_behind_a_rewind(
     await two.append(CHAT, message)
     await deliver(two)
     await one.append(CHAT, Message.user("before", id="before"))
-    await one.clear(CHAT)
+    await one.chat(CHAT).rewind(to=None)
     if not together:
         await deliver(one)
     again = await one.append(CHAT, message)
@@ -148,7 +148,7 @@ async def test_a_replacement_shows_what_was_set_aside_before(bots: tuple[History
     one, two = bots
     first, second = said("m", 2)
     await two.append(CHAT, first, second)
-    await two.clear(CHAT)
+    await two.chat(CHAT).rewind(to=None)
     await deliver(two)
     again = await one.append(CHAT, first, Message.user("here", id="here"))
     await deliver(one)

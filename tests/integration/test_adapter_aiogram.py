@@ -110,7 +110,7 @@ async def test_polling_records_both_sides_and_closes_with_the_bot(api: BotApi, t
         api.push(edited_message={**api.updates[0]["message"], "text": "What is coffee?", "edit_date": 1_790_000_000})
         await until(api, lambda: api.confirmed == 2)
 
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         found = await history.messages(CHAT)
     assert [(one.role, one.text, one.edited) for one in found] == [
         ("user", "What is coffee?", True),
@@ -202,7 +202,7 @@ async def test_a_type_that_aiogram_does_not_know_is_recorded(bench: Bench) -> No
     with pytest.warns(RuntimeWarning, match="unknown update type"):
         await bench.feed(bench.api.push(telepathy={"chat": {"id": 1001, "type": "private"}, "thought": "tea"}))
 
-    *_, kept = await bench.history.events(CHAT)
+    *_, kept = await bench.history.chat(CHAT).events()
     assert (kept.type, kept.data["telepathy"]["thought"]) == ("custom.telegram.telepathy", "tea")
 
 
@@ -393,7 +393,7 @@ async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_p
         api.say("And coffee?")
         await until(api, lambda: len(api.texts()) == 2)
 
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         assert [one.text for one in await history.messages(CHAT)] == [
             "What is tea?",
             "answer to What is tea?",
@@ -405,7 +405,7 @@ async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_p
 async def test_an_end_before_telegram_was_told_handles_the_update_once(api: BotApi, tmp_path: Path) -> None:
     """It is handled because it was not, and comes from Telegram again at the same time."""
     update = api.say("What is tea?")
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await IncomingRecorder(Chats(history, BOT_ID, files="files")).record(update)
 
     async with recorded_by_the_session(tmp_path, hang=False) as dispatcher, polling(dispatcher, bot_at(api.url)):
@@ -427,7 +427,7 @@ async def test_a_backlog_of_nine_is_answered_nine_times_each_once(api: BotApi, t
 
 
 async def test_resumed_updates_of_a_chat_go_one_at_a_time_and_before_its_new_ones(api: BotApi, tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         for number in range(3):
             await IncomingRecorder(Chats(history, BOT_ID, files="files")).record(api.say(f"old {number}"))
     api.confirmed = 3  # Telegram was told
@@ -468,7 +468,7 @@ async def test_the_default_hook_loses_one(api: BotApi, tmp_path: Path) -> None:
         api.say("And coffee?")
         await until(api, lambda: api.texts() == ["answer to And coffee?"])
 
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         assert [one.text for one in await history.messages(CHAT)] == ["And coffee?"]
 
 
@@ -541,7 +541,7 @@ async def test_rename_takes_the_answer_as_the_title(bench: Bench) -> None:
         bench.api.say("Oolong", reply_to_message={**asked.result, "chat": {"id": 1001, "type": "private"}})
     )
 
-    chat = await bench.history.conversation(CHAT)
+    chat = await bench.history.chat(CHAT).conversation()
     assert chat is not None
     assert chat.title == "Oolong"
     assert bench.api.texts()[-1] == "✅ Теперь чат называется «Oolong»."

@@ -43,7 +43,7 @@ Context = ContextTypes.DEFAULT_TYPE
 @pytest.fixture
 async def base(tmp_path: Path) -> AsyncIterator[History]:
     """A history that delivers nothing."""
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as opened:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as opened:
         yield opened
 
 
@@ -475,7 +475,7 @@ async def test_a_history_that_it_opened_is_closed_with_the_application(api: BotA
 
     with pytest.raises(Exception, match="closed"):
         await chats.history.messages(CHAT)
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as again:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as again:
         assert len(await said(again)) == 2
 
 

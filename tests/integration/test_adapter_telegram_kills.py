@@ -50,7 +50,7 @@ async def test_a_kill_after_telegram_was_told_loses_no_update(api: BotApi, tmp_p
         assert await asyncio.to_thread(running.wait, 60) == 0
 
     assert api.texts() == [f"answer to {one}" for one in ("one", "two", "three", "four")]
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         assert [one.text for one in await history.messages(CHAT) if one.role == "user"] == [
             "one",
             "two",
@@ -71,7 +71,7 @@ async def test_a_handler_that_records_loses_what_waits(api: BotApi, tmp_path: Pa
         await until(api, lambda: len(api.texts()) == 1)
 
     assert api.texts() == ["answer to four"]
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         kept = [one.text for one in await history.messages(CHAT)]
     assert "two" not in kept
     assert "three" not in kept
@@ -114,7 +114,7 @@ async def recorded_answers(api: BotApi, folder: Path, monkeypatch: pytest.Monkey
         await until(api, lambda: len(set(api.texts())) == QUESTIONS)
         running.terminate()
         assert await asyncio.to_thread(running.wait, 60) == 0
-    async with History.open(folder / "bot.outbox.db", relay=False) as history:
+    async with History(folder / "bot.outbox.db", relay=False) as history:
         return [one.text for one in await history.messages(CHAT, last=None) if one.role == "assistant"]
 
 

@@ -335,7 +335,7 @@ def _haystack(tmp_path: Path) -> None:
 
     call = ToolCall("look", {}, id="c1")
     stored = [ChatMessage.from_user("hi"), ChatMessage.from_assistant(tool_calls=[call])]
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as history:
         store = LetopisChatMessageStore(history)
         ChatMessageWriter(store).run(chat_history_id="chat-1", messages=stored)
         question = [ChatMessage.from_user("next")]

@@ -60,7 +60,7 @@ async def test_updates_that_are_swallowed_are_noticed(
 ) -> None:
     monkeypatch.setattr("letopis.store.write.registration._LAST_SEEN_INTERVAL_US", -1)
     url = new_store_url(kind)
-    async with History.open(outbox.path.with_name("h.outbox.db"), store=url, relay=False) as history:
+    async with History(outbox.path.with_name("h.outbox.db"), store=url, relay=False) as history:
         first = await history.append("chat", Message.user("one"), owner="ann")
         second = await history.append("chat", Message.user("two"), owner="ann")
         async with ConversationStore.open(url, migrate=True) as store:
@@ -68,8 +68,8 @@ async def test_updates_that_are_swallowed_are_noticed(
             await relay.drain()
             await run_there(url, *swallow(kind, table, "UPDATE"))
             # An edit of a message, a redaction of one, another conversation of the owner: each table is written to.
-            await history.edit("chat", first.message_id or "", "one, edited")
-            await history.redact("chat", second.message_id or "")
+            await history.chat("chat").edit(first.message_id or "", "one, edited")
+            await history.chat("chat").redact(second.message_id or "")
             await history.append("another", Message.user("hi"), owner="ann")
             await relay.drain()
             assert relay.breaker.reason == "misconfigured rows"
@@ -90,13 +90,13 @@ async def test_marks_that_are_swallowed_are_noticed(
     """The mark of a long deletion in its delivery; where it is carried out, in the step."""
     monkeypatch.setattr("letopis.store.write.removed_messages.MAX_ROWS_PER_TRANSACTION", 3)
     url = new_store_url(kind)
-    async with History.open(outbox.path.with_name("h.outbox.db"), store=url, relay=False) as history:
+    async with History(outbox.path.with_name("h.outbox.db"), store=url, relay=False) as history:
         await history.append("chat", *(Message.user(f"words {number}") for number in range(6)))
         async with ConversationStore.open(url, migrate=True) as store:
             relay = relay_on(history.outbox, store)
             await relay.drain()
             await run_there(url, *swallow(kind, "tasks", what))
-            await history.delete("chat")
+            await history.chat("chat").delete()
             await relay.drain()
             if what == "INSERT":
                 assert relay.breaker.reason == "misconfigured rows"

@@ -36,7 +36,7 @@ FIRST_READ = """
     from letopis.outbox import History
 
     async def main():
-        async with History.open(sys.argv[1], relay=False, watch=False) as history:
+        async with History(sys.argv[1], relay=False, watch=False) as history:
             print("ready", flush=True)
             sys.stdin.readline()
             page = await history.messages("chat")
@@ -106,9 +106,7 @@ async def test_a_store_that_is_locked_answers_within_the_timeout_of_a_read(tmp_p
     path = tmp_path / "bot.history.db"
     async with ConversationStore.open(path, migrate=True):
         pass
-    async with History.open(
-        tmp_path / "bot.outbox.db", store=path, relay=False, watch=False, read_timeout=0.3
-    ) as history:
+    async with History(tmp_path / "bot.outbox.db", store=path, relay=False, watch=False, read_timeout=0.3) as history:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("PRAGMA locking_mode=EXCLUSIVE")
             other.execute("BEGIN EXCLUSIVE")
@@ -137,7 +135,7 @@ def create(folder: str, pipe: Connection) -> None:
     """Create an outbox and its store, and stop at each call that changes a file."""
 
     async def work() -> None:
-        async with History.open(Path(folder, "bot.outbox.db"), watch=False) as history:
+        async with History(Path(folder, "bot.outbox.db"), watch=False) as history:
             await history.append("chat", Message.user("hi"))
             await history.drained(20)
 
@@ -183,7 +181,7 @@ def test_a_process_killed_while_it_creates_its_files_heals_at_the_next_start(tmp
 
 async def say_again(path: Path) -> str:
     """Open what a killed process left, append and deliver; return the last message."""
-    async with History.open(path, watch=False) as history:
+    async with History(path, watch=False) as history:
         await history.append("chat", Message.user("hi again"))
         assert await history.drained(60)
         page = await history.messages("chat")

@@ -80,7 +80,7 @@ def store_path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def history(outbox_path: Path) -> AsyncIterator[History]:
     """A bot with its relay, delivering to the file beside it."""
-    async with History.open(outbox_path) as opened:
+    async with History(outbox_path) as opened:
         yield opened
 
 
@@ -91,10 +91,10 @@ async def converse(history: History) -> None:
     await history.append(
         CHAT, Message.user(LONG, id="m", name=TOKEN, metadata={"k": TOKEN}), Message.assistant(TOKEN, id="n")
     )
-    await history.edit(CHAT, "m", f"{LONG}!", reason=TOKEN)
+    await history.chat(CHAT).edit("m", f"{LONG}!", reason=TOKEN)
     await history.append(CHAT, Event(type="custom.note", data={"message_id": "m"}))
-    await history.sent(CHAT, "m", platform_ids={"telegram": 1}, file_path=f"/var/{TOKEN}")
-    await history.sent(CHAT, "n", platform_ids={"telegram": 2})
+    await history.chat(CHAT).sent("m", platform_ids={"telegram": 1}, file_path=f"/var/{TOKEN}")
+    await history.chat(CHAT).sent("n", platform_ids={"telegram": 2})
 
 
 async def redact(history: History) -> None:
@@ -110,7 +110,7 @@ async def test_the_search_for_bytes_finds_what_is_there(history: History, outbox
 
 
 async def test_redacted_while_it_is_pending(outbox_path: Path) -> None:
-    async with History.open(outbox_path, relay=False) as history:
+    async with History(outbox_path, relay=False) as history:
         await converse(history)
         with reading(outbox_path, "letopis_outbox_events"):
             await redact(history)
@@ -136,9 +136,9 @@ async def test_what_is_said_of_it_afterwards_goes_too(history: History, outbox_p
     await history.append(CHAT, Message.user("harmless", id="m"))
     await history.append(CHAT, MessageRedacted(message_id="m"))
     with pytest.raises(InvalidInput, match="erased"):
-        await history.edit(CHAT, "m", LONG)
-    await history.sent(CHAT, "m", file_path=TOKEN)
-    await history.failed(CHAT, "m", reason=TOKEN)
+        await history.chat(CHAT).edit("m", LONG)
+    await history.chat(CHAT).sent("m", file_path=TOKEN)
+    await history.chat(CHAT).failed("m", reason=TOKEN)
 
     await assert_gone_soon(outbox_path)
     assert await history.drained(timeout=30)
@@ -158,7 +158,7 @@ async def test_deleted(history: History, outbox_path: Path, store_path: Path) ->
 
 
 async def test_deleted_before_any_of_it_was_delivered(outbox_path: Path, store_path: Path) -> None:
-    async with History.open(outbox_path, relay=False) as history:
+    async with History(outbox_path, relay=False) as history:
         await converse(history)
         await history.append(CHAT, ConversationDeleted())
         relay = Relay(history.outbox, history.store)
@@ -169,7 +169,7 @@ async def test_deleted_before_any_of_it_was_delivered(outbox_path: Path, store_p
 
 
 async def test_a_draft_and_an_unconfirmed_reply_go_too(outbox_path: Path) -> None:
-    async with History.open(outbox_path, relay=False) as history:
+    async with History(outbox_path, relay=False) as history:
         async with history.reply(CHAT) as reply:
             await reply.add(LONG)
         await history.append(CHAT, MessageRedacted(message_id=reply.message_id))
@@ -191,7 +191,7 @@ async def test_a_draft_and_an_unconfirmed_reply_go_too(outbox_path: Path) -> Non
 
 
 async def test_the_original_of_a_repaired_event_goes_too(outbox_path: Path) -> None:
-    async with History.open(outbox_path, relay=False) as history:
+    async with History(outbox_path, relay=False) as history:
         outbox: OutboxFile = history.outbox
         receipt = await history.append(CHAT, Message.user(LONG, id="m"))
         [event_id] = receipt.event_ids
@@ -245,7 +245,7 @@ async def test_a_reader_in_the_way_is_waited_for(history: History, outbox_path: 
 
 
 async def test_who_opens_the_files_next_sees_to_what_a_process_left(outbox_path: Path, store_path: Path) -> None:
-    async with History.open(outbox_path, relay=False) as first:
+    async with History(outbox_path, relay=False) as first:
         await converse(first)
         relay = Relay(first.outbox, first.store)
         while not await first.drained(0):

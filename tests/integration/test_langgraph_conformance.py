@@ -22,7 +22,7 @@ TESTS = 81
 
 @pytest.mark.parametrize("relay", [True, False], ids=["delivering", "pending"])
 async def test_the_whole_suite_passes(store_url: str, tmp_path: Path, relay: bool) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", store=store_url, relay=relay) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store_url, relay=relay) as history:
 
         @conformance.checkpointer_test(name="LetopisSaver")
         async def saver() -> AsyncIterator[LetopisSaver]:

@@ -140,7 +140,7 @@ def test_a_graph_runs_synchronously(tmp_path: Path) -> None:
 
 
 async def test_time_travel_and_forks_of_a_graph(store: ConversationStore, tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store) as history:
         graph = answering_graph(LetopisSaver(history))
         for text in ("one", "two"):
             await graph.ainvoke({"messages": [HumanMessage(text)]}, AT)
@@ -170,11 +170,11 @@ def asking_graph(saver: LetopisSaver) -> Any:
 
 async def test_a_run_that_waits_for_a_person_is_resumed_elsewhere(store: ConversationStore, tmp_path: Path) -> None:
     """The question is asked by one process, and answered by another that knows the history store only."""
-    async with History.open(tmp_path / "one.outbox.db", store=store, relay=False) as one:
+    async with History(tmp_path / "one.outbox.db", store=store, relay=False) as one:
         asked = await asking_graph(LetopisSaver(one)).ainvoke({"messages": [HumanMessage("go")]}, AT)
         assert [found.value for found in asked["__interrupt__"]] == ["May I?"]
         await deliver_all(one)
-    async with History.open(tmp_path / "two.outbox.db", store=store, relay=False) as two:
+    async with History(tmp_path / "two.outbox.db", store=store, relay=False) as two:
         graph = asking_graph(LetopisSaver(two))
         done = await graph.ainvoke(Command(resume="yes"), AT)
         assert [found.content for found in done["messages"]] == ["go", "allowed: yes"]

@@ -50,7 +50,7 @@ async def seconds(saver: Any) -> float:
 async def test_a_long_thread_is_small_and_its_latest_checkpoint_near(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", store=tmp_path / "history.db") as history:
+    async with History(tmp_path / "bot.outbox.db", store=tmp_path / "history.db") as history:
         said = await converse(LetopisSaver(history), TURNS)
         await until(lambda: history.drained(0), patience=60)
         async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "official.db")) as official:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from letopis.outbox import History, RecordPut
+from letopis.outbox import AllRecords, History, RecordPut
 from letopis.store import ConversationStore, InvalidInput, Message, StoreUnavailable
 from tests.support.outages import locked_out
 from tests.support.relays import deliver_all
@@ -67,8 +67,8 @@ async def test_the_last_error_counts_if_it_comes_alone(bot: History, delivered: 
 async def test_two_outboxes_agree_on_the_first_write(store: ConversationStore, tmp_path: Path) -> None:
     """Each writes what it computed; the history store decides, and both read the same."""
     async with (
-        History.open(tmp_path / "one.outbox.db", store=store, relay=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False) as two,
+        History(tmp_path / "one.outbox.db", store=store, relay=False) as one,
+        History(tmp_path / "two.outbox.db", store=store, relay=False) as two,
     ):
         at = await put(LetopisSaver(one), {"n": 1})
         await deliver_all(one)
@@ -129,14 +129,14 @@ async def test_a_thread_that_is_said_to_be_new_begins_while_the_store_is_away(al
 
 async def test_a_thread_that_was_not_new_keeps_the_checkpoints_of_both(tmp_path: Path) -> None:
     store = tmp_path / "history.db"
-    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+    async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
         await put(LetopisSaver(other), {"n": "stored"}, checkpoint_id="1f0-before")
         await deliver_all(other)
     new = {"configurable": {"thread_id": "chat-1", "checkpoint_ns": "", "letopis_new": True}}
     async with locked_out(tmp_path / "bot.outbox.db", store) as history:
         assert await LetopisSaver(history).aget_tuple(new) is None
         await put(LetopisSaver(history), {"n": "begun"}, new, checkpoint_id="1f1-after")
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
         await deliver_all(history)
         saver = LetopisSaver(history)
         found = [one.checkpoint["channel_values"] async for one in saver.alist(config())]
@@ -147,7 +147,7 @@ async def test_a_thread_that_was_not_new_keeps_the_checkpoints_of_both(tmp_path:
 async def test_a_thread_that_was_delivered_is_continued_while_the_store_is_away(
     tmp_path: Path, store: ConversationStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store, relay=False) as history:
         saver = LetopisSaver(history)
         at = await put(saver, {"said": SAID})
         await saver.aput_writes(at, [("a", 1)], "task")
@@ -231,7 +231,7 @@ async def test_all_threads_are_listed_newest_first(bot: History) -> None:
 
 async def test_a_list_of_threads_reads_a_page(bot: History, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the ids of all checkpoints, from wherever it begins."""
-    saver, read, find = LetopisSaver(bot), list[str](), bot.find_records
+    saver, read, find = LetopisSaver(bot), list[str](), bot.records.find
     for number in range(30):
         await put(saver, {"n": number}, config(f"t{number % 7}"), checkpoint_id=f"1f0-{number:02}")
         if number == 20:
@@ -242,7 +242,7 @@ async def test_a_list_of_threads_reads_a_page(bot: History, monkeypatch: pytest.
         read.extend(one.key for one in page)
         return page
 
-    monkeypatch.setattr(bot, "find_records", counted)
+    monkeypatch.setattr(AllRecords, "find", staticmethod(counted))
     for before in (30, 25, 21, 8):
         read.clear()
         listed = saver.alist(None, limit=3, before=config(checkpoint_id=f"1f0-{before:02}"))
@@ -326,7 +326,7 @@ async def test_a_checkpoint_put_after_its_thread_was_reset_is_whole(bot: History
     saver = LetopisSaver(bot)
     await bot.append("chat-1", Message.user("hello"))
     parent = await put(saver, {"said": SAID[:40]})
-    await bot.reset("chat-1")
+    await bot.chat("chat-1").reset()
     if delivered:
         await deliver_all(bot)
     await put(saver, {"said": SAID[:41]}, parent, version=2)
@@ -339,8 +339,8 @@ async def test_a_checkpoint_put_after_another_outbox_pruned_its_parent_is_whole(
     store: ConversationStore, tmp_path: Path
 ) -> None:
     async with (
-        History.open(tmp_path / "one.outbox.db", store=store, relay=False) as one,
-        History.open(tmp_path / "two.outbox.db", store=store, relay=False) as two,
+        History(tmp_path / "one.outbox.db", store=store, relay=False) as one,
+        History(tmp_path / "two.outbox.db", store=store, relay=False) as two,
     ):
         parent = await put(LetopisSaver(one), {"said": SAID[:40]})
         await put(LetopisSaver(one), {"said": SAID[50:]}, parent, version=2)
@@ -367,7 +367,7 @@ async def test_a_thread_goes_with_its_conversation(bot: History) -> None:
     saver = LetopisSaver(bot)
     await bot.append("chat-1", Message.user("hello"))
     at = await put(saver, {"said": SAID})
-    await bot.delete("chat-1")
+    await bot.chat("chat-1").delete()
 
     assert await values_of(saver, at) is None
     await saver.adelete_thread("chat-1")
@@ -449,13 +449,13 @@ def test_synchronous_calls_work_in_any_thread(tmp_path: Path) -> None:
 
 async def test_synchronous_calls_inside_a_loop(tmp_path: Path) -> None:
     """In the loop that the file is open in they could only hang."""
-    async with History.open(tmp_path / "here.outbox.db") as here:
+    async with History(tmp_path / "here.outbox.db") as here:
         with pytest.raises(InHomeLoop, match="own_thread"):
             LetopisSaver(here).get_tuple(config())
         saver = LetopisSaver(here)
         await asyncio.to_thread(saver.put, config(), _made(1), {}, {"n": 1})
         assert await values_of(saver) == {"n": 1}
-    async with History.open(tmp_path / "apart.outbox.db", own_thread=True) as apart:
+    async with History(tmp_path / "apart.outbox.db", own_thread=True) as apart:
         saver = LetopisSaver(apart)
         saver.put(config(), _made(2), {}, {"n": 1})
         assert await values_of(saver) == {"n": 2}

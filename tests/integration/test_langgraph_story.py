@@ -42,7 +42,7 @@ def graph_on(saver: Any) -> Any:
 async def chat(path: str, store: str, promises: str) -> None:
     """Continue the conversation where it stands, and note each turn that the user was told."""
     told = Path(promises)
-    async with History.open(path, store=store) as history:
+    async with History(path, store=store) as history:
         graph = graph_on(LetopisSaver(history))
         while True:
             state = await graph.aget_state(AT)
@@ -74,7 +74,7 @@ async def test_a_conversation_survives_an_outage_and_two_kills(store_url: str, t
         told = promises.read_text(encoding="utf-8")
         assert told == lines(told.count("\n"))
 
-    async with History.open(path, store=store_url) as history:
+    async with History(path, store=store_url) as history:
         await until(lambda: history.drained(0), patience=60)
         graph = graph_on(LetopisSaver(history))
         values = (await graph.aget_state(AT)).values["messages"]
@@ -82,7 +82,7 @@ async def test_a_conversation_survives_an_outage_and_two_kills(store_url: str, t
         assert [one.content for one in values] == said
         assert len(said) == 2 * TURNS
     # Another machine, which knows nothing but the store, reads the same.
-    async with History.open(tmp_path / "other.outbox.db", store=store_url) as other:
+    async with History(tmp_path / "other.outbox.db", store=store_url) as other:
         assert (await graph_on(LetopisSaver(other)).aget_state(AT)).values["messages"] == values
 
 

@@ -395,18 +395,18 @@ async def test_the_outbox_goes_on_where_it_was(tmp_path: Path, new_store_url: Ne
     from letopis.outbox import Retention
 
     outbox, old, new = tmp_path / "bot.outbox.db", tmp_path / "bot.history.db", new_store_url("postgresql")
-    async with History.open(outbox, retention=Retention(keep_last=0, keep_for=timedelta(0))) as history:
+    async with History(outbox, retention=Retention(keep_last=0, keep_for=timedelta(0))) as history:
         said = [Message.user(f"{n}", id=f"m{n}") for n in range(30)]
         for n, message in enumerate(said):
             await history.append(f"chat {n % 3}", message, owner="42")
         assert await history.drained(timeout=30)
-    async with History.open(outbox, relay=False) as history:
+    async with History(outbox, relay=False) as history:
         waiting = await history.append("chat 0", Message.user("said during the move"))
 
         await move(old, new)
 
         assert not await waiting.saved(timeout=0.1)
-    async with History.open(outbox, store=new) as history:
+    async with History(outbox, store=new) as history:
         assert await history.drained(timeout=30)
         assert await sound(new) == []
         for n in (0, 13, 29):

@@ -40,7 +40,7 @@ async def test_a_bot_appends_and_reads_through_the_pause(
             assert [one.text for one in page] == said[-10:]
             await asyncio.sleep(0.01)
 
-    async with History.open(path, store=old, policy=QUICK) as history:
+    async with History(path, store=old, policy=QUICK) as history:
         first = await say(history)
         for _ in range(30):
             await say(history)
@@ -80,7 +80,7 @@ async def test_a_bot_appends_and_reads_through_the_pause(
         assert not await waiting.saved(timeout=0.2)
         assert await dump(old) == before
 
-    async with History.open(path, store=new, policy=QUICK) as history:
+    async with History(path, store=new, policy=QUICK) as history:
         last = await say(history)
         assert await last.saved(timeout=30)
         assert await history.drained(timeout=30)

@@ -92,7 +92,7 @@ async def test_an_append_by_hand_is_refused_as_before(history: History) -> None:
 
 async def test_an_edit_drops_the_item(history: History) -> None:
     [message_id] = await _append(history, [NUL.output])
-    await history.edit(CHAT, message_id, [ToolResult("call-nul", "mended")])
+    await history.chat(CHAT).edit(message_id, [ToolResult("call-nul", "mended")])
 
     (item,) = openai_responses.from_messages(await history.messages(CHAT))
     assert item["output"] == "mended"
@@ -101,26 +101,26 @@ async def test_an_edit_drops_the_item(history: History) -> None:
 @pytest.mark.parametrize("how", ["redact", "delete", "reset"])
 async def test_no_byte_of_it_is_left(tmp_path: Path, how: str) -> None:
     path, store = tmp_path / "bot.outbox.db", tmp_path / "bot.history.db"
-    async with History.open(path) as history:
+    async with History(path) as history:
         [message_id] = await _append(history, [NUL.output])
         assert await history.drained(timeout=30)
         # The control: it is where it is looked for, in both files.
         assert {name.partition(".db")[0] for name in holding(path, store)} == {"bot.outbox", "bot.history"}
         if how == "redact":
-            await history.redact(CHAT, message_id)
+            await history.chat(CHAT).redact(message_id)
         elif how == "delete":
-            await history.delete(CHAT)
+            await history.chat(CHAT).delete()
         else:
-            await history.reset(CHAT)
+            await history.chat(CHAT).reset()
         assert await history.drained(timeout=30)
         await assert_gone_soon(path, store)
 
 
 async def test_no_byte_of_it_is_left_after_it_was_redacted_while_pending(tmp_path: Path) -> None:
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         [message_id] = await _append(history, [NUL.output])
-        await history.redact(CHAT, message_id)
+        await history.chat(CHAT).redact(message_id)
         await assert_gone_soon(path)
 
 
@@ -140,7 +140,7 @@ async def test_a_packed_item_is_gone_from_the_rows(history: History) -> None:
     relay = Relay(history.outbox, history.store)
     while not await history.drained(0):
         await relay.drain_once()
-    await history.redact(CHAT, message_id)
+    await history.chat(CHAT).redact(message_id)
     while not await history.drained(0):
         await relay.drain_once()
 
@@ -150,7 +150,7 @@ async def test_a_packed_item_is_gone_from_the_rows(history: History) -> None:
 
 async def test_a_fork_gives_it_back(bot: History) -> None:
     await _append(bot, SOME)
-    await bot.fork("c2", of=CHAT)
+    await bot.chat(CHAT).fork("c2")
 
     assert _items(await bot.messages("c2")) == WANTED
 
@@ -159,7 +159,7 @@ async def test_a_fork_gives_it_back(bot: History) -> None:
 async def test_a_move_gives_it_back(kind: str, tmp_path: Path, new_store_url: Callable[[str], str]) -> None:
     source, target = new_store_url("sqlite"), new_store_url(kind)
     items = [*SOME, KINDS["3-mb"].output]
-    async with History.open(tmp_path / "a.outbox.db", store=source) as history:
+    async with History(tmp_path / "a.outbox.db", store=source) as history:
         await _append(history, items)
         assert await history.drained(timeout=60)
     await migrate(target)
@@ -174,13 +174,13 @@ async def test_salvage_gives_it_back(tmp_path: Path) -> None:
     done = await salvage(tmp_path / "bot.outbox.db", tmp_path / "new.outbox.db")
 
     assert (done.lost, done.refused) == ({}, 0)
-    async with History.open(tmp_path / "new.outbox.db", relay=False) as history:
+    async with History(tmp_path / "new.outbox.db", relay=False) as history:
         assert _items(await history.messages(CHAT)) == WANTED
 
 
 async def test_the_outbox_forgets_it_when_it_is_delivered_and_the_store_gives_it_back(tmp_path: Path) -> None:
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         await _append(history, SOME)
         relay = Relay(history.outbox, history.store)
         while not await history.drained(0):
@@ -203,7 +203,7 @@ def test_exported_and_imported_it_is_the_same(letopis: Any, tmp_path: Path) -> N
     assert code == 0, told
 
     async def read() -> list[str]:
-        async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        async with History(tmp_path / "bot.outbox.db", relay=False) as history:
             return _items(await history.messages(CHAT))
 
     assert asyncio.run(read()) == [to_text(one) for one in items]
@@ -224,7 +224,7 @@ WORST = ('"' * 4_194_000, "'" * 8_388_000, "\0" * 1_398_000, b64encode(Random(1)
 
 async def test_eight_megabytes_of_the_worst_are_delivered_beside_others(tmp_path: Path, store_url: str) -> None:
     items = [{"type": "function_call_output", "call_id": "c", "output": worst} for worst in WORST]
-    async with History.open(tmp_path / "a.outbox.db", store=store_url) as history:
+    async with History(tmp_path / "a.outbox.db", store=store_url) as history:
         for number in range(20):
             await history.append(f"other-{number}", Message.user('"' * 200_000))
         await _append(history, items)
@@ -251,5 +251,5 @@ async def test_the_sdks_encrypted_session_wraps_ours(history: History) -> None:
 
 
 async def _recorded(path: Path, items: Sequence[Any]) -> None:
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         await _append(history, items)

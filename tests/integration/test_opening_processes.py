@@ -32,7 +32,7 @@ def kept(path: Path) -> list[str]:
     """The messages that a later process finds."""
 
     async def read() -> list[str]:
-        async with History.open(path, relay=False, watch=False) as history:
+        async with History(path, relay=False, watch=False) as history:
             return [one.text for one in await history.messages("c1", last=None)]
 
     return asyncio.run(read())
@@ -73,7 +73,7 @@ ENDINGS = {
             asyncio.run_coroutine_threadsafe(say(text), loop).result()
     """,
     "the synchronous API": """
-        blocking = BlockingHistory.open(sys.argv[1])
+        blocking = BlockingHistory(sys.argv[1])
         for text in "ab":
             blocking.append("c1", Message.user(text))
             print(text, flush=True)

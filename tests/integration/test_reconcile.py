@@ -452,7 +452,7 @@ async def test_a_history_file_that_is_removed_under_a_running_bot_is_missed_and_
     """The pool, and the connection that is kept for small reads, kept using the file that was no longer at its path;
     receipts said ``saved``, and what was delivered before was missed only after the next start."""
     store = tmp_path / "history.db"
-    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store) as history:
         await history.append("c1", *(Message.user(f"before {number}") for number in range(5)))
         assert await history.drained(timeout=20)
         for _ in range(3):  # the connection is opened for a read, and used by the next
@@ -496,7 +496,7 @@ async def test_a_history_file_that_is_replaced_under_a_running_bot_is_used_and_f
         connection.close()
         return int(count)
 
-    async with History.open(tmp_path / "bot.outbox.db", store=store) as history, asyncio.timeout(60):
+    async with History(tmp_path / "bot.outbox.db", store=store) as history, asyncio.timeout(60):
         await history.append("c1", Message.user("in the backup"))
         assert await history.drained()
         with sqlite3.connect(store) as connection:
@@ -511,7 +511,7 @@ async def test_a_history_file_that_is_replaced_under_a_running_bot_is_used_and_f
         receipt = await history.append("c3", Message.user("and on it goes"))
         assert await receipt.saved(timeout=20)
         assert stored() >= 2
-    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store) as history:
         await history.append("c3", Message.user("after a start"))
         assert await history.drained(timeout=20)
         # What the backup lacks is found in a quiet moment after that, and sent again.

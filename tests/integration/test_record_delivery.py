@@ -53,7 +53,7 @@ async def test_a_refused_record_holds_up_no_reply_and_is_skipped(
     monkeypatch.setattr(AlertMonitor, "__init__", lambda self, *given, **more: made(self, *given, **more, interval=0.1))
     told: list[Incident] = []
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, store=store, on_stuck=told.append, rules=AT_ONCE, relay=False) as history:
+    async with History(path, store=store, on_stuck=told.append, rules=AT_ONCE, relay=False) as history:
         records = history.records(conversation=CHAT)
         first = await records.put(CP, "a", "first")
         await history.outbox.write(
@@ -61,7 +61,7 @@ async def test_a_refused_record_holds_up_no_reply_and_is_skipped(
         )
         later = await records.put(CP, "b", "later")
         reply = await history.append(CHAT, Message.assistant("hello"))
-    async with History.open(path, store=store, on_stuck=told.append, rules=AT_ONCE) as history:
+    async with History(path, store=store, on_stuck=told.append, rules=AT_ONCE) as history:
         lane = Scope.conversation(CHAT).name
         assert await history.append(CHAT, Message.user("again"))
         assert await asyncio.wait_for(_saved(history, reply), 15)
@@ -102,7 +102,7 @@ async def test_a_value_larger_than_a_statement_arrives_whole(
     store: ConversationStore, store_url: str, tmp_path: Path
 ) -> None:
     large = os.urandom(1024) * (20 * 1024)  # 20 MiB
-    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store) as history:
         records = history.records(space="files")
         receipt = await records.put(CP, "large", large)
         small = await records.put(CP, "small", {"a": 1})
@@ -119,7 +119,7 @@ async def test_a_restored_store_is_refilled_by_a_running_relay(
     store: ConversationStore, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconcile, "RECONCILE_INTERVAL_SECONDS", 0.1)
-    async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store) as history:
         records = history.records(conversation=CHAT)
         base = await records.put(CP, "a", 0)
         assert await base.saved(15)
@@ -147,7 +147,7 @@ async def test_a_restored_store_is_refilled_by_a_running_relay(
 
 async def keep_putting(path: str, store: str, promises: str) -> None:
     """Put records, messages and both until killed; write down what was promised after each."""
-    async with History.open(path, store=store) as history:
+    async with History(path, store=store) as history:
         records = history.records(conversation=CHAT)
         with Path(promises).open("a", encoding="utf-8") as book:
             for number in range(1_000_000):
@@ -177,7 +177,7 @@ def test_a_killed_bot_keeps_what_it_was_promised(tmp_path: Path, kills: int) -> 
     assert [one for one in find_problems(path) if "the last transaction of the WAL" not in one] == []
 
     async def look() -> None:
-        async with History.open(path, store=url) as history:
+        async with History(path, store=url) as history:
             records = history.records(conversation=CHAT)
 
             async def expect() -> None:
@@ -198,7 +198,7 @@ def test_a_killed_bot_keeps_what_it_was_promised(tmp_path: Path, kills: int) -> 
 async def test_records_survive_a_salvage_and_a_new_identity(tmp_path: Path) -> None:
     path, url = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}"
     values = {"small": 1, "large": "x" * 300_000, "anew": "second"}
-    async with History.open(path, store=url, relay=False, watch=False) as history:
+    async with History(path, store=url, relay=False, watch=False) as history:
         records = history.records(space="app")
         await records.put(CP, "delivered", True)
         await deliver_all(history)
@@ -214,7 +214,7 @@ async def test_records_survive_a_salvage_and_a_new_identity(tmp_path: Path) -> N
     await assign_new_origin(copy)
     for one in (tmp_path / "saved.outbox.db", copy):
         assert list(find_problems(one)) == []
-        async with History.open(one, store=url, relay=False, watch=False) as history:
+        async with History(one, store=url, relay=False, watch=False) as history:
             records = history.records(space="app")
             assert (await records.get(CP, "large")).saved is False  # type: ignore[union-attr]
             assert await records.get(CP, "gone") is None
@@ -225,7 +225,7 @@ async def test_records_survive_a_salvage_and_a_new_identity(tmp_path: Path) -> N
 
 async def test_a_value_that_the_damage_took_is_not_made_up_and_its_lane_waits(tmp_path: Path) -> None:
     path, url = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}"
-    async with History.open(path, store=url, relay=False, watch=False) as history:
+    async with History(path, store=url, relay=False, watch=False) as history:
         records = history.records(space="app")
         await records.put(CP, "lost", "before")
         await deliver_all(history)
@@ -235,11 +235,11 @@ async def test_a_value_that_the_damage_took_is_not_made_up_and_its_lane_waits(tm
         assert raw.execute("DELETE FROM letopis_outbox_record_bodies WHERE position = 2").rowcount == 1
     await salvage(path, tmp_path / "saved.outbox.db")
 
-    async with History.open(tmp_path / "saved.outbox.db", store=url, relay=False, watch=False) as history:
+    async with History(tmp_path / "saved.outbox.db", store=url, relay=False, watch=False) as history:
         records = history.records(space="app")
         assert (await records.get(CP, "lost")).value == "before"  # type: ignore[union-attr]
         assert (await records.get(CP, "kept")).value == 1  # type: ignore[union-attr]
-    async with History.open(tmp_path / "saved.outbox.db", store=url) as history:
+    async with History(tmp_path / "saved.outbox.db", store=url) as history:
 
         async def blocked() -> bool:
             return (await history.status()).lanes["blocked"] == 1
@@ -252,7 +252,7 @@ async def test_a_value_that_the_damage_took_is_not_made_up_and_its_lane_waits(tm
 async def test_erased_records_leave_no_bytes_behind(tmp_path: Path, verb: str) -> None:
     path, url = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}"
     secret = "a very private word"
-    async with History.open(path, store=url, relay=False, watch=False) as history:
+    async with History(path, store=url, relay=False, watch=False) as history:
         records = history.records(conversation=CHAT)
         await history.append(CHAT, Message.user("hello"))
         skipped = await records.put((secret,), secret, secret, tags={secret: secret})
@@ -266,7 +266,7 @@ async def test_erased_records_leave_no_bytes_behind(tmp_path: Path, verb: str) -
         await deliver_all(history)
         await records.put(CP, "pending", secret)
         assert secret.encode() in path.read_bytes() + path.with_name(f"{path.name}-wal").read_bytes()
-        await (records.erase() if verb == "erase" else getattr(history, verb)(CHAT))
+        await (records.erase() if verb == "erase" else getattr(history.chat(CHAT), verb)())
         await deliver_all(history)
         assert not (await records.list()).items
     for file in tmp_path.iterdir():
@@ -275,7 +275,7 @@ async def test_erased_records_leave_no_bytes_behind(tmp_path: Path, verb: str) -
 
 async def test_the_checks_see_a_value_that_is_not_what_was_put_and_a_ledger_with_a_gap(tmp_path: Path) -> None:
     path, url = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path / 'store.db'}"
-    async with History.open(path, store=url, relay=False, watch=False) as history:
+    async with History(path, store=url, relay=False, watch=False) as history:
         records = history.records(space="app")
         for number in range(3):
             await records.put(CP, f"{number}", "x" * 100_000)

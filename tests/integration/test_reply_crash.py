@@ -80,7 +80,7 @@ async def test_killed_at_fifty_random_chunks(context: Context, tmp_path: Path) -
         )
         # Another text than it said at any time would be no prefix; less than was reported as kept would be too short.
         whole = "".join(victim.chunks(seed, last.said))
-        async with History.open(outbox, store=store, relay=False, on_unconfirmed=told.append) as history:
+        async with History(outbox, store=store, relay=False, on_unconfirmed=told.append) as history:
             found = [one for one in await history.messages("chat", last=None) if one.message.id == last.message_id]
             for one in found:
                 assert one.interrupted
@@ -90,14 +90,14 @@ async def test_killed_at_fifty_random_chunks(context: Context, tmp_path: Path) -
                 seen.append(last.message_id)
                 cut_short += len(one.text) < len("".join(victim.chunks(seed, last.said)))
                 await until(lambda one=one: any(one.message.id == last for last in ids(told)))
-                await history.sent("chat", one.message.id)
+                await history.chat("chat").sent(one.message.id)
             assert len(found) <= 1
             assert found or last.kept == 0
         if seed % 10 == 0:
-            async with History.open(outbox, store=store) as history:
+            async with History(outbox, store=store) as history:
                 assert await history.drained(timeout=20)
 
-    async with History.open(outbox, store=store) as history:  # once more, and delivered
+    async with History(outbox, store=store) as history:  # once more, and delivered
         assert await history.drained(timeout=20)
         assert await history.unconfirmed() == ()
         messages = list(await history.messages("chat", last=None))
@@ -120,7 +120,7 @@ async def test_without_checkpoints_a_kill_takes_all(context: Context, tmp_path: 
         last = await asyncio.to_thread(heard, context, outbox, store, seed=seed, after=CHUNKS, every=None)
         assert (last.said, last.kept) == (CHUNKS, 0)
 
-    async with History.open(outbox, store=store, relay=False) as history:
+    async with History(outbox, store=store, relay=False) as history:
         assert list(await history.messages("chat", last=None)) == []
         assert await history.unconfirmed() == ()
 

@@ -68,7 +68,7 @@ async def test_deliveries_go_on_and_no_incident_opens_while_the_index_is_built(
     monkeypatch.setattr(indexer, "MAX_EVENTS_PER_TRANSACTION", 100)
     loop = asyncio.get_running_loop()
     saved = 0
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         for number in range(EVENTS):
             receipt = await history.append("old", Message.user(f"ответ {number}"))
         assert await receipt.saved(timeout=60)
@@ -128,7 +128,7 @@ async def test_a_message_that_is_redacted_while_it_is_stemmed_is_not_indexed(
 
 
 async def test_a_relay_keeps_the_index_up_to_date_once_the_store_was_searched(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         for number in range(5):
             receipt = await history.append("c", Message.user(f"ответ {number}"))
         assert await receipt.saved(timeout=60)
@@ -138,7 +138,7 @@ async def test_a_relay_keeps_the_index_up_to_date_once_the_store_was_searched(tm
     async with ConversationStore.open(f"sqlite:///{tmp_path / 'bot.history.db'}") as other:
         assert len(await other.search("ответ")) == 5
 
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         receipt = await history.append("c", Message.user("ответ 5"))
         assert await receipt.saved(timeout=60)
 

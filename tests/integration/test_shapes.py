@@ -101,7 +101,7 @@ async def test_a_file_costs_few_threads_and_descriptors(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         for number in range(files + 1):
             history = await stack.enter_async_context(
-                History.open(tmp_path / f"{number}.outbox.db", store=f"sqlite:///{tmp_path}/{number}.db", relay=False)
+                History(tmp_path / f"{number}.outbox.db", store=f"sqlite:///{tmp_path}/{number}.db", relay=False)
             )
             await history.append("chat", Message.user("hello"))
             if number == 0:  # what the process opens once

@@ -97,7 +97,7 @@ class TestBinding:
             assert left.pending == 2
             assert left.lanes["ready"] == 1
             assert (await lane(outbox, "c")).attempts == 0
-            assert await other.conversation("c") is None
+            assert await other.chat("c").conversation() is None
             assert await bound(outbox) == found
             assert await relay_on(outbox, store).drain() == 2
 
@@ -254,13 +254,13 @@ class TestExchange:
         right, wrong = urls
         async with ConversationStore.open(right, migrate=True), ConversationStore.open(wrong, migrate=True):
             pass
-        async with History.open(tmp_path / "theirs.outbox.db", store=wrong) as theirs:
+        async with History(tmp_path / "theirs.outbox.db", store=wrong) as theirs:
             await (await theirs.append("c", Message.user("foreign words"), owner="42")).saved(20)
-        async with History.open(tmp_path / "bot.outbox.db", store=right) as mine:
+        async with History(tmp_path / "bot.outbox.db", store=right) as mine:
             receipt = await mine.append("c", Message.user("my own words"), owner="42")
             assert await receipt.saved(20)
 
-        async with History.open(tmp_path / "bot.outbox.db", store=wrong, policy=QUICK) as mine:
+        async with History(tmp_path / "bot.outbox.db", store=wrong, policy=QUICK) as mine:
             receipt = await mine.append("c", Message.user("more of mine"), owner="42")
             assert not await receipt.saved(1.0)
             assert str(await receipt.state()) == "pending"
@@ -274,7 +274,7 @@ class TestExchange:
             assert not (await mine.conversations(owner="42")).complete
             assert (await mine.status()).wrong_store
         # Without a relay of its own, whose breaker would keep it from the store.
-        async with History.open(tmp_path / "bot.outbox.db", store=wrong, relay=False, watch=False) as reader:
+        async with History(tmp_path / "bot.outbox.db", store=wrong, relay=False, watch=False) as reader:
             for _ in range(3):
                 page = await reader.messages("c", last=50)
                 assert [one.text for one in page] == ["my own words", "more of mine"]
@@ -283,7 +283,7 @@ class TestExchange:
                 assert not (await reader.statistics()).complete
                 await asyncio.sleep(0.4)  # it asks again in the background
         assert await texts(wrong) == ["foreign words"]
-        async with History.open(tmp_path / "bot.outbox.db", store=right) as mine:
+        async with History(tmp_path / "bot.outbox.db", store=right) as mine:
             assert await mine.drained(20)
         assert await texts(right) == ["my own words", "more of mine"]
 
@@ -322,16 +322,16 @@ class TestDestination:
     async def test_the_bot_is_the_authority(self, tmp_path: Path) -> None:
         path = tmp_path / "bot.outbox.db"
         for store in (tmp_path / "a.db", tmp_path / "b.db", None):
-            async with History.open(path, store=store, relay=False) as history:
+            async with History(path, store=store, relay=False) as history:
                 wanted = destination_of(store_beside(path) if store is None else store)
                 assert (await bound(history.outbox)) == StoreBinding(destination=wanted)
-        async with History.open(path, store=tmp_path / "c.db", relay=False, watch=False) as history:
+        async with History(path, store=tmp_path / "c.db", relay=False, watch=False) as history:
             assert (await bound(history.outbox)).destination == wanted  # who only reads decides nothing
 
     async def test_a_relay_that_names_another_place_is_refused(self, tmp_path: Path, urls: tuple[str, str]) -> None:
         path = tmp_path / "bot.outbox.db"
         right, wrong = urls
-        async with History.open(path, store=right, relay=False) as history:
+        async with History(path, store=right, relay=False) as history:
             await history.append("c", Message.user("hello"))
             outbox = history.outbox
             for url in (wrong, str(store_beside(path))):
@@ -351,9 +351,9 @@ class TestDestination:
 
     async def test_a_reader_makes_no_store_where_one_was_named(self, tmp_path: Path) -> None:
         path = tmp_path / "bot.outbox.db"
-        async with History.open(path, store=tmp_path / "elsewhere.db", relay=False) as history:
+        async with History(path, store=tmp_path / "elsewhere.db", relay=False) as history:
             await history.append("c", Message.user("hello"))
-        async with History.open(path, relay=False, watch=False) as history:
+        async with History(path, relay=False, watch=False) as history:
             page = await history.messages("c", last=5)
             assert [one.text for one in page] == ["hello"]
             assert not page.complete
@@ -408,7 +408,7 @@ class TestDestination:
     @posix_only("file names are text on Windows")
     async def test_a_name_that_is_no_text_is_a_place_too(self, tmp_path: Path) -> None:
         store = os.fsdecode(os.fsencode(tmp_path) + b"/h\xff.db")
-        async with History.open(tmp_path / "bot.outbox.db", store=store) as history:
+        async with History(tmp_path / "bot.outbox.db", store=store) as history:
             assert await (await history.append("c", Message.user("hello"))).saved(20)
             assert str((await history.status()).store.destination).endswith("/h\\udcff.db")
 

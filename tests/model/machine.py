@@ -425,30 +425,34 @@ class Machine(Reads):
         target = self._target(chat, b)
         self._made += 1
         text = f"{WORDS[c % 3]} edited {self._made}"
-        await self._change(bot, chat, target, bot.history.edit(chat.id, target, text), "edit", {"text": text})
+        await self._change(bot, chat, target, bot.history.chat(chat.id).edit(target, text), "edit", {"text": text})
 
     async def _redact(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         target = self._target(chat, b)
         if self._is_pending(chat.id, target, "again"):
             raise Impossible
-        await self._change(bot, chat, target, bot.history.redact(chat.id, target), "redact", {})
+        await self._change(bot, chat, target, bot.history.chat(chat.id).redact(target), "redact", {})
 
     async def _deliver(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         target, data = self._target(chat, b), {"reason": "blocked"} if c % 3 == 0 else {"platform_ids": {"t": c}}
         failed = "reason" in data
-        work = bot.history.failed(chat.id, target, **data) if failed else bot.history.sent(chat.id, target, **data)
+        work = (
+            bot.history.chat(chat.id).failed(target, **data)
+            if failed
+            else bot.history.chat(chat.id).sent(target, **data)
+        )
         values = {"delivery": "failed" if failed else "sent", "data": data}
         await self._change(bot, chat, target, work, "deliver", values)
 
     async def _react(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         target, key, actor = self._target(chat, b), ("👍", "rating")[c % 2], (None, "mod")[c // 2 % 2]
         value = c % 5 or None
-        work = bot.history.react(chat.id, target, key, actor=actor, value=value)
+        work = bot.history.chat(chat.id).react(target, key, actor=actor, value=value)
         await self._change(bot, chat, target, work, "react", {"key": key, "actor": actor, "value": value})
 
     async def _unreact(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         target, key, actor = self._target(chat, b), ("👍", "rating")[c % 2], (None, "mod")[c // 2 % 2]
-        work = bot.history.unreact(chat.id, target, key, actor=actor)
+        work = bot.history.chat(chat.id).unreact(target, key, actor=actor)
         await self._change(bot, chat, target, work, "unreact", {"key": key, "actor": actor})
 
     # Change the path.
@@ -457,7 +461,7 @@ class Machine(Reads):
         path = [one.id for one in chat.path]
         target = path[b % len(path)] if path else self._target(chat, b)
         self._note(chat.id, target)
-        work = bot.history.rewind(chat.id, to=target)
+        work = bot.history.chat(chat.id).rewind(to=target)
         if target not in path:
             if self.down:
                 work.close()
@@ -468,7 +472,9 @@ class Machine(Reads):
 
     async def _clear(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         self._note(chat.id)
-        self._append(bot, chat.id, ("rewind", {"target": None}), receipt=await bot.history.clear(chat.id))
+        self._append(
+            bot, chat.id, ("rewind", {"target": None}), receipt=await bot.history.chat(chat.id).rewind(to=None)
+        )
 
     async def _cut(
         self, bot: Bot, chat: Chat, work: Awaitable[Any], target: tuple[str | None] | None, known: bool
@@ -493,14 +499,14 @@ class Machine(Reads):
         starts = _starts(path)[-turns:]
         target = None if not starts else (path[starts[0] - 1].id if starts[0] else None,)
         whole = len(_starts(path)) >= turns and starts[0] > 0
-        done = await self._cut(bot, chat, bot.history.undo(chat.id, turns), target, whole)
+        done = await self._cut(bot, chat, bot.history.chat(chat.id).undo(turns), target, whole)
         if not self.down and (done is None) != (target is None):
             raise Wrong("undo", done)
 
     async def _pop(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         path = chat.path
         target = None if not path else (path[-2].id if len(path) > 1 else None,)
-        done = await self._cut(bot, chat, bot.history.pop(chat.id), target, len(path) > 1)
+        done = await self._cut(bot, chat, bot.history.chat(chat.id).pop(), target, len(path) > 1)
         if done is not None and done.id != path[-1].id:
             raise Wrong("pop", done.id)
 
@@ -513,7 +519,7 @@ class Machine(Reads):
             asked.append(one)
         target = (asked[-1].id,) if asked and asked[-1] is not path[-1] else None
         known = bool(starts) and starts[-1] > 0
-        done = await self._cut(bot, chat, bot.history.regenerate(chat.id), target, known)
+        done = await self._cut(bot, chat, bot.history.chat(chat.id).regenerate(), target, known)
         if done is not None and [one.id for one in done] != [one.id for one in asked]:
             raise Wrong("regenerate", done)
 
@@ -530,7 +536,7 @@ class Machine(Reads):
         expects = self._expects(bot, chat.id)
         self._note(chat.id, "keep", kept, new.id, "back", *(one.id for one in back))
         wanted = [*(one.message for one in page[:kept]), new, *(one.message for one in back)]
-        receipt = await bot.history.replace(chat.id, wanted, owner=chat.owner)
+        receipt = await bot.history.chat(chat.id).replace(wanted, owner=chat.owner)
         if self.down:
             back, kept = [*page[:kept], *back], 0
         kinds: list[tuple[str, dict[str, Any]]] = []
@@ -548,34 +554,34 @@ class Machine(Reads):
         self._append(bot, chat.id, (kind, values), receipt=await work, owner=owner)
 
     async def _archive(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        await self._put(bot, chat, bot.history.archive(chat.id), "archive")
+        await self._put(bot, chat, bot.history.chat(chat.id).archive(), "archive")
 
     async def _restore(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        await self._put(bot, chat, bot.history.restore(chat.id), "restore")
+        await self._put(bot, chat, bot.history.chat(chat.id).restore(), "restore")
 
     async def _activate(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         if chat.owner is None:
             raise Impossible
-        await self._put(bot, chat, bot.history.activate(chat.id), "activate")
+        await self._put(bot, chat, bot.history.chat(chat.id).activate(), "activate")
 
     async def _delete(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         if self._forking(chat.id):
             raise Impossible
-        await self._put(bot, chat, bot.history.delete(chat.id), "delete")
+        await self._put(bot, chat, bot.history.chat(chat.id).delete(), "delete")
 
     async def _reset(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         if self._forking(chat.id):
             raise Impossible
         if self._is_pending(chat.id, None, "again"):
             raise Impossible
-        await self._put(bot, chat, bot.history.reset(chat.id), "reset")
+        await self._put(bot, chat, bot.history.chat(chat.id).reset(), "reset")
 
     async def _rename(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
-        await self._put(bot, chat, bot.history.rename(chat.id, f"title {b}"), "rename", title=f"title {b}")
+        await self._put(bot, chat, bot.history.chat(chat.id).rename(f"title {b}"), "rename", title=f"title {b}")
 
     async def _annotate(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         metadata = {"xy"[b % 2]: c % 4 or None}
-        await self._put(bot, chat, bot.history.annotate(chat.id, metadata), "annotate", metadata=metadata)
+        await self._put(bot, chat, bot.history.chat(chat.id).annotate(metadata), "annotate", metadata=metadata)
 
     async def _custom(self, bot: Bot, chat: Chat, b: int, c: int) -> None:
         await self._put(bot, chat, bot.history.append(chat.id, CustomEvent(name="paid", data={"cents": b})), "touch")
@@ -607,7 +613,7 @@ class Machine(Reads):
         self._made += 1
         name, active = f"{self.prefix}-f{self._made}", c % 3 == 0 and parent.owner is not None
         self._note(name, "of", parent.id, "at", at)
-        receipt = await bot.history.fork(name, of=parent.id, at=at, activate=active)
+        receipt = await bot.history.chat(parent.id).fork(name, at=at, activate=active)
         values = {"owner": parent.owner, "title": None, "point": point}
         kinds: list[tuple[str, dict[str, Any]]] = [("fork", values)]
         kinds += [("rewind", {"target": at})] if at is not None else []

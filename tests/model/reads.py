@@ -113,7 +113,7 @@ class Reads:
 
     async def _compare_chat(self, bot: Bot, plain: Plain, chat: Chat, pick: int) -> None:
         history = bot.history
-        found = await history.conversation(chat.id)
+        found = await history.chat(chat.id).conversation()
         if found is None:
             raise Wrong("conversation", f"{chat.id} is not there")
         metadata = tuple(sorted(found.metadata.items()))
@@ -134,7 +134,7 @@ class Reads:
         ids = [one.id for one in chat.path]
         match pick % 7:
             case 0:
-                self._same("count", chat, await history.count(chat.id), len(ids))
+                self._same("count", chat, await history.chat(chat.id).count(), len(ids))
             case 1:
                 last = await history.messages(chat.id, last=len(ids) // 2 + 1)
                 self._same("last", chat, [one.id for one in last], ids[-(len(ids) // 2 + 1) :])
@@ -154,7 +154,7 @@ class Reads:
                 events = [
                     one for one in events if one.version or one.kind != "again" or one.values["message_id"] not in there
                 ]
-                self._same("events", chat, len(await history.events(chat.id)), len(events))
+                self._same("events", chat, len(await history.chat(chat.id).events()), len(events))
             case 4:
                 lines = [orjson.loads(line) async for line in Exporter(history).of_one(chat.id)]
                 exported = [(line["id"], line["content"]) for line in lines]
@@ -162,7 +162,7 @@ class Reads:
             case 5 if chat.said:
                 named = chat.every(chat.said[pick // 7 % len(chat.said)].id)
                 target = next((one for one in named if one.on_path), named[-1])
-                one = await history.message(target.id, conversation=chat.id)
+                one = await history.chat(chat.id).message(target.id)
                 text = None if one is None else (one.id, one.text, one.on_path)
                 self._same("message", chat, text, (target.id, target.shown, target.on_path))
             case _:

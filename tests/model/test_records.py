@@ -192,7 +192,7 @@ async def run(path: Path, seed: int, *, forget: bool = False, steps: int = STEPS
     path.mkdir()
     async with (
         ConversationStore.open(path / "store.db") as store,
-        History.open(path / "bot.db", store=store, relay=False, watch=False) as bot,
+        History(path / "bot.db", store=store, relay=False, watch=False) as bot,
     ):
         one = Run(bot, store, path, draw, forget=forget)
         actions: list[Callable[[], Any]] = [one.delete, one.clear, one.prune, one.back_up, one.restore]

@@ -78,7 +78,7 @@ class World:
 
     async def restart(self, number: int) -> None:
         """Close a history, and open it again."""
-        await self.histories.pop(number).close()
+        await self.histories.chat(number).pop().close()
         self.relays.pop(number)
         await self._begin(number)
 

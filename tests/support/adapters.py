@@ -46,12 +46,10 @@ async def differences(framework: str, folder: Path, url: str) -> list[str]:
     subject = ADAPTERS[framework][1](folder)
     subject.url = url
     theirs = await tried(framework, subject.own)
-    async with History.open(folder / "a.outbox.db", store=url, own_thread=True) as history:
+    async with History(folder / "a.outbox.db", store=url, own_thread=True) as history:
         written = await tried(framework, lambda kind: subject.write(history, kind))
         assert await history.drained(timeout=120)
-    async with History.open(
-        folder / "b.outbox.db", store=url, relay=False, own_thread=True, read_timeout=60.0
-    ) as history:
+    async with History(folder / "b.outbox.db", store=url, relay=False, own_thread=True, read_timeout=60.0) as history:
         found = await tried(framework, lambda kind: subject.read(history, kind))
     await subject.close()
     problems = [] if theirs["text"][:6] != "raises" else [f"{framework}: its own backend {theirs['text']}"]
@@ -333,7 +331,7 @@ class Haystack(Subject):
         path = f"{history.outbox.path}.blocking.outbox.db"
         if path not in self._opened:
             self._close()
-            self._opened = {path: BlockingHistory.open(path, store=self.url, read_timeout=60.0)}
+            self._opened = {path: BlockingHistory(path, store=self.url, read_timeout=60.0)}
         return LetopisChatMessageStore(self._opened[path])
 
     async def put(self, backend: Any, kind: Kind) -> None:

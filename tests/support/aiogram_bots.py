@@ -77,7 +77,7 @@ class DefaultHook(BaseMiddleware):
 @asynccontextmanager
 async def recorded_by_the_default_hook(folder: Path, *, hang: bool) -> AsyncIterator[Dispatcher]:
     """A dispatcher with a middleware that records."""
-    async with History.open(folder / "bot.outbox.db", relay=False) as history:
+    async with History(folder / "bot.outbox.db", relay=False) as history:
         dispatcher = Dispatcher()
         dispatcher.update.outer_middleware(DefaultHook(history))
 

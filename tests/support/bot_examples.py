@@ -34,7 +34,7 @@ async def run_example(name: str, folder: Path, conversation_id: str) -> None:
 
     assert running.returncode == 0, told.decode()
     assert TOKEN.partition(":")[2] not in told.decode()
-    async with History.open(path) as history:
+    async with History(path) as history:
         assert [one.text for one in await history.messages(conversation_id)] == [
             "What is tea?",
             "You said: What is tea?",

@@ -106,7 +106,7 @@ class House:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         try:
-            async with History.open(self._path, **self._options) as history:
+            async with History(self._path, **self._options) as history:
                 self.history = history
                 gate = self._gate
                 self.application = app(history, tokens=TOKENS) if gate is None else console_of(history, gate)

@@ -68,7 +68,7 @@ async def chat(
         moment = began + timedelta(minutes=3 * turn)
         await history.append(name, question, owner=owner, occurred_at=moment)
         await history.append(name, answer, owner=owner, occurred_at=moment + timedelta(seconds=1 + turn % 5))
-        await history.sent(name, answer.id)
+        await history.chat(name).sent(answer.id)
         said += [question, answer]
     return said
 
@@ -77,9 +77,11 @@ async def eventful(history: History, *, owner: str, began: datetime) -> None:
     """Have the conversation ``tea``, in which everything happens that can happen to a message."""
     name = "tea"
     said = await chat(history, name, owner=owner, title="An evening with tea", began=began, turns=3, model="large")
-    await history.edit(name, said[1].id, "Rooibos or chamomile. Neither has caffeine, so both are fine before bed.")
-    await history.react(name, said[1].id, "♥", actor="42")
-    await history.rate(name, said[3].id, 5)
+    await history.chat(name).edit(
+        said[1].id, "Rooibos or chamomile. Neither has caffeine, so both are fine before bed."
+    )
+    await history.chat(name).react(said[1].id, "♥", actor="42")
+    await history.chat(name).react(said[3].id, "rating", value=5)
     calls = Message.assistant(
         (Reasoning("The user wants to know the weather first."), ToolCall("call-1", "weather", {"city": "Oslo"})),
         tokens=55,
@@ -95,15 +97,15 @@ async def eventful(history: History, *, owner: str, began: datetime) -> None:
         metadata={"model": "large"},
     )
     await history.append(name, Message.user("And what fits the weather in Oslo?", name="Ann"), calls, result, closing)
-    await history.failed(name, closing.id, reason="the chat was closed")
+    await history.chat(name).failed(closing.id, reason="the chat was closed")
     wrong, regretted = Message.user("Forget that I asked this."), Message.assistant("Of course.", tokens=4)
     await history.append(name, wrong, regretted)
-    await history.undo(name)
+    await history.chat(name).undo()
     secret = Message.user("My card number is 1234.")
     await history.append(name, secret)
-    await history.redact(name, secret.id)
+    await history.chat(name).redact(secret.id)
     await history.append(name, Message.assistant("I removed that for good.", tokens=9, metadata={"model": "small"}))
-    await history.fork("tea-green", of=name, at=said[3].id, owner=owner, title="Only green tea")
+    await history.chat(name).fork("tea-green", at=said[3].id, owner=owner, title="Only green tea")
     await history.append("tea-green", Message.user("Only green tea, please."), owner=owner)
 
 
@@ -113,7 +115,7 @@ async def hostile(history: History, *, owner: str) -> None:
     for text in HOSTILE:
         message = Message.user(text, name=HOSTILE[1], metadata={"model": HOSTILE[1]})
         await history.append(HOSTILE_ID, message, owner=owner)
-        await history.react(HOSTILE_ID, message.id, "<b>x</b>")
+        await history.chat(HOSTILE_ID).react(message.id, "<b>x</b>")
     await history.append(HOSTILE_ID, Message.assistant(HOSTILE[2], metadata={"model": HOSTILE[0]}), owner=owner)
 
 

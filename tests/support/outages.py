@@ -16,5 +16,5 @@ async def locked_out(path: Path, store: Path) -> AsyncIterator[History]:
     with closing(sqlite3.connect(store, isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
-        async with History.open(path, store=store, relay=False, watch=False, read_timeout=0.2) as history:
+        async with History(path, store=store, relay=False, watch=False, read_timeout=0.2) as history:
             yield history

@@ -83,16 +83,16 @@ class PathKeeper:
     async def _take_back(self) -> None:
         match self._chance.choice(("pop", "rewind", "clear")):
             case "pop":
-                popped = await self._history.pop(self._name)
+                popped = await self._history.chat(self._name).pop()
                 if (None if popped is None else popped.id) != (self._path[-1].id if self._path else None):
                     raise PathBroken(f"{self._name!r}: another message was popped than the last")
                 self._set(self._path[:-1])
             case "rewind" if self._path:
                 stays = self._chance.randrange(len(self._path))
-                self._keep(await self._history.rewind(self._name, to=self._path[stays].id))
+                self._keep(await self._history.chat(self._name).rewind(to=self._path[stays].id))
                 self._set(self._path[: stays + 1])
             case _:
-                self._keep(await self._history.clear(self._name))
+                self._keep(await self._history.chat(self._name).rewind(to=None))
                 self._set([])
 
     async def _replace(self) -> None:
@@ -101,7 +101,7 @@ class PathKeeper:
         rest = [one for one in (*self._path, *self._off, *self._aside) if one not in stays]
         moved = chance.sample(rest, k=chance.randrange(min(len(rest), 4) + 1))
         wanted = [*stays, *moved, *self._new(chance.randrange(3))][:MOST]
-        if (receipt := await self._history.replace(self._name, wanted)) is not None:
+        if (receipt := await self._history.chat(self._name).replace(wanted)) is not None:
             self._written(receipt, wanted)
         self._set(wanted)
 
@@ -109,7 +109,7 @@ class PathKeeper:
         if not self._begun:
             return
         self._path, self._off, self._aside = [], [], []  # whatever comes of it, none of them is said again
-        self._keep(await self._history.reset(self._name))
+        self._keep(await self._history.chat(self._name).reset())
 
     def _written(self, receipt: Receipt, messages: Sequence[Message]) -> None:
         """Keep a receipt, and wait for the delivery where the outbox had forgotten what it puts back.

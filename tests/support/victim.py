@@ -180,7 +180,7 @@ def talk(
     """
 
     async def live() -> None:
-        async with History.open(Path(outbox), store=store, relay=False) as history:
+        async with History(Path(outbox), store=store, relay=False) as history:
             promises = SentPromises(acks)
             how = Talk(records_every=records_every, paths_every=paths_every)
             bot = Bot(history, promises, seed=seed, talk=how)
@@ -216,7 +216,7 @@ async def record(
             promises.keep_saved(receipt)
 
     try:
-        async with History.open(disk / OUTBOX, store=disk / HISTORY, min_free_bytes=None) as history:
+        async with History(disk / OUTBOX, store=disk / HISTORY, min_free_bytes=None) as history:
             bot = Bot(history, promises, seed=seed, talk=how)
             await bot.make_books()
             async with asyncio.TaskGroup() as group:
@@ -236,7 +236,7 @@ def say_all(outbox: str, store: str, acks: Connection, *, rounds: int, prepare_p
     """Say some things, with and without the bot's own books, and send the promises."""
 
     async def live() -> None:
-        async with History.open(Path(outbox), store=store, relay=False, watch=False) as history:
+        async with History(Path(outbox), store=store, relay=False, watch=False) as history:
             promises = SentPromises(acks)
             bot = Bot(history, promises, seed=1)
             for number in range(rounds):
@@ -262,7 +262,7 @@ async def say_and_deliver(folder: Path, *, without: str = "") -> None:
 
     :param without: the promise to break, for a control.
     """
-    async with History.open(folder / OUTBOX, store=url_of(folder), relay=False, watch=False) as history:
+    async with History(folder / OUTBOX, store=url_of(folder), relay=False, watch=False) as history:
         promises = WrittenPromises(folder / ACKS)
         bot = Bot(history, promises, seed=1)
         await bot.make_books()
@@ -306,27 +306,27 @@ async def change_path(history: History, promises: WrittenPromises, bot: Bot) -> 
             bot.keep(receipt)
         promises.keep_path()
 
-    keep(await history.replace(PATH, [one, two]))
-    await history.pop(PATH)
+    keep(await history.chat(PATH).replace([one, two]))
+    await history.chat(PATH).pop()
     promises.keep_path()
     keep(await history.append(PATH, two))
-    keep(await history.replace(PATH, [two, three]))
+    keep(await history.chat(PATH).replace([two, three]))
 
 
 async def erase_and_deliver(folder: Path, *, without: str = "") -> None:
     """Take the content of the secret message away, and deliver that; write the promise to a file of the folder."""
-    async with History.open(folder / OUTBOX, store=url_of(folder), relay=False, watch=False) as history:
+    async with History(folder / OUTBOX, store=url_of(folder), relay=False, watch=False) as history:
         bot = Bot(history, WrittenPromises(folder / ACKS), seed=1)
         if without == EARLY:
             await bot.append_early(PRIVATE, MessageRedacted(message_id=PRIVATE))
         else:
-            bot.keep(await history.redact(PRIVATE, PRIVATE))
+            bot.keep(await history.chat(PRIVATE).redact(PRIVATE))
         await Relay(history.outbox, history.store).drain()
 
 
 async def tell_secret(folder: Path) -> None:
     """Say and deliver what is to be erased."""
-    async with History.open(folder / OUTBOX, store=url_of(folder), watch=False) as history:
+    async with History(folder / OUTBOX, store=url_of(folder), watch=False) as history:
         await history.append(PRIVATE, Message.user("about something else"))
         receipt = await history.append(PRIVATE, Message.user(f"{SECRET} " * 40, id=PRIVATE))
         await history.append(PRIVATE, Message.user("and that was it"))
@@ -357,7 +357,7 @@ def stream(outbox: str, store: str, report: Connection, *, seed: int, count: int
     async def live() -> None:
         chance = random.Random(-seed)
         async with (
-            History.open(Path(outbox), store=store, relay=False) as history,
+            History(Path(outbox), store=store, relay=False) as history,
             history.reply("chat", owner="42", every=every) as reply,
         ):
             report.send((reply.message_id, 0, 0))
@@ -381,7 +381,7 @@ def finish_reply(outbox: str, report: Connection, at: str) -> None:
             await asyncio.sleep(60)
 
     async def live() -> None:
-        async with History.open(outbox, relay=False, watch=False) as history:
+        async with History(outbox, relay=False, watch=False) as history:
             async with history.outbox.engine.begin() as connection:
                 await connection.execute(sa.text("CREATE TABLE balance (credits INTEGER)"))
                 await connection.execute(sa.text("INSERT INTO balance VALUES (10)"))

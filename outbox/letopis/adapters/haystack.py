@@ -117,7 +117,7 @@ class LetopisChatMessageStore:
 
     def count_messages(self, chat_history_id: str) -> int:
         """Return how many messages a conversation has."""
-        return self._open().count(chat_history_id)
+        return self._open().chat(chat_history_id).count()
 
     def write_messages(self, chat_history_id: str, messages: list[ChatMessage]) -> int:
         """Append the messages that the conversation does not have yet, all or none; return their number.
@@ -176,7 +176,7 @@ class LetopisChatMessageStore:
 
     def delete_messages(self, chat_history_id: str) -> None:
         """Take all messages of a conversation off the path. To erase them, use ``delete`` of the history."""
-        self._open().clear(chat_history_id)
+        self._open().chat(chat_history_id).rewind(to=None, reason="clear")
 
     def delete_all_messages(self) -> None:
         """Take all messages of all conversations of the owner off the path; without an owner, of the whole history."""
@@ -187,7 +187,7 @@ class LetopisChatMessageStore:
             if (after := page.next) is None:
                 break
         for one in ids:
-            history.clear(one)
+            history.chat(one).rewind(to=None, reason="clear")
 
     def _open(self) -> BlockingHistory:
         if self._history is not None:
@@ -196,7 +196,7 @@ class LetopisChatMessageStore:
         with self._lock:
             if self._opened is None:
                 store = self._store.resolve_value() if isinstance(self._store, Secret) else self._store
-                self._opened = BlockingHistory.open(self._path, store=store)
+                self._opened = BlockingHistory(self._path, store=store)
             return self._opened
 
     def _ids(self, chat_history_id: str) -> set[str]:

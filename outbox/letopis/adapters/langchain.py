@@ -107,14 +107,14 @@ class LetopisChatMessageHistory(BaseChatMessageHistory):
 
         :raises InvalidInput: ``history`` is not a ``BlockingHistory``.
         """
-        self._blocking().clear(self._session_id)
+        self._blocking().chat(self._session_id).rewind(to=None, reason="clear")
 
     async def aclear(self) -> None:
         """Take all messages off the path; the log keeps them."""
         if isinstance(self._history, BlockingHistory):
             await asyncio.to_thread(self.clear)
         else:
-            await run_to_completion(self._history.clear(self._session_id))
+            await run_to_completion(self._history.chat(self._session_id).rewind(to=None, reason="clear"))
 
     def _repaired(self, page: Page[RecordedMessage]) -> list[BaseMessage]:
         messages = [one.message for one in page]

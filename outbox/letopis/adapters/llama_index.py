@@ -102,7 +102,7 @@ class LetopisChatStore(AsyncDBChatStore):
 
     async def count_messages(self, key: str, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
         """Return how many messages there are."""
-        return await self._history.count(key) if status is None else len((await self._read(key, status))[0])
+        return await self._history.chat(key).count() if status is None else len((await self._read(key, status))[0])
 
     async def add_message(self, key: str, message: ChatMessage, status: MessageStatus = MessageStatus.ACTIVE) -> None:
         """Append a message; see :meth:`add_messages`."""
@@ -127,7 +127,7 @@ class LetopisChatStore(AsyncDBChatStore):
         Leading messages that already match are not touched, unless some of them are archived.
 
         :raises InvalidInput: a message holds a value that is not JSON; nothing was written.
-        :raises LetopisError: as for ``History.replace``.
+        :raises LetopisError: as for ``Chat.replace``.
         """
         made = _to_messages(messages, status)
         there, archived = await self._path(key)
@@ -136,7 +136,7 @@ class LetopisChatStore(AsyncDBChatStore):
                 if (old.role, old.message.content, old.message.metadata) != (new.role, new.content, new.metadata):
                     break
                 made[place] = old.message
-        await run_to_completion(self._history.replace(key, made, owner=self._owner))
+        await run_to_completion(self._history.chat(key).replace(made, owner=self._owner))
 
     async def delete_message(self, key: str, idx: int) -> ChatMessage | None:
         """Take the message at an index, counted from 0 over all messages, off the path; ``None`` if there is none."""
@@ -147,9 +147,9 @@ class LetopisChatStore(AsyncDBChatStore):
         return found
 
     async def delete_messages(self, key: str, status: MessageStatus | None = None) -> None:
-        """Take all messages, or those of a status, off the path. To erase them, use ``History.delete``."""
+        """Take all messages, or those of a status, off the path. To erase them, use ``Chat.delete``."""
         if status is None:
-            await run_to_completion(self._history.clear(key))
+            await run_to_completion(self._history.chat(key).rewind(to=None, reason="clear"))
             return
         there, archived = await self._path(key)
         await self._drop(key, there, archived, [one for one in there if _is(one, status, archived)])
@@ -233,7 +233,7 @@ class LetopisChatStore(AsyncDBChatStore):
             left = [one for one in there if one.id not in ids]
             if ids & archived and (older := [one.id for one in left if one.id in archived]):
                 await self._archive(key, older[-1])  # the newest archived one may be among the dropped
-            await run_to_completion(self._history.replace(key, [one.message for one in left]))
+            await run_to_completion(self._history.chat(key).replace([one.message for one in left]))
         return _from_messages(dropped)
 
 

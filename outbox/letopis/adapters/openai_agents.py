@@ -125,9 +125,9 @@ class LetopisSession:
         return await run_to_completion(self._pop())
 
     async def clear_session(self, *, wrapper: RunContextWrapper[Any] | None = None) -> None:
-        """Take all items off the path. Use ``History.delete`` or ``reset`` to erase them."""
+        """Take all items off the path. Use ``Chat.delete`` or ``reset`` to erase them."""
         del wrapper
-        await run_to_completion(self._history.clear(self.session_id))
+        await run_to_completion(self._history.chat(self.session_id).rewind(to=None, reason="clear"))
 
     async def _pop(self) -> TResponseInputItem | None:
         while True:
@@ -148,7 +148,7 @@ class LetopisSession:
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
         """Replace all items at once, for ``OpenAIResponsesCompactionSession``, which would otherwise clear and add."""
         messages = _to_messages(items)
-        await self._history.replace(self.session_id, messages, reason="compaction")
+        await self._history.chat(self.session_id).replace(messages, reason="compaction")
         return True
 
     def _limit(self, limit: int | None) -> int | None:

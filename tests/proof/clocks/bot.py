@@ -66,7 +66,7 @@ async def _bot(number: int, outbox: str, store: str, lines: asyncio.Queue[str]) 
         recovered.append(str(incident.owner_id))
 
     keeping = ConversationStore(store, timeouts=Timeouts(connect=1.5, statement=3.0, lock=0.3))
-    async with History.open(
+    async with History(
         outbox,
         store=keeping,
         policy=POLICY,

@@ -398,7 +398,7 @@ async def _handed(store: Fresh, folder: Path, jump: str) -> Outcome:
     }
     async with (
         ConversationStore.open(store.url, migrate=True),
-        History.open(outbox, store=store.url, relay=False, watch=False) as bot,
+        History(outbox, store=store.url, relay=False, watch=False) as bot,
     ):
         daemons = [
             await asyncio.create_subprocess_exec(

@@ -35,7 +35,7 @@ class Files:
 async def make_files(folder: Path) -> Files:
     """Fill an outbox, deliver most of it, and copy it twice: closed, and with a WAL that was not checkpointed."""
     path, store = folder / "bot.outbox.db", folder / "history.db"
-    async with History.open(path, store=f"sqlite:///{store.as_posix()}", watch=False) as history:
+    async with History(path, store=f"sqlite:///{store.as_posix()}", watch=False) as history:
         for number in range(CONVERSATIONS):
             name = f"chat-{number}"
             for turn in range(8):
@@ -44,13 +44,13 @@ async def make_files(folder: Path) -> Files:
                 await history.append(name, Message.assistant(words * 3, tokens=turn), owner=f"owner-{number % 4}")
         await history.append("chat-1", Message.assistant("long " * 4000))
         assert await history.drained(30)
-    async with History.open(path, store=f"sqlite:///{store.as_posix()}", relay=False, watch=False) as history:
+    async with History(path, store=f"sqlite:///{store.as_posix()}", relay=False, watch=False) as history:
         await _say(history, range(0, CONVERSATIONS, 2), 2)
     closed, living = folder / "closed", folder / "living"
     for one in (closed, living):
         one.mkdir()
     shutil.copy(path, closed / path.name)
-    async with History.open(path, store=f"sqlite:///{store.as_posix()}", relay=False, watch=False) as history:
+    async with History(path, store=f"sqlite:///{store.as_posix()}", relay=False, watch=False) as history:
         await _say(history, range(CONVERSATIONS), 3)
         # By another program: closing a descriptor of a live file would drop this process's locks on it.
         for suffix in ("", "-wal"):

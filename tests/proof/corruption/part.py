@@ -376,7 +376,7 @@ class _Proof:
         shutil.copy(self._files.living, outbox)
         shutil.copy(_wal(self._files.living), _wal(outbox))
         url = f"sqlite:///{store.as_posix()}"
-        async with History.open(outbox, store=url, watch=False) as history:
+        async with History(outbox, store=url, watch=False) as history:
             await history.drained(30)
         return url
 
@@ -406,7 +406,7 @@ class _Proof:
         store = new.with_name("history.db")
         shutil.copy(self._files.store, store)
         url = f"sqlite:///{store.as_posix()}"
-        async with History.open(new, store=url, watch=False) as history:
+        async with History(new, store=url, watch=False) as history:
             for name in receipt.lost:
                 await OutboxAdmin(history.outbox).skip_missing(history.store, name, reason="lost with a damaged disk")
             drained = await history.drained(20)

@@ -138,7 +138,7 @@ async def kill(
         wrong.append(str(error))
     finally:
         victims.close()
-    async with History.open(outbox, store=url, watch=False) as history:
+    async with History(outbox, store=url, watch=False) as history:
         if not await history.drained(TIMEOUT_SECONDS):
             wrong.append(f"not drained in {TIMEOUT_SECONDS:g} s")
     last = await settled([outbox], url, victims.acks, victims.record_acks, drained=True)

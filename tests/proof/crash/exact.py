@@ -189,7 +189,7 @@ async def _go_on(folder: Path, *, changes_path: bool = False) -> tuple[list[Ack]
     acks = list(promised.acks)
     outbox, url = folder / OUTBOX, url_of(folder)
     problems: list[str] = []
-    async with History.open(outbox, store=url, watch=False) as history:
+    async with History(outbox, store=url, watch=False) as history:
         receipt = await history.append("chat", Message.user("and then"))
         acks.append(Ack("chat", receipt.event_ids[-1], receipt.sequence))
         if not await history.drained(TIMEOUT_SECONDS):

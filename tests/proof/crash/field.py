@@ -87,7 +87,7 @@ class Field:
         """Make the store's tables and open the outbox of the bot that survives."""
         async with (
             ConversationStore.open(url, migrate=True) as store,
-            History.open(outbox, store=store, relay=False, watch=False) as bot,
+            History(outbox, store=store, relay=False, watch=False) as bot,
         ):
             async with bot.transaction() as own:
                 await own.execute(MAKE_BOOKS)

@@ -74,49 +74,52 @@ def _with(base: Arguments, **more: Any) -> Arguments:
 
 
 HISTORY: Final[Mapping[str, Arguments]] = {
-    "activate": _own,
     "active": _owner,
-    "annotate": _with(_said, metadata={"a": 1}),
     "append": lambda world: {"conversation_id": world.lasting, "what": Message.user("words")},
     "append_in": lambda world: {"conversation_id": world.lasting, "what": Message.user("words")},
-    "archive": _own,
-    "clear": _own,
     "context": _read,
-    "conversation": _read,
     "conversations": _none,
-    "count": _read,
-    "delete": _own,
     "drained": _with(_none, timeout=5.0),
-    "edit": _with(_message, content="anew"),
-    "events": _read,
-    "failed": _message,
-    "find_records": _with(_none, tags={"run": "7"}),
-    "fork": lambda world: {"of": world.quiet},
-    "message": lambda world: {"message_id": ASKED, "conversation": world.quiet},
+    "message": lambda world: {"message_id": "nowhere"},
     "messages": _read,
-    "pop": _own,
-    "rate": _with(_message, value=5),
-    "react": _with(_message, key="like"),
-    "record_scopes": _none,
-    "records": lambda world: {"conversation": world.quiet},
-    "redact": lambda world: {"conversation_id": world.fresh(), "message_id": ANSWERED},
-    "regenerate": _own,
-    "rename": _with(_said, title="title"),
-    "replace": lambda world: {"conversation_id": world.fresh(), "messages": [Message.user("words", id=ASKED)]},
     "reply": _said,
-    "reset": _own,
-    "restore": _own,
-    "rewind": _with(_own, to=ASKED),
     "search": _with(_none, query="words"),
-    "sent": _message,
     "start": _owner,
     "statistics": _none,
     "status": _none,
     "transaction": _none,
-    "transcript": _read,
     "unconfirmed": _none,
+}
+CHAT: Final[Mapping[str, Arguments]] = {
+    "activate": _own,
+    "annotate": _with(_said, metadata={"a": 1}),
+    "archive": _own,
+    "conversation": _read,
+    "count": _read,
+    "delete": _own,
+    "edit": _with(_message, content="anew"),
+    "events": _read,
+    "failed": _message,
+    "fork": _read,
+    "message": lambda world: {"message_id": ASKED, "conversation_id": world.quiet},
+    "pop": _own,
+    "react": _with(_message, key="like"),
+    "redact": lambda world: {"conversation_id": world.fresh(), "message_id": ANSWERED},
+    "regenerate": _own,
+    "rename": _with(_said, title="title"),
+    "replace": lambda world: {"conversation_id": world.fresh(), "messages": [Message.user("words", id=ASKED)]},
+    "reset": _own,
+    "restore": _own,
+    "rewind": _with(_own, to=ASKED),
+    "sent": _message,
+    "transcript": _read,
     "undo": _own,
     "unreact": _with(_message, key="like"),
+}
+ALL_RECORDS: Final[Mapping[str, Arguments]] = {
+    "__call__": lambda world: {"conversation": world.quiet},
+    "find": _with(_none, tags={"run": "7"}),
+    "scopes": _none,
 }
 STORE: Final[Mapping[str, Arguments]] = {
     "active": _owner,
@@ -174,6 +177,10 @@ TRANSACTION: Final[Mapping[str, Arguments]] = {
 TABLES: Final[Mapping[str, Mapping[str, Arguments]]] = {
     "History": HISTORY,
     "BlockingHistory": {name: made for name, made in HISTORY.items() if name != "append_in"},
+    "Chat": CHAT,
+    "BlockingChat": CHAT,
+    "AllRecords": ALL_RECORDS,
+    "BlockingAllRecords": ALL_RECORDS,
     "ConversationStore": STORE,
     "OutboxAccess": OUTBOX_ACCESS,
     "Reply": REPLY,
@@ -191,8 +198,10 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "OutboxAdmin.*": "what the command calls; the arguments of its verbs are tried in `commands`",
     "Timeouts.*": "called by the engines with what they checked",
     "Rules.*": "called by the monitor with times of its own",
-    "History.open": "constructor: see `constructors`",
-    "BlockingHistory.open": "constructor: see `constructors`",
+    "History.chat": "makes a `Chat`, whose calls are tried with each id",
+    "BlockingHistory.chat": "makes a `Chat`, whose calls are tried with each id",
+    "History": "constructor: see `constructors`",
+    "BlockingHistory": "constructor: see `constructors`",
     "ConversationStore.open": "constructor: see `constructors`",
     "ConversationStore.close": "no arguments; ends the object",
     "ConversationStore.run_pending_tasks": "no arguments",
@@ -271,9 +280,10 @@ def surface() -> Iterator[tuple[str, str, Any]]:
 
 
 def parameters(cls: str, method: str) -> list[str]:
-    """Return the parameters of a method that take a value."""
+    """Return the parameters of a method that take a value; a chat has its conversation beside them."""
     found = inspect.signature(getattr(_class(cls), method)).parameters
-    return [name for name in found if name != "self" and f"{method}.{name}" not in OBJECTS]
+    own = ["conversation_id"] if cls.endswith("Chat") else []
+    return own + [name for name in found if name != "self" and f"{method}.{name}" not in OBJECTS]
 
 
 def untried() -> list[str]:

@@ -181,11 +181,11 @@ def folder_of(folder: Path, name: str) -> Iterator[Path]:
 
 
 async def _filled(place: Path) -> None:
-    async with History.open(place / "bot.outbox.db", watch=False) as history:
+    async with History(place / "bot.outbox.db", watch=False) as history:
         for number in range(20):
             await history.append(f"chat-{number % 4}", Message.user(f"words {number}"), owner="owner-1")
         await history.drained(timeout=20)
-    async with History.open(place / "bot.outbox.db", relay=False, watch=False) as history:
+    async with History(place / "bot.outbox.db", relay=False, watch=False) as history:
         await history.append("chat-1", Message.user("pending"))
 
 

@@ -100,7 +100,7 @@ APART: Final = {
     "BackgroundIndexer": "takes a method of the store",
     "Precondition": "made by the options of `History.append`",
     "by_recorded_tokens": "takes a function of the program's",
-    "transcript": "tried as `History.transcript`",
+    "transcript": "tried as `Chat.transcript`",
     "window": "tried as `History.context`",
     "Channel": "a protocol",
     "Alert": "what a channel is given",
@@ -118,8 +118,8 @@ APART: Final = {
     "Projection": "a base class",
     "Projector": "made by `ConversationStore.projector`",
     "Upcasters": "takes rules of the program's own",
-    "BlockingHistory": "opened by what `History.open` opens",
-    "OutboxFile": "opened by `History.open`",
+    "BlockingHistory": "opened by what `History` opens",
+    "OutboxFile": "opened by `History`",
     "Relay": "takes an outbox and a store; its policy is tried",
 }
 
@@ -188,11 +188,11 @@ async def opened(folder: Path, tally: Tally, *, many: int, random: Random) -> No
     """Try the arguments of the two that open files and servers."""
     place = folder / "opened"
     place.mkdir()
-    for parameter in inspect.signature(History.open).parameters:
+    for parameter in inspect.signature(History).parameters:
         for hostile in _fit(parameter, sample(many, random), place):
-            label = f"History.open({parameter}={hostile.name})"
+            label = f"History({parameter}={hostile.name})"
             given: dict[str, Any] = {"path": place / "x.outbox.db", "relay": False, "watch": False}
-            await _open(tally, label, lambda options: History.open(**options), {**given, parameter: hostile.value})
+            await _open(tally, label, lambda options: History(**options), {**given, parameter: hostile.value})
     for parameter in inspect.signature(ConversationStore).parameters:
         for hostile in _fit(parameter, sample(many, random), place):
             label = f"ConversationStore({parameter}={hostile.name})"

@@ -21,7 +21,7 @@ async def tried(url: str, folder: Path, *, random: Random, many: int | None) -> 
     some: list[tuple[int, Case]] = whole if many is None else random.sample(whole, many)
     async with (
         ConversationStore.open(url, migrate=True) as store,
-        History.open(folder / "corpus.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
+        History(folder / "corpus.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         for number, case in some:
             tally.tried += 1

@@ -139,7 +139,7 @@ async def imported(url: str, folder: Path, raw: bytes) -> Fuzzed:
         dry = try_out(read_lines(io.BytesIO(raw), count=count), told.append)
     async with (
         ConversationStore.open(url, migrate=True) as store,
-        History.open(folder / "import.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
+        History(folder / "import.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         for turn in ("first", "second"):
             refused: list[Refused] = []

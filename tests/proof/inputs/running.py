@@ -66,6 +66,8 @@ async def hostile_calls(history: History, store: ConversationStore, tally: Tally
     await history.drained(timeout=TIMEOUT_SECONDS)
     invoke: Mapping[str, Callable[[str, dict[str, Any]], Awaitable[Any]]] = {
         "History": lambda method, given: _history(history, method, given),
+        "Chat": lambda method, given: _method(history.chat(given.pop("conversation_id")), method, given),
+        "AllRecords": lambda method, given: _method(history.records, method, given),
         "ConversationStore": lambda method, given: _store(store, method, given),
         "OutboxAccess": lambda method, given: getattr(store.outbox_access, method)(**given),
         "Reply": lambda method, given: _reply(history, method, given),
@@ -157,7 +159,7 @@ async def blocked_at_delivery(url: str, folder: Path) -> list[str]:
     """Give titles with NUL in them while text is not checked, deliver them, and return what is blocked: a control."""
     async with (
         ConversationStore.open(url, migrate=True) as store,
-        History.open(folder / "unchecked.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
+        History(folder / "unchecked.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         with planted("text is not checked before it is appended"):
             for number in range(5):
@@ -241,7 +243,7 @@ async def proved(url: str, folder: Path, *, many: int, random: Random) -> Tally:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(ConversationStore.open(url, migrate=True))
         history = await stack.enter_async_context(
-            History.open(folder / "hostile.outbox.db", store=store, policy=BLOCK_AT_ONCE)
+            History(folder / "hostile.outbox.db", store=store, policy=BLOCK_AT_ONCE)
         )
         await hostile_calls(history, store, tally, many=many, random=random)
         await looked_at(history, store, tally)

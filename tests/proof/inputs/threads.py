@@ -37,7 +37,7 @@ def patience(seconds: float) -> Iterator[None]:
 def proved(url: str, folder: Path, *, many: int, random: Random) -> Tally:
     """Try the blocking classes on one store."""
     tally = Tally()
-    with BlockingHistory.open(folder / "blocking.outbox.db", store=url, policy=BLOCK_AT_ONCE) as history:
+    with BlockingHistory(folder / "blocking.outbox.db", store=url, policy=BLOCK_AT_ONCE) as history:
         world = World("thread", 20 + 25 * many)
         for name in world.names():
             history.append(name, Message.user("words", id=ASKED), Message.assistant("more", id=ANSWERED), owner=OWNER)
@@ -51,6 +51,8 @@ def proved(url: str, folder: Path, *, many: int, random: Random) -> Tally:
 def _calls(history: BlockingHistory, world: World, tally: Tally, *, many: int, random: Random) -> None:
     invoke: Mapping[str, Callable[[str, dict[str, Any]], Any]] = {
         "BlockingHistory": lambda method, given: _history(history, world, method, given),
+        "BlockingChat": lambda method, given: _method(history.chat(given.pop("conversation_id")), method, given),
+        "BlockingAllRecords": lambda method, given: _method(history.records, method, given),
         "BlockingReply": lambda method, given: _reply(history, world, method, given),
         "BlockingReceipt": lambda method, given: _method(
             history.append(world.lasting, Message.user("words")), method, given
@@ -97,7 +99,7 @@ def _compare(history: BlockingHistory, tally: Tally) -> None:
         held: dict[UUID, RecordedEvent] = {}
         place: int | str | None = 0
         while place is not None:
-            page = history.events(conversation_id, after=place, limit=500)
+            page = history.chat(conversation_id).events(after=place, limit=500)
             held.update({event.event_id: event for event in page if event.version is not None})
             place = page.next
         for one in tally.kept:

@@ -206,7 +206,7 @@ async def _look(place: Path, *, once: bool, restart: bool) -> tuple[int, list[st
         problems = list((await check([outbox], store, acknowledged=acks, drained=once)).problems)
         if not restart:
             return len(acks), problems
-        async with History.open(outbox, store=store, watch=False, min_free_bytes=None) as history:
+        async with History(outbox, store=store, watch=False, min_free_bytes=None) as history:
             await history.append("chat-1", Message.user("afterwards"))
             if not await history.drained(DRAINED):
                 problems.append("is not drained after a restart")

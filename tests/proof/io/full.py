@@ -100,7 +100,7 @@ async def on_a_full_disk(folder: Path, commands: Sequence[tuple[str, ...]]) -> F
     run("mount", "-t", "tmpfs", "-o", f"size={MEBIBYTES}m", "tmpfs", disk)
     try:
         filled = Filled()
-        async with History.open(disk / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
+        async with History(disk / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
             bot = _Bot(history, filled)
             await history.outbox.maintain()
             if not reserve_path(disk / OUTBOX).exists():
@@ -167,7 +167,7 @@ async def limited(place: str) -> dict[str, Any]:
     folder = Path(place)
     store = f"sqlite:///{(folder / HISTORY).as_posix()}"
     filled = Filled()
-    async with History.open(folder / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
+    async with History(folder / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
         bot = _Bot(history, filled)
         await bot.append(0)
         limit(max(one.stat().st_size for one in folder.iterdir()) + GROWTH)

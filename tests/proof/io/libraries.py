@@ -79,7 +79,7 @@ async def live(place: str, by: str, *, blind: bool) -> None:
     if blind:
         FileIdentityGuard.verify = lambda self: None  # type: ignore[method-assign]
     folder, acks, refused = Path(place), [], 0
-    async with History.open(folder / OUTBOX, store=folder / HISTORY, min_free_bytes=None) as history:
+    async with History(folder / OUTBOX, store=folder / HISTORY, min_free_bytes=None) as history:
         await history.append("c", Message.user("first"))
         await history.drained(20)
         for number in range(APPENDS):

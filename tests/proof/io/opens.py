@@ -51,7 +51,7 @@ def live(folder: str, *, commands: int, raw: bool) -> dict[str, Any]:
 
 async def _live(folder: Path, *, commands: int, raw: bool) -> dict[str, Any]:
     codes: dict[str, object] = {}
-    async with History.open(folder / OUTBOX, store=folder / HISTORY, min_free_bytes=None) as history:
+    async with History(folder / OUTBOX, store=folder / HISTORY, min_free_bytes=None) as history:
         for number in range(20):
             await history.append(f"chat-{number % 3}", Message.user(f"message {number}"))
             async with history.transaction() as transaction:

@@ -39,7 +39,7 @@ async def gone_read_only(folder: Path) -> Filled:
     run("mkfs.ext4", "-q", "-F", image)
     acks: list[Ack] = []
     with mounted(image, disk):
-        async with History.open(disk / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
+        async with History(disk / OUTBOX, store=store, relay=False, min_free_bytes=None) as history:
             await _append(history, outcome, acks)
             run("mount", "-o", "remount,abort", disk)  # as after an error of the disk
             before = len(acks)
@@ -66,18 +66,18 @@ async def read_only_at_start(folder: Path) -> Filled:
     with ExitStack() as stack:
         stack.callback(subprocess.run, ["umount", "--lazy", disk], check=False, capture_output=True)
         for _ in range(2):
-            async with History.open(disk / OUTBOX, store=store, min_free_bytes=None) as history:
+            async with History(disk / OUTBOX, store=store, min_free_bytes=None) as history:
                 await _append(history, outcome, acks)
             run("mount", "-o", "remount,ro", disk)
             try:
-                async with History.open(disk / OUTBOX, store=store, min_free_bytes=None):
+                async with History(disk / OUTBOX, store=store, min_free_bytes=None):
                     outcome.problems.append("was opened, and cannot be written")
             except LetopisError as error:
                 outcome.refused += 1
                 if "may not be written" not in str(error):
                     outcome.problems.append(f"does not say what is the matter: {error}")
             run("mount", "-o", "remount,rw", disk)
-        async with History.open(disk / OUTBOX, store=store, min_free_bytes=None) as history:
+        async with History(disk / OUTBOX, store=store, min_free_bytes=None) as history:
             await _append(history, outcome, acks)
             if not await history.drained(TIMEOUT_SECONDS):
                 outcome.problems.append("is not drained though it may be written again")
@@ -116,7 +116,7 @@ async def _again(image: Path, disk: Path, store: str, acks: list[Ack], outcome: 
     while True:  # an unmounted file system is released a moment later
         try:
             with mounted(image, disk):
-                async with History.open(disk / OUTBOX, store=store, min_free_bytes=None) as history:
+                async with History(disk / OUTBOX, store=store, min_free_bytes=None) as history:
                     await _append(history, outcome, acks)
                     if not await history.drained(TIMEOUT_SECONDS):
                         outcome.problems.append("is not drained after it was mounted again")

@@ -56,7 +56,7 @@ class Script:
 
     async def _open(self, stack: AsyncExitStack) -> History:
         return await stack.enter_async_context(
-            History.open(self._folder / OUTBOX, store=self._folder / HISTORY, watch=False, min_free_bytes=None)
+            History(self._folder / OUTBOX, store=self._folder / HISTORY, watch=False, min_free_bytes=None)
         )
 
     async def _talk(self, history: History) -> None:
@@ -123,7 +123,7 @@ async def make(folder: Path) -> None:
     """Make an outbox and a store that were used and closed, for scripts to begin with."""
     async with ConversationStore.open(folder / HISTORY):
         pass
-    async with History.open(folder / OUTBOX, store=folder / HISTORY, watch=False, min_free_bytes=None) as history:
+    async with History(folder / OUTBOX, store=folder / HISTORY, watch=False, min_free_bytes=None) as history:
         async with history.transaction() as transaction:
             await transaction.execute(sa.text("CREATE TABLE credits (number INTEGER)"))
         await history.append("chat-0", Message.user("before all of it"))

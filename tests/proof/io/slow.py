@@ -84,7 +84,7 @@ async def live(place: str, *, appends: int, blocking: bool) -> dict[str, Any]:
     if blocking:
         WorkerThread.submit = _in_the_loop  # type: ignore[method-assign]
     folder, took, still, acks = Path(place), [], [], []
-    async with History.open(folder / OUTBOX, store=folder / HISTORY, watch=False, min_free_bytes=None) as history:
+    async with History(folder / OUTBOX, store=folder / HISTORY, watch=False, min_free_bytes=None) as history:
         await history.append("slow", Message.user("the first"))
         await history.drained(60)
         pulse = _Pulse()

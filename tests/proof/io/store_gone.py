@@ -51,7 +51,7 @@ async def take(folder: Path, *, blind: bool = False) -> Filled:
 async def _taken(folder: Path, ways: Sequence[Callable[[Path], None]], *, blind: bool = False) -> Filled:
     found, acks = Filled(), []
     store = f"sqlite:///{(folder / HISTORY).as_posix()}"
-    async with History.open(folder / OUTBOX, store=store, min_free_bytes=None) as history:
+    async with History(folder / OUTBOX, store=store, min_free_bytes=None) as history:
         await history.append("c", Message.user("the first"))
         await history.drained(TIMEOUT_SECONDS)
         with closing(sqlite3.connect(folder / HISTORY)) as connection:
@@ -76,7 +76,7 @@ async def _taken(folder: Path, ways: Sequence[Callable[[Path], None]], *, blind:
     found.acknowledged = len(acks)
     if (folder / HISTORY).exists():
         # What was delivered before, and not written to since, is what a relay looks for when it starts.
-        async with History.open(folder / OUTBOX, store=store, min_free_bytes=None) as history:
+        async with History(folder / OUTBOX, store=store, min_free_bytes=None) as history:
             await history.append("c", Message.user("after a start"))
             await history.drained(TIMEOUT_SECONDS)
         try:

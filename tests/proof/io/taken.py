@@ -144,7 +144,7 @@ async def talk(place: str, *, blind: bool) -> None:
             await asyncio.sleep(0.005)
 
     async with (
-        History.open(folder / OUTBOX, store=folder / HISTORY, min_free_bytes=None) as history,
+        History(folder / OUTBOX, store=folder / HISTORY, min_free_bytes=None) as history,
         asyncio.TaskGroup() as group,
     ):
         await history.drained(TIMEOUT_SECONDS)

@@ -67,7 +67,7 @@ class Company:
                 self.stores.append(store)
                 stack.push_async_callback(store.close)
                 path = folder / f"bot-{number}.outbox.db"
-                opened = History.open(path, store=store, watch=False)
+                opened = History(path, store=store, watch=False)
                 self.bots.append(await stack.enter_async_context(opened))
             tasks = [asyncio.create_task(self._talk(bot, place)) for place in range(2) for bot in self.bots]
             tasks += [asyncio.create_task(one) for bot in self.bots for one in (self._watch(bot), self._time(bot))]

@@ -59,7 +59,7 @@ async def broken_for_the_library(folder: Path, promises: KeptPromises) -> list[s
         problems += (await check([outbox], store, acknowledged=promises.acks)).problems
         stored = {event.event_id for event in (await read_store(store)).events}
         problems += [f"event {one} was said to be saved, and is LOST" for one in promises.saved if one not in stored]
-    async with History.open(outbox, store=store, min_free_bytes=None) as history:
+    async with History(outbox, store=store, min_free_bytes=None) as history:
         await history.append("afterwards", Message.user("and on it goes"))
         if not await history.drained(TIMEOUT_SECONDS):
             problems.append(f"what is pending was not delivered within {TIMEOUT_SECONDS:g} s")

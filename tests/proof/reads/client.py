@@ -102,7 +102,7 @@ class Client:
 
     async def _regenerate(self, chat: Chat) -> None:
         try:
-            asked = await self._history.regenerate(chat.id)
+            asked = await self._history.chat(chat.id).regenerate()
         except _AWAY:  # for a moment, while it is put back or the machine is busy: nothing was written
             return
         users = [place for place, one in enumerate(chat.path) if one.role == "user"]
@@ -115,7 +115,7 @@ class Client:
 
     async def _pop(self, chat: Chat) -> None:
         try:
-            popped = await self._history.pop(chat.id)
+            popped = await self._history.chat(chat.id).pop()
         except _AWAY:
             return
         wanted = chat.path[-1].id if chat.path else None
@@ -130,54 +130,54 @@ class Client:
             return
         place = max(0, len(chat.path) - self._random.randint(1, 6))
         target = chat.path[place].id
-        self._took_place(await self._history.rewind(chat.id, to=target))
+        self._took_place(await self._history.chat(chat.id).rewind(to=target))
         self._plain.rewind(chat, target)
 
     async def _clear(self, chat: Chat) -> None:
-        self._took_place(await self._history.clear(chat.id))
+        self._took_place(await self._history.chat(chat.id).rewind(to=None))
         self._plain.rewind(chat, None)
 
     async def _edit(self, chat: Chat) -> None:
         if (one := self._own(chat)) is not None:
             self._made += 1
             text = f"edited {self._made}"
-            self._took_place(await self._history.edit(chat.id, one.id, text))
+            self._took_place(await self._history.chat(chat.id).edit(one.id, text))
             self._plain.edit(chat, one.id, text)
 
     async def _redact(self, chat: Chat) -> None:
         if (one := self._own(chat)) is not None:
-            self._took_place(await self._history.redact(chat.id, one.id))
+            self._took_place(await self._history.chat(chat.id).redact(one.id))
             self._plain.redact(chat, one.id)
 
     async def _mark(self, chat: Chat) -> None:
         if (one := self._own(chat)) is not None:
             if self._random.random() < 0.5:
                 actor = f"a{self._made}"
-                self._took_place(await self._history.react(chat.id, one.id, "+1", actor=actor))
+                self._took_place(await self._history.chat(chat.id).react(one.id, "+1", actor=actor))
                 self._plain.react(chat, one.id, "+1", actor, None)
             else:
                 platform_ids = {"telegram": self._made}
-                self._took_place(await self._history.sent(chat.id, one.id, platform_ids=platform_ids))
+                self._took_place(await self._history.chat(chat.id).sent(one.id, platform_ids=platform_ids))
                 self._plain.deliver(chat, one.id, "sent", {"platform_ids": platform_ids})
 
     async def _activate(self, chat: Chat) -> None:
-        self._took_place(await self._history.activate(chat.id, owner=self._owner))
+        self._took_place(await self._history.chat(chat.id).activate(owner=self._owner))
         self._plain.activate(chat)
 
     async def _fork(self, chat: Chat) -> None:
         if self._event_ids[chat.id] and len(self._plain.living()) <= CHATS + 2:
             name = self._new("fork")
-            self._took_place(await self._history.fork(name, of=chat.id))
+            self._took_place(await self._history.chat(chat.id).fork(name))
             self._plain.fork(name, chat)
 
     async def _delete(self, chat: Chat) -> None:
         forked = any(one.parent is chat for one in self._plain.chats.values())
         if forked or chat is self._plain.active(self._owner) or len(self._plain.living()) < 2:
             return
-        await self._history.delete(chat.id)
+        await self._history.chat(chat.id).delete()
         self._plain.delete(chat)
         page = await self._history.messages(chat.id, last=5)
-        found = await self._history.conversation(chat.id)
+        found = await self._history.chat(chat.id).conversation()
         self._took(page.complete)
         if page.complete and (len(page) or found is None or found.state != "deleted"):
             self._wrong(chat, "deleted", (len(page), found and found.state), (0, "deleted"))
@@ -190,7 +190,7 @@ class Client:
 
     async def _unseen(self, chat: Chat) -> None:
         """Record the event that the history made on its own."""
-        page = await self._history.events(chat.id, after=0, limit=10_000)
+        page = await self._history.chat(chat.id).events(after=0, limit=10_000)
         found, known = [one.event_id for one in page], self._event_ids[chat.id]
         self._took(page.complete)
         if found[:-1] != known:
@@ -265,7 +265,7 @@ class Client:
             self._wrong(chat, "context", ids, known[-len(ids) - 1 :])
 
     async def _conversation(self, chat: Chat) -> None:
-        found = await self._history.conversation(chat.id)
+        found = await self._history.chat(chat.id).conversation()
         self._took(True)
         if found is None or found.message_count != len(chat.own):
             self._wrong(chat, "conversation", found and found.message_count, len(chat.own))
@@ -275,7 +275,7 @@ class Client:
         after: int | str = 0
         complete = True
         while True:
-            page = await self._history.events(chat.id, after=after, limit=40)
+            page = await self._history.chat(chat.id).events(after=after, limit=40)
             found += [one.event_id for one in page]
             complete = complete and page.complete
             if page.next is None:

@@ -96,7 +96,7 @@ async def _read(
     retention = Retention() if restored else Retention(keep_last=0, keep_for=timedelta(0))
     async with AsyncExitStack() as stack:
         history = await stack.enter_async_context(
-            History.open(path, store=url, retention=retention, watch=False, read_timeout=30)
+            History(path, store=url, retention=retention, watch=False, read_timeout=30)
         )
         stack.enter_context(planted("a read asks the store before the outbox") if defect else nullcontext())
         clients = [

@@ -60,7 +60,7 @@ class Pair:
             case "replace":
                 await self._one.replace(chat, [question])
             case "redact":
-                await self._one.redact(chat, "m")
+                await self._one.chat(chat).redact("m")
             case "pop" | "undo" | "clear" | "reset" | "delete":
                 await getattr(self._one, how)(chat)
         if self._random.random() < 0.8:
@@ -106,7 +106,7 @@ class Pair:
             if self._random.random() < 0.5:
                 await self._one.append(chat, Message.user("on"))
             else:
-                await self._one.archive(living[0])
+                await self._one.chat(living[0]).archive()
             if self._random.random() < 0.2:
                 await deliver(self._one)
         before = await self._one.active(owner, create=False)
@@ -127,7 +127,7 @@ async def share(url: str, folder: Path, many: int, seed: int, *, defect: bool = 
     async with ConversationStore.open(url, migrate=True) as store, AsyncExitStack() as stack:
         one, two = [
             await stack.enter_async_context(
-                History.open(folder / f"{name}-{seed}.db", store=store, relay=False, watch=False, read_timeout=30)
+                History(folder / f"{name}-{seed}.db", store=store, relay=False, watch=False, read_timeout=30)
             )
             for name in ("one", "two")
         ]
@@ -143,7 +143,7 @@ async def list_records(url: str, path: Path, many: int, *, defect: bool = False)
     reads = Reads()
     async with ConversationStore.open(url, migrate=True):
         pass
-    async with History.open(path, store=url, watch=False, read_timeout=30) as history:
+    async with History(path, store=url, watch=False, read_timeout=30) as history:
         records = history.records(space="shared")
 
         async def put(writer: int) -> None:

@@ -208,5 +208,5 @@ async def scene(kind: str, url: str, folder: Path, chance: Random) -> AsyncItera
         path = folder / "bot.outbox.db"
         async with ConversationStore.open(url, migrate=True):
             pass
-        async with History.open(path, store=url, relay=False) as history:
+        async with History(path, store=url, relay=False) as history:
             yield Scene(kind, url, folder, chance, history, stack)

@@ -127,7 +127,7 @@ async def another_store(scene: Scene) -> str:
 async def _some_history(path: Path, url: str) -> None:
     async with ConversationStore.open(url, migrate=True):
         pass
-    async with History.open(path, store=url) as theirs:
+    async with History(path, store=url) as theirs:
         for number in range(5):
             await theirs.append("chat-0", Message.user(f"theirs {number}"))
         if not await theirs.drained(worlds.TIMEOUT_SECONDS):

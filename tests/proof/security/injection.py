@@ -61,11 +61,11 @@ async def injected(url: str, folder: Path, ids: Sequence[str], *, random: Random
     came = Injected()
     async with (
         ConversationStore.open(url, migrate=True) as store,
-        History.open(folder / "injected.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
+        History(folder / "injected.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         for number in range(5):
             await history.append(f"victim-{number}", Message.user("secret"), Message.assistant("kept"), owner="victim")
-        await history.activate("victim-0")
+        await history.chat("victim-0").activate()
         await history.drained(timeout=20)
         before = await rows_of(url, "victim")
         taken = 0
@@ -108,9 +108,9 @@ async def _append(history: History, store: ConversationStore, name: str) -> Any:
 Call = Callable[[History, ConversationStore, str], Awaitable[Any]]
 CALLS: Final[Sequence[Call]] = (
     lambda history, store, name: history.messages(name, last=None),
-    lambda history, store, name: history.conversation(name),
-    lambda history, store, name: history.events(name),
-    lambda history, store, name: history.transcript(name),
+    lambda history, store, name: history.chat(name).conversation(),
+    lambda history, store, name: history.chat(name).events(),
+    lambda history, store, name: history.chat(name).transcript(),
     lambda history, store, name: history.context(name, last=5),
     lambda history, store, name: history.conversations(owner=name),
     lambda history, store, name: history.active(name, create=False),
@@ -122,10 +122,10 @@ CALLS: Final[Sequence[Call]] = (
     lambda history, store, name: history.statistics(by=name),
     lambda history, store, name: history.unconfirmed(owner=name),
     lambda history, store, name: history.messages(name, after=name, last=None),
-    lambda history, store, name: history.rename(name, name),
-    lambda history, store, name: history.annotate(name, {name: name}),
-    lambda history, store, name: history.sent(name, name),
-    lambda history, store, name: history.clear(name),
+    lambda history, store, name: history.chat(name).rename(name),
+    lambda history, store, name: history.chat(name).annotate({name: name}),
+    lambda history, store, name: history.chat(name).sent(name),
+    lambda history, store, name: history.chat(name).rewind(to=None),
     lambda history, store, name: store.messages(name),
     lambda history, store, name: store.conversation(name),
     lambda history, store, name: store.events(name),
@@ -169,7 +169,7 @@ async def logged(folder: Path, ids: Sequence[str]) -> tuple[int, list[str]]:
     sound = "a sound conversation"
     refusing = ToldStore(lambda batch: POISON if any(one.conversation_id in ids for one in batch) else None)
     with heard() as streams:
-        async with History.open(folder / "logged.outbox.db", relay=False, watch=False) as history:
+        async with History(folder / "logged.outbox.db", relay=False, watch=False) as history:
             relay = Relay(history.outbox, refusing, policy=BLOCK_AT_ONCE)  # type: ignore[arg-type]
             for name in ids:
                 try:

@@ -74,11 +74,11 @@ async def _counted(history: History, store: ConversationStore, owner: str, name:
 
 async def _read(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
     pages = [await history.messages(name, last=None), await store.messages(name)]
-    return [one.text for page in pages for one in page] + [await history.transcript(name)]
+    return [one.text for page in pages for one in page] + [await history.chat(name).transcript()]
 
 
 async def _events(history: History, store: ConversationStore, owner: str, name: str) -> Iterable[str]:
-    return [str(one.data) for page in (await history.events(name), await store.events(name)) for one in page]
+    return [str(one.data) for page in (await history.chat(name).events(), await store.events(name)) for one in page]
 
 
 LOOKS: Final[Mapping[str, Look]] = {
@@ -98,7 +98,7 @@ async def isolated(url: str, folder: Path, *, fold: Fold = exact, pairs: int | N
     some = TWINS[:pairs]
     async with (
         ConversationStore.open(url, migrate=True) as store,
-        History.open(folder / "isolated.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
+        History(folder / "isolated.outbox.db", store=store, policy=BLOCK_AT_ONCE) as history,
     ):
         for number, (_, *twins) in enumerate(some):
             for who, twin in zip("ab", twins, strict=True):
@@ -126,9 +126,9 @@ async def _erased(url: str, history: History, came: Isolated, pairs: int | None)
     for number, (kind, one, other) in enumerate(TWINS[:pairs]):
         mine, theirs = f"{number}-{one}", f"{number}-{other}"
         before = await rows_of(url, theirs)
-        await history.redact(mine, "m-a")
-        await history.archive(mine)
-        await history.delete(mine)
+        await history.chat(mine).redact("m-a")
+        await history.chat(mine).archive()
+        await history.chat(mine).delete()
         await history.drained(timeout=20)
         came.looks += 3
         if not before["letopis_messages"] or before != await rows_of(url, theirs):

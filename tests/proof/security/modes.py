@@ -62,7 +62,7 @@ def written(folder: Path, mask: int) -> tuple[set[str], list[str]]:
 
 
 async def _said(place: Path) -> tuple[set[str], list[str]]:
-    async with History.open(place / "bot.outbox.db", watch=False) as history:
+    async with History(place / "bot.outbox.db", watch=False) as history:
         for number in range(3):
             await history.append("chat", Message.user(f"words {number}"))
         await history.drained(timeout=20)
@@ -70,7 +70,7 @@ async def _said(place: Path) -> tuple[set[str], list[str]]:
             await reply.add("words")
         # While it is open, with the files of the log beside it.
         names, loose = looked_at(place)
-    async with History.open(place / "bot.outbox.db", relay=False, watch=False) as history:
+    async with History(place / "bot.outbox.db", relay=False, watch=False) as history:
         await history.append("chat", Message.user("pending"))
     return set(names), loose
 

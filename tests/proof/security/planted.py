@@ -97,7 +97,7 @@ def commands(folder: Path, names: Sequence[str]) -> tuple[int, list[str]]:
 
 
 async def _waiting(path: Path) -> None:
-    async with History.open(path, relay=False, watch=False) as history:
+    async with History(path, relay=False, watch=False) as history:
         await history.append("c1", Message.user(BODY, name=NAME, metadata={"token": OTHER}))
 
 
@@ -113,7 +113,7 @@ async def faults(kind: str, url: str, folder: Path) -> tuple[int, list[str]]:
         with heard() as streams:
             logging.getLogger("sqlalchemy.engine").setLevel(logging.WARNING)
             rules = Rules(hold=0.0, stuck_after=0.0, resolve_after=0.1)
-            async with History.open(
+            async with History(
                 folder / "planted.outbox.db", store=store, policy=BLOCK_AT_ONCE, channels=(collector,), rules=rules
             ) as history:
                 for name in (HOSTILE, "fine"):

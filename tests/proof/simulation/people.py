@@ -105,7 +105,7 @@ class Bot:
     async def live(self) -> None:
         """Open the history, talk until told to close, and close it."""
         place, plan = self._place, self._place.plan
-        async with History.open(
+        async with History(
             place.path,
             store=place.store,
             relay=plan.embedded,

@@ -40,7 +40,7 @@ async def _talk(
 ) -> None:
     loop = asyncio.get_running_loop()
     leaked: list[Any] = []
-    async with History.open(outbox, store=store, relay=False) as history:
+    async with History(outbox, store=store, relay=False) as history:
         talk = Talk(prefix=outbox.stem, conversations=CONVERSATIONS)
         bot = Bot(history, SentPromises(says), seed=seed, talk=talk)
         begun, number = loop.time(), 0

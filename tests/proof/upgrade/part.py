@@ -231,16 +231,16 @@ async def _fill(outbox: Path, url: str) -> list[Ack]:
     async with ConversationStore.open(url, migrate=True):
         pass
     acks: list[Ack] = []
-    async with History.open(outbox, store=url, watch=False) as history:
+    async with History(outbox, store=url, watch=False) as history:
         for number in range(6):
             name = f"chat-{number}"
             for turn in range(4):
                 receipt = await history.append(name, Message.user(f"{name} {turn} снег"), owner=f"owner-{number % 2}")
                 acks += [Ack(name, one) for one in receipt.event_ids]
-        await history.undo("chat-1")
-        await history.rename("chat-2", "Зима")
+        await history.chat("chat-1").undo()
+        await history.chat("chat-2").rename("Зима")
         messages = await history.messages("chat-3", last=5)
-        await history.redact("chat-3", messages[0].id)
+        await history.chat("chat-3").redact(messages[0].id)
         assert await history.drained(30)
     return acks
 
@@ -254,7 +254,7 @@ def cut_off_store(options: Options, kind: str, url: str, _: list[Release], conte
 async def cut_off(options: Options, where: str, url: str, context: Context) -> Row:
     """From the first revision to this one, killed on the way; what it was is found again, and then finished."""
     if where == "outbox":
-        async with History.open(url, relay=False, watch=False) as history:
+        async with History(url, relay=False, watch=False) as history:
             for number in range(20):
                 await history.append(f"chat-{number % 3}", Message.user(f"{number}"))
     revisions = _revisions(url)

@@ -43,7 +43,7 @@ async def main(outbox, store):
     if sys.argv[3] == "migrate":
         async with ConversationStore.open(store, migrate=True):
             pass
-    async with History.open(outbox, store=store) as history:
+    async with History(outbox, store=store) as history:
         tell(ready=letopis.store.__file__)
         async for what, *rest in lines():
             try:

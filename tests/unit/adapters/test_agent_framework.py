@@ -98,7 +98,7 @@ async def test_a_run_reads_and_writes(provider: LetopisHistoryProvider, history:
 
     assert texts(await history.messages("chat-1")) == ["hi", "answer to hi", "and tea?", "answer to and tea? "]
     assert texts(model.asked[1])[-3:] == ["hi", "answer to hi", "and tea?"]
-    conversation = await history.conversation("chat-1")
+    conversation = await history.chat("chat-1").conversation()
     assert conversation is not None and conversation.owner_id == "42"
 
 
@@ -205,7 +205,7 @@ async def test_excluded_messages_are_left_out_on_request(history: History) -> No
 async def test_messages_from_elsewhere_and_edited_ones(provider: LetopisHistoryProvider, history: History) -> None:
     await provider.save_messages("chat-1", said("Whaat?"))
     (wrong,) = await history.messages("chat-1")
-    await history.edit("chat-1", wrong.id, "What?")
+    await history.chat("chat-1").edit(wrong.id, "What?")
     await history.append("chat-1", Said.user([Text("This"), File(PICTURE, "image/png")]))
     await history.append("chat-1", Said.assistant([ToolCall("c1", "look", '{"at": "tea"}')]))
     await history.append("chat-1", Said.tool(ToolResult("c1", "a cup")))
@@ -251,7 +251,7 @@ def test_the_owner_may_be_told_by_the_session(tmp_path: Path) -> None:
         async with History(tmp_path / "bot.outbox.db", relay=False) as history:
             provider = LetopisHistoryProvider(history, owner=lambda session: session.partition("/")[0])
             await provider.save_messages("ada/1", said("hi"))
-            conversation = await history.conversation("ada/1")
+            conversation = await history.chat("ada/1").conversation()
             return None if conversation is None else conversation.owner_id
 
     assert asyncio.run(main()) == "ada"

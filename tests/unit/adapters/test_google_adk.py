@@ -245,7 +245,7 @@ async def test_deleted_is_erased_and_the_id_can_be_used_again(service: LetopisSe
         await service.append_event(session, said("from before"))
     await service.append_event(again, said("hello"))
     assert texts(await loaded(service)) == ["hello"]
-    await history.delete(WHERE)
+    await history.chat(WHERE).delete()
     with pytest.raises(SessionNotFoundError):
         await service.append_event(again, said("too late"))
     with pytest.raises(AlreadyExistsError, match="for good"):
@@ -257,8 +257,8 @@ async def test_messages_from_elsewhere_and_changed_ones(service: LetopisSessionS
     await service.append_event(session, said("Whaat?"))
     await service.append_event(session, said("my password"))
     first, second = await history.messages(WHERE)
-    await history.edit(WHERE, first.id, "What?")
-    await history.redact(WHERE, second.id)
+    await history.chat(WHERE).edit(first.id, "What?")
+    await history.chat(WHERE).redact(second.id)
     await history.append(WHERE, Message.assistant("An operator is here", name="operator"))
 
     found = await loaded(service)
@@ -311,7 +311,7 @@ async def test_a_session_that_is_said_to_be_new_begins_without_the_store(alone: 
 
 async def test_a_session_that_was_not_new_keeps_the_events_of_both(tmp_path: Path) -> None:
     store = tmp_path / "history.db"
-    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+    async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
         service = LetopisSessionService(other)
         await service.append_event(await begun(service), said("stored"))
         await deliver_all(other)
@@ -319,7 +319,7 @@ async def test_a_session_that_was_not_new_keeps_the_events_of_both(tmp_path: Pat
         service = LetopisSessionService(history)
         session = await service.create_session(app_name=APP, user_id=USER, session_id="s1", new=True)
         await service.append_event(session, said("begun"))
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
         await deliver_all(history)
         assert texts(await loaded(LetopisSessionService(history))) == ["stored", "begun"]
 

@@ -46,7 +46,7 @@ MESSAGES = [
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[BlockingHistory]:
     """A synchronous history that delivers nothing."""
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as opened:
+    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as opened:
         yield opened
 
 
@@ -139,7 +139,7 @@ def test_deleting_all_is_for_the_owner(store: LetopisChatMessageStore, history: 
 
 def test_messages_from_elsewhere_and_edited_ones(store: LetopisChatMessageStore, history: BlockingHistory) -> None:
     store.write_messages("chat-1", [ChatMessage.from_user("Whaat?")])
-    history.edit("chat-1", history.messages("chat-1")[0].id, "What?")
+    history.chat("chat-1").edit(history.messages("chat-1")[0].id, "What?")
     history.append("chat-1", Message.assistant([LetopisToolCall("c1", "look", '{"at": "tea"}')]))
     history.append("chat-1", Message.tool(ToolResult("c1", "a cup")))
 

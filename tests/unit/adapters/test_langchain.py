@@ -70,7 +70,7 @@ async def test_messages_from_elsewhere_and_edited_ones(history: History) -> None
     chat = LetopisChatMessageHistory("chat-1", history)
     await chat.aadd_messages([HumanMessage("Whaat?")])
     (wrong,) = await history.messages("chat-1")
-    await history.edit("chat-1", wrong.id, "What?")
+    await history.chat("chat-1").edit(wrong.id, "What?")
     await history.append("chat-1", Message.assistant([ToolCall("c1", "look", '{"at": "tea"}')]))
     await history.append("chat-1", Message.tool([ToolResult("c1", "a cup")]))
 
@@ -93,7 +93,7 @@ async def test_a_wrong_message_adds_nothing(history: History) -> None:
 
 
 def test_the_synchronous_half(tmp_path: Path) -> None:
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as history:
         chat = LetopisChatMessageHistory("chat-1", history)
         chat.add_messages(MESSAGES)
         chat.add_user_message("Hello")

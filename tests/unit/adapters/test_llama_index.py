@@ -158,7 +158,7 @@ async def test_keys_are_conversations_with_messages(store: LetopisChatStore, his
 async def test_messages_from_elsewhere_and_edited_ones(store: LetopisChatStore, history: History) -> None:
     await store.add_messages("chat-1", [ChatMessage("Whaat?")])
     (wrong,) = await history.messages("chat-1")
-    await history.edit("chat-1", wrong.id, "What?")
+    await history.chat("chat-1").edit(wrong.id, "What?")
     await history.append("chat-1", Message.assistant([ToolCall("c1", "look", '{"at": "tea"}')]))
     await history.append("chat-1", Message.tool([ToolResult("c1", "a cup")]))
 

@@ -140,7 +140,7 @@ async def test_the_owner_is_told_by_the_run(history: History) -> None:
     session = LetopisSession("chat-1", history, owner=who)
     await Runner.run(Agent(name="bot", model=FakeModel(nothing)), "Hello", session=session, context="42")
 
-    conversation = await history.conversation("chat-1")
+    conversation = await history.chat("chat-1").conversation()
     assert conversation is not None and conversation.owner_id == "42"
 
 
@@ -175,6 +175,8 @@ async def test_it_is_compacted(session: LetopisSession, history: History) -> Non
     assert len(asked) == 1
     assert await session.get_items() == [summary.model_dump(exclude_unset=True)]
     assert len(await history.messages("chat-1", every=True)) == 25
-    reasons = {event.data.get("reason") for event in await history.events("chat-1") if event.type.endswith("rewound")}
+    reasons = {
+        event.data.get("reason") for event in await history.chat("chat-1").events() if event.type.endswith("rewound")
+    }
     at_once = "_atomic_replace_items" in inspect.getsource(OpenAIResponsesCompactionSession)  # since 0.24
     assert reasons == {"compaction" if at_once else "clear"}

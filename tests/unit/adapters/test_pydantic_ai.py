@@ -207,7 +207,7 @@ async def test_the_path_follows_the_head(store: LetopisConversationStore, histor
         "question fork",
         "answer fork",
     ]
-    found = await history.conversation(fork.conversation_id)
+    found = await history.chat(fork.conversation_id).conversation()
     assert found is not None and found.forked_from is not None and found.message_count == 2
 
 
@@ -262,14 +262,14 @@ async def test_edited_redacted_and_foreign_messages(store: LetopisConversationSt
     await saved(store, 1, 2)
     await history.append(CHAT, Message.assistant("An operator is here"))
     first, second, third, fourth, _ = await history.messages(CHAT)
-    await history.edit(CHAT, first.id, "the question, put well")
-    await history.edit(CHAT, fourth.id, "the answer, put well")
+    await history.chat(CHAT).edit(first.id, "the question, put well")
+    await history.chat(CHAT).edit(fourth.id, "the answer, put well")
 
     found = await loaded(store)
     texts = [part.content for message in found.messages for part in message.parts]  # type: ignore[union-attr]
     assert texts == ["the question, put well", "answer 1", "question 2", "the answer, put well"]
 
-    await history.redact(CHAT, second.id, third.id)
+    await history.chat(CHAT).redact(second.id, third.id)
     found = await loaded(store)
     assert len(found.messages) == 2
     entries = await store.load_entries(CHAT)
@@ -282,7 +282,7 @@ async def test_edited_redacted_and_foreign_messages(store: LetopisConversationSt
     assert (await path_of(history))[-3:] == ["An operator is here", "question 3", "answer 3"]
     with pytest.raises(LookupError):
         await store.read_entry(second.id)
-    await history.redact(CHAT, first.id)
+    await history.chat(CHAT).redact(first.id)
     assert len((await loaded(store)).messages) == 3
 
 
@@ -292,7 +292,7 @@ async def test_deleted_is_erased(store: LetopisConversationStore, history: Histo
 
     assert "".join(one.text for one in await history.messages(CHAT, every=True)) == ""
     await saved(store, "anew")
-    await history.delete(CHAT)
+    await history.chat(CHAT).delete()
     assert await store.load(CHAT) is None
     with pytest.raises(ConversationConflict):
         await saved(store, "too late")

@@ -115,7 +115,7 @@ def test_messages_come_back_as_they_were(repository: LetopisSessionRepository, s
     assert (found[2].role, found[2].content) == ("tool", (ToolResult("c1", "a cup of tea, I think"),))
     assert found[4].content == (ToolResult("c2", [1], "error"),)
     assert found[5].content == "Same again"
-    conversation = known(shared, lambda history: history.conversation("chat-1"))
+    conversation = known(shared, lambda history: history.chat("chat-1").conversation())
     assert conversation.owner_id == "42"
 
 
@@ -166,7 +166,7 @@ def test_a_message_is_replaced_where_it_was_and_for_all_readers(
     assert repository.list_messages("chat-1", "bot")[0] == replaced
     first, second = known(shared, lambda history: history.messages("chat-1"))
     assert [first.text, second.text] == ["[redacted]", "and?"]
-    known(shared, lambda history: history.redact("chat-1", first.id))
+    known(shared, lambda history: history.chat("chat-1").redact(first.id))
     assert texts(repository.list_messages("chat-1", "bot")) == ["and?"]
     with pytest.raises(SessionException, match="does not exist"):
         repository.update_message("chat-1", "bot", said("?", 7))
@@ -177,7 +177,7 @@ def test_what_something_else_wrote_or_edited(repository: LetopisSessionRepositor
     repository.create_message("chat-1", "bot", SessionMessage.from_message(call, 0))
     (wrong,) = known(shared, lambda history: history.messages("chat-1"))
     fixed = (Text("Let me look"), *wrong.message.content[1:])
-    known(shared, lambda history: history.edit("chat-1", wrong.id, fixed))
+    known(shared, lambda history: history.chat("chat-1").edit(wrong.id, fixed))
     known(shared, lambda history: history.append("chat-1", Message.user("from elsewhere")))
 
     (found,) = repository.list_messages("chat-1", "bot")
@@ -378,7 +378,7 @@ def test_it_wants_a_history(tmp_path: Path) -> None:
     wrong: Any = str(tmp_path / "bot.outbox.db")
     with pytest.raises(InvalidInput, match="history"):
         LetopisStorage(wrong)
-    with BlockingHistory.open(wrong, relay=False) as blocking, pytest.raises(InvalidInput, match="history"):
+    with BlockingHistory(wrong, relay=False) as blocking, pytest.raises(InvalidInput, match="history"):
         LetopisStorage(blocking)  # type: ignore[arg-type]
 
 

@@ -121,8 +121,10 @@ async def test_delete_asks_first_and_takes_files_with_it(parts: BotParts, tmp_pa
     foreign.write_text("Leaves")
     await parts.history.append(chat, sent, redacted, other)
     for message in (sent, redacted):
-        await parts.history.sent(chat, message.id, sent_as="file", file_path=str(parts.chats.files.path(message.id)))
-    await parts.history.redact(chat, redacted.id)  # the history does not name its file any more
+        await parts.history.chat(chat).sent(
+            message.id, sent_as="file", file_path=str(parts.chats.files.path(message.id))
+        )
+    await parts.history.chat(chat).redact(redacted.id)  # the history does not name its file any more
 
     asked = await run(parts, "delete")
     assert asked.text == "🗑 Delete “Tea” for good, with all its messages?"
@@ -201,7 +203,7 @@ async def test_nobody_reaches_the_chats_of_another_place(parts: BotParts) -> Non
     assert await parts.menu.title("imported-1", "Stolen", PLACE, "en") == MenuScreen(
         text="This chat is no longer there."
     )
-    chat = await parts.history.conversation(theirs.conversation_id)
+    chat = await parts.history.chat(theirs.conversation_id).conversation()
     assert chat is not None
     assert (chat.title, chat.state) == ("Secret", "active")
 

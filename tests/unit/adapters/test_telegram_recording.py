@@ -67,14 +67,14 @@ async def test_an_update_is_recorded_once(parts: BotParts) -> None:
     assert (late.repeated, late.handled) == (True, True)
     [message] = await parts.history.messages(CHAT)
     assert (message.id, message.message.external_ids) == ("tg:1001:5", {"telegram": 5})
-    chat = await parts.history.conversation(CHAT)
+    chat = await parts.history.chat(CHAT).conversation()
     assert chat is not None
     assert (chat.owner_id, chat.title) == (CHAT, "Hello")
 
 
 async def test_an_update_that_comes_again_after_undo_does_not_come_back(parts: BotParts) -> None:
     await parts.incoming.record(update(1, raw(5)))
-    await parts.history.undo(CHAT)
+    await parts.history.chat(CHAT).undo()
 
     await parts.incoming.record(update(1, raw(5)))
 
@@ -88,16 +88,16 @@ def held(path: Path) -> bool:
 
 async def test_the_raw_update_is_dropped_when_attempts_run_out(tmp_path: Path) -> None:
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         await parts_on(history, tmp_path).incoming.record(update(1, raw(5, TOKEN)))
     for _ in range(MAX_ATTEMPTS + 1):
-        async with History.open(path, relay=False) as history:
+        async with History(path, relay=False) as history:
             assert await raw_updates(history) == [True]
             parts = parts_on(history, tmp_path)
             for one in await parts.incoming.unhandled():
                 await parts.incoming.begin(await parts.incoming.record(one))
 
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         assert await raw_updates(history) == [False]
         assert (await parts_on(history, tmp_path).incoming.record(update(1, raw(5, TOKEN)))).handled
 
@@ -113,19 +113,19 @@ async def raw_updates(history: History) -> list[bool]:
 async def test_the_raw_update_is_erased_with_its_conversation(tmp_path: Path, how: str) -> None:
     """Whoever erases it: here a program that knows nothing of Telegram."""
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         parts = parts_on(history, tmp_path)
         await parts.incoming.record(update(1, raw(5, TOKEN)))
         await parts.incoming.record(update(2, raw(6, TOKEN, chat=1002)))
         assert await raw_updates(history) == [True, True]
     assert held(path)  # the control: the search finds what is there
 
-    async with History.open(path) as history:
-        await getattr(history, how)(CHAT)
+    async with History(path) as history:
+        await getattr(history.chat(CHAT), how)()
         assert await history.drained(timeout=30)
         assert await raw_updates(history) == [False, True]
         assert [one["update_id"] for one in await parts_on(history, tmp_path).incoming.unhandled()] == [2]
-        await getattr(history, how)("tg:7000:1002")
+        await getattr(history.chat("tg:7000:1002"), how)()
         assert await history.drained(timeout=30)
 
     assert not held(path)
@@ -166,18 +166,18 @@ async def test_a_language_that_was_not_recorded_is_not_known(parts: BotParts, mo
 
 
 async def test_what_was_not_handled_is_handed_out_after_a_restart_three_times(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         parts = parts_on(history, tmp_path)
         for number in (1, 2, 3):
             await parts.incoming.record(update(number, raw(number)))
         await parts.incoming.handled(2)
     for _ in range(MAX_ATTEMPTS):
-        async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+        async with History(tmp_path / "bot.outbox.db", relay=False) as history:
             parts = parts_on(history, tmp_path)
             waiting = await parts.incoming.unhandled()
             assert waiting == [update(1, raw(1)), update(3, raw(3))]
             await parts.incoming.begin(await parts.incoming.record(waiting[0]))  # it ends the process
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         # Those that waited behind it have lost no attempt.
         assert await parts_on(history, tmp_path).incoming.unhandled() == [update(3, raw(3))]
 
@@ -212,7 +212,7 @@ async def test_deleted_business_messages_are_erased(parts: BotParts) -> None:
     await parts.incoming.record(update(3, gone, "deleted_business_messages"))
 
     assert [one.redacted for one in await parts.history.messages(place, every=True)] == [True, False]
-    assert await parts.history.conversation(CHAT) is None
+    assert await parts.history.chat(CHAT).conversation() is None
 
 
 async def test_who_speaks_for_a_business_account_is_no_user(parts: BotParts) -> None:
@@ -258,14 +258,14 @@ async def test_commands_buttons_and_unknown_types_are_events_and_no_messages(par
     nowhere = await parts.incoming.record({"update_id": 5, "inline_query": {"id": "1", "query": "q"}})
 
     assert await texts(parts.history) == ["Hello"]
-    events = await parts.history.events(CHAT)
+    events = await parts.history.chat(CHAT).events()
     assert [one.type for one in events][-3:] == [
         "custom.telegram.command",
         "custom.telegram.callback_query",
         "custom.telegram.telepathy",
     ]
     assert (nowhere.key, nowhere.conversation_id) == (None, None)
-    *_, kept = await parts.history.events("tg:7000:updates")
+    *_, kept = await parts.history.chat("tg:7000:updates").events()
     assert kept.data["inline_query"]["query"] == "q"
 
 
@@ -321,7 +321,7 @@ async def test_one_odd_update_does_not_hold_up_those_after_it(parts: BotParts, o
 
 
 async def test_a_full_outbox_refuses_the_update_so_that_it_comes_again(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, max_events=6) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, max_events=6) as history:
         parts = parts_on(history, tmp_path)
         await parts.incoming.record(update(1, raw(5)))
         recorded = [1]
@@ -437,7 +437,7 @@ async def test_what_is_no_part_of_the_conversation_is_not_recorded(parts: BotPar
         assert await parts.outgoing.before("sendMessage", call()) is None
     assert await parts.outgoing.before("sendChatAction", {"chat_id": 1001}) is None
 
-    assert await parts.history.conversation(CHAT) is None
+    assert await parts.history.chat(CHAT).conversation() is None
 
 
 async def test_a_channel_named_by_its_username_is_recorded_by_the_result(parts: BotParts) -> None:
@@ -453,7 +453,7 @@ async def test_a_channel_named_by_its_username_is_recorded_by_the_result(parts: 
 async def test_a_refusing_outbox_does_not_keep_the_bot_from_answering(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, max_events=3) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, max_events=3) as history:
         parts = parts_on(history, tmp_path)
         await parts.incoming.record(update(1, raw(5, "?")))
         with caplog.at_level(logging.ERROR, "letopis.adapters.telegram"):
@@ -520,7 +520,7 @@ async def test_there_is_no_context_for_a_question_that_is_gone(parts: BotParts) 
     await parts.incoming.record(update(1, raw(5, "earlier")))
     undone = await parts.incoming.record(update(2, raw(6, "undone")))
     refused = await parts.incoming.record(update(3, raw(7, "x" * 2_000_000)))
-    await parts.history.rewind(CHAT, to="tg:1001:5")
+    await parts.history.chat(CHAT).rewind(to="tg:1001:5")
 
     for gone in (undone, refused):
         with pytest.raises(InvalidInput, match="until"):

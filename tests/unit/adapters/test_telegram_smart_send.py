@@ -203,7 +203,7 @@ async def test_the_file_of_an_answer_goes_with_its_content(
     assert held() == [True, True]  # the control: the search finds what is there
 
     gone = {"chat_id": 1001, "message_id": first.numbers[0]}
-    await parts.history.sent(PLACE.owner, str(second.message_id), platform_ids={"telegram": 777})
+    await parts.history.chat(PLACE.owner).sent(str(second.message_id), platform_ids={"telegram": 777})
     await parts.outgoing.after("deleteMessage", await parts.outgoing.before("deleteMessage", gone), True)
     assert held() == [True]
 
@@ -280,7 +280,7 @@ async def test_an_empty_answer_is_refused_and_nothing_is_recorded(
     with pytest.raises(ValueError, match="empty"):
         await sender.send(Telegram(), PLACE, text)
 
-    assert await parts.history.conversation(PLACE.owner) is None
+    assert await parts.history.chat(PLACE.owner).conversation() is None
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 5000}, {"threshold": 63}, {"preview": 1000}])

@@ -501,7 +501,7 @@ def test_classes_of_pydantic_are_not_validated(tmp_path: Path) -> None:
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="ConversationMessage"):
         ConversationManager(tmp_path, models=ModuleType("empty"))
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False) as history:
         with pytest.raises(InvalidInput, match="leave out"):
             ConversationManager(tmp_path, history=history, store="x.db")
         with ConversationManager(tmp_path, history=history, mirror=False) as manager:

@@ -118,7 +118,7 @@ async def test_chats_come_as_they_were(history: History, sound: Folder) -> None:
     assert (result.users, result.chats, result.messages) == (1, 2, 3)
     assert (result.new, result.known, result.refused, result.notes) == (3, 0, 0, [])
     assert sound.digest() == before
-    first = await history.conversation(A)
+    first = await history.chat(A).conversation()
     assert first is not None
     assert (first.owner_id, first.title, first.message_count, first.tokens) == (str(USER), "Чат 1", 2, 12)
     assert first.metadata == {"chat_number": 1, "username": "ada", "timezone": "Europe/Moscow"}
@@ -133,25 +133,25 @@ async def test_chats_come_as_they_were(history: History, sound: Folder) -> None:
 
 async def test_importing_again_changes_nothing(history: History, sound: Folder) -> None:
     await import_folder(history, sound.path)
-    events = [len(await history.events(one)) for one in (A, B)]
+    events = [len(await history.chat(one).events()) for one in (A, B)]
 
     again = await import_folder(history, sound.path)
 
     assert (again.new, again.known, again.refused) == (0, 3, 0)
-    assert [len(await history.events(one)) for one in (A, B)] == events
+    assert [len(await history.chat(one).events()) for one in (A, B)] == events
 
 
 async def test_what_the_bot_added_meanwhile_comes_later(history: History, sound: Folder) -> None:
     await import_folder(history, sound.path)
-    await history.rename(A, "Новое")
-    await history.activate(A)
+    await history.chat(A).rename("Новое")
+    await history.chat(A).activate()
     sound.chat(B, metadata(B, 2), message(3, "Третье"), message(4, "Четвёртое"))
 
     again = await import_folder(history, sound.path)
 
     assert (again.new, again.known) == (1, 3)
     assert [one.text for one in await history.messages(B)] == ["Третье", "Четвёртое"]
-    chat = await history.conversation(A)
+    chat = await history.chat(A).conversation()
     assert chat is not None
     assert chat.title == "Новое"
     active = await history.active(USER, create=False)
@@ -161,7 +161,7 @@ async def test_what_the_bot_added_meanwhile_comes_later(history: History, sound:
 
 async def test_what_was_deleted_since_stays_deleted(history: History, sound: Folder) -> None:
     await import_folder(history, sound.path)
-    await history.delete(A)
+    await history.chat(A).delete()
 
     again = await import_folder(history, sound.path)
 
@@ -180,7 +180,7 @@ async def test_a_dry_run_counts_and_writes_nothing(history: History, sound: Fold
 
 async def test_the_bot_goes_on_where_it_was(sound: Folder) -> None:
     outbox = sound.path / "letopis.outbox.db"
-    async with History.open(outbox) as history:
+    async with History(outbox) as history:
         await import_folder(history, sound.path)
 
     def go_on() -> None:
@@ -198,7 +198,7 @@ async def test_the_bot_goes_on_where_it_was(sound: Folder) -> None:
 
     go_on()
     # What the bot wrote into the files beside is known.
-    async with History.open(outbox) as history:
+    async with History(outbox) as history:
         again = await import_folder(history, sound.path)
     assert (again.new, again.known, again.refused, again.notes) == (0, 4, 0, [])
 
@@ -228,7 +228,7 @@ async def test_a_chat_that_a_long_title_hid_comes_back(history: History, folder:
     result = await import_folder(history, folder.path)
 
     assert "has a title of 80 characters" in told(result)
-    chat = await history.conversation(A)
+    chat = await history.chat(A).conversation()
     assert chat is not None
     assert chat.title == "д" * 80
 
@@ -285,7 +285,7 @@ async def test_older_files_have_no_version_no_number_and_another_name(history: H
 
     await import_folder(history, folder.path)
 
-    chat = await history.conversation(A)
+    chat = await history.chat(A).conversation()
     assert chat is not None
     assert (chat.title, chat.metadata["chat_number"]) == ("Имя", 0)
 
@@ -298,7 +298,7 @@ async def test_stale_counters_are_counted_anew(history: History, folder: Folder)
     result = await import_folder(history, folder.path)
 
     assert "counts 7 messages and has 1" in told(result)
-    chat = await history.conversation(A)
+    chat = await history.chat(A).conversation()
     assert chat is not None
     assert (chat.message_count, chat.tokens) == (1, 3)
 
@@ -324,7 +324,7 @@ async def test_a_user_without_a_name(history: History, folder: Folder) -> None:
 
     await import_folder(history, folder.path)
 
-    chat = await history.conversation(A)
+    chat = await history.chat(A).conversation()
     assert chat is not None
     assert chat.metadata["username"] == "user_4711"
 
@@ -344,7 +344,7 @@ async def test_reports_that_are_gone_keep_their_names(history: History, folder: 
 
     assert "names 2 reports that are not there" in told(result)
     assert [one.delivery_data["file_path"] for one in await history.messages(A)][:2] == ["here.txt", "gone.txt"]
-    chat = await history.conversation(A)
+    chat = await history.chat(A).conversation()
     assert chat is not None
     assert chat.metadata["missing_files"] == ["gone.txt", "a\ufffdb"]
 

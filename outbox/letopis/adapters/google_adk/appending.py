@@ -93,7 +93,7 @@ class EventAppender:
             raise _exists(event.id) from error
 
     async def _is_stored(self, conversation_id: str, message: Message) -> bool:
-        found = await self._history.message(message.id, conversation=conversation_id)
+        found = await self._history.chat(conversation_id).message(message.id)
         if found is None or not found.on_path:
             return False
         if found.message != message and not found.edited:

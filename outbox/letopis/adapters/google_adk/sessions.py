@@ -196,7 +196,7 @@ class LetopisSessionService(BaseSessionService):
 
         Does nothing if the session does not exist.
 
-        :raises LetopisError: as for ``History.reset``.
+        :raises LetopisError: as for ``Chat.reset``.
         """
         conversation_id = self._conversation(app_name, user_id, (session_id or "").strip())
         try:
@@ -204,7 +204,7 @@ class LetopisSessionService(BaseSessionService):
                 return
         except StoreUnavailable:
             pass  # erased if it exists
-        await run_to_completion(self._history.reset(conversation_id, reason="delete_session"))
+        await run_to_completion(self._history.chat(conversation_id).reset(reason="delete_session"))
 
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
         """Return the state of a user, by keys without their prefix.

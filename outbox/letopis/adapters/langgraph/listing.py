@@ -74,7 +74,7 @@ class CheckpointListing:
         history, after = self._checkpoints.history, None
         size = READ_AT_ONCE if self._left is None or self._wanted else max(1, min(self._left, READ_AT_ONCE))
         while not self._done:
-            page = await history.find_records(
+            page = await history.records.find(
                 {KIND_TAG: "checkpoint"}, end=self._before, reverse=True, limit=size, after=after
             )
             places = [_Place(one.key, one.namespace, history.records(one.scope)) for one in page]

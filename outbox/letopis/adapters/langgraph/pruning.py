@@ -58,7 +58,7 @@ async def delete_runs(checkpoints: CheckpointRecords, run_ids: Sequence[str], se
     for run_id in dict.fromkeys(run_ids):
         after: str | None = None
         while True:
-            page = await history.find_records({RUN_TAG: run_tag(run_id)}, limit=_FOUND_AT_ONCE, after=after)
+            page = await history.records.find({RUN_TAG: run_tag(run_id)}, limit=_FOUND_AT_ONCE, after=after)
             for one in page:
                 place = one.scope.name, one.namespace
                 found.setdefault(place, (history.records(one.scope), set()))[1].add(one.key)

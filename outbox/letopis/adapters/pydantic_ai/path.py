@@ -60,7 +60,7 @@ async def _beginning(
     found = await history.message(parent)
     if found is None:
         raise KeyError(parent)
-    if await history.conversation(conversation_id) is not None:
+    if await history.chat(conversation_id).conversation() is not None:
         raise InvalidInput("new_conversation_id", "was in use before: a fork needs a new id")
     # Just after its event, an entry was the tip of the path, whatever has happened since.
     point = ForkPoint(conversation_id=found.conversation_id, version=found.version, event_id=found.event_id)

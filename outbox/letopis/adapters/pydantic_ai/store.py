@@ -163,7 +163,7 @@ class LetopisConversationStore(ConversationStore):
         found: list[Record] = []
         after: str | None = None
         while True:
-            page = await self._history.find_records(tags_of(scope), limit=1_000, after=after)
+            page = await self._history.records.find(tags_of(scope), limit=1_000, after=after)
             found += page
             if (after := page.next) is None:
                 break
@@ -288,7 +288,7 @@ class LetopisConversationStore(ConversationStore):
             await chain.follow(conversation_id)
             if chain.complete:
                 messages = [one.message for one in reversed(chain.found)]
-                await self._history.replace(conversation_id, messages, owner=record.scope or None, reason="branch")
+                await self._history.chat(conversation_id).replace(messages, owner=record.scope or None, reason="branch")
         except (LetopisError, LookupError) as error:
             logger.warning("the path of a conversation does not follow its record yet: %s", error)
 

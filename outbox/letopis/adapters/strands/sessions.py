@@ -48,7 +48,7 @@ class Sessions:
     async def delete(self, session_id: str) -> None:
         if await self._read(session_id, _SESSION, "session") is None:
             raise SessionException(f"Session {session_id} does not exist")
-        await self._history.reset(session_id, reason="delete_session")
+        await self._history.chat(session_id).reset(reason="delete_session")
         for place in [place for place in self._known if place[0] == session_id]:
             del self._known[place]
 
@@ -79,7 +79,7 @@ class Sessions:
         if found is None:
             raise SessionException(f"Message {message.message_id} does not exist")
         message.created_at = from_recorded(found).created_at
-        await self._history.edit(session_id, found.id, updated_content(message), reason="update_message")
+        await self._history.chat(session_id).edit(found.id, updated_content(message), reason="update_message")
 
     async def list_messages(
         self, session_id: str, agent_id: str, *, limit: int | None, offset: int

@@ -75,19 +75,19 @@ class ChatHistory:
 
     async def conversation(self) -> Conversation | None:
         """Return the current state of the conversation."""
-        return await self.base.conversation(self.conversation_id)
+        return await self.base.chat(self.conversation_id).conversation()
 
     async def undo(self, turns: int = 1) -> Receipt | None:
-        """Take the last turns off the path; as ``History.undo``."""
-        return await self.base.undo(self.conversation_id, turns)
+        """Take the last turns off the path; as ``Chat.undo``."""
+        return await self.base.chat(self.conversation_id).undo(turns)
 
     async def redact(self, message_id: str, *, reason: str | None = None) -> Receipt:
-        """Erase a message for good, with the file as which smart send sent it; otherwise as ``History.redact``."""
+        """Erase a message for good, with the file as which smart send sent it; otherwise as ``Chat.redact``."""
         return await self.chats.redact(self.conversation_id, message_id, reason=reason)
 
     async def annotate(self, metadata: Mapping[str, Any]) -> Receipt:
-        """Set keys of the conversation's own metadata; as ``History.annotate``."""
-        return await self.base.annotate(self.conversation_id, metadata)
+        """Set keys of the conversation's own metadata; as ``Chat.annotate``."""
+        return await self.base.chat(self.conversation_id).annotate(metadata)
 
     async def search(self, query: str, *, limit: int = 20) -> Page[Hit]:
         """Search all conversations of this chat; as ``History.search``."""

@@ -114,7 +114,7 @@ class Chats:
 
     async def owned(self, key: ChatKey, conversation_id: str) -> Conversation | None:
         """Return a conversation if it belongs to a settled place and was not deleted; otherwise ``None``."""
-        found = await self.history.conversation(conversation_id)
+        found = await self.history.chat(conversation_id).conversation()
         return found if found is not None and found.owner_id == key.owner and found.state != "deleted" else None
 
     async def listed(self, key: ChatKey) -> AsyncIterator[Conversation]:
@@ -131,13 +131,13 @@ class Chats:
     async def redact(self, conversation_id: str, message_id: str, *, reason: str | None) -> Receipt:
         """Erase the content of a message, with the file as which it was sent, which goes first."""
         await self.files.remove([message_id])
-        return await self.history.redact(conversation_id, message_id, reason=reason)
+        return await self.history.chat(conversation_id).redact(message_id, reason=reason)
 
     async def delete(self, conversation_id: str, *, reason: str | None) -> Receipt:
         """Delete a conversation, with the files as which its answers were sent, which go first."""
         messages = await self.history.messages(conversation_id, last=None, every=True)
         await self.files.remove(one.id for one in messages)
-        return await self.history.delete(conversation_id, reason=reason)
+        return await self.history.chat(conversation_id).delete(reason=reason)
 
     async def find(self, key: ChatKey, number: int, *, chat_id: int) -> RecordedMessage | None:
         """Return the message of a settled place with a number in Telegram; ``None`` if it is not known.
@@ -163,7 +163,7 @@ class Chats:
 
     async def _find_in(self, conversation_id: str, name: str, number: int) -> RecordedMessage | None:
         try:
-            found = await self.history.message(name, conversation=conversation_id)
+            found = await self.history.chat(conversation_id).message(name)
         except StoreUnavailable:
             found = None
         if found is not None:

@@ -113,7 +113,7 @@ class Menu:
     async def _about(self, place: ChatKey, texts: Texts, action: str, one: Conversation) -> MenuScreen:
         match action:
             case "switch":
-                await self._history.activate(one.conversation_id, owner=place.owner)
+                await self._history.chat(one.conversation_id).activate(owner=place.owner)
                 return self._card(place, texts, one, texts.switched, active=True)
             case "rename":
                 text = texts.ask_title.format(title=self._title(texts, one))
@@ -166,7 +166,7 @@ class Menu:
             return MenuScreen(text=texts.gone)
         if not title:
             return await self._about(place, texts, "rename", one)
-        await self._history.rename(conversation_id, title[:_MAX_TITLE])
+        await self._history.chat(conversation_id).rename(title[:_MAX_TITLE])
         return MenuScreen(text=texts.renamed.format(title=shortened(title)), rows=(self._bottom(texts),))
 
     async def _delete(self, place: ChatKey, texts: Texts, one: Conversation) -> MenuScreen:
@@ -185,7 +185,7 @@ class Menu:
         rows = (self._bottom(texts),)
         if units(head) + units(body) + 2 <= TEXT_LIMIT:
             return MenuScreen(text=f"{head}\n\n{body}", rows=rows)
-        whole = await self._history.transcript(one.conversation_id, last=200, tz=self._tz)
+        whole = await self._history.chat(one.conversation_id).transcript(last=200, tz=self._tz)
         del place
         return MenuScreen(text=head, rows=rows, document=(file_name(title, ".txt"), whole))
 

@@ -132,7 +132,7 @@ class OutgoingRecorder:
             if not intent.shown:
                 with _logged("that a reply failed"):
                     await run_to_completion(
-                        self._history.failed(intent.conversation_id, intent.message_id, reason=failure.reason)
+                        self._history.chat(intent.conversation_id).failed(intent.message_id, reason=failure.reason)
                     )
             return
         # The same is sent again, to the new id or later, or the outcome stays unknown.
@@ -174,8 +174,7 @@ class OutgoingRecorder:
         numbers = (*intent.shown, *numbers)
         with _logged("that a reply was sent"):
             await run_to_completion(
-                self._history.sent(
-                    intent.conversation_id,
+                self._history.chat(intent.conversation_id).sent(
                     intent.message_id,
                     platform_ids={"telegram": numbers[0] if len(numbers) == 1 else list(numbers)},
                     sent_as=sent_as,
@@ -212,7 +211,9 @@ class OutgoingRecorder:
             earlier.remove(found)
         if found is not None and found is not same:
             found.name = name
-            await self._history.edit(conversation_id, found.message_id, content, reason="answered again after a crash")
+            await self._history.chat(conversation_id).edit(
+                found.message_id, content, reason="answered again after a crash"
+            )
         return found
 
     async def _conversation(self, key: ChatKey) -> str:
@@ -232,7 +233,7 @@ class OutgoingRecorder:
                 continue
             if call.does == "edit":
                 if call.content is not None and found.content != call.content and len(numbers_of(found)) < 2:
-                    await self._history.edit(found.conversation_id, found.id, call.content)
+                    await self._history.chat(found.conversation_id).edit(found.id, call.content)
             elif all(one in call.numbers for one in numbers_of(found)):
                 await self.chats.redact(found.conversation_id, found.id, reason="deleted in Telegram by the bot")
 

@@ -62,7 +62,7 @@ def command(
             return await import_folder(None, folder, **given), None
         found = load_settings(outbox=outbox, store=store)
         path = folder / OUTBOX if found.outbox_from == "default" else found.outbox
-        async with History.open(path, store=found.store, relay=wait is not None, watch=False) as history:
+        async with History(path, store=found.store, relay=wait is not None, watch=False) as history:
             result = await import_folder(history, folder, **given)
             if wait is not None:
                 await history.drained(wait)

@@ -85,7 +85,7 @@ class UserChats:
     def find(self, user_id: int, conversation_id: str) -> Conversation | Unknown | None:
         """Return a user's chat; ``None`` if there is none, or if it is another user's."""
         try:
-            found = self._history.conversation(conversation_id)
+            found = self._history.chat(conversation_id).conversation()
             if found is None and not self._history.messages(conversation_id, last=1).complete:
                 return UNKNOWN
         except InvalidInput:  # no conversation can have such an id

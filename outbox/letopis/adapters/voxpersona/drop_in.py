@@ -79,7 +79,7 @@ class ConversationManager:
         default the bot's ``conversations``, or those of ``letopis.adapters.voxpersona`` if there is none.
     :param history: an open history instead of ``store`` and ``outbox``; it is not closed. To be called from coroutines,
         it needs ``inside_loop="block"``.
-    :param options: those of ``BlockingHistory.open``, for example ``on_stuck``.
+    :param options: those of ``BlockingHistory``, for example ``on_stuck``.
     :raises InvalidInput: ``models`` lacks a class, or a history is given together with options for opening one.
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
@@ -106,7 +106,7 @@ class ConversationManager:
         self._opened: BlockingHistory | None = None
         if history is None:
             options.setdefault("inside_loop", "block")
-            history = self._opened = BlockingHistory.open(outbox or self.base_dir / OUTBOX, store=store, **options)
+            history = self._opened = BlockingHistory(outbox or self.base_dir / OUTBOX, store=store, **options)
             atexit.register(self.close)
         self._history = history
         self._chats = UserChats(history)
@@ -226,7 +226,7 @@ class ConversationManager:
             if found is not None:
                 _remove_reports(found[1])
             if found is not None or self._find(user_id, conversation_id) is UNKNOWN:
-                self._history.delete(conversation_id)
+                self._history.chat(conversation_id).delete()
             self._known.pop((user_id, conversation_id), None)
             if self._mirror is not None:
                 self._mirror.remove(user_id, conversation_id)
@@ -342,7 +342,7 @@ class ConversationManager:
         try:
             self._history.append(conversation_id, message, *more, owner=user_id, occurred_at=occurred_at)
         except EventIdReused:
-            there = self._history.message(message.id, conversation=conversation_id)
+            there = self._history.chat(conversation_id).message(message.id)
             if there is not None and (there.role, there.text) == (message.role, message.text):
                 return False
             # A different message under a used id: the seed keeps both.
@@ -352,7 +352,7 @@ class ConversationManager:
         return True
 
     def _activate(self, user_id: int, conversation_id: str) -> None:
-        self._history.activate(conversation_id, owner=user_id)
+        self._history.chat(conversation_id).activate(owner=user_id)
         self._active[user_id] = conversation_id
 
     def _note(self, user_id: int, conversation_id: str, *, active: bool = True) -> None:

@@ -143,7 +143,7 @@ class _Run:
         found: dict[str, str] = {}
         if self._history is not None:
             for chat in user.chats:
-                if (known := await self._history.conversation(chat.conversation_id)) is not None:
+                if (known := await self._history.chat(chat.conversation_id).conversation()) is not None:
                     found[chat.conversation_id] = known.state
         return found
 

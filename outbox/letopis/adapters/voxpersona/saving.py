@@ -45,7 +45,7 @@ def save(
         text = mapping.storable(values["text"])
         if known is not None:
             if known.text != text:
-                history.edit(conversation_id, known.id, text)
+                history.chat(conversation_id).edit(known.id, text)
             continue
         made = mapping.to_message(user_id, values, occurrence=used[values["message_id"]])
         used[values["message_id"]] += 1

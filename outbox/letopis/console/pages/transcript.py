@@ -64,7 +64,7 @@ async def transcript(visit: Visit) -> Response:
     """Show a conversation."""
     _ = visit.language.gettext
     history, name = visit.state.history, visit.query("id")
-    found = None if name is None else await history.conversation(name)
+    found = None if name is None else await history.chat(name).conversation()
     if found is None or name is None:
         return problem(visit, 404, _("There is no such conversation."))
     version = visit.whole("version")
@@ -109,7 +109,7 @@ async def _messages(
 async def _moment_of(history: History, name: str, version: int) -> Any:
     """Return when the event of a version occurred; ``None`` if it is not known."""
     try:
-        events = await history.events(name, after=version - 1, limit=1)
+        events = await history.chat(name).events(after=version - 1, limit=1)
     except LetopisError:
         return None
     return events[0].occurred_at if events and events[0].version == version else None

@@ -107,7 +107,7 @@ async def play(folder: Path, tell: Tell) -> DemoOutcome:
     script = islice(cycle(SCRIPT), 10_000)
     store = ConversationStore(folder / STORE, timeouts=Timeouts(lock=0.3))
     try:
-        async with History.open(
+        async with History(
             folder / OUTBOX, store=store, policy=RetryPolicy(base=0.2, jitter="none", attempts=2)
         ) as history:
             await _talk(history, transcript, script, rounds=4, users=USERS)
@@ -204,7 +204,7 @@ async def _talk(
                 transcript.slowest_seconds = max(transcript.slowest_seconds, time.perf_counter() - began)
                 lines.append((message.role, message.text))
             # Here a real bot sends the answer to the chat platform, and then confirms it.
-            await history.sent(conversation_id, message.id, platform_ids={"telegram": len(lines)})
+            await history.chat(conversation_id).sent(message.id, platform_ids={"telegram": len(lines)})
 
 
 @contextlib.asynccontextmanager

@@ -110,7 +110,7 @@ class _Erasure:
 
         found = settings()
         path = existing_outbox(found)
-        async with History.open(
+        async with History(
             path, store=found.store, relay=wait, create=False, policy=found.policy, retention=found.retention
         ) as history:
             chosen = await _named(history, names) if owner is None else await _of_owner(history, owner)
@@ -120,8 +120,8 @@ class _Erasure:
             elif owner is not None and not await _is_being_erased(history, owner):
                 raise CommandExit(Exit.NOTHING, "no conversations and no records of this owner, and no erasure pending")
             for one in chosen:
-                verb = history.delete if self._delete else history.reset
-                await verb(one.conversation_id, reason=self._reason)
+                chat = history.chat(one.conversation_id)
+                await (chat.delete if self._delete else chat.reset)(reason=self._reason)
                 self.erased.append(one.conversation_id)
                 self._report(len(self.erased), total=len(chosen))
             if owner is not None and (chosen or records):
@@ -158,7 +158,7 @@ async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]
     """
     chosen: list[Conversation] = []
     for name in dict.fromkeys(names):
-        found = await history.conversation(name)
+        found = await history.chat(name).conversation()
         if found is None:
             raise CommandExit(Exit.NOTHING, f"there is no conversation {name!r}; nothing was erased")
         if found.state != "deleted":

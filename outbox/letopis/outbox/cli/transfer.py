@@ -115,7 +115,7 @@ async def _import(
         report(counts.bytes)
 
     found = settings()
-    async with History.open(
+    async with History(
         found.outbox, store=found.store, relay=wait, policy=found.policy, retention=found.retention
     ) as history:
         with Importer(outbox=history.outbox, store=history.store, tell=_tell, progress=moved) as intake:

@@ -153,7 +153,7 @@ class RecordReads:
         reverse: bool = False,
         end: str | None = None,
     ) -> Page[Record]:
-        """Find records as ``History.find_records`` does."""
+        """Find records as ``History.records.find`` does."""
         if not (wanted := check_tags(tags)):
             raise InvalidInput("tags", "must name at least one tag")
         check_count(limit, "limit")
@@ -191,7 +191,7 @@ class RecordReads:
         return Page(items=tuple([one for _, one in chosen]), next=cursor)
 
     async def scopes(self, *, limit: int, after: str | None) -> Page[Scope]:
-        """List scopes as ``History.record_scopes`` does."""
+        """List scopes as ``History.records.scopes`` does."""
         check_count(limit, "limit")
         begin = "" if after is None else _SCOPES.decode(after, _read_name)
         changes, _ = await self._outbox.read(read_pending)

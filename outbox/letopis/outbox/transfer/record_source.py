@@ -45,7 +45,7 @@ class RecordSource:
     async def scopes(self) -> AsyncIterator[Scope]:
         """Yield the scopes that have records."""
         if isinstance(source := self._source, History):
-            async for scope in all_items(lambda after: source.record_scopes(limit=_PAGE, after=after)):
+            async for scope in all_items(lambda after: source.records.scopes(limit=_PAGE, after=after)):
                 yield scope
             return
         after = ""

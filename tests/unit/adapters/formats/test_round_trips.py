@@ -89,7 +89,7 @@ def test_a_context_window_leaves_the_bytes(module: Any, talk: Callable[[Chance],
 @every_format
 async def test_the_history_leaves_the_bytes(module: Any, talk: Callable[[Chance], list[Item]], tmp_path: Path) -> None:
     items = [item for seed in range(15) for item in talk(Chance(seed))]
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         await history.append("c", *module.to_messages(items))
         assert await history.drained(10)
         context = await history.context("c", turns=100)

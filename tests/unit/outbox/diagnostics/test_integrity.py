@@ -19,7 +19,7 @@ _DAMAGED = "event {} of conversation 'a' is not what was appended"
 async def file(tmp_path: Path) -> Path:
     """An outbox with three pending events of one conversation, and two of another."""
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, store="postgresql://127.0.0.1:1/none", relay=False) as history:
+    async with History(path, store="postgresql://127.0.0.1:1/none", relay=False) as history:
         for chat, number in (("a", 1), ("a", 2), ("b", 1), ("a", 3), ("b", 2)):
             await history.append(chat, Message.user(f"words {number}"))
     return path

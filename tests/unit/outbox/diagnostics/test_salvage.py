@@ -32,7 +32,7 @@ from tests.support.sqlite_rows import rows
 async def outbox_in(folder: Path, *, kept: Sequence[str] = ("one", "two"), times: int = 3, wal: bool = False) -> Path:
     """Return a file in which each conversation has events that wait; with ``wal`` they are in the WAL only."""
     path = folder / "bot.outbox.db"
-    async with History.open(path, relay=False, watch=False) as history:
+    async with History(path, relay=False, watch=False) as history:
         for turn in range(times):
             for name in kept:
                 await history.append(name, Message.user(f"{name} says {turn} " + "at length " * 300), owner="42")
@@ -81,9 +81,9 @@ async def test_a_changed_letter_is_noticed_and_the_event_named_as_lost(tmp_path:
 
 async def test_the_row_of_a_lane_is_salvaged_with_all_it_says(tmp_path: Path) -> None:
     path, store = await outbox_in(tmp_path), f"sqlite:///{tmp_path}/history.db"
-    async with History.open(path, store=store, watch=False) as history:
+    async with History(path, store=store, watch=False) as history:
         assert await history.drained(20)
-    async with History.open(path, store=store, relay=False, watch=False) as history:
+    async with History(path, store=store, relay=False, watch=False) as history:
         await history.append("two", Message.user("two goes on"))
 
     done = await salvage(path, tmp_path / "new.db")
@@ -95,16 +95,16 @@ async def test_the_row_of_a_lane_is_salvaged_with_all_it_says(tmp_path: Path) ->
 
 async def test_what_was_salvaged_is_delivered_to_the_store_that_had_a_part_of_it(tmp_path: Path) -> None:
     path, store = await outbox_in(tmp_path), f"sqlite:///{tmp_path}/history.db"
-    async with History.open(path, store=store, watch=False) as history:
+    async with History(path, store=store, watch=False) as history:
         assert await history.drained(20)
-    async with History.open(path, store=store, relay=False, watch=False) as history:
+    async with History(path, store=store, relay=False, watch=False) as history:
         for turn in range(3):
             await history.append("two", Message.user(f"two goes on {turn}"), owner="42")
     overwrite(path, path.read_bytes().index(b"two goes on 1"), b"TWO")
     done = await salvage(path, tmp_path / "new.db")
     assert done.lost == {"two": (6,)}
 
-    async with History.open(tmp_path / "new.db", store=store, watch=False) as history:
+    async with History(tmp_path / "new.db", store=store, watch=False) as history:
         assert await OutboxAdmin(history.outbox).skip_missing(history.store, "two", reason="a disk failed") == (6,)
         assert await history.drained(20)
     verdict = await check([tmp_path / "new.db"], store, drained=True)
@@ -153,7 +153,7 @@ async def test_a_file_whose_identity_is_gone_gets_a_new_one(tmp_path: Path) -> N
 async def test_without_its_row_a_lane_ends_where_an_index_says(tmp_path: Path, end: str) -> None:
     """The page of the lanes and a page of events at either end are damaged; nothing was ever delivered."""
     path, store = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path}/history.db"
-    async with History.open(path, store=store, relay=False, watch=False) as history:
+    async with History(path, store=store, relay=False, watch=False) as history:
         for turn in range(4):
             for number in range(12):
                 await history.append(f"chat-{number}", Message.user(f"{number} says {turn} " + "at length " * 30))
@@ -171,7 +171,7 @@ async def test_without_its_row_a_lane_ends_where_an_index_says(tmp_path: Path, e
     assert lost and not done.whole
     assert {name for name, state, _ in new if state == "blocked"} == set(done.lost)
     assert {delivered for _, _, delivered in new} == {0}
-    async with History.open(tmp_path / "new.db", store=store, watch=False) as history:
+    async with History(tmp_path / "new.db", store=store, watch=False) as history:
         for name in done.lost:
             await OutboxAdmin(history.outbox).skip_missing(history.store, name, reason="a disk failed")
         assert await history.drained(60)
@@ -183,19 +183,19 @@ async def test_without_its_row_a_lane_ends_where_an_index_says(tmp_path: Path, e
 async def test_without_its_row_a_pruned_lane_goes_on_where_its_first_event_is(tmp_path: Path) -> None:
     path, store = tmp_path / "bot.outbox.db", f"sqlite:///{tmp_path}/history.db"
     retention = Retention(keep_last=0, keep_for=timedelta(0))
-    async with History.open(path, store=store, watch=False, retention=retention) as history:
+    async with History(path, store=store, watch=False, retention=retention) as history:
         for turn in range(3):
             await history.append("chat", Message.user(f"delivered {turn}"))
         assert await history.drained(60)
         await until(lambda: not rows(path, "SELECT 1 FROM letopis_outbox_events"))
-    async with History.open(path, store=store, relay=False, watch=False) as history:
+    async with History(path, store=store, relay=False, watch=False) as history:
         await history.append("chat", Message.user("pending"))
     path.write_bytes(with_noise(path.read_bytes(), leaf_pages(path, "letopis_outbox_lanes"), Random(1)))
 
     done = await salvage(path, tmp_path / "new.db")
 
     assert (done.kept, done.pending, done.lost) == (1, 1, {})
-    async with History.open(tmp_path / "new.db", store=store, watch=False) as history:
+    async with History(tmp_path / "new.db", store=store, watch=False) as history:
         assert await history.drained(60)
         assert len(await history.messages("chat")) == 4
 
@@ -239,7 +239,7 @@ class TestCommand:
 
     async def test_a_history_store_is_verified(self, tmp_path: Path) -> None:
         path, store = await outbox_in(tmp_path), tmp_path / "history.db"
-        async with History.open(path, store=f"sqlite:///{store}", watch=False) as history:
+        async with History(path, store=f"sqlite:///{store}", watch=False) as history:
             assert await history.drained(20)
         whole = letopis("--store", f"sqlite:///{store}", "db", "verify", folder=tmp_path)
         overwrite(store, store.read_bytes().index(b"one says 2"), b"ONE")
@@ -261,7 +261,7 @@ async def test_a_server_is_verified_too(kind: str, new_store_url, tmp_path: Path
     async with ConversationStore.open(url, migrate=True):
         pass
     path = await outbox_in(tmp_path)
-    async with History.open(path, store=url, watch=False) as history:
+    async with History(path, store=url, watch=False) as history:
         assert await history.drained(20)
     assert await problems_of_store(normalise_url(url)) == []
 

@@ -82,7 +82,7 @@ async def test_the_place_of_a_draft_is_its_own(outbox: OutboxFile) -> None:
 
 async def test_a_late_checkpoint_brings_no_draft_back(tmp_path: Path) -> None:
     message = Message.assistant("whole")
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c", message)
 
         assert not await run(history.outbox, drafts.save, draft(message.id, event_id=message.event_id))

@@ -39,7 +39,7 @@ async def deliver_erasure(history: History, store: ConversationStore, verb: str,
     await history.append("long", *(Message.user(f"words of {number}", id=f"m{number}") for number in range(count)))
     relay = Relay(history.outbox, store)
     await relay.drain_once()
-    await getattr(history, verb)("long")
+    await getattr(history.chat("long"), verb)()
     assert await relay.drain_once() >= 1
 
 
@@ -50,7 +50,7 @@ async def test_an_acknowledgement_erases_the_same_number_of_events_whatever_the_
 ) -> None:
     async with (
         ConversationStore.open(tmp_path / "history.db") as store,
-        History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history,
+        History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history,
     ):
         await deliver_erasure(history, store, verb, count)
         assert 0 < STEP - await history.outbox.read(erased) < 3  # the first event starts the conversation
@@ -72,7 +72,7 @@ def one_step(connection: sa.Connection) -> bool:
 @pytest.mark.parametrize("verb", ["delete", "reset"])
 async def test_a_relay_that_starts_later_erases_the_rest(tmp_path: Path, verb: str) -> None:
     async with ConversationStore.open(tmp_path / "history.db") as store:
-        async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
+        async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
             await deliver_erasure(history, store, verb, LONG)
         outbox = await OutboxFile.open(tmp_path / "bot.outbox.db")
         try:
@@ -88,9 +88,7 @@ async def test_a_relay_that_starts_later_erases_the_rest(tmp_path: Path, verb: s
 @pytest.mark.parametrize("verb", ["delete", "reset"])
 async def test_what_is_not_erased_yet_is_not_read_while_the_store_is_down(tmp_path: Path, verb: str) -> None:
     store = ConversationStore(tmp_path / "history.db", migrate=True)
-    async with History.open(
-        tmp_path / "bot.outbox.db", store=store, relay=False, watch=False, read_timeout=0.5
-    ) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False, read_timeout=0.5) as history:
         await deliver_erasure(history, store, verb, LONG)
         await store.close()
         (tmp_path / "history.db").rename(tmp_path / "elsewhere.db")
@@ -106,11 +104,11 @@ async def test_what_is_not_erased_yet_is_not_read_while_the_store_is_down(tmp_pa
 async def test_a_second_reset_erases_what_came_after_the_first(tmp_path: Path) -> None:
     async with (
         ConversationStore.open(tmp_path / "history.db") as store,
-        History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history,
+        History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history,
     ):
         await deliver_erasure(history, store, "reset", LONG)
         await history.append("long", *(Message.user(f"words of more {number}") for number in range(LONG)))
-        await history.reset("long")
+        await history.chat("long").reset()
         await history.append("long", Message.user("stays"))
         await Relay(history.outbox, store).drain()
         assert await history.outbox.read(erased) == 2 * LONG

@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 async def bot(tmp_path: Path) -> AsyncIterator[History]:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as opened:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False) as opened:
         yield opened
 
 
@@ -84,7 +84,7 @@ async def test_a_batch_counts_values_and_a_value_larger_than_one_goes_alone(bot:
 
 
 async def test_a_put_is_refused_when_the_outbox_is_full(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False, max_bytes=2 * MIB) as bot:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False, max_bytes=2 * MIB) as bot:
         records = bot.records(space="app")
 
         async def fill() -> None:

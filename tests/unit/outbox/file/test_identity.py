@@ -176,7 +176,7 @@ def test_a_disk_with_plenty_of_room_is_asked_again_a_tenth_of_a_second_later(
 async def test_a_file_with_a_name_that_is_no_text_is_delivered(tmp_path: Path) -> None:
     """The store was given the file's name with lone surrogates in it, which no driver writes: nothing was delivered."""
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bot\xff.outbox.db"))
-    async with History.open(path, store=tmp_path / "history.db") as history:
+    async with History(path, store=tmp_path / "history.db") as history:
         receipt = await history.append("c1", Message.user("one"))
 
         assert await receipt.saved(timeout=20)

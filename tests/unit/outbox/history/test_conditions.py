@@ -71,7 +71,7 @@ FORMS: list[Callable[[History], Any]] = [
     lambda history: history.append(CHAT, ReactionAdded(message_id="m-1", key="x")),
     lambda history: history.messages(CHAT),
     lambda history: history.messages(CHAT, last=1),
-    lambda history: history.conversation(CHAT),
+    lambda history: history.chat(CHAT).conversation(),
 ]
 
 
@@ -267,7 +267,7 @@ async def test_on_the_callers_own_connection_it_is_the_same(history: History) ->
 
 
 async def test_what_was_let_go_may_have_been_anything(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         question = await history.append(CHAT, Message.user("what?", id="m-1"))
         await history.append(CHAT, ReactionAdded(message_id="m-1", key="x"))
         last = await history.append(CHAT, ReactionAdded(message_id="m-1", key="y"))

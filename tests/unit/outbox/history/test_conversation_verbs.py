@@ -35,7 +35,7 @@ async def whole(history: History, name: str = "c1") -> tuple[Any, ...]:
             return one.title, one.state, one.metadata, one.message_count, one.tokens, one.updated_at
         return one.message, one.on_path, one.edited, one.redacted, one.reactions, one.delivery, one.delivery_data
 
-    found = await history.conversation(name)
+    found = await history.chat(name).conversation()
     assert found is not None
     return lasting(found), [lasting(one) for one in await history.messages(name, every=True)]
 
@@ -61,79 +61,79 @@ async def chat(request: pytest.FixtureRequest, history: History) -> History:
 
 class TestTakingBack:
     async def test_undo_takes_the_last_turn(self, chat: History) -> None:
-        assert await chat.undo("c1") is not None
+        assert await chat.chat("c1").undo() is not None
         assert await path(chat) == ["s0", "u1", "a1"]
-        await chat.undo("c1")
+        await chat.chat("c1").undo()
         assert await path(chat) == ["s0"]
-        assert await chat.undo("c1") is None
+        assert await chat.chat("c1").undo() is None
         await same_when_delivered(chat)
         assert await path(chat) == ["s0"]
 
     @pytest.mark.parametrize("turns", [2, 3, 1000])
     async def test_undo_of_several_turns(self, chat: History, turns: int) -> None:
-        await chat.undo("c1", turns)
+        await chat.chat("c1").undo(turns)
         assert await path(chat) == ["s0"]
         await same_when_delivered(chat)
 
     async def test_undo_of_the_first_message_leaves_none(self, history: History) -> None:
         await history.append("c1", *said("u1", "a1"))
-        await history.undo("c1")
+        await history.chat("c1").undo()
         assert await path(history) == []
-        assert await history.undo("c1") is None
+        assert await history.chat("c1").undo() is None
         await same_when_delivered(history)
 
     async def test_pop_gives_back_what_it_takes(self, chat: History) -> None:
-        popped = [await chat.pop("c1") for _ in range(7)]
+        popped = [await chat.chat("c1").pop() for _ in range(7)]
 
         assert [None if one is None else one.id for one in popped] == ["a2", "tool", "u2", "a1", "u1", "s0", None]
         assert await path(chat) == []
         await same_when_delivered(chat)
 
     async def test_clear_and_go_on(self, chat: History) -> None:
-        await chat.clear("c1")
+        await chat.chat("c1").rewind(to=None)
         assert await path(chat) == []
         await chat.append("c1", *said("u3"))
         assert await path(chat) == ["u3"]
         await same_when_delivered(chat)
-        found = await chat.conversation("c1")
+        found = await chat.chat("c1").conversation()
         assert found is not None
         assert found.message_count == 1
 
     async def test_regenerate_keeps_the_question(self, chat: History) -> None:
-        asked = await chat.regenerate("c1")
+        asked = await chat.chat("c1").regenerate()
         assert [one.id for one in asked] == ["u2"]
         assert await path(chat) == ["s0", "u1", "a1", "u2"]
         # Nothing to take away any more: nothing is written.
-        before = await chat.conversation("c1")
-        assert [one.id for one in await chat.regenerate("c1")] == ["u2"]
-        assert await chat.conversation("c1") == before
+        before = await chat.chat("c1").conversation()
+        assert [one.id for one in await chat.chat("c1").regenerate()] == ["u2"]
+        assert await chat.chat("c1").conversation() == before
         await chat.append("c1", *said("better"))
         assert await path(chat) == ["s0", "u1", "a1", "u2", "better"]
         await same_when_delivered(chat)
 
     async def test_regenerate_returns_all_that_was_asked_in_a_row(self, history: History) -> None:
         await history.append("c1", *said("u1", "u2", "a1", "a2"))
-        assert [one.id for one in await history.regenerate("c1")] == ["u1", "u2"]
+        assert [one.id for one in await history.chat("c1").regenerate()] == ["u1", "u2"]
         assert await path(history) == ["u1", "u2"]
 
     async def test_regenerate_where_nobody_asked(self, history: History) -> None:
         await history.append("c1", *said("s0", "a1"))
-        assert await history.regenerate("c1") == ()
-        assert await history.regenerate("nowhere") == ()
+        assert await history.chat("c1").regenerate() == ()
+        assert await history.chat("nowhere").regenerate() == ()
         assert await path(history) == ["s0", "a1"]
-        assert await history.conversation("nowhere") is None
+        assert await history.chat("nowhere").conversation() is None
 
     async def test_rewind_to_a_message(self, chat: History) -> None:
-        await chat.rewind("c1", to="u2", reason="wrong tool")
+        await chat.chat("c1").rewind(to="u2", reason="wrong tool")
         assert await path(chat) == ["s0", "u1", "a1", "u2"]
         with pytest.raises(InvalidInput, match="to:"):
-            await chat.rewind("c1", to="a2")
-        await chat.rewind("c1", to="u1")
+            await chat.chat("c1").rewind(to="a2")
+        await chat.chat("c1").rewind(to="u1")
         with pytest.raises(InvalidInput, match="to:"):
-            await chat.rewind("c1", to="u2")
+            await chat.chat("c1").rewind(to="u2")
         await same_when_delivered(chat)
         with pytest.raises(InvalidInput, match="to:"):
-            await chat.rewind("c1", to="u2")
+            await chat.chat("c1").rewind(to="u2")
         assert await path(chat) == ["s0", "u1"]
 
     async def test_what_is_far_back_is_found_in_small_pages(
@@ -145,7 +145,7 @@ class TestTakingBack:
         await deliver_all(history)
         await history.append("c1", *said("b1", "b2"))
 
-        asked = await history.regenerate("c1")
+        asked = await history.chat("c1").regenerate()
 
         assert [one.id for one in asked] == ["u1"]
         assert await path(history) == ["s0", "u1"]
@@ -165,21 +165,21 @@ class TestTakingBack:
             return page
 
         monkeypatch.setattr(reader, "messages", slow)
-        await chat.undo("c1")
+        await chat.chat("c1").undo()
         monkeypatch.undo()
 
         assert await path(chat) == ["s0", "u1", "a1", "u2", "tool", "a2"]
 
     async def test_concurrent_undos_take_a_turn_each(self, history: History) -> None:
         await history.append("c1", *said(*(f"{who}{number}" for number in range(9) for who in "ua")))
-        await asyncio.gather(*(history.undo("c1") for _ in range(3)))
+        await asyncio.gather(*(history.chat("c1").undo() for _ in range(3)))
 
         assert len(await path(history)) == 12
 
     @pytest.mark.parametrize("turns", [0, -1, True, "1", None])
     async def test_a_wrong_number_of_turns(self, history: History, turns: Any) -> None:
         with pytest.raises(InvalidInput, match="turns"):
-            await history.undo("c1", turns)
+            await history.chat("c1").undo(turns)
 
 
 class TestTargets:
@@ -188,19 +188,19 @@ class TestTargets:
     async def test_all_verbs_of_a_message_refuse_one_that_is_not_there(self, chat: History) -> None:
         before = await whole(chat)
         for call in (
-            chat.edit("c1", "absent", "x"),
-            chat.redact("c1", "absent"),
-            chat.react("c1", "absent", "👍"),
-            chat.unreact("c1", "absent", "👍"),
-            chat.rate("c1", "absent", 5),
-            chat.edit("nowhere", "u1", "x"),
+            chat.chat("c1").edit("absent", "x"),
+            chat.chat("c1").redact("absent"),
+            chat.chat("c1").react("absent", "👍"),
+            chat.chat("c1").unreact("absent", "👍"),
+            chat.chat("c1").react("absent", "rating", value=5),
+            chat.chat("nowhere").edit("u1", "x"),
         ):
             with pytest.raises(InvalidInput, match="message_id"):
                 await call
         with pytest.raises(InvalidInput, match="to:"):
-            await chat.rewind("c1", to="absent")
+            await chat.chat("c1").rewind(to="absent")
         assert await whole(chat) == before
-        assert await chat.conversation("nowhere") is None
+        assert await chat.chat("nowhere").conversation() is None
 
     async def test_all_kinds_of_ids_are_found(self, history: History) -> None:
         """Chosen by the caller, made by the message, and of an event of the caller's own making."""
@@ -209,26 +209,26 @@ class TestTargets:
         await history.append("c1", *said("u1"), made, own)
         for _ in range(2):
             for name in ("u1", made.id, "own"):
-                await history.react("c1", name, "👍", actor="42")
-                await history.edit("c1", name, "edited")
+                await history.chat("c1").react(name, "👍", actor="42")
+                await history.chat("c1").edit(name, "edited")
             await deliver_all(history)
 
         found = await history.messages("c1")
         assert [(one.text, one.reactions) for one in found] == [("edited", (Reaction(key="👍", actor="42"),))] * 3
 
     async def test_what_left_the_path_can_still_be_redacted(self, chat: History) -> None:
-        await chat.clear("c1")
-        await chat.redact("c1", "a1", by="42", reason="asked")
-        await chat.react("c1", "a2", "👎")
+        await chat.chat("c1").rewind(to=None)
+        await chat.chat("c1").redact("a1", by="42", reason="asked")
+        await chat.chat("c1").react("a2", "👎")
         await same_when_delivered(chat)
         redacted = [one.id for one in await chat.messages("c1", every=True) if one.redacted]
         assert redacted == ["a1"]
 
     async def test_another_outbox_said_it(self, history: History, tmp_path: Path) -> None:
-        async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+        async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
             await other.append("c1", *said("u1"))
             await deliver_all(other)
-        await history.react("c1", "u1", "👍")
+        await history.chat("c1").react("u1", "👍")
         await deliver_all(history)
 
         assert (await history.messages("c1"))[0].reactions == (Reaction(key="👍"),)
@@ -243,41 +243,45 @@ class TestTargets:
         if saved:
             await deliver_all(history)
         assert await path(history) == ["s0", "u1", "a1", "u2", "a3"]
-        for call in (history.react("c1", "u1", "👍"), history.edit("c1", "u1", "x"), history.redact("c1", "u1")):
+        for call in (
+            history.chat("c1").react("u1", "👍"),
+            history.chat("c1").edit("u1", "x"),
+            history.chat("c1").redact("u1"),
+        ):
             with pytest.raises(InvalidInput, match="message_id"):
                 await call
-        assert [one.id for one in await history.regenerate("c1")] == ["u2"]
-        await history.undo("c1")
+        assert [one.id for one in await history.chat("c1").regenerate()] == ["u2"]
+        await history.chat("c1").undo()
         assert await path(history) == ["s0", "u1", "a1"]
         with pytest.raises(InvalidInput, match="to:"):
-            await history.rewind("c1", to="u2")
-        await history.rewind("c1", to="u1")
+            await history.chat("c1").rewind(to="u2")
+        await history.chat("c1").rewind(to="u1")
         for _ in range(2):
             assert await path(history) == ["s0", "u1"]
             assert await path(history, "c0") == ["s0", "u1", "a1", "u2", "a2"]
             await deliver_all(history)
-        await history.pop("c1")
-        await history.clear("c1")
+        await history.chat("c1").pop()
+        await history.chat("c1").rewind(to=None)
         assert await path(history) == []
 
     async def test_while_the_store_is_away_nobody_knows(self, alone: History) -> None:
         await alone.append("c1", *said("u1", "a1"))
-        await alone.edit("c1", "older", "x")
-        await alone.react("c1", "older", "👍")
-        await alone.rewind("c1", to="u1")
-        await alone.rewind("c1", to="older")
-        found = await alone.conversation("c1")
+        await alone.chat("c1").edit("older", "x")
+        await alone.chat("c1").react("older", "👍")
+        await alone.chat("c1").rewind(to="u1")
+        await alone.chat("c1").rewind(to="older")
+        found = await alone.chat("c1").conversation()
         assert found is not None
         assert found.pending == 7
 
     async def test_undo_while_the_store_is_away(self, alone: History) -> None:
         """The outbox knows that it holds all of its own events, and not what others have appended."""
         await alone.append("c1", *said("u1", "a1", "u2", "a2"))
-        await alone.undo("c1")
-        popped = await alone.pop("c1")
+        await alone.chat("c1").undo()
+        popped = await alone.chat("c1").pop()
         assert popped is not None
         assert popped.id == "a1"
-        for refused in (alone.undo("c1"), alone.pop("c1"), alone.regenerate("c1")):
+        for refused in (alone.chat("c1").undo(), alone.chat("c1").pop(), alone.chat("c1").regenerate()):
             with pytest.raises(StoreUnavailable, match="the history store is unreachable"):
                 await refused
         assert await path(alone) == ["u1"]
@@ -285,22 +289,22 @@ class TestTargets:
 
 class TestMessages:
     async def test_reactions_and_ratings(self, chat: History) -> None:
-        await chat.react("c1", "a2", "👍", actor="1")
-        await chat.react("c1", "a2", "👍", actor="2")
-        await chat.rate("c1", "a2", 2, actor="1")
-        await chat.rate("c1", "a2", 4.5, actor="1")
-        await chat.unreact("c1", "a2", "👍", actor="2")
-        await chat.unreact("c1", "a2", "never there")
+        await chat.chat("c1").react("a2", "👍", actor="1")
+        await chat.chat("c1").react("a2", "👍", actor="2")
+        await chat.chat("c1").react("a2", "rating", value=2, actor="1")
+        await chat.chat("c1").react("a2", "rating", value=4.5, actor="1")
+        await chat.chat("c1").unreact("a2", "👍", actor="2")
+        await chat.chat("c1").unreact("a2", "never there")
         expected = (Reaction(key="👍", actor="1"), Reaction(key="rating", actor="1", value=4.5))
         assert (await chat.messages("c1", last=1))[0].reactions == expected
         await same_when_delivered(chat)
         assert (await chat.messages("c1", last=1))[0].reactions == expected
 
     async def test_redacted_at_once_and_for_good(self, chat: History) -> None:
-        await chat.edit("c1", "a2", "a secret")
-        await chat.redact("c1", "a2", by="42", reason="asked")
+        await chat.chat("c1").edit("a2", "a secret")
+        await chat.chat("c1").redact("a2", by="42", reason="asked")
         with pytest.raises(InvalidInput, match="erased"):
-            await chat.edit("c1", "a2", "a secret again")
+            await chat.chat("c1").edit("a2", "a secret again")
         assert (await chat.messages("c1", last=1))[0].text == ""
         await same_when_delivered(chat)
         (found,) = await chat.messages("c1", last=1)
@@ -309,21 +313,21 @@ class TestMessages:
     @pytest.mark.parametrize(
         "call",
         [
-            lambda history: history.react("c1", "u1", ""),
-            lambda history: history.react("c1", "u1", "x" * 256),
-            lambda history: history.react("c1", "u1", "👍", actor=""),
-            lambda history: history.react("c1", "u1", "👍", value=float("nan")),
-            lambda history: history.rate("c1", "u1", True),
-            lambda history: history.rate("c1", "u1", None),
-            lambda history: history.rate("c1", "u1", [1]),
-            lambda history: history.unreact("c1", "u1", "\n"),
-            lambda history: history.redact("c1", ""),
-            lambda history: history.annotate("c1", [1]),
-            lambda history: history.annotate("c1", {"a": "\0"}),
-            lambda history: history.rename("c1", None),
-            lambda history: history.rewind("c1", to=""),
-            lambda history: history.rewind("", to=None),
-            lambda history: history.archive(""),
+            lambda history: history.chat("c1").react("u1", ""),
+            lambda history: history.chat("c1").react("u1", "x" * 256),
+            lambda history: history.chat("c1").react("u1", "👍", actor=""),
+            lambda history: history.chat("c1").react("u1", "👍", value=float("nan")),
+            lambda history: history.chat("c1").react("u1", "rating", value=True),
+            lambda history: history.chat("c1").react("u1", "rating", value=None),
+            lambda history: history.chat("c1").react("u1", "rating", value=[1]),
+            lambda history: history.chat("c1").unreact("u1", "\n"),
+            lambda history: history.chat("c1").redact(""),
+            lambda history: history.chat("c1").annotate([1]),
+            lambda history: history.chat("c1").annotate({"a": "\0"}),
+            lambda history: history.chat("c1").rename(None),
+            lambda history: history.chat("c1").rewind(to=""),
+            lambda history: history.chat("").rewind(to=None),
+            lambda history: history.chat("").archive(),
         ],
     )
     async def test_bad_input_writes_nothing(self, history: History, call: Any) -> None:
@@ -336,64 +340,65 @@ class TestMessages:
 
 class TestConversations:
     async def test_annotations_merge(self, chat: History) -> None:
-        await chat.annotate("c1", {"model": "small", "tags": ["a"]})
-        await chat.annotate("c1", {"model": None, "🦔": 1})
-        found = await chat.conversation("c1")
+        await chat.chat("c1").annotate({"model": "small", "tags": ["a"]})
+        await chat.chat("c1").annotate({"model": None, "🦔": 1})
+        found = await chat.chat("c1").conversation()
         assert found is not None
         assert found.metadata == {"tags": ["a"], "🦔": 1}
         await same_when_delivered(chat)
 
     @pytest.mark.parametrize("title", ["", "👩‍👩‍👧 Ё", "long " * 10_000])
     async def test_titles_of_any_length(self, chat: History, title: str) -> None:
-        await chat.rename("c1", title)
-        found = await chat.conversation("c1")
+        await chat.chat("c1").rename(title)
+        found = await chat.chat("c1").conversation()
         assert found is not None
         assert found.title == title
         await same_when_delivered(chat)
 
     async def test_archived_and_restored(self, chat: History) -> None:
-        await chat.archive("c1", reason="old")
+        await chat.chat("c1").archive(reason="old")
         assert not await chat.conversations()
         assert [one.state for one in await chat.conversations(states=["archived"])] == ["archived"]
         await same_when_delivered(chat)
         assert not await chat.conversations()
-        await chat.restore("c1")
+        await chat.chat("c1").restore()
         assert [one.state for one in await chat.conversations()] == ["active"]
         await same_when_delivered(chat)
 
     async def test_deleted_is_gone(self, chat: History) -> None:
-        await chat.delete("c1", reason="asked")
+        await chat.chat("c1").delete(reason="asked")
         for _ in range(2):
             assert await path(chat) == []
             assert not await chat.conversations()
             for call in (
                 chat.append("c1", Message.user("late")),
-                chat.rename("c1", "late"),
-                chat.clear("c1"),
-                chat.restore("c1"),
-                chat.activate("c1"),
-                chat.delete("c1"),
+                chat.chat("c1").rename("late"),
+                chat.chat("c1").rewind(to=None),
+                chat.chat("c1").restore(),
+                chat.chat("c1").activate(),
+                chat.chat("c1").delete(),
                 chat.start("42", conversation_id="c1"),
             ):
                 with pytest.raises(ConversationGone):
                     await call
             await deliver_all(chat)
-        found = await chat.conversation("c1")
+        found = await chat.chat("c1").conversation()
         assert found is not None
         assert (found.state, found.owner_id, found.message_count) == ("deleted", "42", 0)
 
     async def test_what_another_outbox_has_deleted_is_gone_too(self, history: History, tmp_path: Path) -> None:
         await history.append("c1", ConversationStarted(owner_id="42"))
         await deliver_all(history)
-        async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
-            await other.delete("c1")
+        async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+            await other.chat("c1").delete()
             await deliver_all(other)
-        for call in (history.activate("c1"), history.restore("c1"), history.delete("c1")):
+        for call in (history.chat("c1").activate(), history.chat("c1").restore(), history.chat("c1").delete()):
             with pytest.raises(ConversationGone):
                 await call
 
     async def test_there_is_no_such_conversation(self, history: History) -> None:
-        for call in (history.archive, history.restore, history.delete, history.activate):
+        nowhere = history.chat("nowhere")
+        for call in (nowhere.archive, nowhere.restore, nowhere.delete, nowhere.activate):
             with pytest.raises(InvalidInput, match="no such conversation"):
-                await call("nowhere")
-        assert await history.conversation("nowhere") is None
+                await call()
+        assert await history.chat("nowhere").conversation() is None

@@ -77,9 +77,9 @@ class TestActive:
         await history.start("7", conversation_id="d")
         for saved in (False, True):
             assert await active(history) == "b"
-            await history.activate("a")
+            await history.chat("a").activate()
             assert await active(history) == "a"
-            await history.activate("b")
+            await history.chat("b").activate()
             if not saved:
                 await deliver_all(history)
         await deliver_all(history)
@@ -100,7 +100,7 @@ class TestActive:
         for one in expected:
             before = await active(history)
             assert before is not None
-            await getattr(history, leave)(before)
+            await getattr(history.chat(before), leave)()
             assert await active(history) == one
             if saved:
                 await deliver_all(history)
@@ -113,7 +113,7 @@ class TestActive:
     async def test_after_the_last_one_is_deleted_a_new_one_begins_with_a_new_number(self, history: History) -> None:
         first = await history.active("42")
         assert first is not None
-        await history.delete(first.conversation_id)
+        await history.chat(first.conversation_id).delete()
         second = await history.active("42")
         assert second is not None
         assert second.conversation_id != first.conversation_id
@@ -127,12 +127,12 @@ class TestActive:
         await history.start("42", conversation_id="a")
         await history.start("42", conversation_id="b")
         for _ in range(2):
-            await history.archive("b")
+            await history.chat("b").archive()
             assert await active(history) == "a"
-            await history.restore("b")
+            await history.chat("b").restore()
             assert await active(history) == "a"
-            await history.archive("b")
-            await history.activate("b")
+            await history.chat("b").archive()
+            await history.chat("b").activate()
             assert await active(history) == "b"
             await deliver_all(history)
             assert await active(history) == "b"
@@ -142,8 +142,8 @@ class TestActive:
         for name in ("a", "b"):
             await history.start("42", conversation_id=name, activate=False)
         await deliver_all(history)
-        await history.activate("a")
-        await history.activate("b")
+        await history.chat("a").activate()
+        await history.chat("b").activate()
         lane = "UPDATE letopis_outbox_lanes SET state = ? WHERE conversation_id = 'a'"
         await history.outbox.write(lambda connection: connection.exec_driver_sql(lane, ("paused",)))
         assert await Relay(history.outbox, history.store).drain_once()
@@ -158,15 +158,15 @@ class TestActive:
     async def test_another_outbox_moves_the_mark(self, history: History, tmp_path: Path) -> None:
         await history.start("42", conversation_id="a")
         await deliver_all(history)
-        async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+        async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
             await other.start("42", conversation_id="b")
             assert await active(history) == "a"
             await deliver_all(other)
             assert await active(history) == "b"
             # It has never heard of "a" but from the store.
-            await other.delete("b")
+            await other.chat("b").delete()
             assert await active(other) == "a"
-            await other.archive("a")
+            await other.chat("a").archive()
             assert await active(other) is None
             await deliver_all(other)
         assert await active(history) is None
@@ -176,7 +176,7 @@ class TestActive:
 
         await history.start("42", conversation_id="a")
         await history.start("42", conversation_id="b")
-        await history.delete("b")
+        await history.chat("b").delete()
         await deliver_all(history)
         prune = Pruner(Retention(keep_last=0, keep_for=timedelta(0)), lambda: history.outbox.now_us() + 10**9)
         while await history.outbox.write(prune):
@@ -186,13 +186,13 @@ class TestActive:
     async def test_nobodys_conversation_has_to_be_given_to_somebody(self, history: History) -> None:
         await history.append("a", Message.user("hi"))
         with pytest.raises(InvalidInput, match="owner"):
-            await history.activate("a")
-        await history.activate("a", owner="42")
+            await history.chat("a").activate()
+        await history.chat("a").activate(owner="42")
         for _ in range(2):
             assert await active(history) == "a"
             await deliver_all(history)
         with pytest.raises(InvalidInput, match="another owner"):
-            await history.activate("a", owner="7")
+            await history.chat("a").activate(owner="7")
 
     async def test_while_the_store_is_away(self, alone: History) -> None:
         await alone.append("old", Message.user("hi"), owner="42")
@@ -201,9 +201,9 @@ class TestActive:
         await alone.start("42", conversation_id="a")
         await alone.append("old", Message.user("newer"))
         assert await active(alone) == "a"
-        await alone.delete("a")
+        await alone.chat("a").delete()
         assert await active(alone) == "old"
-        await alone.archive("old")
+        await alone.chat("old").archive()
         assert await active(alone) is None
         begun = await alone.active("42")
         assert begun is not None
@@ -211,17 +211,17 @@ class TestActive:
 
     async def test_it_is_right_at_every_moment_of_a_delivery(self, tmp_path: Path) -> None:
         """Read while a relay delivers what was just said: the answer is always that of the one who said it."""
-        async with History.open(tmp_path / "bot.outbox.db") as history:
+        async with History(tmp_path / "bot.outbox.db") as history:
             chance = random.Random(1)
             for name in "abcde":
                 await history.start("42", conversation_id=name)
             assert await history.drained(20)
             for _ in range(40):
                 name = chance.choice("abcde")
-                await history.activate(name)
+                await history.chat(name).activate()
                 for _ in range(chance.randrange(3)):
                     assert await active(history) == name
-                await history.archive(name)
+                await history.chat(name).archive()
                 for _ in range(chance.randrange(1, 4)):
                     assert await active(history) != name
                     assert name not in [one.conversation_id for one in await history.conversations(owner="42")]
@@ -243,14 +243,14 @@ class TestActive:
                     continue
                 match chance.randrange(7):
                     case 0:
-                        await history.archive(name)
+                        await history.chat(name).archive()
                     case 1:
-                        await history.restore(name)
+                        await history.chat(name).restore()
                     case 2 if round_ > 5 and len(gone) < 3:
                         gone.add(name)
-                        await history.delete(name)
+                        await history.chat(name).delete()
                     case 3 | 4:
-                        await history.activate(name)
+                        await history.chat(name).activate()
                     case _:
                         await history.append(name, Message.user("hi"))
             before = await active(history), await names(history, states=LIVE)
@@ -275,8 +275,8 @@ class TestChats:
     async def test_pages_repeat_nothing(self, history: History, limit: int, saved: bool) -> None:
         for number in range(9):
             await history.start("42", conversation_id=f"c{number}", activate=number == 4)
-        await history.archive("c2")
-        await history.delete("c3")
+        await history.chat("c2").archive()
+        await history.chat("c3").delete()
         if saved:
             await deliver_all(history)
 
@@ -288,7 +288,7 @@ class TestChats:
             await history.start("42", conversation_id=f"c{number}")
         await deliver_all(history)
         first = await history.conversations(owner="42", limit=3)
-        await history.activate("c0")
+        await history.chat("c0").activate()
         await history.append("c5", Message.user("newer"))
         await history.start("42", conversation_id="c6")
         rest = await history.conversations(owner="42", limit=50, after=first.next)
@@ -328,7 +328,7 @@ class TestChats:
 class TestStart:
     async def test_all_that_is_said_of_it(self, history: History) -> None:
         receipt = await history.start("42", title="Tea 🫖", metadata={"model": "small"})
-        found = await history.conversation(receipt.conversation_id)
+        found = await history.chat(receipt.conversation_id).conversation()
         assert found is not None
         assert (found.title, found.metadata, found.owner_id, found.state) == (
             "Tea 🫖",
@@ -403,7 +403,7 @@ class TestStatistics:
         """The owner is known from another outbox, so only the store can tell."""
         await self.said(history)
         await deliver_all(history)
-        async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+        async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
             await other.append("a", Message.user("q", tokens=50))
             await other.append("x", Message.user("q", tokens=500))
             await other.append("new", Message.user("q", tokens=5000))
@@ -420,7 +420,7 @@ class TestStatistics:
         assert replace(found, complete=True) == expected
 
     async def test_nothing_is_doubled_or_missed_while_it_is_delivered(self, tmp_path: Path) -> None:
-        async with History.open(tmp_path / "bot.outbox.db") as history:
+        async with History(tmp_path / "bot.outbox.db") as history:
 
             async def look() -> None:
                 while not done:
@@ -449,7 +449,7 @@ class TestStatistics:
 
     async def test_of_what_was_let_go_from_the_outbox_the_store_knows(self, tmp_path: Path) -> None:
         retention = Retention(keep_last=0, keep_for=timedelta(0))
-        async with History.open(tmp_path / "bot.outbox.db", retention=retention) as history:
+        async with History(tmp_path / "bot.outbox.db", retention=retention) as history:
             for _ in range(30):
                 await history.append("a", Message.user("q", tokens=1), owner="42")
                 await history.statistics(owner="42")
@@ -474,7 +474,7 @@ async def test_events_that_are_appended_as_they_are_do_the_same(history: History
 async def test_the_store_alone_says_the_same(history: History, tmp_path: Path) -> None:
     await history.start("42", conversation_id="a")
     await history.start("42", conversation_id="b")
-    await history.delete("b")
+    await history.chat("b").delete()
     await deliver_all(history)
     async with ConversationStore.open(tmp_path / "bot.history.db") as store:
         found = await store.active("42")
@@ -487,15 +487,15 @@ async def test_on_every_store_it_looks_the_same_before_and_after_the_delivery(
 ) -> None:
     async with (
         ConversationStore.open(empty_database_url, migrate=True, partitions=2) as store,
-        History.open(tmp_path / "bot.outbox.db", store=store, relay=False) as history,
+        History(tmp_path / "bot.outbox.db", store=store, relay=False) as history,
     ):
         for name in ("a", "b", "c", "d"):
             await history.start("42", conversation_id=name)
             await history.append(name, Message.user("q", tokens=1))
         await deliver_all(history)
         await history.append("b", Message.assistant("a", tokens=2))
-        await history.archive("c")
-        await history.delete("d")
+        await history.chat("c").archive()
+        await history.chat("d").delete()
         await history.append("e", Message.user("q", tokens=4), owner="42")
         before = await active(history), await names(history, states=LIVE), await history.statistics(owner="42")
 

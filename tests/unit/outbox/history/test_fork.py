@@ -42,7 +42,7 @@ class Place:
         given: dict[str, Any] = {} if retention is None else {"retention": retention}
         store = ConversationStore(nowhere if away else self.store, migrate=not away)
         try:
-            async with History.open(
+            async with History(
                 self.folder / f"{name}.outbox.db", store=store, relay=relay, watch=False, **given
             ) as history:
                 yield history
@@ -92,14 +92,14 @@ async def paged(history: History, name: str, size: int, **given: Any) -> list[Re
 async def family(history: History) -> dict[str, list[str]]:
     """Say things in conversations and in forks of them; return what each has to show."""
     await history.append("a", *(Message.user(f"a{n}", id=f"a{n}") for n in range(4)), owner="1")
-    await history.fork("b", of="a", at="a2")
+    await history.chat("a").fork("b", at="a2")
     await history.append("b", *(Message.user(f"b{n}", id=f"b{n}") for n in range(3)))
     await history.append("b", MessageEdited(message_id="b1", content="b1, edited"))
-    await history.fork("c", of="b")
+    await history.chat("b").fork("c")
     await history.append("c", Message.user("c0"), ReactionAdded(message_id="a0", key="nobody"))
-    await history.fork("d", of="c", at="a1")
+    await history.chat("c").fork("d", at="a1")
     await history.append("d", Message.user("d0"), Message.user("d1", id="d1"), ConversationRewound(to_message_id="a0"))
-    await history.fork("e", of="d", at="a0")
+    await history.chat("d").fork("e", at="a0")
     # What comes later in the ancestors is not seen.
     await history.append("a", Message.user("late"), MessageEdited(message_id="a0", content="late"))
     await history.append("b", ConversationRewound(to_message_id="b0"), Message.user("late"))
@@ -116,12 +116,12 @@ async def family(history: History) -> dict[str, list[str]]:
 async def test_a_fork_shows_its_parent_before_its_own(place: Place) -> None:
     async with place.open() as history:
         await history.append("p", Message.user("one", id="1"), Message.assistant("two"), owner="42")
-        receipt = await history.fork(of="p", title="another way", activate=True)
+        receipt = await history.chat("p").fork(title="another way", activate=True)
         name = receipt.conversation_id
         await history.append(name, Message.user("three"))
 
         page = await history.messages(name)
-        found = await history.conversation(name)
+        found = await history.chat(name).conversation()
         assert texts(page) == ["one", "two", "three"]
         assert [message.conversation_id for message in page] == ["p", "p", name]
         assert page.seen is not None and page.seen == found.seen if found else False
@@ -159,8 +159,8 @@ async def test_the_same_while_the_store_is_away(place: Place) -> None:
         assert await history.drained(timeout=20)
     async with place.open(away=True) as history:
         await history.append("p", Message.user("three", id="3"))
-        await history.fork("f", of="p", at="2")
-        await history.fork("g", of="f")
+        await history.chat("p").fork("f", at="2")
+        await history.chat("f").fork("g")
         await history.append("g", Message.user("mine"))
         await history.append("p", Message.user("late"))
         for name, said in (
@@ -186,9 +186,9 @@ async def test_while_delivering_nothing_is_missing_or_double(place: Place) -> No
     """Readers look on while the relay moves ancestors and forks into the store, each at its own pace."""
     async with place.open() as history:
         await history.append("a", *(Message.user(f"a{n}", id=f"a{n}") for n in range(150)))
-        await history.fork("b", of="a", at="a99")
+        await history.chat("a").fork("b", at="a99")
         await history.append("b", *(Message.user(f"b{n}", id=f"b{n}") for n in range(150)))
-        await history.fork("c", of="b", at="b99")
+        await history.chat("b").fork("c", at="b99")
         await history.append("c", *(Message.user(f"c{n}", id=f"c{n}") for n in range(50)))
         await history.append("a", *(Message.user(f"late{n}") for n in range(150)))
     expected = [*(f"a{n}" for n in range(100)), *(f"b{n}" for n in range(100)), *(f"c{n}" for n in range(50))]
@@ -206,12 +206,12 @@ async def test_while_delivering_nothing_is_missing_or_double(place: Place) -> No
 async def test_what_is_redacted_here_is_gone_from_forks_at_once(place: Place) -> None:
     async with place.open() as history:
         await history.append("p", Message.user("secret", id="1"), Message.user("kept", id="2"))
-        await history.fork("pending", of="p")
+        await history.chat("p").fork("pending")
     await place.drain()
     async with place.open() as history:
         await history.append("p", Message.user("three"))
-        await history.fork("saved", of="p", at=2)
-        await history.fork("unsaved", of="p")
+        await history.chat("p").fork("saved", at=2)
+        await history.chat("p").fork("unsaved")
         await history.append("p", MessageRedacted(message_id="1"))
         for name in ("pending", "saved", "unsaved"):
             first, *_ = await history.messages(name)
@@ -224,11 +224,11 @@ async def test_two_bots_may_fork_one_conversation(place: Place) -> None:
     async with place.open(name="one", relay=True) as one, place.open(name="two", relay=True) as two:
         await one.append("p", Message.user("one"), owner="1")
         assert await one.drained(timeout=20)
-        await two.fork("f", of="p")
+        await two.chat("p").fork("f")
         await two.append("f", Message.assistant("two"))
         await two.append("p", Message.assistant("otherwise"))
         assert await two.drained(timeout=20)
-        await one.fork("g", of="f")
+        await one.chat("f").fork("g")
         await one.append("g", Message.user("three"))
         assert await one.drained(timeout=20)
 
@@ -241,7 +241,7 @@ async def test_two_bots_may_fork_one_conversation(place: Place) -> None:
 async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(place: Place) -> None:
     async with place.open(name="one") as one, place.open(name="two", relay=True) as two:
         await one.append("p", Message.user("one"))
-        events = await one.events("p")
+        events = await one.chat("p").events()
         point = {"conversation_id": "p", "event_id": str(events[-1].event_id)}
         await two.append("f", ConversationStarted(forked_from=point), Message.user("mine"))
         assert await two.drained(timeout=20)
@@ -256,7 +256,7 @@ async def test_a_fork_of_what_another_bot_has_not_delivered_is_not_complete(plac
 async def test_a_deleted_parent_leaves_its_forks_what_they_read(place: Place) -> None:
     async with place.open(relay=True) as history:
         await history.append("p", Message.user("the secret"), owner="1")
-        await history.fork("f", of="p")
+        await history.chat("p").fork("f")
         assert await history.drained(timeout=20)
         await history.append("p", ConversationDeleted())
         for _ in range(2):  # pending, then saved
@@ -265,23 +265,23 @@ async def test_a_deleted_parent_leaves_its_forks_what_they_read(place: Place) ->
             assert "the secret" not in repr(await history.messages("p", as_of=2))
             assert await history.drained(timeout=20)
         with pytest.raises(ConversationGone):
-            await history.fork(of="p")
+            await history.chat("p").fork()
 
 
 async def test_a_rewind_may_go_into_what_is_inherited(place: Place) -> None:
     async with place.open() as history:
         await history.append("p", *(Message.user(str(n), id=str(n)) for n in range(4)))
-        await history.fork("f", of="p")
+        await history.chat("p").fork("f")
         await history.append("f", Message.user("4", id="4"))
-        await history.rewind("f", to="2")
+        await history.chat("f").rewind(to="2")
         assert texts(await history.messages("f")) == ["0", "1", "2"]
         await history.append("f", Message.user("3, otherwise"))
         assert texts(await history.messages("f", last=2)) == ["2", "3, otherwise"]
-        popped = await history.pop("f")
+        popped = await history.chat("f").pop()
         assert popped is not None and popped.text == "3, otherwise"
         with pytest.raises(InvalidInput, match="to"):
-            await history.rewind("f", to="3")
-        await history.clear("f")
+            await history.chat("f").rewind(to="3")
+        await history.chat("f").rewind(to=None)
         assert texts(await history.messages("f")) == []
         assert texts(await history.messages("p")) == ["0", "1", "2", "3"]
 
@@ -290,21 +290,21 @@ async def test_what_cannot_be_forked_is_refused(place: Place) -> None:
     async with place.open(relay=True) as history:
         await history.append("p", Message.user("one", id="1"))
         assert await history.drained(timeout=20)
-        wrong: list[tuple[str, dict[str, Any]]] = [
-            ("of", {"of": "nobody"}),
-            ("of", {"of": ""}),
-            ("at", {"of": "p", "at": 9}),
-            ("at", {"of": "p", "at": 0}),
-            ("at", {"of": "p", "at": True}),
-            ("at", {"of": "p", "at": 1.5}),
-            ("at", {"of": "p", "at": "nowhere"}),
-            ("owner", {"of": "p", "owner": ""}),
-            ("conversation_id", {"of": "p", "conversation_id": "p"}),
-            ("conversation_id", {"of": "p", "conversation_id": "a\n"}),
+        wrong: list[tuple[str, str, dict[str, Any]]] = [
+            ("conversation_id", "nobody", {}),
+            ("conversation_id", "", {}),
+            ("at", "p", {"at": 9}),
+            ("at", "p", {"at": 0}),
+            ("at", "p", {"at": True}),
+            ("at", "p", {"at": 1.5}),
+            ("at", "p", {"at": "nowhere"}),
+            ("owner", "p", {"owner": ""}),
+            ("fork_id", "p", {"fork_id": "p"}),
+            ("fork_id", "p", {"fork_id": "a\n"}),
         ]
-        for field, given in wrong:
+        for field, parent, given in wrong:
             with pytest.raises(InvalidInput) as refused:
-                await history.fork(**given)
+                await history.chat(parent).fork(**given)
             assert refused.value.field == field
         status = await history.status()
     assert status.pending == 0
@@ -314,20 +314,20 @@ async def test_a_fork_names_its_point_by_event_and_by_version_where_it_has_one(p
     async with place.open(relay=True) as history:
         await history.append("p", Message.user("one"), Message.user("two"))
         assert await history.drained(timeout=20)
-        events = await history.events("p")
+        events = await history.chat("p").events()
         for at, place_of in ((None, 3), (2, 2)):
-            receipt = await history.fork(of="p", at=at)
-            found = await history.conversation(receipt.conversation_id)
+            receipt = await history.chat("p").fork(at=at)
+            found = await history.chat(receipt.conversation_id).conversation()
             assert found is not None and found.forked_from is not None
             assert found.forked_from.version == place_of
             assert found.forked_from.event_id == events[place_of - 1].event_id
     async with place.open() as history:
         await history.append("p", Message.user("three"))
-        receipt = await history.fork(of="p")
-        found = await history.conversation(receipt.conversation_id)
+        receipt = await history.chat("p").fork()
+        found = await history.chat(receipt.conversation_id).conversation()
         assert found is not None and found.forked_from is not None
         assert found.forked_from.version is None
-        assert found.forked_from.event_id == (await history.events("p"))[-1].event_id
+        assert found.forked_from.event_id == (await history.chat("p").events())[-1].event_id
 
 
 async def test_away_a_fork_needs_an_event_that_it_can_name(place: Place) -> None:
@@ -341,7 +341,7 @@ async def test_away_a_fork_needs_an_event_that_it_can_name(place: Place) -> None
             await asyncio.sleep(0.02)
     async with place.open(away=True) as history:
         with pytest.raises(StoreUnavailable, match="is unreachable"):
-            await history.fork(of="p")
+            await history.chat("p").fork()
 
 
 def _events_left(connection: Any) -> int:
@@ -367,13 +367,13 @@ async def test_time_travel_over_what_is_pending(place: Place) -> None:
         for seconds, said in enumerate(expected):
             moment = START + timedelta(seconds=seconds, milliseconds=500)
             assert texts(await paged(history, "p", 2, as_of=moment)) == said
-            found = await history.conversation("p", as_of=moment)
+            found = await history.chat("p").conversation(as_of=moment)
             assert found is not None and found.message_count == len(said)
             pending.append([one.event_id for one in await history.messages("p", as_of=moment)])
         assert texts(await history.messages("p", as_of=10)) == ["0", "1"]
         assert texts(await history.messages("p", as_of=2)) == ["0"]
-        assert await history.conversation("p", as_of=START - timedelta(1)) is None
-        assert await history.conversation("p", as_of=0) is None
+        assert await history.chat("p").conversation(as_of=START - timedelta(1)) is None
+        assert await history.chat("p").conversation(as_of=0) is None
         assert texts(await history.messages("p", as_of=START - timedelta(1))) == []
     await place.drain()
     async with place.open() as history:
@@ -381,20 +381,22 @@ async def test_time_travel_over_what_is_pending(place: Place) -> None:
             moment = START + timedelta(seconds=seconds, milliseconds=500)
             assert [one.event_id for one in await history.messages("p", as_of=moment)] == ids
             assert await history.messages("p", as_of=moment) == await history.store.messages("p", as_of=moment)
-            assert await history.conversation("p", as_of=moment) == await history.store.conversation("p", as_of=moment)
+            assert await history.chat("p").conversation(as_of=moment) == await history.store.conversation(
+                "p", as_of=moment
+            )
     async with place.open(away=True) as history:
         page = await history.messages("p", as_of=START + timedelta(seconds=1, milliseconds=500))
         assert (texts(page), page.complete) == (["0", "1"], False)
         page = await history.messages("p", as_of=2)
         assert (texts(page), page.complete) == ([], False)
         with pytest.raises(StoreUnavailable, match="does not hold that past"):
-            await history.conversation("p", as_of=2)
+            await history.chat("p").conversation(as_of=2)
 
 
 async def test_time_travel_of_a_fork_reads_its_parent_at_the_fork_point(place: Place) -> None:
     async with place.open() as history:
         await history.append("p", Message.user("one"), occurred_at=START)
-        await history.fork("f", of="p")
+        await history.chat("p").fork("f")
         await history.append("f", Message.user("two", id="2"), Message.user("three"))
         await history.append("p", Message.user("late"))
         moment = datetime.now(UTC)
@@ -441,5 +443,5 @@ async def test_fork_shows_what_a_superseded_redaction_left(place: Place) -> None
     await place.drain()
     async with place.open(relay=True) as history:
         assert texts(await history.messages("parent")) == ["one", "two", "three"]
-        await history.fork("fork", of="parent", at="2")
+        await history.chat("parent").fork("fork", at="2")
         assert texts(await history.messages("fork")) == ["one", "two"]

@@ -32,16 +32,16 @@ from tests.support.resources import open_descriptors, own_threads
 
 
 async def test_a_bot_says_and_reads_and_the_store_gets_all_of_it(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         await history.append("c1", ConversationStarted(owner_id="42", title="Tea"))
         await history.append("c1", Message.user("hi", id="m-1"), Message.assistant("hello", tokens=7, id="m-2"))
-        await history.sent("c1", "m-2", platform_ids={"telegram": 1})
-        await history.edit("c1", "m-2", "hello!")
-        await history.rename("c1", "Coffee")
+        await history.chat("c1").sent("m-2", platform_ids={"telegram": 1})
+        await history.chat("c1").edit("m-2", "hello!")
+        await history.chat("c1").rename("Coffee")
         await history.append("c1", Event(type="custom.paid", data={"n": 1}), metadata={})
         assert await history.drained(timeout=20)
 
-        found = await history.conversation("c1")
+        found = await history.chat("c1").conversation()
         messages = await history.messages("c1", last=50)
 
     assert found is not None
@@ -54,7 +54,7 @@ async def test_a_bot_says_and_reads_and_the_store_gets_all_of_it(tmp_path: Path)
 
 async def test_message_and_body_are_the_same_thing_to_append(tmp_path: Path) -> None:
     message = Message.user("hi", id="m")
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         first = await history.append("c1", message)
 
         assert await history.append("c1", MessageAppended(message=message)) == first
@@ -80,13 +80,13 @@ async def test_outbox_and_store_must_be_two_files(tmp_path: Path, store: str) ->
     given: Any = tmp_path / store if store != "store" else ConversationStore(tmp_path / "same.db")
 
     with pytest.raises(ConfigurationError, match="same file"):
-        async with History.open(tmp_path / "same.db", store=given):
+        async with History(tmp_path / "same.db", store=given):
             pass
 
 
 async def test_a_wrong_store_url_is_told_before_anything_is_created(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
-        async with History.open(tmp_path / "bot.outbox.db", store="oracle://x"):
+        async with History(tmp_path / "bot.outbox.db", store="oracle://x"):
             pass
 
     assert list(tmp_path.iterdir()) == []
@@ -96,7 +96,7 @@ async def test_a_wrong_store_url_is_told_before_anything_is_created(tmp_path: Pa
 async def test_a_callback_that_cannot_be_called_is_told_before_it_is_needed(tmp_path: Path, name: str) -> None:
     wrong: Any = {name: "tell_user"}
     with pytest.raises(ConfigurationError, match=f"{name} must be a function"):
-        async with History.open(tmp_path / "bot.outbox.db", **wrong):
+        async with History(tmp_path / "bot.outbox.db", **wrong):
             pass
 
     assert list(tmp_path.iterdir()) == []
@@ -104,22 +104,22 @@ async def test_a_callback_that_cannot_be_called_is_told_before_it_is_needed(tmp_
 
 async def test_an_exception_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="mine"):
-        async with History.open(tmp_path / "bot.outbox.db"):
+        async with History(tmp_path / "bot.outbox.db"):
             raise LookupError("mine")
 
 
 async def test_a_store_of_the_callers_stays_open(tmp_path: Path) -> None:
     async with ConversationStore.open(tmp_path / "shared.db") as store:
-        async with History.open(tmp_path / "a.outbox.db", store=store) as history:
+        async with History(tmp_path / "a.outbox.db", store=store) as history:
             assert await (await history.append("c1", Message.user("a"))).saved(timeout=20)
-        async with History.open(tmp_path / "b.outbox.db", store=store) as history:
+        async with History(tmp_path / "b.outbox.db", store=store) as history:
             assert await (await history.append("c1", Message.user("b"))).saved(timeout=20)
 
         assert [one.text for one in await store.messages("c1")] == ["a", "b"]
 
 
 async def test_a_full_outbox_refuses_and_takes_more_once_delivered(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, max_events=4) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, max_events=4) as history:
         for number in range(3):
             await history.append("c1", Message.user(str(number)))
         with pytest.raises(OutboxFull):
@@ -166,7 +166,7 @@ async def latencies(run: Callable[[int], Awaitable[Any]], count: int) -> list[fl
 
 async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path: Path) -> None:
     """A peer that accepts and is silent is the worst of them: only deadlines notice it."""
-    async with History.open(tmp_path / "up.outbox.db") as history:
+    async with History(tmp_path / "up.outbox.db") as history:
         await history.append("c", Message.user("warm"))
         assert await history.drained(timeout=20)
         async with lag_of_the_loop() as calm:
@@ -174,9 +174,7 @@ async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path
 
     async with (
         silent() as port,
-        History.open(
-            tmp_path / "bot.outbox.db", store=f"postgresql://u:p@127.0.0.1:{port}/x", read_timeout=0.5
-        ) as history,
+        History(tmp_path / "bot.outbox.db", store=f"postgresql://u:p@127.0.0.1:{port}/x", read_timeout=0.5) as history,
     ):
         await history.append("c", Message.user("first"))
         started = time.monotonic()
@@ -188,7 +186,7 @@ async def test_with_a_store_that_never_answers_the_bot_goes_on_as_usual(tmp_path
             reads = await latencies(lambda n: history.messages("c", last=20), 50)
             page = await history.messages("c", last=3)
             listed = await history.conversations()
-            found = await history.conversation("c")
+            found = await history.chat("c").conversation()
 
         assert not page.complete
         assert [(one.text, one.saved) for one in page] == [(text, Saved.PENDING) for text in ("197", "198", "199")]
@@ -210,7 +208,7 @@ async def test_a_store_that_comes_back_is_read_again_and_gets_everything(
     """Down is a real thing here: the folder of the store's file is not there yet."""
     home = tmp_path / "volume"
     with caplog.at_level(logging.INFO, logger="letopis.outbox.history"):
-        async with History.open(tmp_path / "bot.outbox.db", store=home / "history.db") as history:
+        async with History(tmp_path / "bot.outbox.db", store=home / "history.db") as history:
             receipt = await history.append("c1", Message.user("hi"))
             assert not (await history.messages("c1")).complete
             assert not await receipt.saved(timeout=0.1)
@@ -231,31 +229,31 @@ async def test_a_store_that_comes_back_is_read_again_and_gets_everything(
 
 async def test_a_refused_port_is_no_reason_to_wait(tmp_path: Path) -> None:
     port = await refused_port()
-    async with History.open(tmp_path / "bot.outbox.db", store=f"postgresql://u:secret@127.0.0.1:{port}/x") as history:
+    async with History(tmp_path / "bot.outbox.db", store=f"postgresql://u:secret@127.0.0.1:{port}/x") as history:
         await history.append("c1", Message.user("hi"))
         started = time.monotonic()
         pages = [await history.messages("c1") for _ in range(20)]
 
         assert time.monotonic() - started < READ_TIMEOUT_SECONDS / 2
         assert all([one.text for one in page] == ["hi"] for page in pages)
-        events = await history.events("c1")
+        events = await history.chat("c1").events()
         assert [event.type for event in events] == ["conversation.started", "message.appended"]
         assert not events.complete
 
 
 async def test_the_tail_answers_for_what_was_delivered_before_the_store_went(tmp_path: Path) -> None:
     port = await refused_port()
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         for number in range(5):
             await history.append("c1", Message.user(str(number)), owner="42")
         assert await history.drained(timeout=20)
-    async with History.open(
+    async with History(
         tmp_path / "bot.outbox.db", store=f"postgresql://u:p@127.0.0.1:{port}/x", relay=False
     ) as history:
         await history.append("c1", Message.user("5"))
         page = await history.messages("c1", last=4)
         older = await history.messages("c1", last=4, before=page.next)
-        found = await history.conversation("c1")
+        found = await history.chat("c1").conversation()
 
     assert [(one.text, one.saved) for one in page] == [
         ("2", Saved.SAVED),
@@ -271,9 +269,7 @@ async def test_the_tail_answers_for_what_was_delivered_before_the_store_went(tmp
 async def test_no_secret_of_the_url_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     port = await refused_port()
     with caplog.at_level(logging.DEBUG):
-        async with History.open(
-            tmp_path / "bot.outbox.db", store=f"postgresql://u:hunter2@127.0.0.1:{port}/x"
-        ) as history:
+        async with History(tmp_path / "bot.outbox.db", store=f"postgresql://u:hunter2@127.0.0.1:{port}/x") as history:
             await history.append("c1", Message.user("words nobody may log"))
             await history.messages("c1")
             await asyncio.sleep(0.3)
@@ -299,7 +295,7 @@ async def test_a_relay_that_fails_is_started_again(
         await run(self)
 
     monkeypatch.setattr(Relay, "run", failing)
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         receipt = await history.append("c1", Message.user("hi"))
         assert await receipt.saved(timeout=20)
 
@@ -317,7 +313,7 @@ async def test_a_stuck_conversation_is_told_to_the_bot(tmp_path: Path) -> None:
         told.append(incident)
         heard.set()
 
-    async with History.open(
+    async with History(
         tmp_path / "bot.outbox.db",
         policy=RetryPolicy(base=0.01, attempts=1, jitter="none"),
         on_stuck=on_stuck,
@@ -341,7 +337,7 @@ async def test_a_stuck_conversation_is_told_to_the_bot(tmp_path: Path) -> None:
 
 async def test_leaving_and_entering_again_leaks_no_thread_task_or_descriptor(tmp_path: Path) -> None:
     async def live() -> None:
-        async with History.open(tmp_path / "bot.outbox.db") as history:
+        async with History(tmp_path / "bot.outbox.db") as history:
             receipt = await history.append("c1", Message.user("hi"))
             await receipt.saved(timeout=20)
             await history.messages("c1")
@@ -367,7 +363,7 @@ async def test_leaving_and_entering_again_leaks_no_thread_task_or_descriptor(tmp
 
 
 async def test_a_closed_history_says_so(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         pass
 
     with pytest.raises(Closed):
@@ -380,7 +376,7 @@ async def test_leaving_while_cancelled_still_closes(tmp_path: Path) -> None:
     entered = asyncio.Event()
 
     async def bot() -> None:
-        async with History.open(tmp_path / "bot.outbox.db") as history:
+        async with History(tmp_path / "bot.outbox.db") as history:
             await history.append("c1", Message.user("hi"))
             entered.set()
             await asyncio.sleep(60)
@@ -392,7 +388,7 @@ async def test_leaving_while_cancelled_still_closes(tmp_path: Path) -> None:
         await task
 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("letopis-outbox")]
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         assert [one.text for one in await history.messages("c1")] == ["hi"]
 
 
@@ -405,7 +401,7 @@ def test_a_process_ends_soon_with_a_history_open(tmp_path: Path, ending: str) ->
         from letopis.store import Message
 
         async def main():
-            opened = History.open(sys.argv[1])
+            opened = History(sys.argv[1])
             history = await opened.__aenter__()
             await (await history.append("c1", Message.user("hi"))).saved(timeout=20)
             print(time.time(), flush=True)
@@ -435,7 +431,7 @@ def test_a_process_ends_soon_with_a_history_open(tmp_path: Path, ending: str) ->
 
 async def test_an_owner_is_text_or_a_number(tmp_path: Path) -> None:
     wrong: Any = True
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c1", Message.user("one"), owner=42)
         async with history.transaction() as tx:
             await tx.append("c1", Message.user("two"), owner="42")
@@ -461,7 +457,7 @@ async def test_an_owner_is_text_or_a_number(tmp_path: Path) -> None:
 
 async def test_text_alone_is_told_how_to_become_a_message(tmp_path: Path) -> None:
     text: Any = "hello"
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         with pytest.raises(InvalidInput, match=r"append\(\) takes a Message: write Message.user\('hello'\)"):
             await history.append("c1", text)
 
@@ -489,13 +485,13 @@ async def test_an_answer_may_be_appended_after_its_context(history: History) -> 
 
 
 async def test_a_number_of_more_digits_than_an_owner_has_is_refused(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
         with pytest.raises(InvalidInput, match=r"owner: is a number of 20001 bits, the limit is 255"):
             await history.start(2**20_000)
 
 
 async def test_a_timeout_that_is_none_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
         wrong: Any = "soon"
         with pytest.raises(InvalidInput, match="timeout"):
             await history.append("chat", Message.user("hello"), timeout=wrong)
@@ -504,7 +500,7 @@ async def test_a_timeout_that_is_none_is_refused_before_anything_is_written(tmp_
 
 @pytest.mark.parametrize("wrong", ["ab", 7, [()], [("a",)], [7], ["ab"]])
 async def test_what_are_no_records_is_refused_by_name(tmp_path: Path, wrong: Any) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
         records = history.records(space="app")
         for call in (records.get_many, records.delete_many):
             with pytest.raises(InvalidInput, match="keys"):

@@ -38,7 +38,7 @@ class Hand:
 
 async def test_growth_is_what_counting_finds(store_url: str, tmp_path: Path) -> None:
     clock, chance, said = Hand(), random.Random(7), []
-    async with History.open(tmp_path / "bot.outbox.db", store=store_url, watch=False, now=clock) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store_url, watch=False, now=clock) as history:
         for _ in range(40):
             clock.at += timedelta(seconds=chance.randrange(90))
             await history.append("c1", Message.user("hello"), Message.user("again"))
@@ -59,13 +59,13 @@ async def test_growth_is_what_counting_finds(store_url: str, tmp_path: Path) -> 
 
 
 async def test_the_log_in_brief_is_counted_as_the_history_counts(store_url: str, tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", store=store_url, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store_url, watch=False) as history:
         for number in range(6):
             name = f"c{number % 2}"
             message = Message.assistant("world", tokens=number, metadata={"model": "m"})
             await history.append(name, Message.user("hello"), message, owner=f"o{number % 2}")
-            await history.edit(name, message.id, "earth")
-        await history.undo("c1")
+            await history.chat(name).edit(message.id, "earth")
+        await history.chat("c1").undo()
         assert await history.drained(20)
         insight = Insight(history)
         found = await insight.heads()
@@ -87,12 +87,12 @@ async def test_the_log_in_brief_is_counted_as_the_history_counts(store_url: str,
 
 
 async def test_forks_are_found(store_url: str, tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", store=store_url, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store_url, watch=False) as history:
         message = Message.user("hello")
         await history.append("c1", message, owner="1")
-        await history.fork("f1", of="c1", at=message.id, owner="1", title="one")
-        await history.fork("f2", of="c1", at=message.id, owner="1")
-        await history.delete("f2")
+        await history.chat("c1").fork("f1", at=message.id, owner="1", title="one")
+        await history.chat("c1").fork("f2", at=message.id, owner="1")
+        await history.chat("f2").delete()
         assert await history.drained(20)
         forks = await Insight(history).forks("c1")
 
@@ -102,7 +102,7 @@ async def test_forks_are_found(store_url: str, tmp_path: Path) -> None:
 
 async def test_without_the_store_it_says_so(tmp_path: Path) -> None:
     url = f"postgresql://127.0.0.1:{await refused_port()}/nowhere"
-    async with History.open(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as history:
         await history.append("c1", Message.user("hello"))
         insight = Insight(history)
         now = datetime.now(UTC)
@@ -115,7 +115,7 @@ async def test_without_the_store_it_says_so(tmp_path: Path) -> None:
 
 
 async def test_what_is_stuck_is_paged_and_grouped(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
         await plant_blocked(history, 5)
         await history.append("fine", Message.user("hello"))
         await OutboxAdmin(history.outbox).pause(Selection(conversation_ids=("fine",)))
@@ -136,7 +136,7 @@ async def test_what_is_stuck_is_paged_and_grouped(tmp_path: Path) -> None:
 
 
 async def test_every_change_is_in_the_audit_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
         await plant_blocked(history, 3)
         admin, insight = OutboxAdmin(history.outbox, by="ann", via="command"), Insight(history)
         [one, two, _] = await admin.pending(Selection(states=("blocked",), fronts=True))
@@ -168,7 +168,7 @@ async def test_every_change_is_in_the_audit_log(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_incidents_come_with_who_was_told(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
         records = [
             IncidentRecord(
                 incident_id=uuid7(),

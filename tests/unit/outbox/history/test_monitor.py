@@ -44,7 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_operators_are_told_by_a_channel_of_the_bots_own(tmp_path: Path) -> None:
     operators = Operators()
-    async with History.open(tmp_path / "bot.outbox.db", store=DOWN, channels=[operators], rules=AT_ONCE) as history:
+    async with History(tmp_path / "bot.outbox.db", store=DOWN, channels=[operators], rules=AT_ONCE) as history:
         await history.append("c1", Message.user("hi"), owner="42")
         await until(lambda: operators.got)
 
@@ -53,7 +53,7 @@ async def test_operators_are_told_by_a_channel_of_the_bots_own(tmp_path: Path) -
 
 async def test_users_are_told_in_the_style_that_is_chosen(tmp_path: Path) -> None:
     told: list[Incident] = []
-    async with History.open(
+    async with History(
         tmp_path / "bot.outbox.db", store=DOWN, on_stuck=told.append, rules=AT_ONCE, style="seed", locale="ru"
     ) as history:
         await history.append("c1", Message.user("hi"), owner="42")
@@ -64,7 +64,7 @@ async def test_users_are_told_in_the_style_that_is_chosen(tmp_path: Path) -> Non
 
 async def test_a_reader_watches_nothing(tmp_path: Path) -> None:
     operators = Operators()
-    async with History.open(
+    async with History(
         tmp_path / "bot.outbox.db", store=DOWN, watch=False, channels=[operators], rules=AT_ONCE
     ) as history:
         await history.append("c1", Message.user("hi"))
@@ -76,7 +76,7 @@ async def test_a_reader_watches_nothing(tmp_path: Path) -> None:
 
 async def test_an_address_that_is_no_channel_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="alert address") as caught:
-        async with History.open(tmp_path / "bot.outbox.db", channels=["hunter2"]):
+        async with History(tmp_path / "bot.outbox.db", channels=["hunter2"]):
             pytest.fail("it opened")
 
     assert "hunter2" not in str(caught.value)

@@ -38,7 +38,7 @@ async def test_what_the_outbox_does_not_know_does_not_exist(alone: History) -> N
 
 async def test_a_wrong_claim_loses_nothing_and_is_told(tmp_path: Path) -> None:
     store = tmp_path / "history.db"
-    async with History.open(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
+    async with History(tmp_path / "other.outbox.db", store=store, relay=False, watch=False) as other:
         await other.records(conversation="chat").put(NAMESPACE, "state", "stored")
         await deliver_all(other)
 
@@ -48,7 +48,7 @@ async def test_a_wrong_claim_loses_nothing_and_is_told(tmp_path: Path) -> None:
         conditional = await records.put(NAMESPACE, "state", "begun", expected=ABSENT)
         await records.put(NAMESPACE, "other", "kept")
 
-    async with History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as history:
         receipt = await history.records(conversation="chat").put(NAMESPACE, "third", 3)
         await deliver_all(history)
         assert await receipt.saved()
@@ -62,5 +62,5 @@ async def test_a_wrong_claim_loses_nothing_and_is_told(tmp_path: Path) -> None:
 
 
 def test_the_synchronous_api_can_say_so_too(tmp_path: Path) -> None:
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
         assert history.records(conversation="chat", new=True).get(NAMESPACE, "state") is None

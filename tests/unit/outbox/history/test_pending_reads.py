@@ -50,7 +50,7 @@ async def test_a_conversation_that_the_store_does_not_know_yet_is_readable(histo
     await history.append("c1", Message.user("hi", tokens=3), owner="42")
     await history.append("c1", ConversationRenamed(title="Tea"))
 
-    found = await history.conversation("c1")
+    found = await history.chat("c1").conversation()
 
     assert found is not None
     assert (found.owner_id, found.title, found.message_count, found.tokens) == ("42", "Tea", 1, 3)
@@ -63,24 +63,24 @@ async def test_what_is_pending_is_counted_once_the_store_holds_a_part(history: H
     await deliver_all(history)
     await history.append("c1", Message.user("two", tokens=2), Message.user("three", tokens=4))
 
-    found = await history.conversation("c1")
+    found = await history.chat("c1").conversation()
 
     assert found is not None
     assert (found.version, found.message_count, found.tokens, found.pending, found.number) == (2, 3, 7, 2, 1)
 
 
 async def test_unknown_conversations_are_empty(history: History) -> None:
-    assert await history.conversation("nobody") is None
+    assert await history.chat("nobody").conversation() is None
     assert list(await history.messages("nobody", last=5)) == []
-    assert list(await history.events("nobody")) == []
+    assert list(await history.chat("nobody").events()) == []
     assert list(await history.conversations()) == []
 
 
 async def test_a_pending_edit_shows_on_a_saved_message(history: History) -> None:
     receipt = await history.append("c1", Message.assistant("draft", id="m"))
     await deliver_all(history)
-    await history.edit("c1", "m", "final")
-    await history.sent("c1", "m", platform_ids={"telegram": 7}, sent_as="file", file_path="/tmp/x.md")  # noqa: S108
+    await history.chat("c1").edit("m", "final")
+    await history.chat("c1").sent("m", platform_ids={"telegram": 7}, sent_as="file", file_path="/tmp/x.md")  # noqa: S108
 
     [message] = await history.messages("c1", last=1)
 
@@ -93,7 +93,7 @@ async def test_a_pending_edit_shows_on_a_saved_message(history: History) -> None
 async def test_a_pending_edit_of_a_message_outside_the_window_changes_nothing_shown(history: History) -> None:
     await history.append("c1", Message.user("one", id="m-1"), Message.user("two", id="m-2"))
     await deliver_all(history)
-    await history.edit("c1", "m-1", "ONE")
+    await history.chat("c1").edit("m-1", "ONE")
 
     assert await texts(history, last=1) == ["two"]
     assert await texts(history, first=1) == ["ONE"]
@@ -102,7 +102,7 @@ async def test_a_pending_edit_of_a_message_outside_the_window_changes_nothing_sh
 async def test_an_edit_behind_the_window_still_shows_in_it(history: History) -> None:
     for number in range(6):
         await history.append("c1", Message.user(str(number), id=f"m-{number}"))
-    await history.edit("c1", "m-1", "edited")
+    await history.chat("c1").edit("m-1", "edited")
     page = await history.messages("c1", last=3)
 
     assert await texts(history, last=3, before=page.next) == ["0", "edited", "2"]
@@ -120,7 +120,7 @@ async def test_a_blocked_conversation_says_so(history: History) -> None:
 
 async def test_a_failed_message_keeps_its_reason(history: History) -> None:
     await history.append("c1", Message.assistant("x", id="m"))
-    await history.failed("c1", "m", reason="blocked by the user")
+    await history.chat("c1").failed("m", reason="blocked by the user")
 
     [message] = await history.messages("c1")
 
@@ -178,12 +178,12 @@ async def test_events_are_paged_across_the_border(history: History) -> None:
         await history.append("c1", Event(type="custom.step", data={"n": number}))
     await deliver(history, 4)
     found: list[tuple[str, int | None]] = []
-    page = await history.events("c1", limit=3)
+    page = await history.chat("c1").events(limit=3)
     while True:
         found += [(event.type, event.version) for event in page]
         if page.next is None:
             break
-        page = await history.events("c1", after=page.next, limit=3)
+        page = await history.chat("c1").events(after=page.next, limit=3)
 
     assert [version for _, version in found] == [1, 2, 3, 4, None, None, None, None, None]
     assert [name for name, _ in found] == ["conversation.started", "message.appended"] + ["custom.step"] * 7
@@ -314,7 +314,7 @@ async def test_the_list_shows_conversations_as_they_stand(history: History) -> N
 async def test_a_conversation_whose_owner_only_the_store_knows_is_listed_with_what_is_pending(
     history: History, tmp_path: Path
 ) -> None:
-    async with History.open(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
+    async with History(tmp_path / "other.outbox.db", store=history.store, relay=False) as other:
         await other.append("c1", ConversationStarted(owner_id="42", title="Theirs"))
         await deliver_all(other)
     await history.append("c1", Message.user("mine"))
@@ -330,12 +330,12 @@ async def test_wrong_arguments_are_named(history: History) -> None:
         history.messages("c1", last=1, first=1),
         history.messages("c1", before="x"),
         history.messages("", last=1),
-        history.events("c1", limit=0),
-        history.events("c1", after=-1),
+        history.chat("c1").events(limit=0),
+        history.chat("c1").events(after=-1),
         history.conversations(limit=0),
         history.conversations(after="!"),
         history.conversations(owner=""),
-        history.conversation("\n"),
+        history.chat("\n").conversation(),
     ):
         with pytest.raises(InvalidInput):
             await wrong

@@ -28,7 +28,7 @@ from tests.support.pruning import prune
 
 
 async def test_the_relay_in_the_process_makes_it_true(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         receipt = await history.append("c1", Message.user("hi"))
 
         assert await receipt.saved(timeout=20)
@@ -37,7 +37,7 @@ async def test_the_relay_in_the_process_makes_it_true(tmp_path: Path) -> None:
 
 
 async def test_many_receipts_wait_at_once(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         receipts = [await history.append(f"c{number % 9}", Message.user(str(number))) for number in range(90)]
 
         assert all(await asyncio.gather(*(receipt.saved(timeout=20) for receipt in receipts)))
@@ -56,7 +56,7 @@ async def test_a_relay_in_another_process_makes_it_true(tmp_path: Path) -> None:
 
         asyncio.run(main())
     """
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         receipt = await history.append("c1", Message.user("hi"))
         process = subprocess.Popen(
             [
@@ -109,7 +109,7 @@ async def test_a_receipt_of_an_append_that_was_pruned_is_true(history: History) 
 
 
 async def test_the_receipt_of_a_repeated_append_is_the_first_one(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         first = await history.append("c1", Message.user("hi", id="m"))
         await history.append("c1", Message.user("more"))
 
@@ -139,7 +139,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind(history: History) -> None:
 
 
 async def test_waiting_ends_with_the_history(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         receipt = await history.append("c1", Message.user("hi"))
         waiting = asyncio.ensure_future(receipt.saved())
         await asyncio.sleep(0.05)
@@ -151,7 +151,7 @@ async def test_waiting_ends_with_the_history(tmp_path: Path) -> None:
 
 
 async def test_drained_says_when_nothing_is_pending(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         assert await history.drained(timeout=1)
         for number in range(30):
             await history.append(f"c{number % 3}", Message.user(str(number)))

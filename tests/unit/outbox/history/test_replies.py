@@ -96,7 +96,7 @@ async def test_a_reply_becomes_one_message(history: History) -> None:
     assert (receipt.message_id, receipt.event_ids) == (reply.message_id, (reply.event_id,))
     assert reply.receipt == receipt
     assert await kept(history) == []
-    found = await history.conversation("c")
+    found = await history.chat("c").conversation()
     assert found is not None
     assert found.owner_id == "42"
 
@@ -125,7 +125,7 @@ async def test_where_nothing_was_said_nothing_is_appended(history: History) -> N
     for call in (reply.sent, another.failed):
         with pytest.raises(InvalidInput, match="is empty"):
             await call()
-    assert await history.conversation("c") is None
+    assert await history.chat("c").conversation() is None
     assert await history.unconfirmed() == ()
 
 
@@ -596,7 +596,7 @@ async def test_a_reply_waits_until_it_is_confirmed(history: History) -> None:
 
     await replies[0].sent(platform_ids={"telegram": 1}, sent_as="text")
     await replies[1].failed(reason="blocked by the user")
-    await history.sent("c2", replies[2].message_id)
+    await history.chat("c2").sent(replies[2].message_id)
     async with history.transaction() as tx:
         await tx.append("c3", MessageSent(message_id=replies[3].message_id))
     async with history.outbox.engine.begin() as connection:
@@ -662,12 +662,12 @@ async def test_a_bot_is_told_once_of_what_was_never_confirmed(tmp_path: Path) ->
         # They are this one's now: a second worker that is opened meanwhile is not told.
         async with opened(tmp_path, on_unconfirmed=tell):
             await asyncio.sleep(0.05)
-        await history.sent("c", whole.message_id)
+        await history.chat("c").sent(whole.message_id)
     assert len(told) == 1
 
     async with opened(tmp_path, on_unconfirmed=tell) as history:
         await until(lambda: len(told) == 2)
-        await history.failed("c", half.message_id, reason="given up")
+        await history.chat("c").failed(half.message_id, reason="given up")
     async with opened(tmp_path, on_unconfirmed=tell):
         await asyncio.sleep(0.05)
 
@@ -692,7 +692,7 @@ async def test_whoever_is_told_may_fail_or_block_and_may_use_the_history(
 
     async def send_again(found: tuple[Unconfirmed, ...]) -> None:
         for one in found:
-            await history.sent(one.conversation_id, one.message_id)
+            await history.chat(one.conversation_id).sent(one.message_id)
         done.set()
 
     done = asyncio.Event()

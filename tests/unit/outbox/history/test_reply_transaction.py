@@ -29,7 +29,7 @@ SPEND = sa.text("UPDATE balance SET credits = credits - 1")
 
 @pytest.fixture
 async def history(tmp_path: Path) -> AsyncIterator[History]:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as opened:
+    async with History(tmp_path / "bot.outbox.db", relay=False, watch=False) as opened:
         async with opened.outbox.engine.begin() as connection:
             await connection.execute(sa.text("CREATE TABLE balance (credits INTEGER)"))
             await connection.execute(sa.text("INSERT INTO balance VALUES (10)"))
@@ -162,7 +162,7 @@ async def test_a_savepoint_that_is_rolled_back_leaves_the_reply_finishable(histo
 
 async def test_what_is_no_reply_of_this_history_is_refused(history: History, tmp_path: Path) -> None:
     async with (
-        History.open(tmp_path / "other.outbox.db", relay=False, watch=False) as other,
+        History(tmp_path / "other.outbox.db", relay=False, watch=False) as other,
         other.reply(CHAT) as reply,
         history.transaction() as tx,
     ):
@@ -185,7 +185,7 @@ async def test_a_reply_that_nobody_confirms_is_on_no_list(history: History) -> N
 
 
 def test_without_asyncio(tmp_path: Path) -> None:
-    with BlockingHistory.open(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db", relay=False, watch=False) as history:
         with history.reply(CHAT, confirm=False) as reply:
             reply.add("hello")
             with history.transaction() as tx:
@@ -210,7 +210,7 @@ async def test_killed_between_finish_and_commit(tmp_path: Path, at: str) -> None
     assert heard == at
     process.kill()
     process.join()
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         done = at == "committed"
         assert await texts(history) == [("hello there", not done)]
         assert await balance(history) == (9 if done else 10)

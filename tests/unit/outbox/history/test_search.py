@@ -32,7 +32,7 @@ from letopis.store.model.cursor import CursorCodec
 @asynccontextmanager
 async def opened(folder: Path, **options: Any) -> AsyncIterator[History]:
     """A history whose outbox only :func:`deliver` delivers."""
-    async with History.open(folder / "bot.outbox.db", relay=False, watch=False, **options) as history:
+    async with History(folder / "bot.outbox.db", relay=False, watch=False, **options) as history:
         yield history
 
 
@@ -128,7 +128,7 @@ async def test_nothing_of_another_owner_is_found(history: History, tmp_path: Pat
     assert ids(await history.search("ответ", conversation="c", owner="1")) == []
     assert ids(await history.search("ответ", owner="3")) == []
     # Another outbox knows nothing of the owner, and adds to the conversation.
-    async with History.open(
+    async with History(
         tmp_path / "other.outbox.db", store=history.store, relay=False, watch=False, create=True
     ) as other:
         await say(other, "a", a3="ответ")

@@ -40,7 +40,7 @@ purse = sa.Table("purse", own, sa.Column("owner", sa.Text, primary_key=True), sa
 
 @pytest.fixture
 async def history(tmp_path: Path) -> AsyncIterator[History]:
-    async with History.open(tmp_path / "bot.outbox.db") as opened:
+    async with History(tmp_path / "bot.outbox.db") as opened:
         async with opened.transaction() as tx:
             await tx.execute(sa.schema.CreateTable(purse))
             await tx.execute(sa.insert(purse), [{"owner": "42", "left": 10}, {"owner": "43", "left": 10}])
@@ -166,7 +166,7 @@ async def test_a_transaction_that_stays_open_is_told_of_once_and_does_not_hold_t
 
 async def test_a_lock_of_another_process_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transaction_module, "LOCK_TIMEOUT_SECONDS", 0.1)
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         other = sqlite3.connect(history.outbox.path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(OutboxUnavailable, match="SQLITE_BUSY"):
@@ -234,7 +234,7 @@ BOT = """
     from letopis.store.model.messages import Message
 
     async def bot(path):
-        async with History.open(path, relay=False) as history:
+        async with History(path, relay=False) as history:
             print(os.getpid(), flush=True)
             while True:
                 async with history.transaction() as tx:
@@ -270,7 +270,7 @@ async def test_a_crash_never_shows_one_without_the_other(tmp_path: Path) -> None
     """Thirty bots are killed in the middle of their transactions, and every time the file is looked at."""
     chance = random.Random(3)
     path = tmp_path / "bot.outbox.db"
-    async with History.open(path, relay=False) as history, history.transaction() as tx:
+    async with History(path, relay=False) as history, history.transaction() as tx:
         await tx.execute(sa.text("CREATE TABLE purse (id INTEGER PRIMARY KEY, n INTEGER)"))
         await tx.execute(sa.text("INSERT INTO purse VALUES (1, 0)"))
     parent = subprocess.Popen(
@@ -474,7 +474,7 @@ def watching(history: History) -> FileWatcher:
 
 @pytest.mark.parametrize("as_session", [False, True])
 async def test_the_bell_rings_after_the_callers_commit_and_not_before(tmp_path: Path, as_session: bool) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history, watching(history):
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history, watching(history):
         other = sqlite3.connect(history.outbox.path)
         async with AsyncSession(history.outbox.engine) if as_session else history.outbox.engine.connect() as own:
             seen = history.outbox.appended.generation
@@ -526,7 +526,7 @@ async def test_what_is_no_connection_is_refused(history: History, wrong: Any) ->
 
 async def test_a_transaction_that_read_first_and_was_overtaken_is_told_why(tmp_path: Path) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'bot.outbox.db'}")
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history, engine.connect() as connection:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history, engine.connect() as connection:
         await connection.exec_driver_sql("BEGIN")
         await connection.exec_driver_sql("SELECT count(*) FROM letopis_outbox_events")
         await history.append("c1", Message.user("came first"))
@@ -549,7 +549,7 @@ async def test_a_cancelled_append_in_a_callers_transaction_is_not_committed_by_h
 ) -> None:
     """``append_in`` was cut off between the events and their lane; the caller's commit then kept half of the append,
     and every later append to the conversation failed on a sequence that was taken."""
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c1", Message.user("one"))
         tasks: list[asyncio.Task[Any]] = []
 
@@ -583,7 +583,7 @@ async def test_a_cancelled_append_in_a_callers_transaction_is_not_committed_by_h
 async def test_a_transaction_that_sqlite_took_back_is_not_called_committed(tmp_path: Path) -> None:
     """On a full disk SQLite rolls back the whole transaction; a bot that caught the ``OutboxFull`` continued in
     autocommit, lost the rows it had written before, and got no error."""
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         async with history.transaction() as tx:
             await tx.execute(sa.text("CREATE TABLE credits (n INTEGER)"))
 
@@ -606,7 +606,7 @@ async def test_a_transaction_that_sqlite_took_back_is_not_called_committed(tmp_p
 
 async def test_nothing_is_written_behind_a_statement_that_took_the_transaction_back(tmp_path: Path) -> None:
     """After a statement of the bot's own on which SQLite rolls back, what followed was committed on its own."""
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         async with history.transaction() as tx:
             await tx.execute(sa.text("CREATE TABLE credits (n INTEGER UNIQUE ON CONFLICT ROLLBACK)"))
 
@@ -629,7 +629,7 @@ async def test_nothing_is_written_behind_a_statement_that_took_the_transaction_b
 
 async def test_a_task_that_opens_a_second_transaction_is_refused_at_once(tmp_path: Path) -> None:
     """It waited for its own first one, for ever, and every append of the process failed from then on."""
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history, asyncio.timeout(20):
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history, asyncio.timeout(20):
         async with history.transaction() as tx:
             with pytest.raises(OutboxUnavailable, match="holds a transaction on the outbox already"):
                 async with history.transaction():
@@ -646,7 +646,7 @@ async def test_a_transaction_that_waits_behind_one_that_does_not_end_is_refused(
     open perhaps for them."""
     monkeypatch.setattr("letopis.outbox.history.transaction.WARN_AFTER_SECONDS", 0.1)
     monkeypatch.setattr("letopis.outbox.history.transaction.LOCK_TIMEOUT_SECONDS", 0.3)
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history, asyncio.timeout(20):
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history, asyncio.timeout(20):
 
         async def second() -> None:
             async with history.transaction() as inner:

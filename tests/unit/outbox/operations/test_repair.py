@@ -590,6 +590,6 @@ async def test_a_repair_that_came_too_late_doubles_nothing(history: History) -> 
 
     assert (await history.status()).lanes["blocked"] == 1
     assert [one.text for one in await history.messages("c1")] == ["one", "two"]
-    conversation = await history.conversation("c1")
+    conversation = await history.chat("c1").conversation()
     assert conversation is not None
     assert conversation.message_count == 2

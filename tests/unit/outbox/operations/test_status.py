@@ -26,7 +26,7 @@ from tests.support.relays import DOWN, ToldStore, relay_on
 
 async def test_it_counts_what_is_pending_and_for_how_long(tmp_path: Path) -> None:
     moment = datetime(2026, 11, 25, tzinfo=UTC)
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, now=lambda: moment) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, now=lambda: moment) as history:
         await history.append("c1", Message.user("é"), metadata={"k": 1})
         await history.append("c2", Message.user("two"))
         moment += timedelta(seconds=90)
@@ -47,7 +47,7 @@ async def test_it_counts_what_is_pending_and_for_how_long(tmp_path: Path) -> Non
 
 
 async def test_it_shows_the_relay_and_what_it_delivered(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         receipt = await history.append("c1", Message.user("hi"))
         assert await receipt.saved(timeout=20)
         found = await history.status()
@@ -64,7 +64,7 @@ async def test_it_shows_the_relay_and_what_it_delivered(tmp_path: Path) -> None:
 
 
 async def test_the_json_is_the_documented_contract(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c1", Message.user("hi"))
         await Relay(history.outbox, history.store).drain_once()
         found = (await history.status()).to_json()
@@ -103,7 +103,7 @@ async def test_the_json_is_the_documented_contract(tmp_path: Path) -> None:
 
 async def test_an_age_is_never_negative_whatever_the_clock(tmp_path: Path) -> None:
     moment = datetime(2026, 11, 25, tzinfo=UTC)
-    async with History.open(tmp_path / "bot.outbox.db", relay=False, now=lambda: moment) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False, now=lambda: moment) as history:
         await history.append("c1", Message.user("hi"))
         moment -= timedelta(hours=1)
 
@@ -237,7 +237,7 @@ def test_the_verdict_is_what_the_figures_say(found: Status, healthy: bool, verdi
 
 
 async def test_a_health_check_fails_while_a_running_relay_delivers_nothing(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c1", Message.user("hi"))
         relay = relay_on(history.outbox, ToldStore(lambda _: None))
         assert await relay.lease.acquire()
@@ -255,7 +255,7 @@ async def test_a_health_check_fails_while_a_running_relay_delivers_nothing(tmp_p
 async def test_a_next_attempt_never_lies_in_the_past(tmp_path: Path) -> None:
     """A relay that was stopped for a while has reported a past one, and one that ended an attempt that never comes."""
     told = ToldStore(lambda _: DOWN)
-    async with History.open(tmp_path / "bot.outbox.db", store=told.url, relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=told.url, relay=False) as history:
         await history.append("c1", Message.user("hi"))
         relay = relay_on(history.outbox, told)
         assert await relay.lease.acquire()
@@ -278,7 +278,7 @@ async def test_a_next_attempt_never_lies_in_the_past(tmp_path: Path) -> None:
 async def test_an_outage_is_an_outage_until_the_next_attempt(tmp_path: Path) -> None:
     """Not "stuck": the fault in a sentence, and when the relay asks again, as the relay wrote it down."""
     told = ToldStore(lambda _: DOWN)
-    async with History.open(tmp_path / "bot.outbox.db", store=told.url, relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=told.url, relay=False) as history:
         await history.append("c1", Message.user("hi"))
         relay = relay_on(history.outbox, told)
         assert await relay.lease.acquire()

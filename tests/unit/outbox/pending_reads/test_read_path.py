@@ -27,7 +27,7 @@ async def history(tmp_path: Path, store_url: str) -> AsyncIterator[History]:
     """A history on each store, which delivers nothing on its own."""
     async with ConversationStore.open(store_url, migrate=True):
         pass
-    async with History.open(tmp_path / "bot.outbox.db", store=store_url, relay=False, watch=False) as opened:
+    async with History(tmp_path / "bot.outbox.db", store=store_url, relay=False, watch=False) as opened:
         yield opened
 
 
@@ -58,7 +58,7 @@ async def test_a_rewind_that_is_delivered_while_it_is_read_hides_nothing_said_af
 ) -> None:
     await history.append("c", Message.user("q", id="q"), Message.assistant("a", id="a"))
     await deliver_all(history)
-    await history.regenerate("c")
+    await history.chat("c").regenerate()
     await history.append("c", Message.assistant("b", id="b"))
 
     async def arrive() -> None:
@@ -71,7 +71,7 @@ async def test_a_rewind_that_is_delivered_while_it_is_read_hides_nothing_said_af
     assert await ids(history, last=10) == ["q", "b"]
     assert asked == [1], "nothing has to be read twice for it"
     assert [one.id for one in (await history.context("c")).messages] == ["q", "b"]
-    assert (found := await history.conversation("c")) is not None and found.message_count == 2
+    assert (found := await history.chat("c").conversation()) is not None and found.message_count == 2
 
 
 async def test_what_is_said_and_delivered_while_it_is_read_is_not_cut_off(
@@ -79,7 +79,7 @@ async def test_what_is_said_and_delivered_while_it_is_read_is_not_cut_off(
 ) -> None:
     await history.append("c", *(Message.user(str(n), id=str(n)) for n in range(5)))
     await deliver_all(history)
-    await history.rewind("c", to="1")
+    await history.chat("c").rewind(to="1")
 
     async def arrive() -> None:
         await history.append("c", Message.user("late", id="late"))
@@ -95,7 +95,7 @@ async def test_a_store_that_is_restored_while_it_is_read_is_completed_from_the_f
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await history.append("c", *(Message.user(str(n), id=str(n)) for n in range(3)))
-    await history.rewind("c", to="1")
+    await history.chat("c").rewind(to="1")
     await history.append("c", Message.user("3", id="3"))
     await deliver_all(history)
 
@@ -108,7 +108,7 @@ async def test_a_store_that_is_restored_while_it_is_read_is_completed_from_the_f
 
     assert await ids(history, last=10) == ["0", "1", "3"]
     assert asked == [1, 1]
-    assert len(await history.events("c")) == 6
+    assert len(await history.chat("c").events()) == 6
 
 
 async def test_chats_in_pages_of_two_hold_one_that_is_delivered_while_a_page_is_read(
@@ -141,7 +141,7 @@ async def test_an_activation_that_is_delivered_while_it_is_looked_for_counts(
     for name in ("old", "new"):
         await history.start("42", conversation_id=name)
     await deliver_all(history)
-    await history.activate("old")
+    await history.chat("old").activate()
     past = OutboxAccess.snapshot
 
     async def delivered_before(self: OutboxAccess, read: Any) -> Any:
@@ -185,13 +185,13 @@ async def test_a_slow_question_is_an_error_of_its_own_and_no_other_read_is_affec
             await asyncio.sleep(0.02)
         return found
 
-    late, complete = await asyncio.gather(history.conversation("c", as_of=2), others(), return_exceptions=True)
+    late, complete = await asyncio.gather(history.chat("c").conversation(as_of=2), others(), return_exceptions=True)
 
     assert isinstance(late, ReadTimeout)
     assert "timeout=" in str(late)
     assert isinstance(complete, list) and all(complete)
     assert not history._parts.gateway.unavailable
-    found = await history.conversation("c", as_of=2, timeout=20)
+    found = await history.chat("c").conversation(as_of=2, timeout=20)
     assert found is not None and found.message_count == 1
 
 
@@ -254,9 +254,9 @@ async def test_a_store_that_gives_no_sign_of_life_counts_as_away(
 async def test_what_the_past_may_take_is_checked(history: History) -> None:
     for wrong in (
         history.messages("c", timeout=1),
-        history.conversation("c", timeout=1),
+        history.chat("c").conversation(timeout=1),
         history.messages("c", as_of=1, timeout=0),
-        history.conversation("c", as_of=1, timeout=True),
+        history.chat("c").conversation(as_of=1, timeout=True),
     ):
         with pytest.raises(InvalidInput, match="timeout"):
             await wrong
@@ -266,17 +266,17 @@ async def test_what_is_said_after_an_outbox_was_restored_from_a_backup_is_read(t
     """The store holds other events at the places of those that are pending, so reads took them for delivered: what
     was blocked as diverged was in no read at all."""
     path, backup = tmp_path / "bot.outbox.db", tmp_path / "backup.db"
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         await history.append("c1", Message.user("kept"))
         await Relay(history.outbox, history.store).drain()
     shutil.copy(path, backup)
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         await history.append("c1", Message.user("forgotten 1"), Message.user("forgotten 2"))
         await Relay(history.outbox, history.store).drain()
     path.unlink()
     shutil.copy(backup, path)
 
-    async with History.open(path, relay=False) as history:
+    async with History(path, relay=False) as history:
         await history.append("c1", Message.user("new"))
         await Relay(history.outbox, history.store).drain()
 
@@ -285,14 +285,14 @@ async def test_what_is_said_after_an_outbox_was_restored_from_a_backup_is_read(t
         assert [one.text for one in found] == texts
         assert found[-1].saved is Saved.BLOCKED
         assert [one.text for one in await history.messages("c1", last=2)] == texts[-2:]
-        conversation = await history.conversation("c1")
+        conversation = await history.chat("c1").conversation()
         assert conversation is not None
         assert (conversation.message_count, conversation.pending) == (4, 1)
 
 
 async def test_a_damaged_event_is_named_and_not_quoted(tmp_path: Path) -> None:
     """A read of what the outbox holds raised the JSON decoder's error, which carries the whole text of the event."""
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c1", Message.user("one"))
         await history.outbox.write(
             lambda connection: (
@@ -302,8 +302,9 @@ async def test_a_damaged_event_is_named_and_not_quoted(tmp_path: Path) -> None:
             )
         )
 
-        for read in (history.messages, history.conversation, history.events):
+        chat = history.chat("c1")
+        for read in (lambda: history.messages("c1"), chat.conversation, chat.events):
             with pytest.raises(OutboxUnavailable, match="event 2 of the conversation is damaged") as caught:
-                await read("c1")
+                await read()
             assert caught.value.__cause__ is None
             assert caught.value.__context__ is None

@@ -20,7 +20,7 @@ TAGS = {"run": "r"}
 async def bot(tmp_path: Path) -> AsyncIterator[History]:
     async with (
         ConversationStore.open(tmp_path / "history.db") as store,
-        History.open(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened,
+        History(tmp_path / "bot.outbox.db", store=store, relay=False, watch=False) as opened,
     ):
         yield opened
 
@@ -29,7 +29,7 @@ async def found(bot: History, limit: int, **order: Any) -> list[str]:
     """The keys of all pages, in their order."""
     keys, after = list[str](), None
     while True:
-        page = await bot.find_records(TAGS, limit=limit, after=after, **order)
+        page = await bot.records.find(TAGS, limit=limit, after=after, **order)
         assert len(page.items) <= limit and len(keys) < 20
         keys += [one.key for one in page]
         if (after := page.next) is None:

@@ -10,7 +10,7 @@ from letopis import ABSENT, BlockingHistory, Message, RecordConflict, RecordPut
 
 
 def test_records_are_put_read_and_deleted(tmp_path: Path) -> None:
-    with BlockingHistory.open(tmp_path / "bot.outbox.db") as history:
+    with BlockingHistory(tmp_path / "bot.outbox.db") as history:
         records = history.records(conversation="chat-1")
         receipt = records.put(("form",), "step", {"at": 3}, expected=ABSENT, tags={"run": "r"})
         assert receipt.saved(15) and not receipt.superseded(15) and receipt.revision is not None
@@ -28,7 +28,7 @@ def test_records_are_put_read_and_deleted(tmp_path: Path) -> None:
         assert [one.saved(15) for one in several] == [True, True]
         assert [one.key for one in records.list(("form",))] == ["other"]
         assert records.namespaces() == (("a",), ("b",), ("form",))
-        assert not history.find_records({"run": "r"})
+        assert not history.records.find({"run": "r"})
         assert records.delete_where(("a",)).saved(15) and records.erase().saved(15)
         assert not records.list()
         assert [one.text for one in history.messages("chat-1")] == ["hello"]

@@ -99,7 +99,7 @@ async def test_an_append_is_one_span_with_the_conversation_and_the_tokens(
     tmp_path: Path, process_exporter: InMemorySpanExporter
 ) -> None:
     answer = Message.assistant("A leaf, said Alice.", usage={"prompt_tokens": 12, "completion_tokens": 40})
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("telegram:4711", Message.user("What is tea?"), answer)
         async with history.transaction() as tx:
             await tx.append("telegram:4711", Message.assistant("And more.", usage={"input": 1, "output": 2}))
@@ -133,7 +133,7 @@ async def test_an_append_is_one_span_with_the_conversation_and_the_tokens(
 async def test_an_append_that_is_refused_is_an_error_without_its_text(
     tmp_path: Path, process_exporter: InMemorySpanExporter
 ) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         with pytest.raises(InvalidInput):
             await history.append("c1", Message.user("a\x00b"))
 
@@ -149,7 +149,7 @@ async def test_a_delivery_names_conversations_if_it_is_told_to(
     async def deliver(name: str, *, conversations: bool) -> ReadableSpan:
         spans = Spans(opentelemetry_trace.get_tracer_provider(), conversations=conversations)
         store = InstrumentedStore(ConversationStore(tmp_path / f"{name}.db"), spans=spans)
-        async with History.open(tmp_path / f"{name}.outbox.db", store=store.store, relay=False) as history:
+        async with History(tmp_path / f"{name}.outbox.db", store=store.store, relay=False) as history:
             await history.append("telegram:4711", Message.user("hi"))
             await Relay(history.outbox, store.store, apply=store.apply).drain()
         await store.store.close()
@@ -211,7 +211,7 @@ async def test_a_delivery_is_linked_to_the_span_in_which_its_events_were_appende
 ) -> None:
     store = InstrumentedStore(ConversationStore(tmp_path / "history.db"), spans=spans)
     tracer = TracerProvider().get_tracer("bot")
-    async with History.open(tmp_path / "bot.outbox.db", store=store.store, relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", store=store.store, relay=False) as history:
         with tracer.start_as_current_span("answer") as answer:
             await history.append("c1", Message.assistant("hello"), Message.assistant("again"))
         await history.append("c2", Message.user("outside of any trace"))
@@ -229,7 +229,7 @@ async def test_a_delivery_is_linked_to_the_span_in_which_its_events_were_appende
 
 async def test_a_message_said_again_in_another_trace_is_the_same_message(tmp_path: Path) -> None:
     tracer = TracerProvider().get_tracer("bot")
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         receipts = []
         for _ in range(2):
             with tracer.start_as_current_span("answer"):

@@ -21,9 +21,9 @@ async def lines(history: History) -> list[dict[str, Any]]:
 
 
 async def test_a_fork_is_whole_without_its_parent(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         await history.append("parent", Message.user("one", id="m1"), Message.assistant("two", id="m2"))
-        await history.fork("fork", of="parent", at="m1")
+        await history.chat("parent").fork("fork", at="m1")
         await history.append("fork", Message.assistant("another two", id="m3"))
 
         exported = await lines(history)
@@ -37,11 +37,11 @@ async def test_a_fork_is_whole_without_its_parent(tmp_path: Path) -> None:
 
 
 async def test_what_is_archived_is_exported_and_what_is_deleted_is_not(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         for name in ("open", "archived", "deleted"):
             await history.append(name, Message.user(f"in {name}"))
-        await history.archive("archived")
-        await history.delete("deleted")
+        await history.chat("archived").archive()
+        await history.chat("deleted").delete()
 
         exported = await lines(history)
 
@@ -49,7 +49,7 @@ async def test_what_is_archived_is_exported_and_what_is_deleted_is_not(tmp_path:
 
 
 async def test_a_reply_that_was_cut_off_stays_one(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db") as history:
+    async with History(tmp_path / "bot.outbox.db") as history:
         await history.append("chat", Message.assistant("as far as", status="interrupted"))
 
         [exported] = await lines(history)

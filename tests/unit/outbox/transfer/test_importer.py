@@ -86,8 +86,8 @@ async def test_what_the_store_has_erased_counts_as_known(
 ) -> None:
     await imported(outbox, store, lines())
     await Relay(outbox, store).drain()
-    async with History.open(tmp_path / "eraser.outbox.db", store=store, relay=False, watch=False) as eraser:
-        await eraser.reset("chat")
+    async with History(tmp_path / "eraser.outbox.db", store=store, relay=False, watch=False) as eraser:
+        await eraser.chat("chat").reset()
         await deliver_all(eraser)
     another = await OutboxFile.open(tmp_path / "another.outbox.db")
     try:

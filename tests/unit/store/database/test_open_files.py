@@ -31,7 +31,7 @@ STARVED = """
 
     async def main():
         folder = Path(sys.argv[1])
-        async with History.open(folder / "bot.outbox.db") as history:
+        async with History(folder / "bot.outbox.db") as history:
             await history.append("c", Message.user("x"))
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
@@ -42,7 +42,7 @@ STARVED = """
             except OSError:
                 pass
             third = ConversationStore.open(folder / "third.db", migrate=True)
-            for what in (History.open(folder / "other.outbox.db"), third):
+            for what in (History(folder / "other.outbox.db"), third):
                 try:
                     async with what as opened:
                         if isinstance(opened, ConversationStore):

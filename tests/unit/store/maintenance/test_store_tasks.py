@@ -37,11 +37,11 @@ async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
     monkeypatch.setattr("letopis.outbox.relay.heartbeat.HEARTBEAT_SECONDS", 0.0)  # each step is reported
     async with (
         ConversationStore.open(tmp_path / "history.db") as store,
-        History.open(tmp_path / "bot.outbox.db", store=store, watch=False) as history,
+        History(tmp_path / "bot.outbox.db", store=store, watch=False) as history,
     ):
         said = await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
         assert await said.saved(timeout=20)
-        receipt = await history.delete("long")
+        receipt = await history.chat("long").delete()
         assert await receipt.saved(timeout=20)
         assert (await history.messages("long", last=None)).items == ()
         seen = set()
@@ -58,13 +58,13 @@ async def test_a_relay_carries_out_what_a_deletion_left_and_says_how_far_it_is(
 
 async def test_what_a_relay_left_behind_is_carried_out_by_the_next_one(tmp_path: Path) -> None:
     async with ConversationStore.open(tmp_path / "history.db") as store:
-        async with History.open(tmp_path / "a.outbox.db", store=store, watch=False, relay=False) as history:
+        async with History(tmp_path / "a.outbox.db", store=store, watch=False, relay=False) as history:
             await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
             await Relay(history.outbox, store).drain_once()
-            await history.delete("long")
+            await history.chat("long").delete()
             await Relay(history.outbox, store).drain_once()
         assert (await store.pending_tasks()).tasks == 2
-        async with History.open(tmp_path / "b.outbox.db", store=store, watch=False):
+        async with History(tmp_path / "b.outbox.db", store=store, watch=False):
             for _ in range(1_000):
                 if await store.pending_tasks() == PendingTasks():
                     break
@@ -79,10 +79,10 @@ async def test_a_step_that_fails_keeps_nothing_from_being_delivered(
         raise StoreFault(fault_class=FaultClass.CONFLICT, code="deadlock", reason="two waited for each other")
 
     monkeypatch.setattr(ConversationStore, "run_pending_tasks", fails)
-    async with History.open(tmp_path / "bot.outbox.db", watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", watch=False) as history:
         said = await history.append("long", *(Message.user(f"words of {number}") for number in range(40)))
         assert await said.saved(timeout=20)
-        assert await (await history.delete("long")).saved(timeout=20)
+        assert await (await history.chat("long").delete()).saved(timeout=20)
         assert await (await history.append("other", Message.user("hi"))).saved(timeout=20)
 
 
@@ -98,7 +98,7 @@ async def test_a_relay_gives_signs_of_life_while_the_store_works_on_a_batch(
         return await apply(self, *given)
 
     monkeypatch.setattr(ConversationStore, "apply", slow)
-    async with History.open(tmp_path / "bot.outbox.db", watch=False) as history:
+    async with History(tmp_path / "bot.outbox.db", watch=False) as history:
         receipt = await history.append("chat", Message.user("hi"))
         beats = set()
         while not await receipt.saved(timeout=0.05):

@@ -631,7 +631,7 @@ async def test_a_history_gives_the_context_of_a_conversation_that_is_not_all_sav
     """On the outbox and a store, with what waits and what is long past."""
     async with (
         ConversationStore.open(store_url, migrate=True) as store,
-        History.open(tmp_path / "bot.outbox.db", store=store) as history,
+        History(tmp_path / "bot.outbox.db", store=store) as history,
     ):
         await history.append("c", Message.system("be kind"), owner="42")
         for number in range(100):
@@ -652,14 +652,14 @@ async def test_a_context_ends_with_the_message_that_it_is_asked_for(store_url: s
     """Whether it is pending, saved or inherited, and however much came after it."""
     async with (
         ConversationStore.open(store_url, migrate=True) as store,
-        History.open(tmp_path / "bot.outbox.db", store=store) as history,
+        History(tmp_path / "bot.outbox.db", store=store) as history,
     ):
         await history.append("c", Message.system("be kind"), owner="42")
         for number in range(100):
             await history.append("c", Message.user(f"q{number}", id=f"q{number}"), Message.assistant(f"a{number}"))
         assert await history.drained(timeout=30)
         await history.append("c", Message.user("late", id="late"), Message.user("later"))
-        await history.fork("fork", of="c")
+        await history.chat("c").fork("fork")
         await history.append("fork", Message.user("in the fork"))
 
         for chat in ("c", "fork"):
@@ -668,8 +668,8 @@ async def test_a_context_ends_with_the_message_that_it_is_asked_for(store_url: s
             assert [one.text for one in saved.messages] == ["be kind", "q2", "a2", "q3"]
             assert [one.text for one in pending.messages] == ["be kind", "late"]
 
-        await history.redact("c", "q7")
-        await history.rewind("c", to="q9")
+        await history.chat("c").redact("q7")
+        await history.chat("c").rewind(to="q9")
         for gone in ("q7", "q11", "never"):
             with pytest.raises(InvalidInput, match="until: must be the id of a message on the path"):
                 await history.context("c", last=4, until=gone)
@@ -690,7 +690,7 @@ async def test_the_how_to_runs(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         exec(block, names)  # noqa: S102
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c", Message.user("weather?"), Message.assistant((Text("hm"), *calls("w", "v"))))
         await history.append("c", Message.tool((ToolResult("v", {"degrees": -5}),)))
 

@@ -265,13 +265,13 @@ class TestDeception:
 
 
 async def test_a_history_gives_a_transcript(tmp_path: Path) -> None:
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c1", Message.user("привет"), Message.assistant("Здравствуйте!", id="a"), owner="42")
-        await history.failed("c1", "a", reason="chat not found")
+        await history.chat("c1").failed("a", reason="chat not found")
 
-        text = await history.transcript("c1", locale="ru-RU", tz=timezone(timedelta(hours=3)))
-        newest = await history.transcript("c1", last=1)
-        none = await history.transcript("c2")
+        text = await history.chat("c1").transcript(locale="ru-RU", tz=timezone(timedelta(hours=3)))
+        newest = await history.chat("c1").transcript(last=1)
+        none = await history.chat("c2").transcript()
 
     assert "Пользователь  [ещё не сохранено]\n    привет\n" in text
     assert "Ассистент  [не отправлено: chat not found]  [ещё не сохранено]\n    Здравствуйте!" in text
@@ -286,7 +286,7 @@ async def test_the_how_to_is_right(tmp_path: Path) -> None:
     (shown,) = re.findall(r"^```text\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
     exec(block, names)  # noqa: S102
-    async with History.open(tmp_path / "bot.outbox.db", relay=False) as history:
+    async with History(tmp_path / "bot.outbox.db", relay=False) as history:
         await history.append("c1", Message.user("чай?"))
         assert "Пользователь" in await names["copy_for"](history, "c1")
 

@@ -57,7 +57,7 @@ async def open_source(found: Settings, *, read_timeout: float = 3.0) -> AsyncIte
         from letopis.outbox.history.history import History
 
         path = existing_outbox(found)
-        async with History.open(
+        async with History(
             path, store=found.store, relay=False, watch=False, create=False, read_timeout=read_timeout
         ) as history:
             yield history
