@@ -1,4 +1,4 @@
-"""Show in signatures the values of defaults, not the private names that the code gives them."""
+"""Show in signatures the values of defaults, not the private names that the code gives them, and all keywords."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
+from letopis.outbox.history.options import AppendOptions
+
 _NAMED = re.compile(r"(?<== )(_\w+(?:\.\w+)*|[A-Z][A-Z_]+)(?=[,)])|(?<==)(_\w+(?:\.\w+)*|[A-Z][A-Z_]+)(?=[,)])")
+_APPEND = re.compile(r"\*\*options: [^,)]*AppendOptions\]")
 _MISSING = object()
 
 
@@ -58,7 +61,8 @@ def show_values(
         value = value_of(found, names)
         return found if found in public or value is _MISSING else shown(value)
 
-    return _NAMED.sub(replaced, signature), returns
+    keywords = ", ".join(f"{keyword}=None" for keyword in AppendOptions.__annotations__)
+    return _NAMED.sub(replaced, _APPEND.sub(keywords, signature)), returns
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

@@ -120,7 +120,7 @@ async def test_of_many_rounds_each_has_one_winner(pair: tuple[History, History])
         ]
         assert sorted([await receipt.superseded(timeout=30) for receipt in receipts]) == [False, True]
 
-    found = await pair[0].conversation(CHAT)
+    found = await pair[0].chat(CHAT).conversation()
     assert found is not None
     assert (found.message_count, found.version) == (1 + 6 * 2, 2 + 6 * 4 + 1)
     every = await pair[1].messages(CHAT, every=True)

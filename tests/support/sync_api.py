@@ -163,7 +163,7 @@ _IMPORTS: Final = (
     "from collections.abc import Awaitable, Callable",
     "from contextlib import AbstractContextManager",
     "from dataclasses import dataclass, fields",
-    "from letopis.outbox.history.options import Options, keywords_of, with_keywords",
+    "from letopis.outbox.history.options import Options, keywords_of",
     "from letopis.outbox.sync.portal import Block, InsideLoop, Portal",
     "from letopis.store.conversation_store import ConversationStore",
     "from letopis.store.errors import ConfigurationError",
@@ -299,7 +299,7 @@ def method(subject: str, name: str, value: Any, module: ModuleType, names: Names
     returns, made = twin_of(ast.unparse(result))
     names.of(ast.parse(returns), module)
     given = passed(arguments)
-    mark = "@with_keywords\n" if arguments.kwarg else ""
+    mark = ""
     if is_block:
         body = f"    return Block(self._portal, lambda: {inner}.{name}({given}), lambda found: {made})"
     elif isinstance(value, property):

@@ -10,6 +10,7 @@ from typing import Any, Final
 import letopis.outbox
 import letopis.store
 from letopis.outbox import BlockingHistory, History, RecordPut
+from letopis.outbox.history.options import AppendOptions
 from letopis.store import ConversationStore, LetopisError, Message
 from letopis.store.outbox_access import OutboxAccess
 
@@ -283,7 +284,8 @@ def parameters(cls: str, method: str) -> list[str]:
     """Return the parameters of a method that take a value; a chat has its conversation beside them."""
     found = inspect.signature(getattr(_class(cls), method)).parameters
     own = ["conversation_id"] if cls.endswith("Chat") else []
-    return own + [name for name in found if name != "self" and f"{method}.{name}" not in OBJECTS]
+    names = [*own, *found, *(AppendOptions.__annotations__ if "options" in found else ())]
+    return [name for name in names if name not in ("self", "options") and f"{method}.{name}" not in OBJECTS]
 
 
 def untried() -> list[str]:

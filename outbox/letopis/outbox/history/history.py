@@ -16,7 +16,7 @@ from letopis.outbox.history.all_records import AllRecords
 from letopis.outbox.history.chat import Chat
 from letopis.outbox.history.context import read_window
 from letopis.outbox.history.lifecycle import Lifecycle
-from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions, with_keywords
+from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions
 from letopis.outbox.history.receipts import Receipt, check_timeout
 from letopis.outbox.history.reply import Reply
 from letopis.outbox.history.transaction import Transaction, transaction
@@ -55,7 +55,6 @@ class History(Lifecycle):
     :raises ConfigurationError: the path, the URL or an option is wrong.
     """
 
-    @with_keywords
     async def append(
         self,
         conversation_id: str,
@@ -112,7 +111,6 @@ class History(Lifecycle):
                 raise InvalidInput("confirm", "must be 'store' or None")
             return await self._parts.appender.append_confirmed(prepared, timeout)
 
-    @with_keywords
     async def append_in(
         self,
         connection: AsyncConnection | AsyncSession,

@@ -30,7 +30,6 @@ from letopis.store.model.upcasters import NO_UPCASTERS, Upcasters
 from letopis.store.model.validation import check_number
 
 P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 V = TypeVar("V")
 
@@ -137,19 +136,6 @@ class Options:
     def bounds(self) -> Bounds:
         """The limits of the outbox, checked."""
         return Bounds(max_events=self.max_events, max_bytes=self.max_bytes, min_free_bytes=self.min_free_bytes)
-
-
-def with_keywords(function: F) -> F:
-    """Show the keywords of an append in the signature of a function that takes them as ``**options``."""
-    signature = inspect.signature(function)
-    *before, _ = signature.parameters.values()
-    kinds = {name: getattr(kind, "__forward_arg__", kind) for name, kind in AppendOptions.__annotations__.items()}
-    named = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for name, kind in kinds.items()
-    ]
-    vars(function)["__signature__"] = signature.replace(parameters=[*before, *named])
-    return function
 
 
 def keywords_of(

@@ -21,7 +21,7 @@ from letopis.outbox.event_log.records.changes import prepare_delete, together
 from letopis.outbox.file.sqlite_errors import is_busy, translate
 from letopis.outbox.file.write_gate import LOCK_TIMEOUT_SECONDS
 from letopis.outbox.history.joint_write import CompanionWrite, TransactionEnd, is_open, write
-from letopis.outbox.history.options import AppendOptions, with_keywords
+from letopis.outbox.history.options import AppendOptions
 from letopis.outbox.history.receipts import Deliveries, Receipt, receipt_of
 from letopis.outbox.history.records import (
     OnExists,
@@ -112,7 +112,6 @@ class Transaction:
                     await self._connection.invalidate()  # otherwise the next statement would be committed on its own
                 raise
 
-    @with_keywords
     async def append(
         self,
         conversation_id: str,

@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 from letopis.outbox.history.all_records import AllRecords
 from letopis.outbox.history.chat import Chat
 from letopis.outbox.history.history import History
-from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions, Options, keywords_of, with_keywords
+from letopis.outbox.history.options import DEFAULT_PAGE_SIZE, AppendOptions, Options, keywords_of
 from letopis.outbox.history.receipts import Receipt
 from letopis.outbox.history.records import OnExists, RecordPut, RecordReceipt, Records
 from letopis.outbox.history.reply import Reply
@@ -470,7 +470,6 @@ class BlockingTransaction(SyncBase):
         """Run a statement and return the first column of its first row, or ``None``."""
         return self._portal.call(self._transaction.scalar, statement, parameters)
 
-    @with_keywords
     def append(
         self,
         conversation_id: str,
@@ -650,7 +649,6 @@ class BlockingHistory(SyncBase):
         """Return the replies that were neither confirmed as sent nor as failed, the oldest first."""
         return self._portal.call(self._history.unconfirmed, owner=owner)
 
-    @with_keywords
     def append(
         self,
         conversation_id: str,

@@ -318,7 +318,6 @@ class TestMessages:
             lambda history: history.chat("c1").react("u1", "👍", actor=""),
             lambda history: history.chat("c1").react("u1", "👍", value=float("nan")),
             lambda history: history.chat("c1").react("u1", "rating", value=True),
-            lambda history: history.chat("c1").react("u1", "rating", value=None),
             lambda history: history.chat("c1").react("u1", "rating", value=[1]),
             lambda history: history.chat("c1").unreact("u1", "\n"),
             lambda history: history.chat("c1").redact(""),

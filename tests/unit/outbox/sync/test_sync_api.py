@@ -140,11 +140,11 @@ def test_a_method_without_a_twin_is_noticed() -> None:
     class Grown(History):
         async def hum(self) -> None: ...
 
-        async def rename(self, conversation_id: str, title: str, *, loudly: bool = False) -> Receipt:
+        async def drained(self, timeout: float | None = None, *, loudly: bool = False) -> bool:  # noqa: ASYNC109
             raise NotImplementedError
 
     assert differences(Grown, BlockingHistory) == [
-        "rename(loudly): loudly: 'bool' = False is None here",
+        "drained(loudly): loudly: 'bool' = False is None here",
         "hum has no twin",
     ]
 
@@ -361,7 +361,7 @@ def test_callbacks_are_plain_functions_that_may_be_slow_and_use_the_history(tmp_
     def confirm(owed: tuple[Unconfirmed, ...]) -> None:
         ready.wait(SOON)  # as slow as it likes
         for one in owed:
-            box[0].failed(one.conversation_id, one.message_id, reason="not known")
+            box[0].chat(one.conversation_id).failed(one.message_id, reason="not known")
         told.set()
 
     with BlockingHistory(tmp_path / "bot.outbox.db", on_unconfirmed=confirm) as history:
