@@ -216,11 +216,11 @@ async def test_one_message_by_its_id(bots: tuple[History, History], *, delivered
         await deliver(bot)
     await bot.chat(CHAT).edit("1", "edited")
     await bot.chat(CHAT).rewind(to="1")
-    for name in (CHAT, None):
-        found = await bot.chat(name).message("1")
+    for where in (bot.chat(CHAT), bot):
+        found = await where.message("1")
         assert found is not None
         assert (found.text, found.on_path, found.conversation_id) == ("edited", True, CHAT)
-        gone = await bot.chat(name).message(made.id)
+        gone = await where.message(made.id)
         assert gone is not None
         assert (gone.text, gone.on_path) == ("made", False)
     assert await bot.message("nowhere") is None
@@ -251,11 +251,11 @@ async def test_while_the_store_is_away_what_cannot_be_known_is_not_answered(tmp_
     url = f"postgresql://bot@127.0.0.1:{await refused_port()}/history"
     async with History(tmp_path / "bot.outbox.db", store=url, relay=False, watch=False) as bot:
         await bot.append(CHAT, Message.user("one", id="1"), Message.assistant("two", id="2"))
-        for name in (CHAT, None):
-            found = await bot.chat(name).message("1")
+        for where in (bot.chat(CHAT), bot):
+            found = await where.message("1")
             assert found is not None and found.text == "one"
             with pytest.raises(StoreUnavailable):
-                await bot.chat(name).message("nowhere")
+                await where.message("nowhere")
         with pytest.raises(StoreUnavailable):
             await bot.chat(CHAT).count()
         with pytest.raises(StoreUnavailable):

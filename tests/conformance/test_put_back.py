@@ -82,7 +82,7 @@ async def test_a_message_that_was_read_is_put_back_under_the_id_that_was_made_fo
 ) -> None:
     bot, _ = bots
     await bot.append(CHAT, Message.user("one"), Message.assistant("two"))
-    popped = await bot.pop(CHAT)
+    popped = await bot.chat(CHAT).pop()
     assert popped is not None
     again = await bot.append(CHAT, popped.message)
     await bot.append(CHAT, popped.message)
@@ -105,7 +105,7 @@ async def test_it_comes_and_goes_as_often_as_asked(bots: tuple[History, History]
         if number % 2:
             await deliver(bot)
             assert await receipt.saved(60)
-        popped = await bot.pop(CHAT)
+        popped = await bot.chat(CHAT).pop()
         assert popped is not None and popped.id == "m"
         assert await path(bot) == []
     await deliver(bot)
@@ -157,7 +157,7 @@ async def test_a_put_back_that_races_with_a_rewind_of_another_outbox(
     one, two = bots
     message = Message.user("words", id="m")
     await one.append(CHAT, Message.user("before", id="first"), message)
-    await one.pop(CHAT)
+    await one.chat(CHAT).pop()
     await deliver(one)
     again = await one.append(CHAT, message)
     await two.chat(CHAT).rewind(to=None)
@@ -254,14 +254,14 @@ async def test_the_rebuilt_rows_are_the_same(bots: tuple[History, History], stor
 async def test_a_pending_reset_lets_nothing_come_back(bots: tuple[History, History]) -> None:
     bot, _ = bots
     await bot.append(CHAT, Message.user("secret", id="m"), Message.user("popped", id="p"))
-    await bot.pop(CHAT)
+    await bot.chat(CHAT).pop()
     await bot.chat(CHAT).reset()
     for message in (Message.user("secret", id="m"), Message.user("popped", id="p")):
         with pytest.raises(EventIdReused) as refused:
             await bot.append(CHAT, message)
         assert refused.value.reason is Reuse.ERASED
     with pytest.raises(EventIdReused):
-        await bot.replace(CHAT, [Message.user("new", id="n"), Message.user("popped", id="p")])
+        await bot.chat(CHAT).replace([Message.user("new", id="n"), Message.user("popped", id="p")])
     assert await path(bot) == []
     await bot.append(CHAT, Message.user("new", id="n"))
     await bot.chat(CHAT).rewind(to=None)

@@ -43,19 +43,19 @@ async def test_it_becomes_the_whole_path(
     await bot.append(CHAT, *said("a", "b", "c", "d"))
     await settle()
     # What is the same at the beginning stays, the rest comes in the new order.
-    receipt = await bot.replace(CHAT, said("a", "c", "b", "new"))
+    receipt = await bot.chat(CHAT).replace(said("a", "c", "b", "new"))
     assert receipt is not None
     assert receipt.message_ids == ("c", "b", "new")
     assert await path(bot) == shown("a", "c", "b", "new")
     await settle()
-    assert await bot.replace(CHAT, said("a", "c", "b", "new")) is None
-    assert await bot.replace(CHAT, said("a")) is not None
+    assert await bot.chat(CHAT).replace(said("a", "c", "b", "new")) is None
+    assert await bot.chat(CHAT).replace(said("a")) is not None
     await settle()
     assert await path(bot) == shown("a")
-    assert await bot.replace(CHAT, []) is not None
+    assert await bot.chat(CHAT).replace([]) is not None
     assert await path(bot) == []
     await settle()
-    last = await bot.replace(CHAT, [Message.system("summary", id="s"), *said("d")], owner=42)
+    last = await bot.chat(CHAT).replace([Message.system("summary", id="s"), *said("d")], owner=42)
     assert last is not None
     await deliver(bot)
     assert await last.saved(60)
@@ -68,8 +68,8 @@ async def test_it_becomes_the_whole_path(
 
 async def test_a_conversation_that_is_new_or_empty(bots: tuple[History, History]) -> None:
     bot, _ = bots
-    assert await bot.replace(CHAT, []) is None
-    assert await bot.replace(CHAT, said("a", "b")) is not None
+    assert await bot.chat(CHAT).replace([]) is None
+    assert await bot.chat(CHAT).replace(said("a", "b")) is not None
     assert await path(bot) == shown("a", "b")
 
 
@@ -81,7 +81,7 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[Hi
     await deliver(bot)
     await bot.outbox.write(prune_all)
     for names in (("z", "x", "y"), ("x", "z"), ("z", "x"), ("new", "y", "z"), ()):
-        receipt = await bot.replace(CHAT, said(*names))
+        receipt = await bot.chat(CHAT).replace(said(*names))
         assert receipt is not None
         assert await path(bot) == shown(*names)
         await deliver(bot)
@@ -92,7 +92,7 @@ async def test_what_only_the_store_holds_is_kept_in_its_new_place(bots: tuple[Hi
     await deliver(other)
     for refused in (Message.user("other words", id="y"), *said("x")):
         with pytest.raises(EventIdReused):
-            await bot.replace(CHAT, [Message.user("n"), refused])
+            await bot.chat(CHAT).replace([Message.user("n"), refused])
 
 
 async def test_edited_messages_come_as_they_are_shown(bots: tuple[History, History]) -> None:
@@ -100,12 +100,12 @@ async def test_edited_messages_come_as_they_are_shown(bots: tuple[History, Histo
     await bot.append(CHAT, *said("a", "b"))
     await bot.chat(CHAT).edit("b", "edited")
     messages = [one.message for one in await bot.messages(CHAT)]
-    await bot.replace(CHAT, messages[::-1])
+    await bot.chat(CHAT).replace(messages[::-1])
     assert await path(bot) == [("b", "edited"), *shown("a")]
     await deliver(bot)
     assert await path(bot) == [("b", "edited"), *shown("a")]
     with pytest.raises(EventIdReused):
-        await bot.replace(CHAT, [Message.user("third", id="b")])
+        await bot.chat(CHAT).replace([Message.user("third", id="b")])
 
 
 async def test_refusals_write_nothing(bots: tuple[History, History]) -> None:
@@ -121,10 +121,10 @@ async def test_refusals_write_nothing(bots: tuple[History, History]) -> None:
         [Message.user("\0", id="x")],
     ):
         with pytest.raises(InvalidInput):
-            await bot.replace(CHAT, messages)  # type: ignore[arg-type]
+            await bot.chat(CHAT).replace(messages)  # type: ignore[arg-type]
     for messages in (said("new", "a"), [Message.user("other", id="b")]):
         with pytest.raises(EventIdReused):
-            await bot.replace(CHAT, messages)
+            await bot.chat(CHAT).replace(messages)
     assert await bot.chat(CHAT).events() == before
 
 
@@ -133,14 +133,14 @@ async def test_of_two_outboxes_one_wins_whole(bots: tuple[History, History]) -> 
     await one.append(CHAT, *said("a", "b"))
     await deliver(one)
     assert await path(two) == shown("a", "b")
-    first = await one.replace(CHAT, said("b", "x1", "x2"))
-    second = await two.replace(CHAT, said("y1", "b", "y2"))
+    first = await one.chat(CHAT).replace(said("b", "x1", "x2"))
+    second = await two.chat(CHAT).replace(said("y1", "b", "y2"))
     assert first is not None and second is not None
     await deliver(two, one)
     assert (await second.saved(5), await first.superseded(5)) == (True, True)
     assert await path(one) == await path(two) == shown("y1", "b", "y2")
     # Whoever lost reads again and may replace what is there now.
-    again = await one.replace(CHAT, said("b", "x3"))
+    again = await one.chat(CHAT).replace(said("b", "x3"))
     assert again is not None
     await deliver(one)
     assert await again.saved(60)
@@ -162,10 +162,10 @@ async def test_an_append_in_between_is_not_lost(bots: tuple[History, History], m
 
     monkeypatch.setattr(reader, "messages", messages)
     limit = 1
-    assert await bot.replace(CHAT, said("b")) is not None
+    assert await bot.chat(CHAT).replace(said("b")) is not None
     limit = 100
     with pytest.raises(VersionConflict):
-        await bot.replace(CHAT, said("c"))
+        await bot.chat(CHAT).replace(said("c"))
     monkeypatch.undo()
     assert (await path(bot))[0] == ("b", "words b")
 

@@ -50,7 +50,7 @@ async def test_the_words_of_a_second_outbox_are_never_saved_and_nowhere(
     assert not await twin.superseded(5)
 
     await one.append("other", Message.user("x", id="x"), message)
-    await one.pop("other")
+    await one.chat("other").pop()
     await deliver(one)
     late = await two.append("other", message)
     after = await two.append("other", Message.user("and then", id="after"))
@@ -110,7 +110,7 @@ async def test_a_deleted_conversation_saves_no_twin(bots: tuple[History, History
     await one.append(CHAT, message)
     await deliver(one)
     late = await two.append(CHAT, message)
-    await one.delete(CHAT)
+    await one.chat(CHAT).delete()
     await deliver(one)
     await deliver(two)
 
@@ -124,7 +124,7 @@ async def test_an_id_that_the_outbox_has_pruned_is_seen_to_by_the_store(
     bot, _ = bots
     message = Message.user("the words", id="m")
     await bot.append(CHAT, Message.user("before", id="first"), message)
-    await bot.pop(CHAT)
+    await bot.chat(CHAT).pop()
     await deliver(bot)
     await bot.outbox.write(prune_all)
 
@@ -147,7 +147,7 @@ async def test_an_event_that_its_own_lane_sends_again_is_no_reuse(
 ) -> None:
     bot, _ = bots
     said = await bot.append(CHAT, Message.user("first", id="first"), Message.user("m", id="m"))
-    await bot.pop(CHAT)
+    await bot.chat(CHAT).pop()
     await bot.chat(CHAT).redact("first")
     await deliver(bot)
     # The acknowledgement was lost: all of it goes again.

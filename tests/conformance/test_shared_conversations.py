@@ -27,15 +27,15 @@ NOWHERE = "postgresql://127.0.0.1:1/none"
 QUESTION, ANSWER = Message.user("what?", id="q"), Message.assistant("the words", id="m", tokens=7)
 
 REMOVALS: dict[str, Callable[[History], Awaitable[object]]] = {
-    "pop": lambda bot: bot.pop(CHAT),
+    "pop": lambda bot: bot.chat(CHAT).pop(),
     "undo": lambda bot: bot.chat(CHAT).undo(),
     "clear": lambda bot: bot.chat(CHAT).rewind(to=None),
-    "replace": lambda bot: bot.replace(CHAT, [QUESTION]),
+    "replace": lambda bot: bot.chat(CHAT).replace([QUESTION]),
 }
 ERASURES: dict[str, Callable[[History], Awaitable[object]]] = {
     "redact": lambda bot: bot.chat(CHAT).redact("m"),
     "reset": lambda bot: bot.chat(CHAT).reset(),
-    "delete": lambda bot: bot.delete(CHAT),
+    "delete": lambda bot: bot.chat(CHAT).delete(),
 }
 
 
@@ -152,7 +152,7 @@ async def test_a_deletion_through_another_outbox_is_obeyed_while_the_store_is_aw
     await two.records(conversation=CHAT).put(("notes",), "a", "the words of a record")
     await two.append("other", QUESTION, owner="42")
     await deliver(two)
-    await one.delete(CHAT)
+    await one.chat(CHAT).delete()
     await deliver(one)
     await two.append(CHAT, Message.user("anybody?"))
     await deliver(two, two)
@@ -233,7 +233,7 @@ async def test_the_active_conversation_does_not_depend_on_when_the_relay_deliver
     await step(one.chat("d").archive())  # b had the newest activity then
     await step(one.append("a", Message.user("too late")))
     await step(one.append("c", Message.user("the newest now")))
-    await step(one.delete("b"))
+    await step(one.chat("b").delete())
     await step(one.append("a", Message.user("too late again")))
     await step(one.chat("c").archive())
 
@@ -328,7 +328,7 @@ async def test_a_message_that_another_outbox_delivered_is_shown_once_while_it_is
         assert ([message.id for message in forward], forward.next) == (pages, None)
         found = await two.chat(CHAT).conversation()
         assert found is not None
-        assert (found.message_count, found.tokens, await two.count(CHAT)) == (4, 12, 4)
+        assert (found.message_count, found.tokens, await two.chat(CHAT).count()) == (4, 12, 4)
         statistics = await two.statistics(owner="42")
         assert (statistics.messages, statistics.tokens, statistics.conversations) == (4, 12, 1)
         assert [hit.message.id for hit in await two.search("words", owner="42")].count("m0") == 1
@@ -347,7 +347,7 @@ async def test_the_newest_messages_are_counted_without_those_that_another_outbox
     await two.append(CHAT, ANSWER)
 
     assert [message.id for message in await two.messages(CHAT, last=2)] == ["b", "m"]
-    await two.pop(CHAT)
+    await two.chat(CHAT).pop()
     for _ in range(2):
         assert await path(two) == ["q", "b"]
         await deliver(two)
@@ -386,7 +386,7 @@ async def test_a_rewind_to_a_message_that_is_pending_and_stored_keeps_what_is_be
 
     for _ in range(2):
         assert [message.id for message in await two.messages(CHAT, last=2)] == ["m0", "m1"]
-        assert await two.count(CHAT) == 2
+        assert await two.chat(CHAT).count() == 2
         await deliver(two)
 
 
@@ -406,10 +406,10 @@ async def test_what_another_outbox_erased_is_not_readable_while_it_is_to_be_put_
     for _ in range(2):
         assert "m" not in await path(two)
         assert "the words" not in [message.text for message in await two.messages(CHAT, every=True)]
-        found = await two.message("m", conversation=CHAT)
+        found = await two.chat(CHAT).message("m")
         assert found is None or (found.text, found.on_path) == ("", False)
         assert not list(await two.search("words", owner="42"))
-        assert await two.count(CHAT) == len(await path(two))
+        assert await two.chat(CHAT).count() == len(await path(two))
         await deliver(two)
 
 
@@ -418,7 +418,7 @@ async def test_a_message_that_was_put_back_is_saved_when_another_outbox_appends_
 ) -> None:
     one, two = bots
     await one.append(CHAT, QUESTION, ANSWER)
-    await one.pop(CHAT)
+    await one.chat(CHAT).pop()
     await one.append(CHAT, ANSWER)
     await deliver(one)
 
@@ -426,7 +426,7 @@ async def test_a_message_that_was_put_back_is_saved_when_another_outbox_appends_
     await deliver(two)
     assert (await again.saved(5), await again.superseded()) == (True, False)
 
-    await one.pop(CHAT)
+    await one.chat(CHAT).pop()
     await deliver(one)
     event = await two.append(CHAT, QUESTION)
     await deliver(two)
@@ -439,7 +439,7 @@ async def test_a_message_of_a_conversation_that_another_outbox_deleted_counts_as
 ) -> None:
     one, two = bots
     await one.append(CHAT, QUESTION, owner="42")
-    await one.delete(CHAT)
+    await one.chat(CHAT).delete()
     await deliver(one)
 
     await two.append(CHAT, ANSWER, owner="42")
@@ -471,7 +471,7 @@ async def test_a_message_that_was_moved_here_and_is_appended_again_is_saved(bots
     await one.append(CHAT, QUESTION, ANSWER)
     await deliver(one)
     shown = await two.messages(CHAT)
-    await two.replace(CHAT, [Message.user("new", id="n"), shown[1].message])
+    await two.chat(CHAT).replace([Message.user("new", id="n"), shown[1].message])
 
     again = await two.append(CHAT, ANSWER)
     await deliver(two)

@@ -40,7 +40,7 @@ async def seen_by_another(bots: tuple[History, History], many: int) -> list[list
     await one.append(CHAT, *said("old", many))
     await deliver(one)
     await one.append("beside-1", *said("m", many // 4))
-    await one.replace(CHAT, [*said("old", 1), *said("new", many)])
+    await one.chat(CHAT).replace([*said("old", 1), *said("new", many)])
     await one.append("beside-2", *said("n", many // 4))
     seen = [await path(two)]
 
@@ -153,7 +153,7 @@ async def test_a_replacement_shows_what_was_set_aside_before(bots: tuple[History
     again = await one.append(CHAT, first, Message.user("here", id="here"))
     await deliver(one)
     assert await again.superseded(60) and await path(one) == ["here"]
-    replaced = await one.replace(CHAT, [second, first])
+    replaced = await one.chat(CHAT).replace([second, first])
     assert replaced is not None and await path(one) == ["m-1", "m-0"]
     await deliver(one)
     assert await replaced.saved(60)

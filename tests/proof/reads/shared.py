@@ -58,7 +58,7 @@ class Pair:
         how = self._random.choice(REMOVALS)
         match how:
             case "replace":
-                await self._one.replace(chat, [question])
+                await self._one.chat(chat).replace([question])
             case "redact":
                 await self._one.chat(chat).redact("m")
             case "pop" | "undo" | "clear" | "reset" | "delete":

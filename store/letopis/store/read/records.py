@@ -169,7 +169,7 @@ class RecordReader:
         reverse: bool = False,
         end: bytes | None = None,
     ) -> list[StoredRecord]:
-        """Return records without their values, as ``History.find_records`` does."""
+        """Return records without their values, as ``History.records.find`` does."""
         statement = sa.select(*self._columns)
         for name, value in tags.items():
             tag = record_tags.alias()
