@@ -90,6 +90,7 @@ RESULTS: Final = {
     *("ApplyResult", "Conflict", "Context", "LaneApplied", "PendingTasks", "StoreIdentity", "StrayResult"),
     *("EncodedEvent", "LaneBatch", "Origin", "SequencedEvent"),
     *("BlockingReceipt", "BlockingReply", "BlockingTransaction", "Reply", "Transaction"),
+    *("AllRecords", "BlockingAllRecords", "BlockingChat", "Chat"),
     *("BlockingRecordReceipt", "BlockingRecords", "Record", "RecordReceipt", "Records"),
 }
 """What only Letopis makes."""
