@@ -39,13 +39,13 @@ Once = Callable[[], Awaitable[object]]
 
 _PUT: Final = (
     'INSERT INTO letopis_records ("partition", record_id, scope, namespace, record_key, revision, media, size, parts,'
-    ' body, tags, updated_at) VALUES ({0}) ON CONFLICT ("partition", record_id) DO UPDATE SET'
+    ' body, tags, digest, salt, updated_at) VALUES ({0}) ON CONFLICT ("partition", record_id) DO UPDATE SET'
     " revision = excluded.revision, size = excluded.size, body = excluded.body, updated_at = excluded.updated_at"
 )
 _PUT_MARIADB: Final = (
     "INSERT INTO letopis_records (`partition`, record_id, scope, namespace, record_key, revision, media, size, parts,"
-    " body, tags, updated_at) VALUES ({0}) ON DUPLICATE KEY UPDATE revision = VALUES(revision), size = VALUES(size),"
-    " body = VALUES(body), updated_at = VALUES(updated_at)"
+    " body, tags, digest, salt, updated_at) VALUES ({0}) ON DUPLICATE KEY UPDATE revision = VALUES(revision),"
+    " size = VALUES(size), body = VALUES(body), updated_at = VALUES(updated_at)"
 )
 _GET: Final = 'SELECT body FROM letopis_records WHERE "partition" = {0} AND record_id = {1}'
 _NEWEST: Final = (
@@ -92,7 +92,7 @@ class BareRecords(ABC):
         place = (encode_namespace(namespace), key.encode())
         found = self.id(record_id(self._scope, place))
         head = (self._partition, found, self._scope.name, *place, self.id(uuid4()))
-        return (*head, "json", len(BODY), 0, BODY, None, 7)
+        return (*head, "json", len(BODY), 0, BODY, None, bytes(32), bytes(16), 7)
 
     @abstractmethod
     def id(self, value: UUID) -> Any:

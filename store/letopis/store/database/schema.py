@@ -172,6 +172,9 @@ lanes: Final = _table(
     sa.Column("duplicates", Counter, nullable=False),
     # The ledger of a lane of records begins after it: its outbox can send nothing again from before.
     sa.Column("floor", Counter, nullable=False),
+    # Records that its deliveries have added, less those that they have removed: the lanes of a partition add up to its
+    # records. A conversation that is deleted removes its records in its own lane.
+    sa.Column("records", Counter, nullable=False),
     comment="How far each outbox has got in each lane: what makes a delivery take effect once.",
 )
 
@@ -333,6 +336,9 @@ records: Final = _table(
     sa.Column("parts", sa.Integer, nullable=False),
     sa.Column("body", Value),
     sa.Column("tags", Json),
+    # Over all of the row, under the salt of its put.
+    sa.Column("digest", Digest, nullable=False),
+    sa.Column("salt", Salt, nullable=False),
     sa.Column("updated_at", Timestamp, nullable=False),
     sa.Index("uq_letopis_records_key", "partition", "scope", "namespace", "record_key", unique=True),
     comment="What frameworks keep beside the messages: the last version of each record.",
@@ -363,7 +369,7 @@ record_ledger: Final = _table(
     sa.Column("origin_id", Uuid16(), primary_key=True),
     sa.Column("sequence", Counter, primary_key=True, autoincrement=False),
     sa.Column("event_id", Uuid16(), nullable=False),
-    sa.Column("digest", Digest),
+    sa.Column("digest", Digest, nullable=False),
     sa.Column("superseded", sa.SmallInteger, nullable=False),
     comment="The changes of records that an outbox could still send again: what makes each take effect once.",
 )

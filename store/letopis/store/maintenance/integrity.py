@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from letopis.store.database.dialects import dialect_for
 from letopis.store.database.schema import (
     conversations,
     events,
@@ -26,9 +27,10 @@ from letopis.store.database.schema import (
     records,
 )
 from letopis.store.maintenance.erasure_causes import erasure_problems
+from letopis.store.maintenance.record_problems import record_problems
 from letopis.store.maintenance.wal_format import scan_wal
 from letopis.store.model.codec import decode, digest_of
-from letopis.store.model.records import FIRST_CONVERSATION_ID, Scope, lane_subject
+from letopis.store.model.records import FIRST_CONVERSATION_ID, lane_subject
 from letopis.store.rules.redaction import is_stripped
 
 PAGE_ROWS: Final = 500
@@ -83,11 +85,13 @@ async def find_problems(engine: AsyncEngine, *, checked: Checked = unheard) -> A
     """Yield the problems of a store that is at this release's revision.
 
     Every event is compared with its digest, and the log with its counters: positions, versions and the sequences of
-    each outbox have no gaps. An SQLite file's structure is checked as a whole. Content is never quoted.
+    each outbox have no gaps. An SQLite file's structure is checked as a whole. Content is never quoted. Everything is
+    read from one snapshot: deliveries may go on.
 
     :param checked: called with how many events of how many were compared.
     """
     async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+        await dialect_for(connection.dialect.name).begin_snapshot(connection)
         for subject, check in _checks(checked):
             try:
                 async for problem in check(connection):
@@ -273,55 +277,17 @@ async def _owners(connection: AsyncConnection) -> AsyncIterator[str]:
         yield f"the active conversation of owner {owner_id!r} does not exist"
 
 
-async def record_problems(connection: AsyncConnection) -> AsyncIterator[str]:
-    """Yield the problems of records: values that are not whole, rows that belong to nothing."""
-    async for problem in _values(connection):
-        yield problem
-    for table in (record_parts, record_tags):
-        same = sa.and_(records.c.partition == table.c.partition, records.c.record_id == table.c.record_id)
-        strays = (
-            sa.select(sa.func.count()).select_from(table.outerjoin(records, same)).where(records.c.record_id.is_(None))
-        )
-        if count := (await connection.execute(strays)).scalar_one():
-            yield f"{count} rows of {table.name} belong to no record"
-
-
-async def _values(connection: AsyncConnection) -> AsyncIterator[str]:
-    length = sa.func.length if connection.dialect.name != "postgresql" else sa.func.octet_length
-    parts = (
-        sa.select(
-            record_parts.c.partition,
-            record_parts.c.record_id,
-            sa.func.count().label("held"),
-            sa.func.sum(length(record_parts.c.body)).label("octets"),
-        )
-        .group_by(record_parts.c.partition, record_parts.c.record_id)
-        .subquery()
-    )
-    same = sa.and_(parts.c.partition == records.c.partition, parts.c.record_id == records.c.record_id)
-    inline = sa.and_(
-        records.c.parts == 0,
-        sa.or_(records.c.body.is_(None), length(records.c.body) != records.c.size, parts.c.held.is_not(None)),
-    )
-    apart = sa.and_(
-        records.c.parts > 0,
-        sa.or_(sa.func.coalesce(parts.c.held, 0) != records.c.parts, parts.c.octets != records.c.size),
-    )
-    wrong = sa.select(records.c.scope).select_from(records.outerjoin(parts, same)).where(sa.or_(inline, apart))
-    for row in await _first_rows(connection, wrong):
-        yield f"records of {Scope(row.scope)}: a value is not whole"
-
-
 async def _other_tables(connection: AsyncConnection) -> AsyncIterator[str]:
     if connection.dialect.name != "sqlite":
         return
-    # Reading every row reveals invalid UTF-8. The log was read before.
-    for table in metadata.sorted_tables:
-        if table is not events:
-            try:
-                (await connection.execute(sa.select(table))).all()
-            except UNREADABLE_ERRORS as error:
-                yield f"{table.name} cannot be read [{error_code(error)}]"
+    # Reading every row reveals invalid UTF-8.
+    read_before = (events, records, record_parts, record_tags)
+    for table in (table for table in metadata.sorted_tables if table not in read_before):
+        try:
+            async for _ in (await connection.stream(sa.select(table))).partitions(PAGE_ROWS):
+                pass
+        except UNREADABLE_ERRORS as error:
+            yield f"{table.name} cannot be read [{error_code(error)}]"
 
 
 async def _first_rows(connection: AsyncConnection, statement: Any) -> Sequence[sa.Row[Any]]:

@@ -9,6 +9,8 @@ from hashlib import sha256
 from typing import Any, Final, Self
 from uuid import UUID
 
+import orjson
+
 from letopis.store.errors import HistoryDiverged, InvalidInput
 from letopis.store.model.codec import SALT_BYTES, EncodedEvent, decode, digest_of
 from letopis.store.model.records import (
@@ -46,6 +48,8 @@ class RecordChange:
     :ivar expected: what the change depends on.
     :ivar keep: a change that finds another record than it expects leaves that one, and is no conflict.
     :ivar erases: a clear whose traces are erased too, because its conversation or owner is.
+    :ivar checksum: the SHA-256 of the value, in hexadecimal.
+    :ivar salt: of the event; ``None`` if it was erased.
     :ivar body: the value; ``None`` if a later change took it away, or the change has none.
     """
 
@@ -61,6 +65,8 @@ class RecordChange:
     size: int = 0
     tags: Mapping[str, Tag] = field(default_factory=dict)
     occurred_at: int = 0
+    checksum: str = ""
+    salt: bytes | None = None
     body: bytes | None = None
 
     @property
@@ -73,6 +79,15 @@ def record_id(scope: Scope, place: RecordKey) -> UUID:
     """Return the id under which the row of a record is found; derived from all that names it."""
     whole = b"\0".join((scope.name.encode(), *place))
     return UUID(bytes=sha256(whole).digest()[:16])
+
+
+def record_digest(salt: bytes, *row: object) -> bytes:
+    """Return the SHA-256 of a salt and of what the row of a record says.
+
+    :param row: its id, scope, namespace, key, revision, media, size and tags, the checksum of its value, and when it
+        was put; as JSON has them, bytes in hexadecimal.
+    """
+    return sha256(salt + orjson.dumps(row, option=orjson.OPT_SORT_KEYS)).digest()
 
 
 def change_event(
@@ -137,6 +152,8 @@ def decode_change(delivery: SequencedEvent) -> RecordChange:
         size=size,
         tags=check_tags(data.get("tags"), "data.tags"),
         occurred_at=event.occurred_at,
+        checksum=checksum or "",
+        salt=event.salt,
         body=None if event.redacted else event.body,
     )
 
@@ -185,13 +202,13 @@ class RecordPlan:
     :ivar final: the change whose value a record has in the end, or ``None`` where it has none; of records that change.
     :ivar cleared: the prefixes under which all records go, before the final values are written.
     :ivar superseded: the sequences of changes whose condition did not hold.
-    :ivar erased_to: the sequence up to which the lane's traces are erased; 0 for none.
+    :ivar erases: True if content was erased.
     """
 
     final: dict[RecordKey, RecordChange | None] = field(default_factory=dict)
     cleared: list[bytes] = field(default_factory=list)
     superseded: set[int] = field(default_factory=set)
-    erased_to: int = 0
+    erases: bool = False
 
 
 def plan_changes(
@@ -234,26 +251,21 @@ def _clear(plan: RecordPlan, revisions: dict[RecordKey, UUID], change: RecordCha
             del revisions[place]
             plan.final[place] = None
     plan.cleared.append(change.prefix)
-    if change.erases:
-        plan.erased_to = change.sequence
+    plan.erases = plan.erases or change.erases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """What the ledger holds of a change.
-
-    :ivar digest: ``None`` if its traces were erased.
-    """
+    """What the ledger holds of a change."""
 
     event_id: UUID
-    digest: bytes | None
+    digest: bytes
     superseded: bool
 
     @classmethod
     def of(cls, row: Any) -> Self:
         """Return the entry of a row of the table."""
-        digest = None if row.digest is None else bytes(row.digest)
-        return cls(event_id=row.event_id, digest=digest, superseded=bool(row.superseded))
+        return cls(event_id=row.event_id, digest=bytes(row.digest), superseded=bool(row.superseded))
 
 
 def check_known_changes(compared: ComparedLane, ledger: Mapping[int, LedgerEntry], *, floor: int) -> set[int]:
@@ -268,8 +280,7 @@ def check_known_changes(compared: ComparedLane, ledger: Mapping[int, LedgerEntry
         if delivery.sequence <= floor:
             continue
         found, event = ledger.get(delivery.sequence), delivery.event
-        comparable = found is not None and found.digest is not None and not event.redacted
-        if found is None or found.event_id != event.event_id or (comparable and found.digest != event.digest):
+        if found is None or (found.event_id, found.digest) != (event.event_id, event.digest):
             raise HistoryDiverged(
                 conversation_id=compared.lane.conversation_id, sequence=delivery.sequence, event_id=event.event_id
             )

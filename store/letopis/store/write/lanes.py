@@ -36,7 +36,7 @@ from letopis.store.write.transaction import ApplyTransaction, of_conversation, o
 
 Decode = Callable[[Sequence[SequencedEvent]], tuple[Any, ...]]
 """Decodes events of one lane: to :class:`RecordChange` where it is one of records, otherwise :class:`DecodedEvent`."""
-_NO_HEAD: Final = (0, 0, 0)
+_NO_HEAD: Final = (0, 0, 0, 0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +51,7 @@ class AcceptedLane:
     :ivar duplicates: how many sequences of the lane have no event of their own, as the same one was there already.
     :ivar floor: up to here the ledger of a lane of records is trimmed.
     :ivar trims: True if that is further than before.
+    :ivar records: how many records the lane has added, less those it has removed.
     :ivar gone: True if the conversation of a lane of records was deleted.
     :ivar row: the conversation; like all below, loaded if there are fresh events.
     :ivar targets: the stored messages that the events may change; without those that ``unloaded`` counts.
@@ -68,6 +69,7 @@ class AcceptedLane:
     duplicates: int = 0
     floor: int = 0
     trims: bool = False
+    records: int = 0
     gone: bool = False
     row: ConversationRow = field(init=False)
     targets: list[MessageRow] = field(init=False)
@@ -107,7 +109,7 @@ class Lanes:
 
     def __init__(self, dialect: Dialect) -> None:
         self._heads = dialect.locked(
-            sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.duplicates, lanes.c.floor)
+            sa.select(lanes.c.conversation_id, lanes.c.sequence, lanes.c.duplicates, lanes.c.floor, lanes.c.records)
             .where(
                 *of_conversations(dialect, lanes),
                 lanes.c.origin_id == sa.bindparam("origin"),
@@ -178,7 +180,7 @@ class Lanes:
         accepted = []
         for one in compared:
             name = one.lane.conversation_id
-            _, duplicates, floor = heads.get(name, _NO_HEAD)
+            _, duplicates, floor, count = heads.get(name, _NO_HEAD)
             try:
                 if is_record_lane(name):
                     found = await self._accept_changes(transaction, one, floor, decode)
@@ -189,14 +191,15 @@ class Lanes:
                 refused.append(refusal)
             else:
                 found.duplicates += duplicates
+                found.records = count
                 accepted.append(found)
         return accepted, refused
 
     async def _lock_heads(
         self, transaction: ApplyTransaction, batch: Sequence[LaneBatch]
-    ) -> dict[str, tuple[int, int, int]]:
-        """Return the head of each lane that is there, its duplicates and its floor."""
-        heads: dict[str, tuple[int, int, int]] = {}
+    ) -> dict[str, tuple[int, int, int, int]]:
+        """Return the head of each lane that is there, its duplicates, its floor and its count of records."""
+        heads: dict[str, tuple[int, int, int, int]] = {}
         # Sorted as a whole, because the lookups of one batch are several statements.
         names = sorted((lane.conversation_id for lane in batch), key=transaction.lock_order)
         for part in in_batches(names):
@@ -206,7 +209,7 @@ class Lanes:
                 conversations=part,
                 origin=transaction.origin.origin_id,
             )
-            heads.update({row.conversation_id: (row.sequence, row.duplicates, row.floor) for row in rows})
+            heads.update({name: (head, duplicates, floor, count) for name, head, duplicates, floor, count in rows})
         return heads
 
     async def _find_stored(
@@ -307,7 +310,7 @@ class Lanes:
         for lane in sorted(accepted, key=lambda lane: transaction.lock_order(lane.conversation_id)):
             if lane.moves:
                 key = (lane.partition, lane.conversation_id, transaction.origin.origin_id)
-                row = (*key, lane.compared.end, lane.duplicates, lane.floor)
+                row = (*key, lane.compared.end, lane.duplicates, lane.floor, lane.records)
                 (old if lane.compared.head else new).append(row)
         await transaction.dialect.insert(transaction.connection, lanes, new)
         await transaction.dialect.overwrite(transaction.connection, lanes, old)

@@ -21,7 +21,7 @@ from letopis.store.model.records import (
     range_end,
 )
 from letopis.store.rules.apply_plan import TableRow
-from letopis.store.rules.record_plan import SUPERSEDED, RecordChange, plan_changes, record_id
+from letopis.store.rules.record_plan import SUPERSEDED, RecordChange, plan_changes, record_digest, record_id
 from letopis.store.write.lanes import AcceptedLane
 from letopis.store.write.transaction import ApplyTransaction, of_conversation
 
@@ -59,17 +59,6 @@ class RecordWriter:
             .order_by(records.c.namespace, records.c.record_key)
             .limit(sa.literal_column(str(_CLEARED_PER_READ)))
         )
-        # An UPDATE keeps the names of columns for its own parameters.
-        self._erase_traces = (
-            sa.update(record_ledger)
-            .where(
-                record_ledger.c.partition == sa.bindparam("at_partition"),
-                record_ledger.c.conversation_id == sa.bindparam("at_lane"),
-                record_ledger.c.sequence < sa.bindparam("before"),
-                record_ledger.c.digest.is_not(None),
-            )
-            .values(digest=None)
-        )
         self._trim = sa.delete(record_ledger).where(
             *of_conversation(record_ledger),
             record_ledger.c.origin_id == sa.bindparam("origin"),
@@ -77,7 +66,7 @@ class RecordWriter:
         )
 
     async def write(
-        self, transaction: ApplyTransaction, accepted: Iterable[AcceptedLane], *, deleted: Collection[str]
+        self, transaction: ApplyTransaction, accepted: Sequence[AcceptedLane], *, deleted: Collection[str]
     ) -> bool:
         """Write the changes of lanes of records, and trim their ledgers. Return True if content was erased.
 
@@ -91,9 +80,9 @@ class RecordWriter:
             if lane.changes:
                 lane.gone = lane.gone or lane.scope.conversation_id in deleted
                 erased = await self._apply(transaction, lane) or erased
-        for scope in map(Scope.conversation, deleted):
-            await self._clear(transaction, scope, b"")
-            await self._erase(transaction, scope)
+        for lane in accepted:
+            if lane.conversation_id in deleted:
+                await self._clear(transaction, lane, Scope.conversation(lane.conversation_id), b"")
         return erased
 
     async def _apply(self, transaction: ApplyTransaction, lane: AcceptedLane) -> bool:
@@ -108,9 +97,10 @@ class RecordWriter:
         plan = plan_changes(lane.changes, revisions, gone=lane.gone)
         lane.conflicts |= dict.fromkeys(sorted(plan.superseded), SUPERSEDED)
         for prefix in plan.cleared:
-            await self._clear(transaction, scope, prefix, lane=lane.conversation_id)
+            await self._clear(transaction, lane, scope, prefix)
             stored = {place: row for place, row in stored.items() if not RecordRange(prefix=prefix).holds(place)}
         await self._write_rows(transaction, scope, partition, plan.final, stored)
+        lane.records += sum((change is not None) - (place in stored) for place, change in plan.final.items())
         origin = transaction.origin.origin_id
         ledger: list[TableRow] = [
             (
@@ -125,9 +115,7 @@ class RecordWriter:
             for change, delivery in zip(lane.changes, lane.compared.fresh, strict=True)
         ]
         await self._dialect.insert(transaction.connection, record_ledger, ledger)
-        if plan.erased_to:
-            await self._erase(transaction, scope, lane=lane.conversation_id, before=plan.erased_to)
-        return plan.erased_to > 0
+        return plan.erases
 
     async def _write_rows(
         self,
@@ -157,13 +145,8 @@ class RecordWriter:
         await self._in_chunks(transaction, record_parts, parts, overwrite=False)
         await self._dialect.insert(transaction.connection, record_tags, tags)
 
-    async def _clear(
-        self, transaction: ApplyTransaction, scope: Scope, prefix: bytes, *, lane: str | None = None
-    ) -> None:
-        """Remove the records of a scope under a prefix, in pages.
-
-        :param lane: those of this lane alone; a space has several.
-        """
+    async def _clear(self, transaction: ApplyTransaction, lane: AcceptedLane, scope: Scope, prefix: bytes) -> None:
+        """Remove the records of a scope under a prefix, in pages; of a space, those of the lane alone."""
         partition, end, start = scope.partition(transaction.partitions), range_end(prefix), prefix
         statement = self._under
         if end is not None:
@@ -171,17 +154,14 @@ class RecordWriter:
         values = {"at_partition": partition, "at_scope": scope.name, **({} if end is None else {"end": end})}
         last = b""  # before all keys, which are never empty
         while rows := (await transaction.execute(statement, start=start, last=last, **values)).all():
-            mine = [row.record_id for row in rows if lane in (None, scope.lane(bytes(row.namespace)))]
-            await self._remove(transaction, partition, mine)
+            mine = [
+                row.record_id
+                for row in rows
+                if not scope.in_lanes or scope.lane(bytes(row.namespace)) == lane.conversation_id
+            ]
+            # Another outbox may have removed some of them since they were read.
+            lane.records -= await self._remove(transaction, partition, mine)
             start, last = bytes(rows[-1].namespace), bytes(rows[-1].record_key)
-
-    async def _erase(
-        self, transaction: ApplyTransaction, scope: Scope, *, lane: str | None = None, before: int = 2**62
-    ) -> None:
-        """Take the digests of a scope's changes out of the ledger."""
-        partition = scope.partition(transaction.partitions)
-        for name in scope.lanes if lane is None else (lane,):
-            await transaction.execute(self._erase_traces, at_partition=partition, at_lane=name, before=before)
 
     async def _remove(
         self,
@@ -189,10 +169,14 @@ class RecordWriter:
         partition: int,
         ids: Sequence[UUID],
         tables: Iterable[sa.Table] = (records, record_parts, record_tags),
-    ) -> None:
+    ) -> int:
+        """Remove the rows of records from tables. Return how many were in the table of records."""
+        count = 0
         for part in in_batches(ids):
             for table in tables:
-                await transaction.execute(self._delete[table], at_partition=partition, ids=part)
+                removed = await transaction.execute(self._delete[table], at_partition=partition, ids=part)
+                count += removed.rowcount if table is records else 0
+        return count
 
     async def _in_chunks(
         self, transaction: ApplyTransaction, table: sa.Table, rows: Sequence[TableRow], *, overwrite: bool
@@ -215,8 +199,21 @@ def _sorted(ids: Iterable[UUID]) -> list[UUID]:
 
 
 def _row(partition: int, record: UUID, scope: Scope, change: RecordChange) -> TableRow:
-    body = change.body or b""
+    body, salt = change.body or b"", change.salt or b""
     inline = len(body) <= MAX_INLINE_BYTES
+    digest = record_digest(
+        salt,
+        record.hex,
+        scope.name,
+        change.prefix.hex(),
+        change.key.hex(),
+        change.event_id.hex,
+        change.media.value,
+        len(body),
+        change.tags,
+        change.checksum,
+        change.occurred_at,
+    )
     return (
         partition,
         record,
@@ -228,7 +225,9 @@ def _row(partition: int, record: UUID, scope: Scope, change: RecordChange) -> Ta
         len(body),
         0 if inline else -(-len(body) // PART_BYTES),
         body if inline else None,
-        orjson.dumps(dict(change.tags)).decode() if change.tags else None,
+        orjson.dumps(change.tags).decode() if change.tags else None,
+        digest,
+        salt,
         change.occurred_at,
     )
 

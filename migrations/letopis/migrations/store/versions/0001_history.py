@@ -129,6 +129,7 @@ def create_tables() -> None:
         required("sequence", sa.BigInteger()),
         required("duplicates", sa.BigInteger()),
         required("floor", sa.BigInteger()),
+        required("records", sa.BigInteger()),
         comment="How far each outbox has got in each lane: what makes a delivery take effect once.",
     )
     create(
@@ -252,6 +253,8 @@ def create_record_tables() -> None:
         required("parts", sa.Integer()),
         sa.Column("body", value),
         sa.Column("tags", json),
+        required("digest", digest),
+        required("salt", salt),
         required("updated_at", sa.BigInteger()),
         comment="What frameworks keep beside the messages: the last version of each record.",
     )
@@ -278,7 +281,7 @@ def create_record_tables() -> None:
         key("origin_id", uuid16),
         key("sequence", sa.BigInteger()),
         required("event_id", uuid16),
-        sa.Column("digest", digest),
+        required("digest", digest),
         required("superseded", sa.SmallInteger()),
         comment="The changes of records that an outbox could still send again: what makes each take effect once.",
     )
