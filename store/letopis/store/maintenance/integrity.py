@@ -26,6 +26,7 @@ from letopis.store.database.schema import (
     record_tags,
     records,
 )
+from letopis.store.maintenance.active_conversations import active_problems
 from letopis.store.maintenance.erasure_causes import erasure_problems
 from letopis.store.maintenance.record_problems import record_problems
 from letopis.store.maintenance.wal_format import scan_wal
@@ -304,6 +305,7 @@ def _checks(checked: Checked) -> tuple[tuple[str, Callable[[AsyncConnection], As
         ("the order of each outbox's events", _sequences),
         ("the progress of each outbox", _lanes),
         ("the lists of conversations and owners", _owners),
+        ("the active conversations", active_problems),
         ("the records", record_problems),
         ("the other tables", _other_tables),
     )
