@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.event_log.event_ids import index_event_ids
+from letopis.outbox.event_log.event_ids import RECOUNT, index_event_ids
 from letopis.outbox.file.identity import assign_new_identity
 from letopis.outbox.file.outbox_file import OutboxFile
 from letopis.outbox.relay.lease import Lease
@@ -119,6 +119,7 @@ def _renew(connection: sa.Connection, path: Path, now_us: int) -> OriginReset:
         _SHIFT_MARKS,
         _FORGET_LANES,
         _RESTART_LANES,
+        RECOUNT,
     ):
         connection.exec_driver_sql(statement)
     origin = assign_new_identity(connection, path, now_us=now_us)

@@ -17,7 +17,7 @@ from letopis.outbox.diagnostics.integrity import is_intact
 from letopis.outbox.diagnostics.new_origin import assign_new_origin
 from letopis.outbox.diagnostics.sqlite_pages import IndexEntry, Pages, TableRow
 from letopis.outbox.event_log.append_statements import INSERT_EVENTS
-from letopis.outbox.event_log.event_ids import index_event_ids
+from letopis.outbox.event_log.event_ids import RECOUNT, index_event_ids
 from letopis.outbox.event_log.records.log import rebuild_records
 from letopis.outbox.file.inspection import outbox_path
 from letopis.outbox.file.outbox_file import OutboxFile
@@ -291,7 +291,7 @@ def _lane(row: TableRow) -> tuple[str, _Lane] | None:
 def _origin(row: TableRow) -> _Origin | None:
     match row.values:
         case (None, bytes() as origin_id, int() as epoch, str(), str(), int(), *rest) if (
-            row.rowid == 1 and len(origin_id) == 16 and epoch > 0 and len(rest) in (0, 2, 3)
+            row.rowid == 1 and len(origin_id) == 16 and epoch > 0 and len(rest) in (0, 2, 3, 4)
         ):
             store_id, destination = rest[:2] or (None, None)
             return _Origin(
@@ -401,6 +401,7 @@ def _write(
         )
     with closing(connection.connection.cursor()) as cursor:
         rebuild_records(cursor, bodies)
+        cursor.execute(RECOUNT)
 
 
 __all__ = ("Salvaged", "salvage")

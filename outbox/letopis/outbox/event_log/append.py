@@ -47,6 +47,7 @@ _WITH_RECORDS: Final = RECORD_TYPES | ERASES_RECORDS
 _IS_LANE: Final = "SELECT 1 FROM letopis_outbox_lanes WHERE conversation_id = ?"
 _LANE_BESIDE: Final = _LANE.format(more="") + "= ?"
 _LAST_LANE: Final = "SELECT coalesce(max(lane), 0) FROM letopis_outbox_lanes"
+_UNCOUNTED: Final = "UPDATE letopis_outbox_origin SET uncounted = uncounted + 1"
 _SINCE: Final = "SELECT sequence, type FROM letopis_outbox_log WHERE conversation_id = ? AND sequence > ?"
 
 
@@ -89,6 +90,7 @@ def insert_event(connection: sa.Connection, lane: Lane, event: EncodedEvent, seq
         position = newest_position(cursor) + 1
         row = event_row(event, position=position, lane=lane.key, sequence=sequence, now_us=now_us)
         cursor.execute(INSERT_EVENTS, row)
+        cursor.execute(_UNCOUNTED)
 
 
 def erase_records(cursor: Any, conversation_id: str, *, now_us: int) -> None:

@@ -31,6 +31,9 @@ NEWEST_POSITION: Final = (
     " coalesce((SELECT max(position) FROM letopis_outbox_events), 0))"
 )
 """Selects the last position that was given out; 0 before the first."""
+UNCOUNTED: Final = f"({NEWEST_POSITION}) - (SELECT coalesce(sum(head), 0) FROM letopis_outbox_lanes)"  # noqa: S608 - ours
+"""An expression: how many positions no head of a lane counts. Appends and pruning leave it as it is."""
+RECOUNT: Final = f"UPDATE letopis_outbox_origin SET uncounted = {UNCOUNTED}"  # noqa: S608 - ours
 _FIND: Final = (
     "SELECT position FROM letopis_outbox_event_ids WHERE event_id IN ({places}) UNION ALL"
     " SELECT position FROM letopis_outbox_events WHERE position > ? AND event_id IN ({places})"

@@ -32,6 +32,8 @@ origin: Final = sa.Table(
     sa.Column("destination", sa.Text),
     # The position up to which the ids of events are in `event_ids`; raised to the last one before events are deleted.
     sa.Column("indexed", sa.Integer, nullable=False, server_default="0"),
+    # Positions that no head of a lane counts: of tombstones of lost events, and of lanes that began again at 1.
+    sa.Column("uncounted", sa.Integer, nullable=False, server_default="0"),
 )
 
 events: Final = sa.Table(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from letopis.outbox import History
 from letopis.outbox.diagnostics.integrity import find_problems
+from letopis.outbox.diagnostics.new_origin import assign_new_origin
+from letopis.outbox.event_log.retention import Pruner, Retention
+from letopis.outbox.file.outbox_file import OutboxFile
+from letopis.outbox.operations.repair import skip_missing
 from letopis.store import Message
 
 _DAMAGED = "event {} of conversation 'a' is not what was appended"
@@ -58,3 +63,46 @@ async def test_find_problems_finds_the_last_pending_event_that_was_removed(file:
 async def test_find_problems_finds_an_erasure_that_left_content(file: Path) -> None:
     found = change(file, f"UPDATE letopis_outbox_events SET salt = NULL, redacted = 1 WHERE {of_a(3)}")
     assert found == [_DAMAGED.format(3)]
+
+
+@pytest.mark.parametrize(("chat", "count"), [("a", 4), ("b", 2)])  # the last event of b is the newest of the file
+async def test_find_problems_finds_a_pending_conversation_that_was_removed(file: Path, chat: str, count: int) -> None:
+    lane = f"lane = (SELECT lane FROM letopis_outbox_lanes WHERE conversation_id = '{chat}')"
+    found = change(
+        file, f"DELETE FROM letopis_outbox_events WHERE {lane}", f"DELETE FROM letopis_outbox_lanes WHERE {lane}"
+    )
+    assert found == [f"{count} events were appended to conversations that do not count them any more"]
+
+
+async def test_find_problems_finds_the_last_event_that_was_removed_with_its_count(file: Path) -> None:
+    [problem] = change(
+        file,
+        f"DELETE FROM letopis_outbox_events WHERE {of_a(4)}",
+        "UPDATE letopis_outbox_lanes SET head = 3 WHERE conversation_id = 'a'",
+    )
+    assert problem == "1 events were appended to conversations that do not count them any more"
+
+
+async def test_find_problems_finds_nothing_where_events_were_given_up_renumbered_and_pruned(file: Path) -> None:
+    change(
+        file,
+        f"DELETE FROM letopis_outbox_events WHERE {of_a(2)}",
+        "UPDATE letopis_outbox_lanes SET state = 'blocked' WHERE conversation_id = 'a'",
+    )
+    outbox = await OutboxFile.open(file)
+    await outbox.write(lambda connection: skip_missing(connection, "a", held=0, reason="lost", now_us=outbox.now_us()))
+    await outbox.close()
+    assert change(file) == []
+    delivered = "UPDATE letopis_outbox_lanes SET delivered = {} WHERE conversation_id = 'a'"
+    assert change(file, delivered.format(2)) == []
+    outbox = await OutboxFile.open(file)
+    await outbox.write(Pruner(Retention(keep_last=0, keep_for=timedelta(0)), lambda: 2**60))
+    await outbox.close()
+    assert change(file) == []
+
+    await assign_new_origin(file)
+
+    assert change(file) == []
+    async with History.open(file, store="postgresql://127.0.0.1:1/none", relay=False) as history:
+        await history.append("c", Message.user("words"))
+    assert change(file) == []

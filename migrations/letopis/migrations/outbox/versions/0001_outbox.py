@@ -139,6 +139,7 @@ TABLES = (
         store_id BLOB,
         destination TEXT,
         indexed INTEGER DEFAULT '0' NOT NULL,
+        uncounted INTEGER DEFAULT '0' NOT NULL,
         PRIMARY KEY (only)
     )
     """,
