@@ -12,12 +12,14 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from letopis.outbox import History
+from letopis.outbox.diagnostics.integrity import record_problems as outbox_problems
 from letopis.outbox.history.records import Records
 from letopis.outbox.relay.relay import Relay
 from letopis.outbox.transfer.exporter import Exporter
 from letopis.outbox.transfer.importer import ImportCounts, Importer, try_out
 from letopis.outbox.transfer.record_source import RecordSource
 from letopis.store import ConversationStore, Message, Record, move
+from letopis.store.maintenance.integrity import find_problems
 from letopis.store.transfer.jsonl import Refused, read_lines
 from letopis.store.transfer.seen_keys import SeenKeys
 from tests.support.apart import open_apart
@@ -42,6 +44,12 @@ async def bot(tmp_path: Path, store: ConversationStore) -> AsyncIterator[History
 
 async def deliver(history: History) -> None:
     await Relay(history.outbox, history.store).drain()
+
+
+async def problems(history: History) -> list[str]:
+    """What `db verify` and `outbox verify` find."""
+    found = [problem async for problem in find_problems(history.store._engine)]
+    return found + await history.outbox.read(lambda connection: list(outbox_problems(connection)))
 
 
 def scopes(history: History) -> dict[str, Records]:
@@ -108,6 +116,7 @@ async def test_records_move_with_all_that_they_are(
         assert (counts.imported, counts.known, refused) == (0, 1 + 5 + len(VALUES), [])
         await deliver(new)
         assert {one.revision for one in (await everything(new)).values()} == revisions
+        assert await problems(new) == []
         assert await export(new) == raw
 
 
@@ -256,6 +265,7 @@ async def test_a_move_takes_records_and_their_ledger_along(
         assert {place: one.revision for place, one in anew.items()} == {
             place: one.revision for place, one in before.items() if place != ("owner 42", "name", "of the owner")
         }
+        assert await problems(moved) == []
 
 
 async def test_a_rebuild_leaves_records_as_they_are(bot: History, store: ConversationStore) -> None:
@@ -265,4 +275,5 @@ async def test_a_rebuild_leaves_records_as_they_are(bot: History, store: Convers
     async for _ in store.rebuild():
         pass
     assert await everything(bot) == before
+    assert await problems(bot) == []
     assert [one.text for one in await bot.messages(CHAT)] == ["hello"]

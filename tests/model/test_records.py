@@ -28,7 +28,7 @@ from letopis.outbox.event_log.lanes import next_batch
 from letopis.outbox.event_log.retention import Pruner
 from letopis.store import ABSENT, ConversationStore, LetopisError
 from letopis.store.database.engines import create_store_engine
-from letopis.store.maintenance.integrity import record_problems
+from letopis.store.maintenance.record_problems import record_problems
 from letopis.store.model.records import SPACE_LANES, Scope
 from letopis.store.rules.apply_plan import LaneBatch
 from tests.support.defects import HOLLOWED_TOO_SOON, RECORDS_TWICE, planted

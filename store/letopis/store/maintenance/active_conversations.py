@@ -85,7 +85,7 @@ async def _was_left(connection: AsyncConnection, owner: sa.Row[Any]) -> bool:
     return False
 
 
-def _activation(event: sa.Row[Any]) -> tuple[UUID, int | None]:
+def _activation(event: Any) -> tuple[UUID, int | None]:
     """Return the outbox of an activation, and its order there."""
     try:
         order = decode(event.metadata).get(ACTIVATION_ORDER_KEY)

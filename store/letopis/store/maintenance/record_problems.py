@@ -30,6 +30,7 @@ _VALUES: Final = (
     .select_from(records.outerjoin(record_parts, _IN_PARTS))
     .order_by(records.c.partition, records.c.record_id, record_parts.c.part)
 )
+_COVERED: Final = list(records.c)[1:8]
 _STRAY_PARTS: Final = (
     sa.select(sa.func.count())
     .select_from(record_parts.outerjoin(records, _IN_PARTS))
@@ -83,20 +84,8 @@ def _is_intact(row: sa.Row[Any], size: int, checksum: str) -> bool:
         tags = orjson.loads(row.tags) if row.tags else {}
     except ValueError:
         return False
-    digest = record_digest(
-        bytes(row.salt),
-        row.record_id.hex,
-        row.scope,
-        bytes(row.namespace).hex(),
-        bytes(row.record_key).hex(),
-        row.revision.hex,
-        row.media,
-        row.size,
-        tags,
-        checksum,
-        row.updated_at,
-    )
-    return size == row.size and digest == bytes(row.digest)
+    columns = [row._mapping[column] for column in _COVERED]
+    return size == row.size and row.digest == record_digest(row.salt, *columns, tags, checksum, row.updated_at)
 
 
 def _tags_of(row: sa.Row[Any]) -> Iterator[tuple[bytes, bytes]]:

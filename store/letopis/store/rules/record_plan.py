@@ -84,10 +84,14 @@ def record_id(scope: Scope, place: RecordKey) -> UUID:
 def record_digest(salt: bytes, *row: object) -> bytes:
     """Return the SHA-256 of a salt and of what the row of a record says.
 
-    :param row: its id, scope, namespace, key, revision, media, size and tags, the checksum of its value, and when it
-        was put; as JSON has them, bytes in hexadecimal.
+    :param row: the columns from its id to its size, then tags, the checksum of the value, and when it was put.
     """
-    return sha256(salt + orjson.dumps(row, option=orjson.OPT_SORT_KEYS)).digest()
+    return sha256(salt + orjson.dumps(row, default=_as_text, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def _as_text(value: object) -> str:
+    # A driver's subclass of UUID is none to orjson.
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def change_event(

@@ -201,32 +201,14 @@ def _sorted(ids: Iterable[UUID]) -> list[UUID]:
 def _row(partition: int, record: UUID, scope: Scope, change: RecordChange) -> TableRow:
     body, salt = change.body or b"", change.salt or b""
     inline = len(body) <= MAX_INLINE_BYTES
-    digest = record_digest(
-        salt,
-        record.hex,
-        scope.name,
-        change.prefix.hex(),
-        change.key.hex(),
-        change.event_id.hex,
-        change.media.value,
-        len(body),
-        change.tags,
-        change.checksum,
-        change.occurred_at,
-    )
+    row = (record, scope.name, *change.place, change.event_id, change.media.value, len(body))
     return (
         partition,
-        record,
-        scope.name,
-        change.prefix,
-        change.key,
-        change.event_id,
-        change.media.value,
-        len(body),
+        *row,
         0 if inline else -(-len(body) // PART_BYTES),
         body if inline else None,
         orjson.dumps(change.tags).decode() if change.tags else None,
-        digest,
+        record_digest(salt, *row, change.tags, change.checksum, change.occurred_at),
         salt,
         change.occurred_at,
     )
