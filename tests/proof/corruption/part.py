@@ -40,7 +40,7 @@ UNREADABLE: Final = (sqlite3.Error, ValueError, OverflowError)
 NOT_READ: Final = {
     "letopis_outbox_events": (10,),  # appended_at
     "letopis_outbox_lanes": (7, 8, 9, 10, 11),  # attempts, due_at, pending_since, fault_class, fault
-    "letopis_outbox_origin": (3, 4, 5, 7),  # device, inode, created_at, destination
+    "letopis_outbox_origin": (3, 4, 5, 7, 9),  # device, inode, created_at, destination, uncounted
     "letopis_outbox_relay": tuple(range(17)),
     "letopis_store": (2, 4),  # created_at, moved_at
     "letopis_tasks": (6,),  # created_at
@@ -52,7 +52,7 @@ NOT_READ: Final = {
 TIMES: Final = {"letopis_outbox_events": (9,), "letopis_events": (12, 13), "letopis_search": (7,)}
 """When an event happened and was recorded. No digest covers these, so they are counted apart."""
 
-INDEXED_UP_TO: Final = -1
+INDEXED_UP_TO: Final = 8
 """The column of ``letopis_outbox_origin`` with the position up to which ids are indexed."""
 
 

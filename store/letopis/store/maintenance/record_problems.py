@@ -85,7 +85,8 @@ def _is_intact(row: sa.Row[Any], size: int, checksum: str) -> bool:
     except ValueError:
         return False
     columns = [row._mapping[column] for column in _COVERED]
-    return size == row.size and row.digest == record_digest(row.salt, *columns, tags, checksum, row.updated_at)
+    digest = record_digest(row.salt, *columns, tags, checksum, row.updated_at)
+    return (size, digest) == (row.size, row.digest)
 
 
 def _tags_of(row: sa.Row[Any]) -> Iterator[tuple[bytes, bytes]]:

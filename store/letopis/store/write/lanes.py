@@ -209,7 +209,7 @@ class Lanes:
                 conversations=part,
                 origin=transaction.origin.origin_id,
             )
-            heads.update({name: (head, duplicates, floor, count) for name, head, duplicates, floor, count in rows})
+            heads.update({row.conversation_id: (row.sequence, row.duplicates, row.floor, row.records) for row in rows})
         return heads
 
     async def _find_stored(
