@@ -32,9 +32,9 @@ async def filled(bots: Bots) -> None:
         for number in (1, 2):
             await one.start(owner, conversation_id=f"{owner}-{number}")
     await deliver(one)
-    await other.activate("ann-1", owner="ann")
+    await other.chat("ann-1").activate(owner="ann")
     await deliver(other)
-    await one.archive("bo-2")
+    await one.chat("bo-2").archive()
     await deliver(one)
 
 
@@ -63,18 +63,18 @@ async def test_what_deliveries_have_moved_is_no_problem(store: ConversationStore
     one, other = bots
     await filled(bots)
     await one.append("plain", Message.user("hello"), owner="cy")  # never activated
-    await one.restore("bo-2")
-    await other.archive("ann-1")
+    await one.chat("bo-2").restore()
+    await other.chat("ann-1").archive()
     await deliver(one, other)
     assert await problems(store) == []
 
     # Deleted, with the marker on it; the last one leaves; another is active again.
-    await one.activate("bo-2", owner="bo")
+    await one.chat("bo-2").activate(owner="bo")
     await deliver(one)
-    await other.delete("bo-2")
+    await other.chat("bo-2").delete()
     await deliver(other)
-    await one.archive("bo-1")
-    await one.activate("ann-2", owner="ann")
+    await one.chat("bo-1").archive()
+    await one.chat("ann-2").activate(owner="ann")
     await deliver(one)
 
     assert await problems(store) == []

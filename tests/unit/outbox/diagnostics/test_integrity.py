@@ -103,6 +103,6 @@ async def test_find_problems_finds_nothing_where_events_were_given_up_renumbered
     await assign_new_origin(file)
 
     assert change(file) == []
-    async with History.open(file, store="postgresql://127.0.0.1:1/none", relay=False) as history:
+    async with History(file, store="postgresql://127.0.0.1:1/none", relay=False) as history:
         await history.append("c", Message.user("words"))
     assert change(file) == []
