@@ -18,10 +18,10 @@ import pytest
 
 import letopis.console as web
 from letopis.console.access import Gate
+from letopis.console.insight import Insight
 from letopis.console.pages import overview
 from letopis.outbox import History
 from letopis.outbox.daemon import connection_limit
-from letopis.outbox.history.insight import Insight
 from letopis.store import Message
 from letopis.store.errors import ConfigurationError
 from tests.support.console import READER, TOKEN, House, secret_of

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from letopis.outbox.operations.stuck_lanes import next_attempt
-from letopis.store.model.events import from_microseconds
+from letopis.store.model.events import from_microseconds, to_microseconds, utc_now
 
 if TYPE_CHECKING:
     from letopis.outbox.operations.pending_events import PendingEvent
@@ -54,3 +54,8 @@ def json_value(text: str | None) -> Any:
 def iso_moment(microseconds: int) -> str:
     """Return a moment of UTC microseconds as ISO 8601."""
     return from_microseconds(microseconds).isoformat()
+
+
+def next_attempt(state: str, due_us: int) -> datetime | None:
+    """Return when a retrying lane is tried next; ``None`` if it is due, or not retried."""
+    return from_microseconds(due_us) if state == "retrying" and due_us > to_microseconds(utc_now()) else None
