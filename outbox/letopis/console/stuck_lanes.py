@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from letopis.outbox.event_log.statements import fetch_all
-from letopis.outbox.operations.event_json import next_attempt
+from letopis.outbox.operations.pending_events import next_attempt
 from letopis.store.model.events import from_microseconds
 
 STUCK_STATES: Final = ("blocked", "retrying", "paused")

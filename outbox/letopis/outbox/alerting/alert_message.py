@@ -12,9 +12,8 @@ from typing import Final
 
 from letopis.outbox.alerting.channels import Alert
 from letopis.outbox.alerting.incidents import IncidentKind, IncidentRecord, fault_class
-from letopis.outbox.alerting.language import catalogue, duration, language_of, moment
+from letopis.outbox.alerting.language import catalogue, duration, language_of, moment, reason_in
 from letopis.outbox.alerting.notifications import NotificationKind, PendingNotification
-from letopis.outbox.alerting.reasons import reason_in
 from letopis.store.model.records import shown_lane
 
 MAX_LISTED: Final = 5

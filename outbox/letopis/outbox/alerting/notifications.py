@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from letopis.outbox.alerting import texts
 from letopis.outbox.alerting.incidents import LATE, IncidentKind, IncidentRecord, IncidentState, fault_class
+from letopis.outbox.alerting.language import Style, user_recovered, user_stuck
 from letopis.outbox.retry.policy import RetryPolicy
 
 CLAIM_TIMEOUT: Final = timedelta(minutes=2)
@@ -146,7 +146,7 @@ class Incident:
     resolved_at: datetime | None = None
     outcome: str | None = None
     locale: str | None = None
-    style: texts.Style = "plain"
+    style: Style = "plain"
     promise: bool = True
 
     @property
@@ -168,17 +168,15 @@ class Incident:
         """
         language = locale or self.locale
         if self.recovered:
-            return texts.user_recovered(skipped=self.outcome == "skipped", locale=language)
-        return texts.user_stuck(
-            needs_operator=self.needs_operator, promise=self.promise, style=self.style, locale=language
-        )
+            return user_recovered(skipped=self.outcome == "skipped", locale=language)
+        return user_stuck(needs_operator=self.needs_operator, promise=self.promise, style=self.style, locale=language)
 
 
 Callback = Callable[[Incident], Awaitable[Any] | Any]
 """What a bot is notified by."""
 
 
-def build_incident(pending: PendingNotification, *, locale: str | None, style: texts.Style, promise: bool) -> Incident:
+def build_incident(pending: PendingNotification, *, locale: str | None, style: Style, promise: bool) -> Incident:
     """Return the argument of the bot's callback.
 
     :param promise: the bot announces recoveries.

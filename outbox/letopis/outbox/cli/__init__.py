@@ -8,8 +8,8 @@ from typing import Final
 
 import click
 
+from letopis.outbox.cli.interface.command import LazyGroup
 from letopis.outbox.cli.interface.exit_codes import run
-from letopis.outbox.cli.interface.lazy_group import LazyGroup
 from letopis.outbox.cli.interface.options import with_options
 
 VERBS: Final = {
@@ -21,7 +21,7 @@ VERBS: Final = {
     "relay": ("letopis.outbox.cli.relay:relay", "Deliver pending events to the history store."),
     "healthcheck": ("letopis.outbox.cli.healthcheck:healthcheck", "Exit 0 if the relay is healthy, 1 if not."),
     "status": ("letopis.outbox.cli.status:status", "Show what is pending, blocked and delivered."),
-    "doctor": ("letopis.outbox.cli.doctor:doctor", "Diagnose problems and suggest fixes."),
+    "doctor": ("letopis.outbox.cli.healthcheck:doctor", "Diagnose problems and suggest fixes."),
     "move": ("letopis.outbox.cli.move:move", "Move the history to another store while bots keep running."),
     "outbox": ("letopis.outbox.cli.outbox:outbox", "List what is pending; retry, fix or skip what is stuck."),
     "pause": ("letopis.outbox.cli.relay:pause", "Pause delivery."),

@@ -51,7 +51,7 @@ def test(channels: tuple[str, ...], private: bool | None) -> None:
     Exits with 0 if all did, with 1 if one did not, with 78 if there is none.
     """
     from letopis.outbox.alerting.channels import open_channels
-    from letopis.outbox.config.alerts import load_alerts
+    from letopis.outbox.config.settings import load_alerts
 
     found = settings()
     wanted = load_alerts(

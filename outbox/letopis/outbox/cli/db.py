@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.anchor import anchor
 from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.options import settings, with_options
 from letopis.outbox.cli.interface.output import JSON, emit, note, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, confirm
-from letopis.outbox.cli.verify import verify_store
+from letopis.outbox.cli.verify import anchor, verify_store
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -267,7 +266,7 @@ async def _renewed(*, yes: bool) -> tuple[str, StoreIdentity, StoreIdentity]:
 
 
 async def _index(report: ProgressReport) -> int:
-    from letopis.store.maintenance.workload import events_to_index
+    from letopis.store.maintenance.rebuild import events_to_index
 
     done = 0
     async with _store() as store:
@@ -307,8 +306,7 @@ def _store() -> AbstractAsyncContextManager[ConversationStore]:
 async def _run(
     check: bool, every: bool, conversation: str | None, report: ProgressReport
 ) -> tuple[Counter[str], list[Rebuilt]]:
-    from letopis.store.maintenance.rebuild import Rebuilt
-    from letopis.store.maintenance.workload import conversations_to_rebuild
+    from letopis.store.maintenance.rebuild import Rebuilt, conversations_to_rebuild
 
     count, differing = Counter[str](), list[Rebuilt]()
     async with _store() as store:

@@ -104,8 +104,8 @@ class _Erasure:
 
     async def run(self, names: tuple[str, ...], owner: str | None, wait: bool, longest: float | None, yes: bool) -> int:
         """Append the erasures; return how many events are pending then."""
-        from letopis.outbox.cli.interface.delivery import deliver
         from letopis.outbox.cli.interface.locations import existing_outbox
+        from letopis.outbox.cli.interface.progress import deliver
         from letopis.outbox.history.history import History
 
         found = settings()

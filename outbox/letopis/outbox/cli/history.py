@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
+from letopis.outbox.cli.interface.command import LazyGroup, Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.lazy_group import LazyGroup
-from letopis.outbox.cli.interface.message import conversation_json, message_json, minute, say_whether_complete
 from letopis.outbox.cli.interface.options import settings, with_options
 from letopis.outbox.cli.interface.output import JSON, emit, note, printable, table, truncate, wants_json
+from letopis.outbox.cli.interface.render import conversation_json, message_json, minute, say_whether_complete
 
 if TYPE_CHECKING:
     from datetime import datetime

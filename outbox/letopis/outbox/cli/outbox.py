@@ -26,8 +26,8 @@ from letopis.outbox.cli.interface.selection import (
     required_selection,
     with_selection,
 )
+from letopis.outbox.cli.move import rebind
 from letopis.outbox.cli.pending import list_events, show
-from letopis.outbox.cli.rebind import rebind
 from letopis.outbox.cli.verify import salvage, verify_outbox
 
 if TYPE_CHECKING:
@@ -243,8 +243,7 @@ def export(file: str, force: bool) -> None:
     import orjson
 
     from letopis.outbox.cli.interface.output import open_output
-    from letopis.outbox.operations.event_json import event_json
-    from letopis.outbox.operations.pending_events import value_of
+    from letopis.outbox.operations.pending_events import event_json, value_of
     from letopis.store.model.records import RECORD_PUT
 
     selection = current_selection()

@@ -38,8 +38,7 @@ def list_events(limit: int) -> None:
     none. With filters, exits with 3 if nothing matched.
     """
     from letopis.outbox.cli.interface.render import event_table, missing_json
-    from letopis.outbox.operations.event_json import event_summary
-    from letopis.outbox.operations.pending_events import Selection, list_missing, list_pending
+    from letopis.outbox.operations.pending_events import Selection, event_summary, list_missing, list_pending
     from letopis.outbox.operations.status import read_status
     from letopis.store.model.events import to_microseconds, utc_now
 

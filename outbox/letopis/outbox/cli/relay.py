@@ -168,7 +168,7 @@ def _configured(
     trace_conversations: bool,
 ) -> DaemonSettings:
     """Return the settings of the daemon, read from letopis.toml now."""
-    from letopis.outbox.config.alerts import load_alerts
+    from letopis.outbox.config.settings import load_alerts
     from letopis.outbox.daemon.daemon import DaemonSettings
     from letopis.outbox.daemon.http import parse_address
 
@@ -201,7 +201,7 @@ def _hosting(found: Settings) -> Any:
 
 async def _run(configure: Callable[[], DaemonSettings]) -> None:
     from letopis.outbox.daemon.daemon import Daemon
-    from letopis.outbox.daemon.signals import on_signals
+    from letopis.outbox.daemon.systemd import on_signals
 
     daemon = Daemon(configure)
     with on_signals({"SIGINT": daemon.stop, "SIGTERM": daemon.stop, "SIGHUP": daemon.reload}):

@@ -10,17 +10,16 @@ import click
 
 from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.follow import INTERVAL, check_reader
-from letopis.outbox.cli.interface.message import (
+from letopis.outbox.cli.interface.follow import INTERVAL, Tail, check_reader
+from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.output import JSON, emit, note, wants_json, write
+from letopis.outbox.cli.interface.render import (
     conversation_json,
     message_json,
     message_text,
     minute,
     say_whether_complete,
 )
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, wants_json, write
-from letopis.outbox.cli.interface.tail import Tail
 
 if TYPE_CHECKING:
     from letopis.store.model.conversations import Conversation, RecordedMessage

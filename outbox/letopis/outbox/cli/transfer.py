@@ -73,8 +73,7 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None) ->
     """
     import anyio
 
-    from letopis.store.transfer.jsonl import read_lines
-    from letopis.store.transfer.seen_keys import SeenKeys
+    from letopis.store.transfer.jsonl import SeenKeys, read_lines
 
     with (
         _reading(file) as (stream, size),
@@ -107,7 +106,7 @@ def import_jsonl(file: str, dry_run: bool, wait: bool, timeout: float | None) ->
 async def _import(
     lines: Iterator[Any], wait: bool, longest: float | None, report: ProgressReport
 ) -> tuple[ImportCounts, int]:
-    from letopis.outbox.cli.interface.delivery import deliver
+    from letopis.outbox.cli.interface.progress import deliver
     from letopis.outbox.history.history import History
     from letopis.outbox.transfer.importer import Importer
 
@@ -193,8 +192,7 @@ async def _export(
     stream: BinaryIO, conversation: str | None, owner: str | None, records: bool, report: ProgressReport
 ) -> Exporter:
     from letopis.outbox.cli.interface.locations import open_source
-    from letopis.outbox.transfer.exporter import Exporter, Incomplete
-    from letopis.outbox.transfer.record_source import RecordSource
+    from letopis.outbox.transfer.exporter import Exporter, Incomplete, RecordSource
 
     async with open_source(settings(), read_timeout=PAGE_TIMEOUT_SECONDS) as source:
         flow = Exporter(source, RecordSource(source) if records else None)

@@ -9,8 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from letopis.outbox.alerting.language import LANGUAGES
-from letopis.outbox.alerting.texts import STYLES
+from letopis.outbox.alerting.language import LANGUAGES, STYLES
 from letopis.outbox.telemetry.logging import FORMATS, LEVELS
 from letopis.store.errors import ConfigurationError
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from letopis.outbox.alerting.channels import open_channels
 from letopis.outbox.alerting.incidents import Rules
 from letopis.outbox.concurrency.clock import Clock
-from letopis.outbox.config.alerts import AlertSettings
+from letopis.outbox.config.settings import AlertSettings
 from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern, may_be_outbox
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate

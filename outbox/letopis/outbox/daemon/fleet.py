@@ -10,8 +10,8 @@ from typing import Final
 
 from letopis.outbox.daemon.health import OutboxMetrics
 from letopis.outbox.daemon.outbox_worker import OutboxWorker
-from letopis.outbox.daemon.polled_watch import PolledWatch
 from letopis.outbox.daemon.store_pool import StoreHandle
+from letopis.outbox.daemon.timetable import PolledWatch
 
 logger: Final = logging.getLogger("letopis.outbox.daemon")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from letopis.outbox.alerting.incidents import IncidentKind
-from letopis.outbox.daemon.instrumented_store import Durations
+from letopis.outbox.daemon.store_pool import Durations
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding, binding_of
 from letopis.outbox.event_log.lanes import lane_counts_of
 from letopis.outbox.event_log.statements import query_all, query_one

@@ -16,16 +16,14 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from letopis.outbox.alerting import texts
 from letopis.outbox.alerting.channels import Channel
-from letopis.outbox.alerting.incidents import BreakerView, Rules
+from letopis.outbox.alerting.incidents import BreakerView, Memory, Rules
+from letopis.outbox.alerting.language import Style
 from letopis.outbox.alerting.monitor import AlertMonitor, breaker_view
-from letopis.outbox.alerting.transitions import Memory
 from letopis.outbox.daemon.discovery import OutboxMatch
 from letopis.outbox.daemon.health import FileCondition, OutboxMetrics, add_stats, read_metrics
-from letopis.outbox.daemon.polled_watch import PolledWatch
 from letopis.outbox.daemon.store_pool import StoreHandle
-from letopis.outbox.daemon.timetable import Timetable
+from letopis.outbox.daemon.timetable import PolledWatch, Timetable
 from letopis.outbox.event_log.lanes import DueBatches, next_batch
 from letopis.outbox.event_log.retention import Pruner, Retention
 from letopis.outbox.file.file_state import FileState, settled_state, state_of
@@ -66,7 +64,7 @@ class WorkerOptions:
     channels: tuple[Channel, ...]
     rules: Rules
     locale: str
-    style: texts.Style
+    style: Style
 
 
 class OutboxWorker:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any, Final, NamedTuple
 
 from letopis.outbox.daemon.health import HealthSnapshot
-from letopis.outbox.daemon.instrumented_store import BUCKET_BOUNDS_SECONDS
+from letopis.outbox.daemon.store_pool import BUCKET_BOUNDS_SECONDS
 from letopis.store.database.faults import FaultClass
 
 

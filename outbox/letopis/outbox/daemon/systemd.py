@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import socket
 import time
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
 WATCHDOG_SHARE: Final = 0.5
 """Share of ``WatchdogSec`` after which the next ping is due, as sd_watchdog_enabled(3) advises."""
@@ -66,3 +70,26 @@ class Notifier:
             except OSError:
                 # The manager is gone or restarting; it needs only the next message.
                 return
+
+
+@contextmanager
+def on_signals(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
+    """Call functions in the event loop on signals, given by name, during a ``with`` block.
+
+    Signals that the system does not have are left out.
+    """
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+
+    def install(one: signal.Signals, action: Callable[[], None]) -> None:
+        # Not loop.add_signal_handler: Windows has none.
+        before[one] = signal.signal(one, lambda *_: loop.call_soon_threadsafe(action))
+
+    for name, action in actions.items():
+        if (one := getattr(signal, name, None)) is not None:
+            install(one, action)
+    try:
+        yield
+    finally:
+        for one, old in before.items():
+            signal.signal(one, old)

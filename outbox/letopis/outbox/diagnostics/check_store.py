@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from letopis.outbox.diagnostics.finding import Finding, Level, fail, ok, skipped, warn
-from letopis.outbox.diagnostics.reference import ReferenceLog, stored_epoch, stored_heads
+from letopis.outbox.diagnostics.integrity import ReferenceLog, stored_epoch, stored_heads
 from letopis.outbox.event_log.bound_store import UNBOUND, StoreBinding
 from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.file.opening import open_read_only

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import Final
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from letopis.outbox.config.settings import Settings
 from letopis.outbox.diagnostics.check_location import check_location, check_open_files
-from letopis.outbox.diagnostics.check_settings import check_settings
 from letopis.outbox.diagnostics.check_sqlite import check_libraries, check_outbox, check_version
 from letopis.outbox.diagnostics.check_store import check_store
-from letopis.outbox.diagnostics.finding import Finding, Level, fail
-from letopis.outbox.diagnostics.reference import read_reference
+from letopis.outbox.diagnostics.finding import Finding, Level, fail, ok, skipped, warn
+from letopis.outbox.diagnostics.integrity import read_reference
 from letopis.outbox.history.store_location import store_beside
-from letopis.store.errors import LetopisError
+from letopis.store.errors import ConfigurationError, LetopisError
+
+if TYPE_CHECKING:
+    from letopis.outbox.config.settings import Settings
+
 
 MAX_COMPARED_CONVERSATIONS: Final = 10_000
 """Conversations, those begun last, whose delivery is compared with the store."""
@@ -63,3 +69,51 @@ def _broken(check: str, error: Exception) -> Finding:
     # Only the type of an error that is not ours: its text may quote a URL or data.
     said = str(error) if isinstance(error, LetopisError) else f"this could not be checked ({type(error).__name__})"
     return fail(check, said, "check that this user may read the file and its folder")
+
+
+SECRET_FILES: Final = ("LETOPIS_STORE_FILE", "LETOPIS_ALERTS_FILE")
+
+
+def check_settings(found: Settings, environ: Mapping[str, str] | None = None) -> Iterator[Finding]:
+    """Yield findings about a configuration that was read."""
+    environ = os.environ if environ is None else environ
+    source = str(found.file) if found.file is not None else "no letopis.toml"
+    yield ok("configuration", f"{source}; outbox from {found.outbox_from}, store from {found.store_from}")
+    yield _secrets(found, environ)
+    yield _alerts(found, environ)
+
+
+def _secrets(found: Settings, environ: Mapping[str, str]) -> Finding:
+    check = "secrets"
+    if os.name == "nt":
+        return skipped(check, "modes are not checked on this system")
+    files = [Path(environ[name]).expanduser() for name in SECRET_FILES if environ.get(name)]
+    # letopis.toml only if it may hold a secret itself.
+    if found.file is not None and (found.store_from == str(found.file) or found.alerts.get("channels")):
+        files.append(found.file)
+    loose = [one for one in files if one.is_file() and stat.S_IMODE(one.stat().st_mode) & 0o044]
+    if loose:
+        said = f"other users of this machine can read {', '.join(repr(str(one)) for one in loose)}"
+        return warn(check, said, f"chmod 600 {' '.join(repr(str(one)) for one in loose)}")
+    return ok(check, "files with secrets are private" if files else "no file holds a secret")
+
+
+def _alerts(found: Settings, environ: Mapping[str, str]) -> Finding:
+    from letopis.outbox.alerting.channels import open_channels
+    from letopis.outbox.config.settings import load_alerts
+
+    check = "alerts"
+    try:
+        wanted = load_alerts(
+            found.alerts, environ=environ, folder=found.file.parent if found.file is not None else None
+        )
+        opened = open_channels(wanted.channels, private=wanted.private)
+    except ConfigurationError as error:
+        return fail(check, str(error), "correct the channels of alerts")
+    if not opened:
+        return warn(
+            check,
+            "no operator is alerted of stuck events",
+            "set LETOPIS_ALERTS, or channels in [alerts] of letopis.toml; then `letopis alerts test`",
+        )
+    return ok(check, f"{len(opened)} channel{'' if len(opened) == 1 else 's'}; `letopis alerts test` tests them")

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from letopis.outbox.alerting.channels import Channel
 from letopis.outbox.alerting.incidents import Rules
+from letopis.outbox.alerting.language import Style
 from letopis.outbox.alerting.notifications import Callback
-from letopis.outbox.alerting.texts import Style
 from letopis.outbox.concurrency.home_block import HomeBlock
 from letopis.outbox.concurrency.home_loop import HomeLoop, at_home
 from letopis.outbox.event_log.append_condition import After

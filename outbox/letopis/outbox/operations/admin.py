@@ -14,7 +14,7 @@ from letopis.outbox.event_log.bound_store import read_binding
 from letopis.outbox.event_log.destination import destination_of
 from letopis.outbox.event_log.rebind import Rebound
 from letopis.outbox.file.outbox_file import OutboxFile
-from letopis.outbox.operations import relay_pause, repair
+from letopis.outbox.operations import repair
 from letopis.outbox.operations.audit_log import AuditEntry, Via, list_actions, record_action
 from letopis.outbox.operations.pending_events import PendingEvent, Selection, list_pending
 from letopis.outbox.relay.store_binding import store_heads
@@ -168,12 +168,12 @@ class OutboxAdmin:
         :raises InvalidInput: the reason is empty or too long.
         """
         reason = None if reason is None else repair.checked_reason(reason)
-        work = partial(relay_pause.set_pause, now_us=self._outbox.now_us(), reason=reason, by=self._by)
+        work = partial(repair.pause_relay, now_us=self._outbox.now_us(), reason=reason, by=self._by)
         await self._change("pause_relay", work, conversations=0, reason=reason)
 
     async def resume_relay(self) -> bool:
         """Resume the relay; return True if it was paused."""
-        return await self._change("resume_relay", relay_pause.clear_pause, conversations=0)
+        return await self._change("resume_relay", repair.resume_relay, conversations=0)
 
     async def record(self, action: str, *, outcome: str, **about: Any) -> None:
         """Record in the audit log an action that changes nothing, or that was refused.

@@ -76,6 +76,13 @@ _RESUME: Final = (
 # What a relay reports under an earlier incarnation is refused, as after a takeover.
 _FENCE: Final = "UPDATE letopis_outbox_relay SET incarnation = incarnation + 1"
 
+# The first moment stays: operators ask since when the relay is paused.
+_PAUSE_RELAY: Final = (
+    "INSERT INTO letopis_outbox_pause (only, since, reason, paused_by) VALUES (1, ?, ?, ?)"
+    " ON CONFLICT (only) DO UPDATE SET reason = excluded.reason, paused_by = excluded.paused_by"
+)
+_RESUME_RELAY: Final = "DELETE FROM letopis_outbox_pause"
+
 
 class NotRepairable(LetopisError):
     """The event is not pending, or not the one that its conversation waits for; nothing was changed."""
@@ -95,6 +102,16 @@ def pause(connection: sa.Connection, selection: Selection) -> list[str]:
 def resume(connection: sa.Connection, selection: Selection) -> list[str]:
     """Make paused lanes due now; return their conversations."""
     return _update(connection, _RESUME, _lanes(connection, selection, ("paused",), pending=False))
+
+
+def pause_relay(connection: sa.Connection, *, now_us: int, reason: str | None = None, by: str | None = None) -> None:
+    """Pause the relay until :func:`resume_relay`; a second call only replaces the reason."""
+    connection.exec_driver_sql(_PAUSE_RELAY, (now_us, reason, by))
+
+
+def resume_relay(connection: sa.Connection) -> bool:
+    """Resume the relay; return True if it was paused."""
+    return connection.exec_driver_sql(_RESUME_RELAY).rowcount == 1
 
 
 def _lanes(connection: sa.Connection, selection: Selection, states: Sequence[str], *, pending: bool) -> list[str]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol, TypeVar
+from uuid import UUID
 
-from letopis.outbox.transfer.record_source import RecordSource, all_items
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from letopis.outbox.history.history import History
+from letopis.outbox.pending_reads.record_reads import stored_record
+from letopis.store.conversation_store import ConversationStore
 from letopis.store.errors import StoreUnavailable
 from letopis.store.model.conversations import Conversation, Page, RecordedMessage
-from letopis.store.model.records import Scope
+from letopis.store.model.records import Record, RecordRange, Scope
 from letopis.store.read.paging import DEFAULT_STATES
-from letopis.store.transfer.jsonl import render_line
+from letopis.store.read.records import RecordReader, RecordsView
+from letopis.store.transfer.jsonl import SeenKeys, render_line
 from letopis.store.transfer.record_lines import render_record
-from letopis.store.transfer.seen_keys import SeenKeys
 
 T = TypeVar("T")
 
@@ -167,3 +173,65 @@ def _whole(page: Page[T]) -> Page[T]:
             "the history store cannot be read, so older messages would be missing: `letopis db check` says why it is so"
         )
     return page
+
+
+T = TypeVar("T")
+
+_PAGE: Final = 200
+_NO_OUTBOX: Final = UUID(int=0)
+
+
+async def all_items(read: Callable[[str | None], Awaitable[Page[T]]]) -> AsyncIterator[T]:
+    """Yield the items of all pages that ``read(after)`` returns."""
+    after: str | None = None
+    while True:
+        page = await read(after)
+        for item in page:
+            yield item
+        if (after := page.next) is None:
+            return
+
+
+class RecordSource:
+    """The records of a history, with what is pending, or of a history store alone.
+
+    Its methods raise ``StoreUnavailable`` or a ``StoreFault`` while the store does not answer.
+    """
+
+    def __init__(self, source: History | ConversationStore) -> None:
+        self._source = source
+
+    async def scopes(self) -> AsyncIterator[Scope]:
+        """Yield the scopes that have records."""
+        if isinstance(source := self._source, History):
+            async for scope in all_items(lambda after: source.record_scopes(limit=_PAGE, after=after)):
+                yield scope
+            return
+        after = ""
+        while found := await source.outbox_access.read_records(partial(_scopes, after=after)):
+            for scope in found:
+                yield scope
+            after = found[-1].name
+
+    async def records(self, scope: Scope) -> AsyncIterator[Record]:
+        """Yield the records of a scope with their values, in order."""
+        if isinstance(source := self._source, History):
+            async for record in all_items(lambda after: source.records(scope).list(limit=_PAGE, after=after)):
+                yield record
+            return
+        where: RecordRange | None = RecordRange()
+        while where is not None:
+            view = await source.outbox_access.read_records(partial(_records, scope=scope, where=where))
+            for found in view.records:
+                yield stored_record(found)
+            where = RecordRange(after=view.records[-1].place) if view.full else None
+
+
+async def _scopes(reader: RecordReader, connection: AsyncConnection, *, after: str) -> list[Scope]:
+    return await reader.scopes(connection, limit=_PAGE, after=after)
+
+
+async def _records(
+    reader: RecordReader, connection: AsyncConnection, *, scope: Scope, where: RecordRange
+) -> RecordsView:
+    return await reader.page(connection, scope, where, limit=_PAGE, origin_id=_NO_OUTBOX)

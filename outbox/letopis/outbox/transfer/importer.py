@@ -21,9 +21,8 @@ from letopis.store.database.store_identity import expect_store
 from letopis.store.database.worker_thread import WorkerThread
 from letopis.store.errors import ConversationGone, EventIdReused, InvalidInput, Reuse
 from letopis.store.model.codec import DEFAULT_LIMITS, EncodedEvent, Limits, digest_of
-from letopis.store.transfer.jsonl import Line, Refused
+from letopis.store.transfer.jsonl import Line, Refused, SeenKeys
 from letopis.store.transfer.record_lines import RecordLine
-from letopis.store.transfer.seen_keys import SeenKeys
 
 CHUNK_LINES: Final = 500
 CHUNK_BYTES: Final = 8_388_608

@@ -11,8 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from letopis.store.database.dialects import Dialect
 from letopis.store.model.codec import decode
 from letopis.store.model.events import RecordedEvent, from_microseconds
-from letopis.store.projections.base import Projection, attributed_to
-from letopis.store.projections.checkpoints import Checkpoint, CheckpointKey, Checkpoints
+from letopis.store.projections.base import Checkpoint, CheckpointKey, Checkpoints, Projection, attributed_to
 from letopis.store.rules.apply_plan import TableRow
 
 logger = logging.getLogger("letopis.store.projections")

@@ -15,12 +15,13 @@ from letopis.store.model.events import RecordedEvent
 from letopis.store.projections.base import (
     EVENTS_PER_BATCH,
     TRANSIENT_CLASSES,
+    Checkpoint,
+    Checkpoints,
     Projection,
     attributed_to,
     check_projection,
     has_effects,
 )
-from letopis.store.projections.checkpoints import Checkpoint, Checkpoints
 from letopis.store.read.paging import check_count
 from letopis.store.read.polling import repeat
 from letopis.store.read.reader import Reader

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from letopis.outbox.cli.interface.output import reader_is_gone
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from letopis.store.model.conversations import RecordedMessage
+
 
 CLEAR: Final = "\x1b[H\x1b[2J"
 """Moves the cursor to the corner of the screen and erases it."""
@@ -57,3 +63,52 @@ def check_reader() -> None:
     """
     if reader_is_gone(sys.stdout):
         raise BrokenPipeError
+
+
+MAX_REMEMBERED: Final = 20_000
+"""Messages whose state is remembered; older ones count as new again."""
+
+
+class Tail:
+    """Compares the end of a conversation with what was seen of it before.
+
+    A message is new if it follows one that is known. Older ones that come into view, because others were taken back or
+    the store can be read again, are not.
+
+    :param state: from a message to what is worth showing it again if it changes.
+    """
+
+    def __init__(self, state: Callable[[RecordedMessage], Hashable]) -> None:
+        self._state = state
+        self._seen: dict[UUID, Hashable] = {}
+        self._from_start = False
+
+    @property
+    def started(self) -> bool:
+        """True after the first look."""
+        return bool(self._seen)
+
+    def knows(self, found: Sequence[RecordedMessage]) -> bool:
+        """Return True if one of the messages was seen before."""
+        return any(one.event_id in self._seen for one in found)
+
+    def news(self, found: Sequence[RecordedMessage], *, from_start: bool) -> list[RecordedMessage]:
+        """Return the messages to show, in their order, and remember them all.
+
+        :param from_start: ``found`` begins with the first message of the conversation.
+        """
+        first_known = next((place for place, one in enumerate(found) if one.event_id in self._seen), 0)
+        begin = 0 if from_start and self._from_start else first_known
+        shown: list[RecordedMessage] = []
+        for place, one in enumerate(found):
+            state = self._state(one)
+            if one.event_id in self._seen:
+                if self._seen[one.event_id] != state:
+                    shown.append(one)
+            elif place >= begin:
+                shown.append(one)
+            self._seen[one.event_id] = state
+        self._from_start = from_start
+        for event_id in list(self._seen)[:-MAX_REMEMBERED]:
+            del self._seen[event_id]
+        return shown
