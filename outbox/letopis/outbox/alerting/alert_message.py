@@ -25,10 +25,7 @@ LOSSES: Final = frozenset({"lost", "incomplete", "damaged"})
 
 
 def build_alert(pending: Sequence[PendingNotification], *, outbox: str, now: datetime, locale: str | None) -> Alert:
-    """Return the alert for one channel about incidents of one kind.
-
-    :param outbox: the base name of the outbox file.
-    """
+    """Return the alert for one channel about incidents of one kind."""
     gettext = catalogue(language_of(locale)).gettext
     incidents = [due.incident for due in pending]
     first, recovered = incidents[0], pending[0].notification.kind is NotificationKind.RECOVERED

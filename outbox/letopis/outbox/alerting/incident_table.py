@@ -118,8 +118,6 @@ def read_observation(connection: sa.Connection, *, now: datetime, late_before: i
     """Return what the outbox file shows. Reads only, in the caller's transaction.
 
     The time it takes grows with the number of lanes that have pending events.
-
-    :param late_before: lanes whose oldest pending event lies at or before this position are late; 0 for none.
     """
     events, deliverable = connection.exec_driver_sql(_PENDING).one()
     relay = connection.exec_driver_sql(_RELAY).one_or_none()
@@ -187,10 +185,7 @@ def note_skipped(connection: sa.Connection, conversation_id: str) -> bool:
 
 
 def record_incomplete(connection: sa.Connection, what: str | None, *, now_us: int) -> bool:
-    """Open the incident that the history store lacks events, or resolve it. Return True if that changed anything.
-
-    :param what: what is missing, in words; ``None`` where nothing is.
-    """
+    """Open the incident that the history store lacks events, or resolve it. Return True if that changed anything."""
     row = connection.exec_driver_sql(_INCOMPLETE).one_or_none()
     if (row is None) == (what is None):
         return False

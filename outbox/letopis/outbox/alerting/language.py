@@ -187,11 +187,7 @@ STYLES: Final[tuple[Style, ...]] = ("plain", "seed")
 
 
 def user_stuck(*, needs_operator: bool, promise: bool = True, style: Style = "plain", locale: str | None = None) -> str:
-    """Return what to tell a user whose messages are not in the history yet.
-
-    :param needs_operator: it will not resolve without an operator.
-    :param promise: the bot will notify them once it is saved.
-    """
+    """Return what to tell a user whose messages are not in the history yet."""
     gettext = catalogue(language_of(locale)).gettext
     if style == "seed":
         return gettext("⚠️ The reply could not be saved in the multichat history. Please try again later.")
@@ -206,10 +202,7 @@ def user_stuck(*, needs_operator: bool, promise: bool = True, style: Style = "pl
 
 
 def user_recovered(*, skipped: bool = False, locale: str | None = None) -> str:
-    """Return what to tell a user who was notified before.
-
-    :param skipped: an operator left the message out of the history.
-    """
+    """Return what to tell a user who was notified before."""
     gettext = catalogue(language_of(locale)).gettext
     if skipped:
         return gettext("⚠️ The reply could not be saved: the chat history has a mark in its place.")

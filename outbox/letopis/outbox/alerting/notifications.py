@@ -92,9 +92,6 @@ def next_notification(
 
     A pending incident notifies no one, and a recovery is announced to exactly those who were notified of the incident.
     A wall clock that was set back delays no retry, and a reminder by its interval at most.
-
-    :param last: the recipient's last notification.
-    :param repeat: after this long the recipient is reminded, and wants to know that it got worse; ``None`` for users.
     """
     firing = incident.state is IncidentState.FIRING
     if last is None:
@@ -177,10 +174,7 @@ Callback = Callable[[Incident], Awaitable[Any] | Any]
 
 
 def build_incident(pending: PendingNotification, *, locale: str | None, style: Style, promise: bool) -> Incident:
-    """Return the argument of the bot's callback.
-
-    :param promise: the bot announces recoveries.
-    """
+    """Return the argument of the bot's callback."""
     incident, (_, kind, name) = pending.incident, pending.recipient.split(":", 2)
     return Incident(
         key=f"{incident.incident_id}/{pending.recipient}/{pending.notification.kind}",

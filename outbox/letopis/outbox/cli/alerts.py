@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb, VerbGroup
+from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, printable
+from letopis.outbox.cli.interface.options import settings, verb, with_options
+from letopis.outbox.cli.interface.output import emit, printable
 
 if TYPE_CHECKING:
     from letopis.outbox.alerting.channels import Channel
@@ -23,13 +23,7 @@ def alerts() -> None:
     """Send a test alert."""
 
 
-@alerts.command(
-    cls=Verb,
-    examples=(
-        "letopis alerts test",
-        "letopis alerts test --channel https://example.org/hook --json",
-    ),
-)
+@verb("letopis alerts test", "letopis alerts test --channel https://example.org/hook --json", group=alerts, json=True)
 @click.option(
     "--channel",
     "channels",
@@ -43,8 +37,6 @@ def alerts() -> None:
     default=None,
     help="Allow addresses that are posted to without TLS (LETOPIS_ALERTS_PRIVATE).",
 )
-@JSON
-@with_options
 def test(channels: tuple[str, ...], private: bool | None) -> None:
     """Send a harmless alert to each channel, and print which took it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import tempfile
@@ -17,9 +18,8 @@ from typing import Final
 import anyio
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import with_options
+from letopis.outbox.cli.interface.options import verb
 from letopis.outbox.cli.interface.output import note, printable, supports_style
 from letopis.outbox.history.history import History
 from letopis.outbox.operations.admin import OutboxAdmin
@@ -31,9 +31,8 @@ from letopis.store.model.conversations import Saved
 from letopis.store.model.messages import Message
 
 
-@click.command(cls=Verb, examples=("letopis demo", "letopis demo --keep story"))
+@verb("letopis demo", "letopis demo --keep story")
 @click.option("--keep", metavar="DIR", help="Play in this new or empty folder, and keep it.")
-@with_options
 def demo(keep: str | None) -> None:
     """See it work: a bot, an outage, a poisoned conversation, in half a minute.
 
@@ -42,8 +41,6 @@ def demo(keep: str | None) -> None:
     """
     import logging
     import sys
-
-    import anyio
 
     from letopis.outbox.cli.demo import DemoFailed, play
 
@@ -65,7 +62,7 @@ def demo(keep: str | None) -> None:
             else _new(keep)
         )
         try:
-            outcome = anyio.run(play, folder, tell)
+            outcome = asyncio.run(play(folder, tell))
         except DemoFailed as error:
             raise CommandExit(Exit.FAILED, f"the demonstration failed: {error}") from error
     if not outcome.holds:
@@ -161,11 +158,7 @@ class DemoOutcome:
 
 
 async def play(folder: Path, tell: Tell) -> DemoOutcome:
-    """Play the demonstration in an empty folder, and return the result of the final check.
-
-    :param tell: called with each line of the story.
-    :raises DemoFailed: a promise did not hold.
-    """
+    """Play the demonstration in an empty folder, and return the result of the final check."""
     transcript = Transcript()
     script = islice(cycle(SCRIPT), 10_000)
     store = ConversationStore(folder / STORE, timeouts=Timeouts(lock=0.3))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable
+from letopis.outbox.cli.interface.locations import existing_outbox
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import emit, note, printable
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, confirm
 
@@ -21,13 +22,11 @@ PAGE: Final = 200
 STATES: Final = ("active", "archived")
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis history erase telegram:4711 --reset --reason 'asked by the person'",
-        "letopis history erase --owner 42 --delete --reason 'account closed' --wait",
-        "letopis history erase --owner 42 --delete --reason 'account closed' --yes --json",
-    ),
+@verb(
+    "letopis history erase telegram:4711 --reset --reason 'asked by the person'",
+    "letopis history erase --owner 42 --delete --reason 'account closed' --wait",
+    "letopis history erase --owner 42 --delete --reason 'account closed' --yes --json",
+    json=True,
 )
 @click.argument("conversations", metavar="[CONVERSATION]...", nargs=-1)
 @click.option("--owner", metavar="ID", help="All conversations of this owner, and the owner's records.")
@@ -41,8 +40,6 @@ STATES: Final = ("active", "archived")
     "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: the longest wait, then exit 75."
 )
 @YES
-@JSON
-@with_options
 def erase(
     conversations: tuple[str, ...],
     owner: str | None,
@@ -60,7 +57,6 @@ def erase(
     be reachable; a run that was interrupted is completed by running it again. Exits with 3 if nothing matched and no
     erasure is pending, with 2 if confirmation is required and stdin is not a terminal.
     """
-    import anyio
 
     if bool(conversations) == (owner is not None):
         raise click.UsageError("Name conversations, or an owner with --owner.")
@@ -71,7 +67,7 @@ def erase(
         )
     with progress("erasing", unit="conversations") as report:
         work = _Erasure(reason=reason, delete=delete, report=report)
-        pending = anyio.run(work.run, conversations, owner, wait, timeout, yes)
+        pending = asyncio.run(work.run(conversations, owner, wait, timeout, yes))
     emit(
         {
             "erased": work.erased,
@@ -104,7 +100,6 @@ class _Erasure:
 
     async def run(self, names: tuple[str, ...], owner: str | None, wait: bool, longest: float | None, yes: bool) -> int:
         """Append the erasures; return how many events are pending then."""
-        from letopis.outbox.cli.interface.locations import existing_outbox
         from letopis.outbox.cli.interface.progress import deliver
         from letopis.outbox.history.history import History
 
@@ -152,10 +147,7 @@ class _Erasure:
 
 
 async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]:
-    """Return the conversations of these ids that are not deleted yet.
-
-    :raises CommandExit: one does not exist.
-    """
+    """Return the conversations of these ids that are not deleted yet."""
     chosen: list[Conversation] = []
     for name in dict.fromkeys(names):
         found = await history.conversation(name)
@@ -169,10 +161,7 @@ async def _named(history: History, names: tuple[str, ...]) -> list[Conversation]
 
 
 async def _of_owner(history: History, owner: str) -> list[Conversation]:
-    """Return all conversations of an owner that are not deleted yet.
-
-    :raises CommandExit: the history store does not answer, so that some may be missing.
-    """
+    """Return all conversations of an owner that are not deleted yet."""
     chosen: list[Conversation] = []
     after: str | None = None
     while True:

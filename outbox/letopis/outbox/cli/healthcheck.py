@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, one_line
-from letopis.outbox.cli.interface.options import given_outboxes, settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable, supports_style, wants_json
+from letopis.outbox.cli.interface.options import given_outboxes, settings, verb
+from letopis.outbox.cli.interface.output import emit, note, printable, supports_style, wants_json
 from letopis.outbox.cli.relay import LISTEN
 
 if TYPE_CHECKING:
@@ -25,16 +24,12 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS: Final = 3.0
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis healthcheck",
-        "letopis healthcheck --listen 9464",
-        "letopis healthcheck --outbox a.outbox.db --outbox b.outbox.db",
-    ),
+@verb(
+    "letopis healthcheck",
+    "letopis healthcheck --listen 9464",
+    "letopis healthcheck --outbox a.outbox.db --outbox b.outbox.db",
 )
 @LISTEN
-@with_options
 def healthcheck(listen: str | None) -> None:
     """Exit 0 if the relay is healthy, 1 if not, with the reason on stderr.
 
@@ -116,15 +111,7 @@ async def _status(path: Path) -> Status:
 COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red", "skip": None}
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis doctor",
-        """letopis doctor --json | jq '.checks[] | select(.level == "fail")'""",
-    ),
-)
-@JSON
-@with_options
+@verb("letopis doctor", """letopis doctor --json | jq '.checks[] | select(.level == "fail")'""", json=True)
 def doctor() -> None:
     """Diagnose problems and suggest fixes: in the configuration, the outbox, the relay and the history store.
 

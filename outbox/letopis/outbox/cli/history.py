@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import LazyGroup, Verb
+from letopis.outbox.cli.interface.command import LazyGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable, table, truncate, wants_json
+from letopis.outbox.cli.interface.locations import open_source
+from letopis.outbox.cli.interface.options import settings, verb, with_options
+from letopis.outbox.cli.interface.output import emit, note, printable, table, truncate, wants_json
 from letopis.outbox.cli.interface.render import conversation_json, message_json, minute, say_whether_complete
 
 if TYPE_CHECKING:
@@ -42,14 +44,12 @@ def history() -> None:
     """
 
 
-@click.command(
+@verb(
+    "letopis history list --limit 20",
+    "letopis history list --owner 42 --state all",
+    "letopis history list --json | jq -r '.conversations[].conversation_id'",
     name="list",
-    cls=Verb,
-    examples=(
-        "letopis history list --limit 20",
-        "letopis history list --owner 42 --state all",
-        "letopis history list --json | jq -r '.conversations[].conversation_id'",
-    ),
+    json=True,
 )
 @click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
 @click.option(
@@ -61,17 +61,12 @@ def history() -> None:
 )
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Print at most this many.")
 @click.option("--after", metavar="PLACE", help="Continue where an earlier list ended, at the place that it printed.")
-@JSON
-@with_options
 def list_(owner: str | None, state: str, limit: int, after: str | None) -> None:
     """List conversations, newest activity first.
 
     OWNER is whom the bot named as the owner, NUMBER counts the owner's conversations, and a star under ACTIVE marks the
     one that the owner's next message goes to. Exits with 3 if there is none.
     """
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import open_source
 
     async def read() -> Any:
         async with open_source(settings()) as source:
@@ -85,7 +80,7 @@ def list_(owner: str | None, state: str, limit: int, after: str | None) -> None:
             return replace(page, items=items)
 
     states = ("active", "archived", "deleted") if state == "all" else (state,)
-    page = anyio.run(read)
+    page = asyncio.run(read())
     emit(
         {"conversations": [conversation_json(one) for one in page], "next": page.next, "complete": page.complete},
         text=_conversations_text(page, with_state=state == "all") if page else "",
@@ -97,36 +92,29 @@ def list_(owner: str | None, state: str, limit: int, after: str | None) -> None:
         raise CommandExit(Exit.NOTHING, "no conversations" if owner is None else "no conversations of this owner")
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        'letopis history search "blue shoes"',
-        'letopis history search --owner 42 "refund -shipping"',
-        """letopis history search '"order number"' --json | jq '.hits[].snippet'""",
-    ),
+@verb(
+    'letopis history search "blue shoes"',
+    'letopis history search --owner 42 "refund -shipping"',
+    """letopis history search '"order number"' --json | jq '.hits[].snippet'""",
+    json=True,
 )
 @click.argument("query")
 @click.option("--owner", metavar="ID", help="Only in the conversations of this owner.")
 @click.option("--conversation", metavar="ID", help="Only in this conversation.")
 @click.option("--limit", type=click.IntRange(1, 1_000), default=20, show_default=True, help="Print at most this many.")
 @click.option("--after", metavar="PLACE", help="Continue where an earlier page ended, at the place that it printed.")
-@JSON
-@with_options
 def search(query: str, owner: str | None, conversation: str | None, limit: int, after: str | None) -> None:
     """Search for messages that contain all words of QUERY, in any inflected form, best matches first.
 
     "Words in quotation marks" match as a phrase, and -word excludes a word (put -- before the query). Exits with 3 if
     nothing was found.
     """
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import open_source
 
     async def find() -> Any:
         async with open_source(settings()) as source:
             return await source.search(query, owner=owner, conversation=conversation, limit=limit, after=after)
 
-    page = anyio.run(find)
+    page = asyncio.run(find())
     emit(
         {
             "hits": [_hit_json(one) for one in page],
@@ -148,28 +136,21 @@ def search(query: str, owner: str | None, conversation: str | None, limit: int, 
         raise CommandExit(Exit.NOTHING, "nothing was found")
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis history stats --since 2026-01-01 --until 2026-02-01",
-        "letopis history stats --by model --json",
-        "letopis history stats --owner 42",
-    ),
+@verb(
+    "letopis history stats --since 2026-01-01 --until 2026-02-01",
+    "letopis history stats --by model --json",
+    "letopis history stats --owner 42",
+    json=True,
 )
 @click.option("--owner", metavar="ID", help="Only the conversations of this owner.")
 @click.option("--since", metavar="TIME", help="From this time on: 2026-01-31, a day in UTC, or 2026-01-31T12:00:00Z.")
 @click.option("--until", metavar="TIME", help="Before this time.")
 @click.option("--by", metavar="KEY", help="Also group by this key of the messages' metadata.")
-@JSON
-@with_options
 def stats(owner: str | None, since: str | None, until: str | None, by: str | None) -> None:
     """Count questions, answers and tokens in a period.
 
     Messages that were rewound or deleted later count too: they were answered and paid for.
     """
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import open_source
 
     period = {"since": _parse_time(since, "since"), "until": _parse_time(until, "until")}
 
@@ -178,7 +159,7 @@ def stats(owner: str | None, since: str | None, until: str | None, by: str | Non
             found: Statistics = await source.statistics(owner=owner, by=by, **period)
             return found
 
-    found = anyio.run(count)
+    found = asyncio.run(count())
     head = ("CONVERSATIONS", "MESSAGES", "QUESTIONS", "ANSWERS", "TOKENS")
     text = table(head, [[str(number) for number in (found.conversations, *_row(found))]], right=range(5))
     document: dict[str, Any] = {

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.options import settings, with_options
+from letopis.outbox.cli.interface.options import settings, verb
 from letopis.outbox.cli.interface.output import note, printable
 
 if TYPE_CHECKING:
@@ -64,13 +64,10 @@ outbox = {outbox}
 """
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis init",
-        "letopis init --store postgresql://bot@db/history",
-        "letopis --outbox copy.outbox.db init --new-origin",
-    ),
+@verb(
+    "letopis init",
+    "letopis init --store postgresql://bot@db/history",
+    "letopis --outbox copy.outbox.db init --new-origin",
 )
 @click.option(
     "--new-origin",
@@ -78,16 +75,13 @@ outbox = {outbox}
     help="Give an existing outbox a new identity, for a copy that is used beside its original. "
     "Pending events are kept and delivered under it. No bot or relay may have the file open.",
 )
-@with_options
 def init(new_origin: bool) -> None:
     """Write letopis.toml in the current folder and create the outbox. Nothing is overwritten."""
-    import anyio
-
     from letopis.outbox.config.settings import FILE
 
     found = settings()
     if new_origin:
-        anyio.run(_new_origin, found)
+        asyncio.run(_new_origin(found))
         return
     target = Path(FILE)
     if found.file is not None or target.exists():
@@ -95,7 +89,7 @@ def init(new_origin: bool) -> None:
             Exit.FAILED,
             f"{found.file or target} exists: edit it, or move it away and run `letopis init` again",
         )
-    anyio.run(_create, found)
+    asyncio.run(_create(found))
     _write(target, found)
     note(f"wrote {target} and created {printable(str(found.outbox))}")
     note("next:")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, name_store
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable, wants_json
+from letopis.outbox.cli.interface.locations import store_of, with_outbox
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import emit, note, printable, wants_json
 from letopis.outbox.cli.interface.progress import ProgressReport, progress
 from letopis.outbox.cli.interface.selection import YES, as_operator, confirm
 
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
     from letopis.store.relocation.mover import Moved, MoveProgress
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis move --to postgresql://bot@db/history",
-        "letopis --store postgresql://bot@old/history move --to postgresql://bot@new/history",
-        "letopis move --cancel",
-    ),
+@verb(
+    "letopis move --to postgresql://bot@db/history",
+    "letopis --store postgresql://bot@old/history move --to postgresql://bot@new/history",
+    "letopis move --cancel",
+    json=True,
 )
 @click.option(
     "--to",
@@ -39,15 +37,12 @@ if TYPE_CHECKING:
     "LETOPIS_MOVE_TO_FILE for a file that holds it.",
 )
 @click.option("--cancel", is_flag=True, help="Abandon an unfinished move: the old store takes deliveries again.")
-@JSON
-@with_options
 def move(target: str | None, cancel: bool) -> None:
     """Move the history to another store while bots keep running.
 
     The store may be of any kind. Each event is read back and compared. If interrupted, run it again to continue. At the
     end deliveries wait in the outboxes for some seconds; from then on only the new store takes them.
     """
-    from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.config.settings import move_target
     from letopis.outbox.history.store_location import check_apart
     from letopis.store.database.urls import normalise_url
@@ -65,17 +60,15 @@ def move(target: str | None, cancel: bool) -> None:
     goal = normalise_url(target)
     check_apart(Path(settings().outbox), goal)
     name_store(None)  # from here on a fault may be of either store
-    import anyio
-
     from letopis.store.relocation.mover import move as run
 
     async def work(report: ProgressReport) -> Moved:
         return await run(source, goal, progress=_Stages(report))
 
     with progress("copying", unit="events") as report:
-        done = anyio.run(work, report)
+        done = asyncio.run(work(report))
     if not done.already:
-        anyio.run(_note_in_outbox, done)
+        asyncio.run(_note_in_outbox(done))
     counts = ("events", "conversations", "messages", "lanes", "origins", "owners")
     emit(
         {
@@ -95,7 +88,6 @@ def move(target: str | None, cancel: bool) -> None:
 
 async def _note_in_outbox(done: Moved) -> None:
     """Have ``letopis status`` tell where the history is, also if no relay runs that would find out."""
-    from letopis.outbox.cli.interface.locations import with_outbox
     from letopis.outbox.event_log.bound_store import note_moved
     from letopis.store.database.store_identity import moved_fault
     from letopis.store.errors import LetopisError
@@ -109,14 +101,12 @@ async def _note_in_outbox(done: Moved) -> None:
 
 
 def _cancel(source: object) -> None:
-    import anyio
-
     from letopis.store.relocation.mover import cancel_move
 
     async def work() -> str | None:
         return await cancel_move(source)  # type: ignore[arg-type]  # the URL, whose class is not imported for --help
 
-    was = anyio.run(work)
+    was = asyncio.run(work())
     emit({"cancelled": was is not None, "target": was}, text="")
     if was is None:
         raise CommandExit(Exit.NOTHING, "there is no move to abandon: the store takes deliveries")
@@ -155,16 +145,12 @@ def _advise(done: Moved) -> None:
         note(f"checkpoints were copied, the tables of these projections were not: {names}; copy or rebuild those")
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis --store postgresql://bot@db/history outbox rebind",
-        "letopis --store postgresql://bot@db/history outbox rebind --yes --json",
-    ),
+@verb(
+    "letopis --store postgresql://bot@db/history outbox rebind",
+    "letopis --store postgresql://bot@db/history outbox rebind --yes --json",
+    json=True,
 )
 @YES
-@JSON
-@with_options
 def rebind(yes: bool) -> None:
     """Bind the outbox to the history store of --store, because its own is gone for good.
 
@@ -175,14 +161,12 @@ def rebind(yes: bool) -> None:
     Before the first delivery it confirms the store if the bot names it differently. Exits with 2 if confirmation is
     required and stdin is not a terminal.
     """
-    from letopis.outbox.cli.interface.locations import with_outbox
 
     done = asyncio.run(with_outbox(settings(), lambda file: _rebound(file, yes=yes)))
     emit(_json(done), text=lambda: note(f"the outbox is bound to {_place(done)} now"))
 
 
 async def _rebound(file: OutboxFile, *, yes: bool) -> Rebound:
-    from letopis.outbox.cli.interface.locations import store_of
     from letopis.outbox.event_log.bound_store import read_binding
     from letopis.outbox.event_log.destination import destination_of
     from letopis.outbox.history.store_location import check_apart

@@ -14,9 +14,9 @@ import click
 
 from letopis.outbox.cli.interface.command import VerbGroup
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.locations import read_outbox
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable, wants_json
+from letopis.outbox.cli.interface.locations import read_outbox, store_of, with_outbox
+from letopis.outbox.cli.interface.options import settings, verb, with_options
+from letopis.outbox.cli.interface.output import emit, note, open_output, printable, wants_json
 from letopis.outbox.cli.interface.selection import (
     YES,
     as_operator,
@@ -57,15 +57,8 @@ outbox.add_command(list_events)
 outbox.add_command(show)
 
 
-@outbox.command(
-    examples=(
-        "letopis outbox retry --all",
-        "letopis outbox retry --conversation telegram:4711",
-    )
-)
+@verb("letopis outbox retry --all", "letopis outbox retry --conversation telegram:4711", group=outbox, json=True)
 @with_selection()
-@JSON
-@with_options
 def retry() -> None:
     """Retry blocked and retrying conversations now, with a full set of attempts.
 
@@ -76,10 +69,8 @@ def retry() -> None:
     _lanes("retried", _changed(lambda file: as_operator(file).retry(selection)), "will be retried")
 
 
-@outbox.command(examples=("letopis outbox pause --conversation telegram:4711",))
+@verb("letopis outbox pause --conversation telegram:4711", group=outbox, json=True)
 @with_selection(whole=False)
-@JSON
-@with_options
 def pause() -> None:
     """Pause conversations; their events wait in the outbox. Exits with 3 if none matched.
 
@@ -90,15 +81,8 @@ def pause() -> None:
     _lanes("paused", _changed(lambda file: as_operator(file).pause(selection)), "paused")
 
 
-@outbox.command(
-    examples=(
-        "letopis outbox resume --all",
-        "letopis outbox resume --conversation telegram:4711",
-    )
-)
+@verb("letopis outbox resume --all", "letopis outbox resume --conversation telegram:4711", group=outbox, json=True)
 @with_selection()
-@JSON
-@with_options
 def resume() -> None:
     """Resume paused conversations. Exits with 3 if none matched."""
 
@@ -106,12 +90,12 @@ def resume() -> None:
     _lanes("resumed", _changed(lambda file: as_operator(file).resume(selection)), "resumed")
 
 
-@outbox.command(
-    examples=(
-        'letopis outbox skip EVENT_ID --reason "duplicate of 2026-01-31"',
-        "letopis outbox skip --fault-class poison --reason 'agreed with support' --yes",
-        'letopis outbox skip --missing --conversation telegram:4711 --reason "no backup has it"',
-    )
+@verb(
+    'letopis outbox skip EVENT_ID --reason "duplicate of 2026-01-31"',
+    "letopis outbox skip --fault-class poison --reason 'agreed with support' --yes",
+    'letopis outbox skip --missing --conversation telegram:4711 --reason "no backup has it"',
+    group=outbox,
+    json=True,
 )
 @with_selection()
 @REASON
@@ -122,8 +106,6 @@ def resume() -> None:
     "Queries the store.",
 )
 @YES
-@JSON
-@with_options
 def skip(reason: str, missing: bool, yes: bool) -> None:
     """Skip stuck events: the history gets a tombstone with the reason in place of each.
 
@@ -152,7 +134,6 @@ def skip(reason: str, missing: bool, yes: bool) -> None:
 
 
 def _skip_missing(reason: str, *, yes: bool) -> None:
-    from letopis.outbox.cli.interface.locations import store_of
     from letopis.store.conversation_store import ConversationStore
 
     selection = required_selection()
@@ -176,12 +157,12 @@ def _skip_missing(reason: str, *, yes: bool) -> None:
     )
 
 
-@outbox.command(
-    examples=(
-        "letopis outbox show EVENT_ID --data >event.json",
-        'letopis outbox fix EVENT_ID --file event.json --reason "too long for the column"',
-        'letopis outbox fix EVENT_ID --original --reason "the table is wider now"',
-    )
+@verb(
+    "letopis outbox show EVENT_ID --data >event.json",
+    'letopis outbox fix EVENT_ID --file event.json --reason "too long for the column"',
+    'letopis outbox fix EVENT_ID --original --reason "the table is wider now"',
+    group=outbox,
+    json=True,
 )
 @with_selection(whole=False)
 @REASON
@@ -189,8 +170,6 @@ def _skip_missing(reason: str, *, yes: bool) -> None:
 @click.option("--metadata-file", metavar="FILE", help="Corrected metadata, a JSON object. Unchanged without it.")
 @click.option("--original", is_flag=True, help="Put the event back as it was before any fix or skip.")
 @YES
-@JSON
-@with_options
 def fix(file: str | None, metadata_file: str | None, original: bool, reason: str, yes: bool) -> None:
     """Correct the data of one stuck event, under the same id and in its place; the original is kept.
 
@@ -224,16 +203,14 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
     _repaired("restored" if original else "fixed", _changed(work))
 
 
-@outbox.command(
-    examples=(
-        "letopis outbox export --file pending.jsonl",
-        "letopis outbox export --state blocked | jq -r .conversation_id",
-    )
+@verb(
+    "letopis outbox export --file pending.jsonl",
+    "letopis outbox export --state blocked | jq -r .conversation_id",
+    group=outbox,
 )
 @click.option("--file", "file", metavar="FILE", default="-", help="The file to write; stdout by default.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @with_selection()
-@with_options
 def export(file: str, force: bool) -> None:
     """Export pending events as JSON Lines, one complete event per line; all of them by default.
 
@@ -242,7 +219,6 @@ def export(file: str, force: bool) -> None:
     """
     import orjson
 
-    from letopis.outbox.cli.interface.output import open_output
     from letopis.outbox.operations.pending_events import event_json, value_of
     from letopis.store.model.records import RECORD_PUT
 
@@ -290,7 +266,6 @@ def _found(selection: Selection) -> list[PendingEvent]:
 
 def _changed(work: Callable[[OutboxFile], Awaitable[T]]) -> T:
     """Run ``work`` on the open outbox file; a bot and a relay may have it open too."""
-    from letopis.outbox.cli.interface.locations import with_outbox
 
     return asyncio.run(with_outbox(settings(), work))
 

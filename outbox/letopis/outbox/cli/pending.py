@@ -6,31 +6,26 @@ from typing import Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.locations import read_outbox
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, printable, write
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import emit, note, printable, write
 from letopis.outbox.cli.interface.selection import current_selection, has_selection, required_selection, with_selection
 
 MAX_SHOWN: Final = 200
 
 
-@click.command(
+@verb(
+    "letopis outbox list",
+    "letopis outbox list --state blocked --json",
+    "letopis outbox list --all --limit 1000   # everything that is pending",
     name="list",
-    cls=Verb,
-    examples=(
-        "letopis outbox list",
-        "letopis outbox list --state blocked --json",
-        "letopis outbox list --all --limit 1000   # everything that is pending",
-    ),
+    json=True,
 )
 @with_selection()
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Print at most this many."
 )
-@JSON
-@with_options
 def list_events(limit: int) -> None:
     """List pending events.
 
@@ -73,21 +68,17 @@ def list_events(limit: int) -> None:
         note(f"no conversation is blocked, retrying or paused. {printable(how.verdict)}")
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis outbox show --conversation telegram:4711",
-        "letopis outbox show EVENT_ID --payload --json",
-        "letopis outbox show EVENT_ID --data >event.json   # to correct it",
-    ),
+@verb(
+    "letopis outbox show --conversation telegram:4711",
+    "letopis outbox show EVENT_ID --payload --json",
+    "letopis outbox show EVENT_ID --data >event.json   # to correct it",
+    json=True,
 )
 @with_selection()
 @click.option("--payload", is_flag=True, help="Include data and metadata, which hold the messages.")
 @click.option(
     "--data", "data_only", is_flag=True, help="Print the data of one event and nothing else, for `fix --file`."
 )
-@JSON
-@with_options
 def show(payload: bool, data_only: bool) -> None:
     """Show events with the state of their conversation, and their repairs.
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit, explain
-from letopis.outbox.cli.interface.options import given_outboxes, settings, with_options
+from letopis.outbox.cli.interface.locations import with_outbox
+from letopis.outbox.cli.interface.options import given_outboxes, settings, verb
 from letopis.outbox.cli.interface.output import note, printable
+from letopis.outbox.cli.interface.selection import as_operator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,13 +43,10 @@ CONSOLE: Final = click.option(
 )
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis relay",
-        "letopis relay --once   # for cron, or to deliver now",
-        "letopis relay --outbox 'bots/*.outbox.db' --listen 9464",
-    ),
+@verb(
+    "letopis relay",
+    "letopis relay --once   # for cron, or to deliver now",
+    "letopis relay --outbox 'bots/*.outbox.db' --listen 9464",
 )
 @click.option(
     "--once", is_flag=True, help="Deliver what is due and exit: 0 if nothing is left, 75 if the store is down."
@@ -84,7 +82,6 @@ CONSOLE: Final = click.option(
     show_envvar=True,
     help="Name the conversations on OpenTelemetry spans (gen_ai.conversation.id). Needs letopis[otel].",
 )
-@with_options
 def relay(
     once: bool,
     listen: str | None,
@@ -126,31 +123,22 @@ def relay(
         asyncio.run(_run(configure))
 
 
-@click.command(
-    cls=Verb,
-    examples=("letopis pause --reason 'the database is being upgraded'",),
-)
+@verb("letopis pause --reason 'the database is being upgraded'")
 @click.option("--reason", metavar="TEXT", help="The reason; `letopis status` shows it.")
-@with_options
 def pause(reason: str | None) -> None:
     """Pause delivery, in whichever process the relay runs, until `letopis resume`.
 
     The batch in flight is finished. The bot keeps running: its events wait in the outbox, and no alerts are sent. A
     restart does not end the pause. `letopis outbox pause` pauses single conversations.
     """
-    from letopis.outbox.cli.interface.locations import with_outbox
-    from letopis.outbox.cli.interface.selection import as_operator
 
     asyncio.run(with_outbox(settings(), lambda file: as_operator(file).pause_relay(reason=reason)))
     note("delivery is paused; `letopis resume` resumes it")
 
 
-@click.command(cls=Verb, examples=("letopis resume",))
-@with_options
+@verb("letopis resume")
 def resume() -> None:
     """Resume delivery after `letopis pause`. Exits with 3 if it was not paused."""
-    from letopis.outbox.cli.interface.locations import with_outbox
-    from letopis.outbox.cli.interface.selection import as_operator
 
     if not asyncio.run(with_outbox(settings(), lambda file: as_operator(file).resume_relay())):
         raise CommandExit(Exit.NOTHING, "delivery was not paused")

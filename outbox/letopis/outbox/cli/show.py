@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
 from letopis.outbox.cli.interface.follow import INTERVAL, Tail, check_reader
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, note, wants_json, write
+from letopis.outbox.cli.interface.locations import open_source
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import emit, note, wants_json, write
 from letopis.outbox.cli.interface.render import (
     conversation_json,
     message_json,
@@ -28,14 +29,12 @@ MAX_PAGES_BACK: Final = 20
 """Pages that are read back to the last message that is known, if very many have come at once."""
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis history show telegram:4711 --last 20",
-        "letopis history show telegram:4711 --follow",
-        "letopis history show telegram:4711 --as-of 2026-01-31T12:00:00Z",
-        "letopis history show telegram:4711 --transcript >chat.txt",
-    ),
+@verb(
+    "letopis history show telegram:4711 --last 20",
+    "letopis history show telegram:4711 --follow",
+    "letopis history show telegram:4711 --as-of 2026-01-31T12:00:00Z",
+    "letopis history show telegram:4711 --transcript >chat.txt",
+    json=True,
 )
 @click.argument("conversation")
 @click.option(
@@ -61,8 +60,6 @@ MAX_PAGES_BACK: Final = 20
     show_default=True,
     help="With --follow: the time between two looks.",
 )
-@JSON
-@with_options
 def show(
     conversation: str,
     last: int | None,
@@ -76,16 +73,13 @@ def show(
 
     Exits with 3 if there is no such conversation, or was none then.
     """
-    import anyio
-
-    from letopis.outbox.cli.interface.locations import open_source
 
     if as_text and wants_json():
         raise click.UsageError("--transcript and --json cannot be given together")
     if follow:
         if before is not None or as_of is not None or as_text:
             raise click.UsageError("--follow shows the present: give it without --before, --as-of and --transcript.")
-        anyio.run(_follow, conversation, 50 if last is None else last, interval)
+        asyncio.run(_follow(conversation, 50 if last is None else last, interval))
         return
     if last is None and not as_text:
         last = 50
@@ -98,7 +92,7 @@ def show(
             messages = await source.messages(conversation, last=last, before=before, as_of=moment)
             return messages, await source.conversation(conversation, as_of=moment)
 
-    page, found = anyio.run(read)
+    page, found = asyncio.run(read())
     if found is None and not page:
         say_whether_complete(page.complete)
         there = "is" if as_of is None else "was then"
@@ -133,8 +127,6 @@ def _deleted(found: Conversation) -> str:
 async def _follow(conversation: str, last: int, interval: float) -> None:
     """Print the last messages, then what is new and what changes, until interrupted or stdout has no reader."""
     import anyio
-
-    from letopis.outbox.cli.interface.locations import open_source
 
     tail = Tail(_whole_state if wants_json() else _shown_state)
     complete = True

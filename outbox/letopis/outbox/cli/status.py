@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from letopis.outbox.cli.interface.command import Verb
 from letopis.outbox.cli.interface.exit_codes import CommandExit, Exit
-from letopis.outbox.cli.interface.follow import INTERVAL
-from letopis.outbox.cli.interface.options import settings, with_options
-from letopis.outbox.cli.interface.output import JSON, emit, format_duration, printable, wants_json
+from letopis.outbox.cli.interface.follow import INTERVAL, FollowedScreen, repeat
+from letopis.outbox.cli.interface.locations import existing_outbox
+from letopis.outbox.cli.interface.options import settings, verb
+from letopis.outbox.cli.interface.output import emit, format_duration, printable, wants_json
 
 if TYPE_CHECKING:
     from letopis.outbox.operations.status import Status
@@ -21,14 +21,12 @@ _AGES: Final = ("oldest_pending_seconds", "verdict", "wal_bytes")
 """Values that change all the time although nothing happens."""
 
 
-@click.command(
-    cls=Verb,
-    examples=(
-        "letopis status",
-        "letopis status --watch",
-        "letopis status --check || echo 'needs attention'   # for a script",
-        "letopis status --json | jq .verdict",
-    ),
+@verb(
+    "letopis status",
+    "letopis status --watch",
+    "letopis status --check || echo 'needs attention'   # for a script",
+    "letopis status --json | jq .verdict",
+    json=True,
 )
 @click.option("--check", is_flag=True, help="Exit with 1 if not all is well.")
 @click.option("--watch", is_flag=True, help="Keep showing it until interrupted; with --json, one line per change.")
@@ -40,14 +38,11 @@ _AGES: Final = ("oldest_pending_seconds", "verdict", "wal_bytes")
     show_default=True,
     help="With --watch: the time between two looks.",
 )
-@JSON
-@with_options
 def status(check: bool, watch: bool, interval: float) -> None:
     """Show what is pending, blocked and delivered.
 
     Reads only the outbox file: creates nothing, changes nothing, and needs no history store.
     """
-    from letopis.outbox.cli.interface.locations import existing_outbox
 
     path = existing_outbox(settings())
     if watch:
@@ -75,7 +70,6 @@ def _document(path: Path, found: Status) -> dict[str, Any]:
 
 def _watch(path: Path, *, seconds: float) -> None:
     """Show the status until interrupted."""
-    from letopis.outbox.cli.interface.follow import FollowedScreen, repeat
 
     screen = FollowedScreen()
     printed: dict[str, Any] = {}

@@ -77,10 +77,7 @@ SCHEMA: Final[Mapping[str, Mapping[str, Option]]] = {
 
 
 def read_toml(path: Path) -> Mapping[str, Any]:
-    """Return the tables of ``letopis.toml``, the outermost one checked.
-
-    :raises ConfigurationError: it cannot be read, or holds a key or value that is not known; no value is quoted.
-    """
+    """Return the tables of ``letopis.toml``, the outermost one checked."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -98,10 +95,7 @@ def read_toml(path: Path) -> Mapping[str, Any]:
 
 
 def check_table(name: str, table: Mapping[str, Any], path: Path | None = None) -> None:
-    """Check the keys and values of one table of ``SCHEMA``.
-
-    :raises ConfigurationError: a key is not known, or a value is not what it must be.
-    """
+    """Check the keys and values of one table of ``SCHEMA``."""
     options = SCHEMA[name]
     place = " ".join(part for part in (f"{path}:" if path else "", f"[{name}]" if name else "") if part)
     for key, value in table.items():
@@ -124,12 +118,7 @@ def check_table(name: str, table: Mapping[str, Any], path: Path | None = None) -
 def read_secrets(
     name: str, key: str, table: Mapping[str, Any], *, variable: str, environ: Mapping[str, str], folder: Path | None
 ) -> tuple[str, ...]:
-    """Return the secrets that ``variable`` or ``variable_FILE`` names, else ``key`` or ``key_file`` of a table.
-
-    :param name: of the table, for messages.
-    :param folder: where a relative file of the table starts.
-    :raises ConfigurationError: two of them exclude each other, or a file cannot be read. No message holds a secret.
-    """
+    """Return the secrets that ``variable`` or ``variable_FILE`` names, else ``key`` or ``key_file`` of a table."""
     if table.get(key) and table.get(f"{key}_file"):
         raise ConfigurationError(f"[{name}] {key} and {key}_file are both set: remove one")
     listed, file = environ.get(variable, ""), environ.get(f"{variable}_FILE", "")
@@ -147,11 +136,7 @@ def read_secrets(
 
 
 def read_secret_file(path: Path, what: str) -> list[str]:
-    """Return the lines of a small file of secrets, as containers and systemd provide them.
-
-    :param what: what it holds, in words.
-    :raises ConfigurationError: it cannot be read, is too large or no UTF-8 text.
-    """
+    """Return the lines of a small file of secrets, as containers and systemd provide them."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)

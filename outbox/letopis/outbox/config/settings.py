@@ -61,14 +61,6 @@ def load_settings(
 
     A variable that is set and empty counts as not set. Relative paths in ``letopis.toml`` start at its own folder, all
     others at the current one.
-
-    :param outbox: ``--outbox``, if given.
-    :param store: ``--store``, if given.
-    :param config: ``--config``, if given.
-    :param environ: the environment; ``os.environ`` by default.
-    :param folder: where ``letopis.toml`` is looked for; the current folder by default.
-    :raises ConfigurationError: a file is missing or cannot be read, or holds a key or a value that is not known. No
-        message holds the store's URL.
     """
     environ = os.environ if environ is None else environ
     path = _config_file(config, environ.get("LETOPIS_CONFIG"), folder or Path())
@@ -95,10 +87,7 @@ def load_settings(
 
 
 def move_target(given: str | None, environ: Mapping[str, str] | None = None) -> str | None:
-    """Return the target of ``letopis move``: as given, or from ``LETOPIS_MOVE_TO`` or ``LETOPIS_MOVE_TO_FILE``.
-
-    :raises ConfigurationError: both variables are set, or the file cannot be read.
-    """
+    """Return the target of ``letopis move``: as given, or from ``LETOPIS_MOVE_TO`` or ``LETOPIS_MOVE_TO_FILE``."""
     environ = os.environ if environ is None else environ
     if given:
         return given
@@ -230,16 +219,7 @@ def load_alerts(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> AlertSettings:
-    """Return the settings. Precedence: command line, ``LETOPIS_ALERTS*``, the table, the defaults.
-
-    :param table: ``[alerts]`` of ``letopis.toml``.
-    :param channels: addresses given on the command line.
-    :param private: the flag on the command line, if given.
-    :param environ: the environment; ``os.environ`` by default.
-    :param folder: of ``letopis.toml``, where a relative ``channels_file`` starts.
-    :raises ConfigurationError: a key or a value that is not known, or a file that cannot be read. No message holds an
-        address.
-    """
+    """Return the settings. Precedence: command line, ``LETOPIS_ALERTS*``, the table, the defaults."""
     environ = os.environ if environ is None else environ
     check_table("alerts", table)
     language = (environ.get("LETOPIS_LANGUAGE") or str(table.get("language", "en"))).strip().lower()

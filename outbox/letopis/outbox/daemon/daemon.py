@@ -140,13 +140,7 @@ class Daemon:
         task.add_done_callback(self._reloads.discard)
 
     async def run(self) -> None:
-        """Serve until :meth:`stop`.
-
-        :raises ConfigurationError: nothing can be served until an operator changes something. A ``StoreFault`` of class
-            ``MISCONFIGURED`` or ``WRONG_STORE``, if every outbox has one, means the same.
-        :raises OutboxUnavailable: none of the files can be used at present.
-        :raises OSError: another process listens at the address.
-        """
+        """Serve until :meth:`stop`."""
         settings = self._settings = await asyncio.to_thread(self._configure)
         configure_logging(level=settings.log_level, style=settings.log_format)
         self._stores = StorePool(settings.store, clock=self._clock, trace_conversations=settings.trace_conversations)
@@ -197,10 +191,7 @@ class Daemon:
         stack.callback(turns.cancel)
 
     async def _open_some(self) -> None:
-        """Open as many files as may be open at once, or the first that can be opened.
-
-        :raises ConfigurationError, OutboxUnavailable: none can be used, and all of them were named.
-        """
+        """Open as many files as may be open at once, or the first that can be opened."""
         errors: list[LetopisError] = []
         opened = 0
         for worker in self.workers:
@@ -215,10 +206,7 @@ class Daemon:
             raise errors[0]
 
     async def _probe_stores(self) -> None:
-        """Ask the stores of the files, a few files at a time, until one file has a store that may be delivered to.
-
-        :raises StoreFault: no file has.
-        """
+        """Ask the stores of the files, a few files at a time, until one file has a store that may be delivered to."""
         workers = self.workers
         first: StoreFault | None = None
         for start in range(0, len(workers), self._fleet.max_open):

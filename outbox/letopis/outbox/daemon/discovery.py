@@ -38,10 +38,7 @@ def is_pattern(name: str) -> bool:
 
 
 def find_outboxes(names: Iterable[str]) -> list[OutboxMatch]:
-    """Return the files that names and patterns mean, each once; reads folders, but no file.
-
-    :raises ConfigurationError: a name that cannot be a file.
-    """
+    """Return the files that names and patterns mean, each once; reads folders, but no file."""
     found: dict[str, OutboxMatch] = {}
     for name in names:
         if is_pattern(name) and "://" not in name:
@@ -83,10 +80,7 @@ class OutboxScanner:
         self._excluded: dict[Path, tuple[tuple[int, int], float]] = {}
 
     def scan(self, names: Iterable[str], known: Iterable[Path]) -> list[OutboxMatch]:
-        """Return the files to be served that are not known yet; it reads files, so call it in a thread.
-
-        :raises ConfigurationError: a name that cannot be a file.
-        """
+        """Return the files to be served that are not known yet; it reads files, so call it in a thread."""
         skipped = frozenset(known)
         return [
             one

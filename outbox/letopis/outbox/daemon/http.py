@@ -50,10 +50,7 @@ class ListenAddress:
 
 
 def parse_address(text: str) -> ListenAddress:
-    """Return the address that ``HOST:PORT`` or a port means; a port alone is one of the loopback interface.
-
-    :raises ConfigurationError: it is neither.
-    """
+    """Return the address that ``HOST:PORT`` or a port means; a port alone is one of the loopback interface."""
     host, colon, port = text.strip().rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not port.isdecimal() or int(port) > 65_535 or (colon and not host):
@@ -167,13 +164,7 @@ async def serve_http(
     snapshot: Callable[[], Awaitable[HealthSnapshot]],
     console: App | None = None,
 ) -> AsyncIterator[ListenAddress]:
-    """Serve at ``address`` during a ``with`` block; yields it with the port that replaces port 0.
-
-    :param console: the ASGI application to serve at ``/console/`` too.
-
-    :raises ConfigurationError: the extra ``letopis[daemon]`` is not installed, or there is no such address here.
-    :raises OSError: something else listens there.
-    """
+    """Serve at ``address`` during a ``with`` block; yields it with the port that replaces port 0."""
     # uvicorn: besides click it brings h11 alone, and three answers need no framework on top of it.
     try:
         import prometheus_client  # noqa: F401 - fails now, not at the first scrape
@@ -253,11 +244,7 @@ MAX_WAITING_CONNECTIONS: Final = 64
 
 
 def limited_protocol(connection_seconds: float | None = None) -> type[Any]:
-    """Return uvicorn's protocol with a time limit, whose waiting connections make room for others.
-
-    :param connection_seconds: the longest life of a connection, 30 s by default.
-    :raises ImportError: the extra ``letopis[daemon]`` is not installed.
-    """
+    """Return uvicorn's protocol with a time limit, whose waiting connections make room for others."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class LimitedConnection(H11Protocol):

@@ -89,10 +89,7 @@ METRICS: Final = (
 
 
 def exposition(snapshot: HealthSnapshot, accept: str = "") -> tuple[bytes, str]:
-    """Return the metrics and their content type, in the format that the ``Accept`` header requests.
-
-    :raises ImportError: the extra ``letopis[daemon]`` is not installed.
-    """
+    """Return the metrics and their content type, in the format that the ``Accept`` header requests."""
     from prometheus_client import CollectorRegistry, ProcessCollector
     from prometheus_client.exposition import choose_encoder
 

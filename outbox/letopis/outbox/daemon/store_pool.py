@@ -80,10 +80,7 @@ class StorePool:
         return list(self._handles.values())
 
     def get(self, outbox: Path) -> StoreHandle:
-        """Return the store that an outbox delivers to, without connecting.
-
-        :raises ConfigurationError: the URL is wrong, or names the outbox itself.
-        """
+        """Return the store that an outbox delivers to, without connecting."""
         url = normalise_url(store_beside(outbox) if self._given is None else self._given)
         check_apart(outbox, url)
         key = url.render_as_string(hide_password=False)
@@ -102,11 +99,7 @@ class StorePool:
 
 
 async def probe_all(probes: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Probe the store of each outbox once, and wait a few seconds for the answers.
-
-    :raises StoreFault: class ``MISCONFIGURED`` or ``WRONG_STORE``, if every outbox has such a fault: waiting fixes
-        nothing.
-    """
+    """Probe the store of each outbox once, and wait a few seconds for the answers."""
     tasks = [asyncio.create_task(one) for one in probes]
     if not tasks:
         return

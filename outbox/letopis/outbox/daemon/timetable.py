@@ -96,13 +96,7 @@ class Timetable:
         self._due_at, self.look_at = self._monotonic() + wait, math.inf
 
     def end_turn(self, *, more: bool, wait: float | None, troubled: bool, moved: bool) -> None:
-        """Note how a turn ended.
-
-        :param more: whether there is more to deliver at once.
-        :param wait: seconds until a lane is due for a retry.
-        :param troubled: whether something is pending, blocked or an open incident.
-        :param moved: whether the turn delivered anything.
-        """
+        """Note how a turn ended."""
         now = self._monotonic()
         self.pending, self.failed, self.troubled = more, False, troubled
         self._due_at = math.inf if wait is None else now + wait

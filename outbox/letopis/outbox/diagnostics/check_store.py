@@ -56,11 +56,7 @@ _WRITTEN: Final = (conversations, events, lanes, log_heads, messages, owners)
 
 
 async def check_store(where: str | Path, outbox: ReferenceLog | None = None) -> AsyncIterator[Finding]:
-    """Yield findings about the history store. A missing SQLite file is not created.
-
-    :param where: its URL or path.
-    :param outbox: what the outbox holds, read before, to be compared with what the store knows of it.
-    """
+    """Yield findings about the history store. A missing SQLite file is not created."""
     bound = UNBOUND if outbox is None else outbox.bound
     try:
         url = normalise_url(where)

@@ -94,8 +94,6 @@ def find_problems(path: Path, *, checked: Checked = unheard) -> Iterator[str]:
 
     If the WAL is damaged nothing else is checked: opening the file would delete what SQLite does not read of it. The
     WAL is read as bytes: do not call this in a process that has the file open. Content is never quoted.
-
-    :param checked: called with how many events of how many were compared.
     """
     if problem := wal_problem(path):
         yield problem
@@ -132,11 +130,7 @@ def _events(connection: sa.Connection, checked: Checked = unheard) -> Iterator[s
 def damaged_events(
     connection: sa.Connection, statement: str, checked: Callable[[int], None] = lambda done: None
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield conversation and sequence of the events that do not match their digest.
-
-    :param statement: selects rows as :func:`is_intact` takes them.
-    :param checked: called now and then with how many rows were read.
-    """
+    """Yield conversation and sequence of the events that do not match their digest."""
     done = 0
     with closing(connection.connection.cursor()) as cursor:
         cursor.execute(statement)
@@ -321,11 +315,7 @@ class ReferenceLog:
 
 
 def read_reference(path: Path, *, newest: int = -1, events: bool = True) -> ReferenceLog | None:
-    """Return what an outbox file can be compared by; ``None`` if it cannot be read or was never opened by a bot.
-
-    :param newest: read only this many conversations, those begun last; all of them by default.
-    :param events: read the events too.
-    """
+    """Return what an outbox file can be compared by; ``None`` if it cannot be read or was never opened by a bot."""
     try:
         with open_read_only(path) as connection:
             if revision_state(connection, OUTBOX_MIGRATIONS).state is not SchemaState.CURRENT:
@@ -354,10 +344,7 @@ async def stored_epoch(connection: AsyncConnection, origin_id: UUID) -> int | No
 async def stored_heads(
     connection: AsyncConnection, origin_id: UUID, conversations: Iterable[str] | None = None
 ) -> dict[str, int]:
-    """Return how far the store holds an outbox's conversations; those without an event are missing.
-
-    :param conversations: only these.
-    """
+    """Return how far the store holds an outbox's conversations; those without an event are missing."""
     known = sa.select(lanes.c.conversation_id, lanes.c.sequence).where(lanes.c.origin_id == origin_id)
     statements = [known]
     if conversations is not None:

@@ -87,9 +87,6 @@ async def assign_new_origin(path: str | os.PathLike[str]) -> OriginReset:
     paused stay paused. The history store recognises events that the original delivered by their ids. The retained tail
     of delivered events is deleted: reads during an outage show only later events, and no store can be refilled from
     this file's past.
-
-    :raises ConfigurationError: there is no outbox.
-    :raises OutboxUnavailable: a relay has the file; nothing was changed.
     """
     outbox = await OutboxFile.open(path, create=False)
     try:

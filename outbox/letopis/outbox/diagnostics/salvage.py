@@ -127,9 +127,6 @@ async def salvage(damaged: str | os.PathLike[str], to: str | os.PathLike[str]) -
     unconfirmed replies, incidents and the record of repairs are not recovered.
 
     The damaged file is read as bytes and not changed. No bot and no relay may have it open.
-
-    :raises ConfigurationError: the damaged file does not exist or holds no event, or the new one exists.
-    :raises OutboxUnavailable: the new file cannot be written.
     """
     source, target = outbox_path(damaged), outbox_path(to)
     if not source.is_file():

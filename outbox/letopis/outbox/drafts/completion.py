@@ -51,10 +51,7 @@ class Completion:
 
 
 def complete(connection: sa.Connection, outbox: OutboxFile, completion: Completion) -> Appended:
-    """Append the message, delete its draft, and mark it as unconfirmed, in an open write transaction.
-
-    :raises LetopisError: the append was refused; nothing was written.
-    """
+    """Append the message, delete its draft, and mark it as unconfirmed, in an open write transaction."""
     cursor = connection.connection.cursor()
     try:
         outbox.gate.check_room(cursor)
@@ -85,10 +82,7 @@ def settle(cursor: Any, outbox: OutboxFile, completion: Completion, appended: Ap
 
 
 async def discard(outbox: OutboxFile, conversation_id: str, message_id: str, event_id: UUID) -> None:
-    """Delete a draft that becomes no message.
-
-    :raises OutboxUnavailable: the file cannot be written.
-    """
+    """Delete a draft that becomes no message."""
     await outbox.write(lambda connection: _with(connection, drafts.delete, conversation_id, message_id, event_id))
 
 
@@ -111,8 +105,6 @@ async def recover(outbox: OutboxFile, lock: WriterLock) -> int:
 
     Safe to run in several processes at once: each draft becomes one message. A draft that cannot be appended now,
     because the outbox is full, is kept for the next run.
-
-    :raises LetopisError: the file cannot be read or written, or takes no more.
     """
     recovered = 0
     writers = await outbox.read(lambda connection: _with(connection, drafts.list_writers))

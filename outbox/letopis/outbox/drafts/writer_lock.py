@@ -53,9 +53,6 @@ class WriterLock:
         """Lock a new side file and return the name of the writer. Idempotent.
 
         Not in a thread, because it is one ``open()`` and one lock that does not wait.
-
-        :raises Closed: the lock was acquired before this process was forked off.
-        :raises OutboxUnavailable: the side file cannot be created.
         """
         if self._lock is not None:
             if self._pid != os.getpid():

@@ -75,10 +75,7 @@ def record_action(
     conversations: int = 0,
     reason: str | None = None,
 ) -> None:
-    """Record an action in the transaction that carries it out, and drop the oldest entries beyond the limit.
-
-    :param outcome: ``done``, or why it was refused. It holds no content of a message.
-    """
+    """Record an action in the transaction that carries it out, and drop the oldest entries beyond the limit."""
     connection.exec_driver_sql(
         _INSERT,
         (
@@ -97,10 +94,7 @@ def record_action(
 
 
 def list_actions(connection: sa.Connection, *, limit: int, before: int | None = None) -> list[AuditEntry]:
-    """Return at most ``limit`` entries, the newest first.
-
-    :param before: the ``entry_id`` of the last entry of the page before.
-    """
+    """Return at most ``limit`` entries, the newest first."""
     rows = fetch_all(connection, _LIST, (_NEWEST if before is None else before, limit))
     return [_entry(row) for row in rows]
 

@@ -153,8 +153,6 @@ def skip_missing(
 
     The lane continues from ``held + 1``. There is no tombstone where the store holds all that the file lacks, because
     an acknowledgement was lost.
-
-    :param held: the sequence up to which the history store holds the lane.
     """
     reason = checked_reason(reason)
     lane = find_lane(connection, conversation_id)
@@ -265,10 +263,7 @@ def _front(connection: sa.Connection, event_id: UUID) -> PendingEvent:
 
 
 def checked_reason(reason: str) -> str:
-    """Return the reason without surrounding space.
-
-    :raises InvalidInput: it is empty or too long.
-    """
+    """Return the reason without surrounding space."""
     stripped = reason.strip()
     if not stripped:
         raise InvalidInput("reason", "must not be empty: it is kept")

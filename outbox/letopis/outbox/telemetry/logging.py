@@ -106,8 +106,6 @@ def configure_logging(*, level: str = "INFO", style: str = "auto", stream: TextI
 
     A later call replaces what an earlier one configured: that is how a reload changes the level. Only the loggers
     ``letopis`` and ``asyncio`` are touched, never the root. Repeated faults are limited by :class:`RepeatFilter`.
-
-    :raises ValueError: the level or style is unknown.
     """
     if style not in FORMATS:
         raise ValueError(f"log format must be one of {', '.join(FORMATS)}")

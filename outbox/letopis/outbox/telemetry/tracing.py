@@ -35,8 +35,6 @@ def appending(conversation_id: str, what: Sequence[Any]) -> AbstractContextManag
 
     It holds the conversation's id and the tokens that the messages say they used, never their content. Costs one
     dictionary look-up if OpenTelemetry was never imported.
-
-    :param what: messages, or events with the data of one.
     """
     if "opentelemetry.trace" not in sys.modules:
         return _NO_SPAN
@@ -109,11 +107,7 @@ class Spans:
         conversations: Sequence[str],
         metadata: Iterable[tuple[str, str | None]] = (),
     ) -> Iterator[Callable[[str], None]]:
-        """Span the ``with`` block. If it ends in a fault, call the yielded function with its class.
-
-        :param conversations: the ids of the conversations in the batch.
-        :param metadata: the events' conversations and metadata as stored; read only where spans are made.
-        """
+        """Span the ``with`` block. If it ends in a fault, call the yielded function with its class."""
         if self._trace is None:
             yield lambda _: None
             return

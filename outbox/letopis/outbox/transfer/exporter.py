@@ -74,20 +74,14 @@ class Exporter:
     records: int = 0
 
     async def count(self, *, owner: str | None = None) -> int:
-        """Return about how many lines :meth:`of_all` yields: without what forks inherit, and what comes meanwhile.
-
-        :raises Incomplete: the history store cannot be reached.
-        """
+        """Return about how many lines :meth:`of_all` yields: without what forks inherit, and what comes meanwhile."""
         total = 0
         async for found in self._listed(owner):
             total += found.message_count
         return total
 
     async def of_one(self, conversation_id: str) -> AsyncIterator[bytes]:
-        """Yield the lines of one conversation, oldest first, and of its records; none if it does not exist.
-
-        :raises Incomplete: the history store cannot be reached.
-        """
+        """Yield the lines of one conversation, oldest first, and of its records; none if it does not exist."""
         found = await self.source.conversation(conversation_id)
         if found is not None:
             with SeenKeys() as count:
@@ -103,8 +97,6 @@ class Exporter:
         without one, all other records.
 
         Messages appended meanwhile may or may not be included; every conversation that existed at the start is.
-
-        :raises Incomplete: the history store cannot be reached.
         """
         with SeenKeys() as count, SeenKeys() as done:
             fresh = True

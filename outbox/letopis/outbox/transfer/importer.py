@@ -108,10 +108,6 @@ class Importer:
         """Append every line that can be stored; return the counts, which :attr:`counts` shows while it runs.
 
         The lines are read in a thread, so they may come from a slow pipe.
-
-        :raises OutboxFull: the outbox takes no more; the counted lines are in it.
-        :raises OutboxUnavailable: likewise.
-        :raises StoreFault: the store was needed for events that were pruned here, and does not answer.
         """
         source = iter(lines)
         # Abandoned when cancelled: it ends after its current line, and delays neither us nor the interpreter.
@@ -214,10 +210,7 @@ class Importer:
     async def _query_store(
         self, conversation_id: str, wanted: Collection[UUID], *, pruned: int | None
     ) -> dict[UUID, tuple[bytes, bytes | None]]:
-        """Return the events that the store holds, with their digests.
-
-        :param pruned: events of the conversation that the outbox has pruned; ``None`` if it does not know it.
-        """
+        """Return the events that the store holds, with their digests."""
         key = conversation_id.encode()
         if pruned == 0 and not self._elsewhere.seen(key):
             return {}  # all of it is in the outbox

@@ -53,9 +53,6 @@ async def make_anchor(
     """Return the anchor of a store at this release's revision, up to the heads that its log has when this begins.
 
     Nothing is checked: an anchor of a log that was changed before confirms the changed log.
-
-    :param checked: called with how many events of how many were read.
-    :raises StoreFault: the database failed.
     """
     with translated():
         async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
@@ -84,11 +81,7 @@ class AnchorCheck:
         """The partitions that were compared."""
 
     async def problems(self, engine: AsyncEngine, *, checked: Checked = unheard) -> AsyncIterator[str]:
-        """Yield in what a store's log differs from the anchor. Content is never quoted.
-
-        :param checked: called with how many events of how many were read.
-        :raises StoreFault: the database failed.
-        """
+        """Yield in what a store's log differs from the anchor. Content is never quoted."""
         anchor = self.anchor
         with translated():
             async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
@@ -231,8 +224,6 @@ def block_of(rows: Iterable[Any]) -> AnchorBlock:
     The identity hashes a line per event: a JSON list of position, conversation id, version, event id, origin id,
     sequence, type, schema version, the two times in microseconds, and what an erasure leaves of data and metadata. The
     content hashes the events' digests, which an erasure leaves too.
-
-    :param rows: each with the columns of the log.
     """
     identity, content, redacted = sha256(), sha256(), 0
     for row in rows:
@@ -287,10 +278,7 @@ def dump(anchor: Anchor) -> bytes:
 
 
 def load(document: bytes) -> Anchor:
-    """Return the anchor in a document.
-
-    :raises InvalidInput: it is not an anchor, or one of a newer release.
-    """
+    """Return the anchor in a document."""
     try:
         found = orjson.loads(document)
     except orjson.JSONDecodeError:

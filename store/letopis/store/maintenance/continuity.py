@@ -24,10 +24,7 @@ class Read(Protocol):
     """Runs a read on a connection of the store."""
 
     def __call__(self, read: Callable[[AsyncConnection], Awaitable[T]], /) -> Awaitable[T]:
-        """Return the result of ``read``.
-
-        :raises StoreFault: the database failed.
-        """
+        """Return the result of ``read``."""
         ...
 
 
@@ -79,11 +76,6 @@ class Continuity:
 
         The end is where it was at the previous count. Positions have no gaps, so a missing event was deleted, or never
         written though its position was given out.
-
-        :param after: the position before the range.
-        :param newest: positions at the end of each partition.
-        :param length: positions of the range.
-        :raises StoreFault: the database failed.
         """
         found = await self._read(
             lambda connection: count_log(connection, after, newest=newest, length=length, heads=self._heads)
@@ -95,10 +87,7 @@ class Continuity:
 async def count_log(
     connection: AsyncConnection, after: int, *, newest: int, length: int, heads: Mapping[int, int] | None = None
 ) -> LogCount:
-    """Count as :meth:`Continuity.count` does, on an open connection.
-
-    :param heads: the last positions of the partitions if they are known.
-    """
+    """Count as :meth:`Continuity.count` does, on an open connection."""
     if heads is None:
         heads = {row[0]: row[1] for row in (await connection.execute(_HEADS)).all()}
     ranges = [(one, after, after + length) for one in sorted(heads)]

@@ -84,8 +84,6 @@ async def find_problems(engine: AsyncEngine, *, checked: Checked = unheard) -> A
 
     Every event is compared with its digest, and the log with its counters: positions, versions and the sequences of
     each outbox have no gaps. An SQLite file's structure is checked as a whole. Content is never quoted.
-
-    :param checked: called with how many events of how many were compared.
     """
     async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
         for subject, check in _checks(checked):

@@ -115,11 +115,7 @@ class Rebuilder:
         self._retains_too_much = False  # a conversation whose row was lost may retain more than its forks read
 
     async def run(self, *, check: bool, every: bool) -> AsyncGenerator[Rebuilt, None]:
-        """Rebuild the conversations whose rows older rules made, and those without a row.
-
-        :param check: write nothing.
-        :param every: rebuild all conversations.
-        """
+        """Rebuild the conversations whose rows older rules made, and those without a row."""
         statements = self._statements
         for statement in (statements.every if every else statements.older, statements.lost):
             async for partition, conversation_id in self._keys(statement):
@@ -129,11 +125,7 @@ class Rebuilder:
             await self._whole(self._release_retained())
 
     async def rebuild(self, partition: int, conversation_id: str, *, check: bool) -> Rebuilt | None:
-        """Rebuild one conversation. Return ``None`` if it does not exist, or a newer release made its rows.
-
-        :param check: write nothing.
-        :raises StoreFault: the database failed; the conversation is unchanged.
-        """
+        """Rebuild one conversation. Return ``None`` if it does not exist, or a newer release made its rows."""
         replay = ConversationReplay(partition, conversation_id, self._upcasters)
         if not check:
             # Carried out first: rows with a pending task are neither right nor wrong.
@@ -351,11 +343,7 @@ def _result(replay: ConversationReplay, changes: _Changes, *, written: bool) -> 
 
 
 async def conversations_to_rebuild(engine: AsyncEngine, *, every: bool) -> int:
-    """Return how many conversations a rebuild goes through, without those whose row is missing.
-
-    :param every: all of them, not only those whose rows older rules made.
-    :raises StoreFault: the database failed.
-    """
+    """Return how many conversations a rebuild goes through, without those whose row is missing."""
     rules = conversations.c.rules
     chosen = rules <= PROJECTION_RULES if every else rules < PROJECTION_RULES
     with translated():
@@ -365,10 +353,7 @@ async def conversations_to_rebuild(engine: AsyncEngine, *, every: bool) -> int:
 
 
 async def events_to_index(engine: AsyncEngine) -> int:
-    """Return how many events the search index is behind the log.
-
-    :raises StoreFault: the database failed.
-    """
+    """Return how many events the search index is behind the log."""
     with translated():
         async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
             return sum(one.behind for one in await index_progress(connection))

@@ -55,10 +55,7 @@ class ConversationReplay:
         self._reset_at = 0
 
     def apply(self, page: Sequence[sa.Row[Any]]) -> None:
-        """Apply the next rows of the log.
-
-        :raises StoreFault: the database is damaged: an event is missing, or is not what was written.
-        """
+        """Apply the next rows of the log."""
         if not page:
             return
         for version, found in enumerate(page, self.events + 1):

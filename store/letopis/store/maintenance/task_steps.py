@@ -102,12 +102,7 @@ class TaskSteps:
         return PendingTasks(tasks=int(count), rows=int(rows), erasing=int(erasing))
 
     async def step(self, *, conversation: tuple[int, str] | None = None) -> bool:
-        """Carry out a piece of the first pending task. Return True if there was one.
-
-        :param conversation: partition and id, to work on the tasks of this conversation only.
-        :raises StoreFault: the database failed; nothing was changed. ``WRONG_STORE``: this is not the expected store
-            or the history is being moved or was moved away.
-        """
+        """Carry out a piece of the first pending task. Return True if there was one."""
         pending = self._pending
         if conversation is not None:
             pending = pending.where(tasks.c.partition == conversation[0], tasks.c.conversation_id == conversation[1])

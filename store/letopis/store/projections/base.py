@@ -76,10 +76,7 @@ def has_effects(projection: Projection) -> bool:
 
 
 def check_projection(projection: Projection) -> Projection:
-    """Return ``projection`` if its name and version can identify its checkpoints.
-
-    :raises ConfigurationError: it is not a projection, or its name or version is wrong.
-    """
+    """Return ``projection`` if its name and version can identify its checkpoints."""
     if not isinstance(projection, Projection):
         raise ConfigurationError(f"a projection must be a Projection, not {type(projection).__name__}")
     name, version = getattr(projection, "name", None), projection.version
@@ -95,10 +92,7 @@ def check_projection(projection: Projection) -> Projection:
 
 
 def check_inline_projections(projections: Iterable[Projection]) -> tuple[Projection, ...]:
-    """Return inline projections in the order in which every process takes their locks.
-
-    :raises ConfigurationError: one is wrong, is given twice, or has effects.
-    """
+    """Return inline projections in the order in which every process takes their locks."""
     given: object = projections
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise ConfigurationError(f"projections must be a sequence of Projection, not {type(projections).__name__}")
@@ -114,10 +108,7 @@ def check_inline_projections(projections: Iterable[Projection]) -> tuple[Project
 
 @contextmanager
 def attributed_to(projection: Projection) -> Iterator[None]:
-    """Turn an exception into a fault of this projection, unless it is a transient fault of the database.
-
-    :raises StoreFault: chained to what the projection raised.
-    """
+    """Turn an exception into a fault of this projection, unless it is a transient fault of the database."""
     try:
         with translated():
             yield

@@ -31,11 +31,7 @@ class InlineProjections:
         self._warned: set[CheckpointKey] = set()
 
     async def apply(self, connection: AsyncConnection, recorded: Sequence[TableRow]) -> None:
-        """Apply what was just recorded, while the transaction holds the counters of the log.
-
-        :param recorded: rows of the events, in order.
-        :raises StoreFault: a projection failed, and with it the apply.
-        """
+        """Apply what was just recorded, while the transaction holds the counters of the log."""
         if not self._projections or not recorded:
             return
         events = sorted((_event(row) for row in recorded), key=_log_order)

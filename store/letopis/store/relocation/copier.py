@@ -124,11 +124,7 @@ def _partition_slice(
 async def copy_rows(
     source: Endpoint, target: Endpoint, part: TableSlice, *, after: RowKey | None = None, until: RowKey | None = None
 ) -> AsyncIterator[int]:
-    """Make the target's rows after a key equal to the source's. Yield the number of rows of each verified page.
-
-    :param until: end once the row with this key is copied; a source that takes deliveries keeps growing.
-    :raises MoveFailed: a page does not read back as it was written, or an event of the source is damaged.
-    """
+    """Make the target's rows after a key equal to the source's. Yield the number of rows of each verified page."""
     while True:
         wanted, last = await _page(source, part, after)
         await _reconcile(source, target, part, after, last, wanted)
@@ -187,10 +183,7 @@ _COLUMN_INDEXES: Final = {column.name: index for index, column in enumerate(even
 
 
 def _check_digests(rows: Mapping[RowKey, CopiedRow], source: str) -> None:
-    """Compare each event with its digest. A redacted event has no salt and was only compared byte by byte.
-
-    :raises MoveFailed: an event is not what was appended, already in the source.
-    """
+    """Compare each event with its digest. A redacted event has no salt and was only compared byte by byte."""
     conversation, kind, version, data, metadata, digest, salt = (
         _COLUMN_INDEXES[name]
         for name in ("conversation_id", "type", "schema_version", "data", "metadata", "digest", "salt")

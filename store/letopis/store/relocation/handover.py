@@ -51,10 +51,7 @@ def arriving_id(store_id: UUID) -> UUID:
 
 
 async def read_store_record(connection: AsyncConnection, *, end: Endpoint | None = None) -> StoreRecord:
-    """Return the record of a store.
-
-    :param end: lock the record until the end of the transaction, with the dialect of this endpoint.
-    """
+    """Return the record of a store."""
     one: Any = sa.select(store).where(store.c.id == 1)
     heads: Any = sa.select(log_heads).order_by(log_heads.c.partition)
     if end is not None:
@@ -75,8 +72,6 @@ async def claim_target(target: Endpoint, source: StoreRecord, *, source_address:
     """Make a fresh store the target of a move, or take over an unfinished one. No other run writes to it from now on.
 
     Return False if the move is already done.
-
-    :raises ConfigurationError: the target holds another history, or part of one.
     """
 
     async def work(connection: AsyncConnection) -> int | None:
@@ -122,10 +117,7 @@ async def _check_fresh(connection: AsyncConnection, found: StoreRecord, source: 
 
 
 async def close_source(source: Endpoint, target_address: str) -> StoreRecord:
-    """Close the source. All deliveries it accepted are committed then, and it accepts no others.
-
-    :raises MoveFailed: another run has closed it.
-    """
+    """Close the source. All deliveries it accepted are committed then, and it accepts no others."""
 
     async def work(connection: AsyncConnection) -> StoreRecord:
         found = await read_store_record(connection, end=source)
@@ -141,11 +133,7 @@ async def close_source(source: Endpoint, target_address: str) -> StoreRecord:
 
 
 async def commit_handover(source: Endpoint, closed: StoreRecord) -> None:
-    """Hand the history over to the target: from here the move can only be finished.
-
-    :param closed: the source's record when the copy was made.
-    :raises MoveFailed: the move was cancelled since, and the source may have accepted deliveries.
-    """
+    """Hand the history over to the target: from here the move can only be finished."""
 
     async def work(connection: AsyncConnection) -> None:
         found = await read_store_record(connection, end=source)
@@ -177,10 +165,7 @@ async def open_target(target: Endpoint, source: StoreRecord) -> None:
 
 
 async def reopen_source(source: Endpoint) -> str | None:
-    """Open the source of an unfinished move. Return where it was being moved, or ``None`` if it was open.
-
-    :raises ConfigurationError: its history was moved, or this is the target of a move.
-    """
+    """Open the source of an unfinished move. Return where it was being moved, or ``None`` if it was open."""
 
     async def work(connection: AsyncConnection) -> str | None:
         found = await read_store_record(connection, end=source)

@@ -240,10 +240,7 @@ def _check_source(found: StoreRecord, source: Endpoint, target: Endpoint) -> Non
 
 
 async def _read_current(end: Endpoint) -> StoreRecord:
-    """Return the record of a store at this release's revision.
-
-    :raises ConfigurationError: there is no store, or it is at another revision.
-    """
+    """Return the record of a store at this release's revision."""
     if end.embedded and not await asyncio.to_thread(Path(str(end.url.database)).is_file):
         raise ConfigurationError(f"{end.address}: there is no such file: name the history store with --store")
     revision = await _revision(end)

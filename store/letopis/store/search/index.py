@@ -231,10 +231,7 @@ class Index(ABC):
     def _match(
         self, query: Query, scope: Sequence[Sequence[str]]
     ) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[Any]]:
-        """Return the condition of a query, and what its score is made of.
-
-        :param scope: groups of codes; one of each group must be there.
-        """
+        """Return the condition of a query, and what its score is made of."""
 
     def _score(self, query: Query, ranked_by: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Return the score: what the database found it to be when it matched, unless it computes that later."""
@@ -360,10 +357,7 @@ class MariaDBIndex(Index):
 
 
 def index_for(name: str) -> Index:
-    """Return the index for a database, given by SQLAlchemy's name of it.
-
-    :raises ConfigurationError: it is not one of the three.
-    """
+    """Return the index for a database, given by SQLAlchemy's name of it."""
     match name:
         case "sqlite":
             return SQLiteIndex()

@@ -87,11 +87,7 @@ class Indexer:
         self._turn = asyncio.Lock()
 
     async def catch_up(self, limit: int, *, wait: bool = True) -> int:
-        """Index at most ``limit`` events, a batch in each transaction; return how many, 0 where there are none.
-
-        :param wait: ``False`` to skip a partition that another process works on.
-        :raises StoreFault: the database failed; what was committed stays.
-        """
+        """Index at most ``limit`` events, a batch in each transaction; return how many, 0 where there are none."""
         done = 0
         for progress in await self._shielded(self._progress()):
             while progress.behind and done < limit:

@@ -68,8 +68,6 @@ def parse(typed: object) -> Query:
 
     A word with punctuation in it (``e-mail``, ``letopis.store``) is several words that follow each other. An unpaired
     quotation mark is ignored.
-
-    :raises InvalidInput: it is not text, has more than 1,000 characters or 32 words, or no word to look for.
     """
     if not isinstance(typed, str):
         raise InvalidInput("query", f"must be text, not {type(typed).__name__}")

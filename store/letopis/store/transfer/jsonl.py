@@ -98,8 +98,6 @@ def read_lines(
     Lines end with LF or CRLF, the last one may end with the file. Blank lines and a byte order mark at the start are
     skipped. A line that is too long is skipped without reading it into memory. One that begins with ``record`` may be
     as long as the largest value in base64.
-
-    :param count: gives lines without an id the id that reading them again gives them too.
     """
     number = 0
     while raw := stream.readline(max_line_bytes + 2):
@@ -126,10 +124,7 @@ def read_lines(
 
 
 def parse_line(raw: bytes, *, number: int, count: KeyCounter) -> Line | RecordLine:
-    """Parse one line.
-
-    :raises InvalidInput: the line cannot be stored as written; the error names the key.
-    """
+    """Parse one line."""
     fields = _load(raw)
     if "record" in fields:
         return parse_record(fields, number=number, size=len(raw))
@@ -178,8 +173,6 @@ def render_line(message: RecordedMessage, *, owner: str | None, count: KeyCounte
 
     Keys are in a fixed order and empty ones are left out, so equal histories give equal bytes. ``id`` is left out if
     reading the lines again gives the same one.
-
-    :param count: the same for all lines of an export, so that each is compared with those before it.
     """
     content = message.message
     fields: dict[str, Any] = {"conversation_id": message.conversation_id}

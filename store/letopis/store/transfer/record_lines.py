@@ -60,10 +60,7 @@ class RecordLine:
 
 
 def parse_record(fields: Mapping[str, Any], *, number: int, size: int) -> RecordLine:
-    """Return the record of a line's JSON object.
-
-    :raises InvalidInput: the line cannot be stored as written; the error names the key.
-    """
+    """Return the record of a line's JSON object."""
     for key in fields:
         if key not in _KEYS:
             known = ", ".join((*_REQUIRED, *_VALUES, *_OPTIONAL))

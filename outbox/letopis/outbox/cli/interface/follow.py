@@ -32,11 +32,7 @@ class FollowedScreen:
         self._printed: object = None
 
     def show(self, text: str, *, title: str, key: object) -> None:
-        """Print a text.
-
-        :param title: a line above it, on a terminal.
-        :param key: equal as long as nothing has changed that is worth a new text.
-        """
+        """Print a text."""
         if self._drawn_over:
             click.echo(f"{CLEAR}{title}\n\n{text}")
         elif key != self._printed:
@@ -45,10 +41,7 @@ class FollowedScreen:
 
 
 def repeat(step: Callable[[], None], *, seconds: float) -> None:
-    """Call ``step`` every ``seconds`` until it raises, the user interrupts the command, or stdout has no reader.
-
-    :raises BrokenPipeError: stdout has no reader.
-    """
+    """Call ``step`` every ``seconds`` until it raises, the user interrupts the command, or stdout has no reader."""
     while True:
         step()
         sys.stdout.flush()
@@ -57,10 +50,7 @@ def repeat(step: Callable[[], None], *, seconds: float) -> None:
 
 
 def check_reader() -> None:
-    """Check that stdout has a reader.
-
-    :raises BrokenPipeError: it has none.
-    """
+    """Check that stdout has a reader."""
     if reader_is_gone(sys.stdout):
         raise BrokenPipeError
 
@@ -93,10 +83,7 @@ class Tail:
         return any(one.event_id in self._seen for one in found)
 
     def news(self, found: Sequence[RecordedMessage], *, from_start: bool) -> list[RecordedMessage]:
-        """Return the messages to show, in their order, and remember them all.
-
-        :param from_start: ``found`` begins with the first message of the conversation.
-        """
+        """Return the messages to show, in their order, and remember them all."""
         first_known = next((place for place, one in enumerate(found) if one.event_id in self._seen), 0)
         begin = 0 if from_start and self._from_start else first_known
         shown: list[RecordedMessage] = []

@@ -12,9 +12,12 @@ from letopis.outbox.cli.interface.output import printable
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+    from sqlalchemy.engine import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from letopis.outbox.config.settings import Settings
     from letopis.outbox.file.outbox_file import OutboxFile
+    from letopis.store.database.migrations import Revision
 
 T = TypeVar("T")
 
@@ -29,11 +32,47 @@ def store_of(found: Settings) -> str | Path:
     return store
 
 
-def existing_outbox(found: Settings) -> Path:
-    """Return the path of the outbox, which must exist.
+def store_url(found: Settings, *, missing: str | None = None) -> tuple[URL, str]:
+    """Return the URL of the history store, which may not be the outbox, and its printable name.
 
-    :raises CommandExit: it does not, with what to do.
+    :param missing: what to say, and to exit with, if it is a SQLite file that does not exist.
     """
+    from letopis.outbox.history.store_location import check_apart
+    from letopis.store.database.urls import normalise_url, safe_url
+
+    url = normalise_url(store_of(found))
+    check_apart(found.outbox, url)
+    name = printable(safe_url(url))
+    if missing is not None and url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
+        raise CommandExit(Exit.CONFIGURATION, f"{name}: {missing}")
+    return url, name
+
+
+@asynccontextmanager
+async def store_engine(url: URL, *, statement: float = 86_400.0, lock: float = 10.0) -> AsyncIterator[AsyncEngine]:
+    """Open a history store for statements that may take long, and translate their errors."""
+    from letopis.store.database.engines import create_store_engine
+    from letopis.store.database.fault_classification import translated
+    from letopis.store.database.timeouts import Timeouts
+
+    engine = create_store_engine(url, timeouts=Timeouts(statement=statement, lock=lock), pool_size=1)
+    try:
+        with translated():
+            yield engine
+    finally:
+        await engine.dispose()
+
+
+async def store_revision(engine: AsyncEngine) -> Revision:
+    """Return the revision of a store's tables; creates nothing."""
+    from letopis.store.database.migrations import STORE, revision_state
+
+    async with engine.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+        return await connection.run_sync(revision_state, STORE)
+
+
+def existing_outbox(found: Settings) -> Path:
+    """Return the path of the outbox, which must exist."""
     if not found.outbox.is_file():
         source = "" if found.outbox_from == "--outbox" else f" (from {found.outbox_from})"
         raise CommandExit(
@@ -49,9 +88,6 @@ async def open_source(found: Settings, *, read_timeout: float = 3.0) -> AsyncIte
     """Open the outbox with its store for reading, or without an outbox the store that was named.
 
     Nothing is created, and no relay runs.
-
-    :param read_timeout: seconds that one read waits for the store before it is answered from the outbox.
-    :raises CommandExit: there is neither.
     """
     if found.outbox.is_file() or found.store is None:
         from letopis.outbox.history.history import History
@@ -69,10 +105,7 @@ async def open_source(found: Settings, *, read_timeout: float = 3.0) -> AsyncIte
 
 
 def read_outbox(found: Settings, work: Callable[[sa.Connection], T]) -> tuple[Path, T]:
-    """Run ``work`` over one snapshot of the outbox file, which must exist; return its path and the result.
-
-    :raises CommandExit: there is no outbox.
-    """
+    """Run ``work`` over one snapshot of the outbox file, which must exist; return its path and the result."""
     import asyncio
 
     from letopis.outbox.file.opening import read_snapshot
@@ -85,8 +118,6 @@ async def with_outbox(found: Settings, work: Callable[[OutboxFile], Awaitable[T]
     """Open the outbox file, which must exist, run ``work`` on it, and close it.
 
     A bot and a relay may have it open at the same time.
-
-    :raises CommandExit: there is no outbox.
     """
     from letopis.outbox.file.outbox_file import OutboxFile
 

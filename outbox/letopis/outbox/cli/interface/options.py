@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
-from letopis.outbox.cli.interface.command import SharedOption
+from letopis.outbox.cli.interface.command import SharedOption, Verb
+from letopis.outbox.cli.interface.output import JSON
 
 if TYPE_CHECKING:
     from letopis.outbox.config.settings import Settings
@@ -72,13 +73,28 @@ def with_options(function: F) -> F:
     return function
 
 
-def settings(*, several: bool = False) -> Settings:
-    """Return the settings of the running command.
+def verb(
+    *examples: str, group: click.Group | None = None, name: str | None = None, json: bool = False
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a verb with the options of every command, perhaps ``--json``, and examples below its help."""
 
-    :param several: the command takes more than one outbox; the settings then name the first.
-    :raises click.UsageError: the command takes one, and several are given.
-    :raises ConfigurationError: as `load_settings`.
-    """
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        own = getattr(function, "__click_params__", [])
+        common = with_options(lambda: None)
+        if json:
+            common = JSON(common)
+        # In reverse: click lists first the option that was added last.
+        function.__click_params__ = [*common.__click_params__, *own]  # type: ignore[attr-defined]
+        command = click.command(name=name, cls=Verb, examples=examples)(function)
+        if group is not None:
+            group.add_command(command)
+        return command
+
+    return decorate
+
+
+def settings(*, several: bool = False) -> Settings:
+    """Return the settings of the running command."""
     from letopis.outbox.config.settings import load_settings
 
     outboxes = given_outboxes()

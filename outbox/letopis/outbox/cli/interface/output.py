@@ -36,11 +36,7 @@ def wants_json() -> bool:
 
 
 def emit(value: Any, *, text: str | Callable[[], object], line: bool = False) -> None:
-    """Print ``value`` on stdout if the command was given ``--json``, otherwise ``text``.
-
-    :param text: what to print on stdout, if anything; or a function that prints.
-    :param line: print JSON on one line, for one of many documents.
-    """
+    """Print ``value`` on stdout if the command was given ``--json``, otherwise ``text``."""
     import orjson
 
     if wants_json():
@@ -60,10 +56,7 @@ def write(data: bytes) -> None:
 
 @contextmanager
 def open_output(file: str, *, force: bool) -> Iterator[BinaryIO]:
-    """Open ``file`` for writing, for its owner only; ``-`` is stdout. It appears when the block ends without an error.
-
-    :raises CommandExit: the file exists and ``force`` is not given.
-    """
+    """Open ``file``, or stdout for ``-``, for its owner only. It appears when the block ends without an error."""
     from letopis.store.database.private_files import flush_to_disk
 
     if file == "-":

@@ -172,10 +172,7 @@ POLL_SECONDS: Final = 0.25
 
 
 async def deliver(history: History, report: ProgressReport, *, longest: float | None) -> None:
-    """Wait until nothing is pending, or everything that is waits for an operator.
-
-    :param longest: the longest wait in seconds; ``None`` for none.
-    """
+    """Wait until nothing is pending, or everything that is waits for an operator."""
     import anyio
 
     at_first = (await history.status()).pending

@@ -27,10 +27,7 @@ class EventId(click.ParamType[UUID]):
     name = "event id"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
-        """Return the id.
-
-        :raises click.BadParameter: it is none.
-        """
+        """Return the id."""
         try:
             return value if isinstance(value, UUID) else UUID(str(value))
         except ValueError:
@@ -52,8 +49,6 @@ def with_selection(*, whole: bool = True) -> Callable[[F], F]:
     """Give a verb the options that select events: by id, conversation, state, fault class, or all.
 
     :func:`current_selection` reads them.
-
-    :param whole: with ``--all``.
     """
 
     def decorate(function: F) -> F:
@@ -108,11 +103,7 @@ def has_selection() -> bool:
 
 
 def current_selection(*, fronts: bool = False) -> Selection:
-    """Return the selection of the running command; everything if there is none.
-
-    :param fronts: unless ids are given, only the event that each conversation is waiting on.
-    :raises InvalidInput: a fault class cannot be a name.
-    """
+    """Return the selection of the running command; everything if there is none."""
     from letopis.outbox.operations.pending_events import Selection
     from letopis.store.model.identifiers import check_identifier
 
@@ -128,10 +119,7 @@ def current_selection(*, fronts: bool = False) -> Selection:
 
 
 def required_selection() -> Selection:
-    """Return the selection of the running command, which must be given.
-
-    :raises click.UsageError: it is not.
-    """
+    """Return the selection of the running command, which must be given."""
     _require_selection()
     return current_selection()
 
@@ -143,10 +131,7 @@ def required_fronts() -> Selection:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask at the terminal whether to continue, unless ``--yes`` was given.
-
-    :raises CommandExit: stdin is not a terminal, or the answer is no.
-    """
+    """Ask at the terminal whether to continue, unless ``--yes`` was given."""
     if yes:
         return
     if not sys.stdin.isatty():
