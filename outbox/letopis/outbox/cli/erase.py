@@ -57,7 +57,6 @@ def erase(
     be reachable; a run that was interrupted is completed by running it again. Exits with 3 if nothing matched and no
     erasure is pending, with 2 if confirmation is required and stdin is not a terminal.
     """
-
     if bool(conversations) == (owner is not None):
         raise click.UsageError("Name conversations, or an owner with --owner.")
     if reset == delete:

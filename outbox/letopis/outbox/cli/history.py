@@ -151,7 +151,6 @@ def stats(owner: str | None, since: str | None, until: str | None, by: str | Non
 
     Messages that were rewound or deleted later count too: they were answered and paid for.
     """
-
     period = {"since": _parse_time(since, "since"), "until": _parse_time(until, "until")}
 
     async def count() -> Statistics:

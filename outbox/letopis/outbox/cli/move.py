@@ -161,7 +161,6 @@ def rebind(yes: bool) -> None:
     Before the first delivery it confirms the store if the bot names it differently. Exits with 2 if confirmation is
     required and stdin is not a terminal.
     """
-
     done = asyncio.run(with_outbox(settings(), lambda file: _rebound(file, yes=yes)))
     emit(_json(done), text=lambda: note(f"the outbox is bound to {_place(done)} now"))
 

@@ -22,7 +22,6 @@ from letopis.outbox.cli.interface.selection import (
     as_operator,
     confirm,
     current_selection,
-    required_fronts,
     required_selection,
     with_selection,
 )
@@ -64,7 +63,6 @@ def retry() -> None:
 
     Exits with 3 if none matched. A paused one stays paused.
     """
-
     selection = required_selection()
     _lanes("retried", _changed(lambda file: as_operator(file).retry(selection)), "will be retried")
 
@@ -76,7 +74,6 @@ def pause() -> None:
 
     `letopis pause` pauses all delivery.
     """
-
     selection = required_selection()
     _lanes("paused", _changed(lambda file: as_operator(file).pause(selection)), "paused")
 
@@ -85,7 +82,6 @@ def pause() -> None:
 @with_selection()
 def resume() -> None:
     """Resume paused conversations. Exits with 3 if none matched."""
-
     selection = required_selection()
     _lanes("resumed", _changed(lambda file: as_operator(file).resume(selection)), "resumed")
 
@@ -118,7 +114,7 @@ def skip(reason: str, missing: bool, yes: bool) -> None:
     from letopis.outbox.operations.repair import NotRepairable, checked_reason
 
     checked_reason(reason)
-    found = _found(required_fronts())
+    found = _found(required_selection(fronts=True))
     confirm(f"Skip {_what(found)}? The history will hold {_tombstones(len(found))} instead.", yes=yes)
 
     async def work(file: OutboxFile) -> list[tuple[PendingEvent, str | None]]:
@@ -185,7 +181,7 @@ def fix(file: str | None, metadata_file: str | None, original: bool, reason: str
     checked_reason(reason)
     data = None if file is None else _object(file)
     metadata = None if metadata_file is None else _object(metadata_file)
-    found = _found(required_fronts())
+    found = _found(required_selection(fronts=True))
     if len(found) > 1:
         raise click.UsageError(f"fix is for one event, and {len(found)} matched.")
     [entry] = found
@@ -266,7 +262,6 @@ def _found(selection: Selection) -> list[PendingEvent]:
 
 def _changed(work: Callable[[OutboxFile], Awaitable[T]]) -> T:
     """Run ``work`` on the open outbox file; a bot and a relay may have it open too."""
-
     return asyncio.run(with_outbox(settings(), work))
 
 

@@ -82,15 +82,7 @@ CONSOLE: Final = click.option(
     show_envvar=True,
     help="Name the conversations on OpenTelemetry spans (gen_ai.conversation.id). Needs letopis[otel].",
 )
-def relay(
-    once: bool,
-    listen: str | None,
-    console: bool,
-    stop_timeout: float | None,
-    log_level: str | None,
-    log_format: str | None,
-    trace_conversations: bool,
-) -> None:
+def relay(once: bool, **given: Any) -> None:
     """Deliver pending events to the history store, until interrupted or terminated.
 
     --outbox may be repeated, and may be a quoted pattern ('bots/*.outbox.db'): new matching files are picked up. Any
@@ -105,15 +97,7 @@ def relay(
 
     def configure() -> DaemonSettings:
         with context.scope(cleanup=False):
-            return _configured(
-                patterns,
-                listen=listen,
-                console=console,
-                stop_timeout=stop_timeout,
-                log_level=log_level,
-                log_format=log_format,
-                trace_conversations=trace_conversations,
-            )
+            return _configured(patterns, **given)
 
     found = configure()
     if once:
@@ -131,7 +115,6 @@ def pause(reason: str | None) -> None:
     The batch in flight is finished. The bot keeps running: its events wait in the outbox, and no alerts are sent. A
     restart does not end the pause. `letopis outbox pause` pauses single conversations.
     """
-
     asyncio.run(with_outbox(settings(), lambda file: as_operator(file).pause_relay(reason=reason)))
     note("delivery is paused; `letopis resume` resumes it")
 
@@ -139,7 +122,6 @@ def pause(reason: str | None) -> None:
 @verb("letopis resume")
 def resume() -> None:
     """Resume delivery after `letopis pause`. Exits with 3 if it was not paused."""
-
     if not asyncio.run(with_outbox(settings(), lambda file: as_operator(file).resume_relay())):
         raise CommandExit(Exit.NOTHING, "delivery was not paused")
     note("delivery is resumed")
@@ -256,10 +238,9 @@ def _exit_with(left: LaneCounts, relay: Relay) -> None:
 @asynccontextmanager
 async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[OutboxFile, Relay]]:
     """Open the outbox and the store; check the tables of a store that answers, one that is down may come back."""
-    from letopis.outbox.event_log.retention import Pruner
     from letopis.outbox.file.outbox_file import OutboxFile
     from letopis.outbox.history.store_location import store_beside
-    from letopis.outbox.relay.relay import Relay
+    from letopis.outbox.operations.delivery import Delivery, DeliveryOptions
     from letopis.outbox.relay.store_binding import find_refusal
     from letopis.store.conversation_store import ConversationStore
     from letopis.store.database.faults import FaultClass, StoreFault
@@ -276,5 +257,5 @@ async def _opened(path: Path, found: DaemonSettings) -> AsyncIterator[tuple[Outb
         except StoreFault as fault:
             if fault.fault_class in (FaultClass.MISCONFIGURED, FaultClass.WRONG_STORE):
                 raise
-        chores = (Pruner(found.retention, outbox.now_us),)
-        yield outbox, Relay(outbox, store, policy=found.policy, holder="letopis relay", chores=chores)
+        options = DeliveryOptions(policy=found.policy, retention=found.retention)
+        yield outbox, Delivery(outbox, options).add_relay(store, holder="letopis relay")

@@ -73,7 +73,6 @@ def show(
 
     Exits with 3 if there is no such conversation, or was none then.
     """
-
     if as_text and wants_json():
         raise click.UsageError("--transcript and --json cannot be given together")
     if follow:

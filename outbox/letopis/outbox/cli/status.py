@@ -43,7 +43,6 @@ def status(check: bool, watch: bool, interval: float) -> None:
 
     Reads only the outbox file: creates nothing, changes nothing, and needs no history store.
     """
-
     path = existing_outbox(settings())
     if watch:
         if check:
@@ -70,7 +69,6 @@ def _document(path: Path, found: Status) -> dict[str, Any]:
 
 def _watch(path: Path, *, seconds: float) -> None:
     """Show the status until interrupted."""
-
     screen = FollowedScreen()
     printed: dict[str, Any] = {}
 

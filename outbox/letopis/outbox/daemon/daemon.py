@@ -19,10 +19,11 @@ from letopis.outbox.daemon.discovery import OutboxScanner, is_pattern, may_be_ou
 from letopis.outbox.daemon.fleet import Fleet
 from letopis.outbox.daemon.health import FAILED_CONDITIONS, HealthSnapshot, add_stats, aggregate
 from letopis.outbox.daemon.http import App, ListenAddress, serve_http
-from letopis.outbox.daemon.outbox_worker import OutboxWorker, WorkerOptions
+from letopis.outbox.daemon.outbox_worker import OutboxWorker
 from letopis.outbox.daemon.store_pool import StorePool, probe_all
 from letopis.outbox.daemon.systemd import Notifier
 from letopis.outbox.event_log.retention import Retention
+from letopis.outbox.operations.delivery import DeliveryOptions
 from letopis.outbox.relay.stats import RelayStats
 from letopis.outbox.retry.policy import RetryPolicy
 from letopis.outbox.telemetry.logging import configure_logging
@@ -383,7 +384,7 @@ class Daemon:
             finally:
                 self._notifier.ready()
 
-    def _apply_settings(self, settings: DaemonSettings, options: WorkerOptions) -> None:
+    def _apply_settings(self, settings: DaemonSettings, options: DeliveryOptions) -> None:
         before, self._options = self._settings, options
         self._settings = replace(
             settings,
@@ -405,10 +406,10 @@ def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
         task.cancel()
 
 
-def _worker_options(settings: DaemonSettings) -> WorkerOptions:
+def _worker_options(settings: DaemonSettings) -> DeliveryOptions:
     """Return how outboxes are served; opening channels may take a second."""
     alerts = settings.alerts
-    return WorkerOptions(
+    return DeliveryOptions(
         policy=settings.policy,
         retention=settings.retention,
         channels=open_channels(alerts.channels, private=alerts.private),

@@ -14,11 +14,10 @@ from letopis.outbox.concurrency.signal import Signal
 from letopis.outbox.file.change_watcher import POLL_MAX_SECONDS, POLL_MIN_SECONDS, QUIET_FRACTION
 from letopis.outbox.file.file_state import state_of
 from letopis.outbox.file.identity import FileId
+from letopis.outbox.retry.policy import RetryPolicy
 
-FIRST_LOOK_SECONDS: Final = 30.0
-"""Time after a delivery until a quiet file is compared with the history store; each further wait is twice as long."""
-LAST_LOOK_SECONDS: Final = 600.0
-"""Longest time between two looks at a quiet file."""
+LOOKS: Final = RetryPolicy(base=30.0, factor=2.0, cap=600.0)
+"""When a quiet file is compared with the history store, after a delivery and after each look."""
 TROUBLED_LOOK_SECONDS: Final = 15.0
 """Time between two looks at a file with pending events, blocked conversations or open incidents."""
 LOCK_INTERVAL_SECONDS: Final = 0.5
@@ -81,7 +80,7 @@ class Timetable:
 
     def look_later(self) -> None:
         """Have a look within the shortest time between two."""
-        pause = FIRST_LOOK_SECONDS if self._turns else 0.0
+        pause = LOOKS.base if self._turns else 0.0
         self.look_at = min(self.look_at, self._monotonic() + pause)
 
     def begin_turn(self) -> None:
@@ -101,8 +100,8 @@ class Timetable:
         self.pending, self.failed, self.troubled = more, False, troubled
         self._due_at = math.inf if wait is None else now + wait
         self._looks = 0 if moved or troubled else self._looks + 1
-        pause = TROUBLED_LOOK_SECONDS if troubled else FIRST_LOOK_SECONDS * 2 ** min(self._looks, 10)
-        self.look_at = now + min(pause, LAST_LOOK_SECONDS) * self._uniform(0.9, 1.1)
+        pause = TROUBLED_LOOK_SECONDS if troubled else LOOKS.bound(self._looks + 1)
+        self.look_at = now + pause * self._uniform(0.9, 1.1)
 
 
 class PolledWatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -19,57 +19,39 @@ F = TypeVar("F", bound=Callable[..., Any])
 _META: Final = "letopis.outbox.cli.interface.options"
 
 
+_HELP: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    "outbox": (
+        "The outbox file. Default: bot.outbox.db.",
+        {"type": click.Path(), "metavar": "PATH", "multiple": True},
+    ),
+    "store": (
+        (
+            "The history store: postgresql://, mysql:// or sqlite:///, or the path of a SQLite file. "
+            "LETOPIS_STORE_FILE names a file that holds it. Default: a SQLite file beside the outbox."
+        ),
+        {"metavar": "URL"},
+    ),
+    "config": (
+        "The configuration file. Default: letopis.toml in the current folder, if it exists.",
+        {"type": click.Path(), "metavar": "FILE"},
+    ),
+    "debug": ("Show tracebacks. They may quote messages.", {"is_flag": True}),
+}
+
+
 def with_options(function: F) -> F:
     """Give a verb ``--outbox``, ``--store``, ``--config`` and ``--debug``; :func:`settings` reads them."""
-    for decorate in reversed(
-        (
-            click.option(
-                "--outbox",
-                cls=SharedOption,
-                type=click.Path(),
-                metavar="PATH",
-                multiple=True,
-                envvar="LETOPIS_OUTBOX",
-                show_envvar=True,
-                expose_value=False,
-                callback=_keep,
-                help="The outbox file. Default: bot.outbox.db.",
-            ),
-            click.option(
-                "--store",
-                cls=SharedOption,
-                metavar="URL",
-                envvar="LETOPIS_STORE",
-                show_envvar=True,
-                expose_value=False,
-                callback=_keep,
-                help="The history store: postgresql://, mysql:// or sqlite:///, or the path of a SQLite file. "
-                "LETOPIS_STORE_FILE names a file that holds it. Default: a SQLite file beside the outbox.",
-            ),
-            click.option(
-                "--config",
-                cls=SharedOption,
-                type=click.Path(),
-                metavar="FILE",
-                envvar="LETOPIS_CONFIG",
-                show_envvar=True,
-                expose_value=False,
-                callback=_keep,
-                help="The configuration file. Default: letopis.toml in the current folder, if it exists.",
-            ),
-            click.option(
-                "--debug",
-                cls=SharedOption,
-                is_flag=True,
-                envvar="LETOPIS_DEBUG",
-                show_envvar=True,
-                expose_value=False,
-                callback=_keep,
-                help="Show tracebacks. They may quote messages.",
-            ),
-        )
-    ):
-        function = decorate(function)
+    for name, (text, kind) in reversed(_HELP.items()):
+        function = click.option(
+            f"--{name}",
+            cls=SharedOption,
+            envvar=f"LETOPIS_{name.upper()}",
+            show_envvar=True,
+            expose_value=False,
+            callback=_keep,
+            help=text,
+            **kind,
+        )(function)
     return function
 
 

@@ -50,49 +50,37 @@ def with_selection(*, whole: bool = True) -> Callable[[F], F]:
 
     :func:`current_selection` reads them.
     """
+    several: dict[str, Any] = {"multiple": True, "expose_value": False, "callback": _keep}
 
     def decorate(function: F) -> F:
-        options = [
-            click.argument(
-                "events", metavar="[EVENT_ID]...", nargs=-1, type=EventId(), expose_value=False, callback=_keep
-            ),
-            click.option(
-                "--conversation",
-                "conversations",
-                metavar="ID",
-                multiple=True,
-                expose_value=False,
-                callback=_keep,
-                help="Events of this conversation; may be repeated.",
-            ),
-            click.option(
-                "--state",
-                "states",
-                type=click.Choice(STATES),
-                multiple=True,
-                expose_value=False,
-                callback=_keep,
-                help="Events of conversations in this state; may be repeated.",
-            ),
-            click.option(
-                "--fault-class",
-                "fault_classes",
-                metavar="CLASS",
-                multiple=True,
-                expose_value=False,
-                callback=_keep,
-                help="Events of conversations with this fault class (poison, diverged, lost ...); may be repeated.",
-            ),
-        ]
         if whole:
-            options.append(
-                click.option(
-                    "--all", "whole", is_flag=True, expose_value=False, callback=_keep, help="All pending events."
-                )
-            )
-        for one in reversed(options):
-            function = one(function)
-        return function
+            function = click.option(
+                "--all", "whole", is_flag=True, expose_value=False, callback=_keep, help="All pending events."
+            )(function)
+        function = click.option(
+            "--fault-class",
+            "fault_classes",
+            metavar="CLASS",
+            help="Events of conversations with this fault class (poison, diverged, lost ...); may be repeated.",
+            **several,
+        )(function)
+        function = click.option(
+            "--state",
+            "states",
+            type=click.Choice(STATES),
+            help="Events of conversations in this state; may be repeated.",
+            **several,
+        )(function)
+        function = click.option(
+            "--conversation",
+            "conversations",
+            metavar="ID",
+            help="Events of this conversation; may be repeated.",
+            **several,
+        )(function)
+        return click.argument(
+            "events", metavar="[EVENT_ID]...", nargs=-1, type=EventId(), expose_value=False, callback=_keep
+        )(function)
 
     return decorate
 
@@ -118,16 +106,12 @@ def current_selection(*, fronts: bool = False) -> Selection:
     )
 
 
-def required_selection() -> Selection:
-    """Return the selection of the running command, which must be given."""
-    _require_selection()
-    return current_selection()
-
-
-def required_fronts() -> Selection:
-    """Return :func:`required_selection`, limited to the event that each conversation is waiting on."""
-    _require_selection()
-    return current_selection(fronts=True)
+def required_selection(*, fronts: bool = False) -> Selection:
+    """Return :func:`current_selection`; refuse a command line that selects nothing."""
+    if not has_selection():
+        options = "event ids, --conversation, --state, --fault-class"
+        raise click.UsageError(f"Select events: {options}{', or --all' if 'whole' in _kept() else ''}.")
+    return current_selection(fronts=fronts)
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -155,14 +139,6 @@ def as_operator(file: OutboxFile) -> OutboxAdmin:
     from letopis.outbox.operations.admin import OutboxAdmin
 
     return OutboxAdmin(file, by=current_user(), via="command")
-
-
-def _require_selection() -> None:
-    if not has_selection():
-        raise click.UsageError(
-            "Select events: event ids, --conversation, --state, --fault-class"
-            + (", or --all." if "whole" in _kept() else ".")
-        )
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
